@@ -1,0 +1,63 @@
+"""What a model package says of itself, and typed reading of config.json."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import attrs
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """config.json lacks something, or has it in a form that the architecture cannot use."""
+
+
+@attrs.frozen(kw_only=True)
+class ModelConfig:
+    """What the server must know of any model; an architecture adds fields of its own by inheriting."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_position: int
+    """Tokens in the longest sequence that the model was made for."""
+
+
+class JsonReader:
+    """Typed reading of a JSON object: `get(int, "hidden_size")`, `get(float, "rope_theta", 10_000.0)`."""
+
+    def __init__(self, data: Mapping[str, Any], name: str = "config.json") -> None:
+        self._data = data
+        self._name = name
+
+    def __call__(self, kind: type[T], key: str, default: Any = attrs.NOTHING) -> T:
+        """The value of `key`; `default` where it is missing or null. Raises ConfigError naming the key."""
+        value = self._data.get(key)
+        if value is None:
+            if default is attrs.NOTHING:
+                raise ConfigError(f"{self._name} has no {key!r}, which this architecture needs")
+            return default  # type: ignore[no-any-return]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ConfigError(f"{self._name}: {key!r} is {value!r}, expected {kind.__name__}")
+        return value
+
+    def section(self, key: str) -> "JsonReader | None":
+        """A reader of the object under `key`; None where it is missing or null."""
+        value = self(dict, key, None)
+        return None if value is None else JsonReader(value, f"{self._name} {key!r}")
+
+
+@attrs.frozen
+class Architecture:
+    """One entry of config.json's "architectures" that a package can run."""
+
+    name: str
+    model: str
+    """"module:Class"; imported in rank processes only."""
+    config: Callable[[JsonReader], ModelConfig]
+    """Reads config.json; raises ConfigError."""

@@ -1,0 +1,25 @@
+"""What a device package says of itself."""
+
+from collections.abc import Mapping
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class DeviceSpec:
+    """A kind of device that ranks can run on, with the sizes that suit it."""
+
+    name: str
+    implementation: str
+    """"module:Class", a `tgi.device.base.Device`; imported in rank processes only."""
+    environment: Mapping[str, str] = attrs.field(factory=dict)
+    """Variables that the rank process must be started with."""
+    block_size: int
+    """Tokens in a KV block."""
+    batch_size: int
+    """Default of --max-batch-size: rows of the largest decode step."""
+    prefill_tokens: int
+    """Default of --max-batch-prefill-tokens: padded query tokens of the largest prefill step."""
+    compiles: bool
+    """True: every shape costs a compilation, so there are few buckets, padded in all dimensions, and all are
+    warmed up. False: shapes are cheap, blocks are not padded, and only the largest buckets are warmed up."""

@@ -1,0 +1,196 @@
+"""The messages between the server process and its ranks, as columns rather than objects per row.
+
+Commands go to every rank as the identical bytes; reports come back from rank 0 (a failure from any).
+Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): a decode step of 256 rows costs
+some 15 us to encode and decode, a tenth of what one object per row would. The messages are
+`msgspec.Struct` and not attrs classes because only those can form a tagged union.
+
+Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket)
+Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
+The end:   the server closes the socket, and the rank exits.
+"""
+
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+
+class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """First command: read the model. Answered by `Progress` messages and one `Loaded`."""
+
+    folder: str
+    """A checkpoint folder with config.json and *.safetensors."""
+    architecture: str
+    """A name that a plugin offers, from config.json's "architectures"."""
+    device: str
+    """Name of a device that a plugin offers."""
+    dtype: str
+    """"float32", "bfloat16", or "auto": what this device computes fastest in."""
+    threads: int
+    """CPU threads for one rank; 0 leaves the choice to the device."""
+    lanes: int
+    """Rows that can be alive at once."""
+    block_size: int
+    """Tokens in a KV block."""
+    overrides: dict[str, object] = msgspec.field(default_factory=dict)
+    """Keys that replace those of config.json (`--rope-scaling`)."""
+    watermark_gamma: float = 0.5
+    """Share of the vocabulary that a watermark favours."""
+    watermark_delta: float = 2.0
+    """What it adds to their logits."""
+
+
+class Allocate(msgspec.Struct, tag=True, frozen=True):
+    """Reserve the KV cache: `blocks` blocks in every layer. Block 0 takes the writes of padding rows."""
+
+    blocks: int
+
+
+class LaneParams(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank keeps for a lane from the step that brings a sequence in until the next that does."""
+
+    lane: int
+    seed: int
+    """uint64; with the number of the draw it determines the random number of every token."""
+    sample: bool
+    """False: the most likely token (the warpers below are then neutral)."""
+    temperature: float
+    top_k: int
+    """0: off."""
+    top_p: float
+    """1: off."""
+    typical_p: float
+    """1: off."""
+    repetition_penalty: float
+    """1: off."""
+    frequency_penalty: float
+    """0: off."""
+    watermark: bool
+    history: bytes
+    """int32: all tokens of the sequence so far. Sent only when a penalty needs them, else empty."""
+
+
+class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """One forward pass and the sampling after it, described completely.
+
+    A *prefill* step computes `lengths[i]` query tokens of each row, a *decode* step one, the row's last
+    sampled token, which stays on the device: the server sends step n+1 before it has read result n.
+    Rows are padded to the bucket: (bucket_rows, bucket_tokens, bucket_blocks).
+    """
+
+    number: int
+    prefill: bool
+    bucket_rows: int
+    bucket_tokens: int
+    """Query tokens per row after padding; 1 in a decode step."""
+    bucket_blocks: int
+    """Blocks per row after padding, enough for every row's tokens after this step."""
+    lanes: bytes
+    """int32 [rows]: the lane of each row, in order. No lane appears twice."""
+    starts: bytes
+    """int32 [rows]: tokens of the row already in the KV cache, i.e. position of its first query token."""
+    draws: bytes
+    """int32 [rows]: number of the random draw = index of the generated token; -1: do not sample this row
+    (a chunk of a prompt that is not its last)."""
+    tokens: bytes = b""
+    """int32 [sum of lengths], prefill only: the query tokens of all rows, one row after another."""
+    lengths: bytes = b""
+    """int32 [rows], prefill only."""
+    targets: bytes = b""
+    """int32 [sum of lengths], only when prompt log-probabilities are wanted (of every row of the step): the
+    token after each query token; -1 where there is none."""
+    table_lanes: bytes = b""
+    """int32 [n]: lanes whose block table grows in this step,"""
+    table_starts: bytes = b""
+    """int32 [n]: from which entry on (0: a new table),"""
+    table_counts: bytes = b""
+    """int32 [n]: by how many entries,"""
+    table_blocks: bytes = b""
+    """int32 [sum of table_counts]: and the block ids."""
+    params: tuple[LaneParams, ...] = ()
+    """Of the lanes that a sequence enters with this step."""
+    top: int = 0
+    """How many of the most likely tokens to report for each sampled row."""
+
+
+class Progress(msgspec.Struct, tag=True, frozen=True):
+    """How far loading is: `done` of `total` bytes of weights."""
+
+    done: int
+    total: int
+
+
+class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The model is in memory."""
+
+    free_bytes: int
+    """Device memory left for the KV cache after the workspace of the largest step."""
+    block_bytes: int
+    """What one KV block costs on this rank, all layers together."""
+    dtype: str
+    """The dtype that was chosen."""
+
+
+class Allocated(msgspec.Struct, tag=True, frozen=True):
+    """The KV cache is reserved."""
+
+
+class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """What a step gave, for its rows with draw >= 0, in the order of the step."""
+
+    number: int
+    tokens: bytes
+    """int32 [n]"""
+    logprobs: bytes
+    """float32 [n]: of the chosen token, under the distribution it was drawn from."""
+    top_tokens: bytes = b""
+    """int32 [n, step.top]: most likely first; -1 where fewer have a probability."""
+    top_logprobs: bytes = b""
+    """float32 [n, step.top]"""
+    prompt_logprobs: bytes = b""
+    """float32 [sum of lengths]: of each of the step's targets; NaN for a target of -1."""
+    seconds: float = 0.0
+    """Time of the step inside the rank."""
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The command cannot be carried out; the rank ends. `message` is for people, `kind` for code."""
+
+    message: str
+    kind: str = "error"
+    """"model": the checkpoint or the options are to blame; "memory": it does not fit; "error": a defect."""
+
+
+Command: TypeAlias = Load | Allocate | Step
+Report: TypeAlias = Progress | Loaded | Allocated | Result | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
+_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+
+encode = _encoder.encode
+decode_command = _commands.decode
+decode_report = _reports.decode
+
+
+def ints(values: Iterable[int]) -> bytes:
+    """Pack a column of int32."""
+    return np.fromiter(values, np.int32).tobytes()
+
+
+def floats(values: Iterable[float]) -> bytes:
+    """Pack a column of float32."""
+    return np.fromiter(values, np.float32).tobytes()
+
+
+def unpack_ints(column: bytes) -> npt.NDArray[np.int32]:
+    """The int32 column, without a copy (read-only)."""
+    return np.frombuffer(column, np.int32)
+
+
+def unpack_floats(column: bytes) -> npt.NDArray[np.float32]:
+    """The float32 column, without a copy (read-only)."""
+    return np.frombuffer(column, np.float32)
