@@ -1,0 +1,160 @@
+"""Small random checkpoints, complete with tokenizer and chat template, for anybody's tests.
+
+The weights are drawn so that the activations stay near unit variance and attention is not uniform: a wrong
+rotation, mask or scale changes the logits visibly.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL_TOKENS = ("<s>", "</s>", "<|user|>", "<|assistant|>")
+"""Ids 0 to 3: beginning and end of text, and the two roles of the chat template."""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|{{ 'user' if message['role'] == 'user' else 'assistant' }}|>{{ message['content'] }}{{ eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_CORPUS = (
+    "Deep learning is a part of machine learning that is based on neural networks with many layers.",
+    "A violin is a bowed stringed instrument that is the highest of the viol family; what is a violin?",
+    "The quick brown fox jumps over the lazy dog while the rain in Spain stays mainly in the plain.",
+    "def main(argument):\n    return argument + 1234567890\n",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. Où est la bibliothèque ? 日本語 😀",
+)
+
+
+def make_llama(
+    folder: Path | str, seed: int = 0, dtype: str = "float32", shards: int = 1, **config: Any
+) -> Path:
+    """Write a random Llama checkpoint of some 100,000 parameters into `folder` (made if missing); return it.
+
+    `config` replaces keys of config.json: `vocab_size` (at least 320), `hidden_size`, `rope_parameters`, ….
+    With `shards` > 1 the tensors are divided over that many files with an index.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = llama_config(dtype=dtype, **config)
+    _write_json(folder / "config.json", whole)
+    _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
+    make_tokenizer(folder, whole["vocab_size"])
+    tensors = llama_tensors(whole, seed)
+    save_tensors(folder, {name: t.to(getattr(torch, dtype)) for name, t in tensors.items()}, shards)
+    return folder
+
+
+def llama_config(*, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
+    """A config.json of a tiny Llama with grouped-query attention."""
+    config: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "torch_dtype": dtype,
+    }
+    config.update(overrides)
+    if "rope_parameters" in overrides and "rope_theta" not in overrides:
+        del config["rope_theta"]
+    return {key: value for key, value in config.items() if value is not None}
+
+
+def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random float32 tensors for such a config, under the names of a Llama checkpoint."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden, inter, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+    kv_heads = config.get("num_key_value_heads", heads)
+    head_dim = config.get("head_dim", hidden // heads)
+    tensors: dict[str, torch.Tensor] = {}
+
+    def linear(name: str, out: int, into: int, gain: float = 1.0, bias: bool = False) -> None:
+        tensors[f"{name}.weight"] = torch.randn(out, into, generator=generator) * (gain * into**-0.5)
+        if bias:
+            tensors[f"{name}.bias"] = torch.randn(out, generator=generator) * 0.1
+
+    def norm(name: str) -> None:
+        tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(hidden, generator=generator)
+
+    linear("model.embed_tokens", config["vocab_size"], hidden)
+    for index in range(config["num_hidden_layers"]):
+        attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
+        attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+        norm(f"model.layers.{index}.input_layernorm")
+        linear(f"{attention}.q_proj", heads * head_dim, hidden, 1.5, attention_bias)
+        linear(f"{attention}.k_proj", kv_heads * head_dim, hidden, 1.5, attention_bias)
+        linear(f"{attention}.v_proj", kv_heads * head_dim, hidden, 1.0, attention_bias)
+        linear(f"{attention}.o_proj", hidden, heads * head_dim, 1.0, attention_bias)
+        norm(f"model.layers.{index}.post_attention_layernorm")
+        linear(f"{mlp}.gate_proj", inter, hidden, 1.0, mlp_bias)
+        linear(f"{mlp}.up_proj", inter, hidden, 1.0, mlp_bias)
+        linear(f"{mlp}.down_proj", hidden, inter, 1.0, mlp_bias)
+    norm("model.norm")
+    if not config.get("tie_word_embeddings", False):
+        linear("lm_head", config["vocab_size"], hidden, 2.0)
+    return tensors
+
+
+def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:
+    """Write model.safetensors, or `shards` files of about the same number of tensors and their index."""
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: tensors[name] for name in names[shard::shards]}
+        save_file(part, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    _write_json(folder / "model.safetensors.index.json", index)
+
+
+def make_tokenizer(folder: Path, vocab_size: int = 512) -> None:
+    """Write a byte-level BPE tokenizer of at most `vocab_size` tokens and a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 0)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2048,
+    }
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
