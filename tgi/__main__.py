@@ -1,0 +1,5 @@
+"""`python -m tgi`."""
+
+from tgi.cli import main
+
+main()
