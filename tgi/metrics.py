@@ -1,0 +1,247 @@
+"""Every metric, under TGI's names (tgi-behaviour section 7), and their text for Prometheus.
+
+The text is written here and not by prometheus_client, because that renames each counter to `..._total` and
+every TGI dashboard would go blank. A family has at most one label; it appears with its first sample.
+"""
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+CONTENT_TYPE = "text/plain; charset=utf-8"
+
+DURATIONS = tuple(0.0001 * 1.5**k for k in range(1, 36))
+"""Bucket bounds in seconds of everything called `..._duration`."""
+SIZES = tuple(float(size) for size in range(1, 1025))
+QUANTILES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
+RECENT = 1024
+"""Observations that the quantiles of a summary are taken from."""
+
+
+def steps(limit: int) -> tuple[float, ...]:
+    """Bucket bounds for a number of tokens up to `limit`: a hundred equal steps."""
+    return tuple(limit / 100.0 * (step + 1) for step in range(100))
+
+
+class Family:
+    """One name with its samples, kept per value of the label ("" where the family has none)."""
+
+    kind = ""
+
+    def __init__(self, name: str, description: str, label: str = "") -> None:
+        self.name = name
+        self._description = description
+        self._label = label
+
+    def _key(self, labels: dict[str, str]) -> str:
+        return labels[self._label] if self._label else ""
+
+    def _selector(self, key: str, *more: str) -> str:
+        pairs = [f'{self._label}="{key}"'] if self._label else []
+        pairs += more
+        return f"{{{','.join(pairs)}}}" if pairs else ""
+
+    def samples(self) -> Iterator[str]:
+        """The lines of the samples."""
+        raise NotImplementedError
+
+    def render(self) -> str:
+        """All lines of the family; empty before its first sample."""
+        lines = list(self.samples())
+        if not lines:
+            return ""
+        header = [f"# HELP {self.name} {self._description}", f"# TYPE {self.name} {self.kind}"]
+        return "\n".join([*header, *lines, "", ""])
+
+
+class Counter(Family):
+    """Counts up."""
+
+    kind = "counter"
+
+    def __init__(self, name: str, description: str, label: str = "") -> None:
+        super().__init__(name, description, label)
+        self._values: dict[str, float] = {}
+
+    def inc(self, amount: float = 1, **labels: str) -> None:
+        """Count `amount` more."""
+        key = self._key(labels)
+        self._values[key] = self._values.get(key, 0) + amount
+
+    def set(self, value: float, **labels: str) -> None:
+        """Take over a total that is counted elsewhere, or the present value of a gauge."""
+        self._values[self._key(labels)] = value
+
+    def value(self, **labels: str) -> float:
+        """The present value; 0 before the first sample."""
+        return self._values.get(self._key(labels), 0)
+
+    def samples(self) -> Iterator[str]:  # noqa: D102
+        for key, value in self._values.items():
+            yield f"{self.name}{self._selector(key)} {number(value)}"
+
+
+class Gauge(Counter):
+    """Goes up and down."""
+
+    kind = "gauge"
+
+
+class _Distribution:
+    """The samples of a histogram for one value of the label."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self, bounds: int) -> None:
+        self.counts = [0] * (bounds + 1)
+        self.total = 0.0
+
+
+class Histogram(Family):
+    """Counts observations by size."""
+
+    kind = "histogram"
+
+    def __init__(self, name: str, description: str, bounds: Sequence[float], label: str = "") -> None:
+        super().__init__(name, description, label)
+        self.bounds = bounds
+        self._distributions: dict[str, _Distribution] = {}
+
+    def observe(self, value: float, **labels: str) -> None:
+        """Count one observation."""
+        key = self._key(labels)
+        distribution = self._distributions.get(key)
+        if distribution is None:
+            distribution = self._distributions[key] = _Distribution(len(self.bounds))
+        distribution.counts[bisect_left(self.bounds, value)] += 1
+        distribution.total += value
+
+    def count(self, **labels: str) -> int:
+        """Observations so far."""
+        distribution = self._distributions.get(self._key(labels))
+        return sum(distribution.counts) if distribution else 0
+
+    def samples(self) -> Iterator[str]:  # noqa: D102
+        bounds = [*map(number, self.bounds), "+Inf"]
+        for key, distribution in self._distributions.items():
+            prefix = f"{self.name}_bucket{{" + (f'{self._label}="{key}",' if self._label else "")
+            for bound, count in zip(bounds, accumulate(distribution.counts), strict=True):
+                yield f'{prefix}le="{bound}"}} {count}'
+            yield f"{self.name}_sum{self._selector(key)} {number(distribution.total)}"
+            yield f"{self.name}_count{self._selector(key)} {sum(distribution.counts)}"
+
+
+class Summary(Family):
+    """Quantiles of the latest observations, and sum and number of all."""
+
+    kind = "summary"
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(name, description)
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._count = 0
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Take in one observation."""
+        self._recent.append(value)
+        self._count += 1
+        self._sum += value
+
+    def samples(self) -> Iterator[str]:  # noqa: D102
+        if not self._count:
+            return
+        ordered = sorted(self._recent)
+        for quantile in QUANTILES:
+            value = ordered[round(quantile * (len(ordered) - 1))]
+            yield f'{self.name}{{quantile="{number(quantile)}"}} {number(value)}'
+        yield f"{self.name}_sum {number(self._sum)}"
+        yield f"{self.name}_count {self._count}"
+
+
+class Metrics:
+    """The families, one attribute each: its name without `tgi_`. No global state: one object per server.
+
+    Cheap enough for every step: about 1 us a call.
+    """
+
+    def __init__(self, max_input_tokens: int = 4095, max_total_tokens: int = 4096) -> None:
+        def count(name: str, description: str, label: str = "") -> Counter:
+            return Counter(f"tgi_{name}", description, label)
+
+        def gauge(name: str, description: str, label: str = "") -> Gauge:
+            return Gauge(f"tgi_{name}", description, label)
+
+        def duration(name: str, description: str, label: str = "") -> Histogram:
+            return Histogram(f"tgi_{name}_duration", f"{description}, in seconds", DURATIONS, label)
+
+        def tokens(name: str, description: str, limit: int) -> Histogram:
+            return Histogram(f"tgi_{name}", description, steps(limit))
+
+        # Requests.
+        self.request_count = count("request_count", "Generation requests received")
+        self.request_success = count("request_success", "Generations finished")
+        self.request_failure = count("request_failure", "Generations that failed", "err")
+        self.request_duration = duration("request", "Whole request")
+        self.request_validation_duration = duration("request_validation", "From arrival to the queue")
+        self.request_queue_duration = duration("request_queue", "From the queue to the first step")
+        self.request_inference_duration = duration("request_inference", "From the first step to the end")
+        self.request_mean_time_per_token_duration = duration(
+            "request_mean_time_per_token", "Inference time of a request by its generated tokens"
+        )
+        self.request_time_to_first_token_duration = duration(
+            "request_time_to_first_token", "From arrival to the first token"
+        )
+        self.request_generated_tokens = tokens(
+            "request_generated_tokens", "Generated tokens of a request", max_total_tokens
+        )
+        self.request_input_length = tokens("request_input_length", "Tokens of a prompt", max_input_tokens)
+        self.request_max_new_tokens = tokens(
+            "request_max_new_tokens", "Tokens that a request may generate", max_total_tokens
+        )
+        self.request_skipped_tokens = Summary(
+            "tgi_request_skipped_tokens", "Tokens of a request that speculation guessed"
+        )
+        # The engine.
+        self.queue_size = gauge("queue_size", "Requests that wait for their first step")
+        self.batch_current_size = gauge("batch_current_size", "Rows of the running batch")
+        self.batch_current_max_tokens = gauge("batch_current_max_tokens", "KV capacity held, in tokens")
+        self.batch_max_total_tokens = gauge("batch_max_total_tokens", "KV capacity of the server, in tokens")
+        self.batch_next_size = Histogram("tgi_batch_next_size", "Rows of a prefill step", SIZES)
+        self.batch_inference_count = count("batch_inference_count", "Steps begun", "method")
+        self.batch_inference_success = count("batch_inference_success", "Steps done", "method")
+        self.batch_inference_failure = count("batch_inference_failure", "Steps that failed", "method")
+        self.batch_inference_duration = duration("batch_inference", "Step as the server sees it", "method")
+        self.batch_forward_duration = duration("batch_forward", "Step inside the rank", "method")
+        self.batch_decode_duration = duration("batch_decode", "Turning tokens into text", "method")
+        self.batch_filter_duration = duration("batch_filter", "Handing tokens out and freeing rows", "method")
+        self.batch_concat_duration = duration("batch_concat", "Joining batches", "method")
+        self.batch_concat = count("batch_concat", "Waiting requests that joined a running batch", "reason")
+        # Ours, without a counterpart in TGI.
+        self.kv_blocks = gauge("kv_blocks", "KV blocks", "state")
+        self.prefix_cache_hit_tokens = count("prefix_cache_hit_tokens", "Prompt tokens found in the cache")
+        self.prefix_cache_query_tokens = count(
+            "prefix_cache_query_tokens", "Prompt tokens looked up in the cache"
+        )
+        self.preemptions = count("preemptions", "Sequences sent back to the queue for lack of KV blocks")
+
+    def set_limits(self, max_input_tokens: int, max_total_tokens: int) -> None:
+        """Choose the buckets of the token counts, before the first request, once the model is known."""
+        self.request_input_length.bounds = steps(max_input_tokens)
+        self.request_generated_tokens.bounds = steps(max_total_tokens)
+        self.request_max_new_tokens.bounds = steps(max_total_tokens)
+
+    @property
+    def families(self) -> list[Family]:
+        """All of them, in the order of the table."""
+        return [family for family in vars(self).values() if isinstance(family, Family)]
+
+    def render(self) -> bytes:
+        """The text that Prometheus scrapes, of type `CONTENT_TYPE`."""
+        return "".join(family.render() for family in self.families).encode()
+
+
+def number(value: float) -> str:
+    """A value as TGI prints it: 100, not 100.0."""
+    return str(int(value)) if value == int(value) else repr(float(value))
