@@ -92,7 +92,7 @@ class Options:
     max_batch_size: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_SIZE")] = None
     """Sequences that are computed together. Without it, what suits the device (cpu: 32)."""
     max_batch_prefill_tokens: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_PREFILL_TOKENS")] = None
-    """Prompt tokens of one step; longer prompts take several. Without it, what suits the device (cpu: 512)."""
+    """Prompt tokens of one step; longer ones take several. Without it, what suits the device (cpu: 512)."""
     max_batch_total_tokens: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
     """Tokens in the KV cache. Without it, as many as there is memory for."""
     waiting_served_ratio: Annotated[float, _flag(_BATCH, "WAITING_SERVED_RATIO")] = 0.3
@@ -231,7 +231,6 @@ class Limits:
     max_waiting_tokens: int = 20
     block_size: int = 16
     """Tokens in a KV block; the device's."""
-    prefix_caching: bool = True
     max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
     """Bytes of a request's body."""
@@ -270,7 +269,6 @@ def resolve_limits(
         waiting_served_ratio=options.waiting_served_ratio,
         max_waiting_tokens=options.max_waiting_tokens,
         block_size=block_size,
-        prefix_caching=options.prefix_caching,
         max_client_batch_size=options.max_client_batch_size,
         payload_limit=options.payload_limit,
     )

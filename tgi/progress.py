@@ -1,0 +1,55 @@
+"""Shows a person how the start goes: a bar with an estimate on a terminal, plain lines in a log."""
+
+import logging
+import sys
+import time
+
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from tgi.lifecycle import Lifecycle, Phase
+
+log = logging.getLogger(__name__)
+_REFRESH_SECONDS = 0.2
+_LINE_SECONDS = 10.0
+
+
+async def show_progress(lifecycle: Lifecycle, *, bar: bool | None = None) -> None:
+    """Follow the start until it is over. `bar`: None decides by whether stdout is a terminal."""
+    if sys.stdout.isatty() if bar is None else bar:
+        await _show_bar(lifecycle)
+    else:
+        await _write_lines(lifecycle)
+
+
+async def _show_bar(lifecycle: Lifecycle) -> None:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stdout), transient=True) as progress:
+        task = progress.add_task(lifecycle.stage, total=None)
+        stage = lifecycle.stage
+        while lifecycle.phase is Phase.STARTING:
+            if lifecycle.stage != stage:
+                stage = lifecycle.stage
+                progress.reset(task, description=stage, total=None)
+            progress.update(task, completed=lifecycle.done, total=lifecycle.total or None)
+            await trio.sleep(_REFRESH_SECONDS)
+
+
+async def _write_lines(lifecycle: Lifecycle) -> None:
+    stage, written = "", 0.0
+    while lifecycle.phase is Phase.STARTING:
+        now = time.monotonic()
+        if lifecycle.stage != stage or now - written >= _LINE_SECONDS:
+            log.info(describe(lifecycle))
+            stage, written = lifecycle.stage, now
+        await trio.sleep(_REFRESH_SECONDS)
+
+
+def describe(lifecycle: Lifecycle) -> str:
+    """The present stage in one line: "loading weights: 40 %, 12 s left"."""
+    text = lifecycle.stage
+    if lifecycle.done and lifecycle.total:
+        text += f": {100 * lifecycle.done // lifecycle.total} %"
+    left = lifecycle.seconds_left()
+    return text if left is None else f"{text}, {left:.0f} s left"
