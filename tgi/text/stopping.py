@@ -47,7 +47,7 @@ class StoppingCriteria:
         seen = self._tail + text
         found = [(at + len(stop), stop) for stop in self._stop if (at := seen.find(stop)) >= 0]
         if not found:
-            self._tail = seen[len(seen) - self._memory :] if self._memory else ""
+            self._tail = seen[-self._memory :] if self._memory else ""
             return False
         end, stop = min(found)
         self.surplus = len(seen) - end if stop else 0

@@ -1,0 +1,75 @@
+"""Token ids to text, one at a time, as they are generated (tgi-behaviour 5.9).
+
+The definition: with P the text of the tokens since `prefix` up to `read` and N that of all since `prefix`,
+a new token adds N[len(P):], and nothing while N ends in U+FFFD (a character is incomplete) or is no longer
+than P. Two short cuts give the same without decoding: for byte-level tokenizers the bytes of the tokens
+are put together here; for others, a token that adds the same to any text is looked up.
+"""
+
+from .tokenizer import Tokenizer
+
+CONTEXT = 5
+"""Tokens of the prompt that the first generated token is decoded after."""
+_INCOMPLETE = "\ufffd"
+
+
+class Detokenizer:
+    """The text of one sequence."""
+
+    __slots__ = ("_bytes_of", "_ids", "_pending", "_prefix", "_prompt", "_read", "_skip", "_tokenizer")
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = prompt_ids[-CONTEXT:]
+        """The last tokens of the prompt, and all that were generated."""
+        self._prompt = self._read = len(self._ids)
+        self._prefix = 0
+        self._bytes_of = tokenizer.bytes_of
+        self._pending = b""
+        """Byte-level only: bytes that no text was given for,"""
+        self._skip = 0
+        """and as how many characters the first of them were counted already."""
+        if self._bytes_of is not None:
+            tail = b"".join(map(self._bytes_of.__getitem__, self._ids))
+            text = tail.decode(errors="replace")
+            if text.endswith(_INCOMPLETE):
+                self._pending, self._skip = tail, len(text)
+
+    def append(self, token: int) -> str:
+        """What this token adds to the text; "" while a character is incomplete."""
+        self._ids.append(token)
+        if self._bytes_of is not None:
+            self._pending += self._bytes_of[token]
+            text = self._pending.decode(errors="replace")
+            if len(text) <= self._skip or text[-1] == _INCOMPLETE:
+                return ""
+            text = text[self._skip :]
+            self._pending, self._skip = b"", 0
+            return text
+        return self._append_generic(token)
+
+    def _append_generic(self, token: int) -> str:
+        size = len(self._ids)
+        pieces = self._tokenizer.pieces
+        if pieces is not None and self._prompt < self._read == size - 1 and (text := pieces[token]):
+            self._prefix, self._read = self._read, size
+            return text
+        before = self._tokenizer.decode(self._ids[self._prefix : self._read])
+        now = self._tokenizer.decode(self._ids[self._prefix :])
+        if len(now) <= len(before) or now.endswith(_INCOMPLETE):
+            return ""
+        self._prefix, self._read = self._read, size
+        return now[len(before) :]
+
+    def text(self, *, leave_out_last: bool = False) -> str:
+        """All that was generated, special tokens skipped (S61), without an incomplete character at the end.
+
+        `leave_out_last`: all but the last token. It is not the sum of what `append` gave: that has the
+        text of special tokens.
+        """
+        special = self._tokenizer.special_ids
+        end = len(self._ids) - leave_out_last
+        ids = [token for token in self._ids[self._prompt : end] if token not in special]
+        last = [token for token in self._ids[: self._prompt][-1:] if token not in special]
+        before = self._tokenizer.decode(last)
+        return self._tokenizer.decode(last + ids)[len(before) :].rstrip(_INCOMPLETE)

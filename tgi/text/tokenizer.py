@@ -1,0 +1,225 @@
+"""A model's tokenizer, as its folder describes it: text to token ids and back.
+
+Wraps the `tokenizers` library and only that; a folder without tokenizer.json must have been converted
+before. Encoding releases the GIL. Everything here is safe to call from several threads.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import tokenizers
+
+_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_CONTEXT = "a"
+"""What a token is decoded after, to see what it adds to a text that goes on."""
+_INCOMPLETE = "\ufffd"
+
+
+class TokenizerError(Exception):
+    """The folder has no tokenizer that can be used; the message is one line for people."""
+
+
+@attrs.frozen
+class Piece:
+    """A token of a text and where it is, in bytes of its UTF-8 (tgi-behaviour 3.8)."""
+
+    id: int
+    text: str
+    start: int
+    stop: int
+
+
+class Tokenizer:
+    """Made by `from_folder`."""
+
+    def __init__(self, core: tokenizers.Tokenizer, special: Iterable[int], eos: Iterable[int]) -> None:
+        """`special`: ids beyond those that tokenizer.json itself flags."""
+        core.no_truncation()
+        core.no_padding()
+        self._core = core
+        added = core.get_added_tokens_decoder()
+        self.special_ids = frozenset(special) | {number for number, token in added.items() if token.special}
+        """Ids that are no text: shown as tokens, left out of a generated text (S63)."""
+        self.eos_ids = frozenset(eos)
+        """Ids that end a generation (S41; all that the model's files name)."""
+        self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
+        self.bytes_of = _ByteTable(core) if _is_byte_level(core) else None
+        """The bytes of each id; None unless text is just these bytes one after another."""
+        self.pieces = _PieceTable(core) if _is_context_free(core) else None
+        """What each id adds to a text that goes on, where that is always the same; None if it never is."""
+        self._alone: dict[int, str] = {}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        """Read tokenizer.json, and which tokens are special and which end a text from the files beside it.
+
+        Raises TokenizerError.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise TokenizerError(f"{folder} has no tokenizer.json")
+        try:
+            core = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises nothing more specific
+            raise TokenizerError(f"{path} cannot be read: {error}") from error
+        settings = _read_json(folder / "tokenizer_config.json")
+        names = [settings.get(key) for key in _NAMED_TOKENS]
+        names += _list(settings.get("additional_special_tokens"))
+        named = [number for name in names if (number := _id_of(core, name)) is not None]
+        return cls(core, named, _eos_ids(folder, _id_of(core, settings.get("eos_token"))))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, truncate: int | None = None) -> list[int]:
+        """The ids of a text; with `truncate`, the last that many, special tokens kept in place (S50)."""
+        encoding = self._core.encode(text, add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        surplus = 0 if truncate is None else len(ids) - truncate
+        if surplus <= 0:
+            return ids
+        kept = []
+        for token, special in zip(ids, encoding.special_tokens_mask, strict=True):
+            if special or surplus <= 0:
+                kept.append(token)
+            else:
+                surplus -= 1
+        return kept
+
+    def tokenize(self, text: str) -> list[Piece]:
+        """The tokens of a text, special ones added, with their places in its UTF-8."""
+        encoding = self._core.encode(text)
+        data = text.encode()
+        # Offsets count characters; a table of where each character begins makes bytes of them.
+        begins = [0]
+        for character in text:
+            begins.append(begins[-1] + len(character.encode()))
+        pieces = []
+        for token, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            first, last = begins[start], begins[stop]
+            pieces.append(Piece(token, data[first:last].decode(errors="replace"), first, last))
+        return pieces
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these ids, special tokens shown, an incomplete character as U+FFFD.
+
+        There is no clean-up of spaces around punctuation, whatever tokenizer_config.json says: it would
+        corrupt code (transformers has given it up for the same reason).
+        """
+        return self._core.decode(ids, skip_special_tokens=False)
+
+    def decode_alone(self, token: int) -> str:
+        """The text of one id without any context (S33)."""
+        text = self._alone.get(token)
+        if text is None:
+            text = self._alone[token] = self.decode([token])
+        return text
+
+
+class _ByteTable(dict[int, bytes]):
+    """Filled on demand. Each character of a byte-level token stands for a byte; other tokens are literal."""
+
+    def __init__(self, core: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._core = core
+
+    def __missing__(self, token: int) -> bytes:
+        name = self._core.id_to_token(token) or ""
+        try:
+            data = bytes(map(_BYTE_OF.__getitem__, name))
+        except KeyError:
+            data = name.encode()
+        self[token] = data
+        return data
+
+
+class _PieceTable(dict[int, str]):
+    """Filled on demand; "" where what an id adds depends on its neighbours."""
+
+    def __init__(self, core: tokenizers.Tokenizer) -> None:
+        super().__init__()
+        self._core = core
+        self._context = core.encode(_CONTEXT, add_special_tokens=False).ids
+        self._length = len(self._decode(self._context))
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._core.decode(ids, skip_special_tokens=False)
+
+    def __missing__(self, token: int) -> str:
+        name = self._core.id_to_token(token)
+        is_byte = name is None or (len(name) == 6 and name.startswith("<0x") and name.endswith(">"))
+        text = "" if is_byte else self._decode([*self._context, token])[self._length :]
+        if text.endswith(_INCOMPLETE):
+            text = ""
+        self[token] = text
+        return text
+
+
+def _byte_of() -> dict[str, int]:
+    """Which byte each character of a byte-level vocabulary stands for, as GPT-2 laid it down: printable
+    Latin-1 for itself, the others for the code points from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_of()
+
+
+def _decoder(core: tokenizers.Tokenizer) -> dict[str, Any]:
+    decoder: dict[str, Any] = json.loads(core.to_str())["decoder"] or {}
+    return decoder
+
+
+def _is_byte_level(core: tokenizers.Tokenizer) -> bool:
+    return _decoder(core).get("type") == "ByteLevel"
+
+
+def _is_context_free(core: tokenizers.Tokenizer) -> bool:
+    """Whether the decoder lets a token add the same to every text that is not empty, byte tokens apart."""
+    decoder = _decoder(core)
+    parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
+    for part in parts:
+        kind = part.get("type")
+        if kind not in ("Replace", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece"):
+            return False
+        if kind == "Strip" and part["stop"] > 0:
+            return False
+        if kind == "Replace" and len(part["pattern"].get("String", "")) != 1:
+            return False
+    return True
+
+
+def _id_of(core: tokenizers.Tokenizer, name: object) -> int | None:
+    """The id of a token, given as tokenizer_config.json gives one: its text, or an object that holds it."""
+    if isinstance(name, dict):
+        name = name.get("content")
+    return core.token_to_id(name) if isinstance(name, str) else None
+
+
+def _eos_ids(folder: Path, of_tokenizer: int | None) -> set[int]:
+    """A list in generation_config.json is complete; a single id there, and the tokenizer's own, all count."""
+    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
+    if isinstance(generation, list):
+        return set(generation)
+    if generation is None:
+        generation = _read_json(folder / "config.json").get("eos_token_id")
+    ids = {token for token in _list(generation) if isinstance(token, int)}
+    return ids if of_tokenizer is None else ids | {of_tokenizer}
+
+
+def _list(value: object) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, {} where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise TokenizerError(f"{path} is not JSON: {error}") from error
+    return content if isinstance(content, dict) else {}
