@@ -72,7 +72,7 @@ class _Rank:
     failed: Failed | None = None
 
     async def read_reports(self) -> None:
-        """Pass on what the rank reports until it ends; raises EngineError then, for it never ends by itself."""
+        """Pass on what the rank reports until it ends; raises EngineError then: it never ends by itself."""
         reader = FrameReader()
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await self.stream.receive_some(_RECEIVE_BYTES):

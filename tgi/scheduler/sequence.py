@@ -58,17 +58,19 @@ class Token:
     """What it adds to the text; "" while a character is incomplete."""
     logprob: float
     top: list[tuple[int, float]]
-    """The most likely tokens with their log-probabilities, best first; ties may exceed the number asked for."""
-    finish: "FinishReason | None"
+    """The most likely tokens with their log-probabilities, best first; ties may exceed what was asked for."""
+    finish: FinishReason | None
     """Set on the last token."""
 
 
 class Events(Protocol):
     """Where a sequence's tokens go; a trio.MemorySendChannel."""
 
-    def send_nowait(self, value: Token | ApiError) -> None: ...
+    def send_nowait(self, value: Token | ApiError) -> None:
+        """Hand over an item; never waits."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Say that there will be no more."""
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -99,9 +101,17 @@ class Sequence:
     computed: int = 0
     """Tokens in the KV cache once every step that was sent has been executed."""
     sampled: int = 0
-    """Tokens generated once every step that was sent has been executed; `sampled - generated` are in flight."""
-    cached: int = 0
-    """Prompt tokens that the prefix cache gave when it was last admitted."""
+    """Tokens generated once every step that was sent has been executed; some may be in flight."""
+    prefill_end: int = 0
+    """Tokens to compute by prefill since it was last admitted: all that were known then."""
+    sent: int = 0
+    """Blocks that the ranks have been told of."""
+    registered: int = 0
+    """Blocks offered to the prefix cache,"""
+    serial: int = 0
+    """and the serial number of the last of them."""
+    epoch: int = 0
+    """Grows when it is preempted: results of steps sent before that are void."""
 
     arrived: float = attrs.field(factory=time.monotonic)
     """Set anew by the API when validation began."""
@@ -113,6 +123,16 @@ class Sequence:
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether part of its known tokens is still to be computed by prefill."""
+        return self.computed < self.prefill_end
+
+    @property
+    def decodable(self) -> bool:
+        """Whether one more token can be computed after those that were sent."""
+        return self.computed >= self.prefill_end and self.sampled < self.max_new_tokens
 
     @property
     def generated(self) -> int:

@@ -1,0 +1,173 @@
+"""Ten thousand random schedules of arrivals, departures and scarce blocks, against a rank that checks."""
+
+import random
+from collections import deque
+
+import attrs
+import pytest
+
+from tgi.config import Limits
+from tgi.plugins import DeviceSpec
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.commit import commit
+from tgi.scheduler.policy import Planned, Schedule, plan
+from tgi.scheduler.sequence import SamplingParams, Sequence, State
+from tgi.testing.simulated_rank import EOS, SimulatedRank, expected_tokens
+from tgi.text.stopping import StoppingCriteria
+
+
+class Silent:
+    """A detokenizer for token ids that stand for nothing."""
+
+    def append(self, _token: int) -> str:
+        return ""
+
+
+def device(compiles: bool, block_size: int) -> DeviceSpec:
+    return DeviceSpec(
+        name="sim",
+        implementation="",
+        block_size=block_size,
+        batch_size=4,
+        prefill_tokens=8,
+        compiles=compiles,
+    )
+
+
+@attrs.define
+class Run:
+    """One random schedule."""
+
+    rng: random.Random
+    schedule: Schedule
+    rank: SimulatedRank
+    depth: int
+    """Steps sent before the first result is read."""
+    sequences: list[Sequence] = attrs.field(factory=list)
+    oldest: tuple[int, int] = (-1, 0)
+    """Number of the oldest sequence that is alive, and for how many turns it has been that."""
+    in_flight: deque[Planned] = attrs.field(factory=deque)
+
+    @classmethod
+    def from_seed(cls, seed: int) -> "Run":
+        rng = random.Random(seed)
+        block, longest = rng.choice([1, 2, 4]), rng.choice([6, 12, 24])
+        limits = Limits(
+            max_total_tokens=longest,
+            max_batch_prefill_tokens=rng.choice([1, 4, 8, 16]),
+            max_batch_size=rng.choice([1, 2, 4]),
+            max_waiting_tokens=rng.choice([0, 1, 5]),
+            waiting_served_ratio=rng.choice([0.0, 0.3, 1.2]),
+            block_size=block,
+        )
+        least = -(-longest // block)
+        pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block)
+        buckets = Buckets.from_limits(limits, device(rng.random() < 0.5, block))
+        schedule = Schedule(limits, buckets, pool, prefix_caching=rng.random() < 0.8)
+        return cls(rng, schedule, SimulatedRank(block), depth=rng.choice([1, 2, 2, 3]))
+
+    def arrive(self) -> None:
+        longest = self.schedule.limits.max_total_tokens
+        # few different tokens and beginnings, so that prefixes are shared
+        prompt = ([5] * longest + [self.rng.choice([5, 6]) for _ in range(longest)])[
+            (at := self.rng.randrange(longest + 2)) : at + self.rng.randrange(1, longest)
+        ]
+        new = self.rng.randrange(1, longest - len(prompt) + 1)
+        sequence = Sequence(
+            prompt=prompt,
+            max_new_tokens=new,
+            sampling=SamplingParams(),
+            stopping=StoppingCriteria(new, frozenset([EOS]), []),
+            detokenizer=Silent(),  # type: ignore[arg-type]
+        )
+        self.sequences.append(sequence)
+        self.schedule.add(sequence)
+
+    def turn(self) -> None:
+        while len(self.in_flight) < self.depth and (planned := plan(self.schedule)) is not None:
+            self.check_step(planned)
+            self.in_flight.append(planned)
+        if self.in_flight:
+            planned = self.in_flight.popleft()
+            commit(self.schedule, planned, self.rank.execute(planned.step))
+        self.check_order()
+        self.schedule.pool.check([sequence.blocks for sequence in self.schedule.running])
+
+    def check_order(self) -> None:
+        """First come, first served; and whoever is first ends within a time that depends on its length."""
+        alive = [s.number for s in self.sequences if s.state in (State.WAITING, State.RUNNING)]
+        assert [s.number for s in self.schedule.waiting] == sorted(s.number for s in self.schedule.waiting)
+        assert [s.number for s in self.schedule.running] == sorted(s.number for s in self.schedule.running)
+        oldest, turns = self.oldest
+        now = min(alive, default=-1)
+        self.oldest = (now, turns + 1 if now == oldest else 0)
+        longest = self.schedule.limits.max_total_tokens
+        assert not alive or self.oldest[1] < 20 + 6 * longest, "the oldest sequence starves"
+
+    def check_step(self, planned: Planned) -> None:
+        bucket, rows = planned.bucket, planned.rows
+        assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
+        assert len(rows) <= bucket.rows
+        assert max(row.length for row in rows) <= bucket.tokens
+        size = self.schedule.pool.block_size
+        assert max(row.start + row.length for row in rows) <= bucket.blocks * size
+
+    def abort_one(self) -> None:
+        alive = [s for s in self.sequences if s.state in (State.WAITING, State.RUNNING)]
+        if alive:
+            self.schedule.remove(self.rng.choice(alive), State.ABORTED)
+
+
+def run_to_end(seed: int) -> Run:
+    run = Run.from_seed(seed)
+    for _ in range(run.rng.randrange(1, 25)):
+        if run.rng.random() < 0.5:
+            run.arrive()
+        if run.rng.random() < 0.1:
+            run.abort_one()
+        run.turn()
+    turns = 0
+    while run.schedule.waiting or run.schedule.running or run.in_flight:
+        run.turn()
+        turns += 1
+        assert turns < 2000, f"starved: {run.schedule.running} {run.schedule.waiting}"
+    return run
+
+
+@pytest.mark.parametrize("thousand", range(10))
+def test_random_schedules(thousand: int) -> None:
+    """Every sequence gets its own tokens, every step its bucket, and at the end every block is free."""
+    finished = preempted = hits = 0
+    for seed in range(1000 * thousand, 1000 * (thousand + 1)):
+        run = run_to_end(seed)
+        for sequence in run.sequences:
+            generated = sequence.tokens[len(sequence.prompt) :]
+            wanted = expected_tokens(sequence.prompt, sequence.max_new_tokens)
+            if sequence.state is State.FINISHED:
+                assert generated == wanted, f"seed {seed}: {sequence}"
+                finished += 1
+            else:
+                assert sequence.state is State.ABORTED
+                assert generated == wanted[: len(generated)], f"seed {seed}: {sequence}"
+        assert run.schedule.pool.available == run.schedule.pool.total
+        assert sorted(run.schedule.free_lanes) == list(range(run.schedule.limits.max_batch_size))
+        preempted += run.schedule.preemptions
+        hits += run.schedule.prefix_hit_tokens
+
+    assert finished > 3000
+    assert preempted > 50, "the schedules do not reach what they are for"
+    assert hits > 500
+
+
+def test_the_simulated_rank_notices_a_foreign_block() -> None:
+    """The check itself can fail: a sequence whose cache holds another's tokens is found out."""
+    run = Run.from_seed(3)
+    run.arrive()
+    planned = plan(run.schedule)
+    assert planned is not None
+    run.rank.execute(planned.step)
+    run.rank.slots = dict.fromkeys(run.rank.slots, (12345, 12345))
+
+    with pytest.raises(AssertionError, match="another sequence's token"):
+        run.rank.execute(plan(run.schedule).step)  # type: ignore[union-attr]

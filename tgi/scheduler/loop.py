@@ -1,0 +1,212 @@
+"""The scheduler: one task that plans, sends, receives and commits; the only async part of the package.
+
+The HTTP side joins with `generating`, and leaves by leaving its `with`: that is the abort, and it needs no
+await. The scheduler never waits for a client.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import attrs
+import trio
+
+from tgi.config import Limits
+from tgi.errors import ApiError
+from tgi.executor import Executor
+from tgi.metrics import Metrics
+from tgi.plugins import DeviceSpec
+from tgi.protocol import Step, ints
+
+from .blocks import BlockPool, BlockStatistics
+from .buckets import Bucket, Buckets
+from .commit import commit
+from .policy import Planned, Schedule, plan
+from .sequence import Sequence, State, Token, open_events
+
+LEAD = 0.25
+"""The next step is sent when this share of the present one's expected time is left: early enough that the
+device never waits, late enough that most of those who arrive during a step are in the very next one."""
+
+
+@attrs.frozen
+class SchedulerStatistics:
+    """A snapshot."""
+
+    waiting: int
+    running: int
+    steps: int
+    preemptions: int
+    prefix_hit_tokens: int
+    prefix_query_tokens: int
+    blocks: BlockStatistics
+
+
+class Scheduler:
+    """Owns every sequence from `generating` until it ends."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        limits: Limits,
+        device: DeviceSpec,
+        blocks: int,
+        metrics: Metrics,
+        *,
+        prefix_caching: bool = True,
+    ) -> None:
+        """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them."""
+        self._executor = executor
+        self._device = device
+        self._metrics = metrics
+        self._buckets = Buckets.from_limits(limits, device)
+        self._schedule = Schedule(
+            limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_caching=prefix_caching
+        )
+        self._in_flight: deque[tuple[Planned, float]] = deque()
+        """With the time each was sent; the first is being executed."""
+        self._running_since = 0.0
+        """When the step before it ended."""
+        self._seconds: dict[Bucket, float] = {}
+        """What the last step of each bucket took."""
+        self._work = trio.Event()
+
+    @contextmanager
+    def generating(self, sequence: Sequence) -> Iterator[trio.MemoryReceiveChannel[Token | ApiError]]:
+        """Generate while the body runs: the channel yields `Token`s, the last with `finish` set, and ends.
+
+        An `ApiError` in the channel is the end of a generation that failed. Leaving before the end aborts:
+        the row and the blocks are free for the next step that is planned.
+        """
+        receive = open_events(sequence)
+        sequence.queued = time.monotonic()
+        self._schedule.add(sequence)
+        self._work.set()
+        try:
+            yield receive
+        finally:
+            if sequence.state in (State.WAITING, State.RUNNING):
+                self._schedule.remove(sequence, State.ABORTED)
+                self._metrics.request_failure.inc(err="dropped")
+                self._work.set()
+            receive.close()
+
+    async def warm_up(self, on_progress: Callable[[int, int, Bucket], None]) -> None:
+        """Run one ordinary step for each bucket that needs it; reports (done, total, the next one)."""
+        buckets = self._buckets.to_warm_up(self._device)
+        for done, bucket in enumerate(buckets):
+            on_progress(done, len(buckets), bucket)
+            await self._executor.send(_warm_up_step(bucket))
+            await self._executor.receive()
+
+    async def run(self) -> None:
+        """Schedule for ever. Ends with the executor's exception when the engine is lost."""
+        while True:
+            if not self._in_flight and not await self._send_next():
+                self._observe_state()
+                self._work = trio.Event()
+                await self._work.wait()
+                continue
+            with trio.move_on_at(self._time_to_plan()):
+                await self._commit_next()
+                continue
+            await self._send_next()
+            await self._commit_next()
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every sequence with an error that its client gets to see."""
+        for sequence in [*self._schedule.running, *self._schedule.waiting]:
+            self._schedule.remove(sequence, State.ABORTED)
+            if sequence.events is not None:
+                sequence.events.send_nowait(error)
+                sequence.events.close()
+
+    def statistics(self) -> SchedulerStatistics:
+        """What the scheduler holds now, and has done so far."""
+        schedule = self._schedule
+        return SchedulerStatistics(
+            waiting=len(schedule.waiting),
+            running=len(schedule.running),
+            steps=schedule.number,
+            preemptions=schedule.preemptions,
+            prefix_hit_tokens=schedule.prefix_hit_tokens,
+            prefix_query_tokens=schedule.prefix_query_tokens,
+            blocks=schedule.pool.statistics(),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Scheduler {self.statistics()}>"
+
+    async def _send_next(self) -> bool:
+        began = time.perf_counter()
+        planned = plan(self._schedule)
+        if planned is None:
+            return False
+        method = "prefill" if planned.step.prefill else "decode"
+        self._metrics.batch_filter_duration.observe(time.perf_counter() - began, method=method)
+        self._in_flight.append((planned, trio.current_time()))
+        self._observe_planned(planned)
+        await self._executor.send(planned.step)
+        return True
+
+    async def _commit_next(self) -> None:
+        result = await self._executor.receive()
+        planned, sent = self._in_flight.popleft()
+        assert result.number == planned.step.number, "results come in the order of the steps"
+        began = time.perf_counter()
+        commit(self._schedule, planned, result)
+        self._seconds[planned.bucket] = result.seconds
+        self._running_since = now = trio.current_time()
+        method = "prefill" if planned.step.prefill else "decode"
+        self._metrics.batch_decode_duration.observe(time.perf_counter() - began, method=method)
+        self._metrics.batch_inference_success.inc(method=method)
+        self._metrics.batch_inference_duration.observe(now - sent, method=method)
+        self._metrics.batch_forward_duration.observe(result.seconds, method=method)
+
+    def _time_to_plan(self) -> float:
+        """When to plan the step after the one that is running, on trio's clock."""
+        planned, sent = self._in_flight[0]
+        expected = self._seconds.get(planned.bucket, 0.0)
+        return max(sent, self._running_since) + (1 - LEAD) * expected
+
+    def _observe_planned(self, planned: Planned) -> None:
+        now = time.monotonic()
+        if planned.step.prefill:
+            self._metrics.batch_next_size.observe(len(planned.rows))
+            for row in planned.rows:
+                row.sequence.started = row.sequence.started or now
+        self._metrics.batch_inference_count.inc(method="prefill" if planned.step.prefill else "decode")
+        self._observe_state()
+
+    def _observe_state(self) -> None:
+        schedule = self._schedule
+        self._metrics.queue_size.set(len(schedule.waiting))
+        self._metrics.batch_current_size.set(len(schedule.running))
+        blocks = schedule.pool.statistics()
+        self._metrics.batch_current_max_tokens.set(blocks.used * schedule.pool.block_size)
+        self._metrics.kv_blocks.set(blocks.used, state="used")
+        self._metrics.kv_blocks.set(blocks.cached, state="cached")
+        self._metrics.kv_blocks.set(blocks.total - blocks.used - blocks.cached, state="free")
+        self._metrics.preemptions.set(schedule.preemptions)
+        self._metrics.prefix_cache_hit_tokens.set(schedule.prefix_hit_tokens)
+        self._metrics.prefix_cache_query_tokens.set(schedule.prefix_query_tokens)
+
+
+def _warm_up_step(bucket: Bucket) -> Step:
+    """A full step of this shape; every row's block table points to the padding block."""
+    rows = range(bucket.rows)
+    prefill = bucket.tokens > 1
+    start = 0 if prefill else 1
+    return Step(
+        number=0,
+        prefill=prefill,
+        bucket_rows=bucket.rows,
+        bucket_tokens=bucket.tokens,
+        bucket_blocks=bucket.blocks,
+        lanes=ints(rows),
+        starts=ints([start] * bucket.rows),
+        draws=ints([0] * bucket.rows),
+        tokens=ints([0] * (bucket.rows * bucket.tokens)) if prefill else b"",
+        lengths=ints([bucket.tokens] * bucket.rows) if prefill else b"",
+    )

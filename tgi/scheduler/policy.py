@@ -1,0 +1,315 @@
+"""What to run next (`plan`) and what has come of it (`commit`): synchronous functions of plain data.
+
+The order of arrival decides everything: admission is first in, first out, with no overtaking; when blocks
+run out the youngest running sequence gives its up and waits again at its old place. So the oldest always
+advances, and nothing starves. `plan` may be called while a step is in flight: it counts on every row of
+that step having one more token, and `commit` drops what turns out to belong to a sequence that has ended.
+"""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Sequence as Items
+
+import attrs
+
+from tgi.config import Limits
+from tgi.protocol import LaneParams, Step, ints
+
+from .blocks import BlockPool
+from .buckets import Bucket, Buckets
+from .sequence import Sequence, State
+
+STEP_TOKENS = 32
+"""A prefill step costs about as much as this many query tokens more: the weights have to be read once.
+Rows of unequal length share a step when the padding costs less than a step of their own would."""
+GROW_BLOCKS = 4
+"""A decoding sequence takes up to this many blocks at once, so that its cache stays in long runs."""
+TIES = 8
+"""How many more of the most likely tokens are reported than asked for: room for ties with the last."""
+
+
+@attrs.define(eq=False)
+class Row:
+    """A sequence in a step."""
+
+    sequence: Sequence
+    start: int
+    """Tokens in the KV cache before the step."""
+    length: int
+    """Query tokens."""
+    draw: int
+    """Number of the random draw, -1 if no token comes of this row."""
+    epoch: int
+
+
+@attrs.frozen(eq=False)
+class Planned:
+    """A step with the rows it was made from; kept until its result is there."""
+
+    step: Step
+    bucket: Bucket
+    rows: list[Row]
+
+
+@attrs.define(eq=False)
+class Schedule:
+    """All that `plan` and `commit` know and change."""
+
+    limits: Limits
+    buckets: Buckets
+    pool: BlockPool
+    prefix_caching: bool = True
+    waiting: deque[Sequence] = attrs.field(factory=deque)
+    """By order of arrival."""
+    running: list[Sequence] = attrs.field(factory=list)
+    """By order of arrival: those that have a lane and blocks."""
+    free_lanes: list[int] = attrs.field(factory=list)
+    number: int = 0
+    """Of the last step."""
+    steps_since_prefill: int = 0
+    prefilled_last: bool = False
+    preemptions: int = 0
+    prefix_hit_tokens: int = 0
+    prefix_query_tokens: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self.free_lanes = list(range(self.limits.max_batch_size))[::-1]
+
+    def add(self, sequence: Sequence) -> None:
+        """A new sequence waits."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence, state: State) -> None:
+        """It has ended, whatever it was doing; its lane and blocks are free at once.
+
+        A step in flight may still write to them. It runs before any step that could use them again.
+        """
+        if sequence.state is State.RUNNING:
+            self.running.remove(sequence)
+            self._give_back(sequence)
+        elif sequence.state is State.WAITING:
+            self.waiting.remove(sequence)
+        sequence.state = state
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Free its lane and blocks; it waits at its old place, to be prefilled with all its tokens."""
+        self.running.remove(sequence)
+        self._give_back(sequence)
+        sequence.state = State.WAITING
+        sequence.epoch += 1
+        if not sequence.generated:
+            sequence.prompt_logprobs.clear()
+        waiting = list(self.waiting)
+        insort(waiting, sequence, key=lambda s: s.number)
+        self.waiting = deque(waiting)
+        self.preemptions += 1
+
+    def _give_back(self, sequence: Sequence) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.sent = [], 0
+        self.free_lanes.append(sequence.lane)
+        sequence.lane = -1
+
+
+def plan(schedule: Schedule) -> Planned | None:
+    """The next step, or None when nothing can be computed before a result or a request arrives.
+
+    Prefill and decode take turns while both have work, so that neither a long prompt nor a stream of new
+    ones holds up the sequences that are being generated.
+    """
+    decoding = any(s.decodable for s in schedule.running)
+    prefill_first = not (decoding and schedule.prefilled_last)
+    for prefill in (prefill_first, not prefill_first):
+        rows = _prefill_rows(schedule, decoding) if prefill else _decode_rows(schedule)
+        if rows:
+            schedule.prefilled_last = prefill
+            schedule.steps_since_prefill = 1 if prefill else schedule.steps_since_prefill + 1
+            return _step(schedule, rows, prefill)
+    return None
+
+
+def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
+    """First the sequences in the middle of their prompt, then new ones while they share a step well."""
+    rows: list[Row] = []
+    for sequence in schedule.running:
+        if sequence.prefilling and not _join(schedule, rows, sequence):
+            return rows
+    if not _may_admit(schedule, decoding):
+        return rows
+    while schedule.waiting and schedule.free_lanes:
+        sequence = schedule.waiting[0]
+        if not _admit(schedule, sequence):
+            break
+        if not _join(schedule, rows, sequence):
+            break  # it is running now, and first in line for the next prefill step
+    return rows
+
+
+def _may_admit(schedule: Schedule, decoding: bool) -> bool:
+    """TGI's rule (Q11): for a few, the running batch is interrupted only every max_waiting_tokens steps."""
+    if not schedule.waiting or not schedule.free_lanes:
+        return False
+    if not decoding or schedule.steps_since_prefill >= schedule.limits.max_waiting_tokens:
+        return True
+    return len(schedule.waiting) >= int(len(schedule.running) * schedule.limits.waiting_served_ratio)
+
+
+def _admit(schedule: Schedule, sequence: Sequence) -> bool:
+    """Give a waiting sequence its lane and the blocks of all its tokens, shared ones first, or nothing."""
+    pool, size, known = schedule.pool, schedule.pool.block_size, len(sequence.tokens)
+    reuse = schedule.prefix_caching and not (sequence.wants_prompt_logprobs and not sequence.generated)
+    shared, serial = pool.share(sequence.tokens, (known - 1) // size) if reuse else ([], 0)
+    missing = -(-(known + 1) // size) - len(shared)
+    if pool.available < missing + len(schedule.running):
+        pool.release(shared)
+        return False
+    room = -(-(len(sequence.prompt) + sequence.max_new_tokens) // size) - len(shared)
+    sequence.blocks = shared + pool.take(missing, after=shared[-1] if shared else 0, room=room)
+    sequence.lane = schedule.free_lanes.pop()
+    sequence.computed = len(shared) * size
+    sequence.sampled = sequence.generated
+    sequence.prefill_end = known
+    sequence.registered, sequence.serial = len(shared), serial
+    sequence.state = State.RUNNING
+    schedule.waiting.popleft()
+    insort(schedule.running, sequence, key=lambda s: s.number)
+    schedule.prefix_hit_tokens += sequence.computed
+    schedule.prefix_query_tokens += known
+    return True
+
+
+def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
+    """Add the next chunk of a prompt to a prefill step, if that is cheaper than a step of its own."""
+    buckets = schedule.buckets
+    length = min(sequence.prefill_end - sequence.computed, buckets.longest_prefill)
+    if rows:
+        if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
+            return False
+        longest = max(row.length for row in rows)
+        together = buckets.prefill(len(rows) + 1, max(longest, length), 1)
+        before = buckets.prefill(len(rows), longest, 1)
+        alone = buckets.prefill(1, length, 1)
+        if together is None or before is None or alone is None:
+            return False
+        apart = before.rows * before.tokens + alone.tokens + STEP_TOKENS
+        if together.rows * together.tokens > apart:
+            return False
+    ends = sequence.computed + length == sequence.prefill_end
+    rows.append(Row(sequence, sequence.computed, length, sequence.sampled if ends else -1, sequence.epoch))
+    sequence.computed += length
+    sequence.sampled += ends
+    return True
+
+
+def _decode_rows(schedule: Schedule) -> list[Row]:
+    """Every sequence that can go on, the oldest first; the youngest make room if blocks run out."""
+    rows: list[Row] = []
+    for sequence in list(schedule.running):
+        if sequence.state is not State.RUNNING or not sequence.decodable:
+            continue
+        if not _grow(schedule, sequence):
+            continue
+        rows.append(Row(sequence, sequence.computed, 1, sequence.sampled, sequence.epoch))
+        sequence.computed += 1
+        sequence.sampled += 1
+    return rows
+
+
+def _grow(schedule: Schedule, sequence: Sequence) -> bool:
+    """Make sure there is a block for its next token; False if the sequence had to be preempted itself."""
+    pool, size = schedule.pool, schedule.pool.block_size
+    if sequence.computed < len(sequence.blocks) * size:
+        return True
+    while not pool.available:
+        youngest = schedule.running[-1]
+        schedule.preempt(youngest)
+        if youngest is sequence:
+            return False
+    wanted = -(-(len(sequence.prompt) + sequence.max_new_tokens) // size) - len(sequence.blocks)
+    spare = pool.available > GROW_BLOCKS * len(schedule.running)
+    sequence.blocks += pool.take(min(wanted, GROW_BLOCKS) if spare else 1, after=sequence.blocks[-1])
+    return True
+
+
+def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
+    """Write the rows down as columns, with what their lanes need to be told."""
+    size = schedule.pool.block_size
+    blocks = max(-(-(row.start + row.length) // size) for row in rows)
+    longest = max(row.length for row in rows)
+    buckets = schedule.buckets
+    bucket = buckets.prefill(len(rows), longest, blocks) if prefill else buckets.decode(len(rows), blocks)
+    assert bucket is not None, "a prefill step was joined beyond its largest bucket"
+    schedule.number += 1
+    queries = [row.sequence.tokens[row.start : row.start + row.length] for row in rows] if prefill else []
+    tables = [row.sequence for row in rows if row.sequence.sent < len(row.sequence.blocks)]
+    step = Step(
+        number=schedule.number,
+        prefill=prefill,
+        bucket_rows=bucket.rows,
+        bucket_tokens=bucket.tokens,
+        bucket_blocks=bucket.blocks,
+        lanes=ints([row.sequence.lane for row in rows]),
+        starts=ints([row.start for row in rows]),
+        draws=ints([row.draw for row in rows]),
+        tokens=ints([token for query in queries for token in query]),
+        lengths=ints([row.length for row in rows]) if prefill else b"",
+        targets=_targets(rows),
+        params=tuple(_lane_params(s) for s in tables if not s.sent),
+        table_lanes=ints([s.lane for s in tables]),
+        table_starts=ints([s.sent for s in tables]),
+        table_counts=ints([len(s.blocks) - s.sent for s in tables]),
+        table_blocks=ints([block for s in tables for block in s.blocks[s.sent :]]),
+        top=max(_top(row.sequence) for row in rows),
+    )
+    for sequence in tables:
+        sequence.sent = len(sequence.blocks)
+    if prefill and schedule.prefix_caching:
+        for row in rows:
+            register(schedule, row.sequence)
+    return Planned(step, bucket, rows)
+
+
+def _targets(rows: Items[Row]) -> bytes:
+    """The tokens whose log-probabilities are wanted: those after each query token of a prompt."""
+    sequence, row = rows[0].sequence, rows[0]
+    if not sequence.wants_prompt_logprobs or sequence.generated or row.start >= len(sequence.prompt):
+        return b""
+    after = sequence.prompt[row.start + 1 : row.start + row.length + 1]
+    return ints([*after, *[-1] * (row.length - len(after))])
+
+
+def _top(sequence: Sequence) -> int:
+    wanted = sequence.sampling.top_n_tokens
+    return wanted + TIES if wanted else 0
+
+
+def _lane_params(sequence: Sequence) -> LaneParams:
+    sampling = sequence.sampling
+    return LaneParams(
+        lane=sequence.lane,
+        seed=sampling.seed,
+        sample=sampling.sample,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        typical_p=sampling.typical_p,
+        repetition_penalty=sampling.repetition_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        watermark=sampling.watermark,
+        history=ints(sequence.tokens) if sampling.needs_history else b"",
+    )
+
+
+def register(schedule: Schedule, sequence: Sequence) -> None:
+    """Offer every block that is full, of tokens that are known, to the prefix cache.
+
+    A step that is only sent counts as executed, for whatever uses the block comes after it.
+    """
+    size = schedule.pool.block_size
+    full = min(sequence.computed, len(sequence.tokens)) // size
+    while sequence.registered < full:
+        start = sequence.registered * size
+        block = sequence.blocks[sequence.registered]
+        content = sequence.tokens[start : start + size]
+        sequence.serial = schedule.pool.register(block, sequence.serial, content)
+        sequence.registered += 1

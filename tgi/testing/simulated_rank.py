@@ -1,0 +1,93 @@
+"""A rank in plain Python that follows the wire protocol and checks every slot that a step would read.
+
+Instead of keys and values a slot holds the digest of all tokens up to its position; a row's context is
+right if its slots hold exactly the chain of digests of its tokens. The next token is a function of that
+digest and of the draw, so a generation is right if and only if it equals `expected_tokens`.
+"""
+
+from hashlib import blake2b
+
+from tgi.protocol import Result, Step, floats, ints, unpack_ints
+
+EOS = 2
+VOCABULARY = 40
+
+
+def digest(before: int, token: int) -> int:
+    """uint64 of a sequence that goes on with `token`."""
+    data = before.to_bytes(8, "little") + token.to_bytes(4, "little")
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+
+
+def next_token(state: int, draw: int) -> int:
+    """EOS about once in 40 tokens."""
+    return EOS + digest(state, draw) % VOCABULARY
+
+
+def expected_tokens(prompt: list[int], max_new_tokens: int) -> list[int]:
+    """What a sequence must give, alone or in any company."""
+    state = 0
+    for token in prompt:
+        state = digest(state, token)
+    generated: list[int] = []
+    while len(generated) < max_new_tokens and EOS not in generated:
+        generated.append(next_token(state, len(generated)))
+        state = digest(state, generated[-1])
+    return generated
+
+
+class SimulatedRank:
+    """Executes steps in order."""
+
+    def __init__(self, block_size: int) -> None:
+        self.block_size = block_size
+        self.tables: dict[int, list[int]] = {}
+        self.last: dict[int, int] = {}
+        self.slots: dict[tuple[int, int], tuple[int, int]] = {}
+        """(block, offset) -> digests before and after the token it holds."""
+        self.computed = 0
+        """Query tokens of all steps, padding not counted."""
+
+    def execute(self, step: Step) -> Result:
+        """Carry out a step; AssertionError for anything that a device would compute wrongly."""
+        self._update_tables(step)
+        lanes, starts, draws = (unpack_ints(c).tolist() for c in (step.lanes, step.starts, step.draws))
+        lengths = unpack_ints(step.lengths).tolist() if step.prefill else [1] * len(lanes)
+        given = iter(unpack_ints(step.tokens).tolist())
+        assert len(set(lanes)) == len(lanes) <= step.bucket_rows
+        assert max(lengths) <= step.bucket_tokens
+        sampled = []
+        for lane, start, length, draw in zip(lanes, starts, lengths, draws, strict=True):
+            queries = [next(given) for _ in range(length)] if step.prefill else [self.last[lane]]
+            state = self._compute(self.tables[lane], start, queries, step.bucket_blocks)
+            if draw >= 0:
+                self.last[lane] = next_token(state, draw)
+                sampled.append(self.last[lane])
+        assert next(given, None) is None, "tokens that belong to no row"
+        return Result(number=step.number, tokens=ints(sampled), logprobs=floats([-1.0] * len(sampled)))
+
+    def _update_tables(self, step: Step) -> None:
+        blocks = iter(unpack_ints(step.table_blocks).tolist())
+        columns = (step.table_lanes, step.table_starts, step.table_counts)
+        for lane, start, count in zip(*(unpack_ints(c).tolist() for c in columns), strict=True):
+            table = self.tables.setdefault(lane, [])
+            del table[start:]
+            assert len(table) == start, "a gap in a block table"
+            table += [next(blocks) for _ in range(count)]
+        fresh = unpack_ints(step.table_lanes)[unpack_ints(step.table_starts) == 0]
+        assert fresh.tolist() == [params.lane for params in step.params], "a new sequence without its params"
+
+    def _compute(self, table: list[int], start: int, queries: list[int], blocks: int) -> int:
+        size = self.block_size
+        assert start + len(queries) <= min(len(table), blocks) * size, "no block for a query token"
+        assert 0 not in table, "the padding block belongs to no sequence"
+        state = 0
+        for position in range(start):
+            before, after = self.slots[table[position // size], position % size]
+            assert before == state, "a slot holds another sequence's token"
+            state = after
+        for position, token in enumerate(queries, start):
+            before, state = state, digest(state, token)
+            self.slots[table[position // size], position % size] = (before, state)
+        self.computed += len(queries)
+        return state
