@@ -6,6 +6,7 @@ one line on stderr: exit code 2 where the command line is to blame, 1 otherwise.
 
 import contextlib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from tgi.config import Options
+from tgi.config import Options, map_legacy_variables
 
 
 def _app(name: str, about: str) -> App:
@@ -66,10 +67,11 @@ def download_weights(
     huggingface_hub_cache
         Where models are kept. Without it, $HF_HOME/hub.
     """
-    from tgi.hub import HubError, find_model
+    from tgi.hub import HubError, Source, find_model
 
+    os.environ.update(map_legacy_variables())
     try:
-        folder = find_model(model_id, revision, cache=huggingface_hub_cache, extension=extension)
+        folder = find_model(Source(model_id, revision, huggingface_hub_cache, extension))
     except HubError as error:
         print(f"tgi: {error}", file=sys.stderr)
         return 1

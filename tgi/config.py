@@ -115,6 +115,8 @@ class Options:
     drain_delay: Annotated[float, _flag(_HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds from SIGTERM, when /health turns to 503, until new connections are refused. A load balancer
     needs some 5."""
+    keep_alive_timeout: Annotated[float, _flag(_HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
+    """Seconds after which an idle connection is closed; more than a load balancer's."""
     compute_type: Annotated[str, _flag(_HTTP, "COMPUTE_TYPE")] = "gpu+optimized"
     """Value of the header x-compute-type."""
 

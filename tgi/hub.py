@@ -8,6 +8,8 @@ time: `python -m tgi.hub …` reports on stdout, one JSON object a line. It know
 import contextlib
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -114,14 +116,19 @@ def _converted(folder: Path, source: Source, report: Report) -> Path:
     if _is_complete(target):
         return target
     report("converting the model", 0, 0)
+    work = target.with_name(f"{target.name}.{os.getpid()}")
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True)
         for path in folder.iterdir():
-            if path.is_file() and path.suffix != ".bin" and not (target / path.name).exists():
-                (target / path.name).symlink_to(path.resolve())
+            if path.is_file() and path.suffix != ".bin":
+                (work / path.name).symlink_to(path.resolve())
+        _convert(folder, work)
+        with contextlib.suppress(FileExistsError):  # another server was faster
+            work.rename(target)
     except OSError as error:
         raise _disk_error(error, target) from error
-    _convert(folder, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
     return target
 
 

@@ -6,7 +6,7 @@ Other libraries are heard from warnings on.
 
 import logging
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor
@@ -14,8 +14,16 @@ from structlog.typing import EventDict, Processor
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "off": 60}
 
 
-def configure(level: str = "info", *, json_output: bool = False, stream: TextIO | None = None) -> None:
-    """Send all logs to `stream` (stdout). A level that is none, such as a filter expression, means info."""
+class _StdoutHandler(logging.StreamHandler[Any]):
+    """Looks sys.stdout up for every line: a progress bar puts itself in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stdout
+        super().emit(record)
+
+
+def configure(level: str = "info", *, json_output: bool = False) -> None:
+    """Send all logs to stdout. A level that is none, such as a filter expression, means info."""
     chain: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -23,7 +31,7 @@ def configure(level: str = "info", *, json_output: bool = False, stream: TextIO 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor] = [_tgi_keys, structlog.processors.JSONRenderer()] if json_output else [_text]
-    handler = logging.StreamHandler(stream or sys.stdout)
+    handler = _StdoutHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=chain,

@@ -1,0 +1,183 @@
+"""The start of the engine: from the options to a scheduler that runs on loaded, warmed-up ranks.
+
+One coroutine, in the order in which things happen: find the model, read what it is, load, reserve the KV
+cache, warm up, schedule. Each stage shows in the lifecycle.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from os import environ
+from pathlib import Path
+from typing import Any
+
+import attrs
+import trio
+
+from tgi.api.service import Engine, ModelInfo, Service
+from tgi.config import DEMO_MODEL, Limits, OptionError, Options, map_legacy_variables, resolve_limits
+from tgi.executor import EngineError, RankExecutor, open_executor
+from tgi.hub import Source, fetch_model
+from tgi.lifecycle import Phase
+from tgi.metrics import Metrics
+from tgi.plugins import (
+    Architecture,
+    ConfigError,
+    DeviceSpec,
+    JsonReader,
+    ModelConfig,
+    architectures,
+    devices,
+    load_plugins,
+)
+from tgi.protocol import Load, Loaded, Progress
+from tgi.scheduler import Bucket, Scheduler
+from tgi.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+DEMO_ID = "tgi-demo"
+"""What `/info` calls the model that comes with the package."""
+
+
+@attrs.frozen
+class Model:
+    """What is known of a model before it is loaded."""
+
+    folder: Path
+    architecture: Architecture
+    config: ModelConfig
+    device: DeviceSpec
+
+
+async def run_engine(service: Service, options: Options) -> None:
+    """Bring the engine up, put it into the service, and schedule for ever.
+
+    Raises HubError, ConfigError, OptionError or EngineError (perhaps in a group), each with one line for
+    people. Leaving it in any way ends the ranks.
+    """
+    lifecycle = service.lifecycle
+    folder = await fetch_model(_source(options), lifecycle, {**environ, **map_legacy_variables()})
+    lifecycle.enter("reading the model's description")
+    model = await trio.to_thread.run_sync(describe_model, folder, options)
+    limits = service.limits = resolve_limits(
+        options,
+        max_position=model.config.max_position,
+        block_size=model.device.block_size,
+        batch_size=model.device.batch_size,
+        prefill_tokens=model.device.prefill_tokens,
+    )
+    metrics = service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
+    tokenizer = await trio.to_thread.run_sync(Tokenizer.from_folder, folder)
+    async with open_executor(environment=model.device.environment) as executor:
+        loaded = await _load(executor, model, limits, options, service)
+        blocks = plan_blocks(loaded, limits)
+        await executor.allocate(blocks + 1)
+        scheduler = Scheduler(
+            executor, limits, model.device, blocks, metrics, prefix_caching=options.prefix_caching
+        )
+        lifecycle.enter("warming up")
+        await scheduler.warm_up(_warm_up_progress(service))
+        info = _model_info(options, folder, loaded.dtype, model.device.name)
+        service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=limits, model=info)
+        lifecycle.phase = Phase.READY
+        log.info(
+            "Connected: %s in %s on %s, %d tokens in the KV cache",
+            info.model_id, loaded.dtype, model.device.name, blocks * limits.block_size,
+        )  # fmt: skip
+        await scheduler.run()
+
+
+def describe_model(folder: Path, options: Options) -> Model:
+    """Read config.json and find the plugins for it. Raises ConfigError or OptionError."""
+    data = {**_read_json(folder / "config.json"), **options.config_overrides}
+    manager = load_plugins()
+    known = architectures(manager)
+    names = data.get("architectures") or ["(none named)"]
+    architecture = next((known[name] for name in names if name in known), None)
+    if architecture is None:
+        supported = ", ".join(sorted(known)) or "none: no adapter is installed"
+        raise ConfigError(f"{folder}: architecture {names[0]} is not supported; supported are {supported}")
+    found = devices(manager)
+    if options.device not in found:
+        raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
+    return Model(folder, architecture, architecture.config(JsonReader(data)), found[options.device])
+
+
+def plan_blocks(loaded: Loaded, limits: Limits) -> int:
+    """How many KV blocks to use: as many as can ever be needed, or fit, beside the padding block.
+
+    Raises EngineError where not even the longest request fits.
+    """
+    longest = -(-limits.max_total_tokens // limits.block_size)
+    fitting = loaded.free_bytes // loaded.block_bytes - 1
+    if limits.max_batch_total_tokens is None:
+        wanted = longest * limits.max_batch_size
+    else:
+        wanted = limits.max_batch_total_tokens // limits.block_size
+    if fitting < longest:
+        have, need = (blocks * loaded.block_bytes / 2**20 for blocks in (max(fitting, 0), longest))
+        raise EngineError(
+            f"Not enough memory to handle `max_total_tokens={limits.max_total_tokens}`: its KV cache takes "
+            f"{need:,.0f} MiB, and {have:,.0f} MiB are left beside the weights",
+            "memory",
+        )
+    return min(wanted, fitting)
+
+
+async def _load(
+    executor: RankExecutor, model: Model, limits: Limits, options: Options, service: Service
+) -> Loaded:
+    lifecycle = service.lifecycle
+    lifecycle.enter("loading weights")
+
+    def on_progress(progress: Progress) -> None:
+        lifecycle.done, lifecycle.total = progress.done, progress.total
+
+    command = Load(
+        folder=str(model.folder),
+        architecture=model.architecture.name,
+        device=model.device.name,
+        dtype=options.compute_dtype,
+        threads=options.threads,
+        lanes=limits.max_batch_size,
+        block_size=limits.block_size,
+        overrides=options.config_overrides,
+        watermark_gamma=options.watermark_gamma,
+        watermark_delta=options.watermark_delta,
+    )
+    return await executor.load(command, on_progress)
+
+
+def _warm_up_progress(service: Service) -> Any:
+    def on_progress(done: int, total: int, bucket: Bucket) -> None:
+        log.debug("warming up %s", bucket)
+        service.lifecycle.done, service.lifecycle.total = done, total
+
+    return on_progress
+
+
+def _source(options: Options) -> Source:
+    place = options.weights_cache_override or options.model_id or DEMO_MODEL
+    return Source(str(place), options.revision, options.huggingface_hub_cache)
+
+
+def _model_info(options: Options, folder: Path, dtype: str, device: str) -> ModelInfo:
+    commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
+    return ModelInfo(
+        model_id=options.model_id or DEMO_ID,
+        sha=commit,
+        pipeline_tag="text-generation",
+        dtype=dtype,
+        device=device,
+    )
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is no JSON object")
+    return data

@@ -1,0 +1,186 @@
+"""The one place where all parts meet: one nursery with the engine and HTTP, and how the process ends.
+
+The port opens at once and answers 503 until the engine is ready. The end has one path, whatever the cause
+(a signal, hypercorn's own shutdown, the loss of the engine): readiness off, listeners closed, running
+requests finished or ended with an error event, ranks ended.
+"""
+
+import functools
+import logging
+import math
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import attrs
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
+
+from tgi import log as logs
+from tgi.api.app import create_app
+from tgi.api.service import Service
+from tgi.config import Limits, OptionError, Options
+from tgi.engine import run_engine
+from tgi.errors import ApiError, GenerationFailed, Unavailable
+from tgi.executor import EngineError
+from tgi.hub import HubError
+from tgi.lifecycle import Lifecycle, Phase
+from tgi.metrics import Metrics
+from tgi.plugins import ConfigError
+from tgi.progress import show_progress
+
+log = logging.getLogger(__name__)
+FLUSH_SECONDS = 2.0
+"""How long connections may take to carry away their last event once generation has ended."""
+BACKLOG = 1024
+"""Connections that may wait to be accepted."""
+EXPECTED = (HubError, ConfigError, OptionError, EngineError)
+"""Failures that one line explains; anything else is a defect and shows its traceback."""
+
+
+def run(options: Options) -> int:
+    """`tgi serve`: serve until a signal or a failure; returns the exit code."""
+    host = f"[{options.address}]" if ":" in options.address else options.address
+    config = Config()
+    config.bind = [f"{host}:{options.port}"]
+    try:
+        sockets = config.create_sockets()
+        for listener in sockets.insecure_sockets:
+            listener.listen(BACKLOG)
+    except (OSError, OverflowError) as error:
+        return _explain(OptionError(f"cannot listen on {config.bind[0]}: {error}"))
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    try:
+        return trio.run(functools.partial(serve, options, config, sockets, signals))
+    except KeyboardInterrupt:
+        return 130
+
+
+async def serve(
+    options: Options,
+    config: Config,
+    sockets: Sockets,
+    signals: tuple[signal.Signals, ...],
+    trigger: Callable[[], Awaitable[None]] | None = None,
+) -> int:
+    """Serve on listening sockets until a signal comes or `trigger` returns; gives the exit code.
+
+    A failure that a user can mend becomes one line on stderr; a defect raises.
+    """
+    logs.configure(options.log_level, json_output=options.json_output)
+    server = _Server(options)
+    try:
+        for warning in options.checked():
+            log.warning(warning)
+        with trio.open_signal_receiver(*signals) as received:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(server.count_signals, received)
+                if trigger is not None:
+                    nursery.start_soon(server.await_trigger, trigger)
+                nursery.start_soon(server.run_http, config, sockets)
+                nursery.start_soon(server.run_engine)
+                nursery.start_soon(show_progress, server.service.lifecycle)
+                await server.live()
+                nursery.cancel_scope.cancel()
+        if server.failure is not None:
+            raise server.failure
+    except Exception as error:
+        return _explain(error)
+    return 0
+
+
+@attrs.define(eq=False)
+class _Server:
+    """The life of one server: who may end it, and how it ends."""
+
+    options: Options
+    service: Service = attrs.field(init=False)
+    stopping: trio.Event = attrs.field(factory=trio.Event)
+    """Somebody has asked for the end."""
+    closing: trio.Event = attrs.field(factory=trio.Event)
+    """No new connections."""
+    closed: trio.Event = attrs.field(factory=trio.Event)
+    """All connections have ended."""
+    patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Cancelled when running requests must not be waited for."""
+    failure: Exception | None = None
+    """Why the engine was lost."""
+
+    def __attrs_post_init__(self) -> None:
+        self.service = Service(
+            limits=Limits(), lifecycle=Lifecycle(), metrics=Metrics(), options=self.options
+        )
+
+    async def run_http(self, config: Config, sockets: Sockets) -> None:
+        """Answer on the sockets until `closing`, then until every connection has ended."""
+        config.graceful_timeout = math.inf  # `live` decides when to cut
+        config.keep_alive_timeout = self.options.keep_alive_timeout
+        config.errorlog = config.accesslog = None
+        config.include_server_header = False
+        app = wrap_app(create_app(self.service), config.wsgi_max_body_size, "asgi")
+        await worker_serve(app, config, sockets=sockets, shutdown_trigger=self.closing.wait)
+        self.closed.set()
+
+    async def run_engine(self) -> None:
+        """Run the engine; its loss ends the server, after the clients have been told."""
+        try:
+            await run_engine(self.service, self.options)
+        except Exception as error:
+            self.failure = error
+            self.patience.cancel()
+
+    async def count_signals(self, received: AsyncIterator[int]) -> None:
+        """The first signal asks for the end, the second for its end at once."""
+        async for number in received:
+            if self.patience.cancel_called:
+                continue
+            log.info("%s received, starting graceful shutdown", signal.Signals(number).name)
+            if self.stopping.is_set():
+                self.patience.cancel()
+            self.stopping.set()
+
+    async def await_trigger(self, trigger: Callable[[], Awaitable[None]]) -> None:
+        """Let hypercorn's own shutdown ask for the end."""
+        await trigger()
+        self.stopping.set()
+
+    async def live(self) -> None:
+        """Return when every connection has ended, or has had its time to."""
+        with self.patience:
+            await self.stopping.wait()
+            self.service.lifecycle.phase = Phase.DRAINING
+            await trio.sleep(self.options.drain_delay)
+            self.closing.set()
+            with trio.move_on_after(self.options.graceful_termination_timeout):
+                await self.closed.wait()
+        self.service.lifecycle.phase = Phase.DRAINING
+        self.closing.set()
+        self._end_running()
+        with trio.move_on_after(FLUSH_SECONDS):
+            await self.closed.wait()
+
+    def _end_running(self) -> None:
+        error: ApiError = Unavailable("shutting down")
+        if self.failure is not None:
+            error = GenerationFailed("the engine is lost")
+        if self.service.engine is not None:
+            self.service.engine.scheduler.fail_all(error)
+
+
+def _explain(error: Exception) -> int:
+    """Say in one line what a user can mend; raise anything else. Gives the exit code."""
+    for leaf in _leaves(error):
+        if isinstance(leaf, EXPECTED):
+            print(f"tgi: {leaf}", file=sys.stderr, flush=True)
+            return 1
+    raise error
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
