@@ -123,10 +123,10 @@ def _converted(folder: Path, source: Source, report: Report) -> Path:
             if path.is_file() and path.suffix != ".bin":
                 (work / path.name).symlink_to(path.resolve())
         _convert(folder, work)
-        with contextlib.suppress(FileExistsError):  # another server was faster
-            work.rename(target)
+        work.rename(target)
     except OSError as error:
-        raise _disk_error(error, target) from error
+        if not _is_complete(target):  # else another server was faster
+            raise _disk_error(error, target) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target

@@ -1,0 +1,159 @@
+"""Options and limits against the tables of TGI's launcher (tgi-behaviour 6.1 and 6.2)."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from tgi.config import Limits, OptionError, Options, map_legacy_variables, resolve_limits
+
+CPU = {"block_size": 16, "batch_size": 32, "prefill_tokens": 512}
+
+# text-generation-launcher --help: the flags with a default of their own.
+TGI_DEFAULTS = {
+    "max_concurrent_requests": 128,
+    "max_best_of": 2,
+    "max_stop_sequences": 4,
+    "max_top_n_tokens": 5,
+    "max_client_batch_size": 4,
+    "payload_limit": 2_000_000,
+    "waiting_served_ratio": 0.3,
+    "max_waiting_tokens": 20,
+    "hostname": "0.0.0.0",
+    "port": 3000,
+    "graceful_termination_timeout": 90,
+    "json_output": False,
+    "trust_remote_code": False,
+}
+TGI_FLAGS = """model-id revision validation-workers sharded num-shard quantize speculate dtype kv-cache-dtype
+    trust-remote-code max-concurrent-requests max-best-of max-stop-sequences max-top-n-tokens max-input-tokens
+    max-input-length max-total-tokens waiting-served-ratio max-batch-prefill-tokens max-batch-total-tokens
+    max-waiting-tokens max-batch-size cuda-graphs hostname port prometheus-port shard-uds-path master-addr
+    master-port huggingface-hub-cache weights-cache-override disable-custom-kernels cuda-memory-fraction
+    rope-scaling rope-factor json-output otlp-endpoint otlp-service-name cors-allow-origin api-key
+    watermark-gamma watermark-delta tokenizer-config-path disable-grammar-support env max-client-batch-size
+    lora-adapters usage-stats payload-limit enable-prefill-logprobs graceful-termination-timeout""".split()
+
+
+def limits(max_position: int = 2048, **options: Any) -> Limits:
+    return resolve_limits(Options(**options), max_position=max_position, **CPU)
+
+
+@pytest.mark.parametrize("flag", TGI_FLAGS)
+def test_every_flag_of_the_launcher_is_an_option(flag: str) -> None:
+    assert hasattr(Options(), flag.replace("-", "_"))
+
+
+@pytest.mark.parametrize(("name", "value"), TGI_DEFAULTS.items())
+def test_defaults_are_those_of_the_launcher(name: str, value: object) -> None:
+    assert getattr(Options(), name) == value
+
+
+def test_limits_come_from_the_model_and_the_device() -> None:
+    found = limits(max_position=2048)
+    assert (found.max_input_tokens, found.max_total_tokens) == (2047, 2048)
+    assert (found.max_batch_size, found.max_batch_prefill_tokens, found.block_size) == (32, 512, 16)
+    assert limits(max_position=131_072).max_total_tokens == 4096
+
+
+def test_given_limits_stand() -> None:
+    found = limits(max_input_tokens=100, max_total_tokens=300, max_batch_size=4, max_batch_prefill_tokens=64)
+    assert (found.max_input_tokens, found.max_total_tokens) == (100, 300)
+    assert (found.max_batch_size, found.max_batch_prefill_tokens) == (4, 64)
+
+
+def test_a_long_prompt_limit_alone_raises_the_total() -> None:
+    """TGI refuses this (L5)."""
+    assert limits(max_position=32_768, max_input_tokens=8192).max_total_tokens == 8193
+
+
+def test_the_old_name_of_the_prompt_limit() -> None:
+    assert limits(max_input_length=77).max_input_tokens == 77
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"max_input_tokens": 5, "max_total_tokens": 5},
+            "`max_input_tokens`(5) must be < `max_total_tokens`(5)",
+        ),
+        (
+            {"max_total_tokens": 100, "max_batch_total_tokens": 99},
+            "`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 100 and 99",
+        ),
+    ],
+)
+def test_contradictions_between_limits(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        limits(**options)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {"max_input_tokens": 5, "max_input_length": 6},
+            "Both `max_input_tokens` (5) and `max_input_length` (6) are set. Please define only "
+            "`max_input_tokens` as `max_input_length` is deprecated for naming consistency.",
+        ),
+        ({"validation_workers": "0"}, "`validation_workers` must be > 0"),
+        ({"num_shard": 0}, "`num_shard` cannot be < 1"),
+        ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
+        ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
+        ({"api_key": "secret"}, "--api-key is not supported yet; start without it"),
+        ({"quantize": "gptq"}, "--quantize is not supported yet; start without it"),
+        ({"num_shard": 2}, "2 ranks are not supported yet; start with --num-shard 1"),
+    ],
+)
+def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        list(Options(**options).checked())
+    assert str(caught.value) == text
+
+
+def test_what_is_ignored_is_said() -> None:
+    warnings = list(Options(dtype="float16", trust_remote_code=True, hostname="pod-7", speculate="0").checked())
+    assert len(warnings) == 3
+    assert not list(Options().checked())
+
+
+@pytest.mark.parametrize(
+    ("hostname", "address"),
+    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("e3b0c44298fc", "0.0.0.0"), ("", "0.0.0.0")],
+)
+def test_a_host_name_that_is_no_address(hostname: str, address: str) -> None:
+    assert Options(hostname=hostname).address == address
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compute"),
+    [(None, "auto"), ("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "bfloat16")],
+)
+def test_dtypes(dtype: Any, compute: str) -> None:
+    assert Options(dtype=dtype).compute_dtype == compute
+
+
+@pytest.mark.parametrize(
+    ("options", "scaling"),
+    [
+        ({}, None),
+        ({"rope_factor": 2.0}, {"rope_type": "linear", "factor": 2.0}),
+        ({"rope_scaling": "dynamic"}, {"rope_type": "dynamic", "factor": 1.0}),
+        ({"rope_scaling": "dynamic", "rope_factor": 4.0}, {"rope_type": "dynamic", "factor": 4.0}),
+    ],
+)
+def test_rope_scaling(options: dict[str, Any], scaling: object) -> None:
+    assert Options(**options).config_overrides.get("rope_scaling") == scaling
+
+
+def test_old_variables_of_the_hub() -> None:
+    assert map_legacy_variables({"HUGGING_FACE_HUB_TOKEN": "a"}) == {"HF_TOKEN": "a"}
+    assert map_legacy_variables({"HF_API_TOKEN": "b"}) == {"HF_TOKEN": "b"}
+    assert map_legacy_variables({"HF_TOKEN": "c", "HF_API_TOKEN": "b"}) == {}
+
+
+def test_options_cannot_be_changed() -> None:
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        Options().port = 1  # type: ignore[misc]
