@@ -64,7 +64,7 @@ class Run:
         least = -(-longest // block)
         pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block)
         buckets = Buckets.from_limits(limits, device(rng.random() < 0.5, block))
-        schedule = Schedule(limits, buckets, pool, prefix_caching=rng.random() < 0.8)
+        schedule = Schedule(limits, buckets, pool, rng.choice([0, 8, None, None, None]))
         return cls(rng, schedule, SimulatedRank(block), depth=rng.choice([1, 2, 2, 3]))
 
     def arrive(self) -> None:

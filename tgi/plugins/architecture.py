@@ -24,6 +24,8 @@ class ModelConfig:
     head_dim: int
     max_position: int
     """Tokens in the longest sequence that the model was made for."""
+    prefix_limit: int | None = None
+    """Prompts longer than this have keys that depend on their length, and share none; None: none has."""
 
 
 class JsonReader:

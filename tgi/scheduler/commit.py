@@ -37,7 +37,7 @@ def commit(schedule: Schedule, planned: Planned, result: Result) -> list[Sequenc
             sequence.events.send_nowait(Token(token, text, logprob, best, reason))
         if reason is not None:
             finished.append(sequence)
-        elif schedule.prefix_caching:
+        else:
             register(schedule, sequence)
     for sequence in finished:
         _finish(schedule, sequence)
@@ -51,8 +51,7 @@ def shortest(column: bytes) -> list[float]:
 
 def _finish(schedule: Schedule, sequence: Sequence) -> None:
     sequence.finished = time.monotonic()
-    if schedule.prefix_caching:
-        register(schedule, sequence)
+    register(schedule, sequence)
     schedule.remove(sequence, State.FINISHED)
     if sequence.events is not None:
         sequence.events.close()

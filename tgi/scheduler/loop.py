@@ -54,16 +54,17 @@ class Scheduler:
         blocks: int,
         metrics: Metrics,
         *,
-        prefix_caching: bool = True,
+        prefix_limit: int | None = None,
     ) -> None:
-        """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them."""
+        """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them.
+
+        `prefix_limit`: see `Schedule`.
+        """
         self._executor = executor
         self._device = device
         self._metrics = metrics
         self._buckets = Buckets.from_limits(limits, device)
-        self._schedule = Schedule(
-            limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_caching=prefix_caching
-        )
+        self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0

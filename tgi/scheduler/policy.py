@@ -58,7 +58,8 @@ class Schedule:
     limits: Limits
     buckets: Buckets
     pool: BlockPool
-    prefix_caching: bool = True
+    prefix_limit: int | None = None
+    """Prompts of up to so many tokens share prefixes, blocks up to there are cached; None: all, 0: none."""
     waiting: deque[Sequence] = attrs.field(factory=deque)
     """By order of arrival."""
     running: list[Sequence] = attrs.field(factory=list)
@@ -103,6 +104,11 @@ class Schedule:
         insort(waiting, sequence, key=lambda s: s.number)
         self.waiting = deque(waiting)
         self.preemptions += 1
+
+    def shareable(self, sequence: Sequence) -> int:
+        """How many of its first tokens have keys and values that any sequence could use."""
+        limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit
+        return limit if len(sequence.prompt) <= limit else 0
 
     def _give_back(self, sequence: Sequence) -> None:
         self.pool.release(sequence.blocks)
@@ -157,8 +163,10 @@ def _may_admit(schedule: Schedule, decoding: bool) -> bool:
 def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     """Give a waiting sequence its lane and the blocks of all its tokens, shared ones first, or nothing."""
     pool, size, known = schedule.pool, schedule.pool.block_size, len(sequence.tokens)
-    reuse = schedule.prefix_caching and not (sequence.wants_prompt_logprobs and not sequence.generated)
-    shared, serial = pool.share(sequence.tokens, (known - 1) // size) if reuse else ([], 0)
+    reusable = min(known - 1, schedule.shareable(sequence))
+    if sequence.wants_prompt_logprobs and not sequence.generated:
+        reusable = 0
+    shared, serial = pool.share(sequence.tokens, reusable // size)
     missing = -(-(known + 1) // size) - len(shared)
     if pool.available < missing + len(schedule.running):
         pool.release(shared)
@@ -263,7 +271,7 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     )
     for sequence in tables:
         sequence.sent = len(sequence.blocks)
-    if prefill and schedule.prefix_caching:
+    if prefill:
         for row in rows:
             register(schedule, row.sequence)
     return Planned(step, bucket, rows)
@@ -297,6 +305,7 @@ def _lane_params(sequence: Sequence) -> LaneParams:
         frequency_penalty=sampling.frequency_penalty,
         watermark=sampling.watermark,
         history=ints(sequence.tokens) if sampling.needs_history else b"",
+        prompt_length=len(sequence.prompt),
     )
 
 
@@ -306,7 +315,7 @@ def register(schedule: Schedule, sequence: Sequence) -> None:
     A step that is only sent counts as executed, for whatever uses the block comes after it.
     """
     size = schedule.pool.block_size
-    full = min(sequence.computed, len(sequence.tokens)) // size
+    full = min(sequence.computed, len(sequence.tokens), schedule.shareable(sequence)) // size
     while sequence.registered < full:
         start = sequence.registered * size
         block = sequence.blocks[sequence.registered]
