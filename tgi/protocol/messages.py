@@ -35,6 +35,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Rows that can be alive at once."""
     block_size: int
     """Tokens in a KV block."""
+    prefill_tokens: int = 512
+    """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
     watermark_gamma: float = 0.5
@@ -71,6 +73,9 @@ class LaneParams(msgspec.Struct, frozen=True, array_like=True):
     watermark: bool
     history: bytes
     """int32: all tokens of the sequence so far. Sent only when a penalty needs them, else empty."""
+    prompt_length: int = 0
+    """Tokens of the prompt as the client sent it, whatever has been generated since: some kinds of RoPE
+    depend on it. 0: what is computed first is the whole prompt."""
 
 
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -1,0 +1,1 @@
+"""Llama 1 to 3.x for tgi."""

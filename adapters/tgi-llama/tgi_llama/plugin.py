@@ -1,0 +1,52 @@
+"""Llama for tgi: what the server must know of it. Imports no torch."""
+
+import attrs
+
+from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, hookimpl
+from tgi.plugins.rope import RopeConfig, read_rope
+
+
+@attrs.frozen(kw_only=True)
+class LlamaConfig(ModelConfig):
+    """config.json of a Llama."""
+
+    intermediate_size: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    tie_word_embeddings: bool
+    attention_bias: bool
+    mlp_bias: bool
+
+
+def read_config(get: JsonReader) -> LlamaConfig:
+    """Raises ConfigError where config.json asks for what this model cannot do."""
+    heads, hidden = get(int, "num_attention_heads"), get(int, "hidden_size")
+    activation = get(str, "hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; a Llama has 'silu'")
+    if get.section("quantization_config"):
+        raise ConfigError("config.json: 'quantization_config' is set; quantized Llamas are not supported")
+    head_dim = get(int, "head_dim", hidden // heads)
+    rope = read_rope(get, head_dim)
+    return LlamaConfig(
+        vocab_size=get(int, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=get(int, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=get(int, "num_key_value_heads", heads),
+        head_dim=head_dim,
+        max_position=get(int, "max_position_embeddings", 2048),
+        intermediate_size=get(int, "intermediate_size"),
+        rms_norm_eps=get(float, "rms_norm_eps", 1e-6),
+        prefix_limit=rope.depends_on_length_beyond,
+        rope=rope,
+        tie_word_embeddings=get(bool, "tie_word_embeddings", False),
+        attention_bias=get(bool, "attention_bias", False),
+        mlp_bias=get(bool, "mlp_bias", False),
+    )
+
+
+@hookimpl
+def tgi_architectures() -> list[Architecture]:
+    """The decoder with a language-model head."""
+    return [Architecture("LlamaForCausalLM", "tgi_llama.model:Llama", read_config)]

@@ -1,0 +1,140 @@
+"""The definition of every operation that a model is made of, in plain torch and with static shapes.
+
+It is right rather than fast. A device inherits from `Device` and overrides what it does faster; the tests
+compare every override with this.
+"""
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from tgi.weights import Shard
+
+from .batch import Batch
+
+
+class Device:
+    """Plain torch on the CPU. Tensor arguments are not changed unless the description says so."""
+
+    torch_device = torch.device("cpu")
+    distributed_backend = "gloo"
+    packs = False
+    """Whether the rows of a prefill step follow one another without padding."""
+
+    def __init__(self, threads: int = 0) -> None:
+        self.threads = threads
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype of that name; for "auto" the one this device computes fastest in."""
+        found = torch.float32 if name == "auto" else getattr(torch, name, None)
+        if found not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"{name!r} is not a dtype that a model can run in")
+        return found
+
+    def free_bytes(self) -> int:
+        """Memory that can still be allocated, in bytes."""
+        raise NotImplementedError
+
+    # ---- linear algebra ----------------------------------------------------------------------------------
+
+    def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Take a linear layer's weight [out, in] in the form in which `linear` is fastest."""
+        return weight.to(self.torch_device)
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x [n, in] times the prepared weight's transpose, plus bias [out] and residual [n, out]."""
+        y = F.linear(x, weight, bias)
+        return y if residual is None else residual + y
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """x over the root of its mean square along the last dimension (in float32), times weight."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
+        return wide.to(x.dtype) * weight
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up, where gate and up are the halves of the last dimension."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotate the first r of the last dimension of x [T, heads, head_dim], halves paired (NeoX style).
+
+        cos is [T, 1, r], its halves alike; sin is [T, 1, r], its first half negated.
+        """
+        size = cos.shape[-1]
+        turned = x[..., :size]
+        swapped = turned.roll(size // 2, -1)
+        turned = turned * cos + swapped * sin
+        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+
+    # ---- the KV cache and attention ----------------------------------------------------------------------
+
+    def allocate_cache(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer: [slots, kv_heads, head_dim]."""
+        shape = (2, slots, kv_heads, head_dim)
+        caches = (torch.zeros(shape, dtype=dtype, device=self.torch_device) for _ in range(layers))
+        return [(cache[0], cache[1]) for cache in caches]
+
+    def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
+        """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
+        return block_size
+
+    def store_kv(
+        self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor, value: torch.Tensor, batch: Batch
+    ) -> None:
+        """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
+        cache[0].index_copy_(0, batch.slots, key)
+        cache[1].index_copy_(0, batch.slots, value)
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,  # noqa: ARG002
+        value: torch.Tensor,  # noqa: ARG002
+        cache: tuple[torch.Tensor, torch.Tensor],
+        batch: Batch,
+        scale: float,
+    ) -> torch.Tensor:
+        """Causal attention of query [T, heads, head_dim] over the cache, in the same shape.
+
+        Query head h reads key/value head h * kv_heads // heads. `key` and `value` are those of the T tokens;
+        they are in the cache already. What comes out for padding is arbitrary but finite.
+        """
+        rows, block_size = batch.tables.shape[0], batch.plan
+        assert isinstance(block_size, int)
+        within = torch.arange(block_size, device=query.device)
+        slots = (batch.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
+        heads, head_dim = query.shape[1:]
+        groups = heads // cache[0].shape[1]
+        keys, values = (part[slots].repeat_interleave(groups, 2).transpose(1, 2) for part in cache)
+        queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
+        positions = batch.positions.view(rows, 1, -1, 1)
+        hidden = torch.arange(slots.shape[1], device=query.device) > positions
+        scores = (queries @ keys.transpose(2, 3)).float() * scale
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).to(values.dtype)
+        return (weights @ values).transpose(1, 2).reshape(query.shape)
+
+    # ---- ranks -------------------------------------------------------------------------------------------
+
+    def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """The sum of x over all ranks; may change x."""
+        if shard.size > 1:
+            dist.all_reduce(x)
+        return x
+
+    def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """The ranks' x one after another along the last dimension."""
+        if shard.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(shard.size)]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts, -1)

@@ -1,0 +1,55 @@
+"""Paged self-attention."""
+
+import torch
+from torch import nn
+
+from tgi.device import Batch
+from tgi.plugins import ConfigError
+
+from .build import Build
+
+
+class Attention(nn.Module):
+    """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
+
+    Heads are divided over the ranks. `scale` is head_dim ** -0.5 unless given.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        layer: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__()
+        ranks = build.shard.size
+        if num_kv_heads % ranks or num_heads % num_kv_heads:
+            raise ConfigError(
+                f"{num_heads} heads with {num_kv_heads} key/value heads do not divide over {ranks} rank(s)"
+            )
+        self._device = build.device
+        self._layer = layer
+        self._heads, self._kv_heads = num_heads // ranks, num_kv_heads // ranks
+        self._head_dim = head_dim
+        self._scale = head_dim**-0.5 if scale is None else scale
+
+    def forward(
+        self, qkv: torch.Tensor, batch: Batch, rotation: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> torch.Tensor:
+        """[T, (heads + 2 kv_heads) * head_dim] of this rank, queries first, to [T, heads * head_dim].
+
+        `rotation` is what `Rotary` gave for the batch; None for a layer without positions.
+        """
+        heads, kv_heads = self._heads, self._kv_heads
+        all_heads = qkv.view(-1, heads + 2 * kv_heads, self._head_dim)
+        query_key, value = all_heads[:, : heads + kv_heads], all_heads[:, heads + kv_heads :]
+        if rotation is not None:
+            query_key = self._device.rotary(query_key, *rotation)
+        query, key = query_key[:, :heads], query_key[:, heads:]
+        cache = batch.caches[self._layer]
+        self._device.store_kv(cache, key, value, batch)
+        out = self._device.attention(query, key, value, cache, batch, self._scale)
+        return out.reshape(qkv.shape[0], heads * self._head_dim)

@@ -1,0 +1,126 @@
+"""Linear layers divided over the ranks, the token embedding, and the head that turns features into logits."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tgi.device import Batch
+
+from .build import Build
+
+_PROMPT_SLICE = 64
+"""Positions whose logits are held at once for prompt log-probabilities."""
+
+
+class ColumnLinear(nn.Module):
+    """Output features divided over the ranks; several checkpoint tensors may be fused into one.
+
+    `out_features[i]` are those of the tensor `names[i]` on all ranks together. The output of a rank is its
+    part of the first tensor, then its part of the second, and so on.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        names: Sequence[str],
+        in_features: int,
+        out_features: Sequence[int],
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self._device = build.device
+
+        def fused(kind: str, *rest: int) -> torch.Tensor:
+            parts = zip(names, out_features, strict=True)
+            return torch.cat(
+                [build.weights.read(f"{n}.{kind}", [out, *rest], 0, build.shard) for n, out in parts]
+            )
+
+        self._weight = build.linear(fused("weight", in_features))
+        self._bias = build.put(fused("bias")) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in_features] to [T, this rank's part of all out_features]."""
+        return self._device.linear(x, self._weight, self._bias)
+
+
+class RowLinear(nn.Module):
+    """Input features divided over the ranks; the ranks' partial results are summed."""
+
+    def __init__(
+        self, build: Build, name: str, in_features: int, out_features: int, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self._device = build.device
+        self._shard = build.shard
+        weight = build.weights.read(f"{name}.weight", [out_features, in_features], 1, build.shard)
+        self._weight = build.linear(weight)
+        self._bias = build.put(build.weights.read(f"{name}.bias", [out_features])) if bias else None
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape."""
+        first = self._shard.rank == 0
+        y = self._device.linear(x, self._weight, self._bias if first else None, residual if first else None)
+        return self._device.all_reduce(y, self._shard)
+
+
+class Embedding(nn.Module):
+    """The features of each token of the vocabulary; whole on every rank."""
+
+    def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
+        super().__init__()
+        self._weight = build.put(build.weights.read(f"{name}.weight", [vocab_size, size]))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Ids [T] to [T, size]."""
+        return F.embedding(tokens, self._weight)
+
+
+class Head(nn.Module):
+    """From the last layer's features to logits. The vocabulary is divided over the ranks, padded if need be.
+
+    `name` is the embedding's where the two are tied. It also answers `Batch.targets`, in slices, so that the
+    logits of a long prompt never exist all at once.
+    """
+
+    def __init__(self, build: Build, name: str, vocab_size: int, size: int, bias: bool = False) -> None:
+        super().__init__()
+        self._device = build.device
+        self._shard = build.shard
+        self._vocab_size = vocab_size
+        part = -(-vocab_size // build.shard.size)
+        mine = slice(part * build.shard.rank, part * (build.shard.rank + 1))
+        self._weight = build.linear(_rows(build, f"{name}.weight", [vocab_size, size], mine, part))
+        self._bias = build.put(_rows(build, f"{name}.bias", [vocab_size], mine, part)) if bias else None
+
+    def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
+        if batch.targets is not None:
+            batch.target_logprobs = self._target_logprobs(x, batch.targets)
+        return self._logits(x if batch.last.shape[0] == x.shape[0] else x[batch.last])
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.shape[0]:
+            return x.new_empty(0, self._vocab_size)
+        logits = self._device.linear(x, self._weight, self._bias)
+        return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
+
+    def _target_logprobs(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """log_softmax of the logits at the targets, [T] float32; NaN for a target of -1."""
+        parts = []
+        for begin in range(0, len(targets), _PROMPT_SLICE):
+            wanted = targets[begin : begin + _PROMPT_SLICE]
+            logits = self._logits(x[begin : begin + _PROMPT_SLICE]).float()
+            chosen = logits.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            logprobs = chosen - logits.logsumexp(-1)
+            parts.append(logprobs.masked_fill(wanted < 0, torch.nan))
+        return torch.cat(parts)
+
+
+def _rows(build: Build, name: str, shape: Sequence[int], mine: slice, part: int) -> torch.Tensor:
+    """This rank's rows of a tensor, padded with zeros where the last rank has fewer."""
+    tensor = build.weights.read(name, shape)[mine]
+    missing = part - tensor.shape[0]
+    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor

@@ -1,0 +1,20 @@
+"""Normalisation."""
+
+import torch
+from torch import nn
+
+from .build import Build
+
+
+class RMSNorm(nn.Module):
+    """Root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467) over `size`."""
+
+    def __init__(self, build: Build, name: str, size: int, epsilon: float) -> None:
+        super().__init__()
+        self._device = build.device
+        self._epsilon = epsilon
+        self._weight = build.put(build.weights.read(f"{name}.weight", [size]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., size] to the same shape."""
+        return self._device.rms_norm(x, self._weight, self._epsilon)

@@ -1,0 +1,115 @@
+"""Rotary position embeddings (RoPE): the angles of a batch, computed once per step for all layers.
+
+The formulas are those of the papers (linear: Chen et al. 2023, arXiv 2306.15595; dynamic NTK: bloc97 and
+emozilla; YaRN: Peng et al. 2023, arXiv 2309.00071; LongRoPE: Ding et al. 2024, arXiv 2402.13753; llama3:
+Meta's reference code) as transformers' `modeling_rope_utils` computes them.
+
+Dynamic and LongRoPE depend on how long the sequence is. A token of the prompt reckons with the length of the
+whole prompt, a generated one with its position + 1 (`Batch.contexts`). That is what transformers' `generate`
+does for one sequence that stays within the original length, starts beyond it, or crosses it; and it makes
+every row independent of its neighbours and of how its prompt was cut into chunks.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from tgi.device import Batch
+from tgi.plugins.rope import RopeConfig
+
+from .build import Build
+
+
+class Rotary(nn.Module):
+    """Turns positions into cos and sin. Layers that rotate alike share one."""
+
+    def __init__(self, build: Build, config: RopeConfig) -> None:
+        super().__init__()
+        self._config = config
+        self._dtype = build.dtype
+        self._factor = attention_factor(config)
+        place = build.device.torch_device
+        self._exponents = (torch.arange(0, config.dim, 2).float() / config.dim).to(place)
+        self._short = frequencies(config).to(place)
+        self._long = frequencies(config, beyond=True).to(place)
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin as `Device.rotary` wants them: [T, 1, dim], halves alike, first half of sin negated."""
+        angles = batch.positions[:, None].float() * self._frequencies(batch)
+        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        whole = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
+        return whole[0].to(self._dtype)[:, None], whole[1].to(self._dtype)[:, None]
+
+    def _frequencies(self, batch: Batch) -> torch.Tensor:
+        """[dim / 2], or [T, dim / 2] where they depend on the length of the sequence."""
+        config = self._config
+        if config.kind == "longrope":
+            return torch.where(
+                batch.contexts[:, None] > config.original_max_position, self._long, self._short
+            )
+        if config.kind == "dynamic":
+            lengths = batch.contexts.clamp_min(config.max_position).float()
+            stretch = config.factor * lengths / config.max_position - (config.factor - 1)
+            theta = config.theta * stretch ** (config.dim / (config.dim - 2))
+            return 1.0 / theta[:, None] ** self._exponents
+        return self._short
+
+
+def frequencies(config: RopeConfig, beyond: bool = False) -> torch.Tensor:
+    """Radians per position of each pair of features, [dim / 2] float32.
+
+    `beyond`: for sequences beyond the original length, where the kind tells them apart (longrope).
+    """
+    wave = config.theta ** (torch.arange(0, config.dim, 2).float() / config.dim)
+    if config.kind == "linear":
+        return 1.0 / wave / config.factor
+    if config.kind == "longrope":
+        return 1.0 / (torch.tensor(config.long_factor if beyond else config.short_factor) * wave)
+    if config.kind == "yarn":
+        return _yarn(config, wave)
+    if config.kind == "llama3":
+        return _llama3(config, 1.0 / wave)
+    return 1.0 / wave
+
+
+def attention_factor(config: RopeConfig) -> float:
+    """What cos and sin are multiplied by, so that attention stays as sharp over more tokens."""
+    if config.attention_factor is not None:
+        return config.attention_factor
+    if config.factor <= 1:
+        return 1.0
+    if config.kind == "yarn":
+        log = 0.1 * math.log(config.factor)
+        if config.mscale and config.mscale_all_dim:
+            return (log * config.mscale + 1) / (log * config.mscale_all_dim + 1)
+        return log + 1
+    if config.kind == "longrope":
+        return math.sqrt(1 + math.log(config.factor) / math.log(config.original_max_position))
+    return 1.0
+
+
+def _yarn(config: RopeConfig, wave: torch.Tensor) -> torch.Tensor:
+    """Fast features keep their frequency, slow ones are interpolated, with a ramp between them."""
+
+    def feature(rotations: float) -> float:
+        """Index of the feature that makes so many turns within the original length."""
+        turns = config.original_max_position / (rotations * 2 * math.pi)
+        return config.dim * math.log(turns) / (2 * math.log(config.theta))
+
+    low, high = feature(config.beta_fast), feature(config.beta_slow)
+    if config.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, config.dim - 1)
+    if low == high:
+        high += 0.001
+    ramp = ((torch.arange(config.dim // 2).float() - low) / (high - low)).clamp(0, 1)
+    return ramp / (config.factor * wave) + (1 - ramp) / wave
+
+
+def _llama3(config: RopeConfig, frequency: torch.Tensor) -> torch.Tensor:
+    """Waves that fit often into the original length stay, long ones are stretched, with a smooth change."""
+    fits = config.original_max_position * frequency / (2 * math.pi)
+    low, high = config.low_freq_factor, config.high_freq_factor
+    smooth = ((fits - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * frequency / config.factor + smooth * frequency

@@ -1,0 +1,103 @@
+"""Reading of the rotary position embedding (RoPE) that a config.json names, for any architecture. No torch.
+
+Both spellings are understood: `rope_scaling` with `rope_theta` beside it, and `rope_parameters`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from .architecture import ConfigError, JsonReader
+
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+_ALIASES = {"su": "longrope"}
+
+
+@attrs.frozen(kw_only=True)
+class RopeConfig:
+    """A kind of RoPE with its parameters; those of other kinds have neutral values."""
+
+    kind: str = "default"
+    theta: float = 10_000.0
+    dim: int
+    """How many of a head's features are rotated."""
+    max_position: int
+    original_max_position: int
+    """Tokens in the longest sequence before the scaling."""
+    factor: float = 1.0
+    attention_factor: float | None = None
+    """What cos and sin are multiplied by; None: what the kind derives from its factor."""
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+    truncate: bool = True
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+
+    @property
+    def depends_on_length_beyond(self) -> int | None:
+        """Prompts longer than this have keys that depend on how long the prompt is; None: no prompt has."""
+        if self.kind == "dynamic":
+            return self.max_position
+        return self.original_max_position if self.kind == "longrope" else None
+
+
+def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
+    """The RoPE of a config.json whose heads have `head_dim` features. Raises ConfigError."""
+    scaling = get.section("rope_scaling") or get.section("rope_parameters") or JsonReader({})
+    kind = scaling(str, "rope_type", scaling(str, "type", "default"))
+    kind = _ALIASES.get(kind, kind)
+    if kind not in KINDS:
+        raise ConfigError(f"RoPE of type {kind!r} is not supported, only {', '.join(KINDS)}")
+    share = scaling(float, "partial_rotary_factor", get(float, "partial_rotary_factor", 1.0))
+    max_position = get(int, "max_position_embeddings", 2048)
+    original = scaling(int, "original_max_position_embeddings", max_position)
+    common: dict[str, Any] = {
+        "kind": kind,
+        "theta": scaling(float, "rope_theta", get(float, "rope_theta", 10_000.0)),
+        "dim": int(head_dim * share),
+        "max_position": max_position,
+        "original_max_position": get(int, "original_max_position_embeddings", original),
+    }
+    return RopeConfig(**common, **_parameters(kind, scaling, common))
+
+
+def _parameters(kind: str, scaling: JsonReader, common: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of one kind. Raises ConfigError where one is missing."""
+    ratio = common["max_position"] / common["original_max_position"]
+    if kind in ("linear", "dynamic"):
+        return {"factor": scaling(float, "factor")}
+    if kind == "llama3":
+        names = ("factor", "low_freq_factor", "high_freq_factor")
+        return {name: scaling(float, name) for name in names}
+    if kind == "yarn":
+        return {
+            "factor": scaling(float, "factor", ratio),
+            "attention_factor": scaling(float, "attention_factor", None),
+            "beta_fast": scaling(float, "beta_fast", 32.0) or 32.0,
+            "beta_slow": scaling(float, "beta_slow", 1.0) or 1.0,
+            "mscale": scaling(float, "mscale", 0.0),
+            "mscale_all_dim": scaling(float, "mscale_all_dim", 0.0),
+            "truncate": scaling(bool, "truncate", True),
+        }
+    if kind == "longrope":
+        return {
+            "factor": scaling(float, "factor", ratio),
+            "attention_factor": scaling(float, "attention_factor", None),
+            "short_factor": _factors(scaling, "short_factor", common["dim"] // 2),
+            "long_factor": _factors(scaling, "long_factor", common["dim"] // 2),
+        }
+    return {}
+
+
+def _factors(scaling: JsonReader, key: str, length: int) -> tuple[float, ...]:
+    values = scaling(list, key)
+    if len(values) != length or not all(type(value) in (int, float) for value in values):
+        raise ConfigError(
+            f"config.json: {key!r} of the RoPE must be {length} numbers, half of what is rotated"
+        )
+    return tuple(map(float, values))

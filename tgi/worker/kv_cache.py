@@ -1,0 +1,35 @@
+"""The KV cache of one rank: its size, and the tensors of all layers."""
+
+import attrs
+import torch
+
+from tgi.device import Device
+from tgi.plugins import ModelConfig
+from tgi.weights import Shard
+
+
+@attrs.frozen
+class KVCacheSpec:
+    """What one rank keeps of every token."""
+
+    layers: int
+    kv_heads: int
+    """Of this rank."""
+    head_dim: int
+    dtype: torch.dtype
+    block_size: int
+
+    @classmethod
+    def of(cls, config: ModelConfig, shard: Shard, dtype: torch.dtype, block_size: int) -> "KVCacheSpec":
+        """For a rank's share of a model."""
+        return cls(config.num_layers, config.num_kv_heads // shard.size, config.head_dim, dtype, block_size)
+
+    @property
+    def block_bytes(self) -> int:
+        """Of one block, keys and values of all layers."""
+        return 2 * self.layers * self.block_size * self.kv_heads * self.head_dim * self.dtype.itemsize
+
+    def allocate(self, device: Device, blocks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of each layer, [blocks * block_size, kv_heads, head_dim]."""
+        slots = blocks * self.block_size
+        return device.allocate_cache(self.layers, slots, self.kv_heads, self.head_dim, self.dtype)

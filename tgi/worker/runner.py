@@ -1,0 +1,155 @@
+"""Loads a model and executes steps with it."""
+
+import json
+import pkgutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from tgi.device import Device
+from tgi.layers import Batch, Build
+from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
+from tgi.protocol import Load, Loaded, Progress, Result, Step, unpack_ints
+from tgi.weights import Checkpoint, CheckpointError, Shard
+
+from .inputs import make_inputs
+from .kv_cache import KVCacheSpec
+from .lanes import Lanes
+from .sampler import Sampled, Sampler
+
+Model = Callable[[Batch], torch.Tensor]
+
+
+@attrs.define(eq=False)
+class Runner:
+    """One rank's model. Made by `load`; `allocate` must come before `execute`."""
+
+    device: Device
+    config: ModelConfig
+    model: Model
+    spec: KVCacheSpec
+    lanes: Lanes
+    sampler: Sampler
+    last_tokens: torch.Tensor
+    """[lanes + 1] int64: the last sampled token of each lane."""
+    workspace_bytes: int
+    caches: list[tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=list)
+
+    @classmethod
+    def load(cls, command: Load, shard: Shard, report: Callable[[Progress], None]) -> "Runner":
+        """Read the model. Raises ConfigError, CheckpointError, ValueError for what a person can put right."""
+        plugins = load_plugins()
+        device = open_device(command.device, command.threads, devices(plugins))
+        architecture = _find("architecture", command.architecture, architectures(plugins))
+        data = json.loads((Path(command.folder) / "config.json").read_bytes()) | command.overrides
+        config = architecture.config(JsonReader(data))
+        checkpoint = Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
+        build = Build(checkpoint, shard, device, device.dtype(command.dtype))
+        model = pkgutil.resolve_name(architecture.model)(config, build).eval()
+        if checkpoint.unread:
+            names = ", ".join(checkpoint.unread[:3])
+            rest = f" and {len(checkpoint.unread) - 3} more" if len(checkpoint.unread) > 3 else ""
+            raise CheckpointError(
+                f"{command.folder} has tensors that no layer of this model reads: {names}{rest}"
+            )
+        return cls.of(model, config, build, command)
+
+    @classmethod
+    def of(cls, model: Model, config: ModelConfig, build: Build, command: Load) -> "Runner":
+        """Around a model that is in memory."""
+        place, rows = build.device.torch_device, command.lanes + 1
+        sampler = Sampler(rows, config.vocab_size, place, command.watermark_gamma, command.watermark_delta)
+        return cls(
+            device=build.device,
+            config=config,
+            model=model,
+            spec=KVCacheSpec.of(config, build.shard, build.dtype, command.block_size),
+            lanes=Lanes(command.lanes),
+            sampler=sampler,
+            last_tokens=torch.zeros(rows, dtype=torch.int64, device=place),
+            workspace_bytes=workspace_bytes(config, build, command),
+        )
+
+    @property
+    def loaded(self) -> Loaded:
+        """What the server plans the KV cache with."""
+        return Loaded(
+            free_bytes=max(0, self.device.free_bytes() - self.workspace_bytes),
+            block_bytes=self.spec.block_bytes,
+            dtype=str(self.spec.dtype).removeprefix("torch."),
+        )
+
+    def allocate(self, blocks: int) -> None:
+        """Reserve the KV cache."""
+        self.caches = self.spec.allocate(self.device, blocks)
+
+    @torch.inference_mode()
+    def execute(self, step: Step) -> Result:
+        """Carry out a step."""
+        began = time.perf_counter()
+        self.lanes.update(step)
+        for params in step.params:
+            if params.history:
+                self.sampler.start(params.lane, unpack_ints(params.history))
+        inputs = make_inputs(step, self.lanes, self.device, self.spec, self.caches, self.last_tokens)
+        logits = self.model(inputs.batch)
+        sampled = self.sampler(logits, inputs.sampler)
+        self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)
+        columns = _result_columns(sampled, inputs.answers)
+        if inputs.batch.target_logprobs is not None:
+            logprobs = inputs.batch.target_logprobs.cpu().numpy()
+            columns["prompt_logprobs"] = logprobs[inputs.target_places].tobytes()
+        return Result(number=step.number, seconds=time.perf_counter() - began, **columns)
+
+
+def open_device(name: str, threads: int, known: Any) -> Device:
+    """The device of that name. Raises ValueError where no plugin offers it."""
+    device = pkgutil.resolve_name(_find("device", name, known).implementation)(threads)
+    assert isinstance(device, Device)
+    return device
+
+
+def workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
+    """Upper estimate of what the largest step needs beside weights and KV cache.
+
+    Activations: per query token six vectors of the hidden size and three of the widest linear layer are
+    alive at once. Logits: of each lane's row, or of 64 prompt positions, the model's dtype once, and
+    40 bytes per token of the vocabulary for the sampler with everything on (float32 scores and their
+    copies, sorted values with int64 indices, float64 sums), and 4 for the penalties' counts.
+    """
+    item = build.dtype.itemsize
+    tokens = max(command.prefill_tokens, command.lanes)
+    head = config.vocab_size if build.widest >= config.vocab_size else 0
+    widest = min(build.widest, 8 * config.hidden_size) if head else build.widest
+    activations = tokens * (6 * config.hidden_size + 3 * widest) * item
+    logits = max(command.lanes, 64) * config.vocab_size * (item + 40)
+    return activations + logits + (command.lanes + 1) * config.vocab_size * 4
+
+
+def _find(kind: str, name: str, known: Any) -> Any:
+    if name not in known:
+        raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
+    return known[name]
+
+
+def _result_columns(sampled: Sampled, answers: "np.ndarray[Any, Any]") -> dict[str, bytes]:
+    """The sampled rows that the server asked for, read back in one copy."""
+    parts = (
+        sampled.tokens.int()[:, None],
+        sampled.logprobs.view(torch.int32)[:, None],
+        sampled.top_tokens.int(),
+        sampled.top_logprobs.view(torch.int32),
+    )
+    table = torch.cat(parts, 1).cpu().numpy()[answers]
+    top = sampled.top_tokens.shape[1]
+    return {
+        "tokens": table[:, 0].tobytes(),
+        "logprobs": table[:, 1].tobytes(),
+        "top_tokens": table[:, 2 : 2 + top].tobytes(),
+        "top_logprobs": table[:, 2 + top :].tobytes(),
+    }

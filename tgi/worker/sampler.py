@@ -1,0 +1,223 @@
+"""From logits to tokens: one program for all rows of a step, with parameters as columns and static shapes.
+
+In order: watermark, repetition penalty, frequency penalty, temperature, top-k, top-p, typical-p, choice
+(tgi-behaviour section 5). What comes out for a row depends on that row alone, bit for bit: no reduction runs
+over rows, none may be split differently for one row than for many (`Tensor.sum` of a single row is), ties are
+broken by the lowest id, and a part that no row needs is skipped only where it would not change any bit.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .lanes import DRAW_BITS
+
+_WATERMARK_KEY = 15485863
+
+
+@attrs.frozen(kw_only=True)
+class Needs:
+    """Which parts of the program the rows of a step need; decided on the host, before the program runs."""
+
+    sample: bool = False
+    top_k: bool = False
+    top_p: bool = False
+    typical: bool = False
+    penalties: bool = False
+    watermark: bool = False
+    top: int = 0
+    """How many of the most likely tokens to report."""
+
+    @classmethod
+    def of(cls, columns: Mapping[str, npt.NDArray[Any]], top: int) -> "Needs":
+        """Of rows with these parameters."""
+        penalised = (columns["repetition_penalty"] != 1) | (columns["frequency_penalty"] != 0)
+        return cls(
+            sample=bool(columns["sample"].any()),
+            top_k=bool((columns["top_k"] > 0).any()),
+            top_p=bool((columns["top_p"] < 1).any()),
+            typical=bool((columns["typical_p"] < 1).any()),
+            penalties=bool(penalised.any()),
+            watermark=bool(columns["watermark"].any()),
+            top=top,
+        )
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class SamplerInputs:
+    """The rows of a step. All tensors are [rows] on the device, int64 or float32."""
+
+    needs: Needs
+    lanes: torch.Tensor
+    lengths: torch.Tensor
+    """Tokens of the sequence so far, prompt and generated."""
+    previous: torch.Tensor
+    """The last of them."""
+    draw_high: torch.Tensor
+    draw_low: torch.Tensor
+    """The random number, DRAW_BITS bits each."""
+    sample: torch.Tensor
+    top_k: torch.Tensor
+    watermark: torch.Tensor
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    typical_p: torch.Tensor
+    repetition_penalty: torch.Tensor
+    frequency_penalty: torch.Tensor
+
+
+@attrs.frozen(eq=False)
+class Sampled:
+    """What was chosen."""
+
+    tokens: torch.Tensor
+    """[rows] int64"""
+    logprobs: torch.Tensor
+    """[rows] float32: of the token, under the distribution it was drawn from."""
+    top_tokens: torch.Tensor
+    """[rows, top] int64: most likely first, the lower id first among equals; -1 for what cannot be drawn."""
+    top_logprobs: torch.Tensor
+    """[rows, top] float32"""
+
+
+class Sampler:
+    """Keeps on the device what the penalties look at: how often each lane's sequence has each token."""
+
+    def __init__(self, lanes: int, vocab_size: int, device: torch.device, gamma: float, delta: float) -> None:
+        self._counts = torch.zeros(lanes, vocab_size, dtype=torch.int32, device=device)
+        self._gamma, self._delta = gamma, delta
+
+    def start(self, lane: int, history: npt.NDArray[np.int32]) -> None:
+        """Count the tokens of a sequence that enters a lane."""
+        counts = np.bincount(history, minlength=self._counts.shape[1]).astype(np.int32)
+        self._counts[lane] = torch.from_numpy(counts).to(self._counts.device)
+
+    def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
+        """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
+        scores = process(logits.float(), rows, self._counts, self._gamma, self._delta)
+        best = scores.argmax(-1)
+        logprobs = scores.log_softmax(-1)
+        tokens = torch.where(rows.sample > 0, draw(logprobs, rows), best) if rows.needs.sample else best
+        if rows.needs.penalties:
+            ones = torch.ones_like(tokens, dtype=torch.int32)
+            self._counts.index_put_((rows.lanes, tokens), ones, accumulate=True)
+        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
+        return Sampled(tokens, chosen, *most_likely(logprobs, rows.needs.top))
+
+
+def process(
+    scores: torch.Tensor, rows: SamplerInputs, counts: torch.Tensor, gamma: float, delta: float
+) -> torch.Tensor:
+    """The float32 scores [rows, vocab] that a token is drawn from: penalised, warped, -inf where filtered."""
+    needs = rows.needs
+    if needs.watermark:
+        green = green_list(rows.previous, scores.shape[1], gamma) & (rows.watermark > 0)[:, None]
+        scores = torch.where(green, scores + delta, scores)
+    if needs.penalties:
+        scores = _penalise(scores, counts[rows.lanes], rows)
+    if needs.sample:
+        scores = scores / rows.temperature[:, None]
+    if needs.top_k or needs.top_p:
+        scores = _filter_top(scores, rows)
+    if needs.typical:
+        scores = _filter_typical(scores, rows.typical_p[:, None])
+    return scores
+
+
+def draw(logprobs: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+    """A token per row, by the inverse of the cumulative distribution in the order of ids; [rows].
+
+    The random number is the middle of one of 2^52 equal parts of (0, 1). A token of probability 0 adds
+    nothing to the sum and so cannot be the first that exceeds the target.
+    """
+    cumulative = logprobs.double().exp().cumsum(-1)
+    uniform = (rows.draw_high.double() * 2**DRAW_BITS + rows.draw_low.double() + 0.5) * 2.0 ** (
+        -2 * DRAW_BITS
+    )
+    target = uniform[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+def most_likely(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and log-probabilities of the `count` best of each row, [rows, count] each."""
+    if not count:
+        empty = logprobs[:, :0]
+        return empty.long(), empty
+    size = logprobs.shape[1]
+    bits = logprobs.view(torch.int32)
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    reverse_ids = torch.arange(size - 1, -1, -1, device=logprobs.device)
+    keys = (ordered << 32) | reverse_ids  # no two alike, so that ties do not depend on `count`
+    best = keys.topk(min(count, size), -1).values
+    ids = size - 1 - (best & 0xFFFFFFFF)
+    values = logprobs.gather(1, ids)
+    ids = ids.masked_fill(values.isneginf(), -1)
+    missing = count - ids.shape[1]
+    if missing:
+        ids = torch.nn.functional.pad(ids, (0, missing), value=-1)
+        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
+    return ids, values
+
+
+def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
+    """Which tokens a watermark favours after `previous` [rows]; [rows, vocab] bool.
+
+    After Kirchenbauer et al. 2023 (arXiv 2301.10226). Each token is green if a hash of it, keyed by 15485863
+    times the previous token, falls into the first `gamma` of its range. TGI permutes the vocabulary with
+    a generator so seeded, whose result differs from device to device; a hash is the same everywhere.
+    """
+    key = _hash(previous * _WATERMARK_KEY & 0xFFFFFFFF)
+    tokens = torch.arange(vocab_size, device=previous.device)
+    return _hash(key[:, None] ^ tokens) < int(gamma * 2**32)
+
+
+def _hash(x: torch.Tensor) -> torch.Tensor:
+    """Mix the 32 bits of non-negative int64s below 2^32; products stay below 2^63."""
+    for _ in range(2):
+        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
+    return (x >> 16) ^ x
+
+
+def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+    """Repetition penalty once per id that occurs; frequency penalty by its share of the sequence's tokens."""
+    repetition = rows.repetition_penalty[:, None]
+    penalised = torch.where(scores < 0, scores * repetition, scores / repetition)
+    scores = torch.where(counts > 0, penalised, scores)
+    share = counts.float() / rows.lengths[:, None].float()
+    return scores - rows.frequency_penalty[:, None] * share
+
+
+def _filter_top(scores: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+    """top-k, then top-p among what it left. Equal scores stay or go together."""
+    descending = scores.sort(-1, descending=True).values
+    size = scores.shape[1]
+    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size) - 1
+    cut = descending.gather(1, last_kept[:, None])
+    if rows.needs.top_p:
+        left = descending.masked_fill(descending < cut, -torch.inf)
+        mass = left.softmax(-1).double()
+        before = mass.cumsum(-1) - mass
+        kept = (before < rows.top_p[:, None]).sum(-1, keepdim=True).clamp_min(1)
+        top_p_cut = descending.gather(1, kept - 1)
+        cut = torch.where(rows.top_p[:, None] < 1, torch.maximum(cut, top_p_cut), cut)
+    return scores.masked_fill(scores < cut, -torch.inf)
+
+
+def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor) -> torch.Tensor:
+    """Keep those whose surprise is closest to the entropy until their mass reaches typical_p.
+
+    After Meister et al. 2022 (arXiv 2202.00666). What is equally far stays or goes together.
+    """
+    logprobs = scores.log_softmax(-1)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nan_to_num(0.0).double().cumsum(-1)[:, -1:].float()
+    distances = (-logprobs - entropy).abs()
+    ascending, order = distances.sort(-1)
+    mass = probabilities.gather(1, order).double().cumsum(-1)
+    kept = (mass < typical_p).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
+    cut = ascending.gather(1, kept)
+    return scores.masked_fill((distances > cut) & (typical_p < 1), -torch.inf)
