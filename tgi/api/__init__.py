@@ -1,1 +1,1 @@
-
+"""HTTP: requests become sequences, tokens become answers. Knows requests and text, never a tensor."""
