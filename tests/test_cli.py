@@ -79,7 +79,7 @@ def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         (["serve", "surplus"], {}, "surplus"),
         (["serve", "--port"], {}, "--port"),
         (["serve"], {"PORT": "x"}, "PORT"),
-        (["download-weights"], {}, "MODEL_ID"),
+        (["download-weights"], {}, "--model-id"),
         (["swerve"], {}, "swerve"),
     ],
 )

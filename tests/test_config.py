@@ -114,7 +114,9 @@ def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
 
 
 def test_what_is_ignored_is_said() -> None:
-    warnings = list(Options(dtype="float16", trust_remote_code=True, hostname="pod-7", speculate="0").checked())
+    warnings = list(
+        Options(dtype="float16", trust_remote_code=True, hostname="pod-7", speculate="0").checked()
+    )
     assert len(warnings) == 3
     assert not list(Options().checked())
 

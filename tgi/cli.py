@@ -70,6 +70,8 @@ def download_weights(
     from tgi.hub import HubError, Source, find_model
 
     os.environ.update(map_legacy_variables())
+    if not sys.stderr.isatty():
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
         folder = find_model(Source(model_id, revision, huggingface_hub_cache, extension))
     except HubError as error:

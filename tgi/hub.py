@@ -63,7 +63,10 @@ async def fetch_model(source: Source, lifecycle: Lifecycle, environment: dict[st
     lifecycle.enter("looking for the model")
     command = [sys.executable, "-m", "tgi.hub", json.dumps(attrs.asdict(source), default=str)]
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=environment
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env={**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
     )
     try:
         async with contextlib.aclosing(_lines(process)) as lines:
@@ -232,6 +235,8 @@ def _hub_errors(source: Source) -> Iterator[None]:
             f"{name} is not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE, HF_ENDPOINT)"
         ) from error
     except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise HubError(f"the Hub wants a token that may read {name}: set HF_TOKEN") from error
         raise HubError(f"the Hub refuses {name}: {' '.join(str(error).split())}") from error
     except OSError as error:
         raise _disk_error(error, _cache_folder(source)) from error

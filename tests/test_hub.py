@@ -1,0 +1,281 @@
+"""Finding models: folders, the cache, and a small imitation of the Hub on a local port."""
+
+import hashlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import attrs
+import pytest
+import torch
+import transformers
+import trio
+from safetensors.torch import load_file
+
+from tgi.hub import HubError, Source, fetch_model, find_model
+from tgi.lifecycle import Lifecycle
+from tgi.testing.models import make_llama
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NAME = "org/tiny"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the Hub's API as huggingface_hub needs for one model."""
+
+    protocol_version = "HTTP/1.1"
+    files: ClassVar[dict[str, bytes]] = {}
+    status: ClassVar[tuple[int, str]] = (200, "")
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(f"{self.command} {self.path} {self.headers.get('authorization', '')}")
+        path = self.path.partition("?")[0]
+        if self.status[0] != 200:
+            self._send(b"{}", {"X-Error-Code": self.status[1]}, self.status[0])
+        elif re.fullmatch(rf"/api/models/{NAME}(/revision/(main|{COMMIT}))?", path):
+            siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
+            self._json({"id": NAME, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False})
+        elif path.startswith(f"/api/models/{NAME}/revision/"):
+            self._send(b"{}", {"X-Error-Code": "RevisionNotFound"}, 404)
+        elif path == f"/api/models/{NAME}/tree/{COMMIT}":
+            self._json(
+                [
+                    {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                    for name, data in self.files.items()
+                ]
+            )
+        elif path.startswith(f"/{NAME}/resolve/{COMMIT}/"):
+            data = self.files[path.rpartition("/")[2]]
+            self._send(data, {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT})
+        else:
+            self._send(b"{}", {"X-Error-Code": "RepoNotFound"}, 404)
+
+    do_HEAD = do_GET
+
+    def _json(self, data: object) -> None:
+        self._send(json.dumps(data).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, body: bytes, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("hub") / "tiny")
+
+
+@pytest.fixture
+def hub(checkpoint: Path) -> Iterator[tuple[type[Hub], str]]:
+    handler = type("Handler", (Hub,), {"asked": [], "status": (200, "")})
+    handler.files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield handler, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def environment(endpoint: str, cache: Path, **more: str) -> dict[str, str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return {**inherited, "HF_ENDPOINT": endpoint, "HF_HOME": str(cache), "HF_HUB_DISABLE_XET": "1", **more}
+
+
+def fetch(
+    endpoint: str, cache: Path, name: str = NAME, revision: str | None = None, **more: str
+) -> tuple[Path, Lifecycle]:
+    lifecycle = Lifecycle()
+    source = Source(name, revision)
+    folder = trio.run(fetch_model, source, lifecycle, environment(endpoint, cache, **more))
+    return folder, lifecycle
+
+
+def test_a_complete_folder_is_used_as_it_is(checkpoint: Path) -> None:
+    lifecycle = Lifecycle()
+    assert trio.run(fetch_model, Source(str(checkpoint)), lifecycle, {}) == checkpoint
+    assert find_model(Source(str(checkpoint))) == checkpoint
+
+
+def test_a_model_is_downloaded_once(hub: tuple[type[Hub], str], checkpoint: Path, tmp_path: Path) -> None:
+    handler, endpoint = hub
+    handler.files["README.md"] = b"not needed"
+    folder, lifecycle = fetch(endpoint, tmp_path, HF_TOKEN="hf_secret")
+    assert folder == tmp_path / "hub/models--org--tiny/snapshots" / COMMIT
+    assert {path.name for path in folder.iterdir()} == {path.name for path in checkpoint.iterdir()}
+    for path in folder.iterdir():
+        assert path.read_bytes() == (checkpoint / path.name).read_bytes()
+    assert lifecycle.stage == f"downloading {NAME}"
+    assert any("Bearer hf_secret" in line for line in handler.asked)
+
+    handler.asked.clear()
+    assert fetch(endpoint, tmp_path)[0] == folder
+    assert not any("model.safetensors" in line for line in handler.asked)
+    handler.asked.clear()
+    assert fetch(endpoint, tmp_path, HF_HUB_OFFLINE="1")[0] == folder
+    assert handler.asked == []
+
+
+def test_the_cache_can_be_elsewhere(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    source = Source(NAME, cache=tmp_path / "here")
+    folder = trio.run(fetch_model, source, Lifecycle(), environment(hub[1], tmp_path / "not-here"))
+    assert folder.is_relative_to(tmp_path / "here")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (401, "", "wants a token that may read org/tiny: set HF_TOKEN"),
+        (404, "RepoNotFound", "no such model on the Hub"),
+        (403, "GatedRepo", "is gated: accept its conditions on the Hub, and set HF_TOKEN"),
+        (500, "", "cannot be reached"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_line(
+    hub: tuple[type[Hub], str], tmp_path: Path, status: int, code: str, said: str
+) -> None:
+    hub[0].status = (status, code)
+    with pytest.raises(HubError) as caught:
+        fetch(hub[1], tmp_path)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_that_is_not_there(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="org/tiny has no revision v9"):
+        fetch(hub[1], tmp_path, revision="v9")
+
+
+def test_offline_without_the_model(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match="not in the cache"):
+        fetch("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
+    with pytest.raises(HubError, match="not in the cache"):
+        fetch("http://127.0.0.1:9", tmp_path)
+
+
+def test_names_that_can_be_nothing(tmp_path: Path) -> None:
+    for name in ("/no/such/folder", "./none", "a/b/c"):
+        with pytest.raises(HubError, match="there is no folder"):
+            find_model(Source(name))
+    with pytest.raises(HubError, match="neither a folder nor an id"):
+        fetch("http://127.0.0.1:9", tmp_path, name="bad name!")
+
+
+def test_a_cache_that_cannot_be_written(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    (tmp_path / "hub").write_text("a file in the way")
+    with pytest.raises(HubError) as caught:
+        fetch(hub[1], tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_that_are_no_model(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"no config\.json"):
+        find_model(Source(str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(HubError, match="no weights"):
+        find_model(Source(str(tmp_path)))
+
+
+def test_old_weights_are_converted_beside_the_cache(checkpoint: Path, tmp_path: Path) -> None:
+    """Two .bin files, one with tied tensors, in a folder that stays untouched."""
+    old = tmp_path / "old"
+    old.mkdir()
+    for path in checkpoint.iterdir():
+        if path.suffix != ".safetensors":
+            (old / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(checkpoint / "model.safetensors")
+    names = sorted(tensors)
+    first = {name: tensors[name] for name in names[:5]}
+    tied = {**{name: tensors[name] for name in names[5:]}, "copy": tensors[names[5]]}
+    torch.save(first, old / "pytorch_model-00001-of-00002.bin")
+    torch.save(tied, old / "pytorch_model-00002-of-00002.bin")
+    before = sorted(path.name for path in old.iterdir())
+
+    source = Source(str(old), cache=tmp_path / "cache")
+    folder = find_model(source)
+    assert sorted(path.name for path in old.iterdir()) == before
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == {*names, "copy"}
+    for name, file in index["weight_map"].items():
+        assert torch.equal(load_file(folder / file)[name], tied.get(name, first.get(name)))
+    assert find_model(source) == folder
+
+
+def test_a_pickle_that_would_run_code_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (old / name).write_bytes((checkpoint / name).read_bytes())
+    torch.save({"weight": partial(print, "code of a checkpoint")}, old / "pytorch_model.bin")
+    with pytest.raises(HubError, match="cannot be converted"):
+        find_model(Source(str(old), cache=tmp_path))
+
+
+def test_a_slow_tokenizer_is_converted(checkpoint: Path, tmp_path: Path) -> None:
+    """GPT-2's form: vocab.json and merges.txt. transformers says what the ids must be."""
+    old = tmp_path / "slow"
+    old.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (old / name).write_bytes((checkpoint / name).read_bytes())
+    data = json.loads((checkpoint / "tokenizer.json").read_text())["model"]
+    (old / "vocab.json").write_text(json.dumps(data["vocab"]))
+    pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in data["merges"]]
+    (old / "merges.txt").write_text("\n".join(["#version: 0.2", *pairs]))
+    (old / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer", "unk_token": "<s>"}')
+    folder = find_model(Source(str(old), cache=tmp_path))
+    found = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    expected = transformers.AutoTokenizer.from_pretrained(old)
+    text = "Deep learning, what is a violin?"
+    assert found.encode(text) == expected.encode(text)
+    assert not (old / "tokenizer.json").exists()
+
+
+def test_download_weights(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tgi", "download-weights", NAME]
+    done = subprocess.run(command, env=environment(hub[1], tmp_path), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (Path(done.stdout.splitlines()[-1]) / "config.json").is_file()
+    done = subprocess.run(
+        [*command[:-1], "org/none"], env=environment(hub[1], tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_child_ends_with_its_caller(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    """Cancelled while the Hub does not answer."""
+    started = threading.Event()
+    stop = threading.Event()
+
+    def hang(_handler: Hub) -> None:
+        started.set()
+        stop.wait(20)
+
+    hub[0].do_GET = hang  # type: ignore[method-assign]
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch_model, Source(NAME), Lifecycle(), environment(hub[1], tmp_path))
+            await trio.to_thread.run_sync(started.wait, 20)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+    stop.set()
+    assert attrs.asdict(Source(NAME))["model_id"] == NAME
