@@ -1,10 +1,11 @@
-"""The bodies of requests, as TGI names their fields (tgi-behaviour 2.2): read by json_body, checked by validate."""
+"""The bodies of requests, with TGI's names (tgi-behaviour 2.2): read by json_body, checked by validate."""
 
 from typing import Annotated, Any
 
 import attrs
 
-from .json_body import I32, U32, U64, Cursor, USize, read_any, read_string, reader_of
+from .json_body import I32, U32, U64, USize, read_string, reader_of
+from .json_text import Cursor, read_any
 
 
 @attrs.frozen

@@ -1,0 +1,126 @@
+import contextlib
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tgi.api.json_body import decode_body
+from tgi.api.json_text import MAX_DEPTH, Cursor, read_any
+from tgi.api.schema import CompatGenerateRequest, GenerateRequest
+from tgi.errors import BodyError, MalformedBody, WrongShape
+
+from .json_rows import ROWS
+
+KINDS = {"G": GenerateRequest, "X": CompatGenerateRequest}
+PREFIX = {
+    422: "Failed to deserialize the JSON body into the target type: ",
+    400: "Failed to parse the request body as JSON: ",
+}
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "detail"), ROWS, ids=[row[1] for row in ROWS])
+def test_every_row_of_12_1_to_the_column(kind: str, body: str, status: int, detail: str) -> None:
+    if not status:
+        decode_body(KINDS[kind], body.encode())
+        return
+    with pytest.raises(BodyError) as caught:
+        decode_body(KINDS[kind], body.encode())
+    assert (caught.value.status, str(caught.value)) == (status, PREFIX[status] + detail)
+
+
+def refusal(body: bytes) -> str:
+    with pytest.raises(MalformedBody) as caught:
+        decode_body(GenerateRequest, body)
+    return str(caught.value).removeprefix(PREFIX[400])
+
+
+# What serde_json 1.0.140 says, by its documentation of ErrorCode, where 12.1 has no row.
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b"", "EOF while parsing a value at line 1 column 0"),
+        (b"  \n ", "EOF while parsing a value at line 2 column 1"),
+        (b'{"inputs"', "EOF while parsing an object at line 1 column 9"),
+        (b'{"inputs":', "inputs: EOF while parsing a value at line 1 column 10"),
+        (b'{"inputs":"a', "inputs: EOF while parsing a string at line 1 column 12"),
+        (b'{"inputs":"a",}', "trailing comma at line 1 column 15"),
+        (b'{"inputs" "a"}', "expected `:` at line 1 column 11"),
+        (b'{"inputs":"a" "b"}', "expected `,` or `}` at line 1 column 15"),
+        (b"{inputs:1}", "key must be a string at line 1 column 2"),
+        (b'{"inputs":"a","x":[1,]}', "trailing comma at line 1 column 22"),
+        (b'{"inputs":"a","x":[1 2]}', "expected `,` or `]` at line 1 column 22"),
+        (b'{"inputs":"a","x":01}', "invalid number at line 1 column 20"),
+        (b'{"inputs":"a\nb"}', None),
+        (b'{"inputs":"\\q"}', None),
+        (b'{"inputs":"\xff"}', None),
+    ],
+)
+def test_what_is_not_json_is_refused(body: bytes, detail: str | None) -> None:
+    assert refusal(body) == detail or detail is None
+
+
+def test_columns_count_bytes_and_lines_are_lines() -> None:
+    with pytest.raises(WrongShape, match=r"parameters: invalid type: null, .* at line 2 column 28$"):
+        decode_body(GenerateRequest, '{"inputs": "é",\n "é": 1, "parameters": null}'.encode())
+
+
+def test_deep_nesting_is_refused_without_harm() -> None:
+    decode_body(
+        GenerateRequest, b'{"inputs":"a","x":' + b"[" * (MAX_DEPTH - 1) + b"]" * (MAX_DEPTH - 1) + b"}"
+    )
+    assert refusal(b'{"inputs":"a","x":' + b"[" * 100_000).startswith("recursion limit exceeded")
+
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=["Cs"]))
+)
+json_values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text('abé"\\', max_size=3), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(json_values, st.booleans(), st.sampled_from([None, 1]))
+def test_any_value_is_read_as_pythons_own_reader_does(
+    value: object, ascii_only: bool, indent: int | None
+) -> None:
+    text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
+    assert read_any(Cursor(text)) == value
+
+
+@given(st.text('{}[]",:0123456789.eE+-ntrufalsinput \\', max_size=30))
+def test_nothing_but_a_body_error_is_raised(text: str) -> None:
+    for kind in KINDS.values():
+        for body in (text, '{"inputs":"a","parameters":{"grammar":' + text, '{"inputs":"a","x":' + text):
+            with contextlib.suppress(BodyError):
+                decode_body(kind, body.encode())
+
+
+def test_floats_are_those_of_float32() -> None:
+    body = b'{"inputs":"a","parameters":{"temperature":0.1,"top_p":1e39,"typical_p":0.99999999999}}'
+    parameters = decode_body(GenerateRequest, body).parameters
+    assert parameters.temperature == 0.10000000149011612
+    assert parameters.top_p == math.inf
+    assert parameters.typical_p == 1.0
+
+
+def test_sampling_is_on_without_parameters_and_off_with_an_empty_object() -> None:
+    assert decode_body(GenerateRequest, b'{"inputs":"a"}').parameters.do_sample
+    assert not decode_body(GenerateRequest, b'{"inputs":"a","parameters":{}}').parameters.do_sample
+    assert not decode_body(GenerateRequest, b'["a",[]]').parameters.do_sample
+
+
+def test_a_value_may_come_before_its_type() -> None:
+    body = b'{"inputs":"a","parameters":{"grammar":{"value":"a","type":"regex"}}}'
+    grammar = decode_body(GenerateRequest, body).parameters.grammar
+    assert grammar is not None
+    assert (grammar.type, grammar.value) == ("regex", "a")
