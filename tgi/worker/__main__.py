@@ -1,19 +1,18 @@
 """`python -m tgi.worker FD RANK RANKS`: one rank, at the other end of the inherited socket FD."""
 
-import ctypes
 import os
+import select
 import signal
 import socket
 import sys
-
-_PR_SET_PDEATHSIG = 1
+import threading
 
 
 def main() -> int:
     """Returns the exit code: 0 when the server closed the socket."""
     descriptor, rank, ranks = map(int, sys.argv[1:4])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
-    _die_with_parent()
+    _leave_with_server(descriptor)
     # The rest of the process is imported only now, so that it cannot outlive a server that dies meanwhile.
     import torch
     import torch.distributed
@@ -34,13 +33,20 @@ def main() -> int:
     return 0
 
 
-def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent's thread ends, for whatever reason."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
+def _leave_with_server(descriptor: int) -> None:
+    """End this process as soon as the other end of the socket is closed, even in the middle of a step.
+
+    Not prctl(PR_SET_PDEATHSIG): that follows the server's thread that started the rank, and trio's threads
+    end when they have been idle for ten seconds.
+    """
+    watch = select.poll()
+    watch.register(descriptor, 0)  # a hang-up is reported without asking
+
+    def wait() -> None:
+        watch.poll()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 if __name__ == "__main__":
