@@ -3,8 +3,8 @@
     python benchmarks/make_checkpoint.py llama-160m FOLDER
     python benchmarks/make_checkpoint.py llama-1b FOLDER          # 2.5 GB, the shape of Llama-3.2-1B
 
-The folder is complete: config, bfloat16 weights, generation config, tokenizer, chat template. The tokenizer is
-a byte-level BPE trained on the source texts of Python's standard library. The output row of the end-of-text
+The folder is complete: config, bfloat16 weights, generation config, tokenizer, chat template. The tokenizer
+is a byte-level BPE trained on the source texts of Python's standard library. The output row of the end-of-text
 token is zero, so that its logit is 0 and, among thousands of random ones, never the largest: greedy answers
 have the length that was asked for, on every server. The same shape, seed and Python give the same checkpoint.
 """
