@@ -71,14 +71,6 @@ class IncompleteGenerationStream(ApiError):
     form = "Incomplete generation stream"
 
 
-class Unhealthy(ApiError):
-    """The engine is gone."""
-
-    status, error_type = 503, "healthcheck"
-    form = "unhealthy"
-    headers = _RETRY
-
-
 class Unavailable(ApiError):
     """The server is starting or ending; the detail says which."""
 

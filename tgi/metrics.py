@@ -226,12 +226,6 @@ class Metrics:
         )
         self.preemptions = count("preemptions", "Sequences sent back to the queue for lack of KV blocks")
 
-    def set_limits(self, max_input_tokens: int, max_total_tokens: int) -> None:
-        """Choose the buckets of the token counts, before the first request, once the model is known."""
-        self.request_input_length.bounds = steps(max_input_tokens)
-        self.request_generated_tokens.bounds = steps(max_total_tokens)
-        self.request_max_new_tokens.bounds = steps(max_total_tokens)
-
     @property
     def families(self) -> list[Family]:
         """All of them, in the order of the table."""

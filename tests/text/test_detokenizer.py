@@ -1,4 +1,5 @@
 import functools
+import itertools
 import time
 
 import pytest
@@ -41,7 +42,7 @@ def ids_for(kind: str) -> st.SearchStrategy[list[int]]:
     cut = st.tuples(st.sampled_from(real), st.integers(0, 60), st.integers(0, 60))
     arbitrary = st.lists(st.integers(0, size), max_size=12)
     return st.lists(st.one_of(arbitrary, cut.map(lambda cut: cut[0][cut[1] : cut[2]])), max_size=4).map(
-        lambda parts: sum(parts, [])
+        lambda parts: list(itertools.chain.from_iterable(parts))
     )
 
 

@@ -19,7 +19,7 @@ _INCOMPLETE = "\ufffd"
 
 
 class TokenizerError(Exception):
-    """The folder has no tokenizer that can be used; the message is one line for people."""
+    """The folder has no tokenizer that can be used, or it cannot do with a text; one line for people."""
 
 
 @attrs.frozen
@@ -72,8 +72,11 @@ class Tokenizer:
         return cls(core, named, _eos_ids(folder, _id_of(core, settings.get("eos_token"))))
 
     def encode(self, text: str, *, add_special_tokens: bool = True, truncate: int | None = None) -> list[int]:
-        """The ids of a text; with `truncate`, the last that many, special tokens kept in place (S50)."""
-        encoding = self._core.encode(text, add_special_tokens=add_special_tokens)
+        """The ids of a text; with `truncate`, the last that many, special tokens kept in place (S50).
+
+        Raises TokenizerError for a text that the tokenizer has no tokens for.
+        """
+        encoding = self._encode(text, add_special_tokens)
         ids: list[int] = encoding.ids
         surplus = 0 if truncate is None else len(ids) - truncate
         if surplus <= 0:
@@ -88,7 +91,7 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[Piece]:
         """The tokens of a text, special ones added, with their places in its UTF-8."""
-        encoding = self._core.encode(text)
+        encoding = self._encode(text, add_special_tokens=True)
         data = text.encode()
         # Offsets count characters; a table of where each character begins makes bytes of them.
         begins = [0]
@@ -99,6 +102,12 @@ class Tokenizer:
             first, last = begins[start], begins[stop]
             pieces.append(Piece(token, data[first:last].decode(errors="replace"), first, last))
         return pieces
+
+    def _encode(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
+        try:
+            return self._core.encode(text, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the library raises nothing more specific
+            raise TokenizerError(str(error)) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens shown, an incomplete character as U+FFFD.

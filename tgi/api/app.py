@@ -1,0 +1,102 @@
+"""The application: what holds for every route (errors, CORS, the API key), and the routes themselves."""
+
+import hmac
+import logging
+from collections.abc import Mapping
+
+from quart import Response, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+
+from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError
+
+from .answers import empty, json_answer, text_answer
+from .connection import HTTPConnection
+from .routes import info, native
+from .service import Service
+
+log = logging.getLogger(__name__)
+BODY_SECONDS = 60.0
+"""How long a client may take to send its body."""
+VARY = "origin, access-control-request-method, access-control-request-headers"
+
+
+def create_app(service: Service) -> QuartTrio:
+    """An ASGI application that answers for this service; needs hypercorn's trio worker."""
+    app = QuartTrio("tgi", static_folder=None)
+    app.asgi_http_class = HTTPConnection
+    app.config["RESPONSE_TIMEOUT"] = None  # a stream may take as long as it takes
+    app.config["BODY_TIMEOUT"] = BODY_SECONDS
+    app.config["MAX_CONTENT_LENGTH"] = service.options.payload_limit
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False
+    app.register_blueprint(info.routes(service))
+    app.register_blueprint(native.routes(service))
+    app.register_error_handler(ApiError, _answer_error)
+    app.register_error_handler(HTTPException, _answer_http_error)
+    app.register_error_handler(Exception, _answer_defect)
+
+    native_rules = (rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("native."))
+    guarded = frozenset(rule.rule for rule in native_rules)
+
+    @app.before_request
+    async def answer_early() -> Response | None:
+        if request.method == "OPTIONS":
+            headers = {
+                "access-control-allow-methods": "GET,POST",
+                "access-control-allow-headers": "content-type",
+            }
+            return empty(200, headers)
+        if service.options.api_key and _is_guarded(guarded) and not _is_authorized(service.options.api_key):
+            return empty(401)
+        return None
+
+    @app.after_request
+    async def decorate(response: Response) -> Response:
+        response.headers["vary"] = VARY
+        origin = _allowed_origin(service.options.cors_allow_origin)
+        if origin is not None:
+            response.headers["access-control-allow-origin"] = origin
+        return response
+
+    return app
+
+
+def _is_guarded(paths: frozenset[str]) -> bool:
+    """R1.50, R1.33: whether the present request needs the API key; any method of these paths does."""
+    return request.path in paths and (request.path != "/" or request.method == "POST")
+
+
+def _is_authorized(key: str) -> bool:
+    """R1.51, but for the key itself case counts; compared in constant time."""
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), key.encode())
+
+
+def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
+    if not allowed:
+        return "*"
+    origin = request.headers.get("Origin")
+    return origin if origin in allowed else None
+
+
+async def _answer_error(error: ApiError) -> Response:
+    if isinstance(error, BodyError):
+        return text_answer(str(error), error.status)
+    return json_answer(error.to_body(), error.status, error.headers)
+
+
+async def _answer_http_error(error: HTTPException) -> Response:
+    """What the framework refuses: an empty body (R1.30, R1.31), but for too large ones (R1.35)."""
+    if isinstance(error, RequestEntityTooLarge):
+        return await _answer_error(BodyTooLarge())
+    headers: Mapping[str, str] = {}
+    if isinstance(error, MethodNotAllowed):
+        valid = error.valid_methods or ()
+        headers = {"allow": ",".join(method for method in ("POST", "GET", "HEAD") if method in valid)}
+    return empty(error.code or 500, headers)
+
+
+async def _answer_defect(error: Exception) -> Response:
+    log.error("a defect while answering %s %s", request.method, request.path, exc_info=error)
+    return await _answer_error(InternalError())

@@ -1,0 +1,120 @@
+"""TGI's own generation routes."""
+
+import functools
+
+import trio
+from quart import Blueprint, Response
+
+from tgi.api.answers import json_answer, read_body
+from tgi.api.connection import resources
+from tgi.api.generate import (
+    Timings,
+    answer,
+    counted_failures,
+    generate,
+    observe_finished,
+    observe_validated,
+    prompt_headers,
+    timing_headers,
+)
+from tgi.api.schema import CompatGenerateRequest, GenerateParameters, GenerateRequest
+from tgi.api.service import Engine, Service
+from tgi.api.stream import HEADERS, EventStream
+from tgi.api.validate import INLINE_CHARACTERS, Generation, check_best_of, check_streamable, validate
+
+
+def routes(service: Service) -> Blueprint:
+    """`/generate`, `/generate_stream`, POST `/` and `/tokenize`."""
+    blueprint = Blueprint("native", __name__)
+
+    @blueprint.post("/generate")
+    async def generate_route() -> Response:
+        engine = service.ready_engine()
+        body = await read_body(GenerateRequest)
+        full_text = bool(body.parameters.return_full_text)
+        return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=False)
+
+    @blueprint.post("/generate_stream")
+    async def generate_stream() -> Response:
+        engine = service.ready_engine()
+        body = await read_body(GenerateRequest)
+        full_text = bool(body.parameters.return_full_text)
+        return await _stream(service, engine, body.inputs, body.parameters, full_text)
+
+    @blueprint.post("/")
+    async def compat_generate() -> Response:
+        engine = service.ready_engine()
+        body = await read_body(CompatGenerateRequest)
+        full_text = body.parameters.return_full_text
+        if full_text is None:  # R2.70
+            full_text = engine.model.pipeline_tag in (None, "text-generation")
+        if body.stream:
+            return await _stream(service, engine, body.inputs, body.parameters, full_text)
+        return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=True)
+
+    @blueprint.post("/tokenize")
+    async def tokenize() -> Response:
+        engine = service.ready_engine()
+        body = await read_body(GenerateRequest)
+        cut = functools.partial(engine.tokenizer.tokenize, body.inputs)
+        if len(body.inputs) <= INLINE_CHARACTERS:
+            return json_answer(cut())
+        return json_answer(await trio.to_thread.run_sync(cut, limiter=service.tokenizing))
+
+    return blueprint
+
+
+async def _validated(
+    service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
+) -> Generation:
+    generation = await validate(
+        inputs,
+        parameters,
+        tokenizer=engine.tokenizer,
+        limits=engine.limits,
+        threads=service.tokenizing,
+        full_text=full_text,
+    )
+    observe_validated(service.metrics, generation)
+    return generation
+
+
+async def _generate(
+    service: Service,
+    engine: Engine,
+    inputs: str,
+    parameters: GenerateParameters,
+    full_text: bool,
+    *,
+    in_list: bool,
+) -> Response:
+    metrics = service.metrics
+    metrics.request_count.inc()
+    best_of = check_best_of(parameters, engine.limits)
+    with counted_failures(metrics), service.permits(best_of):
+        generation = await _validated(service, engine, inputs, parameters, full_text)
+        finished = await generate(engine.scheduler, generation)
+    sequence = finished[0].sequence
+    timings = Timings.of(sequence)
+    observe_finished(metrics, sequence, timings)
+    body = answer(generation, finished, engine.tokenizer)
+    headers = prompt_headers(generation, service.options.compute_type) | timing_headers(sequence, timings)
+    return json_answer([body] if in_list else body, headers=headers)
+
+
+async def _stream(
+    service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
+) -> Response:
+    """The permit and the sequence are held by the request, and given back when it ends in any way."""
+    metrics = service.metrics
+    metrics.request_count.inc()
+    held = resources()
+    with counted_failures(metrics):
+        check_streamable(parameters)
+        held.enter_context(service.permits(1))
+        generation = await _validated(service, engine, inputs, parameters, full_text)
+        receive = held.enter_context(engine.scheduler.generating(generation.sequences[0]))
+        stream = EventStream(generation, receive, engine.tokenizer, metrics)
+        await stream.start()
+    headers = prompt_headers(generation, service.options.compute_type) | HEADERS
+    return Response(stream, 200, {"content-type": "text/event-stream", **headers})
