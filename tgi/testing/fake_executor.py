@@ -1,4 +1,4 @@
-"""An executor without ranks: every step is done as soon as its result is asked for, with tokens from a script.
+"""An executor without ranks: a step is done as soon as its result is asked for, with tokens from a script.
 
 It stands for the whole engine below the scheduler where HTTP or the scheduler's own cost is what matters.
 """
@@ -20,7 +20,7 @@ def counting(vocab_size: int) -> Script:
 
 
 class FakeExecutor:
-    """A `tgi.executor.Executor`. A token t has the log-probability -(t % 8) / 8; likelier ones come below it."""
+    """A `tgi.executor.Executor`. Token t has the log-probability -(t % 8) / 8, and t + 1, t + 2 follow it."""
 
     def __init__(self, script: Script, step_seconds: float = 0.0) -> None:
         self.script = script

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import attrs
+import msgspec
 import tokenizers
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -22,8 +22,7 @@ class TokenizerError(Exception):
     """The folder has no tokenizer that can be used, or it cannot do with a text; one line for people."""
 
 
-@attrs.frozen
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """A token of a text and where it is, in bytes of its UTF-8 (tgi-behaviour 3.8)."""
 
     id: int

@@ -1,0 +1,182 @@
+"""A server on a real port, with a fake executor, and a client that sees the bytes."""
+
+import functools
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import attrs
+import h11
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+from tgi.api.app import create_app
+from tgi.api.service import Engine, ModelInfo, Service
+from tgi.config import Limits, Options
+from tgi.lifecycle import Lifecycle, Phase
+from tgi.metrics import Metrics
+from tgi.plugins import DeviceSpec
+from tgi.scheduler import Scheduler
+from tgi.testing.fake_executor import FakeExecutor, Script, counting
+from tgi.text.tokenizer import Tokenizer
+
+DEVICE = DeviceSpec(
+    name="sim", implementation="", block_size=16, batch_size=8, prefill_tokens=64, compiles=False
+)
+BLOCKS = 256
+LIMITS = Limits(
+    max_input_tokens=63,
+    max_total_tokens=64,
+    max_batch_size=8,
+    max_batch_prefill_tokens=64,
+    max_concurrent_requests=8,
+)
+INFO = ModelInfo(model_id="some/model", sha="0" * 40, pipeline_tag=None, dtype="float32", device="sim")
+BOS, EOS = 0, 1
+
+
+@functools.cache
+def make_tokenizer() -> Tokenizer:
+    """Byte-level BPE: <s> before each text; 0 and 1 are special, all others are text."""
+    core = Core(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.train_from_iterator(
+        ["Hello world, what is deep learning?"],
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=["<s>", "</s>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return Tokenizer(core, [], [EOS])
+
+
+def saying(text: str, then: int = EOS) -> Script:
+    """A model that says this text, then always one token."""
+    ids = make_tokenizer().encode(text, add_special_tokens=False)
+    return lambda _params, draw: ids[draw] if draw < len(ids) else then
+
+
+@attrs.frozen
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    closed: bool
+    """The server closed the connection afterwards, because it was asked to."""
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The events of a stream, framed as R1.80 says."""
+        blocks = self.body.decode().split("\n\n")
+        assert blocks.pop() == ""
+        assert all(block.startswith("data: {") and "\n" not in block for block in blocks)
+        return [json.loads(block.removeprefix("data: ")) for block in blocks]
+
+
+@attrs.define
+class Server:
+    """A running server; `ask` opens a connection for each request."""
+
+    port: int
+    service: Service
+    executor: FakeExecutor
+
+    async def ask(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """`body` is sent as JSON unless it is bytes; HEAD has none."""
+        data = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+        sent = {"Host": "x", "Connection": "close", **(headers or {})}
+        if body is not None:
+            sent = {"Content-Type": "application/json", "Content-Length": str(len(data)), **sent}
+        connection = h11.Connection(h11.CLIENT)
+        stream = await self.connect()
+        async with stream:
+            request = h11.Request(method=method, target=path, headers=list(sent.items()))
+            output = connection.send(request) + connection.send(h11.Data(data=data)) if data else None
+            output = output or connection.send(request)
+            await stream.send_all(output + connection.send(h11.EndOfMessage()))
+            return await _read_answer(connection, stream)
+
+    async def generate(
+        self, parameters: dict[str, Any], inputs: str = "Hello", path: str = "/generate"
+    ) -> Answer:
+        return await self.ask("POST", path, {"inputs": inputs, "parameters": parameters})
+
+    async def connect(self) -> trio.SocketStream:
+        return await trio.open_tcp_stream("127.0.0.1", self.port)
+
+    async def metrics(self) -> str:
+        return (await self.ask("GET", "/metrics")).body.decode()
+
+
+async def _read_answer(connection: h11.Connection, stream: trio.SocketStream) -> Answer:
+    status, headers, body = 0, {}, b""
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            connection.receive_data(await stream.receive_some(65536))
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+            headers = {name.decode(): value.decode() for name, value in event.headers}
+        elif isinstance(event, h11.Data):
+            body += event.data
+        elif isinstance(event, h11.EndOfMessage):
+            break
+        else:
+            raise AssertionError(event)
+    with trio.move_on_after(5):
+        return Answer(status, headers, body, closed=await stream.receive_some(1) == b"")
+    return Answer(status, headers, body, closed=False)
+
+
+@asynccontextmanager
+async def serving(
+    script: Script = counting(290),
+    *,
+    limits: Limits = LIMITS,
+    step_seconds: float = 0.0,
+    options: Options = Options(),
+    info: ModelInfo = INFO,
+    phase: Phase = Phase.READY,
+    keep_alive: float = 5.0,
+) -> AsyncIterator[Server]:
+    """A server with this model, ready unless another phase is given."""
+    metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
+    executor = FakeExecutor(script, step_seconds)
+    scheduler = Scheduler(executor, limits, DEVICE, BLOCKS, metrics)
+    service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options)
+    if phase is not Phase.STARTING:
+        service.lifecycle.phase = phase
+        service.engine = Engine(scheduler=scheduler, tokenizer=make_tokenizer(), limits=limits, model=info)
+    config = Config()
+    config.bind = ["127.0.0.1:0"]
+    config.errorlog = config.accesslog = None
+    config.keep_alive_timeout = keep_alive
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        (address,) = await nursery.start(functools.partial(serve, create_app(service), config))
+        yield Server(int(address.rpartition(":")[2]), service, executor)
+        nursery.cancel_scope.cancel()
+
+
+def run(test: Callable[..., Any], *arguments: Any, seconds: float = 60) -> None:
+    """Run an async test, with a limit on its time."""
+
+    async def limited() -> None:
+        with trio.fail_after(seconds):
+            await test(*arguments)
+
+    trio.run(limited)
