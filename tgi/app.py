@@ -8,10 +8,13 @@ purpose, with hypercorn's sockets and hypercorn's shutdown; engine, signals and 
 `tgi serve`. Started by anything else, the application refuses.
 """
 
+import gc
+import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
 
 import hypercorn.trio.run
@@ -33,9 +36,12 @@ async def _worker_serve(
     assert sockets is not None, "hypercorn binds before it starts a worker"
     # Under a master process, SIGINT is hypercorn's and comes as its shutdown.
     signals = (signal.SIGTERM,) if shutdown_trigger else (signal.SIGTERM, signal.SIGINT)
-    code = await serve(options_from_environment(), config, sockets, signals, shutdown_trigger)
+    try:
+        code = await serve(options_from_environment(), config, sockets, signals, shutdown_trigger)
+    except SystemExit as error:
+        code = int(error.code or 0)
     if code:
-        sys.exit(code)
+        _leave(code)
 
 
 async def app(*_: Any) -> NoReturn:
@@ -45,7 +51,23 @@ async def app(*_: Any) -> NoReturn:
 
 def _refuse(reason: str) -> NoReturn:
     print(f"tgi: {reason}", file=sys.stderr, flush=True)
-    os._exit(1)  # an exception would be logged by the server, which would go on
+    _leave(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """End this process, and hypercorn's master with a code that is not 0 either.
+
+    Left to itself the master exits with 0 whatever the code of its worker (hypercorn 0.18 asks again for
+    the codes when no worker is left), so that a supervisor would take the loss of the engine for success.
+    """
+    master = multiprocessing.parent_process()
+    if master is not None and master.pid is not None:
+        for lock in gc.get_objects():
+            if isinstance(lock, SemLock):  # the master's: nobody would unlink them, and Python would say so
+                SemLock._cleanup(lock._semlock.name)  # type: ignore[attr-defined]
+        os.kill(master.pid, signal.SIGUSR1)
+    sys.stdout.flush()
+    os._exit(code)
 
 
 hypercorn.trio.run.worker_serve = _worker_serve  # type: ignore[assignment]

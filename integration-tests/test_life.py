@@ -1,0 +1,218 @@
+"""How a server starts, and every way in which it ends: under `tgi serve` and under hypercorn alike."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ENDLESS = 1500
+
+
+def collect(server: Any, **parameters: Any) -> tuple[threading.Thread, list[Any]]:
+    """Read a stream in a thread, up to its end or the loss of the connection."""
+    events: list[Any] = []
+
+    def read() -> None:
+        try:
+            for event in server.stream("What is a violin?", **parameters):
+                events.append(event)
+        except (OSError, ValueError) as error:
+            events.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    server.wait_for(lambda: len(events) >= 2, 60)
+    return thread, events
+
+
+def failure(kind: str) -> int:
+    """The exit code of a failure: a worker of hypercorn ends its master with a signal (see tgi.app)."""
+    return 1 if kind == "tgi serve" else -signal.SIGUSR1
+
+
+def lines_of_failure(server: Any) -> list[str]:
+    return [line for line in server.output().splitlines() if line.startswith("tgi:")]
+
+
+def test_the_port_opens_at_once_and_tells_of_the_progress(kind: str, start: Any) -> None:
+    server = start(kind)
+    server.wait_for(lambda: server.health() == 503, 20)
+    status, body = server.get("/health")
+    if status == 503:
+        assert json.loads(body)["stage"]
+    assert server.post("/generate", {"inputs": "x"})[0] in (503, 200)
+    server.wait_ready()
+    server.end()
+
+
+def test_sigterm_lets_requests_finish(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow", drain_delay=1).wait_ready()
+    thread, events = collect(server, max_new_tokens=30)
+    server.signal(signal.SIGTERM)
+    if kind == "tgi serve":  # hypercorn closes the listener through its master, which asks at intervals
+        server.wait_for(lambda: server.health() == 503)
+    server.wait_for(lambda: server.health() == 0)
+    assert server.process.poll() is None
+    thread.join(60)
+    assert events[-1]["details"]["generated_tokens"] == 30
+    assert server.wait_exit() == 0
+    assert server.ranks() == []
+
+
+def test_what_is_left_after_the_timeout_ends_with_an_error_event(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow", graceful_termination_timeout=1).wait_ready()
+    thread, events = collect(server, max_new_tokens=ENDLESS)
+    server.signal(signal.SIGTERM)
+    thread.join(60)
+    assert set(events[-1]) == {"error", "error_type"}
+    assert server.wait_exit() == 0
+
+
+def test_a_second_signal_ends_it_at_once(start: Any) -> None:
+    server = start("tgi serve", {"SLOW_SECONDS": "0.1"}, device="slow").wait_ready()
+    thread, events = collect(server, max_new_tokens=ENDLESS)
+    server.signal(signal.SIGINT)
+    server.wait_for(lambda: server.health() == 0)
+    server.signal(signal.SIGINT)
+    assert server.wait_exit(10) == 0
+    thread.join(10)
+    assert set(events[-1]) == {"error", "error_type"}
+
+
+def test_ctrl_c_in_a_terminal_reaches_every_process(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow").wait_ready()
+    thread, events = collect(server, max_new_tokens=20)
+    os.killpg(server.process.pid, signal.SIGINT)
+    thread.join(60)
+    assert events[-1]["details"]["generated_tokens"] == 20
+    assert server.wait_exit() == 0
+    assert "Traceback" not in server.output()
+
+
+def test_a_signal_while_it_starts(start: Any) -> None:
+    server = start("tgi serve")
+    server.wait_for(lambda: server.health() == 503, 20)
+    server.signal(signal.SIGTERM)
+    assert server.wait_exit(15) == 0
+    assert server.ranks() == []
+
+
+def test_a_killed_rank_ends_the_server_with_one_line(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow").wait_ready()
+    thread, events = collect(server, max_new_tokens=ENDLESS)
+    (rank,) = server.ranks()
+    os.kill(rank, signal.SIGKILL)
+    assert server.wait_exit(15) == failure(kind)
+    assert lines_of_failure(server) == [f"tgi: rank 0 (process {rank}) was killed by SIGKILL"]
+    assert "Traceback" not in server.output()
+    thread.join(10)
+    assert set(events[-1]) == {"error", "error_type"}
+    assert server.health() == 0
+
+
+def test_a_killed_server_takes_its_ranks_along(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.5"}, device="slow").wait_ready()
+    assert len(server.ranks()) == 1
+    server.process.kill()
+    if kind == "hypercorn":  # the worker that hypercorn started holds the engine
+        children = subprocess.run(
+            ["ps", "-o", "pid=", "-s", str(server.process.pid)], capture_output=True, text=True
+        ).stdout
+        for pid in set(map(int, children.split())) - set(server.ranks()) - {server.process.pid}:
+            os.kill(pid, signal.SIGKILL)
+    server.wait_for(lambda: server.ranks() == [], 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "no folder"),
+        ("", "no config.json"),
+        ("{", "config.json cannot be read"),
+        ("[]", "is no JSON object"),
+        ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported; supported are"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "config.json has no 'num_attention_heads'"),
+        ("whole", "has no weights"),
+        ("broken", "safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_model(
+    config: str | None, said: str, checkpoint: Path, start: Any, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    if config is not None:
+        folder.mkdir()
+        for path in checkpoint.iterdir():
+            if path.name != "config.json" and (path.suffix != ".safetensors" or config != "whole"):
+                (folder / path.name).write_bytes(path.read_bytes()[: 100 if config == "broken" else None])
+        if config in ("whole", "broken"):
+            config = (checkpoint / "config.json").read_text()
+        if config == "broken":
+            (folder / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+        if config:
+            (folder / "config.json").write_text(config)
+    server = start("tgi serve", model_id=folder)
+    assert server.wait_exit(20) == 1
+    assert len(lines_of_failure(server)) == 1
+    assert said in lines_of_failure(server)[0]
+    assert "Traceback" not in server.output()
+
+
+def test_an_unsupported_architecture_under_hypercorn(start: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"]}')
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    server = start("hypercorn", model_id=tmp_path)
+    assert server.wait_exit(20) == failure("hypercorn")
+    assert len(lines_of_failure(server)) == 1
+    assert "supported are LlamaForCausalLM" in lines_of_failure(server)[0]
+    assert "Traceback" not in server.output()
+
+
+def test_a_taken_port(server: Any, start: Any) -> None:
+    second = start("tgi serve", port=server.port)
+    assert second.wait_exit(10) == 1
+    assert lines_of_failure(second) == [
+        f"tgi: cannot listen on 127.0.0.1:{server.port}: [Errno 98] Address already in use"
+    ]
+
+
+def test_too_little_memory(kind: str, start: Any) -> None:
+    server = start(kind, max_total_tokens=2_000_000_000)
+    assert server.wait_exit(30) == failure(kind)
+    (line,) = lines_of_failure(server)
+    assert "Not enough memory to handle `max_total_tokens=2000000000`" in line
+
+
+@pytest.mark.parametrize("worker", ["asyncio", "uvloop"])
+def test_another_worker_class_than_trio(worker: str, checkpoint: Path) -> None:
+    if worker == "uvloop":
+        pytest.importorskip("uvloop")
+    command = [sys.executable, "-m", "hypercorn", "-k", worker, "-b", "127.0.0.1:0", "tgi.app"]
+    done = subprocess.run(
+        command, env={**os.environ, "MODEL_ID": str(checkpoint)}, capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == failure("hypercorn")
+    assert done.stderr.strip().splitlines()[-1] == (
+        "tgi: tgi.app runs under hypercorn's trio worker only: hypercorn -k trio tgi.app"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_variable_under_hypercorn(start: Any) -> None:
+    server = start("hypercorn", max_batch_size="many")
+    assert server.wait_exit(20) == failure("hypercorn")
+    assert len(lines_of_failure(server)) == 1
+
+
+def test_health_within_ten_seconds(start: Any) -> None:
+    begun = time.monotonic()
+    start("tgi serve").wait_ready().end()
+    assert time.monotonic() - begun < 10
