@@ -102,7 +102,6 @@ def test_contradictions_between_limits(options: dict[str, Any], text: str) -> No
         ({"num_shard": 0}, "`num_shard` cannot be < 1"),
         ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
         ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
-        ({"api_key": "secret"}, "--api-key is not supported yet; start without it"),
         ({"quantize": "gptq"}, "--quantize is not supported yet; start without it"),
         ({"num_shard": 2}, "2 ranks are not supported yet; start with --num-shard 1"),
     ],

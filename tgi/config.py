@@ -106,6 +106,8 @@ class Options:
     """IP address to listen on. What is not an address is taken for 0.0.0.0: containers set HOSTNAME."""
     port: Annotated[int, _flag(_HTTP, "PORT", short="-p")] = 3000
     """Port to listen on."""
+    api_key: Annotated[str | None, _flag(_HTTP, "API_KEY")] = None
+    """What clients must send as `Authorization: Bearer …`."""
     cors_allow_origin: Annotated[tuple[str, ...], _flag(_HTTP, "CORS_ALLOW_ORIGIN")] = ()
     """An origin that browsers may call from; can be given again. Without it, any."""
     graceful_termination_timeout: Annotated[
@@ -145,7 +147,6 @@ class Options:
     otlp_service_name: Annotated[str | None, _flag(_NONE, "OTLP_SERVICE_NAME")] = None
     usage_stats: Annotated[str | None, _flag(_NONE, "USAGE_STATS")] = None
 
-    api_key: Annotated[str | None, _flag(_REFUSED, "API_KEY")] = None
     quantize: Annotated[str | None, _flag(_REFUSED, "QUANTIZE")] = None
     kv_cache_dtype: Annotated[str | None, _flag(_REFUSED, "KV_CACHE_DTYPE")] = None
     speculate: Annotated[str | None, _flag(_REFUSED, "SPECULATE")] = None
@@ -156,7 +157,7 @@ class Options:
 
         Raises OptionError, with TGI's text where TGI has the same check.
         """
-        for name in ("api_key", "quantize", "kv_cache_dtype", "speculate", "lora_adapters"):
+        for name in ("quantize", "kv_cache_dtype", "speculate", "lora_adapters"):
             if getattr(self, name) not in (None, "", "0", "none"):
                 raise OptionError(f"--{name.replace('_', '-')} is not supported yet; start without it")
         self._check_shards()

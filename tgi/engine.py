@@ -73,9 +73,8 @@ async def run_engine(service: Service, options: Options) -> None:
         loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
         await executor.allocate(blocks + 1)
-        scheduler = Scheduler(
-            executor, limits, model.device, blocks, metrics, prefix_caching=options.prefix_caching
-        )
+        prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
+        scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
         info = _model_info(options, folder, loaded.dtype, model.device.name)
@@ -142,6 +141,7 @@ async def _load(
         threads=options.threads,
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
+        prefill_tokens=limits.max_batch_prefill_tokens,
         overrides=options.config_overrides,
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,

@@ -6,8 +6,10 @@ requests finished or ended with an error event, ranks ended.
 """
 
 import functools
+import importlib.metadata
 import logging
 import math
+import platform
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -70,6 +72,8 @@ async def serve(
     A failure that a user can mend becomes one line on stderr; a defect raises.
     """
     logs.configure(options.log_level, json_output=options.json_output)
+    if options.env:
+        log.info("%s", ", ".join(_versions()))
     server = _Server(options)
     try:
         for warning in options.checked():
@@ -167,6 +171,12 @@ class _Server:
             error = GenerationFailed("the engine is lost")
         if self.service.engine is not None:
             self.service.engine.scheduler.fail_all(error)
+
+
+def _versions() -> Iterator[str]:
+    yield f"{platform.platform()}, Python {platform.python_version()}"
+    for name in ("tgi", "torch", "transformers", "tokenizers", "trio", "quart-trio", "hypercorn"):
+        yield f"{name} {importlib.metadata.version(name)}"
 
 
 def _explain(error: Exception) -> int:
