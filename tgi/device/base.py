@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
+from . import memory
 from .batch import Batch
 
 
@@ -28,12 +30,12 @@ class Device:
         """The dtype of that name; for "auto" the one this device computes fastest in."""
         found = torch.float32 if name == "auto" else getattr(torch, name, None)
         if found not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"{name!r} is not a dtype that a model can run in")
+            raise ConfigError(f"{name!r} is not a dtype that a model can run in")
         return found
 
     def free_bytes(self) -> int:
-        """Memory that can still be allocated, in bytes."""
-        raise NotImplementedError
+        """Memory that can still be allocated, in bytes, less a reserve for others."""
+        return memory.free_bytes()
 
     # ---- linear algebra ----------------------------------------------------------------------------------
 

@@ -58,10 +58,6 @@ class CpuDevice(Device):
             return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
         return super().dtype(name)
 
-    def free_bytes(self) -> int:
-        """What the machine or the container still has, less a reserve for everybody else."""
-        return memory.free_bytes()
-
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """A copy in oneDNN's blocked layout; only `linear` can read it."""
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)  # type: ignore[no-any-return]

@@ -72,12 +72,12 @@ class Checkpoint:
             found, wanted = list(stored.shape), list(shape)
             raise CheckpointError(f"{stored.file}: {name!r} has shape {found}, config.json says {wanted}")
         index = [slice(None)] * len(stored.shape)
-        if dim is not None and shard is not None:
-            index[dim] = shard.cut(stored.shape[dim])
         try:
+            if dim is not None and shard is not None:
+                index[dim] = shard.cut(stored.shape[dim])
             with safe_open(stored.file, "pt") as file:
                 tensor: torch.Tensor = file.get_slice(name)[tuple(index)]
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(f"{stored.file}: {name!r} cannot be read: {error}") from error
         if name in self._unread:
             self.dismiss(name)

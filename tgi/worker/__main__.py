@@ -24,13 +24,8 @@ def main() -> int:
     torch.set_num_interop_threads(1)
     if ranks > 1:
         torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
-    try:
-        with socket.socket(fileno=descriptor) as connection:
-            serve(connection, Shard(rank, ranks))
-    except Exception as error:
-        print(f"rank {rank}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with socket.socket(fileno=descriptor) as connection:
+        return 0 if serve(connection, Shard(rank, ranks)) else 1
 
 
 def _leave_with_server(descriptor: int) -> None:

@@ -1,6 +1,7 @@
 """The life of a rank: commands come in on a socket, reports go out, until the socket is closed."""
 
 import socket
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -20,13 +21,16 @@ from tgi.protocol import (
 )
 from tgi.weights import CheckpointError, Shard
 
-from .runner import Runner
+from .runner import Runner, open_device
 
 _RECEIVE_BYTES = 1 << 18
 
 
-def serve(connection: socket.socket, shard: Shard) -> None:
-    """Carry out commands in order until the server closes the socket. Reports an error, then raises it."""
+def serve(connection: socket.socket, shard: Shard) -> bool:
+    """Carry out commands in order until the server closes the socket (True) or one fails (False).
+
+    A failure is reported; the traceback of a defect goes to stderr as well.
+    """
 
     def report(message: Report) -> None:
         connection.sendall(frame(encode(message)))
@@ -35,7 +39,7 @@ def serve(connection: socket.socket, shard: Shard) -> None:
     try:
         for command in commands(connection):
             if isinstance(command, Load):
-                runner = Runner.load(command, shard, report)
+                runner = Runner.load(command, shard, open_device(command.device, command.threads), report)
                 report(runner.loaded)
             elif runner is None:
                 raise RuntimeError(f"{type(command).__name__} came before Load")
@@ -47,10 +51,14 @@ def serve(connection: socket.socket, shard: Shard) -> None:
                 if shard.rank == 0:
                     report(result)
     except (BrokenPipeError, ConnectionResetError):
-        return  # the server has gone; nobody is left to tell
+        pass  # the server has gone; nobody is left to tell
     except Exception as error:
-        report(failure(error))
-        raise
+        failed = failure(error)
+        if failed.kind == "error":
+            traceback.print_exc()
+        report(failed)
+        return False
+    return True
 
 
 def commands(connection: socket.socket) -> Iterator[Command]:
@@ -64,7 +72,7 @@ def commands(connection: socket.socket) -> Iterator[Command]:
 def failure(error: Exception) -> Failed:
     """What to tell the server of an error, in one line, and whose fault it is."""
     line = " ".join(str(error).split()) or type(error).__name__
-    if isinstance(error, ConfigError | CheckpointError | ValueError | OSError):
+    if isinstance(error, ConfigError | CheckpointError | OSError):
         return Failed(line, "model")
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in line:
         return Failed(f"out of memory: {line}", "memory")

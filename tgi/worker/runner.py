@@ -3,9 +3,9 @@
 import json
 import pkgutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import numpy as np
@@ -23,6 +23,7 @@ from .lanes import Lanes
 from .sampler import Sampled, Sampler
 
 Model = Callable[[Batch], torch.Tensor]
+T = TypeVar("T")
 
 
 @attrs.define(eq=False)
@@ -41,13 +42,12 @@ class Runner:
     caches: list[tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=list)
 
     @classmethod
-    def load(cls, command: Load, shard: Shard, report: Callable[[Progress], None]) -> "Runner":
-        """Read the model. Raises ConfigError, CheckpointError, ValueError for what a person can put right."""
-        plugins = load_plugins()
-        device = open_device(command.device, command.threads, devices(plugins))
-        architecture = _find("architecture", command.architecture, architectures(plugins))
-        data = json.loads((Path(command.folder) / "config.json").read_bytes()) | command.overrides
-        config = architecture.config(JsonReader(data))
+    def load(
+        cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
+    ) -> "Runner":
+        """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
+        architecture = _find("architecture", command.architecture, architectures(load_plugins()))
+        config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
         checkpoint = Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
         build = Build(checkpoint, shard, device, device.dtype(command.dtype))
         model = pkgutil.resolve_name(architecture.model)(config, build).eval()
@@ -107,9 +107,9 @@ class Runner:
         return Result(number=step.number, seconds=time.perf_counter() - began, **columns)
 
 
-def open_device(name: str, threads: int, known: Any) -> Device:
-    """The device of that name. Raises ValueError where no plugin offers it."""
-    device = pkgutil.resolve_name(_find("device", name, known).implementation)(threads)
+def open_device(name: str, threads: int) -> Device:
+    """The device of that name. Raises ConfigError where no plugin offers it."""
+    device = pkgutil.resolve_name(_find("device", name, devices(load_plugins())).implementation)(threads)
     assert isinstance(device, Device)
     return device
 
@@ -131,7 +131,17 @@ def workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
     return activations + logits + (command.lanes + 1) * config.vocab_size * 4
 
 
-def _find(kind: str, name: str, known: Any) -> Any:
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / "config.json").read_bytes())
+    except ValueError as error:
+        raise ConfigError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{folder / 'config.json'} is not a JSON object")
+    return data
+
+
+def _find(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
     return known[name]

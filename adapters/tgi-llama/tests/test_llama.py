@@ -1,0 +1,155 @@
+"""Logits against transformers for every shape feature and every kind of RoPE."""
+
+import json
+
+import pytest
+import torch
+
+from tgi.device.cpu import CpuDevice
+from tgi.plugins import ConfigError, JsonReader
+from tgi.testing.check_architecture import check_architecture, random_prompt, transformers_logprobs
+from tgi.testing.driver import make_driver
+from tgi.testing.models import llama_config, make_llama
+from tgi_llama.plugin import read_config
+
+SHAPES = {
+    "grouped queries": {},
+    "one key/value head": {"num_key_value_heads": 1},
+    "every head its own": {"num_key_value_heads": None},
+    "head apart from hidden/heads": {"head_dim": 24},
+    "tied head": {"tie_word_embeddings": True},
+    "attention biases": {"attention_bias": True},
+    "all biases": {"attention_bias": True, "mlp_bias": True},
+    "odd sizes": {"hidden_size": 60, "intermediate_size": 77, "head_dim": 10, "vocab_size": 333},
+}
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_shapes(tmp_path, config):
+    check_architecture(make_llama(tmp_path, **config), ranks=0)
+
+
+def test_two_ranks_and_sharded_files(tmp_path):
+    folder = make_llama(tmp_path, shards=3, attention_bias=True, mlp_bias=True, vocab_size=511)
+    assert len(list(folder.glob("*.safetensors"))) == 3
+    check_architecture(folder, ranks=2, lengths=[20])
+
+
+FACTORS = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPES = {
+    "default": {"rope_type": "default"},
+    "linear": {"rope_type": "linear", "factor": 3.0},
+    "dynamic": {"rope_type": "dynamic", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    "yarn with mscale": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "mscale": 0.8,
+        "mscale_all_dim": 0.3,
+        "beta_fast": 16.0,
+        "beta_slow": 2.0,
+        "truncate": False,
+    },
+    "yarn with attention_factor": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+        "attention_factor": 1.3,
+    },
+    "longrope": {"rope_type": "longrope", "original_max_position_embeddings": 32, **FACTORS},
+    "longrope with factor": {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": 32,
+        "factor": 2.0,
+        **FACTORS,
+    },
+    "llama3": {"rope_type": "llama3", "original_max_position_embeddings": 32, **LLAMA3},
+}
+
+
+@pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
+@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
+def test_rope(tmp_path, rope, spelling):
+    theta = {"rope_theta": 500.0}
+    old = {"rope_scaling": rope, **theta, "max_position_embeddings": 64}
+    new = {"rope_parameters": rope | theta, "max_position_embeddings": 64}
+    folder = make_llama(tmp_path, **(old if spelling == "rope_scaling" else new))
+    compare_with_generate(folder, [12, 28, 45, 60, 75])
+
+
+def test_old_name_of_the_type_key(tmp_path):
+    folder = make_llama(tmp_path, rope_scaling={"type": "linear", "factor": 3.0})
+    assert read_config(JsonReader(json.loads((folder / "config.json").read_text()))).rope.kind == "linear"
+    compare_with_generate(folder, [12])
+
+
+def compare_with_generate(folder, lengths):
+    """Tokens and their distributions as transformers' generate gives them, which caches what it has computed.
+
+    24 tokens are generated, so that prompts begin and end within, cross, and begin beyond 32 and 64.
+    """
+    from transformers import AutoModelForCausalLM
+
+    driver = make_driver(folder, CpuDevice(1))
+    for lane, length in enumerate(lengths):
+        # A new one each time: a dynamic RoPE would remember the longest sequence that it has seen.
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        prompt = random_prompt(512, length, lane)
+        wanted = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, length, dtype=torch.int64),  # else it hides every token 0
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        driver.start(lane, prompt_length=length)
+        half = length // 2
+        driver.prefill({lane: prompt[:half]}, unfinished=[lane])
+        answers = [driver.prefill({lane: prompt[half:]})[lane]]
+        answers += [driver.decode([lane])[lane] for _ in range(23)]
+        got = torch.stack([answer.logits for answer in answers])
+        difference = (got - torch.cat(wanted.logits)).abs().max().item()
+        assert difference < 1e-4, f"prompt of {length}"
+        assert [answer.token for answer in answers] == wanted.sequences[0, length:].tolist()
+
+
+def test_dynamic_rope_forgets(tmp_path):
+    """A long sequence must not leave traces in a shorter one after it."""
+    folder = make_llama(
+        tmp_path, rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=32
+    )
+    compare_with_generate(folder, [50, 5, 40])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"rope_scaling": {"rope_type": "axial"}}, "'axial' is not supported"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "'factor'"),
+        ({"rope_scaling": {"rope_type": "longrope", **FACTORS, "short_factor": [1.0]}}, "'short_factor'"),
+        ({"hidden_size": "big"}, "'hidden_size' is 'big'"),
+        ({"hidden_size": None}, "no 'hidden_size'"),
+    ],
+)
+def test_config_errors(change, message):
+    config = {**llama_config(), **change}
+    with pytest.raises(ConfigError, match=message):
+        read_config(JsonReader(config))
+
+
+def test_bfloat16_is_close_to_transformers(tmp_path):
+    """Both round in every operation; what is left is some 1 % of the logits' spread."""
+    folder = make_llama(tmp_path, dtype="bfloat16")
+    prompt = random_prompt(512, 30, 0)
+    driver = make_driver(folder, CpuDevice(1), dtype="bfloat16")
+    driver.start(0)
+    got = driver.prefill({0: prompt})[0].logits.log_softmax(-1)
+    (wanted,) = transformers_logprobs(folder, None, [[*prompt, 0]], [30])
+    assert (got - wanted).abs().max() < 0.15

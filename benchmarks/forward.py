@@ -1,0 +1,177 @@
+"""Time of a forward pass with sampling in one rank, without a server: `python benchmarks/forward.py --help`.
+
+Random weights in the shape of a model are made in memory. A decode step has `--context` tokens in the cache.
+The best of `--repeat` is reported, since other processes only ever add.
+"""
+
+import argparse
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from tgi.layers import Build
+from tgi.plugins import JsonReader, architectures, load_plugins
+from tgi.protocol import LaneParams, Load, Step, ints
+from tgi.weights import Shard
+from tgi.worker.runner import Runner, open_device
+
+SHAPES: dict[str, dict[str, object]] = {
+    "llama-160m": {
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+    },
+    "llama-1b": {
+        "vocab_size": 128256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "tie_word_embeddings": True,
+    },
+}
+BLOCK = 16
+LANES = 32
+
+
+class RandomWeights:
+    """Stands in for a Checkpoint: any tensor that is asked for, drawn in the dtype of the model."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+
+    def read(
+        self, name: str, shape: Sequence[int], dim: int | None = None, shard: Shard | None = None
+    ) -> torch.Tensor:
+        del name, dim, shard
+        return torch.empty(*shape, dtype=self._dtype).normal_(0, 0.02)
+
+    def dismiss(self, name: str) -> None:
+        del name
+
+
+def make_runner(shape: str, dtype: str, threads: int) -> Runner:
+    device = open_device("cpu", threads)
+    architecture = architectures(load_plugins())["LlamaForCausalLM"]
+    config = architecture.config(JsonReader(SHAPES[shape]))
+    chosen = device.dtype(dtype)
+    build = Build(RandomWeights(chosen), Shard(), device, chosen)  # type: ignore[arg-type]
+    from tgi_llama.model import Llama
+
+    command = Load(
+        folder="",
+        architecture=architecture.name,
+        device="cpu",
+        dtype=dtype,
+        threads=threads,
+        lanes=LANES,
+        block_size=BLOCK,
+        prefill_tokens=1024,
+    )
+    with torch.inference_mode():
+        runner = Runner.of(Llama(config, build).eval(), config, build, command)  # type: ignore[arg-type]
+    runner.allocate(LANES * 128)
+    return runner
+
+
+def tables(rows: int, tokens: int) -> dict[str, bytes]:
+    """Every row in blocks of its own, one after another."""
+    count = -(-tokens // BLOCK)
+    return {
+        "table_lanes": ints(range(rows)),
+        "table_starts": ints([0] * rows),
+        "table_counts": ints([count] * rows),
+        "table_blocks": ints(1 + row * 100 + i for row in range(rows) for i in range(count)),
+    }
+
+
+def decode(rows: int, context: int, sampling: bool) -> Step:
+    params = tuple(
+        LaneParams(
+            lane, lane, sampling, 0.8 if sampling else 1.0, 0, 0.95 if sampling else 1.0, 1, 1, 0, False, b""
+        )
+        for lane in range(rows)
+    )
+    return Step(
+        number=1,
+        prefill=False,
+        bucket_rows=rows,
+        bucket_tokens=1,
+        bucket_blocks=-(-(context + 1) // BLOCK),
+        lanes=ints(range(rows)),
+        starts=ints([context] * rows),
+        draws=ints(range(1, rows + 1)),
+        params=params,
+        **tables(rows, context + 1),
+    )
+
+
+def prefill(rows: int, tokens: int, cached: int = 0) -> Step:
+    total = rows * tokens
+    return Step(
+        number=1,
+        prefill=True,
+        bucket_rows=rows,
+        bucket_tokens=tokens,
+        bucket_blocks=-(-(cached + tokens) // BLOCK),
+        lanes=ints(range(rows)),
+        starts=ints([cached] * rows),
+        draws=ints([0] * rows),
+        tokens=ints(i * 7 % 31000 for i in range(total)),
+        lengths=ints([tokens] * rows),
+        **tables(rows, cached + tokens),
+    )
+
+
+def best(call: Callable[[], object], repeat: int) -> float:
+    """Milliseconds."""
+    call()
+    times = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+    return min(times) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--context", type=int, default=160)
+    parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--sampling", action="store_true", help="temperature and top-p instead of greedy")
+    parser.add_argument("--profile", type=Path, help="write a table of operators for decode 16 there")
+    options = parser.parse_args()
+    for shape in SHAPES if options.shape == "all" else [options.shape]:
+        runner = make_runner(shape, options.dtype, options.threads)
+        steps = {f"decode {n}": decode(n, options.context, options.sampling) for n in (1, 4, 16)}
+        steps |= {f"prefill {n}": prefill(1, n) for n in (128, 1024)}
+        steps["prefill 16 + 1000 cached"] = prefill(1, 16, 1000)
+        print(f"{shape} {runner.loaded.dtype} {runner.device.threads} threads, context {options.context}")
+        for name, step in steps.items():
+            repeat = 3 if name == "prefill 1024" else options.repeat
+            print(f"  {name:26} {best(functools.partial(runner.execute, step), repeat):9.1f} ms", flush=True)
+        if options.profile:
+            step = steps["decode 16"]
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+                for _ in range(5):
+                    runner.execute(step)
+            table = profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=30)
+            options.profile.write_text(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""Drives a rank's Runner without a server: makes the steps for a few sequences, keeps their block tables."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+
+from tgi.device import Device
+from tgi.protocol import LaneParams, Load, Result, Step, ints, unpack_floats, unpack_ints
+from tgi.weights import Shard
+from tgi.worker.runner import Runner
+
+BLOCK_SIZE = 16
+
+
+@attrs.define(eq=False)
+class Lane:
+    """The sequence in a lane: its blocks, how many tokens are in the cache, how many have been drawn."""
+
+    params: dict[str, Any]
+    table: list[int] = attrs.field(factory=list)
+    sent: int = 0
+    """Entries of the table that the rank knows."""
+    cached: int = 0
+    draws: int = 0
+    started: bool = False
+
+
+@attrs.frozen
+class Answer:
+    """What a step gave for one row."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+    logits: torch.Tensor
+    """[vocab] float32, before the sampler."""
+
+
+class Driver:
+    """Sequences by lane over a runner.
+
+    `blocks` is the pool that tables are filled from, in that order: shuffle it for fragmented tables.
+    """
+
+    def __init__(self, runner: Runner, blocks: Iterable[int] = range(1, 256)) -> None:
+        self.runner = runner
+        self.lanes: dict[int, Lane] = {}
+        self.free = list(blocks)
+        self.result: Result | None = None
+        self._number = 0
+        self._logits = torch.empty(0)
+        runner.allocate(max(self.free) + 1)
+        model = runner.model
+
+        def recording(batch: Any) -> torch.Tensor:
+            self._logits = model(batch)
+            return self._logits
+
+        runner.model = recording
+
+    def start(self, lane: int, **params: Any) -> None:
+        """Put a new sequence into a lane; `params` are those of LaneParams that are not neutral."""
+        self.lanes[lane] = Lane(params)
+
+    def share(self, lane: int, other: int, tokens: int) -> None:
+        """Let a new sequence begin with blocks of another one: a prefix that is in the cache."""
+        assert tokens % BLOCK_SIZE == 0
+        sequence = self.lanes[lane]
+        sequence.table = self.lanes[other].table[: tokens // BLOCK_SIZE]
+        sequence.cached = tokens
+
+    def prefill(
+        self,
+        tokens: Mapping[int, Sequence[int]],
+        *,
+        unfinished: Iterable[int] = (),
+        targets: Mapping[int, Sequence[int]] | None = None,
+        pad: tuple[int, int, int] = (0, 0, 0),
+        top: int = 0,
+    ) -> dict[int, Answer]:
+        """Compute tokens of several lanes in one step; answers of all but the `unfinished`, by lane.
+
+        `pad` is how much the bucket exceeds the step in rows, tokens and blocks.
+        """
+        lengths = [len(part) for part in tokens.values()]
+        columns = {"tokens": ints(token for part in tokens.values() for token in part)}
+        if targets is not None:
+            columns["targets"] = ints(token for lane in tokens for token in targets[lane])
+        sampled = [lane not in set(unfinished) for lane in tokens]
+        return self._step(list(tokens), lengths, sampled, pad, prefill=True, top=top, **columns)
+
+    def decode(
+        self, lanes: Sequence[int], *, pad: tuple[int, int, int] = (0, 0, 0), top: int = 0
+    ) -> dict[int, Answer]:
+        """One more token for each lane."""
+        ones = [1] * len(lanes)
+        return self._step(lanes, ones, [True] * len(lanes), pad, prefill=False, top=top)
+
+    def _step(
+        self,
+        lanes: Sequence[int],
+        lengths: Sequence[int],
+        sampled: Sequence[bool],
+        pad: tuple[int, int, int],
+        *,
+        prefill: bool,
+        top: int,
+        **columns: bytes,
+    ) -> dict[int, Answer]:
+        rows = [self.lanes[lane] for lane in lanes]
+        starts = [row.cached for row in rows]
+        tables = self._grow(lanes, lengths)
+        fresh = [lane for lane, row in zip(lanes, rows, strict=True) if not row.started]
+        self._number += 1
+        step = Step(
+            number=self._number,
+            prefill=prefill,
+            bucket_rows=len(lanes) + pad[0],
+            bucket_tokens=max(lengths) + pad[1],
+            bucket_blocks=max(len(row.table) for row in rows) + pad[2],
+            lanes=ints(lanes),
+            starts=ints(starts),
+            draws=ints(row.draws if drawn else -1 for row, drawn in zip(rows, sampled, strict=True)),
+            params=tuple(lane_params(lane, **self.lanes[lane].params) for lane in fresh),
+            lengths=ints(lengths) if prefill else b"",
+            top=top,
+            **tables,
+            **columns,
+        )
+        for row, length, drawn in zip(rows, lengths, sampled, strict=True):
+            row.started = True
+            row.cached += length
+            row.draws += drawn
+        self.result = self.runner.execute(step)
+        answered = [lane for lane, drawn in zip(lanes, sampled, strict=True) if drawn]
+        return dict(zip(answered, self._answers(self.result, sampled, top), strict=True))
+
+    def _grow(self, lanes: Sequence[int], lengths: Sequence[int]) -> dict[str, bytes]:
+        grown = []
+        for lane, length in zip(lanes, lengths, strict=True):
+            row = self.lanes[lane]
+            while len(row.table) * BLOCK_SIZE < row.cached + length:
+                row.table.append(self.free.pop(0))
+            if len(row.table) > row.sent:
+                grown.append((lane, row.sent, row.table[row.sent :]))
+                row.sent = len(row.table)
+        return {
+            "table_lanes": ints(lane for lane, _, _ in grown),
+            "table_starts": ints(start for _, start, _ in grown),
+            "table_counts": ints(len(blocks) for _, _, blocks in grown),
+            "table_blocks": ints(block for _, _, blocks in grown for block in blocks),
+        }
+
+    def _answers(self, result: Result, sampled: Sequence[bool], top: int) -> list[Answer]:
+        tokens, logprobs = unpack_ints(result.tokens), unpack_floats(result.logprobs)
+        top_tokens = unpack_ints(result.top_tokens).reshape(len(tokens), top)
+        top_logprobs = unpack_floats(result.top_logprobs).reshape(len(tokens), top)
+        packed = self.runner.device.packs
+        rows = range(len(tokens)) if packed else np.flatnonzero(sampled).tolist()
+        return [
+            Answer(
+                int(tokens[i]),
+                float(logprobs[i]),
+                list(zip(top_tokens[i].tolist(), top_logprobs[i].tolist(), strict=True)),
+                self._logits[row].float(),
+            )
+            for i, row in enumerate(rows)
+        ]
+
+
+def lane_params(lane: int, **changed: Any) -> LaneParams:
+    """Parameters of a lane, neutral but for `changed`; `history` may be a list of ids."""
+    values: dict[str, Any] = {
+        "seed": 0,
+        "sample": False,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "typical_p": 1.0,
+        "repetition_penalty": 1.0,
+        "frequency_penalty": 0.0,
+        "watermark": False,
+        "history": b"",
+    }
+    values.update(changed)
+    if not isinstance(values["history"], bytes):
+        values["history"] = ints(values["history"])
+    return LaneParams(lane=lane, **values)
+
+
+def load_command(folder: Path | str, *, dtype: str = "float32", threads: int = 1, lanes: int = 16) -> Load:
+    """A Load of a Llama, or whatever config.json says, on the CPU."""
+    architecture = json.loads((Path(folder) / "config.json").read_bytes())["architectures"][0]
+    return Load(
+        folder=str(folder),
+        architecture=architecture,
+        device="cpu",
+        dtype=dtype,
+        threads=threads,
+        lanes=lanes,
+        block_size=BLOCK_SIZE,
+    )
+
+
+def make_driver(
+    folder: Path | str, device: Device, blocks: Iterable[int] = range(1, 256), **load: Any
+) -> Driver:
+    """Load a checkpoint in this process."""
+    return Driver(Runner.load(load_command(folder, **load), Shard(), device), blocks)
