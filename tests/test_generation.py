@@ -1,0 +1,248 @@
+"""The engine, scheduler and a real rank process, against transformers' `generate`, in float32."""
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+import trio
+
+from tgi.config import Limits
+from tgi.errors import ApiError
+from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
+from tgi.testing.engine import open_engine
+from tgi.testing.models import make_llama
+from tgi.text.detokenizer import Detokenizer
+from tgi.text.stopping import StoppingCriteria
+from tgi.text.tokenizer import Tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "no groups": {"num_key_value_heads": 4},
+    "one kv head": {"num_key_value_heads": 1, "num_hidden_layers": 3},
+    "wide heads": {"head_dim": 32},
+    "tied": {"tie_word_embeddings": True},
+    "biased": {"attention_bias": True, "mlp_bias": True},
+    "llama3 rope": {
+        "max_position_embeddings": 512,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "odd sizes": {
+        "hidden_size": 48,
+        "intermediate_size": 100,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    },
+}
+NEW_TOKENS = 12
+PROMPTS = 32
+LIMITS = Limits(max_total_tokens=256, max_input_tokens=255, max_batch_size=16, max_batch_prefill_tokens=64)
+
+
+@cache
+def reference(folder: Path) -> list[tuple[list[int], list[int], list[float]]]:
+    """Prompts with what transformers generates greedily, and the log-probabilities of that."""
+    torch.set_num_threads(1)  # tiny matrices; more threads only wait for one another
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    rng = random.Random(0)
+    common = [rng.randrange(4, 500) for _ in range(100)]
+    answers = []
+    for _ in range(PROMPTS):
+        shared = rng.choice([0, 0, 20, 50, 100])
+        prompt = common[:shared] + [rng.randrange(4, 500) for _ in range(rng.randrange(1, 90))]
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = out.sequences[0, len(prompt) :].tolist()
+        logprobs = [
+            step[0].log_softmax(-1)[token].item() for step, token in zip(out.logits, tokens, strict=True)
+        ]
+        answers.append((prompt, tokens, logprobs))
+    return answers
+
+
+@asynccontextmanager
+async def engine(folder: Path) -> AsyncIterator[tuple[Scheduler, Tokenizer]]:
+    async with open_engine(folder, LIMITS, threads=1) as scheduler:
+        yield scheduler, Tokenizer.from_folder(folder)
+
+
+async def generate(
+    scheduler: Scheduler,
+    tokenizer: Tokenizer,
+    prompt: list[int],
+    sampling: SamplingParams | None = None,
+    leave: int = 0,
+) -> list[Token]:
+    """The tokens of one sequence; with `leave`, only so many, and then the client is gone."""
+    sequence = Sequence(
+        prompt=prompt,
+        max_new_tokens=NEW_TOKENS,
+        sampling=sampling or SamplingParams(),
+        stopping=StoppingCriteria(NEW_TOKENS, tokenizer.eos_ids),
+        detokenizer=Detokenizer(tokenizer, prompt),
+    )
+    tokens: list[Token] = []
+    with scheduler.generating(sequence) as events:
+        async for item in events:
+            assert not isinstance(item, ApiError), item
+            tokens.append(item)
+            if len(tokens) == leave:
+                break
+    return tokens
+
+
+def check(tokens: list[Token], wanted: list[int], logprobs: list[float]) -> None:
+    assert [token.id for token in tokens] == wanted[: len(tokens)]
+    assert [token.logprob for token in tokens] == pytest.approx(logprobs[: len(tokens)], abs=1e-4)
+
+
+@pytest.fixture(params=SHAPES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    number = list(SHAPES).index(request.param)
+    return make_llama(tmp_path_factory.mktemp("llama"), seed=number, **SHAPES[request.param])
+
+
+def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
+    """32 prompts: one by one, then 16 at a time that come and go, with the prefix cache cold and warm."""
+
+    async def main() -> None:
+        async with engine(folder) as (scheduler, tokenizer):
+            for prompt, wanted, logprobs in reference(folder):
+                check(await generate(scheduler, tokenizer, prompt), wanted, logprobs)
+        async with engine(folder) as (scheduler, tokenizer):
+            await crowd(scheduler, tokenizer, reference(folder))
+            cold = scheduler.statistics().prefix_hit_tokens
+            await crowd(scheduler, tokenizer, reference(folder))
+            assert scheduler.statistics().prefix_hit_tokens > cold + 1000, "the second time the cache is warm"
+            assert scheduler.statistics().blocks.used == 0
+
+    trio.run(main)
+
+
+async def crowd(
+    scheduler: Scheduler, tokenizer: Tokenizer, answers: list[tuple[list[int], list[int], list[float]]]
+) -> None:
+    """16 clients; every fourth generation is left in the middle, arrivals are spread over the steps."""
+    rng = random.Random(1)
+    todo = list(answers)
+
+    async def client() -> None:
+        while todo:
+            prompt, wanted, logprobs = todo.pop()
+            leave = rng.choice([0, 0, 0, rng.randrange(1, NEW_TOKENS)])
+            tokens = await generate(scheduler, tokenizer, prompt, leave=leave)
+            check(tokens, wanted, logprobs)
+            assert leave or len(tokens) == len(wanted)
+            for _ in range(rng.randrange(50)):
+                await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as clients:
+        for _ in range(16):
+            clients.start_soon(client)
+
+
+EVERYTHING = SamplingParams(
+    sample=True,
+    seed=2**63 + 11,
+    temperature=0.8,
+    top_k=40,
+    top_p=0.95,
+    typical_p=0.9,
+    repetition_penalty=1.2,
+    frequency_penalty=0.3,
+    watermark=True,
+    top_n_tokens=3,
+)
+
+
+def test_a_seed_gives_the_same_text_alone_in_company_and_after_a_restart(tmp_path: Path) -> None:
+    """With every sampling option at once, and neighbours of all kinds."""
+    folder = make_llama(tmp_path)
+    prompt = [5, 80, 300, 41, 7]
+    neighbours = [
+        SamplingParams(
+            sample=bool(n % 3), seed=n, temperature=1 + n / 10, top_k=n, repetition_penalty=1 + n % 2
+        )
+        for n in range(15)
+    ]
+    texts: list[list[tuple[int, list[tuple[int, float]]]]] = []
+
+    async def main() -> None:
+        async with engine(folder) as (scheduler, tokenizer):
+            alone = await generate(scheduler, tokenizer, prompt, EVERYTHING)
+            texts.append([(token.id, token.top) for token in alone])
+        async with engine(folder) as (scheduler, tokenizer), trio.open_nursery() as clients:
+            for n, sampling in enumerate(neighbours):
+                clients.start_soon(generate, scheduler, tokenizer, [n + 4] * (n + 1), sampling)
+            crowded = await generate(scheduler, tokenizer, prompt, EVERYTHING)
+            texts.append([(token.id, token.top) for token in crowded])
+
+    trio.run(main)
+
+    alone, crowded = texts
+    assert [token for token, _ in alone] == [token for token, _ in crowded]
+    assert len(alone) == NEW_TOKENS
+    for (_, one), (_, other) in zip(alone, crowded, strict=True):
+        assert [token for token, _ in one] == [token for token, _ in other]
+        assert [p for _, p in one] == pytest.approx([p for _, p in other], abs=1e-4)
+
+
+def test_other_seeds_give_other_texts(tmp_path: Path) -> None:
+    folder = make_llama(tmp_path)
+
+    async def main() -> set[tuple[int, ...]]:
+        async with engine(folder) as (scheduler, tokenizer):
+            texts = [
+                await generate(scheduler, tokenizer, [9, 10, 11], SamplingParams(sample=True, seed=seed))
+                for seed in range(8)
+            ]
+        return {tuple(token.id for token in text) for text in texts}
+
+    assert len(trio.run(main)) == 8
+
+
+def test_prompt_log_probabilities_are_those_of_transformers(tmp_path: Path) -> None:
+    """Over several chunks of a long prompt, and although the prefix cache knows the prompt already."""
+    folder = make_llama(tmp_path)
+    rng = random.Random(3)
+    prompt = [rng.randrange(4, 500) for _ in range(200)]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.inference_mode():
+        scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    wanted = [scores[position, token].item() for position, token in enumerate(prompt[1:])]
+
+    async def main() -> list[float]:
+        async with engine(folder) as (scheduler, tokenizer):
+            await generate(scheduler, tokenizer, prompt)
+            sequence = Sequence(
+                prompt=prompt,
+                max_new_tokens=1,
+                sampling=SamplingParams(),
+                stopping=StoppingCriteria(1, frozenset()),
+                detokenizer=Detokenizer(tokenizer, prompt),
+                wants_prompt_logprobs=True,
+            )
+            with scheduler.generating(sequence) as events:
+                async for _ in events:
+                    pass
+            return sequence.prompt_logprobs
+
+    assert trio.run(main) == pytest.approx(wanted, abs=1e-4)

@@ -1,0 +1,47 @@
+"""A scheduler on a real rank process, without HTTP: for tests and benchmarks."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tgi.config import Limits
+from tgi.executor import open_executor
+from tgi.metrics import Metrics
+from tgi.plugins import devices, load_plugins
+from tgi.protocol import Load
+from tgi.scheduler import Scheduler
+
+
+@asynccontextmanager
+async def open_engine(
+    folder: Path, limits: Limits, *, device: str = "cpu", dtype: str = "float32", threads: int = 2
+) -> AsyncIterator[Scheduler]:
+    """Load the model of `folder`, and schedule while the body runs.
+
+    The KV cache holds max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
+    """
+    spec = devices(load_plugins())[device]
+    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
+    load = Load(
+        folder=str(folder),
+        architecture=architecture,
+        device=device,
+        dtype=dtype,
+        threads=threads,
+        lanes=limits.max_batch_size,
+        block_size=limits.block_size,
+        prefill_tokens=limits.max_batch_prefill_tokens,
+    )
+    tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
+    blocks = tokens // limits.block_size
+    async with open_executor(environment=spec.environment) as executor:
+        await executor.load(load, lambda _: None)
+        await executor.allocate(blocks + 1)
+        scheduler = Scheduler(executor, limits, spec, blocks, Metrics())
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scheduler.run)
+            yield scheduler
+            nursery.cancel_scope.cancel()
