@@ -8,10 +8,11 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
+from operator import mul
 
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
-DURATIONS = tuple(0.0001 * 1.5**k for k in range(1, 36))
+DURATIONS = tuple(accumulate([0.0001 * 1.5] + [1.5] * 34, mul))
 """Bucket bounds in seconds of everything called `..._duration`."""
 SIZES = tuple(float(size) for size in range(1, 1025))
 QUANTILES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)

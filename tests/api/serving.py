@@ -40,8 +40,8 @@ BOS, EOS = 0, 1
 
 
 @functools.cache
-def make_tokenizer() -> Tokenizer:
-    """Byte-level BPE: <s> before each text; 0 and 1 are special, all others are text."""
+def make_tokenizer(bos: bool = True) -> Tokenizer:
+    """Byte-level BPE: with `bos`, <s> before each text; 0 and 1 are special, all others are text."""
     core = Core(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -54,7 +54,8 @@ def make_tokenizer() -> Tokenizer:
             show_progress=False,
         ),
     )
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    if bos:
+        core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     return Tokenizer(core, [], [EOS])
 
 
@@ -144,23 +145,24 @@ async def _read_answer(connection: h11.Connection, stream: trio.SocketStream) ->
 
 @asynccontextmanager
 async def serving(
-    script: Script = counting(290),
+    script: Script | None = None,
     *,
     limits: Limits = LIMITS,
     step_seconds: float = 0.0,
-    options: Options = Options(),
+    options: Options | None = None,
+    bos: bool = True,
     info: ModelInfo = INFO,
     phase: Phase = Phase.READY,
     keep_alive: float = 5.0,
 ) -> AsyncIterator[Server]:
     """A server with this model, ready unless another phase is given."""
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
-    executor = FakeExecutor(script, step_seconds)
+    executor = FakeExecutor(script or counting(290), step_seconds)
     scheduler = Scheduler(executor, limits, DEVICE, BLOCKS, metrics)
-    service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options)
+    service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
     if phase is not Phase.STARTING:
         service.lifecycle.phase = phase
-        service.engine = Engine(scheduler=scheduler, tokenizer=make_tokenizer(), limits=limits, model=info)
+        service.engine = Engine(scheduler=scheduler, tokenizer=make_tokenizer(bos), limits=limits, model=info)
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.errorlog = config.accesslog = None

@@ -18,6 +18,8 @@ from .service import Service
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
 """How long a client may take to send its body."""
+GUARDED = "native."
+"""Names of the routes that need the API key begin so."""
 VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
@@ -36,15 +38,15 @@ def create_app(service: Service) -> QuartTrio:
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_defect)
 
-    native_rules = (rule for rule in app.url_map.iter_rules() if rule.endpoint.startswith("native."))
-    guarded = frozenset(rule.rule for rule in native_rules)
+    rules = app.url_map.iter_rules()
+    guarded = frozenset(rule.rule for rule in rules if rule.endpoint.startswith(GUARDED))
 
     @app.before_request
     async def answer_early() -> Response | None:
         if request.method == "OPTIONS":
             headers = {
                 "access-control-allow-methods": "GET,POST",
-                "access-control-allow-headers": "content-type",
+                "access-control-allow-headers": "content-type,authorization",
             }
             return empty(200, headers)
         if service.options.api_key and _is_guarded(guarded) and not _is_authorized(service.options.api_key):
@@ -63,8 +65,10 @@ def create_app(service: Service) -> QuartTrio:
 
 
 def _is_guarded(paths: frozenset[str]) -> bool:
-    """R1.50, R1.33: whether the present request needs the API key; any method of these paths does."""
-    return request.path in paths and (request.path != "/" or request.method == "POST")
+    """R1.50, R1.33: whether the present request needs the API key; on these paths a wrong method does."""
+    if request.url_rule is not None:
+        return request.url_rule.endpoint.startswith(GUARDED)
+    return request.path in paths and request.path != "/"
 
 
 def _is_authorized(key: str) -> bool:

@@ -1,6 +1,7 @@
 """A generation as server-sent events: one write for all events that are ready (tgi-behaviour 1.6, 3.2)."""
 
 import time
+from contextlib import ExitStack
 from types import TracebackType
 
 import msgspec
@@ -51,18 +52,24 @@ class EventBody(msgspec.Struct):
 
 
 class EventStream(ResponseBody):
-    """The body of a streamed answer. The caller has entered `Scheduler.generating`, and leaves it."""
+    """The body of a streamed answer. Closes `held` with the last event, before that is sent."""
 
     def __init__(
-        self, generation: Generation, receive: Receive, tokenizer: Tokenizer, metrics: Metrics
+        self,
+        generation: Generation,
+        receive: Receive,
+        tokenizer: Tokenizer,
+        metrics: Metrics,
+        held: ExitStack,
     ) -> None:
         self._generation = generation
         self._sequence: Sequence = generation.sequences[0]
         self._receive = receive
         self._tokenizer = tokenizer
         self._metrics = metrics
-        self._ready: list[Token | ApiError] = []
-        """Received but not yet sent."""
+        self._held = held
+        self._ready: list[Token | ApiError] | None = None
+        """Received but not yet sent; empty: nothing came in time."""
         self._index = 0
         self._ended = False
 
@@ -82,34 +89,34 @@ class EventStream(ResponseBody):
 
         Raises ApiError.
         """
-        await self._fill()
+        self._ready = await self._receive_ready()
         if self._ready and isinstance(self._ready[0], ApiError):
             raise self._ready[0]
 
     async def __anext__(self) -> bytes:
         if self._ended:
             raise StopAsyncIteration
-        if not self._ready:
-            await self._fill()
-        items, self._ready = self._ready, []
-        return b"".join(map(self._event, items)) or KEEP_ALIVE
+        items = await self._receive_ready() if self._ready is None else self._ready
+        self._ready = None
+        data = b"".join(map(self._event, items))
+        if self._ended:
+            self._held.close()
+        return data or KEEP_ALIVE
 
-    async def _fill(self) -> None:
-        """Wait for an item, and take all that are there; nothing comes within `KEEP_ALIVE_SECONDS`: none."""
+    async def _receive_ready(self) -> list[Token | ApiError]:
+        """Wait for an item, and take all that are there; none if nothing comes in `KEEP_ALIVE_SECONDS`."""
+        items: list[Token | ApiError] = []
         with trio.move_on_after(KEEP_ALIVE_SECONDS):
             try:
-                self._ready.append(await self._receive.receive())
+                items.append(await self._receive.receive())
                 while True:
-                    self._ready.append(self._receive.receive_nowait())
+                    items.append(self._receive.receive_nowait())
             except trio.WouldBlock:
                 pass
             except trio.EndOfChannel:
-                self._check_end()
-
-    def _check_end(self) -> None:
-        last = self._ready[-1] if self._ready else None
-        if not isinstance(last, ApiError) and (last is None or last.finish is None):
-            self._ready.append(IncompleteGenerationStream())
+                if not items or not _is_last(items[-1]):
+                    items.append(IncompleteGenerationStream())
+        return items
 
     def _event(self, item: Token | ApiError) -> bytes:
         if isinstance(item, ApiError):
@@ -142,3 +149,7 @@ class EventStream(ResponseBody):
                 last.finish, self._index, reported_seed(sequence), len(sequence.prompt)
             )
         observe_finished(self._metrics, sequence, Timings.of(sequence))
+
+
+def _is_last(item: Token | ApiError) -> bool:
+    return isinstance(item, ApiError) or item.finish is not None

@@ -1,6 +1,7 @@
 """TGI's own generation routes."""
 
 import functools
+from contextlib import ExitStack
 
 import trio
 from quart import Blueprint, Response
@@ -105,16 +106,17 @@ async def _generate(
 async def _stream(
     service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
 ) -> Response:
-    """The permit and the sequence are held by the request, and given back when it ends in any way."""
+    """The permit and the sequence are given back with the last event, or when the request ends otherwise."""
     metrics = service.metrics
     metrics.request_count.inc()
-    held = resources()
-    with counted_failures(metrics):
+    with ExitStack() as held, counted_failures(metrics):
         check_streamable(parameters)
         held.enter_context(service.permits(1))
         generation = await _validated(service, engine, inputs, parameters, full_text)
         receive = held.enter_context(engine.scheduler.generating(generation.sequences[0]))
-        stream = EventStream(generation, receive, engine.tokenizer, metrics)
+        kept = resources().enter_context(ExitStack())
+        stream = EventStream(generation, receive, engine.tokenizer, metrics, kept)
         await stream.start()
+        kept.push(held.pop_all())
     headers = prompt_headers(generation, service.options.compute_type) | HEADERS
     return Response(stream, 200, {"content-type": "text/event-stream", **headers})

@@ -1,0 +1,276 @@
+"""tgi-behaviour 1.2 to 1.4: methods, paths, media types, sizes, keys, CORS; and how connections end."""
+
+import pytest
+import trio
+
+from tgi.config import Options
+from tgi.lifecycle import Phase
+
+from .json_rows import ROWS
+from .serving import Server, run, saying, serving
+
+POSTS = ["/generate", "/generate_stream", "/", "/tokenize"]
+GETS = ["/health", "/ping", "/info", "/metrics", "/"]
+
+
+def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
+    async def main() -> None:
+        async with serving(options=Options(api_key="secret")) as server:
+            for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
+                answer = await server.ask("GET", path)
+                assert (answer.status, answer.body) == (404, b""), path
+                assert "content-type" not in answer.headers
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("GET", "/generate", "POST"),
+        ("DELETE", "/tokenize", "POST"),
+        ("POST", "/health", "GET,HEAD"),
+        ("PUT", "/", "POST,GET,HEAD"),
+    ],
+)
+def test_r1_31_another_method_is_405_and_says_which_are_allowed(method: str, path: str, allow: str) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            answer = await server.ask(method, path)
+            assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", allow)
+
+    run(main)
+
+
+def test_r1_32_head_works_on_every_get_route() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            for path in GETS:
+                answer = await server.ask("HEAD", path)
+                assert (answer.status, answer.body) == (200, b"")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("media", "accepted"),
+    [
+        ("application/json", True),
+        ("application/json; charset=utf-8", True),
+        ("Application/JSON", True),
+        ("application/vnd.api+json", True),
+        ("text/plain", False),
+        ("text/json", False),
+        ("", False),
+        ("application/jsonx", False),
+    ],
+)
+def test_r1_34_only_json_is_read(media: str, accepted: bool) -> None:
+    async def main() -> None:
+        async with serving(saying("x")) as server:
+            answer = await server.ask("POST", "/generate", {"inputs": "a"}, {"Content-Type": media})
+            if accepted:
+                assert answer.status == 200
+                return
+            assert answer.status == 415
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.body == b"Expected request with `Content-Type: application/json`"
+
+    run(main)
+
+
+def test_r1_35_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    async def main() -> None:
+        async with serving(saying("x"), options=Options(payload_limit=1000)) as server:
+            for surplus in (0, 1):
+                body = b'{"inputs":"a"}'.ljust(1000 + surplus)
+                answer = await server.ask("POST", "/tokenize", body)
+                assert answer.status == (413 if surplus else 200)
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.body == b"Failed to buffer the request body: length limit exceeded"
+
+    run(main)
+
+
+PREFIX = {
+    422: b"Failed to deserialize the JSON body into the target type: ",
+    400: b"Failed to parse the request body as JSON: ",
+}
+
+
+@pytest.mark.parametrize(("kind", "body", "status", "detail"), ROWS, ids=[row[1] for row in ROWS])
+def test_section_12_1(kind: str, body: str, status: int, detail: str) -> None:
+    async def main() -> None:
+        async with serving(saying("x")) as server:
+            answer = await server.ask("POST", {"G": "/generate", "X": "/"}[kind], body.encode())
+            if not status:  # decoded; a rule of 2.6 may still refuse it
+                assert answer.status == 200 or answer.json["error_type"] == "validation"
+                return
+            assert answer.status == status
+            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+            assert answer.body == PREFIX[status] + detail.encode()
+
+    run(main)
+
+
+def test_an_empty_body_is_400() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            answer = await server.ask("POST", "/generate", b"")
+            assert answer.status == 400
+            assert answer.body == PREFIX[400] + b"EOF while parsing a value at line 1 column 0"
+
+    run(main)
+
+
+def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
+    async def main() -> None:
+        async with serving(saying("x"), options=Options(api_key="Se-cret")) as server:
+            for path in [*POSTS, "//generate", "/%67enerate"]:
+                # 401 wins over 415, and has no body and no challenge.
+                answer = await server.ask("POST", path, b"x", {"Content-Type": "text/plain"})
+                assert (answer.status, answer.body) == (401, b"")
+                assert "www-authenticate" not in answer.headers
+            for path in GETS:
+                assert (await server.ask("GET", path)).status == 200
+            assert (await server.ask("GET", "/generate")).status == 401  # R1.33
+            assert (await server.ask("PUT", "/")).status == 405
+            for given, status in [
+                ("Bearer Se-cret", 200),
+                ("bearer Se-cret", 200),
+                ("Bearer se-cret", 401),  # deviation R1.51
+                ("Bearer  Se-cret", 401),
+                ("Basic Se-cret", 401),
+                ("Se-cret", 401),
+            ]:
+                key = {"Authorization": given}
+                assert (await server.ask("POST", "/generate", {"inputs": "a"}, key)).status == status, given
+            assert (
+                await server.ask("GET", "/generate", None, {"Authorization": "Bearer Se-cret"})
+            ).status == 405
+
+    run(main)
+
+
+def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
+    vary = "origin, access-control-request-method, access-control-request-headers"
+
+    async def main() -> None:
+        async with serving(saying("x")) as server:
+            for method, path in [
+                ("GET", "/health"),
+                ("GET", "/nope"),
+                ("PUT", "/generate"),
+                ("POST", "/generate"),
+            ]:
+                answer = await server.ask(method, path)
+                assert answer.headers["access-control-allow-origin"] == "*"
+                assert answer.headers["vary"] == vary
+            for path in ("/generate", "/nope"):
+                answer = await server.ask("OPTIONS", path)
+                assert (answer.status, answer.body) == (200, b"")
+                assert answer.headers["access-control-allow-methods"] == "GET,POST"
+                assert answer.headers["access-control-allow-headers"] == "content-type,authorization"
+                assert "access-control-max-age" not in answer.headers
+
+    run(main)
+
+
+def test_r1_62_only_listed_origins_are_echoed() -> None:
+    async def main() -> None:
+        allowed = ("https://a.example", "https://b.example")
+        async with serving(options=Options(cors_allow_origin=allowed)) as server:
+            for origin in allowed:
+                answer = await server.ask("GET", "/info", None, {"Origin": origin})
+                assert answer.headers["access-control-allow-origin"] == origin
+            for headers in ({}, {"Origin": "https://c.example"}):
+                answer = await server.ask("GET", "/info", None, headers)
+                assert "access-control-allow-origin" not in answer.headers
+
+    run(main)
+
+
+async def is_closed(stream: trio.SocketStream, seconds: float) -> bool:
+    with trio.move_on_after(seconds):
+        try:
+            return await stream.receive_some(65536) == b""
+        except trio.BrokenResourceError:
+            return True
+    return False
+
+
+async def answered(server: Server, request: bytes) -> trio.SocketStream:
+    """Send a request, and read its answer up to an empty body."""
+    stream = await server.connect()
+    await stream.send_all(request)
+    received = b""
+    while not received.endswith(b"\r\n\r\n"):
+        received += await stream.receive_some(65536)
+    assert b" 200 " in received
+    return stream
+
+
+def test_200_idle_connections_are_closed() -> None:
+    async def main() -> None:
+        async with serving(keep_alive=0.5) as server:
+            request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+            streams = [await answered(server, request) for _ in range(200)]
+            assert all([await is_closed(stream, 10) for stream in streams])
+            for stream in streams:
+                await stream.aclose()
+
+    run(main)
+
+
+def test_200_connections_that_ask_for_it_are_closed_at_once() -> None:
+    async def main() -> None:
+        async with serving(keep_alive=1000) as server:
+            request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+            streams = [await answered(server, request) for _ in range(200)]
+            assert all([await is_closed(stream, 5) for stream in streams])
+            for stream in streams:
+                await stream.aclose()
+
+    run(main)
+
+
+def test_http_1_0_clients_get_their_end_of_file() -> None:
+    async def main() -> None:
+        async with serving(saying("Hello"), keep_alive=1000) as server:
+            stream = await server.connect()
+            body = b'{"inputs":"a"}'
+            head = b"POST /generate_stream HTTP/1.0\r\nContent-Type: application/json\r\n"
+            received = b""
+            async with stream:
+                await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                while data := await stream.receive_some(65536):
+                    received += data
+            assert received.count(b"data: ") == 2
+            assert received.endswith(b"}\n\n")
+
+    run(main)
+
+
+def test_a_kept_connection_serves_request_after_request() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            stream = await answered(server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with stream:
+                for _ in range(5):
+                    await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert b" 200 " in await stream.receive_some(65536)
+
+    run(main)
+
+
+@pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
+def test_before_and_after_service_every_generation_is_503_with_retry_after(phase: Phase) -> None:
+    async def main() -> None:
+        async with serving(phase=phase) as server:
+            for path in POSTS:
+                answer = await server.ask("POST", path, {"inputs": "a"})
+                assert answer.status == 503
+                assert int(answer.headers["retry-after"]) > 0
+                assert answer.json["error_type"] == "unavailable"
+
+    run(main)

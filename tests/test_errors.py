@@ -1,0 +1,40 @@
+"""The error families of tgi-behaviour 2.6."""
+
+import inspect
+
+import pytest
+
+from tgi import errors
+from tgi.errors import ApiError, BodyError
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "error_type", "message"),
+    [
+        (errors.GenerationFailed("boom"), 424, "generation", "Request failed during generation: boom"),
+        (errors.Overloaded(), 429, "overloaded", "Model is overloaded"),
+        (errors.ValidationError("x"), 422, "validation", "Input validation error: x"),
+        (errors.IncompleteGeneration(), 500, "incomplete_generation", "Incomplete generation"),
+        (
+            errors.IncompleteGenerationStream(),
+            500,
+            "incomplete_generation_stream",
+            "Incomplete generation stream",
+        ),
+        (errors.Unavailable("starting"), 503, "unavailable", "The server is starting"),
+        (errors.InternalError(), 500, "internal", "Internal server error"),
+    ],
+)
+def test_families(error: ApiError, status: int, error_type: str, message: str) -> None:
+    assert error.status == status
+    assert list(error.to_body().items()) == [("error", message), ("error_type", error_type)]
+
+
+def test_braces_in_a_detail_are_not_touched() -> None:
+    assert str(errors.ValidationError("{0} {x}")) == "Input validation error: {0} {x}"
+
+
+def test_whoever_may_try_again_is_told_when() -> None:
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, ApiError) and not issubclass(kind, BodyError):
+            assert ("Retry-After" in kind.headers) == (kind.status in (429, 503)), name

@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Core
+from tokenizers import models, pre_tokenizers
+
+from tgi.text.tokenizer import Tokenizer, TokenizerError
+
+from .tokenizers_of_all_kinds import ALL, SPECIAL, byte_level
+
+CORE = byte_level()
+
+
+def folder_with(path: Path, core: Core = CORE, **files: Any) -> Path:
+    core.save(str(path / "tokenizer.json"))
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"generation_config": {"eos_token_id": [1, 2]}, "config": {"eos_token_id": 9}}, {1, 2}),
+        ({"generation_config": {"eos_token_id": [2]}, "tokenizer_config": {"eos_token": "</s>"}}, {2}),
+        # S41 fixed: a single different id counts too.
+        ({"generation_config": {"eos_token_id": 2}, "tokenizer_config": {"eos_token": "</s>"}}, {1, 2}),
+        ({"config": {"eos_token_id": 7}, "tokenizer_config": {"eos_token": {"content": "</s>"}}}, {1, 7}),
+        ({"config": {"eos_token_id": [7, 8]}}, {7, 8}),
+        ({"tokenizer_config": {"eos_token": "</s>"}}, {1}),
+        ({"tokenizer_config": {"eos_token": "not there"}}, set()),
+        ({}, set()),
+    ],
+)
+def test_s41_which_tokens_end_a_generation(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
+    assert Tokenizer.from_folder(folder_with(tmp_path, **files)).eos_ids == expected
+
+
+def test_s63_special_are_the_flagged_and_the_named_tokens(tmp_path: Path) -> None:
+    word = CORE.token_to_id("two words")
+    plain = Tokenizer.from_folder(folder_with(tmp_path))
+    assert plain.special_ids == {CORE.token_to_id(name) for name in SPECIAL}
+    named = Tokenizer.from_folder(
+        folder_with(
+            tmp_path, tokenizer_config={"additional_special_tokens": ["two words"], "pad_token": None}
+        )
+    )
+    assert named.special_ids == plain.special_ids | {word}
+
+
+def test_a_folder_without_a_tokenizer_is_an_error_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(TokenizerError, match="cannot be read"):
+        Tokenizer.from_folder(tmp_path)
+    folder_with(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(TokenizerError, match="is not JSON"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_truncation_settings_of_the_file_have_no_effect(tmp_path: Path) -> None:
+    core = byte_level()
+    core.enable_truncation(3)
+    core.enable_padding(length=50)
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, core))
+    assert 3 < len(tokenizer.encode("The quick brown fox jumps")) < 50
+
+
+@given(st.text(max_size=40), st.integers(1, 20))
+def test_s50_truncation_keeps_special_tokens_and_the_end(text: str, limit: int) -> None:
+    """Against the library's own left truncation."""
+    core = byte_level_core()
+    tokenizer = Tokenizer(core, [], [])
+    truncating = byte_level_core()
+    truncating.enable_truncation(limit, direction="left")
+    assert tokenizer.encode(text, truncate=limit) == truncating.encode(text).ids
+
+
+def byte_level_core() -> Core:
+    return Core.from_str(CORE.to_str())
+
+
+@pytest.mark.parametrize("kind", ALL)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=30))
+def test_3_8_places_are_bytes_of_the_text(kind: str, text: str) -> None:
+    core = CORES[kind]
+    data = text.encode()
+    tokenizer = Tokenizer(core, [], [])
+    encoding = core.encode(text)
+    for piece, token, (start, stop) in zip(
+        tokenizer.tokenize(text), encoding.ids, encoding.offsets, strict=True
+    ):
+        assert piece.id == token
+        assert data[: piece.start].decode() == text[:start]
+        assert piece.text == text[start:stop] == data[piece.start : piece.stop].decode()
+
+
+CORES = {kind: maker() for kind, maker in ALL.items()}
+
+
+def test_12_9_offsets() -> None:
+    core = Core(models.WordLevel({"é": 0, "h": 1}, unk_token="é"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces = Tokenizer(core, [], []).tokenize("é h")
+    assert [(piece.text, piece.start, piece.stop) for piece in pieces] == [("é", 0, 2), ("h", 3, 4)]
+
+
+def test_a_text_without_tokens_is_an_error() -> None:
+    core = Core(models.WordLevel({"a": 0}, unk_token="<missing>"))
+    with pytest.raises(TokenizerError, match="WordLevel"):
+        Tokenizer(core, [], []).encode("b")
+
+
+def test_s33_a_token_alone() -> None:
+    core = CORES["byte_fallback"]
+    tokenizer = Tokenizer(core, [], [])
+    word = core.token_to_id("▁")
+    assert tokenizer.decode_alone(word) == ""
+    assert tokenizer.decode_alone(core.token_to_id("</s>")) == "</s>"
