@@ -13,6 +13,8 @@ from tgi.protocol import LaneParams, Step, unpack_ints
 FLOATS = ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty")
 INTS = ("sample", "top_k", "watermark")
 _NEUTRAL_FLOATS = (1.0, 1.0, 1.0, 1.0, 0.0)
+_RANGES = {"temperature": (1e-4, 1e4), "repetition_penalty": (1e-4, 1e4)}
+"""What lies beyond has the effect of the bound: the scores stay finite in float32."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 DRAW_BITS = 26
 """Bits in each of the two halves of a random number."""
@@ -62,7 +64,7 @@ class Lanes:
 
     def _set_params(self, params: Iterable[LaneParams]) -> None:
         for new in params:
-            self.floats[new.lane] = [getattr(new, name) for name in FLOATS]
+            self.floats[new.lane] = [_bounded(name, getattr(new, name)) for name in FLOATS]
             self.ints[new.lane] = [getattr(new, name) for name in INTS]
             self.seeds[new.lane] = new.seed
             self.prompt_lengths[new.lane] = new.prompt_length
@@ -72,6 +74,11 @@ class Lanes:
         if entries > width:
             more = max(width, entries - width)
             self.tables = np.pad(self.tables, ((0, 0), (0, more)))
+
+
+def _bounded(name: str, value: float) -> float:
+    least, most = _RANGES.get(name, (value, value))
+    return min(max(value, least), most)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -139,7 +139,8 @@ def draw(logprobs: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
         -2 * DRAW_BITS
     )
     target = uniform[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return chosen.clamp_max(logprobs.shape[1] - 1)  # beyond the last only if a broken model gave NaN
 
 
 def most_likely(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

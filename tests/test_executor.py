@@ -1,0 +1,122 @@
+"""Real rank processes: how they are started, how they end, and what is said of it."""
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import trio
+
+from tgi.executor import EngineError, RankExecutor, open_executor
+from tgi.protocol import Load, Progress
+from tgi.testing.models import make_llama
+
+
+def command(folder: Path) -> Load:
+    return Load(
+        folder=str(folder),
+        architecture="LlamaForCausalLM",
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        lanes=2,
+        block_size=16,
+    )
+
+
+def only_error(group: BaseException) -> BaseException:
+    while isinstance(group, BaseExceptionGroup):
+        (group,) = group.exceptions
+    return group
+
+
+async def load(executor: RankExecutor, folder: Path) -> list[Progress]:
+    seen: list[Progress] = []
+    loaded = await executor.load(command(folder), seen.append)
+    assert loaded.dtype == "float32"
+    # K and V of 2 layers, 16 tokens, 2 heads of 16 float32 each
+    assert loaded.block_bytes == 2 * 2 * 16 * 2 * 16 * 4
+    assert 0 < loaded.free_bytes < psutil.virtual_memory().total
+    return seen
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children()
+
+
+def test_a_rank_loads_and_leaves_when_it_is_told_to(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+
+    async def main() -> list[Progress]:
+        async with open_executor() as executor:
+            seen = await load(executor, tmp_path)
+            await executor.allocate(10)
+            return seen
+
+    seen = trio.run(main)
+
+    assert seen[-1].done == seen[-1].total > 0
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
+    assert children() == []
+
+
+def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+
+    async def main() -> None:
+        async with open_executor() as executor:
+            await load(executor, tmp_path)
+            os.kill(children()[0].pid, signal.SIGKILL)
+            await executor.receive()
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+
+    assert isinstance(error := only_error(caught.value), EngineError)
+    assert "rank 0" in str(error)
+    assert "was killed by SIGKILL" in str(error)
+    assert children() == []
+
+
+def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+    async def main() -> None:
+        async with open_executor() as executor:
+            await load(executor, tmp_path)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+
+    assert isinstance(error := only_error(caught.value), EngineError)
+    assert error.kind == "model"
+    assert weights.name in str(error)
+    assert "\n" not in str(error)
+    assert children() == []
+
+
+def test_an_error_in_the_body_takes_the_rank_along() -> None:
+    async def main() -> None:
+        async with open_executor():
+            assert len(children()) == 1
+            raise KeyError("from the body")
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        trio.run(main)
+
+    assert isinstance(only_error(caught.value), KeyError)
+    assert children() == []
+
+
+def test_cancellation_takes_the_rank_along() -> None:
+    async def main() -> None:
+        with trio.move_on_after(0.05):
+            async with open_executor():
+                await trio.sleep_forever()
+
+    trio.run(main)
+
+    assert children() == []
