@@ -3,6 +3,7 @@
 import pytest
 import trio
 
+from tgi.api import tcp
 from tgi.config import Options
 from tgi.lifecycle import Phase
 
@@ -259,6 +260,32 @@ def test_a_kept_connection_serves_request_after_request() -> None:
                 for _ in range(5):
                     await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
                     assert b" 200 " in await stream.receive_some(65536)
+
+    run(main)
+
+
+def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = trio.Event()
+    write = tcp.Connection._write
+
+    async def write_and_tell(connection: tcp.Connection, data: bytes) -> None:
+        await write(connection, data)
+        waited.set()
+
+    monkeypatch.setattr(tcp, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(tcp.Connection, "_write", write_and_tell)
+
+    async def main() -> None:
+        async with serving() as server, await server.connect() as stream:
+            body = b'{"inputs":"%s"}' % (b"Hello " * 200_000)
+            head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            await waited.wait()
+            received = b""
+            while data := await stream.receive_some(1 << 20):
+                received += data
+            answer = received.partition(b"\r\n\r\n")[2]
+            assert len(answer) < int(received.partition(b"content-length: ")[2].partition(b"\r")[0])
 
     run(main)
 

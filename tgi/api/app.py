@@ -10,6 +10,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError
 
+from . import tcp
 from .answers import empty, json_answer, text_answer
 from .connection import HTTPConnection
 from .routes import info, native
@@ -24,7 +25,8 @@ VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
 def create_app(service: Service) -> QuartTrio:
-    """An ASGI application that answers for this service; needs hypercorn's trio worker."""
+    """An ASGI application that answers for this service; needs hypercorn's trio worker, and adapts it."""
+    tcp.install()
     app = QuartTrio("tgi", static_folder=None)
     app.asgi_http_class = HTTPConnection
     app.config["RESPONSE_TIMEOUT"] = None  # a stream may take as long as it takes
@@ -67,7 +69,7 @@ def create_app(service: Service) -> QuartTrio:
 def _is_guarded(paths: frozenset[str]) -> bool:
     """R1.50, R1.33: whether the present request needs the API key; on these paths a wrong method does."""
     if request.url_rule is not None:
-        return request.url_rule.endpoint.startswith(GUARDED)
+        return str(request.url_rule.endpoint).startswith(GUARDED)
     return request.path in paths and request.path != "/"
 
 
