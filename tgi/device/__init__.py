@@ -1,6 +1,6 @@
 """What models run on: `Device` defines every operation in plain torch, devices do some of them faster."""
 
 from .base import Device
-from .batch import Batch, HostRow
+from .batch import Batch, HostRow, KVCache
 
-__all__ = ["Batch", "Device", "HostRow"]
+__all__ = ["Batch", "Device", "HostRow", "KVCache"]

@@ -12,7 +12,7 @@ from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
 from . import memory
-from .batch import Batch
+from .batch import Batch, KVCache
 
 
 class Device:
@@ -76,37 +76,40 @@ class Device:
         turned = turned * cos + swapped * sin
         return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
+    def argmax(self, x: torch.Tensor) -> torch.Tensor:
+        """Index of the greatest of each row of x [n, m] float32, the first of equals; [n] int64."""
+        return x.argmax(-1)
+
     # ---- the KV cache and attention ----------------------------------------------------------------------
 
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
-    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    ) -> KVCache:
         """Keys and values of each layer: [slots, kv_heads, head_dim]."""
-        shape = (2, slots, kv_heads, head_dim)
-        caches = (torch.zeros(shape, dtype=dtype, device=self.torch_device) for _ in range(layers))
-        return [(cache[0], cache[1]) for cache in caches]
+        shape = (layers, 2, slots, kv_heads, head_dim)
+        whole = torch.zeros(shape, dtype=dtype, device=self.torch_device)
+        return KVCache(whole, [(layer[0], layer[1]) for layer in whole])
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
         return block_size
 
-    def store_kv(
-        self, cache: tuple[torch.Tensor, torch.Tensor], key: torch.Tensor, value: torch.Tensor, batch: Batch
-    ) -> None:
+    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
-        cache[0].index_copy_(0, batch.slots, key)
-        cache[1].index_copy_(0, batch.slots, value)
+        keys, values = batch.cache.layers[layer]
+        keys.index_copy_(0, batch.slots, key)
+        values.index_copy_(0, batch.slots, value)
 
     def attention(
         self,
+        layer: int,
         query: torch.Tensor,
         key: torch.Tensor,  # noqa: ARG002
         value: torch.Tensor,  # noqa: ARG002
-        cache: tuple[torch.Tensor, torch.Tensor],
         batch: Batch,
         scale: float,
     ) -> torch.Tensor:
-        """Causal attention of query [T, heads, head_dim] over the cache, in the same shape.
+        """Causal attention of query [T, heads, head_dim] over a layer's cache, in the same shape.
 
         Query head h reads key/value head h * kv_heads // heads. `key` and `value` are those of the T tokens;
         they are in the cache already. What comes out for padding is arbitrary but finite.
@@ -116,6 +119,7 @@ class Device:
         within = torch.arange(block_size, device=query.device)
         slots = (batch.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
         heads, head_dim = query.shape[1:]
+        cache = batch.cache.layers[layer]
         groups = heads // cache[0].shape[1]
         keys, values = (part[slots].repeat_interleave(groups, 2).transpose(1, 2) for part in cache)
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)

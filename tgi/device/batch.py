@@ -22,6 +22,16 @@ class HostRow:
     """Its block table: enough blocks for `start + length` tokens."""
 
 
+@attrs.frozen(eq=False)
+class KVCache:
+    """Keys and values of all tokens in all layers. In which order, is the device's own affair."""
+
+    whole: torch.Tensor
+    """One tensor."""
+    layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    """Its parts: the keys and the values of each layer."""
+
+
 @attrs.define(eq=False)
 class Batch:
     """What `forward` of a model takes. All tensors are on the device, integers are int64.
@@ -44,8 +54,7 @@ class Batch:
     """[rows, blocks]: block ids, padded with 0."""
     last: torch.Tensor
     """[n]: which of the T tokens get logits."""
-    caches: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    """One layer after another: keys and values, each [slots, kv_heads, head_dim]."""
+    cache: KVCache
     host: Sequence[HostRow]
     """The rows that are not padding."""
     targets: torch.Tensor | None = None

@@ -15,32 +15,38 @@ import torch.nn.functional as F
 
 from . import memory
 from .base import Device
-from .batch import Batch, HostRow
+from .batch import Batch, HostRow, KVCache
 
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
-_MOST_RUNS = 4
+_MOST_PIECES = 4
 """A row whose blocks lie in more pieces than this is copied together before it is read."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _linear = torch.ops.mkldnn._linear_pointwise.default
 _linear_add = torch.ops.mkldnn._linear_pointwise.binary
 
-Cache = tuple[torch.Tensor, torch.Tensor]
+Piece = list[torch.Tensor]
+"""Part of what a row has in the cache: layer by layer its keys and its values, [1, kv_heads, n, head_dim]."""
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
 class _Row:
     """Where a row's tokens are, in the batch and in the cache."""
 
     offset: int
     length: int
-    runs: list[tuple[int, int]]
-    """Slots [begin, end) of the cached tokens, in order; empty where there are none or `slots` is given."""
-    slots: torch.Tensor | None
-    """The same slots one by one, where they lie in too many pieces."""
-    own: bool
-    """Whether the row's own tokens are to be attended to from the batch and not from the cache."""
+    pieces: list[Piece]
+    """Views of the cached tokens, in any order."""
+    scattered: torch.Tensor | None
+    """Slots of the cached tokens, where they lie in too many pieces for `pieces`."""
+
+
+@attrs.frozen(eq=False)
+class _Plan:
+    rows: list[_Row]
+    simple: bool
+    """Every row is a single token, whose context (itself included) is one piece."""
 
 
 class CpuDevice(Device):
@@ -76,61 +82,116 @@ class CpuDevice(Device):
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """As defined, but rounded once."""
-        return F.rms_norm(x, weight.shape, weight, epsilon)
+        wide = x.float()
+        norm = torch.linalg.vector_norm(wide, 2, -1, True)
+        scale = torch.addcmul(norm.new_full((), epsilon), norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (wide * scale).mul_(weight).to(x.dtype)
 
-    def plan(self, batch: Batch, block_size: int) -> list[_Row]:
-        """The pieces of the cache that each row reads."""
-        return [_plan_row(row, block_size) for row in batch.host]
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As defined."""
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate).mul_(up)
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As defined, with one rounding less."""
+        size = cos.shape[-1]
+        if size != x.shape[-1]:
+            return super().rotary(x, cos, sin)
+        return (x * cos).addcmul_(x.roll(size // 2, -1), sin)
+
+    def argmax(self, x: torch.Tensor) -> torch.Tensor:
+        """As defined; numpy's is ten times as fast as torch's."""
+        return torch.from_numpy(x.numpy().argmax(-1))
+
+    def allocate_cache(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KVCache:
+        """Keys and values of each layer: [kv_heads, slots, head_dim].
+
+        A head's keys follow one another, which makes decode attention twice as fast over 1,000 tokens.
+        """
+        whole = torch.zeros(layers, 2, kv_heads, slots, head_dim, dtype=dtype)
+        return KVCache(whole, [(layer[0], layer[1]) for layer in whole])
+
+    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+        """As defined."""
+        keys, values = batch.cache.layers[layer]
+        keys.index_copy_(1, batch.slots, key.transpose(0, 1))
+        values.index_copy_(1, batch.slots, value.transpose(0, 1))
+
+    def plan(self, batch: Batch, block_size: int) -> _Plan:
+        """The pieces of the cache that each row reads, as views for all layers."""
+        layers, _, kv_heads, slots, head_dim = batch.cache.whole.shape
+        flat = batch.cache.whole.view(layers * 2, 1, kv_heads, slots, head_dim)
+        rows = [_plan_row(row, block_size, flat) for row in batch.host]
+        return _Plan(rows, all(row.length == 1 and len(row.pieces) == 1 for row in rows))
 
     def attention(
         self,
+        layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        cache: Cache,
         batch: Batch,
         scale: float,
     ) -> torch.Tensor:
         """Row by row over the pieces of the cache, each by the fused kernel, merged by their log-sum-exp."""
+        plan = batch.plan
+        assert isinstance(plan, _Plan)
+        if plan.simple:
+            return _attend_simple(layer, query, plan.rows, batch.cache.whole.shape[2], scale)
         out = torch.zeros(query.shape, dtype=query.dtype)
-        assert isinstance(batch.plan, list)
-        for row in batch.plan:
+        for row in plan.rows:
             mine = slice(row.offset, row.offset + row.length)
-            parts = [_attend(query[mine], *piece, scale) for piece in _pieces(row, cache)]
-            if row.own:
+            parts = [_attend(query[mine], *piece, scale) for piece in _pieces(row, layer, batch.cache)]
+            if row.length > 1:
                 parts.append(_attend_causal(query[mine], key[mine], value[mine], scale))
             out[mine] = _merge(parts)
         return out
 
 
-def _plan_row(row: HostRow, block_size: int) -> _Row:
+def _plan_row(row: HostRow, block_size: int, flat: torch.Tensor) -> _Row:
     """A single query token reads itself from the cache too; a longer chunk masks its own tokens."""
-    own = row.length > 1
-    cached = row.start if own else row.start + 1
-    blocks = np.asarray(row.blocks)[: -(-cached // block_size)]
-    breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    if len(breaks) >= _MOST_RUNS:
+    cached = row.start + (row.length == 1)
+    blocks = row.blocks[: -(-cached // block_size)].astype(np.int64)
+    breaks = (np.flatnonzero(np.diff(blocks) != 1) + 1).tolist()
+    if len(breaks) >= _MOST_PIECES:
         slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:cached]
-        return _Row(row.offset, row.length, [], torch.from_numpy(slots.astype(np.int64)), own)
-    runs = []
-    for begin, end in zip([0, *breaks.tolist()], [*breaks.tolist(), len(blocks)], strict=True):
+        return _Row(row.offset, row.length, [], torch.from_numpy(slots))
+    pieces = []
+    for begin, end in zip([0, *breaks], [*breaks, len(blocks)], strict=True):
         if begin < end:
-            first = int(blocks[begin]) * block_size
-            runs.append((first, first + min(end * block_size, cached) - begin * block_size))
-    return _Row(row.offset, row.length, runs, None, own)
+            first, count = int(blocks[begin]) * block_size, min(end * block_size, cached) - begin * block_size
+            pieces.append(list(flat[:, :, :, first : first + count].unbind(0)))
+    return _Row(row.offset, row.length, pieces, None)
 
 
-def _pieces(row: _Row, cache: Cache) -> list[Cache]:
-    """Keys and values [n, kv_heads, head_dim] of the cached tokens."""
-    if row.slots is not None:
-        return [(cache[0].index_select(0, row.slots), cache[1].index_select(0, row.slots))]
-    return [(cache[0][begin:end], cache[1][begin:end]) for begin, end in row.runs]
+def _pieces(row: _Row, layer: int, cache: KVCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of a layer, [1, kv_heads, n, head_dim] each."""
+    if row.scattered is not None:
+        keys, values = cache.layers[layer]
+        return [(keys.index_select(1, row.scattered)[None], values.index_select(1, row.scattered)[None])]
+    return [(piece[2 * layer], piece[2 * layer + 1]) for piece in row.pieces]
+
+
+def _attend_simple(
+    layer: int, query: torch.Tensor, rows: list[_Row], kv_heads: int, scale: float
+) -> torch.Tensor:
+    """Attention of one token per row, each over one piece."""
+    total, heads, head_dim = query.shape
+    folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim).unbind(0)
+    outs = [
+        _flash(one, row.pieces[0][2 * layer], row.pieces[0][2 * layer + 1], scale=scale)[0]
+        for one, row in zip(folded, rows, strict=False)  # what remains is padding
+    ]
+    outs += [torch.zeros_like(folded[0])] * (total - len(rows))
+    return torch.cat(outs).view(query.shape)
 
 
 def _attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unmasked attention of query [q, heads, head_dim] over keys and values [n, kv_heads, head_dim].
+    """Unmasked attention of query [q, heads, head_dim] over keys and values [1, kv_heads, n, head_dim].
 
     The query heads of a key/value head become rows of one matrix, so that keys and values are read once.
     Returns [q, heads, head_dim] and the log-sum-exp of the scores, [q, heads].
@@ -139,7 +200,7 @@ def _attend(
     groups = heads // kv_heads
     folded = query.view(count, kv_heads, groups, head_dim).transpose(0, 1)
     folded = folded.reshape(1, kv_heads, count * groups, head_dim)
-    out, total = _flash(folded, keys.transpose(0, 1)[None], values.transpose(0, 1)[None], scale=scale)
+    out, total = _flash(folded, keys, values, scale=scale)
     out = out.view(kv_heads, count, groups, head_dim).transpose(0, 1).reshape(count, heads, head_dim)
     return out, total.view(kv_heads, count, groups).transpose(0, 1).reshape(count, heads)
 
@@ -147,7 +208,11 @@ def _attend(
 def _attend_causal(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of a chunk's tokens over themselves and those before them; results as of `_attend`."""
+    """Attention of a chunk's tokens over themselves and those before them; results as of `_attend`.
+
+    Keys and values [q, kv_heads, head_dim] are copied for every query head that reads them: the kernel's own
+    grouping is ten times as slow.
+    """
     groups = query.shape[1] // keys.shape[1]
     keys, values = (x.repeat_interleave(groups, 1).transpose(0, 1)[None] for x in (keys, values))
     out, total = _flash(query.transpose(0, 1)[None], keys, values, 0.0, True, scale=scale)
@@ -160,7 +225,7 @@ def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         return parts[0][0]
     outs, totals = torch.stack([out for out, _ in parts]), torch.stack([total for _, total in parts])
     weights = totals.softmax(0)[..., None]
-    return (outs.float() * weights).sum(0).to(outs.dtype)
+    return (outs * weights).sum(0).to(outs.dtype)
 
 
 def usable_cores() -> int:

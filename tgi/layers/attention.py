@@ -49,7 +49,6 @@ class Attention(nn.Module):
         if rotation is not None:
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        cache = batch.caches[self._layer]
-        self._device.store_kv(cache, key, value, batch)
-        out = self._device.attention(query, key, value, cache, batch, self._scale)
+        self._device.store_kv(self._layer, key, value, batch)
+        out = self._device.attention(self._layer, query, key, value, batch, self._scale)
         return out.reshape(qkv.shape[0], heads * self._head_dim)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tgi.device import Batch, Device, HostRow
+from tgi.device import Batch, Device, HostRow, KVCache
 from tgi.protocol import Step, unpack_ints
 
 from .kv_cache import KVCacheSpec
@@ -61,7 +61,7 @@ def make_inputs(
     lanes: Lanes,
     device: Device,
     spec: KVCacheSpec,
-    caches: list[tuple[torch.Tensor, torch.Tensor]],
+    cache: KVCache,
     last_tokens: torch.Tensor,
 ) -> Inputs:
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
@@ -77,7 +77,7 @@ def make_inputs(
         slots=given["slots"],
         tables=given["tables"].view(layout.rows, -1),
         last=given["last"],
-        caches=caches,
+        cache=cache,
         host=_host_rows(layout, lanes, spec.block_size),
         targets=given.get("targets"),
     )

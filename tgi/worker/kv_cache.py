@@ -3,7 +3,7 @@
 import attrs
 import torch
 
-from tgi.device import Device
+from tgi.device import Device, KVCache
 from tgi.plugins import ModelConfig
 from tgi.weights import Shard
 
@@ -29,7 +29,7 @@ class KVCacheSpec:
         """Of one block, keys and values of all layers."""
         return 2 * self.layers * self.block_size * self.kv_heads * self.head_dim * self.dtype.itemsize
 
-    def allocate(self, device: Device, blocks: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Keys and values of each layer, [blocks * block_size, kv_heads, head_dim]."""
+    def allocate(self, device: Device, blocks: int) -> KVCache:
+        """The tensors for so many blocks."""
         slots = blocks * self.block_size
         return device.allocate_cache(self.layers, slots, self.kv_heads, self.head_dim, self.dtype)

@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 import torch
 
-from tgi.device import Device
+from tgi.device import Device, KVCache
 from tgi.layers import Batch, Build
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
 from tgi.protocol import Load, Loaded, Progress, Result, Step, unpack_ints
@@ -39,7 +39,7 @@ class Runner:
     last_tokens: torch.Tensor
     """[lanes + 1] int64: the last sampled token of each lane."""
     workspace_bytes: int
-    caches: list[tuple[torch.Tensor, torch.Tensor]] = attrs.field(factory=list)
+    cache: KVCache | None = None
 
     @classmethod
     def load(
@@ -62,16 +62,16 @@ class Runner:
     @classmethod
     def of(cls, model: Model, config: ModelConfig, build: Build, command: Load) -> "Runner":
         """Around a model that is in memory."""
-        place, rows = build.device.torch_device, command.lanes + 1
-        sampler = Sampler(rows, config.vocab_size, place, command.watermark_gamma, command.watermark_delta)
+        device, rows = build.device, command.lanes + 1
+        sampler = Sampler(rows, config.vocab_size, device, command.watermark_gamma, command.watermark_delta)
         return cls(
-            device=build.device,
+            device=device,
             config=config,
             model=model,
             spec=KVCacheSpec.of(config, build.shard, build.dtype, command.block_size),
             lanes=Lanes(command.lanes),
             sampler=sampler,
-            last_tokens=torch.zeros(rows, dtype=torch.int64, device=place),
+            last_tokens=torch.zeros(rows, dtype=torch.int64, device=device.torch_device),
             workspace_bytes=workspace_bytes(config, build, command),
         )
 
@@ -86,17 +86,18 @@ class Runner:
 
     def allocate(self, blocks: int) -> None:
         """Reserve the KV cache."""
-        self.caches = self.spec.allocate(self.device, blocks)
+        self.cache = self.spec.allocate(self.device, blocks)
 
     @torch.inference_mode()
     def execute(self, step: Step) -> Result:
         """Carry out a step."""
+        assert self.cache is not None, "a step before Allocate"
         began = time.perf_counter()
         self.lanes.update(step)
         for params in step.params:
             if params.history:
                 self.sampler.start(params.lane, unpack_ints(params.history))
-        inputs = make_inputs(step, self.lanes, self.device, self.spec, self.caches, self.last_tokens)
+        inputs = make_inputs(step, self.lanes, self.device, self.spec, self.cache, self.last_tokens)
         logits = self.model(inputs.batch)
         sampled = self.sampler(logits, inputs.sampler)
         self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)

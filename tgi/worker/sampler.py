@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tgi.device import Device
+
 from .lanes import DRAW_BITS
 
 _WATERMARK_KEY = 15485863
@@ -87,8 +89,9 @@ class Sampled:
 class Sampler:
     """Keeps on the device what the penalties look at: how often each lane's sequence has each token."""
 
-    def __init__(self, lanes: int, vocab_size: int, device: torch.device, gamma: float, delta: float) -> None:
-        self._counts = torch.zeros(lanes, vocab_size, dtype=torch.int32, device=device)
+    def __init__(self, lanes: int, vocab_size: int, device: Device, gamma: float, delta: float) -> None:
+        self._device = device
+        self._counts = torch.zeros(lanes, vocab_size, dtype=torch.int32, device=device.torch_device)
         self._gamma, self._delta = gamma, delta
 
     def start(self, lane: int, history: npt.NDArray[np.int32]) -> None:
@@ -99,7 +102,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
         scores = process(logits.float(), rows, self._counts, self._gamma, self._delta)
-        best = scores.argmax(-1)
+        best = self._device.argmax(scores)
         logprobs = scores.log_softmax(-1)
         tokens = torch.where(rows.sample > 0, draw(logprobs, rows), best) if rows.needs.sample else best
         if rows.needs.penalties:
@@ -134,7 +137,7 @@ def draw(logprobs: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
     The random number is the middle of one of 2^52 equal parts of (0, 1). A token of probability 0 adds
     nothing to the sum and so cannot be the first that exceeds the target.
     """
-    cumulative = logprobs.double().exp().cumsum(-1)
+    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
     uniform = (rows.draw_high.double() * 2**DRAW_BITS + rows.draw_low.double() + 0.5) * 2.0 ** (
         -2 * DRAW_BITS
     )

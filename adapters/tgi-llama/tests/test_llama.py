@@ -4,13 +4,13 @@ import json
 
 import pytest
 import torch
+from tgi_llama.plugin import read_config
 
 from tgi.device.cpu import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture, random_prompt, transformers_logprobs
 from tgi.testing.driver import make_driver
 from tgi.testing.models import llama_config, make_llama
-from tgi_llama.plugin import read_config
 
 SHAPES = {
     "grouped queries": {},
