@@ -4,7 +4,7 @@
     python benchmarks/make_checkpoint.py llama-1b FOLDER          # 2.5 GB, the shape of Llama-3.2-1B
 
 The folder is complete: config, bfloat16 weights, generation config, tokenizer, chat template. The tokenizer
-is a byte-level BPE trained on the source texts of Python's standard library. The output row of the end-of-text
+is a byte-level BPE trained on the sources of Python's standard library. The output row of the end-of-text
 token is zero, so that its logit is 0 and, among thousands of random ones, never the largest: greedy answers
 have the length that was asked for, on every server. The same shape, seed and Python give the same checkpoint.
 """
@@ -137,14 +137,15 @@ def write_tokenizer(folder: Path, vocab_size: int, max_length: int) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    trained = min(vocab_size, 30_000)
     trainer = trainers.BpeTrainer(
-        vocab_size=min(vocab_size, 31000),
+        vocab_size=trained,
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         max_token_length=16,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(source_texts(), trainer)
+    tokenizer.train_from_iterator(source_texts(limit=400 * trained), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, 0)]
     )
@@ -168,7 +169,7 @@ def fill_vocabulary(tokenizer: dict[str, Any], vocab_size: int) -> dict[str, Any
     return tokenizer
 
 
-def source_texts(limit: int = 12_000_000) -> Iterator[str]:
+def source_texts(limit: int) -> Iterator[str]:
     """The first `limit` characters of the standard library's modules, tests left out."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
