@@ -65,6 +65,7 @@ class Scheduler:
         self._metrics = metrics
         self._buckets = Buckets.from_limits(limits, device)
         self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
+        metrics.batch_max_total_tokens.set(blocks * limits.block_size)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0
