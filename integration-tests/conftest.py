@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -160,8 +161,13 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Llama."""
-    return make_llama(tmp_path_factory.mktemp("model") / "tiny")
+    """A tiny random Llama that never ends a text by itself."""
+    folder = make_llama(tmp_path_factory.mktemp("model") / "tiny")
+    for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
+        settings = json.loads((folder / name).read_text())
+        kept = {key: value for key, value in settings.items() if key not in ("eos_token_id", "eos_token")}
+        (folder / name).write_text(json.dumps(kept))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -194,3 +200,22 @@ def server(kind: str, start: Callable[..., Server]) -> Iterator[Server]:
     found = start(kind, keep_alive_timeout=2).wait_ready()
     yield found
     found.end()
+
+
+@pytest.fixture(scope="session")
+def long_streams(start: Callable[..., Server]) -> dict[str, Callable[[], tuple[float, list[Any]]]]:
+    """By kind: wait for the end of a stream of 92 tokens, one a second; gives its seconds and events.
+
+    The streams begin when a test first asks for them, and run beside the other tests.
+    """
+    pool = ThreadPoolExecutor(len(KINDS))
+
+    def read(server: Server) -> tuple[float, list[Any]]:
+        server.wait_ready()
+        begun = time.monotonic()
+        events = list(server.stream("What is a violin?", max_new_tokens=92))
+        server.end()
+        return time.monotonic() - begun, events
+
+    servers = {kind: start(kind, {"SLOW_SECONDS": "1"}, device="slow") for kind in KINDS}
+    return {kind: pool.submit(read, server).result for kind, server in servers.items()}

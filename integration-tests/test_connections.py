@@ -19,6 +19,11 @@ def read_to_end(connection: socket.socket) -> bytes:
     return data
 
 
+def test_long_streams_begin(long_streams: Any) -> None:
+    """They end in the last test of these files."""
+    assert set(long_streams) == {"tgi serve", "hypercorn"}
+
+
 @pytest.fixture(scope="session")
 def slow(kind: str, start: Any) -> Any:
     """A server that takes 50 ms for a step."""

@@ -27,17 +27,19 @@ def test_the_three_forms_give_the_same_text(server: Any) -> None:
     assert events[-1]["generated_text"] == text
     assert [event["index"] for event in events] == list(range(1, len(events) + 1))
     status, answer = server.post("/", {"inputs": PROMPT, "parameters": {"max_new_tokens": 8}})
-    assert (status, answer) == (200, [{"generated_text": text}])
+    assert (status, answer) == (200, [{"generated_text": PROMPT + text}])  # as TGI: the whole text
 
 
 def test_inference_client(server: Any) -> None:
     """huggingface_hub's client, plain, streamed, and with details."""
     client = huggingface_hub.InferenceClient(f"http://127.0.0.1:{server.port}")
     expected = server.generate(PROMPT, max_new_tokens=6, details=True, decoder_input_details=True)
-    assert client.text_generation(PROMPT, max_new_tokens=6) == expected["generated_text"]
+    assert client.text_generation(PROMPT, max_new_tokens=6) == PROMPT + expected["generated_text"]
+    alone = client.text_generation(PROMPT, max_new_tokens=6, return_full_text=False)
+    assert alone == expected["generated_text"]
 
     found = client.text_generation(PROMPT, max_new_tokens=6, details=True, decoder_input_details=True)
-    assert found.generated_text == expected["generated_text"]
+    assert found.generated_text == PROMPT + expected["generated_text"]
     assert [token.id for token in found.details.tokens] == [t["id"] for t in expected["details"]["tokens"]]
     assert len(found.details.prefill) == len(expected["details"]["prefill"])
 

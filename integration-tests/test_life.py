@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +22,14 @@ def collect(server: Any, **parameters: Any) -> tuple[threading.Thread, list[Any]
 
     def read() -> None:
         try:
-            for event in server.stream("What is a violin?", **parameters):
+            for event in server.stream("What is a violin?", details=True, **parameters):
                 events.append(event)
         except (OSError, ValueError) as error:
             events.append(error)
 
     thread = threading.Thread(target=read)
     thread.start()
-    server.wait_for(lambda: len(events) >= 2, 60)
+    server.wait_for(lambda: len(events) >= 2)
     return thread, events
 
 
@@ -133,13 +134,14 @@ def test_a_killed_server_takes_its_ranks_along(kind: str, start: Any) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        ("tokenizer", "the tokenizer cannot be read"),
         (None, "no folder"),
-        ("", "no config.json"),
+        ("no config", "has no config.json"),
         ("{", "config.json cannot be read"),
         ("[]", "is no JSON object"),
         ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported; supported are"),
         ('{"architectures": ["LlamaForCausalLM"]}', "config.json has no 'num_attention_heads'"),
-        ("whole", "has no weights"),
+        ("no weights", "has no weights"),
         ("broken", "safetensors"),
     ],
 )
@@ -148,15 +150,15 @@ def test_a_folder_that_is_no_model(
 ) -> None:
     folder = tmp_path / "model"
     if config is not None:
-        folder.mkdir()
-        for path in checkpoint.iterdir():
-            if path.name != "config.json" and (path.suffix != ".safetensors" or config != "whole"):
-                (folder / path.name).write_bytes(path.read_bytes()[: 100 if config == "broken" else None])
-        if config in ("whole", "broken"):
-            config = (checkpoint / "config.json").read_text()
-        if config == "broken":
-            (folder / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
-        if config:
+        shutil.copytree(checkpoint, folder)
+        broken = {"broken": "model.safetensors", "tokenizer": "tokenizer_config.json"}.get(config)
+        if broken:
+            (folder / broken).write_bytes((folder / broken).read_bytes()[:100])
+        elif config == "no weights":
+            (folder / "model.safetensors").unlink()
+        elif config == "no config":
+            (folder / "config.json").unlink()
+        else:
             (folder / "config.json").write_text(config)
     server = start("tgi serve", model_id=folder)
     assert server.wait_exit(20) == 1
@@ -216,3 +218,11 @@ def test_health_within_ten_seconds(start: Any) -> None:
     begun = time.monotonic()
     start("tgi serve").wait_ready().end()
     assert time.monotonic() - begun < 10
+
+
+def test_a_stream_of_90_seconds_is_not_cut(long_streams: Any) -> None:
+    for wait in long_streams.values():
+        seconds, events = wait()
+        assert seconds > 90
+        assert events[-1]["details"] is None
+        assert len(events) == 92

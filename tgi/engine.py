@@ -68,7 +68,7 @@ async def run_engine(service: Service, options: Options) -> None:
         prefill_tokens=model.device.prefill_tokens,
     )
     metrics = service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
-    tokenizer = await trio.to_thread.run_sync(Tokenizer.from_folder, folder)
+    tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     async with open_executor(environment=model.device.environment) as executor:
         loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
@@ -101,6 +101,14 @@ def describe_model(folder: Path, options: Options) -> Model:
     if options.device not in found:
         raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
     return Model(folder, architecture, architecture.config(JsonReader(data)), found[options.device])
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of the folder. Raises ConfigError."""
+    try:
+        return Tokenizer.from_folder(folder)
+    except Exception as error:  # all that the tokenizers library ever raises
+        raise ConfigError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 
 def plan_blocks(loaded: Loaded, limits: Limits) -> int:

@@ -25,7 +25,9 @@ async def show_progress(lifecycle: Lifecycle, *, bar: bool | None = None) -> Non
 
 async def _show_bar(lifecycle: Lifecycle) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stdout), transient=True) as progress:
+    with Progress(
+        *columns, console=Console(file=sys.stdout, force_terminal=True), transient=True
+    ) as progress:
         task = progress.add_task(lifecycle.stage, total=None)
         stage = lifecycle.stage
         while lifecycle.phase is Phase.STARTING:

@@ -1,0 +1,56 @@
+"""What is decided before the model is loaded, and once it is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tgi.config import Limits, OptionError, Options
+from tgi.engine import describe_model, plan_blocks
+from tgi.executor import EngineError
+from tgi.plugins import ConfigError
+from tgi.protocol import Loaded
+from tgi.testing.models import make_llama
+
+
+def loaded(free_blocks: int) -> Loaded:
+    return Loaded(free_bytes=free_blocks * 1024 + 1, block_bytes=1024, dtype="float32")
+
+
+LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
+"""The longest sequence takes 9 blocks."""
+
+
+@pytest.mark.parametrize(("free", "blocks"), [(1000, 36), (37, 36), (36, 35), (10, 9)])
+def test_as_many_blocks_as_can_be_needed_or_fit_beside_the_padding_block(free: int, blocks: int) -> None:
+    assert plan_blocks(loaded(free), LIMITS) == blocks
+
+
+def test_a_given_size_of_the_cache() -> None:
+    limits = Limits(max_total_tokens=129, max_batch_total_tokens=320, block_size=16)
+    assert plan_blocks(loaded(1000), limits) == 20
+
+
+def test_too_little_memory_for_one_sequence() -> None:
+    with pytest.raises(EngineError, match="Not enough memory to handle `max_total_tokens=129`") as caught:
+        plan_blocks(loaded(9), LIMITS)
+    assert caught.value.kind == "memory"
+
+
+def test_a_model_is_described_by_its_plugin(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+    model = describe_model(tmp_path, Options())
+    assert (model.architecture.name, model.device.name) == ("LlamaForCausalLM", "cpu")
+    assert model.config.vocab_size == json.loads((tmp_path / "config.json").read_text())["vocab_size"]
+
+
+def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+    with pytest.raises(OptionError, match="there is no device 'tpu'; there are cpu"):
+        describe_model(tmp_path, Options(device="tpu"))
+    (tmp_path / "config.json").write_text('{"architectures": ["Other", "Another"]}')
+    with pytest.raises(ConfigError, match=r"Other is not supported; supported are .*LlamaForCausalLM"):
+        describe_model(tmp_path, Options())
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="none named"):
+        describe_model(tmp_path, Options())
