@@ -8,6 +8,7 @@ import attrs
 import pytest
 import trio
 
+from tgi.protocol import LaneParams
 from tgi.testing.fake_executor import counting, logprob
 
 from .serving import BOS, EOS, INFO, LIMITS, Answer, make_tokenizer, run, saying, serving
@@ -161,16 +162,29 @@ def test_r1_70_errors_carry_none_of_these_headers() -> None:
     assert not [name for name in answer.headers if name.startswith("x-")]
 
 
-def test_p_default_and_r2_73_a_bare_request_samples_with_a_seed_of_its_own() -> None:
+def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None:
+    drawn = set()
+
+    def script(params: LaneParams, _draw: int) -> int:
+        drawn.add((params.sample, params.temperature, params.seed))
+        return EOS
+
+    async def main() -> None:
+        async with serving(script) as server:
+            for _ in range(3):
+                assert (await server.ask("POST", "/generate", {"inputs": "x"})).status == 200
+            assert len(drawn) == 3
+            assert {(sample, temperature) for sample, temperature, _ in drawn} == {(True, 1.0)}
+            drawn.clear()
+            await server.generate({})
+            assert [sample for sample, *_ in drawn] == [False]
+
+    run(main)
+
+
+def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
     async def main() -> None:
         async with serving(counting(200)) as server:
-            texts = set()
-            for _ in range(3):
-                answer = await server.ask(
-                    "POST", "/generate", ["x", {"max_new_tokens": 4, "do_sample": True}]
-                )
-                texts.add(answer.json["generated_text"])
-            assert len(texts) == 3
             answer = await server.generate(
                 {"max_new_tokens": 2, "do_sample": True, "details": True, "seed": 2**64 - 1}
             )

@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 from tgi.config import Limits
+from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 from .serving import LIMITS, run, saying, serving
 
@@ -115,5 +116,21 @@ def test_r2_72_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_fits() 
             prompt = int(answer.headers["x-prompt-tokens"])
             assert answer.json["details"]["generated_tokens"] == 2048 - prompt
             assert answer.json["details"]["finish_reason"] == "length"
+
+    run(main)
+
+
+def test_v17_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise TokenizerError("no token for it")
+
+    monkeypatch.setattr(Tokenizer, "_encode", fail)
+
+    async def main() -> None:
+        async with serving() as server:
+            for path in ("/generate", "/generate_stream", "/tokenize"):
+                answer = await server.generate({}, path=path)
+                assert answer.status == 422
+                assert answer.json["error"] == "Input validation error: tokenizer error no token for it"
 
     run(main)

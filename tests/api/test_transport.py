@@ -301,3 +301,21 @@ def test_before_and_after_service_every_generation_is_503_with_retry_after(phase
                 assert answer.json["error_type"] == "unavailable"
 
     run(main)
+
+
+def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello")) as server:
+            assert server.service.engine is not None
+            scheduler = server.service.engine.scheduler
+            scheduler.generating = None  # type: ignore[assignment,method-assign]
+            for path in ("/generate", "/generate_stream"):
+                answer = await server.generate({}, path=path)
+                assert answer.status == 500
+                assert answer.json == {"error": "Internal server error", "error_type": "internal"}
+                assert server.service.in_flight == 0
+            assert (await server.ask("GET", "/health")).status == 200
+
+    run(main)
+    assert "a defect while answering POST /generate_stream" in caplog.text
+    assert "TypeError" in caplog.text

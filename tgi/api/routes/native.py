@@ -3,7 +3,6 @@
 import functools
 from contextlib import ExitStack
 
-import trio
 from quart import Blueprint, Response
 
 from tgi.api.answers import json_answer, read_body
@@ -21,7 +20,7 @@ from tgi.api.generate import (
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, GenerateRequest
 from tgi.api.service import Engine, Service
 from tgi.api.stream import HEADERS, EventStream
-from tgi.api.validate import INLINE_CHARACTERS, Generation, check_best_of, check_streamable, validate
+from tgi.api.validate import Generation, check_best_of, check_streamable, tokenized, validate
 
 
 def routes(service: Service) -> Blueprint:
@@ -54,13 +53,11 @@ def routes(service: Service) -> Blueprint:
         return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=True)
 
     @blueprint.post("/tokenize")
-    async def tokenize() -> Response:
+    async def tokenize_route() -> Response:
         engine = service.ready_engine()
         body = await read_body(GenerateRequest)
-        cut = functools.partial(engine.tokenizer.tokenize, body.inputs)
-        if len(body.inputs) <= INLINE_CHARACTERS:
-            return json_answer(cut())
-        return json_answer(await trio.to_thread.run_sync(cut, limiter=service.tokenizing))
+        tokenize = functools.partial(engine.tokenizer.tokenize, body.inputs)
+        return json_answer(await tokenized(tokenize, len(body.inputs), service.tokenizing))
 
     return blueprint
 
