@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from tgi.device import Device
 from tgi.protocol import LaneParams, Step, ints
 from tgi.worker.lanes import Lanes
 from tgi.worker.sampler import Needs, Sampler, SamplerInputs
@@ -38,7 +39,7 @@ def test_every_parameter_that_is_allowed_gives_a_token(
     temperature: float, penalty: float, scale: float
 ) -> None:
     torch.manual_seed(0)
-    sampler = Sampler(2, VOCABULARY, torch.device("cpu"), 0.5, 2.0)
+    sampler = Sampler(2, VOCABULARY, Device(), 0.5, 2.0)
     lanes = Lanes(1)
     logits = torch.randn(1, VOCABULARY) * scale
     extremes = itertools.product([0, 1, 2**31 - 1], [TINY, 1.0], [TINY, 1.0], [-2.0, 2.0])

@@ -20,8 +20,9 @@ class Device:
 
     torch_device = torch.device("cpu")
     distributed_backend = "gloo"
-    packs = False
-    """Whether the rows of a prefill step follow one another without padding."""
+    dynamic = False
+    """Whether shapes may follow the data, and results may be looked at on the way. Then the rows of a prefill
+    step follow one another without padding, and the sampler sorts no more than it must."""
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads

@@ -36,7 +36,7 @@ class KVCache:
 class Batch:
     """What `forward` of a model takes. All tensors are on the device, integers are int64.
 
-    The tokens of all rows follow one another in one dimension of length T. Where `Device.packs` is false,
+    The tokens of all rows follow one another in one dimension of length T. Where `Device.dynamic` is false,
     every row takes `T / rows` places, padded at its right, so that shapes depend on the bucket alone;
     where it is true, rows of a prefill step take what they need.
     """

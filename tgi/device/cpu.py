@@ -52,7 +52,7 @@ class _Plan:
 class CpuDevice(Device):
     """Any x86 or ARM processor that oneDNN supports."""
 
-    packs = True
+    dynamic = True
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads or usable_cores())

@@ -160,7 +160,7 @@ class Driver:
         tokens, logprobs = unpack_ints(result.tokens), unpack_floats(result.logprobs)
         top_tokens = unpack_ints(result.top_tokens).reshape(len(tokens), top)
         top_logprobs = unpack_floats(result.top_logprobs).reshape(len(tokens), top)
-        packed = self.runner.device.packs
+        packed = self.runner.device.dynamic
         rows = range(len(tokens)) if packed else np.flatnonzero(sampled).tolist()
         return [
             Answer(

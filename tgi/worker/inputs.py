@@ -65,9 +65,9 @@ def make_inputs(
     last_tokens: torch.Tensor,
 ) -> Inputs:
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
-    layout = _lay_out(step, lanes, device.packs)
+    layout = _lay_out(step, lanes, device.dynamic)
     columns = _token_columns(step, layout, lanes, spec.block_size)
-    sampler_columns, needs, answers = _sampler_columns(step, layout, lanes, device.packs)
+    sampler_columns, needs, answers = _sampler_columns(step, layout, lanes, device.dynamic)
     given = _to_device({**columns, **sampler_columns}, device)
     tokens = given["tokens"] if step.prefill else last_tokens[given["lanes"]]
     batch = Batch(
@@ -95,7 +95,7 @@ def make_inputs(
     return Inputs(batch, sampler, answers, places)
 
 
-def _lay_out(step: Step, lanes: Lanes, packs: bool) -> _Layout:
+def _lay_out(step: Step, lanes: Lanes, dynamic: bool) -> _Layout:
     real = unpack_ints(step.lanes)
     padded = np.full(step.bucket_rows, lanes.count, np.int32)
     padded[: len(real)] = real
@@ -104,7 +104,7 @@ def _lay_out(step: Step, lanes: Lanes, packs: bool) -> _Layout:
         ones, offsets = np.ones(len(real), np.int32), np.arange(len(real), dtype=np.int32)
         return _Layout(step.bucket_rows, step.bucket_rows, padded, starts, ones, offsets)
     lengths = unpack_ints(step.lengths)
-    if packs:
+    if dynamic:
         ends = np.cumsum(lengths, dtype=np.int32)
         return _Layout(int(ends[-1]), len(real), padded[: len(real)], starts, lengths, ends - lengths)
     offsets = np.arange(len(real), dtype=np.int32) * step.bucket_tokens
@@ -150,12 +150,12 @@ def _prompt_lengths(step: Step, layout: _Layout, lanes: Lanes) -> Ints:
 
 
 def _sampler_columns(
-    step: Step, layout: _Layout, lanes: Lanes, packs: bool
+    step: Step, layout: _Layout, lanes: Lanes, dynamic: bool
 ) -> tuple[dict[str, Ints], Needs, Ints]:
     """What the sampler takes. Rows that are not sampled are left out where shapes are cheap, else padding."""
     draws = unpack_ints(step.draws)
     keep = np.flatnonzero(draws >= 0).astype(np.int32)
-    rows = keep if packs else np.arange(layout.rows, dtype=np.int32)
+    rows = keep if dynamic else np.arange(layout.rows, dtype=np.int32)
     real = rows < len(draws)
     index = np.where(real, rows, 0)
     sampled = real & (draws[index] >= 0)

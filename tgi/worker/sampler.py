@@ -19,6 +19,8 @@ from tgi.device import Device
 from .lanes import DRAW_BITS
 
 _WATERMARK_KEY = 15485863
+_SHORT = 256
+"""Scores that are sorted first where shapes are free; hardly ever does a top-k or top-p need more."""
 
 
 @attrs.frozen(kw_only=True)
@@ -101,8 +103,9 @@ class Sampler:
 
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
-        scores = process(logits.float(), rows, self._counts, self._gamma, self._delta)
-        best = self._device.argmax(scores)
+        device = self._device
+        scores = process(logits.float(), rows, self._counts, self._gamma, self._delta, device.dynamic)
+        best = device.argmax(scores)
         logprobs = scores.log_softmax(-1)
         tokens = torch.where(rows.sample > 0, draw(logprobs, rows), best) if rows.needs.sample else best
         if rows.needs.penalties:
@@ -113,7 +116,12 @@ class Sampler:
 
 
 def process(
-    scores: torch.Tensor, rows: SamplerInputs, counts: torch.Tensor, gamma: float, delta: float
+    scores: torch.Tensor,
+    rows: SamplerInputs,
+    counts: torch.Tensor,
+    gamma: float,
+    delta: float,
+    dynamic: bool = False,
 ) -> torch.Tensor:
     """The float32 scores [rows, vocab] that a token is drawn from: penalised, warped, -inf where filtered."""
     needs = rows.needs
@@ -125,7 +133,7 @@ def process(
     if needs.sample:
         scores = scores / rows.temperature[:, None]
     if needs.top_k or needs.top_p:
-        scores = _filter_top(scores, rows)
+        scores = _filter_top(scores, rows, dynamic)
     if needs.typical:
         scores = _filter_typical(scores, rows.typical_p[:, None])
     return scores
@@ -195,20 +203,39 @@ def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -
     return scores - rows.frequency_penalty[:, None] * share
 
 
-def _filter_top(scores: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:
     """top-k, then top-p among what it left. Equal scores stay or go together."""
-    descending = scores.sort(-1, descending=True).values
     size = scores.shape[1]
-    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size) - 1
-    cut = descending.gather(1, last_kept[:, None])
-    if rows.needs.top_p:
-        left = descending.masked_fill(descending < cut, -torch.inf)
-        mass = left.softmax(-1).double()
-        before = mass.cumsum(-1) - mass
-        kept = (before < rows.top_p[:, None]).sum(-1, keepdim=True).clamp_min(1)
-        top_p_cut = descending.gather(1, kept - 1)
-        cut = torch.where(rows.top_p[:, None] < 1, torch.maximum(cut, top_p_cut), cut)
-    return scores.masked_fill(scores < cut, -torch.inf)
+    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size)[:, None] - 1
+    for count in (min(_SHORT, size), size) if dynamic else (size,):
+        best = scores.topk(count, -1).values if count < size else scores.sort(-1, descending=True).values
+        top_k_cut = best.gather(1, last_kept.clamp_max(count - 1))
+        cut, enough = top_k_cut, (last_kept < count) | (rows.top_k[:, None] == 0)
+        if rows.needs.top_p:
+            left = scores.masked_fill((scores < top_k_cut) & (rows.top_k[:, None] > 0), -torch.inf)
+            top_p_cut, reached = _top_p_cut(left, best, rows.top_p[:, None])
+            cut, enough = torch.maximum(cut, top_p_cut), enough & reached
+        if count == size or bool(enough.all()):
+            break
+    free = (rows.top_k[:, None] == 0) & (rows.top_p[:, None] >= 1)
+    return scores.masked_fill((scores < cut) & ~free, -torch.inf)
+
+
+def _top_p_cut(
+    left: torch.Tensor, best: torch.Tensor, top_p: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest score [rows, 1] that top-p keeps, and whether `best`, the highest scores, reach that far.
+
+    The mass of a score comes from all that are `left` and not from a sum over `best`, so that it is the
+    same however many of them were sorted. Rows without top-p get -inf.
+    """
+    highest = left.log_softmax(-1).amax(-1, keepdim=True)
+    mass = (best - best[:, :1] + highest).exp().double()
+    reached = mass.cumsum(-1)
+    kept = (reached - mass < top_p).sum(-1, keepdim=True).clamp_min(1)
+    off = top_p >= 1
+    cut = best.gather(1, kept - 1).masked_fill(off, -torch.inf)
+    return cut, (reached[:, -1:] >= top_p) | off
 
 
 def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor) -> torch.Tensor:
