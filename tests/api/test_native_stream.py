@@ -167,7 +167,7 @@ def test_a_failure_before_the_first_token_has_a_true_status() -> None:
     run(main)
 
 
-def stream_of(receive: Receive) -> EventStream:
+def stream_of(receive: Receive, held: ExitStack) -> EventStream:
     tokenizer = make_tokenizer()
     sequence = Sequence(
         prompt=[0],
@@ -179,7 +179,7 @@ def stream_of(receive: Receive) -> EventStream:
     generation = Generation(
         inputs="x", parameters=GenerateParameters(), sequences=[sequence], full_text=False
     )
-    return EventStream(generation, receive, tokenizer, Metrics(), ExitStack())
+    return EventStream(generation, receive, tokenizer, Metrics(), held)
 
 
 @attrs.define
@@ -207,7 +207,7 @@ def on_virtual_time(items: list[tuple[float, Token | ApiError]]) -> list[tuple[f
     async def main() -> None:
         send, receive = trio.open_memory_channel[Token | ApiError](100)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(wire.read, stream_of(receive))
+            nursery.start_soon(wire.read, stream_of(receive, ExitStack()))
             for pause, item in items:
                 if pause:
                     await trio.sleep(pause)
@@ -244,3 +244,21 @@ def test_a_stream_whose_tokens_end_early_says_so() -> None:
     assert writes[-1][1].endswith(
         b'data: {"error":"Incomplete generation stream","error_type":"incomplete_generation_stream"}\n\n'
     )
+
+
+def test_the_permit_is_given_back_before_the_last_event_is_sent() -> None:
+    """Else a client that sends its next request at once could be refused."""
+
+    async def main() -> None:
+        send, receive = trio.open_memory_channel[Token | ApiError](100)
+        held, given_back = ExitStack(), trio.Event()
+        held.callback(given_back.set)
+        stream = stream_of(receive, held)
+        send.send_nowait(token(5))
+        assert await anext(stream)
+        assert not given_back.is_set()
+        send.send_nowait(token(6, FinishReason.LENGTH))
+        assert await anext(stream)
+        assert given_back.is_set()
+
+    trio.run(main)

@@ -47,7 +47,7 @@ def ids_for(kind: str) -> st.SearchStrategy[list[int]]:
 
 
 @pytest.mark.parametrize("kind", ALL)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_texts_are_those_of_the_definition(kind: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)
