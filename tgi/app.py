@@ -8,6 +8,7 @@ purpose, with hypercorn's sockets and hypercorn's shutdown; engine, signals and 
 `tgi serve`. Started by anything else, the application refuses.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -64,8 +65,10 @@ def _leave(code: int) -> NoReturn:
     if master is not None and master.pid is not None:
         for lock in gc.get_objects():
             if isinstance(lock, SemLock):  # the master's: nobody would unlink them, and Python would say so
-                SemLock._cleanup(lock._semlock.name)  # type: ignore[attr-defined]
-        os.kill(master.pid, signal.SIGUSR1)
+                with contextlib.suppress(FileNotFoundError):
+                    SemLock._cleanup(lock._semlock.name)  # type: ignore[attr-defined]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(master.pid, signal.SIGUSR1)
     sys.stdout.flush()
     os._exit(code)
 

@@ -88,6 +88,9 @@ async def serve(
                 nursery.start_soon(show_progress, server.service.lifecycle)
                 await server.live()
                 nursery.cancel_scope.cancel()
+            with trio.move_on_after(0.01):  # a signal that nobody has taken would be raised anew
+                async for _ in received:
+                    pass
         if server.failure is not None:
             raise server.failure
     except Exception as error:
