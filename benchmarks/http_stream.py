@@ -83,7 +83,7 @@ def run_server(ready: Connection, clients: int, step_seconds: float) -> None:
         lifecycle = Lifecycle(phase=Phase.READY)
         of = limits(clients)
         scheduler = Scheduler(FakeExecutor(token_of, step_seconds), of, DEVICE, 40 * clients, Metrics())
-        info = ModelInfo(model_id="fake", dtype="none", device="fake")
+        info = ModelInfo(model_id="fake", dtype="none", device="fake", vocab_size=VOCABULARY)
         service = Service(limits=of, lifecycle=lifecycle, metrics=Metrics())
         service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=of, model=info)
         config = Config()

@@ -72,12 +72,16 @@ async def run_engine(service: Service, options: Options) -> None:
     async with open_executor(environment=model.device.environment) as executor:
         loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
+        log.info(
+            "KV cache: %d blocks of %d tokens, %.0f of the %.0f MiB that are free",
+            blocks, limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20, loaded.free_bytes / 2**20,
+        )  # fmt: skip
         await executor.allocate(blocks + 1)
         prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
         scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
-        info = _model_info(options, folder, loaded.dtype, model.device.name)
+        info = _model_info(options, model, loaded.dtype)
         service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=limits, model=info)
         lifecycle.phase = Phase.READY
         log.info(
@@ -170,14 +174,16 @@ def _source(options: Options) -> Source:
     return Source(str(place), options.revision, options.huggingface_hub_cache)
 
 
-def _model_info(options: Options, folder: Path, dtype: str, device: str) -> ModelInfo:
+def _model_info(options: Options, model: Model, dtype: str) -> ModelInfo:
+    folder = model.folder
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return ModelInfo(
         model_id=options.model_id or DEMO_ID,
         sha=commit,
         pipeline_tag="text-generation",
         dtype=dtype,
-        device=device,
+        device=model.device.name,
+        vocab_size=model.config.vocab_size,
     )
 
 

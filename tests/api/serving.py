@@ -35,7 +35,9 @@ LIMITS = Limits(
     max_batch_prefill_tokens=64,
     max_concurrent_requests=8,
 )
-INFO = ModelInfo(model_id="some/model", sha="0" * 40, pipeline_tag=None, dtype="float32", device="sim")
+INFO = ModelInfo(
+    model_id="some/model", sha="0" * 40, pipeline_tag=None, dtype="float32", device="sim", vocab_size=1000
+)
 BOS, EOS = 0, 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from tgi.config import Limits
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
-from .serving import LIMITS, run, saying, serving
+from .serving import INFO, LIMITS, run, saying, serving
 
 SMALL = attrs.evolve(
     LIMITS, max_best_of=2, max_stop_sequences=3, max_top_n_tokens=4, max_input_tokens=5, max_total_tokens=6
@@ -132,5 +132,17 @@ def test_v17_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> No
                 answer = await server.generate({}, path=path)
                 assert answer.status == 422
                 assert answer.json["error"] == "Input validation error: tokenizer error no token for it"
+
+    run(main)
+
+
+def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    """A tokenizer may know tokens, added later, for which the model has no embedding."""
+
+    async def main() -> None:
+        async with serving(info=attrs.evolve(INFO, vocab_size=5)) as server:
+            answer = await server.generate({})
+            assert answer.status == 422
+            assert "the model has 5 tokens, and no token" in answer.json["error"]
 
     run(main)

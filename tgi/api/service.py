@@ -27,6 +27,8 @@ class ModelInfo:
     """On the Hub; None where it was not asked."""
     dtype: str
     device: str
+    vocab_size: int
+    """Token ids from here on are not the model's, even if its tokenizer has them."""
 
 
 @attrs.frozen(kw_only=True)

@@ -61,6 +61,7 @@ async def validate(
     *,
     tokenizer: Tokenizer,
     limits: Limits,
+    vocab_size: int,
     threads: trio.CapacityLimiter,
     full_text: bool,
 ) -> Generation:
@@ -78,6 +79,8 @@ async def validate(
         )
     encode = functools.partial(tokenizer.encode, inputs, truncate=truncate)
     prompt = await tokenized(encode, len(inputs), threads)
+    if (unknown := max(prompt, default=0)) >= vocab_size:
+        raise ValidationError(f"tokenizer error the model has {vocab_size} tokens, and no token {unknown}")
     max_new_tokens = _check_lengths(len(prompt), parameters.max_new_tokens, limits)
     if parameters.grammar is not None:
         raise ValidationError("grammar is not supported")

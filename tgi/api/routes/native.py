@@ -70,6 +70,7 @@ async def _validated(
         parameters,
         tokenizer=engine.tokenizer,
         limits=engine.limits,
+        vocab_size=engine.model.vocab_size,
         threads=service.tokenizing,
         full_text=full_text,
     )
