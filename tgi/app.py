@@ -9,6 +9,7 @@ purpose, with hypercorn's sockets and hypercorn's shutdown; engine, signals and 
 """
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ from multiprocessing.synchronize import SemLock
 from typing import Any, NoReturn
 
 import hypercorn.trio.run
+import trio
 from hypercorn.config import Config, Sockets
 
 from tgi.cli import options_from_environment
@@ -37,12 +39,27 @@ async def _worker_serve(
     assert sockets is not None, "hypercorn binds before it starts a worker"
     # Under a master process, SIGINT is hypercorn's and comes as its shutdown.
     signals = (signal.SIGTERM,) if shutdown_trigger else (signal.SIGTERM, signal.SIGINT)
+    trigger = None if shutdown_trigger is None else functools.partial(_master_ends, shutdown_trigger)
     try:
-        code = await serve(options_from_environment(), config, sockets, signals, shutdown_trigger)
+        code = await serve(options_from_environment(), config, sockets, signals, trigger)
     except SystemExit as error:
         code = int(error.code or 0)
     if code:
         _leave(code)
+
+
+async def _master_ends(shutdown_trigger: Callable[[], Awaitable[None]]) -> None:
+    """Return when hypercorn's master asks for the end, or has died without."""
+
+    async def wait(until: Callable[[], Awaitable[None]]) -> None:
+        await until()
+        nursery.cancel_scope.cancel()
+
+    master = multiprocessing.parent_process()
+    assert master is not None, "hypercorn has a trigger only where it has a master process"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait, shutdown_trigger)
+        nursery.start_soon(wait, functools.partial(trio.lowlevel.wait_readable, master.sentinel))
 
 
 async def app(*_: Any) -> NoReturn:

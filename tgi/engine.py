@@ -72,10 +72,6 @@ async def run_engine(service: Service, options: Options) -> None:
     async with open_executor(environment=model.device.environment) as executor:
         loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
-        log.info(
-            "KV cache: %d blocks of %d tokens, %.0f of the %.0f MiB that are free",
-            blocks, limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20, loaded.free_bytes / 2**20,
-        )  # fmt: skip
         await executor.allocate(blocks + 1)
         prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
         scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
@@ -85,8 +81,9 @@ async def run_engine(service: Service, options: Options) -> None:
         service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=limits, model=info)
         lifecycle.phase = Phase.READY
         log.info(
-            "Connected: %s in %s on %s, %d tokens in the KV cache",
-            info.model_id, loaded.dtype, model.device.name, blocks * limits.block_size,
+            "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
+            info.model_id, info.dtype, info.device,
+            blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
         )  # fmt: skip
         await scheduler.run()
 
