@@ -267,9 +267,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file to append results to")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    runs = run_all([Server(*words) for words in options.server], options.workloads, options)
-    Console(width=120).print(make_table(runs, options.checkpoint.name))
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        runs = run_all([Server(*words) for words in options.server], options.workloads, options)
+        Console(width=120).print(make_table(runs, options.checkpoint.name))
+    except* KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

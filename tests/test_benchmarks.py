@@ -1,4 +1,4 @@
-"""The parts of benchmarks/serve.py: complete checkpoints, exact prompts, streams read right; and the whole."""
+"""The parts of benchmarks/serve.py: checkpoints are complete, prompts exact, streams read; and all of it."""
 
 import importlib.util
 import json
