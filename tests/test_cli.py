@@ -30,7 +30,7 @@ def parsed(*arguments: str) -> Options:
 
 def test_flags_of_a_typical_script() -> None:
     options = parsed(
-        *"--model-id org/model --revision main --sharded false --num-shard 1 --dtype bfloat16 -p 8080".split(),
+        *"--model-id org/model --revision main --sharded false --num-shard 1 --dtype bfloat16 -p 80".split(),
         *"--max-input-tokens 1024 --max-total-tokens 2048 --max-batch-size 8 --json-output".split(),
         *"--cuda-graphs 0 --usage-stats off --cors-allow-origin http://a --cors-allow-origin http://b".split(),
         *"--graceful-termination-timeout 5 --no-prefix-caching".split(),
@@ -41,7 +41,7 @@ def test_flags_of_a_typical_script() -> None:
         sharded="false",
         num_shard=1,
         dtype="bfloat16",
-        port=8080,
+        port=80,
         max_input_tokens=1024,
         max_total_tokens=2048,
         max_batch_size=8,
@@ -75,6 +75,7 @@ def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (["serve", "--bogus", "1"], {}, "--bogus"),
         (["serve", "--port", "x"], {}, "--port"),
+        (["serve", "--port", "65536"], {}, "--port"),
         (["serve", "--dtype", "float8"], {}, "float8"),
         (["serve", "surplus"], {}, "surplus"),
         (["serve", "--port"], {}, "--port"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import attrs
-from cyclopts import Group, Parameter
+from cyclopts import Group, Parameter, validators
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """The checkpoint that comes with the package."""
@@ -104,7 +104,9 @@ class Options:
 
     hostname: Annotated[str, _flag(_HTTP, "HOSTNAME")] = "0.0.0.0"
     """IP address to listen on. What is not an address is taken for 0.0.0.0: containers set HOSTNAME."""
-    port: Annotated[int, _flag(_HTTP, "PORT", short="-p")] = 3000
+    port: Annotated[
+        int, _flag(_HTTP, "PORT", short="-p"), Parameter(validator=validators.Number(gte=0, lte=65535))
+    ] = 3000
     """Port to listen on."""
     api_key: Annotated[str | None, _flag(_HTTP, "API_KEY")] = None
     """What clients must send as `Authorization: Bearer …`."""

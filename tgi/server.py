@@ -9,8 +9,10 @@ import functools
 import importlib.metadata
 import logging
 import math
+import os
 import platform
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -44,18 +46,15 @@ EXPECTED = (HubError, ConfigError, OptionError, EngineError)
 
 def run(options: Options) -> int:
     """`tgi serve`: serve until a signal or a failure; returns the exit code."""
-    host = f"[{options.address}]" if ":" in options.address else options.address
-    config = Config()
-    config.bind = [f"{host}:{options.port}"]
+    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     try:
-        sockets = config.create_sockets()
-        for listener in sockets.insecure_sockets:
-            listener.listen(BACKLOG)
-    except (OSError, OverflowError) as error:
-        return _explain(OptionError(f"cannot listen on {config.bind[0]}: {error}"))
+        listener = socket.create_server((options.address, options.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        return _explain(OptionError(f"cannot listen on {options.address} port {options.port}: {reason}"))
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        return trio.run(functools.partial(serve, options, config, sockets, signals))
+        return trio.run(functools.partial(serve, options, Config(), Sockets([], [listener], []), signals))
     except KeyboardInterrupt:
         return 130
 

@@ -1,0 +1,91 @@
+"""The nursery in this process: an engine that cannot start, a port that answers meanwhile."""
+
+import functools
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+from hypercorn.config import Config, Sockets
+
+from tgi.config import Options
+from tgi.server import run, serve
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    root, ours = logging.getLogger(), logging.getLogger("tgi")
+    before = root.handlers, root.level, ours.level
+    yield
+    root.handlers = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])
+    logging.captureWarnings(False)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        yield found
+
+
+def serve_on(listener: socket.socket, options: Options) -> int:
+    sockets = Sockets([], [listener], [])
+    return trio.run(functools.partial(serve, options, Config(), sockets, (signal.SIGUSR2,)))
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tgi: ")
+    return line
+
+
+def test_a_folder_without_a_model(
+    listener: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve_on(listener, Options(model_id=str(tmp_path))) == 1
+    assert "no config.json" in one_line(capsys)
+
+
+def test_options_that_contradict_each_other(
+    listener: socket.socket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve_on(listener, Options(sharded="true", num_shard=1)) == 1
+    assert "`sharded` is true but `num_shard` <= 1" in one_line(capsys)
+
+
+def test_a_taken_port(listener: socket.socket, capsys: pytest.CaptureFixture[str]) -> None:
+    port = listener.getsockname()[1]
+    assert run(Options(hostname="127.0.0.1", port=port)) == 1
+    assert f"cannot listen on 127.0.0.1 port {port}: Address already in use" in one_line(capsys)
+
+
+def test_a_signal_while_the_engine_starts(listener: socket.socket, tmp_path: Path) -> None:
+    """The port answers 503 first; the model is one that takes for ever: a Hub that says nothing."""
+    answers = []
+
+    def ask() -> bytes:
+        with socket.create_connection(listener.getsockname(), timeout=20) as client:
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            return client.makefile("rb").read()
+
+    async def main() -> int:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def client() -> None:
+                answers.append(await trio.to_thread.run_sync(ask))
+                signal.raise_signal(signal.SIGUSR2)
+
+            options = Options(model_id="org/never", huggingface_hub_cache=tmp_path)
+            return await serve(options, Config(), Sockets([], [listener], []), (signal.SIGUSR2,))
+        raise AssertionError
+
+    with socket.create_server(("127.0.0.1", 0)) as hub, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{hub.getsockname()[1]}")
+        assert trio.run(main) == 0
+    assert answers[0].startswith(b"HTTP/1.1 503")
+    assert b'"stage"' in answers[0]
