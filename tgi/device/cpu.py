@@ -221,11 +221,11 @@ def _attend_causal(
 
 def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """Attention over the union of disjoint sets of keys, from the results over each."""
-    if len(parts) == 1:
-        return parts[0][0]
-    outs, totals = torch.stack([out for out, _ in parts]), torch.stack([total for _, total in parts])
-    weights = totals.softmax(0)[..., None]
-    return (outs * weights).sum(0).to(outs.dtype)
+    out, total = parts[0]
+    for more, its_total in parts[1:]:
+        out = torch.lerp(out, more, torch.sigmoid(its_total - total)[..., None].to(out.dtype))
+        total = torch.logaddexp(total, its_total)
+    return out
 
 
 def usable_cores() -> int:

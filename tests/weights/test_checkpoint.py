@@ -1,0 +1,118 @@
+"""Reading tensors by name: whole, in parts, over several files; what is wrong is named with its file."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tgi.testing.models import llama_config, llama_tensors, save_tensors
+from tgi.weights import Checkpoint, CheckpointError, Shard
+
+TENSORS = {
+    "a.weight": torch.arange(24.0).reshape(6, 4),
+    "a.bias": torch.arange(6.0),
+    "b.weight": torch.ones(4, 4, dtype=torch.bfloat16),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    return tmp_path
+
+
+def test_whole_tensors_and_parts(folder):
+    checkpoint = Checkpoint(folder)
+    assert torch.equal(checkpoint.read("a.weight", [6, 4]), TENSORS["a.weight"])
+    assert checkpoint.read("b.weight", [4, 4]).dtype == torch.bfloat16
+    for rank in range(2):
+        shard = Shard(rank, 2)
+        rows = checkpoint.read("a.weight", [6, 4], 0, shard)
+        columns = checkpoint.read("a.weight", [6, 4], 1, shard)
+        assert torch.equal(rows, TENSORS["a.weight"][3 * rank : 3 * rank + 3])
+        assert torch.equal(columns, TENSORS["a.weight"][:, 2 * rank : 2 * rank + 2])
+        assert torch.equal(
+            checkpoint.read("a.bias", [6], 0, shard), TENSORS["a.bias"][3 * rank : 3 * rank + 3]
+        )
+
+
+def test_progress_counts_every_byte_once(folder):
+    seen = []
+    checkpoint = Checkpoint(folder, lambda done, total: seen.append((done, total)))
+    total = sum(tensor.nbytes for tensor in TENSORS.values())
+    assert checkpoint.total_bytes == total
+    checkpoint.read("a.weight", [6, 4])
+    checkpoint.read("a.weight", [6, 4], 0, Shard(1, 2))
+    checkpoint.dismiss("b.weight")
+    checkpoint.read("a.bias", [6])
+    assert seen == [(96, total), (128, total), (total, total)]
+
+
+def test_what_nobody_has_read_is_known(folder):
+    save_file({"layers.0.rotary_emb.inv_freq": torch.ones(2)}, folder / "more.safetensors")
+    checkpoint = Checkpoint(folder)
+    assert sorted(checkpoint.unread) == ["a.bias", "a.weight", "b.weight"]
+    checkpoint.read("a.bias", [6])
+    checkpoint.dismiss("b.weight")
+    checkpoint.dismiss("not there")
+    assert checkpoint.unread == ["a.weight"]
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_files_with_an_index(tmp_path, shards):
+    tensors = llama_tensors(llama_config())
+    save_tensors(tmp_path, tensors, shards)
+    save_file({"of another format": torch.ones(1)}, tmp_path / "consolidated.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    for name, tensor in tensors.items():
+        assert torch.equal(checkpoint.read(name, tensor.shape), tensor)
+    assert checkpoint.unread == (["of another format"] if shards == 1 else [])
+
+
+def test_missing_tensor(folder):
+    with pytest.raises(CheckpointError, match=r"has no tensor 'c.weight'"):
+        Checkpoint(folder).read("c.weight", [1])
+
+
+def test_wrong_shape(folder):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: 'a.weight' has shape \[6, 4\].*\[4, 6\]"):
+        Checkpoint(folder).read("a.weight", [4, 6])
+
+
+def test_does_not_divide(folder):
+    with pytest.raises(CheckpointError, match=r"'a.weight' .* 4 does not divide over 3 ranks"):
+        Checkpoint(folder).read("a.weight", [6, 4], 1, Shard(0, 3))
+
+
+@pytest.mark.parametrize("left", [0, 4, 50, -1])
+def test_truncated_file(folder, left):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(CheckpointError, match=r"model.safetensors is not a complete safetensors file"):
+        Checkpoint(folder)
+
+
+def test_no_weights(tmp_path):
+    with pytest.raises(CheckpointError, match=r"has no \*.safetensors file"):
+        Checkpoint(tmp_path)
+
+
+def test_index_of_a_missing_file(tmp_path):
+    save_tensors(tmp_path, TENSORS, 2)
+    (tmp_path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is missing"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"weight_map": None}), "{}"])
+def test_broken_index(tmp_path, content):
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(CheckpointError, match="is not an index"):
+        Checkpoint(tmp_path)
+
+
+def test_shards_cover_everything():
+    for size in (1, 2, 3, 6):
+        cuts = [Shard(rank, size).cut(12) for rank in range(size)]
+        assert [i for cut in cuts for i in range(12)[cut]] == list(range(12))
