@@ -146,7 +146,14 @@ def test_dtypes(dtype: Any, compute: str) -> None:
     ],
 )
 def test_rope_scaling(options: dict[str, Any], scaling: object) -> None:
-    assert Options(**options).config_overrides.get("rope_scaling") == scaling
+    assert Options(**options).config_overrides({"rope_theta": 5.0}).get("rope_scaling") == scaling
+
+
+def test_rope_scaling_keeps_the_base_that_newer_configs_hold_beside_it() -> None:
+    config = {"rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0}}
+    assert Options(rope_factor=2.0).config_overrides(config) == {
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500_000.0}
+    }
 
 
 def test_old_variables_of_the_hub() -> None:

@@ -10,7 +10,7 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import attrs
 from cyclopts import Group, Parameter, validators
@@ -199,13 +199,16 @@ class Options:
         """As a rank understands it: "float32", "bfloat16" or "auto"."""
         return {None: "auto", "float16": "bfloat16"}.get(self.dtype, str(self.dtype))
 
-    @property
-    def config_overrides(self) -> dict[str, object]:
+    def config_overrides(self, config: Mapping[str, Any]) -> dict[str, object]:
         """Keys that replace those of the model's config.json."""
         if self.rope_scaling is None and self.rope_factor is None:
             return {}
-        scaling = {"rope_type": self.rope_scaling or "linear", "factor": self.rope_factor or 1.0}
-        return {"rope_scaling": scaling}
+        scaling: dict[str, object] = {
+            "rope_type": self.rope_scaling or "linear",
+            "factor": self.rope_factor or 1.0,
+        }
+        theta = (config.get("rope_parameters") or {}).get("rope_theta")
+        return {"rope_scaling": scaling if theta is None else {**scaling, "rope_theta": theta}}
 
 
 def _is_address(text: str) -> bool:

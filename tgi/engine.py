@@ -48,6 +48,8 @@ class Model:
     architecture: Architecture
     config: ModelConfig
     device: DeviceSpec
+    overrides: dict[str, object]
+    """Keys of config.json that the options replace."""
 
 
 async def run_engine(service: Service, options: Options) -> None:
@@ -90,7 +92,9 @@ async def run_engine(service: Service, options: Options) -> None:
 
 def describe_model(folder: Path, options: Options) -> Model:
     """Read config.json and find the plugins for it. Raises ConfigError or OptionError."""
-    data = {**_read_json(folder / "config.json"), **options.config_overrides}
+    data = _read_json(folder / "config.json")
+    overrides = options.config_overrides(data)
+    data = {**data, **overrides}
     manager = load_plugins()
     known = architectures(manager)
     names = data.get("architectures") or ["(none named)"]
@@ -101,7 +105,8 @@ def describe_model(folder: Path, options: Options) -> Model:
     found = devices(manager)
     if options.device not in found:
         raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
-    return Model(folder, architecture, architecture.config(JsonReader(data)), found[options.device])
+    config = architecture.config(JsonReader(data))
+    return Model(folder, architecture, config, found[options.device], overrides)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -151,7 +156,7 @@ async def _load(
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        overrides=options.config_overrides,
+        overrides=model.overrides,
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,
     )
