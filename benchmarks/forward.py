@@ -6,6 +6,8 @@ The best of `--repeat` is reported, since other processes only ever add.
 
 import argparse
 import functools
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 
 from tgi.layers import Build
-from tgi.plugins import JsonReader, architectures, load_plugins
+from tgi.plugins import JsonReader, architectures, devices, load_plugins
 from tgi.protocol import LaneParams, Load, Step, ints
 from tgi.weights import Shard
 from tgi.worker.runner import Runner, open_device
@@ -143,6 +145,13 @@ def best(call: Callable[[], object], repeat: int) -> float:
     return min(times) * 1e3
 
 
+def use_environment_of_device() -> None:
+    """Start again with the variables that a server would give its ranks; OpenMP reads them only once."""
+    wanted = devices(load_plugins())["cpu"].environment
+    if not wanted.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **wanted})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -155,6 +164,7 @@ def main() -> None:
     parser.add_argument("--sampling", action="store_true", help="temperature and top-p instead of greedy")
     parser.add_argument("--profile", type=Path, help="write a table of operators for decode 16 there")
     options = parser.parse_args()
+    use_environment_of_device()
     for shape in SHAPES if options.shape == "all" else [options.shape]:
         runner = make_runner(shape, options.dtype, options.threads)
         steps = {f"decode {n}": decode(n, options.context, options.sampling) for n in (1, 4, 16)}

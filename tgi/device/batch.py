@@ -53,7 +53,7 @@ class Batch:
     tables: torch.Tensor
     """[rows, blocks]: block ids, padded with 0."""
     last: torch.Tensor
-    """[n]: which of the T tokens get logits."""
+    """[n]: which of the T tokens get logits, ascending but for padding."""
     cache: KVCache
     host: Sequence[HostRow]
     """The rows that are not padding."""

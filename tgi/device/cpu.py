@@ -19,15 +19,10 @@ from .batch import Batch, HostRow, KVCache
 
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
-_MOST_PIECES = 4
-"""A row whose blocks lie in more pieces than this is copied together before it is read."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _linear = torch.ops.mkldnn._linear_pointwise.default
 _linear_add = torch.ops.mkldnn._linear_pointwise.binary
-
-Piece = list[torch.Tensor]
-"""Part of what a row has in the cache: layer by layer its keys and its values, [1, kv_heads, n, head_dim]."""
 
 
 @attrs.frozen(eq=False)
@@ -36,17 +31,19 @@ class _Row:
 
     offset: int
     length: int
-    pieces: list[Piece]
-    """Views of the cached tokens, in any order."""
-    scattered: torch.Tensor | None
-    """Slots of the cached tokens, where they lie in too many pieces for `pieces`."""
+    views: list[torch.Tensor] | None
+    """Its cached tokens, layer by layer the keys and the values, [1, kv_heads, n, head_dim], where they
+    follow one another;"""
+    slots: torch.Tensor | None
+    """else their slots. They are copied together then, and not read piece by piece, so that the result does
+    not depend on where the blocks lie. Both are None for a row without cached tokens."""
 
 
 @attrs.frozen(eq=False)
 class _Plan:
     rows: list[_Row]
-    simple: bool
-    """Every row is a single token, whose context (itself included) is one piece."""
+    single: bool
+    """Every row is a single token."""
 
 
 class CpuDevice(Device):
@@ -75,7 +72,14 @@ class CpuDevice(Device):
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """With the residual added before the result is rounded."""
+        """With the residual added before the result is rounded.
+
+        For two or more rows a row's result does not depend on how many they are; a single one goes through
+        another kernel with another order of sums, so it is computed twice (as fast: the weight is read once).
+        """
+        if len(x) == 1:
+            twice = None if residual is None else residual.expand(2, -1)
+            return self.linear(x.expand(2, -1), weight, bias, twice)[:1]
         if residual is None:
             return _linear(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         return _linear_add(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
@@ -124,7 +128,7 @@ class CpuDevice(Device):
         layers, _, kv_heads, slots, head_dim = batch.cache.whole.shape
         flat = batch.cache.whole.view(layers * 2, 1, kv_heads, slots, head_dim)
         rows = [_plan_row(row, block_size, flat) for row in batch.host]
-        return _Plan(rows, all(row.length == 1 and len(row.pieces) == 1 for row in rows))
+        return _Plan(rows, all(row.length == 1 for row in rows))
 
     def attention(
         self,
@@ -135,55 +139,55 @@ class CpuDevice(Device):
         batch: Batch,
         scale: float,
     ) -> torch.Tensor:
-        """Row by row over the pieces of the cache, each by the fused kernel, merged by their log-sum-exp."""
+        """Row by row by the fused kernel: over the cache without a mask, over a chunk itself with one."""
         plan = batch.plan
         assert isinstance(plan, _Plan)
-        if plan.simple:
-            return _attend_simple(layer, query, plan.rows, batch.cache.whole.shape[2], scale)
+        if plan.single:
+            return _attend_single(layer, query, plan.rows, batch.cache, scale)
         out = torch.zeros(query.shape, dtype=query.dtype)
         for row in plan.rows:
             mine = slice(row.offset, row.offset + row.length)
-            parts = [_attend(query[mine], *piece, scale) for piece in _pieces(row, layer, batch.cache)]
-            if row.length > 1:
-                parts.append(_attend_causal(query[mine], key[mine], value[mine], scale))
-            out[mine] = _merge(parts)
+            parts = [_attend_causal(query[mine], key[mine], value[mine], scale)] if row.length > 1 else []
+            if cached := _cached(row, layer, batch.cache):
+                parts.append(_attend(query[mine], *cached, scale))
+            out[mine] = parts[0][0] if len(parts) == 1 else _merge(*parts)
         return out
 
 
 def _plan_row(row: HostRow, block_size: int, flat: torch.Tensor) -> _Row:
     """A single query token reads itself from the cache too; a longer chunk masks its own tokens."""
     cached = row.start + (row.length == 1)
+    if not cached:
+        return _Row(row.offset, row.length, None, None)
     blocks = row.blocks[: -(-cached // block_size)].astype(np.int64)
-    breaks = (np.flatnonzero(np.diff(blocks) != 1) + 1).tolist()
-    if len(breaks) >= _MOST_PIECES:
-        slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:cached]
-        return _Row(row.offset, row.length, [], torch.from_numpy(slots))
-    pieces = []
-    for begin, end in zip([0, *breaks], [*breaks, len(blocks)], strict=True):
-        if begin < end:
-            first, count = int(blocks[begin]) * block_size, min(end * block_size, cached) - begin * block_size
-            pieces.append(list(flat[:, :, :, first : first + count].unbind(0)))
-    return _Row(row.offset, row.length, pieces, None)
+    if blocks[-1] - blocks[0] == len(blocks) - 1 and (np.diff(blocks) == 1).all():
+        first = int(blocks[0]) * block_size
+        return _Row(row.offset, row.length, list(flat[:, :, :, first : first + cached].unbind(0)), None)
+    slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:cached]
+    return _Row(row.offset, row.length, None, torch.from_numpy(slots))
 
 
-def _pieces(row: _Row, layer: int, cache: KVCache) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Keys and values of a layer, [1, kv_heads, n, head_dim] each."""
-    if row.scattered is not None:
-        keys, values = cache.layers[layer]
-        return [(keys.index_select(1, row.scattered)[None], values.index_select(1, row.scattered)[None])]
-    return [(piece[2 * layer], piece[2 * layer + 1]) for piece in row.pieces]
+def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Keys and values of a layer, [1, kv_heads, n, head_dim] each; None for a row without cached tokens."""
+    if row.views is not None:
+        return row.views[2 * layer], row.views[2 * layer + 1]
+    if row.slots is None:
+        return None
+    keys, values = cache.whole[layer].index_select(2, row.slots).unsqueeze(1).unbind(0)
+    return keys, values
 
 
-def _attend_simple(
-    layer: int, query: torch.Tensor, rows: list[_Row], kv_heads: int, scale: float
+def _attend_single(
+    layer: int, query: torch.Tensor, rows: list[_Row], cache: KVCache, scale: float
 ) -> torch.Tensor:
-    """Attention of one token per row, each over one piece."""
-    total, heads, head_dim = query.shape
+    """Attention of one token per row over the cache, which has that token too."""
+    (total, heads, head_dim), kv_heads = query.shape, cache.whole.shape[2]
     folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim).unbind(0)
-    outs = [
-        _flash(one, row.pieces[0][2 * layer], row.pieces[0][2 * layer + 1], scale=scale)[0]
-        for one, row in zip(folded, rows, strict=False)  # what remains is padding
-    ]
+    outs = []
+    for one, row in zip(folded, rows, strict=False):  # what remains is padding
+        cached = _cached(row, layer, cache)
+        assert cached is not None
+        outs.append(_flash(one, *cached, scale=scale)[0])
     outs += [torch.zeros_like(folded[0])] * (total - len(rows))
     return torch.cat(outs).view(query.shape)
 
@@ -219,13 +223,12 @@ def _attend_causal(
     return out[0].transpose(0, 1), total[0].transpose(0, 1)
 
 
-def _merge(parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-    """Attention over the union of disjoint sets of keys, from the results over each."""
-    out, total = parts[0]
-    for more, its_total in parts[1:]:
-        out = torch.lerp(out, more, torch.sigmoid(its_total - total)[..., None].to(out.dtype))
-        total = torch.logaddexp(total, its_total)
-    return out
+def _merge(
+    some: tuple[torch.Tensor, torch.Tensor], others: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    """Attention over the union of two disjoint sets of keys, from the results over each."""
+    weight = torch.sigmoid(others[1] - some[1])[..., None]
+    return torch.lerp(some[0], others[0], weight.to(some[0].dtype))
 
 
 def usable_cores() -> int:

@@ -1,0 +1,159 @@
+"""What the layers add to the device's operations: parts for ranks, prompt log-probabilities, frequencies."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from tgi.device import Batch, Device
+from tgi.layers import Attention, Build, ColumnLinear, Head, RowLinear
+from tgi.layers.rotary import attention_factor, frequencies
+from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins.rope import read_rope
+from tgi.weights import Checkpoint, Shard
+
+VOCAB, SIZE = 50, 8
+
+
+class OneAfterAnother(Device):
+    """Stands in for ranks: keeps what each would have contributed."""
+
+    def __init__(self):
+        super().__init__(1)
+        self.parts = []
+
+    def all_reduce(self, x, shard):  # noqa: ARG002
+        self.parts.append(x)
+        return x
+
+    def all_gather(self, x, shard):  # noqa: ARG002
+        self.parts.append(x)
+        return x
+
+
+@pytest.fixture
+def build(tmp_path):
+    torch.manual_seed(0)
+    tensors = {
+        "head.weight": torch.randn(VOCAB, SIZE),
+        "q.weight": torch.randn(8, SIZE),
+        "q.bias": torch.randn(8),
+        "k.weight": torch.randn(4, SIZE),
+        "k.bias": torch.randn(4),
+        "o.weight": torch.randn(SIZE, 12),
+        "o.bias": torch.randn(SIZE),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+
+    def make(shard=Shard(), device=None):  # noqa: B008
+        return Build(Checkpoint(tmp_path), shard, device or Device(1), torch.float32)
+
+    make.tensors = tensors
+    return make
+
+
+def make_batch(last, targets=None):
+    some = torch.zeros(0, dtype=torch.int64)
+    return Batch(
+        tokens=some,
+        positions=some,
+        contexts=some,
+        slots=some,
+        tables=some,
+        last=torch.tensor(last, dtype=torch.int64),
+        cache=None,
+        host=[],
+        targets=targets,
+    )
+
+
+@pytest.mark.parametrize("length", [1, 64, 65, 200])
+def test_prompt_logprobs_in_slices(build, length):
+    x = torch.randn(length, SIZE)
+    targets = torch.randint(0, VOCAB, (length,))
+    targets[length // 2] = -1
+    batch = make_batch([length - 1], targets)
+    logits = Head(build(), "head", VOCAB, SIZE)(x, batch)
+    wanted = x @ build.tensors["head.weight"].T
+    torch.testing.assert_close(logits, wanted[-1:])
+    logprobs = wanted.log_softmax(-1).gather(1, targets.clamp_min(0)[:, None])[:, 0]
+    assert batch.target_logprobs.isnan().tolist() == (targets < 0).tolist()
+    torch.testing.assert_close(batch.target_logprobs.nan_to_num(0), logprobs.masked_fill(targets < 0, 0))
+
+
+def test_head_without_rows(build):
+    assert Head(build(), "head", VOCAB, SIZE)(torch.randn(5, SIZE), make_batch([])).shape == (0, VOCAB)
+
+
+def test_parts_of_ranks_make_the_whole(build):
+    """Also for a vocabulary that does not divide: 50 over 4."""
+    x = torch.randn(3, SIZE)
+    head, column, row = [], [], OneAfterAnother()
+    wide, residual = torch.randn(3, 12), torch.randn(3, SIZE)
+    for rank in range(4):
+        device = OneAfterAnother()
+        here = build(Shard(rank, 4), device)
+        Head(here, "head", VOCAB, SIZE)(x, make_batch([0, 1, 2]))
+        head += device.parts
+        column.append(ColumnLinear(here, ["q", "k"], SIZE, [8, 4], bias=True)(x))
+        part = RowLinear(build(Shard(rank, 4), row), "o", 12, SIZE, bias=True)
+        part(wide[:, 3 * rank : 3 * rank + 3].contiguous(), residual)
+    tensors = build.tensors
+    torch.testing.assert_close(torch.cat(head, -1)[:, :VOCAB], x @ tensors["head.weight"].T)
+    q, k = torch.cat([c[:, :2] for c in column], -1), torch.cat([c[:, 2:] for c in column], -1)
+    torch.testing.assert_close(q, x @ tensors["q.weight"].T + tensors["q.bias"])
+    torch.testing.assert_close(k, x @ tensors["k.weight"].T + tensors["k.bias"])
+    torch.testing.assert_close(sum(row.parts), wide @ tensors["o.weight"].T + tensors["o.bias"] + residual)
+
+
+def test_heads_must_divide(build):
+    with pytest.raises(ConfigError, match=r"6 heads with 2 key/value heads .* 4 rank"):
+        Attention(build(Shard(0, 4)), 0, 6, 2, 8)
+    with pytest.raises(ConfigError, match="5 heads with 2"):
+        Attention(build(), 0, 5, 2, 8)
+
+
+FIRST = {"original_max_position_embeddings": 64}
+ROPES = [
+    {"rope_type": "linear", "factor": 4.0},
+    {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 256},
+    {"rope_type": "yarn", "factor": 2.0, "beta_fast": 4.0, "beta_slow": 3.9, **FIRST},
+    {"rope_type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 0.7, **FIRST},
+    {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **FIRST},
+    {
+        "rope_type": "longrope",
+        "short_factor": [1.0 + i for i in range(32)],
+        "long_factor": [3.0 + 2 * i for i in range(32)],
+        **FIRST,
+    },
+]
+
+
+@pytest.mark.parametrize("rope", ROPES, ids=str)
+@pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
+def test_frequencies_are_those_of_transformers(rope, theta):
+    """For heads of 64 and as many frequencies as real models have."""
+    data = {
+        "hidden_size": 256,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 1024,
+        "rope_parameters": {**rope, "rope_theta": theta},
+    }
+    mine = read_rope(JsonReader(data), 64)
+    theirs = LlamaConfig(**data)
+    for beyond in (False, True):
+        wanted, factor = ROPE_INIT_FUNCTIONS[rope["rope_type"]](theirs, seq_len=1000 if beyond else None)
+        torch.testing.assert_close(frequencies(mine, beyond), wanted, rtol=1e-6, atol=0)
+        assert attention_factor(mine) == pytest.approx(factor)
+
+
+def test_from_which_length_on_keys_depend_on_it():
+    data = {"max_position_embeddings": 100, "rope_scaling": {"type": "dynamic", "factor": 2.0}}
+    assert read_rope(JsonReader(data), 8).depends_on_length_beyond == 100
+    data["rope_scaling"] = {"type": "su", "short_factor": [1] * 4, "long_factor": [2] * 4}
+    assert (
+        read_rope(JsonReader(data | {"original_max_position_embeddings": 40}), 8).depends_on_length_beyond
+        == 40
+    )
+    assert read_rope(JsonReader({}), 8).depends_on_length_beyond is None
