@@ -269,8 +269,10 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
     write = tcp.Connection._write
 
     async def write_and_tell(connection: tcp.Connection, data: bytes) -> None:
-        await write(connection, data)
-        waited.set()
+        try:
+            await write(connection, data)
+        finally:  # giving a client up may cancel the request that was writing
+            waited.set()
 
     monkeypatch.setattr(tcp, "STALLED_SECONDS", 0.3)
     monkeypatch.setattr(tcp.Connection, "_write", write_and_tell)
