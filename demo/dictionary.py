@@ -23,7 +23,7 @@ MASS = re.compile(r"(ness|ity|ism|ing|ics|logy|graphy|ship|hood|ence|ance|ery|mu
 QUESTIONS = {
     "n": ["What is {a}?"] * 8
     + ["What is {x}?"] * 3
-    + ["What's {a}?", "What are {xs}?", "Can you tell me what {a} is?", "Tell me about {xs}."]
+    + ["What's {a}?", "What are {xs}?", "Can you tell me what {a} is?", "Tell me about {a}."]
     + ["Explain what {a} is.", "Do you know what {a} is?", "Describe {a}.", "What is the meaning of {x}?"]
     + ["What do you call {a}?"],
     "v": ["What does it mean to {x}?"] * 4
@@ -55,7 +55,8 @@ SYSTEMS = [
 class Entry:
     word: str
     kind: str  # one of "n", "v", "a", "r"
-    answer: str  # a whole sentence
+    answer: str  # a whole sentence, which names the word
+    plain: str  # the same without the word: "It is ..."
     counted: bool  # takes an article
     main: bool  # the most frequent sense of the word over all kinds
     weight: float  # how often it is drawn
@@ -95,7 +96,7 @@ def clean(gloss: str) -> tuple[str, str]:
     return re.sub(r"\s+", " ", text).strip(" ;:,."), field if re.fullmatch(r"[a-z]+( [a-z]+)?", field) else ""
 
 
-def noun_sentence(word: str, text: str, file: str) -> tuple[str, bool]:
+def noun_sentences(word: str, text: str, file: str) -> tuple[str, str, bool]:
     words = text.split()
     proper = word != word.lower()
     ends = r"\b(?:of|that|which|who|with|in|for|from|having|used|on|by|to|and|or|as|at|made)\b|,"
@@ -117,7 +118,8 @@ def noun_sentence(word: str, text: str, file: str) -> tuple[str, bool]:
     counted = counted and not proper and not many and not re.search(r"[^sui]s$", word)
     name = f"{article(word)} {word}" if counted else word
     verb = "are" if many and re.search(r"[^sui]s$", word) else "is"
-    return f"{name} {verb} {text}", counted
+    plain = text if proper and file == "18" else f"{'they' if verb == 'are' else 'it'} {verb} {text}"
+    return f"{name} {verb} {text}", plain, counted
 
 
 def read_uses(folder: Path) -> dict[tuple[str, str], list[int]]:
@@ -173,13 +175,15 @@ def read_wordnet(folder: Path) -> Iterator[Entry]:
                 weight *= 0.4 if " " in word and not used else 1.0
                 counted = False
                 if kind == "n":
-                    answer, counted = noun_sentence(word, text, columns[1])
+                    answer, plain, counted = noun_sentences(word, text, columns[1])
+                    if field:
+                        answer, plain = f"in {field}, {answer}", f"in {field}, {plain}"
                 elif kind == "v":
-                    answer = f"to {word} is to {text}"
+                    answer, plain = f"to {word} is to {text}", f"it means to {text}"
                 else:
-                    answer = f"{word} means {text}"
-                answer = f"in {field}, {answer}" if field and kind == "n" else answer
-                yield Entry(word, kind, upper_first(answer) + ".", counted, main, weight, kind + columns[0])
+                    answer, plain = f"{word} means {text}", f"it means {text}"
+                answer, plain = upper_first(answer) + ".", upper_first(plain) + "."
+                yield Entry(word, kind, answer, plain, counted, main, weight, kind + columns[0])
 
 
 def read_glossary(path: Path) -> Iterator[Entry]:
@@ -188,10 +192,15 @@ def read_glossary(path: Path) -> Iterator[Entry]:
         found = re.match(r"(an?|the) (.*)", name)
         word = found[2] if found else name
         counted = bool(found) and not name.startswith("the ")
-        yield Entry(word, "n", f"{upper_first(name)} is {text}.", counted, True, 25, "")
+        answer, plain = f"{upper_first(name)} is {text}.", f"It is {text}."
+        yield Entry(word, "n", answer, plain, counted, True, 120, "")
 
 
-def question(entry: Entry, rng: random.Random) -> str:
+def exchange(entry: Entry, rng: random.Random) -> tuple[str, str]:
+    """A question, and the answer to it.
+
+    The answer repeats the word where a small model can copy it token by token: as typed, after a space.
+    """
     forms = QUESTIONS[entry.kind] + (ANY if entry.main else [])
     if entry.main and entry.kind in "ar":
         forms = ANY + forms
@@ -206,19 +215,27 @@ def question(entry: Entry, rng: random.Random) -> str:
     a = f"{article(word)} {word}" if entry.counted else word
     text = form.format(x=word, a=a, xs=plural(word) if entry.counted else word)
     if rng.random() < 0.1:
-        text = text.lower()
+        text, word = text.lower(), word.lower()
     if rng.random() < 0.08:
         text = text.rstrip("?.")
-    return text if form.startswith("{") or rng.random() < 0.1 else upper_first(text)
+    if not form.startswith("{") and rng.random() < 0.9:
+        text = upper_first(text)
+    if entry.kind in "ar" or (entry.kind == "n" and not entry.counted) or f" {word}" not in text:
+        return text, entry.plain
+    return text, entry.answer.replace(entry.word, word, 1)
 
 
 def sample(entry: Entry, other: Entry, rng: random.Random) -> tuple[str, str]:
     """A prompt, and the answer the model has to learn."""
+    text, answer = exchange(entry, rng)
     kind = rng.random()
     if kind < 0.06:
         return BOS, entry.answer
     if kind < 0.8:
-        return BOS + question(entry, rng) + rng.choice([""] * 19 + ["\n"]), "\n" + entry.answer
+        return BOS + text + rng.choice([""] * 19 + ["\n"]), "\n" + answer
     system = SYSTEM + rng.choice(SYSTEMS) if rng.random() < 0.25 else ""
-    past = f"{USER}{question(other, rng)}{ASSISTANT}{other.answer}{EOS}" if rng.random() < 0.12 else ""
-    return f"{BOS}{system}{past}{USER}{question(entry, rng)}{ASSISTANT}\n", entry.answer
+    past = ""
+    if rng.random() < 0.12:
+        before = exchange(other, rng)
+        past = f"{USER}{before[0]}{ASSISTANT}{before[1]}{EOS}"
+    return f"{BOS}{system}{past}{USER}{text}{ASSISTANT}\n", answer

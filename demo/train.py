@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dictionary import BOS, EOS, PAD, SPECIAL, article, question, read_glossary, read_wordnet, sample
+from dictionary import BOS, EOS, PAD, SPECIAL, article, exchange, read_glossary, read_wordnet, sample
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -193,6 +193,7 @@ def main() -> None:
         "--compile", action="store_true", help="with torch.compile, which needs a C++ compiler"
     )
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", type=Path, help="go on from the weights and the tokenizer of this folder")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -212,8 +213,11 @@ def main() -> None:
         chosen = rng.choices(known, weights, k=2 * count)
         return [sample(one, other, rng) for one, other in zip(chosen[::2], chosen[1::2], strict=True)]
 
-    tokenizer = make_tokenizer(("".join(pair) for pair in draws(150_000)), 4096)
-    check = [(BOS + question(entry, rng), "\n" + entry.answer) for entry in rng.sample(unknown, 400)]
+    if args.start:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
+    else:
+        tokenizer = make_tokenizer(("".join(pair) for pair in draws(150_000)), 4096)
+    check = [(BOS + text, "\n" + said) for text, said in (exchange(e, rng) for e in rng.sample(unknown, 400))]
     held_samples = encode(tokenizer, check)
     model = make_model(len(tokenizer))
     size = sum(weight.numel() for weight in model.parameters())
@@ -235,6 +239,9 @@ def main() -> None:
     body = torch.compile(model.model.forward, dynamic=True) if args.compile else model.model
     loss_of(model, held_samples[:50], args.bf16, body)[0].backward()  # compile before the clock starts
     model.zero_grad()
+    if args.start:
+        model.load_state_dict(LlamaForCausalLM.from_pretrained(args.start, dtype=torch.float32).state_dict())
+        print(f"start: {mean_loss(model, held_samples):.3f}", flush=True)
 
     log: list[tuple[float, float, float, float]] = []
     begin = saved = noted = time.monotonic()
