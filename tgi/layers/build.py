@@ -16,7 +16,7 @@ class Build:
     device: Device
     dtype: torch.dtype
     widest: int = 0
-    """Most features that a linear layer built so far gives one token on this rank; bounds the workspace."""
+    """Most features that a linear layer gives one token on this rank; for the estimate of the workspace."""
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor in the model's dtype on the device."""

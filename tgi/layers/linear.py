@@ -92,7 +92,8 @@ class Head(nn.Module):
         self._vocab_size = vocab_size
         part = -(-vocab_size // build.shard.size)
         mine = slice(part * build.shard.rank, part * (build.shard.rank + 1))
-        self._weight = build.linear(_rows(build, f"{name}.weight", [vocab_size, size], mine, part))
+        weight = _rows(build, f"{name}.weight", [vocab_size, size], mine, part)
+        self._weight = build.device.prepare_weight(weight.to(build.dtype))
         self._bias = build.put(_rows(build, f"{name}.bias", [vocab_size], mine, part)) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -125,9 +125,7 @@ def workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
     """
     item = build.dtype.itemsize
     tokens = max(command.prefill_tokens, command.lanes)
-    head = config.vocab_size if build.widest >= config.vocab_size else 0
-    widest = min(build.widest, 8 * config.hidden_size) if head else build.widest
-    activations = tokens * (6 * config.hidden_size + 3 * widest) * item
+    activations = tokens * (6 * config.hidden_size + 3 * build.widest) * item
     logits = max(command.lanes, 64) * config.vocab_size * (item + 40)
     return activations + logits + (command.lanes + 1) * config.vocab_size * 4
 
