@@ -150,6 +150,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
             **special,
             "chat_template": CHAT_TEMPLATE,
             "additional_special_tokens": list(SPECIAL[3:]),
+            "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": CONTEXT,
             "padding_side": "left",
             "clean_up_tokenization_spaces": False,
