@@ -23,6 +23,8 @@ class Device:
     dynamic = False
     """Whether shapes may follow the data, and results may be looked at on the way. Then the rows of a prefill
     step follow one another without padding, and the sampler sorts no more than it must."""
+    least_tokens = 1
+    """Tokens that a step is padded to at least."""
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads

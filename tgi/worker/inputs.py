@@ -65,7 +65,7 @@ def make_inputs(
     last_tokens: torch.Tensor,
 ) -> Inputs:
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
-    layout = _lay_out(step, lanes, device.dynamic)
+    layout = _lay_out(step, lanes, device)
     columns = _token_columns(step, layout, lanes, spec.block_size)
     sampler_columns, needs, answers = _sampler_columns(step, layout, lanes, device.dynamic)
     given = _to_device({**columns, **sampler_columns}, device)
@@ -95,21 +95,21 @@ def make_inputs(
     return Inputs(batch, sampler, answers, places)
 
 
-def _lay_out(step: Step, lanes: Lanes, dynamic: bool) -> _Layout:
-    real = unpack_ints(step.lanes)
-    padded = np.full(step.bucket_rows, lanes.count, np.int32)
-    padded[: len(real)] = real
-    starts = unpack_ints(step.starts)
+def _lay_out(step: Step, lanes: Lanes, device: Device) -> _Layout:
+    real, starts = unpack_ints(step.lanes), unpack_ints(step.starts)
+    lengths = unpack_ints(step.lengths) if step.prefill else np.ones(len(real), np.int32)
+    rows = step.bucket_rows
     if not step.prefill:
-        ones, offsets = np.ones(len(real), np.int32), np.arange(len(real), dtype=np.int32)
-        return _Layout(step.bucket_rows, step.bucket_rows, padded, starts, ones, offsets)
-    lengths = unpack_ints(step.lengths)
-    if dynamic:
+        rows = max(rows, device.least_tokens)
+        total, offsets = rows, np.arange(len(real), dtype=np.int32)
+    elif device.dynamic:
         ends = np.cumsum(lengths, dtype=np.int32)
-        return _Layout(int(ends[-1]), len(real), padded[: len(real)], starts, lengths, ends - lengths)
-    offsets = np.arange(len(real), dtype=np.int32) * step.bucket_tokens
-    total = step.bucket_rows * step.bucket_tokens
-    return _Layout(total, step.bucket_rows, padded, starts, lengths, offsets)
+        rows, total, offsets = len(real), max(int(ends[-1]), device.least_tokens), ends - lengths
+    else:
+        total, offsets = rows * step.bucket_tokens, np.arange(len(real), dtype=np.int32) * step.bucket_tokens
+    padded = np.full(rows, lanes.count, np.int32)
+    padded[: len(real)] = real
+    return _Layout(total, rows, padded, starts, lengths, offsets)
 
 
 def _token_columns(step: Step, layout: _Layout, lanes: Lanes, block_size: int) -> dict[str, Ints]:
