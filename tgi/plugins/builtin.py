@@ -11,8 +11,8 @@ def tgi_devices() -> list[DeviceSpec]:
         DeviceSpec(
             name="cpu",
             implementation="tgi.device.cpu:CpuDevice",
-            # OpenMP threads spin before they sleep, by default for so long that a rank whose cores are shared,
-            # if only with the server process, waits at every barrier for a thread that is not running.
+            # OpenMP threads spin before they sleep, by default for so long that a rank whose cores are
+            # shared, if only with the server, waits at every barrier for a thread that is not running.
             environment={"GOMP_SPINCOUNT": "3000"},
             block_size=16,
             batch_size=32,
