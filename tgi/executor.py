@@ -144,7 +144,7 @@ class RankExecutor:
 async def open_executor(
     ranks: int = 1, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[RankExecutor]:
-    """Start `ranks` processes with `environment` added to the present one; end them on leaving.
+    """Start `ranks` processes with `environment` where it is not set already; end them on leaving.
 
     A rank that ends before that raises EngineError (in an exception group) and cancels the body.
     """
@@ -172,7 +172,7 @@ async def _start_rank(index: int, ranks: int, environment: Mapping[str, str]) ->
             [sys.executable, "-m", "tgi.worker", str(theirs.fileno()), str(index), str(ranks)],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**environ, **environment},
+            env={**environment, **environ},
         )
     finally:
         theirs.close()

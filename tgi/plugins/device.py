@@ -13,7 +13,7 @@ class DeviceSpec:
     implementation: str
     """"module:Class", a `tgi.device.base.Device`; imported in rank processes only."""
     environment: Mapping[str, str] = attrs.field(factory=dict)
-    """Variables that the rank process must be started with."""
+    """Variables that the rank process is started with, unless they are set already."""
     block_size: int
     """Tokens in a KV block."""
     batch_size: int

@@ -49,21 +49,23 @@ class Buckets:
     prefill_tokens: tuple[int, ...]
     blocks: tuple[int, ...]
     max_prefill: int
-    """Largest rows * tokens of a prefill step of several rows; one row may always have the last size."""
+    """Most query tokens of a prefill step of several rows; one row may always have the last size."""
+    padded: bool
+    """Whether the device computes the padding, so that it counts among the query tokens."""
 
     @classmethod
     def from_limits(cls, limits: Limits, device: DeviceSpec) -> "Buckets":
-        """Doubling sizes where every shape is compiled; sizes that waste under a fifth where none is."""
+        """Doubling sizes where every shape is compiled; every number of rows where none is."""
         block = limits.block_size
         longest = min(limits.max_batch_prefill_tokens, limits.max_total_tokens)
         blocks = -(-limits.max_total_tokens // block)
         if device.compiles:
             rows = geometric(1, limits.max_batch_size, 2)
             tokens = geometric(min(block, longest), longest, 2, block)
-            return cls(rows, rows, tokens, geometric(1, blocks, 2), limits.max_batch_prefill_tokens)
-        rows = geometric(1, limits.max_batch_size, 1.25)
+            return cls(rows, rows, tokens, geometric(1, blocks, 2), limits.max_batch_prefill_tokens, True)
+        rows = tuple(range(1, limits.max_batch_size + 1))
         tokens = geometric(min(block, longest), longest, 1, block)
-        return cls(rows, rows, tokens, (blocks,), limits.max_batch_prefill_tokens)
+        return cls(rows, rows, tokens, (blocks,), limits.max_batch_prefill_tokens, False)
 
     @property
     def longest_prefill(self) -> int:
@@ -75,25 +77,28 @@ class Buckets:
         return Bucket(_at_least(self.decode_rows, rows), 1, _at_least(self.blocks, blocks))
 
     def prefill(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
-        """The cheapest bucket for `rows` rows of up to `tokens` query tokens; None beyond `max_prefill`."""
+        """The cheapest bucket for `rows` rows of up to `tokens` query tokens; None: too much padding."""
         bucket = Bucket(
             _at_least(self.prefill_rows, rows),
             _at_least(self.prefill_tokens, tokens),
             _at_least(self.blocks, blocks),
         )
-        fits = bucket.rows == 1 or bucket.rows * bucket.tokens <= self.max_prefill
-        return bucket if fits else None
+        return bucket if self._fits(bucket.rows, bucket.tokens) else None
+
+    def _fits(self, rows: int, tokens: int) -> bool:
+        return rows == 1 or not self.padded or rows * tokens <= self.max_prefill
 
     def to_warm_up(self, device: DeviceSpec) -> list[Bucket]:
         """All where every shape is compiled, else the largest of each kind, for the memory they take."""
         everything = list(self)
-        return everything if device.compiles else [everything[0], self.decode(self.decode_rows[-1], 1)]
+        largest = self.prefill(1, self.longest_prefill, 1), self.decode(self.decode_rows[-1], 1)
+        return everything if device.compiles else [bucket for bucket in largest if bucket]
 
     def __iter__(self) -> Iterator[Bucket]:
         """Every bucket, prefill before decode, the largest first."""
         for tokens in reversed(self.prefill_tokens):
             for rows in reversed(self.prefill_rows):
-                if rows == 1 or rows * tokens <= self.max_prefill:
+                if self._fits(rows, tokens):
                     yield from (Bucket(rows, tokens, n) for n in reversed(self.blocks))
         for rows in reversed(self.decode_rows):
             yield from (Bucket(rows, 1, n) for n in reversed(self.blocks))

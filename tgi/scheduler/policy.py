@@ -193,20 +193,26 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     if rows:
         if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
             return False
-        longest = max(row.length for row in rows)
-        together = buckets.prefill(len(rows) + 1, max(longest, length), 1)
-        before = buckets.prefill(len(rows), longest, 1)
-        alone = buckets.prefill(1, length, 1)
-        if together is None or before is None or alone is None:
-            return False
-        apart = before.rows * before.tokens + alone.tokens + STEP_TOKENS
-        if together.rows * together.tokens > apart:
+        total = length + sum(row.length for row in rows)
+        if total > buckets.max_prefill or (buckets.padded and not _worth_padding(buckets, rows, length)):
             return False
     ends = sequence.computed + length == sequence.prefill_end
     rows.append(Row(sequence, sequence.computed, length, sequence.sampled if ends else -1, sequence.epoch))
     sequence.computed += length
     sequence.sampled += ends
     return True
+
+
+def _worth_padding(buckets: Buckets, rows: Items[Row], length: int) -> bool:
+    """Whether one padded step costs less than another step for a row of `length` tokens."""
+    longest = max(row.length for row in rows)
+    together = buckets.prefill(len(rows) + 1, max(longest, length), 1)
+    before = buckets.prefill(len(rows), longest, 1)
+    alone = buckets.prefill(1, length, 1)
+    if together is None or before is None or alone is None:
+        return False
+    apart = before.rows * before.tokens + alone.rows * alone.tokens + STEP_TOKENS
+    return together.rows * together.tokens <= apart
 
 
 def _decode_rows(schedule: Schedule) -> list[Row]:
