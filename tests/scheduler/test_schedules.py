@@ -110,7 +110,8 @@ class Run:
         assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
         assert len(rows) <= bucket.rows
         assert max(row.length for row in rows) <= bucket.tokens
-        assert len(rows) == 1 or sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
+        if planned.step.prefill and len(rows) > 1:
+            assert sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
         size = self.schedule.pool.block_size
         assert max(row.start + row.length for row in rows) <= bucket.blocks * size
 
