@@ -33,7 +33,7 @@ from tgi.plugins import (
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Bucket, Scheduler
-from tgi.text.tokenizer import Tokenizer
+from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
 DEMO_ID = "tgi-demo"
@@ -113,7 +113,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of the folder. Raises ConfigError."""
     try:
         return Tokenizer.from_folder(folder)
-    except Exception as error:  # all that the tokenizers library ever raises
+    except TokenizerError as error:
         raise ConfigError(f"{folder}: the tokenizer cannot be read: {error}") from error
 
 

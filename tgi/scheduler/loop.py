@@ -65,7 +65,6 @@ class Scheduler:
         self._metrics = metrics
         self._buckets = Buckets.from_limits(limits, device)
         self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
-        metrics.batch_max_total_tokens.set(blocks * limits.block_size)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0
@@ -185,14 +184,8 @@ class Scheduler:
         schedule = self._schedule
         self._metrics.queue_size.set(len(schedule.waiting))
         self._metrics.batch_current_size.set(len(schedule.running))
-        blocks = schedule.pool.statistics()
-        self._metrics.batch_current_max_tokens.set(blocks.used * schedule.pool.block_size)
-        self._metrics.kv_blocks.set(blocks.used, state="used")
-        self._metrics.kv_blocks.set(blocks.cached, state="cached")
-        self._metrics.kv_blocks.set(blocks.total - blocks.used - blocks.cached, state="free")
-        self._metrics.preemptions.set(schedule.preemptions)
-        self._metrics.prefix_cache_hit_tokens.set(schedule.prefix_hit_tokens)
-        self._metrics.prefix_cache_query_tokens.set(schedule.prefix_query_tokens)
+        used = schedule.pool.statistics().used
+        self._metrics.batch_current_max_tokens.set(used * schedule.pool.block_size)
 
 
 def _warm_up_step(bucket: Bucket) -> Step:

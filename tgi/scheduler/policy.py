@@ -100,9 +100,7 @@ class Schedule:
         sequence.epoch += 1
         if not sequence.generated:
             sequence.prompt_logprobs.clear()
-        waiting = list(self.waiting)
-        insort(waiting, sequence, key=lambda s: s.number)
-        self.waiting = deque(waiting)
+        insort(self.waiting, sequence, key=lambda s: s.number)
         self.preemptions += 1
 
     def shareable(self, sequence: Sequence) -> int:
