@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from make_checkpoint import SHAPES
 
 from tgi.layers import Build
 from tgi.plugins import JsonReader, architectures, devices, load_plugins
@@ -20,27 +21,7 @@ from tgi.protocol import LaneParams, Load, Step, ints
 from tgi.weights import Shard
 from tgi.worker.runner import Runner, open_device
 
-SHAPES: dict[str, dict[str, object]] = {
-    "llama-160m": {
-        "vocab_size": 32000,
-        "hidden_size": 768,
-        "intermediate_size": 2048,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 4096,
-    },
-    "llama-1b": {
-        "vocab_size": 128256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "tie_word_embeddings": True,
-    },
-}
+BENCHMARKED = ("llama-160m", "llama-1b")
 BLOCK = 16
 LANES = 32
 
@@ -156,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=[*SHAPES, "all"], default="all")
+    parser.add_argument("--shape", choices=[*BENCHMARKED, "all"], default="all")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=160)
@@ -165,7 +146,7 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write a table of operators for decode 16 there")
     options = parser.parse_args()
     use_environment_of_device()
-    for shape in SHAPES if options.shape == "all" else [options.shape]:
+    for shape in BENCHMARKED if options.shape == "all" else [options.shape]:
         runner = make_runner(shape, options.dtype, options.threads)
         steps = {f"decode {n}": decode(n, options.context, options.sampling) for n in (1, 4, 16)}
         steps |= {f"prefill {n}": prefill(1, n) for n in (128, 1024)}
