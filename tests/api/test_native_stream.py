@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from tgi.api.generate import Receive
+from tgi.api.observe import Observer
 from tgi.api.schema import GenerateParameters
 from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream
 from tgi.api.validate import Generation
@@ -179,7 +180,7 @@ def stream_of(receive: Receive, held: ExitStack) -> EventStream:
     generation = Generation(
         inputs="x", parameters=GenerateParameters(), sequences=[sequence], full_text=False
     )
-    return EventStream(generation, receive, tokenizer, Metrics(), held)
+    return EventStream(generation, receive, tokenizer, Observer(Metrics()), held)
 
 
 @attrs.define

@@ -3,9 +3,7 @@
 The shapes are those of tgi-behaviour 3.1 and 3.2, key for key.
 """
 
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 
 import attrs
 import msgspec
@@ -13,12 +11,12 @@ import trio
 from msgspec import UNSET, UnsetType
 
 from tgi.errors import ApiError, IncompleteGeneration
-from tgi.metrics import Metrics
 from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 
-from .validate import CHUNK, Generation
+from .observe import Timings
+from .validate import Generation
 
 Receive = trio.MemoryReceiveChannel[Token | ApiError]
 encode = msgspec.json.encode
@@ -180,30 +178,6 @@ def reported_seed(sequence: Sequence) -> int | None:
     return sequence.sampling.seed if sequence.sampling.sample else None
 
 
-@attrs.frozen
-class Timings:
-    """Where the time of a finished sequence went, in seconds."""
-
-    total: float
-    validation: float
-    queue: float
-    inference: float
-    per_token: float
-
-    @classmethod
-    def of(cls, sequence: Sequence) -> "Timings":
-        """Up to now."""
-        now = time.monotonic()
-        inference = now - sequence.started
-        return cls(
-            total=now - sequence.arrived,
-            validation=sequence.queued - sequence.arrived,
-            queue=sequence.started - sequence.queued,
-            inference=inference,
-            per_token=inference / max(1, sequence.generated),
-        )
-
-
 def prompt_headers(generation: Generation, compute_type: str) -> dict[str, str]:
     """What is known before anything is generated (1.5)."""
     return {"x-compute-type": compute_type, "x-compute-characters": str(len(generation.inputs))}
@@ -225,32 +199,3 @@ def timing_headers(sequence: Sequence, timings: Timings) -> dict[str, str]:
 
 def _milliseconds(seconds: float) -> str:
     return str(int(seconds * 1000))
-
-
-@contextmanager
-def counted_failures(metrics: Metrics) -> Iterator[None]:
-    """Count an ApiError that passes."""
-    try:
-        yield
-    except ApiError as error:
-        metrics.request_failure.inc(err=error.failure)
-        raise
-
-
-def observe_validated(metrics: Metrics, generation: Generation) -> None:
-    """Count what a request that may be served asks for."""
-    sequence = generation.sequences[0]
-    metrics.request_input_length.observe(len(sequence.prompt))
-    metrics.request_max_new_tokens.observe(min(sequence.max_new_tokens, CHUNK))
-
-
-def observe_finished(metrics: Metrics, sequence: Sequence, timings: Timings) -> None:
-    """Count a generation that has finished."""
-    metrics.request_success.inc()
-    metrics.request_duration.observe(timings.total)
-    metrics.request_validation_duration.observe(timings.validation)
-    metrics.request_queue_duration.observe(timings.queue)
-    metrics.request_inference_duration.observe(timings.inference)
-    metrics.request_mean_time_per_token_duration.observe(timings.per_token)
-    metrics.request_generated_tokens.observe(sequence.generated)
-    metrics.request_skipped_tokens.observe(0)

@@ -1,6 +1,5 @@
 """A generation as server-sent events: one write for all events that are ready (tgi-behaviour 1.6, 3.2)."""
 
-import time
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -10,21 +9,19 @@ from msgspec import UNSET, UnsetType
 from quart.wrappers.response import ResponseBody
 
 from tgi.errors import ApiError, IncompleteGenerationStream
-from tgi.metrics import Metrics
 from tgi.scheduler import Sequence, Token
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 
 from .generate import (
     Receive,
-    Timings,
     TokenBody,
     encode,
     generated_text,
-    observe_finished,
     reported_seed,
     top_bodies,
 )
+from .observe import Observer, Timings
 from .validate import Generation
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -59,14 +56,14 @@ class EventStream(ResponseBody):
         generation: Generation,
         receive: Receive,
         tokenizer: Tokenizer,
-        metrics: Metrics,
+        observer: Observer,
         held: ExitStack,
     ) -> None:
         self._generation = generation
         self._sequence: Sequence = generation.sequences[0]
         self._receive = receive
         self._tokenizer = tokenizer
-        self._metrics = metrics
+        self._observer = observer
         self._held = held
         self._ready: list[Token | ApiError] | None = None
         """Received but not yet sent; empty: nothing came in time."""
@@ -121,12 +118,11 @@ class EventStream(ResponseBody):
     def _event(self, item: Token | ApiError) -> bytes:
         if isinstance(item, ApiError):
             self._ended = True
-            self._metrics.request_failure.inc(err=item.failure)
+            self._observer.failed(item)
             return b"data: " + encode(item.to_body()) + b"\n\n"
         self._index += 1
         if self._index == 1:
-            waited = time.monotonic() - self._sequence.arrived
-            self._metrics.request_time_to_first_token_duration.observe(waited)
+            self._observer.first_token(self._sequence)
         special = item.id in self._tokenizer.special_ids
         body = EventBody(
             self._index,
@@ -148,7 +144,7 @@ class EventStream(ResponseBody):
             body.details = StreamDetailsBody(
                 last.finish, self._index, reported_seed(sequence), len(sequence.prompt)
             )
-        observe_finished(self._metrics, sequence, Timings.of(sequence))
+        self._observer.finished(sequence, Timings.of(sequence))
 
 
 def _is_last(item: Token | ApiError) -> bool:

@@ -16,13 +16,12 @@ from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
+from .observe import CHUNK
 from .schema import GenerateParameters
 
 T = TypeVar("T")
 INLINE_CHARACTERS = 500
 """A text up to this length is tokenised at once: handing it to a thread would take longer (some 0.2 ms)."""
-CHUNK = 1024
-"""TGI generates at most this many tokens in one go; only its limit check shows it here (R2.72)."""
 
 
 @attrs.frozen(kw_only=True)

@@ -8,15 +8,12 @@ from quart import Blueprint, Response
 from tgi.api.answers import json_answer, read_body
 from tgi.api.connection import resources
 from tgi.api.generate import (
-    Timings,
     answer,
-    counted_failures,
     generate,
-    observe_finished,
-    observe_validated,
     prompt_headers,
     timing_headers,
 )
+from tgi.api.observe import Observer, Timings
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, GenerateRequest
 from tgi.api.service import Engine, Service
 from tgi.api.stream import HEADERS, EventStream
@@ -63,7 +60,12 @@ def routes(service: Service) -> Blueprint:
 
 
 async def _validated(
-    service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
+    service: Service,
+    engine: Engine,
+    observer: Observer,
+    inputs: str,
+    parameters: GenerateParameters,
+    full_text: bool,
 ) -> Generation:
     generation = await validate(
         inputs,
@@ -74,7 +76,7 @@ async def _validated(
         threads=service.tokenizing,
         full_text=full_text,
     )
-    observe_validated(service.metrics, generation)
+    observer.validated(generation.sequences[0])
     return generation
 
 
@@ -87,15 +89,15 @@ async def _generate(
     *,
     in_list: bool,
 ) -> Response:
-    metrics = service.metrics
-    metrics.request_count.inc()
+    observer = Observer(service.metrics)
+    observer.received()
     best_of = check_best_of(parameters, engine.limits)
-    with counted_failures(metrics), service.permits(best_of):
-        generation = await _validated(service, engine, inputs, parameters, full_text)
+    with observer.failures(), service.permits(best_of):
+        generation = await _validated(service, engine, observer, inputs, parameters, full_text)
         finished = await generate(engine.scheduler, generation)
     sequence = finished[0].sequence
     timings = Timings.of(sequence)
-    observe_finished(metrics, sequence, timings)
+    observer.finished(sequence, timings)
     body = answer(generation, finished, engine.tokenizer)
     headers = prompt_headers(generation, service.options.compute_type) | timing_headers(sequence, timings)
     return json_answer([body] if in_list else body, headers=headers)
@@ -105,15 +107,15 @@ async def _stream(
     service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
 ) -> Response:
     """The permit and the sequence are given back with the last event, or when the request ends otherwise."""
-    metrics = service.metrics
-    metrics.request_count.inc()
-    with ExitStack() as held, counted_failures(metrics):
+    observer = Observer(service.metrics)
+    observer.received()
+    with ExitStack() as held, observer.failures():
         check_streamable(parameters)
         held.enter_context(service.permits(1))
-        generation = await _validated(service, engine, inputs, parameters, full_text)
+        generation = await _validated(service, engine, observer, inputs, parameters, full_text)
         receive = held.enter_context(engine.scheduler.generating(generation.sequences[0]))
         kept = resources().enter_context(ExitStack())
-        stream = EventStream(generation, receive, engine.tokenizer, metrics, kept)
+        stream = EventStream(generation, receive, engine.tokenizer, observer, kept)
         await stream.start()
         kept.push(held.pop_all())
     headers = prompt_headers(generation, service.options.compute_type) | HEADERS
