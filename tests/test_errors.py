@@ -21,6 +21,20 @@ from tgi.errors import ApiError, BodyError
             "incomplete_generation_stream",
             "Incomplete generation stream",
         ),
+        (errors.TemplateError("template not found"), 422, "template_error", "Template error: template not found"),
+        (errors.ToolError("x"), 422, "tool_error", "Tool error: x"),
+        (
+            errors.SuffixNotSupported(),
+            422,
+            "suffix not supported",
+            "Suffix is not supported and can be achieved by preprocessing the prompt.",
+        ),
+        (
+            errors.BatchSizeExceeded("4"),
+            422,
+            "batch size exceeded",
+            "Number of prompts exceeds the maximum allowed batch size of 4",
+        ),
         (errors.Unavailable("starting"), 503, "unavailable", "The server is starting"),
         (errors.InternalError(), 500, "internal", "Internal server error"),
     ],
@@ -28,6 +42,19 @@ from tgi.errors import ApiError, BodyError
 def test_families(error: ApiError, status: int, error_type: str, message: str) -> None:
     assert error.status == status
     assert list(error.to_body().items()) == [("error", message), ("error_type", error_type)]
+
+
+def test_openai_clients_find_a_message_and_those_of_tgi_an_error_type() -> None:
+    assert errors.Overloaded().to_openai_body() == {
+        "error": {
+            "message": "Model is overloaded",
+            "type": "overloaded",
+            "param": None,
+            "code": 429,
+            "http_status_code": 429,
+        },
+        "error_type": "overloaded",
+    }
 
 
 def test_braces_in_a_detail_are_not_touched() -> None:

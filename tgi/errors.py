@@ -30,9 +30,20 @@ class ApiError(Exception):
     def __init__(self, detail: str = "") -> None:
         super().__init__(self.form.format(detail))
 
-    def to_body(self) -> dict[str, str]:
-        """The JSON object of the answer or of the event."""
+    def to_body(self) -> dict[str, object]:
+        """The JSON object of the answer or of the event, on TGI's own routes."""
         return {"error": str(self), "error_type": self.error_type}
+
+    def to_openai_body(self) -> dict[str, object]:
+        """The same on `/v1/*`: OpenAI's shape, TGI's `http_status_code` in it and `error_type` beside it."""
+        detail = {
+            "message": str(self),
+            "type": self.error_type,
+            "param": None,
+            "code": self.status,
+            "http_status_code": self.status,
+        }
+        return {"error": detail, "error_type": self.error_type}
 
 
 class ValidationError(ApiError):
@@ -40,6 +51,41 @@ class ValidationError(ApiError):
 
     status, error_type, failure = 422, "validation", "validation"
     form = "Input validation error: {}"
+
+
+class TemplateError(ApiError):
+    """The chat template cannot make a prompt of these messages, or there is none."""
+
+    status, error_type, failure = 422, "template_error", "template"
+    form = "Template error: {}"
+
+
+class ToolError(ApiError):
+    """The request asks for a tool that it does not describe."""
+
+    status, error_type, failure = 422, "tool_error", "validation"
+    form = "Tool error: {}"
+
+
+class SuffixNotSupported(ApiError):
+    """A completion that must fit between two texts."""
+
+    status, error_type, failure = 422, "suffix not supported", "validation"
+    form = "Suffix is not supported and can be achieved by preprocessing the prompt."
+
+
+class BatchSizeExceeded(ApiError):
+    """More prompts in one request than `max_client_batch_size`."""
+
+    status, error_type, failure = 422, "batch size exceeded", "validation"
+    form = "Number of prompts exceeds the maximum allowed batch size of {}"
+
+
+class UnknownModel(ApiError):
+    """`/v1/models/{id}` of a model that is not served."""
+
+    status, error_type, failure = 404, "model_not_found", "validation"
+    form = "The model {} does not exist"
 
 
 class Overloaded(ApiError):
