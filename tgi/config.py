@@ -65,6 +65,12 @@ class Options:
     """Where models are kept. Without it, $HF_HOME/hub."""
     weights_cache_override: Annotated[Path | None, _flag(_MODEL, "WEIGHTS_CACHE_OVERRIDE")] = None
     """A folder with the model's files, used instead of the Hub."""
+    served_model_name: Annotated[str | None, _flag(_MODEL, "SERVED_MODEL_NAME")] = None
+    """Name of the model in answers. Without it, --model-id."""
+    tokenizer_config_path: Annotated[Path | None, _flag(_MODEL, "TOKENIZER_CONFIG_PATH")] = None
+    """A file that replaces the model's tokenizer_config.json when a chat template is looked for."""
+    chat_template: Annotated[Path | None, _flag(_MODEL, "CHAT_TEMPLATE")] = None
+    """A file with a Jinja template that replaces the model's own."""
     watermark_gamma: Annotated[float, _flag(_MODEL, "WATERMARK_GAMMA")] = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: Annotated[float, _flag(_MODEL, "WATERMARK_DELTA")] = 2.0
@@ -84,6 +90,8 @@ class Options:
     """Largest `top_n_tokens`."""
     max_client_batch_size: Annotated[int, _flag(_LIMITS, "MAX_CLIENT_BATCH_SIZE")] = 4
     """Most prompts in one request."""
+    disable_grammar_support: Annotated[bool, _flag(_LIMITS, "DISABLE_GRAMMAR_SUPPORT")] = False
+    """Refuse grammars, `response_format` and tools that are required."""
     payload_limit: Annotated[int, _flag(_LIMITS, "PAYLOAD_LIMIT")] = 2_000_000
     """Largest body of a request, in bytes."""
 
@@ -108,8 +116,8 @@ class Options:
         int, _flag(_HTTP, "PORT", short="-p"), Parameter(validator=validators.Number(gte=0, lte=65535))
     ] = 3000
     """Port to listen on."""
-    api_key: Annotated[str | None, _flag(_HTTP, "API_KEY")] = None
-    """What clients must send as `Authorization: Bearer …`."""
+    api_key: Annotated[tuple[str, ...], _flag(_HTTP, "API_KEY")] = ()
+    """What clients must send as `Authorization: Bearer …`; can be given again, each will do."""
     cors_allow_origin: Annotated[tuple[str, ...], _flag(_HTTP, "CORS_ALLOW_ORIGIN")] = ()
     """An origin that browsers may call from; can be given again. Without it, any."""
     graceful_termination_timeout: Annotated[
@@ -130,6 +138,10 @@ class Options:
     """debug, info, warn or error."""
     env: Annotated[bool, Parameter(alias="-e", group=_LOG, negative=())] = False
     """Log the versions of everything first."""
+    otlp_endpoint: Annotated[str | None, _flag(_LOG, "OTLP_ENDPOINT")] = None
+    """URL of an OpenTelemetry collector that gets a trace of every request."""
+    otlp_service_name: Annotated[str, _flag(_LOG, "OTLP_SERVICE_NAME")] = "text-generation-inference.router"
+    """The name of this server in traces."""
 
     validation_workers: Annotated[str | None, _flag(_NONE, "VALIDATION_WORKERS")] = None
     trust_remote_code: Annotated[bool, _flag(_NONE, "TRUST_REMOTE_CODE", "HF_MODEL_TRUST_REMOTE_CODE")] = (
@@ -142,11 +154,7 @@ class Options:
     master_port: Annotated[str | None, _flag(_NONE, "MASTER_PORT")] = None
     disable_custom_kernels: Annotated[bool, _flag(_NONE, "DISABLE_CUSTOM_KERNELS")] = False
     cuda_memory_fraction: Annotated[str | None, _flag(_NONE, "CUDA_MEMORY_FRACTION")] = None
-    tokenizer_config_path: Annotated[str | None, _flag(_NONE, "TOKENIZER_CONFIG_PATH")] = None
-    disable_grammar_support: Annotated[bool, _flag(_NONE, "DISABLE_GRAMMAR_SUPPORT")] = False
     enable_prefill_logprobs: Annotated[bool, _flag(_NONE, "ENABLE_PREFILL_LOGPROBS")] = False
-    otlp_endpoint: Annotated[str | None, _flag(_NONE, "OTLP_ENDPOINT")] = None
-    otlp_service_name: Annotated[str | None, _flag(_NONE, "OTLP_SERVICE_NAME")] = None
     usage_stats: Annotated[str | None, _flag(_NONE, "USAGE_STATS")] = None
 
     quantize: Annotated[str | None, _flag(_REFUSED, "QUANTIZE")] = None

@@ -16,7 +16,7 @@ GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 
 def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
     async def main() -> None:
-        async with serving(options=Options(api_key="secret")) as server:
+        async with serving(options=Options(api_key=("secret",))) as server:
             for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
                 answer = await server.ask("GET", path)
                 assert (answer.status, answer.body) == (404, b""), path
@@ -126,7 +126,7 @@ def test_an_empty_body_is_400() -> None:
 
 def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
     async def main() -> None:
-        async with serving(saying("x"), options=Options(api_key="Se-cret")) as server:
+        async with serving(saying("x"), options=Options(api_key=("Se-cret",))) as server:
             for path in [*POSTS, "//generate", "/%67enerate"]:
                 # 401 wins over 415, and has no body and no challenge.
                 answer = await server.ask("POST", path, b"x", {"Content-Type": "text/plain"})

@@ -73,10 +73,11 @@ def _is_guarded(paths: frozenset[str]) -> bool:
     return request.path in paths and request.path != "/"
 
 
-def _is_authorized(key: str) -> bool:
-    """R1.51, but for the key itself case counts; compared in constant time."""
+def _is_authorized(keys: tuple[str, ...]) -> bool:
+    """R1.51, but for the key itself case counts; compared in constant time, with all of them."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.encode(), key.encode())
+    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
+    return scheme.lower() == "bearer" and any(matches)
 
 
 def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
