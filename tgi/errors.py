@@ -117,6 +117,21 @@ class IncompleteGenerationStream(ApiError):
     form = "Incomplete generation stream"
 
 
+class DeadlineExceeded(ApiError):
+    """The client's own limit, `x-request-timeout`, has passed."""
+
+    status, error_type, failure = 408, "deadline_exceeded", "deadline"
+    form = "The request took longer than its x-request-timeout"
+    headers = MappingProxyType({"x-should-retry": "false"})
+
+
+class Unauthorized(ApiError):
+    """No API key, or none of this server's; an empty body on TGI's own routes (R1.52)."""
+
+    status, error_type, failure = 401, "unauthorized", "validation"
+    form = "Missing or wrong API key"
+
+
 class Unavailable(ApiError):
     """The server is starting or ending; the detail says which."""
 

@@ -4,7 +4,7 @@ import hmac
 import logging
 from collections.abc import Mapping
 
-from quart import Response, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
@@ -13,6 +13,7 @@ from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError
 from . import tcp
 from .answers import empty, json_answer, text_answer
 from .connection import HTTPConnection
+from .observe import begin_request
 from .routes import info, native
 from .service import Service
 
@@ -45,6 +46,7 @@ def create_app(service: Service) -> QuartTrio:
 
     @app.before_request
     async def answer_early() -> Response | None:
+        begin_request()
         if request.method == "OPTIONS":
             headers = {
                 "access-control-allow-methods": "GET,POST",
@@ -58,6 +60,7 @@ def create_app(service: Service) -> QuartTrio:
     @app.after_request
     async def decorate(response: Response) -> Response:
         response.headers["vary"] = VARY
+        response.headers["x-request-id"] = g.request_id
         origin = _allowed_origin(service.options.cors_allow_origin)
         if origin is not None:
             response.headers["access-control-allow-origin"] = origin

@@ -67,17 +67,9 @@ async def _validated(
     parameters: GenerateParameters,
     full_text: bool,
 ) -> Generation:
-    generation = await validate(
-        inputs,
-        parameters,
-        tokenizer=engine.tokenizer,
-        limits=engine.limits,
-        vocab_size=engine.model.vocab_size,
-        threads=service.tokenizing,
-        full_text=full_text,
-    )
-    observer.validated(generation.sequences[0])
-    return generation
+    sequences = await validate(inputs, parameters, service, engine)
+    observer.validated(sequences[0])
+    return Generation(inputs=inputs, parameters=parameters, sequences=sequences, full_text=full_text)
 
 
 async def _generate(
@@ -89,17 +81,18 @@ async def _generate(
     *,
     in_list: bool,
 ) -> Response:
-    observer = Observer(service.metrics)
+    observer = Observer.of_request(service)
     observer.received()
     best_of = check_best_of(parameters, engine.limits)
     with observer.failures(), service.permits(best_of):
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
-        finished = await generate(engine.scheduler, generation)
+        finished = best_first(await generate(engine.scheduler, generation.sequences, observer))
     sequence = finished[0].sequence
     timings = Timings.of(sequence)
     observer.finished(sequence, timings)
     body = answer(generation, finished, engine.tokenizer)
-    headers = prompt_headers(generation, service.options.compute_type) | timing_headers(sequence, timings)
+    headers = prompt_headers(len(inputs), service.options.compute_type)
+    headers |= timing_headers([(sequence, timings)])
     return json_answer([body] if in_list else body, headers=headers)
 
 
@@ -107,16 +100,14 @@ async def _stream(
     service: Service, engine: Engine, inputs: str, parameters: GenerateParameters, full_text: bool
 ) -> Response:
     """The permit and the sequence are given back with the last event, or when the request ends otherwise."""
-    observer = Observer(service.metrics)
+    observer = Observer.of_request(service)
     observer.received()
     with ExitStack() as held, observer.failures():
         check_streamable(parameters)
         held.enter_context(service.permits(1))
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
-        receive = held.enter_context(engine.scheduler.generating(generation.sequences[0]))
-        kept = resources().enter_context(ExitStack())
-        stream = EventStream(generation, receive, engine.tokenizer, observer, kept)
-        await stream.start()
-        kept.push(held.pop_all())
-    headers = prompt_headers(generation, service.options.compute_type) | HEADERS
+        receive = held.enter_context(engine.scheduler.generating_all(generation.sequences))
+        writer = NativeEvents(generation, engine.tokenizer, observer)
+        stream = await begin_stream(receive, writer, held, observer)
+    headers = prompt_headers(len(inputs), service.options.compute_type) | HEADERS
     return Response(stream, 200, {"content-type": "text/event-stream", **headers})
