@@ -1,0 +1,336 @@
+"""The chat template of a model: messages to the prompt that the model was trained on.
+
+Renders as transformers' `apply_chat_template` does, and reports errors as TGI does. A template is a program
+that came with the model: it runs in jinja2's sandbox. Knows no HTTP, no tokens, and nothing of the format in
+which a model calls tools.
+"""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import attrs
+import jinja2
+from jinja2 import meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from tgi.errors import TemplateError
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "default"
+WITH_TOOLS = "tool_use"
+"""The names under which a model with several templates has the two that are used."""
+
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names under which clients send back what a model thought; templates know the first or the second."""
+_MARKER = "[-the-answer-goes-on-here-]"
+"""Put behind a message to find its end in the rendered text."""
+_PROBE = "probe-of-the-content"
+
+
+@attrs.frozen
+class _Template:
+    source: str
+    compiled: jinja2.Template | None
+    """None: it does not compile."""
+    problem: str = ""
+    variables: frozenset[str] = frozenset()
+
+
+class ChatTemplates:
+    """Made by `from_folder`. Safe to use from several threads."""
+
+    def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
+        """`sources`: templates by name; `special_tokens`: variables that every template sees."""
+        self._templates = {name: _compile(source) for name, source in sources.items()}
+        self._special_tokens = dict(special_tokens)
+        self._takes_text_only_in_parts = {name: self._refuses_plain_text(name) for name in self._templates}
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, *, tokenizer_config: Path | None = None, template: Path | None = None
+    ) -> "ChatTemplates":
+        """Read what the folder has, and before it the files that the operator names.
+
+        `template` replaces all templates. `tokenizer_config` is read in place of tokenizer_config.json; a
+        template in it comes first, for whoever names a file means it. A model without a template, or with
+        one that does not compile, is no error here: `render` says so. Raises OSError where `template` or
+        `tokenizer_config` cannot be read.
+        """
+        own = folder / "tokenizer_config.json"
+        settings = _read_json(own if tokenizer_config is None else tokenizer_config)
+        tokens = _read_json(folder / "special_tokens_map.json") | {
+            name: token for name, token in settings.items() if token is not None
+        }
+        if template is not None:
+            sources = {DEFAULT: template.read_text("utf-8")}
+        else:
+            named = settings if tokenizer_config is not None else {}
+            candidates = _sources_in(folder, first=named, settings=settings)
+            sources = _additional(folder) | next((found for found in candidates if found), {})
+        return cls(sources, {name: text for name in _SPECIAL_TOKENS if (text := _text_of(tokens.get(name)))})
+
+    def knows_tools(self) -> bool:
+        """Whether the template that would be given tools does something with them (T6)."""
+        template = self._select(with_tools=True)
+        return template is not None and "tools" in template.variables
+
+    def source(self, with_tools: bool) -> str | None:
+        """The text of the template that is used for a request with or without tools."""
+        template = self._select(with_tools)
+        return None if template is None else template.source
+
+    def wants_parts(self, with_tools: bool) -> bool:
+        """Whether the content of a message must be a list of parts, for the template prints no string."""
+        return self._takes_text_only_in_parts.get(self._name(with_tools), False)
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt, to be tokenised without special tokens. Raises TemplateError.
+
+        It ends where the model is to write: behind the header of a new message of the assistant, or, when
+        the last message is the assistant's, behind its content, trailing spaces cut (tgi-behaviour 4.4).
+        `extra` are further variables for the template; they may replace special tokens.
+        """
+        messages = [_with_reasoning({k: v for k, v in m.items() if v is not None}) for m in messages]
+        marked = _mark_last(messages)
+        if marked is not None:
+            text, found, _ = self._render(marked, tools, extra, more=False).rpartition(_MARKER)
+            if found:
+                return text.rstrip()
+        text = self._render(messages, tools, extra, more=True)
+        # What TGI makes of an empty answer to be continued: it finds it at the very end.
+        return text.rstrip() if messages and _is_empty_answer(messages[-1]) else text
+
+    def _name(self, with_tools: bool) -> str:
+        return WITH_TOOLS if with_tools and WITH_TOOLS in self._templates else DEFAULT
+
+    def _select(self, with_tools: bool) -> _Template | None:
+        return self._templates.get(self._name(with_tools))
+
+    def _render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        extra: Mapping[str, Any] | None,
+        *,
+        more: bool,
+    ) -> str:
+        template = self._select(tools is not None)
+        if template is None:
+            raise TemplateError("template not found")
+        if template.compiled is None:
+            raise TemplateError(template.problem)
+        variables = {
+            "documents": None,
+            "add_generation_prompt": more,
+            **self._special_tokens,
+            **(extra or {}),
+        }
+        try:
+            return template.compiled.render(variables | {"messages": messages, "tools": tools})
+        except Exception as error:  # a template is somebody else's program and may raise anything
+            raise TemplateError(_describe(error)) from error
+
+    def _refuses_plain_text(self, name: str) -> bool:
+        """Found out by trial: what a template prints says more than how it is written."""
+        tools: list[dict[str, Any]] | None = [] if name == WITH_TOOLS else None
+
+        def prints(content: object) -> bool:
+            try:
+                text = self._render([{"role": "user", "content": content}], tools, None, more=True)
+            except TemplateError:
+                return False
+            return _PROBE in text and "'text'" not in text
+
+        return not prints(_PROBE) and prints([{"type": "text", "text": _PROBE}])
+
+
+def _sources_in(
+    folder: Path, *, first: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Iterator[dict[str, str]]:
+    """The templates of each place in turn, by name."""
+    yield _named(first.get("chat_template"))
+    jinja = folder / "chat_template.jinja"
+    yield {DEFAULT: jinja.read_text("utf-8")} if jinja.is_file() else {}
+    yield _named(_read_json(folder / "chat_template.json").get("chat_template"))
+    yield _named(settings.get("chat_template"))
+    yield _named(_read_json(folder / "processor_config.json").get("chat_template"))
+
+
+def _additional(folder: Path) -> dict[str, str]:
+    files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    return {path.stem: path.read_text("utf-8") for path in files}
+
+
+def _named(value: object) -> dict[str, str]:
+    """Templates as a configuration file has them: one, a list of named ones, or an object of them (C4)."""
+    if isinstance(value, str):
+        return {DEFAULT: value}
+    if isinstance(value, list):
+        value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+    if not isinstance(value, dict):
+        return {}
+    return {name: text for name, text in value.items() if isinstance(name, str) and isinstance(text, str)}
+
+
+def _text_of(token: object) -> str | None:
+    """A token as tokenizer_config.json gives it: its text, or an object that holds it (C6)."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none, and with a warning where it is something else."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        logger.warning("%s is not JSON: %s", path, error)
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+    thoughts = next((message[name] for name in _REASONING if name in message), None)
+    if thoughts is None:
+        return message
+    return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
+
+
+def _is_answer(message: Mapping[str, Any]) -> bool:
+    return message.get("role") == "assistant" and not message.get("tool_calls")
+
+
+def _is_empty_answer(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return _is_answer(message) and isinstance(content, str) and not content.strip()
+
+
+def _mark_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
+    """The messages with a marker at the end of the last one; None if that is no answer to go on with."""
+    if not messages or not _is_answer(messages[-1]):
+        return None
+    *before, last = messages
+    content = last.get("content")
+    if isinstance(content, str) and content.strip():
+        return [*before, last | {"content": content + _MARKER}]
+    if isinstance(content, list):
+        for index in reversed(range(len(content))):
+            text = content[index].get("text")
+            if text is not None and text.strip():
+                part = content[index] | {"text": text + _MARKER}
+                return [*before, last | {"content": [*content[:index], part, *content[index + 1 :]]}]
+    return None
+
+
+class _Generation(Extension):
+    """The block `{% generation %}`, with which templates mark what an assistant wrote; prints its content."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Namespace(Namespace):
+    """`namespace()` without attributes that Python itself looks at, a way out of the sandbox."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, *rest = args
+        values = dict(*rest, **kwargs)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(f"the attribute {name} of a namespace is unsafe")
+
+
+def _raise_exception(message: object) -> None:
+    raise jinja2.TemplateError(str(message))
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Unlike jinja2's own, this does not escape HTML; the parameters are those that templates use."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    made = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    made.filters["tojson"] = _to_json
+    made.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace)
+    return made
+
+
+_ENVIRONMENT = _environment()
+
+
+def _compile(source: str) -> _Template:
+    try:
+        variables = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
+        return _Template(source, _ENVIRONMENT.from_string(source), variables=frozenset(variables))
+    except Exception as error:  # Python's own compiler may refuse what jinja2 makes of a template
+        problem = _describe(error)
+        logger.warning("The chat template cannot be used: %s", problem)
+        return _Template(source, None, problem)
+
+
+def _describe(error: Exception) -> str:
+    """As TGI words it (V35): the kind, what is wrong, and where; for an undefined value only where."""
+    place = f"(in <string>:{_line_of(error)})"
+    detail = str(error.message if isinstance(error, jinja2.TemplateSyntaxError) else error)
+    if isinstance(error, jinja2.UndefinedError):
+        return f"undefined value {place}"
+    # What raise_exception is given counts as a syntax error, too.
+    if isinstance(error, jinja2.TemplateSyntaxError) or type(error) is jinja2.TemplateError:
+        return f"syntax error: {detail} {place}"
+    return f"invalid operation: {detail} {place}"
+
+
+def _line_of(error: Exception) -> int:
+    if isinstance(error, jinja2.TemplateSyntaxError):
+        return error.lineno
+    line, step = 1, error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == "<template>":
+            line = step.tb_lineno
+        step = step.tb_next
+    return line
