@@ -7,6 +7,7 @@ await. The scheduler never waits for a client.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
 import attrs
@@ -23,7 +24,7 @@ from .blocks import BlockPool, BlockStatistics
 from .buckets import Bucket, Buckets
 from .commit import commit
 from .policy import Planned, Schedule, plan
-from .sequence import Sequence, State, Token, open_events
+from .sequence import Sequence, State, Token, open_common_events, open_events
 
 LEAD = 0.25
 """The next step is sent when this share of the present one's expected time is left: early enough that the
@@ -81,17 +82,36 @@ class Scheduler:
         the row and the blocks are free for the next step that is planned.
         """
         receive = open_events(sequence)
-        sequence.queued = time.monotonic()
-        self._schedule.add(sequence)
+        with self._holding([sequence]), receive:
+            yield receive
+
+    @contextmanager
+    def generating_all(
+        self, sequences: Items[Sequence]
+    ) -> Iterator[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
+        """Like `generating` for several at once: each item comes with the index of its sequence.
+
+        The channel ends when all have ended; leaving before that aborts those that have not.
+        """
+        receive = open_common_events(sequences)
+        with self._holding(sequences), receive:
+            yield receive
+
+    @contextmanager
+    def _holding(self, sequences: Items[Sequence]) -> Iterator[None]:
+        now = time.monotonic()
+        for sequence in sequences:
+            sequence.queued = now
+            self._schedule.add(sequence)
         self._work.set()
         try:
-            yield receive
+            yield
         finally:
-            if sequence.state in (State.WAITING, State.RUNNING):
-                self._schedule.remove(sequence, State.ABORTED)
-                self._metrics.request_failure.inc(err="dropped")
-                self._work.set()
-            receive.close()
+            for sequence in sequences:
+                if sequence.state in (State.WAITING, State.RUNNING):
+                    self._schedule.remove(sequence, State.ABORTED)
+                    self._metrics.request_failure.inc(err="dropped")
+            self._work.set()
 
     async def warm_up(self, on_progress: Callable[[int, int, Bucket], None]) -> None:
         """Run one ordinary step for each bucket that needs it; reports (done, total, the next one)."""

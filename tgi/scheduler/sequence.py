@@ -3,6 +3,7 @@
 import enum
 import itertools
 import time
+from collections.abc import Sequence as Items
 from typing import Protocol
 
 import attrs
@@ -27,9 +28,21 @@ class SamplingParams:
     top_k: int = 0
     """0: off."""
     top_p: float = 1.0
+    min_p: float = 0.0
+    """Least probability of a token as a share of that of the most likely one; 0: off."""
     typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
+    """TGI's: by the share of the tokens so far, prompt and generated, that are this one."""
+    presence_penalty: float = 0.0
+    """Once for each token that has been generated."""
+    count_penalty: float = 0.0
+    """For each time that it has been generated: what OpenAI calls the frequency penalty."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Token ids, each once, with what is added to their scores."""
+    min_tokens: int = 0
+    """So many tokens are generated before one of `ends` may be. Without effect beside a matcher."""
+    ends: tuple[int, ...] = ()
     watermark: bool = False
     top_n_tokens: int = 0
     """How many of the most likely tokens to report."""
@@ -37,7 +50,12 @@ class SamplingParams:
     @property
     def needs_history(self) -> bool:
         """Whether a penalty looks at the tokens so far."""
-        return self.repetition_penalty != 1.0 or self.frequency_penalty != 0.0
+        return (
+            self.repetition_penalty != 1.0
+            or self.frequency_penalty != 0.0
+            or self.presence_penalty != 0.0
+            or self.count_penalty != 0.0
+        )
 
 
 class State(enum.Enum):
@@ -64,13 +82,24 @@ class Token:
 
 
 class Events(Protocol):
-    """Where a sequence's tokens go; a trio.MemorySendChannel."""
+    """Where a sequence's tokens go; a trio.MemorySendChannel, or what is like one."""
 
     def send_nowait(self, value: Token | ApiError) -> None:
         """Hand over an item; never waits."""
 
     def close(self) -> None:
         """Say that there will be no more."""
+
+
+class Matcher(Protocol):
+    """What the scheduler needs of a `tgi.text.grammar.Matcher`."""
+
+    @property
+    def mask(self) -> bytes:
+        """Little-endian uint32 words, a bit for each token of the vocabulary; set: it may come next."""
+
+    def advance(self, token: int) -> None:
+        """Take a token and work out the next mask, in a thread. Raises GrammarError."""
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -85,6 +114,11 @@ class Sequence:
     stopping: StoppingCriteria
     detokenizer: Detokenizer
     wants_prompt_logprobs: bool = False
+    prompt_top: int = 0
+    """How many of the most likely tokens to report for each position of the prompt; only beside
+    `wants_prompt_logprobs`."""
+    matcher: Matcher | None = None
+    """Says which tokens may come next. It is this sequence's own, and has seen no token yet."""
 
     number: int = attrs.field(factory=lambda: next(_numbers))
     """Order of arrival."""
@@ -93,6 +127,9 @@ class Sequence:
     """Prompt and everything generated and read back so far."""
     prompt_logprobs: list[float] = attrs.field(factory=list)
     """Of prompt tokens 1, 2, ...; complete when the first token has been generated."""
+    prompt_tops: list[list[tuple[int, float]]] = attrs.field(factory=list)
+    """The `prompt_top` most likely tokens in the place of each of them, best first, the lower id first among
+    equals. Where the prompt's own token is among them, it has the very same log-probability."""
     events: Events | None = None
     """Set while somebody listens; unlimited, the scheduler never waits for a client."""
 
@@ -102,6 +139,8 @@ class Sequence:
     """Tokens in the KV cache once every step that was sent has been executed."""
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
+    matched: int = 0
+    """Generated tokens that the matcher has seen; behind while it works on the last one."""
     prefill_end: int = 0
     """Tokens to compute by prefill since it was last admitted: all that were known then."""
     sent: int = 0
@@ -123,6 +162,8 @@ class Sequence:
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)
+        if self.matcher is not None:
+            self.stopping.min_tokens = 0  # the grammar alone says when the text may end
 
     @property
     def prefilling(self) -> bool:
@@ -132,7 +173,16 @@ class Sequence:
     @property
     def decodable(self) -> bool:
         """Whether one more token can be computed after those that were sent."""
-        return self.computed >= self.prefill_end and self.sampled < self.max_new_tokens
+        return (
+            self.computed >= self.prefill_end
+            and self.sampled < self.max_new_tokens
+            and (self.matcher is None or self.matched == self.sampled)
+        )
+
+    @property
+    def unmasked(self) -> bool:
+        """Whether its next token must wait for a mask: the last one is in flight, or with the matcher."""
+        return self.matcher is not None and self.matched != self.sampled
 
     @property
     def generated(self) -> int:
@@ -149,4 +199,29 @@ class Sequence:
 def open_events(sequence: Sequence) -> trio.MemoryReceiveChannel[Token | ApiError]:
     """Give the sequence a channel and return its receiving end."""
     sequence.events, receive = trio.open_memory_channel[Token | ApiError](float("inf"))
+    return receive
+
+
+@attrs.frozen
+class _Numbered:
+    """One sequence's part in a channel of several."""
+
+    index: int
+    channel: trio.MemorySendChannel[tuple[int, Token | ApiError]]
+
+    def send_nowait(self, value: Token | ApiError) -> None:
+        self.channel.send_nowait((self.index, value))
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+def open_common_events(
+    sequences: Items[Sequence],
+) -> trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]:
+    """Give the sequences one channel, which ends when all have ended; items name the index of theirs."""
+    send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](float("inf"))
+    with send:
+        for index, sequence in enumerate(sequences):
+            sequence.events = _Numbered(index, send.clone())
     return receive
