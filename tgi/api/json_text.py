@@ -46,13 +46,34 @@ class Cursor:
         where = f"{path}: " if path else ""
         raise kind(f"{where}{reason} at line {line} column {column}")
 
+    def refuse_late(self, reason: str) -> NoReturn:
+        """Raise the error of a value that serde refuses only when it leaves what is around the value.
+
+        On leaving it skips space and takes the closing bracket, or a comma of an array. With nothing around
+        the value serde knows no place.
+        """
+        if not self.path:
+            raise WrongShape(reason)
+        self._skip_space()
+        in_array = self.path[-1].startswith("[")
+        next_one = self.text[self.at : self.at + 1]
+        if next_one == ("]" if in_array else "}"):
+            self.at += 1
+        elif in_array and next_one == ",":
+            self.at += 1
+            self._skip_space()
+        self.refuse(reason)
+
+    def _skip_space(self) -> None:
+        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+
     def malformed(self, reason: str) -> NoReturn:
         """Raise an error about the next character."""
         self.refuse(reason, MalformedBody, ahead=1)
 
     def peek(self, what: str = "a value") -> str:
         """The next character that is not space; the text must not end within `what`."""
-        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+        self._skip_space()
         if self.at >= len(self.text):
             self.refuse(f"EOF while parsing {what}", MalformedBody)
         return self.text[self.at]
