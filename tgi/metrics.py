@@ -109,14 +109,14 @@ class Histogram(Family):
         self.bounds = bounds
         self._distributions: dict[str, _Distribution] = {}
 
-    def observe(self, value: float, **labels: str) -> None:
-        """Count one observation."""
+    def observe(self, value: float, *, times: int = 1, **labels: str) -> None:
+        """Count an observation, or several of the same value."""
         key = self._key(labels)
         distribution = self._distributions.get(key)
         if distribution is None:
             distribution = self._distributions[key] = _Distribution(len(self.bounds))
-        distribution.counts[bisect_left(self.bounds, value)] += 1
-        distribution.total += value
+        distribution.counts[bisect_left(self.bounds, value)] += times
+        distribution.total += value * times
 
     def count(self, **labels: str) -> int:
         """Observations so far."""
@@ -216,10 +216,19 @@ class Metrics:
         self.batch_inference_duration = duration("batch_inference", "Step as the server sees it", "method")
         self.batch_forward_duration = duration("batch_forward", "Step inside the rank", "method")
         self.batch_decode_duration = duration("batch_decode", "Turning tokens into text", "method")
-        self.batch_filter_duration = duration("batch_filter", "Handing tokens out and freeing rows", "method")
-        self.batch_concat_duration = duration("batch_concat", "Joining batches", "method")
-        self.batch_concat = count("batch_concat", "Waiting requests that joined a running batch", "reason")
+        self.batch_filter_duration = duration("batch_filter", "Choosing the rows of a step", "method")
+        self.batch_concat_duration = duration(
+            "batch_concat", "Choosing the rows of a step that lets requests join others", "method"
+        )
+        self.batch_concat = count("batch_concat", "Steps that let requests join others", "reason")
         # Ours, without a counterpart in TGI.
+        self.request_time_between_tokens_duration = duration(
+            "request_time_between_tokens", "From one token of a request to the next"
+        )
+        self.batch_tokens = count("batch_tokens", "Tokens computed", "method")
+        self.batch_padding_tokens = count(
+            "batch_padding_tokens", "Tokens that steps were padded with, up to their bucket", "method"
+        )
         self.kv_blocks = gauge("kv_blocks", "KV blocks", "state")
         self.prefix_cache_hit_tokens = count("prefix_cache_hit_tokens", "Prompt tokens found in the cache")
         self.prefix_cache_query_tokens = count(

@@ -36,6 +36,7 @@ def commit(schedule: Schedule, planned: Planned, result: Result) -> list[Sequenc
         if sequence.events is not None:
             sequence.events.send_nowait(Token(token, text, logprob, best, reason))
         if reason is not None:
+            sequence.reason = reason
             finished.append(sequence)
         else:
             register(schedule, sequence)

@@ -23,6 +23,7 @@ from tgi.protocol import Step, ints
 from .blocks import BlockPool, BlockStatistics
 from .buckets import Bucket, Buckets
 from .commit import commit
+from .observe import StepObserver
 from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
 
@@ -63,9 +64,9 @@ class Scheduler:
         """
         self._executor = executor
         self._device = device
-        self._metrics = metrics
         self._buckets = Buckets.from_limits(limits, device)
         self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
+        self._observer = StepObserver(metrics, self._schedule)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0
@@ -110,7 +111,6 @@ class Scheduler:
             for sequence in sequences:
                 if sequence.state in (State.WAITING, State.RUNNING):
                     self._schedule.remove(sequence, State.ABORTED)
-                    self._metrics.request_failure.inc(err="dropped")
             self._work.set()
 
     async def warm_up(self, on_progress: Callable[[int, int, Bucket], None]) -> None:
@@ -123,17 +123,21 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule for ever. Ends with the executor's exception when the engine is lost."""
-        while True:
-            if not self._in_flight and not await self._send_next():
-                self._observe_state()
-                self._work = trio.Event()
-                await self._work.wait()
-                continue
-            with trio.move_on_at(self._time_to_plan()):
+        try:
+            while True:
+                if not self._in_flight and not await self._send_next():
+                    self._observer.state()
+                    self._work = trio.Event()
+                    await self._work.wait()
+                    continue
+                with trio.move_on_at(self._time_to_plan()):
+                    await self._commit_next()
+                    continue
+                await self._send_next()
                 await self._commit_next()
-                continue
-            await self._send_next()
-            await self._commit_next()
+        finally:
+            for planned, _ in self._in_flight:
+                self._observer.lost(planned)
 
     def fail_all(self, error: ApiError) -> None:
         """End every sequence with an error that its client gets to see."""
@@ -160,14 +164,12 @@ class Scheduler:
         return f"<Scheduler {self.statistics()}>"
 
     async def _send_next(self) -> bool:
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), self._schedule.steps_since_prefill
         planned = plan(self._schedule)
         if planned is None:
             return False
-        method = "prefill" if planned.step.prefill else "decode"
-        self._metrics.batch_filter_duration.observe(time.perf_counter() - began, method=method)
+        self._observer.planned(planned, time.perf_counter() - began, waited)
         self._in_flight.append((planned, trio.current_time()))
-        self._observe_planned(planned)
         await self._executor.send(planned.step)
         return True
 
@@ -179,33 +181,13 @@ class Scheduler:
         commit(self._schedule, planned, result)
         self._seconds[planned.bucket] = result.seconds
         self._running_since = now = trio.current_time()
-        method = "prefill" if planned.step.prefill else "decode"
-        self._metrics.batch_decode_duration.observe(time.perf_counter() - began, method=method)
-        self._metrics.batch_inference_success.inc(method=method)
-        self._metrics.batch_inference_duration.observe(now - sent, method=method)
-        self._metrics.batch_forward_duration.observe(result.seconds, method=method)
+        self._observer.committed(planned, result, now - sent, time.perf_counter() - began)
 
     def _time_to_plan(self) -> float:
         """When to plan the step after the one that is running, on trio's clock."""
         planned, sent = self._in_flight[0]
         expected = self._seconds.get(planned.bucket, 0.0)
         return max(sent, self._running_since) + (1 - LEAD) * expected
-
-    def _observe_planned(self, planned: Planned) -> None:
-        now = time.monotonic()
-        if planned.step.prefill:
-            self._metrics.batch_next_size.observe(len(planned.rows))
-            for row in planned.rows:
-                row.sequence.started = row.sequence.started or now
-        self._metrics.batch_inference_count.inc(method="prefill" if planned.step.prefill else "decode")
-        self._observe_state()
-
-    def _observe_state(self) -> None:
-        schedule = self._schedule
-        self._metrics.queue_size.set(len(schedule.waiting))
-        self._metrics.batch_current_size.set(len(schedule.running))
-        used = schedule.pool.statistics().used
-        self._metrics.batch_current_max_tokens.set(used * schedule.pool.block_size)
 
 
 def _warm_up_step(bucket: Bucket) -> Step:

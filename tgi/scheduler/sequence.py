@@ -158,7 +158,12 @@ class Sequence:
     """When `Scheduler.generating` was entered."""
     started: float = 0.0
     """When its first step was sent; 0 while it waits for the first time."""
+    first_token: float = 0.0
+    last_token: float = 0.0
+    """When the latest token was read back."""
     finished: float = 0.0
+    reason: FinishReason | None = None
+    """Why it has finished."""
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)

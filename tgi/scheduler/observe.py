@@ -1,0 +1,85 @@
+"""What the metrics get to know of steps and of the schedule's state. Decides nothing."""
+
+import time
+
+import attrs
+
+from tgi.metrics import Metrics
+from tgi.protocol import Result
+
+from .policy import Planned, Schedule
+
+
+@attrs.define(eq=False)
+class StepObserver:
+    """Told by the scheduler of each event in the life of a step."""
+
+    _metrics: Metrics
+    _schedule: Schedule
+
+    def planned(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
+        """It has been chosen, within `seconds`. `steps_since_prefill`: the schedule's, before that."""
+        metrics, method = self._metrics, _method(planned)
+        metrics.batch_filter_duration.observe(seconds, method=method)
+        metrics.batch_inference_count.inc(method=method)
+        tokens = len(planned.rows)
+        if planned.step.prefill:
+            tokens = sum(row.length for row in planned.rows)
+            metrics.batch_next_size.observe(len(planned.rows))
+            self._admitted(planned, seconds, steps_since_prefill)
+        metrics.batch_tokens.inc(tokens, method=method)
+        if self._schedule.buckets.padded:
+            padding = planned.bucket.rows * planned.bucket.tokens - tokens
+            metrics.batch_padding_tokens.inc(padding, method=method)
+        self.state()
+
+    def _admitted(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
+        """Note who has begun, and whether others are being generated meanwhile (Q11)."""
+        new = [row.sequence for row in planned.rows if not row.sequence.started]
+        if new and any(sequence.started for sequence in self._schedule.running):
+            waited = steps_since_prefill >= self._schedule.limits.max_waiting_tokens
+            reason = "wait_exceeded" if waited else "backpressure"
+            if len(new) < len(planned.rows):
+                reason = "chunking"
+            self._metrics.batch_concat.inc(reason=reason)
+            self._metrics.batch_concat_duration.observe(seconds, method="decode")
+        now = time.monotonic()
+        for sequence in new:
+            sequence.started = now
+
+    def committed(self, planned: Planned, result: Result, waited: float, seconds: float) -> None:
+        """Its result came `waited` seconds after it was sent, and was committed within `seconds`."""
+        metrics, method = self._metrics, _method(planned)
+        metrics.batch_decode_duration.observe(seconds, method=method)
+        metrics.batch_inference_success.inc(method=method)
+        metrics.batch_inference_duration.observe(waited, method=method)
+        metrics.batch_forward_duration.observe(result.seconds, method=method)
+        now = time.monotonic()
+        before: dict[float, int] = {}
+        """When the rows had their last token: mostly the same time for all."""
+        for row in planned.rows:
+            sequence = row.sequence
+            if row.draw < 0 or sequence.generated != row.draw + 1:
+                continue  # no token was drawn, or it came too late
+            if row.draw:
+                before[sequence.last_token] = before.get(sequence.last_token, 0) + 1
+            else:
+                sequence.first_token = now
+            sequence.last_token = now
+        for then, rows in before.items():
+            metrics.request_time_between_tokens_duration.observe(now - then, times=rows)
+
+    def lost(self, planned: Planned) -> None:
+        """It will have no result."""
+        self._metrics.batch_inference_failure.inc(method=_method(planned))
+
+    def state(self) -> None:
+        """Queue, rows and blocks, as they are now."""
+        metrics, schedule = self._metrics, self._schedule
+        metrics.queue_size.set(len(schedule.waiting))
+        metrics.batch_current_size.set(len(schedule.running))
+        metrics.batch_current_max_tokens.set(schedule.pool.statistics().used * schedule.pool.block_size)
+
+
+def _method(planned: Planned) -> str:
+    return "prefill" if planned.step.prefill else "decode"
