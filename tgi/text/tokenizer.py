@@ -123,6 +123,25 @@ class Tokenizer:
             text = self._alone[token] = self.decode([token])
         return text
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json, with all special tokens and all that end a text flagged as special."""
+        text: str = self._core.to_str()
+        added = self._core.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        missing = (self.special_ids | self.eos_ids) - special
+        if not missing:
+            return text
+        content = json.loads(text)
+        content["added_tokens"] = [
+            entry for entry in content["added_tokens"] if entry["id"] not in missing
+        ] + [
+            {"id": number, "content": name, "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            for number in sorted(missing)
+            if (name := self._core.id_to_token(number)) is not None
+        ]
+        return json.dumps(content)
+
 
 class _ByteTable(dict[int, bytes]):
     """Filled on demand. Each character of a byte-level token stands for a byte; other tokens are literal."""

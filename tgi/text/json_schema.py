@@ -1,0 +1,128 @@
+"""JSON schemas as they are enforced: checked, rid of what is only a remark, and closed.
+
+Knows no tokens. A schema means what JSON Schema 2020-12 says, narrowed as TGI has it (R2.52) to keep a model
+from rambling: at most one space at each joint; where there are `properties`, the value is an object, and has
+no others unless the schema says so.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+MAX_DEPTH = 64
+"""Of schemas within schemas. The library that reads them gives up at some 120 braces."""
+_FORMATS = frozenset(
+    ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
+)
+"""That can be enforced. Other formats are remarks, as JSON Schema has it."""
+_ONE = frozenset(("items", "additionalItems", "additionalProperties", "contains", "propertyNames"))
+_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
+_MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
+"""Keywords whose values are a schema, a list of them, or a map to them."""
+_COMBINERS = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
+_TYPES = _COMBINERS | {"type", "enum", "const"}
+_OPENING = frozenset(("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"))
+
+
+class GrammarError(Exception):
+    """A grammar that is not valid, or too large, or that a text does not follow; one line for people."""
+
+
+def prepare_schema(schema: Any) -> dict[str, Any]:
+    """A copy of the schema for llguidance, to compile or to put into a Lark grammar after `%json`.
+
+    Raises GrammarError for what is no schema.
+    """
+    if schema is False:
+        raise GrammarError("the schema `false` allows nothing")
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
+        raise GrammarError("a schema must be an object or a boolean")
+    closing = not any(_combines(part) for part in _parts(schema))
+    prepared = _prepare(schema, closing)
+    prepared["x-guidance"] = {
+        "whitespace_pattern": "[ ]",
+        "item_separator": ",",
+        "key_separator": ":",
+        "coerce_one_of": True,
+        "lenient": False,
+    }
+    return prepared
+
+
+def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Every schema within this one, with its keyword, and its index or name if the value is a collection."""
+    for keyword, value in schema.items():
+        if keyword in _LISTS and isinstance(value, list):
+            for index, part in enumerate(value):
+                yield keyword, index, part
+        elif keyword in _MAPS and isinstance(value, dict):
+            for name, part in value.items():
+                yield keyword, name, part
+        elif keyword in _ONE:
+            yield keyword, None, value
+
+
+def _parts(schema: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
+    """The schema and all within."""
+    if depth > MAX_DEPTH:
+        raise GrammarError(f"the schema is nested more than {MAX_DEPTH} deep")
+    yield schema
+    for _, _, part in _subschemas(schema):
+        if isinstance(part, dict):
+            yield from _parts(part, depth + 1)
+
+
+def _combines(schema: dict[str, Any]) -> bool:
+    """Whether it is the intersection of schemas: closing one of them would forbid what others list."""
+    combiners = [keyword for keyword in _COMBINERS if keyword in schema]
+    all_of = schema.get("allOf")
+    return (
+        (isinstance(all_of, list) and len(all_of) > 1)
+        or len(combiners) > 1
+        or bool(combiners and ("properties" in schema or "required" in schema))
+    )
+
+
+def _prepare(schema: dict[str, Any], closing: bool) -> dict[str, Any]:
+    prepared: dict[str, Any] = {
+        keyword: dict(value) if isinstance(value, dict) else list(value) if isinstance(value, list) else value
+        for keyword, value in schema.items()
+        if keyword != "x-guidance"
+    }
+    format_ = prepared.get("format")
+    if isinstance(format_, str) and format_ not in _FORMATS:
+        del prepared["format"]
+    if "properties" in schema and not _TYPES & schema.keys():
+        prepared["type"] = "object"
+    if closing and _closes(schema):
+        prepared["additionalProperties"] = False
+    for keyword, place, part in _subschemas(schema):
+        if isinstance(part, dict):
+            done = _prepare(part, closing)
+            if place is None:
+                prepared[keyword] = done
+            else:
+                prepared[keyword][place] = done
+    return prepared
+
+
+def _closes(schema: dict[str, Any]) -> bool:
+    properties, required = schema.get("properties"), schema.get("required", [])
+    return (
+        isinstance(properties, dict)
+        and isinstance(required, list)
+        and not _OPENING & schema.keys()
+        and all(isinstance(name, str) and name in properties for name in required)
+    )
+
+
+def read_schema(text: str) -> Any:
+    """The schema in a JSON text. Raises GrammarError."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise GrammarError(f"the schema is not JSON: {error}") from error
+    except RecursionError as error:
+        raise GrammarError(f"the schema is nested more than {MAX_DEPTH} deep") from error
