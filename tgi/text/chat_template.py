@@ -66,8 +66,10 @@ class ChatTemplates:
         one that does not compile, is no error here: `render` says so. Raises OSError where `template` or
         `tokenizer_config` cannot be read.
         """
-        own = folder / "tokenizer_config.json"
-        settings = _read_json(own if tokenizer_config is None else tokenizer_config)
+        if tokenizer_config is None:
+            settings = _read_json(folder / "tokenizer_config.json")
+        else:
+            settings = _object(tokenizer_config)
         tokens = _read_json(folder / "special_tokens_map.json") | {
             name: token for name, token in settings.items() if token is not None
         }
@@ -195,15 +197,20 @@ def _text_of(token: object) -> str | None:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} where there is none, and with a warning where it is something else."""
-    if not path.exists():
-        return {}
+    return _object(path) if path.is_file() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """What is in a file; {}, and a warning, where that is no object of JSON."""
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         logger.warning("%s is not JSON: %s", path, error)
         return {}
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    logger.warning("%s is not an object", path)
+    return {}
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,389 @@
+"""tgi-behaviour sections 4.1 to 4.4 and 12.4; transformers' apply_chat_template judges the rendering."""
+
+import json
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from tgi.errors import TemplateError
+from tgi.text.chat_template import ChatTemplates
+
+from .chat_templates import TEMPLATES
+
+Messages = list[dict[str, Any]]
+
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+SYSTEM = {"role": "system", "content": " You are terse. "}
+HELLO = {"role": "user", "content": 'Hello, what\'s <b>new</b> & "old"?\n'}
+ANSWER = {"role": "assistant", "content": "<think>\nHm.\n</think>\n\nNothing, 日本 😀"}
+AGAIN = {"role": "user", "content": "  And in Brooklyn?"}
+CALL = {
+    "role": "assistant",
+    "content": None,
+    "tool_calls": [
+        {
+            "id": "a1b2c3d4e",
+            "type": "function",
+            "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 3, "alerts": None}},
+        }
+    ],
+}
+RESULT = {"role": "tool", "tool_call_id": "a1b2c3d4e", "name": "weather", "content": '{"temperature": 21}'}
+TOOLS: list[dict[str, Any]] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "The weather of a city's <days>",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}, "days": {"type": ["integer", "null"]}},
+                "required": ["city"],
+            },
+        },
+    },
+    {
+        "type": "function",
+        "function": {"name": "now", "description": "", "parameters": {"type": "object", "properties": {}}},
+    },
+]
+CONTINUE = {"continue_final_message": True, "add_generation_prompt": False}
+CONVERSATIONS: dict[str, Messages] = {
+    "one question": [HELLO],
+    "system": [SYSTEM, HELLO],
+    "many turns": [SYSTEM, HELLO, ANSWER, AGAIN, ANSWER, AGAIN],
+    "no system": [HELLO, ANSWER, AGAIN],
+    "tool result": [HELLO, CALL, RESULT],
+    "tool result, system": [SYSTEM, HELLO, ANSWER, AGAIN, CALL, RESULT, ANSWER, AGAIN],
+    "two results": [HELLO, CALL | {"tool_calls": CALL["tool_calls"] * 2}, RESULT, RESULT],  # type: ignore[operator]
+    "thoughts": [HELLO, ANSWER | {"content": "Well", "reasoning": "I see."}, AGAIN],
+    "an unknown role": [{"role": "critic", "content": "bad"}],
+    "answers in a row": [HELLO, ANSWER, ANSWER, HELLO],
+    "parts": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": " b"}]}],
+}
+
+
+@pytest.fixture(scope="module")
+def judge() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), **SPECIAL)
+
+
+def expected(judge: PreTrainedTokenizerFast, template: str, messages: Messages, **options: Any) -> str | None:
+    """What transformers makes of it; None: an error."""
+    options = {"add_generation_prompt": True} | options
+    try:
+        text: str = judge.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+    except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError):
+        return None
+    return text
+
+
+def rendered(template: str, messages: Messages, tools: Any = None, **extra: Any) -> str | None:
+    try:
+        return ChatTemplates({"default": template}, SPECIAL).render(messages, tools, extra)
+    except TemplateError:
+        return None
+
+
+def test_thirty_families_are_there() -> None:
+    assert len(TEMPLATES) >= 30
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_rendering_is_that_of_transformers(family: str, judge: PreTrainedTokenizerFast) -> None:
+    template = TEMPLATES[family]
+    succeeded = 0
+    for messages in CONVERSATIONS.values():
+        for tools in (None, TOOLS[:1], TOOLS):
+            wanted = expected(judge, template, messages, tools=tools)
+            assert rendered(template, messages, tools) == wanted
+            succeeded += wanted is not None
+    assert succeeded >= 3, "the template refuses everything"
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize(
+    "content", ["The answer", " is\n\n4", "s", "assistant", "<think>\nHm.\n</think>\n\nIt is"]
+)
+def test_a_final_answer_is_continued(family: str, content: str, judge: PreTrainedTokenizerFast) -> None:
+    """Section 4.4, by transformers' continue_final_message. TGI fails where the template trims the content,
+    and where the text is found again in what the template prints behind it."""
+    template = TEMPLATES[family]
+    for before in ([HELLO], [SYSTEM, HELLO], [HELLO, ANSWER, AGAIN]):
+        given_text = [*before, {"role": "assistant", "content": content}]
+        if family == "smolvlm-parts":
+            given_text = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in given_text]
+        wanted = expected(judge, template, given_text, **CONTINUE)
+        if family == "deepseek-r1" and "</think>" in content:
+            # The template drops the thoughts, and transformers gives up where only the end is printed.
+            wanted = expected(
+                judge, template, [*before, {"role": "assistant", "content": "\n\nIt is"}], **CONTINUE
+            )
+        assert rendered(template, given_text) == wanted
+
+
+def test_a_final_answer_with_spaces_at_its_end_loses_them() -> None:
+    """Section 4.4: trailing whitespace is trimmed."""
+    assert rendered("{{ messages[0].content }}</s>", [{"role": "assistant", "content": "so \n"}]) == "so"
+
+
+def test_a_final_answer_that_is_not_printed_is_not_continued() -> None:
+    template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
+    assert rendered(template, [AGAIN, ANSWER]) == AGAIN["content"] + ">"
+
+
+def test_an_empty_final_answer_is_only_trimmed() -> None:
+    """Section 4.4: nothing is cut except trailing whitespace."""
+    messages = [HELLO, {"role": "assistant", "content": ""}]
+    assert rendered(TEMPLATES["qwen2"], messages) == rendered(TEMPLATES["internlm"], messages).replace(  # type: ignore[union-attr]
+        "<s>", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    )
+    text = rendered(TEMPLATES["internlm"], messages)
+    assert text is not None
+    assert text.endswith("<|im_start|>assistant\n<|im_end|>\n<|im_start|>assistant")
+
+
+def test_a_final_call_is_not_continued(judge: PreTrainedTokenizerFast) -> None:
+    messages = [HELLO, CALL | {"content": "Let me see"}]
+    template = TEMPLATES["qwen2.5"]
+    assert rendered(template, messages) == expected(judge, template, messages)
+
+
+def test_further_variables(judge: PreTrainedTokenizerFast) -> None:
+    template = TEMPLATES["qwen3"]
+    wanted = expected(judge, template, [HELLO], enable_thinking=False)
+    assert wanted is not None
+    assert wanted.endswith("</think>\n\n")
+    assert rendered(template, [HELLO], enable_thinking=False) == wanted
+    documents = [{"title": "t", "text": "x"}, {"title": "u", "text": "y"}]
+    wanted = expected(judge, TEMPLATES["granite"], [HELLO], documents=documents, controls={"length": "short"})
+    assert (
+        rendered(TEMPLATES["granite"], [HELLO], documents=documents, controls={"length": "short"}) == wanted
+    )
+    assert rendered("{{ bos_token }}", [HELLO], bos_token="B") == "B"
+    templates = ChatTemplates({"default": "{{ messages[0].content }}"}, {})
+    assert templates.render([{"role": "user", "content": "x"}], None, {"messages": [1]}) == "x"
+
+
+def test_every_special_token_is_a_variable_and_none_that_is_unset(judge: PreTrainedTokenizerFast) -> None:
+    """C18, but C19: what is unset is undefined here, and prints nothing."""
+    template = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}{{ cls_token }}"
+    assert rendered(template, [HELLO]) == expected(judge, template, [HELLO]) == "<s></s><pad>False"
+
+
+def test_the_date() -> None:
+    assert rendered("{{ strftime_now('%Y') }}", [HELLO]) in (
+        str(datetime.now().year),
+        str(datetime.now().year - 1),
+    )
+
+
+_text = st.text(st.sampled_from("ab {}%<>&'\"\\\n\té日😀_"), max_size=20)
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | _text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_text, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(value=_json, content=_text)
+def test_values_print_as_in_transformers(judge: PreTrainedTokenizerFast, value: Any, content: str) -> None:
+    template = (
+        "{{ value }}|{{ value | tojson }}|{{ value | tojson(indent=4) }}|"
+        "{{ value | tojson(sort_keys=true) }}|{{ value is string }}{{ value is mapping }}{{ value is none }}|"
+        "{{ messages }}|{{ messages[0].content | trim }}{{ messages[0].content.split('a') }}{{ value | string | length }}"
+    )
+    messages = [{"role": "user", "content": content}]
+    assert rendered(template, messages, value=value) == expected(judge, template, messages, value=value)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('M') }}", "syntax error: M (in <string>:1)"),
+        (
+            "\n{% macro f() %}\n{{ raise_exception('a\\nb') }}\n{% endmacro %}\n\n{{ f() }}",
+            "syntax error: a\nb (in <string>:3)",
+        ),
+        ("{{ nope.x }}", "undefined value (in <string>:1)"),
+        ("a\n\n{{ messages[7]['role'] }}", "undefined value (in <string>:3)"),
+        ("a\n{{ 'a' + none }}", "invalid operation: "),
+        ("{{ messages.append(1) }}", "invalid operation: "),
+        ("{{ ''.__class__.__mro__ }}", "invalid operation: "),
+        ("{{ raise_exception.__globals__.x }}", "invalid operation: "),
+        ("{% set n = namespace(__class__=1) %}", "invalid operation: "),
+        ("{% set n = namespace(a=1) %}{% set n.__class__ = 1 %}", "invalid operation: "),
+        ("{% for i in range(10000000) %}{% endfor %}", "invalid operation: "),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "invalid operation: "),
+        ("a\n{% if %}", "syntax error: Expected an expression"),
+        ("{{ 'a' | no_such_filter }}", "syntax error: No filter named"),
+        ("{% break %}", "invalid operation: "),
+    ],
+)
+def test_a_template_that_fails(template: str, message: str) -> None:
+    """V35 and 12.4; an exact message where TGI's is known."""
+    with pytest.raises(TemplateError) as raised:
+        ChatTemplates({"default": template}, {}).render([HELLO])
+    text = str(raised.value)
+    assert raised.value.status == 422
+    assert text.startswith(f"Template error: {message}")
+    assert "(in <string>:" in text
+
+
+def test_a_model_without_a_template(tmp_path: Path) -> None:
+    """C8, V34."""
+    templates = ChatTemplates.from_folder(tmp_path)
+    assert not templates.knows_tools()
+    assert templates.source(False) is None
+    with pytest.raises(TemplateError, match=r"^Template error: template not found$"):
+        templates.render([HELLO])
+
+
+def write(folder: Path, **files: Any) -> Path:
+    """Files by name, `__` for a dot and `___` for a slash; what is not text is written as JSON."""
+    for name, content in files.items():
+        path = folder / name.replace("___", "/").replace("__", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_where_templates_come_from(tmp_path: Path) -> None:
+    """C2, C3; a file that the operator names comes first."""
+    in_order = {
+        "mine__jinja": "--chat-template",
+        "mine__json": {"chat_template": "--tokenizer-config-path"},
+        "chat_template__jinja": "chat_template.jinja",
+        "chat_template__json": {"chat_template": "chat_template.json"},
+        "tokenizer_config__json": {"chat_template": "tokenizer_config.json"},
+        "processor_config__json": {"chat_template": "processor_config.json"},
+    }
+    write(tmp_path, **in_order)
+    named: dict[str, Any] = {"template": tmp_path / "mine.jinja", "tokenizer_config": tmp_path / "mine.json"}
+    assert ChatTemplates.from_folder(tmp_path, **named).render([HELLO]) == "--chat-template"
+    del named["template"]
+    assert ChatTemplates.from_folder(tmp_path, **named).render([HELLO]) == "--tokenizer-config-path"
+    for name in list(in_order)[2:]:
+        path = tmp_path / name.replace("__", ".")
+        assert ChatTemplates.from_folder(tmp_path).render([HELLO]) == path.name
+        path.unlink()
+    assert ChatTemplates.from_folder(tmp_path).source(False) is None
+
+
+def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        ChatTemplates.from_folder(tmp_path, template=tmp_path / "no.jinja")
+    with pytest.raises(FileNotFoundError):
+        ChatTemplates.from_folder(tmp_path, tokenizer_config=tmp_path / "no.json")
+
+
+def test_a_named_tokenizer_config_replaces_the_folders(tmp_path: Path) -> None:
+    """C2: its tokens too; its template is missed nowhere else."""
+    write(
+        tmp_path,
+        tokenizer_config__json={"bos_token": "<a>", "chat_template": "{{ bos_token }}"},
+        mine__json={"bos_token": "<b>"},
+        chat_template__jinja="{{ bos_token }}!",
+    )
+    assert ChatTemplates.from_folder(tmp_path).render([HELLO]) == "<a>!"
+    assert (
+        ChatTemplates.from_folder(tmp_path, tokenizer_config=tmp_path / "mine.json").render([HELLO]) == "<b>!"
+    )
+
+
+def test_the_folder_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    write(
+        tmp_path,
+        tokenizer_config__json={
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": {"__type": "AddedToken", "content": "<b>", "lstrip": False},
+            "chat_template": [
+                {"name": "default", "template": "{{ bos_token }}{{ eos_token }} plain"},
+                {"name": "tool_use", "template": "{{ bos_token }} {{ tools | tojson }}"},
+                {"name": "rag", "template": "never"},
+            ],
+        },
+        special_tokens_map__json={"eos_token": "<e>"},
+    )
+    for more in (
+        {},
+        {"chat_template__jinja": "new {{ eos_token }}\n\n"},
+        {"additional_chat_templates___tool_use__jinja": "tools {{ tools[0].function.name }}"},
+    ):
+        write(tmp_path, **more)
+        reference = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+        templates = ChatTemplates.from_folder(tmp_path)
+        for tools in (None, TOOLS):
+            wanted = reference.apply_chat_template(
+                [HELLO], tools=tools, tokenize=False, add_generation_prompt=True
+            )
+            assert templates.render([HELLO], tools) == wanted
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    """C4, with tool_use; further files give names to the template of any place."""
+    named = [{"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "tools"}]
+    write(tmp_path, tokenizer_config__json={"chat_template": named})
+    templates = ChatTemplates.from_folder(tmp_path)
+    assert templates.render([HELLO], TOOLS) == "tools"
+    assert not templates.knows_tools()
+    with pytest.raises(TemplateError, match="template not found"):
+        templates.render([HELLO])
+    write(
+        tmp_path,
+        tokenizer_config__json={"chat_template": "plain"},
+        additional_chat_templates___tool_use__jinja="{{ tools | length }}",
+    )
+    templates = ChatTemplates.from_folder(tmp_path)
+    assert (templates.render([HELLO]), templates.render([HELLO], TOOLS)) == ("plain", "2")
+    assert templates.knows_tools()
+    assert (templates.source(True), templates.source(False)) == ("{{ tools | length }}", "plain")
+
+
+@pytest.mark.parametrize("broken", ["{", "[]", '{"chat_template": 3}', '{"chat_template": [3, {"name": 1}]}'])
+def test_a_file_that_cannot_be_understood_is_passed_over(tmp_path: Path, broken: str) -> None:
+    """C5."""
+    write(tmp_path, chat_template__json=broken, tokenizer_config__json={"chat_template": "t", "bos_token": 3})
+    assert ChatTemplates.from_folder(tmp_path).render([HELLO]) == "t"
+
+
+def test_a_template_that_does_not_compile_is_named_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """C7 is fixed: the server starts."""
+    write(tmp_path, chat_template__jinja="\n{% for %}")
+    with caplog.at_level(logging.WARNING):
+        templates = ChatTemplates.from_folder(tmp_path)
+    assert "(in <string>:2)" in caplog.text
+    assert not templates.knows_tools()
+    with pytest.raises(TemplateError, match="syntax error"):
+        templates.render([HELLO])
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_which_templates_know_tools(family: str) -> None:
+    knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes command-r granite glm4
+        functionary gpt-oss""".split()
+    assert ChatTemplates({"default": TEMPLATES[family]}, {}).knows_tools() is (family in knowing)
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_which_templates_want_parts(family: str) -> None:
+    assert ChatTemplates({"default": TEMPLATES[family]}, {}).wants_parts(False) is (family == "smolvlm-parts")
+
+
+def test_messages_are_left_as_they_were() -> None:
+    messages = [HELLO, {"role": "assistant", "content": [{"type": "text", "text": "a"}], "thinking": "b"}]
+    before = json.dumps(messages)
+    rendered("{{ messages[-1].content[0].text }}", messages)
+    assert json.dumps(messages) == before
