@@ -1,17 +1,21 @@
 """Logs: one line an event on stdout, readable text or JSON (tgi-behaviour 10.2), of this server's modules.
 
 Everything goes through the standard `logging`, so that plugins need nothing special; structlog formats it.
-Other libraries are heard from warnings on.
+Other libraries are heard from warnings on. What is logged of a request as a whole is in the extra `span`, a
+dict with the key `name`, as TGI's router has it (O23).
 """
 
+import functools
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import structlog
 from structlog.typing import EventDict, Processor
 
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "warning": 30, "error": 40, "off": 60}
+_ROOT = Path(__file__).parent.parent
 
 
 class _StdoutHandler(logging.StreamHandler[Any]):
@@ -30,7 +34,10 @@ def configure(level: str = "info", *, json_output: bool = False) -> None:
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Processor] = [_tgi_keys, structlog.processors.JSONRenderer()] if json_output else [_text]
+    last: list[Processor] = [_text]
+    if json_output:
+        chain.append(_add_place)
+        last = [_tgi_keys, structlog.processors.JSONRenderer()]
     handler = _StdoutHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
@@ -49,20 +56,45 @@ def configure(level: str = "info", *, json_output: bool = False) -> None:
     logging.captureWarnings(True)
 
 
+def _add_place(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    record: logging.LogRecord = event["_record"]
+    event["filename"] = _below_root(record.pathname)
+    event["line_number"] = record.lineno
+    return event
+
+
+@functools.cache
+def _below_root(path: str) -> str:
+    return str(Path(path).relative_to(_ROOT)) if Path(path).is_relative_to(_ROOT) else path
+
+
 def _tgi_keys(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """The keys of TGI's router, in its order, then the fields of the event."""
+    """The keys of TGI's router, in its order; the fields of the event follow its message."""
     head = {
         "timestamp": event.pop("timestamp"),
         "level": event.pop("level").upper(),
         "message": event.pop("event"),
     }
-    target = event.pop("logger")
-    return {**head, **event, "target": target}
+    tail = {
+        "target": event.pop("logger"),
+        "filename": event.pop("filename"),
+        "line_number": event.pop("line_number"),
+    }
+    span = event.pop("span", None)
+    if span is not None:
+        tail |= {"span": span, "spans": [span]}
+    return {**head, **event, **tail}
 
 
 def _text(_logger: Any, _method: str, event: EventDict) -> str:
     stamp, level, name = event.pop("timestamp"), event.pop("level").upper(), event.pop("logger")
     message, trace = event.pop("event"), event.pop("exception", None)
-    fields = "".join(f" {key}={value!r}" for key, value in event.items())
-    line = f"{stamp} {level:>7} {name}: {message}{fields}"
+    span = dict(event.pop("span", {}))
+    inside = f"{span.pop('name')}{{{_fields(span)}}}: " if span else ""
+    fields = _fields(event)
+    line = f"{stamp} {level:>7} {inside}{name}: {message}{fields and ' '}{fields}"
     return line if trace is None else f"{line}\n{trace}"
+
+
+def _fields(fields: EventDict) -> str:
+    return " ".join(f"{key}={value!r}" for key, value in fields.items())

@@ -37,7 +37,7 @@ from tgi.progress import show_progress
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2.0
-"""How long connections may take to carry away their last event once generation has ended."""
+"""How long connections may take to carry away their last event once generation has ended; traces likewise."""
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
 EXPECTED = (HubError, ConfigError, OptionError, EngineError)
@@ -77,6 +77,7 @@ async def serve(
     try:
         for warning in options.checked():
             log.warning(warning)
+        server.start_tracing()
         with trio.open_signal_receiver(*signals) as received:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.count_signals, received)
@@ -87,6 +88,7 @@ async def serve(
                 nursery.start_soon(show_progress, server.service.lifecycle)
                 await server.live()
                 nursery.cancel_scope.cancel()
+            await server.end_tracing()
             with trio.move_on_after(0.01):  # a signal that nobody has taken would be raised anew
                 async for _ in received:
                     pass
@@ -118,6 +120,20 @@ class _Server:
         self.service = Service(
             limits=Limits(), lifecycle=Lifecycle(), metrics=Metrics(), options=self.options
         )
+
+    def start_tracing(self) -> None:
+        """Import what makes traces, if they are wanted."""
+        endpoint = self.options.otlp_endpoint
+        if endpoint is not None:
+            from tgi.tracing import Tracer
+
+            self.service.tracer = Tracer.start(endpoint, self.options.otlp_service_name)
+
+    async def end_tracing(self) -> None:
+        """Send the last traces, if the collector takes them in time."""
+        if self.service.tracer is not None:
+            with trio.move_on_after(FLUSH_SECONDS):
+                await trio.to_thread.run_sync(self.service.tracer.shutdown, abandon_on_cancel=True)
 
     async def run_http(self, config: Config, sockets: Sockets) -> None:
         """Answer on the sockets until `closing`, then until every connection has ended."""

@@ -3,12 +3,13 @@
 import hmac
 import logging
 from collections.abc import Mapping
+from typing import cast
 
-from quart import Response, g, request
+from quart import Response, current_app, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError
+from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
 
 from . import tcp
 from .answers import empty, json_answer, text_answer
@@ -20,8 +21,6 @@ from .service import Service
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
 """How long a client may take to send its body."""
-GUARDED = "native."
-"""Names of the routes that need the API key begin so."""
 VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
@@ -41,20 +40,17 @@ def create_app(service: Service) -> QuartTrio:
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_defect)
 
-    rules = app.url_map.iter_rules()
-    guarded = frozenset(rule.rule for rule in rules if rule.endpoint.startswith(GUARDED))
-
     @app.before_request
     async def answer_early() -> Response | None:
         begin_request()
         if request.method == "OPTIONS":
             headers = {
                 "access-control-allow-methods": "GET,POST",
-                "access-control-allow-headers": "content-type,authorization",
+                "access-control-allow-headers": "content-type,authorization,*",
             }
             return empty(200, headers)
-        if service.options.api_key and _is_guarded(guarded) and not _is_authorized(service.options.api_key):
-            return empty(401)
+        if service.options.api_key and _is_guarded() and not _is_authorized(service.options.api_key):
+            raise Unauthorized
         return None
 
     @app.after_request
@@ -64,16 +60,21 @@ def create_app(service: Service) -> QuartTrio:
         origin = _allowed_origin(service.options.cors_allow_origin)
         if origin is not None:
             response.headers["access-control-allow-origin"] = origin
+            response.headers["access-control-expose-headers"] = "*"
+        if response.status_code >= 400:
+            log.debug("%s %s: %d", request.method, request.path, response.status_code, extra=_id())
         return response
 
     return app
 
 
-def _is_guarded(paths: frozenset[str]) -> bool:
-    """R1.50, R1.33: whether the present request needs the API key; on these paths a wrong method does."""
+def _is_guarded() -> bool:
+    """R1.50, R1.33: every POST makes the model or the tokenizer work, and needs the API key; so does a wrong
+    method where there is nothing but a POST."""
     if request.url_rule is not None:
-        return str(request.url_rule.endpoint).startswith(GUARDED)
-    return request.path in paths and request.path != "/"
+        return request.method == "POST"
+    error = request.routing_exception
+    return isinstance(error, MethodNotAllowed) and set(error.valid_methods or ()) == {"POST"}
 
 
 def _is_authorized(keys: tuple[str, ...]) -> bool:
@@ -91,6 +92,8 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 
 
 async def _answer_error(error: ApiError) -> Response:
+    if isinstance(error, Unauthorized):
+        return empty(error.status)
     if isinstance(error, BodyError):
         return text_answer(str(error), error.status)
     return json_answer(error.to_body(), error.status, error.headers)
@@ -108,5 +111,13 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 async def _answer_defect(error: Exception) -> Response:
-    log.error("a defect while answering %s %s", request.method, request.path, exc_info=error)
-    return await _answer_error(InternalError())
+    """A 500 in the form that the route's errors have."""
+    log.error("a defect while answering %s %s", request.method, request.path, exc_info=error, extra=_id())
+    failure = InternalError()
+    if "observer" in g:
+        g.observer.failed(failure)
+    return cast(Response, await current_app.handle_user_exception(failure))
+
+
+def _id() -> dict[str, str]:
+    return {"request_id": g.request_id}
