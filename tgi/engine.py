@@ -15,6 +15,7 @@ from typing import Any
 import attrs
 import trio
 
+from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, Limits, OptionError, Options, map_legacy_variables, resolve_limits
 from tgi.executor import EngineError, RankExecutor, open_executor
@@ -33,6 +34,8 @@ from tgi.plugins import (
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Bucket, Scheduler
+from tgi.text.chat_template import ChatTemplates
+from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ async def run_engine(service: Service, options: Options) -> None:
     )
     metrics = service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
+    templates = await trio.to_thread.run_sync(read_templates, folder, options)
     async with open_executor(environment=model.device.environment) as executor:
         loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
@@ -80,7 +84,14 @@ async def run_engine(service: Service, options: Options) -> None:
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
         info = _model_info(options, model, loaded.dtype)
-        service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=limits, model=info)
+        service.engine = Engine(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            templates=templates,
+            grammars=Grammars(GrammarCompiler(tokenizer, info.vocab_size)),
+            limits=limits,
+            model=info,
+        )
         lifecycle.phase = Phase.READY
         log.info(
             "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
@@ -115,6 +126,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_folder(folder)
     except TokenizerError as error:
         raise ConfigError(f"{folder}: the tokenizer cannot be read: {error}") from error
+
+
+def read_templates(folder: Path, options: Options) -> ChatTemplates:
+    """The chat templates of the folder, or of the files that the options name. Raises OptionError."""
+    try:
+        return ChatTemplates.from_folder(
+            folder, tokenizer_config=options.tokenizer_config_path, template=options.chat_template
+        )
+    except OSError as error:
+        raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def plan_blocks(loaded: Loaded, limits: Limits) -> int:
@@ -181,6 +202,7 @@ def _model_info(options: Options, model: Model, dtype: str) -> ModelInfo:
     commit = folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
     return ModelInfo(
         model_id=options.model_id or DEMO_ID,
+        served_name=options.served_model_name or options.model_id or DEMO_ID,
         sha=commit,
         pipeline_tag="text-generation",
         dtype=dtype,

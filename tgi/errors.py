@@ -81,6 +81,26 @@ class BatchSizeExceeded(ApiError):
     form = "Number of prompts exceeds the maximum allowed batch size of {}"
 
 
+class NoInstances(ApiError):
+    """A request to `/vertex` without any instance."""
+
+    status, error_type, failure = 422, "Input validation error", "validation"
+    form = "Input validation error"
+
+
+class NotUtf8(ApiError):
+    """The bytes of a KServe input are no text."""
+
+    status, error_type, failure = 422, "utf8", "validation"
+
+
+class OutputsMismatch(ApiError):
+    """A KServe request names more or fewer outputs than inputs."""
+
+    status, error_type, failure = 422, "length mismatch", "validation"
+    form = "Inputs and outputs length mismatch"
+
+
 class UnknownModel(ApiError):
     """`/v1/models/{id}` of a model that is not served."""
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tgi.api.app import create_app
+from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import Limits, Options
 from tgi.lifecycle import Lifecycle, Phase
@@ -22,6 +23,8 @@ from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.scheduler import Scheduler
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
+from tgi.text.chat_template import ChatTemplates
+from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer
 
 DEVICE = DeviceSpec(
@@ -36,9 +39,21 @@ LIMITS = Limits(
     max_concurrent_requests=8,
 )
 INFO = ModelInfo(
-    model_id="some/model", sha="0" * 40, pipeline_tag=None, dtype="float32", device="sim", vocab_size=1000
+    model_id="some/model",
+    served_name="some/model",
+    sha="0" * 40,
+    pipeline_tag=None,
+    dtype="float32",
+    device="sim",
+    vocab_size=1000,
 )
 BOS, EOS = 0, 1
+SPECIAL_TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+"""A chat template that knows nothing of tools."""
 
 
 @functools.cache
@@ -156,6 +171,7 @@ async def serving(
     info: ModelInfo = INFO,
     phase: Phase = Phase.READY,
     keep_alive: float = 5.0,
+    template: str | None = TEMPLATE,
 ) -> AsyncIterator[Server]:
     """A server with this model, ready unless another phase is given."""
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
@@ -164,7 +180,15 @@ async def serving(
     service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
     if phase is not Phase.STARTING:
         service.lifecycle.phase = phase
-        service.engine = Engine(scheduler=scheduler, tokenizer=make_tokenizer(bos), limits=limits, model=info)
+        tokenizer = make_tokenizer(bos)
+        service.engine = Engine(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            templates=ChatTemplates({} if template is None else {"default": template}, SPECIAL_TOKENS),
+            grammars=Grammars(GrammarCompiler(tokenizer, info.vocab_size)),
+            limits=limits,
+            model=info,
+        )
     config = Config()
     config.bind = ["127.0.0.1:0"]
     config.errorlog = config.accesslog = None

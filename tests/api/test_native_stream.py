@@ -9,6 +9,7 @@ import trio
 from trio.testing import MockClock
 
 from tgi.api.generate import Receive
+from tgi.api.native_answers import NativeEvents
 from tgi.api.observe import Observer
 from tgi.api.schema import GenerateParameters
 from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream
@@ -180,7 +181,7 @@ def stream_of(receive: Receive, held: ExitStack) -> EventStream:
     generation = Generation(
         inputs="x", parameters=GenerateParameters(), sequences=[sequence], full_text=False
     )
-    return EventStream(generation, receive, tokenizer, Observer(Metrics()), held)
+    return EventStream(receive, NativeEvents(generation, tokenizer, Observer(Metrics())), held)
 
 
 @attrs.define
@@ -206,13 +207,13 @@ def on_virtual_time(items: list[tuple[float, Token | ApiError]]) -> list[tuple[f
     wire = Wire()
 
     async def main() -> None:
-        send, receive = trio.open_memory_channel[Token | ApiError](100)
+        send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wire.read, stream_of(receive, ExitStack()))
             for pause, item in items:
                 if pause:
                     await trio.sleep(pause)
-                send.send_nowait(item)
+                send.send_nowait((0, item))
             send.close()
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -251,14 +252,14 @@ def test_the_permit_is_given_back_before_the_last_event_is_sent() -> None:
     """Else a client that sends its next request at once could be refused."""
 
     async def main() -> None:
-        send, receive = trio.open_memory_channel[Token | ApiError](100)
+        send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
         held, given_back = ExitStack(), trio.Event()
         held.callback(given_back.set)
         stream = stream_of(receive, held)
-        send.send_nowait(token(5))
+        send.send_nowait((0, token(5)))
         assert await anext(stream)
         assert not given_back.is_set()
-        send.send_nowait(token(6, FinishReason.LENGTH))
+        send.send_nowait((0, token(6, FinishReason.LENGTH)))
         assert await anext(stream)
         assert given_back.is_set()
 

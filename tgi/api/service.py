@@ -2,18 +2,30 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import attrs
 import trio
 
+from tgi import __version__
 from tgi.config import Limits, Options
 from tgi.errors import Overloaded, Unavailable
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
 from tgi.scheduler import Scheduler
+from tgi.text.chat_template import ChatTemplates
 from tgi.text.tokenizer import Tokenizer
 
+from .grammars import Grammars
+
+if TYPE_CHECKING:
+    from tgi.tracing import Tracer
+
 TOKENIZING_THREADS = 2
+VERSION = f"3.3.7+tgi.{__version__}"
+"""The version of TGI that clients may take this server for, and our own."""
+FINGERPRINT = f"{VERSION}-native"
+""""system_fingerprint" on `/v1/*`."""
 
 
 @attrs.frozen(kw_only=True)
@@ -21,6 +33,8 @@ class ModelInfo:
     """The model as `/info` tells of it."""
 
     model_id: str
+    served_name: str
+    """What answers call the model: --served-model-name, or the id."""
     sha: str | None = None
     """Commit on the Hub; None for a local folder."""
     pipeline_tag: str | None = None
@@ -37,6 +51,8 @@ class Engine:
 
     scheduler: Scheduler
     tokenizer: Tokenizer
+    templates: ChatTemplates
+    grammars: Grammars
     limits: Limits
     model: ModelInfo
 
@@ -53,6 +69,8 @@ class Service:
     """None until it is ready."""
     in_flight: int = 0
     """Generations that hold a permit."""
+    tracer: "Tracer | None" = None
+    """Where traces go, if anywhere."""
     tokenizing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(TOKENIZING_THREADS))
 
     def ready_engine(self) -> Engine:
@@ -62,6 +80,10 @@ class Service:
         if self.lifecycle.phase is Phase.STARTING or self.engine is None:
             raise Unavailable(f"starting: {self.lifecycle.stage}")
         return self.engine
+
+    def loaded_engine(self) -> Engine:
+        """The engine, also of a server that is draining. Raises Unavailable before it is ready."""
+        return self.ready_engine() if self.engine is None else self.engine
 
     @contextmanager
     def permits(self, count: int) -> Iterator[None]:

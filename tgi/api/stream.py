@@ -1,74 +1,84 @@
-"""A generation as server-sent events: one write for all events that are ready (tgi-behaviour 1.6, 3.2)."""
+"""Generations as server-sent events: one write for all events that are ready (tgi-behaviour 1.6).
 
+What the events look like is the writer's affair: TGI's own (native_answers) or OpenAI's (openai_stream).
+"""
+
+from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Protocol
 
 import msgspec
 import trio
-from msgspec import UNSET, UnsetType
+from quart import Response
 from quart.wrappers.response import ResponseBody
 
-from tgi.errors import ApiError, IncompleteGenerationStream
-from tgi.scheduler import Sequence, Token
-from tgi.text.stopping import FinishReason
-from tgi.text.tokenizer import Tokenizer
+from tgi.errors import ApiError, DeadlineExceeded, IncompleteGenerationStream
+from tgi.scheduler import Token
 
-from .generate import (
-    Receive,
-    TokenBody,
-    encode,
-    generated_text,
-    reported_seed,
-    top_bodies,
-)
-from .observe import Observer, Timings
-from .validate import Generation
+from .connection import resources
+from .generate import Receive
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b":\n\n"
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+
+Item = tuple[int, Token | ApiError]
+_encode = msgspec.json.encode
 
 
-class StreamDetailsBody(msgspec.Struct):
-    """How the text came about."""
-
-    finish_reason: FinishReason
-    generated_tokens: int
-    seed: int | None
-    input_length: int
+def frame(body: object) -> bytes:
+    """One event (R1.80)."""
+    return b"data: " + _encode(body) + b"\n\n"
 
 
-class EventBody(msgspec.Struct):
-    """One event."""
+class EventWriter(Protocol):
+    """Turns what is generated into events, and tells the observer."""
 
-    index: int
-    token: TokenBody
-    top_tokens: list[TokenBody] | UnsetType
-    generated_text: str | None
-    details: StreamDetailsBody | None
+    ended: bool
+    """All generations have ended, and the last event has been written."""
+
+    def write(self, index: int, item: Token | ApiError) -> bytes:
+        """The events of the next item of sequence `index`; b"" where there is nothing to say yet."""
+
+    def fail(self, error: ApiError) -> bytes:
+        """The events that end every generation that still runs with this error."""
+
+
+async def stream_answer(
+    receive: Receive, writer: EventWriter, held: ExitStack, deadline: float, headers: Mapping[str, str]
+) -> Response:
+    """The answer whose body is this stream, once its status is known.
+
+    Takes over what is `held`: given back with the last event, or when the request ends otherwise. Raises
+    ApiError, and then leaves it.
+    """
+    kept = resources().enter_context(ExitStack())
+    stream = EventStream(receive, writer, kept, deadline)
+    await stream.start()
+    kept.push(held.pop_all())
+    return Response(stream, 200, {**headers, **HEADERS})
 
 
 class EventStream(ResponseBody):
     """The body of a streamed answer. Closes `held` with the last event, before that is sent."""
 
     def __init__(
-        self,
-        generation: Generation,
-        receive: Receive,
-        tokenizer: Tokenizer,
-        observer: Observer,
-        held: ExitStack,
+        self, receive: Receive, writer: EventWriter, held: ExitStack, deadline: float = float("inf")
     ) -> None:
-        self._generation = generation
-        self._sequence: Sequence = generation.sequences[0]
+        """`deadline`: on trio's clock; the stream then ends with an error."""
         self._receive = receive
-        self._tokenizer = tokenizer
-        self._observer = observer
+        self._writer = writer
         self._held = held
-        self._ready: list[Token | ApiError] | None = None
+        self._deadline = deadline
+        self._ready: list[Item] | None = None
         """Received but not yet sent; empty: nothing came in time."""
-        self._index = 0
-        self._ended = False
+        self._failure: ApiError | None = None
+        """What ends the stream after the items that are ready."""
 
     async def __aenter__(self) -> "EventStream":
         return self
@@ -87,23 +97,33 @@ class EventStream(ResponseBody):
         Raises ApiError.
         """
         self._ready = await self._receive_ready()
-        if self._ready and isinstance(self._ready[0], ApiError):
-            raise self._ready[0]
+        if self._ready:
+            _, first = self._ready[0]
+            if isinstance(first, ApiError):
+                raise first
+        elif self._failure is not None:
+            raise self._failure
 
     async def __anext__(self) -> bytes:
-        if self._ended:
+        writer = self._writer
+        if writer.ended:
             raise StopAsyncIteration
-        items = await self._receive_ready() if self._ready is None else self._ready
-        self._ready = None
-        data = b"".join(map(self._event, items))
-        if self._ended:
-            self._held.close()
-        return data or KEEP_ALIVE
+        while True:
+            items = await self._receive_ready() if self._ready is None else self._ready
+            self._ready = None
+            data = b"".join([writer.write(index, item) for index, item in items])
+            if self._failure is not None and not writer.ended:
+                data += writer.fail(self._failure)
+            if writer.ended:
+                self._held.close()
+            if data or not items:
+                return data or KEEP_ALIVE
 
-    async def _receive_ready(self) -> list[Token | ApiError]:
+    async def _receive_ready(self) -> list[Item]:
         """Wait for an item, and take all that are there; none if nothing comes in `KEEP_ALIVE_SECONDS`."""
-        items: list[Token | ApiError] = []
-        with trio.move_on_after(KEEP_ALIVE_SECONDS):
+        items: list[Item] = []
+        until = min(trio.current_time() + KEEP_ALIVE_SECONDS, self._deadline)
+        with trio.move_on_at(until) as patience:
             try:
                 items.append(await self._receive.receive())
                 while True:
@@ -111,41 +131,7 @@ class EventStream(ResponseBody):
             except trio.WouldBlock:
                 pass
             except trio.EndOfChannel:
-                if not items or not _is_last(items[-1]):
-                    items.append(IncompleteGenerationStream())
+                self._failure = IncompleteGenerationStream()
+        if patience.cancelled_caught and until == self._deadline:
+            self._failure = DeadlineExceeded()
         return items
-
-    def _event(self, item: Token | ApiError) -> bytes:
-        if isinstance(item, ApiError):
-            self._ended = True
-            self._observer.failed(item)
-            return b"data: " + encode(item.to_body()) + b"\n\n"
-        self._index += 1
-        if self._index == 1:
-            self._observer.first_token(self._sequence)
-        special = item.id in self._tokenizer.special_ids
-        body = EventBody(
-            self._index,
-            TokenBody(item.id, item.text, item.logprob, special),
-            top_bodies(item, self._tokenizer) if item.top else UNSET,
-            None,
-            None,
-        )
-        if item.finish is not None:
-            self._finish(body, item)
-        return b"data: " + encode(body) + b"\n\n"
-
-    def _finish(self, body: EventBody, last: Token) -> None:
-        self._ended = True
-        sequence, generation = self._sequence, self._generation
-        body.generated_text = generated_text(generation, sequence, last, self._tokenizer)
-        if generation.parameters.details:
-            assert last.finish is not None
-            body.details = StreamDetailsBody(
-                last.finish, self._index, reported_seed(sequence), len(sequence.prompt)
-            )
-        self._observer.finished(sequence, Timings.of(sequence))
-
-
-def _is_last(item: Token | ApiError) -> bool:
-    return isinstance(item, ApiError) or item.finish is not None

@@ -1,9 +1,11 @@
 """Whether a request can be served, rule by rule in TGI's order and words (V01-V22), and what it comes to."""
 
 import functools
+import json
 import secrets
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Items
 from typing import TypeVar
 
 import attrs
@@ -13,11 +15,13 @@ from tgi.config import Limits
 from tgi.errors import ValidationError
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.text.detokenizer import Detokenizer
+from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 from .observe import CHUNK
-from .schema import GenerateParameters
+from .schema import Grammar, GenerateParameters
+from .service import Engine, Service
 
 T = TypeVar("T")
 INLINE_CHARACTERS = 500
@@ -26,7 +30,7 @@ INLINE_CHARACTERS = 500
 
 @attrs.frozen(kw_only=True)
 class Generation:
-    """A request that may be served."""
+    """A request of TGI's own routes that may be served."""
 
     inputs: str
     parameters: GenerateParameters
@@ -34,6 +38,31 @@ class Generation:
     """One for each of `best_of`."""
     full_text: bool
     """Whether the prompt comes before the generated text."""
+
+
+@attrs.frozen(kw_only=True)
+class Extras:
+    """What only the OpenAI routes offer beside TGI's parameters; neutral by default."""
+
+    count: int = 1
+    """Sequences for the prompt."""
+    add_special_tokens: bool = True
+    """Whether the tokeniser puts its own before a prompt that is text."""
+    presence_penalty: float = 0.0
+    count_penalty: float = 0.0
+    """OpenAI's `frequency_penalty`: for each time that the token was generated."""
+    min_p: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    most_top_tokens: int = 0
+    """How many top tokens may be asked for where the server's limit is lower."""
+    prompt_top: int | None = None
+    """How many of the most likely tokens to report for each token of the prompt; None: not even its own."""
+
+
+_NO_EXTRAS = Extras()
 
 
 def check_streamable(parameters: GenerateParameters) -> None:
@@ -55,47 +84,98 @@ def check_best_of(parameters: GenerateParameters, limits: Limits) -> int:
 
 
 async def validate(
-    inputs: str,
+    prompt: str | Items[int],
     parameters: GenerateParameters,
+    service: Service,
+    engine: Engine,
     *,
-    tokenizer: Tokenizer,
-    limits: Limits,
-    vocab_size: int,
-    threads: trio.CapacityLimiter,
-    full_text: bool,
-) -> Generation:
-    """V06 to V22: tokenise, and make the sequences. Raises ValidationError."""
+    extras: Extras = _NO_EXTRAS,
+    grammar: GrammarSpec | None = None,
+) -> list[Sequence]:
+    """V06 to V22: tokenise, and make the sequences of one prompt. Raises ValidationError.
+
+    `grammar` is one that does not come from the parameters.
+    """
     arrived = time.monotonic()
     _check_numbers(parameters)
-    _check_counts(parameters, limits)
-    if not inputs:
+    _check_counts(parameters, engine.limits, extras)
+    if not prompt:
         raise ValidationError("`inputs` cannot be empty")
-    truncate = parameters.truncate
-    if truncate is not None and not 0 < truncate <= limits.max_input_tokens:
-        limit = limits.max_input_tokens
+    ids = await _prompt_ids(prompt, parameters.truncate, service, engine, extras)
+    most = _check_lengths(len(ids), parameters.max_new_tokens, engine.limits)
+    if extras.min_tokens > most:
+        raise ValidationError(f"`min_tokens` must be <= {most}, the tokens that may be generated")
+    if parameters.grammar is not None:
+        grammar = grammar_spec(parameters.grammar)
+    matcher = None
+    if grammar is not None:
+        if service.options.disable_grammar_support:
+            raise ValidationError("grammar is not supported")
+        matcher = await engine.grammars.matcher(grammar)
+    tokenizer = engine.tokenizer
+    ends = frozenset() if extras.ignore_eos and matcher is None else tokenizer.eos_ids
+    ends |= frozenset(extras.stop_token_ids)
+    return [
+        Sequence(
+            prompt=ids,
+            max_new_tokens=most,
+            sampling=_sampling_params(parameters, extras, number, ends),
+            stopping=StoppingCriteria(most, ends, parameters.stop, min_tokens=extras.min_tokens),
+            detokenizer=Detokenizer(tokenizer, ids),
+            matcher=matcher if matcher is None or not number else matcher.fork(),
+            wants_prompt_logprobs=parameters.decoder_input_details or extras.prompt_top is not None,
+            prompt_top=extras.prompt_top or 0,
+            arrived=arrived,
+        )
+        for number in range(parameters.best_of or extras.count)
+    ]
+
+
+def grammar_spec(grammar: Grammar) -> GrammarSpec:
+    """A grammar of the API as the compiler takes it. Raises ValidationError (V22a, V22b)."""
+    value = grammar.value
+    if grammar.type == "regex":
+        return GrammarSpec("regex", value)
+    if grammar.type == "json_schema":
+        value = value.schema
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise ValidationError(f"grammar is not valid: {error}") from error
+    if not isinstance(value, dict | bool):
+        raise ValidationError("grammar is not supported")
+    return GrammarSpec("json", json.dumps(value))
+
+
+async def _prompt_ids(
+    prompt: str | Items[int], truncate: int | None, service: Service, engine: Engine, extras: Extras
+) -> list[int]:
+    """V16, V17, and that the model knows every token."""
+    limit = engine.limits.max_input_tokens
+    if truncate is not None and not 0 < truncate <= limit:
         raise ValidationError(
             f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}"
         )
-    encode = functools.partial(tokenizer.encode, inputs, truncate=truncate)
-    prompt = await tokenized(encode, len(inputs), threads)
-    if (unknown := max(prompt, default=0)) >= vocab_size:
-        raise ValidationError(f"tokenizer error the model has {vocab_size} tokens, and no token {unknown}")
-    max_new_tokens = _check_lengths(len(prompt), parameters.max_new_tokens, limits)
-    if parameters.grammar is not None:
-        raise ValidationError("grammar is not supported")
-    sequences = [
-        Sequence(
-            prompt=prompt,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling_params(parameters),
-            stopping=StoppingCriteria(max_new_tokens, tokenizer.eos_ids, parameters.stop),
-            detokenizer=Detokenizer(tokenizer, prompt),
-            wants_prompt_logprobs=parameters.decoder_input_details,
-            arrived=arrived,
+    if isinstance(prompt, str):
+        encode = functools.partial(
+            engine.tokenizer.encode,
+            prompt,
+            add_special_tokens=extras.add_special_tokens,
+            truncate=truncate,
         )
-        for _ in range(parameters.best_of or 1)
-    ]
-    return Generation(inputs=inputs, parameters=parameters, sequences=sequences, full_text=full_text)
+        ids = await tokenized(encode, len(prompt), service.tokenizing)
+    else:
+        ids = list(prompt)
+    check_known(ids, engine)
+    return ids
+
+
+def check_known(ids: Items[int], engine: Engine) -> None:
+    """Raises ValidationError for a token that the model does not have."""
+    size = engine.model.vocab_size
+    if (unknown := max(ids, default=0)) >= size:
+        raise ValidationError(f"tokenizer error the model has {size} tokens, and no token {unknown}")
 
 
 async def tokenized(call: Callable[[], T], characters: int, threads: trio.CapacityLimiter) -> T:
@@ -117,17 +197,26 @@ def samples(parameters: GenerateParameters) -> bool:
     )
 
 
-def sampling_params(parameters: GenerateParameters) -> SamplingParams:
-    """With a seed of its own where none is given (R2.73)."""
+def _sampling_params(
+    parameters: GenerateParameters, extras: Extras, number: int, ends: frozenset[int]
+) -> SamplingParams:
+    """Of sequence `number` of a prompt, with a seed of its own where none is given (R2.73)."""
+    seed = secrets.randbits(64) if parameters.seed is None else (parameters.seed + number) % 2**64
     return SamplingParams(
         sample=samples(parameters),
-        seed=secrets.randbits(64) if parameters.seed is None else parameters.seed,
+        seed=seed,
         temperature=_or(parameters.temperature, 1.0),
         top_k=parameters.top_k or 0,
         top_p=_or(parameters.top_p, 1.0),
         typical_p=_or(parameters.typical_p, 1.0),
+        min_p=extras.min_p,
         repetition_penalty=_or(parameters.repetition_penalty, 1.0),
         frequency_penalty=_or(parameters.frequency_penalty, 0.0),
+        presence_penalty=extras.presence_penalty,
+        count_penalty=extras.count_penalty,
+        logit_bias=extras.logit_bias,
+        min_tokens=extras.min_tokens,
+        ends=tuple(sorted(ends)) if extras.min_tokens else (),
         watermark=parameters.watermark,
         top_n_tokens=parameters.top_n_tokens or 0,
     )
@@ -159,14 +248,15 @@ def _check_numbers(parameters: GenerateParameters) -> None:
         raise ValidationError("`max_new_tokens` must be strictly positive")
 
 
-def _check_counts(parameters: GenerateParameters, limits: Limits) -> None:
+def _check_counts(parameters: GenerateParameters, limits: Limits, extras: Extras) -> None:
     """V14."""
     stops, most = len(parameters.stop), limits.max_stop_sequences
     if stops > most:
         raise ValidationError(f"`stop` supports up to {most} stop sequences. Given: {stops}")
     if parameters.seed is not None and (parameters.best_of or 1) > 1:
         raise ValidationError("`seed` must not be set when `best_of` > 1")
-    top, most = parameters.top_n_tokens or 0, limits.max_top_n_tokens
+    top = parameters.top_n_tokens or 0
+    most = max(limits.max_top_n_tokens, extras.most_top_tokens)
     if top > most:
         raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {most}. Given: {top}")
 

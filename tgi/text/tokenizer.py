@@ -88,9 +88,9 @@ class Tokenizer:
                 surplus -= 1
         return kept
 
-    def tokenize(self, text: str) -> list[Piece]:
-        """The tokens of a text, special ones added, with their places in its UTF-8."""
-        encoding = self._encode(text, add_special_tokens=True)
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[Piece]:
+        """The tokens of a text with their places in its UTF-8."""
+        encoding = self._encode(text, add_special_tokens)
         data = text.encode()
         # Offsets count characters; a table of where each character begins makes bytes of them.
         begins = [0]
@@ -142,6 +142,16 @@ class Tokenizer:
         ]
         return json.dumps(content)
 
+    def bytes_alone(self, token: int) -> bytes:
+        """The bytes that an id adds to a text, where that can be told without its neighbours."""
+        if self.bytes_of is not None:
+            return self.bytes_of[token]
+        name = self._core.id_to_token(token) or ""
+        if _is_byte_token(name):
+            return bytes.fromhex(name[3:5])
+        text = self.pieces[token] if self.pieces is not None else ""
+        return (text or self.decode_alone(token)).encode()
+
 
 class _ByteTable(dict[int, bytes]):
     """Filled on demand. Each character of a byte-level token stands for a byte; other tokens are literal."""
@@ -174,12 +184,16 @@ class _PieceTable(dict[int, str]):
 
     def __missing__(self, token: int) -> str:
         name = self._core.id_to_token(token)
-        is_byte = name is None or (len(name) == 6 and name.startswith("<0x") and name.endswith(">"))
-        text = "" if is_byte else self._decode([*self._context, token])[self._length :]
+        text = "" if name is None or _is_byte_token(name) else self._decode([*self._context, token])[self._length :]
         if text.endswith(_INCOMPLETE):
             text = ""
         self[token] = text
         return text
+
+
+def _is_byte_token(name: str) -> bool:
+    """Whether a token stands for one byte, as SentencePiece names such."""
+    return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
 
 
 def _byte_of() -> dict[str, int]:

@@ -2,15 +2,11 @@
 
 from quart import Blueprint, Response
 
-from tgi import __version__
 from tgi.api.answers import empty, json_answer
-from tgi.api.service import TOKENIZING_THREADS, Engine, Service
+from tgi.api.service import TOKENIZING_THREADS, VERSION, Engine, Service
 from tgi.errors import ApiError, Unavailable
 from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE
-
-TGI_LEVEL = "3.3.7"
-"""The version of TGI that clients may take this server for."""
 
 
 def routes(service: Service) -> Blueprint:
@@ -29,10 +25,7 @@ def routes(service: Service) -> Blueprint:
 
     @blueprint.get("/info")
     async def info() -> Response:
-        if service.engine is None:
-            service.ready_engine()
-        assert service.engine is not None
-        return json_answer(_describe(service.engine))
+        return json_answer(_describe(service.loaded_engine()))
 
     @blueprint.get("/metrics")
     async def metrics() -> Response:
@@ -75,7 +68,7 @@ def _describe(engine: Engine) -> dict[str, object]:
         "validation_workers": TOKENIZING_THREADS,
         "max_client_batch_size": limits.max_client_batch_size,
         "router": "text-generation-router",
-        "version": f"{TGI_LEVEL}+tgi.{__version__}",
+        "version": VERSION,
         "sha": None,
         "docker_label": None,
         "max_input_length": limits.max_input_tokens,

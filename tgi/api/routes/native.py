@@ -6,17 +6,12 @@ from contextlib import ExitStack
 from quart import Blueprint, Response
 
 from tgi.api.answers import json_answer, read_body
-from tgi.api.connection import resources
-from tgi.api.generate import (
-    answer,
-    generate,
-    prompt_headers,
-    timing_headers,
-)
+from tgi.api.generate import best_first, generate, prompt_headers, timing_headers
+from tgi.api.native_answers import NativeEvents, answer
 from tgi.api.observe import Observer, Timings
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, GenerateRequest
 from tgi.api.service import Engine, Service
-from tgi.api.stream import HEADERS, EventStream
+from tgi.api.stream import stream_answer
 from tgi.api.validate import Generation, check_best_of, check_streamable, tokenized, validate
 
 
@@ -41,13 +36,7 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/")
     async def compat_generate() -> Response:
         engine = service.ready_engine()
-        body = await read_body(CompatGenerateRequest)
-        full_text = body.parameters.return_full_text
-        if full_text is None:  # R2.70
-            full_text = engine.model.pipeline_tag in (None, "text-generation")
-        if body.stream:
-            return await _stream(service, engine, body.inputs, body.parameters, full_text)
-        return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=True)
+        return await answer_compat_generate(await read_body(CompatGenerateRequest), service, engine)
 
     @blueprint.post("/tokenize")
     async def tokenize_route() -> Response:
@@ -57,6 +46,18 @@ def routes(service: Service) -> Blueprint:
         return json_answer(await tokenized(tokenize, len(body.inputs), service.tokenizing))
 
     return blueprint
+
+
+async def answer_compat_generate(
+    body: CompatGenerateRequest, service: Service, engine: Engine
+) -> Response:
+    """TGI's route for its clients: a list of one answer, or a stream."""
+    full_text = body.parameters.return_full_text
+    if full_text is None:  # R2.70
+        full_text = engine.model.pipeline_tag in (None, "text-generation")
+    if body.stream:
+        return await _stream(service, engine, body.inputs, body.parameters, full_text)
+    return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=True)
 
 
 async def _validated(
@@ -108,6 +109,5 @@ async def _stream(
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
         receive = held.enter_context(engine.scheduler.generating_all(generation.sequences))
         writer = NativeEvents(generation, engine.tokenizer, observer)
-        stream = await begin_stream(receive, writer, held, observer)
-    headers = prompt_headers(len(inputs), service.options.compute_type) | HEADERS
-    return Response(stream, 200, {"content-type": "text/event-stream", **headers})
+        headers = prompt_headers(len(inputs), service.options.compute_type)
+        return await stream_answer(receive, writer, held, observer.deadline, headers)

@@ -1,0 +1,140 @@
+"""Chat: from messages to the prompt and the grammar of the answer, and from tokens to the answer."""
+
+import functools
+from collections.abc import Sequence as Items
+
+import attrs
+import trio
+
+from tgi.errors import ToolError
+from tgi.scheduler import Token
+from tgi.text.grammar import GrammarSpec
+from tgi.text.tools import CallDelta, Tool, ToolFormat, prepare_messages
+
+from .generate import Finished
+from .openai_answers import (
+    ChatChoiceBody,
+    ChatLogprobsBody,
+    ChatMessageBody,
+    FunctionBody,
+    ToolCallBody,
+    UsageBody,
+)
+from .openai_schema import ChatRequest, Message, ToolDefinition
+from .openai_text import ChoiceContent, ChoiceText, token_logprob
+from .service import Engine, Service
+from .validate import grammar_spec
+
+INLINE_CHARACTERS = 20_000
+"""Messages up to this length are rendered at once; longer ones in a thread."""
+
+
+@attrs.frozen
+class ChatPrompt:
+    """What a chat request asks the model."""
+
+    text: str
+    grammar: GrammarSpec | None
+    """What the answer must obey."""
+    format: ToolFormat | None
+    """How tool calls are written in it; None: there are no tools to call."""
+
+
+async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> ChatPrompt:
+    """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
+    tools = _offered(body)
+    schema = None if body.response_format is None else grammar_spec(body.response_format)
+    tool_format, grammar = None, schema
+    if tools:
+        tool_format = ToolFormat.of(engine.templates, engine.tokenizer)
+        mode = "auto" if body.tool_choice is None else body.tool_choice.mode
+        grammar = tool_format.grammar(
+            [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
+            required=mode in ("required", "named"),
+            parallel=body.parallel_tool_calls is not False,
+            text=schema,
+        )
+    render = functools.partial(_render, body, tools, tool_format, engine)
+    length = sum(len(str(message.content)) for message in body.messages)
+    if length <= INLINE_CHARACTERS:
+        text = render()
+    else:
+        text = await trio.to_thread.run_sync(render, limiter=service.tokenizing)
+    return ChatPrompt(text, grammar, tool_format)
+
+
+def _offered(body: ChatRequest) -> list[ToolDefinition]:
+    """The tools that the model may call (T3, V33)."""
+    tools, choice = body.tools or [], body.tool_choice
+    if choice is None or choice.mode in ("auto", "required"):
+        return tools
+    if choice.mode == "none":
+        return []
+    named = [tool for tool in tools if tool.function.name == choice.name]
+    if not named:
+        raise ToolError(f"Tool with name {choice.name} not found")
+    return named[:1]
+
+
+def _render(
+    body: ChatRequest, tools: list[ToolDefinition], tool_format: ToolFormat | None, engine: Engine
+) -> str:
+    messages, offered = prepare_messages(
+        [_as_dict(message) for message in body.messages],
+        [attrs.asdict(tool) for tool in tools],
+        engine.templates,
+        tool_format,
+        body.tool_prompt,
+    )
+    return engine.templates.render(messages, offered, body.chat_template_kwargs)
+
+
+def _as_dict(message: Message) -> dict[str, object]:
+    return {name: value for name, value in attrs.asdict(message).items() if value is not None}
+
+
+def choice_content(body: ChatRequest, prompt: ChatPrompt, engine: Engine) -> ChoiceContent:
+    """An empty choice of an answer to this prompt."""
+    parser = None if prompt.format is None else prompt.format.parser()
+    text = ChoiceText(engine.tokenizer, body.stop or [], with_special=parser is not None)
+    return ChoiceContent(text, parser)
+
+
+def chat_choice(
+    body: ChatRequest, prompt: ChatPrompt, engine: Engine, index: int, finished: Finished
+) -> ChatChoiceBody:
+    """A whole choice (R3.41, R3.42)."""
+    content = choice_content(body, prompt, engine)
+    pieces = [content.feed(token) for token in finished.tokens]
+    text = "".join(piece for piece, _ in pieces)
+    calls = _whole_calls([delta for _, deltas in pieces for delta in deltas])
+    message = ChatMessageBody("assistant", text or None if calls else text)
+    if calls:
+        message.tool_calls = calls
+    logprobs = chat_logprobs(body, engine, finished.tokens)
+    return ChatChoiceBody(index, message, logprobs, content.reason(finished.reason))
+
+
+def _whole_calls(deltas: list[CallDelta]) -> list[ToolCallBody]:
+    calls: list[ToolCallBody] = []
+    for delta in deltas:
+        if delta.id is not None:
+            calls.append(ToolCallBody(delta.id, "function", FunctionBody(None, delta.name or "", "")))
+        calls[-1].function.arguments += delta.arguments
+    return calls
+
+
+def chat_logprobs(body: ChatRequest, engine: Engine, tokens: Items[Token]) -> ChatLogprobsBody | None:
+    """Where the client wants them (R3.44)."""
+    if not body.logprobs:
+        return None
+    return ChatLogprobsBody(
+        [token_logprob(token, engine.tokenizer, body.top_logprobs or 0) for token in tokens]
+    )
+
+
+def usage_of(finished: Items[Finished]) -> UsageBody:
+    """Of sequences that answer one prompt."""
+    return UsageBody.of(len(finished[0].sequence.prompt), sum(len(one.tokens) for one in finished))
+
+

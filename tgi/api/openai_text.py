@@ -1,0 +1,165 @@
+"""What clients of the OpenAI routes see of generated tokens: text without its end, and log-probabilities."""
+
+from collections.abc import Sequence as Items
+
+import attrs
+
+from tgi.scheduler import Sequence, Token
+from tgi.text.stopping import FinishReason
+from tgi.text.tokenizer import Tokenizer
+from tgi.text.tools import CallDelta, ToolCallParser
+
+from .openai_answers import (
+    CompletionLogprobsBody,
+    Reason,
+    TokenLogprobBody,
+    TopLogprobBody,
+)
+
+
+class ChoiceText:
+    """The text of one choice as its tokens come, without end tokens and, as OpenAI has it, stop strings.
+
+    What may be the beginning of a stop string is held back until the next token tells.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Items[str], *, with_special: bool = False) -> None:
+        """`with_special`: special tokens that end nothing are text (marks around tool calls are such)."""
+        self._hidden = tokenizer.eos_ids if with_special else tokenizer.eos_ids | tokenizer.special_ids
+        self._stop = [text for text in stop if text]
+        self._held = ""
+
+    def feed(self, token: Token) -> str:
+        """What this token adds."""
+        ends_text = token.finish is FinishReason.EOS_TOKEN or token.id in self._hidden
+        text = "" if ends_text else token.text
+        if not self._stop:
+            return text
+        seen = self._held + text
+        if token.finish is FinishReason.STOP_SEQUENCE:
+            ends = [(at + len(stop), at) for stop in self._stop if (at := seen.find(stop)) >= 0]
+            return seen[: min(ends)[1]] if ends else seen
+        self._held = "" if token.finish else self._beginning_of_stop(seen)
+        return seen[: len(seen) - len(self._held)]
+
+    def _beginning_of_stop(self, text: str) -> str:
+        """The longest end of the text that a stop string could begin with."""
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return text[-length:]
+        return ""
+
+
+@attrs.define(eq=False)
+class ChoiceContent:
+    """One choice of a chat answer: its text, and the tool calls that are read out of it."""
+
+    text: ChoiceText
+    parser: ToolCallParser | None
+    """None: there are no tools to call."""
+    called: bool = False
+
+    def feed(self, token: Token) -> tuple[str, list[CallDelta]]:
+        """What this token adds to the content, and to the calls."""
+        text = self.text.feed(token)
+        if self.parser is None:
+            return text, []
+        deltas = self.parser.feed(text)
+        if token.finish:
+            deltas += self.parser.end()
+        calls = [delta for delta in deltas if isinstance(delta, CallDelta)]
+        self.called = self.called or bool(calls)
+        return "".join(delta for delta in deltas if isinstance(delta, str)), calls
+
+    def reason(self, finish: FinishReason) -> Reason:
+        """Why the choice ended, in OpenAI's words."""
+        reason = openai_reason(finish)
+        return "tool_calls" if self.called and reason == "stop" else reason
+
+
+def openai_reason(finish: FinishReason) -> Reason:
+    """Why a generation ended, in OpenAI's words."""
+    return "length" if finish is FinishReason.LENGTH else "stop"
+
+
+def token_logprob(token: Token, tokenizer: Tokenizer, top: int) -> TokenLogprobBody:
+    """A token of a chat answer, with exactly `top` of the most likely ones, or fewer where there are."""
+    data = tokenizer.bytes_alone(token.id)
+    return TokenLogprobBody(
+        data.decode(errors="replace"),
+        token.logprob,
+        list(data),
+        [_top_logprob(other, logprob, tokenizer) for other, logprob in token.top[:top]],
+    )
+
+
+def _top_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> TopLogprobBody:
+    data = tokenizer.bytes_alone(token)
+    return TopLogprobBody(data.decode(errors="replace"), logprob, list(data))
+
+
+class CompletionLogprobs:
+    """The columns of a completion's log-probabilities as its tokens come."""
+
+    def __init__(self, tokenizer: Tokenizer, top: int, offset: int = 0) -> None:
+        """`top`: how many of the most likely tokens beside the chosen one; `offset`: of the first token."""
+        self._tokenizer = tokenizer
+        self._top = top
+        self._offset = offset
+
+    def prompt(self, sequence: Sequence) -> CompletionLogprobsBody:
+        """Of the tokens of the prompt; nothing is known of the first one."""
+        body = CompletionLogprobsBody([], [], [] if self._top else None, [])
+        tops: list[Items[tuple[int, float]]] = [(), *sequence.prompt_tops]
+        for place, (token, logprob) in enumerate(
+            zip(sequence.prompt, [None, *sequence.prompt_logprobs], strict=True)
+        ):
+            self._add(body, token, logprob, tops[place] if self._top else ())
+        return body
+
+    def tokens(self, tokens: Items[Token]) -> CompletionLogprobsBody:
+        """Of generated tokens."""
+        body = CompletionLogprobsBody([], [], [] if self._top else None, [])
+        for token in tokens:
+            self._add(body, token.id, token.logprob, token.top)
+        return body
+
+    def _add(
+        self,
+        body: CompletionLogprobsBody,
+        token: int,
+        logprob: float | None,
+        top: Items[tuple[int, float]],
+    ) -> None:
+        text = self._text(token)
+        body.tokens.append(text)
+        body.token_logprobs.append(logprob)
+        body.text_offset.append(self._offset)
+        self._offset += len(text)
+        if body.top_logprobs is not None:
+            body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
+
+    def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float]:
+        """By text; of tokens with the same text the most likely one, and the chosen one in any case."""
+        table: dict[str, float] = {}
+        for token, value in top[: self._top]:
+            table.setdefault(self._text(token), value)
+        table.setdefault(text, logprob)
+        return table
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.bytes_alone(token).decode(errors="replace")
+
+
+def joined(first: CompletionLogprobsBody, second: CompletionLogprobsBody) -> CompletionLogprobsBody:
+    """The columns of one after those of the other."""
+    top = None
+    if first.top_logprobs is not None and second.top_logprobs is not None:
+        top = first.top_logprobs + second.top_logprobs
+    return CompletionLogprobsBody(
+        first.tokens + second.tokens,
+        first.token_logprobs + second.token_logprobs,
+        top,
+        first.text_offset + second.text_offset,
+    )
