@@ -8,6 +8,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import aclosing
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -84,21 +85,22 @@ async def run_engine(service: Service, options: Options) -> None:
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
         info = _model_info(options, model, loaded.dtype)
-        service.engine = Engine(
-            scheduler=scheduler,
-            tokenizer=tokenizer,
-            templates=templates,
-            grammars=Grammars(GrammarCompiler(tokenizer, info.vocab_size)),
-            limits=limits,
-            model=info,
-        )
-        lifecycle.phase = Phase.READY
-        log.info(
-            "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
-            info.model_id, info.dtype, info.device,
-            blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
-        )  # fmt: skip
-        await scheduler.run()
+        async with aclosing(Grammars(GrammarCompiler(tokenizer, info.vocab_size))) as grammars:
+            service.engine = Engine(
+                scheduler=scheduler,
+                tokenizer=tokenizer,
+                templates=templates,
+                grammars=grammars,
+                limits=limits,
+                model=info,
+            )
+            lifecycle.phase = Phase.READY
+            log.info(
+                "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
+                info.model_id, info.dtype, info.device,
+                blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
+            )  # fmt: skip
+            await scheduler.run()
 
 
 def describe_model(folder: Path, options: Options) -> Model:

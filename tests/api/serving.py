@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import attrs
@@ -178,14 +178,15 @@ async def serving(
     executor = FakeExecutor(script or counting(290), step_seconds)
     scheduler = Scheduler(executor, limits, DEVICE, BLOCKS, metrics)
     service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
+    tokenizer = make_tokenizer(bos)
+    grammars = Grammars(GrammarCompiler(tokenizer, info.vocab_size))
     if phase is not Phase.STARTING:
         service.lifecycle.phase = phase
-        tokenizer = make_tokenizer(bos)
         service.engine = Engine(
             scheduler=scheduler,
             tokenizer=tokenizer,
             templates=ChatTemplates({} if template is None else {"default": template}, SPECIAL_TOKENS),
-            grammars=Grammars(GrammarCompiler(tokenizer, info.vocab_size)),
+            grammars=grammars,
             limits=limits,
             model=info,
         )
@@ -193,7 +194,7 @@ async def serving(
     config.bind = ["127.0.0.1:0"]
     config.errorlog = config.accesslog = None
     config.keep_alive_timeout = keep_alive
-    async with trio.open_nursery() as nursery:
+    async with aclosing(grammars), trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         (address,) = await nursery.start(functools.partial(serve, create_app(service), config))
         yield Server(int(address.rpartition(":")[2]), service, executor)

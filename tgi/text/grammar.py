@@ -60,6 +60,10 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(core, grammar, log_level=0, limits=_LIMITS)
         return Matcher(matcher, self.vocab_size, _mask_of(self.ends, self.vocab_size), frozenset(self.ends))
 
+    def tokenizer_json(self) -> str:
+        """The tokenizer as tokenizer.json, for a compiler in another process."""
+        return self._tokenizer.to_json()
+
     def load(self) -> None:
         """Read the vocabulary now. Raises GrammarError."""
         self._tokens()

@@ -1,0 +1,146 @@
+"""Grammars, compiled off the event loop: tried in a process of its own first, then compiled here, and kept.
+
+No request waits for another's grammar longer than a trial takes, and none ends the server.
+"""
+
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import attrs
+import msgspec
+import trio
+
+from tgi.errors import InternalError, ValidationError
+from tgi.protocol import FrameReader, frame
+from tgi.text.grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
+from tgi.text.grammar_trial import Start, Verdict
+
+TRIALS = 2
+"""At once; each has a process that holds the vocabulary."""
+CACHED_BYTES = 256 << 20
+_LEAST_BYTES = 65_536
+"""What a grammar is taken for at the least."""
+_RECEIVE_BYTES = 65_536
+
+
+class Grammars:
+    """A cache of compiled grammars. To be closed."""
+
+    def __init__(self, compiler: GrammarCompiler) -> None:
+        self._compiler = compiler
+        self._known: OrderedDict[GrammarSpec, tuple[Matcher | str, int]] = OrderedDict()
+        """With the most recent last: the start of any text, or why there is none; and its size."""
+        self._size = 0
+        self._idle: list[_Trials] = []
+        self._closed = False
+        self._trying = trio.CapacityLimiter(TRIALS)
+        self._compiling = trio.CapacityLimiter(1)
+
+    async def matcher(self, spec: GrammarSpec) -> Matcher:
+        """A matcher at the start of its text. Raises ValidationError for a grammar that cannot be used."""
+        if spec not in self._known:
+            async with self._trying:
+                if spec not in self._known:
+                    self._keep(spec, *await self._compile(spec))
+        self._known.move_to_end(spec)
+        found, _ = self._known[spec]
+        if isinstance(found, str):
+            raise ValidationError(f"grammar is not valid: {found}")
+        return found.fork()
+
+    async def aclose(self) -> None:
+        """End the processes; nothing may be compiled afterwards."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().aclose()
+
+    async def _compile(self, spec: GrammarSpec) -> tuple[Matcher | str, int]:
+        size = _LEAST_BYTES + len(spec.source)
+        verdict = await self._try(spec)
+        if verdict.error:
+            return verdict.error, size
+        try:
+            matcher = await trio.to_thread.run_sync(self._compiler.compile, spec, limiter=self._compiling)
+        except GrammarError as error:
+            return str(error), size
+        return matcher, size + verdict.grown
+
+    async def _try(self, spec: GrammarSpec) -> Verdict:
+        for _ in range(2):  # a process that was idle may be gone
+            async with self._trials() as trials:
+                if verdict := await trials.ask(spec):
+                    return verdict
+        raise InternalError
+
+    @asynccontextmanager
+    async def _trials(self) -> AsyncIterator["_Trials"]:
+        """A process that is not busy. One that was left in the middle of an answer is not used again."""
+        trials = self._idle.pop() if self._idle else await _Trials.start(self._compiler)
+        try:
+            yield trials
+        finally:
+            if trials.usable and not self._closed:
+                self._idle.append(trials)
+            else:
+                await trials.aclose()
+
+    def _keep(self, spec: GrammarSpec, found: Matcher | str, size: int) -> None:
+        self._known[spec] = found, size
+        self._size += size
+        while self._size > CACHED_BYTES and len(self._known) > 1:
+            _, (_, freed) = self._known.popitem(last=False)
+            self._size -= freed
+
+
+@attrs.define(eq=False)
+class _Trials:
+    """A `grammar_trial` process."""
+
+    process: trio.Process
+    reader: FrameReader = attrs.field(factory=FrameReader)
+    usable: bool = True
+
+    @classmethod
+    async def start(cls, compiler: GrammarCompiler) -> "_Trials":
+        command = [sys.executable, "-m", "tgi.text.grammar_trial"]
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        trials = cls(process)
+        try:
+            text = await trio.to_thread.run_sync(compiler.tokenizer_json)
+            await trials.send(Start(text, compiler.ends, compiler.vocab_size))
+        except BaseException:
+            await trials.aclose()
+            raise
+        return trials
+
+    async def ask(self, spec: GrammarSpec) -> Verdict | None:
+        """None: the process is gone."""
+        self.usable = False
+        await self.send(spec)
+        assert self.process.stdout
+        while data := await self.process.stdout.receive_some(_RECEIVE_BYTES):
+            for payload in self.reader.feed(bytes(data)):
+                self.usable = True
+                return msgspec.json.decode(payload, type=Verdict)
+        return None
+
+    async def send(self, message: object) -> None:
+        assert self.process.stdin
+        try:
+            await self.process.stdin.send_all(frame(msgspec.json.encode(message)))
+        except trio.BrokenResourceError:
+            self.usable = False
+
+    async def aclose(self) -> None:
+        with trio.CancelScope(shield=True):
+            self.process.kill()
+            await self.process.wait()
+            assert self.process.stdin
+            assert self.process.stdout
+            await self.process.stdin.aclose()
+            await self.process.stdout.aclose()

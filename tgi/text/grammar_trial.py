@@ -1,0 +1,129 @@
+"""Whether a grammar can be compiled and followed with little time and memory, tried where nothing is lost.
+
+`python -m tgi.text.grammar_trial` reads the vocabulary once, and forks for each grammar: the copy may run out
+of time, memory or stack, and is gone afterwards. `Start`, then `GrammarSpec`s come in on stdin; a `Verdict`
+for each goes out on stdout, all as frames of JSON. It ends with its stdin.
+"""
+
+import contextlib
+import os
+import random
+import resource
+import signal
+import sys
+from typing import BinaryIO, TypeVar
+
+import msgspec
+import tokenizers
+
+from tgi.protocol import frame
+
+from .grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
+from .tokenizer import Tokenizer
+
+SECONDS = 1.0
+"""The server does the same work once more: both together take no more than twice that."""
+MEMORY = 128 << 20
+"""Bytes that it may grow by."""
+STACK = 1 << 20
+"""Bytes; the server's threads have 2 MiB at the least."""
+STEPS = 32
+"""Tokens of a random text: some grammars are cheap to compile, and too complex to follow."""
+
+T = TypeVar("T")
+
+
+class Start(msgspec.Struct, frozen=True):
+    """What a compiler is made of."""
+
+    tokenizer: str
+    ends: list[int]
+    vocab_size: int
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The outcome for one grammar."""
+
+    error: str = ""
+    """Why it cannot be used; "": it can."""
+    grown: int = 0
+    """Bytes that it took."""
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    os.nice(5)
+    requests, answers = sys.stdin.buffer, sys.stdout.buffer
+    start = _read(requests, Start)
+    if start is None:
+        return
+    core = tokenizers.Tokenizer.from_str(start.tokenizer)
+    compiler = GrammarCompiler(Tokenizer(core, (), start.ends), start.vocab_size)
+    with contextlib.suppress(GrammarError):  # each grammar will say it again
+        compiler.load()
+    while spec := _read(requests, GrammarSpec):
+        answers.write(frame(msgspec.json.encode(try_grammar(compiler, spec))))
+        answers.flush()
+
+
+def _read(stream: BinaryIO, kind: type[T]) -> T | None:
+    length = stream.read(4)
+    if len(length) < 4:
+        return None
+    return msgspec.json.decode(stream.read(int.from_bytes(length, "little")), type=kind)
+
+
+def try_grammar(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
+    """Compile and follow it in a fork of this process, which must have only one thread."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            _limit()
+            os.write(send, msgspec.json.encode(_try_here(compiler, spec)))
+        finally:
+            os._exit(0)
+    os.close(send)
+    with open(receive, "rb") as stream:
+        answer = stream.read()
+    _, status = os.waitpid(child, 0)
+    if answer:
+        return msgspec.json.decode(answer, type=Verdict)
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
+        return Verdict(f"it takes more than {SECONDS:g} s to compile")
+    return Verdict("it is too complex to compile")
+
+
+def _limit() -> None:
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    resource.setrlimit(resource.RLIMIT_STACK, (STACK, STACK))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+
+
+def _try_here(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        matcher = compiler.compile(spec)
+        _walk(matcher, sum(1 << end for end in compiler.ends))
+    except GrammarError as error:
+        return Verdict(str(error))
+    return Verdict(grown=1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+def _walk(matcher: Matcher, ends: int) -> None:
+    rng = random.Random(0)
+    for _ in range(STEPS):
+        allowed = int.from_bytes(matcher.mask, "little") & ~ends
+        if not allowed:
+            return
+        # The first allowed token from a random place on, or the first of all.
+        start = rng.randrange(allowed.bit_length())
+        rest = allowed >> start
+        matcher.advance((rest & -rest).bit_length() - 1 + start)
+
+
+if __name__ == "__main__":
+    main()
