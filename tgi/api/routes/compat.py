@@ -52,6 +52,7 @@ def routes(service: Service) -> Blueprint:
         with observer.failures():
             if not body.instances:
                 raise NoInstances
+            observer.generations = len(body.instances)
             with service.permits(len(body.instances)):
                 texts = await _predict(body, service, engine, observer)
         return json_answer({"predictions": texts})
@@ -66,6 +67,7 @@ def routes(service: Service) -> Blueprint:
             if len(body.inputs) != len(body.outputs):
                 raise OutputsMismatch
             parameters = body.parameters
+            observer.generations = len(body.inputs)
             with service.permits(len(body.inputs) * check_best_of(parameters, engine.limits)):
                 prompts = [(_text_of(one), parameters) for one in body.inputs]
                 texts = await _texts(prompts, service, engine, observer)

@@ -97,6 +97,7 @@ async def answer_chat(body: ChatRequest, service: Service, engine: Engine) -> Re
             prompt.text, parameters, service, engine, extras=extras, grammar=prompt.grammar
         )
         observer.validated(sequences[0])
+        observer.generations = len(sequences)
         headers = prompt_headers(len(prompt.text), service.options.compute_type)
         model = body.model if body.model not in (None, "tgi") else engine.model.served_name
         head = _head("chatcmpl", observer, str(model))
@@ -118,6 +119,7 @@ async def answer_completions(body: CompletionRequest, service: Service, engine: 
         parameters, extras = completion_parameters(body, engine)
         held.enter_context(service.permits(extras.count * len(body.prompt)))
         sequences = await completion_sequences(body, parameters, extras, service, engine, observer)
+        observer.generations = len(sequences)
         prompts = prompt_texts(body, engine)
         headers = prompt_headers(sum(map(len, prompts)), service.options.compute_type)
         head = _head("cmpl", observer, engine.model.served_name)
