@@ -3,9 +3,8 @@
 import hmac
 import logging
 from collections.abc import Mapping
-from typing import cast
 
-from quart import Response, current_app, g, request
+from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
@@ -96,10 +95,12 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 
 
 async def _answer_error(error: ApiError) -> Response:
-    if isinstance(error, Unauthorized):
-        return empty(error.status)
     if isinstance(error, BodyError):
         return text_answer(str(error), error.status)
+    if request.path.startswith("/v1/"):
+        return json_answer(error.to_openai_body(), error.status, error.headers)
+    if isinstance(error, Unauthorized):
+        return empty(error.status)
     return json_answer(error.to_body(), error.status, error.headers)
 
 
@@ -115,12 +116,12 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 async def _answer_defect(error: Exception) -> Response:
-    """A 500 in the form that the route's errors have."""
+    """A 500 in the form that errors have on this path."""
     log.error("a defect while answering %s %s", request.method, request.path, exc_info=error, extra=_id())
     failure = InternalError()
     if "observer" in g:
         g.observer.failed(failure)
-    return cast(Response, await current_app.handle_user_exception(failure))
+    return await _answer_error(failure)
 
 
 def _id() -> dict[str, str]:
