@@ -47,8 +47,6 @@ async def generate(scheduler: Scheduler, sequences: Items[Sequence], observer: O
             if isinstance(item, ApiError):
                 raise item
             finished[index].tokens.append(item)
-            if len(finished[index].tokens) == 1:
-                observer.first_token(sequences[index])
     if patience.cancelled_caught:
         raise DeadlineExceeded
     for one in finished:

@@ -159,8 +159,6 @@ class NativeEvents:
         if isinstance(item, ApiError):
             return self.fail(item)
         self._count += 1
-        if self._count == 1:
-            self._observer.first_token(self._sequence)
         special = item.id in self._tokenizer.special_ids
         body = EventBody(
             self._count,

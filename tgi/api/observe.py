@@ -140,11 +140,6 @@ class Observer:
         self.metrics.request_input_length.observe(len(sequence.prompt))
         self.metrics.request_max_new_tokens.observe(min(sequence.max_new_tokens, CHUNK))
 
-    def first_token(self, sequence: Sequence) -> None:
-        """A client gets to see the first token of this sequence."""
-        waited = time.monotonic() - sequence.arrived
-        self.metrics.request_time_to_first_token_duration.observe(waited)
-
     def finished(self, sequence: Sequence, timings: Timings) -> None:
         """A generation has finished; with the last one the request."""
         metrics = self.metrics

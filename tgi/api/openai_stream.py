@@ -67,8 +67,6 @@ class OpenAIEvents:
             self._observer.failed(item)
             return frame(item.to_openai_body()) + self._close(1)
         self._generated[index] += 1
-        if self._generated[index] == 1:
-            self._observer.first_token(self._sequences[index])
         data = self._event(index, item)
         if item.finish is None:
             return data

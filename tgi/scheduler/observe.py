@@ -65,6 +65,7 @@ class StepObserver:
                 before[sequence.last_token] = before.get(sequence.last_token, 0) + 1
             else:
                 sequence.first_token = now
+                metrics.request_time_to_first_token_duration.observe(now - sequence.arrived)
             sequence.last_token = now
         for then, rows in before.items():
             metrics.request_time_between_tokens_duration.observe(now - then, times=rows)

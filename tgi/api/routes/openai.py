@@ -44,12 +44,9 @@ def routes(service: Service) -> Blueprint:
     async def chat_tokenize() -> Response:
         engine = service.ready_engine()
         body = await read_body(ChatRequest)
-        observer = Observer.of_request(service)
-        observer.received()
-        with observer.failures():
-            prompt = await chat_prompt(body, service, engine)
-            tokenize = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
-            pieces = await tokenized(tokenize, len(prompt.text), service.tokenizing)
+        prompt = await chat_prompt(body, service, engine)
+        tokenize = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
+        pieces = await tokenized(tokenize, len(prompt.text), service.tokenizing)
         return json_answer({"tokenize_response": pieces, "templated_text": prompt.text})
 
     @blueprint.post("/detokenize")
