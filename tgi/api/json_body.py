@@ -205,15 +205,14 @@ class _Struct:
         values: dict[str, Any] = {}
         for key in cursor.keys():  # noqa: SIM118 (no dict)
             field = self.keys.get(key)
-            if field is None:
-                cursor.colon()
-                read_any(cursor, exact=False)
-                continue
-            if field.attribute in values:
-                cursor.refuse(f"duplicate field `{field.name}`")
+            if field and field.attribute in values:
+                cursor.refuse_key(f"duplicate field `{field.name}`")
             cursor.colon()
             cursor.path.append(f".{key}")
-            values[field.attribute] = field.read(cursor)
+            if field:
+                values[field.attribute] = field.read(cursor)
+            else:
+                read_any(cursor, exact=False)
             cursor.path.pop()
         for field in self.fields:
             if field.required and field.attribute not in values:

@@ -19,6 +19,9 @@ WORDS = {"n": ("null", None), "t": ("true", True), "f": ("false", False)}
 
 _SPACE = re.compile(r"[ \n\t\r]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_EXPONENT = re.compile("[eE][+-]?")
+_MORE = re.compile("[0-9.]|[eE][+-]?")
+"""What may not follow a number unfinished, with and without a fraction."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNTIL_LONE_SURROGATE = re.compile(
     r"(?:[^\\]|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F])*"
@@ -43,7 +46,7 @@ class Cursor:
         line = self.text.count("\n", 0, end) + 1
         column = len(self.text[line_start:end].encode(errors="replace"))
         path = "".join(self.path).lstrip(".")
-        where = f"{path}: " if path else ""
+        where = f"{path}: " if path not in ("", "?") else ""
         raise kind(f"{where}{reason} at line {line} column {column}")
 
     def refuse_late(self, reason: str) -> NoReturn:
@@ -54,17 +57,23 @@ class Cursor:
         """
         if not self.path:
             raise WrongShape(reason)
-        self._skip_space()
+        self.skip_space()
         in_array = self.path[-1].startswith("[")
         next_one = self.text[self.at : self.at + 1]
         if next_one == ("]" if in_array else "}"):
             self.at += 1
         elif in_array and next_one == ",":
             self.at += 1
-            self._skip_space()
+            self.skip_space()
         self.refuse(reason)
 
-    def _skip_space(self) -> None:
+    def refuse_key(self, reason: str) -> NoReturn:
+        """Raise the error of a key that was just read; serde has already skipped the space after it."""
+        self.skip_space()
+        self.refuse(reason)
+
+    def skip_space(self) -> None:
+        """To what is not space."""
         self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
 
     def malformed(self, reason: str) -> NoReturn:
@@ -73,7 +82,7 @@ class Cursor:
 
     def peek(self, what: str = "a value") -> str:
         """The next character that is not space; the text must not end within `what`."""
-        self._skip_space()
+        self.skip_space()
         if self.at >= len(self.text):
             self.refuse(f"EOF while parsing {what}", MalformedBody)
         return self.text[self.at]
@@ -109,20 +118,30 @@ class Cursor:
         self.at = error.pos
         if error.msg.startswith("Invalid control"):
             self.malformed("control character (\\u0000-\\u001F) found while parsing a string")
+        self.at += 4 if "uXXXX" in error.msg else 1
+        if self.at >= len(self.text):
+            self.refuse("EOF while parsing a string", MalformedBody)
         self.malformed("invalid escape")
 
     def _refuse_surrogate(self, begin: int) -> NoReturn:
-        self.at = _UNTIL_LONE_SURROGATE.match(self.text, begin).end() + 6  # type: ignore[union-attr]
+        self.at = _UNTIL_LONE_SURROGATE.match(self.text, begin).end()  # type: ignore[union-attr]
+        trailing = self.text[self.at + 3] not in "89abAB"
+        self.at += 6
+        if trailing:
+            self.refuse("lone leading surrogate in hex escape", MalformedBody)
         if self.text.startswith("\\u", self.at):
             self.refuse("lone leading surrogate in hex escape", MalformedBody, ahead=6)
-        self.malformed("unexpected end of hex escape")
+        ahead = 2 if self.text.startswith("\\", self.at) else 1
+        self.refuse("unexpected end of hex escape", MalformedBody, ahead)
 
     def number(self, *, exact: bool = True) -> int | float:
         """A number, an int if it is written as one and fits 64 bits."""
         match = _NUMBER.match(self.text, self.at)
-        if match is None or self.text[match.end() : match.end() + 1] in (*DIGITS, ".", "e", "E"):
-            self._refuse_number(match.end() if match else self.at + 1)
+        if match is None:
+            self._refuse_number(self.at + 1)
         self.at = match.end()
+        if match[2] is None and (more := (_EXPONENT if match[1] else _MORE).match(self.text, self.at)):
+            self._refuse_number(more.start() if more[0] in DIGITS else more.end())
         if match[1] is None and match[2] is None and len(match[0]) <= 20:
             whole = int(match[0])
             if -(2**63) <= whole < 2**64:
@@ -161,8 +180,8 @@ class Cursor:
         self.depth -= 1
         self.at += 1
 
-    def items(self) -> Iterator[int]:
-        """Numbers the items of an array; the caller must read each."""
+    def items(self, *, exact: bool = True) -> Iterator[int]:
+        """Numbers the items of an array; the caller must read each. Not `exact`: they will be ignored."""
         self.enter()
         index = 0
         while (next_one := self.peek("a list")) != "]":
@@ -171,28 +190,39 @@ class Cursor:
                     self.malformed("expected `,` or `]`")
                 self.at += 1
                 if self.peek() == "]":
-                    self.malformed("trailing comma")
+                    self.malformed("trailing comma" if exact else "expected value")
             yield index
             index += 1
         self.leave()
 
-    def keys(self) -> Iterator[str]:
-        """The keys of an object; the caller must read the value of each."""
+    def keys(self, *, exact: bool = True) -> Iterator[str]:
+        """The keys of an object; the caller must read the value of each. Not `exact`: it will be ignored."""
         self.enter()
-        first = True
-        while (next_one := self.peek("an object")) != "}":
+        key = self._key(exact, first=True)
+        while key is not None:
+            yield key
+            key = self._key(exact, first=False)
+        self.leave()
+
+    def _key(self, exact: bool, *, first: bool) -> str | None:
+        if exact:
+            self.path.append(".?")
+        next_one = self.peek("an object")
+        key = None
+        if next_one != "}":
             if not first:
                 if next_one != ",":
                     self.malformed("expected `,` or `}`")
                 self.at += 1
-                next_one = self.peek()
-                if next_one == "}":
+                next_one = self.peek("a value" if exact else "an object")
+                if exact and next_one == "}":
                     self.malformed("trailing comma")
             if next_one != '"':
                 self.malformed("key must be a string")
-            first = False
-            yield self.string()
-        self.leave()
+            key = self.string(exact=exact)
+        if exact:
+            self.path.pop()
+        return key
 
     def colon(self) -> None:
         """What comes between a key and its value."""
@@ -224,12 +254,34 @@ def read_any(cursor: Cursor, *, exact: bool = True) -> Any:
         return cursor.word(first)
     if first == "-" or first in DIGITS:
         return cursor.number(exact=exact)
+    if not exact:
+        return _skip_inside(cursor, first)
+    path = cursor.path
     if first == "[":
-        return [read_any(cursor, exact=exact) for _ in cursor.items()]
+        items = []
+        for index in cursor.items():
+            path.append(f"[{index}]")
+            items.append(read_any(cursor))
+            path.pop()
+        return items
     if first == "{":
         found = {}
         for key in cursor.keys():  # noqa: SIM118 (no dict)
             cursor.colon()
-            found[key] = read_any(cursor, exact=exact)
+            path.append(f".{key}")
+            found[key] = read_any(cursor)
+            path.pop()
         return found
     return cursor.malformed("expected value")
+
+
+def _skip_inside(cursor: Cursor, first: str) -> None:
+    if first == "[":
+        for _ in cursor.items(exact=False):
+            read_any(cursor, exact=False)
+    elif first == "{":
+        for _ in cursor.keys(exact=False):
+            cursor.colon()
+            read_any(cursor, exact=False)
+    else:
+        cursor.malformed("expected value")

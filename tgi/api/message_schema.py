@@ -66,6 +66,7 @@ class FunctionCall:
     name: str
     arguments: Any = attrs.field(metadata=_ARGUMENTS)
     """Usually the text of a JSON object."""
+    description: str | None = None
 
 
 @attrs.frozen
@@ -75,6 +76,11 @@ class ToolCall:
     id: str
     type: str
     function: FunctionCall
+
+    def to_dict(self) -> dict[str, Any]:
+        """As OpenAI writes it, for the chat template."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": self.type, "function": function}
 
 
 @attrs.frozen
@@ -105,7 +111,7 @@ def _read_message(cursor: Cursor) -> Message:
     places: dict[str, list[int]] = {}
     for key in cursor.keys():  # noqa: SIM118 (no dict)
         if key in found:
-            cursor.refuse(f"duplicate field `{key}`")
+            cursor.refuse_key(f"duplicate field `{key}`")
         cursor.colon()
         cursor.path.append(f".{key}")
         if key == "role":
@@ -124,7 +130,7 @@ def _read_message(cursor: Cursor) -> Message:
     if found.get("content") is None and found.get("tool_calls") is None:
         cursor.refuse("data did not match any variant of untagged enum MessageBody")
     if calls := found.get("tool_calls"):
-        found["tool_calls"] = [attrs.asdict(call) for call in calls]
+        found["tool_calls"] = [call.to_dict() for call in calls]
     return Message(**found)
 
 

@@ -53,7 +53,7 @@ def read_tagged(cursor: Cursor, values: dict[str, Read], others: tuple[str, ...]
     place = None
     for key in cursor.keys():  # noqa: SIM118 (no dict)
         if key in found and key in ("type", "value"):
-            cursor.refuse(f"duplicate field `{key}`")
+            cursor.refuse_key(f"duplicate field `{key}`")
         cursor.colon()
         cursor.path.append(f".{key}")
         if key == "type":
