@@ -1,5 +1,6 @@
 """The two forms of a line, and who is heard."""
 
+import inspect
 import json
 import logging
 import re
@@ -30,13 +31,32 @@ def test_text(lines: Callable[[], str]) -> None:
     )
 
 
-def test_json_has_the_keys_of_the_router_in_its_order(lines: Callable[[], str]) -> None:
-    """O23: timestamp, level, message and the fields of the event, target."""
+def test_o23_json_has_the_keys_of_the_router_in_its_order(lines: Callable[[], str]) -> None:
+    """timestamp, level, message and the fields of the event, target, place."""
     logs.configure(json_output=True)
     logging.getLogger("tgi.api").warning("slow %s", "client", extra={"seconds": 2})
+    number = inspect.currentframe().f_lineno - 1  # type: ignore[union-attr]
     line = json.loads(lines())
-    assert list(line) == ["timestamp", "level", "message", "seconds", "target"]
+    assert list(line) == [
+        "timestamp", "level", "message", "seconds", "target", "filename", "line_number"
+    ]  # fmt: skip
     assert (line["level"], line["message"], line["target"]) == ("WARNING", "slow client", "tgi.api")
+    assert (line["filename"], line["line_number"]) == ("tests/test_log.py", number)
+
+
+def test_o23_what_is_logged_of_a_request_is_a_span(lines: Callable[[], str]) -> None:
+    logs.configure(json_output=True)
+    logging.getLogger("tgi.api").info("Success", extra={"span": {"seed": "None", "name": "generate"}})
+    line = json.loads(lines())
+    assert list(line)[-4:] == ["filename", "line_number", "span", "spans"]
+    assert line["span"] == {"seed": "None", "name": "generate"}
+    assert line["spans"] == [line["span"]]
+
+
+def test_a_span_in_text(lines: Callable[[], str]) -> None:
+    logs.configure()
+    logging.getLogger("tgi.api").info("Success", extra={"span": {"seed": "None", "tokens": 2, "name": "x"}})
+    assert lines().endswith("    INFO x{seed='None' tokens=2}: tgi.api: Success\n")
 
 
 @pytest.mark.parametrize(

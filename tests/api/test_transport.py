@@ -1,16 +1,22 @@
 """tgi-behaviour 1.2 to 1.4: methods, paths, media types, sizes, keys, CORS; and how connections end."""
 
+import re
+
 import pytest
 import trio
 
 from tgi.api import tcp
+from tgi.api.app import create_app
 from tgi.config import Options
 from tgi.lifecycle import Phase
 
 from .json_rows import ROWS
 from .serving import Server, run, saying, serving
 
-POSTS = ["/generate", "/generate_stream", "/", "/tokenize"]
+POSTS = [
+    "/generate", "/generate_stream", "/", "/tokenize", "/chat_tokenize", "/detokenize", "/invocations",
+    "/vertex", "/v2/models/m/versions/1/infer",
+]  # fmt: skip
 GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 
 
@@ -136,6 +142,13 @@ def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
                 assert (await server.ask("GET", path)).status == 200
             assert (await server.ask("GET", "/generate")).status == 401  # R1.33
             assert (await server.ask("PUT", "/")).status == 405
+            assert (await server.ask("GET", "/v2/models/m/versions/1/infer")).status == 401
+            assert (await server.ask("GET", "/v2/models/m/versions/1/ready")).status == 200
+            for path in ("/v1/chat/completions", "/v1/completions"):  # deviation R1.52
+                answer = await server.ask("POST", path, b"x")
+                assert answer.status == 401
+                assert answer.json["error"]["message"] == "Missing or wrong API key"
+                assert answer.json["error"]["code"] == 401
             for given, status in [
                 ("Bearer Se-cret", 200),
                 ("bearer Se-cret", 200),
@@ -153,6 +166,35 @@ def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
     run(main)
 
 
+def test_r1_50_every_route_that_takes_a_body_needs_the_key_and_no_other() -> None:
+    """Asked of the application itself, so that no new route is forgotten."""
+
+    async def main() -> None:
+        async with serving(options=Options(api_key=("secret",))) as server:
+            asked = 0
+            for rule in create_app(server.service).url_map.iter_rules():
+                path = re.sub("<[^>]*>", "x", rule.rule)
+                for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+                    refused = (await server.ask(method, path)).status == 401
+                    assert refused == (method == "POST"), rule
+                    asked += 1
+            assert asked > 20
+
+    run(main)
+
+
+def test_each_of_several_keys_will_do() -> None:
+    async def main() -> None:
+        async with serving(saying("x"), options=Options(api_key=("first", "second"))) as server:
+            for key, status in [("first", 200), ("third", 401), ("", 401), ("firstsecond", 401)]:
+                answer = await server.ask(
+                    "POST", "/tokenize", {"inputs": "a"}, {"Authorization": f"Bearer {key}"}
+                )
+                assert answer.status == status, key
+
+    run(main)
+
+
 def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
     vary = "origin, access-control-request-method, access-control-request-headers"
 
@@ -166,12 +208,13 @@ def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
             ]:
                 answer = await server.ask(method, path)
                 assert answer.headers["access-control-allow-origin"] == "*"
+                assert answer.headers["access-control-expose-headers"] == "*"
                 assert answer.headers["vary"] == vary
             for path in ("/generate", "/nope"):
                 answer = await server.ask("OPTIONS", path)
                 assert (answer.status, answer.body) == (200, b"")
                 assert answer.headers["access-control-allow-methods"] == "GET,POST"
-                assert answer.headers["access-control-allow-headers"] == "content-type,authorization"
+                assert answer.headers["access-control-allow-headers"] == "content-type,authorization,*"
                 assert "access-control-max-age" not in answer.headers
 
     run(main)
@@ -310,7 +353,7 @@ def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixtu
         async with serving(saying("Hello")) as server:
             assert server.service.engine is not None
             scheduler = server.service.engine.scheduler
-            scheduler.generating = None  # type: ignore[assignment,method-assign]
+            scheduler.generating_all = None  # type: ignore[assignment,method-assign]
             for path in ("/generate", "/generate_stream"):
                 answer = await server.generate({}, path=path)
                 assert answer.status == 500
