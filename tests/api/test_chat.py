@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/chat_tokenize`: tgi-behaviour 1.5, 3.4, 3.5, 3.8, 4.3, 4.4, and OpenAI's words."""
+"""`/v1/chat/completions` and `/chat_tokenize`: tgi-behaviour 3.4, 3.5, 3.8, 4.3, 4.4, and OpenAI's words."""
 
 import json
 from typing import Any

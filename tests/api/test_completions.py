@@ -1,4 +1,4 @@
-"""`/v1/completions`, `/v1/models` and `/detokenize`: tgi-behaviour 1.5, 2.4, 3.6, 3.7, 3.10, and OpenAI's words."""
+"""`/v1/completions`, `/v1/models`, `/detokenize`: tgi-behaviour 2.4, 3.6, 3.7, 3.10, and OpenAI's words."""
 
 import json
 from typing import Any
