@@ -6,62 +6,50 @@ import pytest
 import torch
 
 from tgi.device import Device
-from tgi.protocol import LaneParams, Step, ints
-from tgi.worker.lanes import Lanes
-from tgi.worker.sampler import Needs, Sampler, SamplerInputs
+
+from .rows import make_masks, make_rows, make_sampler
 
 VOCABULARY = 50
 TINY, HUGE = 1e-45, 3e38
-
-
-def rows_with(lanes: Lanes) -> SamplerInputs:
-    """One row in lane 0 with the highest random number."""
-    floats = torch.from_numpy(lanes.floats[:1].copy())
-    number = [torch.tensor([value]) for value in (0, 5, 3, 2**26 - 1, 2**26 - 1)]
-    return SamplerInputs(
-        needs=Needs(sample=True, top_k=True, top_p=True, typical=True, penalties=True, top=3),
-        **dict(zip(("lanes", "lengths", "previous", "draw_high", "draw_low"), number, strict=True)),
-        **dict(zip(("sample", "top_k", "watermark"), torch.from_numpy(lanes.ints[:1].T.copy()), strict=True)),
-        **dict(
-            zip(
-                ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty"),
-                floats.T,
-                strict=True,
-            )
-        ),
-    )
+ADDED = [
+    {},
+    {"presence_penalty": HUGE, "count_penalty": HUGE},
+    {"presence_penalty": -HUGE, "bias": dict.fromkeys(range(VOCABULARY), -HUGE)},
+    {"bias": {0: HUGE, 2: -HUGE}, "min_tokens": 2**31 - 1, "ends": list(range(VOCABULARY))},
+    {"min_tokens": 1, "ends": list(range(VOCABULARY - 1))},
+]
 
 
 @pytest.mark.parametrize("temperature", [TINY, 1.0, HUGE])
 @pytest.mark.parametrize("penalty", [TINY, 1.0, HUGE])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("added", range(len(ADDED)))
 def test_every_parameter_that_is_allowed_gives_a_token(
-    temperature: float, penalty: float, scale: float
+    temperature: float, penalty: float, scale: float, added: int
 ) -> None:
     torch.manual_seed(0)
-    sampler = Sampler(2, VOCABULARY, Device(), 0.5, 2.0)
-    lanes = Lanes(1)
     logits = torch.randn(1, VOCABULARY) * scale
-    extremes = itertools.product([0, 1, 2**31 - 1], [TINY, 1.0], [TINY, 1.0], [-2.0, 2.0])
-    for top_k, top_p, typical_p, frequency in extremes:
-        params = LaneParams(
-            0, 0, True, temperature, top_k, top_p, typical_p, penalty, frequency, False, ints([1, 2, 2])
-        )
-        lanes.update(
-            Step(
-                number=1,
-                prefill=False,
-                bucket_rows=1,
-                bucket_tokens=1,
-                bucket_blocks=1,
-                lanes=b"",
-                starts=b"",
-                draws=b"",
-                params=(params,),
-            )
-        )
+    filters = itertools.product([0, 1, 2**31 - 1], [TINY, 1.0], [0.0, TINY, 1.0], [TINY, 1.0])
+    for top_k, top_p, min_p, typical_p in filters:
+        params = {
+            "sample": True,
+            "temperature": temperature,
+            "repetition_penalty": penalty,
+            "frequency_penalty": -2.0 if added % 2 else 2.0,
+            "top_k": top_k,
+            "top_p": top_p,
+            "min_p": min_p,
+            "typical_p": typical_p,
+            "history": [1, 2, 2],
+            "prompt_length": 1,
+            **ADDED[added],
+        }
+        for masks in (None, make_masks({0: [7, 9]}, VOCABULARY), make_masks({0: [2]}, VOCABULARY)):
+            if masks is not None and "ends" in params:
+                continue  # the scheduler leaves min_tokens out beside a mask
+            rows = make_rows([params], lengths=[3], previous=[2], masks=masks, top=3)
 
-        sampled = sampler(logits, rows_with(lanes))
+            sampled = make_sampler([params], VOCABULARY, Device())(logits, rows)
 
-        assert 0 <= sampled.tokens.item() < VOCABULARY
-        assert sampled.logprobs.item() > -1e30
+            assert 0 <= sampled.tokens.item() < VOCABULARY
+            assert sampled.logprobs.item() > -1e30

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -15,51 +16,19 @@ from transformers import (
 
 from tgi.device import Device
 from tgi.device.cpu import CpuDevice
-from tgi.protocol import Step
 from tgi.testing.driver import lane_params
-from tgi.worker.lanes import FLOATS, INTS, Lanes
-from tgi.worker.sampler import Needs, Sampler, SamplerInputs, green_list, most_likely, process
+from tgi.worker.lanes import Lanes
+from tgi.worker.sampler import green_list, process
 
-GAMMA, DELTA = 0.25, 1.5
-
-
-def make_rows(params, *, draws=None, lengths=None, previous=None, top=0):
-    """Row i has params[i] in lane i."""
-    lanes = Lanes(len(params))
-    changed = tuple(lane_params(lane, **one) for lane, one in enumerate(params))
-    lanes.update(
-        Step(number=1, prefill=False, bucket_rows=1, bucket_tokens=1, bucket_blocks=1, lanes=b"", starts=b"",
-             draws=b"", params=changed)
-    )  # fmt: skip
-    count = len(params)
-    index = np.arange(count, dtype=np.int32)
-    high, low = lanes.draw(index, np.array(draws if draws is not None else [0] * count, np.int32))
-    columns = {name: lanes.ints[:count, i] for i, name in enumerate(INTS)}
-    columns |= {name: lanes.floats[:count, i] for i, name in enumerate(FLOATS)}
-    return SamplerInputs(
-        needs=Needs.of(columns, top),
-        lanes=torch.arange(count),
-        lengths=torch.tensor(lengths or [1] * count),
-        previous=torch.tensor(previous or [0] * count),
-        draw_high=torch.from_numpy(high).long(),
-        draw_low=torch.from_numpy(low).long(),
-        **{name: torch.from_numpy(values.copy()) for name, values in columns.items()},
-    )
-
-
-def make_sampler(params, vocab, device=None):
-    sampler = Sampler(len(params) + 1, vocab, device or CpuDevice(1), GAMMA, DELTA)
-    for lane, one in enumerate(params):
-        sampler.start(lane, np.array(one.get("history", []), np.int32))
-    return sampler
+from .rows import DELTA, GAMMA, make_masks, make_rows, make_sampler
 
 
 def processed(logits, params, **columns):
     """Scores of rows that have all the same parameters but their own history."""
     rows = make_rows(params, lengths=[max(1, len(one.get("history", []))) for one in params], **columns)
     sampler = make_sampler(params, logits.shape[1])
-    plain = process(logits, rows, sampler._counts, GAMMA, DELTA, False)
-    short = process(logits, rows, sampler._counts, GAMMA, DELTA, True)
+    plain = process(logits, rows, sampler.tables, GAMMA, DELTA, False)
+    short = process(logits, rows, sampler.tables, GAMMA, DELTA, True)
     assert torch.equal(plain, short)
     return plain
 
@@ -102,6 +71,9 @@ def chi_square(counts, expected):
         ({"top_p": 0.001}, TopPLogitsWarper(0.001)),
         ({"top_p": 0.6}, TopPLogitsWarper(0.6)),
         ({"top_p": 0.999}, TopPLogitsWarper(0.999)),
+        ({"min_p": 1e-30}, MinPLogitsWarper(1e-30)),
+        ({"min_p": 0.05}, MinPLogitsWarper(0.05)),
+        ({"min_p": 1.0}, MinPLogitsWarper(1.0)),
         ({"typical_p": 0.2}, TypicalLogitsWarper(0.2)),
         ({"typical_p": 0.95}, TypicalLogitsWarper(0.95)),
     ],
@@ -129,6 +101,7 @@ def test_processors_follow_one_another():
         "temperature": 0.7,
         "top_k": 300,
         "top_p": 0.9,
+        "min_p": 0.02,
         "typical_p": 0.8,
         "sample": True,
     }
@@ -139,6 +112,7 @@ def test_processors_follow_one_another():
         TemperatureLogitsWarper(0.7),
         TopKLogitsWarper(300),
         TopPLogitsWarper(0.9),
+        MinPLogitsWarper(0.02),
         TypicalLogitsWarper(0.8),
     ):
         wanted = each_row(processor, wanted)
@@ -179,6 +153,106 @@ def test_penalties_count_what_is_drawn():
         assert seen[-1] == wanted.argmax()
 
 
+def test_presence_and_count_penalties_are_of_generated_tokens():
+    """OpenAI's formula: logit - count * frequency_penalty - (count > 0) * presence_penalty."""
+    prompt, generated = [4, 4, 5, 6], [4, 7, 7, 7]
+    logits = logits_of(1, 10)
+    penalties = {"presence_penalty": 0.7, "count_penalty": 0.4}
+    one = {**penalties, "history": prompt + generated, "prompt_length": len(prompt)}
+    wanted = logits.clone()
+    for token in range(10):
+        count = generated.count(token)
+        wanted[0, token] -= 0.4 * count + 0.7 * (count > 0)
+    torch.testing.assert_close(processed(logits, [one]), wanted)
+    fresh = {**penalties, "history": prompt, "prompt_length": len(prompt)}
+    assert torch.equal(processed(logits, [fresh]), logits)
+
+
+def test_what_is_drawn_is_penalised_whoever_the_lane_belonged_to():
+    """A count penalty so high that no token comes twice; then another sequence enters the lane."""
+    vocab = 12
+    penalty = {"count_penalty": 1000.0}
+    sampler = make_sampler([{"history": [3, 3], "prompt_length": 2, **penalty}], vocab)
+    logits = logits_of(1, vocab)
+    for prompt in ([3, 3], [5]):
+        one = {"history": prompt, "prompt_length": len(prompt), **penalty}
+        sampler.start(lane_params(0, **one))
+        tokens = [int(sampler(logits, make_rows([one])).tokens) for _ in range(vocab)]
+        assert tokens == logits[0].argsort(descending=True).tolist()
+
+
+def test_the_bias_is_added():
+    logits = logits_of(2, 10)
+    bias = {3: 1.5, 7: -2.25, 99: 5.0}  # the model has no token 99
+    got = processed(logits, [{"bias": bias}, {}])
+    wanted = logits.clone()
+    wanted[0, 3] += 1.5
+    wanted[0, 7] -= 2.25
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize("sample", [True, False])
+def test_a_bias_of_a_hundred_decides(sample):
+    """OpenAI: -100 bans a token, +100 lets no other come; for logits as models have them."""
+    vocab = 50
+    logits = logits_of(1, vocab).expand(500, -1)
+    best = int(logits[0].argmax())
+    for bias, expected in (({best: -100.0}, None), ({11: 100.0}, 11)):
+        params = [{"bias": bias, "sample": sample, "seed": seed, "temperature": 1.5} for seed in range(500)]
+        tokens = set(make_sampler(params, vocab)(logits, make_rows(params)).tokens.tolist())
+        assert best not in tokens
+        assert expected is None or tokens == {expected}
+
+
+def test_no_end_before_min_tokens():
+    vocab = 30
+    ends = [4, 9, 99]
+    params = [{"min_tokens": 3, "ends": ends}, {"min_tokens": 2, "ends": ends}, {"ends": ends}, {}]
+    logits = logits_of(4, vocab)
+    rows = make_rows(params, draws=[2] * 4)
+    got = process(logits, rows, make_sampler(params, vocab).tables, GAMMA, DELTA)
+    assert got[0, [4, 9]].isneginf().all()
+    assert got[0].isneginf().sum() == 2
+    assert torch.equal(got[1:], logits[1:])
+
+
+def test_ends_may_come_where_nothing_else_is_left():
+    params = [{"min_tokens": 3, "ends": list(range(30))}]
+    logits = logits_of(1, 30)
+    assert torch.equal(processed(logits, params), logits)
+
+
+@pytest.mark.parametrize("vocab", [31, 32, 33, 1000])
+def test_a_mask_allows_what_it_says_and_leaves_other_rows_alone(vocab):
+    logits = logits_of(4, vocab)
+    allowed = {1: [0, 7, vocab - 1], 3: [30]}
+    params = [{"sample": row < 2, "top_k": 5 * (row < 2)} for row in range(4)]
+    sampler = make_sampler(params, vocab)
+    free = process(logits, make_rows(params), sampler.tables, GAMMA, DELTA)
+    masked = process(
+        logits, make_rows(params, masks=make_masks(allowed, vocab)), sampler.tables, GAMMA, DELTA
+    )
+    for row in range(4):
+        if row in allowed:
+            assert masked[row].isfinite().nonzero()[:, 0].tolist() == allowed[row]
+            assert torch.equal(masked[row, allowed[row]], logits[row, allowed[row]])
+        else:
+            assert torch.equal(masked[row], free[row])
+
+
+def test_a_masked_row_is_drawn_from_what_is_allowed():
+    """In proportion to what the tokens have without the mask."""
+    vocab, allowed = 40, [3, 8, 21]
+    logits = logits_of(1, vocab, spread=1.0)
+    params = [{"sample": True, "seed": seed} for seed in range(DRAWS)]
+    rows = make_rows(params, masks=make_masks(dict.fromkeys(range(DRAWS), allowed), vocab))
+    sampled = make_sampler(params, vocab)(logits.expand(DRAWS, -1), rows)
+    counts = np.bincount(sampled.tokens.numpy(), minlength=vocab)
+    expected = logits[0, allowed].double().softmax(-1).numpy() * DRAWS
+    assert counts.sum() == counts[allowed].sum()
+    assert chi_square(counts[allowed], expected) > 1e-4
+
+
 def test_watermark_favours_a_share_that_the_previous_token_decides():
     logits = torch.zeros(3, 20_000)
     got = processed(logits, [{"watermark": True}, {"watermark": True}, {}], previous=[5, 6, 5])
@@ -191,15 +265,6 @@ def test_watermark_favours_a_share_that_the_previous_token_decides():
     assert not got[2].any()
 
 
-def test_most_likely_breaks_ties_by_id_and_leaves_out_the_impossible():
-    logprobs = torch.tensor([[-1.0, -torch.inf, -1.0, -0.5, -torch.inf]])
-    for count in (1, 2, 3, 5, 7):
-        ids, values = most_likely(logprobs, count)
-        assert ids[0].tolist() == [3, 0, 2, -1, -1, -1, -1][:count]
-        wanted = [-0.5, -1.0, -1.0] + 4 * [-torch.inf]
-        assert values[0].tolist() == wanted[:count]
-
-
 OPTIONS = [
     {},
     {"temperature": 2.0},
@@ -209,15 +274,23 @@ OPTIONS = [
     {"repetition_penalty": 1.5, "history": [1, 2, 3]},
     {"frequency_penalty": -3.0, "history": [1, 2, 3]},
     {"watermark": True},
+    {"min_p": 0.2},
+    {"presence_penalty": 1.0, "count_penalty": 0.5, "history": [1, 2, 3, 3], "prompt_length": 1},
+    {"bias": {4: 2.0, 9: -3.0}},
     {
         "temperature": 1.5,
         "top_k": 25,
         "top_p": 0.95,
+        "min_p": 0.01,
         "typical_p": 0.9,
         "repetition_penalty": 1.2,
         "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+        "count_penalty": 0.5,
+        "bias": {4: 2.0, 9: -3.0},
         "watermark": True,
         "history": [1, 2, 3],
+        "prompt_length": 1,
     },
 ]
 DRAWS = 20_000
@@ -258,13 +331,19 @@ def random_params(seed):
         "top_p": [1.0, 1.0, 0.3, 0.97],
         "typical_p": [1.0, 1.0, 0.6],
         "repetition_penalty": [1.0, 1.3],
+        "min_p": [0.0, 0.0, 0.1],
         "frequency_penalty": [0.0, 0.8],
+        "presence_penalty": [0.0, 0.0, 1.1],
+        "count_penalty": [0.0, 0.0, -0.3],
+        "bias": [{}, {}, {7: 5.0, 450: -5.0}],
+        "min_tokens": [0, 0, 20],
         "watermark": [False, False, True],
     }
     params = {name: rng.choice(values) for name, values in choices.items()}
     if not params["sample"]:
-        params |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "typical_p": 1.0}
-    return {**params, "history": rng.choices(range(500), k=rng.randint(1, 50))}
+        params |= {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+    history = rng.choices(range(500), k=rng.randint(1, 50))
+    return {**params, "ends": [3, 77, 200], "history": history, "prompt_length": rng.randint(1, len(history))}
 
 
 @pytest.mark.parametrize("vocab", [500, 40_000])
@@ -274,6 +353,7 @@ def test_a_row_does_not_depend_on_its_neighbours(vocab, threads, dtype):
     """Bit for bit: alone, in any order, on a device with static shapes or without."""
     count = 16
     params = [random_params(seed) for seed in range(count)]
+    allowed = {i: random.Random(i).sample(range(vocab), 1 + i * vocab // 20) for i in range(0, count, 3)}
     logits = logits_of(count, vocab).to(dtype)
     devices = [CpuDevice(threads), Device(threads)]
     results = {}
@@ -282,12 +362,14 @@ def test_a_row_does_not_depend_on_its_neighbours(vocab, threads, dtype):
         for device in devices:
             for group in [list(range(count)), shuffled, *([i] for i in range(count))]:
                 chosen = [params[i] for i in group]
+                masked = {place: allowed[i] for place, i in enumerate(group) if i in allowed}
                 rows = make_rows(
                     chosen,
                     draws=group,
                     lengths=[len(one["history"]) for one in chosen],
                     previous=[one["history"][-1] for one in chosen],
                     top=3 if len(group) > 1 else 5,
+                    masks=make_masks(masked, vocab) if masked else None,
                 )
                 sampled = make_sampler(chosen, vocab, device)(logits[group], rows)
                 for place, i in enumerate(group):

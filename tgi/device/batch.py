@@ -61,5 +61,11 @@ class Batch:
     """[T]: where log-probabilities of the prompt are wanted, the token after each token; -1 for none."""
     target_logprobs: torch.Tensor | None = None
     """[T] float32, what the model's head answers to `targets`; NaN where there is none."""
+    target_top: int = 0
+    """How many of the most likely tokens are wanted in the place of each target,"""
+    target_top_tokens: torch.Tensor | None = None
+    """[T, target_top] int64: the head's answer, as of `most_likely`,"""
+    target_top_logprobs: torch.Tensor | None = None
+    """[T, target_top] float32: equal to the target's own, bit for bit, where it is among them."""
     plan: object = None
     """What `Device.plan` made of it, once for all layers."""

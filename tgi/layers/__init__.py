@@ -6,6 +6,7 @@ from .attention import Attention
 from .build import Build
 from .linear import ColumnLinear, Embedding, Head, RowLinear
 from .norm import RMSNorm
+from .ranking import most_likely
 from .rotary import Rotary
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "RMSNorm",
     "Rotary",
     "RowLinear",
+    "most_likely",
 ]

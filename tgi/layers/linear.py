@@ -9,6 +9,7 @@ from torch import nn
 from tgi.device import Batch
 
 from .build import Build
+from .ranking import most_likely
 
 _PROMPT_SLICE = 64
 """Positions whose logits are held at once for prompt log-probabilities."""
@@ -99,7 +100,7 @@ class Head(nn.Module):
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
         if batch.targets is not None:
-            batch.target_logprobs = self._target_logprobs(x, batch.targets)
+            self._answer_targets(x, batch, batch.targets)
         return self._logits(x if batch.last.shape[0] == x.shape[0] else x[batch.last])
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,16 +109,20 @@ class Head(nn.Module):
         logits = self._device.linear(x, self._weight, self._bias)
         return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
 
-    def _target_logprobs(self, x: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """log_softmax of the logits at the targets, [T] float32; NaN for a target of -1."""
-        parts = []
+    def _answer_targets(self, x: torch.Tensor, batch: Batch, targets: torch.Tensor) -> None:
+        """log_softmax of the logits, at the targets (NaN for a target of -1) and where it is highest."""
+        chosen, top_tokens, top_logprobs = [], [], []
         for begin in range(0, len(targets), _PROMPT_SLICE):
             wanted = targets[begin : begin + _PROMPT_SLICE]
             logits = self._logits(x[begin : begin + _PROMPT_SLICE]).float()
-            chosen = logits.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
-            logprobs = chosen - logits.logsumexp(-1)
-            parts.append(logprobs.masked_fill(wanted < 0, torch.nan))
-        return torch.cat(parts)
+            logprobs = logits - logits.logsumexp(-1, keepdim=True)
+            of_targets = logprobs.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
+            chosen.append(of_targets.masked_fill(wanted < 0, torch.nan))
+            tokens, highest = most_likely(logprobs, batch.target_top)
+            top_tokens.append(tokens)
+            top_logprobs.append(highest)
+        batch.target_logprobs = torch.cat(chosen)
+        batch.target_top_tokens, batch.target_top_logprobs = torch.cat(top_tokens), torch.cat(top_logprobs)
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], mine: slice, part: int) -> torch.Tensor:

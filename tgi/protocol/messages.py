@@ -75,7 +75,21 @@ class LaneParams(msgspec.Struct, frozen=True, array_like=True):
     """int32: all tokens of the sequence so far. Sent only when a penalty needs them, else empty."""
     prompt_length: int = 0
     """Tokens of the prompt as the client sent it, whatever has been generated since: some kinds of RoPE
-    depend on it. 0: what is computed first is the whole prompt."""
+    depend on it, and so do the penalties of what was generated. 0: what is computed first is the prompt."""
+    min_p: float = 0.0
+    """0: off."""
+    presence_penalty: float = 0.0
+    """0: off."""
+    count_penalty: float = 0.0
+    """0: off."""
+    bias_ids: bytes = b""
+    """int32, none twice: tokens whose scores are changed,"""
+    bias_values: bytes = b""
+    """float32: and by what."""
+    min_tokens: int = 0
+    """Draws with a lower number do not give one of `ends`."""
+    ends: bytes = b""
+    """int32; only with `min_tokens`."""
 
 
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -119,6 +133,12 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Of the lanes that a sequence enters with this step."""
     top: int = 0
     """How many of the most likely tokens to report for each sampled row."""
+    prompt_top: int = 0
+    """And for each of the targets."""
+    mask_rows: bytes = b""
+    """int32 [m], ascending: rows, all of them sampled, that may give certain tokens only,"""
+    masks: bytes = b""
+    """uint32 [m, words]: and which, a bit for each token of the vocabulary, the lowest bit first."""
 
 
 class Progress(msgspec.Struct, tag=True, frozen=True):
@@ -157,6 +177,10 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """float32 [n, step.top]"""
     prompt_logprobs: bytes = b""
     """float32 [sum of lengths]: of each of the step's targets; NaN for a target of -1."""
+    prompt_top_tokens: bytes = b""
+    """int32 [sum of lengths, step.prompt_top]: in their places, as `top_tokens`."""
+    prompt_top_logprobs: bytes = b""
+    """float32 [sum of lengths, step.prompt_top]"""
     seconds: float = 0.0
     """Time of the step inside the rank."""
 

@@ -14,15 +14,17 @@ import attrs
 import trio
 
 from tgi.config import Limits
-from tgi.errors import ApiError
+from tgi.errors import ApiError, GenerationFailed
 from tgi.executor import Executor
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Step, ints
+from tgi.text.grammar import GrammarError
 
 from .blocks import BlockPool, BlockStatistics
 from .buckets import Bucket, Buckets
 from .commit import commit
+from .matching import Matching
 from .observe import StepObserver
 from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
@@ -72,7 +74,9 @@ class Scheduler:
         self._running_since = 0.0
         """When the step before it ended."""
         self._seconds: dict[Bucket, float] = {}
-        """What the last step of each bucket took."""
+        """What the last step of each bucket took,"""
+        self._last_seconds = 0.0
+        """and the last of all."""
         self._work = trio.Event()
 
     @contextmanager
@@ -123,29 +127,52 @@ class Scheduler:
 
     async def run(self) -> None:
         """Schedule for ever. Ends with the executor's exception when the engine is lost."""
-        try:
-            while True:
-                if not self._in_flight and not await self._send_next():
-                    self._observer.state()
-                    self._work = trio.Event()
-                    await self._work.wait()
-                    continue
-                with trio.move_on_at(self._time_to_plan()):
-                    await self._commit_next()
-                    continue
-                await self._send_next()
-                await self._commit_next()
-        finally:
-            for planned, _ in self._in_flight:
-                self._observer.lost(planned)
+        async with trio.open_nursery() as nursery:
+            matching = Matching(nursery, self._on_mask)
+            try:
+                while True:
+                    await self._turn(matching)
+            finally:
+                matching.stop()
+                for planned, _ in self._in_flight:
+                    self._observer.lost(planned)
+
+    async def _turn(self, matching: Matching) -> None:
+        """Plan a step, and commit what has come of the one before."""
+        if not self._in_flight:
+            # Nobody could be sent ahead. Those who get their masks within a moment should share a step.
+            await matching.wait(LEAD * self._last_seconds)
+            if not await self._send_next():
+                self._observer.state()
+                self._work = trio.Event()
+                await self._work.wait()
+                return
+        with trio.move_on_at(self._time_to_plan()):
+            await self._commit_next(matching)
+            return
+        await self._send_next()
+        await self._commit_next(matching)
 
     def fail_all(self, error: ApiError) -> None:
         """End every sequence with an error that its client gets to see."""
         for sequence in [*self._schedule.running, *self._schedule.waiting]:
-            self._schedule.remove(sequence, State.ABORTED)
-            if sequence.events is not None:
-                sequence.events.send_nowait(error)
-                sequence.events.close()
+            self._fail(sequence, error)
+
+    def _fail(self, sequence: Sequence, error: ApiError) -> None:
+        self._schedule.remove(sequence, State.ABORTED)
+        if sequence.events is not None:
+            sequence.events.send_nowait(error)
+            sequence.events.close()
+
+    def _on_mask(self, sequence: Sequence, error: GrammarError | None) -> None:
+        """A matcher has seen the last token of a sequence, which may have ended meanwhile."""
+        if sequence.state not in (State.WAITING, State.RUNNING):
+            return
+        if error is None:
+            sequence.matched += 1
+        else:
+            self._fail(sequence, GenerationFailed(str(error)))
+        self._work.set()
 
     def statistics(self) -> SchedulerStatistics:
         """What the scheduler holds now, and has done so far."""
@@ -173,13 +200,14 @@ class Scheduler:
         await self._executor.send(planned.step)
         return True
 
-    async def _commit_next(self) -> None:
+    async def _commit_next(self, matching: Matching) -> None:
         result = await self._executor.receive()
         planned, sent = self._in_flight.popleft()
         assert result.number == planned.step.number, "results come in the order of the steps"
         began = time.perf_counter()
-        commit(self._schedule, planned, result)
-        self._seconds[planned.bucket] = result.seconds
+        if sequences := commit(self._schedule, planned, result):
+            matching.start(sequences)
+        self._seconds[planned.bucket] = self._last_seconds = result.seconds
         self._running_since = now = trio.current_time()
         self._observer.committed(planned, result, now - sent, time.perf_counter() - began)
 

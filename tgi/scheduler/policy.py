@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 import attrs
 
 from tgi.config import Limits
-from tgi.protocol import LaneParams, Step, ints
+from tgi.protocol import LaneParams, Step, floats, ints
 
 from .blocks import BlockPool
 from .buckets import Bucket, Buckets
@@ -100,6 +100,7 @@ class Schedule:
         sequence.epoch += 1
         if not sequence.generated:
             sequence.prompt_logprobs.clear()
+            sequence.prompt_tops.clear()
         insort(self.waiting, sequence, key=lambda s: s.number)
         self.preemptions += 1
 
@@ -136,7 +137,7 @@ def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
     """First the sequences in the middle of their prompt, then new ones while they share a step well."""
     rows: list[Row] = []
     for sequence in schedule.running:
-        if sequence.prefilling and not _join(schedule, rows, sequence):
+        if sequence.prefilling and not sequence.unmasked and not _join(schedule, rows, sequence):
             return rows
     if not _may_admit(schedule, decoding):
         return rows
@@ -144,7 +145,7 @@ def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
         sequence = schedule.waiting[0]
         if not _admit(schedule, sequence):
             break
-        if not _join(schedule, rows, sequence):
+        if not sequence.unmasked and not _join(schedule, rows, sequence):
             break  # it is running now, and first in line for the next prefill step
     return rows
 
@@ -252,6 +253,12 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     bucket = buckets.prefill(len(rows), longest, blocks) if prefill else buckets.decode(len(rows), blocks)
     assert bucket is not None, "a prefill step was joined beyond its largest bucket"
     schedule.number += 1
+    masks = [
+        (index, matcher.mask)
+        for index, row in enumerate(rows)
+        if (matcher := row.sequence.matcher) is not None and row.draw >= 0
+    ]
+    top = max([row.sequence.sampling.top_n_tokens for row in rows])
     queries = [row.sequence.tokens[row.start : row.start + row.length] for row in rows] if prefill else []
     tables = [row.sequence for row in rows if row.sequence.sent < len(row.sequence.blocks)]
     step = Step(
@@ -271,7 +278,10 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
         table_starts=ints([s.sent for s in tables]),
         table_counts=ints([len(s.blocks) - s.sent for s in tables]),
         table_blocks=ints([block for s in tables for block in s.blocks[s.sent :]]),
-        top=max(_top(row.sequence) for row in rows),
+        top=top + TIES if top else 0,
+        prompt_top=rows[0].sequence.prompt_top if prefill else 0,
+        mask_rows=ints([index for index, _ in masks]),
+        masks=b"".join([mask for _, mask in masks]),
     )
     for sequence in tables:
         sequence.sent = len(sequence.blocks)
@@ -290,13 +300,9 @@ def _targets(rows: Items[Row]) -> bytes:
     return ints([*after, *[-1] * (row.length - len(after))])
 
 
-def _top(sequence: Sequence) -> int:
-    wanted = sequence.sampling.top_n_tokens
-    return wanted + TIES if wanted else 0
-
-
 def _lane_params(sequence: Sequence) -> LaneParams:
     sampling = sequence.sampling
+    min_tokens = 0 if sequence.matcher is not None else sampling.min_tokens
     return LaneParams(
         lane=sequence.lane,
         seed=sampling.seed,
@@ -310,6 +316,13 @@ def _lane_params(sequence: Sequence) -> LaneParams:
         watermark=sampling.watermark,
         history=ints(sequence.tokens) if sampling.needs_history else b"",
         prompt_length=len(sequence.prompt),
+        min_p=sampling.min_p,
+        presence_penalty=sampling.presence_penalty,
+        count_penalty=sampling.count_penalty,
+        bias_ids=ints([token for token, _ in sampling.logit_bias]),
+        bias_values=floats([value for _, value in sampling.logit_bias]),
+        min_tokens=min_tokens,
+        ends=ints(sampling.ends) if min_tokens else b"",
     )
 
 

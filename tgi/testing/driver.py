@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tgi.device import Device
-from tgi.protocol import LaneParams, Load, Result, Step, ints, unpack_floats, unpack_ints
+from tgi.protocol import LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
@@ -174,7 +174,8 @@ class Driver:
 
 
 def lane_params(lane: int, **changed: Any) -> LaneParams:
-    """Parameters of a lane, neutral but for `changed`; `history` may be a list of ids."""
+    """Parameters of a lane, neutral but for `changed`; `history` and `ends` may be lists of ids, `bias` is a
+    mapping from ids."""
     values: dict[str, Any] = {
         "seed": 0,
         "sample": False,
@@ -188,8 +189,11 @@ def lane_params(lane: int, **changed: Any) -> LaneParams:
         "history": b"",
     }
     values.update(changed)
-    if not isinstance(values["history"], bytes):
-        values["history"] = ints(values["history"])
+    for name in ("history", "ends"):
+        if not isinstance(values.get(name, b""), bytes):
+            values[name] = ints(values[name])
+    bias = values.pop("bias", {})
+    values.update(bias_ids=ints(bias), bias_values=floats(bias.values()))
     return LaneParams(lane=lane, **values)
 
 

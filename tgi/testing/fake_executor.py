@@ -6,6 +6,7 @@ It stands for the whole engine below the scheduler where HTTP or the scheduler's
 from collections import deque
 from collections.abc import Callable
 
+import numpy as np
 import trio
 
 from tgi.protocol import LaneParams, Result, Step, floats, ints, unpack_ints
@@ -20,7 +21,10 @@ def counting(vocab_size: int) -> Script:
 
 
 class FakeExecutor:
-    """A `tgi.executor.Executor`. Token t has the log-probability -(t % 8) / 8, and t + 1, t + 2 follow it."""
+    """A `tgi.executor.Executor`. Token t has the log-probability -(t % 8) / 8, and t + 1, t + 2 follow it.
+
+    Where the script's token may not come, because of a mask or of `min_tokens`, the lowest that may does.
+    """
 
     def __init__(self, script: Script, step_seconds: float = 0.0) -> None:
         self.script = script
@@ -44,18 +48,46 @@ class FakeExecutor:
         for params in step.params:
             self._params[params.lane] = params
         rows = zip(unpack_ints(step.lanes).tolist(), unpack_ints(step.draws).tolist(), strict=True)
-        tokens = [self.script(self._params[lane], draw) for lane, draw in rows if draw >= 0]
-        top = [token + place for token in tokens for place in range(step.top)]
+        masks = _masks(step)
+        tokens = [
+            self._token(self._params[lane], draw, masks.get(row))
+            for row, (lane, draw) in enumerate(rows)
+            if draw >= 0
+        ]
         targets = unpack_ints(step.targets).tolist()
+        top_tokens, top_logprobs = _followed(tokens, step.top)
+        prompt_top_tokens, prompt_top_logprobs = _followed(targets, step.prompt_top)
         return Result(
             number=step.number,
             tokens=ints(tokens),
             logprobs=floats(map(logprob, tokens)),
-            top_tokens=ints(top),
-            top_logprobs=floats(logprob(tokens[n // step.top]) - n % step.top for n in range(len(top))),
+            top_tokens=top_tokens,
+            top_logprobs=top_logprobs,
             prompt_logprobs=floats(logprob(target) if target >= 0 else float("nan") for target in targets),
+            prompt_top_tokens=prompt_top_tokens,
+            prompt_top_logprobs=prompt_top_logprobs,
             seconds=self.step_seconds,
         )
+
+    def _token(self, params: LaneParams, draw: int, allowed: frozenset[int] | None) -> int:
+        token = self.script(params, draw)
+        barred = set(unpack_ints(params.ends).tolist()) if draw < params.min_tokens else set()
+        if token not in barred and (allowed is None or token in allowed):
+            return token
+        return min((allowed or set(range(len(barred) + 1))) - barred)
+
+
+def _masks(step: Step) -> dict[int, frozenset[int]]:
+    """The tokens that the masked rows may give."""
+    rows = unpack_ints(step.mask_rows).tolist()
+    bits = np.unpackbits(np.frombuffer(step.masks, np.uint8), bitorder="little").reshape(len(rows) or 1, -1)
+    return {row: frozenset(np.flatnonzero(mask).tolist()) for row, mask in zip(rows, bits, strict=False)}
+
+
+def _followed(tokens: list[int], count: int) -> tuple[bytes, bytes]:
+    """Each token and those that follow it, `count` in all, as two columns."""
+    pairs = [(token + place, logprob(token) - place) for token in tokens for place in range(count)]
+    return ints(token for token, _ in pairs), floats(value for _, value in pairs)
 
 
 def logprob(token: int) -> float:

@@ -12,7 +12,7 @@ from tgi.protocol import Step, unpack_ints
 
 from .kv_cache import KVCacheSpec
 from .lanes import FLOATS, INTS, Lanes
-from .sampler import Needs, SamplerInputs
+from .sampler import Masks, Needs, SamplerInputs
 
 Ints = npt.NDArray[np.int32]
 
@@ -67,7 +67,7 @@ def make_inputs(
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
     layout = _lay_out(step, lanes, device)
     columns = _token_columns(step, layout, lanes, spec.block_size)
-    sampler_columns, needs, answers = _sampler_columns(step, layout, lanes, device.dynamic)
+    sampler_columns, needs, rows = _sampler_columns(step, layout, lanes, device.dynamic)
     given = _to_device({**columns, **sampler_columns}, device)
     tokens = given["tokens"] if step.prefill else last_tokens[given["lanes"]]
     batch = Batch(
@@ -80,6 +80,7 @@ def make_inputs(
         cache=cache,
         host=_host_rows(layout, lanes, spec.block_size),
         targets=given.get("targets"),
+        target_top=step.prompt_top,
     )
     batch.plan = device.plan(batch, spec.block_size)
     sampler = SamplerInputs(
@@ -89,10 +90,12 @@ def make_inputs(
         previous=tokens[given["last"]],
         draw_high=given["draw_high"],
         draw_low=given["draw_low"],
+        barred=given["barred"],
+        masks=_masks(step, rows, device),
         **{name: given[name] for name in (*INTS, *FLOATS)},
     )
     places = layout.places if step.targets else np.empty(0, np.int32)
-    return Inputs(batch, sampler, answers, places)
+    return Inputs(batch, sampler, np.flatnonzero(rows >= 0).astype(np.int32), places)
 
 
 def _lay_out(step: Step, lanes: Lanes, device: Device) -> _Layout:
@@ -152,7 +155,10 @@ def _prompt_lengths(step: Step, layout: _Layout, lanes: Lanes) -> Ints:
 def _sampler_columns(
     step: Step, layout: _Layout, lanes: Lanes, dynamic: bool
 ) -> tuple[dict[str, Ints], Needs, Ints]:
-    """What the sampler takes. Rows that are not sampled are left out where shapes are cheap, else padding."""
+    """What the sampler takes, and which row of the step each of its rows is, -1: padding.
+
+    Rows that are not sampled are left out where shapes are cheap, else padding.
+    """
     draws = unpack_ints(step.draws)
     keep = np.flatnonzero(draws >= 0).astype(np.int32)
     rows = keep if dynamic else np.arange(layout.rows, dtype=np.int32)
@@ -162,7 +168,8 @@ def _sampler_columns(
     row_lanes = np.where(sampled, layout.lanes[rows], lanes.count).astype(np.int32)
     lengths = np.where(sampled, layout.starts[index] + layout.lengths[index], 1)
     ends = np.where(real, layout.offsets[index] + layout.lengths[index] - 1, 0)
-    high, low = lanes.draw(row_lanes, np.where(sampled, draws[index], 0).astype(np.int32))
+    numbers = np.where(sampled, draws[index], 0).astype(np.int32)
+    high, low = lanes.draw(row_lanes, numbers)
     floats, ints = lanes.floats[row_lanes], lanes.ints[row_lanes]
     columns = {
         "last": ends,
@@ -170,11 +177,27 @@ def _sampler_columns(
         "lengths": lengths,
         "draw_high": high,
         "draw_low": low,
+        "barred": numbers < lanes.min_tokens[row_lanes],
         **{name: ints[:, i] for i, name in enumerate(INTS)},
         **{name: floats[:, i] for i, name in enumerate(FLOATS)},
     }
-    needs = Needs.of({name: columns[name] for name in (*INTS, *FLOATS)}, step.top)
-    return columns, needs, np.flatnonzero(sampled).astype(np.int32)
+    needs = Needs.of(columns, step.top)
+    return columns, needs, np.where(sampled, rows, -1).astype(np.int32)
+
+
+def _masks(step: Step, rows: Ints, device: Device) -> Masks | None:
+    """Of the rows that have one; of all, where shapes must not depend on how many those are."""
+    if not step.masks:
+        return None
+    masked = unpack_ints(step.mask_rows)
+    words = unpack_ints(step.masks).reshape(len(masked), -1)
+    if device.dynamic:
+        places, words = np.searchsorted(rows, masked), words.copy()
+    else:
+        places, some = np.arange(len(rows)), words
+        words = np.full((len(rows), some.shape[1]), -1, np.int32)
+        words[masked] = some
+    return Masks(*(torch.from_numpy(array).to(device.torch_device) for array in (places, words)))
 
 
 def _host_rows(layout: _Layout, lanes: Lanes, block_size: int) -> list[HostRow]:

@@ -3,6 +3,7 @@
 One lane more than the server knows stands in for padding rows: its table is block 0, its parameters neutral.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,10 +11,24 @@ import numpy.typing as npt
 
 from tgi.protocol import LaneParams, Step, unpack_ints
 
-FLOATS = ("temperature", "top_p", "typical_p", "repetition_penalty", "frequency_penalty")
-INTS = ("sample", "top_k", "watermark")
-_NEUTRAL_FLOATS = (1.0, 1.0, 1.0, 1.0, 0.0)
-_RANGES = {"temperature": (1e-4, 1e4), "repetition_penalty": (1e-4, 1e4)}
+FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "frequency_penalty",
+    "presence_penalty",
+    "count_penalty",
+)
+INTS = ("sample", "top_k", "watermark", "biased")
+_NEUTRAL_FLOATS = (1.0, 1.0, -math.inf, 1.0, 1.0, 0.0, 0.0, 0.0)
+_RANGES = {
+    "temperature": (1e-4, 1e4),
+    "repetition_penalty": (1e-4, 1e4),
+    "presence_penalty": (-1e4, 1e4),
+    "count_penalty": (-1e4, 1e4),
+}
 """What lies beyond has the effect of the bound: the scores stay finite in float32."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 DRAW_BITS = 26
@@ -29,9 +44,10 @@ class Lanes:
         """[lanes, entries]; grows to the right. Entries beyond a lane's own are left over from before."""
         self.prompt_lengths = np.zeros(count + 1, np.int32)
         """Tokens in the sequence's prompt; 0 where the server does not say."""
+        self.min_tokens = np.zeros(count + 1, np.int32)
         self.seeds = np.zeros(count + 1, np.uint64)
         self.floats = np.tile(np.array(_NEUTRAL_FLOATS, np.float32), (count + 1, 1))
-        """[lanes, len(FLOATS)]"""
+        """[lanes, len(FLOATS)]; min_p as its logarithm, which every device then has alike"""
         self.ints = np.zeros((count + 1, len(INTS)), np.int32)
         """[lanes, len(INTS)]"""
 
@@ -64,8 +80,9 @@ class Lanes:
 
     def _set_params(self, params: Iterable[LaneParams]) -> None:
         for new in params:
-            self.floats[new.lane] = [_bounded(name, getattr(new, name)) for name in FLOATS]
-            self.ints[new.lane] = [getattr(new, name) for name in INTS]
+            self.floats[new.lane] = [_effective(name, getattr(new, name)) for name in FLOATS]
+            self.ints[new.lane] = [new.sample, new.top_k, new.watermark, bool(new.bias_ids)]
+            self.min_tokens[new.lane] = new.min_tokens
             self.seeds[new.lane] = new.seed
             self.prompt_lengths[new.lane] = new.prompt_length
 
@@ -76,7 +93,9 @@ class Lanes:
             self.tables = np.pad(self.tables, ((0, 0), (0, more)))
 
 
-def _bounded(name: str, value: float) -> float:
+def _effective(name: str, value: float) -> float:
+    if name == "min_p":
+        return math.log(min(value, 1.0)) if value > 0 else -math.inf
     least, most = _RANGES.get(name, (value, value))
     return min(max(value, least), most)
 

@@ -14,13 +14,14 @@ import torch
 from tgi.device import Device, KVCache
 from tgi.layers import Batch, Build
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
-from tgi.protocol import Load, Loaded, Progress, Result, Step, unpack_ints
+from tgi.protocol import Load, Loaded, Progress, Result, Step
 from tgi.weights import Checkpoint, CheckpointError, Shard
 
 from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
 from .lanes import Lanes
 from .sampler import Sampled, Sampler
+from .tables import BYTES as TABLE_BYTES
 
 Model = Callable[[Batch], torch.Tensor]
 T = TypeVar("T")
@@ -95,16 +96,13 @@ class Runner:
         began = time.perf_counter()
         self.lanes.update(step)
         for params in step.params:
-            if params.history:
-                self.sampler.start(params.lane, unpack_ints(params.history))
+            self.sampler.start(params)
         inputs = make_inputs(step, self.lanes, self.device, self.spec, self.cache, self.last_tokens)
         logits = self.model(inputs.batch)
         sampled = self.sampler(logits, inputs.sampler)
         self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)
         columns = _result_columns(sampled, inputs.answers)
-        if inputs.batch.target_logprobs is not None:
-            logprobs = inputs.batch.target_logprobs.cpu().numpy()
-            columns["prompt_logprobs"] = logprobs[inputs.target_places].tobytes()
+        columns |= _target_columns(inputs.batch, inputs.target_places)
         return Result(number=step.number, seconds=time.perf_counter() - began, **columns)
 
 
@@ -121,13 +119,13 @@ def workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
     Activations: per query token six vectors of the hidden size and three of the widest linear layer are
     alive at once. Logits: of each lane's row, or of 64 prompt positions, the model's dtype once, and
     40 bytes per token of the vocabulary for the sampler with everything on (float32 scores and their
-    copies, sorted values with int64 indices, float64 sums), and 4 for the penalties' counts.
+    copies, sorted values with int64 indices, float64 sums). And the sampler's tables.
     """
     item = build.dtype.itemsize
     tokens = max(command.prefill_tokens, command.lanes)
     activations = tokens * (6 * config.hidden_size + 3 * build.widest) * item
     logits = max(command.lanes, 64) * config.vocab_size * (item + 40)
-    return activations + logits + (command.lanes + 1) * config.vocab_size * 4
+    return activations + logits + (command.lanes + 1) * config.vocab_size * TABLE_BYTES
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -144,6 +142,20 @@ def _find(kind: str, name: str, known: Mapping[str, T]) -> T:
     if name not in known:
         raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
     return known[name]
+
+
+def _target_columns(batch: Batch, places: "np.ndarray[Any, Any]") -> dict[str, bytes]:
+    """What the head has answered to the step's targets."""
+    names = {
+        "prompt_logprobs": batch.target_logprobs,
+        "prompt_top_tokens": batch.target_top_tokens,
+        "prompt_top_logprobs": batch.target_top_logprobs,
+    }
+    return {
+        name: (answer.cpu() if answer.is_floating_point() else answer.int().cpu()).numpy()[places].tobytes()
+        for name, answer in names.items()
+        if answer is not None
+    }
 
 
 def _result_columns(sampled: Sampled, answers: "np.ndarray[Any, Any]") -> dict[str, bytes]:

@@ -1,9 +1,10 @@
 """From logits to tokens: one program for all rows of a step, with parameters as columns and static shapes.
 
-In order: watermark, repetition penalty, frequency penalty, temperature, top-k, top-p, typical-p, choice
-(tgi-behaviour section 5). What comes out for a row depends on that row alone, bit for bit: no reduction runs
-over rows, none may be split differently for one row than for many (`Tensor.sum` of a single row is), ties are
-broken by the lowest id, and a part that no row needs is skipped only where it would not change any bit.
+In order: watermark, penalties, logit bias, ends that may not come yet, grammar masks, temperature, top-k,
+top-p, min-p, typical-p, choice (tgi-behaviour section 5). What comes out for a row depends on that row alone,
+bit for bit: no reduction runs over rows, none may be split differently for one row than for many (as
+`Tensor.sum` of a single row is), ties are broken by the lowest id, and a part that no row needs is skipped
+only where it would not change any bit.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,11 @@ import numpy.typing as npt
 import torch
 
 from tgi.device import Device
+from tgi.layers import most_likely
+from tgi.protocol import LaneParams
 
 from .lanes import DRAW_BITS
+from .tables import Tables
 
 _WATERMARK_KEY = 15485863
 _SHORT = 256
@@ -30,8 +34,14 @@ class Needs:
     sample: bool = False
     top_k: bool = False
     top_p: bool = False
+    min_p: bool = False
     typical: bool = False
     penalties: bool = False
+    """Of the whole sequence's tokens."""
+    occurrences: bool = False
+    """Penalties of generated tokens."""
+    bias: bool = False
+    bar: bool = False
     watermark: bool = False
     top: int = 0
     """How many of the most likely tokens to report."""
@@ -44,11 +54,25 @@ class Needs:
             sample=bool(columns["sample"].any()),
             top_k=bool((columns["top_k"] > 0).any()),
             top_p=bool((columns["top_p"] < 1).any()),
+            min_p=bool((columns["min_p"] > -np.inf).any()),
             typical=bool((columns["typical_p"] < 1).any()),
             penalties=bool(penalised.any()),
+            occurrences=bool(((columns["presence_penalty"] != 0) | (columns["count_penalty"] != 0)).any()),
+            bias=bool(columns["biased"].any()),
+            bar=bool(columns["barred"].any()),
             watermark=bool(columns["watermark"].any()),
             top=top,
         )
+
+
+@attrs.frozen(eq=False)
+class Masks:
+    """Which tokens some of the rows may give."""
+
+    rows: torch.Tensor
+    """[m] int64"""
+    words: torch.Tensor
+    """[m, words] int32: a bit for each token of the vocabulary, the lowest first."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
@@ -67,11 +91,19 @@ class SamplerInputs:
     sample: torch.Tensor
     top_k: torch.Tensor
     watermark: torch.Tensor
+    biased: torch.Tensor
+    barred: torch.Tensor
+    """Whether the lane's ends may not come yet."""
     temperature: torch.Tensor
     top_p: torch.Tensor
+    min_p: torch.Tensor
+    """Its logarithm."""
     typical_p: torch.Tensor
     repetition_penalty: torch.Tensor
     frequency_penalty: torch.Tensor
+    presence_penalty: torch.Tensor
+    count_penalty: torch.Tensor
+    masks: Masks | None = None
 
 
 @attrs.frozen(eq=False)
@@ -89,28 +121,26 @@ class Sampled:
 
 
 class Sampler:
-    """Keeps on the device what the penalties look at: how often each lane's sequence has each token."""
+    """The program and what it keeps on the device."""
 
     def __init__(self, lanes: int, vocab_size: int, device: Device, gamma: float, delta: float) -> None:
+        self.tables = Tables(lanes, vocab_size, device)
         self._device = device
-        self._counts = torch.zeros(lanes, vocab_size, dtype=torch.int32, device=device.torch_device)
         self._gamma, self._delta = gamma, delta
 
-    def start(self, lane: int, history: npt.NDArray[np.int32]) -> None:
-        """Count the tokens of a sequence that enters a lane."""
-        counts = np.bincount(history, minlength=self._counts.shape[1]).astype(np.int32)
-        self._counts[lane] = torch.from_numpy(counts).to(self._counts.device)
+    def start(self, params: LaneParams) -> None:
+        """A sequence enters a lane."""
+        self.tables.start(params)
 
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
         device = self._device
-        scores = process(logits.float(), rows, self._counts, self._gamma, self._delta, device.dynamic)
+        scores = process(logits.float(), rows, self.tables, self._gamma, self._delta, device.dynamic)
         best = device.argmax(scores)
         logprobs = scores.log_softmax(-1)
         tokens = torch.where(rows.sample > 0, draw(logprobs, rows), best) if rows.needs.sample else best
-        if rows.needs.penalties:
-            ones = torch.ones_like(tokens, dtype=torch.int32)
-            self._counts.index_put_((rows.lanes, tokens), ones, accumulate=True)
+        if rows.needs.penalties or rows.needs.occurrences:
+            self.tables.count(rows.lanes, tokens)
         chosen = logprobs.gather(1, tokens[:, None])[:, 0]
         return Sampled(tokens, chosen, *most_likely(logprobs, rows.needs.top))
 
@@ -118,7 +148,7 @@ class Sampler:
 def process(
     scores: torch.Tensor,
     rows: SamplerInputs,
-    counts: torch.Tensor,
+    tables: Tables,
     gamma: float,
     delta: float,
     dynamic: bool = False,
@@ -129,11 +159,22 @@ def process(
         green = green_list(rows.previous, scores.shape[1], gamma) & (rows.watermark > 0)[:, None]
         scores = torch.where(green, scores + delta, scores)
     if needs.penalties:
-        scores = _penalise(scores, counts[rows.lanes], rows)
+        scores = _penalise(scores, tables.counts[rows.lanes], rows)
+    if needs.occurrences:
+        scores = _penalise_occurrences(scores, tables.generated[rows.lanes], rows)
+    if needs.bias:
+        scores = torch.where(rows.biased[:, None] > 0, scores + tables.bias[rows.lanes], scores)
+    if needs.bar:
+        scores = scores.masked_fill(tables.ends[rows.lanes] & (rows.barred[:, None] > 0), -torch.inf)
+    if rows.masks is not None:
+        scores = _mask(scores, rows.masks)
     if needs.sample:
         scores = scores / rows.temperature[:, None]
     if needs.top_k or needs.top_p:
         scores = _filter_top(scores, rows, dynamic)
+    if needs.min_p:
+        least = scores.amax(-1, keepdim=True) + rows.min_p[:, None]
+        scores = scores.masked_fill(scores < least, -torch.inf)
     if needs.typical:
         scores = _filter_typical(scores, rows.typical_p[:, None])
     return scores
@@ -152,27 +193,6 @@ def draw(logprobs: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
     target = uniform[:, None] * cumulative[:, -1:]
     chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
     return chosen.clamp_max(logprobs.shape[1] - 1)  # beyond the last only if a broken model gave NaN
-
-
-def most_likely(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and log-probabilities of the `count` best of each row, [rows, count] each."""
-    if not count:
-        empty = logprobs[:, :0]
-        return empty.long(), empty
-    size = logprobs.shape[1]
-    bits = logprobs.view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    reverse_ids = torch.arange(size - 1, -1, -1, device=logprobs.device)
-    keys = (ordered << 32) | reverse_ids  # no two alike, so that ties do not depend on `count`
-    best = keys.topk(min(count, size), -1).values
-    ids = size - 1 - (best & 0xFFFFFFFF)
-    values = logprobs.gather(1, ids)
-    ids = ids.masked_fill(values.isneginf(), -1)
-    missing = count - ids.shape[1]
-    if missing:
-        ids = torch.nn.functional.pad(ids, (0, missing), value=-1)
-        values = torch.nn.functional.pad(values, (0, missing), value=-torch.inf)
-    return ids, values
 
 
 def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
@@ -201,6 +221,19 @@ def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -
     scores = torch.where(counts > 0, penalised, scores)
     share = counts.float() / rows.lengths[:, None].float()
     return scores - rows.frequency_penalty[:, None] * share
+
+
+def _penalise_occurrences(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+    """Presence penalty once per id that was generated; count penalty for each time that it was."""
+    scores = scores - rows.presence_penalty[:, None] * (counts > 0)
+    return scores - rows.count_penalty[:, None] * counts
+
+
+def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
+    """-inf for what the masks do not allow; other rows are not touched."""
+    bits = 1 << torch.arange(32, dtype=torch.int32, device=scores.device)
+    barred = ((masks.words[:, :, None] & bits) == 0).flatten(1)[:, : scores.shape[1]]
+    return scores.index_copy(0, masks.rows, scores[masks.rows].masked_fill(barred, -torch.inf))
 
 
 def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:

@@ -1,0 +1,60 @@
+"""Rows for the sampler without a model or a step."""
+
+import numpy as np
+import torch
+
+from tgi.device.cpu import CpuDevice
+from tgi.protocol import Step
+from tgi.testing.driver import lane_params
+from tgi.worker.lanes import FLOATS, INTS, Lanes
+from tgi.worker.sampler import Masks, Needs, Sampler, SamplerInputs
+
+GAMMA, DELTA = 0.25, 1.5
+
+
+def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=None):
+    """Row i has params[i] in lane i; `masks` are those of some rows."""
+    lanes = Lanes(len(params))
+    changed = tuple(lane_params(lane, **one) for lane, one in enumerate(params))
+    lanes.update(
+        Step(number=1, prefill=False, bucket_rows=1, bucket_tokens=1, bucket_blocks=1, lanes=b"", starts=b"",
+             draws=b"", params=changed)
+    )  # fmt: skip
+    count = len(params)
+    index = np.arange(count, dtype=np.int32)
+    draws = np.array(draws if draws is not None else [0] * count, np.int32)
+    high, low = lanes.draw(index, draws)
+    columns = {name: lanes.ints[:count, i] for i, name in enumerate(INTS)}
+    columns |= {name: lanes.floats[:count, i] for i, name in enumerate(FLOATS)}
+    columns["barred"] = (draws < lanes.min_tokens[:count]).astype(np.int32)
+    return SamplerInputs(
+        needs=Needs.of(columns, top),
+        lanes=torch.arange(count),
+        lengths=torch.tensor(lengths or [1] * count),
+        previous=torch.tensor(previous or [0] * count),
+        draw_high=torch.from_numpy(high).long(),
+        draw_low=torch.from_numpy(low).long(),
+        masks=masks,
+        **{name: torch.from_numpy(values.copy()) for name, values in columns.items()},
+    )
+
+
+def pack(allowed, vocab):
+    """A mask of these tokens: one bit after another in bytes."""
+    bits = np.zeros(-(-vocab // 32) * 32, np.uint8)
+    bits[list(allowed)] = 1
+    return np.packbits(bits, bitorder="little").tobytes()
+
+
+def make_masks(allowed, vocab):
+    """`allowed`: row -> the tokens it may give."""
+    words = [np.frombuffer(pack(tokens, vocab), np.int32) for tokens in allowed.values()]
+    return Masks(torch.tensor(list(allowed)), torch.from_numpy(np.stack(words)))
+
+
+def make_sampler(params, vocab, device=None):
+    """With row i's sequence in lane i."""
+    sampler = Sampler(len(params) + 1, vocab, device or CpuDevice(1), GAMMA, DELTA)
+    for lane, one in enumerate(params):
+        sampler.start(lane_params(lane, **one))
+    return sampler
