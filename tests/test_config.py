@@ -23,25 +23,12 @@ TGI_DEFAULTS = {
     "port": 3000,
     "graceful_termination_timeout": 90,
     "json_output": False,
-    "trust_remote_code": False,
+    "otlp_service_name": "text-generation-inference.router",
 }
-TGI_FLAGS = """model-id revision validation-workers sharded num-shard quantize speculate dtype kv-cache-dtype
-    trust-remote-code max-concurrent-requests max-best-of max-stop-sequences max-top-n-tokens max-input-tokens
-    max-input-length max-total-tokens waiting-served-ratio max-batch-prefill-tokens max-batch-total-tokens
-    max-waiting-tokens max-batch-size cuda-graphs hostname port prometheus-port shard-uds-path master-addr
-    master-port huggingface-hub-cache weights-cache-override disable-custom-kernels cuda-memory-fraction
-    rope-scaling rope-factor json-output otlp-endpoint otlp-service-name cors-allow-origin api-key
-    watermark-gamma watermark-delta tokenizer-config-path disable-grammar-support env max-client-batch-size
-    lora-adapters usage-stats payload-limit enable-prefill-logprobs graceful-termination-timeout""".split()
 
 
 def limits(max_position: int = 2048, **options: Any) -> Limits:
     return resolve_limits(Options(**options), max_position=max_position, **CPU)
-
-
-@pytest.mark.parametrize("flag", TGI_FLAGS)
-def test_every_flag_of_the_launcher_is_an_option(flag: str) -> None:
-    assert hasattr(Options(), flag.replace("-", "_"))
 
 
 @pytest.mark.parametrize(("name", "value"), TGI_DEFAULTS.items())
@@ -98,31 +85,49 @@ def test_contradictions_between_limits(options: dict[str, Any], text: str) -> No
             "Both `max_input_tokens` (5) and `max_input_length` (6) are set. Please define only "
             "`max_input_tokens` as `max_input_length` is deprecated for naming consistency.",
         ),
-        ({"validation_workers": "0"}, "`validation_workers` must be > 0"),
         ({"num_shard": 0}, "`num_shard` cannot be < 1"),
         ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
         ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
-        ({"quantize": "gptq"}, "--quantize is not supported yet; start without it"),
         ({"num_shard": 2}, "2 ranks are not supported yet; start with --num-shard 1"),
+        ({"api_key": ("a", "")}, "an API key is empty: give a key, or leave out --api-key and API_KEY"),
+        ({"api_key": ("é",)}, "an API key must be printable ASCII, without spaces around it"),
+        ({"api_key": (" a",)}, "an API key must be printable ASCII, without spaces around it"),
+        ({"api_key": ("a\n",)}, "an API key must be printable ASCII, without spaces around it"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
     with pytest.raises(OptionError) as caught:
-        list(Options(**options).checked())
+        list(Options(**options).checked({}))
     assert str(caught.value) == text
 
 
-def test_what_is_ignored_is_said() -> None:
-    warnings = list(
-        Options(dtype="float16", trust_remote_code=True, hostname="pod-7", speculate="0").checked()
-    )
-    assert len(warnings) == 3
-    assert not list(Options().checked())
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"dtype": "float16"}, "computing in bfloat16"),
+        ({"dtype": "half"}, "computing in bfloat16"),
+        ({"hostname": "pod-7"}, "'pod-7' is no IP address: listening on 0.0.0.0"),
+    ],
+)
+def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> None:
+    (warning,) = Options(**options).checked({})
+    assert said in warning
+
+
+def test_what_is_done_as_told_is_not_said() -> None:
+    options = Options(hostname="localhost", dtype="bfloat16", api_key=("a b", "!~"), num_shard=1)
+    assert not list(options.checked({}))
 
 
 @pytest.mark.parametrize(
     ("hostname", "address"),
-    [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("e3b0c44298fc", "0.0.0.0"), ("", "0.0.0.0")],
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::1", "::1"),
+        ("localhost", "127.0.0.1"),
+        ("e3b0c44298fc", "0.0.0.0"),
+        ("", "0.0.0.0"),
+    ],
 )
 def test_a_host_name_that_is_no_address(hostname: str, address: str) -> None:
     assert Options(hostname=hostname).address == address
@@ -130,7 +135,15 @@ def test_a_host_name_that_is_no_address(hostname: str, address: str) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "compute"),
-    [(None, "auto"), ("float32", "float32"), ("bfloat16", "bfloat16"), ("float16", "bfloat16")],
+    [
+        (None, "auto"),
+        ("auto", "auto"),
+        ("float32", "float32"),
+        ("float", "float32"),
+        ("bfloat16", "bfloat16"),
+        ("float16", "bfloat16"),
+        ("half", "bfloat16"),
+    ],
 )
 def test_dtypes(dtype: Any, compute: str) -> None:
     assert Options(dtype=dtype).compute_dtype == compute

@@ -8,13 +8,42 @@ import contextlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
-from cyclopts import App, CycloptsError, Parameter
+import attrs
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry
+from rich.console import RenderableType
+from rich.text import Text
 
+from tgi import flags
 from tgi.config import Options, map_legacy_variables
+from tgi.foreign import foreign_flags
+from tgi.sources import add_sources
+
+
+def _name(entry: HelpEntry) -> RenderableType:
+    """What to type for an option. vLLM's names are left to docs/options.md."""
+    if entry.positional_label:
+        return entry.positional_label
+    short = "".join(f"{name}, " for name in entry.positive_shorts if len(name) == 2)
+    name = entry.positive_names[0]
+    if entry.negative_names:
+        name = name.replace("--", "--[no-]", 1)
+    return Text(" ".join(word for word in (short + name, entry.metavar) if word))
+
+
+def _description(entry: HelpEntry) -> RenderableType:
+    default = None if entry.default in ("False", "True", "()") else entry.default
+    return DescriptionRenderer()(attrs.evolve(entry, default=default, env_var=None))
+
+
+_COLUMNS = (
+    ColumnSpec(renderer=_name, style="cyclopts.name", min_width=30, max_width=30, overflow="fold"),
+    ColumnSpec(renderer=_description, overflow="fold"),
+)
 
 
 def _app(name: str, about: str) -> App:
@@ -24,21 +53,37 @@ def _app(name: str, about: str) -> App:
         version=f"{name} {importlib.metadata.version('tgi')}",
         version_flags=("--version", "-V"),
         result_action="return_value",
+        config=add_sources,
+        help_formatter=DefaultFormatter(column_specs=_COLUMNS),
     )
 
 
 app = _app("tgi", "A text-generation server: the drop-in successor of Hugging Face TGI.")
-launcher_app = _app("text-generation-launcher", "Serve a model over HTTP: another name of `tgi serve`.")
+_SERVE = """Serve a model over HTTP.
+
+Every flag has an environment variable, MAX_INPUT_TOKENS for --max-input-tokens, and a key in the file of
+--config. A flag beats a variable, and a variable beats the file.
+
+Ctrl-C or SIGTERM ends the server when the running requests are done, a second one at once.
+"""
+launcher_app = _app("text-generation-launcher", _SERVE)
+launcher_app.help_epilogue = foreign_flags()
 
 
-@app.command
+@app.command(help=_SERVE, help_epilogue=foreign_flags())
+def serve(
+    model: Annotated[str | None, Parameter(group=flags.MODEL, help="The same as --model-id.")] = None,
+    /,
+    *,
+    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
+) -> int:
+    """`tgi serve`. Returns the exit code."""
+    return launch(options=options if model is None else attrs.evolve(options, model_id=model))
+
+
 @launcher_app.default
-def serve(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008
-    """Serve a model over HTTP.
-
-    Every flag can also be given as the environment variable beside it. Ctrl-C or SIGTERM ends the server
-    when the running requests are done; a second one ends it at once.
-    """
+def launch(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008
+    """`text-generation-launcher`. Returns the exit code."""
     from tgi.server import run
 
     return run(options)
@@ -81,12 +126,17 @@ def download_weights(
     return 0
 
 
+def parse_options(arguments: Sequence[str] = ()) -> Options:
+    """What text-generation-launcher would start with. Raises CycloptsError, whose text is one line."""
+    _, bound, _ = launcher_app.parse_args(arguments, exit_on_error=False, print_error=False)
+    options: Options = bound.arguments.get("options", Options())
+    return options
+
+
 def options_from_environment() -> Options:
     """The options that the environment alone gives. Exits with code 2 and one line when it is wrong."""
     with _usage_errors():
-        _, bound, _ = launcher_app.parse_args([], exit_on_error=False, print_error=False)
-    options: Options = bound.arguments.get("options", Options())
-    return options
+        return parse_options()
 
 
 def main() -> None:
@@ -108,6 +158,13 @@ def _run(command: App) -> None:
 def _usage_errors() -> Iterator[None]:
     try:
         yield
+    except UnusedCliTokensError as error:
+        unexpected = (error.unused_tokens or [""])[0]
+        _fail(f'Unexpected argument "{unexpected}".')
     except CycloptsError as error:
-        print(f"tgi: {' '.join(str(error).split())} --help lists all flags.", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+
+
+def _fail(reason: str) -> NoReturn:
+    print(f"tgi: {' '.join(reason.split())} --help lists all flags.", file=sys.stderr)
+    sys.exit(2)

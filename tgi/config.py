@@ -3,173 +3,191 @@
 `Options` is what a user wrote, `Limits` what a running server keeps to; `resolve_limits` makes one of the
 other once the model and the device are known. The names, variables and defaults of the flags are those of
 text-generation-launcher. How a flag is spelt and explained is written at its field, and nowhere else:
-the command line, its help and the variables are all made from the fields.
+the command line, its help, the variables and the keys of a file are all made from the fields.
 """
 
-import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import attrs
-from cyclopts import Group, Parameter, validators
+from cyclopts import Parameter
+
+from tgi import flags
+from tgi.flags import BATCH, HTTP, LIMITS, LOG, MODEL, Amount, Count, Port, flag
+from tgi.foreign import Foreign
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """The checkpoint that comes with the package."""
 DEFAULT_TOTAL_TOKENS = 4096
-
-_MODEL = Group("Model", sort_key=1)
-_LIMITS = Group("Limits of a request", sort_key=2)
-_BATCH = Group("Batching", sort_key=3)
-_HTTP = Group("HTTP", sort_key=4)
-_LOG = Group("Logs", sort_key=5)
-_NONE = Group("Accepted for scripts written for text-generation-launcher; without effect", sort_key=6)
-_REFUSED = Group("Known, and refused for now", sort_key=7)
+DTYPES = {
+    None: "auto",
+    "auto": "auto",
+    "float32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "bfloat16",
+    "half": "bfloat16",
+}
+"""Value of --dtype (TGI's, vLLM's) -> what a rank is told."""
 
 
 class OptionError(Exception):
     """Options that contradict each other or ask for what there is not; the message is one line for people."""
 
 
-def _flag(group: Group, variable: str, *more: str, short: str | None = None) -> Parameter:
-    """A flag of `group`, read from the first of the given variables that is set."""
-    return Parameter(alias=short, group=group, env_var=(variable, *more), negative=())
-
-
 @attrs.frozen(kw_only=True)
 class Options:
     """Everything that can be set from outside, as it was written. A flag beats its variable."""
 
-    model_id: Annotated[str | None, _flag(_MODEL, "MODEL_ID", "HF_MODEL_ID")] = None
-    """A folder or an id on the Hugging Face Hub. Without it, the small demo model that comes with tgi."""
-    revision: Annotated[str | None, _flag(_MODEL, "REVISION", "HF_MODEL_REVISION")] = None
-    """Branch, tag or commit on the Hub."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, _flag(_MODEL, "DTYPE")] = None
-    """What to compute in. Without it, what the device is fastest at. float16 is taken for bfloat16."""
-    device: Annotated[str, _flag(_MODEL, "DEVICE")] = "cpu"
-    """What to compute on; plugins offer more."""
-    threads: Annotated[int, _flag(_MODEL, "THREADS")] = 0
-    """CPU threads. 0: as many as there are cores."""
-    sharded: Annotated[Literal["true", "false"] | None, _flag(_MODEL, "SHARDED")] = None
-    """Whether to split the model over several ranks."""
-    num_shard: Annotated[int | None, _flag(_MODEL, "NUM_SHARD", "SM_NUM_GPUS")] = None
-    """Over how many; only 1 for now."""
-    rope_scaling: Annotated[Literal["linear", "dynamic"] | None, _flag(_MODEL, "ROPE_SCALING")] = None
-    """Replaces the RoPE scaling of the model's config.json."""
-    rope_factor: Annotated[float | None, _flag(_MODEL, "ROPE_FACTOR")] = None
-    """Its factor. Alone: linear scaling. Without it: 1.0."""
-    huggingface_hub_cache: Annotated[Path | None, _flag(_MODEL, "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE")] = (
+    config: Annotated[Path | None, flag(MODEL, "TGI_CONFIG", value="FILE")] = None
+    """A TOML file with options, named as the flags are. Its variable is TGI_CONFIG."""
+    model_id: Annotated[str | None, flag(MODEL, "MODEL_ID", "HF_MODEL_ID", value="ID", vllm=["--model"])] = (
         None
     )
+    """A folder or an id on the Hugging Face Hub. Without it, the small demo model that comes with tgi."""
+    revision: Annotated[str | None, flag(MODEL, "REVISION", "HF_MODEL_REVISION", value="NAME")] = None
+    """Branch, tag or commit on the Hub."""
+    dtype: Annotated[
+        Literal["auto", "float32", "float", "bfloat16", "float16", "half"] | None, flag(MODEL, "DTYPE")
+    ] = None
+    """What to compute in. auto, and without it: what the device is fastest at. float16 is taken for
+    bfloat16."""
+    device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
+    """What to compute on; plugins offer more."""
+    threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
+    """CPU threads. 0: as many as there are cores."""
+    sharded: Annotated[Literal["true", "false"] | None, flag(MODEL, "SHARDED")] = None
+    """Whether to split the model over several ranks."""
+    num_shard: Annotated[
+        Count | None,
+        flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
+    ] = None
+    """Over how many; only 1 for now."""
+    rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
+    """Replaces the RoPE scaling of the model's config.json."""
+    rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None
+    """Its factor. Alone: linear scaling. Without it: 1.0."""
+    huggingface_hub_cache: Annotated[
+        Path | None, flag(MODEL, "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", value="FOLDER")
+    ] = None
     """Where models are kept. Without it, $HF_HOME/hub."""
-    weights_cache_override: Annotated[Path | None, _flag(_MODEL, "WEIGHTS_CACHE_OVERRIDE")] = None
+    weights_cache_override: Annotated[Path | None, flag(MODEL, "WEIGHTS_CACHE_OVERRIDE", value="FOLDER")] = (
+        None
+    )
     """A folder with the model's files, used instead of the Hub."""
-    served_model_name: Annotated[str | None, _flag(_MODEL, "SERVED_MODEL_NAME")] = None
+    served_model_name: Annotated[str | None, flag(MODEL, "SERVED_MODEL_NAME", value="NAME")] = None
     """Name of the model in answers. Without it, --model-id."""
-    tokenizer_config_path: Annotated[Path | None, _flag(_MODEL, "TOKENIZER_CONFIG_PATH")] = None
+    tokenizer_config_path: Annotated[Path | None, flag(MODEL, "TOKENIZER_CONFIG_PATH"), flags.FILE] = None
     """A file that replaces the model's tokenizer_config.json when a chat template is looked for."""
-    chat_template: Annotated[Path | None, _flag(_MODEL, "CHAT_TEMPLATE")] = None
+    chat_template: Annotated[Path | None, flag(MODEL, "CHAT_TEMPLATE"), flags.FILE] = None
     """A file with a Jinja template that replaces the model's own."""
-    watermark_gamma: Annotated[float, _flag(_MODEL, "WATERMARK_GAMMA")] = 0.5
+    watermark_gamma: Annotated[Amount, flag(MODEL, "WATERMARK_GAMMA")] = 0.5
     """Share of the vocabulary that a watermark favours."""
-    watermark_delta: Annotated[float, _flag(_MODEL, "WATERMARK_DELTA")] = 2.0
+    watermark_delta: Annotated[float, flag(MODEL, "WATERMARK_DELTA", value="N")] = 2.0
     """What a watermark adds to their logits."""
 
-    max_input_tokens: Annotated[int | None, _flag(_LIMITS, "MAX_INPUT_TOKENS")] = None
+    max_input_tokens: Annotated[Count | None, flag(LIMITS, "MAX_INPUT_TOKENS")] = None
     """Longest prompt. Without it, --max-total-tokens less 1."""
-    max_input_length: Annotated[int | None, _flag(_LIMITS, "MAX_INPUT_LENGTH")] = None
+    max_input_length: Annotated[Count | None, flag(LIMITS, "MAX_INPUT_LENGTH")] = None
     """The old name of --max-input-tokens."""
-    max_total_tokens: Annotated[int | None, _flag(_LIMITS, "MAX_TOTAL_TOKENS")] = None
+    max_total_tokens: Annotated[Count | None, flag(LIMITS, "MAX_TOTAL_TOKENS", vllm=["--max-model-len"])] = (
+        None
+    )
     """Longest prompt and answer together. Without it, 4096, or less where the model was made for less."""
-    max_best_of: Annotated[int, _flag(_LIMITS, "MAX_BEST_OF")] = 2
+    max_best_of: Annotated[Count, flag(LIMITS, "MAX_BEST_OF")] = 2
     """Largest `best_of`."""
-    max_stop_sequences: Annotated[int, _flag(_LIMITS, "MAX_STOP_SEQUENCES")] = 4
+    max_stop_sequences: Annotated[Count, flag(LIMITS, "MAX_STOP_SEQUENCES")] = 4
     """Most stop sequences."""
-    max_top_n_tokens: Annotated[int, _flag(_LIMITS, "MAX_TOP_N_TOKENS")] = 5
+    max_top_n_tokens: Annotated[Count, flag(LIMITS, "MAX_TOP_N_TOKENS")] = 5
     """Largest `top_n_tokens`."""
-    max_client_batch_size: Annotated[int, _flag(_LIMITS, "MAX_CLIENT_BATCH_SIZE")] = 4
+    max_client_batch_size: Annotated[Count, flag(LIMITS, "MAX_CLIENT_BATCH_SIZE")] = 4
     """Most prompts in one request."""
-    disable_grammar_support: Annotated[bool, _flag(_LIMITS, "DISABLE_GRAMMAR_SUPPORT")] = False
-    """Refuse grammars, `response_format` and tools that are required."""
-    payload_limit: Annotated[int, _flag(_LIMITS, "PAYLOAD_LIMIT")] = 2_000_000
+    disable_grammar_support: Annotated[bool, flag(LIMITS, "DISABLE_GRAMMAR_SUPPORT")] = False
+    """Refuse `grammar`, `response_format`, and tools that must be called."""
+    payload_limit: Annotated[Count, flag(LIMITS, "PAYLOAD_LIMIT")] = 2_000_000
     """Largest body of a request, in bytes."""
 
-    max_concurrent_requests: Annotated[int, _flag(_BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
+    max_concurrent_requests: Annotated[Count, flag(BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
     """Requests at once, waiting ones included; one more is answered 429."""
-    max_batch_size: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_SIZE")] = None
+    max_batch_size: Annotated[Count | None, flag(BATCH, "MAX_BATCH_SIZE", vllm=["--max-num-seqs"])] = None
     """Sequences that are computed together. Without it, what suits the device (cpu: 32)."""
-    max_batch_prefill_tokens: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_PREFILL_TOKENS")] = None
+    max_batch_prefill_tokens: Annotated[
+        Count | None, flag(BATCH, "MAX_BATCH_PREFILL_TOKENS", vllm=["--max-num-batched-tokens"])
+    ] = None
     """Prompt tokens of one step; longer ones take several. Without it, what suits the device (cpu: 512)."""
-    max_batch_total_tokens: Annotated[int | None, _flag(_BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
+    max_batch_total_tokens: Annotated[Count | None, flag(BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
     """Tokens in the KV cache. Without it, as many as there is memory for."""
-    waiting_served_ratio: Annotated[float, _flag(_BATCH, "WAITING_SERVED_RATIO")] = 0.3
+    waiting_served_ratio: Annotated[Amount, flag(BATCH, "WAITING_SERVED_RATIO")] = 0.3
     """Waiting requests, as a share of the running ones, that interrupt these for a prefill."""
-    max_waiting_tokens: Annotated[int, _flag(_BATCH, "MAX_WAITING_TOKENS")] = 20
+    max_waiting_tokens: Annotated[Count, flag(BATCH, "MAX_WAITING_TOKENS")] = 20
     """Steps after which any waiting request does."""
-    prefix_caching: Annotated[bool, Parameter(group=_BATCH, env_var="PREFIX_CACHING")] = True
+    prefix_caching: Annotated[
+        bool,
+        flag(
+            BATCH,
+            "PREFIX_CACHING",
+            vllm=["--enable-prefix-caching"],
+            negative=["--no-prefix-caching", "--no-enable-prefix-caching"],
+        ),
+    ] = True
     """Keep what was computed of a prompt for others that begin alike."""
 
-    hostname: Annotated[str, _flag(_HTTP, "HOSTNAME")] = "0.0.0.0"
-    """IP address to listen on. What is not an address is taken for 0.0.0.0: containers set HOSTNAME."""
-    port: Annotated[
-        int, _flag(_HTTP, "PORT", short="-p"), Parameter(validator=validators.Number(gte=0, lte=65535))
-    ] = 3000
+    hostname: Annotated[
+        str, flag(HTTP, "HOSTNAME", value="ADDRESS", vllm=["--host"], split=flags.address)
+    ] = "0.0.0.0"
+    """IP address to listen on, or localhost. Any other name is taken for 0.0.0.0."""
+    port: Annotated[Port, flag(HTTP, "PORT", short="-p")] = 3000
     """Port to listen on."""
-    api_key: Annotated[tuple[str, ...], _flag(_HTTP, "API_KEY")] = ()
-    """What clients must send as `Authorization: Bearer …`; can be given again, each will do."""
-    cors_allow_origin: Annotated[tuple[str, ...], _flag(_HTTP, "CORS_ALLOW_ORIGIN")] = ()
-    """An origin that browsers may call from; can be given again. Without it, any."""
+    api_key: Annotated[
+        tuple[str, ...], flag(HTTP, "API_KEY", "VLLM_API_KEY", value="KEY", split=flags.keys)
+    ] = ()
+    """What clients must send as `Authorization: Bearer …`. Can be given again, in the variable with a comma
+    between: any of them will do."""
+    cors_allow_origin: Annotated[
+        tuple[str, ...], flag(HTTP, "CORS_ALLOW_ORIGIN", value="ORIGIN", split=flags.origins)
+    ] = ()
+    """An origin that browsers may call from. Can be given again. Without it, any."""
     graceful_termination_timeout: Annotated[
-        float, _flag(_HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g")
+        Amount,
+        flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),
     ] = 90.0
     """Seconds that running requests have to finish after SIGTERM."""
-    drain_delay: Annotated[float, _flag(_HTTP, "DRAIN_DELAY")] = 0.0
+    drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds from SIGTERM, when /health turns to 503, until new connections are refused. A load balancer
     needs some 5."""
-    keep_alive_timeout: Annotated[float, _flag(_HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
+    keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
     """Seconds after which an idle connection is closed; more than a load balancer's."""
-    compute_type: Annotated[str, _flag(_HTTP, "COMPUTE_TYPE")] = "gpu+optimized"
+    aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
+        None
+    )
+    """Another path for /vertex. Vertex AI sets this and the next, and with AIP_HTTP_PORT the port."""
+    aip_health_route: Annotated[str | None, flag(HTTP, "AIP_HEALTH_ROUTE", value="PATH"), flags.ROUTE] = None
+    """Another path for /health."""
+    compute_type: Annotated[str, flag(HTTP, "COMPUTE_TYPE", value="TEXT")] = "gpu+optimized"
     """Value of the header x-compute-type."""
 
-    json_output: Annotated[bool, _flag(_LOG, "JSON_OUTPUT")] = False
+    json_output: Annotated[bool, flag(LOG, "JSON_OUTPUT")] = False
     """Log in JSON, one object a line."""
-    log_level: Annotated[str, _flag(_LOG, "LOG_LEVEL")] = "info"
+    log_level: Annotated[str, flag(LOG, "LOG_LEVEL", "VLLM_LOGGING_LEVEL", value="LEVEL")] = "info"
     """debug, info, warn or error."""
-    env: Annotated[bool, Parameter(alias="-e", group=_LOG, negative=())] = False
+    env: Annotated[bool, flag(LOG, short="-e")] = False
     """Log the versions of everything first."""
-    otlp_endpoint: Annotated[str | None, _flag(_LOG, "OTLP_ENDPOINT")] = None
+    otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
     """URL of an OpenTelemetry collector that gets a trace of every request."""
-    otlp_service_name: Annotated[str, _flag(_LOG, "OTLP_SERVICE_NAME")] = "text-generation-inference.router"
+    otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (
+        "text-generation-inference.router"
+    )
     """The name of this server in traces."""
 
-    validation_workers: Annotated[str | None, _flag(_NONE, "VALIDATION_WORKERS")] = None
-    trust_remote_code: Annotated[bool, _flag(_NONE, "TRUST_REMOTE_CODE", "HF_MODEL_TRUST_REMOTE_CODE")] = (
-        False
-    )
-    cuda_graphs: Annotated[str | None, _flag(_NONE, "CUDA_GRAPHS")] = None
-    prometheus_port: Annotated[str | None, _flag(_NONE, "PROMETHEUS_PORT")] = None
-    shard_uds_path: Annotated[str | None, _flag(_NONE, "SHARD_UDS_PATH")] = None
-    master_addr: Annotated[str | None, _flag(_NONE, "MASTER_ADDR")] = None
-    master_port: Annotated[str | None, _flag(_NONE, "MASTER_PORT")] = None
-    disable_custom_kernels: Annotated[bool, _flag(_NONE, "DISABLE_CUSTOM_KERNELS")] = False
-    cuda_memory_fraction: Annotated[str | None, _flag(_NONE, "CUDA_MEMORY_FRACTION")] = None
-    enable_prefill_logprobs: Annotated[bool, _flag(_NONE, "ENABLE_PREFILL_LOGPROBS")] = False
-    usage_stats: Annotated[str | None, _flag(_NONE, "USAGE_STATS")] = None
+    foreign: Annotated[Foreign, Parameter(name="*")] = attrs.field(factory=Foreign)
 
-    quantize: Annotated[str | None, _flag(_REFUSED, "QUANTIZE")] = None
-    kv_cache_dtype: Annotated[str | None, _flag(_REFUSED, "KV_CACHE_DTYPE")] = None
-    speculate: Annotated[str | None, _flag(_REFUSED, "SPECULATE")] = None
-    lora_adapters: Annotated[str | None, _flag(_REFUSED, "LORA_ADAPTERS")] = None
-
-    def checked(self) -> Iterator[str]:
+    def checked(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
         """Check what can be checked before the model is known; yields a warning for each oddity.
 
         Raises OptionError, with TGI's text where TGI has the same check.
         """
-        for name in ("quantize", "kv_cache_dtype", "speculate", "lora_adapters"):
-            if getattr(self, name) not in (None, "", "0", "none"):
-                raise OptionError(f"--{name.replace('_', '-')} is not supported yet; start without it")
         self._check_shards()
         if self.max_input_tokens is not None and self.max_input_length is not None:
             raise OptionError(
@@ -177,16 +195,18 @@ class Options:
                 f"({self.max_input_length}) are set. Please define only `max_input_tokens` as "
                 "`max_input_length` is deprecated for naming consistency."
             )
-        if self.validation_workers == "0":
-            raise OptionError("`validation_workers` must be > 0")
-        if self.max_batch_size is not None and self.max_batch_size <= 0:
+        if self.max_batch_size == 0:
             raise OptionError("`max_batch_size` must be > 0")
-        if self.dtype == "float16":
+        for reason in (*self.foreign.contradictions(self.num_shard or 1), *self.foreign.refusals()):
+            raise OptionError(reason)
+        self._check_keys()
+        if self.num_shard is not None and self.num_shard > 1:
+            raise OptionError(f"{self.num_shard} ranks are not supported yet; start with --num-shard 1")
+        if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
-        if self.trust_remote_code:
-            yield "--trust-remote-code has no effect: no code of a model is ever run"
-        if not _is_address(self.hostname):
+        if self.hostname != "localhost" and not flags.is_address(self.hostname):
             yield f"the host name {self.hostname!r} is no IP address: listening on 0.0.0.0"
+        yield from self.foreign.warnings(environment)
 
     def _check_shards(self) -> None:
         shards = 1 if self.num_shard is None else self.num_shard
@@ -194,18 +214,26 @@ class Options:
             raise OptionError("`num_shard` cannot be < 1")
         if shards == 1 and self.sharded == "true":
             raise OptionError("`sharded` is true but `num_shard` <= 1")
-        if shards > 1:
-            raise OptionError(f"{shards} ranks are not supported yet; start with --num-shard 1")
+
+    def _check_keys(self) -> None:
+        """A key that no client could send would lock everybody out, and an empty one is no key."""
+        for key in self.api_key:
+            if not key:
+                raise OptionError("an API key is empty: give a key, or leave out --api-key and API_KEY")
+            if not (key.isascii() and key.isprintable()) or key != key.strip():
+                raise OptionError("an API key must be printable ASCII, without spaces around it")
 
     @property
     def address(self) -> str:
         """Where to listen."""
-        return self.hostname if _is_address(self.hostname) else "0.0.0.0"
+        if self.hostname == "localhost":
+            return "127.0.0.1"
+        return self.hostname if flags.is_address(self.hostname) else "0.0.0.0"
 
     @property
     def compute_dtype(self) -> str:
         """As a rank understands it: "float32", "bfloat16" or "auto"."""
-        return {None: "auto", "float16": "bfloat16"}.get(self.dtype, str(self.dtype))
+        return DTYPES[self.dtype]
 
     def config_overrides(self, config: Mapping[str, Any]) -> dict[str, object]:
         """Keys that replace those of the model's config.json."""
@@ -217,14 +245,6 @@ class Options:
         }
         theta = (config.get("rope_parameters") or {}).get("rope_theta")
         return {"rope_scaling": scaling if theta is None else {**scaling, "rope_theta": theta}}
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 @attrs.frozen(kw_only=True)
@@ -298,3 +318,9 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
         if name in environment:
             return {"HF_TOKEN": environment[name]}
     return {}
+
+
+def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The port that Vertex AI wants a server on, which beats every other (R1.22); None when it is no port."""
+    text = environment.get("AIP_HTTP_PORT", "")
+    return text if text.isdecimal() and int(text) <= 65535 else None

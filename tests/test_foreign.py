@@ -1,0 +1,272 @@
+"""Every flag and variable of TGI and vLLM (tgi-behaviour 6.1, 6.3, 6.5; users-and-ecosystem 4.1) by name."""
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+from tgi.cli import parse_options
+from tgi.config import OptionError, Options
+from tgi.foreign import UNUSED_VARIABLES, Foreign
+
+HERE = Path(__file__)
+# The flags of text-generation-launcher and text-generation-router that do something: a value as it is typed
+# (None: the flag takes none), and what it becomes. All but --env have the variable of their name.
+IMPLEMENTED: dict[str, tuple[str | None, Any]] = {
+    "model-id": ("org/m", "org/m"),
+    "revision": ("r", "r"),
+    "sharded": ("true", "true"),
+    "num-shard": ("2", 2),
+    "dtype": ("bfloat16", "bfloat16"),
+    "max-concurrent-requests": ("7", 7),
+    "max-best-of": ("7", 7),
+    "max-stop-sequences": ("7", 7),
+    "max-top-n-tokens": ("7", 7),
+    "max-input-tokens": ("7", 7),
+    "max-input-length": ("7", 7),
+    "max-total-tokens": ("7", 7),
+    "waiting-served-ratio": ("1.2", 1.2),
+    "max-batch-prefill-tokens": ("7", 7),
+    "max-batch-total-tokens": ("7", 7),
+    "max-waiting-tokens": ("7", 7),
+    "max-batch-size": ("7", 7),
+    "hostname": ("127.0.0.1", "127.0.0.1"),
+    "port": ("80", 80),
+    "huggingface-hub-cache": ("/data", Path("/data")),
+    "weights-cache-override": ("/data", Path("/data")),
+    "rope-scaling": ("linear", "linear"),
+    "rope-factor": ("2", 2.0),
+    "json-output": (None, True),
+    "otlp-endpoint": ("http://c:4317", "http://c:4317"),
+    "otlp-service-name": ("s", "s"),
+    "cors-allow-origin": ("http://a", ("http://a",)),
+    "api-key": ("k", ("k",)),
+    "watermark-gamma": ("0.25", 0.25),
+    "watermark-delta": ("1.5", 1.5),
+    "tokenizer-config-path": (str(HERE), HERE),
+    "disable-grammar-support": (None, True),
+    "env": (None, True),
+    "max-client-batch-size": ("7", 7),
+    "payload-limit": ("7", 7),
+    "graceful-termination-timeout": ("7", 7.0),
+}
+IN_VAIN: dict[str, str | None] = {
+    "validation-workers": "2",
+    "trust-remote-code": None,
+    "cuda-graphs": "0",
+    "prometheus-port": "9000",
+    "shard-uds-path": "/tmp/s",
+    "master-addr": "localhost",
+    "master-port": "29500",
+    "disable-custom-kernels": None,
+    "cuda-memory-fraction": "1.0",
+    "ngrok": None,
+    "ngrok-authtoken": "t",
+    "ngrok-edge": "e",
+    "usage-stats": "off",
+    "enable-prefill-logprobs": None,
+    "master-shard-uds-path": "/tmp/s-0",
+    "tokenizer-name": "bigscience/bloom",
+    "max-image-fetch-size": "1073741824",
+}
+REFUSED: dict[str, str | None] = {
+    "quantize": "fp8",
+    "kv-cache-dtype": "fp8_e4m3fn",
+    "speculate": "2",
+    "lora-adapters": "a,b=/path",
+}
+# vLLM's flag -> ours, with a value.
+ALIASES = {
+    "model": ("model_id", "org/m", "org/m"),
+    "served-model-name": ("served_model_name", "n", "n"),
+    "tensor-parallel-size": ("num_shard", "2", 2),
+    "max-model-len": ("max_total_tokens", "7", 7),
+    "max-num-seqs": ("max_batch_size", "7", 7),
+    "max-num-batched-tokens": ("max_batch_prefill_tokens", "7", 7),
+    "dtype": ("dtype", "half", "half"),
+    "no-enable-prefix-caching": ("prefix_caching", None, False),
+    "host": ("hostname", "::1", "::1"),
+    "port": ("port", "80", 80),
+    "api-key": ("api_key", "k", ("k",)),
+    "chat-template": ("chat_template", str(HERE), HERE),
+    "shutdown-timeout": ("graceful_termination_timeout", "7", 7.0),
+}
+VLLM_IN_VAIN: dict[str, str | None] = {
+    "enforce-eager": None,
+    "enable-chunked-prefill": None,
+    "no-enable-chunked-prefill": None,
+    "enable-auto-tool-choice": None,
+    "tool-call-parser": "hermes",
+    "reasoning-parser": "qwen3",
+    "seed": "0",
+    "block-size": "128",
+    "swap-space": "4",
+    "disable-log-requests": None,
+    "max-num-queued-reqs": "10",
+    "trust-remote-code": None,
+    "gpu-memory-utilization": "0.9",
+}
+VLLM_REFUSED: dict[str, str | None] = {
+    "quantization": "awq",
+    "kv-cache-dtype": "fp8",
+    "enable-lora": None,
+    "lora-modules": "sql=/path",
+    "speculative-config": '{"method":"ngram"}',
+}
+
+
+def words(flag: str, value: str | None) -> list[str]:
+    return [f"--{flag}"] if value is None else [f"--{flag}", value]
+
+
+def variable(flag: str) -> str:
+    return flag.replace("-", "_").upper()
+
+
+def changed(options: Options) -> dict[str, Any]:
+    names = [field.name for field in attrs.fields(Options)]
+    return {
+        name: getattr(options, name) for name in names if getattr(options, name) != getattr(Options(), name)
+    }
+
+
+@pytest.mark.parametrize(("flag", "value", "means"), [(f, *row) for f, row in IMPLEMENTED.items()])
+def test_a_flag_that_does_something(
+    flag: str, value: str | None, means: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = {flag.replace("-", "_"): means}
+    assert changed(parse_options(words(flag, value))) == expected
+    if flag != "env":
+        monkeypatch.setenv(variable(flag), value or "true")
+        assert changed(parse_options()) == expected
+
+
+@pytest.mark.parametrize(("flag", "value"), IN_VAIN.items())
+def test_a_flag_without_effect_is_named(
+    flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ngrok = ["--ngrok-authtoken", "t", "--ngrok-edge", "e"] if flag == "ngrok" else []
+    options = parse_options([*words(flag, value), *ngrok])
+    assert changed(options).keys() == {"foreign"}
+    assert any(line.startswith(f"--{flag} has no effect: ") for line in options.checked({}))
+    monkeypatch.setenv(variable(flag), value or "true")
+    assert parse_options(ngrok) == options
+
+
+@pytest.mark.parametrize(("flag", "value"), REFUSED.items())
+def test_a_flag_that_would_change_the_answers_is_refused(
+    flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = parse_options(words(flag, value))
+    with pytest.raises(OptionError, match=f"^--{flag} is not supported: "):
+        list(options.checked({}))
+    monkeypatch.setenv(variable(flag), value or "true")
+    assert parse_options() == options
+
+
+@pytest.mark.parametrize("value", ["none", "auto", "0"])
+def test_a_refused_flag_may_ask_for_nothing(value: str) -> None:
+    assert not list(parse_options([*words("quantize", value), *words("speculate", value)]).checked({}))
+
+
+@pytest.mark.parametrize(("flag", "name", "value", "means"), [(f, *row) for f, row in ALIASES.items()])
+def test_vllms_name_of_an_option(flag: str, name: str, value: str | None, means: Any) -> None:
+    assert changed(parse_options(words(flag, value))) == {name: means}
+
+
+@pytest.mark.parametrize(("flag", "value"), VLLM_IN_VAIN.items())
+def test_a_flag_of_vllm_without_effect(flag: str, value: str | None) -> None:
+    options = parse_options(words(flag, value))
+    assert changed(options).keys() == {"foreign"}
+    (line,) = options.checked({})
+    assert " has no effect: " in line
+
+
+@pytest.mark.parametrize(("flag", "value"), VLLM_REFUSED.items())
+def test_a_flag_of_vllm_that_is_refused(flag: str, value: str | None) -> None:
+    with pytest.raises(OptionError, match=" is not supported: "):
+        list(parse_options(words(flag, value)).checked({}))
+
+
+def test_no_foreign_option_is_missing_from_these_tables() -> None:
+    tables = {**IN_VAIN, **REFUSED, **VLLM_IN_VAIN, **VLLM_REFUSED}
+    assert {field.name for field in attrs.fields(Foreign)} <= {flag.replace("-", "_") for flag in tables}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("VLLM_API_KEY", "k", {"api_key": ("k",)}),
+        ("VLLM_LOGGING_LEVEL", "DEBUG", {"log_level": "DEBUG"}),
+        ("HF_MODEL_ID", "org/m", {"model_id": "org/m"}),
+        ("HF_MODEL_REVISION", "r", {"revision": "r"}),
+        ("SM_NUM_GPUS", "2", {"num_shard": 2}),
+        ("HF_MODEL_QUANTIZE", "awq", {"foreign": Foreign(quantize="awq")}),
+        ("HF_MODEL_TRUST_REMOTE_CODE", "true", {"foreign": Foreign(trust_remote_code=True)}),
+        ("PREFIX_CACHING", "0", {"prefix_caching": False}),
+        ("HF_HUB_CACHE", "/data", {"huggingface_hub_cache": Path("/data")}),
+        ("COMPUTE_TYPE", "1-gaudi2", {"compute_type": "1-gaudi2"}),
+        (
+            "LOG_LEVEL",
+            "info,text_generation_router=debug",
+            {"log_level": "info,text_generation_router=debug"},
+        ),
+    ],
+)
+def test_variables_that_are_no_flags_of_the_launcher(
+    name: str, value: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert changed(parse_options()) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    """ATTENTION PREFILL_CHUNKING VLLM_EXPONENTIAL_BUCKETING LIMIT_HPU_GRAPH VLLM_SKIP_WARMUP
+    VLLM_CONTIGUOUS_PA VLLM_GRAPH_PROMPT_RATIO VLLM_DECODE_BLOCK_BUCKET_STEP TGI_GRAPH_RESERVED_MEM
+    TGI_WIGGLE_ROOM HPU_MEMORY_FRACTION USE_EXPERT_PARALLEL SKIP_TOKENIZER_IN_TGI REQUEST_LOGPROBS DUMP_STACK
+    TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN VLLM_BUCKETING_STRATEGY""".split(),
+)
+def test_variables_of_a_gaudi_image_that_do_nothing(name: str) -> None:
+    assert list(Options().checked({name: "1"})) == [f"variables without effect: {name}"]
+
+
+def test_variables_that_do_nothing_share_a_line() -> None:
+    (line,) = Options().checked({"PATH": "/bin", **dict.fromkeys(UNUSED_VARIABLES, "1")})
+    assert all(name in line for name in UNUSED_VARIABLES)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["HF_HOME", "HF_HUB_ENABLE_HF_TRANSFER", "HF_HUB_OFFLINE", "HABANA_VISIBLE_DEVICES", "PT_HPU_LAZY_MODE"],
+)
+def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "1")
+    assert not changed(parse_options())
+    assert not list(Options().checked({name: "1"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"foreign": Foreign(validation_workers="0")}, "`validation_workers` must be > 0"),
+        (
+            {"foreign": Foreign(ngrok=True)},
+            "`ngrok-authtoken` must be set when using ngrok tunneling",
+        ),
+        (
+            {"foreign": Foreign(ngrok=True, ngrok_authtoken="t")},
+            "`ngrok-edge` must be set when using ngrok tunneling",
+        ),
+        (
+            {"foreign": Foreign(quantize="exl2"), "num_shard": 2},
+            "Sharding is currently not supported with `exl2` quantization",
+        ),
+        ({"foreign": Foreign(lora_adapters="a,b=c@d@e")}, "Invalid LoRA adapter format: b=c@d@e"),
+    ],
+)
+def test_what_the_launcher_refuses(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        list(Options(**options).checked({}))
+    assert str(caught.value) == text

@@ -1,0 +1,105 @@
+"""How options are spelt: groups of the help, kinds of flags, and how the text of a variable is taken apart.
+
+What an option means is not known here; see tgi/config.py for those that do something and tgi/foreign.py for
+those that do not.
+"""
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter, Token, validators
+
+MODEL = Group("Model", sort_key=1)
+LIMITS = Group("Limits of a request", sort_key=2)
+BATCH = Group("Batching", sort_key=3)
+HTTP = Group("HTTP", sort_key=4)
+LOG = Group("Logs and traces", sort_key=5)
+UNUSED = Group("Accepted without effect", sort_key=6, show=False)
+REFUSED = Group("Refused for now", sort_key=7, show=False)
+
+
+def whole(_type: Any, tokens: Sequence[Token]) -> int:
+    """The number of a flag that counts something: digits, no fraction, which cyclopts would round."""
+    text = tokens[0].value.strip()
+    if not text.removeprefix("-").isdecimal():
+        raise ValueError(f'"{text}" is not a whole number.')
+    return int(text)
+
+
+def _check_route(_type: Any, value: str | None) -> None:
+    if value is not None and (not value.startswith("/") or set("<>") & set(value)):
+        raise ValueError("It must be a path, such as /predict.")
+
+
+Count = Annotated[int, Parameter(converter=whole, metavar="N", validator=validators.Number(gte=0))]
+Port = Annotated[int, Parameter(converter=whole, metavar="N", validator=validators.Number(gte=0, lte=65535))]
+Amount = Annotated[float, Parameter(metavar="N", validator=validators.Number(gte=0))]
+FILE = Parameter(metavar="FILE", validator=validators.Path(exists=True, dir_okay=False))
+ROUTE = Parameter(validator=_check_route)
+
+
+def whole_text(_type: Any, text: str, **_: Any) -> list[str]:
+    """A variable with one value. An empty one is not set: composed environments are full of those."""
+    return [text] if text.strip() else []
+
+
+def origins(_type: Any, text: str, **_: Any) -> list[str]:
+    """A variable with values between commas or spaces."""
+    return text.replace(",", " ").split()
+
+
+def keys(_type: Any, text: str, **_: Any) -> list[str]:
+    """A variable with values between commas. Empty ones stay, for someone to refuse: a key that has got lost
+    on the way must not open the server."""
+    return [part.strip() for part in text.split(",")]
+
+
+def address(_type: Any, text: str, **_: Any) -> list[str]:
+    """The variable HOSTNAME: containers and shells set it to a name, and nobody means to listen there."""
+    return [text] if is_address(text) else []
+
+
+def is_address(text: str) -> bool:
+    """Whether this is an IP address."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def flag(
+    group: Group,
+    *variables: str,
+    value: str | None = None,
+    short: str | None = None,
+    vllm: Sequence[str] = (),
+    negative: Sequence[str] = (),
+    split: Callable[..., list[str]] = whole_text,
+) -> Parameter:
+    """A flag of `group`, read from the first of `variables` that is set.
+
+    `value` is what the help calls its value, and `vllm` are vLLM's names for the flag.
+    """
+    alias = (*([short] if short else []), *vllm)
+    names: dict[str, Any] = {} if value is None else {"metavar": value}
+    return Parameter(
+        alias=alias, group=group, env_var=variables, env_var_split=split, negative=negative, **names
+    )
+
+
+def unused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
+    """A flag that is accepted, and said to have no effect because of `why`."""
+    return _foreign(UNUSED, variables, why, vllm)
+
+
+def refused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
+    """A flag that is known, and refused because of `why`."""
+    return _foreign(REFUSED, variables, why, vllm)
+
+
+def _foreign(group: Group, variables: Sequence[str], why: str, vllm: Sequence[str]) -> Parameter:
+    return Parameter(
+        alias=vllm, group=group, env_var=variables, env_var_split=whole_text, help=why, show=False
+    )

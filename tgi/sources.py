@@ -1,0 +1,104 @@
+"""Where options come from when neither a flag nor a variable gives them: a TOML file, and what outranks them.
+
+cyclopts reads flags and variables itself and then calls `add_sources`.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from cyclopts import App, Argument, ArgumentCollection, CycloptsError, Token
+
+from tgi.config import vertex_port
+
+NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    tuple: "a string or a list of strings",
+}
+
+
+def add_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Give a value to options that have none, from the file of --config. Raises CycloptsError."""
+    config = arguments.get("--config", None)
+    if config is None:  # another command
+        return
+    for token in config.tokens:
+        _add_file(Path(token.value), arguments)
+    model = [
+        token for argument in arguments if argument.field_info.is_positional_only for token in argument.tokens
+    ]
+    if model and model[0].value in ("true", "false"):  # from a script: --trust-remote-code true
+        raise CycloptsError(msg=f'Unexpected argument "{model[0].value}".')
+    if model and any(token.source == "cli" for token in arguments["--model-id"].tokens):
+        raise CycloptsError(msg="The model is named twice, as MODEL and with --model-id.")
+    port = vertex_port()
+    if port is not None:
+        arguments["--port"].tokens = [Token(keyword="AIP_HTTP_PORT", value=port, source="env")]
+
+
+def _add_file(path: Path, arguments: ArgumentCollection) -> None:
+    known = dict(_keys(arguments))
+    given: set[str] = set()
+    for key, value in _read(path).items():
+        name = key.replace("_", "-")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise CycloptsError(msg=f"{path}: unknown option {key}.{hint}")
+        argument = known[name]
+        if argument.name in given:
+            raise CycloptsError(msg=f"{path}: {key} is given twice.")
+        given.add(argument.name)
+        texts = _texts(argument.hint, value)
+        if texts is None:
+            wanted = NAMES.get(_kind(argument.hint), "a string")
+            raise CycloptsError(msg=f"{path}: {key} must be {wanted}.")
+        if not argument.tokens:
+            source = f"{key} in {path}"
+            argument.tokens = [Token(keyword=source, value=text, index=at) for at, text in enumerate(texts)]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CycloptsError(msg=f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise CycloptsError(msg=f"{path} is not TOML: {error}.") from error
+
+
+def _keys(arguments: ArgumentCollection) -> Iterator[tuple[str, Argument]]:
+    """Names that a file may use: those of the flags, long ones only."""
+    for argument in arguments:
+        for name in argument.parameter.name or ():
+            if name.startswith("--") and name != "--config":
+                yield name.removeprefix("--"), argument
+
+
+def _texts(hint: Any, value: Any) -> list[str] | None:
+    """A value as the words of a command line; None where it is not of the option's type."""
+    kind = _kind(hint)
+    if kind is tuple:
+        values = [value] if isinstance(value, str) else value
+        return values if isinstance(values, list) and all(isinstance(item, str) for item in values) else None
+    if kind is bool:
+        fits = isinstance(value, bool)
+    elif kind in (int, float):
+        fits = isinstance(value, int | kind) and not isinstance(value, bool)
+    else:  # a word: `sharded = true` and `cuda-graphs = 0` are what everybody writes
+        fits = isinstance(value, str | bool | int | float)
+    if not fits:
+        return None
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _kind(hint: Any) -> Any:
+    """The type that a hint allows besides None."""
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    if get_origin(hint) is tuple or not kinds:
+        return get_origin(hint) or hint
+    return kinds[0]
