@@ -9,7 +9,8 @@ import trio
 from tgi.errors import ToolError
 from tgi.scheduler import Token
 from tgi.text.grammar import GrammarSpec
-from tgi.text.tools import CallDelta, Tool, ToolFormat, prepare_messages
+from tgi.text.messages import prepare_messages
+from tgi.text.tools import CallDelta, Tool, ToolFormat
 
 from .generate import Finished
 from .openai_answers import (
@@ -85,6 +86,7 @@ def _render(
         engine.templates,
         tool_format,
         body.tool_prompt,
+        required=body.tool_choice is not None and body.tool_choice.mode in ("required", "named"),
     )
     return engine.templates.render(messages, offered, body.chat_template_kwargs)
 

@@ -5,12 +5,13 @@ that came with the model: it runs in jinja2's sandbox. Knows no HTTP, no tokens,
 which a model calls tools.
 """
 
+import itertools
 import json
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import jinja2
@@ -35,6 +36,9 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 _MARKER = "[-the-answer-goes-on-here-]"
 """Put behind a message to find its end in the rendered text."""
 _PROBE = "probe-of-the-content"
+_ARGUMENTS = {"probe-of-a-key": "probe-of-a-value"}
+_CALL_ID = "a1b2c3d4e"
+_TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "object", "properties": {}}}
 
 
 @attrs.frozen
@@ -46,6 +50,20 @@ class _Template:
     variables: frozenset[str] = frozenset()
 
 
+@attrs.frozen
+class Abilities:
+    """What of a conversation a template prints."""
+
+    parts: bool = False
+    """The content of a message must be a list of parts, for it prints no string."""
+    calls: Literal["objects", "texts"] | None = None
+    """Messages with `tool_calls`, and answers to them: with the arguments as an object, or as JSON text."""
+    empty_content: bool = False
+    """A message with `tool_calls` must have a content, if an empty one."""
+    tool_role: bool = False
+    """Messages of the role `tool` that answer no `tool_calls`."""
+
+
 class ChatTemplates:
     """Made by `from_folder`. Safe to use from several threads."""
 
@@ -53,7 +71,7 @@ class ChatTemplates:
         """`sources`: templates by name; `special_tokens`: variables that every template sees."""
         self._templates = {name: _compile(source) for name, source in sources.items()}
         self._special_tokens = dict(special_tokens)
-        self._takes_text_only_in_parts = {name: self._refuses_plain_text(name) for name in self._templates}
+        self._abilities = {with_tools: self._try_out(with_tools) for with_tools in (False, True)}
 
     @classmethod
     def from_folder(
@@ -91,9 +109,9 @@ class ChatTemplates:
         template = self._select(with_tools)
         return None if template is None else template.source
 
-    def wants_parts(self, with_tools: bool) -> bool:
-        """Whether the content of a message must be a list of parts, for the template prints no string."""
-        return self._takes_text_only_in_parts.get(self._name(with_tools), False)
+    def abilities(self, with_tools: bool) -> Abilities:
+        """What the template prints that is used for a request with or without tools."""
+        return self._abilities[with_tools]
 
     def render(
         self,
@@ -147,18 +165,40 @@ class ChatTemplates:
         except Exception as error:  # a template is somebody else's program and may raise anything
             raise TemplateError(_describe(error)) from error
 
-    def _refuses_plain_text(self, name: str) -> bool:
+    def _try_out(self, with_tools: bool) -> Abilities:
         """Found out by trial: what a template prints says more than how it is written."""
-        tools: list[dict[str, Any]] | None = [] if name == WITH_TOOLS else None
+        tools = [{"type": "function", "function": _TOOL}] if with_tools else None
 
-        def prints(content: object) -> bool:
+        def printed(*messages: dict[str, Any]) -> str:
             try:
-                text = self._render([{"role": "user", "content": content}], tools, None, more=True)
+                return self._render(list(messages), tools, None, more=True)
             except TemplateError:
-                return False
-            return _PROBE in text and "'text'" not in text
+                return ""
 
-        return not prints(_PROBE) and prints([{"type": "text", "text": _PROBE}])
+        def content(text: str) -> str | list[dict[str, str]]:
+            return [{"type": "text", "text": text}] if parts else text
+
+        parts = False
+        if _PROBE not in printed({"role": "user", "content": _PROBE}):
+            parts = True
+            parts = _PROBE in printed({"role": "user", "content": content(_PROBE)})
+        ask = {"role": "user", "content": content("What?")}
+        wait = {"role": "assistant", "content": content("Wait.")}
+        result = {"role": "tool", "tool_call_id": _CALL_ID, "name": "find", "content": content(_PROBE)}
+        found = Abilities(parts, tool_role=_PROBE in printed(ask, wait, result))
+        objects: dict[Literal["objects", "texts"], Any] = {
+            "objects": _ARGUMENTS,
+            "texts": json.dumps(_ARGUMENTS),
+        }
+        for (form, arguments), empty in itertools.product(objects.items(), (False, True)):
+            call = {"id": _CALL_ID, "type": "function", "function": {"name": "find", "arguments": arguments}}
+            message = {"role": "assistant", "tool_calls": [call]} | (
+                {"content": content("")} if empty else {}
+            )
+            text = printed(ask, message, result)
+            if _PROBE in text and all(f'"{word}"' in text for pair in _ARGUMENTS.items() for word in pair):
+                return attrs.evolve(found, calls=form, empty_content=empty)
+        return found
 
 
 def _sources_in(
