@@ -78,11 +78,10 @@ class GrammarCompiler:
         if not self.ends:
             raise GrammarError("the model has no token that ends a text")
         size = max(self.vocab_size, self._tokenizer.vocab_size)
-        text = self._tokenizer.to_json()
-        core: llguidance.LLTokenizer = _called(
-            llguidance.LLTokenizer, text, n_vocab=size, eos_token=self.ends
-        )
-        return core
+        try:
+            return llguidance.LLTokenizer(self._tokenizer.to_json(), n_vocab=size, eos_token=self.ends)
+        except ValueError as error:
+            raise GrammarError(f"this model's tokenizer cannot be constrained: {error}") from error
 
 
 class Matcher:

@@ -15,6 +15,9 @@ _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
 """That can be enforced. Other formats are remarks, as JSON Schema has it."""
+_YEAR = r"^(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})"
+_PATTERNS = {"date": _YEAR, "time": "^.{6}[0-5]", "date-time": _YEAR + ".{13}[0-5]"}
+"""No year 0 and no leap second: RFC 3339 has both, the libraries that will read the text do not."""
 _ONE = frozenset(("items", "additionalItems", "additionalProperties", "contains", "propertyNames"))
 _LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
 _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
@@ -94,6 +97,8 @@ def _prepare(schema: dict[str, Any], closing: bool) -> dict[str, Any]:
     format_ = prepared.get("format")
     if isinstance(format_, str) and format_ not in _FORMATS:
         del prepared["format"]
+    elif format_ in _PATTERNS and prepared.get("type") == "string":
+        prepared.setdefault("pattern", _PATTERNS[format_])
     if "properties" in schema and not _TYPES & schema.keys():
         prepared["type"] = "object"
     if closing and _closes(schema):
