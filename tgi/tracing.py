@@ -36,7 +36,7 @@ class Tracer:
         """Send to this URL from now on, until `shutdown`; a collector that is not there costs spans only."""
         resource = Resource.create({"service.name": service_name})
         provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
-        provider.add_span_processor(BatchSpanProcessor(_exporter(endpoint)))
+        provider.add_span_processor(BatchSpanProcessor(exporter_for(endpoint)))
         return cls(provider)
 
     def record(
@@ -76,7 +76,7 @@ class Tracer:
         self._provider.shutdown()
 
 
-def _exporter(endpoint: str) -> SpanExporter:
+def exporter_for(endpoint: str) -> SpanExporter:
     """gRPC, unless the URL is one that only HTTP has."""
     url = urlsplit(endpoint)
     if url.scheme in ("http", "https") and (url.path.rstrip("/") == HTTP_PATH or url.port == HTTP_PORT):
