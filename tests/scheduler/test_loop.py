@@ -1,6 +1,8 @@
-"""The scheduler task: streams, aborts and failures, on a simulated rank and trio's virtual clock."""
+"""The scheduler task: streams, aborts, failures, grammars, on a simulated rank and trio's virtual clock."""
 
+import threading
 from collections import deque
+from itertools import pairwise
 
 import attrs
 import pytest
@@ -13,7 +15,9 @@ from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step
 from tgi.scheduler import SamplingParams, Scheduler, Sequence, State, Token
-from tgi.testing.simulated_rank import EOS, SimulatedRank, expected_tokens
+from tgi.scheduler.sequence import Matcher
+from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
+from tgi.text.grammar import GrammarError
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
 DEVICE = DeviceSpec(
@@ -50,13 +54,40 @@ class SlowRank:
         return Result(number=result.number, tokens=result.tokens, logprobs=result.logprobs, seconds=SECOND)
 
 
-def sequence(prompt: list[int], max_new_tokens: int) -> Sequence:
+class Held(SimulatedMatcher):
+    """A matcher whose first mask takes until somebody says `go`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go, self.left = threading.Event(), threading.Event(), threading.Event()
+
+    def advance(self, token: int) -> None:
+        self.entered.set()
+        self.go.wait()
+        super().advance(token)
+        self.left.set()
+
+
+class Failing(SimulatedMatcher):
+    """A matcher that fails at its third token."""
+
+    seen = 0
+
+    def advance(self, token: int) -> None:
+        self.seen += 1
+        if self.seen == 3:
+            raise GrammarError("nothing can follow")
+        super().advance(token)
+
+
+def sequence(prompt: list[int], max_new_tokens: int, matcher: Matcher | None = None) -> Sequence:
     return Sequence(
         prompt=prompt,
         max_new_tokens=max_new_tokens,
         sampling=SamplingParams(),
         stopping=StoppingCriteria(max_new_tokens, frozenset([EOS]), []),
         detokenizer=Silent(),  # type: ignore[arg-type]
+        matcher=matcher,
     )
 
 
@@ -82,20 +113,22 @@ def serve(body) -> tuple[Scheduler, SlowRank]:  # type: ignore[no-untyped-def]
 
 
 def test_streams_are_complete_whatever_the_company() -> None:
+    """Every second one has a grammar."""
     prompts = [[5, 6, 7], [5, 6], list(range(3, 30)), [9], [5, 6, 7, 8], [4] * 20]
     got: list[list[Token | ApiError]] = [[] for _ in prompts]
 
     async def body(scheduler: Scheduler) -> None:
         async with trio.open_nursery() as clients:
-            for prompt, items in zip(prompts, got, strict=True):
-                clients.start_soon(read, scheduler, sequence(prompt, 25), items)
+            for index, (prompt, items) in enumerate(zip(prompts, got, strict=True)):
+                matcher = SimulatedMatcher() if index % 2 else None
+                clients.start_soon(read, scheduler, sequence(prompt, 25, matcher), items)
                 await trio.sleep(1.3)
 
     scheduler, _ = serve(body)
 
-    for prompt, items in zip(prompts, got, strict=True):
+    for index, (prompt, items) in enumerate(zip(prompts, got, strict=True)):
         tokens = [item for item in items if isinstance(item, Token)]
-        assert [token.id for token in tokens] == expected_tokens(prompt, 25)
+        assert [token.id for token in tokens] == expected_tokens(prompt, 25, matched=bool(index % 2))
         assert [token.finish for token in tokens[:-1]] == [None] * (len(tokens) - 1)
         assert tokens[-1].finish in (FinishReason.LENGTH, FinishReason.EOS_TOKEN)
     assert scheduler.statistics().blocks.used == 0
@@ -179,3 +212,149 @@ def test_everybody_is_told_when_the_server_gives_up() -> None:
     assert running[-1] is error
     assert scheduler.statistics().blocks.used == 0
     assert scheduler.statistics().running == 0
+
+
+def test_a_slow_matcher_holds_up_nobody_but_its_sequence() -> None:
+    matcher = Held()
+    times: list[float] = []
+    constrained: list[Token | ApiError] = []
+    neighbour = sequence([5, 9, 9], 20)
+
+    async def body(scheduler: Scheduler) -> None:
+        async with trio.open_nursery() as clients:
+            clients.start_soon(read, scheduler, sequence([5, 6], 12, matcher), constrained)
+            with scheduler.generating(neighbour) as events:
+                async for _ in events:
+                    times.append(trio.current_time())
+            assert len(constrained) == 1, "its second token needs a mask"
+            matcher.go.set()
+
+    serve(body)
+
+    assert neighbour.tokens[3:] == expected_tokens([5, 9, 9], 20)
+    assert [later - sooner for sooner, later in pairwise(times)] == pytest.approx([SECOND] * (len(times) - 1))
+    ids = [item.id for item in constrained if isinstance(item, Token)]
+    assert ids == expected_tokens([5, 6], 12, matched=True)
+
+
+def test_leaving_while_a_mask_is_worked_out() -> None:
+    """The lane is free at once; that the matcher is done later, nobody minds."""
+    matcher = Held()
+
+    async def body(scheduler: Scheduler) -> None:
+        leaves = sequence([5, 6], 12, matcher)
+        with scheduler.generating(leaves) as events:
+            await events.receive()
+        assert leaves.state is State.ABORTED
+        assert scheduler.statistics().blocks.used == 0
+        matcher.go.set()
+        await trio.to_thread.run_sync(matcher.left.wait)
+        items: list[Token | ApiError] = []
+        await read(scheduler, sequence([9], 10, SimulatedMatcher()), items)
+        ids = [item.id for item in items if isinstance(item, Token)]
+        assert ids == expected_tokens([9], 10, matched=True)
+
+    serve(body)
+
+
+def test_the_scheduler_can_end_while_a_mask_is_worked_out() -> None:
+    matcher = Held()
+
+    async def body(scheduler: Scheduler) -> None:
+        with scheduler.generating(sequence([5, 6], 12, matcher)) as events:
+            await events.receive()
+            await trio.to_thread.run_sync(matcher.entered.wait)
+
+    serve(body)
+
+    matcher.go.set()
+    assert matcher.left.wait(10)
+
+
+def test_a_matcher_that_fails_ends_its_sequence_alone() -> None:
+    items: list[Token | ApiError] = []
+    neighbour = sequence([5, 9, 9], 20)
+
+    async def body(scheduler: Scheduler) -> None:
+        async with trio.open_nursery() as clients:
+            clients.start_soon(read, scheduler, neighbour, [])
+            await read(scheduler, sequence([5, 6], 12, Failing()), items)
+
+    scheduler, _ = serve(body)
+
+    assert isinstance(items.pop(), GenerationFailed)
+    ids = [item.id for item in items if isinstance(item, Token)]
+    assert ids == expected_tokens([5, 6], 12, matched=True)[:3]
+    assert neighbour.tokens[3:] == expected_tokens([5, 9, 9], 20)
+    assert scheduler.statistics().blocks.used == 0
+
+
+class InstantRank(SlowRank):
+    """Answers at once, but says that every step has taken a minute."""
+
+    async def receive(self) -> Result:
+        await trio.lowlevel.checkpoint()
+        result = self.rank.execute(self.steps.popleft()[0])
+        return Result(number=result.number, tokens=result.tokens, logprobs=result.logprobs, seconds=60.0)
+
+
+def test_constrained_sequences_share_their_steps() -> None:
+    """Where nobody else has anything to compute, a step waits a moment for the masks that are being made."""
+    rank = InstantRank()
+    prompts = [[3, 4], [9, 9], [5, 6]]
+    lengths = {len(expected_tokens(prompt, 12, matched=True)) for prompt in prompts}
+    assert lengths == {12}, "all are alive to the end"
+
+    async def main() -> None:
+        scheduler = Scheduler(rank, LIMITS, DEVICE, 90, Metrics())
+        async with trio.open_nursery() as nursery:
+            sequences = [sequence(prompt, 12, SimulatedMatcher()) for prompt in prompts]
+            with scheduler.generating_all(sequences) as events:
+                nursery.start_soon(scheduler.run)
+                async for _ in events:
+                    pass
+            nursery.cancel_scope.cancel()
+
+    trio.run(main)
+
+    assert rank.rows == [3] * 12
+
+
+def test_several_sequences_in_one_channel() -> None:
+    prompts = [[5, 6, 7], [5, 6], [9], [4] * 20, [6]]
+    got: list[list[Token]] = [[] for _ in prompts]
+
+    async def body(scheduler: Scheduler) -> None:
+        sequences = [sequence(prompt, 25) for prompt in prompts]
+        with scheduler.generating_all(sequences) as events:
+            async for index, item in events:
+                assert isinstance(item, Token)
+                got[index].append(item)
+        assert all(one.queued for one in sequences)
+        with scheduler.generating_all([]) as nothing:
+            assert [item async for item in nothing] == []
+
+    serve(body)
+
+    for prompt, tokens in zip(prompts, got, strict=True):
+        assert [token.id for token in tokens] == expected_tokens(prompt, 25)
+        assert tokens[-1].finish is not None
+
+
+def test_leaving_several_aborts_those_that_have_not_ended() -> None:
+    """Some are running, one has ended, and some wait for a lane."""
+    long = [sequence([3, token], 50) for token in range(3, 9)]
+    short = sequence([3], 1)
+
+    async def body(scheduler: Scheduler) -> None:
+        with scheduler.generating_all([short, *long]) as events:
+            async for index, _ in events:
+                if index == 2:
+                    break
+            assert scheduler.statistics().waiting
+        assert short.state is State.FINISHED
+        assert {one.state for one in long} == {State.ABORTED}
+        assert scheduler.statistics().blocks.used == 0
+        assert scheduler.statistics().waiting == 0
+
+    serve(body)

@@ -1,4 +1,5 @@
-"""Ten thousand random schedules of arrivals, departures and scarce blocks, against a rank that checks."""
+"""Ten thousand random schedules of arrivals, departures, scarce blocks and grammars that take their time,
+against a rank that checks."""
 
 import random
 from collections import deque
@@ -13,7 +14,7 @@ from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import Planned, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence, State
-from tgi.testing.simulated_rank import EOS, SimulatedRank, expected_tokens
+from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.stopping import StoppingCriteria
 
 
@@ -48,6 +49,11 @@ class Run:
     oldest: tuple[int, int] = (-1, 0)
     """Number of the oldest sequence that is alive, and for how many turns it has been that."""
     in_flight: deque[Planned] = attrs.field(factory=deque)
+    matching: list[tuple[Sequence, int, int]] = attrs.field(factory=list)
+    """Sequences whose matchers have yet to see a token, until which turn at the latest."""
+    turns: int = 0
+    behind: int = 0
+    """How often a sequence waited for blocks whose matcher was behind."""
 
     @classmethod
     def from_seed(cls, seed: int) -> "Run":
@@ -80,6 +86,7 @@ class Run:
             sampling=SamplingParams(),
             stopping=StoppingCriteria(new, frozenset([EOS]), []),
             detokenizer=Silent(),  # type: ignore[arg-type]
+            matcher=SimulatedMatcher() if self.rng.random() < 0.4 else None,
         )
         self.sequences.append(sequence)
         self.schedule.add(sequence)
@@ -90,9 +97,23 @@ class Run:
             self.in_flight.append(planned)
         if self.in_flight:
             planned = self.in_flight.popleft()
-            commit(self.schedule, planned, self.rank.execute(planned.step))
+            for sequence in commit(self.schedule, planned, self.rank.execute(planned.step)):
+                self.matching.append((sequence, sequence.tokens[-1], self.turns + 4))
+        self.behind += sum(s.matcher is not None and s.matched < s.generated for s in self.schedule.waiting)
+        self.match()
+        self.turns += 1
         self.check_order()
         self.schedule.pool.check([sequence.blocks for sequence in self.schedule.running])
+
+    def match(self) -> None:
+        """Some matchers are done, in any order, whatever has become of their sequences."""
+        for entry in self.rng.sample(self.matching, len(self.matching)):
+            sequence, token, latest = entry
+            if self.turns >= latest or self.rng.random() < 0.3:
+                assert sequence.matcher is not None
+                sequence.matcher.advance(token)
+                sequence.matched += 1
+                self.matching.remove(entry)
 
     def check_order(self) -> None:
         """First come, first served; and whoever is first ends within a time that depends on its length."""
@@ -103,7 +124,7 @@ class Run:
         now = min(alive, default=-1)
         self.oldest = (now, turns + 1 if now == oldest else 0)
         longest = self.schedule.limits.max_total_tokens
-        assert not alive or self.oldest[1] < 20 + 6 * longest, "the oldest sequence starves"
+        assert not alive or self.oldest[1] < 20 + 11 * longest, "the oldest sequence starves"
 
     def check_step(self, planned: Planned) -> None:
         bucket, rows = planned.bucket, planned.rows
@@ -112,6 +133,9 @@ class Run:
         assert max(row.length for row in rows) <= bucket.tokens
         if planned.step.prefill and len(rows) > 1:
             assert sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
+        flying = {row.sequence for other in self.in_flight for row in other.rows if row.draw >= 0}
+        constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]
+        assert all(s.epoch or s not in flying for s in constrained), "no mask can be known yet"
         size = self.schedule.pool.block_size
         assert max(row.start + row.length for row in rows) <= bucket.blocks * size
 
@@ -140,24 +164,29 @@ def run_to_end(seed: int) -> Run:
 @pytest.mark.parametrize("thousand", range(10))
 def test_random_schedules(thousand: int) -> None:
     """Every sequence gets its own tokens, every step its bucket, and at the end every block is free."""
-    finished = preempted = hits = 0
+    finished = preempted = hits = matched = behind = 0
     for seed in range(1000 * thousand, 1000 * (thousand + 1)):
         run = run_to_end(seed)
         for sequence in run.sequences:
             generated = sequence.tokens[len(sequence.prompt) :]
-            wanted = expected_tokens(sequence.prompt, sequence.max_new_tokens)
+            constrained = sequence.matcher is not None
+            wanted = expected_tokens(sequence.prompt, sequence.max_new_tokens, matched=constrained)
             if sequence.state is State.FINISHED:
                 assert generated == wanted, f"seed {seed}: {sequence}"
                 finished += 1
+                matched += constrained
             else:
                 assert sequence.state is State.ABORTED
                 assert generated == wanted[: len(generated)], f"seed {seed}: {sequence}"
         assert run.schedule.pool.available == run.schedule.pool.total
         assert sorted(run.schedule.free_lanes) == list(range(run.schedule.limits.max_batch_size))
         preempted += run.schedule.preemptions
+        behind += run.behind
         hits += run.schedule.prefix_hit_tokens
 
     assert finished > 3000
+    assert matched > 1000
+    assert behind > 5, "no matcher is behind when its sequence is preempted"
     assert preempted > 50, "the schedules do not reach what they are for"
     assert hits > 500
 

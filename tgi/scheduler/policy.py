@@ -247,8 +247,8 @@ def _grow(schedule: Schedule, sequence: Sequence) -> bool:
 def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     """Write the rows down as columns, with what their lanes need to be told."""
     size = schedule.pool.block_size
-    blocks = max(-(-(row.start + row.length) // size) for row in rows)
-    longest = max(row.length for row in rows)
+    blocks = -(-max([row.start + row.length for row in rows]) // size)
+    longest = max([row.length for row in rows])
     buckets = schedule.buckets
     bucket = buckets.prefill(len(rows), longest, blocks) if prefill else buckets.decode(len(rows), blocks)
     assert bucket is not None, "a prefill step was joined beyond its largest bucket"
@@ -332,6 +332,8 @@ def register(schedule: Schedule, sequence: Sequence) -> None:
     A step that is only sent counts as executed, for whatever uses the block comes after it.
     """
     size = schedule.pool.block_size
+    if len(sequence.tokens) < (sequence.registered + 1) * size:
+        return  # as after most tokens
     full = min(sequence.computed, len(sequence.tokens), schedule.shareable(sequence)) // size
     while sequence.registered < full:
         start = sequence.registered * size

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
 BLOCK_SIZE = 16
+_NO_MASKS: Mapping[int, bytes] = MappingProxyType({})
 
 
 @attrs.define(eq=False)
@@ -82,24 +84,31 @@ class Driver:
         targets: Mapping[int, Sequence[int]] | None = None,
         pad: tuple[int, int, int] = (0, 0, 0),
         top: int = 0,
+        masks: Mapping[int, bytes] = _NO_MASKS,
     ) -> dict[int, Answer]:
         """Compute tokens of several lanes in one step; answers of all but the `unfinished`, by lane.
 
-        `pad` is how much the bucket exceeds the step in rows, tokens and blocks.
+        `pad` is how much the bucket exceeds the step in rows, tokens and blocks; `masks` are those of lanes.
         """
         lengths = [len(part) for part in tokens.values()]
         columns = {"tokens": ints(token for part in tokens.values() for token in part)}
         if targets is not None:
             columns["targets"] = ints(token for lane in tokens for token in targets[lane])
         sampled = [lane not in set(unfinished) for lane in tokens]
-        return self._step(list(tokens), lengths, sampled, pad, prefill=True, top=top, **columns)
+        columns |= _mask_columns(list(tokens), masks)
+        return self._step(list(tokens), lengths, sampled, pad, prefill=True, top=top, columns=columns)
 
     def decode(
-        self, lanes: Sequence[int], *, pad: tuple[int, int, int] = (0, 0, 0), top: int = 0
+        self,
+        lanes: Sequence[int],
+        *,
+        pad: tuple[int, int, int] = (0, 0, 0),
+        top: int = 0,
+        masks: Mapping[int, bytes] = _NO_MASKS,
     ) -> dict[int, Answer]:
         """One more token for each lane."""
-        ones = [1] * len(lanes)
-        return self._step(lanes, ones, [True] * len(lanes), pad, prefill=False, top=top)
+        ones, every, columns = [1] * len(lanes), [True] * len(lanes), _mask_columns(lanes, masks)
+        return self._step(lanes, ones, every, pad, prefill=False, top=top, columns=columns)
 
     def _step(
         self,
@@ -110,11 +119,11 @@ class Driver:
         *,
         prefill: bool,
         top: int,
-        **columns: bytes,
+        columns: Mapping[str, Any],
     ) -> dict[int, Answer]:
         rows = [self.lanes[lane] for lane in lanes]
         starts = [row.cached for row in rows]
-        tables = self._grow(lanes, lengths)
+        columns = {**columns, **self._grow(lanes, lengths)}
         fresh = [lane for lane, row in zip(lanes, rows, strict=True) if not row.started]
         self._number += 1
         step = Step(
@@ -129,7 +138,6 @@ class Driver:
             params=tuple(lane_params(lane, **self.lanes[lane].params) for lane in fresh),
             lengths=ints(lengths) if prefill else b"",
             top=top,
-            **tables,
             **columns,
         )
         for row, length, drawn in zip(rows, lengths, sampled, strict=True):
@@ -171,6 +179,11 @@ class Driver:
             )
             for i, row in enumerate(rows)
         ]
+
+
+def _mask_columns(lanes: Sequence[int], masks: Mapping[int, bytes]) -> dict[str, bytes]:
+    rows = [row for row, lane in enumerate(lanes) if lane in masks]
+    return {"mask_rows": ints(rows), "masks": b"".join(masks[lanes[row]] for row in rows)}
 
 
 def lane_params(lane: int, **changed: Any) -> LaneParams:

@@ -2,7 +2,8 @@
 
 Instead of keys and values a slot holds the digest of all tokens up to its position; a row's context is
 right if its slots hold exactly the chain of digests of its tokens. The next token is a function of that
-digest and of the draw, so a generation is right if and only if it equals `expected_tokens`.
+digest and of the draw, and of the mask where there is one, so a generation is right if and only if it equals
+`expected_tokens`.
 """
 
 from hashlib import blake2b
@@ -19,20 +20,45 @@ def digest(before: int, token: int) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
-def next_token(state: int, draw: int) -> int:
+def next_token(state: int, draw: int, mask: bytes | None = None) -> int:
     """EOS about once in 40 tokens."""
-    return EOS + digest(state, draw) % VOCABULARY
+    drawn = digest(state, draw)
+    if mask is None:
+        return EOS + drawn % VOCABULARY
+    allowed = int.from_bytes(mask, "little")
+    ids = [token for token in range(EOS + VOCABULARY) if allowed >> token & 1]
+    return ids[drawn % len(ids)]
 
 
-def expected_tokens(prompt: list[int], max_new_tokens: int) -> list[int]:
-    """What a sequence must give, alone or in any company."""
+class SimulatedMatcher:
+    """A grammar that allows about half of the tokens: which, is a digest of all that it has seen."""
+
+    def __init__(self) -> None:
+        self._state = digest(0, 0)
+
+    @property
+    def mask(self) -> bytes:
+        """For the next token."""
+        allowed = (self._state % 2**VOCABULARY or 1) << EOS
+        return allowed.to_bytes(8, "little")
+
+    def advance(self, token: int) -> None:
+        """See a token."""
+        self._state = digest(self._state, token)
+
+
+def expected_tokens(prompt: list[int], max_new_tokens: int, *, matched: bool = False) -> list[int]:
+    """What a sequence must give, alone or in any company; `matched`: one with a SimulatedMatcher."""
     state = 0
     for token in prompt:
         state = digest(state, token)
     generated: list[int] = []
+    matcher = SimulatedMatcher() if matched else None
     while len(generated) < max_new_tokens and EOS not in generated:
-        generated.append(next_token(state, len(generated)))
+        generated.append(next_token(state, len(generated), matcher.mask if matcher else None))
         state = digest(state, generated[-1])
+        if matcher:
+            matcher.advance(generated[-1])
     return generated
 
 
@@ -56,15 +82,22 @@ class SimulatedRank:
         given = iter(unpack_ints(step.tokens).tolist())
         assert len(set(lanes)) == len(lanes) <= step.bucket_rows
         assert max(lengths) <= step.bucket_tokens
+        masks = self._masks(step)
         sampled = []
-        for lane, start, length, draw in zip(lanes, starts, lengths, draws, strict=True):
+        for row, (lane, start, length, draw) in enumerate(zip(lanes, starts, lengths, draws, strict=True)):
             queries = [next(given) for _ in range(length)] if step.prefill else [self.last[lane]]
             state = self._compute(self.tables[lane], start, queries, step.bucket_blocks)
             if draw >= 0:
-                self.last[lane] = next_token(state, draw)
+                self.last[lane] = next_token(state, draw, masks.pop(row, None))
                 sampled.append(self.last[lane])
         assert next(given, None) is None, "tokens that belong to no row"
+        assert not masks, "a mask for a row that is not sampled"
         return Result(number=step.number, tokens=ints(sampled), logprobs=floats([-1.0] * len(sampled)))
+
+    def _masks(self, step: Step) -> dict[int, bytes]:
+        rows = unpack_ints(step.mask_rows).tolist()
+        assert len(step.masks) == 8 * len(rows)
+        return {row: step.masks[8 * index : 8 * index + 8] for index, row in enumerate(rows)}
 
     def _update_tables(self, step: Step) -> None:
         blocks = iter(unpack_ints(step.table_blocks).tolist())
