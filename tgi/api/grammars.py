@@ -88,8 +88,9 @@ class Grammars:
                 await trials.aclose()
 
     def _keep(self, spec: GrammarSpec, found: Matcher | str, size: int) -> None:
-        self._known[spec] = found, size
-        self._size += size
+        if spec not in self._known:  # two may have asked for it at once
+            self._known[spec] = found, size
+            self._size += size
         while self._size > CACHED_BYTES and len(self._known) > 1:
             _, (_, freed) = self._known.popitem(last=False)
             self._size -= freed

@@ -1,0 +1,141 @@
+"""The cache of grammars and its processes, with the event loop running."""
+
+import json
+from contextlib import aclosing
+
+import psutil
+import pytest
+import trio
+import trio.testing
+
+from tgi.api import grammars
+from tgi.api.grammars import Grammars
+from tgi.errors import InternalError, ValidationError
+from tgi.text.grammar import GrammarCompiler, GrammarSpec
+
+from .serving import make_tokenizer, run
+
+SMALL = GrammarSpec("json", '{"properties": {"a": {"type": "integer"}}, "required": ["a"]}')
+OTHER = GrammarSpec("regex", "[ab]+")
+DEFINITIONS = {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(9000)}
+OVERFLOW = GrammarSpec("json", json.dumps({"$defs": DEFINITIONS, "$ref": "#/$defs/d0"}))
+
+
+def new_grammars() -> Grammars:
+    return Grammars(GrammarCompiler(make_tokenizer(), 300))
+
+
+def trials() -> list[psutil.Process]:
+    """The trial processes that there are, the oldest first."""
+    children = [child for child in psutil.Process().children() if "tgi.text.grammar_trial" in child.cmdline()]
+    return sorted(children, key=lambda child: child.create_time())
+
+
+async def until_refused(known: Grammars, spec: GrammarSpec, messages: list[str]) -> None:
+    with pytest.raises(ValidationError) as raised:
+        await known.matcher(spec)
+    messages.append(str(raised.value))
+
+
+def test_a_grammar_is_compiled_once_and_each_text_has_its_own_matcher() -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            first = await known.matcher(SMALL)
+            (process,) = trials()
+            process.suspend()  # what needs it again would not return
+            second = await known.matcher(SMALL)
+            process.resume()
+            before = second.mask
+            first.advance(make_tokenizer().encode("{", add_special_tokens=False)[0])
+            assert second.mask == before != first.mask
+        assert trials() == []
+
+    run(main)
+
+
+def test_the_same_grammar_twice_at_once_is_kept_once() -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(known.matcher, SMALL)
+            assert known._size == known._known[SMALL][1]
+
+    run(main)
+
+
+def test_v22b_what_is_not_valid_is_said_in_tgis_words() -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            messages: list[str] = []
+            await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
+            (process,) = trials()
+            process.suspend()
+            await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
+            process.resume()
+            assert set(messages) == {"Input validation error: grammar is not valid: Invalid type: strin"}
+            assert ValidationError.status == 422
+
+    run(main)
+
+
+def test_a_grammar_that_takes_long_holds_up_nobody() -> None:
+    async def main() -> None:
+        messages: list[str] = []
+        async with aclosing(new_grammars()) as known, trio.open_nursery() as nursery:
+            await known.matcher(SMALL)
+            (busy,) = trials()
+            busy.suspend()
+            nursery.start_soon(until_refused, known, OVERFLOW, messages)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await known.matcher(OTHER)
+            assert messages == []
+            busy.resume()
+        assert messages == ["Input validation error: grammar is not valid: it is too complex to compile"]
+
+    run(main)
+
+
+def test_a_client_that_does_not_wait_and_a_process_that_is_gone_do_no_harm() -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            await known.matcher(SMALL)
+            (process,) = trials()
+            process.suspend()
+            with trio.move_on_after(0.05) as scope:
+                await known.matcher(OTHER)
+            assert scope.cancelled_caught
+            assert not process.is_running()
+            assert await known.matcher(OTHER)
+            (process,) = trials()
+            process.kill()
+            assert await known.matcher(GrammarSpec("regex", "c"))
+
+    run(main)
+
+
+def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(grammars.sys, "executable", "/bin/false")
+        async with aclosing(new_grammars()) as known:
+            with pytest.raises(InternalError):
+                await known.matcher(SMALL)
+
+    run(main)
+
+
+def test_what_was_used_least_recently_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            await known.matcher(SMALL)
+            await known.matcher(OTHER)
+            monkeypatch.setattr(grammars, "CACHED_BYTES", known._size)
+            await known.matcher(SMALL)
+            await until_refused(known, GrammarSpec("regex", "("), [])
+            assert [spec.source for spec in known._known] == [SMALL.source, "("]
+            monkeypatch.setattr(grammars, "CACHED_BYTES", 1)
+            assert await known.matcher(OTHER)
+            assert list(known._known) == [OTHER]
+            assert known._size == known._known[OTHER][1]
+
+    run(main)

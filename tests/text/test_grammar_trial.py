@@ -1,0 +1,150 @@
+"""The process that tries grammars: it outlives every bomb, and says no in time (scenario B2)."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+
+from tgi.protocol import frame
+from tgi.text.grammar import MAX_SOURCE, GrammarSpec
+from tgi.text.grammar_trial import SECONDS, Start, Verdict
+
+from .matching import demo_compiler
+
+
+class Trials:
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "tgi.text.grammar_trial"]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        compiler = demo_compiler()
+        self.send(Start(compiler.tokenizer_json(), compiler.ends, compiler.vocab_size))
+
+    def send(self, message: Any) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(frame(msgspec.json.encode(message)))
+        self.process.stdin.flush()
+
+    def ask(self, kind: str, source: Any) -> Verdict:
+        text = source if isinstance(source, str) else json.dumps(source)
+        self.send(GrammarSpec(kind, text))  # type: ignore[arg-type]
+        assert self.process.stdout
+        length = int.from_bytes(self.process.stdout.read(4), "little")
+        return msgspec.json.decode(self.process.stdout.read(length), type=Verdict)
+
+
+@pytest.fixture(scope="module")
+def trials() -> Iterator[Trials]:
+    made = Trials()
+    made.ask("regex", "a")  # it has started
+    yield made
+    with made.process:
+        assert made.process.stdin
+        made.process.stdin.close()
+        assert made.process.wait(10) == 0
+
+
+def fields(count: int) -> dict[str, Any]:
+    return {"type": "object", "properties": {f"f{i}": {"type": "string"} for i in range(count)}}
+
+
+def chain(count: int, link: Any) -> dict[str, Any]:
+    """Definitions, each of which is made of the next."""
+    definitions = {f"d{i}": link({"$ref": f"#/$defs/d{i + 1}"}) for i in range(count)}
+    return {"$defs": {**definitions, f"d{count}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
+
+
+TREE = {
+    "$defs": {
+        "node": {
+            "type": "object",
+            "properties": {
+                "v": {"type": "integer"},
+                "c": {"type": "array", "items": {"$ref": "#/$defs/node"}},
+            },
+        }
+    },
+    "$ref": "#/$defs/node",
+}
+
+
+@pytest.mark.parametrize("count", [8, 16, 30, 300])
+def test_optional_fields_are_no_problem(trials: Trials, count: int) -> None:
+    assert trials.ask("json", fields(count)).error == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "source"),
+    [
+        ("json", TREE),
+        ("json", chain(100, lambda ref: {"type": "object", "properties": {"x": ref, "y": ref}})),
+        ("json", chain(30, lambda ref: {"anyOf": [ref, ref]})),
+        ("json", {"type": "array", "items": {"type": "integer"}, "maxItems": 2_000_000_000}),
+        ("json", {"type": "string", "maxLength": 1_000_000_000}),
+        ("regex", "[a-z]{1,100000}"),
+        ("regex", "(a+)+b(a|aa)+$"),
+        ("regex", "(a|b)*a(a|b){20}"),
+        ("regex", "[a-z]" * 13_000),
+        ("regex", "|".join(f"word{i}" for i in range(7000))),
+    ],
+)
+def test_what_looks_like_a_bomb_and_is_none_is_allowed(trials: Trials, kind: str, source: Any) -> None:
+    assert trials.ask(kind, source).error == ""
+
+
+LOST = "it is too complex to compile|it takes more than 1 s to compile"
+"""Which of the limits it meets first depends on the machine."""
+TOO_LARGE = {kind: "x" * (size + 1) for kind, size in MAX_SOURCE.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "error"),
+    [
+        # Each of these overflows the stack, takes minutes, or grows without end.
+        ("json", chain(10_000, lambda ref: ref), LOST),
+        (
+            "json",
+            chain(10_000, lambda ref: {"properties": {"x": ref}, "required": ["x"]}),
+            LOST,
+        ),
+        ("json", {"type": "integer", "multipleOf": 1_000_003}, LOST),
+        ("regex", "a?" * 30_000, LOST),
+        ("regex", "((a{1,100}){1,100}){1,100}", "too many expressions"),
+        ("regex", "(((a{1,1000}){1,1000}){1,1000}){1,1000}", "too many expressions"),
+        ("regex", "(" * 30_000 + ")" * 30_000, "exceed the maximum number of nested"),
+        ("regex", TOO_LARGE["regex"], "too large"),
+        ("json", TOO_LARGE["json"], "too large"),
+        ("lark", TOO_LARGE["lark"], "too large"),
+        ("json", fields(30_000), "too large"),
+        ("json", {"allOf": [{"anyOf": [fields(1), fields(2)]} for _ in range(22)]}, "too large|too complex"),
+        ("json", {"$ref": "#"}, "no text obeys it"),
+    ],
+)
+def test_b2_bombs_are_refused_in_time(trials: Trials, kind: str, source: Any, error: str) -> None:
+    began = time.monotonic()
+    verdict = trials.ask(kind, source)
+    assert time.monotonic() - began < 2 * SECONDS
+    assert any(part in verdict.error for part in error.split("|")), verdict
+    assert trials.ask("regex", "a").error == ""
+
+
+def test_memory_that_a_grammar_takes_is_told(trials: Trials) -> None:
+    small = trials.ask("regex", "a").grown
+    assert 0 < small < 10 << 20
+    assert trials.ask("regex", "[a-z]" * 13_000).grown > small
+
+
+def test_it_ends_with_its_server_even_when_it_has_not_begun() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tgi.text.grammar_trial"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    assert process.stdin
+    process.stdin.write(b"\x09\0")
+    process.stdin.close()
+    assert process.wait(10) == 0
