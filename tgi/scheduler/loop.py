@@ -204,12 +204,12 @@ class Scheduler:
         result = await self._executor.receive()
         planned, sent = self._in_flight.popleft()
         assert result.number == planned.step.number, "results come in the order of the steps"
-        began = time.perf_counter()
+        began = time.monotonic()
         if sequences := commit(self._schedule, planned, result):
             matching.start(sequences)
         self._seconds[planned.bucket] = self._last_seconds = result.seconds
         self._running_since = now = trio.current_time()
-        self._observer.committed(planned, result, now - sent, time.perf_counter() - began)
+        self._observer.committed(planned, result, now - sent, began)
 
     def _time_to_plan(self) -> float:
         """When to plan the step after the one that is running, on trio's clock."""

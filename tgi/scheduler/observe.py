@@ -47,14 +47,13 @@ class StepObserver:
         for sequence in new:
             sequence.started = now
 
-    def committed(self, planned: Planned, result: Result, waited: float, seconds: float) -> None:
-        """Its result came `waited` seconds after it was sent, and was committed within `seconds`."""
+    def committed(self, planned: Planned, result: Result, waited: float, began: float) -> None:
+        """Its result came `waited` seconds after it was sent; it has been committed since `began`."""
         metrics, method = self._metrics, _method(planned)
-        metrics.batch_decode_duration.observe(seconds, method=method)
+        metrics.batch_decode_duration.observe(time.monotonic() - began, method=method)
         metrics.batch_inference_success.inc(method=method)
         metrics.batch_inference_duration.observe(waited, method=method)
         metrics.batch_forward_duration.observe(result.seconds, method=method)
-        now = time.monotonic()
         before: dict[float, int] = {}
         """When the rows had their last token: mostly the same time for all."""
         for row in planned.rows:
@@ -64,11 +63,11 @@ class StepObserver:
             if row.draw:
                 before[sequence.last_token] = before.get(sequence.last_token, 0) + 1
             else:
-                sequence.first_token = now
-                metrics.request_time_to_first_token_duration.observe(now - sequence.arrived)
-            sequence.last_token = now
+                sequence.first_token = began
+                metrics.request_time_to_first_token_duration.observe(began - sequence.arrived)
+            sequence.last_token = began
         for then, rows in before.items():
-            metrics.request_time_between_tokens_duration.observe(now - then, times=rows)
+            metrics.request_time_between_tokens_duration.observe(began - then, times=rows)
 
     def lost(self, planned: Planned) -> None:
         """It will have no result."""
