@@ -14,7 +14,7 @@ from . import tcp
 from .answers import empty, json_answer, text_answer
 from .connection import HTTPConnection
 from .observe import begin_request
-from .routes import compat, info, native, openai
+from .routes import compat, docs, info, native, openai
 from .service import Service
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ def create_app(service: Service) -> QuartTrio:
     app.register_blueprint(openai.model_routes(service))
     app.register_blueprint(compat.routes(service))
     app.register_blueprint(compat.kserve_routes(service))
+    app.register_blueprint(docs.routes(service))
     app.register_error_handler(ApiError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_defect)

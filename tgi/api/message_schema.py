@@ -25,12 +25,14 @@ class Url:
 
 @attrs.frozen
 class _TextPart:
+    json_name: ClassVar = "TextChunk"
     type: Literal["text"]
     text: str
 
 
 @attrs.frozen
 class _ImagePart:
+    json_name: ClassVar = "ImageChunk"
     type: Literal["image_url"]
     image_url: Url
 
@@ -154,7 +156,7 @@ _MESSAGE_BODY = {
         {
             "type": "object",
             "properties": {
-                "content": {"nullable": True, "allOf": [Annotated[Any, CONTENT]]},
+                "content": Annotated[Any, CONTENT] | None,
                 "tool_calls": list[ToolCall],
             },
             "required": ["tool_calls"],
@@ -205,6 +207,7 @@ class _FunctionName:
 
 @attrs.frozen
 class _NamedTool:
+    json_name: ClassVar = "NamedTool"
     type: Literal["function"]
     function: _FunctionName
 

@@ -1,0 +1,325 @@
+"""The document is a superset of TGI's, and true: of routes, bodies, ranges, answers and errors."""
+
+import functools
+import json
+import re
+from typing import Any
+
+import attrs
+import pytest
+import trio
+from openapi_schema_validator import OAS30Validator
+from openapi_spec_validator import validate
+
+from tgi.api.app import create_app
+from tgi.api.field_docs import Docs
+from tgi.api.json_body import json_name, json_names
+from tgi.api.openai_schema import ChatRequest, CompletionRequest, InferenceRequest, VertexRequest
+from tgi.api.openapi import document
+from tgi.api.operations import OPERATIONS, Operation
+from tgi.api.schema import CompatGenerateRequest, GenerateParameters
+from tgi.api.service import Service
+from tgi.config import Limits, Options
+from tgi.lifecycle import Lifecycle, Phase
+from tgi.metrics import Metrics
+
+from . import openapi_rows
+from .serving import LIMITS, Answer, Server, run, saying, serving
+
+POSTS = [one for one in OPERATIONS if one.body is not None]
+GETS = [one for one in OPERATIONS if one.body is None]
+INSIDE = {"name": "m", "version": "1", "model": "some/model"}
+
+
+@functools.cache
+def ours() -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(json.dumps(document(LIMITS)))
+    return made
+
+
+def name_of(operation: Operation) -> str:
+    return operation.name
+
+
+def test_it_is_valid() -> None:
+    validate(ours())
+
+
+def resolved(schema: dict[str, Any]) -> dict[str, Any]:
+    if "$ref" in schema:
+        found: dict[str, Any] = ours()["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+        return resolved(found)
+    return schema
+
+
+def properties(schema: dict[str, Any]) -> set[str]:
+    """Of the schema and of all that it is made of."""
+    schema = resolved(schema)
+    found = set(schema.get("properties", {}))
+    for keyword in ("allOf", "anyOf", "oneOf"):
+        for one in schema.get(keyword, []):
+            found |= properties(one)
+    if schema.get("type") == "array":
+        found |= properties(schema["items"])
+    return found
+
+
+def required(schema: dict[str, Any]) -> set[str]:
+    """What every value of this schema must have."""
+    schema = resolved(schema)
+    found = set(schema.get("required", []))
+    for one in schema.get("allOf", []):
+        found |= required(one)
+    for keyword in ("anyOf", "oneOf"):
+        if keyword in schema:
+            found |= set.intersection(*map(required, schema[keyword]))
+    return found
+
+
+@pytest.mark.parametrize("path", openapi_rows.OPERATIONS, ids=str)
+def test_every_operation_of_tgi_is_there_with_its_statuses(path: tuple[str, str]) -> None:
+    operation = ours()["paths"][path[0]][path[1]]
+    name, statuses = openapi_rows.OPERATIONS[path]
+    assert operation["operationId"] == name
+    assert set(statuses.split()) <= set(operation["responses"])
+
+
+@pytest.mark.parametrize("name", openapi_rows.SCHEMAS)
+def test_every_schema_of_tgi_is_there_with_its_properties(name: str) -> None:
+    schema = ours()["components"]["schemas"][name]
+    words = openapi_rows.SCHEMAS[name].split()
+    assert {word.rstrip("*") for word in words} <= properties(schema)
+    if name in openapi_rows.REQUESTS:
+        assert required(schema) <= {word.rstrip("*") for word in words if word.endswith("*")}
+
+
+def test_it_has_every_route_and_no_other() -> None:
+    rules = create_app(
+        Service(limits=LIMITS, lifecycle=Lifecycle(), metrics=Metrics(1, 2))
+    ).url_map.iter_rules()
+    routes = {
+        (re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in rules
+        for method in rule.methods or ()
+        if method in ("GET", "POST")
+    }
+    documented = {(path, method) for path, methods in ours()["paths"].items() for method in methods}
+    assert {(path.replace("{name}", "{model}", 1) if path.startswith("/v1") else path, method)
+            for path, method in routes if not path.startswith("/docs")} == documented  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        GenerateParameters,
+        CompatGenerateRequest,
+        ChatRequest,
+        CompletionRequest,
+        InferenceRequest,
+        VertexRequest,
+    ],
+)
+def test_every_field_is_described(kind: type) -> None:
+    docs = Docs(Limits())
+    names = [name for field in attrs.fields(kind) for name in json_names(field)]
+    assert [name for name in names if not docs.of(json_name(kind), name)] in ([], ["id"])
+
+
+def check(answer: Answer, operation: Operation) -> None:
+    """The answer is one of those that are documented for its status."""
+    responses = ours()["paths"][operation.path][operation.method.lower()]["responses"]
+    content = responses[str(answer.status)].get("content", {})
+    media = answer.headers.get("content-type", "").partition(";")[0]
+    if not answer.body:
+        assert not media
+        return
+    schema = content[media]["schema"]
+    validator = OAS30Validator({"components": ours()["components"], "allOf": [schema]})
+    if media == "text/event-stream":
+        for event in answer.body.decode().removesuffix("data: [DONE]\n\n").strip().split("\n\n"):
+            validator.validate(json.loads(event.removeprefix("data: ")))
+    elif media == "application/json":
+        validator.validate(answer.json)
+    else:
+        assert media == "text/plain"
+
+
+async def ask(server: Server, operation: Operation, **more: Any) -> Answer:
+    body = more.pop("body", operation.example)
+    return await server.ask(operation.method, operation.path.format(**INSIDE), body, **more)
+
+
+@pytest.mark.parametrize("operation", POSTS, ids=name_of)
+def test_each_example_is_answered_as_documented(operation: Operation) -> None:
+    async def main() -> None:
+        async with serving(saying("Hi there")) as server:
+            for stream in (False, True):
+                body = {**operation.example, "stream": stream}
+                answer = await ask(server, operation, body=body)
+                assert answer.status == 200, answer.body
+                check(answer, operation)
+
+    run(main)
+
+
+DETAILS = {"details": True, "top_n_tokens": 2, "max_new_tokens": 3}
+PROMPT_DETAILS = {**DETAILS, "decoder_input_details": True, "best_of": 2, "do_sample": True}
+USAGE = {"max_tokens": 3, "stream_options": {"include_usage": True}}
+FULL: dict[str, dict[str, Any]] = {
+    "/": {"inputs": "a", "parameters": PROMPT_DETAILS},
+    "/generate": {"inputs": "a", "parameters": PROMPT_DETAILS},
+    "/generate_stream": {"inputs": "a", "parameters": DETAILS},
+    "/v1/chat/completions": {
+        "messages": [{"role": "user", "content": "a"}],
+        "logprobs": True,
+        "top_logprobs": 2,
+        "n": 2,
+        **USAGE,
+    },
+    "/v1/completions": {"prompt": ["a", "b"], "logprobs": 2, "echo": True, **USAGE},
+}
+
+
+@pytest.mark.parametrize("path", FULL)
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_with_all_that_can_be_asked_for_are_as_documented(path: str, stream: bool) -> None:
+    (operation,) = [one for one in POSTS if one.path == path]
+
+    async def main() -> None:
+        async with serving(saying("Hi there")) as server:
+            body = {**FULL[path], "stream": stream and path != "/"}
+            answer = await ask(server, operation, body=body)
+            assert answer.status == 200, answer.body
+            check(answer, operation)
+
+    run(main)
+
+
+@pytest.mark.parametrize("operation", GETS, ids=name_of)
+@pytest.mark.parametrize("phase", [Phase.READY, Phase.STARTING])
+def test_each_get_is_answered_as_documented(operation: Operation, phase: Phase) -> None:
+    async def main() -> None:
+        async with serving(phase=phase) as server:
+            answer = await ask(server, operation)
+            check(answer, operation)
+            assert answer.status == (503 if phase is Phase.STARTING and 503 in operation.errors else 200)
+
+    run(main)
+
+
+def test_an_unknown_model_is_a_documented_404() -> None:
+    (operation,) = [one for one in GETS if one.name == "openai_get_model"]
+
+    async def main() -> None:
+        async with serving() as server:
+            answer = await server.ask("GET", "/v1/models/other")
+            assert answer.status == 404
+            check(answer, operation)
+
+    run(main)
+
+
+@pytest.mark.parametrize("operation", POSTS, ids=name_of)
+def test_errors_of_bodies_and_of_the_key_are_as_documented(operation: Operation) -> None:
+    async def main() -> None:
+        async with serving(options=Options(api_key=("key",), payload_limit=10_000)) as server:
+            key = {"authorization": "Bearer key"}
+            plain = {**key, "Content-Type": "text/plain"}
+            for status, body, headers in [
+                (400, b"{", key),
+                (401, operation.example, {}),
+                (413, b"[" * 10_001, key),
+                (415, b"{}", plain),
+                (422, {}, key),
+            ]:
+                answer = await ask(server, operation, body=body, headers=headers)
+                assert answer.status == status
+                check(answer, operation)
+        async with serving(phase=Phase.STARTING) as server:
+            answer = await ask(server, operation)
+            assert answer.status == 503
+            check(answer, operation)
+
+    run(main)
+
+
+@pytest.mark.parametrize("operation", [one for one in POSTS if one.generates], ids=name_of)
+def test_overload_and_deadlines_are_as_documented(operation: Operation) -> None:
+    async def main() -> None:
+        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+            answer = await ask(server, operation)
+            assert answer.status in (422, 429)
+            check(answer, operation)
+        async with serving() as server:
+            answer = await ask(server, operation, headers={"x-request-timeout": "0"})
+            assert answer.status == 422
+            check(answer, operation)
+            answer = await ask(server, operation, headers={"x-request-timeout": "1e-9"})
+            assert answer.status == 408
+            check(answer, operation)
+
+    run(main)
+
+
+def outside(schema: dict[str, Any]) -> list[Any]:
+    """Values just beyond the ends of a range."""
+    step = 1 if schema.get("type") == "integer" else 0.01
+    low, high = schema.get("minimum"), schema.get("maximum")
+    found = []
+    if low is not None:
+        found.append(low if schema.get("exclusiveMinimum") else low - step)
+    if high is not None:
+        found.append(high if schema.get("exclusiveMaximum") else high + step)
+    return found
+
+
+RANGES = {
+    "/generate": ("GenerateParameters", lambda name, value: {"inputs": "a", "parameters": {name: value}}),
+    "/v1/chat/completions": (
+        "ChatRequest",
+        lambda name, value: {"messages": [{"role": "user", "content": "a"}], name: value},
+    ),
+    "/v1/completions": ("CompletionRequest", lambda name, value: {"prompt": "a", "echo": True, name: value}),
+}
+
+
+@pytest.mark.parametrize("path", RANGES)
+def test_ranges_are_those_of_validation(path: str) -> None:
+    kind, request = RANGES[path]
+    schemas = ours()["components"]["schemas"][kind]["properties"]
+    tried = 0
+
+    async def main() -> None:
+        nonlocal tried
+        async with serving(saying("Hi")) as server:
+            for name, schema in schemas.items():
+                for value in outside(schema):
+                    answer = await server.ask("POST", path, request(name, value))
+                    assert answer.status == 422, (name, value)
+                    tried += 1
+                inside = schema.get("minimum")
+                if inside is not None and not schema.get("exclusiveMinimum"):
+                    answer = await server.ask("POST", path, request(name, inside))
+                    assert answer.status == 200, (name, inside, answer.body)
+
+    trio.run(main)
+    assert tried > 15
+
+
+def test_docs_are_served_whole_from_here() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            answer = await server.ask("GET", "/docs")
+            assert (answer.status, answer.headers["location"], answer.body) == (303, "/docs/", b"")
+            page = await server.ask("GET", "/docs/")
+            assert page.headers["content-type"].startswith("text/html")
+            assert b"//" not in page.body.replace(b"../", b"")
+            for name in re.findall(rb'(?:href|src)="([^"]+)"', page.body):
+                asset = await server.ask("GET", f"/docs/{name.decode()}")
+                assert asset.status == 200
+                assert len(asset.body) > 500
+            assert (await server.ask("GET", "/docs/swagger-initializer.js")).status == 404
+            served = await server.ask("GET", "/api-doc/openapi.json")
+            assert served.json == ours()
+
+    run(main)
