@@ -1,6 +1,5 @@
 """Chat: from messages to the prompt and the grammar of the answer, and from tokens to the answer."""
 
-import functools
 from collections.abc import Sequence as Items
 
 import attrs
@@ -43,56 +42,54 @@ class ChatPrompt:
 
 async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
-    tools = _offered(body)
-    schema = None if body.response_format is None else grammar_spec(body.response_format)
-    tool_format, grammar = None, schema
+    tools, required = _offered(body)
+    grammar = None if body.response_format is None else grammar_spec(body.response_format)
+    tool_format = None
     if tools:
         tool_format = ToolFormat.of(engine.templates, engine.tokenizer)
-        mode = "auto" if body.tool_choice is None else body.tool_choice.mode
         grammar = tool_format.grammar(
             [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
-            required=mode in ("required", "named"),
+            required=required,
             parallel=body.parallel_tool_calls is not False,
-            text=schema,
+            text=grammar,
         )
-    render = functools.partial(_render, body, tools, tool_format, engine)
-    length = sum(len(str(message.content)) for message in body.messages)
-    if length <= INLINE_CHARACTERS:
+
+    def render() -> str:
+        messages, shown = prepare_messages(
+            [_without_nulls(message) for message in body.messages],
+            [_without_nulls(tool) for tool in tools],
+            engine.templates,
+            tool_format,
+            body.tool_prompt or None,
+            required=required,
+        )
+        return engine.templates.render(messages, shown, body.chat_template_kwargs)
+
+    if sum(len(str(message.content)) for message in body.messages) <= INLINE_CHARACTERS:
         text = render()
     else:
         text = await trio.to_thread.run_sync(render, limiter=service.tokenizing)
     return ChatPrompt(text, grammar, tool_format)
 
 
-def _offered(body: ChatRequest) -> list[ToolDefinition]:
-    """The tools that the model may call (T3, V33)."""
+def _offered(body: ChatRequest) -> tuple[list[ToolDefinition], bool]:
+    """The tools that the model may call, and whether it must (T2, T3, V33)."""
     tools, choice = body.tools or [], body.tool_choice
-    if choice is None or choice.mode in ("auto", "required"):
-        return tools
+    if choice is None or choice.mode == "auto":
+        return tools, False
     if choice.mode == "none":
-        return []
+        return [], False
+    if choice.mode == "required":
+        return tools, bool(tools)
     named = [tool for tool in tools if tool.function.name == choice.name]
     if not named:
         raise ToolError(f"Tool with name {choice.name} not found")
-    return named[:1]
+    return named[:1], True
 
 
-def _render(
-    body: ChatRequest, tools: list[ToolDefinition], tool_format: ToolFormat | None, engine: Engine
-) -> str:
-    messages, offered = prepare_messages(
-        [_as_dict(message) for message in body.messages],
-        [attrs.asdict(tool) for tool in tools],
-        engine.templates,
-        tool_format,
-        body.tool_prompt,
-        required=body.tool_choice is not None and body.tool_choice.mode in ("required", "named"),
-    )
-    return engine.templates.render(messages, offered, body.chat_template_kwargs)
-
-
-def _as_dict(message: Message) -> dict[str, object]:
-    return {name: value for name, value in attrs.asdict(message).items() if value is not None}
+def _without_nulls(record: Message | ToolDefinition) -> dict[str, object]:
+    """As templates expect it: what is not given is not there."""
+    return attrs.asdict(record, filter=lambda _, value: value is not None)
 
 
 def choice_content(body: ChatRequest, prompt: ChatPrompt, engine: Engine) -> ChoiceContent:
@@ -138,5 +135,3 @@ def chat_logprobs(body: ChatRequest, engine: Engine, tokens: Items[Token]) -> Ch
 def usage_of(finished: Items[Finished]) -> UsageBody:
     """Of sequences that answer one prompt."""
     return UsageBody.of(len(finished[0].sequence.prompt), sum(len(one.tokens) for one in finished))
-
-

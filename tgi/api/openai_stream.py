@@ -125,7 +125,8 @@ class ChatEvents(OpenAIEvents):
         if content.parser is not None and not (text or calls or token.finish):
             return b""
         delta = DeltaBody()
-        if self._generated[index] == 1:
+        if not content.begun:
+            content.begun = True
             delta.role = "assistant"
         if calls:
             delta.tool_calls = [_call_delta(call) for call in calls]
@@ -133,7 +134,9 @@ class ChatEvents(OpenAIEvents):
             delta.content = text
         reason = None if token.finish is None else content.reason(token.finish)
         logprobs = chat_logprobs(self._body, self._engine, [token])
-        return frame(self._chunk([ChatChunkChoiceBody(index, delta, logprobs, reason)], self._running_usage()))
+        return frame(
+            self._chunk([ChatChunkChoiceBody(index, delta, logprobs, reason)], self._running_usage())
+        )
 
     def _usage_event(self) -> object:
         return self._chunk([], self._usage())

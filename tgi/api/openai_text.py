@@ -58,6 +58,8 @@ class ChoiceContent:
     text: ChoiceText
     parser: ToolCallParser | None
     """None: there are no tools to call."""
+    begun: bool = False
+    """Whether an event has told of it."""
     called: bool = False
 
     def feed(self, token: Token) -> tuple[str, list[CallDelta]]:

@@ -1,0 +1,248 @@
+"""Tools in chat: tgi-behaviour 4.6 as far as OpenAI's words do not differ, V32, V33, R3.42, R3.57."""
+
+import json
+from typing import Any
+
+import attrs
+import jsonschema
+import pytest
+
+from tgi.testing.fake_executor import Script
+
+from .serving import LIMITS, TEMPLATE, Answer, Server, run, saying, serving
+from .test_chat import chunks
+
+PATH = "/v1/chat/completions"
+USER = {"role": "user", "content": "Weather in Paris?"}
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = {"type": "function", "function": {"name": "weather", "description": "d", "parameters": SCHEMA}}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+HERMES = (
+    "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}</tools>"
+    'Answer <tool_call>\n{"name": n, "arguments": a}\n</tool_call>{% endif %}'
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls or [] %}"
+    "<tool_call>{{ c.function.name }}:{{ c.function.arguments | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+"""A template of the kind of Hermes and Qwen."""
+CALL = '{"name": "weather", "parameters": {"city": "Paris"}}'
+HERMES_CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+
+
+async def chat(server: Server, **body: Any) -> Answer:
+    given = {"messages": [USER], "tools": [WEATHER, CLOCK], "temperature": 0, "max_tokens": 400}
+    return await server.ask("POST", PATH, given | body)
+
+
+def message_of(answer: Answer) -> tuple[dict[str, Any], str]:
+    """Message and finish reason of an answer, a stream put together as a client does."""
+    if answer.headers["content-type"] == "application/json":
+        assert answer.status == 200, answer.body
+        choice = answer.json["choices"][0]
+        return choice["message"], choice["finish_reason"]
+    message: dict[str, Any] = {"role": None, "content": ""}
+    reason = None
+    calls: list[dict[str, Any]] = []
+    for event in chunks(answer):
+        choice = event["choices"][0]
+        delta, reason = choice["delta"], choice["finish_reason"]
+        message["role"] = delta.get("role", message["role"])
+        message["content"] += delta.get("content", "")
+        for piece in delta.get("tool_calls", []):
+            if piece["index"] == len(calls):
+                calls.append({"id": piece["id"], "type": piece["type"], "function": piece["function"]})
+            else:
+                assert set(piece) == {"index", "function"}
+                assert set(piece["function"]) == {"arguments"}
+                calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+    if calls:
+        message |= {"tool_calls": calls, "content": message["content"] or None}
+    assert reason is not None
+    return message, reason
+
+
+def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
+    """Tools make long prompts."""
+    limits = attrs.evolve(LIMITS, max_input_tokens=2000, max_total_tokens=2500)
+    return serving(script, template=template, limits=limits)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", [None, "auto", "required", "weather", {"name": "weather"}])
+@pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
+def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
+    async def main() -> None:
+        async with serving_tools(saying(text), template) as server:
+            named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
+            message, reason = message_of(await chat(server, tool_choice=named, stream=stream))
+            assert reason == "tool_calls"
+            assert message["role"] == "assistant"
+            assert message["content"] is None
+            (call,) = message["tool_calls"]
+            assert call["type"] == "function"
+            assert call["function"]["name"] == "weather"
+            assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+            assert len(call["id"]) == 9
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("template", [TEMPLATE, HERMES])
+def test_t4_auto_may_answer_text(template: str, stream: bool) -> None:
+    async def main() -> None:
+        async with serving_tools(saying("It rains."), template) as server:
+            message, reason = message_of(await chat(server, stream=stream))
+            assert (message, reason) == ({"role": "assistant", "content": "It rains."}, "stop")
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_parallel_calls_have_ids_of_their_own(stream: bool) -> None:
+    text = f'Well. {HERMES_CALL}\n<tool_call>\n{{"name": "clock", "arguments": {{}}}}\n</tool_call>'
+
+    async def main() -> None:
+        async with serving_tools(saying(text), HERMES) as server:
+            message, reason = message_of(await chat(server, stream=stream))
+            assert reason == "tool_calls"
+            assert message["content"] == "Well."
+            first, second = message["tool_calls"]
+            assert first["id"] != second["id"]
+            assert [c["function"]["name"] for c in (first, second)] == ["weather", "clock"]
+            assert json.loads(second["function"]["arguments"]) == {}
+            message, _ = message_of(await chat(server, stream=stream, parallel_tool_calls=False))
+            assert len(message["tool_calls"]) == 1
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_model_cannot_but_call(stream: bool) -> None:
+    """The script wants to say something else; the mask lets it only write a call."""
+
+    async def main() -> None:
+        async with serving_tools(saying("Nothing but text, as often as it takes.")) as server:
+            answer = await chat(server, tool_choice="required", stream=stream, tools=[WEATHER])
+            message, reason = message_of(answer)
+            (call,) = message["tool_calls"]
+            assert call["function"]["name"] == "weather"
+            if reason == "tool_calls":
+                jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice"), [([WEATHER], "none"), ([], "required"), ([], None), (None, None)]
+)
+def test_t3_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
+    async def main() -> None:
+        async with serving_tools(saying(CALL)) as server:
+            message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
+            assert (message, reason) == ({"role": "assistant", "content": CALL}, "stop")
+            body = {"messages": [USER], "tools": tools, "tool_choice": choice}
+            answer = await server.ask("POST", "/chat_tokenize", body)
+            assert answer.json["templated_text"] == "<s>[user]Weather in Paris?[assistant]"
+
+    run(main)
+
+
+def test_v33_a_tool_that_is_not_there() -> None:
+    async def main() -> None:
+        async with serving_tools(saying("x")) as server:
+            for stream in (False, True):
+                answer = await chat(server, tool_choice="nope", stream=stream)
+                assert (answer.status, answer.json["error_type"]) == (422, "tool_error")
+                assert answer.json["error"]["message"] == "Tool error: Tool with name nope not found"
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "kind", "problem"),
+    [
+        ([1], "tool_error", "parameters of f are not valid"),
+        ({"properties": 5}, "validation", "properties must be an object"),
+        ({"properties": {"a": {"type": "strin"}}}, "validation", "Invalid type: strin"),
+        ({"properties": {"a": {"pattern": "("}}}, "validation", "unclosed group"),
+    ],
+)
+def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: str, problem: str) -> None:
+    async def main() -> None:
+        async with serving_tools(saying("x")) as server:
+            broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+            answer = await chat(server, tools=[WEATHER, broken])
+            assert (answer.status, answer.json["error_type"]) == (422, kind)
+            assert problem in answer.json["error"]["message"]
+
+    run(main)
+
+
+def test_t6_t8_the_tools_are_in_the_prompt() -> None:
+    async def main() -> None:
+        async with serving_tools(saying("x")) as server:
+            body: dict[str, Any] = {"messages": [USER], "tools": [WEATHER], "tool_prompt": "Use them."}
+            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+            assert text.startswith("<s>[user]Weather in Paris?\n---\n[{")
+            assert text.endswith("\nUse them.[assistant]")
+            body["tool_prompt"] = ""
+            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+            assert "Given the functions available" in text
+        async with serving_tools(saying("x"), HERMES) as server:
+            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+            start, _, rest = text.partition("</tools>")
+            shown = json.loads(start.removeprefix("<tools>"))
+            assert shown["function"]["parameters"] == SCHEMA
+            assert rest.endswith("[user]Weather in Paris?[assistant]")
+
+    run(main)
+
+
+def test_c33_c34_calls_and_results_are_fed_back() -> None:
+    function = {"name": "weather", "arguments": '{"city": "Paris"}'}
+    messages = [
+        USER,
+        {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]},
+        {"role": "tool", "content": "rain", "tool_call_id": "a"},
+    ]
+
+    async def main() -> None:
+        async with serving_tools(saying("x"), HERMES) as server:
+            body = {"messages": messages, "tools": [WEATHER]}
+            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+            assert '<tool_call>weather:{"city": "Paris"}</tool_call>[tool]rain[assistant]' in text
+        async with serving_tools(saying("x")) as server:
+            text = (await server.ask("POST", "/chat_tokenize", {"messages": messages})).json["templated_text"]
+            assert text == f"<s>[user]Weather in Paris?[assistant]{CALL}[tool]rain[assistant]"
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_v32_response_format_together_with_tools(stream: bool) -> None:
+    schema = {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+    async def main() -> None:
+        for said, calls in (('{"rain": true}', 0), (HERMES_CALL, 1)):
+            async with serving_tools(saying(said), HERMES) as server:
+                answer = await chat(server, response_format=wanted, stream=stream)
+                message, reason = message_of(answer)
+                assert len(message.get("tool_calls", [])) == calls
+                assert reason == ("tool_calls" if calls else "stop")
+                if not calls:
+                    jsonschema.validate(json.loads(message["content"]), schema)
+
+    run(main)
+
+
+def test_a_call_that_is_cut_says_length() -> None:
+    async def main() -> None:
+        async with serving_tools(saying(CALL)) as server:
+            message, reason = message_of(await chat(server, tool_choice="required", max_tokens=40))
+            assert reason == "length"
+            arguments = message["tool_calls"][0]["function"]["arguments"]
+            assert '{"city": "Paris"}'.startswith(arguments)
+
+    run(main)
