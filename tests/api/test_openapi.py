@@ -24,7 +24,7 @@ from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
 
 from . import openapi_rows
-from .serving import LIMITS, Answer, Server, run, saying, serving
+from .serving import INFO, LIMITS, Answer, Server, run, saying, serving
 
 POSTS = [one for one in OPERATIONS if one.body is not None]
 GETS = [one for one in OPERATIONS if one.body is None]
@@ -33,7 +33,7 @@ INSIDE = {"name": "m", "version": "1", "model": "some/model"}
 
 @functools.cache
 def ours() -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(json.dumps(document(LIMITS)))
+    made: dict[str, Any] = json.loads(json.dumps(document(LIMITS, INFO.vocab_size)))
     return made
 
 
@@ -270,6 +270,8 @@ def outside(schema: dict[str, Any]) -> list[Any]:
         found.append(low if schema.get("exclusiveMinimum") else low - step)
     if high is not None:
         found.append(high if schema.get("exclusiveMaximum") else high + step)
+    if "items" in schema and "anyOf" not in schema:
+        found += [[value] for value in outside(schema["items"])]
     return found
 
 

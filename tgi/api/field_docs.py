@@ -81,7 +81,6 @@ _DOCS: dict[str, Doc] = {
     "tokens": ("Token ids.", {}),
     "outputs": ("As many as there are inputs.", {}),
     "data": ("The bytes of the text in UTF-8.", {}),
-    "schema": ("A JSON schema.", {}),
     "arguments": ("A JSON schema; OpenAI calls it `parameters`. Only one of both may be given.", {}),
     "strict": ("Without effect: the schema is always obeyed.", {}),
     "url": ("Where it is: http(s) or data.", {}),
@@ -119,6 +118,8 @@ class Docs:
     """What to say of a field, on a server with these limits."""
 
     limits: Limits
+    vocab_size: int | None = None
+    """Token ids end here; None: the model is not known yet."""
 
     def of(self, kind: str, name: str) -> dict[str, Any]:
         """OpenAPI keywords for the field of a class; none for what speaks for itself."""
@@ -128,8 +129,10 @@ class Docs:
         description, ranges = found
         return {"description": description, **ranges, **self._limited(kind, name)}
 
-    def _limited(self, kind: str, name: str) -> dict[str, int]:
+    def _limited(self, kind: str, name: str) -> dict[str, Any]:
         limits = self.limits
+        if self.vocab_size is not None and name in ("stop_token_ids", "tokens"):
+            return {"items": {"type": "integer", "minimum": 0, "maximum": self.vocab_size - 1}}
         top = limits.max_top_n_tokens
         by_name = {
             "best_of": {"maximum": limits.max_best_of},

@@ -11,6 +11,7 @@ from .json_body import I32, U8, U32, U64, Custom, USize, reader_of, untagged
 from .json_text import Cursor, read_any
 from .message_schema import CHOICE, MESSAGE, ContentPart, Message, ToolChoice, ToolDefinition
 from .schema import (
+    SCHEMA,
     VALUES,
     CompatGenerateRequest,
     GenerateParameters,
@@ -75,8 +76,8 @@ FORMAT = Custom(
     {
         "anyOf": [
             {"type": "object", "properties": {"type": Literal["text"]}, "required": ["type"]},
-            variant(["json"], {}),
-            variant(["json_object"], {}, required=False),
+            variant(["json"], SCHEMA),
+            variant(["json_object"], SCHEMA, required=False),
             variant(["regex"], str),
             variant(["json_schema"], JsonSchema),
             variant(["json_schema"], JsonSchema, key="json_schema"),

@@ -43,9 +43,9 @@ _TIMINGS = {
 }
 
 
-def document(limits: Limits) -> Schema:
-    """The document of a server with these limits."""
-    schemas = Schemas(Docs(limits), NAMES)
+def document(limits: Limits, vocab_size: int | None = None) -> Schema:
+    """The document of a server with these limits, and a model with this many tokens."""
+    schemas = Schemas(Docs(limits, vocab_size), NAMES)
     paths: Schema = {}
     for operation in OPERATIONS:
         path = paths.setdefault(operation.path, {})
@@ -117,7 +117,7 @@ def _success(operation: Operation, schemas: Schemas) -> Schema:
     if operation.generates:
         for name, (schema, description) in _TIMINGS.items():
             headers[name] = {"schema": schema, "description": description}
-    answer: Schema = {"description": operation.summary, "headers": headers}
+    answer: Schema = {"description": "The answer", "headers": headers}
     return {**answer, "content": content} if content else answer
 
 

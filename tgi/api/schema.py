@@ -16,12 +16,25 @@ class Grammar:
     value: Any
 
 
+SCHEMA = Annotated[
+    Any,
+    Custom(
+        read_any,
+        {
+            "anyOf": [dict, bool, {"type": "string"}],
+            "description": "A JSON schema, or a string that holds one.",
+        },
+    ),
+]
+"""Anything is read, for validation to refuse (V22a)."""
+
+
 @attrs.frozen
 class JsonSchema:
     """The value of a grammar of type json_schema."""
 
     json_name: ClassVar = "JsonSchemaConfig"
-    schema: Any
+    schema: SCHEMA
     name: str | None = None
 
 
@@ -107,7 +120,7 @@ GRAMMAR = Custom(
     _read_grammar,
     {
         "oneOf": [
-            variant(["json", "json_object"], {"description": "A JSON schema, or a string that holds one."}),
+            variant(["json", "json_object"], SCHEMA),
             variant(["regex"], str),
             variant(["json_schema"], JsonSchema),
         ]

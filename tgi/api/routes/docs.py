@@ -36,8 +36,10 @@ def routes(service: Service) -> Blueprint:
 
     @blueprint.get("/api-doc/openapi.json")
     async def openapi() -> Response:
-        limits = service.limits if service.engine is None else service.engine.limits
-        return json_answer(document(limits))
+        engine = service.engine
+        if engine is None:
+            return json_answer(document(service.limits))
+        return json_answer(document(engine.limits, engine.model.vocab_size))
 
     @blueprint.get("/docs")
     async def docs() -> Response:
