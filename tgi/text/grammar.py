@@ -5,9 +5,11 @@ hostile grammar can keep `compile` busy for minutes or end the process by a stac
 the library prevents; `grammar_trial` is for finding that out in another process.
 """
 
+import functools
 import json
 import re
 import threading
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import attrs
@@ -34,6 +36,18 @@ class GrammarSpec:
     """A JSON schema as JSON; a regular expression in Rust's syntax, of the whole text; llguidance's Lark."""
 
 
+@functools.lru_cache(maxsize=4)
+def tokens_that_are_no_text(tokenizer: Tokenizer) -> Mapping[str, int]:
+    """Tokens that llguidance matches by their ids only: special ones, and all added ones like `<this>`."""
+    special = tokenizer.special_ids | tokenizer.eos_ids
+    names = {token: tokenizer.decode_alone(token) for token in special | tokenizer.added_ids}
+    return {
+        name: token
+        for token, name in names.items()
+        if name and (token in special or (name.startswith("<") and name.endswith(">")))
+    }
+
+
 class GrammarCompiler:
     """Compiles grammars for the tokens of one model. Safe to use from several threads."""
 
@@ -51,12 +65,16 @@ class GrammarCompiler:
             raise GrammarError(f"it is too large: {size} characters, and at most {limit} are allowed")
         core = self._tokens()
         if spec.kind == "json":
-            schema = json.dumps(prepare_schema(read_schema(spec.source)))
-            grammar = _called(llguidance.LLMatcher.grammar_from_json_schema, schema)
+            schema = json.dumps(prepare_schema(read_schema(spec.source)), ensure_ascii=False)
+            grammar = f"start: %json {schema}"
         elif spec.kind == "regex":
-            grammar = _called(llguidance.LLMatcher.grammar_from_regex, spec.source)
+            made = _called(llguidance.LLMatcher.grammar_from_regex, spec.source)
+            grammar = json.loads(made)["grammars"][0]["lark_grammar"]
         else:
-            grammar = _called(llguidance.LLMatcher.grammar_from_lark, spec.source)
+            grammar = spec.source
+        if any(name in grammar for name in tokens_that_are_no_text(self._tokenizer)):
+            # Where only one text may follow, llguidance would have it in tokens that it then does not take.
+            grammar = '%llguidance {"no_forcing": true}\n' + grammar
         matcher = llguidance.LLMatcher(core, grammar, log_level=0, limits=_LIMITS)
         return Matcher(matcher, self.vocab_size, _mask_of(self.ends, self.vocab_size), frozenset(self.ends))
 
@@ -149,7 +167,9 @@ def _mask_of(tokens: list[int], vocab_size: int) -> bytes:
 
 
 _NO_TEXT = ("NoExtension", "NoExtensionBias")
-_WHERE = re.compile(r'^at \d+\(\d+\): (?:invalid regex ".*" \(in regex\): )?', re.DOTALL)
+_WHERE = re.compile(
+    r'^at \d+\(\d+\): (?:failed to compile JSON schema: |invalid regex ".*" \(in regex\): )?', re.DOTALL
+)
 
 
 def _one_line(message: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .chat_template import Abilities, ChatTemplates
+from .tool_parser import CallText
 from .tools import GENERIC, ToolFormat
 
 Message = dict[str, Any]
@@ -44,9 +45,10 @@ def prepare_messages(
     abilities = templates.abilities(with_tools=knowing)
     source = templates.source(with_tools=knowing) or ""
     ids = _Ids() if re.search(r"length != 9\b", source) else None
-    written = tool_format or GENERIC
+    written = GENERIC if tool_format is None else tool_format.text
     done = _merged([_converted(message, abilities, written, ids) for message in messages])
-    if shown and not (knowing and written.taught and tool_prompt is None):
+    taught = knowing and tool_format is not None and tool_format.taught
+    if shown and not (taught and tool_prompt is None):
         default = TOOL_PROMPT if required else TOOL_PROMPT + MAY_ANSWER
         text = default if tool_prompt is None else tool_prompt
         described = "" if knowing else json.dumps(shown, ensure_ascii=False, separators=(",", ":")) + "\n"
@@ -73,7 +75,7 @@ def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(
-    message: Mapping[str, Any], abilities: Abilities, tool_format: ToolFormat, ids: "_Ids | None"
+    message: Mapping[str, Any], abilities: Abilities, call_text: CallText, ids: "_Ids | None"
 ) -> tuple[Message, bool]:
     """A message for the template, and whether it is a user's in place of a tool's."""
     done = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
@@ -84,7 +86,7 @@ def _converted(
             done["content"] = text
         return done, False
     if calls:
-        written = tool_format.write((_function(call)["name"], _arguments_text(call)) for call in calls)
+        written = call_text.write((_function(call)["name"], _arguments_text(call)) for call in calls)
         text = f"{text}\n{written}" if text else written
     if message["role"] == "tool":
         if not (abilities.calls or abilities.tool_role):

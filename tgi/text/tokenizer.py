@@ -42,6 +42,8 @@ class Tokenizer:
         added = core.get_added_tokens_decoder()
         self.special_ids = frozenset(special) | {number for number, token in added.items() if token.special}
         """Ids that are no text: shown as tokens, left out of a generated text (S63)."""
+        self.added_ids = frozenset(added)
+        """Ids of the tokens that a text is searched for before it is cut into others."""
         self.eos_ids = frozenset(eos)
         """Ids that end a generation (S41; all that the model's files name)."""
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
@@ -184,7 +186,11 @@ class _PieceTable(dict[int, str]):
 
     def __missing__(self, token: int) -> str:
         name = self._core.id_to_token(token)
-        text = "" if name is None or _is_byte_token(name) else self._decode([*self._context, token])[self._length :]
+        text = (
+            ""
+            if name is None or _is_byte_token(name)
+            else self._decode([*self._context, token])[self._length :]
+        )
         if text.endswith(_INCOMPLETE):
             text = ""
         self[token] = text
