@@ -37,7 +37,7 @@ def _name(entry: HelpEntry) -> RenderableType:
 
 def _description(entry: HelpEntry) -> RenderableType:
     default = None if entry.default in ("False", "True", "()") else entry.default
-    return DescriptionRenderer()(attrs.evolve(entry, default=default, env_var=None))
+    return DescriptionRenderer()(attrs.evolve(entry, default=default))
 
 
 _COLUMNS = (

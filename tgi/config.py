@@ -148,7 +148,7 @@ class Options:
     cors_allow_origin: Annotated[
         tuple[str, ...], flag(HTTP, "CORS_ALLOW_ORIGIN", value="ORIGIN", split=flags.origins)
     ] = ()
-    """An origin that browsers may call from. Can be given again. Without it, any."""
+    """An origin that browsers may call from. Can be given again. *, and without it: any."""
     graceful_termination_timeout: Annotated[
         Amount,
         flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),

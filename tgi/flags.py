@@ -85,7 +85,13 @@ def flag(
     alias = (*([short] if short else []), *vllm)
     names: dict[str, Any] = {} if value is None else {"metavar": value}
     return Parameter(
-        alias=alias, group=group, env_var=variables, env_var_split=split, negative=negative, **names
+        alias=alias,
+        group=group,
+        env_var=variables,
+        env_var_split=split,
+        show_env_var=False,
+        negative=negative,
+        **names,
     )
 
 

@@ -234,6 +234,15 @@ def test_r1_62_only_listed_origins_are_echoed() -> None:
     run(main)
 
 
+def test_an_asterisk_among_the_origins_is_any() -> None:
+    async def main() -> None:
+        async with serving(options=Options(cors_allow_origin=("https://a.example", "*"))) as server:
+            answer = await server.ask("GET", "/info", None, {"Origin": "https://c.example"})
+            assert answer.headers["access-control-allow-origin"] == "*"
+
+    run(main)
+
+
 async def is_closed(stream: trio.SocketStream, seconds: float) -> bool:
     with trio.move_on_after(seconds):
         try:

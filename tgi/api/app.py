@@ -89,7 +89,7 @@ def _is_authorized(keys: tuple[str, ...]) -> bool:
 
 
 def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
-    if not allowed:
+    if not allowed or "*" in allowed:
         return "*"
     origin = request.headers.get("Origin")
     return origin if origin in allowed else None

@@ -57,6 +57,9 @@ def routes(service: Service) -> Blueprint:
                 texts = await _predict(body, service, engine, observer)
         return json_answer({"predictions": texts})
 
+    if service.options.aip_predict_route is not None:
+        blueprint.post(service.options.aip_predict_route)(vertex)
+
     @blueprint.post("/v2/models/<name>/versions/<version>/infer")
     async def infer(name: str, version: str) -> Response:  # noqa: ARG001 (any name will do, R1.27)
         engine = service.ready_engine()

@@ -23,6 +23,9 @@ def routes(service: Service) -> Blueprint:
             return json_answer(_progress(service, error), error.status, error.headers)
         return empty(200)
 
+    if service.options.aip_health_route is not None:
+        blueprint.get(service.options.aip_health_route)(health)
+
     @blueprint.get("/info")
     async def info() -> Response:
         return json_answer(_describe(service.loaded_engine()))

@@ -1,0 +1,98 @@
+"""docs/options.md says what the fields of the options say."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cyclopts import Argument
+
+from tgi import flags
+from tgi.cli import launcher_app
+from tgi.foreign import UNUSED_VARIABLES
+
+PAGE = (Path(__file__).parents[1] / "docs" / "options.md").read_text("utf-8")
+
+
+def arguments(*groups: object) -> Iterator[Argument]:
+    for argument in launcher_app.assemble_argument_collection(parse_docstring=True):
+        if not argument.children and argument.parameter.group in [(group,) for group in groups]:
+            yield argument
+
+
+def code(*names: str) -> str:
+    return " ".join(f"`{name}`" for name in names)
+
+
+def variables(argument: Argument) -> str:
+    return code(*(str(name) for name in argument.parameter.env_var or ()))
+
+
+def default(argument: Argument) -> str:
+    value = argument.field_info.default
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "" if value in (None, ()) else code(str(value))
+
+
+def own_names(argument: Argument) -> list[str]:
+    long = argument.name.removeprefix("--")
+    return [name for name in argument.names if name in (f"--{long}", f"--no-{long}") or len(name) == 2]
+
+
+def vllm_names(argument: Argument) -> list[str]:
+    return [name for name in argument.names if name not in own_names(argument)]
+
+
+def help_of(argument: Argument) -> str:
+    return " ".join(str(argument.parameter.help).split())
+
+
+def table(*rows: tuple[str, ...]) -> list[str]:
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return [head, "| " + " | ".join("---" for _ in rows[0]) + " |", *body]
+
+
+def options_table(group: object) -> list[str]:
+    return table(
+        ("flag", "variable", "default", "meaning"),
+        *((code(*own_names(a)), variables(a), default(a), help_of(a)) for a in arguments(group)),
+    )
+
+
+def vllm_table() -> list[str]:
+    groups = (flags.MODEL, flags.LIMITS, flags.BATCH, flags.HTTP, flags.LOG)
+    return table(
+        ("vLLM", "here"),
+        *((code(*vllm_names(a)), code(a.name)) for a in arguments(*groups) if vllm_names(a)),
+    )
+
+
+def foreign_table(group: object) -> list[str]:
+    return table(
+        ("flag", "variable", "why"),
+        *((code(*(a.parameter.name or ())), variables(a), help_of(a)) for a in arguments(group)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "expected"),
+    [
+        ("Model", options_table(flags.MODEL)),
+        ("Limits of a request", options_table(flags.LIMITS)),
+        ("Batching", options_table(flags.BATCH)),
+        ("HTTP", options_table(flags.HTTP)),
+        ("Logs and traces", options_table(flags.LOG)),
+        ("Names of vLLM's flags", vllm_table()),
+        ("Accepted without effect", foreign_table(flags.UNUSED)),
+        ("Refused for now", foreign_table(flags.REFUSED)),
+    ],
+)
+def test_a_table_is_what_the_fields_say(title: str, expected: list[str]) -> None:
+    _, _, section = PAGE.partition(f"\n## {title}\n")
+    written = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert written == expected
+
+
+def test_every_variable_without_effect_is_there() -> None:
+    _, _, section = PAGE.partition("\n## Variables without a flag\n")
+    assert {word for word in section.split("`")[1::2] if word in UNUSED_VARIABLES} == UNUSED_VARIABLES
