@@ -2,6 +2,7 @@
 
 import threading
 from collections import deque
+from collections.abc import Awaitable, Callable
 from itertools import pairwise
 
 import attrs
@@ -57,15 +58,18 @@ class SlowRank:
 class Held(SimulatedMatcher):
     """A matcher whose first mask takes until somebody says `go`."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: GrammarError | None = None) -> None:
         super().__init__()
         self.entered, self.go, self.left = threading.Event(), threading.Event(), threading.Event()
+        self.error = error
 
     def advance(self, token: int) -> None:
         self.entered.set()
         self.go.wait()
         super().advance(token)
         self.left.set()
+        if self.error:
+            raise self.error
 
 
 class Failing(SimulatedMatcher):
@@ -223,6 +227,7 @@ def test_a_slow_matcher_holds_up_nobody_but_its_sequence() -> None:
     async def body(scheduler: Scheduler) -> None:
         async with trio.open_nursery() as clients:
             clients.start_soon(read, scheduler, sequence([5, 6], 12, matcher), constrained)
+            await trio.to_thread.run_sync(matcher.entered.wait)
             with scheduler.generating(neighbour) as events:
                 async for _ in events:
                     times.append(trio.current_time())
@@ -237,9 +242,10 @@ def test_a_slow_matcher_holds_up_nobody_but_its_sequence() -> None:
     assert ids == expected_tokens([5, 6], 12, matched=True)
 
 
-def test_leaving_while_a_mask_is_worked_out() -> None:
-    """The lane is free at once; that the matcher is done later, nobody minds."""
-    matcher = Held()
+@pytest.mark.parametrize("error", [None, GrammarError("nothing can follow")])
+def test_leaving_while_a_mask_is_worked_out(error: GrammarError | None) -> None:
+    """The lane is free at once; that the matcher is done later, or has failed, nobody minds."""
+    matcher = Held(error)
 
     async def body(scheduler: Scheduler) -> None:
         leaves = sequence([5, 6], 12, matcher)
@@ -289,13 +295,32 @@ def test_a_matcher_that_fails_ends_its_sequence_alone() -> None:
     assert scheduler.statistics().blocks.used == 0
 
 
+@attrs.define(eq=False)
 class InstantRank(SlowRank):
     """Answers at once, but says that every step has taken a minute."""
+
+    seconds: float = 60.0
 
     async def receive(self) -> Result:
         await trio.lowlevel.checkpoint()
         result = self.rank.execute(self.steps.popleft()[0])
-        return Result(number=result.number, tokens=result.tokens, logprobs=result.logprobs, seconds=60.0)
+        return Result(
+            number=result.number, tokens=result.tokens, logprobs=result.logprobs, seconds=self.seconds
+        )
+
+
+def serve_in_real_time(rank: InstantRank, body: Callable[[Scheduler], Awaitable[None]]) -> None:
+    """With trio's virtual clock, time passes while threads work."""
+
+    async def main() -> None:
+        scheduler = Scheduler(rank, LIMITS, DEVICE, 90, Metrics())
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(scheduler.run)
+                await body(scheduler)
+                nursery.cancel_scope.cancel()
+
+    trio.run(main)
 
 
 def test_constrained_sequences_share_their_steps() -> None:
@@ -305,19 +330,47 @@ def test_constrained_sequences_share_their_steps() -> None:
     lengths = {len(expected_tokens(prompt, 12, matched=True)) for prompt in prompts}
     assert lengths == {12}, "all are alive to the end"
 
-    async def main() -> None:
-        scheduler = Scheduler(rank, LIMITS, DEVICE, 90, Metrics())
-        async with trio.open_nursery() as nursery:
-            sequences = [sequence(prompt, 12, SimulatedMatcher()) for prompt in prompts]
-            with scheduler.generating_all(sequences) as events:
-                nursery.start_soon(scheduler.run)
-                async for _ in events:
-                    pass
-            nursery.cancel_scope.cancel()
+    async def body(scheduler: Scheduler) -> None:
+        sequences = [sequence(prompt, 12, SimulatedMatcher()) for prompt in prompts]
+        with scheduler.generating_all(sequences) as events:
+            async for _ in events:
+                pass
 
-    trio.run(main)
+    serve_in_real_time(rank, body)
 
     assert rank.rows == [3] * 12
+
+
+def test_a_slow_matcher_holds_up_no_other_matcher() -> None:
+    slow = Held()
+    items: list[Token | ApiError] = []
+
+    async def body(scheduler: Scheduler) -> None:
+        async with trio.open_nursery() as clients:
+            clients.start_soon(read, scheduler, sequence([5, 6], 12, slow), [])
+            await trio.to_thread.run_sync(slow.entered.wait)
+            await read(scheduler, sequence([9], 10, SimulatedMatcher()), items)
+            slow.go.set()
+
+    serve_in_real_time(InstantRank(seconds=0.0), body)
+
+    ids = [item.id for item in items if isinstance(item, Token)]
+    assert ids == expected_tokens([9], 10, matched=True)
+
+
+def test_who_waits_gets_the_lane_of_one_whose_matcher_failed() -> None:
+    failed = []
+
+    async def body(scheduler: Scheduler) -> None:
+        sequences = [sequence([5, 6], 12, Failing()) for _ in range(2 * LIMITS.max_batch_size)]
+        with scheduler.generating_all(sequences) as events:
+            async for index, item in events:
+                if isinstance(item, GenerationFailed):
+                    failed.append(index)
+
+    serve_in_real_time(InstantRank(seconds=0.0), body)
+
+    assert sorted(failed) == list(range(2 * LIMITS.max_batch_size))
 
 
 def test_several_sequences_in_one_channel() -> None:

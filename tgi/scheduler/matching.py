@@ -65,7 +65,7 @@ class Matching:
 
     def _advance_all(self) -> None:
         """In a thread."""
-        with suppress(IndexError, trio.RunFinishedError):  # the queue is empty; the event loop has ended
+        with suppress(IndexError):  # the queue is empty
             while True:
                 sequence, matcher, token = self._todo.popleft()
                 self._done.append((sequence, _advance(matcher, token)))
