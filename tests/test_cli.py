@@ -1,5 +1,6 @@
 """The command line, in a process of its own as a user starts it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -208,6 +209,13 @@ def test_help_shows_every_flag_once_and_fits_a_narrow_terminal() -> None:
         assert len(found) == 1, flag
     for attribute in attrs.fields(Foreign):
         assert f"--{attribute.name.replace('_', '-')}" in epilogue
+
+
+def test_the_schema_is_what_the_server_would_show() -> None:
+    done = tgi("print-schema")
+    schema = json.loads(done.stdout)
+    assert (done.returncode, done.stderr, schema["openapi"][:2]) == (0, "", "3.")
+    assert {"/generate", "/v1/chat/completions", "/health"} <= schema["paths"].keys()
 
 
 def test_version() -> None:

@@ -1,4 +1,4 @@
-"""What a user types: `tgi serve`, `tgi download-weights`; `text-generation-launcher` is `tgi serve`.
+"""What a user types: `tgi serve` and other commands; `text-generation-launcher` is `tgi serve`.
 
 Only what --help needs is imported at the top; the server comes with its first use. An error of the user is
 one line on stderr: exit code 2 where the command line is to blame, 1 otherwise.
@@ -6,6 +6,7 @@ one line on stderr: exit code 2 where the command line is to blame, 1 otherwise.
 
 import contextlib
 import importlib.metadata
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tgi import flags
-from tgi.config import Options, map_legacy_variables
+from tgi.config import Limits, Options, map_legacy_variables
 from tgi.foreign import foreign_flags
 from tgi.sources import add_sources
 
@@ -70,7 +71,7 @@ launcher_app = _app("text-generation-launcher", _SERVE)
 launcher_app.help_epilogue = foreign_flags()
 
 
-@app.command(help=_SERVE, help_epilogue=foreign_flags())
+@app.command(help=_SERVE, help_epilogue=foreign_flags(), sort_key=0)
 def serve(
     model: Annotated[str | None, Parameter(group=flags.MODEL, help="The same as --model-id.")] = None,
     /,
@@ -123,6 +124,15 @@ def download_weights(
         print(f"tgi: {error}", file=sys.stderr)
         return 1
     print(folder)
+    return 0
+
+
+@app.command
+def print_schema() -> int:
+    """Print the OpenAPI document of a server with the default limits, as text-generation-router does."""
+    from tgi.api.openapi import document
+
+    print(json.dumps(document(Limits()), indent=2))
     return 0
 
 
