@@ -51,6 +51,7 @@ def test_messages_are_read_with_all_their_parts() -> None:
         ("null", None),
         ('{"type":"json_object"}', Grammar("json", {"type": "object"})),
         ('{"type":"json_object","value":{"a":1}}', Grammar("json_object", {"a": 1})),
+        ('{"type":"json_object","schema":{"a":1}}', Grammar("json", {"a": 1})),
         ('{"type":"json","value":{"a":1}}', Grammar("json", {"a": 1})),
         ('{"value":{"a":1},"type":"json"}', Grammar("json", {"a": 1})),
         ('{"type":"regex","value":"a"}', Grammar("regex", "a")),

@@ -117,6 +117,16 @@ def test_parallel_calls_have_ids_of_their_own(stream: bool) -> None:
     run(main)
 
 
+def test_a_named_function_is_called_once() -> None:
+    async def main() -> None:
+        async with serving_tools(saying(f"{HERMES_CALL}\n{HERMES_CALL}"), HERMES) as server:
+            for choice, calls in (("required", 2), ("weather", 1)):
+                message, reason = message_of(await chat(server, tool_choice=choice))
+                assert (len(message["tool_calls"]), reason) == (calls, "tool_calls")
+
+    run(main)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_model_cannot_but_call(stream: bool) -> None:
     """The script wants to say something else; the mask lets it only write a call."""

@@ -50,7 +50,7 @@ async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> Ch
         grammar = tool_format.grammar(
             [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
             required=required,
-            parallel=body.parallel_tool_calls is not False,
+            parallel=body.parallel_tool_calls is not False and not _named(body),
             text=grammar,
         )
 
@@ -85,6 +85,11 @@ def _offered(body: ChatRequest) -> tuple[list[ToolDefinition], bool]:
     if not named:
         raise ToolError(f"Tool with name {choice.name} not found")
     return named[:1], True
+
+
+def _named(body: ChatRequest) -> bool:
+    """One function is asked for, and so one call."""
+    return body.tool_choice is not None and body.tool_choice.mode == "named"
 
 
 def _without_nulls(record: Message | ToolDefinition) -> dict[str, object]:

@@ -56,13 +56,15 @@ class StreamOptions:
 
 
 def _read_response_format(cursor: Cursor) -> Grammar | None:
-    """TGI's grammar or one of OpenAI's spellings; the type `text` asks for nothing."""
-    found = read_tagged(cursor, {"text": read_any, **VALUES}, ("json_schema",))
+    """TGI's grammar, one of OpenAI's spellings, or LangChain's; the type `text` asks for nothing."""
+    found = read_tagged(cursor, {"text": read_any, **VALUES}, ("json_schema", "schema"))
     kind = found["type"]
     if kind == "text":
         return None
     if "value" in found:
         return Grammar(kind, found["value"])
+    if kind == "json_object" and "schema" in found:
+        return Grammar("json", read_at(cursor, found["schema"], "schema", VALUES["json"]))
     if kind == "json_object":
         return Grammar("json", {"type": "object"})
     if kind == "json_schema" and "json_schema" in found:
@@ -78,6 +80,7 @@ FORMAT = Custom(
             {"type": "object", "properties": {"type": Literal["text"]}, "required": ["type"]},
             variant(["json"], SCHEMA),
             variant(["json_object"], SCHEMA, required=False),
+            variant(["json_object"], SCHEMA, key="schema"),
             variant(["regex"], str),
             variant(["json_schema"], JsonSchema),
             variant(["json_schema"], JsonSchema, key="json_schema"),
