@@ -29,7 +29,24 @@ from tgi.protocol import (
     unpack_ints,
 )
 
-PARAMS = LaneParams(1, 2**64 - 1, True, 0.5, 3, 0.9, 0.8, 1.1, 0.2, True, ints([1, 2]))
+PARAMS = LaneParams(
+    1,
+    2**64 - 1,
+    True,
+    0.5,
+    3,
+    0.9,
+    0.8,
+    1.1,
+    0.2,
+    True,
+    ints([1, 2]),
+    min_p=0.1,
+    bias_ids=ints([7]),
+    bias_values=floats([-100.0]),
+    min_tokens=2,
+    ends=ints([1]),
+)
 COMMANDS = [
     Load(
         folder="/m",
@@ -52,13 +69,16 @@ COMMANDS = [
         starts=ints([0, 5]),
         draws=ints([-1, 9]),
         params=(PARAMS,),
+        prompt_top=3,
+        mask_rows=ints([1]),
+        masks=b"\x80\x00\x00\xff",
     ),
 ]
 REPORTS = [
     Progress(1, 2),
     Loaded(free_bytes=2**40, block_bytes=5, dtype="float32"),
     Allocated(),
-    Result(number=1, tokens=ints([5]), logprobs=floats([-0.5])),
+    Result(number=1, tokens=ints([5]), logprobs=floats([-0.5]), prompt_top_tokens=ints([3])),
     Failed("no room", "memory"),
 ]
 

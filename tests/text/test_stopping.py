@@ -11,10 +11,10 @@ STOPPED = FinishReason.STOP_SEQUENCE
 
 
 def end_of(
-    texts: list[str], stop: list[str], max_new_tokens: int = 100
+    texts: list[str], stop: list[str], max_new_tokens: int = 100, min_tokens: int = 0
 ) -> tuple[int, str, FinishReason | None]:
     """Number of tokens taken, the text after the cut, and why it ended."""
-    criteria = StoppingCriteria(max_new_tokens, frozenset([EOS]), stop)
+    criteria = StoppingCriteria(max_new_tokens, frozenset([EOS]), stop, min_tokens)
     seen = ""
     for count, text in enumerate(texts, 1):
         seen += text
@@ -51,14 +51,37 @@ def test_length_is_looked_at_first() -> None:
     assert end_of(["a", "b"], [], max_new_tokens=1)[0] == 1
 
 
+@pytest.mark.parametrize(
+    ("texts", "stop", "expected"),
+    [
+        (["a", "</s>", "</s>", "</s>", "b"], [], (4, "a</s></s></s>", FinishReason.EOS_TOKEN)),
+        (["foo", "foo", "foo", "d foo"], ["foo"], (4, "foofoofood foo", STOPPED)),
+        (["", "", "f", "o", "o d"], ["foo"], (5, "foo", STOPPED)),  # it may begin earlier
+        (["", "", "foo", "", "d"], ["foo", "much longer"], (5, "food", None)),  # but not end
+        (["a", "b", "c", "d"], [""], (4, "abcd", STOPPED)),
+    ],
+)
+def test_nothing_ends_among_the_first_tokens_that_must_come(
+    texts: list[str], stop: list[str], expected: tuple[int, str, FinishReason | None]
+) -> None:
+    assert end_of(texts, stop, min_tokens=3) == expected
+
+
+def test_the_length_counts_nevertheless() -> None:
+    assert end_of(["a", "b", "c"], [], max_new_tokens=2, min_tokens=3) == (2, "ab", FinishReason.LENGTH)
+
+
 @given(
     st.lists(st.text("ab", max_size=4), max_size=12),
     st.lists(st.text("ab", min_size=1, max_size=5), max_size=3),
+    st.integers(0, 3),
 )
-def test_the_text_ends_with_the_stop_string_that_is_complete_first(texts: list[str], stop: list[str]) -> None:
-    count, text, reason = end_of(texts, stop)
-    whole = "".join(texts)
-    ends = [whole.find(one) + len(one) for one in stop if one in whole]
+def test_the_text_ends_with_the_stop_string_that_is_complete_first(
+    texts: list[str], stop: list[str], min_tokens: int
+) -> None:
+    count, text, reason = end_of(texts, stop, min_tokens=min_tokens)
+    whole, first = "".join(texts), len("".join(texts[:min_tokens]))
+    ends = [end for one in stop for end in range(first + 1, len(whole) + 1) if whole[:end].endswith(one)]
     assert (reason is STOPPED) == bool(ends)
     if ends:
         assert text == whole[: min(ends)]
