@@ -12,8 +12,10 @@ NAMES = ("name", "age", "id", "tags", "is ok", "größe", 'a "b"', "parent", "$x
 class SchemaMaker:
     """Makes one schema. Definitions refer to one another, and to themselves where a text can avoid that."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, closed: bool) -> None:
         self.rng = rng
+        self.closed = closed
+        """No object has as many properties as it likes."""
         self.definitions: list[str] = []
 
     def make(self) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class SchemaMaker:
         if names and rng.random() < 0.8:
             schema["required"] = rng.sample(names, rng.randint(0, len(names)))
         draw = rng.random()
-        if draw < 0.4:
+        if draw < 0.4 or self.closed:
             schema["additionalProperties"] = False
         elif draw < 0.5:
             schema["additionalProperties"] = self.leaf()
@@ -131,6 +133,8 @@ class SchemaMaker:
             return {"anyOf": [self.any(depth + 1) for _ in range(rng.randint(1, 3))]}
         if kind == 1:
             return {"oneOf": [self.string(), self.integer(), {"type": "null"}]}
+        if self.closed:
+            return {"allOf": [{"type": "integer", "minimum": -9}, {"maximum": 99}, {"multipleOf": 3}]}
         return {
             "allOf": [
                 {"type": "object", "properties": {"left": self.leaf()}, "required": ["left"]},
@@ -139,8 +143,8 @@ class SchemaMaker:
         }
 
 
-def random_schema(rng: random.Random) -> dict[str, Any]:
-    return SchemaMaker(rng).make()
+def random_schema(rng: random.Random, *, closed: bool = False) -> dict[str, Any]:
+    return SchemaMaker(rng, closed).make()
 
 
 _CLASSES = (r"\d", r"\w", "[a-f]", '[^\\n"]', "[A-Z0-9_]", r"\s", ".", r"[\w.-]", "[éü日]", r"\D", "[^a-z]")

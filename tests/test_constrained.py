@@ -1,0 +1,88 @@
+"""Constrained sampling on the demo model, through scheduler, ranks and detokenizer: finished texts obey."""
+
+import random
+from collections.abc import Callable
+from functools import partial
+
+import regex
+import trio
+
+from tgi.config import DEMO_MODEL, Limits
+from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
+from tgi.testing.engine import open_engine
+from tgi.text.detokenizer import Detokenizer
+from tgi.text.grammar import Matcher
+from tgi.text.stopping import FinishReason, StoppingCriteria
+
+from .text.matching import byte_tokens, compiled, demo_tokenizer, validate
+from .text.random_grammars import random_regex, random_schema
+
+NEW_TOKENS = 150
+LIMITS = Limits(max_total_tokens=256, max_input_tokens=55, max_batch_size=64, max_batch_prefill_tokens=512)
+PROMPT = "A dictionary of facts:"
+
+CLOSING = tuple((byte_tokens()[mark], 6.0) for mark in (b'"', b",", b"}", b"]"))
+"""Left to itself, the demo model tells stories in strings, and numbers that never end."""
+
+Check = Callable[[str], None]
+
+
+async def generate(scheduler: Scheduler, matcher: Matcher, seed: int) -> str | None:
+    """The text of one request at temperature 1; None: it did not finish."""
+    tokenizer = demo_tokenizer()
+    prompt = tokenizer.encode(PROMPT)
+    sequence = Sequence(
+        prompt=prompt,
+        max_new_tokens=NEW_TOKENS,
+        sampling=SamplingParams(sample=True, seed=seed, logit_bias=CLOSING),
+        stopping=StoppingCriteria(NEW_TOKENS, tokenizer.eos_ids),
+        detokenizer=Detokenizer(tokenizer, prompt),
+        matcher=matcher,
+    )
+    text, finish = "", None
+    with scheduler.generating(sequence) as tokens:
+        async for token in tokens:
+            assert isinstance(token, Token)
+            finish = token.finish
+            text += "" if token.id in tokenizer.special_ids else token.text
+    return text if finish is FinishReason.EOS_TOKEN else None
+
+
+async def sample(cases: list[tuple[Matcher, Check]]) -> int:
+    """Generate one text for each case and check those that finish; how many do."""
+    finished = 0
+
+    async def one(scheduler: Scheduler, seed: int, matcher: Matcher, check: Check) -> None:
+        nonlocal finished
+        text = await generate(scheduler, matcher, seed)
+        if text is not None:
+            check(text)
+            finished += 1
+
+    async with open_engine(DEMO_MODEL, LIMITS) as scheduler, trio.open_nursery() as nursery:
+        for seed, case in enumerate(cases):
+            nursery.start_soon(one, scheduler, seed, *case)
+    return finished
+
+
+def test_texts_of_500_random_schemas_validate() -> None:
+    cases: list[tuple[Matcher, Check]] = []
+    for seed in range(500):
+        schema = random_schema(random.Random(seed), closed=True)
+        cases.append((compiled("json", schema), partial(validate, schema=schema)))
+    n = trio.run(sample, cases)
+    print("N", n)
+    assert n > 400
+
+
+def test_texts_of_200_random_regexes_match() -> None:
+    def matches(text: str, pattern: str) -> None:
+        assert regex.fullmatch(pattern, text), (pattern, text)
+
+    cases: list[tuple[Matcher, Check]] = []
+    for seed in range(200):
+        pattern = random_regex(random.Random(seed))
+        cases.append((compiled("regex", pattern), partial(matches, pattern=pattern)))
+    n = trio.run(sample, cases)
+    print("N", n)
+    assert n > 150
