@@ -29,6 +29,7 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 
 from tgi.api.app import create_app
+from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import Limits
 from tgi.lifecycle import Lifecycle, Phase
@@ -41,7 +42,9 @@ from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import Schedule, plan
 from tgi.testing.fake_executor import FakeExecutor
 from tgi.testing.models import make_tokenizer
+from tgi.text.chat_template import ChatTemplates
 from tgi.text.detokenizer import Detokenizer
+from tgi.text.grammar import GrammarCompiler
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 
@@ -83,9 +86,18 @@ def run_server(ready: Connection, clients: int, step_seconds: float) -> None:
         lifecycle = Lifecycle(phase=Phase.READY)
         of = limits(clients)
         scheduler = Scheduler(FakeExecutor(token_of, step_seconds), of, DEVICE, 40 * clients, Metrics())
-        info = ModelInfo(model_id="fake", dtype="none", device="fake", vocab_size=VOCABULARY)
+        info = ModelInfo(
+            model_id="fake", served_name="fake", dtype="none", device="fake", vocab_size=VOCABULARY
+        )
         service = Service(limits=of, lifecycle=lifecycle, metrics=Metrics())
-        service.engine = Engine(scheduler=scheduler, tokenizer=tokenizer, limits=of, model=info)
+        service.engine = Engine(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            templates=ChatTemplates({}, {}),
+            grammars=Grammars(GrammarCompiler(tokenizer, VOCABULARY)),
+            limits=of,
+            model=info,
+        )
         config = Config()
         config.bind = ["127.0.0.1:0"]
         config.errorlog = None
