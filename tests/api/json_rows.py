@@ -1,9 +1,9 @@
-"""The rows of tgi-behaviour 12.1: body, status (0: accepted), detail.
-
-The kinds are `/generate` (G), `/` (X), chat (C), completions (P), `/invocations` (S) and `/vertex` (V).
-"""
+"""The rows of tgi-behaviour 12.1: kind, body, status (0: accepted), detail."""
 # ruff: noqa: E501
 # fmt: off
+
+PATHS = {"G": "/generate", "X": "/", "C": "/v1/chat/completions", "P": "/v1/completions", "S": "/invocations", "V": "/vertex"}
+"""By the kind of a row."""
 
 ROWS: list[tuple[str, str, int, str]] = [
     ('G', '{}', 422, 'missing field `inputs` at line 1 column 2'),

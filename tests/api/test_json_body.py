@@ -1,6 +1,7 @@
 import contextlib
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,13 @@ from hypothesis import strategies as st
 
 from tgi.api.json_body import decode_body
 from tgi.api.json_text import MAX_DEPTH, Cursor, read_any
-from tgi.api.openai_schema import ChatRequest, CompletionRequest, SagemakerRequest, VertexRequest
+from tgi.api.openai_schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    SagemakerRequest,
+    VertexRequest,
+)
 from tgi.api.schema import CompatGenerateRequest, GenerateRequest
 from tgi.errors import BodyError, MalformedBody, WrongShape
 
@@ -127,6 +134,8 @@ def test_any_value_is_read_as_pythons_own_reader_does(
 ) -> None:
     text = json.dumps(value, ensure_ascii=ascii_only, indent=indent)
     assert read_any(Cursor(text)) == value
+    # The list ends with what Python's reader is not trusted with, so that ours reads all of it.
+    assert read_any(Cursor(f"[{text}, {2**64 - 1}]")) == [value, 2**64 - 1]
 
 
 @given(st.text('{}[]",:0123456789.eE+-ntrufalsinput \\', max_size=30))
@@ -156,3 +165,39 @@ def test_a_value_may_come_before_its_type() -> None:
     grammar = decode_body(GenerateRequest, body).parameters.grammar
     assert grammar is not None
     assert (grammar.type, grammar.value) == ("regex", "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("[1e400]", "[0]: number out of range at line 1 column 6"),
+        ("[NaN]", "[0]: expected value at line 1 column 2"),
+        ("[-Infinity]", "[0]: invalid number at line 1 column 3"),
+        ('["\\ud800"]', "[0]: unexpected end of hex escape at line 1 column 9"),
+        ("[01]", "[0]: invalid number at line 1 column 3"),
+        ("[1.]", "[0]: invalid number at line 1 column 4"),
+        ("[1,]", "trailing comma at line 1 column 4"),
+        ('{"a":1,}', "trailing comma at line 1 column 8"),
+        ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "recursion limit exceeded"),
+    ],
+)
+def test_what_pythons_reader_takes_and_serde_does_not(text: str, error: str) -> None:
+    with pytest.raises(MalformedBody, match=re.escape(error)):
+        read_any(Cursor(text))
+
+
+def test_large_integers_are_floats() -> None:
+    (value,) = read_any(Cursor(f"[{2**64}]"))
+    assert type(value) is float
+
+
+def test_a_long_list_is_refused_where_its_item_is() -> None:
+    text = b'{"tokens":[' + b"1," * 1000 + b"-1]}"
+    with pytest.raises(
+        WrongShape, match=r"tokens\[1000\]: invalid value: integer `-1`, expected u32 at line 1"
+    ):
+        decode_body(DetokenizeRequest, text)
+    with pytest.raises(
+        WrongShape, match=r"tokens\[1\]: invalid type: boolean `true`, expected u32 at line 1"
+    ):
+        decode_body(DetokenizeRequest, b'{"tokens":[1,true]}')

@@ -19,7 +19,7 @@ import attrs
 
 from tgi.errors import MalformedBody, WrongShape
 
-from .json_text import DIGITS, Cursor, float_text, read_any
+from .json_text import DIGITS, Cursor, float_text, read_any, read_quickly
 
 T = TypeVar("T")
 Read = Callable[[Cursor], Any]
@@ -115,10 +115,31 @@ def _read_optional(read: Read, cursor: Cursor) -> Any:
     return cursor.word(first) if first == "n" else read(cursor)
 
 
-def _read_list(read: Read, cursor: Cursor) -> list[Any]:
+def _is_string(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_whole(kind: Whole, value: Any) -> bool:
+    return type(value) is int and kind.low <= value <= kind.high
+
+
+def _test_of(annotation: Any) -> Callable[[Any], bool] | None:
+    """Whether a value of Python's own reader is of this type, where that is all there is to know."""
+    if annotation is str:
+        return _is_string
+    extra = typing.get_args(annotation)[1] if typing.get_origin(annotation) is Annotated else None
+    return functools.partial(_is_whole, extra) if isinstance(extra, Whole) else None
+
+
+def _read_list(read: Read, fits: Callable[[Any], bool] | None, cursor: Cursor) -> list[Any]:
     first = cursor.peek()
     if first != "[":
         cursor.mismatch(first, "a sequence")
+    if fits is not None:
+        start, values = cursor.at, read_quickly(cursor)
+        if values is not None and all(map(fits, values)):
+            return list(values)
+        cursor.at = start
     values = []
     for index in cursor.items():
         cursor.path.append(f"[{index}]")
@@ -251,7 +272,7 @@ def reader_of(annotation: Any) -> Read:
     if origin is typing.Literal:
         return functools.partial(_read_literal, arguments)
     if origin is list:
-        return functools.partial(_read_list, reader_of(arguments[0]))
+        return functools.partial(_read_list, reader_of(arguments[0]), _test_of(arguments[0]))
     if origin is dict:
         return functools.partial(_read_map, reader_of(arguments[1]))
     if hasattr(annotation, "json_custom"):

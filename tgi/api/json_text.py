@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from json.decoder import scanstring  # type: ignore[attr-defined]
+from json.scanner import make_scanner
 from typing import Any, NoReturn
 
 from tgi.errors import BodyError, MalformedBody, WrongShape
@@ -107,7 +108,7 @@ class Cursor:
             value, self.at = scanstring(self.text, begin + 1, True)
         except json.JSONDecodeError as error:
             self._refuse_string(error)
-        if exact and self.text.find("\\u", begin, self.at) >= 0 and _SURROGATE.search(value):
+        if exact and not value.isascii() and _SURROGATE.search(value):
             self._refuse_surrogate(begin)
         return value
 
@@ -245,8 +246,50 @@ _KINDS: dict[type, Callable[[Any], str]] = {
 }
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError
+    return value
+
+
+def _no_constant(_name: str) -> Any:
+    raise ValueError
+
+
+_SCAN = make_scanner(
+    json.JSONDecoder(parse_float=_finite, parse_constant=_no_constant)  # type: ignore[arg-type]
+)
+_PECULIAR = re.compile(r"\\u[dD][89a-fA-F]|[0-9]{19}")
+"""Text that Python's reader may take for other things than serde_json does: surrogates, large integers."""
+
+
+def read_quickly(cursor: Cursor) -> Any:
+    """The array or object at the cursor, read by Python's own reader, some ten times faster than here.
+
+    None, and the cursor stays, if that cannot be done or might not come to the same.
+    """
+    try:
+        value, end = _SCAN(cursor.text, cursor.at)
+    except (ValueError, StopIteration, RecursionError):
+        return None
+    brackets = cursor.text.count("[", cursor.at, end) + cursor.text.count("{", cursor.at, end)
+    if brackets + cursor.depth > MAX_DEPTH or _PECULIAR.search(cursor.text, cursor.at, end):
+        return None
+    cursor.at = end
+    return value
+
+
 def read_any(cursor: Cursor, *, exact: bool = True) -> Any:
     """Any value. Not `exact`: it is skipped, and only its syntax counts."""
+    if cursor.peek() in "[{":
+        value = read_quickly(cursor)
+        if value is not None:
+            return value
+    return _read_any(cursor, exact=exact)
+
+
+def _read_any(cursor: Cursor, *, exact: bool) -> Any:
     first = cursor.peek()
     if first == '"':
         return cursor.string(exact=exact)
@@ -261,7 +304,7 @@ def read_any(cursor: Cursor, *, exact: bool = True) -> Any:
         items = []
         for index in cursor.items():
             path.append(f"[{index}]")
-            items.append(read_any(cursor))
+            items.append(_read_any(cursor, exact=True))
             path.pop()
         return items
     if first == "{":
@@ -269,7 +312,7 @@ def read_any(cursor: Cursor, *, exact: bool = True) -> Any:
         for key in cursor.keys():  # noqa: SIM118 (no dict)
             cursor.colon()
             path.append(f".{key}")
-            found[key] = read_any(cursor)
+            found[key] = _read_any(cursor, exact=True)
             path.pop()
         return found
     return cursor.malformed("expected value")
@@ -278,10 +321,10 @@ def read_any(cursor: Cursor, *, exact: bool = True) -> Any:
 def _skip_inside(cursor: Cursor, first: str) -> None:
     if first == "[":
         for _ in cursor.items(exact=False):
-            read_any(cursor, exact=False)
+            _read_any(cursor, exact=False)
     elif first == "{":
         for _ in cursor.keys(exact=False):
             cursor.colon()
-            read_any(cursor, exact=False)
+            _read_any(cursor, exact=False)
     else:
         cursor.malformed("expected value")

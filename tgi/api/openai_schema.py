@@ -148,17 +148,31 @@ class ChatRequest:
     chat_template_kwargs: dict[str, Any] | None = None
 
 
-PROMPT = untagged("PromptDeserializer", str, list[str], list[U32], list[list[U32]])
+_PROMPTS = untagged("PromptDeserializer", str, list[str], list[U32], list[list[U32]])
 
 
 def _read_prompt(cursor: Cursor) -> list[str | list[int]]:
     """Always a list of prompts; token ids stand for a text."""
-    found = PROMPT.read(cursor)
+    found = _PROMPTS.read(cursor)
     if not found and isinstance(found, list):
         cursor.refuse_late("Empty array detected. Do not use an empty array for the prompt.")
     if isinstance(found, str) or isinstance(found[0], int):
         return [found]
     return list(found)
+
+
+PROMPT = Custom(
+    _read_prompt,
+    {
+        "anyOf": [
+            str,
+            {"type": "array", "items": str, "minItems": 1},
+            {"type": "array", "items": U32, "minItems": 1},
+            {"type": "array", "items": {"type": "array", "items": U32, "minItems": 1}, "minItems": 1},
+        ]
+    },
+    "Prompt",
+)
 
 
 def _read_count(cursor: Cursor) -> int | None:
@@ -173,7 +187,7 @@ def _read_count(cursor: Cursor) -> int | None:
 class CompletionRequest:
     """The body of `/v1/completions`."""
 
-    prompt: Annotated[list[str | list[int]], Custom(_read_prompt, PROMPT.schema, "Prompt")]
+    prompt: Annotated[list[str | list[int]], PROMPT]
     model: str | None = None
     max_tokens: U32 | None = None
     temperature: float | None = None
