@@ -57,6 +57,14 @@ def test_options_that_contradict_each_other(
     assert "`sharded` is true but `num_shard` <= 1" in one_line(capsys)
 
 
+@pytest.mark.parametrize("endpoint", ["http://[collector", "http://collector:port"])
+def test_an_endpoint_that_is_no_url(
+    listener: socket.socket, capsys: pytest.CaptureFixture[str], endpoint: str
+) -> None:
+    assert serve_on(listener, Options(otlp_endpoint=endpoint)) == 1
+    assert f"--otlp-endpoint {endpoint}: " in one_line(capsys)
+
+
 def test_a_taken_port(listener: socket.socket, capsys: pytest.CaptureFixture[str]) -> None:
     port = listener.getsockname()[1]
     assert run(Options(hostname="127.0.0.1", port=port)) == 1

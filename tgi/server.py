@@ -122,12 +122,15 @@ class _Server:
         )
 
     def start_tracing(self) -> None:
-        """Import what makes traces, if they are wanted."""
+        """Import what makes traces, if they are wanted. Raises OptionError for what is no URL."""
         endpoint = self.options.otlp_endpoint
         if endpoint is not None:
             from tgi.tracing import Tracer
 
-            self.service.tracer = Tracer.start(endpoint, self.options.otlp_service_name)
+            try:
+                self.service.tracer = Tracer.start(endpoint, self.options.otlp_service_name)
+            except ValueError as error:
+                raise OptionError(f"--otlp-endpoint {endpoint}: {error}") from error
 
     async def end_tracing(self) -> None:
         """Send the last traces, if the collector takes them in time."""
