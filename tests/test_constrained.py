@@ -70,9 +70,7 @@ def test_texts_of_500_random_schemas_validate() -> None:
     for seed in range(500):
         schema = random_schema(random.Random(seed), closed=True)
         cases.append((compiled("json", schema), partial(validate, schema=schema)))
-    n = trio.run(sample, cases)
-    print("N", n)
-    assert n > 400
+    assert trio.run(sample, cases) > 350
 
 
 def test_texts_of_200_random_regexes_match() -> None:
@@ -83,6 +81,4 @@ def test_texts_of_200_random_regexes_match() -> None:
     for seed in range(200):
         pattern = random_regex(random.Random(seed))
         cases.append((compiled("regex", pattern), partial(matches, pattern=pattern)))
-    n = trio.run(sample, cases)
-    print("N", n)
-    assert n > 150
+    assert trio.run(sample, cases) > 170
