@@ -1,6 +1,8 @@
 """tgi-behaviour section 7, name by name."""
 
+import re
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -109,6 +111,13 @@ def test_every_name_type_label_and_bucket() -> None:
     assert bounds(text, "tgi_batch_next_size") == [*map(str, range(1, 1025)), "+Inf"]
     for quantile in ("0", "0.5", "0.9", "0.95", "0.99", "0.999", "1"):
         assert f'tgi_request_skipped_tokens{{quantile="{quantile}"}} ' in text
+
+
+def test_the_documentation_has_every_metric_and_no_other() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "observability.md").read_text()
+    rows = re.findall(r"^\| `(tgi_\w+)` \| (\w+) \| (?:`(\w+)`)? *\| (.+) \|$", page, re.MULTILINE)
+    families = Metrics().families
+    assert rows == [(one.name, one.kind, one._label, one._description) for one in families]
 
 
 def test_the_text_is_what_prometheus_reads() -> None:
