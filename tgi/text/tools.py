@@ -74,6 +74,8 @@ class ToolFormat:
         answer without calls has to obey. Raises ToolError for parameters that are no schema, and
         ValidationError for such a `text`.
         """
+        # Without a mark a call is told from other JSON by its lexemes, which must be the same then.
+        among_json = not (self.text.mark or required or text is None)
         calls = f"{self._literal(self.text.mark)} calls"
         if required and not self.thinks:
             rules = [f"start: {calls}"]
@@ -83,7 +85,7 @@ class ToolFormat:
                 "thoughts", _THOUGHTS_END, f"{_TEXT} & ~/(?s:.*){_regex(self.text.mark)}(?s:.*)/"
             )
         elif text is not None:
-            rules = [f"start: answer | {calls}", f"answer: {_answer(text)}"]
+            rules = [f"start: answer | {calls}", f"answer: {_answer(text, among_json)}"]
         elif self.text.mark:
             rules = ["start: text | before calls", f"text: {self._free_text()}", f"TEXT: {_TEXT}"]
             rules += self._up_to("before", self.text.mark, _TEXT)
@@ -94,20 +96,25 @@ class ToolFormat:
                 f"FIRST: {_NO_CALL}",
                 f"TEXT: {_TEXT}",
             ]
-        rules += self._calls(tools, several=parallel and not self.single)
+        rules += self._calls(tools, parallel and not self.single, among_json)
         return GrammarSpec("lark", "\n".join(rules) + "\n")
 
-    def _calls(self, tools: Sequence[Tool], *, several: bool) -> Iterable[str]:
+    def _calls(self, tools: Sequence[Tool], several: bool, among_json: bool) -> Iterable[str]:
         """The rules for calls, behind the mark."""
         text = self.text
-        more = f"({self._literal(text.separator + text.head)} call)*" if several else ""
-        opening = self._literal(text.opening.removeprefix(text.mark))
-        yield f"calls: {opening} call {more} {self._literal(text.end)}"
+        opening, separator, head = text.opening.removeprefix(text.mark), text.separator + text.head, ""
+        if among_json:
+            opening, separator, head = text.begin, text.separator, text.head
+        more = f"({self._literal(separator)} call)*" if several else ""
+        yield f"calls: {self._literal(opening)} call {more} {self._literal(text.end)}"
         yield "call: " + " | ".join(f"call_{number}" for number in range(len(tools)))
         for number, tool in enumerate(tools):
-            name, tail = self._literal(in_json(tool.name) + text.middle), self._literal(text.tail)
-            yield f"call_{number}: {name} arguments_{number} {tail}"
-            yield f"arguments_{number}: %json {_arguments_schema(tool)}"
+            parts = [head + in_json(tool.name) + text.middle]
+            if among_json:
+                parts = _JSON_LEXEME.findall(parts[0])
+            before = " ".join(map(self._literal, parts))
+            yield f"call_{number}: {before} arguments_{number} {self._literal(text.tail)}"
+            yield f"arguments_{number}: %json {_json(_arguments_schema(tool), among_json)}"
 
     def _free_text(self, first: str = "TEXT") -> str:
         """Text and special tokens, but the mark, in any order; what it begins with is a `first`."""
@@ -135,11 +142,10 @@ class ToolFormat:
 
     def _literal(self, text: str) -> str:
         """A text in a rule; special tokens are no text to the grammar, and named by their ids."""
-        known = [name for name in self.special_tokens if name in text]
-        pattern = "|".join(map(re.escape, sorted(known, key=len, reverse=True)))
-        parts = re.split(f"({pattern})", text) if known else [text]
+        names = sorted((name for name in self.special_tokens if name in text), key=len, reverse=True)
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
         return " ".join(
-            f"<[{self.special_tokens[part]}]>" if part in known else json.dumps(part, ensure_ascii=False)
+            f"<[{self.special_tokens[part]}]>" if part in names else json.dumps(part, ensure_ascii=False)
             for part in parts
             if part
         )
@@ -198,6 +204,15 @@ _KNOWN: tuple[tuple[tuple[str, ...], CallText], ...] = (
 )
 """Which signs in a template tell a format; the first that fits counts."""
 
+_JSON_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|[:,] |\s+')
+"""What a call without a mark is made of."""
+_SAME_LEXEMES: dict[str, Any] = {
+    "whitespace_pattern": None,
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
+
 _TEXT = "/(?s:.+)/"
 _NO_CALL = _TEXT + r' & ~/\s*\{\s*"name"(?s:.*)/'
 """Text that does not begin as a call of a format without a mark does."""
@@ -207,7 +222,7 @@ def _regex(text: str) -> str:
     return re.sub(r"[^\w ]", lambda found: f"\\x{{{ord(found[0]):x}}}", text)
 
 
-def _arguments_schema(tool: Tool) -> str:
+def _arguments_schema(tool: Tool) -> dict[str, Any]:
     nothing = tool.parameters is None or tool.parameters == {}
     try:
         schema = prepare_schema({"properties": {}} if nothing else tool.parameters)
@@ -215,19 +230,21 @@ def _arguments_schema(tool: Tool) -> str:
         raise ToolError(f"the parameters of {tool.name} are not valid: {error}") from error
     # The parser finds the end of an object only; and what cannot be enforced is no reason to refuse tools.
     guidance = schema["x-guidance"] | {"lenient": True}
-    return json.dumps(schema | {"type": "object", "x-guidance": guidance}, ensure_ascii=False)
+    return schema | {"type": "object", "x-guidance": guidance}
 
 
-def _answer(text: GrammarSpec) -> str:
+def _answer(text: GrammarSpec, among_json: bool) -> str:
     """What follows the colon of a rule for a text."""
     if text.kind == "regex":
-        unescaped = {"/": r"\/", "\n": r"\n"}
-        return (
-            "/(?:"
-            + re.sub(r"\\.|/|\n", lambda m: unescaped.get(m[0], m[0]), text.source, flags=re.DOTALL)
-            + ")/"
-        )
+        escaped = {"/": r"\/", "\n": r"\n"}
+        parts = re.findall(r"\\.|.", text.source, re.DOTALL)
+        return f"/(?:{''.join(escaped.get(part, part) for part in parts)})/"
     try:
-        return "%json " + json.dumps(prepare_schema(read_schema(text.source)), ensure_ascii=False)
+        return "%json " + _json(prepare_schema(read_schema(text.source)), among_json)
     except GrammarError as error:
         raise ValidationError(f"grammar is not valid: {error}") from error
+
+
+def _json(schema: dict[str, Any], among_json: bool) -> str:
+    guidance = schema["x-guidance"] | (_SAME_LEXEMES if among_json else {})
+    return json.dumps(schema | {"x-guidance": guidance}, ensure_ascii=False)

@@ -1,0 +1,562 @@
+"""Every format's grammar is walked at random, and what the parser reads is checked with jsonschema."""
+
+import functools
+import itertools
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import tgi.demo
+from tgi.errors import ToolError, ValidationError
+from tgi.text.chat_template import ChatTemplates
+from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
+from tgi.text.tokenizer import Tokenizer
+from tgi.text.tools import CallDelta, Tool, ToolFormat
+
+from .chat_templates import TEMPLATES
+
+# ruff: noqa: E501  (texts of models)
+
+DEMO = Path(next(iter(tgi.demo.__path__)))
+MARKS = (
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "<tool_call>",
+    "</tool_call>",
+    "<|tool_call|>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁calls▁end｜>",
+    "</think>",
+)
+TEMPLATES_OF = {
+    "generic": "{{ messages[0].content }}",
+    "generic, tools known": "{{ messages[0].content }}{{ tools }}",
+    "mistral": TEMPLATES["mistral-v3"],
+    "mistral nemo": TEMPLATES["mistral-nemo"],
+    "mistral 2025": "{{ tools }}{{ '[TOOL_CALLS]' + messages[0].name + '[ARGS]' }}",
+    "qwen2.5": TEMPLATES["qwen2.5"],
+    "qwen3": TEMPLATES["qwen3"],
+    "hermes": TEMPLATES["hermes"],
+    "granite": TEMPLATES["granite"],
+    "deepseek v3": "{{ tools }}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}",
+    "deepseek v3.1": "{{ tools }}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}</think>",
+    "llama 3.1": TEMPLATES["llama3.1-tools"],
+}
+CITY = {"type": "string", "maxLength": 5}
+TOOLS = [
+    Tool(
+        "get_weather",
+        "The weather",
+        {
+            "type": "object",
+            "properties": {
+                "city": CITY,
+                "unit": {"enum": ["°C", 'a "quote" }', "\\"]},
+                "days": {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": -9, "maximum": 99},
+                    "maxItems": 2,
+                },
+            },
+            "required": ["city", "unit"],
+        },
+    ),
+    Tool("get", None, {}),
+    Tool("weather-2", None, None),
+    Tool(
+        "nested",
+        "",
+        {
+            "$defs": {"place": {"type": "object", "properties": {"name": CITY}, "required": ["name"]}},
+            "type": "object",
+            "properties": {
+                "at": {"$ref": "#/$defs/place"},
+                "how": {"anyOf": [{"type": "boolean"}, {"type": "null"}, {"const": {"a": [1, "}"]}}]},
+            },
+            "required": ["at", "how"],
+            "additionalProperties": False,
+        },
+    ),
+]
+NOTHING = {"type": "object", "additionalProperties": False}
+SCHEMAS = {tool.name: tool.parameters or NOTHING for tool in TOOLS}
+
+
+def tokenizer_of(*, marks_are_special: bool) -> Tokenizer:
+    core = tokenizers.Tokenizer.from_file(str(DEMO / "tokenizer.json"))
+    if marks_are_special:
+        core.add_special_tokens(list(MARKS))
+    else:
+        core.add_tokens(list(MARKS[:4]))
+    return Tokenizer(core, [], [1])
+
+
+TOKENIZERS = {special: tokenizer_of(marks_are_special=special) for special in (False, True)}
+COMPILERS = {
+    special: GrammarCompiler(tokenizer, tokenizer.vocab_size) for special, tokenizer in TOKENIZERS.items()
+}
+every_format = pytest.mark.parametrize("name", TEMPLATES_OF)
+both_kinds = pytest.mark.parametrize("special", [False, True], ids=["marks are text", "marks are special"])
+
+
+def format_of(name: str, *, special: bool = False) -> ToolFormat:
+    return ToolFormat.of(ChatTemplates({"default": TEMPLATES_OF[name]}, {}), TOKENIZERS[special])
+
+
+@functools.cache
+def compiled(spec: GrammarSpec, *, special: bool) -> Matcher:
+    return COMPILERS[special].compile(spec)
+
+
+def allowed(matcher: Matcher) -> list[int]:
+    bits = np.unpackbits(np.frombuffer(matcher.mask, np.uint8), bitorder="little")
+    tokens: list[int] = bits.nonzero()[0].tolist()
+    return tokens
+
+
+def walk(
+    spec: GrammarSpec, seed: int, *, special: bool, opening: Sequence[str] = (), most: int = 400
+) -> str | None:
+    """A random text that the grammar allows, begun with `opening`; None if it takes too many tokens."""
+    tokenizer = TOKENIZERS[special]
+    chance = random.Random(seed)
+    matcher = compiled(spec, special=special).fork()
+    ids = [token for text in opening for token in tokenizer.encode(text, add_special_tokens=False)]
+    for token in ids:
+        assert token in allowed(matcher), tokenizer.decode(ids)
+        matcher.advance(token)
+    while len(ids) < most:
+        tokens = allowed(matcher)
+        if tokens == [1] or (1 in tokens and chance.random() < 0.3):
+            return tokenizer.decode(ids)
+        while (token := chance.choice(tokens)) == 1:
+            pass
+        ids.append(token)
+        matcher.advance(ids[-1])
+    return None
+
+
+def read(tool_format: ToolFormat, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+    """The content and the calls that a parser makes of pieces of text, as a client puts them together."""
+    parser = tool_format.parser()
+    found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
+    content, calls, ids = "", list[tuple[str, str]](), set[str]()
+    for part in found:
+        if isinstance(part, str):
+            assert part
+            content += part
+        elif part.id is not None:
+            assert part == CallDelta(len(calls), part.id, part.name, "")
+            assert re.fullmatch("[A-Za-z0-9]{9}", part.id)
+            assert part.name is not None
+            calls.append((part.name, ""))
+            ids.add(part.id)
+        else:
+            assert part.name is None
+            assert part.index == len(calls) - 1
+            assert part.arguments
+            calls[-1] = (calls[-1][0], calls[-1][1] + part.arguments)
+    assert len(ids) == len(calls)
+    return content, calls
+
+
+def cut(text: str, places: Iterable[int]) -> list[str]:
+    bounds = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
+    return [text[a:b] for a, b in itertools.pairwise(bounds)]
+
+
+def check_calls(calls: Sequence[tuple[str, str]]) -> None:
+    for name, arguments in calls:
+        value = json.loads(arguments)
+        assert isinstance(value, dict)
+        jsonschema.validate(value, SCHEMAS[name])
+
+
+def ways_to_cut(text: str, seed: int) -> list[list[str]]:
+    chance = random.Random(seed)
+    return [
+        [text],
+        list(text),
+        *(cut(text, [chance.randrange(10**6) for _ in range(n)]) for n in (1, 3, 9, 40)),
+    ]
+
+
+@every_format
+@both_kinds
+@pytest.mark.parametrize("parallel", [False, True])
+@pytest.mark.parametrize(
+    "tools", [TOOLS, TOOLS[:1], TOOLS[1:2]], ids=["required", "named", "named, no parameters"]
+)
+def test_calls_that_are_required(name: str, special: bool, parallel: bool, tools: list[Tool]) -> None:
+    tool_format = format_of(name, special=special)
+    spec = tool_format.grammar(tools, required=True, parallel=parallel)
+    numbers = set()
+    for seed in range(6):
+        opening = [tool_format.text.mark] if tool_format.thinks else []
+        text = walk(spec, seed, special=special, opening=opening)
+        if text is None:
+            continue
+        content, calls = read(tool_format, [text])
+        assert content == ""
+        assert {called for called, _ in calls} <= {tool.name for tool in tools}
+        check_calls(calls)
+        assert tool_format.text.write(calls) == text
+        numbers.add(len(calls))
+        for pieces in ways_to_cut(text, seed):
+            assert read(tool_format, pieces) == (content, calls)
+    assert numbers
+    if tool_format.single or not parallel:
+        assert numbers == {1}
+
+
+@every_format
+@both_kinds
+def test_several_calls(name: str, special: bool) -> None:
+    tool_format = format_of(name, special=special)
+    calls = [("get", "{}"), ("weather-2", "{ }"), ("get_weather", '{"city":"}]\\"", "unit": "\\\\"}')]
+    for parallel in (False, True):
+        matcher = COMPILERS[special].compile(tool_format.grammar(TOOLS, required=True, parallel=parallel))
+        ids = TOKENIZERS[special].encode(tool_format.text.write(calls), add_special_tokens=False)
+        taken = 0
+        while taken < len(ids) and ids[taken] in allowed(matcher):
+            matcher.advance(ids[taken])
+            taken += 1
+        if parallel and not tool_format.single:
+            assert taken == len(ids)
+            assert 1 in allowed(matcher)
+        else:
+            assert taken < len(ids)
+    check_calls(calls)
+    assert read(tool_format, list(tool_format.text.write(calls))) == ("", calls)
+
+
+@every_format
+@both_kinds
+def test_auto_text(name: str, special: bool) -> None:
+    """Any text without a call is an answer."""
+    tool_format = format_of(name, special=special)
+    spec = tool_format.grammar(TOOLS, required=False, parallel=True)
+    matcher = COMPILERS[special].compile(spec)
+    assert 1 in allowed(matcher), "an empty answer"
+    for seed in range(3):
+        text = walk(spec, seed, special=special, opening=['I think {"name" is <tool'], most=200)
+        assert text is not None
+        for pieces in ways_to_cut(text, seed):
+            assert read(tool_format, pieces) == (text, [])
+
+
+@every_format
+@both_kinds
+def test_auto_calls(name: str, special: bool) -> None:
+    """Once it begins as a call it is one; before it there may be text where the format has a mark."""
+    tool_format = format_of(name, special=special)
+    spec = tool_format.grammar(TOOLS, required=False, parallel=True)
+    before = "Let me <think> {x.\n\n" if tool_format.text.mark else ""
+    read_any = False
+    for seed in range(6):
+        text = walk(spec, seed, special=special, opening=[before, tool_format.text.mark or '{"name"'])
+        if text is None:
+            continue
+        content, calls = read(tool_format, [text])
+        assert content == before.rstrip()
+        assert calls
+        check_calls(calls)
+        assert before + tool_format.text.write(calls) == text
+        for pieces in ways_to_cut(text, seed):
+            assert read(tool_format, pieces) == (content, calls)
+        read_any = True
+    assert read_any
+
+
+@every_format
+@both_kinds
+def test_auto_with_a_schema_for_the_text(name: str, special: bool) -> None:
+    """response_format together with tools: an answer obeys the one, or is a call of the others."""
+    tool_format = format_of(name, special=special)
+    schema = {"type": "object", "properties": {"answer": CITY}, "required": ["answer"]}
+    spec = tool_format.grammar(
+        TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema))
+    )
+    kinds = set()
+    for seed in range(12):
+        opening = [tool_format.text.mark if seed % 2 and tool_format.text.mark else '{"']
+        text = walk(spec, seed, special=special, opening=opening)
+        if text is None:
+            continue
+        content, calls = read(tool_format, list(text))
+        check_calls(calls)
+        if not calls:
+            jsonschema.validate(json.loads(content), schema)
+        assert len(calls) == (0 if content else 1)
+        kinds.add(bool(calls))
+    assert kinds == {False, True}
+
+
+def test_auto_with_a_regex_for_the_text() -> None:
+    tool_format = format_of("hermes")
+    spec = tool_format.grammar(TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
+    texts = {walk(spec, seed, special=False, opening=[first]) for seed in range(9) for first in "a/\n"}
+    assert texts <= {"a", "//", "\n\n", "/\n", "\n/"}
+    assert len(texts) > 3
+    called = walk(spec, 0, special=False, opening=["<tool_call>\n{"])
+    assert called is None or read(tool_format, [called])[1]
+
+
+@both_kinds
+def test_thoughts_may_precede_a_call_that_is_required(special: bool) -> None:
+    tool_format = format_of("qwen3", special=special)
+    assert tool_format.thinks
+    spec = tool_format.grammar(TOOLS[:1], required=True, parallel=False)
+    thoughts = '<think>\nOne <tool_ could "call" {it.\n</think>'
+    text = None
+    for seed in range(9):
+        text = text or walk(spec, seed, special=special, opening=[thoughts, "\n\n", "<tool_call>"])
+    assert text is not None
+    content, calls = read(tool_format, list(text))
+    assert content == thoughts
+    assert len(calls) == 1
+    check_calls(calls)
+    matcher = COMPILERS[special].compile(spec)
+    for token in TOKENIZERS[special].encode("<think>\nHm.", add_special_tokens=False):
+        matcher.advance(token)
+    assert 1 not in allowed(matcher), "an answer without a call"
+
+
+@pytest.mark.parametrize("mark", ["<tool_call>", "[TOOL_CALLS]"])
+def test_a_mark_that_is_a_special_token_is_not_spelt(mark: str) -> None:
+    tool_format = format_of("hermes" if mark[0] == "<" else "mistral", special=True)
+    core = COMPILERS[True].compile(tool_format.grammar(TOOLS, required=True, parallel=False))
+    number = TOKENIZERS[True].encode(mark, add_special_tokens=False)
+    assert allowed(core) == number
+
+
+def test_what_a_grammar_is_not_made_of() -> None:
+    tool_format = format_of("generic")
+    with pytest.raises(ToolError, match="the parameters of f are not valid: "):
+        tool_format.grammar([Tool("f", None, [])], required=True, parallel=True)
+    with pytest.raises(ToolError, match="the parameters of f are not valid: "):
+        tool_format.grammar([Tool("f", None, False)], required=True, parallel=True)
+    with pytest.raises(ValidationError, match="grammar is not valid: "):
+        tool_format.grammar(TOOLS, required=False, parallel=True, text=GrammarSpec("json", "{"))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        True,
+        {"type": "object"},
+        {"type": "string"},
+        {"properties": {"a": {"type": "integer"}}},
+        {
+            "type": "object",
+            "properties": {"a": {"type": "string", "format": "color", "maxLength": 3}},
+            "required": ["a"],
+        },
+        {"type": "object", "properties": {"a": {"not": {"type": "string"}, "type": ["integer", "string"]}}},
+        {"type": "object", "properties": {"a": {"type": "integer"}}, "if": {}, "then": {"required": ["a"]}},
+    ],
+)
+def test_parameters_that_are_unusual(parameters: Any) -> None:
+    """Arguments are an object, and what cannot be enforced is passed over."""
+    tool_format = format_of("hermes")
+    spec = tool_format.grammar([Tool("f", None, parameters)], required=True, parallel=False)
+    opening = ['<tool_call>\n{"name": "f", "arguments": {']
+    texts = [text for seed in range(8) if (text := walk(spec, seed, special=False, opening=opening))]
+    assert texts
+    for text in texts:
+        (_, arguments), *none = read(tool_format, [text])[1]
+        assert not none
+        assert isinstance(json.loads(arguments), dict)
+
+
+def test_a_name_may_be_anything() -> None:
+    for name in ('a", "arguments": {"', "x\\", "é\n</tool_call>", "<s>", ""):
+        for style in TEMPLATES_OF:
+            tool_format = format_of(style)
+            if tool_format.text.middle in name:
+                continue
+            spec = tool_format.grammar([Tool(name, None, None)], required=True, parallel=False)
+            opening = [tool_format.text.mark] if tool_format.thinks else []
+            text = walk(spec, 0, special=False, opening=opening)
+            assert text is not None
+            ((read_name, arguments),) = read(tool_format, list(text))[1]
+            assert (read_name, json.loads(arguments)) == (name, {})
+
+
+_places = st.lists(st.integers(0, 10**4), max_size=12)
+_names = st.text(st.sampled_from("abc_-9"), min_size=1, max_size=9)
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.sampled_from('a{}[]":,\\\n é😀<'), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+_objects = st.dictionaries(st.text(max_size=5), _values, max_size=4)
+_layouts: st.SearchStrategy[Callable[[Any], str]] = st.sampled_from(
+    [
+        json.dumps,
+        lambda value: json.dumps(value, ensure_ascii=False, separators=(",", ":")),
+        lambda value: json.dumps(value, indent=2),
+    ]
+)
+
+
+@every_format
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), places=_places)
+def test_what_is_written_is_read(name: str, data: st.DataObject, places: list[int]) -> None:
+    tool_format = format_of(name)
+    calls = [
+        (called, data.draw(_layouts)(arguments))
+        for called, arguments in data.draw(st.lists(st.tuples(_names, _objects), min_size=1, max_size=3))
+    ]
+    before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if tool_format.text.mark else ""
+    text = before + tool_format.text.write(calls)
+    assert read(tool_format, cut(text, places)) == (before.rstrip(), calls)
+
+
+@every_format
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), places=_places)
+def test_what_only_resembles_a_call_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
+    tool_format = format_of(name)
+    opening = tool_format.text.opening
+    parts = [opening[:n] for n in range(1, len(opening))] + [" ", "\n", "a", '"', "}"]
+    text = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=6)))
+    if opening in text:
+        return
+    assert read(tool_format, cut(text, places)) == (text, [])
+
+
+@every_format
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), places=_places, length=st.integers(0, 10**4))
+def test_an_answer_that_is_cut_off(name: str, data: st.DataObject, places: list[int], length: int) -> None:
+    """Of the arguments there is what was generated; nothing behind the first call is text."""
+    tool_format = format_of(name)
+    calls = data.draw(st.lists(st.tuples(_names, _objects.map(json.dumps)), min_size=1, max_size=3))
+    text = tool_format.text.write(calls)
+    text = text[: length % (len(text) + 1)]
+    content, found = read(tool_format, cut(text, places))
+    assert content == ("" if found else text)
+    assert [called for called, _ in found] == [called for called, _ in calls][: len(found)]
+    for (_, part), (_, whole) in zip(found[-1:], calls[len(found) - 1 :], strict=False):
+        assert whole.startswith(part)
+    assert found[:-1] == calls[: max(0, len(found) - 1)]
+
+
+@every_format
+@settings(max_examples=25, deadline=None)
+@given(data=st.data(), places=_places)
+@example(data=None, places=[])
+def test_anything_can_be_read(name: str, data: st.DataObject | None, places: list[int]) -> None:
+    """Whatever a model without a grammar writes: the same, however it comes."""
+    tool_format = format_of(name)
+    parts = [*'ab {}[]"\n', *filter(None, (tool_format.text.opening, tool_format.text.middle))]
+    parts += list(filter(None, (tool_format.text.tail, tool_format.text.separator, tool_format.text.end)))
+    text = "" if data is None else "".join(data.draw(st.lists(st.sampled_from(parts), max_size=12)))
+    assert read(tool_format, cut(text, places)) == read(tool_format, [text])
+
+
+def test_pieces_are_passed_on_at_once() -> None:
+    """What a client sees while the model writes."""
+    parser = format_of("hermes").parser()
+    fed = [
+        ("Well", ["Well"]),
+        (", <", [","]),
+        ("b> ", [" <b>"]),
+        ("\n\n<tool_", []),
+        ("call>\n", []),
+        ('{"name": "get', []),
+        ("_weather", []),
+        ('", "arguments": ', [("get_weather", "")]),
+        ('{"city', [(None, '{"city')]),
+        ('": "A}', [(None, '": "A}')]),
+        ('"}', [(None, '"}')]),
+        ("}\n</tool_call>", []),
+        ('\n<tool_call>\n{"name": "get", "arguments": {}}\n</tool', [("get", ""), (None, "{}")]),
+        ("_call>\n", []),
+    ]
+    for piece, expected in fed:
+        parts = [
+            part if isinstance(part, str) else (part.name, part.arguments) for part in parser.feed(piece)
+        ]
+        assert parts == expected
+    assert parser.end() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("generic", '{"name": "f", "parameters": {"a": 1}}\n{"name": "g", "parameters": {}}'),
+        ("generic, tools known", '{"name": "f", "parameters": {"a": 1}}\n{"name": "g", "parameters": {}}'),
+        ("llama 3.1", '{"name": "f", "parameters": {"a": 1}}\n{"name": "g", "parameters": {}}'),
+        ("mistral", '[TOOL_CALLS] [{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'),
+        (
+            "mistral nemo",
+            '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]',
+        ),
+        ("mistral 2025", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}'),
+        ("granite", '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'),
+        (
+            "deepseek v3.1",
+            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"
+            '"a": 1}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
+        ),
+        (
+            "deepseek v3",
+            '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>\n'
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+        ),
+    ]
+    + [
+        (
+            name,
+            '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>',
+        )
+        for name in ("qwen2.5", "qwen3", "hermes")
+    ],
+)
+def test_the_formats(name: str, text: str) -> None:
+    """As the families' documentation has them."""
+    assert format_of(name).text.write([("f", '{"a": 1}'), ("g", "{}")]) == text
+    assert format_of(name).taught is not name.startswith("generic")
+    assert format_of(name).single is (name == "llama 3.1")
+
+
+@pytest.mark.parametrize(
+    "family", ["mistral-v3", "mistral-nemo", "qwen2.5", "qwen3", "hermes", "llama3.1-tools"]
+)
+def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
+    templates = ChatTemplates({"default": TEMPLATES[family]}, {"bos_token": "<s>", "eos_token": "</s>"})
+    tool_format = ToolFormat.of(templates, TOKENIZERS[False])
+    call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": ["é"]}}}
+    tools = [
+        {
+            "type": "function",
+            "function": {"name": "f", "description": "", "parameters": NOTHING | {"properties": {}}},
+        }
+    ]
+    text = templates.render(
+        [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "abcdefghi", "content": "!"},
+        ],
+        tools,
+    )
+    written = tool_format.text.write([("f", '{"a": ["é"]}')])
+    assert written.removesuffix("}]") in text
