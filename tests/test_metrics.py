@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tgi import errors
+from tgi.errors import ApiError
 from tgi.metrics import Counter, Family, Gauge, Histogram, Metrics, Summary
 
 COUNTERS = {
@@ -118,6 +120,11 @@ def test_the_documentation_has_every_metric_and_no_other() -> None:
     rows = re.findall(r"^\| `(tgi_\w+)` \| (\w+) \| (?:`(\w+)`)? *\| (.+) \|$", page, re.MULTILINE)
     families = Metrics().families
     assert rows == [(one.name, one.kind, one._label, one._description) for one in families]
+    (failures,) = re.findall(r"^\| `err` \| (.*) \|$", page, re.MULTILINE)
+    labels = {
+        one.failure for one in vars(errors).values() if isinstance(one, type) and issubclass(one, ApiError)
+    }
+    assert set(re.findall(r"`([a-z]+)`", failures)) == labels | {"dropped"}
 
 
 def test_the_text_is_what_prometheus_reads() -> None:

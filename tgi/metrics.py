@@ -182,8 +182,8 @@ class Metrics:
 
         # Requests.
         self.request_count = count("request_count", "Generation requests received")
-        self.request_success = count("request_success", "Generations finished")
-        self.request_failure = count("request_failure", "Generations that failed", "err")
+        self.request_success = count("request_success", "Generation requests that were answered in full")
+        self.request_failure = count("request_failure", "Generation requests that were not", "err")
         self.request_duration = duration("request", "Whole request")
         self.request_validation_duration = duration("request_validation", "From arrival to the queue")
         self.request_queue_duration = duration("request_queue", "From the queue to the first step")
