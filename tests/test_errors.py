@@ -21,7 +21,7 @@ from tgi.errors import ApiError, BodyError
             "incomplete_generation_stream",
             "Incomplete generation stream",
         ),
-        (errors.TemplateError("template not found"), 422, "template_error", "Template error: template not found"),
+        (errors.TemplateError("x"), 422, "template_error", "Template error: x"),
         (errors.ToolError("x"), 422, "tool_error", "Tool error: x"),
         (
             errors.SuffixNotSupported(),

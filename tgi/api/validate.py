@@ -17,10 +17,10 @@ from tgi.scheduler import SamplingParams, Sequence
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import StoppingCriteria
-from tgi.text.tokenizer import Tokenizer, TokenizerError
+from tgi.text.tokenizer import TokenizerError
 
 from .observe import CHUNK
-from .schema import Grammar, GenerateParameters
+from .schema import GenerateParameters, Grammar
 from .service import Engine, Service
 
 T = TypeVar("T")

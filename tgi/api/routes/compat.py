@@ -1,5 +1,8 @@
 """Routes that other platforms expect: SageMaker, Vertex AI, KServe (tgi-behaviour 1.1, 3.11)."""
 
+import itertools
+from collections.abc import Callable
+
 import attrs
 from quart import Blueprint, Response
 
@@ -16,13 +19,13 @@ from tgi.api.openai_schema import (
     InferenceInput,
     InferenceRequest,
     SagemakerRequest,
-    VertexGenerate,
     VertexRequest,
 )
-from tgi.api.schema import CompatGenerateRequest, GenerateParameters
+from tgi.api.schema import CompatGenerateRequest, GenerateParameters, default_parameters
 from tgi.api.service import Engine, Service
 from tgi.api.validate import Generation, check_best_of, validate
 from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
+from tgi.scheduler import Sequence
 
 from .native import answer_compat_generate
 from .openai import answer_chat, answer_completions
@@ -52,9 +55,16 @@ def routes(service: Service) -> Blueprint:
         with observer.failures():
             if not body.instances:
                 raise NoInstances
-            observer.generations = len(body.instances)
             with service.permits(len(body.instances)):
-                texts = await _predict(body, service, engine, observer)
+                predictions = [
+                    await _chat_prediction(instance, service, engine)
+                    if isinstance(instance, ChatRequest)
+                    else await _prediction(
+                        instance.inputs, instance.parameters or default_parameters(), service, engine
+                    )
+                    for instance in body.instances
+                ]
+                texts = await _texts(predictions, engine, observer)
         return json_answer({"predictions": texts})
 
     if service.options.aip_predict_route is not None:
@@ -69,11 +79,11 @@ def routes(service: Service) -> Blueprint:
         with observer.failures():
             if len(body.inputs) != len(body.outputs):
                 raise OutputsMismatch
-            parameters = body.parameters
-            observer.generations = len(body.inputs)
-            with service.permits(len(body.inputs) * check_best_of(parameters, engine.limits)):
-                prompts = [(_text_of(one), parameters) for one in body.inputs]
-                texts = await _texts(prompts, service, engine, observer)
+            with service.permits(len(body.inputs) * check_best_of(body.parameters, engine.limits)):
+                predictions = [
+                    await _prediction(_text_of(one), body.parameters, service, engine) for one in body.inputs
+                ]
+                texts = await _texts(predictions, engine, observer)
         outputs = [_output(out.name, text) for out, text in zip(body.outputs, texts, strict=True)]
         return json_answer({"id": body.id, "outputs": outputs})
 
@@ -115,63 +125,62 @@ def kserve_routes(service: Service) -> Blueprint:
     return blueprint
 
 
-async def _predict(
-    body: VertexRequest, service: Service, engine: Engine, observer: Observer
-) -> list[str]:
-    """The texts of all instances, in their order. Chat instances answer with the text as it was written."""
-    texts: dict[int, str] = {}
-    prompts: list[tuple[str, GenerateParameters]] = []
-    places: list[int] = []
-    for place, instance in enumerate(body.instances):
-        if isinstance(instance, VertexGenerate):
-            prompts.append((instance.inputs, instance.parameters or GenerateParameters(do_sample=True)))
-            places.append(place)
-        else:
-            texts[place] = await _chat_text(instance, service, engine, observer)
-    for place, text in zip(places, await _texts(prompts, service, engine, observer), strict=True):
-        texts[place] = text
-    return [text for _, text in sorted(texts.items())]
+@attrs.frozen
+class _Prediction:
+    """One text to generate."""
+
+    sequences: list[Sequence]
+    text: Callable[[list[Finished]], str]
+    """Of what has become of the sequences."""
 
 
-async def _chat_text(body: ChatRequest, service: Service, engine: Engine, observer: Observer) -> str:
+async def _prediction(
+    inputs: str, parameters: GenerateParameters, service: Service, engine: Engine
+) -> _Prediction:
+    """Of a prompt. Raises ValidationError."""
+    sequences = await validate(inputs, parameters, service, engine)
+    generation = Generation(
+        inputs=inputs,
+        parameters=parameters,
+        sequences=sequences,
+        full_text=bool(parameters.return_full_text),
+    )
+
+    def text(finished: list[Finished]) -> str:
+        best = best_first(finished)[0]
+        return generated_text(generation, best.sequence, best.tokens[-1], engine.tokenizer)
+
+    return _Prediction(sequences, text)
+
+
+async def _chat_prediction(body: ChatRequest, service: Service, engine: Engine) -> _Prediction:
+    """Of a chat, with tool calls as they were written. Raises what `chat_prompt` does."""
     body = attrs.evolve(body, n=None)
     parameters, extras = chat_parameters(body, engine)
     prompt = await chat_prompt(body, service, engine)
     sequences = await validate(
         prompt.text, parameters, service, engine, extras=extras, grammar=prompt.grammar
     )
-    observer.validated(sequences[0])
-    (finished,) = await generate(engine.scheduler, sequences, observer)
-    observer.finished(finished.sequence, Timings.of(finished.sequence))
     plain = attrs.evolve(prompt, format=None)
-    return chat_choice(body, plain, engine, 0, finished).message.content or ""
+    return _Prediction(
+        sequences, lambda finished: chat_choice(body, plain, engine, 0, finished[0]).message.content or ""
+    )
 
 
-async def _texts(
-    prompts: list[tuple[str, GenerateParameters]], service: Service, engine: Engine, observer: Observer
-) -> list[str]:
-    """Generate for all prompts at once."""
-    generations = []
-    for inputs, parameters in prompts:
-        sequences = await validate(inputs, parameters, service, engine)
-        observer.validated(sequences[0])
-        full_text = bool(parameters.return_full_text)
-        generations.append(
-            Generation(inputs=inputs, parameters=parameters, sequences=sequences, full_text=full_text)
-        )
-    everything = [sequence for generation in generations for sequence in generation.sequences]
+async def _texts(predictions: list[_Prediction], engine: Engine, observer: Observer) -> list[str]:
+    """Generate them all at once; in their order."""
+    everything = [sequence for prediction in predictions for sequence in prediction.sequences]
+    observer.generations = len(everything)
+    for prediction in predictions:
+        observer.validated(prediction.sequences[0])
     finished = await generate(engine.scheduler, everything, observer)
-    texts = []
-    for generation in generations:
-        mine, finished = finished[: len(generation.sequences)], finished[len(generation.sequences) :]
-        texts.append(_best_text(generation, mine, engine, observer))
-    return texts
-
-
-def _best_text(generation: Generation, finished: list[Finished], engine: Engine, observer: Observer) -> str:
-    best = best_first(finished)[0]
-    observer.finished(best.sequence, Timings.of(best.sequence))
-    return generated_text(generation, best.sequence, best.tokens[-1], engine.tokenizer)
+    for one in finished:
+        observer.finished(one.sequence, Timings.of(one.sequence))
+    remaining = iter(finished)
+    return [
+        prediction.text(list(itertools.islice(remaining, len(prediction.sequences))))
+        for prediction in predictions
+    ]
 
 
 def _text_of(given: InferenceInput) -> str:
