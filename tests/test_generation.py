@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ import trio
 from tgi.config import Limits
 from tgi.errors import ApiError
 from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
+from tgi.scheduler.sequence import Matcher
 from tgi.testing.engine import open_engine
 from tgi.testing.models import make_llama
 from tgi.text.detokenizer import Detokenizer
@@ -90,9 +92,11 @@ async def generate(
     prompt: list[int],
     sampling: SamplingParams | None = None,
     leave: int = 0,
+    matcher: Matcher | None = None,
 ) -> list[Token]:
     """The tokens of one sequence; with `leave`, only so many, and then the client is gone."""
     sequence = Sequence(
+        matcher=matcher,
         prompt=prompt,
         max_new_tokens=NEW_TOKENS,
         sampling=sampling or SamplingParams(),
@@ -168,18 +172,128 @@ EVERYTHING = SamplingParams(
     typical_p=0.9,
     repetition_penalty=1.2,
     frequency_penalty=0.3,
+    presence_penalty=0.5,
+    count_penalty=0.2,
+    logit_bias=((17, 3.0), (300, -4.0)),
+    min_p=0.01,
+    min_tokens=5,
+    ends=(1, 40, 41),
     watermark=True,
     top_n_tokens=3,
 )
 
 
+class OddOrEven:
+    """A grammar: an odd token comes after an even one and the other way round; the first is odd."""
+
+    def __init__(self) -> None:
+        self.odd = True
+
+    @property
+    def mask(self) -> bytes:
+        return (b"\xaa" if self.odd else b"\x55") * 64
+
+    def advance(self, token: int) -> None:
+        assert token % 2 == self.odd
+        self.odd = not self.odd
+
+
+class Reference(transformers.LogitsProcessor):
+    """What the options that transformers does not have do to the scores, by OpenAI's formulas."""
+
+    def __init__(self, sampling: SamplingParams, prompt: int, matched: bool) -> None:
+        self.sampling, self.prompt, self.matched = sampling, prompt, matched
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        generated = input_ids[0, self.prompt :].tolist()
+        result = scores.clone()
+        for token in set(generated):
+            penalty = self.sampling.count_penalty * generated.count(token) + self.sampling.presence_penalty
+            result[0, token] -= penalty
+        for token, bias in self.sampling.logit_bias:
+            result[0, token] += bias
+        if self.matched:
+            result[0, len(generated) % 2 :: 2] = -torch.inf
+        elif len(generated) < self.sampling.min_tokens:
+            result[0, list(self.sampling.ends)] = -torch.inf
+        return result
+
+
+OPENAI = [
+    SamplingParams(),
+    SamplingParams(presence_penalty=1.5),
+    SamplingParams(count_penalty=0.8),
+    SamplingParams(presence_penalty=-1.0, count_penalty=-0.5),
+    SamplingParams(logit_bias=((33, 100.0),), presence_penalty=2.0),
+    SamplingParams(logit_bias=tuple((token, -100.0) for token in range(2, 200))),
+    SamplingParams(min_tokens=6, ends=tuple(range(100, 500))),
+    SamplingParams(min_tokens=4, ends=tuple(range(500)), count_penalty=0.3, logit_bias=((505, 4.0),)),
+]
+
+
+@pytest.mark.parametrize("scarce", [False, True])
+def test_penalties_bias_and_masks_are_those_of_the_formulas(tmp_path: Path, scarce: bool) -> None:
+    """Greedily, all at once, each with and without a grammar; also when they preempt one another."""
+    folder = make_llama(tmp_path)
+    rng = random.Random(5)
+    cases = [
+        ([rng.randrange(4, 500) for _ in range(rng.randrange(3, 31))], sampling, matched)
+        for sampling in OPENAI
+        for matched in (False, True)
+    ]
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    got: list[list[Token]] = [[] for _ in cases]
+    limits = attrs.evolve(LIMITS, max_total_tokens=64, max_input_tokens=63)
+    if scarce:
+        limits = attrs.evolve(limits, max_batch_total_tokens=64, block_size=4)
+
+    async def client(scheduler: Scheduler, tokenizer: Tokenizer, index: int) -> None:
+        prompt, sampling, matched = cases[index]
+        matcher = OddOrEven() if matched else None
+        got[index] = await generate(scheduler, tokenizer, prompt, sampling, matcher=matcher)
+
+    async def main() -> int:
+        async with open_engine(folder, limits, threads=1) as scheduler:
+            tokenizer = Tokenizer.from_folder(folder)
+            async with trio.open_nursery() as clients:
+                for index in range(len(cases)):
+                    clients.start_soon(client, scheduler, tokenizer, index)
+            return scheduler.statistics().preemptions
+
+    preemptions = trio.run(main)
+
+    assert bool(preemptions) == scarce
+    for (prompt, sampling, matched), tokens in zip(cases, got, strict=True):
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            pad_token_id=0,
+            logits_processor=[Reference(sampling, len(prompt), matched)],
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        wanted = out.sequences[0, len(prompt) :].tolist()
+        scores = [
+            step[0].log_softmax(-1)[token].item() for step, token in zip(out.scores, wanted, strict=True)
+        ]
+        assert len(tokens) == len(wanted)
+        check(tokens, wanted, scores)
+
+
 def test_a_seed_gives_the_same_text_alone_in_company_and_after_a_restart(tmp_path: Path) -> None:
-    """With every sampling option at once, and neighbours of all kinds."""
+    """With every sampling option at once, and neighbours of all kinds, some with a grammar."""
     folder = make_llama(tmp_path)
     prompt = [5, 80, 300, 41, 7]
     neighbours = [
         SamplingParams(
-            sample=bool(n % 3), seed=n, temperature=1 + n / 10, top_k=n, repetition_penalty=1 + n % 2
+            sample=bool(n % 3),
+            seed=n,
+            temperature=1 + n / 10 if n % 3 else 1.0,
+            top_k=n if n % 3 else 0,
+            repetition_penalty=1 + n % 2,
+            count_penalty=n % 4,
         )
         for n in range(15)
     ]
@@ -191,7 +305,8 @@ def test_a_seed_gives_the_same_text_alone_in_company_and_after_a_restart(tmp_pat
             texts.append([(token.id, token.top) for token in alone])
         async with engine(folder) as (scheduler, tokenizer), trio.open_nursery() as clients:
             for n, sampling in enumerate(neighbours):
-                clients.start_soon(generate, scheduler, tokenizer, [n + 4] * (n + 1), sampling)
+                matcher = OddOrEven() if n % 5 == 0 else None
+                clients.start_soon(generate, scheduler, tokenizer, [n + 4] * (n + 1), sampling, 0, matcher)
             crowded = await generate(scheduler, tokenizer, prompt, EVERYTHING)
             texts.append([(token.id, token.top) for token in crowded])
 
@@ -220,16 +335,23 @@ def test_other_seeds_give_other_texts(tmp_path: Path) -> None:
 
 
 def test_prompt_log_probabilities_are_those_of_transformers(tmp_path: Path) -> None:
-    """Over several chunks of a long prompt, and although the prefix cache knows the prompt already."""
+    """Over several chunks of a long prompt, and although the prefix cache knows the prompt already.
+
+    The prompt's own token has the very number that it has among the most likely: clients compare with ==.
+    """
     folder = make_llama(tmp_path)
     rng = random.Random(3)
     prompt = [rng.randrange(4, 500) for _ in range(200)]
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.inference_mode():
         scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
+    for at in (5, 70, 150):  # so that some are among the most likely
+        prompt[at + 1] = int(scores[at].argmax())
+        with torch.inference_mode():
+            scores = model(torch.tensor([prompt])).logits[0].log_softmax(-1)
     wanted = [scores[position, token].item() for position, token in enumerate(prompt[1:])]
 
-    async def main() -> list[float]:
+    async def main() -> Sequence:
         async with engine(folder) as (scheduler, tokenizer):
             await generate(scheduler, tokenizer, prompt)
             sequence = Sequence(
@@ -239,10 +361,26 @@ def test_prompt_log_probabilities_are_those_of_transformers(tmp_path: Path) -> N
                 stopping=StoppingCriteria(1, frozenset()),
                 detokenizer=Detokenizer(tokenizer, prompt),
                 wants_prompt_logprobs=True,
+                prompt_top=3,
             )
             with scheduler.generating(sequence) as events:
                 async for _ in events:
                     pass
-            return sequence.prompt_logprobs
+            return sequence
 
-    assert trio.run(main) == pytest.approx(wanted, abs=1e-4)
+    sequence = trio.run(main)
+
+    assert sequence.prompt_logprobs == pytest.approx(wanted, abs=1e-4)
+    best = scores[:-1].topk(3)
+    assert [[token for token, _ in top] for top in sequence.prompt_tops] == best.indices.tolist()
+    values = [value for top in sequence.prompt_tops for _, value in top]
+    assert values == pytest.approx(best.values.flatten().tolist(), abs=1e-4)
+    among = [
+        dict(top)[token] == logprob
+        for token, logprob, top in zip(
+            prompt[1:], sequence.prompt_logprobs, sequence.prompt_tops, strict=True
+        )
+        if token in dict(top)
+    ]
+    assert len(among) >= 3
+    assert all(among)

@@ -181,6 +181,26 @@ def test_what_is_drawn_is_penalised_whoever_the_lane_belonged_to():
         assert tokens == logits[0].argsort(descending=True).tolist()
 
 
+def test_a_sequence_inherits_nothing_from_the_lane_it_enters():
+    everything = {
+        "repetition_penalty": 1.3,
+        "frequency_penalty": 0.5,
+        "presence_penalty": 0.5,
+        "count_penalty": 0.5,
+        "history": [1, 2, 2],
+        "prompt_length": 1,
+        "bias": {3: 9.0},
+        "min_tokens": 9,
+        "ends": [4],
+    }
+    sampler = make_sampler([everything, everything], 10)
+    sampler.start(lane_params(0))
+    logits = logits_of(2, 10)
+    got = process(logits, make_rows([{}, everything], lengths=[3, 3]), sampler.tables, GAMMA, DELTA)
+    assert torch.equal(got[0], logits[0])
+    assert (got[1, :5] != logits[1, :5])[1:].all()
+
+
 def test_the_bias_is_added():
     logits = logits_of(2, 10)
     bias = {3: 1.5, 7: -2.25, 99: 5.0}  # the model has no token 99
