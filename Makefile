@@ -6,17 +6,19 @@ ADAPTERS := $(wildcard adapters/*/pyproject.toml)
 PORT ?= 8080
 ARGS ?=
 
-.PHONY: help setup run test check fix bench size local-dev-install clean
+.PHONY: help setup clients run test check fix bench size local-dev-install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 setup: .venv/.dev  ## make .venv with the server, every adapter and the developers' tools
 
+clients: .venv/.clients  ## make .venv/clients with the libraries that integration-tests/clients tries
+
 run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-id …"
 	.venv/bin/tgi serve --port $(PORT) $(ARGS)
 
-test: .venv/.dev  ## run all tests; ARGS="tests/test_cli.py -k help"
+test: .venv/.dev .venv/.clients  ## run all tests; ARGS="tests/test_cli.py -k help"
 	.venv/bin/python -m pytest -q $(ARGS)
 
 check: .venv/.dev  ## lint, formatting, types, import rules
@@ -54,4 +56,9 @@ clean:  ## remove what the other targets made
 
 .venv/.dev: requirements-dev.txt .venv/.run
 	$(PIP) --requirement requirements-dev.txt
+	@touch $@
+
+.venv/.clients: integration-tests/clients/requirements.txt | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv/clients
+	.venv/clients/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' --requirement $<
 	@touch $@
