@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tgi.errors import TemplateError
-from tgi.text.chat_template import ChatTemplates
+from tgi.text.chat_template import Abilities, ChatTemplates
 
 from .chat_templates import TEMPLATES
 
@@ -200,7 +200,7 @@ def test_values_print_as_in_transformers(judge: PreTrainedTokenizerFast, value: 
     template = (
         "{{ value }}|{{ value | tojson }}|{{ value | tojson(indent=4) }}|"
         "{{ value | tojson(sort_keys=true) }}|{{ value is string }}{{ value is mapping }}{{ value is none }}|"
-        "{{ messages }}|{{ messages[0].content | trim }}{{ messages[0].content.split('a') }}{{ value | string | length }}"
+        "{{ messages }}|{{ messages[0].content | trim }}{{ messages[0].content.split('a') }}"
     )
     messages = [{"role": "user", "content": content}]
     assert rendered(template, messages, value=value) == expected(judge, template, messages, value=value)
@@ -378,8 +378,39 @@ def test_which_templates_know_tools(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_which_templates_want_parts(family: str) -> None:
-    assert ChatTemplates({"default": TEMPLATES[family]}, {}).wants_parts(False) is (family == "smolvlm-parts")
+def test_what_templates_print(family: str) -> None:
+    """Judged by hand: calls as they come from a client, and results that answer none of them."""
+    knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes deepseek-r1 command-r granite
+        glm4 functionary gpt-oss""".split()
+    no_tool_role = "llama2 mistral-v1 gemma phi3 falcon zephyr vicuna alpaca deepseek-v2 yi olmo".split()
+    templates = ChatTemplates({"default": TEMPLATES[family]}, SPECIAL)
+    for with_tools in (False, True):
+        assert templates.abilities(with_tools) == Abilities(
+            parts=family == "smolvlm-parts",
+            calls="objects" if family in knowing else None,
+            tool_role=family not in no_tool_role,
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "calls", "empty_content"),
+    [
+        ("{{ m.tool_calls[0].function.arguments | tojson }}", "objects", False),
+        ("{{ m.content + m.tool_calls[0].function.arguments | tojson }}", "objects", True),
+        ("{{ '' + m.tool_calls[0].function.arguments }}", "texts", False),
+        ("{{ m.content + m.tool_calls[0].function.arguments }}", "texts", True),
+        ("{{ m.tool_calls }}", "texts", False),
+        ("{{ m.content }}", None, False),
+        ("{{ raise_exception('no') }}", None, False),
+    ],
+)
+def test_how_a_template_prints_calls(call: str, calls: Any, empty_content: bool) -> None:
+    template = (
+        f"{{% for m in messages %}}{{% if m.tool_calls %}}{call}{{% else %}}{{{{ m.content }}}}"
+        "{% endif %}{% endfor %}"
+    )
+    abilities = ChatTemplates({"default": template}, {}).abilities(False)
+    assert (abilities.calls, abilities.empty_content) == (calls, empty_content)
 
 
 def test_messages_are_left_as_they_were() -> None:
