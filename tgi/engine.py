@@ -76,8 +76,12 @@ async def run_engine(service: Service, options: Options) -> None:
     metrics = service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
-    async with open_executor(environment=model.device.environment) as executor:
-        loaded = await _load(executor, model, limits, options, service)
+    grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
+    async with aclosing(grammars), open_executor(environment=model.device.environment) as executor:
+        async with trio.open_nursery() as nursery:
+            if not options.disable_grammar_support:
+                nursery.start_soon(grammars.prepare)
+            loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, limits)
         await executor.allocate(blocks + 1)
         prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
@@ -85,22 +89,21 @@ async def run_engine(service: Service, options: Options) -> None:
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
         info = _model_info(options, model, loaded.dtype)
-        async with aclosing(Grammars(GrammarCompiler(tokenizer, info.vocab_size))) as grammars:
-            service.engine = Engine(
-                scheduler=scheduler,
-                tokenizer=tokenizer,
-                templates=templates,
-                grammars=grammars,
-                limits=limits,
-                model=info,
-            )
-            lifecycle.phase = Phase.READY
-            log.info(
-                "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
-                info.model_id, info.dtype, info.device,
-                blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
-            )  # fmt: skip
-            await scheduler.run()
+        service.engine = Engine(
+            scheduler=scheduler,
+            tokenizer=tokenizer,
+            templates=templates,
+            grammars=grammars,
+            limits=limits,
+            model=info,
+        )
+        lifecycle.phase = Phase.READY
+        log.info(
+            "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
+            info.model_id, info.dtype, info.device,
+            blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
+        )  # fmt: skip
+        await scheduler.run()
 
 
 def describe_model(folder: Path, options: Options) -> Model:

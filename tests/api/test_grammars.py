@@ -12,8 +12,10 @@ from tgi.api import grammars
 from tgi.api.grammars import Grammars
 from tgi.errors import InternalError, ValidationError
 from tgi.text.grammar import GrammarCompiler, GrammarSpec
+from tgi.text.tokenizer import Tokenizer
 
-from .serving import make_tokenizer, run
+from ..text.tokenizers_of_all_kinds import word_piece
+from .serving import EOS, make_tokenizer, run
 
 SMALL = GrammarSpec("json", '{"properties": {"a": {"type": "integer"}}, "required": ["a"]}')
 OTHER = GrammarSpec("regex", "[ab]+")
@@ -120,6 +122,18 @@ def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) ->
         async with aclosing(new_grammars()) as known:
             with pytest.raises(InternalError):
                 await known.matcher(SMALL)
+
+    run(main)
+
+
+def test_a_tokenizer_that_cannot_be_constrained_is_said_with_the_request() -> None:
+    async def main() -> None:
+        tokenizer = Tokenizer(word_piece(), [], [EOS])
+        async with aclosing(Grammars(GrammarCompiler(tokenizer, 300))) as known:
+            await known.prepare()
+            messages: list[str] = []
+            await until_refused(known, SMALL, messages)
+            assert "grammar is not valid: this model's tokenizer cannot be constrained" in messages[0]
 
     run(main)
 

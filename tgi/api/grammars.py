@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import attrs
 import msgspec
@@ -38,6 +38,13 @@ class Grammars:
         self._closed = False
         self._trying = trio.CapacityLimiter(TRIALS)
         self._compiling = trio.CapacityLimiter(1)
+
+    async def prepare(self) -> None:
+        """Read the vocabulary. To be done before there are requests: llguidance holds the GIL, for a second
+        or more where there are 100,000 tokens.
+        """
+        with suppress(GrammarError):  # each grammar will say it again
+            await trio.to_thread.run_sync(self._compiler.load)
 
     async def matcher(self, spec: GrammarSpec) -> Matcher:
         """A matcher at the start of its text. Raises ValidationError for a grammar that cannot be used."""

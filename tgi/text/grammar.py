@@ -1,8 +1,8 @@
 """Constrained text: which tokens may come next under a JSON schema, a regular expression or a Lark grammar.
 
-Wraps llguidance, which releases the GIL while it works. Knows no HTTP and no device: a mask is bytes. A
-hostile grammar can keep `compile` busy for minutes or end the process by a stack overflow, which no limit of
-the library prevents; `grammar_trial` is for finding that out in another process.
+Wraps llguidance, which releases the GIL while it compiles and computes masks. Knows no HTTP and no device: a
+mask is bytes. A hostile grammar can keep `compile` busy for minutes or end the process by a stack overflow,
+which no limit of the library prevents; `grammar_trial` is for finding that out in another process.
 """
 
 import functools
@@ -83,7 +83,7 @@ class GrammarCompiler:
         return self._tokenizer.to_json()
 
     def load(self) -> None:
-        """Read the vocabulary now. Raises GrammarError."""
+        """Read the vocabulary now; it holds the GIL. Raises GrammarError."""
         self._tokens()
 
     def _tokens(self) -> llguidance.LLTokenizer:
