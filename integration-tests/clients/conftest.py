@@ -57,7 +57,7 @@ class Reference:
         """The continuation of a prompt."""
         return self._greedy(self.tokenizer(prompt)["input_ids"], max_new_tokens)
 
-    def score(self, context: str, continuation: str) -> "Score":
+    def score(self, context: str, continuation: str) -> Score:
         """How likely the continuation is."""
         ids = torch.tensor([self.tokenizer(context + continuation)["input_ids"]])
         begin = len(self.tokenizer(context)["input_ids"])
@@ -113,7 +113,7 @@ def run_client() -> Callable[..., str]:
 def example(run_client: Callable[..., str], url: str) -> Callable[..., Any]:
     """Run one of the scripts beside this file; gives the JSON that it prints."""
 
-    def run(script: str, python: str = "clients", **variables: str) -> Any:
-        return json.loads(run_client(HERE / script, url, python=python, **variables))
+    def run(script: str, python: str = "clients") -> Any:
+        return json.loads(run_client(HERE / script, url, python=python))
 
     return run

@@ -56,9 +56,7 @@ def ask(provider: str) -> Any:
 def refused() -> Any:
     try:
         litellm.completion(messages=QUESTION, max_tokens=10**6, **PROVIDERS["hosted_vllm"], api_key="-")
-    except litellm.exceptions.APIError as error:
-        return {"status": error.status_code, "text": str(error)}
-    except litellm.exceptions.BadRequestError as error:
+    except litellm.BadRequestError as error:
         return {"status": error.status_code, "text": str(error)}
     return None
 

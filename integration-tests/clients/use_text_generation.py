@@ -1,4 +1,7 @@
-"""text-generation, the client that TGI's own documentation shows: python use_text_generation.py URL."""
+"""text-generation, the client that TGI's own documentation shows: python use_text_generation.py URL.
+
+Its `chat` cannot stream, from no server: it wants to parse the closing `[DONE]`.
+"""
 
 import asyncio
 import json
