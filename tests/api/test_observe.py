@@ -1,5 +1,6 @@
 """Request ids, deadlines, and what metrics and log tell of each request (sections 7 and 10.2)."""
 
+import json
 import logging
 import re
 from typing import Any
@@ -41,6 +42,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 def spans(logged: pytest.LogCaptureFixture, message: str = "Success") -> list[dict[str, Any]]:
     return [record.span for record in logged.records if record.getMessage() == message]  # type: ignore[attr-defined]
+
+
+def posted(path: str, body: dict[str, Any]) -> bytes:
+    """The bytes of a request."""
+    data = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}"
+    return head.encode() + b"\r\n\r\n" + data
 
 
 def sample(server: Server, name: str) -> float:
@@ -200,6 +208,21 @@ def test_a_refused_request_is_logged_with_its_reason(logged: pytest.LogCaptureFi
     assert [record.levelname for record in logged.records if "span" in vars(record)] == ["INFO"]
 
 
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+def test_every_refusal_is_a_failure(path: str, logged: pytest.LogCaptureFixture) -> None:
+    """V03 and V04 too, which TGI does not count."""
+
+    async def main() -> None:
+        async with serving() as server:
+            for parameters in ({"best_of": 9, "do_sample": True}, {"temperature": 0.0}):
+                assert (await server.generate(parameters, path=path)).status == 422
+            assert 'tgi_request_failure{err="validation"} 2' in await server.metrics()
+            assert sample(server, "tgi_request_failure") == 2
+
+    run(main)
+    assert len([record for record in logged.records if "span" in vars(record)]) == 2
+
+
 def test_a_body_that_cannot_be_read_is_no_request_and_is_not_quoted(
     logged: pytest.LogCaptureFixture,
 ) -> None:
@@ -234,6 +257,26 @@ def test_a_failure_of_ours_is_an_error_in_the_log(path: str, logged: pytest.LogC
         "ERROR",
         "Request failed during generation: broken",
     )
+
+
+def test_generations_that_fail_together_are_one_failure(logged: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        async with serving(counting(200), step_seconds=0.02) as server, await server.connect() as stream:
+            await stream.send_all(
+                posted("/v1/chat/completions", {"messages": [USER], "n": 2, "stream": True})
+            )
+            received = b""
+            while b"data: " not in received:
+                received += await stream.receive_some(65536)
+            assert server.service.engine is not None
+            server.service.engine.scheduler.fail_all(GenerationFailed("broken"))
+            while b"[DONE]" not in received:
+                received += await stream.receive_some(65536)
+            assert received.count(b"broken") == 2
+            assert sample(server, "tgi_request_count") == sample(server, "tgi_request_failure") == 1
+
+    run(main)
+    assert len(spans(logged, "Request failed during generation: broken")) == 1
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])

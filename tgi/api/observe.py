@@ -68,7 +68,10 @@ class Timings:
 
 @attrs.define(eq=False)
 class Observer:
-    """Told by the route of each event in the life of its request, which has one end: success or failure."""
+    """Told by the route of each event in the life of a generation request.
+
+    That has one end: success, failure, or that its client has gone.
+    """
 
     metrics: Metrics
     id: str = ""
@@ -87,14 +90,13 @@ class Observer:
     generations: int = 1
     """How many must finish for a success. To be set before the first does, if it is not one."""
 
-    _received: bool = attrs.field(default=False, init=False)
     _ended: bool = attrs.field(default=False, init=False)
     _validated: list[Sequence] = attrs.field(factory=list, init=False)
     _finished: list[tuple[Sequence, Timings]] = attrs.field(factory=list, init=False)
 
     @classmethod
     def of_request(cls, service: Service) -> "Observer":
-        """The observer of the present request, the same for every caller.
+        """The observer of the present request, the same for every caller; its client may leave from now on.
 
         Raises ValidationError if its `x-request-timeout` is not a number of seconds.
         """
@@ -116,7 +118,6 @@ class Observer:
 
     def received(self) -> None:
         """A generation request has been read."""
-        self._received = True
         self.metrics.request_count.inc()
 
     @contextmanager
@@ -130,9 +131,8 @@ class Observer:
 
     def failed(self, error: ApiError) -> None:
         """The request ends with this error. What comes after the end of a request does not count."""
-        if not self._received or self._ended:
-            return
-        self._end(error.failure, error)
+        if not self._ended:
+            self._end(error.failure, error)
 
     def validated(self, sequence: Sequence) -> None:
         """It may be served; once for each prompt."""
@@ -157,7 +157,7 @@ class Observer:
 
     def closed(self) -> None:
         """The connection has done with the request: if it has not ended, then its client has gone."""
-        if self._received and not self._ended:
+        if not self._ended:
             self._end("dropped")
 
     def _end(self, failure: str = "", error: ApiError | None = None) -> None:

@@ -48,9 +48,7 @@ def routes(service: Service) -> Blueprint:
     return blueprint
 
 
-async def answer_compat_generate(
-    body: CompatGenerateRequest, service: Service, engine: Engine
-) -> Response:
+async def answer_compat_generate(body: CompatGenerateRequest, service: Service, engine: Engine) -> Response:
     """TGI's route for its clients: a list of one answer, or a stream."""
     full_text = body.parameters.return_full_text
     if full_text is None:  # R2.70
@@ -84,8 +82,8 @@ async def _generate(
 ) -> Response:
     observer = Observer.of_request(service)
     observer.received()
-    best_of = check_best_of(parameters, engine.limits)
-    with observer.failures(), service.permits(best_of):
+    with ExitStack() as held, observer.failures():
+        held.enter_context(service.permits(check_best_of(parameters, engine.limits)))
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
         finished = best_first(await generate(engine.scheduler, generation.sequences, observer))
     sequence = finished[0].sequence
