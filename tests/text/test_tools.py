@@ -560,3 +560,20 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
     )
     written = tool_format.text.write([("f", '{"a": ["é"]}')])
     assert written.removesuffix("}]") in text
+
+
+@both_kinds
+@pytest.mark.parametrize(
+    "spec",
+    [
+        GrammarSpec("json", json.dumps({"const": "a<tool_call>b</s>c"})),
+        GrammarSpec("regex", "a<tool_call>b</s>c"),
+        GrammarSpec("lark", 'start: "a<tool_call>b</s>c"'),
+    ],
+)
+def test_text_that_must_come_is_spelt_even_where_it_looks_like_a_special_token(
+    spec: GrammarSpec, special: bool
+) -> None:
+    """llguidance would force the tokens `<tool_call>`, which it does not take, and `</s>`, which ends the text."""
+    texts = {walk(spec, seed, special=special) for seed in range(3)}
+    assert {text.strip('"') for text in texts if text is not None} == {"a<tool_call>b</s>c"}
