@@ -1,4 +1,4 @@
-"""The stand-in for ranks does as they do what the API can see: masks, barred ends, most likely prompt tokens."""
+"""The stand-in for ranks shows the API what ranks would: masks, barred ends, likely prompt tokens."""
 
 import trio
 

@@ -4,6 +4,7 @@ The order of arrival decides everything: admission is first in, first out, with 
 run out the youngest running sequence gives its up and waits again at its old place. So the oldest always
 advances, and nothing starves. `plan` may be called while a step is in flight: it counts on every row of
 that step having one more token, and `commit` drops what turns out to belong to a sequence that has ended.
+Only a sequence that obeys a grammar waits: for its last token, and for the mask that follows from it.
 """
 
 from bisect import insort
@@ -253,11 +254,7 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     bucket = buckets.prefill(len(rows), longest, blocks) if prefill else buckets.decode(len(rows), blocks)
     assert bucket is not None, "a prefill step was joined beyond its largest bucket"
     schedule.number += 1
-    masks = [
-        (index, matcher.mask)
-        for index, row in enumerate(rows)
-        if (matcher := row.sequence.matcher) is not None and row.draw >= 0
-    ]
+    mask_rows, masks = _masks(rows)
     top = max([row.sequence.sampling.top_n_tokens for row in rows])
     queries = [row.sequence.tokens[row.start : row.start + row.length] for row in rows] if prefill else []
     tables = [row.sequence for row in rows if row.sequence.sent < len(row.sequence.blocks)]
@@ -280,8 +277,8 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
         table_blocks=ints([block for s in tables for block in s.blocks[s.sent :]]),
         top=top + TIES if top else 0,
         prompt_top=rows[0].sequence.prompt_top if prefill else 0,
-        mask_rows=ints([index for index, _ in masks]),
-        masks=b"".join([mask for _, mask in masks]),
+        mask_rows=mask_rows,
+        masks=masks,
     )
     for sequence in tables:
         sequence.sent = len(sequence.blocks)
@@ -289,6 +286,16 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
         for row in rows:
             register(schedule, row.sequence)
     return Planned(step, bucket, rows)
+
+
+def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:
+    """Of the rows whose next token must obey a grammar: which they are, and what may come."""
+    masks = [
+        (index, matcher.mask)
+        for index, row in enumerate(rows)
+        if (matcher := row.sequence.matcher) is not None and row.draw >= 0
+    ]
+    return ints([index for index, _ in masks]), b"".join([mask for _, mask in masks])
 
 
 def _targets(rows: Items[Row]) -> bytes:
