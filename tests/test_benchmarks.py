@@ -16,6 +16,8 @@ import pytest
 import trio
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tgi.config import DEMO_MODEL
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 BIN = Path(sys.executable).parent
 
@@ -155,3 +157,13 @@ def test_measures_a_server_that_it_starts(checkpoint: Path, tmp_path: Path) -> N
     assert [row["ready_seconds"] > 0 for row in rows if "workload" not in row] == [True, True]
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port))
+
+
+def test_tells_what_a_grammar_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    trio.run(load("constrained").measure, DEMO_MODEL, 2, 12, "float32", 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["grammar"] * 2 + ["rows", "-- warmed up"] + [
+        "rows"
+    ] * 3
+    assert "constrained" in lines[-2]
+    assert "free" in lines[-2]

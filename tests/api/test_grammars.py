@@ -7,6 +7,8 @@ import psutil
 import pytest
 import trio
 import trio.testing
+from tokenizers import Tokenizer as Core
+from tokenizers import decoders, models
 
 from tgi.api import grammars
 from tgi.api.grammars import Grammars
@@ -14,7 +16,6 @@ from tgi.errors import InternalError, ValidationError
 from tgi.text.grammar import GrammarCompiler, GrammarSpec
 from tgi.text.tokenizer import Tokenizer
 
-from ..text.tokenizers_of_all_kinds import word_piece
 from .serving import EOS, make_tokenizer, run
 
 SMALL = GrammarSpec("json", '{"properties": {"a": {"type": "integer"}}, "required": ["a"]}')
@@ -128,7 +129,9 @@ def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_tokenizer_that_cannot_be_constrained_is_said_with_the_request() -> None:
     async def main() -> None:
-        tokenizer = Tokenizer(word_piece(), [], [EOS])
+        core = Core(models.WordPiece({"a": 0, "</s>": EOS}, unk_token="a"))
+        core.decoder = decoders.WordPiece()
+        tokenizer = Tokenizer(core, [], [EOS])
         async with aclosing(Grammars(GrammarCompiler(tokenizer, 300))) as known:
             await known.prepare()
             messages: list[str] = []
