@@ -115,6 +115,8 @@ TOO_LARGE = {kind: "x" * (size + 1) for kind, size in MAX_SOURCE.items()}
         ),
         ("json", {"type": "integer", "multipleOf": 1_000_003}, LOST),
         ("regex", "a?" * 30_000, LOST),
+        ("lark", "start: /" + "[a-z]" * 320_000 + "/", LOST),
+        ("lark", "start:" + ' "a"' * 100_000, "it is too large"),
         ("regex", "((a{1,100}){1,100}){1,100}", "too many expressions"),
         ("regex", "(((a{1,1000}){1,1000}){1,1000}){1,1000}", "too many expressions"),
         ("regex", "(" * 30_000 + ")" * 30_000, "exceed the maximum number of nested"),

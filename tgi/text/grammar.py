@@ -178,4 +178,6 @@ def _one_line(message: str) -> str:
     line = found[1] if found else _WHERE.sub("", message).partition("\n")[0].strip()
     if line in _NO_TEXT:
         return "no text obeys it"
+    if line.startswith("panic:"):
+        return "it is too large"
     return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + " …"
