@@ -1,6 +1,7 @@
 """The cache of grammars and its processes, with the event loop running."""
 
 import json
+import sys
 from contextlib import aclosing
 
 import psutil
@@ -12,7 +13,7 @@ from tokenizers import decoders, models
 
 from tgi.api import grammars
 from tgi.api.grammars import Grammars
-from tgi.errors import InternalError, ValidationError
+from tgi.errors import InternalError, Overloaded, ValidationError
 from tgi.text.grammar import GrammarCompiler, GrammarSpec
 from tgi.text.tokenizer import Tokenizer
 
@@ -117,9 +118,23 @@ def test_a_client_that_does_not_wait_and_a_process_that_is_gone_do_no_harm() -> 
     run(main)
 
 
+def test_a_machine_that_is_too_busy_is_not_the_grammars_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        code = "from tgi.text import grammar_trial as t; t.CLOCK_SECONDS = 0.03; t.main()"
+        monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", code])
+        async with aclosing(new_grammars()) as known:
+            spec = GrammarSpec("regex", "a?" * 8000)
+            for _ in range(2):
+                with pytest.raises(Overloaded):
+                    await known.matcher(spec)
+            assert spec not in known._known
+
+    run(main)
+
+
 def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr(grammars.sys, "executable", "/bin/false")
+        monkeypatch.setattr(grammars, "COMMAND", ["/bin/false"])
         async with aclosing(new_grammars()) as known:
             with pytest.raises(InternalError):
                 await known.matcher(SMALL)

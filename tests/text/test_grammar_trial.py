@@ -12,7 +12,7 @@ import pytest
 
 from tgi.protocol import frame
 from tgi.text.grammar import MAX_SOURCE, GrammarSpec
-from tgi.text.grammar_trial import SECONDS, Start, Verdict
+from tgi.text.grammar_trial import CLOCK_SECONDS, Start, Verdict
 
 from .matching import demo_compiler
 
@@ -131,8 +131,8 @@ TOO_LARGE = {kind: "x" * (size + 1) for kind, size in MAX_SOURCE.items()}
 def test_b2_bombs_are_refused_in_time(trials: Trials, kind: str, source: Any, error: str) -> None:
     began = time.monotonic()
     verdict = trials.ask(kind, source)
-    assert time.monotonic() - began < 2 * SECONDS
-    assert any(part in verdict.error for part in error.split("|")), verdict
+    assert time.monotonic() - began < CLOCK_SECONDS + 0.5
+    assert verdict.late or any(part in verdict.error for part in error.split("|")), verdict
     assert trials.ask("regex", "a").error == ""
 
 

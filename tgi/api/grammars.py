@@ -13,11 +13,12 @@ import attrs
 import msgspec
 import trio
 
-from tgi.errors import InternalError, ValidationError
+from tgi.errors import InternalError, Overloaded, ValidationError
 from tgi.protocol import FrameReader, frame
 from tgi.text.grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from tgi.text.grammar_trial import Start, Verdict
 
+COMMAND = [sys.executable, "-m", "tgi.text.grammar_trial"]
 TRIALS = 2
 """At once; each has a process that holds the vocabulary."""
 CACHED_BYTES = 256 << 20
@@ -47,7 +48,10 @@ class Grammars:
             await trio.to_thread.run_sync(self._compiler.load)
 
     async def matcher(self, spec: GrammarSpec) -> Matcher:
-        """A matcher at the start of its text. Raises ValidationError for a grammar that cannot be used."""
+        """A matcher at the start of its text.
+
+        Raises ValidationError for a grammar that cannot be used, Overloaded if that could not be found out.
+        """
         if spec not in self._known:
             async with self._trying:
                 if spec not in self._known:
@@ -67,6 +71,8 @@ class Grammars:
     async def _compile(self, spec: GrammarSpec) -> tuple[Matcher | str, int]:
         size = _LEAST_BYTES + len(spec.source)
         verdict = await self._try(spec)
+        if verdict.late:
+            raise Overloaded
         if verdict.error:
             return verdict.error, size
         try:
@@ -113,9 +119,8 @@ class _Trials:
 
     @classmethod
     async def start(cls, compiler: GrammarCompiler) -> "_Trials":
-        command = [sys.executable, "-m", "tgi.text.grammar_trial"]
         process = await trio.lowlevel.open_process(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
         trials = cls(process)
         try:

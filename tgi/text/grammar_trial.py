@@ -21,8 +21,10 @@ from tgi.protocol import frame
 from .grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from .tokenizer import Tokenizer
 
-SECONDS = 1.0
-"""The server does the same work once more: both together take no more than twice that."""
+CPU_SECONDS = 1.0
+"""For one grammar. Not of the clock: what is refused must not depend on how busy the machine is."""
+CLOCK_SECONDS = 2.0
+"""After which it is given up, for others are waiting."""
 MEMORY = 128 << 20
 """Bytes that it may grow by."""
 STACK = 1 << 20
@@ -48,11 +50,13 @@ class Verdict(msgspec.Struct, frozen=True):
     """Why it cannot be used; "": it can."""
     grown: int = 0
     """Bytes that it took."""
+    late: bool = False
+    """The machine was too busy to find out."""
 
 
 def main() -> None:
     """Serve until stdin ends."""
-    os.nice(5)
+    os.nice(10)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     start = _read(requests, Start)
     if start is None:
@@ -89,8 +93,11 @@ def try_grammar(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
     _, status = os.waitpid(child, 0)
     if answer:
         return msgspec.json.decode(answer, type=Verdict)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM:
-        return Verdict(f"it takes more than {SECONDS:g} s to compile")
+    ended_by = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    if ended_by == signal.SIGALRM:
+        return Verdict(late=True)
+    if ended_by == signal.SIGPROF:
+        return Verdict(f"it takes more than {CPU_SECONDS:g} s to compile")
     return Verdict("it is too complex to compile")
 
 
@@ -100,7 +107,8 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK, STACK))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS)
 
 
 def _try_here(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
