@@ -1,0 +1,235 @@
+"""The state of the simulated card: memory in use, simulated time, what was compiled, what has been sealed.
+
+There is one card per process, as for the bridge. Knows no tensors; dispatch.py and recording.py report to
+it.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from .profile import Profile
+from .rules import Ledger
+from .streams import Streams
+
+
+class OutOfMemoryError(RuntimeError):
+    """As the bridge has it: an ordinary RuntimeError."""
+
+
+@attrs.define(eq=False)
+class Memory:
+    """Bytes on the card."""
+
+    limit: int
+    in_use: int = 0
+    most: int = 0
+    allocations: int = 0
+    frees: int = 0
+    largest: int = 0
+    workspace: int = 0
+    """What the intermediate results of the largest graph take; all graphs share it."""
+
+    def take(self, size: int) -> None:
+        """Raises OutOfMemoryError."""
+        if self.in_use + size > self.limit:
+            free = self.limit - self.in_use
+            raise OutOfMemoryError(
+                f"Allocation failed for size::{size} ({size >> 20})MB, {free >> 20}MB are free"
+            )
+        self.in_use += size
+        self.allocations += 1
+        self.most = max(self.most, self.in_use)
+        self.largest = max(self.largest, size)
+
+    def give(self, size: int) -> None:
+        """Free so much."""
+        self.in_use -= size
+        self.frees += 1
+
+    def reserve_workspace(self, size: int) -> None:
+        """A graph needs so much beside its inputs and outputs."""
+        if size > self.workspace:
+            self.take(size - self.workspace)
+            self.workspace = size
+
+
+class Allocation:
+    """Memory of one storage, given back when the last tensor in it has gone."""
+
+    __slots__ = ("memory", "read", "size", "written")
+
+    def __init__(self, memory: Memory | None, size: int) -> None:
+        if memory is not None:
+            memory.take(size)
+        self.memory, self.size = memory, size
+        self.written: tuple[int, int] | None = None
+        self.read: tuple[int, int] | None = None
+        """By which stream and when, see streams.py."""
+
+    def __del__(self) -> None:
+        memory = getattr(self, "memory", None)
+        if memory is not None:
+            memory.give(self.size)
+
+
+@attrs.define
+class Clock:
+    """Simulated seconds by cause; a roofline, see profile.py and costs.py."""
+
+    causes: Counter[str] = attrs.field(factory=Counter)
+
+    @property
+    def seconds(self) -> float:
+        """All of them."""
+        return float(sum(self.causes.values()))
+
+    def spend(self, cause: str, seconds: float) -> None:
+        """For "compute", "launch", "h2d", "d2h", "collective" or "compile"."""
+        self.causes[cause] += seconds  # type: ignore[assignment]
+
+
+@attrs.define
+class Recipes:
+    """What has been compiled, in this process and, where there is a folder, before."""
+
+    profile: Profile
+    known: set[Hashable] = attrs.field(factory=set)
+    number: int = 0
+    seconds: float = 0.0
+    cache_hits: int = 0
+
+    def compile(self, key: Hashable, operations: int, base_seconds: float) -> float | None:
+        """Simulated seconds that it took; None: known already."""
+        if key in self.known:
+            return None
+        self.known.add(key)
+        seconds = base_seconds + operations * self.profile.op_seconds
+        if self.profile.recipe_cache and self._on_disk(key):
+            seconds *= 0.3  # capture and tracing are not in the cache
+            self.cache_hits += 1
+        self.number += 1
+        self.seconds += seconds
+        return seconds
+
+    def _on_disk(self, key: Hashable) -> bool:
+        folder = Path(self.profile.recipe_cache)
+        name = hashlib.sha256(f"{self.profile.name} {key!r}".encode()).hexdigest()[:32]
+        if (folder / name).exists():
+            return True
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+        return False
+
+
+@attrs.define(eq=False)
+class Card:
+    """One per process; `dispatch.active` is it."""
+
+    profile: Profile
+    ledger: Ledger = attrs.field(factory=Ledger)
+    memory: Memory = attrs.field(init=False)
+    clock: Clock = attrs.field(factory=Clock)
+    recipes: Recipes = attrs.field(init=False)
+    streams: Streams = attrs.field(init=False)
+    recorder: Any = None
+    """The Recorder of the capture that is going on."""
+    in_replay: bool = False
+    sealed: bool = False
+    forked: bool = False
+    compile_budget: float = float("inf")
+    """Simulated seconds of compilation before S25 raises."""
+    step_bytes: float = float("inf")
+    """What may be allocated beyond what was in use at `seal` (S7)."""
+    sealed_bytes: int = 0
+    pending: list[Hashable] = attrs.field(factory=list)
+    """Lazy mode: operations outside of graphs since the last cut."""
+    collectives: "hashlib._Hash" = attrs.field(factory=hashlib.sha256)
+    guards: dict[str, Any] = attrs.field(factory=dict)
+    """The KV cache's guard, see kv.py."""
+
+    def __attrs_post_init__(self) -> None:
+        self.memory = Memory(self.profile.memory_bytes)
+        self.recipes = Recipes(self.profile)
+        self.streams = Streams(self.ledger)
+        self.streams.seconds = lambda: self.clock.seconds
+
+    @property
+    def lazy(self) -> bool:
+        """Whether the bridge is in lazy mode."""
+        return self.profile.engine == "lazy"
+
+    def seal(self, step_bytes: float = float("inf")) -> None:
+        """Warm-up has ended: nothing compiles any more (S1), no more memory than that is allocated (S7)."""
+        self.cut()
+        self.sealed, self.step_bytes, self.sealed_bytes = True, step_bytes, self.memory.in_use
+
+    def unseal(self) -> None:
+        """Take `seal` back."""
+        self.sealed, self.step_bytes = False, float("inf")
+
+    def allocate(self, size: int, label: str) -> Allocation:
+        """Memory for a tensor outside of graphs."""
+        made = Allocation(self.memory, size)
+        if self.sealed and self.memory.in_use - self.sealed_bytes > self.step_bytes:
+            over = self.memory.in_use - self.sealed_bytes
+            self.ledger.violate(
+                "S7", label, f"{over} bytes beyond what was in use at seal(), {self.step_bytes} allowed"
+            )
+        return made
+
+    def compile(self, key: Hashable, operations: int, label: str, base_seconds: float | None = None) -> None:
+        """A recipe is needed: compile it unless it is known (S1, S25)."""
+        base = self.profile.segment_seconds if base_seconds is None else base_seconds
+        seconds = self.recipes.compile(key, operations, base)
+        if seconds is None:
+            return
+        self.ledger.counters["graph_compilation"] += 1
+        self.clock.spend("compile", seconds)
+        if self.sealed:
+            self.ledger.violate(
+                "S1", label, f"a recipe of {operations} operations is compiled after seal(): {key!r}"[:600]
+            )
+        if self.recipes.seconds > self.compile_budget:
+            spent = f"{self.recipes.seconds:.1f} simulated seconds of compilation"
+            self.ledger.violate("S25", label, f"{spent}, {self.compile_budget:.1f} allowed")
+
+    def ran(self, key: Hashable, label: str) -> None:
+        """An operation outside of graphs, which needs a recipe of its own or becomes part of the next."""
+        if self.lazy:
+            self.pending.append(key)
+        else:
+            self.compile(("op", key), 1, label, 0.02)
+            self.clock.spend("launch", 20e-6)
+
+    def cut(self) -> None:
+        """Lazy mode: compile and launch what has piled up."""
+        if not self.pending:
+            return
+        key, count = tuple(self.pending), len(self.pending)
+        self.pending.clear()
+        self.compile(("lazy", key), count, "a lazy graph", 0.02)
+        self.clock.spend("launch", 50e-6)
+
+    @contextmanager
+    def step(self, host_reads: int = 1, copies_in: int = 1, copies_out: int = 1) -> Iterator[None]:
+        """One step of the engine: how often it may read from, and copy to and from, the card (S4)."""
+        names = {"host_sync": host_reads, "h2d": copies_in, "d2h": copies_out}
+        before = {name: self.ledger.counters[name] for name in names}
+        yield
+        for name, allowed in names.items():
+            done = self.ledger.counters[name] - before[name]
+            if done > allowed:
+                self.ledger.violate("S4", name, f"{done} in one step, {allowed} allowed")
+
+    def host_sync(self, label: str) -> None:
+        """The host waits for a value."""
+        if self.recorder is not None:
+            self.ledger.violate("S4", label, "a value is read on the host while a graph is captured")
+        self.cut()
+        self.ledger.counters["host_sync"] += 1

@@ -1,0 +1,138 @@
+"""Collectives of the simulated card: the backend "hccl" is gloo, with the bridge's restrictions."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from . import costs, dispatch
+from .card import Card
+from .operations import FLOAT
+from .recording import storage_of
+from .tensor import HpuTensor
+
+_REDUCTIONS = frozenset({"SUM", "MIN", "MAX"})
+_NAMES = {
+    "allreduce_": "all_reduce",
+    "allgather_": "all_gather",
+    "_allgather_base_": "all_gather_into_tensor",
+    "broadcast_": "broadcast",
+    "reduce_": "reduce",
+    "reduce_scatter_": "reduce_scatter",
+    "_reduce_scatter_base_": "reduce_scatter_tensor",
+    "alltoall_": "all_to_all",
+    "alltoall_base_": "all_to_all_single",
+    "send": "send",
+    "recv_": "recv",
+}
+"""What the bridge has; scatter and receiving from anyone it does not."""
+
+
+def initialize_distributed_hpu() -> tuple[int, int, int]:
+    """World size, rank and local rank, from the environment."""
+    environ = os.environ
+    rank = int(environ.get("RANK", "0"))
+    return int(environ.get("WORLD_SIZE", "1")), rank, int(environ.get("LOCAL_RANK", str(rank)))
+
+
+def register_backend() -> None:
+    """`init_process_group("hccl")`, once per process."""
+    if "HCCL" not in dir(dist.Backend):
+        dist.Backend.register_backend("hccl", _gloo, devices=["hpu", "cpu"])
+
+
+def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
+    return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
+
+
+def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A collective with tensors on the device."""
+    del kwargs
+    name = _NAMES.get(op._opname)
+    if name is None:
+        raise RuntimeError(f"hccl: {op._opname} is not supported")
+    group = next(
+        dist.ProcessGroup.unbox(a) for a in args if isinstance(a, torch.ScriptObject) and _is_group(a)
+    )
+    used: list[HpuTensor] = []
+    plain = [_unwrap(card, value, used) for value in args]
+    _check(card, name, args, used)
+    issued = f"{name} {[(tuple(t.shape), str(t.dtype)) for t in used]}"
+    card.collectives.update(issued.encode())
+    card.ledger.counters["collectives"] += 1
+    recorder = card.recorder
+    if recorder is None:
+        card.cut()
+    _agree(group, issued, card)
+    result = op(*plain)
+    _wait(result)
+    size = sum(t.numel() * t.element_size() for t in used[-1:])
+    seconds = costs.collective_seconds(card.profile, size, group.size(), "gather" in name)
+    if recorder is None:
+        card.clock.spend("collective", seconds)
+    else:
+        recorder.collectives.append(issued)
+        recorder.seconds += seconds
+        recorder.use(used)
+        for tensor in used:
+            if not recorder.on_die(tensor.plain):
+                recorder.written[id(tensor.allocation)] = tensor.allocation
+        recorder.steps.append((_again, (op, plain), {}))
+        recorder.touched.append({storage_of(tensor.plain) for tensor in used})
+        card.guards["collectives"] = lambda sequence: _agree(group, sequence, card)
+    return (args[0], result[-1]) if isinstance(result, tuple) else result
+
+
+def _check(card: Card, name: str, args: Sequence[Any], used: Sequence[HpuTensor]) -> None:
+    if card.recorder is not None and card.lazy and not card.profile.lazy_collectives:
+        card.ledger.violate("S19", name, "a collective in a graph needs PT_HPU_ENABLE_LAZY_COLLECTIVES")
+    if "reduce" not in name:
+        return
+    for tensor in used:
+        if tensor.dtype not in FLOAT:
+            card.ledger.violate("S20", name, f"of {tensor.dtype}; only float32 and bfloat16 are reduced")
+    for value in args:
+        if isinstance(value, torch.ScriptObject) and not _is_group(value):
+            reduction = str(dist.ReduceOp.unbox(value)) if hasattr(dist.ReduceOp, "unbox") else "SUM"
+            if not any(known in reduction for known in _REDUCTIONS):
+                card.ledger.violate("S20", name, f"by {reduction}; there are sum, min and max")
+
+
+def _agree(group: Any, issued: str, card: Card) -> None:
+    """All ranks of the group are about to issue the same (S19)."""
+    if group.size() == 1:
+        return
+    mine = torch.frombuffer(bytearray(hashlib.sha256(issued.encode()).digest()[:8]), dtype=torch.uint8)
+    everyone = [[torch.empty_like(mine) for _ in range(group.size())]]
+    group._get_backend(torch.device("cpu")).allgather(everyone, [mine]).wait()
+    if any(not torch.equal(mine, other) for other in everyone[0]):
+        card.ledger.violate("S19", issued.split()[0], f"ranks issue different collectives; here: {issued}")
+
+
+def _again(op: Any, args: Sequence[Any]) -> None:
+    _wait(op(*args))
+
+
+def _wait(result: Any) -> None:
+    work = result[-1] if isinstance(result, tuple) else result
+    dist.Work.unbox(work).wait() if isinstance(work, torch.ScriptObject) else work.wait()
+
+
+def _is_group(value: Any) -> bool:
+    return "ProcessGroup" in str(value._type())
+
+
+def _unwrap(card: Card, value: Any, used: list[HpuTensor]) -> Any:
+    if isinstance(value, HpuTensor):
+        dispatch.usable(card, value, "collective")
+        used.append(value)
+        return value.plain
+    if isinstance(value, (list, tuple)):
+        return [_unwrap(card, item, used) for item in value]
+    return value
+
+
+dispatch.FOREIGN["c10d"] = run

@@ -1,0 +1,64 @@
+"""Makes the simulated card the process's `hpu` device, and takes it away again."""
+
+import os
+from typing import Any
+
+import torch
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+from . import bridge, collectives, dispatch, graphs, kernels
+from .card import Card
+from .operations import ALLOWED
+from .profile import Profile
+
+_libraries: list[torch.library.Library] = []
+_torch_compile = torch.compile
+
+
+def install(profile: Profile | str) -> Card:
+    """Open a new card and let `import habana_frameworks` find the stand-in. Returns the card.
+
+    Tensors of an earlier card keep working, but on the new one.
+    """
+    card = Card(Profile.of(profile) if isinstance(profile, str) else profile)
+    if not _libraries:
+        _register()
+    dispatch.use_card(card)
+    bridge.put(bridge.build(card))
+    torch.compile = _compile
+    return card
+
+
+def uninstall() -> None:
+    """Take away what can be taken away; torch keeps knowing a device named hpu."""
+    dispatch.use_card(None)
+    bridge.remove()
+    torch.compile = _torch_compile
+
+
+def _register() -> None:
+    """What torch takes once per process only."""
+    _setup_privateuseone_for_python_backend("hpu")
+    fallback = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
+    fallback.fallback(_fallback, "PrivateUse1")  # type: ignore[no-untyped-call]
+    operators = torch.library.Library("hpu", "DEF")  # type: ignore[no-untyped-call]
+    kernels.define_operators(operators)
+    ALLOWED.update(kernels.DTYPES)
+    collectives.register_backend()
+    _libraries.extend((fallback, operators))
+    os.register_at_fork(after_in_child=_forked)
+
+
+def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
+    return dispatch.run(op, args, kwargs)
+
+
+def _forked() -> None:
+    for card in dispatch._cards:
+        card.forked = True
+
+
+def _compile(model: Any = None, **options: Any) -> Any:
+    if options.get("backend") != "hpu_backend" or not dispatch._cards:
+        return _torch_compile(model, **options)
+    return graphs.compile_for_hpu(model, **options)

@@ -1,0 +1,263 @@
+"""The rules that a simulated card holds code to: what each means, how it is found out, and what happens
+then.
+
+The numbers are those of the table in docs/simulated-gaudi.md. A rule raises where it is broken, unless a
+budget was given for it (`Ledger.allow`): then so many cases are counted and only the next one raises.
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import attrs
+
+_OWN = str(Path(__file__).parent)
+
+
+@attrs.frozen
+class Rule:
+    """One thing that works on a CPU and not, or not for long, on a card."""
+
+    id: str
+    title: str
+    why: str
+    """What happens on a card."""
+    detected: str
+    """How the simulation finds it; where it cannot, the reason."""
+    counted_only: bool = False
+    """Never raises: a cost rather than an error."""
+
+
+class GaudiRuleError(RuntimeError):
+    """Code did what a card does not allow. Names the rule, the operation and the place in the code."""
+
+    def __init__(self, rule: Rule, op: str, place: str, detail: str) -> None:
+        super().__init__(f"{rule.id} {rule.title}: {detail} [{op} at {place}]")
+        self.rule, self.op, self.place = rule.id, op, place
+
+
+@attrs.frozen
+class Violation:
+    """One case of a broken rule."""
+
+    rule: str
+    op: str
+    place: str
+    detail: str
+
+
+@attrs.define
+class Ledger:
+    """What happened: violations in order, and how often everything else."""
+
+    counters: Counter[str] = attrs.field(factory=Counter)
+    violations: list[Violation] = attrs.field(factory=list)
+    _budgets: dict[str, float] = attrs.field(factory=dict)
+
+    def allow(self, rule: str, cases: float = float("inf")) -> None:
+        """Count so many further cases of a rule before one raises."""
+        self._budgets[_known(rule).id] = cases
+
+    def violate(self, rule: str, op: str, detail: str) -> None:
+        """Record a case of a broken rule, and raise GaudiRuleError unless there is a budget for it."""
+        known, place = _known(rule), place_in_code()
+        self.violations.append(Violation(rule, op, place, detail))
+        self.counters[rule] += 1
+        left = self._budgets.get(rule, 0)
+        if left > 0:
+            self._budgets[rule] = left - 1
+            return
+        raise GaudiRuleError(known, op, place, detail)
+
+
+def place_in_code() -> str:
+    """File and line of the innermost code that is neither torch's nor the simulation's."""
+    torch_folder = str(Path(sys.modules["torch"].__file__ or "").parent) if "torch" in sys.modules else _OWN
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith((_OWN, torch_folder, "<")):
+            return f"{name}:{frame.f_lineno}"
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return "unknown place"
+
+
+def _known(rule: str) -> Rule:
+    if rule not in RULES:
+        raise KeyError(f"no rule {rule!r}")
+    return RULES[rule]
+
+
+_TABLE = (
+    Rule(
+        "S1",
+        "nothing compiles after warm-up",
+        "a new shape costs seconds while users wait",
+        "every graph and every recipe has a key; after `seal()` an unknown one is refused",
+    ),
+    Rule(
+        "S2",
+        "only tensors cross the border of a graph",
+        "the bridge hashes scalars by value and objects by identity, and leaves the dtype out of its key",
+        "an argument that is no tensor takes a second value, or one shape comes with a second dtype",
+    ),
+    Rule(
+        "S3",
+        "shapes do not depend on data",
+        "an operation whose output size is known only after it ran cannot be part of a graph",
+        "a table of operations (nonzero, unique, boolean indices, ...); outside of a graph they are counted",
+    ),
+    Rule(
+        "S4",
+        "nothing is read on the host within a graph, and once per step outside",
+        "the host waits for the card, and a capture fails",
+        "`item`, copies to the CPU, `equal`, printing; outside of graphs `step()` holds a budget",
+    ),
+    Rule(
+        "S5",
+        "no Python control flow on tensor values within a graph",
+        "the branch taken at capture is taken for ever",
+        "`bool(tensor)` while a graph is captured",
+    ),
+    Rule(
+        "S6",
+        "no CPU tensor among the arguments of a device operation",
+        "an implicit copy; a capture fails or bakes the value in",
+        "a plain tensor with dimensions as an argument, or any copy from the host within a capture",
+    ),
+    Rule(
+        "S7",
+        "no memory beyond the plan",
+        "the process dies under load",
+        "every allocation is counted against the card's memory, and after `seal()` against a budget per step",
+    ),
+    Rule(
+        "S8",
+        "a graph's outputs are one static buffer",
+        "the next replay overwrites what the last one returned",
+        "outputs of an earlier replay, and views of them, cannot be used",
+    ),
+    Rule(
+        "S9",
+        "a graph's inputs are static buffers",
+        "an input kept past the call shows the data of later calls",
+        "a tensor that the captured code got as an argument cannot be used after the capture",
+    ),
+    Rule(
+        "S10",
+        "Python runs only at capture",
+        "later calls never enter the function: what it leaves in Python objects stays as it was",
+        "the body runs once; replays carry out what it recorded; a tensor computed within cannot be kept",
+    ),
+    Rule(
+        "S11",
+        "integers fit into 32 bits",
+        "int64 is silently int32 on the device (PT_ENABLE_INT64_SUPPORT is off in lazy mode)",
+        "values of int64 tensors are checked where they arise; `strict_int64` refuses the tensors",
+    ),
+    Rule(
+        "S12",
+        "no float64, complex, sparse or unsigned 16 to 64 bit tensors",
+        "not supported; float16 is, slowly, and counted",
+        "the dtype and layout of every tensor that comes to be",
+    ),
+    Rule(
+        "S13",
+        "fp8 is e4m3 up to 240 (Gaudi2) or 448 (Gaudi3)",
+        "Gaudi2 has another range than the dtype's name says",
+        "casts saturate there; an fp8 tensor from the host with greater values, and e5m2, are refused",
+    ),
+    Rule(
+        "S14",
+        "kernels exist for some dtypes only",
+        "matrix products of integers or float16, sorts of integers and the like run on the host",
+        "a table of dtypes per operation; an error in a graph, else counted as CPU fallback",
+    ),
+    Rule(
+        "S15",
+        "every operation has a kernel",
+        "an unknown one runs on the host, and aborts a capture",
+        "a list of operations; an error in a graph, else counted as CPU fallback",
+    ),
+    Rule(
+        "S16",
+        "indices are in range and not negative",
+        "the device checks nothing and reads or writes elsewhere",
+        "values of indices are checked at every run and every replay",
+    ),
+    Rule(
+        "S17",
+        "no native one_hot",
+        "-1 gives a row of zeros on the device and an error on the CPU",
+        "`torch.nn.functional.one_hot` is refused",
+    ),
+    Rule(
+        "S18",
+        "captures do not nest",
+        "fatal on the device, as is a replay within a capture or an end on another stream",
+        "the recorder knows whether, and on which stream, a capture is going on",
+    ),
+    Rule(
+        "S19",
+        "all ranks issue the same collectives, in graphs only where they are graph nodes",
+        "another order or size hangs all ranks; lazy mode needs PT_HPU_ENABLE_LAZY_COLLECTIVES",
+        "ranks exchange a hash of name, shape and dtype before each collective and each replay",
+    ),
+    Rule(
+        "S20",
+        "collectives are sum, min and max of float32 or bfloat16",
+        "other dtypes are silently converted to float32, product and average do not exist",
+        "arguments of the collective",
+    ),
+    Rule(
+        "S21",
+        "a graph changes inputs and kept tensors as a whole",
+        "in-place updates of views are not captured faithfully",
+        "an operation in place on a part of a tensor from outside, or on an input (but for index_copy_)",
+    ),
+    Rule(
+        "S22",
+        "the KV cache is written by owners, and holds no NaN",
+        "silent corruption of another request",
+        "`KVGuard.watch` names the cache and its pad block, `own` the owners; reads and writes are checked",
+    ),
+    Rule(
+        "S23",
+        "the contiguous layout has no shared block",
+        "an entry has one owner; wrong rows otherwise",
+        "`KVGuard.check_layout` of the metadata that the host built",
+    ),
+    Rule(
+        "S24",
+        "no random generator within a graph",
+        "a shared generator makes seeds depend on neighbours",
+        "random operations in a graph; outside they are counted",
+    ),
+    Rule(
+        "S25",
+        "compilation costs time and memory",
+        "a warm-up of minutes to hours, and graphs that eat the memory",
+        "each new recipe adds to the simulated clock and to the memory in use; `compile_budget` refuses more",
+    ),
+    Rule(
+        "S26",
+        "no fork after the device was opened",
+        "the child hangs",
+        "a hook of the process: the child cannot use the device",
+    ),
+    Rule(
+        "S27",
+        "what another stream does is waited for",
+        "races",
+        "streams have vector clocks; a host buffer holds rubbish until an event after the copy",
+    ),
+    Rule(
+        "S28",
+        "releases differ",
+        "HPU graphs exist in lazy mode only, int64 and collectives differ",
+        "the profile: what a release does not have is not there, or refused",
+    ),
+)
+RULES = {rule.id: rule for rule in _TABLE}

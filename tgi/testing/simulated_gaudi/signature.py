@@ -1,0 +1,124 @@
+"""The arguments of a graph: which tensors are among them, what the graph is known by, and the same with
+other tensors.
+
+In lazy mode the bridge looks into lists, tuples and dicts only; anything else counts by its hash. Dynamo
+looks into objects as well, so in compile mode the fields of attrs classes and dataclasses are arguments
+too.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import attrs
+import torch
+
+from .rules import Ledger
+from .tensor import HpuTensor
+
+
+@attrs.define
+class Leaves:
+    """What was found in the arguments of one call."""
+
+    into_objects: bool
+    tensors: list[HpuTensor] = attrs.field(factory=list)
+    scalars: dict[str, Hashable] = attrs.field(factory=dict)
+    """By their path."""
+    structure: list[Hashable] = attrs.field(factory=list)
+
+    def walk(self, value: Any, path: str) -> None:
+        """Look into a value."""
+        if isinstance(value, HpuTensor):
+            self.structure.append((path, "tensor"))
+            self.tensors.append(value)
+        elif isinstance(value, torch.Tensor):
+            self.structure.append((path, "host tensor", tuple(value.shape)))
+        elif value is None:
+            self.structure.append((path, None))
+        elif (children := _children(value, self.into_objects)) is not None:
+            self.structure.append((path, type(value).__name__, len(children)))
+            for name, child in children.items():
+                self.walk(child, f"{path}.{name}")
+        else:
+            self.scalars[path] = _identity(value)
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for calls that may use the same graph."""
+        return (tuple(self.structure), tuple(map(_tensor_key, self.tensors)), tuple(self.scalars.items()))
+
+
+def replace(value: Any, tensor: Callable[[HpuTensor], Any], into_objects: bool) -> Any:
+    """The same value with other tensors."""
+    if isinstance(value, HpuTensor):
+        return tensor(value)
+    children = _children(value, into_objects)
+    if children is None:
+        return value
+    new = {name: replace(child, tensor, into_objects) for name, child in children.items()}
+    if all(new[name] is child for name, child in children.items()):
+        return value
+    if isinstance(value, dict):
+        return dict(new)
+    if isinstance(value, list):
+        return list(new.values())
+    if isinstance(value, tuple):
+        return type(value)(*new.values()) if hasattr(value, "_fields") else tuple(new.values())
+    made = copy.copy(value)
+    for name, child in new.items():
+        object.__setattr__(made, name, child)
+    return made
+
+
+@attrs.define
+class Seen:
+    """What the calls of one graph function have been so far (S2)."""
+
+    name: str
+    ledger: Ledger
+    scalars: dict[str, Hashable] = attrs.field(factory=dict)
+    dtypes: dict[Hashable, Hashable] = attrs.field(factory=dict)
+
+    def check(self, leaves: Leaves) -> None:
+        """Scalars keep their values, and a shape keeps its dtype."""
+        for path, value in leaves.scalars.items():
+            before = self.scalars.setdefault(path, value)
+            if before != value:
+                self.ledger.violate(
+                    "S2", self.name, f"{path} is {value!r}, and was {before!r}: a graph for each value"
+                )
+        shapes = (tuple(leaves.structure), tuple(tuple(t.shape) for t in leaves.tensors))
+        dtypes = tuple(str(t.dtype) for t in leaves.tensors)
+        before = self.dtypes.setdefault(shapes, dtypes)
+        if before != dtypes:
+            self.ledger.violate(
+                "S2", self.name, f"the same shapes with the dtypes {dtypes}, and before with {before}"
+            )
+
+
+def _children(value: Any, into_objects: bool) -> Mapping[Any, Any] | None:
+    if isinstance(value, dict):
+        return value
+    if isinstance(value, (list, tuple)):
+        return dict(enumerate(value))
+    if into_objects and not isinstance(value, type):
+        if attrs.has(type(value)):
+            return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
+        if dataclasses.is_dataclass(value):
+            return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return None
+
+
+def _identity(value: Any) -> Hashable:
+    if isinstance(value, (bool, int, float, str, bytes)):
+        return (type(value).__name__, value)
+    if isinstance(value, (torch.dtype, torch.device)):
+        return str(value)
+    return (type(value).__name__, id(value))
+
+
+def _tensor_key(tensor: HpuTensor) -> Hashable:
+    plain = tensor.plain
+    return (tuple(plain.shape), str(plain.dtype), plain.stride())

@@ -1,0 +1,167 @@
+"""Streams and events of the simulated card, and the copies between host and device that they order.
+
+Work is done at once; only what the order allows to be seen is simulated. Every stream has a clock, and
+knows how far it has waited for each other stream (a vector clock). A copy to the host leaves rubbish in its
+buffer until the host has waited for an event after the copy.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import attrs
+
+from .rules import Ledger
+
+
+class Moments(Protocol):
+    """When memory was last written, and read by a copy: (stream, tick)."""
+
+    written: tuple[int, int] | None
+    read: tuple[int, int] | None
+
+
+@attrs.define(eq=False)
+class Stream:
+    """`torch.hpu.Stream`."""
+
+    streams: "Streams"
+    number: int
+    tick: int = 0
+    seen: dict[int, int] = attrs.field(factory=dict)
+    """How far each stream is that this one has waited for."""
+    arrivals: deque[tuple[int, Callable[[], None]]] = attrs.field(factory=deque)
+    """Copies that the host has not waited for."""
+
+    def wait_event(self, event: "Event") -> None:
+        """Later work here comes after the event."""
+        _merge(self.seen, event.seen)
+
+    def wait_stream(self, stream: "Stream") -> None:
+        """Later work here comes after all that the other has now."""
+        _merge(self.seen, stream.position)
+
+    def record_event(self, event: "Event | None" = None) -> "Event":
+        """An event after all work here."""
+        made = Event(self.streams) if event is None else event
+        made.record(self)
+        return made
+
+    def query(self) -> bool:
+        """Whether all work is done; then the host may read what was copied."""
+        self.synchronize()
+        return True
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        self.streams.host_waits(self.position)
+
+    @property
+    def position(self) -> dict[int, int]:
+        """What has happened when all work here is done."""
+        return self.seen | {self.number: self.tick}
+
+
+class Event:
+    """`torch.hpu.Event`."""
+
+    def __init__(self, streams: "Streams", enable_timing: bool = False) -> None:
+        self.streams, self.enable_timing = streams, enable_timing
+        self.seen: dict[int, int] = {}
+        self.seconds = 0.0
+        self._asked = False
+
+    def record(self, stream: Stream | None = None) -> None:
+        """Happens after all work of the stream."""
+        self.seen = dict((stream or self.streams.current).position)
+        self.seconds = self.streams.seconds()
+        self._asked = False
+
+    def wait(self, stream: Stream | None = None) -> None:
+        """The stream waits."""
+        (stream or self.streams.current).wait_event(self)
+
+    def query(self) -> bool:
+        """False the first time, so that code that asks learns to wait."""
+        if not self._asked and self.seen:
+            self._asked = True
+            return False
+        self.synchronize()
+        return True
+
+    def synchronize(self) -> None:
+        """The host waits."""
+        self.streams.host_waits(self.seen)
+
+    def elapsed_time(self, end: "Event") -> float:
+        """Simulated milliseconds."""
+        return (end.seconds - self.seconds) * 1000
+
+
+class Streams:
+    """All streams of a card."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self.all: list[Stream] = []
+        self.current = self.default = self.new()
+        self._host_seen: dict[int, int] = {}
+        self.seconds: Callable[[], float] = lambda: 0.0
+
+    def new(self) -> Stream:
+        """Another stream."""
+        self.all.append(Stream(self, len(self.all)))
+        return self.all[-1]
+
+    def host_waits(self, position: dict[int, int]) -> None:
+        """Everything up to there has happened: copies arrive."""
+        _merge(self._host_seen, position)
+        for stream in self.all:
+            reached = self._host_seen.get(stream.number, 0)
+            while stream.arrivals and stream.arrivals[0][0] <= reached:
+                stream.arrivals.popleft()[1]()
+
+    def host_waits_for_all(self) -> None:
+        """`torch.hpu.synchronize`."""
+        for stream in self.all:
+            stream.synchronize()
+
+    def arrive(self, what: Callable[[], None]) -> None:
+        """Do that when the host waits for what is now the last work of the current stream."""
+        self.current.tick += 1
+        self.current.arrivals.append((self.current.tick, what))
+
+    def reads(self, memory: Moments, label: str, copy: bool = False) -> None:
+        """The current stream reads memory."""
+        if len(self.all) == 1:
+            return
+        self._must_have_seen(
+            memory.written, label, "reads what another stream writes, and has not waited for it"
+        )
+        if copy:
+            memory.read = (self.current.number, self.current.tick + 1)
+
+    def writes(self, memory: Moments, label: str) -> None:
+        """The current stream writes memory."""
+        if len(self.all) == 1:
+            return
+        self._must_have_seen(
+            memory.written, label, "writes what another stream writes, and has not waited for it"
+        )
+        self._must_have_seen(
+            memory.read, label, "overwrites what another stream copies, and has not waited for it"
+        )
+        self.current.tick += 1
+        memory.written, memory.read = (self.current.number, self.current.tick), None
+
+    def _must_have_seen(self, moment: tuple[int, int] | None, label: str, problem: str) -> None:
+        if moment is None or moment[0] == self.current.number:
+            return
+        number, tick = moment
+        if max(self.current.seen.get(number, 0), self._host_seen.get(number, 0)) < tick:
+            self._ledger.violate("S27", label, f"stream {self.current.number} {problem}")
+
+
+def _merge(into: dict[int, int], other: dict[int, int]) -> None:
+    for number, tick in other.items():
+        into[number] = max(into.get(number, 0), tick)
