@@ -96,10 +96,10 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 
 
 async def _answer_error(error: ApiError) -> Response:
-    if isinstance(error, BodyError):
-        return text_answer(str(error), error.status)
     if request.path.startswith("/v1/"):
         return json_answer(error.to_openai_body(), error.status, error.headers)
+    if isinstance(error, BodyError):
+        return text_answer(str(error), error.status)
     if isinstance(error, Unauthorized):
         return empty(error.status)
     return json_answer(error.to_body(), error.status, error.headers)

@@ -208,8 +208,8 @@ class _FunctionName:
 @attrs.frozen
 class _NamedTool:
     json_name: ClassVar = "NamedTool"
-    type: Literal["function"]
     function: _FunctionName
+    type: Literal["function"] = "function"
 
 
 @attrs.frozen

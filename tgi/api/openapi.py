@@ -27,7 +27,7 @@ _ERRORS = {
     503: "The server is starting or ending",
 }
 _TEXT = (400, 413, 415, 422)
-"""Errors of bodies that could not be read, answered in plain text."""
+"""Errors of bodies that could not be read, answered in plain text but on `/v1/*`."""
 _RETRIED = (429, 503)
 _TIMINGS = {
     "x-compute-type": ({"type": "string"}, "What computes"),
@@ -125,9 +125,9 @@ def _error(operation: Operation, status: int) -> Schema:
     answer: Schema = {"description": _ERRORS[status]}
     openai = operation.path.startswith("/v1/")
     content: Schema = {}
-    if status in _TEXT:
+    if status in _TEXT and not openai:
         content["text/plain"] = {"schema": {"type": "string"}}
-    if status not in (400, 413, 415) and (status != 401 or openai):
+    if openai or status not in (400, 401, 413, 415):
         name = "OpenAIErrorResponse" if openai else "ErrorResponse"
         if operation.name in ("health", "ping", "root_health"):
             name = "HealthResponse"
