@@ -1,0 +1,274 @@
+"""How requests are understood: tgi-behaviour 2.1 to 2.4, 2.6 and 2.7, over a real port."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from tgi.protocol import LaneParams
+
+from .serving import BOS, EOS, LIMITS, Answer, Server, make_tokenizer, run, saying, serving
+
+USER = {"role": "user", "content": "Hello"}
+OPTIONAL = {
+    "/generate": """best_of temperature repetition_penalty frequency_penalty top_k top_p typical_p
+        max_new_tokens return_full_text truncate seed top_n_tokens grammar adapter_id""",
+    "/v1/chat/completions": """model max_tokens temperature top_p frequency_penalty presence_penalty stop seed
+        logprobs top_logprobs tools tool_choice tool_prompt response_format logit_bias""",
+    "/v1/completions": """model max_tokens temperature top_p frequency_penalty repetition_penalty stop seed
+        suffix""",
+}
+
+
+def body_of(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    if path.startswith("/v1/chat"):
+        return {"messages": [USER], **parameters}
+    if path.startswith("/v1/"):
+        return {"prompt": "x", **parameters}
+    return {"inputs": "x", "parameters": parameters}
+
+
+@pytest.mark.parametrize("path", OPTIONAL)
+def test_d3_null_is_the_same_as_nothing(path: str) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello")) as server:
+            nulls = dict.fromkeys(OPTIONAL[path].split())
+            with_nulls = await server.ask("POST", path, body_of(path, nulls))
+            without = await server.ask("POST", path, body_of(path, {}))
+            assert with_nulls.status == without.status == 200, with_nulls.body
+            assert content_of(with_nulls) == content_of(without)
+
+    run(main)
+
+
+def content_of(answer: Answer) -> dict[str, Any]:
+    """The body without what tells two answers apart."""
+    return {key: value for key, value in answer.json.items() if key not in ("id", "created")}
+
+
+@pytest.mark.parametrize("name", ["do_sample", "watermark", "details", "decoder_input_details"])
+def test_d3_what_has_a_default_is_not_null(name: str) -> None:
+    async def main() -> None:
+        async with serving() as server:
+            answer = await server.generate({name: None})
+            assert answer.status == 422
+            text = f"parameters.{name}: invalid type: null, expected a boolean at line 1 column "
+            assert answer.body.decode().partition("target type: ")[2].startswith(text)
+
+    run(main)
+
+
+def params_of(path: str, parameters: dict[str, Any]) -> LaneParams:
+    """What the rank is told."""
+    seen: list[LaneParams] = []
+
+    def script(params: LaneParams, _draw: int) -> int:
+        seen.append(params)
+        return EOS
+
+    async def main() -> None:
+        async with serving(script) as server:
+            answer = await server.ask("POST", path, body_of(path, parameters))
+            assert answer.status == 200, answer.body
+
+    run(main)
+    return seen[0]
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
+def test_2_2_the_parameters_reach_the_rank(path: str) -> None:
+    given = {
+        "temperature": 0.5,
+        "repetition_penalty": 1.25,
+        "frequency_penalty": 0.75,
+        "top_k": 7,
+        "top_p": 0.25,
+        "typical_p": 0.125,
+        "seed": 2**64 - 1,
+        "watermark": True,
+    }
+    params = params_of(path, given)
+    assert {name: getattr(params, name) for name in given} == given
+    assert params.sample
+    neutral = params_of(path, {})
+    assert (neutral.temperature, neutral.repetition_penalty, neutral.frequency_penalty) == (1, 1, 0)
+    assert (neutral.top_k, neutral.top_p, neutral.typical_p, neutral.watermark) == (0, 1, 1, False)
+    assert not neutral.sample
+
+
+def test_2_4_the_parameters_of_completions_reach_the_rank() -> None:
+    given = {"temperature": 0.5, "repetition_penalty": 1.25, "top_p": 0.25, "seed": 5}
+    params = params_of("/v1/completions", given)
+    assert {name: getattr(params, name) for name in given} == given
+    for temperature, sampled in ((0, False), (0.0, False), (-0.0, False), (None, True), (1, True)):
+        assert params_of("/v1/completions", {"temperature": temperature}).sample == sampled
+        assert params_of("/v1/chat/completions", {"temperature": temperature}).sample == sampled
+
+
+BROKEN: dict[str, dict[str, Any]] = {
+    "you must use sampling when `best_of` is > 1": {"best_of": 2},
+    "`repetition_penalty` must be strictly positive": {"repetition_penalty": 0},
+    "`frequency_penalty` must be >= -2.0 and <= 2.0": {"frequency_penalty": 3},
+    "`top_p` must be > 0.0 and < 1.0": {"top_p": 1},
+    "`typical_p` must be > 0.0 and < 1.0": {"typical_p": 1},
+    "`top_k` must be strictly positive": {"top_k": 0},
+    "`max_new_tokens` must be strictly positive": {"max_new_tokens": 0},
+    "`stop` supports up to 4 stop sequences. Given: 5": {"stop": ["a"] * 5},
+    "`seed` must not be set when `best_of` > 1": {"seed": 1, "best_of": 2, "do_sample": True},
+    "`top_n_tokens` must be >= 0 and <= 5. Given: 6": {"top_n_tokens": 6},
+    "`inputs` cannot be empty": {"inputs": ""},
+    "`truncate` must be strictly positive and less than 63. Given: 0": {"truncate": 0},
+    "`inputs` tokens + `max_new_tokens` must be <= 64. Given: 65 `inputs` tokens and 1 `max_new_tokens`": {
+        "inputs": "Hello" * 64,
+        "max_new_tokens": 1,
+    },
+    "`inputs` must have less than 63 tokens. Given: 64": {"inputs": "Hello" * 63},
+    "grammar is not supported": {"grammar": {"type": "json", "value": [1]}},
+}
+"""What breaks each rule of 2.6 from V06 on, in the order of the rules; V07 is left out, for it breaks V06."""
+
+
+def broken(names: list[str]) -> dict[str, Any]:
+    """A body that breaks all these rules."""
+    parameters: dict[str, Any] = {}
+    for name in reversed(names):
+        parameters |= BROKEN[name]
+    inputs = parameters.pop("inputs", "Hello")
+    if names[0].startswith("you must"):  # any of these would be sampling
+        parameters = {
+            k: v for k, v in parameters.items() if k not in ("top_p", "typical_p", "top_k", "do_sample")
+        }
+    return {"inputs": inputs, "parameters": parameters}
+
+
+def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            names = list(BROKEN)
+            for first in range(len(names)):
+                answer = await server.ask("POST", "/generate", broken(names[first:]))
+                assert answer.json["error"] == f"Input validation error: {names[first]}"
+            answer = await server.ask(
+                "POST", "/generate", {"inputs": "", "parameters": {"temperature": 0, "repetition_penalty": 0}}
+            )
+            assert answer.json["error"].endswith("`temperature` must be strictly positive")
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "status"),
+    [
+        ("/generate", {"best_of": 3}, 422),  # V04
+        ("/generate_stream", {"best_of": 2}, 422),  # V01
+        ("/generate_stream", {"decoder_input_details": True}, 422),  # V02
+        ("/generate", {"temperature": 0}, 429),  # V07
+        ("/generate_stream", {"temperature": 0}, 429),
+    ],
+)
+def test_v05_the_permit_comes_after_v04_and_before_v06(
+    path: str, parameters: dict[str, Any], status: int
+) -> None:
+    async def main() -> None:
+        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+            assert (await server.generate(parameters, path=path)).status == status
+
+    run(main)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_r2_71_the_prompt_is_not_repeated_unless_asked_for(path: str) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello")) as server:
+            for given, text in ((None, "Hello"), (False, "Hello"), (True, "xHello")):
+                answer = await server.generate({"return_full_text": given}, "x", path=path)
+                body = answer.events[-1] if path == "/generate_stream" else answer.json
+                assert body["generated_text"] == text
+
+    run(main)
+
+
+@pytest.mark.parametrize(("truncate", "length"), [(None, 3), (63, 3), (2, 2), (1, 1)])
+def test_r2_74_the_length_of_the_prompt(truncate: int | None, length: int) -> None:
+    prompt = make_tokenizer().encode("Hello world")
+    assert (prompt[0], len(prompt)) == (BOS, 3)
+
+    async def main() -> None:
+        async with serving(saying("Hello")) as server:
+            answer = await server.generate({"truncate": truncate}, "Hello world")
+            assert answer.headers["x-prompt-tokens"] == str(length)
+            answer = await server.generate(
+                {"truncate": truncate, "details": True}, "Hello world", path="/generate_stream"
+            )
+            assert answer.events[-1]["details"]["input_length"] == length
+
+    run(main)
+
+
+async def predicted(server: Server, parameters: dict[str, Any]) -> str:
+    body = {"instances": [{"inputs": "x", "parameters": parameters}]}
+    (text,) = (await server.ask("POST", "/vertex", body)).json["predictions"]
+    return str(text)
+
+
+def test_r2_75_vertex_heeds_every_parameter() -> None:
+    """TGI: only max_new_tokens and seed."""
+
+    async def main() -> None:
+        async with serving(saying("Hello world")) as server:
+            assert await predicted(server, {}) == "Hello world"
+            assert await predicted(server, {"stop": ["wor"]}) == "Hello wor"
+            assert await predicted(server, {"max_new_tokens": 1}) == "Hello"
+            assert await predicted(server, {"return_full_text": True}) == "xHello world"
+        seen = set()
+
+        def script(params: LaneParams, _draw: int) -> int:
+            seen.add((params.sample, params.temperature))
+            return EOS
+
+        async with serving(script) as server:
+            for parameters in ({}, {"temperature": 0.5}):
+                await predicted(server, parameters)
+            await server.ask("POST", "/vertex", {"instances": [{"inputs": "x"}]})
+            assert seen == {(False, 1), (True, 0.5), (True, 1)}
+
+    run(main)
+
+
+async def refused(server: Server, path: str, inputs: str) -> Answer:
+    body: dict[str, Any] = {"instances": [{"inputs": inputs}]}
+    if path != "/vertex":
+        data = {"name": "i", "shape": [1], "datatype": "BYTES", "data": list(inputs.encode())}
+        body = {"id": "1", "inputs": [data], "outputs": [{"name": "o"}]}
+    return await server.ask("POST", path, body)
+
+
+@pytest.mark.parametrize("path", ["/vertex", "/v2/models/m/versions/1/infer"])
+def test_3_11_and_r1_27_errors_are_the_true_ones(path: str) -> None:
+    """TGI: always 500, Incomplete generation."""
+
+    async def main() -> None:
+        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=1)) as server:
+            answer = await refused(server, path, "")
+            assert answer.status == 422
+            assert answer.json == {
+                "error": "Input validation error: `inputs` cannot be empty",
+                "error_type": "validation",
+            }
+        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+            assert (await refused(server, path, "x")).status == 429
+
+    run(main)
+
+
+def test_r2_76_tokenize_checks_nothing() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            wrong = {"temperature": -1, "truncate": 0, "max_new_tokens": 0, "best_of": 9, "stop": ["a"] * 9}
+            plain = await server.generate({}, "Hello world", path="/tokenize")
+            answer = await server.generate(wrong, "Hello world", path="/tokenize")
+            assert answer.status == 200
+            assert [piece["text"] for piece in answer.json] == ["", "Hello", " world"]
+            assert answer.body == plain.body
+
+    run(main)

@@ -1,0 +1,112 @@
+"""`response_format`: tgi-behaviour 4.7 and R2.50, over a real port."""
+
+import json
+import re
+from typing import Any
+
+import attrs
+import jsonschema
+import pytest
+
+from tgi.config import Options
+
+from .serving import LIMITS, Server, run, saying, serving
+from .test_chat import chat, chunks
+
+USER = {"role": "user", "content": "Hello"}
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 3, "maximum": 9}},
+    "required": ["n"],
+}
+LIST = {"type": "array", "items": {"type": "boolean"}, "minItems": 1, "maxItems": 2}
+ROOM = attrs.evolve(LIMITS, max_input_tokens=100, max_total_tokens=400)
+FORMATS: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"type": "json", "value": SCHEMA}, SCHEMA),
+    ({"type": "json", "value": json.dumps(SCHEMA)}, SCHEMA),
+    ({"type": "json_object", "value": SCHEMA}, SCHEMA),
+    ({"type": "json_schema", "value": {"name": "n", "schema": SCHEMA}}, SCHEMA),
+    # OpenAI's, which TGI refuses; and a schema without properties, which it refuses too.
+    ({"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}, SCHEMA),
+    ({"type": "json_schema", "json_schema": {"name": "n", "schema": LIST}}, LIST),
+    ({"type": "json_object"}, {"type": "object"}),
+]
+
+
+async def content(server: Server, wanted: dict[str, Any], stream: bool) -> str:
+    answer = await chat(server, response_format=wanted, stream=stream)
+    assert answer.status == 200, answer.body
+    if not stream:
+        (choice,) = answer.json["choices"]
+        assert choice["finish_reason"] == "stop"
+        assert choice["message"].keys() == {"role", "content"}
+        return str(choice["message"]["content"])
+    events = [event["choices"][0] for event in chunks(answer)]
+    assert events[-1]["finish_reason"] == "stop"
+    return "".join(event["delta"]["content"] for event in events)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("wanted", "schema"), FORMATS)
+def test_r2_50_the_content_obeys_the_schema_in_every_spelling(
+    wanted: dict[str, Any], schema: dict[str, Any], stream: bool
+) -> None:
+    """The model would say something else, or go on."""
+
+    async def main() -> None:
+        async with serving(saying("{} and so on"), limits=ROOM) as server:
+            jsonschema.validate(json.loads(await content(server, wanted, stream)), schema)
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_4_7_a_regex_and_no_format_at_all(stream: bool) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello"), limits=ROOM) as server:
+            text = await content(server, {"type": "regex", "value": "[ab]{2}"}, stream)
+            assert re.fullmatch("[ab]{2}", text)
+            assert await content(server, {"type": "text"}, stream) == "Hello"
+
+    run(main)
+
+
+def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
+    async def main() -> None:
+        async with serving() as server:
+            texts = [
+                (await server.ask("POST", "/chat_tokenize", {"messages": [USER], **more})).json
+                for more in ({}, {"response_format": FORMATS[0][0]})
+            ]
+            assert texts[0] == texts[1]
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"type": "json", "value": [1]}, "grammar is not supported"),
+        ({"type": "json", "value": {"type": "strin"}}, "grammar is not valid: Invalid type: strin"),
+        ({"type": "regex", "value": "("}, "grammar is not valid: unclosed group"),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_v22_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello"), limits=ROOM) as server:
+            answer = await chat(server, response_format=wanted, stream=stream)
+            assert answer.status == 422
+            assert answer.json["error"]["message"] == f"Input validation error: {message}"
+
+    run(main)
+
+
+def test_v22a_grammars_can_be_switched_off() -> None:
+    async def main() -> None:
+        async with serving(options=Options(disable_grammar_support=True)) as server:
+            answer = await chat(server, response_format=FORMATS[0][0])
+            assert answer.status == 422
+            assert answer.json["error"]["message"] == "Input validation error: grammar is not supported"
+
+    run(main)

@@ -1,0 +1,182 @@
+"""Templates as a client sees them: tgi-behaviour 4.1 to 4.3, 12.4 and 12.5.
+
+TGI renders with minijinja, this server as transformers does; what comes out otherwise than in 12.4 says so.
+"""
+
+import json
+from typing import Any
+
+import pytest
+
+from .serving import TEMPLATE, Answer, run, serving
+
+USER = {"role": "user", "content": "Hello"}
+PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def answer_of(path: str, template: str | None, messages: Any = (USER,), **body: Any) -> Answer:
+    answers = []
+
+    async def main() -> None:
+        async with serving(template=template) as server:
+            answers.append(await server.ask("POST", path, {"messages": list(messages), **body}))
+
+    run(main)
+    return answers[0]
+
+
+def rendered(template: str, messages: Any = (USER,), **body: Any) -> str:
+    answer = answer_of("/chat_tokenize", template, messages, **body)
+    assert answer.status == 200, answer.body
+    return str(answer.json["templated_text"])
+
+
+def error_of(template: str, messages: Any = (USER,)) -> str:
+    answer = answer_of("/v1/chat/completions", template, messages)
+    assert (answer.status, answer.json["error_type"]) == (422, "template_error")
+    return str(answer.json["error"]["message"]).removeprefix("Template error: ")
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "text"),
+    [
+        ("a\n\n", {}, "a\n"),
+        ("{{ x|tojson(indent=4) }}", {"x": {"b": 1}}, '{\n    "b": 1\n}'),
+        ("{{ nope }}", {}, ""),
+        ("{% for i in [1,2,3] %}{% if i==2 %}{% break %}{% endif %}{{i}}{% endfor %}", {}, "1"),
+        ("{% for i in [1,2,3] %}{% if i==2 %}{% continue %}{% endif %}{{i}}{% endfor %}", {}, "13"),
+        ("{{ '<&>' }}", {}, "<&>"),
+    ],
+)
+def test_12_4_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
+    assert rendered(template, chat_template_kwargs=variables) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "variables", "text"),
+    [
+        # C11; TGI: "\n  x\n"
+        ("{% if true %}\n  x\n{% endif %}\n", {}, "  x\n"),
+        ("a\n  {% if true %}x{% endif %}", {}, "a\nx"),
+        # C13; TGI: none|true|[1, "a"]
+        ("{{ none }}|{{ true }}|{{ [1,'a'] }}", {}, "None|True|[1, 'a']"),
+        # C15; TGI: {"a":"\u003c\u0027\u0026\u003eé"}, with the keys sorted
+        ("{{ x|tojson }}", {"x": {"b": "<'&>é", "a": 1}}, '{"b": "<\'&>é", "a": 1}'),
+    ],
+)
+def test_12_4_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
+    assert rendered(template, chat_template_kwargs=variables) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "message"),
+    [
+        ("{{ nope.x }}", [USER], "undefined value (in <string>:1)"),
+        ("{{ messages[0]['role'] }}", [], "undefined value (in <string>:1)"),
+        ("{{ raise_exception('M') }}", [USER], "syntax error: M (in <string>:1)"),
+    ],
+)
+def test_12_4_errors(template: str, messages: list[Any], message: str) -> None:
+    assert error_of(template, messages) == message
+
+
+def test_12_4_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
+    """TGI's detail: tried to use + operator on unsupported types string and none."""
+    message = error_of("{{ 'a' + none }}")
+    assert message == 'invalid operation: can only concatenate str (not "NoneType") to str (in <string>:1)'
+
+
+def test_c14_strftime_has_pythons_codes() -> None:
+    """%f are microseconds there, and nanoseconds in TGI."""
+    assert len(rendered("{{ strftime_now('%f') }}")) == 6
+
+
+def test_c16_all_of_pythons_methods() -> None:
+    """minijinja's `get` takes one argument, and there is no removeprefix."""
+    assert rendered("{{ {'a': 1}.get('b', 2) }}{{ 'abc'.removeprefix('a') }}") == "2bc"
+    methods = "{{ ' aB '.strip().upper().lower().title() }}{{ 'a,b'.split(',')[1] }}{{ [1, 1].count(1) }}"
+    assert rendered(methods + "{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}") == "Abb2x1"
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ messages[0]['content'][0]['text'] }}",  # the only spelling that TGI knows
+        "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
+    ],
+)
+def test_c17_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
+    assert rendered(template) == "Hello"
+
+
+def test_c17_what_tgi_rewrites_works_as_it_is() -> None:
+    template = "{% for m in messages[::-1] %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
+    assert rendered(template, [USER, {"role": "user", "content": "You"}]) == "YouHello"
+    assert rendered(template.replace("{% gen", "{%- gen"), [USER]) == "Hello"
+
+
+def test_c18_the_variables() -> None:
+    template = "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ messages | length }}{{ tools }}"
+    assert rendered(template) == "<s></s>True1None"
+
+
+def test_c30_the_name_of_a_message_reaches_the_template() -> None:
+    template = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
+    assert rendered(template, [{**USER, "name": "Al"}]) == "Al: Hello"
+    assert rendered(template) == ": Hello"
+
+
+def test_c34_so_does_the_id_of_the_call_that_a_result_answers() -> None:
+    messages = [USER, {"role": "tool", "content": "21", "tool_call_id": "c1"}]
+    assert (
+        rendered("{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", messages)
+        == "Helloc121"
+    )
+
+
+def test_c35_no_messages() -> None:
+    """Whether that renders is the template's affair."""
+    assert rendered(TEMPLATE, []) == "<s>[assistant]"
+    assert answer_of("/v1/chat/completions", TEMPLATE, []).status == 200
+
+
+def calls(arguments: Any) -> dict[str, Any]:
+    return {"id": "0", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+CALL = '{"name": "f", "parameters": {"a": 1}}'
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        # C33; TGI: the whole list as JSON, and its arguments as JSON text within it, once or twice
+        ({"role": "assistant", "tool_calls": [calls({"a": 1})]}, f"<assistant>{CALL}"),
+        ({"role": "assistant", "tool_calls": [calls('{"a": 1}')]}, f"<assistant>{CALL}"),
+        # C30; TGI: the content alone
+        ({"role": "assistant", "content": "hi", "tool_calls": [calls({"a": 1})]}, f"<assistant>hi\n{CALL}"),
+        # as in TGI
+        (
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "a"},
+                    {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+                    {"type": "text", "text": "b"},
+                ],
+            },
+            "<user>a![](http://x/y.png)b",
+        ),
+    ],
+)
+def test_12_5_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
+    assert rendered(PLAIN, [message, USER]) == f"{text}<user>Hello"
+
+
+def test_12_5_and_t7_what_a_template_sees_of_tools() -> None:
+    """TGI: the parameters as JSON text under `arguments`."""
+    parameters = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
+    function = {"name": "f", "description": "d", "parameters": parameters}
+    tools = [{"type": "function", "function": function, "strict": True}]
+    text = rendered("{{ tools | tojson if tools else '' }}", tools=tools)
+    assert text == json.dumps([{"type": "function", "function": function}])
