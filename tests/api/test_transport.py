@@ -351,6 +351,43 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
     run(main)
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: \xff\r\n",
+        b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n",
+    ],
+)
+def test_what_hypercorn_cannot_read_ends_its_connection_and_no_other(
+    headers: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        async with serving() as server, await server.connect() as stream:
+            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
+            while await stream.receive_some(65536):
+                pass
+            assert (await server.ask("GET", "/health")).status == 200
+            assert "a connection was lost" in caplog.text
+
+    run(main)
+
+
+def test_a_request_with_two_lengths_is_refused_and_what_follows_is_not_read() -> None:
+    async def main() -> None:
+        async with serving() as server, await server.connect() as stream:
+            await stream.send_all(
+                b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /info HTTP/1.1\r\nHost: x\r\n\r\n"
+            )
+            received = b""
+            while data := await stream.receive_some(65536):
+                received += data
+            assert received.startswith(b"HTTP/1.1 400 ")
+            assert received.count(b"HTTP/1.1") == 1
+
+    run(main)
+
+
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
 def test_before_and_after_service_every_generation_is_503_with_retry_after(phase: Phase) -> None:
     async def main() -> None:

@@ -47,6 +47,8 @@ def create_app(service: Service) -> QuartTrio:
     @app.before_request
     async def answer_early() -> Response | None:
         begin_request()
+        if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
+            return empty(400, {"connection": "close"})  # RFC 9112, 6.1: two requests for a proxy before us
         if request.method == "OPTIONS":
             headers = {
                 "access-control-allow-methods": "GET,POST",

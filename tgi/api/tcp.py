@@ -1,10 +1,13 @@
-"""hypercorn's TCP connection with a shorter way to the socket, and a limit on how long a write may wait.
+"""hypercorn's TCP connection with a shorter way to the socket, a limit on how long a write may wait, and an
+end of its own when it fails.
 
 hypercorn writes through a lock, a cancel scope and trio's checkpoints; for one small event of each of
 hundreds of streams, that costs more than everything else together. And it shields the write without a
-limit, so that a client that has stopped reading could keep the process from ending.
+limit, so that a client that has stopped reading could keep the process from ending. And it lets what goes
+wrong with one connection end the server: a byte that is no ASCII in a method of HTTP/2 is enough.
 """
 
+import logging
 import os
 
 import hypercorn.trio.run
@@ -12,6 +15,7 @@ import trio
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.trio.tcp_server import TCPServer
 
+log = logging.getLogger(__name__)
 STALLED_SECONDS = 60.0
 """A client that takes nothing for so long is gone."""
 
@@ -23,6 +27,17 @@ def install() -> None:
 
 class Connection(TCPServer):
     """Takes the place of hypercorn's TCPServer."""
+
+    async def run(self) -> None:
+        """Serve one connection to its end, and close it; raises nothing but a cancellation."""
+        try:
+            await super().run()
+        except* Exception as failures:
+            failed = failures.exceptions[0]
+            while isinstance(failed, ExceptionGroup):
+                failed = failed.exceptions[0]
+            shown = failures if log.isEnabledFor(logging.DEBUG) else None
+            log.warning("a connection was lost: %s: %s", type(failed).__name__, failed, exc_info=shown)
 
     async def protocol_send(self, event: Event) -> None:
         """Write, at once if the socket takes it; returns quietly when the client has gone."""
