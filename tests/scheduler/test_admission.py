@@ -1,0 +1,123 @@
+"""When those that wait join those that run: tgi-behaviour Q11, Q12, and what of 12.8 holds here."""
+
+import attrs
+import pytest
+
+from tgi.config import Limits
+from tgi.plugins import DeviceSpec
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.policy import Schedule, plan
+from tgi.scheduler.sequence import SamplingParams, Sequence
+from tgi.text.stopping import StoppingCriteria
+
+DEVICE = DeviceSpec(
+    name="sim", implementation="", block_size=16, batch_size=64, prefill_tokens=2048, compiles=False
+)
+LIMITS = Limits(
+    max_total_tokens=2048, max_batch_size=64, max_batch_prefill_tokens=2048, waiting_served_ratio=1.2
+)
+
+
+class Silent:
+    """A detokenizer for token ids that stand for nothing."""
+
+    def append(self, _token: int) -> str:
+        return ""
+
+
+def new_schedule(limits: Limits, blocks: int = 1000) -> Schedule:
+    pool = BlockPool(blocks, limits.block_size)
+    return Schedule(limits, Buckets.from_limits(limits, DEVICE), pool, prefix_limit=0)
+
+
+def add(schedule: Schedule, count: int, length: int = 4, max_new_tokens: int = 500) -> None:
+    for _ in range(count):
+        stopping = StoppingCriteria(max_new_tokens, frozenset())
+        schedule.add(
+            Sequence(
+                prompt=[5] * length,
+                max_new_tokens=max_new_tokens,
+                sampling=SamplingParams(),
+                stopping=stopping,
+                detokenizer=Silent(),  # type: ignore[arg-type]
+            )
+        )
+
+
+def admitted(running: int, waiting: int, steps: int, limits: Limits = LIMITS) -> int:
+    """How many of those that wait have joined the running ones in the course of these steps."""
+    schedule = new_schedule(limits)
+    add(schedule, running)
+    while schedule.waiting:
+        plan(schedule)
+    add(schedule, waiting)
+    for _ in range(steps):
+        plan(schedule)
+    return waiting - len(schedule.waiting)
+
+
+@pytest.mark.parametrize(
+    ("running", "waiting", "ratio", "joined"),
+    [
+        (10, 11, 1.2, 0),  # 12 are needed
+        (10, 12, 1.2, 12),
+        (6, 1, 0.3, 1),
+        (7, 1, 0.3, 0),
+        (7, 2, 0.3, 2),
+        (9, 2, 0.3, 2),
+        (10, 2, 0.3, 0),
+        (0, 1, 1.2, 1),
+    ],
+)
+def test_q11_a_few_do_not_interrupt_many(running: int, waiting: int, ratio: float, joined: int) -> None:
+    limits = attrs.evolve(LIMITS, waiting_served_ratio=ratio)
+    assert admitted(running, waiting, 10, limits) == joined
+
+
+def test_q11_unless_they_have_waited_long_enough() -> None:
+    """The step counter is 1 after a prefill, and 20 steps are the limit."""
+    assert LIMITS.max_waiting_tokens == 20
+    assert admitted(10, 1, 19) == 0
+    assert admitted(10, 1, 20) == 1
+
+
+def test_12_8_no_more_run_than_the_largest_batch() -> None:
+    limits = attrs.evolve(LIMITS, max_batch_size=4)
+    assert admitted(4, 8, 100, limits) == 0
+    assert admitted(3, 8, 100, limits) == 1
+
+
+def test_q14_blocks_are_taken_when_they_are_needed() -> None:
+    """TGI takes those of the whole answer at once."""
+    schedule = new_schedule(LIMITS)
+    add(schedule, 1, length=100, max_new_tokens=1000)
+    plan(schedule)
+    assert len(schedule.running[0].blocks) == -(-101 // LIMITS.block_size)
+
+
+def test_q14_prompts_of_unequal_length_share_a_step_that_is_not_padded() -> None:
+    """TGI on Gaudi leaves the third behind: 3 x 1000 tokens are more than the budget."""
+    schedule = new_schedule(LIMITS)
+    for length in (100, 1000, 100):
+        add(schedule, 1, length)
+    planned = plan(schedule)
+    assert planned is not None
+    assert [row.length for row in planned.rows] == [100, 1000, 100]
+
+
+def test_q15_a_long_prompt_is_prefilled_in_pieces_between_decode_steps() -> None:
+    """TGI on Gaudi refuses to start with a budget that is shorter than the longest prompt."""
+    limits = attrs.evolve(LIMITS, max_batch_prefill_tokens=256)
+    schedule = new_schedule(limits)
+    add(schedule, 1)
+    plan(schedule)
+    add(schedule, 1, length=600)
+    kinds = []
+    for _ in range(6):
+        planned = plan(schedule)
+        assert planned is not None
+        kinds.append((planned.step.prefill, max(row.length for row in planned.rows)))
+    prefills = [length for prefill, length in kinds if prefill]
+    assert prefills == [256, 256, 88]
+    assert [prefill for prefill, _ in kinds] == [False, True, False, True, False, True]
