@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tgi.config import Limits, OptionError, Options
-from tgi.engine import describe_model, plan_blocks
+from tgi.engine import _model_info, describe_model, plan_blocks
 from tgi.executor import EngineError
 from tgi.plugins import ConfigError
 from tgi.protocol import Loaded
@@ -42,6 +42,24 @@ def test_a_model_is_described_by_its_plugin(tmp_path: Path) -> None:
     model = describe_model(tmp_path, Options())
     assert (model.architecture.name, model.device.name) == ("LlamaForCausalLM", "cpu")
     assert model.config.vocab_size == json.loads((tmp_path / "config.json").read_text())["vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "served"),
+    [
+        ({"model_id": "org/model"}, "org/model", "org/model"),
+        ({"model_id": "org/model", "served_model_name": "mine"}, "org/model", "mine"),
+        ({}, "tgi-demo", "tgi-demo"),
+    ],
+)
+def test_3_9_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, served: str) -> None:
+    """As the operator calls it; TGI asks the Hub for the spelling, and for the pipeline of what is there."""
+    make_llama(tmp_path)
+    given = Options(**options)  # type: ignore[arg-type]
+    info = _model_info(given, describe_model(tmp_path, given), "float32")
+    assert (info.model_id, info.served_name) == (name, served)
+    assert info.pipeline_tag == "text-generation"
+    assert info.sha is None
 
 
 def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> None:

@@ -112,6 +112,8 @@ def test_a_complete_folder_is_used_as_it_is(checkpoint: Path) -> None:
     lifecycle = Lifecycle()
     assert trio.run(fetch_model, Source(str(checkpoint)), lifecycle, {}) == checkpoint
     assert find_model(Source(str(checkpoint))) == checkpoint
+    # C1: TGI asks the Hub for a folder with a revision.
+    assert find_model(Source(str(checkpoint), "main")) == checkpoint
 
 
 def test_a_model_is_downloaded_once(hub: tuple[type[Hub], str], checkpoint: Path, tmp_path: Path) -> None:

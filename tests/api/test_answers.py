@@ -120,6 +120,35 @@ def test_3_6_choices_are_in_the_order_of_their_index_not_of_their_end(path: str)
     run(main)
 
 
+@pytest.mark.parametrize("path", ["/vertex", "/v2/models/m/versions/1/infer"])
+def test_3_11_and_r1_27_texts_are_in_the_order_of_the_inputs(path: str) -> None:
+    """The longer a prompt, the sooner its text ends; TGI's KServe route answers in the order of the ends."""
+
+    def script(params: LaneParams, draw: int) -> int:
+        return 70 if draw < 6 - params.prompt_length else EOS
+
+    async def main() -> None:
+        async with serving(script, step_seconds=0.001) as server:
+            prompts = ["a", "abc"]
+            assert [len(make_tokenizer().encode(prompt)) for prompt in prompts] == [2, 4]
+            data = [{"name": p, "shape": [1], "datatype": "BYTES", "data": list(p.encode())} for p in prompts]
+            body = {
+                "instances": [{"inputs": prompt} for prompt in prompts],
+                "id": "1",
+                "inputs": data,
+                "outputs": [{"name": prompt} for prompt in prompts],
+            }
+            answer = (await server.ask("POST", path, body)).json
+            letter = make_tokenizer().decode([70])
+            if path == "/vertex":
+                assert answer == {"predictions": [4 * letter, 2 * letter]}
+            else:
+                found = [(out["name"], bytes(out["data"]).decode()) for out in answer["outputs"]]
+                assert found == [("a", 4 * letter), ("abc", 2 * letter)]
+
+    run(main)
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 def test_3_7_when_one_of_several_fails_the_others_go_on(path: str) -> None:
     say = saying("Hello world")

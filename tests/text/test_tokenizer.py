@@ -124,3 +124,12 @@ def test_s33_a_token_alone() -> None:
     word = core.token_to_id("▁")
     assert tokenizer.decode_alone(word) == ""
     assert tokenizer.decode_alone(core.token_to_id("</s>")) == "</s>"
+
+
+def test_s64_spaces_are_never_cleaned_up(tmp_path: Path) -> None:
+    """Whatever the model's settings say; transformers 4 made `a , b` of it `a, b`."""
+    tokenizer = Tokenizer.from_folder(
+        folder_with(tmp_path, tokenizer_config={"clean_up_tokenization_spaces": True})
+    )
+    for text in ("a , b . c", "do n't"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
