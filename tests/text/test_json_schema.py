@@ -107,3 +107,27 @@ def test_one_of_overlapping_schemas_is_taken_as_any() -> None:
     assert accepts("json", schema, "1.5")
     assert accepts("json", schema, "1")
     assert not jsonschema.Draft202012Validator(schema).is_valid(1)
+
+
+@pytest.mark.parametrize(
+    ("text", "yes"),
+    [(r"\"\\\/\b\f\n\r\t", True), ("é😀", True), (r"\u0001", True), (r"\u0041", False), ("\n", False)],
+)
+def test_r2_52_strings_have_all_escapes_of_json(text: str, yes: bool) -> None:
+    """TGI: two of them; those by number are for control characters only."""
+    assert accepts("json", {"type": "string"}, f'"{text}"') is yes
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "no"),
+    [
+        ({"type": "integer", "minimum": 3, "maximum": 12}, ["3", "12"], ["2", "13", "-3"]),
+        ({"type": "integer", "multipleOf": 5}, ["0", "25"], ["7"]),
+        ({"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 2}, ["[null]"], ["[]"]),
+        ({"additionalProperties": {"type": "integer"}, "type": "object"}, ['{"x":1}', "{}"], ['{"x":"y"}']),
+        (True, ["1", "[]", '"a"'], ["x"]),
+    ],
+)
+def test_r2_52_what_tgi_ignores_is_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
+    assert [text for text in yes if not accepts("json", schema, text)] == []
+    assert [text for text in no if accepts("json", schema, text)] == []
