@@ -37,6 +37,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Tokens in a KV block."""
     prefill_tokens: int = 512
     """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
+    decode_blocks: int = 0
+    """Block references of the largest decode step where the device gathers them all; likewise."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
     watermark_gamma: float = 0.5
@@ -157,6 +159,14 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What one KV block costs on this rank, all layers together."""
     dtype: str
     """The dtype that was chosen."""
+    total_bytes: int = 0
+    """Memory of the device; 0, here and below: not known."""
+    weight_bytes: int = 0
+    """What the weights take."""
+    workspace_bytes: int = 0
+    """What the largest step is expected to need; `free_bytes` is without it."""
+    graph_bytes: int = 0
+    """What a graph keeps."""
 
 
 class Allocated(msgspec.Struct, tag=True, frozen=True):
@@ -183,6 +193,14 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """float32 [sum of lengths, step.prompt_top]"""
     seconds: float = 0.0
     """Time of the step inside the rank."""
+    compilations: int = 0
+    """Graphs that were compiled for it,"""
+    cpu_fallbacks: int = 0
+    """operations that the device left to the CPU,"""
+    graph_misses: int = 0
+    """and 1 if its bucket had no graph."""
+    memory_bytes: int = 0
+    """Device memory in use after it; 0: not known."""
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
