@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from .card import Card
-from .operations import ALLOWED, DYNAMIC, FORBIDDEN_DTYPES, INDEXING, RANDOM, Operation, names
+from .operations import ALLOWED, DYNAMIC, FORBIDDEN_DTYPES, INDEXING, RANDOM, WRAPPING, Operation, names
 from .recording import storage_of
 
 Guard = tuple[Callable[..., None], tuple[Any, ...]]
@@ -98,7 +98,8 @@ def guards_before(card: Card, info: Operation, args: Sequence[Any]) -> list[Guar
     found: list[Guard] = []
     for tensor in indices if isinstance(indices, (list, tuple)) else [indices]:
         if isinstance(tensor, torch.Tensor) and tensor.dtype != torch.bool:
-            found.append((check_positive, (card, tensor, info.label)))
+            if info.name in WRAPPING:
+                found.append((check_positive, (card, tensor, info.label)))
             kv = card.guards.get("kv")
             if kv is not None and kv.watches(storage_of(args[0])):
                 found.append((kv.check, (info, args, tensor)))

@@ -96,6 +96,11 @@ def _guarded(
         recorder.use(used)
         for tensor in changed:
             recorder.change(info, tensor)
+    else:
+        for tensor in used:
+            card.streams.reads(tensor.allocation, info.label)
+        for tensor in changed:
+            card.streams.writes(tensor.allocation, info.label)
     try:
         result = info.call(*args, **kwargs)
     except (IndexError, RuntimeError) as error:
@@ -108,7 +113,7 @@ def _guarded(
         for check, values in after:
             recorder.guard((check, values, {}), costs.tensors(values))
     else:
-        _account(card, info, args, leaves or targets, key, used, changed)
+        _account(card, info, args, leaves or targets, key)
     for check, values in after:
         check(*values)
     return result
@@ -120,18 +125,13 @@ def _account(
     args: Sequence[Any],
     results: Sequence[torch.Tensor],
     key: Hashable,
-    used: Sequence[HpuTensor],
-    changed: Sequence[HpuTensor],
 ) -> None:
     """An operation outside of graphs."""
-    card.ran(key, info.label)
+    if not info.name.startswith(("empty", "new_empty")):
+        card.ran(key, info.label)
     card.clock.spend(
         "compute", costs.seconds(card.profile, info, costs.tensors(args), results, lambda _: False)
     )
-    for tensor in used:
-        card.streams.reads(tensor.allocation, info.label)
-    for tensor in changed:
-        card.streams.writes(tensor.allocation, info.label)
 
 
 def new_tensor(card: Card, label: str, plain: torch.Tensor) -> HpuTensor:

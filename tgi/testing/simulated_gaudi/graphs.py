@@ -148,10 +148,10 @@ class GraphFunction:
             card.ledger.violate("S1", self._name, f"a new graph after seal(): {key!r}"[:600])
         with capturing(self._name, copy_inputs=True) as recorder:
             deep = not self._lazy
-            args, kwargs = replace((args, kwargs), recorder.input, deep)
+            args, kwargs = replace((args, kwargs), HpuTensor, recorder.input, deep)
             result = self._function(*args, **kwargs)
         outputs: list[HpuTensor] = []
-        template = replace(result, lambda tensor: _Slot(outputs, tensor), deep)
+        template = replace(result, HpuTensor, lambda tensor: _Slot(outputs, tensor), deep)
         recorder.input_lease.end("S9", f"an input of the graph {self._name} is used after its capture")
         for tensor in outputs:
             dispatch.usable(card, tensor, self._name) if tensor.lease is not recorder.input_lease else None
@@ -202,24 +202,11 @@ class _Graph:
             made = [wrap(p, a, lease) for p, a in zip(self._plain, self._allocations, strict=True)]
         else:
             made = [self._fresh(plain) for plain in self._plain]
-        return _fill(self._template, made)
+        return replace(self._template, _Slot, lambda slot: made[slot.number], not self._static)
 
     def _fresh(self, plain: torch.Tensor) -> HpuTensor:
         card = self._card
         return dispatch.new_tensor(card, self._recording.name, plain.clone())
-
-
-def _fill(template: Any, tensors: list[HpuTensor]) -> Any:
-    if isinstance(template, _Slot):
-        return tensors[template.number]
-    if isinstance(template, dict):
-        return {name: _fill(value, tensors) for name, value in template.items()}
-    if isinstance(template, list):
-        return [_fill(value, tensors) for value in template]
-    if isinstance(template, tuple):
-        values = [_fill(value, tensors) for value in template]
-        return type(template)(*values) if hasattr(template, "_fields") else tuple(values)
-    return template
 
 
 def wrap_in_hpu_graph(

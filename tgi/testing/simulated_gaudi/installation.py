@@ -45,12 +45,18 @@ def _register() -> None:
     kernels.define_operators(operators)
     ALLOWED.update(kernels.DTYPES)
     collectives.register_backend()
-    _libraries.extend((fallback, operators))
+    native = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    native.impl("one_hot", _one_hot, "AutogradPrivateUse1")  # type: ignore[no-untyped-call]
+    _libraries.extend((fallback, operators, native))
     os.register_at_fork(after_in_child=_forked)
 
 
 def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
     return dispatch.run(op, args, kwargs)
+
+
+def _one_hot(*args: Any) -> Any:
+    return dispatch.run(torch.ops.aten.one_hot.default, args, {})
 
 
 def _forked() -> None:

@@ -1,8 +1,9 @@
-"""What the simulation knows of each aten operation: its kind, the dtypes that have a kernel, its out
-variant.
+"""What is known of each aten operation: its kind, the dtypes that have a kernel, its out variant.
 
-The list of operations is after the bridge's table of supported operators, for what inference needs. An
-operation that is not on it runs on the host on a card ("CPU fallback").
+The list follows the bridge's table of supported operators (docs/Pytorch_Operators.rst of release 1.19), for
+what inference needs. Differences: int32 may be multiplied, subtracted and negated, on which inference stacks
+rely, and float16 matrix products count as missing. An operation that is not listed runs on the host on a card
+("CPU fallback").
 """
 
 import functools
@@ -40,33 +41,36 @@ def names(words: str) -> frozenset[str]:
 
 _KERNELS: dict[frozenset[torch.dtype], str] = {
     ANY: """
-        _to_copy copy_ clone contiguous cat stack fill_ zero_ zeros ones full empty empty_strided
-        empty_like zeros_like ones_like full_like new_empty new_zeros new_ones new_full
-        new_empty_strided arange scalar_tensor index_select index index_put index_put_ index_copy
-        index_copy_ gather scatter scatter_ embedding repeat masked_fill masked_fill_
-        constant_pad_nd roll flip eq ne lift_fresh_copy slice_scatter select_scatter
-        repeat_interleave isnan isinf isfinite _local_scalar_dense equal resize_ tril triu
+        _to_copy copy_ clone cat stack fill_ zero_ zeros ones full empty empty_strided empty_like
+        zeros_like ones_like full_like new_empty new_zeros new_ones new_full new_empty_strided arange
+        scalar_tensor index_select index index_copy index_copy_ embedding repeat masked_fill
+        masked_fill_ constant_pad_nd roll flip eq ne slice_scatter select_scatter isnan
+        _local_scalar_dense equal index_fill index_fill_
     """,
     FLOAT | HALF | INT | BOOL: """
-        logical_and logical_or logical_not logical_xor any all bitwise_and bitwise_or bitwise_not
-        bitwise_xor bitwise_and_ bitwise_or_ bitwise_xor_ gt lt ge le add add_ mul mul_ sum
+        gather scatter scatter_ logical_and any all gt lt ge le add add_ mul mul_ sum eye
     """,
     FLOAT | HALF | INT: """
-        where sub sub_ rsub neg neg_ abs abs_ sign minimum maximum clamp clamp_ clamp_min clamp_min_
-        clamp_max clamp_max_ amax amin max min argmax argmin cumsum cumsum_ remainder remainder_
-        fmod floor_divide floor_divide_ div div_ pow pow_ bitwise_left_shift bitwise_right_shift
-        __lshift__ __rshift__ bitwise_left_shift_ bitwise_right_shift_ scatter_add scatter_add_
-        scatter_reduce scatter_reduce_ index_add index_add_ index_reduce index_reduce_ prod addcmul
-        addcmul_ nan_to_num nan_to_num_ ceil floor round trunc floor_ round_ searchsorted
+        where sub sub_ rsub neg neg_ abs abs_ minimum maximum clamp clamp_ clamp_min clamp_min_ clamp_max
+        clamp_max_ amax amin max min argmax argmin cumsum cumsum_ remainder remainder_ fmod floor_divide
+        floor_divide_ div div_ pow pow_ index_add index_add_ addcmul addcmul_ nan_to_num nan_to_num_ ceil
+        floor floor_ trunc searchsorted linspace square
+    """,
+    FLOAT | INT: "index_put index_put_",
+    FLOAT | HALF | BOOL | frozenset({torch.int8}): "logical_or logical_not logical_xor tril triu",
+    INT | BOOL: """
+        bitwise_and bitwise_or bitwise_not bitwise_xor bitwise_and_ bitwise_or_ bitwise_xor_
+        bitwise_left_shift bitwise_right_shift __lshift__ __rshift__ bitwise_left_shift_
+        bitwise_right_shift_ __and__ __or__ __xor__
     """,
     FLOAT | HALF: """
-        exp exp_ log log_ log2 log1p expm1 sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ sin cos
-        tanh tanh_ sigmoid sigmoid_ silu silu_ gelu gelu_ relu relu_ erf mean softmax _softmax
-        _safe_softmax log_softmax _log_softmax logsumexp native_layer_norm native_group_norm
-        linalg_vector_norm norm var var_mean std lerp lerp_ square softplus leaky_relu leaky_relu_
-        elu hardtanh hardsigmoid hardswish topk sort argsort rand randn rand_like randn_like normal_
-        uniform_ exponential_ bernoulli_ multinomial native_dropout frac log_sigmoid_forward xlogy
-        atan2 tan linspace pow_scalar
+        exp exp_ log log_ log2 log1p expm1 sqrt sqrt_ rsqrt rsqrt_ reciprocal reciprocal_ sin cos tan atan2
+        tanh tanh_ sigmoid sigmoid_ silu silu_ gelu relu relu_ erf mean softmax _softmax _safe_softmax
+        log_softmax _log_softmax logsumexp native_layer_norm native_group_norm linalg_vector_norm norm var
+        var_mean std lerp lerp_ softplus leaky_relu leaky_relu_ elu hardtanh hardsigmoid topk sort prod
+        sign round round_ frac xlogy isinf isfinite scatter_add scatter_add_ scatter_reduce scatter_reduce_
+        index_reduce index_reduce_ log_sigmoid_forward rand randn rand_like randn_like normal_ uniform_
+        exponential_ bernoulli bernoulli_ multinomial native_dropout
     """,
     FLOAT: "mm bmm addmm addmm_ baddbmm baddbmm_ addbmm mv dot addmv convolution",
 }
@@ -85,6 +89,8 @@ RANDOM = names(
 )
 INDEXING = {
     "index": 1,
+    "index_fill": 2,
+    "index_fill_": 2,
     "index_put": 1,
     "index_put_": 1,
     "index_select": 2,
@@ -104,6 +110,8 @@ INDEXING = {
     "embedding": 1,
 }
 """Where in the arguments the indices are."""
+WRAPPING = names("index index_put index_put_ index_fill index_fill_")
+"""Those that take negative indices on the CPU; the others refuse them."""
 WHOLE_UPDATES = names(
     """
     index_copy_ index_put_ scatter_ scatter_add_ scatter_reduce_ index_add_ index_reduce_

@@ -168,8 +168,8 @@ class Recorder:
             for result in results:
                 self.born[storage_of(result)] = [result]
             step = _into(info, args, kwargs, results)
-        self.segments[-1].append(key)
-        if not info.name.startswith("empty") and not info.name.startswith("new_empty"):
+        if not info.name.startswith(("empty", "new_empty")):
+            self.segments[-1].append(key)
             self.guard(step, [*arguments, *results])
 
     def guard(self, step: Step, tensors: Sequence[torch.Tensor]) -> None:

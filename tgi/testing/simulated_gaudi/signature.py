@@ -50,24 +50,24 @@ class Leaves:
         return (tuple(self.structure), tuple(map(_tensor_key, self.tensors)), tuple(self.scalars.items()))
 
 
-def replace(value: Any, tensor: Callable[[HpuTensor], Any], into_objects: bool) -> Any:
-    """The same value with other tensors."""
-    if isinstance(value, HpuTensor):
-        return tensor(value)
+def replace(value: Any, kind: type, new: Callable[[Any], Any], into_objects: bool) -> Any:
+    """The same value with something else for all that is of a kind."""
+    if isinstance(value, kind):
+        return new(value)
     children = _children(value, into_objects)
     if children is None:
         return value
-    new = {name: replace(child, tensor, into_objects) for name, child in children.items()}
-    if all(new[name] is child for name, child in children.items()):
+    replaced = {name: replace(child, kind, new, into_objects) for name, child in children.items()}
+    if all(replaced[name] is child for name, child in children.items()):
         return value
     if isinstance(value, dict):
-        return dict(new)
+        return replaced
     if isinstance(value, list):
-        return list(new.values())
+        return list(replaced.values())
     if isinstance(value, tuple):
-        return type(value)(*new.values()) if hasattr(value, "_fields") else tuple(new.values())
+        return type(value)(*replaced.values()) if hasattr(value, "_fields") else tuple(replaced.values())
     made = copy.copy(value)
-    for name, child in new.items():
+    for name, child in replaced.items():
         object.__setattr__(made, name, child)
     return made
 

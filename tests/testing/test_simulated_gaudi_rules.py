@@ -1,0 +1,536 @@
+"""Each rule with code that breaks it; docs/simulated-gaudi.md names these tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tgi.testing.simulated_gaudi import KVGuard, OutOfMemoryError
+
+from .simulated import PROFILES, graphed, hpu, refused, simulated
+
+
+@pytest.fixture(params=["gaudi2-lazy", "gaudi3-compile"])
+def card(request):
+    with simulated(request.param) as made:
+        yield made
+
+
+def double(x):
+    return x * 2
+
+
+def test_s1_a_new_shape_after_warm_up_is_refused(card):
+    function = graphed(card, double)
+    function(hpu(1, 2))
+    card.seal()
+    function(hpu(3, 4))
+    with refused("S1", "new graph"):
+        function(hpu(1, 2, 3))
+
+
+def test_s1_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
+    x = hpu(1, 2)
+    (x + 1).cpu()
+    card.seal()
+    (x + 1).cpu()
+    with refused("S1", "compiled after seal"):
+        (x - 1).cpu()
+
+
+def test_s2_a_scalar_argument_that_takes_a_second_value_is_refused(card):
+    function = graphed(card, lambda x, n: x * n)
+    function(hpu(1, 2), 3)
+    function(hpu(1, 2), 3)
+    with refused("S2", "is .*4.*, and was .*3"):
+        function(hpu(1, 2), 4)
+
+
+def test_s2_an_object_argument_counts_by_identity():
+    @attrs.frozen
+    class Metadata:
+        x: torch.Tensor
+
+    with simulated("gaudi2-lazy") as lazy:
+        function = graphed(lazy, lambda metadata: metadata.x * 2)
+        function(Metadata(hpu(1)))
+        with refused("S2", "Metadata"):
+            function(Metadata(hpu(1)))
+
+
+def test_s2_the_same_shape_with_another_dtype_is_refused(card):
+    function = graphed(card, double)
+    function(hpu(1, 2))
+    with refused("S2", "dtypes"):
+        function(hpu(1, 2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.repeat_interleave(x, x.int()),
+        lambda x: x.index_put_((x > 0,), x[0]),
+        lambda x: x.unique(),
+    ],
+)
+def test_s3_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
+    x = hpu(1, 2)
+    function(x.clone())
+    assert card.ledger.counters["dynamic_shapes"] > 0
+    with refused("S3"):
+        graphed(card, lambda x: function(x.clone()))(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: x.cpu(),
+        lambda x: torch.equal(x, x),
+        lambda x: repr(x),
+        lambda x: f"{x[0]:.2f}",
+        lambda x: int(x[0]),
+        lambda x: torch.empty(2).copy_(x),
+        lambda x: x.to("cpu", non_blocking=True),
+    ],
+)
+def test_s4_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
+    x = hpu(1, 2)
+    function(x)
+    assert card.ledger.counters["d2h"] == 1
+    with refused("S4", "host"):
+        graphed(card, lambda x: function(x) is None or x)(x)
+
+
+def test_s4_a_step_may_read_once(card):
+    x = hpu(1, 2)
+    with card.step():
+        x.cpu()
+    with refused("S4", "2 in one step, 1 allowed"), card.step():
+        x.cpu()
+        x.cpu()
+
+
+def test_s5_a_branch_on_a_value_is_refused_in_a_graph(card):
+    x = hpu(1, 2)
+    with refused("S5"):
+        graphed(card, lambda x: x * 2 if x.sum() > 0 else x)(x)
+
+
+def test_s6_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
+    x = hpu(1, 2)
+    with refused("S6", "on the CPU"):
+        x.index_select(0, torch.tensor([1]))
+    with refused("S6", "copied from the host"):
+        graphed(card, lambda x: x + torch.tensor([1.0, 2.0]).to("hpu"))(x)
+    assert graphed(card, lambda x: x + torch.tensor(1.0).to("hpu"))(x).tolist() == [2, 3]
+
+
+def test_s7_more_memory_than_the_card_has_is_refused():
+    with simulated(memory_bytes=1 << 20):
+        kept = torch.zeros(1 << 17, device="hpu")
+        assert torch.hpu.mem_get_info() == (1 << 19, 1 << 20)
+        with pytest.raises(OutOfMemoryError, match="Allocation failed"):
+            torch.zeros(1 << 18, device="hpu")
+        del kept
+        assert torch.hpu.mem_get_info() == (1 << 20, 1 << 20)
+
+
+def test_s7_memory_beyond_the_budget_of_a_step_is_refused(card):
+    kept = torch.zeros(1000, device="hpu")
+    kept.clone()
+    card.seal(step_bytes=4000)
+    card.ledger.allow("S1")
+    for _ in range(3):
+        kept.clone()
+    with refused("S7", "8000 bytes beyond"):
+        _ = kept.clone(), kept.clone()
+
+
+def test_s8_an_output_is_taken_away_by_the_next_replay():
+    with simulated("gaudi2-lazy") as lazy:
+        function = graphed(lazy, double)
+        first = function(hpu(1, 2))
+        view = first[:1]
+        second = function(hpu(3, 4))
+        assert second.tolist() == [6, 8]
+        for stale in (first, view):
+            with refused("S8", "after its next replay"):
+                stale + 1
+
+
+def test_s8_compiled_functions_give_new_tensors():
+    with simulated("gaudi2-compile") as compiled:
+        function = graphed(compiled, double)
+        first, second = function(hpu(1, 2)), function(hpu(3, 4))
+        assert (first.tolist(), second.tolist()) == ([2, 4], [6, 8])
+
+
+def test_s9_an_input_that_is_kept_past_the_call_cannot_be_used(card):
+    kept = []
+
+    def keep(x):
+        kept.append(x[:1])
+        return x * 2
+
+    graphed(card, keep)(hpu(1, 2))
+    with refused("S9"):
+        kept[0] + 1
+
+
+def test_s10_python_runs_at_capture_only(card):
+    calls = []
+
+    def count(x):
+        calls.append(1)
+        return x + len(calls)
+
+    function = graphed(card, count)
+    assert [function(hpu(0, 0)).tolist() for _ in range(3)] == [[1, 1]] * 3
+    assert calls == [1]
+
+
+def test_s10_a_tensor_that_a_graph_computed_cannot_be_kept(card):
+    table = []
+
+    def cached(x):
+        if not table:
+            table.append(torch.arange(2, device=x.device) + 1)
+        return x * table[0]
+
+    function = graphed(card, cached)
+    assert function(hpu(1, 2)).tolist() == [1, 4]
+    assert function(hpu(3, 4)).tolist() == [3, 8]
+    with refused("S10", "outside of it"):
+        graphed(card, cached)(hpu(1, 2))
+
+
+def test_s11_integers_beyond_32_bits_are_refused(card):
+    with refused("S11", "4294967296"):
+        torch.tensor([2**32]).to("hpu")
+    x = hpu(2**30, 5, dtype=torch.int64)
+    with refused("S11", "do not fit"):
+        x * 4
+    function = graphed(card, lambda x: x * 4)
+    function(hpu(1, 5, dtype=torch.int64))
+    with refused("S11", "do not fit"):
+        function(x)
+
+
+def test_s11_where_it_is_only_counted_integers_wrap(card):
+    card.ledger.allow("S11")
+    assert (hpu(2**30, 5, dtype=torch.int64) * 5).tolist() == [2**30, 25]
+    assert card.ledger.counters["int64_truncations"] == 1
+    with simulated(strict_int64=True), refused("S11", "is sent"):
+        hpu(1, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.uint16, torch.uint32, torch.uint64])
+def test_s12_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
+    with refused("S12"):
+        torch.zeros(2, dtype=dtype, device="hpu")
+    if dtype == torch.float64:
+        with refused("S12"):
+            torch.ones(2, dtype=dtype).to("hpu")
+        with refused("S12"):
+            hpu(1, 2).double()
+        with refused("S12"):
+            graphed(card, lambda x: x.cumsum(0, dtype=torch.float64).float())(hpu(1, 2))
+
+
+def test_s12_float16_is_counted(card):
+    hpu(1, 2, dtype=torch.float16)
+    assert card.ledger.counters["float16"] == 1
+
+
+@pytest.mark.parametrize(("profile", "limit"), [("gaudi2-lazy", 240), ("gaudi3-compile", 448)])
+def test_s13_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
+    with simulated(profile) as made:
+        x = hpu(1000, -1000, 100)
+        for cast in (
+            lambda x: x.to(torch.float8_e4m3fn).float(),
+            lambda x: torch.ops.hpu.cast_to_fp8_v2(x, None, False, False, torch.float8_e4m3fn)[0].float(),
+        ):
+            assert cast(x).tolist() == graphed(made, cast)(x).tolist() == [limit, -limit, 96]
+        cache = torch.zeros(3, dtype=torch.float8_e4m3fn, device="hpu")
+        assert cache.copy_(x).float().tolist() == [limit, -limit, 96]
+
+
+def test_s13_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
+    with simulated("gaudi2-lazy"), refused("S13", "448.0, 240.0"):
+        torch.tensor([448.0]).to(torch.float8_e4m3fn).to("hpu")
+    with simulated("gaudi3-lazy"):
+        torch.tensor([448.0]).to(torch.float8_e4m3fn).to("hpu")
+        with refused("S13", "e5m2"):
+            hpu(1).to(torch.float8_e5m2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "function"),
+    [
+        (torch.int32, lambda x: x.view(1, 2) @ x.view(2, 1)),
+        (torch.float16, lambda x: x.view(1, 2) @ x.view(2, 1)),
+        (torch.int32, lambda x: x.sort().values),
+        (torch.int32, lambda x: x.topk(1).values),
+        (torch.int32, lambda x: torch.where(x > 0, x > 1, x < 1)),
+        (torch.int32, lambda x: x.clone().scatter_add_(0, x.long(), x)),
+    ],
+)
+def test_s14_a_dtype_without_a_kernel_falls_back_and_is_refused_in_a_graph(card, dtype, function):
+    x = hpu(1, 0, dtype=dtype)
+    function(x)
+    assert card.ledger.counters["cpu_fallback"] == 1
+    with refused("S14", "has no kernel for"):
+        graphed(card, function)(x)
+
+
+def test_s15_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_in_a_graph(card):
+    from habana_frameworks.torch.hpu.metrics import metric_global
+
+    x = hpu(1, 2)
+    assert x.lgamma().tolist() == [0, 0]
+    assert dict(metric_global("cpu_fallback").stats()) == {
+        "TotalNumber": 1,
+        "FallbackOps": "aten.lgamma.default",
+    }
+    with refused("S15", "lgamma"):
+        graphed(card, torch.lgamma)(x)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, i: x[i],
+        lambda x, i: x.index_put_((i,), torch.zeros_like(x[:1])),
+        lambda x, i: x.index_select(0, i),
+        lambda x, i: x.index_copy_(0, i, torch.zeros_like(x[:1])),
+        lambda x, i: x.index_add_(0, i, torch.zeros_like(x[:1])),
+        lambda x, i: x.index_fill_(0, i, 1.0),
+        lambda x, i: x.gather(0, i[:, None]),
+        lambda x, i: x.scatter_(0, i[:, None], 1.0),
+        lambda x, i: x.scatter_add_(0, i[:, None], torch.zeros_like(x[:1])),
+        lambda x, i: F.embedding(i, x),
+    ],
+)
+def test_s16_a_wrong_index_is_refused_at_once_and_at_a_replay(card, wrong, function):
+    x = torch.zeros(4, 2, device="hpu")
+    good, bad = hpu(1, dtype=torch.int64), hpu(wrong, dtype=torch.int64)
+    with refused("S16"):
+        function(x.clone(), bad)
+    replay = graphed(card, lambda x, i: function(x.clone(), i))
+    replay(x, good)
+    with refused("S16"):
+        replay(x, bad)
+
+
+def test_s17_native_one_hot_is_refused(card):
+    with refused("S17"):
+        F.one_hot(hpu(0, 1, dtype=torch.int64), 2)
+    with torch.inference_mode(False), torch.no_grad(), refused("S17"):
+        F.one_hot(hpu(0, 1, dtype=torch.int64), 2)
+    groups = hpu(0, 1, 2, dtype=torch.int32)
+    ours = graphed(card, lambda g: (g[:, None] == torch.arange(2, device=g.device, dtype=g.dtype)).float())
+    assert ours(groups).tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_s18_a_capture_or_a_replay_within_a_capture_is_refused():
+    with simulated("gaudi2-lazy") as lazy:
+        x = hpu(1, 2)
+        inner = graphed(lazy, double)
+        with refused("S18", "begins within"):
+            graphed(lazy, inner)(x)
+        inner(x)
+        with refused("S18", "replayed while"):
+            graphed(lazy, inner)(x)
+        with refused("S18", "another stream"):
+            graph = torch.hpu.HPUGraph()
+            graph.capture_begin()
+            torch.hpu.set_stream(torch.hpu.Stream())
+            graph.capture_end()
+
+
+def test_s21_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card):
+    kept = torch.zeros(4, device="hpu")
+    x = hpu(1, 2)
+    with refused("S21", "a part of a tensor from outside"):
+        graphed(card, lambda x: kept[:2].add_(x))(x)
+    with refused("S21", "a part of an input"):
+        graphed(card, lambda x: x[:1].mul_(2))(x)
+    with refused("S21", "changes an input"):
+        graphed(card, lambda x: x.mul_(2))(x)
+    places = hpu(0, 1, dtype=torch.int64)
+    graphed(card, lambda x: kept.index_copy_(0, places, x))(x)
+    graphed(card, lambda cache, x: cache.index_copy_(0, places + 2, x))(kept, x)
+    assert kept.tolist() == [1, 2, 1, 2]
+
+
+def cached(card):
+    """A cache of four blocks of two slots, the last one for padding; writes and reads in a graph."""
+    cache = torch.zeros(8, 1, device="hpu")
+    guard = KVGuard.watch(card, [cache], block_size=2, pad_block=3)
+
+    def function(slots, blocks, x):
+        cache.index_copy_(0, slots.long(), x)
+        return cache.view(4, 2, 1).index_select(0, blocks)
+
+    replay = graphed(card, function)
+
+    def step(slots, blocks, values):
+        ints = (hpu(*slots, dtype=torch.int32), hpu(*blocks, dtype=torch.int32))
+        return replay(*ints, hpu(*([value] for value in values)))
+
+    step([6, 7], [3], [0, 0])
+    return guard, step, cache
+
+
+def test_s22_a_foreign_block_is_neither_written_nor_read(card):
+    guard, step, _ = cached(card)
+    guard.own({"a": [0], "b": [1]}, shared=[2])
+    assert step([1, 2], [2], [5, 6]).tolist() == [[[0], [0]]]
+    with refused("S22", r"writes the blocks \[2\]"):
+        step([1, 4], [3], [5, 6])
+    guard.own({"a": [0]})
+    with refused("S22", r"reads the blocks \[1\]"):
+        step([1, 7], [1], [5, 6])
+    with refused("S22", "belongs to"):
+        guard.own({"a": [0], "b": [0]})
+
+
+def test_s22_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
+    guard, step, cache = cached(card)
+    guard.own({"a": [0]})
+    with refused("S22", "NaN"):
+        step([0, 1], [0], [1, float("nan")])
+    step([0, 1], [0], [1, 2])
+    guard.scramble()
+    assert cache.flatten().tolist() == [1, 2, 77, 77, 77, 77, 77, 77]
+
+
+def test_s23_the_contiguous_layout_has_no_shared_block(card):
+    guard, _, _ = cached(card)
+    guard.check_layout([0, 1, 3, 3], [0, 1, 2, 2], rows=2, contiguous=True)
+    guard.check_layout([0, 1, 0, 3], [0, 1, 1, 2], rows=2, contiguous=False)
+    with refused("S23"):
+        guard.check_layout([0, 1, 0, 3], [0, 1, 1, 2], rows=2, contiguous=True)
+    with refused("S16"):
+        guard.check_layout([0], [-1], rows=2, contiguous=False)
+
+
+def test_s24_random_numbers_are_refused_in_a_graph(card):
+    x = hpu(1, 2)
+    torch.rand_like(x)
+    assert card.ledger.counters["random"] == 1
+    for function in (torch.rand_like, lambda x: x.clone().exponential_(), lambda x: x.multinomial(1)):
+        with refused("S24"):
+            graphed(card, function)(x)
+
+
+def test_s25_compilation_costs_time_and_memory_and_has_a_budget(card):
+    function = graphed(card, double)
+    x = hpu(1, 2)
+    before, free = card.clock.seconds, torch.hpu.mem_get_info()[0]
+    function(x)
+    took = card.profile.segment_seconds + card.profile.op_seconds
+    assert card.clock.seconds - before == pytest.approx(took, rel=0.01)
+    assert free - torch.hpu.mem_get_info()[0] >= card.profile.graph_bytes
+    card.compile_budget = 0.3
+    with refused("S25", "0.3 allowed"):
+        function(hpu(1, 2, 3))
+
+
+def test_s26_a_child_after_a_fork_cannot_use_the_device():
+    program = f"""
+import os, sys, torch
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from tgi.testing.simulated_gaudi import GaudiRuleError, install
+install("gaudi2-lazy")
+x = torch.zeros(2, device="hpu")
+if os.fork() == 0:
+    try:
+        x + 1
+    except GaudiRuleError as error:
+        os._exit(26 if error.rule == "S26" else 1)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    environment = os.environ | {"PYTHONWARNINGS": "ignore"}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 26
+
+
+@pytest.mark.usefixtures("card")
+def test_s27_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
+    x, side = hpu(1, 2), torch.hpu.Stream()
+    ints = hpu(1, 2, dtype=torch.int32)
+    done = torch.hpu.Event()
+    side.wait_stream(torch.hpu.current_stream())
+    with torch.hpu.stream(side):
+        host, host_ints = x.to("cpu", non_blocking=True), ints.to("cpu", non_blocking=True)
+        done.record(side)
+    assert host.isnan().all()
+    assert host_ints.tolist() == [2**31 - 2] * 2
+    assert not done.query()
+    done.synchronize()
+    assert (host.tolist(), host_ints.tolist()) == ([1, 2], [1, 2])
+
+
+@pytest.mark.usefixtures("card")
+def test_s27_streams_wait_for_each_other():
+    side = torch.hpu.Stream()
+    x = hpu(1, 2)
+    with refused("S27", "reads what another stream writes"), torch.hpu.stream(side):
+        x.to("cpu", non_blocking=True)
+    side.wait_stream(torch.hpu.default_stream())
+    with torch.hpu.stream(side):
+        x.to("cpu", non_blocking=True)
+        copied = torch.hpu.current_stream().record_event()
+    with refused("S27", "overwrites what another stream copies"):
+        x.add_(1)
+    torch.hpu.current_stream().wait_event(copied)
+    assert x.add_(1).tolist() == [2, 3]
+
+
+def test_s27_a_replay_waits_for_the_copy_of_its_output():
+    with simulated("gaudi2-lazy") as lazy:
+        side, function = torch.hpu.Stream(), graphed(lazy, double)
+        out = function(hpu(1, 2))
+        side.wait_stream(torch.hpu.current_stream())
+        with torch.hpu.stream(side):
+            out.to("cpu", non_blocking=True)
+        with refused("S27", "overwrites"):
+            function(hpu(3, 4))
+        torch.hpu.synchronize()
+        function(hpu(3, 4))
+
+
+@pytest.mark.usefixtures("card")
+def test_s27_a_buffer_that_is_copied_from_is_not_changed_before_that():
+    host = torch.tensor([1.0, 2.0])
+    x = host.to("hpu", non_blocking=True)
+    host.zero_()
+    with refused("S27", "changed before"):
+        x.cpu()
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_s28_a_release_has_what_it_has(profile):
+    with simulated(profile) as made:
+        from habana_frameworks.torch.utils.experimental import _get_device_type, synDeviceType
+        from habana_frameworks.torch.utils.internal import is_lazy
+
+        lazy = profile.endswith("lazy")
+        assert is_lazy() is lazy
+        assert hasattr(torch.hpu, "HPUGraph") is hasattr(torch.hpu, "wrap_in_hpu_graph") is lazy
+        number = profile[5]
+        assert _get_device_type() is synDeviceType[f"synDeviceGaudi{number}"]
+        assert torch.hpu.get_device_name() == f"GAUDI{number}"
+        assert torch.hpu.mem_get_info()[1] == made.profile.memory_bytes
