@@ -4,7 +4,7 @@ A package that offers a model or a device has an entry point in the group `tgi` 
 functions marked `hookimpl`. `tgi.plugins.hookspecs` is the whole list of hooks.
 """
 
-from .architecture import Architecture, ConfigError, JsonReader, ModelConfig
+from .architecture import Architecture, ConfigError, JsonReader, ModelConfig, Weight
 from .device import DeviceSpec
 from .hookspecs import hookimpl
 from .manager import architectures, devices, load_plugins
@@ -15,6 +15,7 @@ __all__ = [
     "DeviceSpec",
     "JsonReader",
     "ModelConfig",
+    "Weight",
     "architectures",
     "devices",
     "hookimpl",

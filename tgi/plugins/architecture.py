@@ -1,6 +1,7 @@
 """What a model package says of itself, and typed reading of config.json."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
@@ -10,6 +11,23 @@ T = TypeVar("T")
 
 class ConfigError(Exception):
     """config.json lacks something, or has it in a form that the architecture cannot use."""
+
+
+@attrs.frozen
+class Weight:
+    """A tensor of a checkpoint that the ranks keep."""
+
+    name: str
+    shape: tuple[int, ...]
+    split: int | None = None
+    """The dimension that is divided over the ranks; None: every rank keeps all of it."""
+
+    def size(self, ranks: int = 1) -> int:
+        """How many numbers a rank keeps of it; where they cannot be equal, the most."""
+        lengths = list(self.shape)
+        if self.split is not None:
+            lengths[self.split] = -(-lengths[self.split] // ranks)
+        return math.prod(lengths)
 
 
 @attrs.frozen(kw_only=True)
@@ -26,6 +44,18 @@ class ModelConfig:
     """Tokens in the longest sequence that the model was made for."""
     prefix_limit: int | None = None
     """Prompts longer than this have keys that depend on their length, and share none; None: none has."""
+
+    def weights(self) -> Sequence[Weight]:
+        """Every tensor that the layers keep, twice if they do so twice. `tgi plan` counts them.
+
+        Without them, it goes by the files of the checkpoint, and takes all to be divided over the ranks.
+        """
+        return ()
+
+    @property
+    def widest(self) -> int:
+        """Most features that a linear layer gives one token, all ranks together, for the same purpose."""
+        return 8 * self.hidden_size
 
 
 class JsonReader:

@@ -34,6 +34,8 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
+from tgi.weights import Shard
+from tgi.worker.runner import Runner
 
 from .driver import BLOCK_SIZE, Driver, lane_params, load_command, make_driver
 
@@ -61,7 +63,8 @@ def check_architecture(
     Against transformers (`reference`, or the model that it loads from the folder); decode against prefill;
     chunked against whole; a shared prefix against none; padded against unpadded; shuffled against ordered
     rows; scattered against consecutive blocks; the CPU's operations against the plain ones; `ranks` ranks
-    against one (0: leave out). That every tensor of the checkpoint is read, loading checks.
+    against one (0: leave out); the memory that its weights take against what `tgi plan` expects. That every
+    tensor of the checkpoint is read, loading checks.
     """
     folder = Path(folder)
     plain, fast = Device(1), CpuDevice(1)
@@ -92,6 +95,20 @@ def check_architecture(
     if ranks:
         got = on_ranks(folder, ranks, prompts, vocab)
         compare(f"{ranks} ranks", got, [want[:1] for want in wanted], tolerance)
+    for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
+        check_weights(folder, shard)
+
+
+def check_weights(folder: Path, shard: Shard) -> None:
+    """Raise AssertionError where a rank does not keep the numbers that `ModelConfig.weights` counts."""
+    runner = Runner.load(load_command(folder), shard, Device(1))
+    planned = sum(weight.size(shard.size) for weight in runner.config.weights())
+    assert isinstance(runner.model, torch.nn.Module)
+    held = [value for layer in runner.model.modules() for value in vars(layer).values()]
+    kept = sum(value.numel() for value in held if isinstance(value, torch.Tensor))
+    assert not planned or abs(kept - planned) <= 0.01 * planned, (
+        f"{shard}: {kept:,} numbers are kept, and weights() counts {planned:,}"
+    )
 
 
 def compare(name: str, got: Sequence[Logprobs], wanted: Sequence[Logprobs], tolerance: float) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tgi.device import Device, KVCache
+from tgi.footprint import workspace_bytes
 from tgi.layers import Batch, Build
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
 from tgi.protocol import Load, Loaded, Progress, Result, Step
@@ -21,7 +22,6 @@ from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
 from .lanes import Lanes
 from .sampler import Sampled, Sampler
-from .tables import BYTES as TABLE_BYTES
 
 Model = Callable[[Batch], torch.Tensor]
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class Runner:
             lanes=Lanes(command.lanes),
             sampler=sampler,
             last_tokens=torch.zeros(rows, dtype=torch.int64, device=device.torch_device),
-            workspace_bytes=workspace_bytes(config, build, command),
+            workspace_bytes=_workspace_bytes(config, build, command),
         )
 
     @property
@@ -83,6 +83,7 @@ class Runner:
             free_bytes=max(0, self.device.free_bytes() - self.workspace_bytes),
             block_bytes=self.spec.block_bytes,
             dtype=str(self.spec.dtype).removeprefix("torch."),
+            workspace_bytes=self.workspace_bytes,
         )
 
     def allocate(self, blocks: int) -> None:
@@ -101,7 +102,7 @@ class Runner:
         logits = self.model(inputs.batch)
         sampled = self.sampler(logits, inputs.sampler)
         self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)
-        columns = _result_columns(sampled, inputs.answers)
+        columns: dict[str, Any] = _result_columns(sampled, inputs.answers)
         columns |= _target_columns(inputs.batch, inputs.target_places)
         return Result(number=step.number, seconds=time.perf_counter() - began, **columns)
 
@@ -113,19 +114,16 @@ def open_device(name: str, threads: int) -> Device:
     return device
 
 
-def workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
-    """Upper estimate of what the largest step needs beside weights and KV cache.
-
-    Activations: per query token six vectors of the hidden size and three of the widest linear layer are
-    alive at once. Logits: of each lane's row, or of 64 prompt positions, the model's dtype once, and
-    40 bytes per token of the vocabulary for the sampler with everything on (float32 scores and their
-    copies, sorted values with int64 indices, float64 sums). And the sampler's tables.
-    """
-    item = build.dtype.itemsize
-    tokens = max(command.prefill_tokens, command.lanes)
-    activations = tokens * (6 * config.hidden_size + 3 * build.widest) * item
-    logits = max(command.lanes, 64) * config.vocab_size * (item + 40)
-    return activations + logits + (command.lanes + 1) * config.vocab_size * TABLE_BYTES
+def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
+    return workspace_bytes(
+        config,
+        ranks=build.shard.size,
+        item=build.dtype.itemsize,
+        widest=build.widest,
+        lanes=command.lanes,
+        prefill_tokens=command.prefill_tokens,
+        gathered_tokens=command.decode_blocks * command.block_size,
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

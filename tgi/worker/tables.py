@@ -11,14 +11,12 @@ import torch
 from tgi.device import Device
 from tgi.protocol import LaneParams, unpack_floats, unpack_ints
 
-BYTES = 4 + 4 + 4 + 1
-"""Of all tables, for one token of one lane."""
 _MOST_BIAS = 1e4
 """What lies beyond has the effect of the bound: the scores stay finite in float32."""
 
 
 class Tables:
-    """[lanes, vocab] each."""
+    """[lanes, vocab] each; together tgi.footprint.TABLE_BYTES for one token of one lane."""
 
     def __init__(self, lanes: int, vocab_size: int, device: Device) -> None:
         def empty(dtype: torch.dtype) -> torch.Tensor:

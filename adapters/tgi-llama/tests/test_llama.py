@@ -10,7 +10,7 @@ from tgi.device.cpu import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture, random_prompt, transformers_logprobs
 from tgi.testing.driver import make_driver
-from tgi.testing.models import llama_config, make_llama
+from tgi.testing.models import llama_config, llama_tensors, make_llama
 
 SHAPES = {
     "grouped queries": {},
@@ -153,3 +153,33 @@ def test_bfloat16_is_close_to_transformers(tmp_path):
     got = driver.prefill({0: prompt})[0].logits.log_softmax(-1)
     (wanted,) = transformers_logprobs(folder, None, [[*prompt, 0]], [30])
     assert (got - wanted).abs().max() < 0.15
+
+
+@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
+def test_weights_are_those_of_the_checkpoint(config):
+    config = {key: value for key, value in {**llama_config(), **config}.items() if value is not None}
+    tensors = llama_tensors(config)
+    weights = read_config(JsonReader(config)).weights()
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert {weight.name: weight.shape for weight in weights} == shapes
+
+
+SMALL = {
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+}
+LARGE = {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+}
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [(SMALL, 8_030_261_248), (LARGE, 70_553_706_496)])
+def test_parameters_of_models_that_everybody_knows(shape, parameters):
+    """Llama-3.1-8B and 70B; Meta says 8.03 and 70.6 billion."""
+    config = llama_config(vocab_size=128256, num_key_value_heads=8, **shape)
+    assert sum(weight.size() for weight in read_config(JsonReader(config)).weights()) == parameters

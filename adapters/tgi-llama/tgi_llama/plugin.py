@@ -1,8 +1,10 @@
 """Llama for tgi: what the server must know of it. Imports no torch."""
 
+from collections.abc import Iterator
+
 import attrs
 
-from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, hookimpl
+from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, Weight, hookimpl
 from tgi.plugins.rope import RopeConfig, read_rope
 
 
@@ -16,6 +18,40 @@ class LlamaConfig(ModelConfig):
     tie_word_embeddings: bool
     attention_bias: bool
     mlp_bias: bool
+
+    def weights(self) -> list[Weight]:
+        """The embedding is whole on every rank; the head is apart from it, even where they are tied."""
+        embedding = "model.embed_tokens.weight"
+        head = embedding if self.tie_word_embeddings else "lm_head.weight"
+        vocabulary = (self.vocab_size, self.hidden_size)
+        layers = (weight for index in range(self.num_layers) for weight in self._layer(index))
+        norm = Weight("model.norm.weight", (self.hidden_size,))
+        return [Weight(embedding, vocabulary), *layers, norm, Weight(head, vocabulary, 0)]
+
+    @property
+    def widest(self) -> int:
+        """Of the fused layers."""
+        return max(2 * self.intermediate_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
+
+    def _layer(self, index: int) -> Iterator[Weight]:
+        hidden, inter = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = f"model.layers.{index}"
+        for name, size in (("q", queries), ("k", keys), ("v", keys)):
+            yield Weight(f"{layer}.self_attn.{name}_proj.weight", (size, hidden), 0)
+            if self.attention_bias:
+                yield Weight(f"{layer}.self_attn.{name}_proj.bias", (size,), 0)
+        for name in ("gate", "up"):
+            yield Weight(f"{layer}.mlp.{name}_proj.weight", (inter, hidden), 0)
+            if self.mlp_bias:
+                yield Weight(f"{layer}.mlp.{name}_proj.bias", (inter,), 0)
+        outputs = (("self_attn.o", queries, self.attention_bias), ("mlp.down", inter, self.mlp_bias))
+        for name, size, bias in outputs:
+            yield Weight(f"{layer}.{name}_proj.weight", (hidden, size), 1)
+            if bias:
+                yield Weight(f"{layer}.{name}_proj.bias", (hidden,))
+        for name in ("input", "post_attention"):
+            yield Weight(f"{layer}.{name}_layernorm.weight", (hidden,))
 
 
 def read_config(get: JsonReader) -> LlamaConfig:

@@ -1,0 +1,43 @@
+"""What a model takes of a rank's memory beside its weights: the worker measures with it what is left, and
+`tgi plan` what will be, so that both say the same."""
+
+from tgi.plugins import ModelConfig
+
+PROMPT_SLICE = 64
+"""Positions of a prompt whose logits exist at once."""
+SAMPLER_BYTES = 40
+"""Of each logit, for the sampler with everything on: float32 scores and their copies, sorted values with
+int64 indices, float64 sums."""
+TABLE_BYTES = 4 + 4 + 4 + 1
+"""What the sampler keeps of each token of the vocabulary for each lane."""
+
+
+def block_bytes(config: ModelConfig, ranks: int, block_size: int, item: int) -> int:
+    """Keys and values of a KV block in all layers, of numbers of `item` bytes."""
+    return 2 * config.num_layers * block_size * -(-config.num_kv_heads // ranks) * config.head_dim * item
+
+
+def workspace_bytes(
+    config: ModelConfig,
+    *,
+    ranks: int,
+    item: int,
+    widest: int,
+    lanes: int,
+    prefill_tokens: int,
+    gathered_tokens: int = 0,
+) -> int:
+    """Upper estimate of what the largest step needs, the sampler and its tables included.
+
+    Activations: per query token six vectors of the hidden size and three of `widest`, the widest linear layer
+    of a rank, are alive at once. Attention: the keys and values of `gathered_tokens` tokens of one layer,
+    where a device gathers them, and their float32 scores twice. Logits: of each lane's row, or of a slice of
+    a prompt.
+    """
+    tokens = max(prefill_tokens, lanes)
+    activations = tokens * (6 * config.hidden_size + 3 * widest) * item
+    logits = max(lanes, PROMPT_SLICE) * config.vocab_size * (item + SAMPLER_BYTES)
+    tables = (lanes + 1) * config.vocab_size * TABLE_BYTES
+    kept = 2 * -(-config.num_kv_heads // ranks) * config.head_dim * item
+    scores = 2 * 4 * (config.num_heads // ranks)
+    return activations + logits + tables + gathered_tokens * (kept + scores)
