@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tgi.api import app
 from tgi.api.app import create_app
 from tgi.api.service import Service
 from tgi.config import Limits, Options
@@ -19,9 +20,9 @@ USER = {"role": "user", "content": "Hello"}
 
 def methods_by_path() -> dict[str, set[str]]:
     """GET and POST of every path, with x for each of its variables."""
-    app = create_app(Service(limits=Limits(), lifecycle=Lifecycle(), metrics=Metrics()))
+    made = create_app(Service(limits=Limits(), lifecycle=Lifecycle(), metrics=Metrics()))
     found: dict[str, set[str]] = defaultdict(set)
-    for rule in app.url_map.iter_rules():
+    for rule in made.url_map.iter_rules():
         path = rule.rule.replace("<path:name>", "some/model")
         path = "/docs/swagger-ui.css" if path == "/docs/<name>" else re.sub("<[^>]*>", "x", path)
         found[path] |= (rule.methods or set()) & {"GET", "POST"}
@@ -124,6 +125,18 @@ def test_r1_41_and_1_5_a_stream_is_chunked_and_not_buffered(path: str, body: dic
                 assert answer.headers[name] == value
             assert int(answer.headers["x-compute-characters"]) > 0
             assert not {"x-total-time", "x-compute-time", "x-generated-tokens"} & answer.headers.keys()
+
+    run(main)
+
+
+def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
+
+    async def main() -> None:
+        async with serving() as server, await server.connect() as stream:
+            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            await stream.send_all(head + b'Content-Length: 14\r\n\r\n{"inputs"')
+            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 408 ")
 
     run(main)
 

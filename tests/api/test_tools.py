@@ -256,3 +256,17 @@ def test_a_call_that_is_cut_says_length() -> None:
             assert '{"city": "Paris"}'.startswith(arguments)
 
     run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_t13_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
+    """TGI: without spaces, unless they are streamed."""
+
+    async def main() -> None:
+        for arguments in ('{"city": "Paris"}', '{"city":"Paris"}'):
+            text = HERMES_CALL.replace('{"city": "Paris"}', arguments)
+            async with serving_tools(saying(text), HERMES) as server:
+                message, _ = message_of(await chat(server, tool_choice="required", stream=stream))
+                assert message["tool_calls"][0]["function"]["arguments"] == arguments
+
+    run(main)
