@@ -1,4 +1,4 @@
-"""Ordinary code gives on the simulated card what it gives on the CPU: outside of graphs, captured, replayed."""
+"""Ordinary code gives on the simulated card what it gives on the CPU, in graphs and outside of them."""
 
 import copy
 import importlib.util

@@ -1,8 +1,10 @@
 """Collectives of the simulated card: the backend "hccl" is gloo, with the bridge's restrictions."""
 
+import functools
 import hashlib
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from .operations import FLOAT
 from .recording import storage_of
 from .tensor import HpuTensor
 
-_REDUCTIONS = frozenset({"SUM", "MIN", "MAX"})
+_REDUCTIONS = (dist.ReduceOp.SUM, dist.ReduceOp.MIN, dist.ReduceOp.MAX)
+_WATCHED = ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor")
+_originals = {name: getattr(dist, name) for name in _WATCHED}
 _NAMES = {
     "allreduce_": "all_reduce",
     "allgather_": "all_gather",
@@ -44,6 +48,27 @@ def register_backend() -> None:
         dist.Backend.register_backend("hccl", _gloo, devices=["hpu", "cpu"])
 
 
+def watch() -> None:
+    """See which reduction is asked for: the operation that arrives here does not tell."""
+    for name, original in _originals.items():
+        setattr(dist, name, functools.partial(_watched, name, original))
+
+
+def unwatch() -> None:
+    """Undo `watch`."""
+    for name, original in _originals.items():
+        setattr(dist, name, original)
+
+
+def _watched(name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    given = inspect.signature(original).bind(*args, **kwargs)
+    reduction = given.arguments.get("op", dist.ReduceOp.SUM)
+    tensors = [value for value in given.arguments.values() if isinstance(value, HpuTensor)]
+    if tensors and reduction not in _REDUCTIONS:
+        dispatch.active().ledger.violate("S20", name, f"by {reduction}; there are sum, min and max")
+    return original(*args, **kwargs)
+
+
 def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
     return dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
 
@@ -59,7 +84,7 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
     )
     used: list[HpuTensor] = []
     plain = [_unwrap(card, value, used) for value in args]
-    _check(card, name, args, used)
+    _check(card, name, used)
     issued = f"{name} {[(tuple(t.shape), str(t.dtype)) for t in used]}"
     card.collectives.update(issued.encode())
     card.ledger.counters["collectives"] += 1
@@ -86,7 +111,7 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
     return (args[0], result[-1]) if isinstance(result, tuple) else result
 
 
-def _check(card: Card, name: str, args: Sequence[Any], used: Sequence[HpuTensor]) -> None:
+def _check(card: Card, name: str, used: Sequence[HpuTensor]) -> None:
     if card.recorder is not None and card.lazy and not card.profile.lazy_collectives:
         card.ledger.violate("S19", name, "a collective in a graph needs PT_HPU_ENABLE_LAZY_COLLECTIVES")
     if "reduce" not in name:
@@ -94,11 +119,6 @@ def _check(card: Card, name: str, args: Sequence[Any], used: Sequence[HpuTensor]
     for tensor in used:
         if tensor.dtype not in FLOAT:
             card.ledger.violate("S20", name, f"of {tensor.dtype}; only float32 and bfloat16 are reduced")
-    for value in args:
-        if isinstance(value, torch.ScriptObject) and not _is_group(value):
-            reduction = str(dist.ReduceOp.unbox(value)) if hasattr(dist.ReduceOp, "unbox") else "SUM"
-            if not any(known in reduction for known in _REDUCTIONS):
-                card.ledger.violate("S20", name, f"by {reduction}; there are sum, min and max")
 
 
 def _agree(group: Any, issued: str, card: Card) -> None:

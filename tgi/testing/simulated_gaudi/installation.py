@@ -25,6 +25,7 @@ def install(profile: Profile | str) -> Card:
         _register()
     dispatch.use_card(card)
     bridge.put(bridge.build(card))
+    collectives.watch()
     torch.compile = _compile
     return card
 
@@ -33,6 +34,7 @@ def uninstall() -> None:
     """Take away what can be taken away; torch keeps knowing a device named hpu."""
     dispatch.use_card(None)
     bridge.remove()
+    collectives.unwatch()
     torch.compile = _torch_compile
 
 
