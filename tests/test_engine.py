@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from tgi.config import Limits, OptionError, Options
-from tgi.engine import _model_info, describe_model, plan_blocks
+from tgi.engine import _model_info, _source, describe_model, plan_blocks
 from tgi.executor import EngineError
+from tgi.hub import Source
 from tgi.plugins import ConfigError
 from tgi.protocol import Loaded
 from tgi.testing.models import make_llama
@@ -60,6 +61,12 @@ def test_3_9_what_it_is_called(tmp_path: Path, options: dict[str, str], name: st
     assert (info.model_id, info.served_name) == (name, served)
     assert info.pipeline_tag == "text-generation"
     assert info.sha is None
+
+
+def test_where_the_model_comes_from() -> None:
+    found = _source(Options(model_id="org/model", revision="r", huggingface_hub_cache=Path("/cache")))
+    assert found == Source("org/model", "r", Path("/cache"))
+    assert _source(Options(model_id="org/model", weights_cache_override=Path("/w"))) == Source("/w")
 
 
 def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> None:

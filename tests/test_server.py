@@ -1,6 +1,7 @@
 """The nursery in this process: an engine that cannot start, a port that answers meanwhile."""
 
 import functools
+import importlib.metadata
 import logging
 import signal
 import socket
@@ -48,6 +49,15 @@ def test_a_folder_without_a_model(
 ) -> None:
     assert serve_on(listener, Options(model_id=str(tmp_path))) == 1
     assert "no config.json" in one_line(capsys)
+
+
+def test_env_logs_the_versions_first_and_goes_on(
+    listener: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve_on(listener, Options(model_id=str(tmp_path), env=True)) == 1
+    out, err = capsys.readouterr()
+    assert f", torch {importlib.metadata.version('torch')}, " in out.splitlines()[0]
+    assert "no config.json" in err
 
 
 def test_options_that_contradict_each_other(

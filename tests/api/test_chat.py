@@ -148,7 +148,7 @@ def test_r3_44_log_probabilities_with_bytes_and_top_tokens() -> None:
                 "bytes": list(b"Hello"),
             }
             streamed = chunks(await chat(server, logprobs=True, top_logprobs=2, temperature=0, stream=True))
-            assert [e["choices"][0]["logprobs"]["content"][0] for e in streamed] == content
+            assert [e["choices"][0]["logprobs"]["content"] for e in streamed] == [[one] for one in content]
             assert (await chat(server, top_logprobs=2)).json["choices"][0]["logprobs"] is None
 
     run(main)

@@ -1,0 +1,62 @@
+"""contract.tsv: for each id of TGI's observable behaviour the tests that hold it.
+
+A line is an id, what it is about, and what holds it: tests, the word `deviation` where docs/deviations.md has
+rows of that id, or the reason why it is not applicable. The ids are those of the list that tests and pages
+cite: sections 1 to 4 (HTTP, requests, answers, chat), 6 (command line), 7 (metrics) and 12 (vectors).
+"""
+
+import pytest
+
+from .documented import ROOT, Row, names_of_tests, read_tables
+from .test_foreign import IMPLEMENTED, IN_VAIN, REFUSED
+
+LINES = [line.split("\t") for line in (ROOT / "tests" / "contract.tsv").read_text("utf-8").splitlines()]
+IDS = [line[0] for line in LINES]
+DEVIATING = {name for cells in read_tables(ROOT / "docs" / "deviations.md") for name in Row(*cells).ids}
+RANGES = {
+    "R1.": [*range(1, 17), *range(20, 28), *range(30, 42), *range(50, 53), *range(60, 66), 70, 71, 72,
+            *range(80, 84), *range(90, 95)],
+    "D": range(1, 9),
+    "V": [*range(1, 14), *range(15, 18), 20, 21, *range(23, 26), *range(30, 38)],
+    "R2.": [*range(50, 53), *range(70, 77)],
+    "R3.": [10, 11, *range(20, 26), *range(40, 46), *range(50, 60)],
+    "C": [*range(1, 9), *range(10, 21), *range(30, 36)],
+    "T": range(1, 14),
+    "L": range(1, 9),
+    "M": range(1, 6),
+    "12.": range(1, 11),
+}  # fmt: skip
+"""The numbers that the list has."""
+
+
+def test_no_id_is_missing_or_there_twice() -> None:
+    assert len(set(IDS)) == len(IDS)
+    wanted = {f"{prefix}{number:02d}" if prefix == "V" else f"{prefix}{number}"
+              for prefix, numbers in RANGES.items() for number in numbers}  # fmt: skip
+    wanted |= {"P-default", "V14a", "V14b", "V14c", "V22a", "V22b", "V22c"}
+    assert wanted - set(IDS) == set()
+
+
+def test_every_flag_of_the_launcher_is_there() -> None:
+    of_the_router = {"master-shard-uds-path", "tokenizer-name", "max-image-fetch-size"}
+    flags = {*IMPLEMENTED, *IN_VAIN, *REFUSED, "help", "version"} - of_the_router
+    assert {name for name in IDS if name.startswith("--")} == {f"--{flag}" for flag in flags}
+
+
+@pytest.mark.parametrize(("name", "subject", "held_by"), LINES, ids=IDS)
+def test_an_id_is_held(name: str, subject: str, held_by: str) -> None:
+    assert subject or name.startswith(("--", "tgi_"))
+    if held_by.startswith("not applicable: "):
+        assert name not in DEVIATING
+        return
+    words = held_by.split()
+    assert words
+    assert ("deviation" in words) == (name in DEVIATING)
+    for word in words:
+        file, _, function = word.partition("::")
+        assert word == "deviation" or function in names_of_tests(file), word
+
+
+def test_the_deviations_name_no_id_that_there_is_not() -> None:
+    """But for those of the sections that are not listed here: sampling, scheduling, tracing and logs."""
+    assert {name for name in DEVIATING - set(IDS) if not name.startswith(("S", "Q", "O", "5."))} == set()
