@@ -17,6 +17,8 @@ OWN = [field.name for field in attrs.fields(Options) if field.name not in ("conf
 CHOICES = {
     "dtype": "bfloat16",
     "rope_scaling": "dynamic",
+    "memory_fraction": "0.5",
+    "graph_memory_fraction": "0.5",
     "sharded": "true",
     "hostname": "127.0.0.1",
     "tokenizer_config_path": __file__,

@@ -1,5 +1,6 @@
 """Options and limits against the tables of TGI's launcher (tgi-behaviour 6.1 and 6.2)."""
 
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -112,6 +113,13 @@ def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
 def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> None:
     (warning,) = Options(**options).checked({})
     assert said in warning
+
+
+def test_a_recipe_cache_that_is_set_twice(tmp_path: Path) -> None:
+    options = Options(recipe_cache=tmp_path)
+    assert not list(options.checked({}))
+    (warning,) = options.checked({"PT_HPU_RECIPE_CACHE_CONFIG": "/cache,false,1024"})
+    assert warning.startswith("--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG")
 
 
 def test_what_is_done_as_told_is_not_said() -> None:

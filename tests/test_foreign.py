@@ -90,6 +90,7 @@ ALIASES = {
     "port": ("port", "80", 80),
     "api-key": ("api_key", "k", ("k",)),
     "chat-template": ("chat_template", str(HERE), HERE),
+    "gpu-memory-utilization": ("memory_fraction", "0.9", 0.9),
     "shutdown-timeout": ("graceful_termination_timeout", "7", 7.0),
 }
 VLLM_IN_VAIN: dict[str, str | None] = {
@@ -105,7 +106,6 @@ VLLM_IN_VAIN: dict[str, str | None] = {
     "disable-log-requests": None,
     "max-num-queued-reqs": "10",
     "trust-remote-code": None,
-    "gpu-memory-utilization": "0.9",
 }
 VLLM_REFUSED: dict[str, str | None] = {
     "quantization": "awq",
@@ -207,6 +207,10 @@ def test_no_foreign_option_is_missing_from_these_tables() -> None:
         ("PREFIX_CACHING", "0", {"prefix_caching": False}),
         ("HF_HUB_CACHE", "/data", {"huggingface_hub_cache": Path("/data")}),
         ("COMPUTE_TYPE", "1-gaudi2", {"compute_type": "1-gaudi2"}),
+        ("VLLM_SKIP_WARMUP", "true", {"skip_warmup": True}),
+        ("HPU_MEMORY_FRACTION", "0.8", {"memory_fraction": 0.8}),
+        ("TGI_GRAPH_RESERVED_MEM", "0.1", {"graph_memory_fraction": 0.1}),
+        ("VLLM_GRAPH_RESERVED_MEM", "0.1", {"graph_memory_fraction": 0.1}),
         (
             "LOG_LEVEL",
             "info,text_generation_router=debug",
@@ -223,13 +227,15 @@ def test_variables_that_are_no_flags_of_the_launcher(
 
 @pytest.mark.parametrize(
     "name",
-    """ATTENTION PREFILL_CHUNKING VLLM_EXPONENTIAL_BUCKETING LIMIT_HPU_GRAPH VLLM_SKIP_WARMUP
-    VLLM_CONTIGUOUS_PA VLLM_GRAPH_PROMPT_RATIO VLLM_DECODE_BLOCK_BUCKET_STEP TGI_GRAPH_RESERVED_MEM
-    TGI_WIGGLE_ROOM HPU_MEMORY_FRACTION USE_EXPERT_PARALLEL SKIP_TOKENIZER_IN_TGI REQUEST_LOGPROBS DUMP_STACK
-    TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN VLLM_BUCKETING_STRATEGY""".split(),
+    """ATTENTION DUMP_STACK ENABLE_HPU_GRAPH FLASH_ATTENTION_RECOMPUTE LIMIT_HPU_GRAPH PREFILL_CHUNKING
+    REQUEST_LOGPROBS SKIP_TOKENIZER_IN_TGI TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN TGI_WIGGLE_ROOM
+    USE_EXPERT_PARALLEL USE_FLASH_ATTENTION VLLM_CONTIGUOUS_PA VLLM_EXPONENTIAL_BUCKETING
+    VLLM_GRAPH_PROMPT_RATIO VLLM_DECODE_BLOCK_BUCKET_STEP VLLM_BUCKETING_STRATEGY""".split(),
 )
 def test_variables_of_a_gaudi_image_that_do_nothing(name: str) -> None:
-    assert list(Options().checked({name: "1"})) == [f"variables without effect: {name}"]
+    assert list(Options().checked({name: "1"})) == [
+        f"variables without effect: {name} ({UNUSED_VARIABLES[name]})"
+    ]
 
 
 def test_variables_that_do_nothing_share_a_line() -> None:
@@ -237,9 +243,17 @@ def test_variables_that_do_nothing_share_a_line() -> None:
     assert all(name in line for name in UNUSED_VARIABLES)
 
 
+def test_a_variable_that_would_change_the_answers_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: no quantized weights yet$"):
+        list(Options().checked({"QUANT_CONFIG": "maxabs_quant.json"}))
+    assert not list(Options().checked({"QUANT_CONFIG": ""}))
+
+
 @pytest.mark.parametrize(
     "name",
-    ["HF_HOME", "HF_HUB_ENABLE_HF_TRANSFER", "HF_HUB_OFFLINE", "HABANA_VISIBLE_DEVICES", "PT_HPU_LAZY_MODE"],
+    """HF_HOME HF_HUB_ENABLE_HF_TRANSFER HF_HUB_OFFLINE HABANA_VISIBLE_DEVICES PT_HPU_LAZY_MODE
+    PT_HPU_ENABLE_LAZY_COLLECTIVES PT_HPU_WEIGHT_SHARING PT_HPU_RECIPE_CACHE_CONFIG
+    OMPI_MCA_btl_vader_single_copy_mechanism""".split(),
 )
 def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(name, "1")

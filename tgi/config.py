@@ -15,7 +15,7 @@ import attrs
 from cyclopts import Parameter
 
 from tgi import flags
-from tgi.flags import BATCH, HTTP, LIMITS, LOG, MODEL, Amount, Count, Port, flag
+from tgi.flags import BATCH, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
 from tgi.foreign import Foreign
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -134,6 +134,25 @@ class Options:
     ] = True
     """Keep what was computed of a prompt for others that begin alike."""
 
+    memory_fraction: Annotated[
+        Share | None,
+        flag(MEMORY, "MEMORY_FRACTION", "HPU_MEMORY_FRACTION", vllm=["--gpu-memory-utilization"]),
+    ] = None
+    """Share of the memory beside the weights that may be used. Without it, what suits the device (cpu: 1)."""
+    graph_memory_fraction: Annotated[
+        Share | None,
+        flag(MEMORY, "GRAPH_MEMORY_FRACTION", "TGI_GRAPH_RESERVED_MEM", "VLLM_GRAPH_RESERVED_MEM"),
+    ] = None
+    """Share of that which is kept for graphs. Without it, what as many of them are expected to take."""
+    warmup_timeout: Annotated[Amount, flag(MEMORY, "WARMUP_TIMEOUT")] = 900.0
+    """Seconds that the first step of a bucket may take, which compiles it."""
+    warmup_budget: Annotated[Amount | None, flag(MEMORY, "WARMUP_BUDGET")] = None
+    """Seconds that the warm-up may take in all: there are as few buckets as that takes."""
+    skip_warmup: Annotated[bool, flag(MEMORY, "SKIP_WARMUP", "VLLM_SKIP_WARMUP")] = False
+    """Warm up the largest buckets only; the others are compiled while requests wait for them."""
+    recipe_cache: Annotated[Path | None, flag(MEMORY, "RECIPE_CACHE", value="FOLDER")] = None
+    """A folder on a local disk where a Gaudi keeps what it has compiled for the next start."""
+
     hostname: Annotated[
         str, flag(HTTP, "HOSTNAME", value="ADDRESS", vllm=["--host"], split=flags.address)
     ] = "0.0.0.0"
@@ -197,7 +216,8 @@ class Options:
             )
         if self.max_batch_size == 0:
             raise OptionError("`max_batch_size` must be > 0")
-        for reason in (*self.foreign.contradictions(self.num_shard or 1), *self.foreign.refusals()):
+        reasons = (*self.foreign.contradictions(self.num_shard or 1), *self.foreign.refusals(environment))
+        for reason in reasons:
             raise OptionError(reason)
         self._check_keys()
         if self.num_shard is not None and self.num_shard > 1:
@@ -206,6 +226,8 @@ class Options:
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if self.hostname != "localhost" and not flags.is_address(self.hostname):
             yield f"the host name {self.hostname!r} is no IP address: listening on 0.0.0.0"
+        if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
+            yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
         yield from self.foreign.warnings(environment)
 
     def _check_shards(self) -> None:

@@ -13,10 +13,11 @@ from cyclopts import Group, Parameter, Token, validators
 MODEL = Group("Model", sort_key=1)
 LIMITS = Group("Limits of a request", sort_key=2)
 BATCH = Group("Batching", sort_key=3)
-HTTP = Group("HTTP", sort_key=4)
-LOG = Group("Logs and traces", sort_key=5)
-UNUSED = Group("Accepted without effect", sort_key=6, show=False)
-REFUSED = Group("Refused for now", sort_key=7, show=False)
+MEMORY = Group("Memory and warm-up", sort_key=5)
+HTTP = Group("HTTP", sort_key=6)
+LOG = Group("Logs and traces", sort_key=7)
+UNUSED = Group("Accepted without effect", sort_key=8, show=False)
+REFUSED = Group("Refused for now", sort_key=9, show=False)
 
 
 def whole(_type: Any, tokens: Sequence[Token]) -> int:
@@ -35,6 +36,7 @@ def _check_route(_type: Any, value: str | None) -> None:
 Count = Annotated[int, Parameter(converter=whole, metavar="N", validator=validators.Number(gte=0))]
 Port = Annotated[int, Parameter(converter=whole, metavar="N", validator=validators.Number(gte=0, lte=65535))]
 Amount = Annotated[float, Parameter(metavar="N", validator=validators.Number(gte=0))]
+Share = Annotated[float, Parameter(metavar="N", validator=validators.Number(gt=0, lte=1))]
 FILE = Parameter(metavar="FILE", validator=validators.Path(exists=True, dir_okay=False))
 ROUTE = Parameter(validator=_check_route)
 

@@ -15,28 +15,28 @@ from tgi.flags import REFUSED, refused, unused
 
 HARMLESS = (None, False, "", "0", "none", "auto")
 """Values that ask a refused option for nothing."""
-UNUSED_VARIABLES = frozenset(
-    [
-        "ATTENTION",
-        "PREFILL_CHUNKING",
-        "VLLM_EXPONENTIAL_BUCKETING",
-        "LIMIT_HPU_GRAPH",
-        "VLLM_SKIP_WARMUP",
-        "VLLM_CONTIGUOUS_PA",
-        "VLLM_GRAPH_PROMPT_RATIO",
-        "VLLM_DECODE_BLOCK_BUCKET_STEP",
-        "VLLM_BUCKETING_STRATEGY",
-        "TGI_GRAPH_RESERVED_MEM",
-        "TGI_WIGGLE_ROOM",
-        "HPU_MEMORY_FRACTION",
-        "USE_EXPERT_PARALLEL",
-        "SKIP_TOKENIZER_IN_TGI",
-        "REQUEST_LOGPROBS",
-        "DUMP_STACK",
-        "TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN",
-    ]
-)
-"""Variables without a flag that TGI's images set or read (tgi-behaviour 6.5), and vLLM's on Gaudi."""
+UNUSED_VARIABLES = {
+    "ATTENTION": "the device has one kind, over pages",
+    "DUMP_STACK": "tracebacks are in the log",
+    "ENABLE_HPU_GRAPH": "PT_HPU_LAZY_MODE chooses between graphs and torch.compile",
+    "FLASH_ATTENTION_RECOMPUTE": "prompts always use the fused kernel where it is faster",
+    "LIMIT_HPU_GRAPH": "graphs of prompts keep no tensors, and take little memory",
+    "PREFILL_CHUNKING": "long prompts are always split",
+    "REQUEST_LOGPROBS": "they are always computed",
+    "SKIP_TOKENIZER_IN_TGI": "the ranks never have a tokenizer",
+    "TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN": "a request can say ignore_eos",
+    "TGI_WIGGLE_ROOM": "--memory-fraction says how much memory is used",
+    "USE_EXPERT_PARALLEL": "there are no models with experts yet",
+    "USE_FLASH_ATTENTION": "prompts always use the fused kernel where it is faster",
+    "VLLM_CONTIGUOUS_PA": "blocks are shared between sequences, and so are gathered",
+    "VLLM_EXPONENTIAL_BUCKETING": "buckets are chosen for the least padding",
+    "VLLM_BUCKETING_STRATEGY": "buckets are chosen for the least padding",
+    "VLLM_DECODE_BLOCK_BUCKET_STEP": "buckets are chosen for the least padding",
+    "VLLM_GRAPH_PROMPT_RATIO": "all graphs share one part of the memory",
+}
+"""Variables without a flag that TGI's images set or read (tgi-behaviour 6.5), scripts for TGI on Gaudi set
+(users-and-ecosystem 4.1), and vLLM on Gaudi reads; each with the reason why it does nothing."""
+REFUSED_VARIABLES = {"QUANT_CONFIG": "no quantized weights yet"}
 
 _Text = str | None
 _Switch = bool | None
@@ -62,8 +62,7 @@ class Foreign:
         _Text,
         unused(
             "CUDA_MEMORY_FRACTION",
-            why="--max-batch-total-tokens says how large the KV cache may be",
-            vllm=["--gpu-memory-utilization"],
+            why="--memory-fraction says how much of what the weights leave is used",
         ),
     ] = None
     disable_custom_kernels: Annotated[
@@ -134,19 +133,23 @@ class Foreign:
             if adapter.count("@") > 1:
                 yield f"Invalid LoRA adapter format: {adapter}"
 
-    def refusals(self) -> Iterator[str]:
+    def refusals(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
         """Why the server cannot start with this."""
         for name, is_refused, why in described():
             if is_refused and getattr(self, name) not in HARMLESS:
                 yield f"{_spelt(name)} is not supported: {why}"
+        for name, why in REFUSED_VARIABLES.items():
+            if environment.get(name, "") not in HARMLESS:
+                yield f"{name} is not supported: {why}"
 
     def warnings(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
         """What was given in vain."""
         for name, is_refused, why in described():
             if not is_refused and getattr(self, name) != getattr(Foreign(), name):
                 yield f"{_spelt(name)} has no effect: {why}"
-        if names := sorted(UNUSED_VARIABLES & environment.keys()):
-            yield f"variables without effect: {', '.join(names)}"
+        if names := sorted(UNUSED_VARIABLES.keys() & environment.keys()):
+            told = ", ".join(f"{name} ({UNUSED_VARIABLES[name]})" for name in names)
+            yield f"variables without effect: {told}"
 
 
 def described() -> Iterator[tuple[str, bool, str]]:
