@@ -1,9 +1,6 @@
 """Ordinary code gives on the simulated card what it gives on the CPU, in graphs and outside of them."""
 
 import copy
-import importlib.util
-import math
-import sys
 from collections import namedtuple
 
 import attrs
@@ -11,8 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from tgi.testing.simulated_gaudi import GENERATIONS, Profile, install, uninstall
 
 from .simulated import PROFILES, graphed, hpu, simulated
 
@@ -329,91 +324,3 @@ def test_fp8_products_are_those_of_the_rounded_numbers(card):
         got = replay(a.to("hpu"), b.to("hpu"))
         same(got[0], rounded[0] @ rounded[1], 1e-5)
         same(got[1], rounded[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters", "published"),
-    [
-        ("gaudi2", 6.74e9, 141),
-        ("gaudi3", 6.74e9, 174),
-        ("gaudi2", 8.03e9, 129),
-        ("gaudi3", 8.03e9, 162),
-        ("gaudi2", 7.24e9, 135),
-        ("gaudi3", 7.24e9, 160),
-        ("gaudi2", 41.8e9, 25.2),
-        ("gaudi3", 41.8e9, 34.0),
-    ],
-)
-def test_the_clock_agrees_with_published_decode_rates(name, parameters, published):
-    """Rows of Intel's page for release 1.18: one row, bfloat16; every weight is read once per token."""
-    from tgi.testing.simulated_gaudi import costs
-    from tgi.testing.simulated_gaudi.operations import operation
-
-    profile = Profile.of(f"{name}-lazy")
-    side = math.isqrt(int(parameters))
-    weight = torch.empty(side, side, dtype=torch.bfloat16, device="meta")
-    row = torch.empty(1, side, dtype=torch.bfloat16, device="meta")
-    info = operation(torch.ops.aten.mm.default)
-    took = costs.seconds(profile, info, [row, weight], [row], lambda tensor: tensor is row)
-    assert 1 / (took + profile.generation.launch_seconds) == pytest.approx(published, rel=0.09)
-
-
-def test_the_clock_follows_the_matrix_engine_where_there_is_much_to_compute(card):
-    x = torch.zeros(512, 512, device="hpu")
-    before = card.clock.causes["compute"]
-    x @ x
-    flops = 2 * 512**3 / card.profile.generation.bf16_flops
-    traffic = 3 * 512 * 512 * 4 / card.profile.generation.hbm_rate
-    spent = card.clock.causes["compute"] - before
-    assert spent == pytest.approx(max(flops, traffic) / card.profile.efficiency)
-
-
-def test_recipes_that_were_compiled_before_cost_less(tmp_path):
-    took = []
-    for _ in range(2):
-        with simulated("gaudi2-lazy", recipe_cache=str(tmp_path / "recipes")) as card:
-            graphed(card, lambda x: x * 2)(hpu(1, 2))
-            took.append(card.clock.causes["compile"])
-            hits = card.recipes.cache_hits
-    assert took[1] == pytest.approx(0.3 * took[0])
-    assert hits == card.recipes.number
-
-
-def test_metrics_and_memory_are_told_as_by_the_bridge(card):
-    from habana_frameworks.torch.hpu import metrics
-
-    before = torch.hpu.memory_allocated()
-    with metrics.metric_localcontext("graph_compilation") as local:
-        function = graphed(card, lambda x: x * 2)
-        function(torch.zeros(256, device="hpu"))
-    stats = dict(local.stats())
-    assert stats["TotalNumber"] == 2  # and zeros, on its own
-    assert stats["AvgTime"] == stats["TotalTime"] / stats["TotalNumber"] > 0
-    assert dict(metrics.metric_global("cpu_fallback").stats()) == {"TotalNumber": 0, "FallbackOps": ""}
-    stats = torch.hpu.memory_stats()
-    assert stats["InUse"] == torch.hpu.memory_allocated() > before
-    assert stats["MaxInUse"] == torch.hpu.max_memory_allocated() >= stats["InUse"]
-    assert stats["Limit"] == GENERATIONS[card.profile.generation.name].memory_bytes
-
-
-def test_the_profile_follows_the_variables_of_the_bridge():
-    environ = {"PT_HPU_LAZY_MODE": "1", "PT_HPU_ENABLE_LAZY_COLLECTIVES": "true"}
-    profile = Profile.from_environment(
-        environ | {"PT_HPU_RECIPE_CACHE_CONFIG": "/recipes,false,1024"}, "gaudi3"
-    )
-    assert (profile.name, profile.lazy_collectives, profile.recipe_cache) == ("gaudi3-lazy", True, "/recipes")
-    assert Profile.from_environment({}).name == "gaudi2-compile"
-    with pytest.raises(ValueError, match="gaudi1-lazy"):
-        Profile.of("gaudi1-lazy")
-
-
-def test_the_stand_in_goes_when_it_is_uninstalled():
-    compile_before = torch.compile
-    install("gaudi2-lazy")
-    assert "habana_frameworks.torch.core" in sys.modules
-    uninstall()
-    assert torch.compile is compile_before
-    assert not [name for name in sys.modules if name.startswith("habana_frameworks")]
-    assert importlib.util.find_spec("habana_frameworks") is None
-    with pytest.raises(RuntimeError, match="install"):
-        torch.zeros(1, device="hpu")

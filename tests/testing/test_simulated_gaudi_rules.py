@@ -1,16 +1,15 @@
-"""Each rule with code that breaks it; docs/simulated-gaudi.md names these tests."""
+"""Each rule that is not of graphs alone, with code that breaks it; docs/simulated-gaudi.md names the tests."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import attrs
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tgi.testing.simulated_gaudi import KVGuard, OutOfMemoryError
+from tgi.testing.simulated_gaudi import KVGuard
 
 from .simulated import PROFILES, graphed, hpu, refused, simulated
 
@@ -23,195 +22,6 @@ def card(request):
 
 def double(x):
     return x * 2
-
-
-def test_s1_a_new_shape_after_warm_up_is_refused(card):
-    function = graphed(card, double)
-    function(hpu(1, 2))
-    card.seal()
-    function(hpu(3, 4))
-    with refused("S1", "new graph"):
-        function(hpu(1, 2, 3))
-
-
-def test_s1_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
-    x = hpu(1, 2)
-    (x + 1).cpu()
-    card.seal()
-    (x + 1).cpu()
-    with refused("S1", "compiled after seal"):
-        (x - 1).cpu()
-
-
-def test_s2_a_scalar_argument_that_takes_a_second_value_is_refused(card):
-    function = graphed(card, lambda x, n: x * n)
-    function(hpu(1, 2), 3)
-    function(hpu(1, 2), 3)
-    with refused("S2", "is .*4.*, and was .*3"):
-        function(hpu(1, 2), 4)
-
-
-def test_s2_an_object_argument_counts_by_identity():
-    @attrs.frozen
-    class Metadata:
-        x: torch.Tensor
-
-    with simulated("gaudi2-lazy") as lazy:
-        function = graphed(lazy, lambda metadata: metadata.x * 2)
-        function(Metadata(hpu(1)))
-        with refused("S2", "Metadata"):
-            function(Metadata(hpu(1)))
-
-
-def test_s2_the_same_shape_with_another_dtype_is_refused(card):
-    function = graphed(card, double)
-    function(hpu(1, 2))
-    with refused("S2", "dtypes"):
-        function(hpu(1, 2, dtype=torch.bfloat16))
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: x.nonzero(),
-        lambda x: x[x > 0],
-        lambda x: x.masked_select(x > 0),
-        lambda x: torch.repeat_interleave(x, x.int()),
-        lambda x: x.index_put_((x > 0,), x[0]),
-        lambda x: x.unique(),
-    ],
-)
-def test_s3_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
-    x = hpu(1, 2)
-    function(x.clone())
-    assert card.ledger.counters["dynamic_shapes"] > 0
-    with refused("S3"):
-        graphed(card, lambda x: function(x.clone()))(x)
-
-
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda x: x.sum().item(),
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: torch.equal(x, x),
-        lambda x: repr(x),
-        lambda x: f"{x[0]:.2f}",
-        lambda x: int(x[0]),
-        lambda x: torch.empty(2).copy_(x),
-        lambda x: x.to("cpu", non_blocking=True),
-    ],
-)
-def test_s4_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
-    x = hpu(1, 2)
-    function(x)
-    assert card.ledger.counters["d2h"] == 1
-    with refused("S4", "host"):
-        graphed(card, lambda x: function(x) is None or x)(x)
-
-
-def test_s4_a_step_may_read_once(card):
-    x = hpu(1, 2)
-    with card.step():
-        x.cpu()
-    with refused("S4", "2 in one step, 1 allowed"), card.step():
-        x.cpu()
-        x.cpu()
-
-
-def test_s5_a_branch_on_a_value_is_refused_in_a_graph(card):
-    x = hpu(1, 2)
-    with refused("S5"):
-        graphed(card, lambda x: x * 2 if x.sum() > 0 else x)(x)
-
-
-def test_s6_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
-    x = hpu(1, 2)
-    with refused("S6", "on the CPU"):
-        x.index_select(0, torch.tensor([1]))
-    with refused("S6", "copied from the host"):
-        graphed(card, lambda x: x + torch.tensor([1.0, 2.0]).to("hpu"))(x)
-    assert graphed(card, lambda x: x + torch.tensor(1.0).to("hpu"))(x).tolist() == [2, 3]
-
-
-def test_s7_more_memory_than_the_card_has_is_refused():
-    with simulated(memory_bytes=1 << 20):
-        kept = torch.zeros(1 << 17, device="hpu")
-        assert torch.hpu.mem_get_info() == (1 << 19, 1 << 20)
-        with pytest.raises(OutOfMemoryError, match="Allocation failed"):
-            torch.zeros(1 << 18, device="hpu")
-        del kept
-        assert torch.hpu.mem_get_info() == (1 << 20, 1 << 20)
-
-
-def test_s7_memory_beyond_the_budget_of_a_step_is_refused(card):
-    kept = torch.zeros(1000, device="hpu")
-    kept.clone()
-    card.seal(step_bytes=4000)
-    card.ledger.allow("S1")
-    for _ in range(3):
-        kept.clone()
-    with refused("S7", "8000 bytes beyond"):
-        _ = kept.clone(), kept.clone()
-
-
-def test_s8_an_output_is_taken_away_by_the_next_replay():
-    with simulated("gaudi2-lazy") as lazy:
-        function = graphed(lazy, double)
-        first = function(hpu(1, 2))
-        view = first[:1]
-        second = function(hpu(3, 4))
-        assert second.tolist() == [6, 8]
-        for stale in (first, view):
-            with refused("S8", "after its next replay"):
-                stale + 1
-
-
-def test_s8_compiled_functions_give_new_tensors():
-    with simulated("gaudi2-compile") as compiled:
-        function = graphed(compiled, double)
-        first, second = function(hpu(1, 2)), function(hpu(3, 4))
-        assert (first.tolist(), second.tolist()) == ([2, 4], [6, 8])
-
-
-def test_s9_an_input_that_is_kept_past_the_call_cannot_be_used(card):
-    kept = []
-
-    def keep(x):
-        kept.append(x[:1])
-        return x * 2
-
-    graphed(card, keep)(hpu(1, 2))
-    with refused("S9"):
-        kept[0] + 1
-
-
-def test_s10_python_runs_at_capture_only(card):
-    calls = []
-
-    def count(x):
-        calls.append(1)
-        return x + len(calls)
-
-    function = graphed(card, count)
-    assert [function(hpu(0, 0)).tolist() for _ in range(3)] == [[1, 1]] * 3
-    assert calls == [1]
-
-
-def test_s10_a_tensor_that_a_graph_computed_cannot_be_kept(card):
-    table = []
-
-    def cached(x):
-        if not table:
-            table.append(torch.arange(2, device=x.device) + 1)
-        return x * table[0]
-
-    function = graphed(card, cached)
-    assert function(hpu(1, 2)).tolist() == [1, 4]
-    assert function(hpu(3, 4)).tolist() == [3, 8]
-    with refused("S10", "outside of it"):
-        graphed(card, cached)(hpu(1, 2))
 
 
 def test_s11_integers_beyond_32_bits_are_refused(card):
@@ -343,37 +153,6 @@ def test_s17_native_one_hot_is_refused(card):
     assert ours(groups).tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
-def test_s18_a_capture_or_a_replay_within_a_capture_is_refused():
-    with simulated("gaudi2-lazy") as lazy:
-        x = hpu(1, 2)
-        inner = graphed(lazy, double)
-        with refused("S18", "begins within"):
-            graphed(lazy, inner)(x)
-        inner(x)
-        with refused("S18", "replayed while"):
-            graphed(lazy, inner)(x)
-        with refused("S18", "another stream"):
-            graph = torch.hpu.HPUGraph()
-            graph.capture_begin()
-            torch.hpu.set_stream(torch.hpu.Stream())
-            graph.capture_end()
-
-
-def test_s21_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card):
-    kept = torch.zeros(4, device="hpu")
-    x = hpu(1, 2)
-    with refused("S21", "a part of a tensor from outside"):
-        graphed(card, lambda x: kept[:2].add_(x))(x)
-    with refused("S21", "a part of an input"):
-        graphed(card, lambda x: x[:1].mul_(2))(x)
-    with refused("S21", "changes an input"):
-        graphed(card, lambda x: x.mul_(2))(x)
-    places = hpu(0, 1, dtype=torch.int64)
-    graphed(card, lambda x: kept.index_copy_(0, places, x))(x)
-    graphed(card, lambda cache, x: cache.index_copy_(0, places + 2, x))(kept, x)
-    assert kept.tolist() == [1, 2, 1, 2]
-
-
 def cached(card):
     """A cache of four blocks of two slots, the last one for padding; writes and reads in a graph."""
     cache = torch.zeros(8, 1, device="hpu")
@@ -426,15 +205,6 @@ def test_s23_the_contiguous_layout_has_no_shared_block(card):
         guard.check_layout([0], [-1], rows=2, contiguous=False)
 
 
-def test_s24_random_numbers_are_refused_in_a_graph(card):
-    x = hpu(1, 2)
-    torch.rand_like(x)
-    assert card.ledger.counters["random"] == 1
-    for function in (torch.rand_like, lambda x: x.clone().exponential_(), lambda x: x.multinomial(1)):
-        with refused("S24"):
-            graphed(card, function)(x)
-
-
 def test_s25_compilation_costs_time_and_memory_and_has_a_budget(card):
     function = graphed(card, double)
     x = hpu(1, 2)
@@ -442,7 +212,7 @@ def test_s25_compilation_costs_time_and_memory_and_has_a_budget(card):
     function(x)
     took = card.profile.segment_seconds + card.profile.op_seconds
     assert card.clock.seconds - before == pytest.approx(took, rel=0.01)
-    assert free - torch.hpu.mem_get_info()[0] >= card.profile.graph_bytes
+    assert free - torch.hpu.mem_get_info()[0] >= card.profile.graph_bytes // (1 if card.lazy else 32)
     card.compile_budget = 0.3
     with refused("S25", "0.3 allowed"):
         function(hpu(1, 2, 3))

@@ -202,7 +202,7 @@ def build(card: Card) -> dict[str, ModuleType]:
 def put(modules: dict[str, ModuleType]) -> None:
     """Let `import habana_frameworks` find them."""
     sys.modules.update(modules)
-    torch.hpu = modules[f"{_ROOT}.torch.hpu"]  # type: ignore[attr-defined]
+    torch.hpu = sys.modules["torch.hpu"] = modules[f"{_ROOT}.torch.hpu"]  # type: ignore[attr-defined]
 
 
 def remove() -> None:

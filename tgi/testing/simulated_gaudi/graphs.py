@@ -19,8 +19,8 @@ from .signature import Leaves, Seen, replace
 from .streams import Stream
 from .tensor import HpuTensor, Lease, wrap
 
-_REGION_SECONDS = 25e-6
-"""Launch of a compiled region: a step of a model of 32 layers then launches in the time of one graph."""
+_REGIONS = 32
+"""Compiled regions that cost as much launch and memory as one graph: a model of so many layers then does."""
 
 
 @contextmanager
@@ -155,7 +155,9 @@ class GraphFunction:
         recorder.input_lease.end("S9", f"an input of the graph {self._name} is used after its capture")
         for tensor in outputs:
             dispatch.usable(card, tensor, self._name) if tensor.lease is not recorder.input_lease else None
-        recording = recorder.finish([tensor.plain for tensor in outputs], self._keep_tensors)
+        recording = recorder.finish(
+            [tensor.plain for tensor in outputs], self._keep_tensors, 1 if self._lazy else _REGIONS
+        )
         recorder.lease.end("S10", f"a tensor computed within the graph {self._name} is used outside of it")
         made = self._graphs[key] = _Graph(card, recording, template, outputs, self._lazy)
         return made.results()
@@ -183,7 +185,7 @@ class _Graph:
         ]
         recording.written += self._allocations
         self._lease = Lease()
-        self._launch = card.profile.generation.launch_seconds if static else _REGION_SECONDS
+        self._launch = card.profile.generation.launch_seconds / (1 if static else _REGIONS)
 
     def run(self, tensors: list[HpuTensor]) -> Any:
         with torch.inference_mode():

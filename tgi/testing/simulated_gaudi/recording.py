@@ -182,8 +182,13 @@ class Recorder:
         if self.segments[-1]:
             self.segments.append([])
 
-    def finish(self, outputs: Sequence[torch.Tensor], keep_tensors: bool = False) -> "Recording":
-        """The capture has ended with these outputs; `keep_tensors`: intermediate results are not shared."""
+    def finish(
+        self, outputs: Sequence[torch.Tensor], keep_tensors: bool = False, share: int = 1
+    ) -> "Recording":
+        """The capture has ended with these outputs.
+
+        `keep_tensors`: intermediate results are not shared. `share`: it is such a part of a graph.
+        """
         card, profile = self.card, self.card.profile
         for one in self.inputs:
             if one.changed:
@@ -205,7 +210,7 @@ class Recorder:
             seconds=self.seconds,
             written=list(self.written.values()),
             outside=list(self.outside.values()),
-            allocation=card.allocate(static + profile.graph_bytes, self.name),
+            allocation=card.allocate(static + profile.graph_bytes // share, self.name),
             workspace=size,
             collectives=" ".join(self.collectives),
         )

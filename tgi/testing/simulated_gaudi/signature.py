@@ -121,4 +121,5 @@ def _identity(value: Any) -> Hashable:
 
 def _tensor_key(tensor: HpuTensor) -> Hashable:
     plain = tensor.plain
-    return (tuple(plain.shape), str(plain.dtype), plain.stride())
+    strides = tuple(step if size > 1 else 0 for size, step in zip(plain.shape, plain.stride(), strict=True))
+    return (tuple(plain.shape), str(plain.dtype), strides)
