@@ -1,41 +1,56 @@
 """What is decided before the model is loaded, and once it is."""
 
 import json
+import logging
 from pathlib import Path
 
+import attrs
 import pytest
 
 from tgi.config import Limits, OptionError, Options
 from tgi.engine import _model_info, _source, describe_model, plan_blocks
 from tgi.executor import EngineError
 from tgi.hub import Source
-from tgi.plugins import ConfigError
+from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Loaded
 from tgi.testing.models import make_llama
 
-
-def loaded(free_blocks: int) -> Loaded:
-    return Loaded(free_bytes=free_blocks * 1024 + 1, block_bytes=1024, dtype="float32")
-
-
+CPU = devices(load_plugins())["cpu"]
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
 """The longest sequence takes 9 blocks."""
 
 
-@pytest.mark.parametrize(("free", "blocks"), [(1000, 36), (37, 36), (36, 35), (10, 9)])
-def test_as_many_blocks_as_can_be_needed_or_fit_beside_the_padding_block(free: int, blocks: int) -> None:
-    assert plan_blocks(loaded(free), LIMITS) == blocks
+def loaded(free_blocks: int) -> list[Loaded]:
+    return [Loaded(free_bytes=free_blocks * 1024 + 1, block_bytes=1024, dtype="float32")]
 
 
-def test_a_given_size_of_the_cache() -> None:
-    limits = Limits(max_total_tokens=129, max_batch_total_tokens=320, block_size=16)
-    assert plan_blocks(loaded(1000), limits) == 20
+def test_the_plan_of_the_memory_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert plan_blocks(loaded(1000), CPU, LIMITS, Options()) == 36
+    (record,) = caplog.records
+    assert "KV cache, 37 blocks of 16 tokens" in record.getMessage()
 
 
-def test_too_little_memory_for_one_sequence() -> None:
+def test_too_little_memory_for_one_sequence(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(EngineError, match="Not enough memory to handle `max_total_tokens=129`") as caught:
-        plan_blocks(loaded(9), LIMITS)
+        plan_blocks(loaded(9), CPU, LIMITS, Options())
     assert caught.value.kind == "memory"
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "no room for all" in record.getMessage()
+
+
+def test_a_cache_that_cannot_be_as_large_as_told(caplog: pytest.LogCaptureFixture) -> None:
+    limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
+    assert plan_blocks(loaded(16), CPU, limits, Options()) == 15
+    assert "--max-batch-total-tokens 320: there is memory for 240 only" in caplog.text
+
+
+def test_only_a_share_of_the_memory() -> None:
+    assert plan_blocks(loaded(40), CPU, LIMITS, Options(memory_fraction=0.5)) == 19
+    device = attrs.evolve(CPU, memory_fraction=0.5)
+    assert plan_blocks(loaded(40), device, LIMITS, Options()) == 19
+    assert plan_blocks(loaded(40), device, LIMITS, Options(memory_fraction=1.0)) == 36
 
 
 def test_a_model_is_described_by_its_plugin(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ cache, warm up, schedule. Each stage shows in the lifecycle.
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from os import environ
 from pathlib import Path
@@ -23,6 +23,7 @@ from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.metrics import Metrics
+from tgi.planning.memory import plan_memory
 from tgi.plugins import (
     Architecture,
     ConfigError,
@@ -35,6 +36,7 @@ from tgi.plugins import (
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Bucket, Scheduler
+from tgi.scheduler.buckets import Buckets
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
@@ -82,13 +84,13 @@ async def run_engine(service: Service, options: Options) -> None:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
             loaded = await _load(executor, model, limits, options, service)
-        blocks = plan_blocks(loaded, limits)
+        blocks = plan_blocks(loaded, model.device, limits, options)
         await executor.allocate(blocks + 1)
         prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
         scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
         lifecycle.enter("warming up")
         await scheduler.warm_up(_warm_up_progress(service))
-        info = _model_info(options, model, loaded.dtype)
+        info = _model_info(options, model, loaded[0].dtype)
         service.engine = Engine(
             scheduler=scheduler,
             tokenizer=tokenizer,
@@ -101,7 +103,7 @@ async def run_engine(service: Service, options: Options) -> None:
         log.info(
             "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
             info.model_id, info.dtype, info.device,
-            blocks * limits.block_size, (blocks + 1) * loaded.block_bytes / 2**20,
+            blocks * limits.block_size, (blocks + 1) * loaded[0].block_bytes / 2**20,
         )  # fmt: skip
         await scheduler.run()
 
@@ -143,30 +145,31 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def plan_blocks(loaded: Loaded, limits: Limits) -> int:
-    """How many KV blocks to use: as many as can ever be needed, or fit, beside the padding block.
+def plan_blocks(loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, options: Options) -> int:
+    """How many KV blocks to use beside the padding block; logs the plan of the memory.
 
     Raises EngineError where not even the longest request fits.
     """
-    longest = -(-limits.max_total_tokens // limits.block_size)
-    fitting = loaded.free_bytes // loaded.block_bytes - 1
-    if limits.max_batch_total_tokens is None:
-        wanted = longest * limits.max_batch_size
-    else:
-        wanted = limits.max_batch_total_tokens // limits.block_size
-    if fitting < longest:
-        have, need = (blocks * loaded.block_bytes / 2**20 for blocks in (max(fitting, 0), longest))
-        raise EngineError(
-            f"Not enough memory to handle `max_total_tokens={limits.max_total_tokens}`: its KV cache takes "
-            f"{need:,.0f} MiB, and {have:,.0f} MiB are left beside the weights",
-            "memory",
-        )
-    return min(wanted, fitting)
+    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
+    graphs = len(list(Buckets.from_limits(limits, device))) if device.compiles else 0
+    plan = plan_memory(
+        loaded, limits, graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction
+    )
+    refusal = plan.refusal(limits)
+    log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", plan)
+    if refusal is not None:
+        raise EngineError(refusal, "memory")
+    if limits.max_batch_total_tokens is not None and plan.blocks < plan.wanted:
+        log.warning(
+            "--max-batch-total-tokens %d: there is memory for %d only",
+            limits.max_batch_total_tokens, plan.blocks * limits.block_size,
+        )  # fmt: skip
+    return plan.blocks
 
 
 async def _load(
     executor: RankExecutor, model: Model, limits: Limits, options: Options, service: Service
-) -> Loaded:
+) -> list[Loaded]:
     lifecycle = service.lifecycle
     lifecycle.enter("loading weights")
 

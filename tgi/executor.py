@@ -95,14 +95,13 @@ class RankExecutor:
 
     _ranks: list[_Rank]
 
-    async def load(self, command: Load, on_progress: Callable[[Progress], None]) -> Loaded:
-        """Read the model on every rank. `free_bytes` of the answer is the smallest of all ranks.
+    async def load(self, command: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
+        """Read the model on every rank; the ranks' answers, in their order.
 
         Raises EngineError (through the nursery of `open_executor`) when a rank cannot.
         """
         await self._send_all(command)
-        answers = [await self._report(rank, Loaded, on_progress) for rank in self._ranks]
-        return min(answers, key=lambda answer: answer.free_bytes // answer.block_bytes)
+        return [await self._report(rank, Loaded, on_progress) for rank in self._ranks]
 
     async def allocate(self, blocks: int) -> None:
         """Reserve `blocks` KV blocks on every rank."""

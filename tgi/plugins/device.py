@@ -23,3 +23,6 @@ class DeviceSpec:
     compiles: bool
     """True: every shape costs a compilation, so there are few buckets, padded in all dimensions, and all are
     warmed up. False: shapes are cheap, blocks are not padded, and only the largest buckets are warmed up."""
+    memory_fraction: float = 1.0
+    """Default of --memory-fraction: the share of the memory beside weights and workspace that is used. What a
+    device says of its free memory may be without a reserve already."""

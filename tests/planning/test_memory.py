@@ -1,0 +1,118 @@
+"""The plan against vLLM's worked example (gaudi.md 2.4), and what it says when there is too little."""
+
+import attrs
+import pytest
+
+from tgi.config import Limits
+from tgi.planning.memory import MIB, MemoryPlan, plan_memory
+from tgi.protocol import Loaded
+
+GIB = 1 << 30
+LIMITS = Limits(max_total_tokens=129, max_batch_size=4, block_size=16)
+"""The longest sequence takes 9 blocks."""
+
+
+def rank(free: int, **more: int) -> Loaded:
+    return Loaded(**{"free_bytes": free, "block_bytes": 1024, "dtype": "float32", **more})  # type: ignore[arg-type]
+
+
+def test_llama_8b_on_a_gaudi2_as_vllm_plans_it() -> None:
+    """Of 79.22 GiB free 71.3 are usable: 7.13 for graphs and 64.17 for 4107 blocks of 16 MiB."""
+    loaded = rank(int(79.22 * GIB), block_bytes=16 * MIB)
+    limits = Limits(max_total_tokens=4096, max_batch_size=256, block_size=128)
+    plan = plan_memory([loaded], limits, graphs=48, fraction=0.9, graph_fraction=0.1)
+    assert plan.reserve / GIB == pytest.approx(79.22 - 71.3, abs=0.01)
+    assert plan.graphs / GIB == pytest.approx(7.13, abs=0.01)
+    # Theirs have been rounded from GiB with two digits, and one of them is for padding.
+    assert plan.fitting + 1 == pytest.approx(4107, abs=1)
+    assert plan.blocks == plan.fitting < plan.wanted
+
+
+@pytest.mark.parametrize(("free", "blocks"), [(1000, 36), (37, 36), (36, 35), (10, 9)])
+def test_as_many_blocks_as_can_be_needed_or_fit_beside_the_padding_block(free: int, blocks: int) -> None:
+    plan = plan_memory([rank(free * 1024 + 1)], LIMITS)
+    assert (plan.blocks, plan.fits, plan.refusal(LIMITS)) == (blocks, True, None)
+
+
+def test_a_given_size_of_the_cache() -> None:
+    limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
+    assert plan_memory([rank(1000 * 1024)], limits).blocks == 20
+
+
+def test_the_rank_with_the_least_room_decides() -> None:
+    ranks = [rank(free * 1024) for free in (30, 20, 25)]
+    assert plan_memory(ranks, LIMITS).blocks == 19
+
+
+def test_graphs_take_what_the_ranks_say_of_each_or_the_share_that_is_given() -> None:
+    loaded = rank(1000 * 1024, graph_bytes=10 * 1024)
+    assert plan_memory([loaded], LIMITS, graphs=40).fitting == 600 - 1
+    assert plan_memory([loaded], LIMITS, graphs=40, graph_fraction=0.5, fraction=0.5).fitting == 250 - 1
+
+
+FULL = rank(
+    40 * MIB,
+    total_bytes=100 * MIB,
+    weight_bytes=30 * MIB,
+    workspace_bytes=10 * MIB,
+    graph_bytes=MIB,
+    block_bytes=MIB,
+)
+
+
+def size_of(plan: MemoryPlan, name: str) -> float:
+    return next(size for row, size in plan.rows() if row.startswith(name)) / MIB
+
+
+def test_the_table_adds_up() -> None:
+    plan = plan_memory([FULL], LIMITS, graphs=5, fraction=0.75)
+    assert sum(size for _, size in plan.rows()) == plan.total
+    assert [size_of(plan, name) for name in ("in use", "weights", "workspace", "reserve", "graphs, 5")] == [
+        20, 30, 10, 10, 5,
+    ]  # fmt: skip
+    assert size_of(plan, "KV cache, 25 blocks of 16") == 25
+    lines = str(plan).splitlines()
+    assert lines[0].split() == ["memory", "of", "a", "card", "100", "MiB"]
+    assert len({len(line) for line in lines}) == 1, "columns"
+
+
+@pytest.mark.parametrize(
+    ("loaded", "given", "helps"),
+    [
+        (rank(9 * 1024), {}, ["--max-total-tokens 128", "more cards"]),
+        (
+            rank(60 * 1024, graph_bytes=1024),
+            {"graphs": 55},
+            ["--max-total-tokens 64", "--max-graphs 50", "more cards"],
+        ),
+        (rank(12 * 1024), {"fraction": 0.5}, ["--max-total-tokens 80", "--memory-fraction than 0.50"]),
+        (
+            rank(0, workspace_bytes=50 * 1024),
+            {},
+            ["--max-batch-prefill-tokens 512", "--max-batch-size 4", "--num-shard"],
+        ),
+    ],
+)
+def test_too_little_memory_for_one_sequence(
+    loaded: Loaded, given: dict[str, float], helps: list[str]
+) -> None:
+    plan = plan_memory([loaded], LIMITS, **given)  # type: ignore[arg-type]
+    refusal = plan.refusal(LIMITS)
+    assert refusal is not None
+    assert refusal.startswith("Not enough memory to handle `max_total_tokens=129`: ")
+    assert all(words in refusal for words in helps)
+    assert "KV cache, 10 blocks of 16 tokens, of which there is no room for all" in str(plan)
+
+
+@pytest.mark.parametrize(("free", "graphs", "fraction"), [(60, 55, 1.0), (12, 0, 0.5), (40, 33, 0.9)])
+def test_what_is_said_to_help_helps(free: int, graphs: int, fraction: float) -> None:
+    loaded = rank(free * 1024, graph_bytes=1024)
+    plan = plan_memory([loaded], LIMITS, graphs=graphs, fraction=fraction)
+    assert not plan.fits
+    words = (plan.refusal(LIMITS) or "").replace(",", "").split()
+    if "--max-graphs" in words:
+        fewer = int(words[words.index("--max-graphs") + 1])
+        assert plan_memory([loaded], LIMITS, graphs=fewer, fraction=fraction).fits
+    tokens = int(words[words.index("--max-total-tokens") + 1])
+    shorter = attrs.evolve(LIMITS, max_total_tokens=tokens)
+    assert plan_memory([loaded], shorter, graphs=graphs, fraction=fraction).fits

@@ -1,0 +1,147 @@
+"""How the memory of a card is divided, before the KV cache is reserved for good.
+
+    total = in use + weights + workspace + reserve + graphs + KV cache + left over
+
+Everything a step can need is in it, so that nothing runs out later. All ranks get the same number of blocks:
+the plan is that of the rank with the least room.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import attrs
+
+from tgi.config import Limits
+from tgi.protocol import Loaded
+
+MIB = 1 << 20
+
+
+@attrs.frozen(kw_only=True)
+class MemoryPlan:
+    """Bytes, where nothing else is said."""
+
+    total: int
+    """0 where it is not known."""
+    weights: int
+    workspace: int
+    """Of the largest step."""
+    free: int
+    """What these two and others leave."""
+    reserve: int
+    """The part of it that is not planned with."""
+    graphs: int
+    graph_count: int
+    block_bytes: int
+    block_size: int
+    """Tokens in a block."""
+    longest: int
+    """Blocks of the longest sequence,"""
+    wanted: int
+    """as many as can ever be in use, or as the options say,"""
+    fitting: int
+    """and as many as there is room for, beside the padding block."""
+
+    @property
+    def blocks(self) -> int:
+        """That are used."""
+        return min(self.wanted, self.fitting)
+
+    @property
+    def fits(self) -> bool:
+        """Whether one sequence can be served at least."""
+        return self.fitting >= self.longest
+
+    def rows(self) -> Iterator[tuple[str, int]]:
+        """The table: what for, and how many bytes; in all they are `total`."""
+        used = self.total - self.free - self.weights - self.workspace
+        if self.total:
+            yield "in use by others", max(used, 0)
+        if self.weights:
+            yield "weights", self.weights
+        if self.workspace:
+            yield "workspace of the largest step", self.workspace
+        if self.reserve:
+            yield "reserve", self.reserve
+        if self.graph_count:
+            yield f"graphs, {self.graph_count:,}", self.graphs
+        blocks = max(self.blocks if self.fits else self.longest, 0) + 1
+        cache = blocks * self.block_bytes
+        missing = "" if self.fits else ", of which there is no room for all"
+        yield f"KV cache, {blocks:,} blocks of {self.block_size} tokens{missing}", cache
+        yield "left over", self.free - self.reserve - self.graphs - cache
+
+    def __str__(self) -> str:
+        rows = list(self.rows())
+        if self.total:
+            rows.insert(0, ("memory of a card", self.total))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}} {size / MIB:12,.0f} MiB" for name, size in rows)
+
+    def refusal(self, limits: Limits) -> str | None:
+        """Why it does not do, and which flags would help, in one line; None where it does."""
+        if self.fits:
+            return None
+        room = self.free - self.reserve - self.graphs
+        needed = (self.longest + 1) * self.block_bytes
+        helps = ", ".join(self._remedies(limits, needed - room))
+        return (
+            f"Not enough memory to handle `max_total_tokens={limits.max_total_tokens}`: its KV cache takes "
+            f"{needed / MIB:,.0f} MiB, and {max(room, 0) / MIB:,.0f} MiB are left for it. What helps: {helps}"
+        )
+
+    def _remedies(self, limits: Limits, missing: int) -> Iterator[str]:
+        if self.fitting > 0:
+            yield f"--max-total-tokens {self.fitting * self.block_size}"
+        if self.graph_count and missing < self.graphs:
+            each = self.graphs / self.graph_count
+            yield f"--max-graphs {int((self.graphs - missing) / each)}"
+        if missing <= self.reserve:
+            yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2f}"
+        if missing <= self.workspace:
+            yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
+            yield f"less than --max-batch-size {limits.max_batch_size}"
+        yield "more cards with --num-shard"
+
+
+def plan_memory(
+    ranks: Sequence[Loaded],
+    limits: Limits,
+    *,
+    graphs: int = 0,
+    fraction: float = 1.0,
+    graph_fraction: float | None = None,
+) -> MemoryPlan:
+    """For ranks that have loaded the model and will have so many graphs.
+
+    `fraction`: of what weights and workspace leave, the share that is planned with. `graph_fraction`: of
+    that, the share that is for graphs; None: as much as the ranks expect of each.
+    """
+    return min(
+        (_plan(rank, limits, graphs, fraction, graph_fraction) for rank in ranks),
+        key=lambda plan: plan.fitting,
+    )
+
+
+def _plan(
+    rank: Loaded, limits: Limits, graphs: int, fraction: float, graph_fraction: float | None
+) -> MemoryPlan:
+    longest = -(-limits.max_total_tokens // limits.block_size)
+    wanted = longest * limits.max_batch_size
+    if limits.max_batch_total_tokens is not None:
+        wanted = limits.max_batch_total_tokens // limits.block_size
+    usable = int(rank.free_bytes * fraction)
+    share = rank.graph_bytes * graphs if graph_fraction is None else int(usable * graph_fraction)
+    return MemoryPlan(
+        total=rank.total_bytes,
+        weights=rank.weight_bytes,
+        workspace=rank.workspace_bytes,
+        free=rank.free_bytes,
+        reserve=rank.free_bytes - usable,
+        graphs=share,
+        graph_count=graphs,
+        block_bytes=rank.block_bytes,
+        block_size=limits.block_size,
+        longest=longest,
+        wanted=wanted,
+        fitting=(usable - share) // rank.block_bytes - 1,
+    )
