@@ -73,14 +73,14 @@ def page() -> str:
     pages = []
 
     async def main() -> None:
-        async with serving(endless, step_seconds=0.002) as server:
+        async with serving(endless, step_seconds=0.01) as server:
             for path, body in REQUESTS:
                 assert (await server.ask("POST", path, body)).status == 200
             assert (await server.generate({"top_k": 0})).status == 422
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.generate, {"max_new_tokens": 30})
+                nursery.start_soon(server.generate, {"max_new_tokens": 50})
                 await until_running(server)
-                nursery.start_soon(server.generate, {"max_new_tokens": 30})
+                nursery.start_soon(server.generate, {"max_new_tokens": 2})
             pages.append(await server.metrics())
 
     run(main)
@@ -141,8 +141,8 @@ def test_7_2_what_is_counted(page: str) -> None:
     assert value(page, "tgi_request_success") == len(REQUESTS) + 2
     assert samples(page, "tgi_request_failure") == {'err="validation"': 1}
     assert value(page, "tgi_request_duration_count") == value(page, "tgi_request_generated_tokens_count")
-    assert value(page, "tgi_request_generated_tokens_sum") == 2 * 7 + 2 * 30
-    assert value(page, "tgi_request_max_new_tokens_sum") == 2 * 7 + 2 * 30
+    assert value(page, "tgi_request_generated_tokens_sum") == 2 * 8 + 50
+    assert value(page, "tgi_request_max_new_tokens_sum") == 2 * 8 + 50
     assert value(page, "tgi_request_skipped_tokens_sum") == 0
     for method in ("prefill", "decode"):
         steps = value(page, "tgi_batch_inference_count", f'method="{method}"')
@@ -164,7 +164,7 @@ def test_7_2_a_gauge_that_tgi_never_sets_is_not_there_and_one_that_it_loses_is(p
 
 def test_7_2_the_gauges_of_a_running_batch() -> None:
     async def main() -> None:
-        async with serving(endless, step_seconds=0.01) as server, trio.open_nursery() as nursery:
+        async with serving(endless, step_seconds=0.05) as server, trio.open_nursery() as nursery:
             nursery.start_soon(server.generate, {"max_new_tokens": 60})
             await until_running(server)
             page = await server.metrics()
