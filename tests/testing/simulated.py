@@ -40,3 +40,22 @@ def refused(rule: str, saying: str = "") -> Iterator[None]:
 
 def hpu(*values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.tensor(values, dtype=dtype).to("hpu")
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def same(got: Any, want: Any, tolerance: float = 0.0) -> None:
+    """What is on the device equals what is on the CPU, in the same containers."""
+    if isinstance(want, torch.Tensor):
+        assert got.device.type == "hpu"
+        torch.testing.assert_close(got.cpu(), want, rtol=tolerance, atol=tolerance)
+    elif isinstance(want, dict):
+        assert got.keys() == want.keys()
+        for name in want:
+            same(got[name], want[name], tolerance)
+    else:
+        assert type(got) is type(want)
+        for one, other in zip(got, want, strict=True):
+            same(one, other, tolerance)

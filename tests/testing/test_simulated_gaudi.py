@@ -9,17 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .simulated import PROFILES, graphed, hpu, simulated
+from .simulated import PROFILES, graphed, hpu, numbers, same, simulated
 
 
 @pytest.fixture(params=PROFILES)
 def card(request):
     with simulated(request.param) as made:
         yield made
-
-
-def numbers(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def flat_attention(q, keys, values, groups, usage):
@@ -83,20 +79,6 @@ CASES = {
         0,
     ),
 }
-
-
-def same(got, want, tolerance=0.0):
-    if isinstance(want, torch.Tensor):
-        assert got.device.type == "hpu"
-        torch.testing.assert_close(got.cpu(), want, rtol=tolerance, atol=tolerance)
-    elif isinstance(want, dict):
-        assert got.keys() == want.keys()
-        for name in want:
-            same(got[name], want[name], tolerance)
-    else:
-        assert type(got) is type(want)
-        for one, other in zip(got, want, strict=True):
-            same(one, other, tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -171,6 +153,23 @@ def test_a_model_with_a_cache_is_replayed_and_nothing_compiles_after_warm_up(car
             same(got, want)
     torch.testing.assert_close(moved.cache.cpu(), plain.cache, rtol=0, atol=0)
     assert card.ledger.counters["cpu_fallback"] == card.ledger.counters["dynamic_shapes"] == 0
+
+
+def test_a_compiled_method_has_graphs_of_its_own_for_each_object():
+    with simulated("gaudi2-compile") as card:
+
+        class Scale:
+            def __init__(self, factor):
+                self.factor = factor
+
+            @torch.compile(backend="hpu_backend")
+            def forward(self, x):
+                return x * self.factor
+
+        two, three = Scale(2.0), Scale(3.0)
+        for _ in range(2):
+            assert (two.forward(hpu(1)).tolist(), three.forward(hpu(1)).tolist()) == ([2], [3])
+        assert (card.ledger.counters["graphs"], card.ledger.counters["replays"]) == (2, 2)
 
 
 def test_graphs_of_several_shapes_share_the_workspace(card):

@@ -1,4 +1,4 @@
-"""Each rule that is not of graphs alone, with code that breaks it; docs/simulated-gaudi.md names the tests."""
+"""Each rule that is not of graphs alone, with code that breaks it; docs/simulated-gaudi.md names them."""
 
 import os
 import subprocess

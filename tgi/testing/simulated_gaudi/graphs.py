@@ -6,6 +6,7 @@ arguments is not looked at.
 """
 
 import functools
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -113,6 +114,7 @@ class GraphFunction:
         self._keep_tensors, self._max_graphs = keep_tensors, max_graphs
         self._graphs: dict[Hashable, _Graph] = {}
         self._seen: Seen | None = None
+        self._methods: weakref.WeakKeyDictionary[Any, GraphFunction] = weakref.WeakKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Capture or replay."""
@@ -135,6 +137,15 @@ class GraphFunction:
                 return self._function(*args, **kwargs)
             return self._capture(card, key, args, kwargs)
         return found.run(leaves.tensors)
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        """As a method: graphs of its own for each object."""
+        if instance is None:
+            return self
+        if instance not in self._methods:
+            method = functools.partial(self._function, instance)
+            self._methods[instance] = GraphFunction(method, self._name, lazy=self._lazy)
+        return self._methods[instance]
 
     def clear_cache(self) -> None:
         """Forget all graphs."""

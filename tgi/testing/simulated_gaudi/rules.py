@@ -27,8 +27,6 @@ class Rule:
     """What happens on a card."""
     detected: str
     """How the simulation finds it; where it cannot, the reason."""
-    counted_only: bool = False
-    """Never raises: a cost rather than an error."""
 
 
 class GaudiRuleError(RuntimeError):
