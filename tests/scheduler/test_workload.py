@@ -1,0 +1,114 @@
+"""How often shapes come up: supposed, counted, written and read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgi.scheduler.shapes import Bucket, Space
+from tgi.scheduler.workload import SUPPOSED, ShapeCounts, ShapesError, Workload, quantiles, rounded
+
+from .spaces import spaces
+
+SERVER = Space(rows=16, prefill_rows=4, prefill_tokens=512, longest=512, total=512, block=128, contexts=True)
+
+
+@given(st.integers(0, 10**6))
+def test_rounding_goes_up_by_three_per_cent_at_most(size: int) -> None:
+    assert size <= rounded(size) <= size * (1 + 1 / 32)
+    assert rounded(rounded(size)) == rounded(size)
+
+
+@given(st.integers(0, 50), st.integers(-1, 500), st.integers(1, 40))
+def test_quantiles_have_the_mean_of_all(first: int, more: int, most: int) -> None:
+    found = quantiles(first, first + more, most)
+
+    assert len(found) == min(most, more + 1)
+    if found:
+        assert sorted(set(found)) == found
+        assert first <= found[0]
+        assert found[-1] <= first + more
+        assert np.mean(found) == pytest.approx(first + more / 2, abs=1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(spaces)
+def test_what_is_supposed_is_possible(of: Space) -> None:
+    workload = Workload.uniform(of)
+
+    for rows, blocks in workload.decode.tolist():
+        assert 1 <= rows <= of.rows
+        assert rows <= blocks <= of.decode_blocks(rows)
+    for rows, tokens, context in workload.prefill.tolist():
+        assert 1 <= rows <= of.prefill_rows
+        assert rows == 1 or rows * tokens <= of.prefill_tokens
+        assert 1 <= tokens <= of.longest
+        assert 0 <= context <= of.context_blocks(tokens)
+    assert workload.prefill_weights.sum() == pytest.approx(1)
+
+
+def test_half_of_all_tokens_are_supposed_to_be_generated() -> None:
+    workload = Workload.uniform(SERVER)
+
+    prompt = (workload.prefill[:, 0] * workload.prefill[:, 1]) @ workload.prefill_weights
+    assert workload.decode[:, 0] @ workload.decode_weights == pytest.approx(prompt, rel=0.1)
+
+
+def test_what_was_counted_counts_most() -> None:
+    counts = {Bucket(3, 1, 7): 30, Bucket(99, 1, 9999): 10, Bucket(1, 200, 1, prefill=True): 10}
+    workload = Workload.counted(counts, SERVER)
+
+    total = workload.decode_weights.sum() + workload.prefill_weights.sum()
+    seen = {
+        (*shape,): weight
+        for shape, weight in zip(workload.decode.tolist(), workload.decode_weights, strict=True)
+    }
+    assert seen[3, 7] / total == pytest.approx(0.6 * (1 - SUPPOSED), abs=0.001)
+    assert seen[16, 64] / total == pytest.approx(0.2 * (1 - SUPPOSED), abs=0.001)
+    assert workload.prefill_weights[-1] / total == pytest.approx(0.2 * (1 - SUPPOSED))
+
+
+def test_counts_go_through_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "shapes.json"
+    first = ShapeCounts(128)
+    for shape in (Bucket(3, 1, 7), Bucket(3, 1, 7), Bucket(100, 1, 1001), Bucket(1, 1, 0, prefill=True)):
+        first.add(shape)
+    first.write(path)
+    again = ShapeCounts.read(path, 128)
+    again.add(Bucket(3, 1, 7))
+
+    assert again.counts == {
+        Bucket(3, 1, 7): 3,
+        Bucket(100, 1, 1008): 1,
+        Bucket(1, 1, 0, prefill=True): 1,
+    }
+    assert [file.name for file in tmp_path.iterdir()] == ["shapes.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no shapes of steps"),
+        ("[]", "holds no shapes of steps"),
+        ('{"block_size": 128, "decode": [[1, 2]], "prefill": []}', "holds no shapes of steps"),
+        (
+            '{"block_size": 16, "decode": [], "prefill": []}',
+            "counts blocks of 16 tokens",
+        ),
+        ('{"block_size": 128, "decode": [[1, 2, 0]], "prefill": []}', "no positive whole number"),
+        ('{"block_size": 128, "decode": [[1, 2.5, 3]], "prefill": []}', "no positive whole number"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "shapes.json"
+    path.write_text(text)
+
+    with pytest.raises(ShapesError, match=message):
+        ShapeCounts.read(path, 128)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ShapesError, match=r"missing\.json"):
+        ShapeCounts.read(tmp_path / "missing.json", 128)

@@ -1,0 +1,108 @@
+"""Candidate sizes of buckets, how often they are needed, and what they cost: what `optimal` chooses from."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .costs import Costs
+from .nesting import Cell, Floats, Grid, Ints
+from .shapes import Bucket, Space
+from .workload import Workload
+
+ROWS, BLOCKS = 24, 64
+"""Most candidates in decode,"""
+TOKENS, CONTEXT, DOUBLINGS = 32, 12, 6
+"""and in prefill: rows are powers of 2."""
+FLAT = 8
+"""Sizes whose cost is not known by itself are even in log(size + FLAT)."""
+
+
+def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+    """Of (rows, 1, blocks)."""
+    every = np.arange(1, space.decode_blocks(space.rows) + 1)
+    rows = _levels(np.arange(1, space.rows + 1), ROWS)
+    blocks = _levels(every, BLOCKS, lambda blocks: costs.decode(space.rows // 2 + 1, blocks))
+    limits = np.array([space.decode_blocks(size) for size in rows.tolist()])[:, None, None]
+    r, b = rows[:, None, None], blocks[None, None, :]
+    rows_before, blocks_before = _before(rows)[:, None, None], _before(blocks)[None, None, :]
+    levels = rows, np.array([1]), blocks
+    shapes = np.insert(workload.decode, 1, 1, axis=1)
+    return Grid(
+        levels=levels,
+        mass=_mass(levels, shapes, workload.decode_weights),
+        price=costs.decode(r, np.minimum(b, limits)),
+        least=costs.decode(rows_before + 1, np.maximum(rows_before, blocks_before) + 1),
+        needed=(blocks_before < limits) & (rows_before < b),
+        unbound=np.ones((len(rows), 1, len(blocks)), bool),
+    )
+
+
+def alone_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+    """Of (1, tokens, context), where the rows of all prefills go one by one."""
+    shapes = workload.prefill * (0, 1, 1) + (1, 0, 0)
+    return _prefill_grid(space, costs, [1], shapes, workload.prefill_weights * workload.prefill[:, 0])
+
+
+def joint_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+    """Of (rows, tokens, context), for prefills of several rows; no bucket is needed here."""
+    rows = [2**power for power in range(1, DOUBLINGS + 1) if 2**power <= space.prefill_rows]
+    several = (workload.prefill[:, 0] > 1) & (workload.prefill[:, 0] <= max(rows, default=0))
+    return _prefill_grid(space, costs, rows, workload.prefill[several], workload.prefill_weights[several])
+
+
+def _prefill_grid(space: Space, costs: Costs, row_sizes: list[int], shapes: Ints, weights: Floats) -> Grid:
+    sizes = np.array(space.token_sizes())
+    rows, tokens = np.array(row_sizes, np.int64), _levels(sizes, TOKENS, lambda of: costs.prefill(1, of, 0))
+    context = _levels(np.arange(space.context_blocks(1) + 1), CONTEXT)
+    r, t, c = rows[:, None, None], tokens[None, :, None], context[None, None, :]
+    fewest = _before(tokens)[None, :, None] + 1
+    shortest = np.concatenate([[0], context[:-1] + 1])[None, None, :]
+    longest = np.array([space.context_blocks(size) for size in fewest.ravel().tolist()])[None, :, None]
+    alone = (r == 1) & np.ones((1, len(tokens), len(context)), bool)
+    return Grid(
+        levels=(rows, tokens, context),
+        mass=_mass((rows, tokens, context), shapes, weights),
+        price=np.where(alone | (r * t <= space.prefill_tokens), costs.prefill(r, t, c), np.inf),
+        least=costs.prefill(r // 2 + 1, fewest, shortest),
+        needed=alone & (shortest <= longest),
+        unbound=alone,
+    )
+
+
+def decode_buckets(grid: Grid, cells: Sequence[Cell], space: Space) -> Iterator[Bucket]:
+    """Of these cells."""
+    rows, _, blocks = grid.levels
+    for (_, row), _, (_, block) in cells:
+        yield space.clipped(Bucket(int(rows[row]), 1, int(blocks[block])))
+
+
+def prefill_buckets(grid: Grid, cells: Sequence[Cell], space: Space) -> Iterator[Bucket]:
+    """Of these cells, without context that so many tokens cannot have."""
+    rows, tokens, context = grid.levels
+    for (_, row), (first, last), (_, block) in cells:
+        fewest = int(tokens[first - 1]) + 1 if first else 1
+        blocks = min(int(context[block]), space.context_blocks(fewest))
+        yield Bucket(int(rows[row]), int(tokens[last]), blocks, prefill=True)
+
+
+def _levels(sizes: Ints, count: int, cost: Callable[[Ints], Any] = lambda sizes: sizes + FLAT) -> Ints:
+    """At most `count` of the sizes, even in log(cost), the first and the last among them."""
+    if len(sizes) <= count:
+        return sizes
+    logs = np.log(cost(sizes))
+    places = np.searchsorted(logs, np.linspace(logs[0], logs[-1], count)).clip(0, len(sizes) - 1)
+    levels: Ints = sizes[np.unique([0, *places, len(sizes) - 1])]
+    return levels
+
+
+def _before(levels: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), levels[:-1]])
+
+
+def _mass(levels: tuple[Ints, Ints, Ints], shapes: Ints, weights: Floats) -> Floats:
+    """Weights of the shapes by the levels that they are padded to."""
+    mass = np.zeros([len(sizes) for sizes in levels])
+    places = tuple(np.searchsorted(sizes, of) for sizes, of in zip(levels, shapes.T, strict=True))
+    np.add.at(mass, places, weights)
+    return mass

@@ -1,0 +1,151 @@
+"""The bucket strategies of TGI-Gaudi and of vLLM on Gaudi, with the variables that they have there.
+
+Each chooses the sizes of every dimension apart from the others and takes all combinations. Steps that these
+lack a bucket for, so that those servers compile while they serve, are for `Space.closed` to add.
+"""
+
+import itertools
+import math
+from collections.abc import Mapping
+
+import attrs
+
+from .shapes import Bucket, Space
+
+DIMENSIONS = ("PROMPT_BS", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
+LONG = 8192
+"""From this length on, exponential contexts count on prompts that come in chunks."""
+REFERENCES = 3
+"""Of a block, by so many sequences, is what these servers prepare for."""
+
+
+@attrs.frozen
+class Range:
+    """VLLM_{dimension}_BUCKET_{MIN,STEP,MAX}; None: not set."""
+
+    first: int | None = None
+    step: int | None = None
+    last: int | None = None
+
+    def given(self, first: int, step: int, last: int) -> tuple[int, int, int]:
+        """What is set, and else these defaults."""
+        return (
+            first if self.first is None else self.first,
+            step if self.step is None else self.step,
+            last if self.last is None else self.last,
+        )
+
+
+Ranges = Mapping[str, Range]
+"""By dimension."""
+_UNSET = Range()
+
+
+def linear_sizes(first: int, step: int, last: int) -> list[int]:
+    """first, twice that, … below step, then every multiple of step up to last; 0 is a size of its own."""
+    sizes = [0] if first == 0 else []
+    size = first or step
+    while size < step and size <= last:
+        sizes.append(size)
+        size *= 2
+    return sizes + [size for size in range(step, last + 1, step) if size >= first]
+
+
+def exponential_sizes(first: int, step: int, last: int, count: int) -> list[int]:
+    """At most `count` sizes in geometric progression, rounded up to multiples of step, up to last."""
+    low = step if first in (0, 1) else first
+    powers = [index / (count - 1) for index in range(count)] if count > 1 else [1.0]
+    sizes = {math.ceil(low * (last / low) ** power / step) * step for power in powers}
+    return sorted({min(size, last) for size in sizes} | ({first} if first in (0, 1) else set()))
+
+
+def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: float = 25) -> list[int]:
+    """Like linear, but without the multiples that the next one can stand in for.
+
+    That is so where it pads by no more than `most`, and by no more than `percent` of itself. Multiples of
+    `most` always stay.
+    """
+    sizes = [first]
+    while sizes[-1] < min(step, last):
+        sizes.append(min(max(1, 2 * sizes[-1]), last))
+    following = sizes[-1] if sizes[-1] % step else sizes[-1] + step
+    for size in range(following, last + 1, step):
+        padding = size + step - sizes[-1] - 1
+        if padding > most or padding > (size + step) * percent / 100 or size % most == 0:
+            sizes.append(size)
+    return sizes if sizes[-1] == last else [*sizes, last]
+
+
+def linear(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+    """VLLM_BUCKETING_STRATEGY=lin. `blocks`: in the KV cache, here and below."""
+    block = space.block
+    defaults = {
+        "PROMPT_BS": (1, 1, space.prefill_rows),
+        "PROMPT_QUERY": (block, block, space.prefill_tokens),
+        "PROMPT_CTX": (0, 1, max(space.total - block, 0) // block),
+        "DECODE_BS": (1, 32, space.rows),
+        "DECODE_BLOCK": (1, block, _references(space, blocks)),
+    }
+    return _product(space, {name: linear_sizes(*_range(ranges, name, *defaults[name])) for name in defaults})
+
+
+def exponential(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+    """VLLM_BUCKETING_STRATEGY=exp, VLLM_EXPONENTIAL_BUCKETING=true: their default."""
+    block, most = space.block, _references(space, blocks)
+    context = -(-(space.total - (space.prefill_tokens if space.total >= LONG else block)) // block)
+    defaults = {
+        "PROMPT_BS": (1, 2, space.prefill_rows, _doublings(space.prefill_rows) + 1),
+        "PROMPT_QUERY": (block, block, space.prefill_tokens, _doublings(space.prefill_tokens)),
+        "PROMPT_CTX": (0, 1, max(context, 1), 2 if context <= 1 else _doublings(context) + 1),
+        "DECODE_BS": (1, 2, space.rows, _doublings(space.rows) + 1),
+        "DECODE_BLOCK": (1, space.rows, most, _doublings(most) + 1),
+    }
+    sizes = {
+        name: exponential_sizes(*_range(ranges, name, first, step, last), count)
+        for name, (first, step, last, count) in defaults.items()
+    }
+    every = {space.clipped(b) for b in _product(space, sizes) if b.tokens <= space.total}
+    return sorted(b for b in every if b.prefill or b.rows <= b.blocks)
+
+
+def padding_aware(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+    """VLLM_BUCKETING_STRATEGY=pad."""
+    block, rows, query = space.block, space.prefill_rows, space.prefill_tokens
+    most, context = _references(space, blocks), -(-max(space.total - block, 0) // block)
+    defaults = {
+        "PROMPT_BS": (1, 1, rows, -(-rows // 4)),
+        "PROMPT_QUERY": (block, block, query, -(-query // 4)),
+        "PROMPT_CTX": (0, 2, context, -(-query // block)),
+        "DECODE_BS": (1, 2, space.rows, -(-space.rows // 4)),
+        "DECODE_BLOCK": (block, block, most, -(-most // 4)),
+    }
+    sizes = {
+        name: padding_aware_sizes(*_range(ranges, name, first, step, last), limit)
+        for name, (first, step, last, limit) in defaults.items()
+    }
+    return _product(space, sizes)
+
+
+def _range(ranges: Ranges, name: str, first: int, step: int, last: int) -> tuple[int, int, int]:
+    """What is set of a dimension, within what there is; a first size is never beyond the last."""
+    first, step, last = ranges.get(name, _UNSET).given(first, step, last)
+    return min(first, last), max(step, 1), last
+
+
+def _references(space: Space, blocks: int) -> int:
+    return min(space.decode_blocks(space.rows), REFERENCES * blocks)
+
+
+def _doublings(size: int) -> int:
+    return math.ceil(math.log2(size)) if size > 1 else 0
+
+
+def _product(space: Space, sizes: Mapping[str, list[int]]) -> list[Bucket]:
+    """All combinations within the budget of a prefill."""
+    contexts = sizes["PROMPT_CTX"] if space.contexts else [0]
+    prompts = itertools.product(sizes["PROMPT_BS"], sizes["PROMPT_QUERY"], contexts)
+    decode = itertools.product(sizes["DECODE_BS"], sizes["DECODE_BLOCK"])
+    return [
+        *(Bucket(r, t, c, prefill=True) for r, t, c in prompts if r * t <= space.prefill_tokens),
+        *(Bucket(rows, 1, blocks) for rows, blocks in decode),
+    ]
