@@ -2,6 +2,7 @@
 
 import random
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tgi.device import Device
 from tgi.device.cpu import CpuDevice
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
-from tgi.worker.sampler import green_list, process
+from tgi.worker.sampler import _scaled, draw, green_list, process, weights
 
 from .rows import DELTA, GAMMA, make_masks, make_rows, make_sampler
 
@@ -27,8 +28,8 @@ def processed(logits, params, **columns):
     """Scores of rows that have all the same parameters but their own history."""
     rows = make_rows(params, lengths=[max(1, len(one.get("history", []))) for one in params], **columns)
     sampler = make_sampler(params, logits.shape[1])
-    plain = process(logits, rows, sampler.tables, GAMMA, DELTA, False)
-    short = process(logits, rows, sampler.tables, GAMMA, DELTA, True)
+    plain = process(logits, rows, sampler.tables, Device(1), GAMMA, DELTA)
+    short = process(logits, rows, sampler.tables, CpuDevice(1), GAMMA, DELTA)
     assert torch.equal(plain, short)
     return plain
 
@@ -196,7 +197,9 @@ def test_a_sequence_inherits_nothing_from_the_lane_it_enters():
     sampler = make_sampler([everything, everything], 10)
     sampler.start(lane_params(0))
     logits = logits_of(2, 10)
-    got = process(logits, make_rows([{}, everything], lengths=[3, 3]), sampler.tables, GAMMA, DELTA)
+    got = process(
+        logits, make_rows([{}, everything], lengths=[3, 3]), sampler.tables, Device(1), GAMMA, DELTA
+    )
     assert torch.equal(got[0], logits[0])
     assert (got[1, :5] != logits[1, :5])[1:].all()
 
@@ -230,7 +233,7 @@ def test_no_end_before_min_tokens():
     params = [{"min_tokens": 3, "ends": ends}, {"min_tokens": 2, "ends": ends}, {"ends": ends}, {}]
     logits = logits_of(4, vocab)
     rows = make_rows(params, draws=[2] * 4)
-    got = process(logits, rows, make_sampler(params, vocab).tables, GAMMA, DELTA)
+    got = process(logits, rows, make_sampler(params, vocab).tables, Device(1), GAMMA, DELTA)
     assert got[0, [4, 9]].isneginf().all()
     assert got[0].isneginf().sum() == 2
     assert torch.equal(got[1:], logits[1:])
@@ -248,9 +251,9 @@ def test_a_mask_allows_what_it_says_and_leaves_other_rows_alone(vocab):
     allowed = {1: [0, 7, vocab - 1], 3: [30]}
     params = [{"sample": row < 2, "top_k": 5 * (row < 2)} for row in range(4)]
     sampler = make_sampler(params, vocab)
-    free = process(logits, make_rows(params), sampler.tables, GAMMA, DELTA)
+    free = process(logits, make_rows(params), sampler.tables, Device(1), GAMMA, DELTA)
     masked = process(
-        logits, make_rows(params, masks=make_masks(allowed, vocab)), sampler.tables, GAMMA, DELTA
+        logits, make_rows(params, masks=make_masks(allowed, vocab)), sampler.tables, Device(1), GAMMA, DELTA
     )
     for row in range(4):
         if row in allowed:
@@ -339,6 +342,50 @@ def test_tokens_are_drawn_with_their_probabilities(options, over):
     assert chi_square(counts[possible], expected[possible]) > 1e-4
     wanted = scores.log_softmax(-1)[0][sampled.tokens]
     torch.testing.assert_close(sampled.logprobs, wanted)
+
+
+def test_a_share_of_the_weights_is_exact():
+    """Against Python's integers; also where the halves carry."""
+    rng = random.Random(0)
+    pairs = [(rng.randrange(1, 2**31), rng.randrange(2**30)) for _ in range(5000)]
+    edges = (0, 1, 2**15 - 1, 2**15, 2**30 - 1)
+    pairs += [(whole, share) for whole in (*edges, 2**30 + 2**18, 2**31 - 1) for share in edges]
+    whole, share = (torch.tensor(column, dtype=torch.int32) for column in zip(*pairs, strict=True))
+    assert _scaled(whole, share).tolist() == [w * s >> 30 for w, s in pairs]
+
+
+@pytest.mark.parametrize("device", [Device, CpuDevice])
+def test_a_token_comes_with_its_probability_to_a_billionth(device):
+    """How many random numbers give it, by bisection for where it begins and ends among them."""
+    logprobs = logits_of(1, 300).log_softmax(-1)
+    ends, steps = torch.zeros(300, dtype=torch.int64), 2**29
+    while steps:  # for all tokens at once: the last number that gives it or one before it
+        numbers = (ends + steps).clamp_max(2**30)
+        rows = make_rows([{"sample": True}] * 300)
+        high, low = (numbers - 1) >> 4, (numbers - 1 & 15) << 22
+        rows = attrs.evolve(rows, draw_high=high, draw_low=low)
+        drawn = draw(logprobs.expand(300, -1), rows, device(1))
+        ends = torch.where(drawn <= torch.arange(300), numbers, ends)
+        steps //= 2
+    ends[-1] = 2**30
+    got = torch.diff(ends, prepend=torch.zeros(1, dtype=torch.int64)).double() / 2**30
+    exact = weights(logprobs).double()[0]
+    assert (got - exact / exact.sum()).abs().max() <= 2**-30
+    assert (got - logprobs[0].double().softmax(-1)).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("device", [Device, CpuDevice])
+@pytest.mark.parametrize("count", [0, 1, 7, 30, 40])
+def test_the_most_likely_are_in_the_order_of_their_ids_where_equal(device, count):
+    rng = random.Random(count)
+    values = [[rng.choice([0.0, 1.5, -2.0, float("-inf"), 3.25]) for _ in range(30)] for _ in range(50)]
+    values += [[1.0] * 30, [float("-inf")] * 29 + [0.5]]
+    ids, found = device(1).most_likely(torch.tensor(values), count)
+    for row, row_ids, row_values in zip(values, ids.tolist(), found.tolist(), strict=True):
+        order = sorted(range(30), key=lambda i: (-row[i], i))[:count]
+        kept = [i for i in order if row[i] > float("-inf")]
+        assert row_ids == kept + [-1] * (count - len(kept))
+        assert row_values == [row[i] for i in kept] + [float("-inf")] * (count - len(kept))
 
 
 def random_params(seed):

@@ -13,6 +13,7 @@ from tgi.weights import Shard
 
 from . import memory
 from .batch import Batch, KVCache
+from .ranking import most_likely
 
 
 class Device:
@@ -79,9 +80,26 @@ class Device:
         turned = turned * cos + swapped * sin
         return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
+    # ---- the sampler, in which a row must not depend on how many there are ------------------------------
+
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """Index of the greatest of each row of x [n, m] float32, the first of equals; [n] int64."""
+        """Index of the greatest of each row of x [n, m] float32, the first of equals; [n] integers."""
         return x.argmax(-1)
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """The sum of each row of x [n, m] float32, [n, 1]."""
+        return x.cumsum(-1)[:, -1:]
+
+    def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Index of the first in each row of `ascending` [n, m] int32 that exceeds target [n, 1]; [n]."""
+        return (ascending <= target).sum(-1, dtype=torch.int32)
+
+    def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and log-probabilities [rows, count] of the best of each row of [rows, vocab] float32.
+
+        The lower id comes first among equals. Where fewer have a probability the id is -1.
+        """
+        return most_likely(logprobs, count)
 
     # ---- the KV cache and attention ----------------------------------------------------------------------
 

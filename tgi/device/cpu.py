@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from . import memory
 from .base import Device
 from .batch import Batch, HostRow, KVCache
+from .ranking import most_likely_by_keys
 
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
@@ -107,6 +108,14 @@ class CpuDevice(Device):
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
         """As defined; numpy's is ten times as fast as torch's."""
         return torch.from_numpy(x.numpy().argmax(-1))
+
+    def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """As defined, by bisection."""
+        return torch.searchsorted(ascending, target, right=True)[:, 0]
+
+    def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """As defined."""
+        return most_likely_by_keys(logprobs, count)
 
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype

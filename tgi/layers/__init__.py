@@ -6,7 +6,6 @@ from .attention import Attention
 from .build import Build
 from .linear import ColumnLinear, Embedding, Head, RowLinear
 from .norm import RMSNorm
-from .ranking import most_likely
 from .rotary import Rotary
 
 __all__ = [
@@ -19,5 +18,4 @@ __all__ = [
     "RMSNorm",
     "Rotary",
     "RowLinear",
-    "most_likely",
 ]

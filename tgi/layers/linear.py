@@ -9,7 +9,6 @@ from torch import nn
 from tgi.device import Batch
 
 from .build import Build
-from .ranking import most_likely
 
 _PROMPT_SLICE = 64
 """Positions whose logits are held at once for prompt log-probabilities."""
@@ -118,7 +117,7 @@ class Head(nn.Module):
             logprobs = logits - logits.logsumexp(-1, keepdim=True)
             of_targets = logprobs.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
             chosen.append(of_targets.masked_fill(wanted < 0, torch.nan))
-            tokens, highest = most_likely(logprobs, batch.target_top)
+            tokens, highest = self._device.most_likely(logprobs, batch.target_top)
             top_tokens.append(tokens)
             top_logprobs.append(highest)
         batch.target_logprobs = torch.cat(chosen)

@@ -5,6 +5,9 @@ top-p, min-p, typical-p, choice (tgi-behaviour section 5). What comes out for a 
 bit for bit: no reduction runs over rows, none may be split differently for one row than for many (as
 `Tensor.sum` of a single row is), ties are broken by the lowest id, and a part that no row needs is skipped
 only where it would not change any bit.
+
+Where probabilities are added up they are integers, multiples of 2^-30: their sums are exact, in whatever
+order a device adds, and need no float64.
 """
 
 from collections.abc import Mapping
@@ -16,13 +19,14 @@ import numpy.typing as npt
 import torch
 
 from tgi.device import Device
-from tgi.layers import most_likely
 from tgi.protocol import LaneParams
 
 from .lanes import DRAW_BITS
 from .tables import Tables
 
 _WATERMARK_KEY = 15485863
+_UNIT = 30
+"""Probabilities are counted in 2^-30; so fine, and their sums fit into 32 bits."""
 _SHORT = 256
 """Scores that are sorted first where shapes are free; hardly ever does a top-k or top-p need more."""
 
@@ -135,23 +139,25 @@ class Sampler:
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
         device = self._device
-        scores = process(logits.float(), rows, self.tables, self._gamma, self._delta, device.dynamic)
+        scores = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
         best = device.argmax(scores)
         logprobs = scores.log_softmax(-1)
-        tokens = torch.where(rows.sample > 0, draw(logprobs, rows), best) if rows.needs.sample else best
+        tokens = (
+            torch.where(rows.sample > 0, draw(logprobs, rows, device), best) if rows.needs.sample else best
+        )
         if rows.needs.penalties or rows.needs.occurrences:
             self.tables.count(rows.lanes, tokens)
-        chosen = logprobs.gather(1, tokens[:, None])[:, 0]
-        return Sampled(tokens, chosen, *most_likely(logprobs, rows.needs.top))
+        chosen = logprobs.gather(1, tokens[:, None].long())[:, 0]
+        return Sampled(tokens, chosen, *device.most_likely(logprobs, rows.needs.top))
 
 
 def process(
     scores: torch.Tensor,
     rows: SamplerInputs,
     tables: Tables,
+    device: Device,
     gamma: float,
     delta: float,
-    dynamic: bool = False,
 ) -> torch.Tensor:
     """The float32 scores [rows, vocab] that a token is drawn from: penalised, warped, -inf where filtered."""
     needs = rows.needs
@@ -159,40 +165,59 @@ def process(
         green = green_list(rows.previous, scores.shape[1], gamma) & (rows.watermark > 0)[:, None]
         scores = torch.where(green, scores + delta, scores)
     if needs.penalties:
-        scores = _penalise(scores, tables.counts[rows.lanes], rows)
+        scores = _penalise(scores, tables.counts.index_select(0, rows.lanes), rows)
     if needs.occurrences:
-        scores = _penalise_occurrences(scores, tables.generated[rows.lanes], rows)
+        scores = _penalise_occurrences(scores, tables.generated.index_select(0, rows.lanes), rows)
     if needs.bias:
-        scores = torch.where(rows.biased[:, None] > 0, scores + tables.bias[rows.lanes], scores)
+        scores = torch.where(
+            rows.biased[:, None] > 0, scores + tables.bias.index_select(0, rows.lanes), scores
+        )
     if needs.bar:
-        scores = scores.masked_fill(tables.ends[rows.lanes] & (rows.barred[:, None] > 0), -torch.inf)
+        scores = scores.masked_fill(
+            tables.ends.index_select(0, rows.lanes) & (rows.barred[:, None] > 0), -torch.inf
+        )
     if rows.masks is not None:
         scores = _mask(scores, rows.masks)
     if needs.sample:
         scores = scores / rows.temperature[:, None]
     if needs.top_k or needs.top_p:
-        scores = _filter_top(scores, rows, dynamic)
+        scores = _filter_top(scores, rows, device.dynamic)
     if needs.min_p:
         least = scores.amax(-1, keepdim=True) + rows.min_p[:, None]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if needs.typical:
-        scores = _filter_typical(scores, rows.typical_p[:, None])
+        scores = _filter_typical(scores, rows.typical_p[:, None], device)
     return scores
 
 
-def draw(logprobs: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
+def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
     """A token per row, by the inverse of the cumulative distribution in the order of ids; [rows].
 
-    The random number is the middle of one of 2^52 equal parts of (0, 1). A token of probability 0 adds
-    nothing to the sum and so cannot be the first that exceeds the target.
+    With weights w of sum W, and the 30 high bits r of the random number, it is the first token whose
+    cumulative weight exceeds floor(r * W / 2^30). So it comes with probability w / W, off by less than 2^-30;
+    and w is its probability rounded to 2^-30. A token of weight 0 is never drawn.
     """
-    cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    uniform = (rows.draw_high.double() * 2**DRAW_BITS + rows.draw_low.double() + 0.5) * 2.0 ** (
-        -2 * DRAW_BITS
-    )
-    target = uniform[:, None] * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True)[:, 0]
-    return chosen.clamp_max(logprobs.shape[1] - 1)  # beyond the last only if a broken model gave NaN
+    cumulative = weights(logprobs).cumsum(-1, dtype=torch.int32)
+    random = (rows.draw_high << (_UNIT - DRAW_BITS)) | (rows.draw_low >> (2 * DRAW_BITS - _UNIT))
+    target = _scaled(cumulative[:, -1:], random[:, None].int())
+    return device.first_beyond(cumulative, target).clamp_max(logprobs.shape[1] - 1)  # beyond only after NaN
+
+
+def weights(logprobs: torch.Tensor) -> torch.Tensor:
+    """Probabilities in units of 2^-30, int32."""
+    return logprobs.exp().mul_(2**_UNIT).round_().int()
+
+
+def _scaled(whole: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """floor(whole * share / 2^30) of int32s below 2^31 and 2^30, by halves of 15 bits that stay within 32."""
+    half = _UNIT // 2
+    low = (1 << half) - 1
+    whole_high, whole_low = whole >> half, whole & low
+    share_high, share_low = share >> half, share & low
+    one = share_high * whole_low + (share_low * whole_low >> half)
+    other = share_low * whole_high
+    carry = ((one & low) + (other & low)) >> half
+    return share_high * whole_high + (one >> half) + (other >> half) + carry
 
 
 def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
@@ -202,16 +227,17 @@ def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.T
     times the previous token, falls into the first `gamma` of its range. TGI permutes the vocabulary with
     a generator so seeded, whose result differs from device to device; a hash is the same everywhere.
     """
-    key = _hash(previous * _WATERMARK_KEY & 0xFFFFFFFF)
-    tokens = torch.arange(vocab_size, device=previous.device)
-    return _hash(key[:, None] ^ tokens) < int(gamma * 2**32)
+    key = _hash(previous.int() * _WATERMARK_KEY)
+    tokens = torch.arange(vocab_size, dtype=torch.int32, device=previous.device)
+    signed = _hash(key[:, None] ^ tokens) ^ -(2**31)  # ordered as the unsigned hash is
+    return signed <= max(int(gamma * 2**32) - 1 - 2**31, -(2**31))
 
 
 def _hash(x: torch.Tensor) -> torch.Tensor:
-    """Mix the 32 bits of non-negative int64s below 2^32; products stay below 2^63."""
+    """Mix the bits of int32s; products keep their low 32 bits."""
     for _ in range(2):
-        x = ((x >> 16) ^ x) * 0x45D9F3B & 0xFFFFFFFF
-    return (x >> 16) ^ x
+        x = (((x >> 16) & 0xFFFF) ^ x) * 0x45D9F3B
+    return ((x >> 16) & 0xFFFF) ^ x
 
 
 def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
@@ -239,18 +265,19 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
 def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:
     """top-k, then top-p among what it left. Equal scores stay or go together."""
     size = scores.shape[1]
-    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size)[:, None] - 1
+    limited = rows.top_k[:, None] > 0
+    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size)[:, None].long() - 1
     for count in (min(_SHORT, size), size) if dynamic else (size,):
         best = scores.topk(count, -1).values if count < size else scores.sort(-1, descending=True).values
         top_k_cut = best.gather(1, last_kept.clamp_max(count - 1))
-        cut, enough = top_k_cut, (last_kept < count) | (rows.top_k[:, None] == 0)
+        cut, enough = top_k_cut, (last_kept < count) | ~limited
         if rows.needs.top_p:
-            left = scores.masked_fill((scores < top_k_cut) & (rows.top_k[:, None] > 0), -torch.inf)
-            top_p_cut, reached = _top_p_cut(left, best, rows.top_p[:, None])
+            left, best_left = (x.masked_fill((x < top_k_cut) & limited, -torch.inf) for x in (scores, best))
+            top_p_cut, reached = _top_p_cut(left, best_left, rows.top_p[:, None])
             cut, enough = torch.maximum(cut, top_p_cut), enough & reached
         if count == size or bool(enough.all()):
             break
-    free = (rows.top_k[:, None] == 0) & (rows.top_p[:, None] >= 1)
+    free = ~limited & (rows.top_p[:, None] >= 1)
     return scores.masked_fill((scores < cut) & ~free, -torch.inf)
 
 
@@ -263,25 +290,30 @@ def _top_p_cut(
     same however many of them were sorted. Rows without top-p get -inf.
     """
     highest = left.log_softmax(-1).amax(-1, keepdim=True)
-    mass = (best - best[:, :1] + highest).exp().double()
-    reached = mass.cumsum(-1)
-    kept = (reached - mass < top_p).sum(-1, keepdim=True).clamp_min(1)
+    mass = weights(best - best[:, :1] + highest)
+    reached, goal = mass.cumsum(-1, dtype=torch.int32), _goal(top_p)
+    kept = (reached - mass < goal).sum(-1, keepdim=True).clamp_min(1)
     off = top_p >= 1
     cut = best.gather(1, kept - 1).masked_fill(off, -torch.inf)
-    return cut, (reached[:, -1:] >= top_p) | off
+    return cut, (reached[:, -1:] >= goal) | off
 
 
-def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor) -> torch.Tensor:
+def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Device) -> torch.Tensor:
     """Keep those whose surprise is closest to the entropy until their mass reaches typical_p.
 
     After Meister et al. 2022 (arXiv 2202.00666). What is equally far stays or goes together.
     """
     logprobs = scores.log_softmax(-1)
-    probabilities = logprobs.exp()
-    entropy = -(probabilities * logprobs).nan_to_num(0.0).double().cumsum(-1)[:, -1:].float()
+    entropy = -device.total((logprobs.exp() * logprobs).nan_to_num(0.0))
     distances = (-logprobs - entropy).abs()
     ascending, order = distances.sort(-1)
-    mass = probabilities.gather(1, order).double().cumsum(-1)
-    kept = (mass < typical_p).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
+    mass = weights(logprobs).gather(1, order).cumsum(-1, dtype=torch.int32)
+    kept = (mass < _goal(typical_p)).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
     cut = ascending.gather(1, kept)
     return scores.masked_fill((distances > cut) & (typical_p < 1), -torch.inf)
+
+
+def _goal(share: torch.Tensor) -> torch.Tensor:
+    """A share of the whole mass, at least the smallest that there is."""
+    goal: torch.Tensor = (share.clamp_max(1) * 2**_UNIT).int()
+    return goal.clamp_min(1)
