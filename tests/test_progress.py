@@ -50,3 +50,7 @@ def test_a_line_tells_share_and_time() -> None:
     lifecycle.done = 50
     lifecycle.stage_started -= 10
     assert describe(lifecycle) == "loading weights: 25 %, 30 s left"
+    lifecycle.detail = "the head"
+    assert describe(lifecycle) == "loading weights: 25 %, 30 s left (the head)"
+    lifecycle.enter("warming up")
+    assert describe(lifecycle) == "warming up"

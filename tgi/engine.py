@@ -7,7 +7,7 @@ cache, warm up, schedule. Each stage shows in the lifecycle.
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from os import environ
 from pathlib import Path
@@ -35,7 +35,7 @@ from tgi.plugins import (
     load_plugins,
 )
 from tgi.protocol import Load, Loaded, Progress
-from tgi.scheduler import Bucket, Scheduler
+from tgi.scheduler import Scheduler
 from tgi.scheduler.buckets import Buckets
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
@@ -85,11 +85,15 @@ async def run_engine(service: Service, options: Options) -> None:
                 nursery.start_soon(grammars.prepare)
             loaded = await _load(executor, model, limits, options, service)
         blocks = plan_blocks(loaded, model.device, limits, options)
+        if loaded[0].total_bytes:
+            metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
         await executor.allocate(blocks + 1)
         prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
         scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
         lifecycle.enter("warming up")
-        await scheduler.warm_up(_warm_up_progress(service))
+        await scheduler.warm_up(
+            _warm_up_report(service), timeout=options.warmup_timeout, skip=options.skip_warmup
+        )
         info = _model_info(options, model, loaded[0].dtype)
         service.engine = Engine(
             scheduler=scheduler,
@@ -192,12 +196,13 @@ async def _load(
     return await executor.load(command, on_progress)
 
 
-def _warm_up_progress(service: Service) -> Any:
-    def on_progress(done: int, total: int, bucket: Bucket) -> None:
-        log.debug("warming up %s", bucket)
-        service.lifecycle.done, service.lifecycle.total = done, total
+def _warm_up_report(service: Service) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, bucket: str) -> None:
+        log.debug("warming up: %s", bucket)
+        lifecycle = service.lifecycle
+        lifecycle.done, lifecycle.total, lifecycle.detail = done, total, bucket
 
-    return on_progress
+    return report
 
 
 def _source(options: Options) -> Source:

@@ -27,11 +27,13 @@ class Lifecycle:
     done: int = 0
     total: int = 0
     """Of `done`; 0 where it is not known."""
+    detail: str = ""
+    """What of the stage comes next, for people."""
     stage_started: float = attrs.field(factory=time.monotonic)
 
     def enter(self, stage: str, total: int = 0) -> None:
         """Begin a stage of the start."""
-        self.stage, self.done, self.total = stage, 0, total
+        self.stage, self.done, self.total, self.detail = stage, 0, total, ""
         self.stage_started = time.monotonic()
 
     def seconds_left(self) -> float | None:

@@ -235,6 +235,10 @@ class Metrics:
             "prefix_cache_query_tokens", "Prompt tokens looked up in the cache"
         )
         self.preemptions = count("preemptions", "Sequences sent back to the queue for lack of KV blocks")
+        self.graph_compilations = count("graph_compilations", "Graphs compiled for steps", "phase")
+        self.graph_misses = count("graph_misses", "Steps whose bucket had no graph")
+        self.cpu_fallbacks = count("cpu_fallbacks", "Operations that the device left to the CPU")
+        self.device_memory_bytes = gauge("device_memory_bytes", "Memory of the first device", "state")
 
     @property
     def families(self) -> list[Family]:

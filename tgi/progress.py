@@ -49,9 +49,11 @@ async def _write_lines(lifecycle: Lifecycle) -> None:
 
 
 def describe(lifecycle: Lifecycle) -> str:
-    """The present stage in one line: "loading weights: 40 %, 12 s left"."""
+    """The present stage in one line: "warming up: 40 %, 12 s left (decode of 8 rows, 64 blocks)"."""
     text = lifecycle.stage
     if lifecycle.done and lifecycle.total:
         text += f": {100 * lifecycle.done // lifecycle.total} %"
     left = lifecycle.seconds_left()
-    return text if left is None else f"{text}, {left:.0f} s left"
+    if left is not None:
+        text += f", {left:.0f} s left"
+    return f"{text} ({lifecycle.detail})" if lifecycle.detail else text

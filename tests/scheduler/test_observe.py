@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 
 import attrs
+import msgspec
 import pytest
 import trio
 from trio.testing import MockClock
@@ -33,9 +34,10 @@ class Silent:
 class Rank:
     """One second for each step, until it breaks after `steps` of them."""
 
-    def __init__(self, steps: float) -> None:
+    def __init__(self, steps: float = float("inf")) -> None:
         self.rank = SimulatedRank(2)
         self.left = steps
+        self.done = 0
         self.pending: deque[tuple[Step, float]] = deque()
         self.busy_until = 0.0
 
@@ -47,6 +49,7 @@ class Rank:
         step, end = self.pending[0]
         await trio.sleep_until(end)
         self.left -= 1
+        self.done += 1
         if self.left < 0:
             raise OSError
         self.pending.popleft()
@@ -72,13 +75,13 @@ def observed(
     body: Callable[[Scheduler], Awaitable[None]],
     limits: Limits = LIMITS,
     device: DeviceSpec = DEVICE,
-    steps: float = float("inf"),
+    rank: Rank | None = None,
 ) -> Metrics:
     """The metrics when `body` has run beside a scheduler, on a clock that jumps."""
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(steps), limits, device, 90, metrics)
+        scheduler = Scheduler(rank or Rank(), limits, device, 90, metrics)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await body(scheduler)
@@ -122,7 +125,7 @@ def test_preempted_sequences_count_each_token_once() -> None:
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(float("inf")), limits, DEVICE, 40, metrics)
+        scheduler = Scheduler(Rank(), limits, DEVICE, 40, metrics)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await generating(*((0.0, one) for one in sequences))(scheduler)
@@ -186,6 +189,28 @@ def test_who_finds_nobody_joins_nobody() -> None:
         generating((0.0, sequence([5], 3)), (10.0, sequence([6], 3)), (10.0, sequence([7], 3)))
     )
     assert metrics.batch_concat.value(reason="backpressure") == 0
+
+
+def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Compiling(Rank):
+        async def receive(self) -> Result:
+            result = await super().receive()
+            if self.done == 3:
+                return msgspec.structs.replace(
+                    result, compilations=4, cpu_fallbacks=5, graph_misses=1, memory_bytes=6
+                )
+            return result
+
+    metrics = observed(generating((0.0, sequence([5, 6], 6))), rank=Compiling())
+    assert metrics.graph_compilations.value(phase="serving") == 4
+    assert metrics.graph_compilations.value(phase="warm-up") == 0
+    assert metrics.cpu_fallbacks.value() == 5
+    assert metrics.graph_misses.value() == 1
+    assert metrics.device_memory_bytes.value(state="used") == 6
+    (record,) = caplog.records
+    assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 30 blocks"
 
 
 def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:

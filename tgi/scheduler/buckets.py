@@ -88,11 +88,10 @@ class Buckets:
     def _fits(self, rows: int, tokens: int) -> bool:
         return rows == 1 or not self.padded or rows * tokens <= self.max_prefill
 
-    def to_warm_up(self, device: DeviceSpec) -> list[Bucket]:
+    def to_warm_up(self, device: DeviceSpec, *, everything: bool = True) -> list[Bucket]:
         """All where every shape is compiled, else the largest of each kind, for the memory they take."""
-        everything = list(self)
         largest = self.prefill(1, self.longest_prefill, 1), self.decode(self.decode_rows[-1], 1)
-        return everything if device.compiles else [bucket for bucket in largest if bucket]
+        return list(self) if everything and device.compiles else [bucket for bucket in largest if bucket]
 
     def __iter__(self) -> Iterator[Bucket]:
         """Every bucket, prefill before decode, the largest first."""

@@ -4,9 +4,10 @@ The HTTP side joins with `generating`, and leaves by leaving its `with`: that is
 await. The scheduler never waits for a client.
 """
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
@@ -18,7 +19,6 @@ from tgi.errors import ApiError, GenerationFailed
 from tgi.executor import Executor
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Step, ints
 from tgi.text.grammar import GrammarError
 
 from .blocks import BlockPool, BlockStatistics
@@ -28,6 +28,7 @@ from .matching import Matching
 from .observe import StepObserver
 from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
+from .warming import Report, WarmUp
 
 LEAD = 0.25
 """The next step is sent when this share of the present one's expected time is left: early enough that the
@@ -117,13 +118,13 @@ class Scheduler:
                     self._schedule.remove(sequence, State.ABORTED)
             self._work.set()
 
-    async def warm_up(self, on_progress: Callable[[int, int, Bucket], None]) -> None:
-        """Run one ordinary step for each bucket that needs it; reports (done, total, the next one)."""
-        buckets = self._buckets.to_warm_up(self._device)
-        for done, bucket in enumerate(buckets):
-            on_progress(done, len(buckets), bucket)
-            await self._executor.send(_warm_up_step(bucket))
-            await self._executor.receive()
+    async def warm_up(self, report: Report, *, timeout: float = math.inf, skip: bool = False) -> None:
+        """Run an ordinary step for each bucket; with `skip`, for the largest only.
+
+        Raises EngineError where one takes more than `timeout` seconds.
+        """
+        warming = WarmUp(self._executor, self._observer, report, timeout)
+        await warming.run(self._buckets.to_warm_up(self._device, everything=not skip))
 
     async def run(self) -> None:
         """Schedule for ever. Ends with the executor's exception when the engine is lost."""
@@ -216,22 +217,3 @@ class Scheduler:
         planned, sent = self._in_flight[0]
         expected = self._seconds.get(planned.bucket, 0.0)
         return max(sent, self._running_since) + (1 - LEAD) * expected
-
-
-def _warm_up_step(bucket: Bucket) -> Step:
-    """A full step of this shape; every row's block table points to the padding block."""
-    rows = range(bucket.rows)
-    prefill = bucket.tokens > 1
-    start = 0 if prefill else 1
-    return Step(
-        number=0,
-        prefill=prefill,
-        bucket_rows=bucket.rows,
-        bucket_tokens=bucket.tokens,
-        bucket_blocks=bucket.blocks,
-        lanes=ints(rows),
-        starts=ints([start] * bucket.rows),
-        draws=ints([0] * bucket.rows),
-        tokens=ints([0] * (bucket.rows * bucket.tokens)) if prefill else b"",
-        lengths=ints([bucket.tokens] * bucket.rows) if prefill else b"",
-    )

@@ -1,13 +1,16 @@
 """What the metrics get to know of steps and of the schedule's state. Decides nothing."""
 
+import logging
 import time
 
 import attrs
 
 from tgi.metrics import Metrics
-from tgi.protocol import Result
+from tgi.protocol import Result, Step
 
 from .policy import Planned, Schedule
+
+log = logging.getLogger(__name__)
 
 
 @attrs.define(eq=False)
@@ -54,6 +57,7 @@ class StepObserver:
         metrics.batch_inference_success.inc(method=method)
         metrics.batch_inference_duration.observe(waited, method=method)
         metrics.batch_forward_duration.observe(result.seconds, method=method)
+        self._device(planned.step, result, "serving")
         before: dict[float, int] = {}
         """When the rows had their last token: mostly the same time for all."""
         for row in planned.rows:
@@ -69,6 +73,24 @@ class StepObserver:
         for then, rows in before.items():
             metrics.request_time_between_tokens_duration.observe(began - then, times=rows)
 
+    def warmed_up(self, step: Step, result: Result) -> None:
+        """The first step of a bucket is done."""
+        self._device(step, result, "warm-up")
+
+    def _device(self, step: Step, result: Result, phase: str) -> None:
+        """What the device has done besides computing: nothing, once the server is ready."""
+        metrics = self._metrics
+        if result.compilations:
+            metrics.graph_compilations.inc(result.compilations, phase=phase)
+            if phase == "serving":
+                log.warning("%d graphs compiled while serving, for %s", result.compilations, shape_of(step))
+        if result.graph_misses:
+            metrics.graph_misses.inc(result.graph_misses)
+        if result.cpu_fallbacks:
+            metrics.cpu_fallbacks.inc(result.cpu_fallbacks)
+        if result.memory_bytes:
+            metrics.device_memory_bytes.set(result.memory_bytes, state="used")
+
     def lost(self, planned: Planned) -> None:
         """It will have no result."""
         self._metrics.batch_inference_failure.inc(method=_method(planned))
@@ -79,6 +101,14 @@ class StepObserver:
         metrics.queue_size.set(len(schedule.waiting))
         metrics.batch_current_size.set(len(schedule.running))
         metrics.batch_current_max_tokens.set(schedule.pool.statistics().used * schedule.pool.block_size)
+
+
+def shape_of(step: Step) -> str:
+    """The bucket of a step, for people."""
+    rows, tokens, blocks = step.bucket_rows, step.bucket_tokens, step.bucket_blocks
+    if step.prefill:
+        return f"prefill of {rows} x {tokens} tokens, {blocks} blocks"
+    return f"decode of {rows} rows, {blocks} blocks"
 
 
 def _method(planned: Planned) -> str:

@@ -1,0 +1,98 @@
+"""The warm-up on an executor that takes its time, on trio's virtual clock."""
+
+from collections import deque
+
+import attrs
+import pytest
+import trio
+from trio.testing import MockClock
+
+from tgi.config import Limits
+from tgi.executor import EngineError
+from tgi.metrics import Metrics
+from tgi.plugins import DeviceSpec
+from tgi.protocol import Result, Step
+from tgi.scheduler import Scheduler
+
+LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
+DEVICE = DeviceSpec(
+    name="sim", implementation="", block_size=4, batch_size=4, prefill_tokens=16, compiles=True
+)
+
+
+@attrs.define
+class Rank:
+    """A step takes `seconds`, and one is like no other before it when it compiles."""
+
+    seconds: float = 2.0
+    hangs_at: int = -1
+    steps: list[Step] = attrs.field(factory=list)
+    pending: deque[Step] = attrs.field(factory=deque)
+
+    async def send(self, step: Step) -> None:
+        self.pending.append(step)
+
+    async def receive(self) -> Result:
+        await trio.sleep(1e9 if len(self.steps) == self.hangs_at else self.seconds)
+        self.steps.append(self.pending.popleft())
+        return Result(number=0, tokens=b"", logprobs=b"", compilations=3, memory_bytes=1000 + len(self.steps))
+
+
+def warmed(
+    rank: Rank, device: DeviceSpec = DEVICE, **given: float
+) -> tuple[Metrics, list[tuple[int, int, str]]]:
+    """What the metrics say, and the reports."""
+    metrics, reports = Metrics(), []
+
+    async def main() -> None:
+        scheduler = Scheduler(rank, LIMITS, device, 60, metrics)
+        await scheduler.warm_up(lambda *report: reports.append(report), **given)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0))
+    return metrics, reports
+
+
+def test_every_bucket_has_its_step_and_the_largest_of_a_kind_comes_first() -> None:
+    rank = Rank()
+    metrics, reports = warmed(rank)
+    shapes = [(s.prefill, s.bucket_rows, s.bucket_tokens, s.bucket_blocks) for s in rank.steps]
+    assert len(set(shapes)) == len(shapes) > 10
+    for prefill in (True, False):
+        sizes = [rows * tokens * max(blocks, 1) for kind, rows, tokens, blocks in shapes if kind is prefill]
+        assert sizes[0] == max(sizes)
+    assert [report[:2] for report in reports] == [(done, len(shapes)) for done in range(len(shapes))]
+    assert reports[-1][2].startswith("decode of 1 rows, ")
+    assert metrics.graph_compilations.value(phase="warm-up") == 3 * len(shapes)
+    assert metrics.graph_compilations.value(phase="serving") == 0
+    assert metrics.device_memory_bytes.value(state="used") == 1000 + len(shapes)
+
+
+def test_a_bucket_that_takes_too_long_is_named() -> None:
+    rank = Rank(hangs_at=2)
+    with pytest.raises(
+        EngineError, match=r"prefill of \d+ x \d+ tokens, .* bucket 3 of \d+, .* 10 s\."
+    ) as caught:
+        warmed(rank, timeout=10.0)
+    assert "--warmup-timeout" in str(caught.value)
+    assert len(rank.steps) == 2
+
+
+def test_time_that_suffices_is_enough() -> None:
+    assert warmed(Rank(seconds=9.9), timeout=10.0)
+
+
+def test_a_warm_up_that_is_skipped_still_shows_how_much_memory_is_needed() -> None:
+    """By the largest step of each kind."""
+    all_steps, few = Rank(), Rank()
+    warmed(all_steps)
+    warmed(few, skip=True)
+    assert [step.prefill for step in few.steps] == [True, False]
+    for step in few.steps:
+        alike = [s for s in all_steps.steps if s.prefill == step.prefill]
+        assert step.bucket_rows * step.bucket_tokens == max(s.bucket_rows * s.bucket_tokens for s in alike)
+
+
+def test_a_device_that_does_not_compile_is_warmed_up_by_its_largest_steps() -> None:
+    rank = Rank()
+    warmed(rank, attrs.evolve(DEVICE, compiles=False))
+    assert len(rank.steps) == 2
