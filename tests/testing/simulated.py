@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tgi.testing.simulated_gaudi import Card, GaudiRuleError, Profile, install, uninstall
+from tgi.testing.simulated_gaudi import RULES, Card, GaudiRuleError, Profile, install, uninstall
 
 PROFILES = ("gaudi2-lazy", "gaudi2-compile", "gaudi3-lazy", "gaudi3-compile")
 
@@ -30,12 +30,14 @@ def graphed(card: Card, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextmanager
-def refused(rule: str, saying: str = "") -> Iterator[None]:
+def refused(rule: str, saying: str = "") -> Iterator[GaudiRuleError]:
     """The rule is broken within, and the error names the place here."""
-    with pytest.raises(GaudiRuleError, match=saying or None) as caught:
-        yield
-    assert caught.value.rule == rule, str(caught.value)
-    assert Path(caught.value.place.rpartition(":")[0]).parent == Path(__file__).parent, caught.value.place
+    caught = GaudiRuleError(RULES[rule], "", "", "")
+    with pytest.raises(GaudiRuleError, match=saying or None) as raised:
+        yield caught
+    vars(caught).update(vars(raised.value))
+    assert caught.rule == rule, str(raised.value)
+    assert Path(caught.place.rpartition(":")[0]).parent == Path(__file__).parent, caught.place
 
 
 def hpu(*values: Any, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """What the simulated card says of time, memory and compilation, and that it leaves no trace."""
 
 import importlib.util
+import json
 import math
 import sys
 
@@ -81,6 +82,17 @@ def test_metrics_and_memory_are_told_as_by_the_bridge(card):
     assert stats["InUse"] == torch.hpu.memory_allocated() > before
     assert stats["MaxInUse"] == torch.hpu.max_memory_allocated() >= stats["InUse"]
     assert stats["Limit"] == GENERATIONS[card.profile.generation.name].memory_bytes
+
+
+def test_the_report_is_plain_data(card):
+    card.ledger.allow("S6")
+    hpu(1, 2).index_select(0, torch.tensor([1]))
+    report = json.loads(json.dumps(card.report()))
+    assert report["profile"] == card.profile.name
+    assert [violation["rule"] for violation in report["violations"]] == ["S6"]
+    assert report["counters"]["h2d"] == 1
+    assert sum(report["seconds"].values()) == pytest.approx(card.clock.seconds)
+    assert report["memory"]["in_use"] == card.memory.in_use
 
 
 def test_the_profile_follows_the_variables_of_the_bridge():

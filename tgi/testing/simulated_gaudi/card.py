@@ -169,6 +169,21 @@ class Card:
         self.cut()
         self.sealed, self.step_bytes, self.sealed_bytes = True, step_bytes, self.memory.in_use
 
+    def report(self) -> dict[str, Any]:
+        """What happened so far, as plain data."""
+        return {
+            "profile": self.profile.name,
+            "violations": [attrs.asdict(violation) for violation in self.ledger.violations],
+            "counters": dict(self.ledger.counters),
+            "seconds": dict(self.clock.causes),
+            "memory": {
+                "in_use": self.memory.in_use,
+                "most": self.memory.most,
+                "workspace": self.memory.workspace,
+            },
+            "recipes": {"number": self.recipes.number, "seconds": self.recipes.seconds},
+        }
+
     def unseal(self) -> None:
         """Take `seal` back."""
         self.sealed, self.step_bytes = False, float("inf")

@@ -13,7 +13,6 @@ import torch.distributed as dist
 from . import costs, dispatch
 from .card import Card
 from .operations import FLOAT
-from .recording import storage_of
 from .tensor import HpuTensor
 
 _REDUCTIONS = (dist.ReduceOp.SUM, dist.ReduceOp.MIN, dist.ReduceOp.MAX)
@@ -105,8 +104,7 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         for tensor in used:
             if not recorder.on_die(tensor.plain):
                 recorder.written[id(tensor.allocation)] = tensor.allocation
-        recorder.steps.append((_again, (op, plain), {}))
-        recorder.touched.append({storage_of(tensor.plain) for tensor in used})
+        recorder.append((_again, (op, plain), {}, name), [tensor.plain for tensor in used])
         card.guards["collectives"] = lambda sequence: _agree(group, sequence, card)
     return (args[0], result[-1]) if isinstance(result, tuple) else result
 

@@ -91,7 +91,7 @@ def _guarded(
     for check, values in before:
         check(*values)
         if recorder is not None:
-            recorder.guard((check, values, {}), costs.tensors(values))
+            recorder.append((check, values, {}, info.label), costs.tensors(values))
     if recorder is not None:
         recorder.use(used)
         for tensor in changed:
@@ -111,7 +111,7 @@ def _guarded(
     if recorder is not None:
         recorder.add(info, args, kwargs, leaves, key)
         for check, values in after:
-            recorder.guard((check, values, {}), costs.tensors(values))
+            recorder.append((check, values, {}, info.label), costs.tensors(values))
     else:
         _account(card, info, args, leaves or targets, key)
     for check, values in after:

@@ -20,7 +20,8 @@ from .operations import WHOLE_UPDATES, Operation
 from .rules import GaudiRuleError
 from .tensor import HpuTensor, Lease, wrap
 
-Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any]]
+Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], str]
+"""What to call with what, and its name for messages."""
 _ALIGNMENT = 128
 _COPIED_BYTES = 1 << 22
 """Inputs up to this size are copied at a replay; the tensors of greater ones are pointed to them."""
@@ -163,16 +164,16 @@ class Recorder:
         arguments = costs.tensors((*args, *kwargs.values()))
         self.seconds += costs.seconds(self.card.profile, info, arguments, results, self.on_die)
         if info.mutates or not results:
-            step: Step = (info.call, args, kwargs)
+            step: Step = (info.call, args, kwargs, info.label)
         else:
             for result in results:
                 self.born[storage_of(result)] = [result]
             step = _into(info, args, kwargs, results)
         if not info.name.startswith(("empty", "new_empty")):
             self.segments[-1].append(key)
-            self.guard(step, [*arguments, *results])
+            self.append(step, [*arguments, *results])
 
-    def guard(self, step: Step, tensors: Sequence[torch.Tensor]) -> None:
+    def append(self, step: Step, tensors: Sequence[torch.Tensor]) -> None:
         """A step that uses these tensors."""
         self.steps.append(step)
         self.touched.append({storage_of(tensor) for tensor in tensors})
@@ -252,7 +253,7 @@ class Recording:
         except GaudiRuleError:
             raise
         except (IndexError, RuntimeError) as error:
-            refuse_index(card, str(step[0]) if step else self.name, error)
+            refuse_index(card, step[3] if step else self.name, error)
         self.replays += 1
         card.ledger.counters["replays"] += 1
         card.clock.spend("compute", self.seconds)
@@ -320,8 +321,8 @@ def _into(
         except RuntimeError:
             pass
         else:
-            return info.out, args, keywords
-    return _copying, (info.call, args, kwargs, results), {}
+            return info.out, args, keywords, info.label
+    return _copying, (info.call, args, kwargs, results), {}, info.label
 
 
 def _copying(call: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], results: Any) -> None:

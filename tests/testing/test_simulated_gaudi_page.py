@@ -1,0 +1,53 @@
+"""docs/simulated-gaudi.md says what the rules say, names a test for each, and its example runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tgi.testing.simulated_gaudi import RULES, uninstall
+from tgi.testing.simulated_gaudi.rules import Ledger
+
+PAGE = (Path(__file__).parents[2] / "docs" / "simulated-gaudi.md").read_text()
+TESTS = "\n".join(path.read_text() for path in sorted(Path(__file__).parent.glob("test_simulated_gaudi*.py")))
+
+
+def rows():
+    return [row.strip("|").split(" | ") for row in PAGE.splitlines() if re.match(r"\| S\d+ \|", row)]
+
+
+def test_every_rule_is_described_as_the_code_describes_it():
+    described = [[cell.strip() for cell in row[:4]] for row in rows()]
+    assert described == [[rule.id, rule.title, rule.why, rule.detected] for rule in RULES.values()]
+    assert list(RULES) == [f"S{number}" for number in range(1, 29)]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_names_its_tests(rule):
+    (row,) = [row for row in rows() if row[0].strip() == rule]
+    existing = re.findall(rf"^def (test_{rule.lower()}_\w+)", TESTS, re.M)
+    assert re.findall(r"`(\w+)`", row[4]) == existing != []
+
+
+def test_the_first_example_runs():
+    code = re.findall(r"```python\n(.*?)```", PAGE, re.S)[0]
+    assert "install(" in code
+    printed = []
+    try:
+        exec(compile(code, "example", "exec"), {"print": lambda *values: printed.append(values)})
+    finally:
+        uninstall()
+    assert printed[0] == ([],)
+    assert printed[1][0] == 1
+
+
+def test_a_budget_counts_before_it_raises():
+    ledger = Ledger()
+    ledger.allow("S14", 2)
+    for _ in range(2):
+        ledger.violate("S14", "op", "detail")
+    with pytest.raises(RuntimeError, match=r"S14 .*: detail \[op at .*test_simulated_gaudi_page.py:\d+\]"):
+        ledger.violate("S14", "op", "detail")
+    assert [violation.rule for violation in ledger.violations] == ["S14"] * 3
+    with pytest.raises(KeyError, match="S29"):
+        ledger.allow("S29")
