@@ -141,6 +141,31 @@ def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None
     run(main)
 
 
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        (b"Transfer-Encoding: chunked", b'e\r\n{"inputs":"a"}\r\n0\r\n\r\n', 200),
+        (b"Transfer-Encoding: chunked", 2 * (b"258\r\n" + 600 * b" " + b"\r\n") + b"0\r\n\r\n", 413),
+        (b"Expect: 100-continue\r\nContent-Length: 14", b'{"inputs":"a"}', 100),
+    ],
+)
+def test_r1_35_and_r1_41_bodies_in_chunks_and_after_a_pause(headers: bytes, body: bytes, status: int) -> None:
+    async def main() -> None:
+        async with (
+            serving(saying("Hello"), options=Options(payload_limit=1000)) as server,
+            await server.connect() as stream,
+        ):
+            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + headers
+            await stream.send_all(head + b"\r\n\r\n")
+            if status == 100:
+                assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 100 ")
+            await stream.send_all(body)
+            wanted = 200 if status == 100 else status
+            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 %d " % wanted)
+
+    run(main)
+
+
 def test_1_5_the_headers_of_completions_are_sums() -> None:
     """Also the time per token is one, and there is no x-compute-time."""
 
