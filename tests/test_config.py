@@ -90,6 +90,10 @@ def test_contradictions_between_limits(options: dict[str, Any], text: str) -> No
         ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
         ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
         ({"num_shard": 2}, "2 ranks are not supported yet; start with --num-shard 1"),
+        (
+            {"recipe_cache": Path("/a,b")},
+            "the folder of --recipe-cache must have no comma in its name",
+        ),
         ({"api_key": ("a", "")}, "an API key is empty: give a key, or leave out --api-key and API_KEY"),
         ({"api_key": ("é",)}, "an API key must be printable ASCII, without spaces around it"),
         ({"api_key": (" a",)}, "an API key must be printable ASCII, without spaces around it"),

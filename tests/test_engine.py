@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from tgi.config import Limits, OptionError, Options
-from tgi.engine import _model_info, _source, describe_model, plan_blocks
+from tgi.engine import _model_info, _source, describe_model, plan_blocks, prepare_recipes
 from tgi.executor import EngineError
 from tgi.hub import Source
 from tgi.plugins import ConfigError, devices, load_plugins
@@ -51,6 +51,23 @@ def test_only_a_share_of_the_memory() -> None:
     device = attrs.evolve(CPU, memory_fraction=0.5)
     assert plan_blocks(loaded(40), device, LIMITS, Options()) == 19
     assert plan_blocks(loaded(40), device, LIMITS, Options(memory_fraction=1.0)) == 36
+
+
+def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(tmp_path: Path) -> None:
+    model = describe_model(make_llama(tmp_path / "model"), Options())
+    compiling = attrs.evolve(model, device=attrs.evolve(CPU, compiles=True))
+    options = Options(model_id="org/m", recipe_cache=tmp_path / "cache")
+    variables = prepare_recipes(compiling, LIMITS, options)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name.startswith("m-auto-1x")
+    assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
+    assert prepare_recipes(compiling, LIMITS, options) == variables
+    assert prepare_recipes(compiling, attrs.evolve(LIMITS, max_batch_size=8), options) != variables
+    assert prepare_recipes(model, LIMITS, options) == {}, "nothing is compiled"
+    assert prepare_recipes(compiling, LIMITS, Options()) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
+        prepare_recipes(compiling, LIMITS, Options(recipe_cache=tmp_path / "file"))
 
 
 def test_a_model_is_described_by_its_plugin(tmp_path: Path) -> None:

@@ -226,6 +226,8 @@ class Options:
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if self.hostname != "localhost" and not flags.is_address(self.hostname):
             yield f"the host name {self.hostname!r} is no IP address: listening on 0.0.0.0"
+        if "," in str(self.recipe_cache or ""):
+            raise OptionError("the folder of --recipe-cache must have no comma in its name")
         if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
             yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
         yield from self.foreign.warnings(environment)

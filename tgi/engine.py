@@ -24,6 +24,12 @@ from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.metrics import Metrics
 from tgi.planning.memory import plan_memory
+from tgi.planning.recipes import (
+    installed_generation,
+    installed_software,
+    recipe_environment,
+    recipe_folder,
+)
 from tgi.plugins import (
     Architecture,
     ConfigError,
@@ -79,7 +85,8 @@ async def run_engine(service: Service, options: Options) -> None:
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
     grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
-    async with aclosing(grammars), open_executor(environment=model.device.environment) as executor:
+    environment = {**model.device.environment, **prepare_recipes(model, limits, options)}
+    async with aclosing(grammars), open_executor(environment=environment) as executor:
         async with trio.open_nursery() as nursery:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
@@ -147,6 +154,30 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         )
     except OSError as error:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def prepare_recipes(model: Model, limits: Limits, options: Options) -> dict[str, str]:
+    """Make the folder for what a device compiles, if one is wanted; variables that tell the ranks of it.
+
+    Raises OptionError.
+    """
+    if options.recipe_cache is None or not model.device.compiles:
+        return {}
+    folder = recipe_folder(
+        options.recipe_cache.absolute(),
+        model=options.model_id or DEMO_ID,
+        config=attrs.asdict(model.config),
+        dtype=options.compute_dtype,
+        ranks=options.num_shard or 1,
+        generation=installed_generation(),
+        software=installed_software(),
+        buckets=Buckets.from_limits(limits, model.device),
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--recipe-cache: {error.filename} cannot be made: {error.strerror}") from error
+    return recipe_environment(folder)
 
 
 def plan_blocks(loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, options: Options) -> int:
