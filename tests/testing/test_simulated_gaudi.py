@@ -204,6 +204,15 @@ def test_a_large_input_is_not_copied_and_may_be_changed_as_a_whole(card):
     assert (cache[:3].tolist(), other[:3].tolist()) == ([0, 5, 6], [0, 7, 8])
 
 
+def test_large_inputs_may_be_parts_of_one_tensor(card):
+    function = graphed(card, lambda keys, values: keys[::2].sum() - values.flip(0)[:1].sum())
+    both, other = torch.zeros(2, 3 << 20, device="hpu"), torch.ones(3 << 20, device="hpu")
+    both[1].fill_(2.0)
+    assert function(both[0], both[1]).item() == -2
+    assert function(other, both[0]).item() == (3 << 20) / 2
+    assert function(both[1], both[1]).item() == (3 << 20) - 2
+
+
 def test_compile_looks_into_objects_and_inlines_what_is_compiled_within():
     @attrs.frozen
     class Batch:

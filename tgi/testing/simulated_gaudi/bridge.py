@@ -56,10 +56,48 @@ class Metric:
         return numbers
 
 
-def build(card: Card) -> dict[str, ModuleType]:
-    """All modules by their full names; `torch.hpu` is "habana_frameworks.torch.hpu"."""
-    streams, memory = card.streams, card.memory
+Members = dict[str, Any]
 
+
+def build(card: Card) -> dict[str, ModuleType]:
+    """All modules by their full names."""
+    contents: dict[str, Members] = {
+        "": {"__version__": card.profile.release},
+        ".torch": {"__version__": card.profile.release},
+        ".torch.core": _core(card),
+        ".torch.hpu": _device(card) | _streams(card) | _memory(card) | (_graphs(card) if card.lazy else {}),
+        ".torch.hpu.metrics": _metrics(card),
+        ".torch.hpex": {},
+        ".torch.hpex.kernels": {
+            "FusedSDPA": kernels.FusedSDPA,
+            "apply_rotary_pos_emb": kernels.apply_rotary_pos_emb,
+            "RotaryPosEmbeddingMode": kernels.RotaryPosEmbeddingMode,
+            "RotaryPosEmbeddingHelperV2": kernels.RotaryPosEmbeddingHelperV2,
+        },
+        ".torch.hpex.normalization": {"FusedRMSNorm": kernels.FusedRMSNorm},
+        ".torch.distributed": {},
+        ".torch.distributed.hccl": {"initialize_distributed_hpu": collectives.initialize_distributed_hpu},
+        ".torch.utils": {},
+        ".torch.utils.internal": {"is_lazy": lambda: card.lazy},
+        ".torch.utils.experimental": _experimental(card),
+    }
+    modules: dict[str, ModuleType] = {}
+    for path, members in contents.items():
+        name = _ROOT + path
+        made = modules[name] = ModuleType(name, f"Stands in for {name}.")
+        made.__path__ = []
+        vars(made).update(members)
+        parent, _, leaf = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], leaf, made)
+    return modules
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Without effect here."""
+
+
+def _core(card: Card) -> Members:
     def mark_step(device_str: str = "", sync: bool = False) -> None:
         del device_str
         if not card.lazy:
@@ -69,20 +107,41 @@ def build(card: Card) -> dict[str, ModuleType]:
             return
         card.cut()
         if sync:
-            streams.host_waits_for_all()
-
-    def environment(*_: Any, **__: Any) -> None:
-        """Without effect here."""
+            card.streams.host_waits_for_all()
 
     def initialize(model: Any = None, *_: Any, **__: Any) -> Any:
         return model
 
+    environment = ("hpu_set_env", "hpu_reset_env", "hpu_set_inference_env", "hpu_inference_set_env")
+    return {
+        "mark_step": mark_step,
+        **dict.fromkeys((*environment, "hpu_teardown_inference_env"), _nothing),
+        **dict.fromkeys(("hpu_initialize", "hpu_inference_initialize"), initialize),
+    }
+
+
+def _device(card: Card) -> Members:
     def synchronize(device: Any = None) -> None:
         del device
         if card.recorder is not None:
             card.host_sync("synchronize")
         card.cut()
-        streams.host_waits_for_all()
+        card.streams.host_waits_for_all()
+
+    return {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_name": lambda device=None: card.profile.generation.name.upper(),  # noqa: ARG005
+        "synchronize": synchronize,
+        "_is_in_bad_fork": lambda: card.forked,
+        **dict.fromkeys(("init", "set_device", "manual_seed", "manual_seed_all"), _nothing),
+    }
+
+
+def _streams(card: Card) -> Members:
+    streams = card.streams
 
     @contextmanager
     def stream(new: Stream | None) -> Iterator[None]:
@@ -94,6 +153,19 @@ def build(card: Card) -> dict[str, ModuleType]:
 
     def set_stream(new: Stream) -> None:
         streams.current = new
+
+    return {
+        "Stream": lambda device=None, priority=0: streams.new(),  # noqa: ARG005
+        "Event": lambda enable_timing=False: Event(streams, enable_timing),
+        "stream": stream,
+        "set_stream": set_stream,
+        "current_stream": lambda device=None: streams.current,  # noqa: ARG005
+        "default_stream": lambda device=None: streams.default,  # noqa: ARG005
+    }
+
+
+def _memory(card: Card) -> Members:
+    memory = card.memory
 
     def reset_peak(device: Any = None) -> None:
         del device
@@ -112,91 +184,36 @@ def build(card: Card) -> dict[str, ModuleType]:
             "TotalSystemAllocs": 0,
         }
 
+    return {
+        "memory_stats": memory_stats,
+        "mem_get_info": lambda device=None: (memory.limit - memory.in_use, memory.limit),  # noqa: ARG005
+        "memory_allocated": lambda device=None: memory.in_use,  # noqa: ARG005
+        "max_memory_allocated": lambda device=None: memory.most,  # noqa: ARG005
+        "memory_reserved": lambda device=None: memory.limit,  # noqa: ARG005
+        "reset_peak_memory_stats": reset_peak,
+    }
+
+
+def _graphs(card: Card) -> Members:
+    names = ("HPUGraph", "graph", "wrap_in_hpu_graph", "wrap_in_hpu_graph_func", "make_graphed_callables")
+    return {
+        **{name: getattr(graphs, name) for name in names},
+        "is_current_stream_capturing": lambda: card.recorder is not None,
+    }
+
+
+def _metrics(card: Card) -> Members:
     @contextmanager
     def metric_localcontext(name: str) -> Iterator[Metric]:
         yield Metric(card, name, local=True)
 
-    modules: dict[str, ModuleType] = {}
+    return {"metric_global": lambda name: Metric(card, name), "metric_localcontext": metric_localcontext}
 
-    def module(name: str, **members: Any) -> ModuleType:
-        made = ModuleType(name, f"Stands in for {name}.")
-        made.__path__ = []
-        vars(made).update(members)
-        modules[name] = made
-        parent, _, leaf = name.rpartition(".")
-        if parent:
-            setattr(modules[parent], leaf, made)
-        return made
 
-    module(_ROOT, __version__=card.profile.release)
-    module(f"{_ROOT}.torch", __version__=card.profile.release)
-    module(
-        f"{_ROOT}.torch.core",
-        mark_step=mark_step,
-        **dict.fromkeys(("hpu_set_env", "hpu_reset_env", "hpu_set_inference_env"), environment),
-        **dict.fromkeys(("hpu_inference_set_env", "hpu_teardown_inference_env"), environment),
-        **dict.fromkeys(("hpu_initialize", "hpu_inference_initialize"), initialize),
-    )
-    generation = card.profile.generation
-    hpu = module(
-        f"{_ROOT}.torch.hpu",
-        is_available=lambda: True,
-        is_initialized=lambda: True,
-        init=environment,
-        device_count=lambda: 1,
-        current_device=lambda: 0,
-        set_device=environment,
-        get_device_name=lambda device=None: generation.name.upper(),  # noqa: ARG005
-        synchronize=synchronize,
-        Stream=lambda device=None, priority=0: streams.new(),  # noqa: ARG005
-        Event=lambda enable_timing=False: Event(streams, enable_timing),
-        stream=stream,
-        set_stream=set_stream,
-        current_stream=lambda device=None: streams.current,  # noqa: ARG005
-        default_stream=lambda device=None: streams.default,  # noqa: ARG005
-        memory_stats=memory_stats,
-        mem_get_info=lambda device=None: (memory.limit - memory.in_use, memory.limit),  # noqa: ARG005
-        memory_allocated=lambda device=None: memory.in_use,  # noqa: ARG005
-        max_memory_allocated=lambda device=None: memory.most,  # noqa: ARG005
-        memory_reserved=lambda device=None: memory.limit,  # noqa: ARG005
-        reset_peak_memory_stats=reset_peak,
-        manual_seed=environment,
-        manual_seed_all=environment,
-        _is_in_bad_fork=lambda: card.forked,
-    )
-    module(
-        f"{_ROOT}.torch.hpu.metrics",
-        metric_global=lambda name: Metric(card, name),
-        metric_localcontext=metric_localcontext,
-    )
-    if card.lazy:
-        for name in (
-            "HPUGraph",
-            "graph",
-            "wrap_in_hpu_graph",
-            "wrap_in_hpu_graph_func",
-            "make_graphed_callables",
-        ):
-            setattr(hpu, name, getattr(graphs, name))
-        hpu.is_current_stream_capturing = lambda: card.recorder is not None  # type: ignore[attr-defined]
-    module(f"{_ROOT}.torch.hpex")
-    module(
-        f"{_ROOT}.torch.hpex.kernels",
-        FusedSDPA=kernels.FusedSDPA,
-        apply_rotary_pos_emb=kernels.apply_rotary_pos_emb,
-        RotaryPosEmbeddingMode=kernels.RotaryPosEmbeddingMode,
-        RotaryPosEmbeddingHelperV2=kernels.RotaryPosEmbeddingHelperV2,
-    )
-    module(f"{_ROOT}.torch.hpex.normalization", FusedRMSNorm=kernels.FusedRMSNorm)
-    module(f"{_ROOT}.torch.distributed")
-    module(
-        f"{_ROOT}.torch.distributed.hccl", initialize_distributed_hpu=collectives.initialize_distributed_hpu
-    )
-    module(f"{_ROOT}.torch.utils")
-    module(f"{_ROOT}.torch.utils.internal", is_lazy=lambda: card.lazy)
-    kind = synDeviceType.synDeviceGaudi2 if generation.name == "gaudi2" else synDeviceType.synDeviceGaudi3
-    module(f"{_ROOT}.torch.utils.experimental", synDeviceType=synDeviceType, _get_device_type=lambda: kind)
-    return modules
+def _experimental(card: Card) -> Members:
+    second = card.profile.generation.name == "gaudi2"
+    kind = synDeviceType.synDeviceGaudi2 if second else synDeviceType.synDeviceGaudi3
+    return {"synDeviceType": synDeviceType, "_get_device_type": lambda: kind}
 
 
 def put(modules: dict[str, ModuleType]) -> None:

@@ -136,7 +136,9 @@ def _again(op: Any, args: Sequence[Any]) -> None:
 
 def _wait(result: Any) -> None:
     work = result[-1] if isinstance(result, tuple) else result
-    dist.Work.unbox(work).wait() if isinstance(work, torch.ScriptObject) else work.wait()
+    if isinstance(work, torch.ScriptObject):
+        work = dist.Work.unbox(work)
+    work.wait()
 
 
 def _is_group(value: Any) -> bool:

@@ -121,7 +121,8 @@ class GraphFunction:
         card = dispatch.active()
         if kwargs.pop("bypass_hpu_graphs", False) or (not self._lazy and card.recorder is not None):
             return self._function(*args, **kwargs)
-        kwargs.pop("warmup_mode", None), kwargs.pop("cache_tensors_list", None)
+        for name in ("warmup_mode", "cache_tensors_list"):
+            kwargs.pop(name, None)
         leaves = Leaves(into_objects=not self._lazy)
         leaves.walk((args, kwargs), self._name)
         if self._seen is None:
@@ -165,7 +166,8 @@ class GraphFunction:
         template = replace(result, HpuTensor, lambda tensor: _Slot(outputs, tensor), deep)
         recorder.input_lease.end("S9", f"an input of the graph {self._name} is used after its capture")
         for tensor in outputs:
-            dispatch.usable(card, tensor, self._name) if tensor.lease is not recorder.input_lease else None
+            if tensor.lease is not recorder.input_lease:
+                dispatch.usable(card, tensor, self._name)
         recording = recorder.finish(
             [tensor.plain for tensor in outputs], self._keep_tensors, 1 if self._lazy else _REGIONS
         )

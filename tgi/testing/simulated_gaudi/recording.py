@@ -88,6 +88,8 @@ class Recorder:
     born: dict[int, list[torch.Tensor]] = attrs.field(factory=dict)
     """Tensors in each storage that the capture made."""
     inputs: list[Input] = attrs.field(factory=list)
+    _input_of: dict[int, Input] = attrs.field(factory=dict)
+    """By the identity of plain tensors: the inputs themselves and views of them."""
     outside: dict[int, Allocation] = attrs.field(factory=dict)
     written: dict[int, Allocation] = attrs.field(factory=dict)
     segments: list[list[Hashable]] = attrs.field(factory=lambda: [[]])
@@ -105,6 +107,7 @@ class Recorder:
         else:
             static = plain.detach()
         self.inputs.append(Input(static, plain))
+        self._input_of[id(static)] = self.inputs[-1]
         return wrap(static, given.allocation, self.input_lease)
 
     def made(self, wrapper: HpuTensor) -> None:
@@ -124,10 +127,9 @@ class Recorder:
         key = storage_of(base)
         if key in self.born:
             self.born[key] += views
-            return
-        for one in self.inputs:
-            if storage_of(one.plain) == key:
-                one.views += views
+        elif found := self._input_of.get(id(base)):
+            found.views += views
+            self._input_of.update((id(view), found) for view in views)
 
     def use(self, tensors: Sequence[HpuTensor]) -> None:
         """Tensors are read; what comes from outside is kept alive by the graph."""
@@ -140,7 +142,7 @@ class Recorder:
         plain = target.plain
         if storage_of(plain) in self.born:
             return
-        given = next((one for one in self.inputs if storage_of(one.plain) == storage_of(plain)), None)
+        given = self._input_of.get(id(plain))
         if plain.numel() * plain.element_size() != size_of(plain) or not plain.is_contiguous():
             what = "an input" if given else "a tensor from outside of the graph"
             self.card.ledger.violate(

@@ -5,6 +5,7 @@ knows how far it has waited for each other stream (a vector clock). A copy to th
 buffer until the host has waited for an event after the copy.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -106,6 +107,8 @@ class Streams:
         self.all: list[Stream] = []
         self.current = self.default = self.new()
         self._host_seen: dict[int, int] = {}
+        self._lock = threading.RLock()
+        """Results are often waited for in another thread than steps are launched from."""
         self.seconds: Callable[[], float] = lambda: 0.0
 
     def new(self) -> Stream:
@@ -115,11 +118,12 @@ class Streams:
 
     def host_waits(self, position: dict[int, int]) -> None:
         """Everything up to there has happened: copies arrive."""
-        _merge(self._host_seen, position)
-        for stream in self.all:
-            reached = self._host_seen.get(stream.number, 0)
-            while stream.arrivals and stream.arrivals[0][0] <= reached:
-                stream.arrivals.popleft()[1]()
+        with self._lock:
+            _merge(self._host_seen, position)
+            for stream in self.all:
+                reached = self._host_seen.get(stream.number, 0)
+                while stream.arrivals and stream.arrivals[0][0] <= reached:
+                    stream.arrivals.popleft()[1]()
 
     def host_waits_for_all(self) -> None:
         """`torch.hpu.synchronize`."""
