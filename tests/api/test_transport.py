@@ -388,6 +388,28 @@ def test_a_request_with_two_lengths_is_refused_and_what_follows_is_not_read() ->
     run(main)
 
 
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions", "/vertex"])
+def test_a_large_body_is_read_in_a_thread_and_keeps_nobody_waiting(path: str) -> None:
+    async def main() -> None:
+        async with serving(saying("Hello")) as server, trio.open_nursery() as nursery:
+            threads = server.service.tokenizing
+            busy = [object() for _ in range(int(threads.total_tokens))]
+            for one in busy:
+                await threads.acquire_on_behalf_of(one)
+            nursery.start_soon(ask_large, server, path)
+            while not threads.statistics().tasks_waiting:
+                await trio.sleep(0.001)
+            assert (await server.generate({})).json == {"generated_text": "Hello"}
+            for one in busy:
+                threads.release_on_behalf_of(one)
+
+    async def ask_large(server: Server, path: str) -> None:
+        body = b'{"inputs":1,"messages":1,"prompt":1,"instances":1,"more":[%s1]}' % (b"[]," * 10_000)
+        assert (await server.ask("POST", path, body)).status == 422
+
+    run(main)
+
+
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
 def test_before_and_after_service_every_generation_is_503_with_retry_after(phase: Phase) -> None:
     async def main() -> None:

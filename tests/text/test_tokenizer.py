@@ -1,4 +1,7 @@
+import itertools
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +113,26 @@ def test_12_9_offsets() -> None:
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     pieces = Tokenizer(core, [], []).tokenize("é h")
     assert [(piece.text, piece.start, piece.stop) for piece in pieces] == [("é", 0, 2), ("h", 3, 4)]
+
+
+def test_encoding_a_long_text_lets_other_threads_run() -> None:
+    text = "a b " * 250_000
+    begun, ended = threading.Event(), threading.Event()
+
+    def encode() -> None:
+        begun.set()
+        Tokenizer(CORE, [], []).encode(text)
+        ended.set()
+
+    thread = threading.Thread(target=encode)
+    thread.start()
+    begun.wait()
+    moments = [time.monotonic()]
+    while not ended.is_set():
+        moments.append(time.monotonic())
+    thread.join()
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    assert max(gaps) < sum(gaps) / 2
 
 
 def test_a_text_without_tokens_is_an_error() -> None:

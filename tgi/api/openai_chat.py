@@ -3,7 +3,6 @@
 from collections.abc import Sequence as Items
 
 import attrs
-import trio
 
 from tgi.errors import ToolError
 from tgi.scheduler import Token
@@ -11,6 +10,7 @@ from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
 from tgi.text.tools import CallDelta, Tool, ToolFormat
 
+from .answers import aside
 from .generate import Finished
 from .openai_answers import (
     ChatChoiceBody,
@@ -24,9 +24,6 @@ from .openai_schema import ChatRequest, Message, ToolDefinition
 from .openai_text import ChoiceContent, ChoiceText, token_logprob
 from .service import Engine, Service
 from .validate import grammar_spec
-
-INLINE_CHARACTERS = 20_000
-"""Messages up to this length are rendered at once; longer ones in a thread."""
 
 
 @attrs.frozen
@@ -42,6 +39,10 @@ class ChatPrompt:
 
 async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
+    return await aside(lambda: _chat_prompt(body, engine), service.tokenizing)
+
+
+def _chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     tools, required = _offered(body)
     grammar = None if body.response_format is None else grammar_spec(body.response_format)
     tool_format = None
@@ -53,22 +54,15 @@ async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> Ch
             parallel=body.parallel_tool_calls is not False and not _named(body),
             text=grammar,
         )
-
-    def render() -> str:
-        messages, shown = prepare_messages(
-            [_without_nulls(message) for message in body.messages],
-            [_without_nulls(tool) for tool in tools],
-            engine.templates,
-            tool_format,
-            body.tool_prompt or None,
-            required=required,
-        )
-        return engine.templates.render(messages, shown, body.chat_template_kwargs)
-
-    if sum(len(str(message.content)) for message in body.messages) <= INLINE_CHARACTERS:
-        text = render()
-    else:
-        text = await trio.to_thread.run_sync(render, limiter=service.tokenizing)
+    messages, shown = prepare_messages(
+        [_without_nulls(message) for message in body.messages],
+        [_without_nulls(tool) for tool in tools],
+        engine.templates,
+        tool_format,
+        body.tool_prompt or None,
+        required=required,
+    )
+    text = engine.templates.render(messages, shown, body.chat_template_kwargs)
     return ChatPrompt(text, grammar, tool_format)
 
 

@@ -38,7 +38,7 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/invocations")
     async def invocations() -> Response:
         engine = service.ready_engine()
-        body = (await read_body(SagemakerRequest)).body
+        body = (await read_body(SagemakerRequest, service.tokenizing)).body
         if isinstance(body, CompatGenerateRequest):
             return await answer_compat_generate(body, service, engine)
         if isinstance(body, ChatRequest):
@@ -49,7 +49,7 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/vertex")
     async def vertex() -> Response:
         engine = service.ready_engine()
-        body = await read_body(VertexRequest)
+        body = await read_body(VertexRequest, service.tokenizing)
         observer = Observer.of_request(service)
         observer.received()
         with observer.failures():
@@ -73,7 +73,7 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/v2/models/<name>/versions/<version>/infer")
     async def infer(name: str, version: str) -> Response:  # noqa: ARG001 (any name will do, R1.27)
         engine = service.ready_engine()
-        body = await read_body(InferenceRequest)
+        body = await read_body(InferenceRequest, service.tokenizing)
         observer = Observer.of_request(service)
         observer.received()
         with observer.failures():

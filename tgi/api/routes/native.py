@@ -22,26 +22,27 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/generate")
     async def generate_route() -> Response:
         engine = service.ready_engine()
-        body = await read_body(GenerateRequest)
+        body = await read_body(GenerateRequest, service.tokenizing)
         full_text = bool(body.parameters.return_full_text)
         return await _generate(service, engine, body.inputs, body.parameters, full_text, in_list=False)
 
     @blueprint.post("/generate_stream")
     async def generate_stream() -> Response:
         engine = service.ready_engine()
-        body = await read_body(GenerateRequest)
+        body = await read_body(GenerateRequest, service.tokenizing)
         full_text = bool(body.parameters.return_full_text)
         return await _stream(service, engine, body.inputs, body.parameters, full_text)
 
     @blueprint.post("/")
     async def compat_generate() -> Response:
         engine = service.ready_engine()
-        return await answer_compat_generate(await read_body(CompatGenerateRequest), service, engine)
+        body = await read_body(CompatGenerateRequest, service.tokenizing)
+        return await answer_compat_generate(body, service, engine)
 
     @blueprint.post("/tokenize")
     async def tokenize_route() -> Response:
         engine = service.ready_engine()
-        body = await read_body(GenerateRequest)
+        body = await read_body(GenerateRequest, service.tokenizing)
         tokenize = functools.partial(engine.tokenizer.tokenize, body.inputs)
         return json_answer(await tokenized(tokenize, len(body.inputs), service.tokenizing))
 

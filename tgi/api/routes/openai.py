@@ -33,17 +33,19 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/v1/chat/completions")
     async def chat_completions() -> Response:
         engine = service.ready_engine()
-        return await answer_chat(await read_body(ChatRequest), service, engine)
+        body = await read_body(ChatRequest, service.tokenizing)
+        return await answer_chat(body, service, engine)
 
     @blueprint.post("/v1/completions")
     async def completions() -> Response:
         engine = service.ready_engine()
-        return await answer_completions(await read_body(CompletionRequest), service, engine)
+        body = await read_body(CompletionRequest, service.tokenizing)
+        return await answer_completions(body, service, engine)
 
     @blueprint.post("/chat_tokenize")
     async def chat_tokenize() -> Response:
         engine = service.ready_engine()
-        body = await read_body(ChatRequest)
+        body = await read_body(ChatRequest, service.tokenizing)
         prompt = await chat_prompt(body, service, engine)
         tokenize = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
         pieces = await tokenized(tokenize, len(prompt.text), service.tokenizing)
@@ -52,7 +54,7 @@ def routes(service: Service) -> Blueprint:
     @blueprint.post("/detokenize")
     async def detokenize() -> Response:
         engine = service.ready_engine()
-        body = await read_body(DetokenizeRequest)
+        body = await read_body(DetokenizeRequest, service.tokenizing)
         check_known(body.tokens, engine)
         decode = functools.partial(engine.tokenizer.decode, body.tokens)
         return json_answer(DetokenizeBody(await tokenized(decode, len(body.tokens), service.tokenizing)))
