@@ -141,7 +141,7 @@ def grammar_spec(grammar: Grammar) -> GrammarSpec:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValidationError(f"grammar is not valid: {error}") from error
     if not isinstance(value, dict | bool):
         raise ValidationError("grammar is not supported")

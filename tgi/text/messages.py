@@ -147,7 +147,7 @@ def _arguments_object(call: Mapping[str, Any]) -> Any:
         return arguments
     try:
         return json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return arguments
 
 
