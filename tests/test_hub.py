@@ -20,7 +20,7 @@ import transformers
 import trio
 from safetensors.torch import load_file
 
-from tgi.hub import HubError, Source, fetch_model, find_model
+from tgi.hub import HubError, Source, fetch_model, find_config, find_model
 from tgi.lifecycle import Lifecycle
 from tgi.testing.models import make_llama
 
@@ -133,6 +133,28 @@ def test_a_model_is_downloaded_once(hub: tuple[type[Hub], str], checkpoint: Path
     handler.asked.clear()
     assert fetch(endpoint, tmp_path, HF_HUB_OFFLINE="1")[0] == folder
     assert handler.asked == []
+
+
+def test_a_description_alone_is_all_that_is_downloaded(
+    hub: tuple[type[Hub], str], checkpoint: Path, tmp_path: Path
+) -> None:
+    handler, endpoint = hub
+    code = f"from tgi.hub import *; print(find_config(Source({NAME!r})))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(endpoint, tmp_path), capture_output=True, text=True
+    )
+    folder = Path(done.stdout.strip())
+    assert (folder / "config.json").read_bytes() == (checkpoint / "config.json").read_bytes()
+    assert not any("safetensors" in line for line in handler.asked)
+
+
+def test_folders_with_a_description(checkpoint: Path, tmp_path: Path) -> None:
+    assert find_config(Source(str(checkpoint))) == checkpoint
+    assert find_config(Source(str(checkpoint / "config.json"))) == checkpoint
+    with pytest.raises(HubError, match="there is no folder /none"):
+        find_config(Source("/none"))
+    with pytest.raises(HubError, match=r"has no config\.json"):
+        find_config(Source(str(tmp_path)))
 
 
 def test_the_cache_can_be_elsewhere(hub: tuple[type[Hub], str], tmp_path: Path) -> None:

@@ -55,6 +55,19 @@ def find_model(source: Source, report: Report = lambda *_: None) -> Path:
     return _converted(folder, source, report)
 
 
+def find_config(source: Source) -> Path:
+    """The folder of the model with its config.json; only that is downloaded. Blocks; raises HubError."""
+    folder = Path(source.model_id).expanduser()
+    if folder.name == "config.json":
+        folder = folder.parent
+    if not folder.is_dir():
+        _check_id(source)
+        folder = _snapshot(source, "config.json")
+    if not (folder / "config.json").is_file():
+        raise HubError(f"{folder} has no config.json: it is no model")
+    return folder
+
+
 async def fetch_model(source: Source, lifecycle: Lifecycle, environment: dict[str, str]) -> Path:
     """As `find_model`, in a child process with `environment`; cancelling it kills the child."""
     folder = Path(source.model_id).expanduser()
@@ -152,30 +165,34 @@ def _cache_folder(source: Source) -> Path:
     return Path(HF_HUB_CACHE)
 
 
-def _download(source: Source, report: Report) -> Path:
-    from huggingface_hub import snapshot_download
-
+def _check_id(source: Source) -> None:
     if source.model_id.startswith(("/", ".", "~")) or source.model_id.count("/") > 1:
         raise HubError(f"there is no folder {source.model_id}")
-    cache = _cache_folder(source)
 
-    def fetch(*patterns: str) -> Path:
-        return Path(
-            snapshot_download(
-                source.model_id,
-                revision=source.revision,
-                cache_dir=cache,
-                allow_patterns=list(patterns),
-                ignore_patterns=list(UNWANTED),
-            )
-        )
 
-    with _hub_errors(source), _progress(source, cache, report):
-        folder = fetch(*DESCRIPTIONS, f"*{source.extension}")
+def _download(source: Source, report: Report) -> Path:
+    _check_id(source)
+    with _progress(source, _cache_folder(source), report):
+        folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}")
         if not _weights(folder, source.extension):
             other = ".bin" if source.extension == ".safetensors" else ".safetensors"
-            folder = fetch(*DESCRIPTIONS, f"*{other}")
+            folder = _snapshot(source, *DESCRIPTIONS, f"*{other}")
     return folder
+
+
+def _snapshot(source: Source, *patterns: str) -> Path:
+    """The files of the repository that match, downloaded unless they are there."""
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors(source):
+        folder = snapshot_download(
+            source.model_id,
+            revision=source.revision,
+            cache_dir=_cache_folder(source),
+            allow_patterns=list(patterns),
+            ignore_patterns=list(UNWANTED),
+        )
+    return Path(folder)
 
 
 @contextlib.contextmanager
