@@ -99,27 +99,28 @@ class Recipes:
     """What has been compiled, in this process and, where there is a folder, before."""
 
     profile: Profile
-    known: set[Hashable] = attrs.field(factory=set)
+    known: set[str] = attrs.field(factory=set)
+    """Hashes of their keys, which are long."""
     number: int = 0
     seconds: float = 0.0
     cache_hits: int = 0
 
     def compile(self, key: Hashable, operations: int, base_seconds: float) -> float | None:
         """Simulated seconds that it took; None: known already."""
-        if key in self.known:
+        name = hashlib.sha256(f"{self.profile.name} {key!r}".encode()).hexdigest()[:32]
+        if name in self.known:
             return None
-        self.known.add(key)
+        self.known.add(name)
         seconds = base_seconds + operations * self.profile.op_seconds
-        if self.profile.recipe_cache and self._on_disk(key):
+        if self.profile.recipe_cache and self._on_disk(name):
             seconds *= 0.3  # capture and tracing are not in the cache
             self.cache_hits += 1
         self.number += 1
         self.seconds += seconds
         return seconds
 
-    def _on_disk(self, key: Hashable) -> bool:
+    def _on_disk(self, name: str) -> bool:
         folder = Path(self.profile.recipe_cache)
-        name = hashlib.sha256(f"{self.profile.name} {key!r}".encode()).hexdigest()[:32]
         if (folder / name).exists():
             return True
         folder.mkdir(parents=True, exist_ok=True)
