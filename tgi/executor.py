@@ -25,6 +25,7 @@ from tgi.protocol import (
     Load,
     Loaded,
     Progress,
+    Ready,
     Report,
     Result,
     Step,
@@ -108,6 +109,10 @@ class RankExecutor:
         await self._send_all(Allocate(blocks))
         for rank in self._ranks:
             await self._report(rank, Allocated)
+
+    async def ready(self) -> None:
+        """Say that the warm-up has ended; returns before the ranks know."""
+        await self._send_all(Ready())
 
     async def send(self, step: Step) -> None:
         """Hand a step to every rank; returns before it is executed."""

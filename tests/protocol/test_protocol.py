@@ -16,6 +16,7 @@ from tgi.protocol import (
     Load,
     Loaded,
     Progress,
+    Ready,
     Report,
     Result,
     Step,
@@ -48,6 +49,7 @@ PARAMS = LaneParams(
     ends=ints([1]),
 )
 COMMANDS = [
+    Ready(),
     Load(
         folder="/m",
         architecture="A",

@@ -49,7 +49,7 @@ def pack(allowed, vocab):
 def make_masks(allowed, vocab):
     """`allowed`: row -> the tokens it may give."""
     words = [np.frombuffer(pack(tokens, vocab), np.int32) for tokens in allowed.values()]
-    return Masks(torch.tensor(list(allowed)), torch.from_numpy(np.stack(words)))
+    return Masks(torch.from_numpy(np.stack(words)), torch.tensor(list(allowed)))
 
 
 def make_sampler(params, vocab, device=None):

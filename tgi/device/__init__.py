@@ -1,6 +1,7 @@
 """What models run on: `Device` defines every operation in plain torch, devices do some of them faster."""
 
 from .base import Device
-from .batch import Batch, HostRow, KVCache
+from .batch import Batch, FlatBlocks, HostRow, KVCache
+from .graphs import Counters, Program
 
-__all__ = ["Batch", "Device", "HostRow", "KVCache"]
+__all__ = ["Batch", "Counters", "Device", "FlatBlocks", "HostRow", "KVCache", "Program"]

@@ -4,15 +4,21 @@ It is right rather than fast. A device inherits from `Device` and overrides what
 compare every override with this.
 """
 
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
 
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
 from . import memory
 from .batch import Batch, KVCache
+from .graphs import Counters, Program
 from .ranking import most_likely
 
 
@@ -23,7 +29,14 @@ class Device:
     distributed_backend = "gloo"
     dynamic = False
     """Whether shapes may follow the data, and results may be looked at on the way. Then the rows of a prefill
-    step follow one another without padding, and the sampler sorts no more than it must."""
+    step follow one another without padding, and the sampler sorts no more than it must. Else a step is a
+    program, one for each bucket."""
+    flat_decode = False
+    """Whether decode steps list the blocks of all rows together, `Batch.flat`, instead of a table per row."""
+    keeps_graphs = False
+    """Whether each program takes memory of its own."""
+    asynchronous = False
+    """Whether work goes on after `graph`ed programs and `fetch` have returned."""
     least_tokens = 1
     """Tokens that a step is padded to at least."""
 
@@ -37,9 +50,44 @@ class Device:
             raise ConfigError(f"{name!r} is not a dtype that a model can run in")
         return found
 
+    def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of keys and values for a model in `dtype`; "" is the model's own."""
+        if name:
+            raise ConfigError(f"a KV cache of {name!r} is not supported on this device")
+        return dtype
+
     def free_bytes(self) -> int:
         """Memory that can still be allocated, in bytes, less a reserve for others."""
         return memory.free_bytes()
+
+    def total_bytes(self) -> int:
+        """Memory of the device; 0: not known."""
+        return 0
+
+    # ---- programs, where shapes are fixed ----------------------------------------------------------------
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called once with a model whose weights are loaded."""
+
+    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The program, fast from its second call on. A result is valid until the next call."""
+        return program
+
+    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
+        """Copy an array to the device. It must not be changed before what uses it has been fetched."""
+        return torch.from_numpy(packed)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
+        """Begin to copy a result to the host; what is returned waits for it."""
+        array: npt.NDArray[np.int32] = tensor.numpy()
+        return lambda: array
+
+    def seal(self) -> None:
+        """From now on nothing should have to be compiled."""
+
+    def counters(self) -> Counters:
+        """What has been done so far."""
+        return Counters()
 
     # ---- linear algebra ----------------------------------------------------------------------------------
 
@@ -109,7 +157,7 @@ class Device:
         """Keys and values of each layer: [slots, kv_heads, head_dim]."""
         shape = (layers, 2, slots, kv_heads, head_dim)
         whole = torch.zeros(shape, dtype=dtype, device=self.torch_device)
-        return KVCache(whole, [(layer[0], layer[1]) for layer in whole])
+        return KVCache([(layer[0], layer[1]) for layer in whole], whole)
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
@@ -118,15 +166,16 @@ class Device:
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
         keys, values = batch.cache.layers[layer]
-        keys.index_copy_(0, batch.slots, key)
-        values.index_copy_(0, batch.slots, value)
+        slots = batch.slots.long()
+        keys.index_copy_(0, slots, key)
+        values.index_copy_(0, slots, value)
 
     def attention(
         self,
         layer: int,
         query: torch.Tensor,
-        key: torch.Tensor,  # noqa: ARG002
-        value: torch.Tensor,  # noqa: ARG002
+        key: torch.Tensor,
+        value: torch.Tensor,
         batch: Batch,
         scale: float,
     ) -> torch.Tensor:
@@ -134,18 +183,29 @@ class Device:
 
         Query head h reads key/value head h * kv_heads // heads. `key` and `value` are those of the T tokens;
         they are in the cache already. What comes out for padding is arbitrary but finite.
+
+        Here a row reads from the cache what was there before the step, and its own tokens from the arguments.
         """
         rows, block_size = batch.tables.shape[0], batch.plan
         assert isinstance(block_size, int)
         within = torch.arange(block_size, device=query.device)
         slots = (batch.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
-        heads, head_dim = query.shape[1:]
-        cache = batch.cache.layers[layer]
-        groups = heads // cache[0].shape[1]
-        keys, values = (part[slots].repeat_interleave(groups, 2).transpose(1, 2) for part in cache)
+        (_, heads, head_dim), context = query.shape, slots.shape[1]
+        groups = heads // key.shape[1]
+
+        def known(cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+            """[rows, heads, context + tokens, head_dim]"""
+            both = torch.cat((cached[slots], new.view(rows, -1, *new.shape[1:])), 1)
+            return both.repeat_interleave(groups, 2).transpose(1, 2)
+
+        keys, values = map(known, batch.cache.layers[layer], (key, value))
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
-        positions = batch.positions.view(rows, 1, -1, 1)
-        hidden = torch.arange(slots.shape[1], device=query.device) > positions
+        tokens = queries.shape[2]
+        starts = batch.positions.view(rows, tokens)[:, :1, None, None]
+        before = torch.arange(context, device=query.device) >= starts  # [rows, 1, 1, context]
+        place = torch.arange(tokens, device=query.device)
+        later = place > place[:, None]
+        hidden = torch.cat((before.expand(-1, -1, tokens, -1), later.expand(rows, 1, -1, -1)), 3)
         scores = (queries @ keys.transpose(2, 3)).float() * scale
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).to(values.dtype)
         return (weights @ values).transpose(1, 2).reshape(query.shape)

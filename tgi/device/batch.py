@@ -23,18 +23,31 @@ class HostRow:
 
 
 @attrs.frozen(eq=False)
+class FlatBlocks:
+    """The blocks of all rows of a decode step, one row's after another's; [n] each."""
+
+    ids: torch.Tensor
+    """Padded with 0."""
+    rows: torch.Tensor
+    """Whose block it is; the number of rows for padding."""
+    tokens: torch.Tensor
+    """How many tokens of the row it has, the new one included; 1 for padding."""
+
+
+@attrs.frozen(eq=False)
 class KVCache:
     """Keys and values of all tokens in all layers. In which order, is the device's own affair."""
 
-    whole: torch.Tensor
-    """One tensor."""
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    """Its parts: the keys and the values of each layer."""
+    """The keys and the values of each layer."""
+    whole: torch.Tensor | None = None
+    """All of them as one tensor, if the device has them so."""
 
 
 @attrs.define(eq=False)
 class Batch:
-    """What `forward` of a model takes. All tensors are on the device, integers are int64.
+    """What `forward` of a model takes. All tensors are on the device; integers are int64 where
+    `Device.dynamic` is true, else int32.
 
     The tokens of all rows follow one another in one dimension of length T. Where `Device.dynamic` is false,
     every row takes `T / rows` places, padded at its right, so that shapes depend on the bucket alone;
@@ -51,12 +64,20 @@ class Batch:
     slots: torch.Tensor
     """[T]: where in the KV cache the token's key and value go; padding goes to block 0."""
     tables: torch.Tensor
-    """[rows, blocks]: block ids, padded with 0."""
+    """[rows, blocks]: block ids, padded with 0: at least those of the tokens before the step, except in a
+    decode step that has `flat`."""
     last: torch.Tensor
     """[n]: which of the T tokens get logits, ascending but for padding."""
     cache: KVCache
-    host: Sequence[HostRow]
-    """The rows that are not padding."""
+    host: Sequence[HostRow] = ()
+    """The rows that are not padding; only where `Device.dynamic` is true."""
+    lengths: torch.Tensor | None = None
+    """[rows]: how many of a row's places have a token, at least 1; only of a prefill step, and only where
+    `Device.dynamic` is false."""
+    flat: FlatBlocks | None = None
+    """Only of a decode step, where `Device.flat_decode` is true."""
+    features: torch.Tensor | None = None
+    """[at least T, hidden size]: where the head leaves what it got, for later questions about the prompt."""
     targets: torch.Tensor | None = None
     """[T]: where log-probabilities of the prompt are wanted, the token after each token; -1 for none."""
     target_logprobs: torch.Tensor | None = None

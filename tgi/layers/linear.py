@@ -10,7 +10,7 @@ from tgi.device import Batch
 
 from .build import Build
 
-_PROMPT_SLICE = 64
+PROMPT_SLICE = 64
 """Positions whose logits are held at once for prompt log-probabilities."""
 
 
@@ -100,7 +100,9 @@ class Head(nn.Module):
         """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
         if batch.targets is not None:
             self._answer_targets(x, batch, batch.targets)
-        return self._logits(x if batch.last.shape[0] == x.shape[0] else x[batch.last])
+        if batch.features is not None:
+            batch.features.index_copy_(0, torch.arange(x.shape[0], device=x.device), x)
+        return self._logits(x if batch.last.shape[0] == x.shape[0] else x.index_select(0, batch.last))
 
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         if not x.shape[0]:
@@ -109,19 +111,21 @@ class Head(nn.Module):
         return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
 
     def _answer_targets(self, x: torch.Tensor, batch: Batch, targets: torch.Tensor) -> None:
-        """log_softmax of the logits, at the targets (NaN for a target of -1) and where it is highest."""
-        chosen, top_tokens, top_logprobs = [], [], []
-        for begin in range(0, len(targets), _PROMPT_SLICE):
-            wanted = targets[begin : begin + _PROMPT_SLICE]
-            logits = self._logits(x[begin : begin + _PROMPT_SLICE]).float()
-            logprobs = logits - logits.logsumexp(-1, keepdim=True)
-            of_targets = logprobs.gather(1, wanted.clamp_min(0)[:, None])[:, 0]
-            chosen.append(of_targets.masked_fill(wanted < 0, torch.nan))
-            tokens, highest = self._device.most_likely(logprobs, batch.target_top)
-            top_tokens.append(tokens)
-            top_logprobs.append(highest)
-        batch.target_logprobs = torch.cat(chosen)
-        batch.target_top_tokens, batch.target_top_logprobs = torch.cat(top_tokens), torch.cat(top_logprobs)
+        slices = [slice(begin, begin + PROMPT_SLICE) for begin in range(0, len(targets), PROMPT_SLICE)]
+        answers = [self.answer(x[some], targets[some], batch.target_top) for some in slices]
+        batch.target_logprobs, batch.target_top_tokens, batch.target_top_logprobs = map(
+            torch.cat, zip(*answers, strict=True)
+        )
+
+    def answer(
+        self, x: torch.Tensor, targets: torch.Tensor, top: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of features [n, size]: log_softmax of the logits at the targets [n] (NaN for a target of -1), and
+        the ids and values [n, top] of where it is highest."""
+        logits = self._logits(x).float()
+        logprobs = logits - logits.logsumexp(-1, keepdim=True)
+        chosen = logprobs.gather(1, targets.clamp_min(0)[:, None].long())[:, 0]
+        return chosen.masked_fill(targets < 0, torch.nan), *self._device.most_likely(logprobs, top)
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], mine: slice, part: int) -> torch.Tensor:

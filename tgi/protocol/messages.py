@@ -5,7 +5,7 @@ Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): a decode 
 some 15 us to encode and decode, a tenth of what one object per row would. The messages are
 `msgspec.Struct` and not attrs classes because only those can form a tagged union.
 
-Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket)
+Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket) -> Ready
 Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
 The end:   the server closes the socket, and the rank exits.
 """
@@ -39,6 +39,10 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
     decode_blocks: int = 0
     """Block references of the largest decode step where the device gathers them all; likewise."""
+    top: int = 0
+    """Most of `Step.top` and `Step.prompt_top`: where every shape is compiled, all steps report so many."""
+    kv_cache_dtype: str = ""
+    """"fp8_e4m3fn", or "": the model's."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
     watermark_gamma: float = 0.5
@@ -51,6 +55,10 @@ class Allocate(msgspec.Struct, tag=True, frozen=True):
     """Reserve the KV cache: `blocks` blocks in every layer. Block 0 takes the writes of padding rows."""
 
     blocks: int
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The warm-up has ended: no step should compile anything any more. There is no answer."""
 
 
 class LaneParams(msgspec.Struct, frozen=True, array_like=True):
@@ -211,7 +219,7 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     """"model": the checkpoint or the options are to blame; "memory": it does not fit; "error": a defect."""
 
 
-Command: TypeAlias = Load | Allocate | Step
+Command: TypeAlias = Load | Allocate | Ready | Step
 Report: TypeAlias = Progress | Loaded | Allocated | Result | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -16,6 +16,8 @@ from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
 BLOCK_SIZE = 16
+MOST_ROWS = 64
+"""In a step, padding included."""
 _NO_MASKS: Mapping[int, bytes] = MappingProxyType({})
 
 
@@ -55,13 +57,17 @@ class Driver:
         self.free = list(blocks)
         self.result: Result | None = None
         self._number = 0
-        self._logits = torch.empty(0)
+        self._logits = torch.zeros(
+            MOST_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
+        )
         runner.allocate(max(self.free) + 1)
         model = runner.model
 
         def recording(batch: Any) -> torch.Tensor:
-            self._logits = model(batch)
-            return self._logits
+            logits = model(batch)
+            rows = torch.arange(logits.shape[0], device=logits.device)
+            self._logits.index_copy_(0, rows, logits)  # on the device, as a captured step must
+            return logits
 
         runner.model = recording
 
@@ -82,6 +88,7 @@ class Driver:
         *,
         unfinished: Iterable[int] = (),
         targets: Mapping[int, Sequence[int]] | None = None,
+        prompt_top: int = 0,
         pad: tuple[int, int, int] = (0, 0, 0),
         top: int = 0,
         masks: Mapping[int, bytes] = _NO_MASKS,
@@ -91,7 +98,8 @@ class Driver:
         `pad` is how much the bucket exceeds the step in rows, tokens and blocks; `masks` are those of lanes.
         """
         lengths = [len(part) for part in tokens.values()]
-        columns = {"tokens": ints(token for part in tokens.values() for token in part)}
+        columns: dict[str, Any] = {"tokens": ints(token for part in tokens.values() for token in part)}
+        columns["prompt_top"] = prompt_top
         if targets is not None:
             columns["targets"] = ints(token for lane in tokens for token in targets[lane])
         sampled = [lane not in set(unfinished) for lane in tokens]
@@ -131,7 +139,7 @@ class Driver:
             prefill=prefill,
             bucket_rows=len(lanes) + pad[0],
             bucket_tokens=max(lengths) + pad[1],
-            bucket_blocks=max(len(row.table) for row in rows) + pad[2],
+            bucket_blocks=self._blocks(rows, prefill) + pad[2],
             lanes=ints(lanes),
             starts=ints(starts),
             draws=ints(row.draws if drawn else -1 for row, drawn in zip(rows, sampled, strict=True)),
@@ -147,6 +155,13 @@ class Driver:
         self.result = self.runner.execute(step)
         answered = [lane for lane, drawn in zip(lanes, sampled, strict=True) if drawn]
         return dict(zip(answered, self._answers(self.result, sampled, top), strict=True))
+
+    def _blocks(self, rows: Sequence[Lane], prefill: bool) -> int:
+        """What a bucket counts on this kind of device."""
+        if prefill and not self.runner.device.dynamic:
+            return max(-(-row.cached // BLOCK_SIZE) for row in rows)
+        tables = [len(row.table) for row in rows]
+        return sum(tables) if self.runner.device.flat_decode else max(tables)
 
     def _grow(self, lanes: Sequence[int], lengths: Sequence[int]) -> dict[str, bytes]:
         grown = []
@@ -170,12 +185,13 @@ class Driver:
         top_logprobs = unpack_floats(result.top_logprobs).reshape(len(tokens), top)
         packed = self.runner.device.dynamic
         rows = range(len(tokens)) if packed else np.flatnonzero(sampled).tolist()
+        logits = self._logits.to("cpu", torch.float32, copy=True)
         return [
             Answer(
                 int(tokens[i]),
                 float(logprobs[i]),
                 list(zip(top_tokens[i].tolist(), top_logprobs[i].tolist(), strict=True)),
-                self._logits[row].float(),
+                logits[row],
             )
             for i, row in enumerate(rows)
         ]
@@ -210,7 +226,15 @@ def lane_params(lane: int, **changed: Any) -> LaneParams:
     return LaneParams(lane=lane, **values)
 
 
-def load_command(folder: Path | str, *, dtype: str = "float32", threads: int = 1, lanes: int = 16) -> Load:
+def load_command(
+    folder: Path | str,
+    *,
+    dtype: str = "float32",
+    threads: int = 1,
+    lanes: int = 16,
+    top: int = 8,
+    **more: Any,
+) -> Load:
     """A Load of a Llama, or whatever config.json says, on the CPU."""
     architecture = json.loads((Path(folder) / "config.json").read_bytes())["architectures"][0]
     return Load(
@@ -221,6 +245,8 @@ def load_command(folder: Path | str, *, dtype: str = "float32", threads: int = 1
         threads=threads,
         lanes=lanes,
         block_size=BLOCK_SIZE,
+        top=top,
+        **more,
     )
 
 

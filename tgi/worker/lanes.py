@@ -22,7 +22,7 @@ FLOATS = (
     "count_penalty",
 )
 INTS = ("sample", "top_k", "watermark", "biased")
-_NEUTRAL_FLOATS = (1.0, 1.0, -math.inf, 1.0, 1.0, 0.0, 0.0, 0.0)
+NEUTRAL = (1.0, 1.0, -math.inf, 1.0, 1.0, 0.0, 0.0, 0.0)
 _RANGES = {
     "temperature": (1e-4, 1e4),
     "repetition_penalty": (1e-4, 1e4),
@@ -46,7 +46,7 @@ class Lanes:
         """Tokens in the sequence's prompt; 0 where the server does not say."""
         self.min_tokens = np.zeros(count + 1, np.int32)
         self.seeds = np.zeros(count + 1, np.uint64)
-        self.floats = np.tile(np.array(_NEUTRAL_FLOATS, np.float32), (count + 1, 1))
+        self.floats = np.tile(np.array(NEUTRAL, np.float32), (count + 1, 1))
         """[lanes, len(FLOATS)]; min_p as its logarithm, which every device then has alike"""
         self.ints = np.zeros((count + 1, len(INTS)), np.int32)
         """[lanes, len(INTS)]"""

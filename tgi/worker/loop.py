@@ -14,6 +14,7 @@ from tgi.protocol import (
     Failed,
     FrameReader,
     Load,
+    Ready,
     Report,
     decode_command,
     encode,
@@ -46,6 +47,8 @@ def serve(connection: socket.socket, shard: Shard) -> bool:
             elif isinstance(command, Allocate):
                 runner.allocate(command.blocks)
                 report(Allocated())
+            elif isinstance(command, Ready):
+                runner.seal()
             else:
                 result = runner.execute(command)
                 if shard.rank == 0:

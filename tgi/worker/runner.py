@@ -3,17 +3,18 @@
 import json
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import attrs
 import numpy as np
 import torch
+from torch import nn
 
-from tgi.device import Device, KVCache
-from tgi.footprint import workspace_bytes
-from tgi.layers import Batch, Build
+from tgi.device import Counters, Device, KVCache
+from tgi.footprint import graph_bytes, workspace_bytes
+from tgi.layers import Batch, Build, Head
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
 from tgi.protocol import Load, Loaded, Progress, Result, Step
 from tgi.weights import Checkpoint, CheckpointError, Shard
@@ -21,6 +22,9 @@ from tgi.weights import Checkpoint, CheckpointError, Shard
 from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
 from .lanes import Lanes
+from .layout import Sizes
+from .program import Parts, Prompt
+from .programs import Programs
 from .sampler import Sampled, Sampler
 
 Model = Callable[[Batch], torch.Tensor]
@@ -34,13 +38,23 @@ class Runner:
     device: Device
     config: ModelConfig
     model: Model
+    dtype: torch.dtype
     spec: KVCacheSpec
     lanes: Lanes
     sampler: Sampler
     last_tokens: torch.Tensor
-    """[lanes + 1] int64: the last sampled token of each lane."""
+    """[lanes + 1]: the last sampled token of each lane."""
     workspace_bytes: int
+    prefill_tokens: int
+    """Query tokens, padding included, of the largest prefill step,"""
+    top: int
+    """and likeliest tokens of any: see `Load`."""
     cache: KVCache | None = None
+    programs: Programs | None = None
+    """Only on a device that compiles."""
+    _ended: float = 0.0
+    """When the last result was there."""
+    _before: Counters = attrs.field(factory=Counters)
 
     @classmethod
     def load(
@@ -64,16 +78,24 @@ class Runner:
     def of(cls, model: Model, config: ModelConfig, build: Build, command: Load) -> "Runner":
         """Around a model that is in memory."""
         device, rows = build.device, command.lanes + 1
+        if isinstance(model, nn.Module):
+            device.prepare(model)
+        cache_dtype = device.cache_dtype(command.kv_cache_dtype, build.dtype)
         sampler = Sampler(rows, config.vocab_size, device, command.watermark_gamma, command.watermark_delta)
         return cls(
             device=device,
             config=config,
             model=model,
-            spec=KVCacheSpec.of(config, build.shard, build.dtype, command.block_size),
+            spec=KVCacheSpec.of(config, build.shard, cache_dtype, command.block_size),
             lanes=Lanes(command.lanes),
             sampler=sampler,
-            last_tokens=torch.zeros(rows, dtype=torch.int64, device=device.torch_device),
+            last_tokens=torch.zeros(
+                rows, dtype=torch.int64 if device.dynamic else torch.int32, device=device.torch_device
+            ),
             workspace_bytes=_workspace_bytes(config, build, command),
+            prefill_tokens=command.prefill_tokens,
+            top=command.top,
+            dtype=build.dtype,
         )
 
     @property
@@ -82,29 +104,87 @@ class Runner:
         return Loaded(
             free_bytes=max(0, self.device.free_bytes() - self.workspace_bytes),
             block_bytes=self.spec.block_bytes,
-            dtype=str(self.spec.dtype).removeprefix("torch."),
+            dtype=str(self.dtype).removeprefix("torch."),
+            total_bytes=self.device.total_bytes(),
+            weight_bytes=self.device.counters().memory_bytes,
             workspace_bytes=self.workspace_bytes,
+            graph_bytes=graph_bytes(self.config) if self.device.keeps_graphs else 0,
         )
 
+    @torch.inference_mode()
     def allocate(self, blocks: int) -> None:
         """Reserve the KV cache."""
         self.cache = self.spec.allocate(self.device, blocks)
+        if not self.device.dynamic:
+            head = next((m for m in _modules(self.model) if isinstance(m, Head)), None)
+            self.programs = Programs(self._parts(self.cache), self.lanes, self.config.vocab_size, head)
 
-    @torch.inference_mode()
+    def seal(self) -> None:
+        """The warm-up has ended."""
+        self.device.seal()
+        if self.programs is not None:
+            self.programs.seal()
+
     def execute(self, step: Step) -> Result:
         """Carry out a step."""
+        return self.launch(step)()
+
+    @torch.inference_mode()
+    def launch(self, step: Step) -> Callable[[], Result]:
+        """Begin with a step; what is returned waits for the result, and may be called in another thread.
+
+        Results must be waited for in order, one at most may be waited for when the next step is launched.
+        """
         assert self.cache is not None, "a step before Allocate"
         began = time.perf_counter()
         self.lanes.update(step)
+        if self.programs is None:
+            columns = self._execute(step, self.cache)
+            result = Result(number=step.number, seconds=time.perf_counter() - began, **columns)
+            return lambda: result
+        missed, wait = self.programs.launch(step)
+        counters, before = self.device.counters(), self._before
+        self._before = counters
+
+        def finish() -> Result:
+            results: dict[str, Any] = wait()
+            now = time.perf_counter()
+            seconds, self._ended = now - max(began, self._ended), now
+            return Result(
+                number=step.number,
+                seconds=seconds,
+                compilations=counters.compilations - before.compilations,
+                cpu_fallbacks=counters.cpu_fallbacks - before.cpu_fallbacks,
+                graph_misses=int(missed),
+                memory_bytes=counters.memory_bytes,
+                **results,
+            )
+
+        return finish
+
+    def _parts(self, cache: KVCache) -> Parts:
+        device, config = self.device, self.config
+        words = -(-config.vocab_size // 32)
+        return Parts(
+            model=lambda batch: self.model(batch),
+            sampler=self.sampler,
+            cache=cache,
+            last_tokens=self.last_tokens,
+            prompt=Prompt.of(self.prefill_tokens, config.hidden_size, self.top, device, self.dtype),
+            device=device,
+            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat_decode),
+            top=self.top,
+        )
+
+    def _execute(self, step: Step, cache: KVCache) -> dict[str, Any]:
         for params in step.params:
             self.sampler.start(params)
-        inputs = make_inputs(step, self.lanes, self.device, self.spec, self.cache, self.last_tokens)
+        inputs = make_inputs(step, self.lanes, self.device, self.spec, cache, self.last_tokens)
         logits = self.model(inputs.batch)
         sampled = self.sampler(logits, inputs.sampler)
         self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)
         columns: dict[str, Any] = _result_columns(sampled, inputs.answers)
-        columns |= _target_columns(inputs.batch, inputs.target_places)
-        return Result(number=step.number, seconds=time.perf_counter() - began, **columns)
+        return columns | _target_columns(inputs.batch, inputs.target_places)
 
 
 def open_device(name: str, threads: int) -> Device:
@@ -112,6 +192,10 @@ def open_device(name: str, threads: int) -> Device:
     device = pkgutil.resolve_name(_find("device", name, devices(load_plugins())).implementation)(threads)
     assert isinstance(device, Device)
     return device
+
+
+def _modules(model: Model) -> Iterable[nn.Module]:
+    return model.modules() if isinstance(model, nn.Module) else ()
 
 
 def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:

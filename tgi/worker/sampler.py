@@ -51,6 +51,11 @@ class Needs:
     """How many of the most likely tokens to report."""
 
     @classmethod
+    def all(cls, top: int) -> "Needs":
+        """Whatever the parameters are."""
+        return cls(**{field.name: True for field in attrs.fields(cls) if field.name != "top"}, top=top)
+
+    @classmethod
     def of(cls, columns: Mapping[str, npt.NDArray[Any]], top: int) -> "Needs":
         """Of rows with these parameters."""
         penalised = (columns["repetition_penalty"] != 1) | (columns["frequency_penalty"] != 0)
@@ -73,15 +78,15 @@ class Needs:
 class Masks:
     """Which tokens some of the rows may give."""
 
-    rows: torch.Tensor
-    """[m] int64"""
     words: torch.Tensor
     """[m, words] int32: a bit for each token of the vocabulary, the lowest first."""
+    rows: torch.Tensor | None = None
+    """[m]: which rows; None: all, in their order."""
 
 
 @attrs.frozen(eq=False, kw_only=True)
 class SamplerInputs:
-    """The rows of a step. All tensors are [rows] on the device, int64 or float32."""
+    """The rows of a step. All tensors are [rows] on the device, integers or float32."""
 
     needs: Needs
     lanes: torch.Tensor
@@ -115,11 +120,11 @@ class Sampled:
     """What was chosen."""
 
     tokens: torch.Tensor
-    """[rows] int64"""
+    """[rows]"""
     logprobs: torch.Tensor
     """[rows] float32: of the token, under the distribution it was drawn from."""
     top_tokens: torch.Tensor
-    """[rows, top] int64: most likely first, the lower id first among equals; -1 for what cannot be drawn."""
+    """[rows, top]: most likely first, the lower id first among equals; -1 for what cannot be drawn."""
     top_logprobs: torch.Tensor
     """[rows, top] float32"""
 
@@ -259,6 +264,8 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
     """-inf for what the masks do not allow; other rows are not touched."""
     bits = 1 << torch.arange(32, dtype=torch.int32, device=scores.device)
     barred = ((masks.words[:, :, None] & bits) == 0).flatten(1)[:, : scores.shape[1]]
+    if masks.rows is None:
+        return scores.masked_fill(barred, -torch.inf)
     return scores.index_copy(0, masks.rows, scores[masks.rows].masked_fill(barred, -torch.inf))
 
 

@@ -15,6 +15,22 @@ _MOST_BIAS = 1e4
 """What lies beyond has the effect of the bound: the scores stay finite in float32."""
 
 
+def dense_bias(params: LaneParams, size: int) -> npt.NDArray[np.float32]:
+    """[size]: what is added to each token's score."""
+    bias = np.zeros(size, np.float32)
+    ids, values = unpack_ints(params.bias_ids), unpack_floats(params.bias_values)
+    bias[ids[ids < size]] = values[ids < size].clip(-_MOST_BIAS, _MOST_BIAS)
+    return bias
+
+
+def dense_ends(params: LaneParams, size: int) -> npt.NDArray[np.bool_]:
+    """[size]: whether each token would end the text; all false where nothing else would be left."""
+    ends = np.zeros(size, np.bool_)
+    ids = unpack_ints(params.ends)
+    ends[ids[ids < size]] = True
+    return ends & (not ends.all())
+
+
 class Tables:
     """[lanes, vocab] each; together tgi.footprint.TABLE_BYTES for one token of one lane."""
 
@@ -39,21 +55,47 @@ class Tables:
             self._write(self.counts, params.lane, self._count(history))
             self._write(self.generated, params.lane, self._count(history[prompt:]))
         if params.bias_ids:
-            bias = np.zeros(self._size, np.float32)
-            ids, values = unpack_ints(params.bias_ids), unpack_floats(params.bias_values)
-            bias[ids[ids < self._size]] = values[ids < self._size].clip(-_MOST_BIAS, _MOST_BIAS)
-            self._write(self.bias, params.lane, bias)
+            self._write(self.bias, params.lane, dense_bias(params, self._size))
         if params.ends:
-            ends = np.zeros(self._size, np.bool_)
-            ids = unpack_ints(params.ends)
-            ends[ids[ids < self._size]] = True
-            self._write(self.ends, params.lane, ends & (not ends.all()))  # something must be left
+            self._write(self.ends, params.lane, dense_ends(params, self._size))
 
     def count(self, lanes: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each lane's sequence goes on with a token that was generated."""
         ones = torch.ones_like(tokens, dtype=torch.int32)
-        self.counts.index_put_((lanes, tokens), ones, accumulate=True)
-        self.generated.index_put_((lanes, tokens), ones, accumulate=True)
+        self.add(lanes, tokens, ones, ones)
+
+    # What follows is for programs: on the device, with shapes that do not change. All arguments are [n].
+
+    def add(
+        self, lanes: torch.Tensor, tokens: torch.Tensor, counted: torch.Tensor, generated: torch.Tensor
+    ) -> None:
+        """The lanes' sequences have these tokens, so many times; 0 for padding."""
+        places = self._places(lanes, tokens)
+        self.counts.view(-1).scatter_add_(0, places, counted.int())
+        self.generated.view(-1).scatter_add_(0, places, generated.int())
+
+    def clear(self, counted: torch.Tensor, marked: torch.Tensor) -> None:
+        """Nothing is counted in the one lanes, no token has a bias or is an end in the other."""
+        for lanes, tables in ((counted, (self.counts, self.generated)), (marked, (self.bias, self.ends))):
+            for table in tables:
+                nothing = table.new_zeros(lanes.shape[0], self._size)
+                table.index_copy_(0, lanes.long(), nothing)
+
+    def mark(self, lanes: torch.Tensor, biased: torch.Tensor, bias: torch.Tensor, ends: torch.Tensor) -> None:
+        """In lanes that are clear: tokens [n, m] with their bias, [n, k] that are ends; -1 for padding."""
+        places = self._places(lanes[:, None].expand_as(biased), biased.clamp_min(0)).flatten()
+        self.bias.view(-1).scatter_add_(0, places, bias.flatten())
+        spare = (self.counts.shape[0] - 1) * self._size  # of the padding's lane
+        places = torch.where(ends < 0, spare, self._places(lanes[:, None].expand_as(ends), ends))
+        self.ends.view(-1).scatter_(0, places.flatten(), True)
+
+    def replace(self, lane: torch.Tensor, bias: torch.Tensor, ends: torch.Tensor) -> None:
+        """The whole rows of a lane [1]: bias [vocab], ends [vocab] other than 0."""
+        self.bias.index_copy_(0, lane.long(), bias[None])
+        self.ends.index_copy_(0, lane.long(), (ends != 0)[None])
+
+    def _places(self, lanes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return (lanes * self._size + tokens).long()
 
     @property
     def _size(self) -> int:
