@@ -1,102 +1,186 @@
-"""The bucket grid: everything that can be planned is dominated, by the cheapest, with bounded waste."""
+"""Every step that can be planned has a bucket that dominates it, and of those the cheapest."""
 
 import itertools
+from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.config import Limits
+from tgi.config import Limits, OptionError
 from tgi.plugins import DeviceSpec
-from tgi.scheduler.buckets import Bucket, Buckets, geometric
+from tgi.scheduler.bucketing import MAX_GRAPHS, Bucketing, Strategy
+from tgi.scheduler.buckets import Buckets, geometric
+from tgi.scheduler.costs import Costs
+from tgi.scheduler.ladders import Range
+from tgi.scheduler.shapes import Bucket, Space
 
-limits = st.builds(
-    Limits,
-    max_total_tokens=st.integers(2, 5000),
-    max_batch_prefill_tokens=st.integers(1, 5000),
-    max_batch_size=st.integers(1, 300),
-    block_size=st.sampled_from([1, 16, 128]),
-)
-kinds = st.booleans()
+from .spaces import limits, shapes
+
+STRATEGIES = get_args(Strategy)
+COSTS = Costs.of()
+SMALL = Limits(max_total_tokens=512, max_batch_size=5, max_batch_prefill_tokens=128, block_size=16)
 
 
-def make(of: Limits, compiles: bool) -> Buckets:
-    device = DeviceSpec(
+def device(of: Limits, *, compiles: bool = True, flat: bool = False) -> DeviceSpec:
+    return DeviceSpec(
         name="any",
         implementation="",
         block_size=of.block_size,
         batch_size=1,
         prefill_tokens=1,
         compiles=compiles,
+        flat=flat,
     )
-    return Buckets.from_limits(of, device)
 
 
-@given(limits, kinds, st.data())
-def test_every_decode_step_is_dominated_by_the_cheapest(
-    of: Limits, compiles: bool, data: st.DataObject
+def make(of: Limits, strategy: str | None = None, *, prefixes: bool = True, **how: object) -> Buckets:
+    """`strategy`: None stands for a device with a block table per row."""
+    bucketing = Bucketing(strategy=strategy or "optimal", costs=COSTS, **how)  # type: ignore[arg-type]
+    return Buckets.from_limits(of, device(of, flat=strategy is not None), bucketing, prefixes=prefixes)
+
+
+def cheapest(buckets: Buckets, shape: Bucket) -> float:
+    return min(COSTS.seconds(bucket) for bucket in buckets if bucket.dominates(shape))
+
+
+@settings(deadline=None, max_examples=60)
+@given(limits, st.sampled_from(STRATEGIES), st.booleans(), st.data())
+def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
+    of: Limits, strategy: str, prefixes: bool, data: st.DataObject
 ) -> None:
-    buckets = make(of, compiles)
-    rows = data.draw(st.integers(1, of.max_batch_size))
-    blocks = data.draw(st.integers(1, -(-of.max_total_tokens // of.block_size)))
+    buckets = make(of, strategy, prefixes=prefixes)
+    shape = data.draw(shapes(Space.from_limits(of, prefixes=prefixes)))
 
-    bucket = buckets.decode(rows, blocks)
-
-    assert bucket.rows >= rows
-    assert bucket.blocks >= blocks
-    cheaper = [
-        Bucket(r, 1, b)
-        for r, b in itertools.product(buckets.decode_rows, buckets.blocks)
-        if r >= rows and b >= blocks and (r < bucket.rows or b < bucket.blocks)
-    ]
-    assert cheaper == []
-
-
-@given(limits, kinds, st.data())
-def test_one_row_of_any_chunk_has_a_prefill_bucket(of: Limits, compiles: bool, data: st.DataObject) -> None:
-    buckets = make(of, compiles)
-    tokens = data.draw(st.integers(1, buckets.longest_prefill))
-
-    bucket = buckets.prefill(1, tokens, 1)
+    find = buckets.prefill if shape.prefill else lambda rows, _, blocks: buckets.decode(rows, blocks)
+    bucket = find(shape.rows, shape.tokens, shape.blocks)
 
     assert bucket is not None
-    assert bucket.tokens >= tokens
-    assert bucket.tokens <= max(of.max_batch_prefill_tokens, tokens)
+    assert bucket.dominates(shape)
+    assert COSTS.seconds(bucket) == cheapest(buckets, shape)
 
 
-@given(limits, kinds, st.data())
-def test_prefill_keeps_the_budget(of: Limits, compiles: bool, data: st.DataObject) -> None:
-    buckets = make(of, compiles)
-    rows = data.draw(st.integers(2, max(2, of.max_batch_size)))
-    if rows > of.max_batch_size:
-        return
+@settings(deadline=None, max_examples=60)
+@given(limits, st.sampled_from([*STRATEGIES, None]), st.data())
+def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
+    of: Limits, strategy: str | None, data: st.DataObject
+) -> None:
+    buckets = make(of, strategy)
+    rows, tokens = data.draw(st.integers(2, 50)), data.draw(st.integers(1, buckets.longest_prefill))
+    shape = Bucket(rows, tokens, data.draw(st.integers(0, 20)), prefill=True)
+
+    bucket = buckets.prefill(shape.rows, shape.tokens, shape.blocks)
+
+    if bucket is None:
+        assert not any(other.dominates(shape) for other in buckets)
+    else:
+        assert bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
+        assert COSTS.seconds(bucket) == cheapest(buckets, shape)
+
+
+@given(limits, st.data())
+def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) -> None:
+    buckets = make(of)
+    rows = data.draw(st.integers(1, of.max_batch_size))
+    blocks = data.draw(st.integers(1, -(-of.max_total_tokens // of.block_size)))
     tokens = data.draw(st.integers(1, buckets.longest_prefill))
 
-    bucket = buckets.prefill(rows, tokens, 1)
+    decode, prefill = buckets.decode(rows, blocks), buckets.prefill(1, tokens, blocks)
 
-    if bucket is not None:
-        assert not compiles or bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
-        assert bucket.rows >= rows
-        assert bucket.tokens >= tokens
+    assert rows <= decode.rows < 2 * rows
+    assert blocks <= decode.blocks < 2 * blocks
+    assert prefill is not None
+    assert tokens <= prefill.tokens < 2 * max(tokens, of.block_size)
 
 
-@pytest.mark.parametrize("compiles", [True, False])
-def test_what_is_chosen_is_in_the_list(compiles: bool) -> None:
-    buckets = make(Limits(max_total_tokens=512, max_batch_size=5, max_batch_prefill_tokens=128), compiles)
+def test_a_device_that_does_not_compile_has_every_shape() -> None:
+    buckets = Buckets.from_limits(SMALL, device(SMALL, compiles=False, flat=True))
+
+    assert not buckets.padded
+    assert not buckets.flat
+    assert buckets.decode(3, 7) == Bucket(3, 1, 32)
+    assert buckets.prefill(5, 17, 7) == Bucket(5, 32, 32, prefill=True)
+    assert len(list(buckets)) == 5 + 5 * 8
+    assert buckets.to_warm_up() == [Bucket(1, 128, 32, prefill=True), Bucket(5, 1, 32)]
+
+
+@pytest.mark.parametrize("strategy", [*STRATEGIES, None])
+def test_the_largest_come_first_and_all_are_warmed_up(strategy: str | None) -> None:
+    buckets = make(SMALL, strategy)
     everything = list(buckets)
 
     assert len(set(everything)) == len(everything)
-    for rows, blocks in itertools.product(range(1, 6), range(1, 33)):
-        assert buckets.decode(rows, blocks) in everything
-        for tokens in range(1, 129):
-            assert buckets.prefill(rows, tokens, blocks) in [None, *everything]
+    assert buckets.to_warm_up() == everything
+    first, last = (next(b for b in everything if b.prefill is kind) for kind in (True, False))
+    assert buckets.to_warm_up(everything=False) == [first, last]
+    assert first.rows * first.tokens == max(b.rows * b.tokens for b in everything if b.prefill)
+    assert (last.rows, last.blocks) == (5, 160 if strategy else 32)
+    kinds = [bucket.prefill for bucket in everything]
+    assert kinds == sorted(kinds, reverse=True)
 
 
-def test_the_largest_come_first() -> None:
-    everything = list(make(Limits(max_total_tokens=512, max_batch_prefill_tokens=128), True))
+def test_rows_are_joined_where_that_is_cheaper() -> None:
+    """Two short rows cost one reading of the weights less together; padding a short one to a long one more
+    than that."""
+    buckets = make(Limits(max_batch_prefill_tokens=4096, block_size=128), None)
+    short, long = buckets.prefill(1, 64, 1), buckets.prefill(1, 2048, 16)
 
-    assert everything[0].tokens == 128
-    assert everything[-1] == Bucket(1, 1, 1)
+    assert buckets.worth_joining(buckets.prefill(2, 64, 1), (short, short))
+    assert not buckets.worth_joining(buckets.prefill(2, 2048, 16), (long, short))
+    assert not buckets.worth_joining(None, (short, short))
+
+
+def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
+    of = Limits(max_batch_size=64, block_size=128)
+    shared, own = (
+        Buckets.from_limits(of, device(of, flat=True), prefixes=prefixes, blocks=500)
+        for prefixes in (True, False)
+    )
+
+    assert max(bucket.blocks for bucket in shared) == 64 * 32
+    assert max(bucket.blocks for bucket in own) == 500
+
+
+def test_graphs_are_as_few_as_asked_for() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+
+    assert MAX_GRAPHS - 4 <= len(list(make(of, "optimal"))) <= MAX_GRAPHS
+    assert 26 <= len(list(make(of, "optimal", max_graphs=30))) <= 30
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= \d+ for `bucketing` = exp.* Given: 30"):
+        make(of, "exponential", max_graphs=30)
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= \d+ for `max_waste` = 0.2. Given: 9"):
+        make(of, "optimal", max_graphs=9, max_waste=0.2)
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2\. Given: 1"):
+        make(of, "optimal", max_graphs=1)
+
+
+def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+    bounded, tight = make(of, "optimal", max_waste=0.4), make(of, "optimal", max_graphs=4)
+
+    for rows, context in itertools.product((1, 5, 40, 64), (1, 7, 32)):
+        shape = Bucket(rows, 1, rows * context)
+        assert COSTS.seconds(bounded.decode(rows, rows * context)) <= 1.4 * COSTS.seconds(shape)
+    assert len(list(tight)) <= 4
+
+
+def test_what_has_been_seen_is_padded_least() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+    seen = Bucket(11, 1, 117)
+    supposed = make(of, "optimal", max_graphs=12)
+    counted = make(of, "optimal", max_graphs=12, counts={seen: 1000})
+
+    def waste(buckets: Buckets) -> float:
+        return COSTS.seconds(buckets.decode(11, 117)) / COSTS.seconds(seen) - 1
+
+    assert waste(counted) < 0.01 < waste(supposed)
+
+
+def test_variables_of_vllm_set_the_sizes_of_its_strategies() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=1024, block_size=128)
+    buckets = make(of, "linear", ranges={"DECODE_BS": Range(step=16)})
+
+    assert {bucket.rows for bucket in buckets if not bucket.prefill} == {1, 2, 4, 8, 16, 32, 48, 64}
 
 
 @given(st.integers(1, 64), st.integers(0, 2000), st.sampled_from([1.25, 2.0]))

@@ -23,6 +23,10 @@ class DeviceSpec:
     compiles: bool
     """True: every shape costs a compilation, so there are few buckets, padded in all dimensions, and all are
     warmed up. False: shapes are cheap, blocks are not padded, and only the largest buckets are warmed up."""
+    flat: bool = False
+    """How a device that compiles takes block tables. True: in decode as one list of the blocks of all rows,
+    in prefill as a table per row of what was computed before the step; a bucket's blocks count these. False:
+    as a table per row, with the blocks of the step itself."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: the share of the memory beside weights and workspace that is used. What a
     device says of its free memory may be without a reserve already."""

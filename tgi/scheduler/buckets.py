@@ -1,28 +1,143 @@
-"""The shapes that steps are padded to: a pure function of the limits and the kind of device.
+"""The shape that each step is padded to.
 
-A bucket is (rows, query tokens per row, blocks per row); tokens is 1 for decode. The buckets form a grid,
-so that the smallest size that fits in each dimension gives the cheapest bucket that dominates a step.
-Every step the policy can plan has one; there is no fallback.
+A device that compiles has a set of buckets, and a step gets the cheapest of those that dominate it. Every
+step that the policy can plan has one; there is no fallback. Any other device has a bucket for every shape.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator
-
-import attrs
+from collections.abc import Iterable, Iterator
 
 from tgi.config import Limits
 from tgi.plugins import DeviceSpec
 
+from .bucketing import Bucketing
+from .costs import Costs
+from .shapes import Bucket, Space
 
-@attrs.frozen(order=True)
-class Bucket:
-    """A shape."""
 
-    rows: int
-    tokens: int
-    """Query tokens per row; 1 in a decode step."""
-    blocks: int
-    """Entries of each row's block table."""
+class Buckets:
+    """What the policy asks, for one device and one set of limits."""
+
+    def __init__(
+        self, space: Space, chosen: Iterable[Bucket] | None, costs: Costs, *, flat: bool = False
+    ) -> None:
+        """`chosen`: None stands for every shape. `costs` tell which of them is the cheapest."""
+        self.padded = chosen is not None
+        """Whether the device computes the padding, so that it counts among the query tokens."""
+        self.flat = flat
+        """See `DeviceSpec.flat`."""
+        self.longest_prefill = space.longest
+        """Query tokens of the largest chunk of one sequence."""
+        self.max_prefill = space.prefill_tokens
+        """Most query tokens of a prefill step of several rows."""
+        self._costs, self._rows = costs, space.rows
+        every = None if chosen is None else list(chosen)
+        self._decode, self._prefill = (
+            _Every(space, prefill=kind)
+            if every is None
+            else _Chosen([bucket for bucket in every if bucket.prefill is kind], costs)
+            for kind in (False, True)
+        )
+
+    @classmethod
+    def from_limits(
+        cls,
+        limits: Limits,
+        device: DeviceSpec,
+        bucketing: Bucketing | None = None,
+        *,
+        prefixes: bool = True,
+        blocks: int | None = None,
+    ) -> "Buckets":
+        """Those of a device. `prefixes`: whether sequences share blocks; `blocks`: in the KV cache.
+
+        Takes up to a second where the device compiles. Raises OptionError.
+        """
+        bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
+        space = Space.from_limits(limits, prefixes=prefixes, blocks=blocks)
+        chosen: Iterable[Bucket] | None = None
+        if device.compiles:
+            chosen = bucketing.choose(space, blocks) if device.flat else doubling(space)
+        return cls(space, chosen, bucketing.costs, flat=device.compiles and device.flat)
+
+    def decode(self, rows: int, blocks: int) -> Bucket:
+        """The bucket for so many rows; `blocks`: of all together if `flat`, else the most of one."""
+        bucket = self._decode.find(rows, 1, blocks)
+        assert bucket is not None, f"no bucket for {rows} rows with {blocks} blocks"
+        return bucket
+
+    def prefill(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
+        """The bucket for rows of up to so many query tokens; None if there is none for several rows.
+
+        `blocks`: the most of one row, of its context alone if `flat`.
+        """
+        return self._prefill.find(rows, tokens, blocks)
+
+    def worth_joining(self, together: Bucket | None, apart: Iterable[Bucket | None]) -> bool:
+        """Whether there is such a bucket, and it costs no more than those do together."""
+        if together is None:
+            return False
+        return self._costs.seconds(together) <= sum(self._costs.seconds(b) for b in apart if b is not None)
+
+    def to_warm_up(self, *, everything: bool = True) -> list[Bucket]:
+        """All where every shape is compiled, else the largest of each kind, for the memory they take."""
+        if self.padded:
+            return list(self) if everything else [next(iter(self._prefill)), next(iter(self._decode))]
+        largest = self.prefill(1, self.longest_prefill, 1), self.decode(self._rows, 1)
+        return [bucket for bucket in largest if bucket is not None]
+
+    def __iter__(self) -> Iterator[Bucket]:
+        """Every bucket, prefill before decode, the largest first."""
+        yield from self._prefill
+        yield from self._decode
+
+
+class _Every:
+    """Every number of rows, whole blocks of tokens, tables of one size."""
+
+    def __init__(self, space: Space, *, prefill: bool) -> None:
+        self._rows, self._blocks, self._prefill = space.rows, space.row_blocks, prefill
+        self._sizes = space.token_sizes() if prefill else (1,)
+
+    def find(self, rows: int, tokens: int, _blocks: int) -> Bucket:
+        return Bucket(rows, self._sizes[bisect_left(self._sizes, tokens)], self._blocks, self._prefill)
+
+    def __iter__(self) -> Iterator[Bucket]:
+        for tokens in reversed(self._sizes):
+            for rows in range(self._rows, 0, -1):
+                yield Bucket(rows, tokens, self._blocks, self._prefill)
+
+
+class _Chosen:
+    """Finds the cheapest of some buckets that dominates a shape: three searches, once the table is there."""
+
+    def __init__(self, buckets: list[Bucket], costs: Costs) -> None:
+        self._buckets = buckets
+        self._order = sorted(buckets, key=lambda bucket: (costs.seconds(bucket), bucket))
+        self._rows = sorted({bucket.rows for bucket in buckets})
+        self._tokens = sorted({bucket.tokens for bucket in buckets})
+        self._tables: dict[tuple[int, int], tuple[list[int], list[Bucket]]] = {}
+
+    def find(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
+        place = bisect_left(self._rows, rows), bisect_left(self._tokens, tokens)
+        if place not in self._tables:
+            self._tables[place] = self._table(rows, tokens)
+        most, buckets = self._tables[place]
+        index = bisect_left(most, blocks)
+        return buckets[index] if index < len(buckets) else None
+
+    def __iter__(self) -> Iterator[Bucket]:
+        return iter(self._buckets)
+
+    def _table(self, rows: int, tokens: int) -> tuple[list[int], list[Bucket]]:
+        """By number of blocks: those buckets that have more of them than all that are cheaper."""
+        most: list[int] = []
+        buckets = []
+        for bucket in self._order:
+            if bucket.rows >= rows and bucket.tokens >= tokens and (not most or bucket.blocks > most[-1]):
+                most.append(bucket.blocks)
+                buckets.append(bucket)
+        return most, buckets
 
 
 def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[int, ...]:
@@ -40,68 +155,12 @@ def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[i
     return (*sizes, last)
 
 
-@attrs.frozen
-class Buckets:
-    """All sizes of each dimension, ascending."""
-
-    decode_rows: tuple[int, ...]
-    prefill_rows: tuple[int, ...]
-    prefill_tokens: tuple[int, ...]
-    blocks: tuple[int, ...]
-    max_prefill: int
-    """Most query tokens of a prefill step of several rows; one row may always have the last size."""
-    padded: bool
-    """Whether the device computes the padding, so that it counts among the query tokens."""
-
-    @classmethod
-    def from_limits(cls, limits: Limits, device: DeviceSpec) -> "Buckets":
-        """Doubling sizes where every shape is compiled; every number of rows where none is."""
-        block = limits.block_size
-        longest = min(limits.max_batch_prefill_tokens, limits.max_total_tokens)
-        blocks = -(-limits.max_total_tokens // block)
-        if device.compiles:
-            rows = geometric(1, limits.max_batch_size, 2)
-            tokens = geometric(min(block, longest), longest, 2, block)
-            return cls(rows, rows, tokens, geometric(1, blocks, 2), limits.max_batch_prefill_tokens, True)
-        rows = tuple(range(1, limits.max_batch_size + 1))
-        tokens = geometric(min(block, longest), longest, 1, block)
-        return cls(rows, rows, tokens, (blocks,), limits.max_batch_prefill_tokens, False)
-
-    @property
-    def longest_prefill(self) -> int:
-        """Query tokens of the largest chunk of one sequence."""
-        return self.prefill_tokens[-1]
-
-    def decode(self, rows: int, blocks: int) -> Bucket:
-        """The cheapest bucket for `rows` rows whose block tables have up to `blocks` entries."""
-        return Bucket(_at_least(self.decode_rows, rows), 1, _at_least(self.blocks, blocks))
-
-    def prefill(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
-        """The cheapest bucket for `rows` rows of up to `tokens` query tokens; None: too much padding."""
-        bucket = Bucket(
-            _at_least(self.prefill_rows, rows),
-            _at_least(self.prefill_tokens, tokens),
-            _at_least(self.blocks, blocks),
-        )
-        return bucket if self._fits(bucket.rows, bucket.tokens) else None
-
-    def _fits(self, rows: int, tokens: int) -> bool:
-        return rows == 1 or not self.padded or rows * tokens <= self.max_prefill
-
-    def to_warm_up(self, device: DeviceSpec, *, everything: bool = True) -> list[Bucket]:
-        """All where every shape is compiled, else the largest of each kind, for the memory they take."""
-        largest = self.prefill(1, self.longest_prefill, 1), self.decode(self.decode_rows[-1], 1)
-        return list(self) if everything and device.compiles else [bucket for bucket in largest if bucket]
-
-    def __iter__(self) -> Iterator[Bucket]:
-        """Every bucket, prefill before decode, the largest first."""
-        for tokens in reversed(self.prefill_tokens):
-            for rows in reversed(self.prefill_rows):
-                if self._fits(rows, tokens):
-                    yield from (Bucket(rows, tokens, n) for n in reversed(self.blocks))
-        for rows in reversed(self.decode_rows):
-            yield from (Bucket(rows, 1, n) for n in reversed(self.blocks))
-
-
-def _at_least(sizes: tuple[int, ...], wanted: int) -> int:
-    return sizes[bisect_left(sizes, wanted)]
+def doubling(space: Space) -> Iterator[Bucket]:
+    """For block tables of a row each: sizes that double, in every dimension."""
+    rows, blocks = geometric(1, space.rows, 2)[::-1], geometric(1, space.row_blocks, 2)[::-1]
+    for tokens in geometric(min(space.block, space.longest), space.longest, 2, space.block)[::-1]:
+        for count in rows:
+            if count == 1 or count * tokens <= space.prefill_tokens:
+                yield from (Bucket(count, tokens, size, prefill=True) for size in blocks)
+    for count in rows:
+        yield from (Bucket(count, 1, size) for size in blocks)

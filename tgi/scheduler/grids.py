@@ -10,27 +10,28 @@ from .nesting import Cell, Floats, Grid, Ints
 from .shapes import Bucket, Space
 from .workload import Workload
 
-ROWS, BLOCKS = 24, 64
+ROWS, BLOCKS = 24, 96
 """Most candidates in decode,"""
-TOKENS, CONTEXT, DOUBLINGS = 32, 12, 6
+TOKENS, CONTEXT, DOUBLINGS = 40, 14, 6
 """and in prefill: rows are powers of 2."""
 FLAT = 8
 """Sizes whose cost is not known by itself are even in log(size + FLAT)."""
+Cost = Callable[[Ints], Any]
 
 
 def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     """Of (rows, 1, blocks)."""
-    every = np.arange(1, space.decode_blocks(space.rows) + 1)
-    rows = _levels(np.arange(1, space.rows + 1), ROWS)
-    blocks = _levels(every, BLOCKS, lambda blocks: costs.decode(space.rows // 2 + 1, blocks))
+    seen, weights = workload.decode, workload.decode_weights
+    rows = _levels(np.arange(1, space.rows + 1), ROWS, seen[:, 0], weights)
+    every, middle = np.arange(1, space.decode_blocks(space.rows) + 1), space.rows // 2 + 1
+    blocks = _levels(every, BLOCKS, seen[:, 1], weights, lambda blocks: costs.decode(middle, blocks))
     limits = np.array([space.decode_blocks(size) for size in rows.tolist()])[:, None, None]
     r, b = rows[:, None, None], blocks[None, None, :]
     rows_before, blocks_before = _before(rows)[:, None, None], _before(blocks)[None, None, :]
     levels = rows, np.array([1]), blocks
-    shapes = np.insert(workload.decode, 1, 1, axis=1)
     return Grid(
         levels=levels,
-        mass=_mass(levels, shapes, workload.decode_weights),
+        mass=_mass(levels, np.insert(seen, 1, 1, axis=1), weights),
         price=costs.decode(r, np.minimum(b, limits)),
         least=costs.decode(rows_before + 1, np.maximum(rows_before, blocks_before) + 1),
         needed=(blocks_before < limits) & (rows_before < b),
@@ -41,20 +42,30 @@ def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
 def alone_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     """Of (1, tokens, context), where the rows of all prefills go one by one."""
     shapes = workload.prefill * (0, 1, 1) + (1, 0, 0)
-    return _prefill_grid(space, costs, [1], shapes, workload.prefill_weights * workload.prefill[:, 0])
+    weights = workload.prefill_weights * workload.prefill[:, 0]
+    return _prefill_grid(space, costs, ([1], *_prefill_sizes(space, workload, costs)), shapes, weights)
 
 
 def joint_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     """Of (rows, tokens, context), for prefills of several rows; no bucket is needed here."""
     rows = [2**power for power in range(1, DOUBLINGS + 1) if 2**power <= space.prefill_rows]
     several = (workload.prefill[:, 0] > 1) & (workload.prefill[:, 0] <= max(rows, default=0))
-    return _prefill_grid(space, costs, rows, workload.prefill[several], workload.prefill_weights[several])
+    shapes, weights = workload.prefill[several], workload.prefill_weights[several]
+    return _prefill_grid(space, costs, (rows, *_prefill_sizes(space, workload, costs)), shapes, weights)
 
 
-def _prefill_grid(space: Space, costs: Costs, row_sizes: list[int], shapes: Ints, weights: Floats) -> Grid:
-    sizes = np.array(space.token_sizes())
-    rows, tokens = np.array(row_sizes, np.int64), _levels(sizes, TOKENS, lambda of: costs.prefill(1, of, 0))
-    context = _levels(np.arange(space.context_blocks(1) + 1), CONTEXT)
+def _prefill_sizes(space: Space, workload: Workload, costs: Costs) -> tuple[Ints, Ints]:
+    """Of tokens and context."""
+    seen, weights = workload.prefill, workload.prefill_weights
+    sizes, contexts = np.array(space.token_sizes()), np.arange(space.context_blocks(1) + 1)
+    tokens = _levels(sizes, TOKENS, seen[:, 1], weights, lambda tokens: costs.prefill(1, tokens, 0))
+    return tokens, _levels(contexts, CONTEXT, seen[:, 2], weights)
+
+
+def _prefill_grid(
+    space: Space, costs: Costs, sizes: tuple[list[int], Ints, Ints], shapes: Ints, weights: Floats
+) -> Grid:
+    rows, tokens, context = np.array(sizes[0], np.int64), *sizes[1:]
     r, t, c = rows[:, None, None], tokens[None, :, None], context[None, None, :]
     fewest = _before(tokens)[None, :, None] + 1
     shortest = np.concatenate([[0], context[:-1] + 1])[None, None, :]
@@ -86,13 +97,23 @@ def prefill_buckets(grid: Grid, cells: Sequence[Cell], space: Space) -> Iterator
         yield Bucket(int(rows[row]), int(tokens[last]), blocks, prefill=True)
 
 
-def _levels(sizes: Ints, count: int, cost: Callable[[Ints], Any] = lambda sizes: sizes + FLAT) -> Ints:
-    """At most `count` of the sizes, even in log(cost), the first and the last among them."""
+def _levels(
+    sizes: Ints,
+    count: int,
+    seen: Ints,
+    weights: Floats,
+    cost: Callable[[Ints], Any] = lambda sizes: sizes + FLAT,
+) -> Ints:
+    """At most so many of the sizes: half of them even in log(cost), half in the weight of what is seen."""
     if len(sizes) <= count:
         return sizes
-    logs = np.log(cost(sizes))
-    places = np.searchsorted(logs, np.linspace(logs[0], logs[-1], count)).clip(0, len(sizes) - 1)
-    levels: Ints = sizes[np.unique([0, *places, len(sizes) - 1])]
+    logs, half = np.log(cost(sizes)), count // 2
+    even = np.searchsorted(logs, np.linspace(logs[0], logs[-1], half)).clip(0, len(sizes) - 1)
+    order = seen.argsort(kind="stable")
+    shares = weights[order].cumsum()
+    places = np.searchsorted(shares, shares[-1] * np.arange(1, half) / half)
+    quantiles = np.searchsorted(sizes, seen[order][places])
+    levels: Ints = sizes[np.unique([0, *even, *quantiles, len(sizes) - 1])]
     return levels
 
 

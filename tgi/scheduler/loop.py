@@ -7,7 +7,7 @@ await. The scheduler never waits for a client.
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
 
@@ -22,12 +22,13 @@ from tgi.plugins import DeviceSpec
 from tgi.text.grammar import GrammarError
 
 from .blocks import BlockPool, BlockStatistics
-from .buckets import Bucket, Buckets
+from .buckets import Buckets
 from .commit import commit
 from .matching import Matching
 from .observe import StepObserver
 from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
+from .shapes import Bucket
 from .warming import Report, WarmUp
 
 LEAD = 0.25
@@ -60,14 +61,14 @@ class Scheduler:
         metrics: Metrics,
         *,
         prefix_limit: int | None = None,
+        buckets: Buckets | None = None,
     ) -> None:
         """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them.
 
-        `prefix_limit`: see `Schedule`.
+        `prefix_limit`: see `Schedule`. `buckets`: None stands for those of these limits on this device.
         """
         self._executor = executor
-        self._device = device
-        self._buckets = Buckets.from_limits(limits, device)
+        self._buckets = buckets or Buckets.from_limits(limits, device)
         self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
         self._observer = StepObserver(metrics, self._schedule)
         self._in_flight: deque[tuple[Planned, float]] = deque()
@@ -118,13 +119,28 @@ class Scheduler:
                     self._schedule.remove(sequence, State.ABORTED)
             self._work.set()
 
-    async def warm_up(self, report: Report, *, timeout: float = math.inf, skip: bool = False) -> None:
+    async def warm_up(
+        self,
+        report: Report,
+        *,
+        timeout: float = math.inf,
+        skip: bool = False,
+        budget: float = math.inf,
+        fewer: Callable[[int], Buckets] | None = None,
+    ) -> None:
         """Run an ordinary step for each bucket; with `skip`, for the largest only.
 
-        Raises EngineError where one takes more than `timeout` seconds.
+        If these let expect that all of them take more than `budget` seconds, `fewer` is asked for as many as
+        do not: it gives buckets that dominate every step, no more than it is told to where that is possible.
+        Raises EngineError where one bucket takes more than `timeout` seconds.
         """
         warming = WarmUp(self._executor, self._observer, report, timeout)
-        await warming.run(self._buckets.to_warm_up(self._device, everything=not skip))
+        await warming.run(self._buckets.largest())
+        affordable = warming.affordable(budget)
+        if fewer is not None and not skip and affordable < len(self._buckets.to_warm_up()):
+            self._buckets = await trio.to_thread.run_sync(fewer, max(affordable, 1))
+            self._schedule.buckets = self._buckets
+        await warming.run(self._buckets.to_warm_up(everything=not skip))
 
     async def run(self) -> None:
         """Schedule for ever. Ends with the executor's exception when the engine is lost."""

@@ -17,12 +17,10 @@ from tgi.config import Limits
 from tgi.protocol import LaneParams, Step, floats, ints
 
 from .blocks import BlockPool
-from .buckets import Bucket, Buckets
+from .buckets import Buckets
 from .sequence import Sequence, State
+from .shapes import Bucket
 
-STEP_TOKENS = 32
-"""A prefill step costs about as much as this many query tokens more: the weights have to be read once.
-Rows of unequal length share a step when the padding costs less than a step of their own would."""
 GROW_BLOCKS = 4
 """A decoding sequence takes up to this many blocks at once, so that its cache stays in long runs."""
 TIES = 8
@@ -190,29 +188,36 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     """Add the next chunk of a prompt to a prefill step, if that is cheaper than a step of its own."""
     buckets = schedule.buckets
     length = min(sequence.prefill_end - sequence.computed, buckets.longest_prefill)
+    ends = sequence.computed + length == sequence.prefill_end
+    row = Row(sequence, sequence.computed, length, sequence.sampled if ends else -1, sequence.epoch)
     if rows:
         if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
             return False
-        total = length + sum(row.length for row in rows)
-        if total > buckets.max_prefill or (buckets.padded and not _worth_padding(buckets, rows, length)):
+        total = length + sum(other.length for other in rows)
+        if total > buckets.max_prefill or not _worth_joining(schedule, rows, row):
             return False
-    ends = sequence.computed + length == sequence.prefill_end
-    rows.append(Row(sequence, sequence.computed, length, sequence.sampled if ends else -1, sequence.epoch))
+    rows.append(row)
     sequence.computed += length
     sequence.sampled += ends
     return True
 
 
-def _worth_padding(buckets: Buckets, rows: Items[Row], length: int) -> bool:
-    """Whether one padded step costs less than another step for a row of `length` tokens."""
-    longest = max(row.length for row in rows)
-    together = buckets.prefill(len(rows) + 1, max(longest, length), 1)
-    before = buckets.prefill(len(rows), longest, 1)
-    alone = buckets.prefill(1, length, 1)
-    if together is None or before is None or alone is None:
-        return False
-    apart = before.rows * before.tokens + alone.rows * alone.tokens + STEP_TOKENS
-    return together.rows * together.tokens <= apart
+def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
+    """Whether rows of unequal length share a padded step at less cost than that of another step."""
+    if not schedule.buckets.padded:
+        return True
+    together, before, alone = (_bucket(schedule, some, prefill=True) for some in ([*rows, row], rows, [row]))
+    return schedule.buckets.worth_joining(together, (before, alone))
+
+
+def _bucket(schedule: Schedule, rows: Items[Row], *, prefill: bool) -> Bucket | None:
+    """What a step of these rows is padded to; None: there is no bucket for so many rows of a prefill."""
+    buckets, size = schedule.buckets, schedule.pool.block_size
+    if not prefill:
+        blocks = [row.start // size + 1 for row in rows]
+        return buckets.decode(len(rows), sum(blocks) if buckets.flat else max(blocks))
+    reached = max([row.start if buckets.flat else row.start + row.length for row in rows])
+    return buckets.prefill(len(rows), max([row.length for row in rows]), -(-reached // size))
 
 
 def _decode_rows(schedule: Schedule) -> list[Row]:
@@ -247,11 +252,7 @@ def _grow(schedule: Schedule, sequence: Sequence) -> bool:
 
 def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     """Write the rows down as columns, with what their lanes need to be told."""
-    size = schedule.pool.block_size
-    blocks = -(-max([row.start + row.length for row in rows]) // size)
-    longest = max([row.length for row in rows])
-    buckets = schedule.buckets
-    bucket = buckets.prefill(len(rows), longest, blocks) if prefill else buckets.decode(len(rows), blocks)
+    bucket = _bucket(schedule, rows, prefill=prefill)
     assert bucket is not None, "a prefill step was joined beyond its largest bucket"
     schedule.number += 1
     mask_rows, masks = _masks(rows)

@@ -100,7 +100,7 @@ class Space:
         """
         chosen = {clipped for bucket in buckets if self._allows(clipped := self.clipped(bucket))}
         chosen |= set(self._missing(chosen))
-        return sorted(chosen, key=lambda b: (b.prefill, b.tokens, b.rows, b.blocks), reverse=True)
+        return sorted(chosen, key=lambda b: (b.prefill, b.rows * b.tokens, b.blocks, b.rows), reverse=True)
 
     def _allows(self, bucket: Bucket) -> bool:
         return not bucket.prefill or bucket.rows == 1 or bucket.rows * bucket.tokens <= self.prefill_tokens

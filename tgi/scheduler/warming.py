@@ -12,8 +12,8 @@ import trio
 from tgi.executor import EngineError, Executor
 from tgi.protocol import Step, ints
 
-from .buckets import Bucket
 from .observe import StepObserver, shape_of
+from .shapes import Bucket
 
 Report = Callable[[int, int, str], None]
 """Gets how many buckets are done, of how many, and the name of the next."""
@@ -31,6 +31,12 @@ class WarmUp:
     done: set[Bucket] = attrs.field(factory=set)
     seconds: float = 0.0
     """That all these have taken."""
+
+    def affordable(self, budget: float) -> float:
+        """How many buckets so many seconds are enough for in all, if the others take as long as these."""
+        if not self.seconds:
+            return math.inf
+        return len(self.done) + (budget - self.seconds) // (self.seconds / len(self.done))
 
     async def run(self, buckets: Iterable[Bucket]) -> None:
         """Warm up those that are not yet. Raises EngineError naming the one that takes too long."""
@@ -60,7 +66,7 @@ class WarmUp:
 def warm_up_step(bucket: Bucket) -> Step:
     """A full step of this shape; every row's block table points to the padding block."""
     rows = range(bucket.rows)
-    prefill = bucket.tokens > 1
+    prefill = bucket.prefill
     start = 0 if prefill else 1
     return Step(
         number=0,

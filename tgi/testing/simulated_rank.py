@@ -65,8 +65,10 @@ def expected_tokens(prompt: list[int], max_new_tokens: int, *, matched: bool = F
 class SimulatedRank:
     """Executes steps in order."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, *, flat: bool = False) -> None:
+        """`flat`: as in `DeviceSpec`."""
         self.block_size = block_size
+        self.flat = flat
         self.tables: dict[int, list[int]] = {}
         self.last: dict[int, int] = {}
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}
@@ -82,17 +84,27 @@ class SimulatedRank:
         given = iter(unpack_ints(step.tokens).tolist())
         assert len(set(lanes)) == len(lanes) <= step.bucket_rows
         assert max(lengths) <= step.bucket_tokens
+        assert self._blocks(step, starts, lengths) <= step.bucket_blocks
         masks = self._masks(step)
         sampled = []
         for row, (lane, start, length, draw) in enumerate(zip(lanes, starts, lengths, draws, strict=True)):
             queries = [next(given) for _ in range(length)] if step.prefill else [self.last[lane]]
-            state = self._compute(self.tables[lane], start, queries, step.bucket_blocks)
+            state = self._compute(self.tables[lane], start, queries)
             if draw >= 0:
                 self.last[lane] = next_token(state, draw, masks.pop(row, None))
                 sampled.append(self.last[lane])
         assert next(given, None) is None, "tokens that belong to no row"
         assert not masks, "a mask for a row that is not sampled"
         return Result(number=step.number, tokens=ints(sampled), logprobs=floats([-1.0] * len(sampled)))
+
+    def _blocks(self, step: Step, starts: list[int], lengths: list[int]) -> int:
+        """How many a block list or a row's table must have room for."""
+        if self.flat and step.prefill:
+            return -(-max(starts) // self.block_size)
+        blocks = [
+            -(-(start + length) // self.block_size) for start, length in zip(starts, lengths, strict=True)
+        ]
+        return sum(blocks) if self.flat else max(blocks)
 
     def _masks(self, step: Step) -> dict[int, bytes]:
         rows = unpack_ints(step.mask_rows).tolist()
@@ -110,9 +122,9 @@ class SimulatedRank:
         fresh = unpack_ints(step.table_lanes)[unpack_ints(step.table_starts) == 0]
         assert fresh.tolist() == [params.lane for params in step.params], "a new sequence without its params"
 
-    def _compute(self, table: list[int], start: int, queries: list[int], blocks: int) -> int:
+    def _compute(self, table: list[int], start: int, queries: list[int]) -> int:
         size = self.block_size
-        assert start + len(queries) <= min(len(table), blocks) * size, "no block for a query token"
+        assert start + len(queries) <= len(table) * size, "no block for a query token"
         assert 0 not in table, "the padding block belongs to no sequence"
         state = 0
         for position in range(start):

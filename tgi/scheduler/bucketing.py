@@ -1,0 +1,75 @@
+"""Which buckets a device that compiles gets: a strategy, applied to the shapes that its limits allow."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import attrs
+
+from tgi.config import OptionError
+
+from . import ladders
+from .costs import Costs
+from .optimal import TooFewGraphs, optimal
+from .shapes import Bucket, Space
+from .workload import Workload
+
+Strategy = Literal["optimal", "linear", "exponential", "padding-aware"]
+MAX_GRAPHS = 64
+"""Default of --max-graphs: some three minutes of warm-up."""
+MAX_WASTE = 1.0
+"""Default of --max-waste; doubled until --max-graphs is enough for it."""
+SECONDS_PER_GRAPH = 2.5
+"""What warming up a bucket takes for a model of medium size: 1.5 to 3 s by the logs of vLLM on Gaudi."""
+_LADDERS = {
+    "linear": ladders.linear,
+    "exponential": ladders.exponential,
+    "padding-aware": ladders.padding_aware,
+}
+
+
+@attrs.frozen(kw_only=True)
+class Bucketing:
+    """How buckets are chosen."""
+
+    strategy: Strategy = "optimal"
+    max_graphs: int | None = None
+    max_waste: float | None = None
+    """Most seconds that padding may add to those of a step, as a share of them; for `optimal`."""
+    counts: Mapping[Bucket, int] = attrs.field(factory=dict)
+    """Shapes of steps that have been seen; for `optimal`. Without any, all are taken to be as likely."""
+    ranges: ladders.Ranges = attrs.field(factory=dict)
+    """For the other strategies."""
+    costs: Costs = attrs.field(factory=Costs.of)
+    """Also decide which of the buckets that dominate a step is the cheapest."""
+
+    def choose(self, space: Space, blocks: int | None = None) -> list[Bucket]:
+        """The buckets: prefill before decode, the largest first; `blocks`: in the KV cache, if that is known.
+
+        Raises OptionError where there would have to be more than --max-graphs.
+        """
+        if self.strategy == "optimal":
+            return self._optimal(space)
+        known = space.decode_blocks(space.rows) if blocks is None else blocks
+        chosen = space.closed(_LADDERS[self.strategy](space, self.ranges, known))
+        if self.max_graphs is not None and len(chosen) > self.max_graphs:
+            raise OptionError(
+                f"`max_graphs` must be >= {len(chosen)} for `bucketing` = {self.strategy}. "
+                f"Given: {self.max_graphs}"
+            )
+        return chosen
+
+    def _optimal(self, space: Space) -> list[Bucket]:
+        workload = Workload.counted(self.counts, space)
+        graphs = MAX_GRAPHS if self.max_graphs is None else self.max_graphs
+        waste = MAX_WASTE if self.max_waste is None else self.max_waste
+        while True:
+            try:
+                return optimal(space, workload, self.costs, graphs, waste)
+            except TooFewGraphs as error:
+                if self.max_waste is not None or waste == math.inf:
+                    bound = f" for `max_waste` = {waste:g}" if waste < math.inf else ""
+                    raise OptionError(
+                        f"`max_graphs` must be >= {error.needed}{bound}. Given: {graphs}"
+                    ) from error
+                waste = 2 * waste if waste < 100 else math.inf
