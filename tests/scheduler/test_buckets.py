@@ -112,7 +112,7 @@ def test_the_largest_come_first_and_all_are_warmed_up(strategy: str | None) -> N
     assert len(set(everything)) == len(everything)
     assert buckets.to_warm_up() == everything
     first, last = (next(b for b in everything if b.prefill is kind) for kind in (True, False))
-    assert buckets.to_warm_up(everything=False) == [first, last]
+    assert buckets.to_warm_up(everything=False) == buckets.largest() == [first, last]
     assert first.rows * first.tokens == max(b.rows * b.tokens for b in everything if b.prefill)
     assert (last.rows, last.blocks) == (5, 160 if strategy else 32)
     kinds = [bucket.prefill for bucket in everything]

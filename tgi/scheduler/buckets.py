@@ -79,12 +79,16 @@ class Buckets:
             return False
         return self._costs.seconds(together) <= sum(self._costs.seconds(b) for b in apart if b is not None)
 
-    def to_warm_up(self, *, everything: bool = True) -> list[Bucket]:
-        """All where every shape is compiled, else the largest of each kind, for the memory they take."""
+    def largest(self) -> list[Bucket]:
+        """One of each kind, for the memory they take."""
         if self.padded:
-            return list(self) if everything else [next(iter(self._prefill)), next(iter(self._decode))]
+            return [next(iter(self._prefill)), next(iter(self._decode))]
         largest = self.prefill(1, self.longest_prefill, 1), self.decode(self._rows, 1)
         return [bucket for bucket in largest if bucket is not None]
+
+    def to_warm_up(self, *, everything: bool = True) -> list[Bucket]:
+        """All where every shape is compiled, else the largest."""
+        return list(self) if everything and self.padded else self.largest()
 
     def __iter__(self) -> Iterator[Bucket]:
         """Every bucket, prefill before decode, the largest first."""
