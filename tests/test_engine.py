@@ -8,9 +8,10 @@ import attrs
 import pytest
 
 from tgi.config import Limits, OptionError, Options
-from tgi.engine import _model_info, _source, describe_model, plan_blocks, prepare_recipes
+from tgi.engine import _model_info, _source, describe_model, fewer_buckets, plan_blocks, prepare_recipes
 from tgi.executor import EngineError
 from tgi.hub import Source
+from tgi.planning.cards import GAUDI
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Loaded
 from tgi.testing.models import make_llama
@@ -68,6 +69,21 @@ def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(tmp_path: 
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
         prepare_recipes(compiling, LIMITS, Options(recipe_cache=tmp_path / "file"))
+
+
+@pytest.mark.parametrize(("graphs", "level"), [(24, logging.INFO), (1, logging.WARNING)])
+def test_a_budget_that_is_not_enough_for_anything_is_told(
+    graphs: int, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    limits = Limits(max_total_tokens=1024, max_batch_size=8, block_size=128)
+    buckets = fewer_buckets(GAUDI, limits, graphs).to_warm_up()
+    assert len(buckets) == max(graphs, 2), "one for prefill and one for decode are the least"
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert (
+        record.getMessage() == f"--warmup-budget is enough for {graphs} buckets: there will be {len(buckets)}"
+    )
 
 
 def test_a_model_is_described_by_its_plugin(tmp_path: Path) -> None:

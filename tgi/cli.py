@@ -67,6 +67,12 @@ Every flag has an environment variable, MAX_INPUT_TOKENS for --max-input-tokens,
 
 Ctrl-C or SIGTERM ends the server when the running requests are done, a second one at once.
 """
+_PLAN = """Show what a server needs and reaches, with neither a card nor weights.
+
+Takes the flags of `tgi serve`. --device is gaudi2, gaudi3 or cpu; --model-id may be a folder with nothing but
+config.json. Prints how the memory is divided, which buckets there are, how long their warm-up takes, and what
+speed the card allows. Ends with exit code 1 if the memory does not do.
+"""
 launcher_app = _app("text-generation-launcher", _SERVE)
 launcher_app.help_epilogue = foreign_flags()
 
@@ -125,6 +131,30 @@ def download_weights(
         return 1
     print(folder)
     return 0
+
+
+@app.command(help=_PLAN)
+def plan(
+    model: Annotated[str | None, Parameter(group=flags.MODEL, help="The same as --model-id.")] = None,
+    /,
+    *,
+    plot: Annotated[Path | None, Parameter(group=flags.PLAN, metavar="FILE", negative="")] = None,
+    json_: Annotated[bool, Parameter(group=flags.PLAN, name="--json", negative="")] = False,
+    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
+) -> int:
+    """Show a plan.
+
+    Parameters
+    ----------
+    plot
+        Draw it as a picture, .png, .svg or .pdf.
+    json_
+        Print it as JSON.
+    """
+    from tgi.planning.show import show_plan
+
+    given = options if model is None else attrs.evolve(options, model_id=model)
+    return show_plan(given, picture=plot, as_text=json_)
 
 
 @app.command

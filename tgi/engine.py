@@ -4,14 +4,16 @@ One coroutine, in the order in which things happen: find the model, read what it
 cache, warm up, schedule. Each stage shows in the lifecycle.
 """
 
-import json
+import contextlib
+import functools
+import itertools
 import logging
+import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from os import environ
 from pathlib import Path
-from typing import Any
 
 import attrs
 import trio
@@ -30,18 +32,18 @@ from tgi.planning.recipes import (
     recipe_environment,
     recipe_folder,
 )
+from tgi.planning.setup import read_architecture
 from tgi.plugins import (
     Architecture,
     ConfigError,
     DeviceSpec,
-    JsonReader,
     ModelConfig,
-    architectures,
     devices,
     load_plugins,
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
+from tgi.scheduler.bucketing import Bucketing
 from tgi.scheduler.buckets import Buckets
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
@@ -99,7 +101,11 @@ async def run_engine(service: Service, options: Options) -> None:
         scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
         lifecycle.enter("warming up")
         await scheduler.warm_up(
-            _warm_up_report(service), timeout=options.warmup_timeout, skip=options.skip_warmup
+            _warm_up_report(service),
+            timeout=options.warmup_timeout,
+            skip=options.skip_warmup,
+            budget=math.inf if options.warmup_budget is None else options.warmup_budget,
+            fewer=functools.partial(fewer_buckets, model.device, limits),
         )
         info = _model_info(options, model, loaded[0].dtype)
         service.engine = Engine(
@@ -121,20 +127,10 @@ async def run_engine(service: Service, options: Options) -> None:
 
 def describe_model(folder: Path, options: Options) -> Model:
     """Read config.json and find the plugins for it. Raises ConfigError or OptionError."""
-    data = _read_json(folder / "config.json")
-    overrides = options.config_overrides(data)
-    data = {**data, **overrides}
-    manager = load_plugins()
-    known = architectures(manager)
-    names = data.get("architectures") or ["(none named)"]
-    architecture = next((known[name] for name in names if name in known), None)
-    if architecture is None:
-        supported = ", ".join(sorted(known)) or "none: no adapter is installed"
-        raise ConfigError(f"{folder}: architecture {names[0]} is not supported; supported are {supported}")
-    found = devices(manager)
+    architecture, config, overrides = read_architecture(folder, options)
+    found = devices(load_plugins())
     if options.device not in found:
         raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
-    config = architecture.config(JsonReader(data))
     return Model(folder, architecture, config, found[options.device], overrides)
 
 
@@ -178,6 +174,21 @@ def prepare_recipes(model: Model, limits: Limits, options: Options) -> dict[str,
     except OSError as error:
         raise OptionError(f"--recipe-cache: {error.filename} cannot be made: {error.strerror}") from error
     return recipe_environment(folder)
+
+
+def fewer_buckets(device: DeviceSpec, limits: Limits, graphs: int) -> Buckets:
+    """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment."""
+    for count in itertools.count(graphs):
+        with contextlib.suppress(OptionError):
+            buckets = Buckets.from_limits(limits, device, Bucketing(max_graphs=count))
+            log.log(
+                logging.INFO if count == graphs else logging.WARNING,
+                "--warmup-budget is enough for %d buckets: there will be %d",
+                graphs,
+                len(buckets.to_warm_up()),
+            )
+            return buckets
+    raise AssertionError("some number of buckets is enough")
 
 
 def plan_blocks(loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, options: Options) -> int:
@@ -253,13 +264,3 @@ def _model_info(options: Options, model: Model, dtype: str) -> ModelInfo:
         device=model.device.name,
         vocab_size=model.config.vocab_size,
     )
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is no JSON object")
-    return data

@@ -1,6 +1,7 @@
 """The warm-up on an executor that takes its time, on trio's virtual clock."""
 
 from collections import deque
+from typing import Any
 
 import attrs
 import pytest
@@ -12,7 +13,8 @@ from tgi.executor import EngineError
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step
-from tgi.scheduler import Scheduler
+from tgi.scheduler import Buckets, Scheduler
+from tgi.scheduler.bucketing import Bucketing
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
 DEVICE = DeviceSpec(
@@ -39,7 +41,7 @@ class Rank:
 
 
 def warmed(
-    rank: Rank, device: DeviceSpec = DEVICE, **given: float
+    rank: Rank, device: DeviceSpec = DEVICE, **given: Any
 ) -> tuple[Metrics, list[tuple[int, int, str]]]:
     """What the metrics say, and the reports."""
     metrics, reports = Metrics(), []
@@ -96,3 +98,42 @@ def test_a_device_that_does_not_compile_is_warmed_up_by_its_largest_steps() -> N
     rank = Rank()
     warmed(rank, attrs.evolve(DEVICE, compiles=False))
     assert len(rank.steps) == 2
+
+
+BUDGETS = DeviceSpec(
+    name="sim", implementation="", block_size=4, batch_size=4, prefill_tokens=16, compiles=True, flat=True
+)
+
+
+@pytest.mark.parametrize(("budget", "graphs"), [(44.0, 22), (60.0, 30), (47.9, 23)])
+def test_as_many_buckets_as_there_is_time_for(budget: float, graphs: int) -> None:
+    """Two seconds each; the first two, the largest of their kinds, tell."""
+    asked = []
+
+    def fewer(count: int) -> Buckets:
+        asked.append(count)
+        return Buckets.from_limits(LIMITS, BUDGETS, Bucketing(max_graphs=count))
+
+    rank = Rank()
+    warmed(rank, BUDGETS, budget=budget, fewer=fewer)
+    assert asked == [graphs]
+    assert 2 * len(rank.steps) <= budget + 2 * 2, "the largest may be others than before"
+
+
+def test_a_budget_that_is_enough_changes_nothing() -> None:
+    everything, rank = Rank(), Rank()
+    warmed(everything, BUDGETS)
+    warmed(rank, BUDGETS, budget=1000.0, fewer=lambda _: pytest.fail("it is enough"))
+    assert rank.steps == everything.steps
+
+
+def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
+    few = Buckets.from_limits(LIMITS, BUDGETS, Bucketing(max_graphs=20))
+
+    async def main() -> Scheduler:
+        scheduler = Scheduler(Rank(), LIMITS, BUDGETS, 60, Metrics())
+        await scheduler.warm_up(lambda *_: None, budget=50.0, fewer=lambda _: few)
+        return scheduler
+
+    scheduler = trio.run(main, clock=MockClock(autojump_threshold=0))
+    assert scheduler._schedule.buckets is few

@@ -54,8 +54,8 @@ class MemoryPlan:
     def rows(self) -> Iterator[tuple[str, int]]:
         """The table: what for, and how many bytes; in all they are `total`."""
         used = self.total - self.free - self.weights - self.workspace
-        if self.total:
-            yield "in use by others", max(used, 0)
+        if self.total and used > 0:
+            yield "in use by others", used
         if self.weights:
             yield "weights", self.weights
         if self.workspace:

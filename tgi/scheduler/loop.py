@@ -135,12 +135,14 @@ class Scheduler:
         Raises EngineError where one bucket takes more than `timeout` seconds.
         """
         warming = WarmUp(self._executor, self._observer, report, timeout)
-        await warming.run(self._buckets.largest())
+        buckets = self._buckets.to_warm_up(everything=not skip)
+        await warming.run(self._buckets.largest(), len(buckets))
         affordable = warming.affordable(budget)
-        if fewer is not None and not skip and affordable < len(self._buckets.to_warm_up()):
-            self._buckets = await trio.to_thread.run_sync(fewer, max(affordable, 1))
+        if fewer is not None and affordable < len(buckets):
+            self._buckets = await trio.to_thread.run_sync(fewer, max(int(affordable), 1))
             self._schedule.buckets = self._buckets
-        await warming.run(self._buckets.to_warm_up(everything=not skip))
+            buckets = self._buckets.to_warm_up(everything=not skip)
+        await warming.run(buckets)
 
     async def run(self) -> None:
         """Schedule for ever. Ends with the executor's exception when the engine is lost."""

@@ -36,12 +36,15 @@ class WarmUp:
         """How many buckets so many seconds are enough for in all, if the others take as long as these."""
         if not self.seconds:
             return math.inf
-        return len(self.done) + (budget - self.seconds) // (self.seconds / len(self.done))
+        return len(self.done) + (budget - self.seconds) / (self.seconds / len(self.done))
 
-    async def run(self, buckets: Iterable[Bucket]) -> None:
-        """Warm up those that are not yet. Raises EngineError naming the one that takes too long."""
+    async def run(self, buckets: Iterable[Bucket], total: int | None = None) -> None:
+        """Warm up those that are not yet, of `total` in all.
+
+        Raises EngineError naming the one that takes too long.
+        """
         left = [bucket for bucket in dict.fromkeys(buckets) if bucket not in self.done]
-        total = len(self.done) + len(left)
+        total = len(self.done) + len(left) if total is None else total
         for bucket in left:
             step = warm_up_step(bucket)
             self.report(len(self.done), total, shape_of(step))

@@ -1,0 +1,175 @@
+"""Plans against the worked examples of gaudi.md 2.4 and 8.5."""
+
+from typing import Any
+
+import pytest
+
+from tgi.config import Options, resolve_limits
+from tgi.planning.cards import target
+from tgi.planning.plan import Plan, Setup, make_plan
+from tgi.plugins import ConfigError, devices, load_plugins
+from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.shapes import Bucket
+
+from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B, read
+
+GIB = 1 << 30
+README = {
+    "max_input_tokens": 512,
+    "max_total_tokens": 1024,
+    "max_batch_size": 8,
+    "max_batch_prefill_tokens": 2048,
+}
+"""The flags of TGI's README for a Gaudi."""
+LARGE = {"max_total_tokens": 8192, "max_batch_size": 64, "max_batch_prefill_tokens": 4096}
+
+
+def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **options: Any) -> Plan:
+    model, place = read(config), target(card, devices(load_plugins()))
+    given = Options(**{**README, **options})
+    limits = resolve_limits(
+        given,
+        max_position=model.max_position,
+        block_size=place.device.block_size,
+        batch_size=place.device.batch_size,
+        prefill_tokens=place.device.prefill_tokens,
+    )
+    return make_plan(
+        Setup(
+            model="model",
+            config=model,
+            shapes={},
+            target=place,
+            ranks=ranks,
+            dtype=given.compute_dtype,
+            limits=limits,
+            bucketing=Bucketing(),
+            prefixes=True,
+            memory_fraction=given.memory_fraction,
+            graph_memory_fraction=given.graph_memory_fraction,
+        )
+    )
+
+
+def test_llama_8b_on_a_gaudi2() -> None:
+    """gaudi.md 2.4: 79.22 GiB are free with the weights loaded and one step run, a block takes 16 MiB, and
+    with 0.9 of the memory and 0.1 of that for graphs there are 4107 blocks."""
+    plan = planned(LLAMA_31_8B, memory_fraction=0.9, graph_memory_fraction=0.1)
+    assert plan.memory.weights == 2 * 8_030_261_248
+    assert plan.memory.free / GIB == pytest.approx(79.22, rel=0.01)
+    assert plan.memory.block_bytes == 16 << 20
+    assert plan.memory.fitting == pytest.approx(4107, rel=0.01)
+    assert plan.refusal is None
+    # 8 sequences of 1024 tokens take 8 blocks each.
+    assert plan.memory.blocks == plan.memory.wanted == 64
+
+
+def test_llama_70b_on_eight_cards() -> None:
+    plan = planned(LLAMA_31_70B, ranks=8, **LARGE)
+    assert plan.memory.block_bytes == 128 * (40 << 10), "40 KiB a token and card"
+    assert plan.memory.weights == pytest.approx(2 * (70.55e9 - 1.05e9) / 8 + 2 * 1.05e9, rel=0.001)
+    assert plan.refusal is None
+    assert plan.memory.blocks == 64 * 8192 // 128
+    # 8 cards together read eight times as fast.
+    alone = planned(LLAMA_31_70B, card="gaudi3", **LARGE)
+    assert alone.refusal is not None
+    assert "more cards with --num-shard" in alone.refusal
+
+
+# Model, ms to read the weights once on a Gaudi2 and a Gaudi3 (gaudi.md 8.5), published tokens a second (8.3).
+ONE_ROW = [
+    (LLAMA_2_7B, "gaudi2", 5.48, 141),
+    (LLAMA_2_7B, "gaudi3", 3.67, 174),
+    (LLAMA_31_8B, "gaudi2", 6.53, 129),
+    (LLAMA_31_8B, "gaudi3", 4.38, 162),
+    (MISTRAL_7B, "gaudi2", 5.89, 135),
+    (MISTRAL_7B, "gaudi3", 3.95, 160),
+]
+
+
+@pytest.mark.parametrize(("config", "card", "floor", "published"), ONE_ROW)
+def test_one_sequence_as_fast_as_it_was_measured(
+    config: dict[str, Any], card: str, floor: float, published: float
+) -> None:
+    """The clock of 8.5 is within some 7 % of what is published; nothing is faster than the floor."""
+    plan = planned(config, card)
+    assert plan.roofline is not None
+    assert 1000 * plan.roofline.floor == pytest.approx(floor, abs=0.01)
+    assert 1 / plan.roofline.seconds(Bucket(1, 1, 1)) == pytest.approx(published, rel=0.08)
+    first = plan.decode[0]
+    assert first.rows == 1
+    assert first.bound is not None
+    assert plan.roofline.floor < first.bound < first.seconds
+    assert first.rate == 1 / first.seconds
+
+
+def test_keys_and_values_are_read_too() -> None:
+    """8 sequences of 1024 tokens of 128 KiB are 1 GiB more to read, at 2.46 TB/s."""
+    plan = planned(LLAMA_31_8B)
+    last = plan.decode[-1]
+    assert (last.rows, last.tokens) == (8, 1024)
+    assert plan.roofline is not None
+    assert last.bound == pytest.approx(plan.roofline.floor + GIB / 2.46e12)
+    assert [speed.rows for speed in plan.decode] == [1, 2, 4, 8]
+
+
+def test_a_prompt_of_2048_tokens() -> None:
+    """8.5 has 31.9 ms of computing in fp8 on a Gaudi2, twice that in bf16."""
+    plan = planned(LLAMA_2_7B, max_input_tokens=2048, max_total_tokens=4096)
+    (speed,) = [speed for speed in plan.prefill if speed.tokens == 2048]
+    assert len(speed.buckets) == 1
+    assert 2 * 31.9 < 1000 * speed.seconds < 2 * 31.9 / 0.87 * 1.25
+    assert speed.rate == 2048 / speed.seconds
+
+
+def test_a_prompt_that_takes_several_steps_reads_what_came_before() -> None:
+    plan = planned(LLAMA_31_8B, max_input_tokens=5000, max_total_tokens=8192)
+    longest = plan.prefill[-1]
+    assert longest.tokens == 5000
+    assert len(longest.buckets) == 3
+    for bucket, (tokens, context) in zip(longest.buckets, [(2048, 0), (2048, 16), (904, 32)], strict=True):
+        assert (bucket.tokens >= tokens, bucket.blocks >= context) == (True, True)
+
+
+def test_cards_that_wait_for_each_other() -> None:
+    """Two all-reduces of 8192 bfloat16 in each of 80 layers and an all-gather; 7 of 8 cards are elsewhere."""
+    plan = planned(LLAMA_31_70B, ranks=8, **LARGE)
+    assert plan.roofline is not None
+    bucket = Bucket(1, 4096, 0, prefill=True)
+    waiting = plan.roofline.seconds(bucket) - plan.roofline.costs.seconds(bucket)
+    moved = 160 * 4096 * 8192 * 2 * 2 * 7 / 8 + 7 * 128256 / 8 * 2
+    assert waiting == pytest.approx(161 * 20e-6 + moved / (0.87 * 262.5e9))
+
+
+def test_buckets_their_number_and_their_time() -> None:
+    plan = planned(LLAMA_31_8B)
+    assert len(set(plan.buckets)) == len(plan.buckets)
+    # gaudi.md 3.5: 1.5 to 3 s for each.
+    assert 1.5 * len(plan.buckets) <= plan.warm_up_seconds <= 3 * len(plan.buckets)
+    for speed in (*plan.decode, *plan.prefill):
+        assert set(speed.buckets) <= set(plan.buckets)
+    assert plan.waste.keys() == {"prefill", "decode"}
+    assert all(share >= 0 for share in plan.waste.values())
+    deeper = planned(LLAMA_31_70B, ranks=8)
+    assert deeper.warm_up_seconds / len(deeper.buckets) == pytest.approx(
+        80 / 32 * plan.warm_up_seconds / len(plan.buckets)
+    )
+
+
+def test_more_graphs_than_there_is_room_for() -> None:
+    """Of 10 MiB each."""
+    plan = planned(LLAMA_31_8B, card="gaudi2")
+    assert plan.memory.graphs == len(plan.buckets) * (10 << 20)
+
+
+def test_a_cpu_has_no_graphs_and_no_peaks() -> None:
+    plan = planned(LLAMA_31_8B, card="cpu")
+    assert (plan.buckets, plan.roofline, plan.decode, plan.prefill, plan.waste) == ([], None, [], [], {})
+    assert plan.memory.graph_count == 0
+
+
+def test_heads_that_cannot_be_divided() -> None:
+    with pytest.raises(ConfigError, match="64 heads cannot be divided over 6 ranks"):
+        planned(LLAMA_31_70B, ranks=6)
+    with pytest.raises(ConfigError, match="--device gaudi2, gaudi3 or cpu, not 'hpu'"):
+        planned(LLAMA_31_8B, card="hpu")

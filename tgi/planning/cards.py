@@ -1,0 +1,51 @@
+"""What is known of the cards that a plan can be made for, without one of them."""
+
+from collections.abc import Mapping
+
+import attrs
+import psutil  # type: ignore[import-untyped]
+
+from tgi.plugins import ConfigError, DeviceSpec
+from tgi.scheduler.costs import CARDS, Card
+
+GIB = 1 << 30
+
+
+@attrs.frozen(kw_only=True)
+class Target:
+    """A card, or the CPU of this machine."""
+
+    name: str
+    device: DeviceSpec
+    memory_bytes: int
+    """That a process sees."""
+    card: Card | None
+    """Its peak rates; None: not known."""
+    link: float = 0.0
+    """Bytes a second to all other cards of a box together, one way."""
+
+
+GAUDIS = {"gaudi2": (int(94.62 * GIB), 262.5e9), "gaudi3": (int(126.5 * GIB), 525e9)}
+"""Memory that logs show, and rate of the links: 21 of 24 ports, twice as fast in a Gaudi3."""
+GAUDI = DeviceSpec(
+    name="hpu",
+    implementation="tgi.device.hpu:HpuDevice",
+    block_size=128,
+    batch_size=64,
+    prefill_tokens=2048,
+    compiles=True,
+    flat=True,
+    memory_fraction=0.9,
+)
+
+
+def target(name: str, known: Mapping[str, DeviceSpec]) -> Target:
+    """The card of that name; `known` are the devices that plugins offer. Raises ConfigError."""
+    if name in GAUDIS:
+        memory, link = GAUDIS[name]
+        device = known.get("hpu", GAUDI)
+        return Target(name=name, device=device, memory_bytes=memory, card=CARDS[name], link=link)
+    if name == "cpu":
+        memory = psutil.virtual_memory().total
+        return Target(name=name, device=known["cpu"], memory_bytes=memory, card=None)
+    raise ConfigError(f"a plan needs --device {', '.join(GAUDIS)} or cpu, not {name!r}")

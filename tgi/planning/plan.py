@@ -1,0 +1,228 @@
+"""The plan of a server, as `tgi plan` shows it: a function of a model's config, a card and the limits."""
+
+from collections.abc import Mapping
+
+import attrs
+
+from tgi.config import Limits
+from tgi.footprint import block_bytes, graph_bytes, workspace_bytes
+from tgi.plugins import ConfigError, ModelConfig
+from tgi.protocol import Loaded
+from tgi.scheduler.bucketing import SECONDS_PER_GRAPH, Bucketing
+from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.shapes import Bucket, Space
+from tgi.scheduler.workload import Workload
+
+from .cards import Target
+from .memory import MemoryPlan, plan_memory
+from .roofline import Roofline
+from .weights import rank_numbers
+
+ITEM = {"auto": 2, "bfloat16": 2, "float32": 4}
+LAYERS = 32
+"""Of the models whose warm-up SECONDS_PER_GRAPH was seen of; more take longer in proportion."""
+
+
+@attrs.frozen(kw_only=True)
+class Setup:
+    """What a plan is made of."""
+
+    model: str
+    config: ModelConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of the tensors in the checkpoint, as far as they are known."""
+    target: Target
+    ranks: int
+    dtype: str
+    limits: Limits
+    bucketing: Bucketing
+    prefixes: bool
+    memory_fraction: float | None = None
+    graph_memory_fraction: float | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Speed:
+    """A step, or a prompt that takes several."""
+
+    rows: int
+    tokens: int
+    """Of a row, with all before the step."""
+    buckets: list[Bucket]
+    seconds: float
+    """Expected."""
+    bound: float | None = None
+    """Least seconds, at peak rates."""
+
+    @property
+    def computed(self) -> int:
+        """Tokens: of all rows one each, or of the prompt."""
+        return self.tokens if self.buckets[0].prefill else self.rows
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.computed / self.seconds
+
+
+@attrs.frozen(kw_only=True)
+class Plan:
+    """All that is shown."""
+
+    setup: Setup
+    numbers: int
+    """Weights that a rank keeps."""
+    memory: MemoryPlan
+    refusal: str | None
+    buckets: list[Bucket]
+    """That are warmed up."""
+    warm_up_seconds: float
+    """An estimate; a recipe cache that has everything makes it a fraction."""
+    waste: dict[str, float]
+    """Time that padding adds to steps of a kind, as a share, where all shapes are equally likely."""
+    roofline: Roofline | None
+    decode: list[Speed]
+    prefill: list[Speed]
+
+
+def make_plan(setup: Setup) -> Plan:
+    """Raises ConfigError and OptionError."""
+    config, limits, device = setup.config, setup.limits, setup.target.device
+    if config.num_heads % setup.ranks:
+        raise ConfigError(f"{config.num_heads} heads cannot be divided over {setup.ranks} ranks")
+    numbers = rank_numbers(config, dict(setup.shapes), setup.ranks)
+    roofline = _roofline(setup, numbers)
+    if roofline is not None:
+        setup = attrs.evolve(setup, bucketing=attrs.evolve(setup.bucketing, costs=roofline.costs))
+    buckets = Buckets.from_limits(limits, device, setup.bucketing, prefixes=setup.prefixes)
+    graphs = buckets.to_warm_up() if device.compiles else []
+    memory = _memory(setup, numbers, buckets, len(graphs))
+    decode: list[Speed] = []
+    prefill: list[Speed] = []
+    if roofline is not None:
+        decode = [_decode(rows, limits, buckets, roofline) for rows in _doubling(limits.max_batch_size)]
+        prefill = [_prefill(tokens, limits, buckets, roofline) for tokens in _prompts(limits)]
+    return Plan(
+        setup=setup,
+        numbers=numbers,
+        memory=memory,
+        refusal=memory.refusal(limits),
+        buckets=graphs,
+        warm_up_seconds=len(graphs) * SECONDS_PER_GRAPH * config.num_layers / LAYERS,
+        waste=_waste(setup, buckets, roofline) if roofline and graphs else {},
+        roofline=roofline,
+        decode=decode,
+        prefill=prefill,
+    )
+
+
+def _roofline(setup: Setup, numbers: int) -> Roofline | None:
+    if setup.target.card is None:
+        return None
+    return Roofline.of(
+        setup.config,
+        setup.target.card,
+        link=setup.target.link,
+        ranks=setup.ranks,
+        numbers=numbers,
+        item=ITEM[setup.dtype],
+        block_size=setup.limits.block_size,
+    )
+
+
+def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> MemoryPlan:
+    config, limits, target = setup.config, setup.limits, setup.target
+    item = ITEM[setup.dtype]
+    gathered = max((b.blocks for b in buckets if not b.prefill), default=0) if target.device.flat else 0
+    workspace = workspace_bytes(
+        config,
+        ranks=setup.ranks,
+        item=item,
+        widest=-(-config.widest // setup.ranks),
+        lanes=limits.max_batch_size,
+        prefill_tokens=limits.max_batch_prefill_tokens,
+        gathered_tokens=gathered * limits.block_size,
+    )
+    loaded = Loaded(
+        free_bytes=target.memory_bytes - numbers * item - workspace,
+        block_bytes=block_bytes(config, setup.ranks, limits.block_size, item),
+        dtype=setup.dtype,
+        total_bytes=target.memory_bytes,
+        weight_bytes=numbers * item,
+        workspace_bytes=workspace,
+        graph_bytes=graph_bytes(config),
+    )
+    given = setup.memory_fraction
+    return plan_memory(
+        [loaded],
+        limits,
+        graphs=graphs,
+        fraction=target.device.memory_fraction if given is None else given,
+        graph_fraction=setup.graph_memory_fraction,
+    )
+
+
+def _decode(rows: int, limits: Limits, buckets: Buckets, roofline: Roofline) -> Speed:
+    """One token for each of so many sequences of the greatest length."""
+    context = limits.max_total_tokens
+    blocks = -(-context // limits.block_size) * (rows if buckets.flat else 1)
+    bucket = buckets.decode(rows, blocks)
+    return Speed(
+        rows=rows,
+        tokens=context,
+        buckets=[bucket],
+        seconds=roofline.seconds(bucket),
+        bound=roofline.bound(rows, context),
+    )
+
+
+def _prefill(tokens: int, limits: Limits, buckets: Buckets, roofline: Roofline) -> Speed:
+    """A prompt alone, in chunks if it is longer than one step may be."""
+    chunks: list[Bucket] = []
+    for start in range(0, tokens, buckets.longest_prefill):
+        size = min(buckets.longest_prefill, tokens - start)
+        known = start if buckets.flat else start + size
+        bucket = buckets.prefill(1, size, -(-known // limits.block_size))
+        assert bucket is not None, "there is a bucket for every single row"
+        chunks.append(bucket)
+    return Speed(rows=1, tokens=tokens, buckets=chunks, seconds=sum(map(roofline.seconds, chunks)))
+
+
+def _waste(setup: Setup, buckets: Buckets, roofline: Roofline) -> dict[str, float]:
+    """By the shapes that the buckets are chosen for."""
+    space = Space.from_limits(setup.limits, prefixes=setup.prefixes)
+    workload = Workload.counted(setup.bucketing.counts, space)
+    seconds = roofline.costs.seconds
+    shares = {}
+    for kind, shapes, weights in (
+        ("prefill", workload.prefill, workload.prefill_weights),
+        ("decode", workload.decode, workload.decode_weights),
+    ):
+        real = padded = 0.0
+        for shape, weight in zip(shapes.tolist(), weights.tolist(), strict=True):
+            if kind == "decode":
+                rows, blocks = shape
+                real += weight * seconds(Bucket(rows, 1, blocks))
+                padded += weight * seconds(buckets.decode(rows, blocks))
+                continue
+            rows, tokens, context = shape
+            together, alone = buckets.prefill(rows, tokens, context), buckets.prefill(1, tokens, context)
+            assert alone is not None, "there is a bucket for every single row"
+            apart = rows * seconds(alone)
+            padded += weight * (min(seconds(together), apart) if together else apart)
+            real += weight * seconds(Bucket(rows, tokens, context, prefill=True))
+        shares[kind] = padded / real - 1
+    return shares
+
+
+def _doubling(most: int) -> list[int]:
+    sizes = [1]
+    while sizes[-1] * 2 <= most:
+        sizes.append(sizes[-1] * 2)
+    return sizes if sizes[-1] == most else [*sizes, most]
+
+
+def _prompts(limits: Limits) -> list[int]:
+    """Of prompts: whole blocks that double, and the longest."""
+    sizes = [limits.block_size * size for size in _doubling(-(-limits.max_input_tokens // limits.block_size))]
+    return sorted({min(size, limits.max_input_tokens) for size in sizes})

@@ -1,0 +1,78 @@
+"""From the options to what a plan is made of: reads config.json and the headers of the weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tgi.config import DEMO_MODEL, Options, resolve_limits
+from tgi.hub import Source, find_config
+from tgi.plugins import (
+    Architecture,
+    ConfigError,
+    JsonReader,
+    ModelConfig,
+    architectures,
+    devices,
+    load_plugins,
+)
+from tgi.scheduler.bucketing import Bucketing
+
+from .cards import target
+from .plan import Setup
+from .weights import read_shapes
+
+
+def read_setup(options: Options) -> Setup:
+    """Raises HubError, ConfigError and OptionError."""
+    place = options.weights_cache_override or options.model_id or DEMO_MODEL
+    folder = find_config(Source(str(place), options.revision, options.huggingface_hub_cache))
+    _, config, _ = read_architecture(folder, options)
+    card = target(options.device, devices(load_plugins()))
+    limits = resolve_limits(
+        options,
+        max_position=config.max_position,
+        block_size=card.device.block_size,
+        batch_size=card.device.batch_size,
+        prefill_tokens=card.device.prefill_tokens,
+    )
+    return Setup(
+        model=str(place),
+        config=config,
+        shapes=read_shapes(folder),
+        target=card,
+        ranks=options.num_shard or 1,
+        dtype=options.compute_dtype,
+        limits=limits,
+        bucketing=Bucketing(),
+        prefixes=options.prefix_caching and config.prefix_limit != 0,
+        memory_fraction=options.memory_fraction,
+        graph_memory_fraction=options.graph_memory_fraction,
+    )
+
+
+def read_architecture(folder: Path, options: Options) -> tuple[Architecture, ModelConfig, dict[str, object]]:
+    """Who runs the model of that folder, what it is, and what the options replace in its config.json.
+
+    Raises ConfigError.
+    """
+    data = _read_json(folder / "config.json")
+    overrides = options.config_overrides(data)
+    data = {**data, **overrides}
+    known = architectures(load_plugins())
+    names = data.get("architectures") or ["(none named)"]
+    architecture = next((known[name] for name in names if name in known), None)
+    if architecture is None:
+        supported = ", ".join(sorted(known)) or "none: no adapter is installed"
+        raise ConfigError(f"{folder}: architecture {names[0]} is not supported; supported are {supported}")
+    return architecture, architecture.config(JsonReader(data)), overrides
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is no JSON object")
+    return data

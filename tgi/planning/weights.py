@@ -1,0 +1,50 @@
+"""How large the weights of a model are, by the headers of its files or by what the architecture says."""
+
+import json
+import math
+from pathlib import Path
+
+import attrs
+
+from tgi.plugins import ConfigError, ModelConfig
+
+MOST_HEADER = 100 << 20
+"""Bytes: that of safetensors itself."""
+
+
+def rank_numbers(config: ModelConfig, shapes: dict[str, tuple[int, ...]], ranks: int) -> int:
+    """How many numbers a rank keeps; the one that keeps most.
+
+    `shapes`: of the tensors in the checkpoint, as far as they are known. Raises ConfigError.
+    """
+    weights = config.weights()
+    if weights:
+        return sum(attrs.evolve(w, shape=shapes.get(w.name, w.shape)).size(ranks) for w in weights)
+    if not shapes:
+        raise ConfigError(
+            "the size of the weights is not known: no *.safetensors, and no word of the adapter"
+        )
+    return -(-sum(map(math.prod, shapes.values())) // ranks)
+
+
+def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Of all tensors in *.safetensors, by their headers. Raises ConfigError."""
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, tensor in _header(path).items():
+            if name != "__metadata__":
+                shapes[name] = tuple(tensor["shape"])
+    return shapes
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    """The format: length of the header in 8 bytes, little-endian, and a JSON object."""
+    try:
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, MOST_HEADER)))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is no safetensors file: {error}") from error
+    if not isinstance(header, dict):
+        raise ConfigError(f"{path} is no safetensors file: its header is no object")
+    return header
