@@ -1,15 +1,15 @@
-"""Programs per bucket give what the CPU's direct way gives, whatever sequences bring and however they come."""
+"""Programs per bucket give what the CPU's direct way gives, whatever sequences bring."""
 
 import random
 
 import pytest
 
-from tgi.device import Device
 from tgi.device.cpu import CpuDevice
 from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.check_architecture import random_prompt
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.testing.simulated_hpu import COMPILING, open_compiling
 from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
 
 from .rows import pack
@@ -55,7 +55,7 @@ MASKS = {4: pack(range(100, 400), VOCAB), 1: pack([3, 77, 200, 499], VOCAB)}
 
 
 def workload(folder, device):
-    """What the rows give; lane 7 comes in three chunks, and lanes 2 and 4 are taken twice by new sequences."""
+    """What the rows give; lane 7 comes in three chunks, and lanes 2 and 4 are taken twice."""
     driver = make_driver(folder, device, random.Random(0).sample(range(1, 256), 255), top=TOP)
     for lane, prompt in PROMPTS.items():
         driver.start(lane, **params(lane, prompt))
@@ -89,9 +89,14 @@ def workload(folder, device):
 MASKS_OF = {lane: {lane: MASKS[lane]} for lane in MASKS}
 
 
-@pytest.mark.parametrize("device", [Device])
+@pytest.fixture(params=COMPILING)
+def device(request):
+    with open_compiling(request.param) as opened:
+        yield opened
+
+
 def test_a_workload_is_the_same_as_on_the_cpu(folder, device):
-    wanted, got = workload(folder, CpuDevice(1)), workload(folder, device(1))
+    wanted, got = workload(folder, CpuDevice(1)), workload(folder, device)
     assert [(lane, token) for lane, token, _, _ in got] == [(lane, token) for lane, token, _, _ in wanted]
     for (lane, _, logprob, top), (_, _, other, others) in zip(got, wanted, strict=True):
         assert logprob == pytest.approx(other, abs=1e-4), lane
@@ -123,11 +128,10 @@ def prompt_answers(folder, device, top):
     return found
 
 
-@pytest.mark.parametrize("device", [Device])
 @pytest.mark.parametrize("top", [0, 3])
 def test_questions_about_the_prompt_are_answered(folder, device, top):
     for mine, theirs in zip(
-        prompt_answers(folder, device(1), top), prompt_answers(folder, CpuDevice(1), top), strict=True
+        prompt_answers(folder, device, top), prompt_answers(folder, CpuDevice(1), top), strict=True
     ):
         assert mine[0] == pytest.approx(theirs[0], abs=1e-4, nan_ok=True)
         assert mine[1] == theirs[1]

@@ -117,10 +117,14 @@ class Device:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
+    def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here the first half of sin is negated."""
+        return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
+
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate the first r of the last dimension of x [T, heads, head_dim], halves paired (NeoX style).
 
-        cos is [T, 1, r], its halves alike; sin is [T, 1, r], its first half negated.
+        cos and sin [T, 1, r] are what `rotation` gave.
         """
         size = cos.shape[-1]
         turned = x[..., :size]
@@ -212,10 +216,16 @@ class Device:
 
     # ---- ranks -------------------------------------------------------------------------------------------
 
+    group: dist.ProcessGroup | None = None
+    """Of all ranks; None: torch's default group."""
+
+    def connect(self) -> None:
+        """Called once before the first collective, where there are several ranks."""
+
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """The sum of x over all ranks; may change x."""
         if shard.size > 1:
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self.group)
         return x
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
@@ -223,5 +233,5 @@ class Device:
         if shard.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(shard.size)]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, -1)

@@ -28,6 +28,7 @@ class Rotary(nn.Module):
         super().__init__()
         self._config = config
         self._dtype = build.dtype
+        self._device = build.device
         self._factor = attention_factor(config)
         place = build.device.torch_device
         self._exponents = (torch.arange(0, config.dim, 2).float() / config.dim).to(place)
@@ -35,11 +36,10 @@ class Rotary(nn.Module):
         self._long = frequencies(config, beyond=True).to(place)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin as `Device.rotary` wants them: [T, 1, dim], halves alike, first half of sin negated."""
+        """cos and sin as `Device.rotary` takes them, [T, 1, dim]."""
         angles = batch.positions[:, None].float() * self._frequencies(batch)
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
-        whole = torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
-        return whole[0].to(self._dtype)[:, None], whole[1].to(self._dtype)[:, None]
+        return self._device.rotation(cos.to(self._dtype), sin.to(self._dtype))
 
     def _frequencies(self, batch: Batch) -> torch.Tensor:
         """[dim / 2], or [T, dim / 2] where they depend on the length of the sequence."""

@@ -1,12 +1,24 @@
 """The devices that come with the server, through the same hook as anybody's."""
 
+from typing import Any
+
 from .device import DeviceSpec
 from .hookspecs import hookimpl
+
+_GAUDI: dict[str, Any] = {
+    # Weights are not shared between graphs as constants: each step's graph would be another one.
+    "environment": {"PT_HPU_WEIGHT_SHARING": "0"},
+    "block_size": 128,  # smaller ones leave the matrix engine idle
+    "batch_size": 64,
+    "prefill_tokens": 2048,
+    "compiles": True,
+    "flat": True,
+}
 
 
 @hookimpl
 def tgi_devices() -> list[DeviceSpec]:
-    """The CPU."""
+    """The CPU, Gaudi, and for tests: a simulated Gaudi, and what defines the others."""
     return [
         DeviceSpec(
             name="cpu",
@@ -19,5 +31,16 @@ def tgi_devices() -> list[DeviceSpec]:
             batch_size=32,
             prefill_tokens=512,
             compiles=False,
-        )
+        ),
+        DeviceSpec(name="hpu", implementation="tgi.device.hpu:HpuDevice", **_GAUDI),
+        DeviceSpec(name="hpu-sim", implementation="tgi.testing.simulated_hpu:SimulatedHpu", **_GAUDI),
+        DeviceSpec(
+            name="plain",
+            implementation="tgi.device.base:Device",
+            block_size=16,
+            batch_size=8,
+            prefill_tokens=256,
+            compiles=True,
+            flat=True,
+        ),
     ]

@@ -57,9 +57,10 @@ class Driver:
         self.free = list(blocks)
         self.result: Result | None = None
         self._number = 0
-        self._logits = torch.zeros(
-            MOST_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
-        )
+        with torch.inference_mode():
+            self._logits = torch.zeros(
+                MOST_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
+            )
         runner.allocate(max(self.free) + 1)
         model = runner.model
 

@@ -61,6 +61,8 @@ class Runner:
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
         """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
+        if shard.size > 1:
+            device.connect()
         architecture = _find("architecture", command.architecture, architectures(load_plugins()))
         config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
         checkpoint = Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
@@ -75,6 +77,7 @@ class Runner:
         return cls.of(model, config, build, command)
 
     @classmethod
+    @torch.inference_mode()
     def of(cls, model: Model, config: ModelConfig, build: Build, command: Load) -> "Runner":
         """Around a model that is in memory."""
         device, rows = build.device, command.lanes + 1

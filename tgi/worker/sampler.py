@@ -250,7 +250,7 @@ def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -
     repetition = rows.repetition_penalty[:, None]
     penalised = torch.where(scores < 0, scores * repetition, scores / repetition)
     scores = torch.where(counts > 0, penalised, scores)
-    share = counts.float() / rows.lengths[:, None].float()
+    share = counts / rows.lengths[:, None].float()
     return scores - rows.frequency_penalty[:, None] * share
 
 

@@ -38,9 +38,9 @@ class Tables:
         def empty(dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(lanes, vocab_size, dtype=dtype, device=device.torch_device)
 
-        self.counts = empty(torch.int32)
-        """How often the sequence has the token."""
-        self.generated = empty(torch.int32)
+        self.counts = empty(torch.float32)
+        """How often the sequence has the token. In float32, since not every device adds integers by index."""
+        self.generated = empty(torch.float32)
         """How often of these it was generated."""
         self.bias = empty(torch.float32)
         """What is added to the token's score."""
@@ -61,7 +61,7 @@ class Tables:
 
     def count(self, lanes: torch.Tensor, tokens: torch.Tensor) -> None:
         """Each lane's sequence goes on with a token that was generated."""
-        ones = torch.ones_like(tokens, dtype=torch.int32)
+        ones = torch.ones_like(tokens, dtype=torch.float32)
         self.add(lanes, tokens, ones, ones)
 
     # What follows is for programs: on the device, with shapes that do not change. All arguments are [n].
@@ -71,8 +71,8 @@ class Tables:
     ) -> None:
         """The lanes' sequences have these tokens, so many times; 0 for padding."""
         places = self._places(lanes, tokens)
-        self.counts.view(-1).scatter_add_(0, places, counted.int())
-        self.generated.view(-1).scatter_add_(0, places, generated.int())
+        self.counts.view(-1).scatter_add_(0, places, counted.float())
+        self.generated.view(-1).scatter_add_(0, places, generated.float())
 
     def clear(self, counted: torch.Tensor, marked: torch.Tensor) -> None:
         """Nothing is counted in the one lanes, no token has a bias or is an end in the other."""
@@ -101,8 +101,8 @@ class Tables:
     def _size(self) -> int:
         return self.counts.shape[1]
 
-    def _count(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-        return np.bincount(tokens, minlength=self._size).astype(np.int32)
+    def _count(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        return np.bincount(tokens, minlength=self._size).astype(np.float32)
 
     def _write(self, table: torch.Tensor, lane: int, row: npt.NDArray[np.generic]) -> None:
         table[lane] = torch.from_numpy(row).to(table.device)

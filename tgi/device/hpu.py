@@ -1,0 +1,336 @@
+"""Intel Gaudi: what its kernels do faster than plain torch, and what it must do otherwise.
+
+Integers are 32 bits wide, shapes never depend on data, and a step is a program that one of two engines makes
+fast: HPU graphs in the bridge's lazy mode, `torch.compile` else. Attention over the paged cache is made of
+matrix products: rows and their blocks meet through a matrix of zeros and ones, which the matrix engine is
+good at, and scattered reads, which it is bad at, are of whole blocks.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, MutableMapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from tgi.plugins import ConfigError
+from tgi.weights import Shard
+
+from .base import Device
+from .batch import Batch, KVCache
+from .graphs import Counters, Graphs, Program
+from .hpu_bridge import join_ranks, open_bridge
+from .hpu_compile import CompiledRegions
+from .hpu_lazy import LazyGraphs
+
+FP8 = torch.float8_e4m3fn
+
+
+class PromptPlan(NamedTuple):
+    """Of a prefill step."""
+
+    slots: torch.Tensor
+    lengths: torch.Tensor
+    """[rows]"""
+    blocks: torch.Tensor | None
+    """[rows * blocks]: what each row reads of the cache; None: no row has a context."""
+    bias: torch.Tensor | None
+    """[rows, 1, tokens, context + tokens]: 0 for what a token sees, else -inf; None: causal, by lengths."""
+
+
+class DecodePlan(NamedTuple):
+    """Of a decode step with n blocks in all."""
+
+    slots: torch.Tensor
+    blocks: torch.Tensor
+    rows: torch.Tensor
+    """[n] int64: whose block it is; the number of rows for padding."""
+    member: torch.Tensor
+    """[n, rows] float32: 1 where a block is a row's. Zero for padding."""
+    bias: torch.Tensor
+    """[n, 1, 1, block_size]: 0 for the row's tokens, else -inf."""
+
+
+class HpuDevice(Device):
+    """One card."""
+
+    distributed_backend = "hccl"
+    flat_decode = True
+    asynchronous = True
+
+    def __init__(self, threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> None:
+        super().__init__(threads)
+        self.bridge = open_bridge(environ)
+        self.torch_device = torch.device("hpu")
+        self.keeps_graphs = self.bridge.lazy
+        self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
+        self._dtype = torch.float32
+        self._side = self.bridge.hpu.Stream()
+        self._copied: Any = None
+        """The event after the last copy to the host."""
+        self._sent: deque[torch.Tensor] = deque(maxlen=8)
+        """What is perhaps still being copied to the card."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """For "auto" bfloat16; float16 has no matrix kernels."""
+        self._dtype = torch.bfloat16 if name == "auto" else super().dtype(name)
+        if self._dtype == torch.float16:
+            raise ConfigError("float16 is not a dtype that a model can run in on Gaudi; bfloat16 is")
+        return self._dtype
+
+    def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Also "fp8_e4m3fn"."""
+        return FP8 if name == "fp8_e4m3fn" else super().cache_dtype(name, dtype)
+
+    def free_bytes(self) -> int:
+        """As the bridge has it."""
+        return int(self.bridge.hpu.mem_get_info()[0])
+
+    def total_bytes(self) -> int:
+        """Of the card."""
+        return int(self.bridge.hpu.mem_get_info()[1])
+
+    # ---- programs ------------------------------------------------------------------------------------------
+
+    def prepare(self, model: nn.Module) -> None:
+        """For the engine."""
+        self.graphs.prepare(model)
+
+    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+        """By the engine; the result of before must have been copied when it runs."""
+        graphed, hpu = self.graphs.graph(program), self.bridge.hpu
+
+        def run(packed: torch.Tensor) -> torch.Tensor:
+            if self._copied is not None:
+                hpu.current_stream().wait_event(self._copied)
+            return graphed(packed)
+
+        return run
+
+    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
+        """One copy, which the host does not wait for."""
+        host = torch.from_numpy(packed)
+        self._sent.append(host)
+        return host.to(self.torch_device, non_blocking=True)
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
+        """On a stream of its own, so that the next step need not be waited for."""
+        hpu = self.bridge.hpu
+        host = torch.empty(tensor.shape, dtype=tensor.dtype)
+        event = hpu.Event()
+        self._side.wait_stream(hpu.current_stream())
+        with hpu.stream(self._side):
+            host.copy_(tensor, non_blocking=True)
+            event.record()
+        self._copied = event
+
+        def wait() -> npt.NDArray[np.int32]:
+            event.synchronize()
+            return host.numpy()
+
+        return wait
+
+    def counters(self) -> Counters:
+        """From the bridge's metrics, where it has them."""
+        return Counters(
+            self._metric("graph_compilation"),
+            self._metric("cpu_fallback"),
+            int(self.bridge.hpu.memory_allocated()),
+        )
+
+    def _metric(self, name: str) -> int:
+        if self.bridge.metric is None:
+            return 0
+        return int(dict(self.bridge.metric(name).stats()).get("TotalNumber", 0))
+
+    # ---- layers --------------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """By the fused kernel, which takes three dimensions."""
+        if self.bridge.rms_norm is None:
+            return super().rms_norm(x, weight, epsilon)
+        return self.bridge.rms_norm(x[None], weight, epsilon)[0]
+
+    def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The fused kernel negates the sine itself."""
+        if self.bridge.rotary is None:
+            return super().rotation(cos, sin)
+        return torch.cat((cos, cos), -1)[:, None], torch.cat((sin, sin), -1)[:, None]
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """By the fused kernel."""
+        if self.bridge.rotary is None:
+            return super().rotary(x, cos, sin)
+        size = cos.shape[-1]
+        turned = self.bridge.rotary(x[..., :size], cos, sin, None, 0, self.bridge.halves)
+        return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+
+    def argmax(self, x: torch.Tensor) -> torch.Tensor:
+        """The lowest of the places that have the greatest value: which one a kernel takes is not said."""
+        places = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
+        best = torch.where(x == x.amax(-1, keepdim=True), places, x.shape[1]).amin(-1)
+        return best.clamp_max(x.shape[1] - 1)  # beyond only after NaN
+
+    def total(self, x: torch.Tensor) -> torch.Tensor:
+        """A reduction, not a scan."""
+        return x.sum(-1, keepdim=True)
+
+    # ---- the KV cache and attention ------------------------------------------------------------------------
+
+    def allocate_cache(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KVCache:
+        """Tensors of their own for each layer: a graph may only change whole ones. Zeros, since what is
+        masked is read nevertheless."""
+
+        def part() -> torch.Tensor:
+            return torch.zeros(slots, kv_heads, head_dim, dtype=dtype, device=self.torch_device)
+
+        return KVCache([(part(), part()) for _ in range(layers)])
+
+    def plan(self, batch: Batch, block_size: int) -> PromptPlan | DecodePlan:
+        """Masks."""
+        slots = batch.slots.long()
+        if batch.lengths is not None:
+            return self._plan_prompt(batch, batch.lengths, slots, block_size)
+        assert batch.flat is not None
+        flat, count = batch.flat, batch.tokens.shape[0]
+        every = torch.arange(count, dtype=torch.int32, device=slots.device)
+        within = torch.arange(block_size, dtype=torch.int32, device=slots.device)
+        member = (flat.rows[:, None] == every).float()
+        bias = _hide(within >= flat.tokens[:, None])[:, None, None]
+        return DecodePlan(slots, flat.ids, flat.rows.long(), member, bias)
+
+    def _plan_prompt(
+        self, batch: Batch, lengths: torch.Tensor, slots: torch.Tensor, block_size: int
+    ) -> PromptPlan:
+        rows, blocks = batch.tables.shape
+        if not blocks and self.bridge.attention is not None:
+            return PromptPlan(slots, lengths, None, None)
+        tokens = batch.tokens.shape[0] // rows
+        starts = batch.positions.view(rows, tokens)[:, :1]
+        before = torch.arange(blocks * block_size, dtype=torch.int32, device=slots.device) >= starts
+        place = torch.arange(tokens, dtype=torch.int32, device=slots.device)
+        later = place > place[:, None]
+        hidden = (before[:, None].expand(-1, tokens, -1), later.expand(rows, -1, -1))
+        bias = _hide(torch.cat(hidden, 2))[:, None].to(self._dtype)
+        return PromptPlan(slots, lengths, batch.tables.reshape(-1) if blocks else None, bias)
+
+    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+        """As defined; in fp8 the magnitude is limited to what the card has."""
+        assert isinstance(batch.plan, PromptPlan | DecodePlan)
+        for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
+            cache.index_copy_(0, batch.plan.slots, self._narrow(new) if cache.dtype == FP8 else new)
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        batch: Batch,
+        scale: float,
+    ) -> torch.Tensor:
+        """As defined."""
+        keys, values = batch.cache.layers[layer]
+        if isinstance(batch.plan, DecodePlan):
+            blocks = batch.plan.blocks
+            size = batch.plan.bias.shape[-1]
+            return _attend_flat(
+                query, self._read(keys, blocks, size), self._read(values, blocks, size), batch.plan, scale
+            )
+        plan = batch.plan
+        assert isinstance(plan, PromptPlan)
+        rows = plan.lengths.shape[0]
+        q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
+        if plan.blocks is not None:
+            assert plan.bias is not None
+            size = (plan.bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
+            k, v = (
+                torch.cat((self._read(cache, plan.blocks, size).reshape(rows, -1, *new.shape[2:]), new), 1)
+                for cache, new in ((keys, k), (values, v))
+            )
+        out = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan, scale)
+        return out.transpose(1, 2).reshape(query.shape)
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: PromptPlan, scale: float
+    ) -> torch.Tensor:
+        """[rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
+        fused = self.bridge.attention
+        if fused is None:
+            assert plan.bias is not None
+            groups = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+            scores = (query @ key.transpose(2, 3)).float() * scale + plan.bias
+            return scores.softmax(-1).to(value.dtype) @ value
+        mode = "fast" if query.dtype == torch.bfloat16 else "None"
+        if plan.bias is None:
+            return fused(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
+        return fused(query, key, value, plan.bias, 0.0, False, scale, mode, True, None, "right")
+
+    def _read(self, cache: torch.Tensor, blocks: torch.Tensor, size: int) -> torch.Tensor:
+        """[n, size, kv_heads, head_dim]: whole blocks, in the dtype of the model."""
+        found = cache.view(-1, size, *cache.shape[1:]).index_select(0, blocks)
+        return found if found.dtype == self._dtype else self._widen(found)
+
+    def _narrow(self, x: torch.Tensor) -> torch.Tensor:
+        """To fp8, with a scale of 1."""
+        limited = x.clamp(-self.bridge.fp8_limit, self.bridge.fp8_limit)
+        return torch.ops.hpu.cast_to_fp8_v2(limited, None, False, False, FP8)[0]  # type: ignore[no-any-return]
+
+    def _widen(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.hpu.cast_from_fp8(x, None, self._dtype)  # type: ignore[no-any-return]
+
+    # ---- ranks ---------------------------------------------------------------------------------------------
+
+    def connect(self) -> None:
+        """Collectives of tensors on the card go over a group of their own."""
+        join_ranks()
+        self.group = dist.new_group(backend=self.distributed_backend)
+
+    def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """As defined."""
+        if shard.size > 1:
+            self.graphs.border()
+        return super().all_reduce(x, shard)
+
+    def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """As defined."""
+        if shard.size > 1:
+            self.graphs.border()
+        return super().all_gather(x, shard)
+
+
+def _attend_flat(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: DecodePlan, scale: float
+) -> torch.Tensor:
+    """Attention of a token per row over the blocks of all rows, [n, block_size, kv_heads, head_dim].
+
+    Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
+    """
+    (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
+    member = plan.member.to(query.dtype)
+    spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, heads // kv_heads, head_dim)
+    scores = (spread @ keys.permute(0, 2, 3, 1)).float() * scale + plan.bias
+    highest = scores.amax(-1, keepdim=True)
+    weights = (scores - highest).exp()
+    out = (weights.to(values.dtype) @ values.transpose(1, 2)).view(blocks, heads, head_dim)
+    highest, sums = highest.view(blocks, heads), weights.sum(-1).view(blocks, heads)
+    table = highest.new_full((rows + 1, heads), -torch.inf)
+    of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
+    adjustment = (highest - of_row).exp()
+    sums = sums * adjustment
+    whole = plan.member @ (plan.member.t() @ sums)
+    share = adjustment / torch.maximum(whole, sums)  # for padding the whole is 0
+    out = out * share[:, :, None].to(out.dtype)
+    return (member.t() @ out.view(blocks, -1)).view(query.shape)
+
+
+def _hide(hidden: torch.Tensor) -> torch.Tensor:
+    """float32: -inf where it is true, else 0."""
+    return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)

@@ -1,0 +1,111 @@
+"""The one place that imports habana_frameworks: what this process's bridge has, opened once.
+
+Lazy or not, and how collectives work, is read from the environment when the bridge is imported; so both are
+settled before. docs/hpu-bridge-calls.md lists every call with its source and the releases that have it.
+"""
+
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+import attrs
+import torch
+
+GAUDI2_FP8, GAUDI3_FP8 = 240.0, 448.0
+"""The greatest magnitude of an e4m3 number."""
+
+
+@attrs.frozen(kw_only=True)
+class Bridge:
+    """Made by `open_bridge`. A kernel that the release lacks is None."""
+
+    lazy: bool
+    fp8_limit: float
+    hpu: Any
+    """torch.hpu"""
+    mark_step: Callable[[], None]
+    attention: Callable[..., torch.Tensor] | None
+    rms_norm: Callable[..., torch.Tensor] | None
+    rotary: Callable[..., torch.Tensor] | None
+    halves: Any
+    """The mode of `rotary` that pairs the halves of a head."""
+    metric: Callable[[str], Any] | None
+
+
+def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
+    """Import the bridge. Raises ImportError where there is none."""
+    lazy = environ.setdefault("PT_HPU_LAZY_MODE", "0") == "1"
+    if lazy:
+        environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
+    from habana_frameworks.torch import core  # type: ignore[import-not-found]
+    from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
+
+    if bool(is_lazy()) != lazy:
+        raise ImportError(
+            f"the bridge was imported before PT_HPU_LAZY_MODE was {environ['PT_HPU_LAZY_MODE']}"
+        )
+    for name in ("hpu_inference_set_env", "hpu_set_inference_env", "hpu_set_env"):  # the newest name first
+        if hasattr(core, name):
+            getattr(core, name)()
+            break
+    rotary, halves = _rotary()
+    return Bridge(
+        lazy=lazy,
+        fp8_limit=_fp8_limit(),
+        hpu=torch.hpu,  # type: ignore[attr-defined]
+        mark_step=core.mark_step if lazy else _nothing,
+        attention=_attention(),
+        rms_norm=_rms_norm(),
+        rotary=rotary,
+        halves=halves,
+        metric=_metric(),
+    )
+
+
+def join_ranks() -> None:
+    """Make the backend "hccl" known to torch.distributed."""
+    import habana_frameworks.torch.distributed.hccl  # type: ignore[import-not-found]  # noqa: F401
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fp8_limit() -> float:
+    from habana_frameworks.torch.utils.experimental import (  # type: ignore[import-not-found]
+        _get_device_type,
+        synDeviceType,
+    )
+
+    return GAUDI2_FP8 if _get_device_type() == synDeviceType.synDeviceGaudi2 else GAUDI3_FP8
+
+
+def _attention() -> Callable[..., torch.Tensor] | None:
+    try:
+        from habana_frameworks.torch.hpex.kernels import FusedSDPA  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return FusedSDPA.apply  # type: ignore[no-any-return]
+
+
+def _rms_norm() -> Callable[..., torch.Tensor] | None:
+    try:
+        from habana_frameworks.torch.hpex.normalization import FusedRMSNorm  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return FusedRMSNorm.apply  # type: ignore[no-any-return]
+
+
+def _rotary() -> tuple[Callable[..., torch.Tensor] | None, Any]:
+    try:
+        from habana_frameworks.torch.hpex.kernels import RotaryPosEmbeddingMode, apply_rotary_pos_emb
+    except ImportError:
+        return None, None
+    return apply_rotary_pos_emb, RotaryPosEmbeddingMode.BLOCKWISE
+
+
+def _metric() -> Callable[[str], Any] | None:
+    try:
+        from habana_frameworks.torch.hpu.metrics import metric_global  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    return metric_global  # type: ignore[no-any-return]

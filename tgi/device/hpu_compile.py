@@ -1,0 +1,76 @@
+"""Programs of regions that are compiled one by one, with `torch.compile`: the bridge's eager mode.
+
+Regions are each layer, each other child of the model, and what a program says of itself. Between them Python
+runs in every step. Each region of each program is a function with code of its own: torch keeps what it has
+compiled by code object, and looks through all of it at every call.
+"""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from .graphs import Program
+
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def compile_for_hpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By the bridge, for the shapes of the first call."""
+    options: dict[str, Any] = {"force_static_compile": True}
+    return torch.compile(function, backend="hpu_backend", dynamic=False, options=options)
+
+
+@attrs.define(eq=False)
+class CompiledRegions:
+    """Implements `Graphs`."""
+
+    compile: Compile = compile_for_hpu
+    program: Program | None = None
+    """Which one runs."""
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make regions of the layers and of all that is beside them."""
+        for child in model.children():
+            for region in child if isinstance(child, nn.ModuleList) else (child,):
+                region.forward = _Region(region.forward, self)
+
+    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Its regions are compiled when they are reached first."""
+        for name in program.regions:
+            setattr(program, name, _Region(getattr(program, name), self))
+
+        def run(packed: torch.Tensor) -> torch.Tensor:
+            self.program = program
+            return program(packed)  # type: ignore[no-any-return]
+
+        return run
+
+    def border(self) -> None:
+        """Regions are borders enough."""
+
+
+class _Region:
+    """A function that is compiled once for each program that calls it."""
+
+    def __init__(self, function: Callable[..., Any], owner: CompiledRegions) -> None:
+        self._function, self._owner = function, owner
+        self._compiled: dict[Program | None, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        program = self._owner.program
+        compiled = self._compiled.get(program)
+        if compiled is None:
+            compiled = self._compiled[program] = self._owner.compile(_with_code_of_its_own(self._function))
+        return compiled(*args)
+
+
+def _with_code_of_its_own(function: Callable[..., Any]) -> Callable[..., Any]:
+    def region(*args: Any) -> Any:
+        return function(*args)
+
+    code = region.__code__.replace(co_name=getattr(function, "__name__", "region"))
+    return types.FunctionType(code, region.__globals__, code.co_name, None, region.__closure__)
