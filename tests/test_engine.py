@@ -8,17 +8,31 @@ import attrs
 import pytest
 
 from tgi.config import Limits, OptionError, Options
-from tgi.engine import _model_info, _source, describe_model, fewer_buckets, plan_blocks, prepare_recipes
+from tgi.engine import (
+    Model,
+    _model_info,
+    _source,
+    choose_buckets,
+    describe_model,
+    fewer_buckets,
+    load_command,
+    plan_blocks,
+    prepare_recipes,
+)
 from tgi.executor import EngineError
 from tgi.hub import Source
 from tgi.planning.cards import GAUDI
+from tgi.planning.plan import make_plan
+from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Loaded
+from tgi.scheduler import Buckets
 from tgi.testing.models import make_llama
 
 CPU = devices(load_plugins())["cpu"]
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
 """The longest sequence takes 9 blocks."""
+BUCKETS = Buckets.from_limits(LIMITS, CPU)
 
 
 def loaded(free_blocks: int) -> list[Loaded]:
@@ -27,14 +41,14 @@ def loaded(free_blocks: int) -> list[Loaded]:
 
 def test_the_plan_of_the_memory_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    assert plan_blocks(loaded(1000), CPU, LIMITS, Options()) == 36
+    assert plan_blocks(loaded(1000), CPU, LIMITS, BUCKETS, Options()) == 36
     (record,) = caplog.records
     assert "KV cache, 37 blocks of 16 tokens" in record.getMessage()
 
 
 def test_too_little_memory_for_one_sequence(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(EngineError, match="Not enough memory to handle `max_total_tokens=129`") as caught:
-        plan_blocks(loaded(9), CPU, LIMITS, Options())
+        plan_blocks(loaded(9), CPU, LIMITS, BUCKETS, Options())
     assert caught.value.kind == "memory"
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
@@ -43,41 +57,73 @@ def test_too_little_memory_for_one_sequence(caplog: pytest.LogCaptureFixture) ->
 
 def test_a_cache_that_cannot_be_as_large_as_told(caplog: pytest.LogCaptureFixture) -> None:
     limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
-    assert plan_blocks(loaded(16), CPU, limits, Options()) == 15
+    assert plan_blocks(loaded(16), CPU, limits, BUCKETS, Options()) == 15
     assert "--max-batch-total-tokens 320: there is memory for 240 only" in caplog.text
 
 
 def test_only_a_share_of_the_memory() -> None:
-    assert plan_blocks(loaded(40), CPU, LIMITS, Options(memory_fraction=0.5)) == 19
+    assert plan_blocks(loaded(40), CPU, LIMITS, BUCKETS, Options(memory_fraction=0.5)) == 19
     device = attrs.evolve(CPU, memory_fraction=0.5)
-    assert plan_blocks(loaded(40), device, LIMITS, Options()) == 19
-    assert plan_blocks(loaded(40), device, LIMITS, Options(memory_fraction=1.0)) == 36
+    assert plan_blocks(loaded(40), device, LIMITS, BUCKETS, Options()) == 19
+    assert plan_blocks(loaded(40), device, LIMITS, BUCKETS, Options(memory_fraction=1.0)) == 36
 
 
-def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(tmp_path: Path) -> None:
+@pytest.fixture
+def compiling(tmp_path: Path) -> Model:
+    """A model on a card that is not there."""
     model = describe_model(make_llama(tmp_path / "model"), Options())
-    compiling = attrs.evolve(model, device=attrs.evolve(CPU, compiles=True))
+    return attrs.evolve(model, device=GAUDI)
+
+
+CARD_LIMITS = Limits(max_total_tokens=1024, max_batch_size=8, max_batch_prefill_tokens=1024, block_size=128)
+
+
+def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
+    compiling: Model, tmp_path: Path
+) -> None:
     options = Options(model_id="org/m", recipe_cache=tmp_path / "cache")
-    variables = prepare_recipes(compiling, LIMITS, options)
+    buckets = choose_buckets(compiling, CARD_LIMITS, options)
+    variables = prepare_recipes(compiling, buckets, options)
     (folder,) = (tmp_path / "cache").iterdir()
     assert folder.name.startswith("m-auto-1x")
     assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
-    assert prepare_recipes(compiling, LIMITS, options) == variables
-    assert prepare_recipes(compiling, attrs.evolve(LIMITS, max_batch_size=8), options) != variables
-    assert prepare_recipes(model, LIMITS, options) == {}, "nothing is compiled"
-    assert prepare_recipes(compiling, LIMITS, Options()) == {}
+    assert prepare_recipes(compiling, buckets, options) == variables
+    assert (
+        prepare_recipes(compiling, choose_buckets(compiling, CARD_LIMITS, options, 20), options) != variables
+    )
+    assert prepare_recipes(attrs.evolve(compiling, device=CPU), BUCKETS, options) == {}, "nothing is compiled"
+    assert prepare_recipes(compiling, buckets, Options()) == {}
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
-        prepare_recipes(compiling, LIMITS, Options(recipe_cache=tmp_path / "file"))
+        prepare_recipes(compiling, buckets, Options(recipe_cache=tmp_path / "file"))
+
+
+def test_a_server_has_the_buckets_of_its_plan(compiling: Model) -> None:
+    options = Options(
+        model_id=str(compiling.folder), device="gaudi2", max_total_tokens=1024, max_batch_size=8
+    )
+    plan = make_plan(read_setup(options))
+    assert choose_buckets(compiling, plan.setup.limits, options).to_warm_up() == plan.buckets
+
+
+def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
+    options = Options(dtype="bfloat16", watermark_delta=3.0)
+    buckets = choose_buckets(compiling, CARD_LIMITS, options)
+    command = load_command(compiling, CARD_LIMITS, buckets, options)
+    assert command.decode_blocks == 8 * 8
+    assert command.prefill_tokens >= max(bucket.rows * bucket.tokens for bucket in buckets)
+    assert command.top >= 20
+    assert (command.dtype, command.lanes, command.watermark_delta) == ("bfloat16", 8, 3.0)
+    model = attrs.evolve(compiling, device=CPU)
+    assert load_command(model, LIMITS, BUCKETS, options).decode_blocks == 0
 
 
 @pytest.mark.parametrize(("graphs", "level"), [(24, logging.INFO), (1, logging.WARNING)])
 def test_a_budget_that_is_not_enough_for_anything_is_told(
-    graphs: int, level: int, caplog: pytest.LogCaptureFixture
+    graphs: int, level: int, compiling: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    limits = Limits(max_total_tokens=1024, max_batch_size=8, block_size=128)
-    buckets = fewer_buckets(GAUDI, limits, graphs).to_warm_up()
+    buckets = fewer_buckets(compiling, CARD_LIMITS, Options(), graphs).to_warm_up()
     assert len(buckets) == max(graphs, 2), "one for prefill and one for decode are the least"
     (record,) = caplog.records
     assert record.levelno == level

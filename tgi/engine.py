@@ -19,12 +19,14 @@ import attrs
 import trio
 
 from tgi.api.grammars import Grammars
+from tgi.api.openai_parameters import MOST_CHAT_LOGPROBS
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, Limits, OptionError, Options, map_legacy_variables, resolve_limits
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.metrics import Metrics
+from tgi.planning.cards import installed_card
 from tgi.planning.memory import plan_memory
 from tgi.planning.recipes import (
     installed_generation,
@@ -32,7 +34,7 @@ from tgi.planning.recipes import (
     recipe_environment,
     recipe_folder,
 )
-from tgi.planning.setup import read_architecture
+from tgi.planning.setup import model_costs, read_architecture
 from tgi.plugins import (
     Architecture,
     ConfigError,
@@ -45,6 +47,7 @@ from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
 from tgi.scheduler.bucketing import Bucketing
 from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
@@ -87,26 +90,36 @@ async def run_engine(service: Service, options: Options) -> None:
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
     grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
-    environment = {**model.device.environment, **prepare_recipes(model, limits, options)}
+    buckets = await trio.to_thread.run_sync(choose_buckets, model, limits, options)
+    environment = {**model.device.environment, **prepare_recipes(model, buckets, options)}
     async with aclosing(grammars), open_executor(environment=environment) as executor:
         async with trio.open_nursery() as nursery:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
-            loaded = await _load(executor, model, limits, options, service)
-        blocks = plan_blocks(loaded, model.device, limits, options)
+            loaded = await _load(executor, load_command(model, limits, buckets, options), service)
+        blocks = plan_blocks(loaded, model.device, limits, buckets, options)
         if loaded[0].total_bytes:
             metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
         await executor.allocate(blocks + 1)
-        prefix_limit = model.config.prefix_limit if options.prefix_caching else 0
-        scheduler = Scheduler(executor, limits, model.device, blocks, metrics, prefix_limit=prefix_limit)
+        scheduler = Scheduler(
+            executor,
+            limits,
+            model.device,
+            blocks,
+            metrics,
+            prefix_limit=_prefix_limit(model, options),
+            buckets=buckets,
+        )
         lifecycle.enter("warming up")
         await scheduler.warm_up(
             _warm_up_report(service),
             timeout=options.warmup_timeout,
             skip=options.skip_warmup,
             budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-            fewer=functools.partial(fewer_buckets, model.device, limits),
+            fewer=functools.partial(fewer_buckets, model, limits, options),
         )
+        if not options.skip_warmup:
+            await executor.ready()
         info = _model_info(options, model, loaded[0].dtype)
         service.engine = Engine(
             scheduler=scheduler,
@@ -152,7 +165,7 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def prepare_recipes(model: Model, limits: Limits, options: Options) -> dict[str, str]:
+def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[str, str]:
     """Make the folder for what a device compiles, if one is wanted; variables that tell the ranks of it.
 
     Raises OptionError.
@@ -167,7 +180,7 @@ def prepare_recipes(model: Model, limits: Limits, options: Options) -> dict[str,
         ranks=options.num_shard or 1,
         generation=installed_generation(),
         software=installed_software(),
-        buckets=Buckets.from_limits(limits, model.device),
+        buckets=buckets,
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,11 +189,22 @@ def prepare_recipes(model: Model, limits: Limits, options: Options) -> dict[str,
     return recipe_environment(folder)
 
 
-def fewer_buckets(device: DeviceSpec, limits: Limits, graphs: int) -> Buckets:
+def choose_buckets(model: Model, limits: Limits, options: Options, graphs: int | None = None) -> Buckets:
+    """Those that steps are padded to, at most `graphs` of them. Takes a moment. Raises OptionError."""
+    device = model.device
+    if not device.compiles:
+        return Buckets.from_limits(limits, device)
+    card = installed_card(installed_generation(), environ)
+    costs = model_costs(model.folder, model.config, options, card, limits.block_size)
+    bucketing = Bucketing(max_graphs=graphs, costs=costs)
+    return Buckets.from_limits(limits, device, bucketing, prefixes=_prefix_limit(model, options) != 0)
+
+
+def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int) -> Buckets:
     """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment."""
     for count in itertools.count(graphs):
         with contextlib.suppress(OptionError):
-            buckets = Buckets.from_limits(limits, device, Bucketing(max_graphs=count))
+            buckets = choose_buckets(model, limits, options, count)
             log.log(
                 logging.INFO if count == graphs else logging.WARNING,
                 "--warmup-budget is enough for %d buckets: there will be %d",
@@ -191,13 +215,15 @@ def fewer_buckets(device: DeviceSpec, limits: Limits, graphs: int) -> Buckets:
     raise AssertionError("some number of buckets is enough")
 
 
-def plan_blocks(loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, options: Options) -> int:
+def plan_blocks(
+    loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, buckets: Buckets, options: Options
+) -> int:
     """How many KV blocks to use beside the padding block; logs the plan of the memory.
 
     Raises EngineError where not even the longest request fits.
     """
     fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = len(list(Buckets.from_limits(limits, device))) if device.compiles else 0
+    graphs = len(buckets.to_warm_up()) if device.compiles else 0
     plan = plan_memory(
         loaded, limits, graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction
     )
@@ -213,16 +239,19 @@ def plan_blocks(loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, op
     return plan.blocks
 
 
-async def _load(
-    executor: RankExecutor, model: Model, limits: Limits, options: Options, service: Service
-) -> list[Loaded]:
+async def _load(executor: RankExecutor, command: Load, service: Service) -> list[Loaded]:
     lifecycle = service.lifecycle
     lifecycle.enter("loading weights")
 
     def on_progress(progress: Progress) -> None:
         lifecycle.done, lifecycle.total = progress.done, progress.total
 
-    command = Load(
+    return await executor.load(command, on_progress)
+
+
+def load_command(model: Model, limits: Limits, buckets: Buckets, options: Options) -> Load:
+    """What the ranks are told to load, and how large the steps will be."""
+    return Load(
         folder=str(model.folder),
         architecture=model.architecture.name,
         device=model.device.name,
@@ -231,11 +260,16 @@ async def _load(
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
+        decode_blocks=max(bucket.blocks for bucket in buckets if not bucket.prefill) if buckets.flat else 0,
+        top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,
     )
-    return await executor.load(command, on_progress)
+
+
+def _prefix_limit(model: Model, options: Options) -> int | None:
+    return model.config.prefix_limit if options.prefix_caching else 0
 
 
 def _warm_up_report(service: Service) -> Callable[[int, int, str], None]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tgi.config import Options, resolve_limits
-from tgi.planning.cards import target
+from tgi.planning.cards import installed_card, target
 from tgi.planning.plan import Plan, Setup, make_plan
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.scheduler.bucketing import Bucketing
@@ -173,3 +173,16 @@ def test_heads_that_cannot_be_divided() -> None:
         planned(LLAMA_31_70B, ranks=6)
     with pytest.raises(ConfigError, match="--device gaudi2, gaudi3 or cpu, not 'hpu'"):
         planned(LLAMA_31_8B, card="hpu")
+
+
+@pytest.mark.parametrize(
+    ("pci", "environment", "card"),
+    [
+        ("1020", {}, "gaudi2"),
+        ("1060", {}, "gaudi3"),
+        ("", {}, "gaudi2"),
+        ("", {"TGI_SIMULATED_GAUDI": "gaudi3"}, "gaudi3"),
+    ],
+)
+def test_which_card_there_is(pci: str, environment: dict[str, str], card: str) -> None:
+    assert installed_card(pci, environment) == card

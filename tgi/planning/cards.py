@@ -39,6 +39,14 @@ GAUDI = DeviceSpec(
 )
 
 
+def installed_card(pci: str, environment: Mapping[str, str]) -> str:
+    """Which of them a server runs on: by the PCI ids of this machine, or the variable of simulated ones."""
+    simulated = environment.get("TGI_SIMULATED_GAUDI", "")
+    if simulated in GAUDIS:
+        return simulated
+    return "gaudi3" if pci.startswith("106") else "gaudi2"
+
+
 def target(name: str, known: Mapping[str, DeviceSpec]) -> Target:
     """The card of that name; `known` are the devices that plugins offer. Raises ConfigError."""
     if name in GAUDIS:

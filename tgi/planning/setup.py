@@ -17,10 +17,12 @@ from tgi.plugins import (
     load_plugins,
 )
 from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.costs import CARDS, Costs
 
 from .cards import target
-from .plan import Setup
-from .weights import read_shapes
+from .plan import ITEM, Setup
+from .roofline import Roofline
+from .weights import rank_numbers, read_shapes
 
 
 def read_setup(options: Options) -> Setup:
@@ -49,6 +51,21 @@ def read_setup(options: Options) -> Setup:
         memory_fraction=options.memory_fraction,
         graph_memory_fraction=options.graph_memory_fraction,
     )
+
+
+def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, block_size: int) -> Costs:
+    """What steps of the model of that folder cost on such cards. Raises ConfigError."""
+    ranks = options.num_shard or 1
+    roofline = Roofline.of(
+        config,
+        CARDS[card],
+        link=0.0,
+        ranks=ranks,
+        numbers=rank_numbers(config, read_shapes(folder), ranks),
+        item=ITEM[options.compute_dtype],
+        block_size=block_size,
+    )
+    return roofline.costs
 
 
 def read_architecture(folder: Path, options: Options) -> tuple[Architecture, ModelConfig, dict[str, object]]:
