@@ -21,7 +21,6 @@ from tgi.engine import (
 )
 from tgi.executor import EngineError
 from tgi.hub import Source
-from tgi.planning.cards import GAUDI
 from tgi.planning.plan import make_plan
 from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
@@ -29,7 +28,7 @@ from tgi.protocol import Loaded
 from tgi.scheduler import Buckets
 from tgi.testing.models import make_llama
 
-CPU = devices(load_plugins())["cpu"]
+CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
 """The longest sequence takes 9 blocks."""
 BUCKETS = Buckets.from_limits(LIMITS, CPU)

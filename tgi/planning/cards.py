@@ -27,16 +27,6 @@ class Target:
 
 GAUDIS = {"gaudi2": (int(94.62 * GIB), 262.5e9), "gaudi3": (int(126.5 * GIB), 525e9)}
 """Memory that logs show, and rate of the links: 21 of 24 ports, twice as fast in a Gaudi3."""
-GAUDI = DeviceSpec(
-    name="hpu",
-    implementation="tgi.device.hpu:HpuDevice",
-    block_size=128,
-    batch_size=64,
-    prefill_tokens=2048,
-    compiles=True,
-    flat=True,
-    memory_fraction=0.9,
-)
 
 
 def installed_card(pci: str, environment: Mapping[str, str]) -> str:
@@ -51,8 +41,7 @@ def target(name: str, known: Mapping[str, DeviceSpec]) -> Target:
     """The card of that name; `known` are the devices that plugins offer. Raises ConfigError."""
     if name in GAUDIS:
         memory, link = GAUDIS[name]
-        device = known.get("hpu", GAUDI)
-        return Target(name=name, device=device, memory_bytes=memory, card=CARDS[name], link=link)
+        return Target(name=name, device=known["hpu"], memory_bytes=memory, card=CARDS[name], link=link)
     if name == "cpu":
         memory = psutil.virtual_memory().total
         return Target(name=name, device=known["cpu"], memory_bytes=memory, card=None)
