@@ -1,9 +1,10 @@
 """A scheduler on a real rank process, without HTTP: for tests and benchmarks."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import trio
 
@@ -14,14 +15,24 @@ from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
 from tgi.scheduler import Scheduler
 
+MOST_TOP = 28
+"""Likeliest tokens that a step may ask for: 20, and room for ties."""
+
 
 @asynccontextmanager
 async def open_engine(
-    folder: Path, limits: Limits, *, device: str = "cpu", dtype: str = "float32", threads: int = 2
+    folder: Path,
+    limits: Limits,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    threads: int = 2,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> AsyncIterator[Scheduler]:
-    """Load the model of `folder`, and schedule while the body runs.
+    """Load the model of `folder`, warm up what has to be, and schedule while the body runs.
 
-    The KV cache holds max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
+    `environment` is the rank's, beside what the device asks for. The KV cache holds max_batch_size sequences
+    of max_total_tokens, or `limits.max_batch_total_tokens`.
     """
     spec = devices(load_plugins())[device]
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -34,13 +45,17 @@ async def open_engine(
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
+        top=MOST_TOP,
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
-    async with open_executor(environment=spec.environment) as executor:
+    async with open_executor(environment={**spec.environment, **environment}) as executor:
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
         scheduler = Scheduler(executor, limits, spec, blocks, Metrics())
+        if spec.compiles:
+            await scheduler.warm_up(lambda *_: None)
+            await executor.ready()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             yield scheduler

@@ -1,0 +1,120 @@
+"""A rank over its socket, in this process: results that are waited for apart from their steps."""
+
+import socket
+import threading
+
+import pytest
+
+from tgi.device import Device
+from tgi.protocol import (
+    Allocate,
+    Allocated,
+    Failed,
+    FrameReader,
+    Loaded,
+    Progress,
+    Ready,
+    Result,
+    decode_report,
+    encode,
+    frame,
+    unpack_ints,
+)
+from tgi.testing.driver import load_command
+from tgi.testing.models import make_llama
+from tgi.weights import Shard
+from tgi.worker import loop
+
+from .test_process import decode_step, first_step
+
+
+class Slow(Device):
+    """Results of prefill are there only when a decode step has been launched."""
+
+    asynchronous = True
+
+    def __init__(self):
+        super().__init__(1)
+        self.fetched = 0
+        self.launched = threading.Event()
+
+    def fetch(self, tensor):
+        answer = super().fetch(tensor)
+        self.fetched += 1
+        number = self.fetched
+
+        def wait():
+            if number == self.first:
+                assert self.launched.wait(30)
+            return answer()
+
+        if number > self.first:
+            self.launched.set()
+        return wait
+
+    first = 3  # two are of the answers about the prompt, at the start
+
+
+class Broken(Device):
+    asynchronous = True
+
+    def fetch(self, tensor):
+        if tensor.shape[0] == 2:  # a step's
+            return lambda: 1 // 0
+        return super().fetch(tensor)
+
+
+@pytest.fixture
+def rank(tmp_path, monkeypatch):
+    """`rank(device, commands)`: the reports of a rank that gets all commands at once, and how it ended."""
+
+    def run(device, commands):
+        monkeypatch.setattr(loop, "open_device", lambda *_: device)
+        ours, theirs = socket.socketpair()
+        ended = []
+        thread = threading.Thread(target=lambda: ended.append(loop.serve(theirs, Shard())))
+        with ours, theirs:
+            thread.start()
+            for command in (load_command(make_llama(tmp_path)), Allocate(16), *commands):
+                ours.sendall(frame(encode(command)))
+            reports, reader = [], FrameReader()
+            answers = 2 + sum(not isinstance(command, Ready) for command in commands)
+            while len(reports) < answers and not (reports and isinstance(reports[-1], Failed)):
+                for payload in reader.feed(ours.recv(1 << 16)):
+                    if not isinstance(report := decode_report(payload), Progress):
+                        reports.append(report)
+            ours.shutdown(socket.SHUT_WR)
+            thread.join(30)
+        assert not thread.is_alive()
+        return reports, ended[0]
+
+    return run
+
+
+@pytest.mark.parametrize("device", [Device, Slow])
+def test_a_step_is_launched_before_the_result_of_the_last_is_there(rank, device):
+    steps = [
+        first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0),
+        decode_step(2, [0, 2]),
+        decode_step(3, [2, 0]),
+    ]
+    (loaded, allocated, *results), well = rank(device(), steps)
+    assert isinstance(loaded, Loaded)
+    assert isinstance(allocated, Allocated)
+    assert [result.number for result in results] == [1, 2, 3]
+    assert all(len(set(unpack_ints(result.tokens).tolist())) == 1 for result in results)
+    assert well
+
+
+def test_a_result_that_fails_ends_the_rank(rank, capfd):
+    (_, _, failed), well = rank(Broken(1), [first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0)])
+    assert failed == Failed("ZeroDivisionError: integer division or modulo by zero", "error")
+    assert not well
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_a_bucket_that_was_not_warmed_up_is_a_miss(rank):
+    first = first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0)
+    commands = [first, Ready(), decode_step(2, [0, 2]), decode_step(3, [0, 2])]
+    (_, _, *results), _ = rank(Device(1), commands)
+    assert [result.graph_misses for result in results] == [0, 1, 0]
