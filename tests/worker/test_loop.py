@@ -14,7 +14,6 @@ from tgi.protocol import (
     Loaded,
     Progress,
     Ready,
-    Result,
     decode_report,
     encode,
     frame,

@@ -111,7 +111,7 @@ def commands(connection: socket.socket) -> Iterator[Command]:
 
 
 def failure(error: Exception) -> Failed:
-    """What to tell the server of an error, in one line, and whose fault it is. Prints a defect's traceback."""
+    """What to tell the server of an error, in one line, and whose fault it is. Prints a defect's trace."""
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ConfigError | CheckpointError | OSError):
         return Failed(line, "model")
