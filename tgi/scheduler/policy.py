@@ -48,6 +48,8 @@ class Planned:
     step: Step
     bucket: Bucket
     rows: list[Row]
+    shape: Bucket
+    """What there is of the bucket without padding."""
 
 
 @attrs.define(eq=False)
@@ -206,18 +208,19 @@ def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
     """Whether rows of unequal length share a padded step at less cost than that of another step."""
     if not schedule.buckets.padded:
         return True
-    together, before, alone = (_bucket(schedule, some, prefill=True) for some in ([*rows, row], rows, [row]))
+    steps = ([*rows, row], rows, [row])
+    together, before, alone = (schedule.buckets.find(_shape(schedule, some, prefill=True)) for some in steps)
     return schedule.buckets.worth_joining(together, (before, alone))
 
 
-def _bucket(schedule: Schedule, rows: Items[Row], *, prefill: bool) -> Bucket | None:
-    """What a step of these rows is padded to; None: there is no bucket for so many rows of a prefill."""
-    buckets, size = schedule.buckets, schedule.pool.block_size
+def _shape(schedule: Schedule, rows: Items[Row], *, prefill: bool) -> Bucket:
+    """Of a step with these rows, before padding; how blocks count is a matter of `DeviceSpec.flat`."""
+    flat, size = schedule.buckets.flat, schedule.pool.block_size
     if not prefill:
         blocks = [row.start // size + 1 for row in rows]
-        return buckets.decode(len(rows), sum(blocks) if buckets.flat else max(blocks))
-    reached = max([row.start if buckets.flat else row.start + row.length for row in rows])
-    return buckets.prefill(len(rows), max([row.length for row in rows]), -(-reached // size))
+        return Bucket(len(rows), 1, sum(blocks) if flat else max(blocks))
+    reached = max([row.start if flat else row.start + row.length for row in rows])
+    return Bucket(len(rows), max([row.length for row in rows]), -(-reached // size), prefill=True)
 
 
 def _decode_rows(schedule: Schedule) -> list[Row]:
@@ -252,8 +255,9 @@ def _grow(schedule: Schedule, sequence: Sequence) -> bool:
 
 def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     """Write the rows down as columns, with what their lanes need to be told."""
-    bucket = _bucket(schedule, rows, prefill=prefill)
-    assert bucket is not None, "a prefill step was joined beyond its largest bucket"
+    shape = _shape(schedule, rows, prefill=prefill)
+    bucket = schedule.buckets.find(shape)
+    assert bucket is not None, f"no bucket for {shape}"
     schedule.number += 1
     mask_rows, masks = _masks(rows)
     top = max([row.sequence.sampling.top_n_tokens for row in rows])
@@ -286,7 +290,7 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> Planned:
     if prefill:
         for row in rows:
             register(schedule, row.sequence)
-    return Planned(step, bucket, rows)
+    return Planned(step, bucket, rows, shape)
 
 
 def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:

@@ -9,6 +9,8 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
+from tgi.config import OptionError
+
 from .shapes import Bucket, Space
 
 QUANTILES = 32
@@ -19,11 +21,14 @@ SIGNIFICANT = 6
 """Sizes are counted rounded up to so many binary digits: few counts, and at most 3 % too large."""
 SUPPOSED = 0.05
 """Share of the uniform distribution that is mixed with what was counted: nothing is impossible."""
+JOINED = (1, 2, 4, 8)
+"""Rows of a prefill that came one by one may have done so because there was no bucket for several: so many
+times as many are supposed to be likely too, by the inverse of the square."""
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
-class ShapesError(Exception):
+class ShapesError(OptionError):
     """A file of shapes that cannot be used; the message is one line for people."""
 
 
@@ -78,7 +83,12 @@ class Workload:
             return supposed
         clipped = [(space.clipped(shape), count / total) for shape, count in counts.items()]
         decode = [([s.rows, s.blocks], count) for s, count in clipped if not s.prefill]
-        prefill = [([s.rows, s.tokens, s.blocks], count) for s, count in clipped if s.prefill]
+        prefill = [
+            ([shape.rows * times, shape.tokens, shape.blocks], count / times**2)
+            for shape, count in clipped
+            for times in JOINED
+            if shape.prefill and (times == 1 or _fits(space, shape.rows * times, shape.tokens))
+        ]
         share = SUPPOSED / (1 - SUPPOSED) / (supposed.decode_weights.sum() + supposed.prefill_weights.sum())
         return cls(
             np.array([*supposed.decode.tolist(), *(shape for shape, _ in decode)]),
@@ -86,6 +96,10 @@ class Workload:
             np.array([*supposed.prefill.tolist(), *(shape for shape, _ in prefill)]),
             np.array([*(supposed.prefill_weights * share), *(count for _, count in prefill)]),
         )
+
+
+def _fits(space: Space, rows: int, tokens: int) -> bool:
+    return rows <= space.prefill_rows and rows * tokens <= space.prefill_tokens
 
 
 def quantiles(first: int, last: int, most: int) -> list[int]:
