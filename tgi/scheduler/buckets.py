@@ -60,9 +60,14 @@ class Buckets:
             chosen = bucketing.choose(space, blocks) if device.flat else doubling(space)
         return cls(space, chosen, bucketing.costs, flat=device.compiles and device.flat)
 
+    def find(self, shape: Bucket) -> Bucket | None:
+        """The bucket of a step; None if there is none for so many rows of a prefill."""
+        finder = self._prefill if shape.prefill else self._decode
+        return finder.find(shape.rows, shape.tokens, shape.blocks)
+
     def decode(self, rows: int, blocks: int) -> Bucket:
         """The bucket for so many rows; `blocks`: of all together if `flat`, else the most of one."""
-        bucket = self._decode.find(rows, 1, blocks)
+        bucket = self.find(Bucket(rows, 1, blocks))
         assert bucket is not None, f"no bucket for {rows} rows with {blocks} blocks"
         return bucket
 
@@ -71,7 +76,7 @@ class Buckets:
 
         `blocks`: the most of one row, of its context alone if `flat`.
         """
-        return self._prefill.find(rows, tokens, blocks)
+        return self.find(Bucket(rows, tokens, blocks, prefill=True))
 
     def worth_joining(self, together: Bucket | None, apart: Iterable[Bucket | None]) -> bool:
         """Whether there is such a bucket, and it costs no more than those do together."""
