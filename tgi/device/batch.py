@@ -22,7 +22,7 @@ class HostRow:
     """Its block table: enough blocks for `start + length` tokens."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class FlatBlocks:
     """The blocks of all rows of a decode step, one row's after another's; [n] each."""
 

@@ -73,6 +73,7 @@ class StepProgram(Program):
     def __init__(self, shape: Shape, layout: Layout, parts: Parts) -> None:
         super().__init__()
         self._shape, self._layout, self._parts = shape, layout, parts
+        self._needs = Needs.all(parts.top)
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
         """The whole step."""
@@ -101,7 +102,7 @@ class StepProgram(Program):
         """Choose the tokens and write them down."""
         parts, shape = self._parts, self._shape
         rows = SamplerInputs(
-            needs=Needs.all(parts.top),
+            needs=self._needs,
             lanes=given["sampled_lanes"],
             masks=Masks(given["masks"].view(shape.rows, -1)),
             **{name: given[name] for name in (*INTS, *FLOATS)},

@@ -209,7 +209,9 @@ def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
         widest=build.widest,
         lanes=command.lanes,
         prefill_tokens=command.prefill_tokens,
-        gathered_tokens=command.decode_blocks * command.block_size,
+        block_size=command.block_size,
+        gathered_blocks=command.gathered_blocks,
+        prefill_pairs=command.prefill_pairs,
     )
 
 

@@ -4,7 +4,8 @@ In order: watermark, penalties, logit bias, ends that may not come yet, grammar 
 top-p, min-p, typical-p, choice (tgi-behaviour section 5). What comes out for a row depends on that row alone,
 bit for bit: no reduction runs over rows, none may be split differently for one row than for many (as
 `Tensor.sum` of a single row is), ties are broken by the lowest id, and a part that no row needs is skipped
-only where it would not change any bit.
+only where it would not change any bit. (Classes that are made within a program are not frozen:
+`torch.compile` cannot trace how attrs makes those.)
 
 Where probabilities are added up they are integers, multiples of 2^-30: their sums are exact, in whatever
 order a device adds, and need no float64.
@@ -74,7 +75,7 @@ class Needs:
         )
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Masks:
     """Which tokens some of the rows may give."""
 
@@ -84,7 +85,7 @@ class Masks:
     """[m]: which rows; None: all, in their order."""
 
 
-@attrs.frozen(eq=False, kw_only=True)
+@attrs.define(eq=False, kw_only=True)
 class SamplerInputs:
     """The rows of a step. All tensors are [rows] on the device, integers or float32."""
 
@@ -115,7 +116,7 @@ class SamplerInputs:
     masks: Masks | None = None
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Sampled:
     """What was chosen."""
 

@@ -158,7 +158,7 @@ def operation(op: Op) -> Operation:
         op=op,
         name=name,
         label=str(op),
-        call=op._op,
+        call=_index_copy if name == "index_copy_" else op._op,
         composite=composite and op.namespace == "aten",
         view=returns_view or name in _HIDDEN_VIEWS,
         mutates=tuple((i, a.name) for i, a in writes),
@@ -166,6 +166,14 @@ def operation(op: Op) -> Operation:
         out_names=out_names,
         out_keywords=keywords,
     )
+
+
+def _index_copy(target: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """A CPU has it for every dtype but fp8, which it moves as bytes."""
+    if target.dtype in FP8:
+        target.view(torch.uint8).index_copy_(dim, index, source.view(torch.uint8))
+        return target
+    return target.index_copy_(dim, index, source)
 
 
 def _find_out(op: Op) -> tuple[Callable[..., Any] | None, tuple[str, ...], frozenset[str]]:

@@ -1,0 +1,245 @@
+"""Every operation that Gaudi does its own way, on the simulated cards, against the definition."""
+
+import random
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from tgi.device import Batch, Device, FlatBlocks
+from tgi.device.hpu_bridge import open_bridge
+from tgi.plugins import ConfigError
+from tgi.testing.simulated_hpu import COMPILING, open_compiling
+
+BLOCK = 16
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+KERNELS = ("attention", "rms_norm", "rotary", "metric")
+
+
+@pytest.fixture(params=[name for name in COMPILING if name != "plain"])
+def hpu(request):
+    with open_compiling(request.param) as device:
+        yield device
+
+
+@pytest.fixture(params=[True, False], ids=["kernels", "no kernels"])
+def fused(request, hpu):
+    """With the bridge's kernels, and with a bridge that has none of them."""
+    if not request.param:
+        hpu.bridge = attrs.evolve(hpu.bridge, **dict.fromkeys(KERNELS))
+    return hpu
+
+
+def normal(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def assert_same(got, wanted, dtype):
+    got = got.cpu()
+    assert got.dtype == wanted.dtype
+    torch.testing.assert_close(got, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_layers(fused, dtype):
+    plain = Device(1)
+    x, weight = normal(5, 64, dtype=dtype) * 3, normal(64, dtype=dtype, seed=1)
+    assert_same(fused.rms_norm(x.to("hpu"), weight.to("hpu"), 1e-5), plain.rms_norm(x, weight, 1e-5), dtype)
+    assert_same(fused.silu_mul(x.to("hpu")), plain.silu_mul(x), dtype)
+    heads = normal(5, 6, 32, dtype=dtype)
+    for size in (32, 16):
+        angles = normal(5, size // 2, seed=2) * 9
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        wanted = plain.rotary(heads, *plain.rotation(cos, sin))
+        rotation = fused.rotation(cos.to("hpu"), sin.to("hpu"))
+        assert_same(fused.rotary(heads.to("hpu"), *rotation), wanted, dtype)
+
+
+def test_what_the_sampler_asks_for(hpu):
+    plain = Device(1)
+    x = torch.tensor([[0.0, 2.0, 2.0, 1.0], [-torch.inf, -1.0, -5.0, -1.0], [torch.nan, 1.0, 2.0, 3.0]])
+    assert hpu.argmax(x[:2].to("hpu")).cpu().tolist() == [1, 1]
+    assert 0 <= hpu.argmax(x[2:].to("hpu")).item() < 4
+    values = normal(4, 1000).exp()
+    torch.testing.assert_close(hpu.total(values.to("hpu")).cpu(), plain.total(values))
+    ascending = torch.arange(0, 3000, 3, dtype=torch.int32).expand(4, -1).contiguous()
+    target = torch.tensor([[-1], [0], [1499], [2996]], dtype=torch.int32)
+    assert hpu.first_beyond(ascending.to("hpu"), target.to("hpu")).cpu().tolist() == [0, 1, 500, 999]
+    logprobs = torch.tensor([[random.Random(i).choice([0.5, 1.0, -2.0]) for i in range(50)]])
+    wanted = plain.most_likely(logprobs, 9)
+    for mine, theirs in zip(hpu.most_likely(logprobs.to("hpu"), 9), wanted, strict=True):
+        assert mine.cpu().tolist() == theirs.tolist()
+
+
+class Rows:
+    """Rows with so many tokens in the cache before, and as many new ones each, in scattered blocks."""
+
+    def __init__(self, starts, tokens, heads, dtype, padding=1):
+        self.starts, self.tokens, self.dtype, self.padding = starts, tokens, dtype, padding
+        self.heads, self.kv_heads, self.head_dim = heads
+        self.count = len(starts) + padding
+        free = iter(random.Random(0).sample(range(1, 60), 59))
+        self.tables = [[next(free) for _ in range(-(-(start + tokens) // BLOCK))] for start in starts]
+
+    def run(self, device, flat, cache_dtype=None):
+        """Attention of the new tokens of all rows, [rows, tokens, heads, head_dim]."""
+        place = device.torch_device
+        device.dtype(str(self.dtype).removeprefix("torch."))
+        cache = device.allocate_cache(2, 60 * BLOCK, self.kv_heads, self.head_dim, cache_dtype or self.dtype)
+        for row, start in enumerate(self.starts):  # what earlier steps have left
+            if start:
+                self.store(device, cache, row, range(start), flat)
+        key, value = (
+            normal(self.total, self.kv_heads, self.head_dim, dtype=self.dtype, seed=s) for s in (2, 3)
+        )
+        query = normal(self.total, self.heads, self.head_dim, dtype=self.dtype, seed=1).to(place)
+        batch = self.batch(device, cache, flat)
+        device.store_kv(1, key.to(place), value.to(place), batch)
+        out = device.attention(1, query, key.to(place), value.to(place), batch, 0.2).cpu()
+        assert out.isfinite().all()
+        return out.view(self.count, self.tokens, self.heads, -1)[: len(self.starts)]
+
+    @property
+    def total(self):
+        return self.count * self.tokens
+
+    def slot(self, row, position):
+        return self.tables[row][position // BLOCK] * BLOCK + position % BLOCK
+
+    def batch(self, device, cache, flat):
+        starts = [*self.starts, *[0] * self.padding]
+        slots = [
+            self.slot(row, start + i) if row < len(self.starts) else i
+            for row, start in enumerate(starts)
+            for i in range(self.tokens)
+        ]
+        listed = 0 if self.tokens == 1 else -(-max(starts) // BLOCK)
+        blocks = listed if flat else max(map(len, self.tables))
+        tables = np.zeros((self.count, blocks), np.int32)
+        for row, table in enumerate(self.tables):
+            tables[row, : len(table[:blocks])] = table[:blocks]
+        positions = [start + i for start in starts for i in range(self.tokens)]
+        return self.made(
+            device,
+            cache,
+            positions,
+            slots,
+            tables,
+            self.flat(device) if flat and self.tokens == 1 else None,
+            [self.tokens] * self.count if self.tokens > 1 else None,
+        )
+
+    def flat(self, device):
+        every = []
+        for row, (table, start) in enumerate(zip(self.tables, self.starts, strict=True)):
+            every += [(block, row, min(BLOCK, start + 1 - i * BLOCK)) for i, block in enumerate(table)]
+        every += [(0, self.count, 1)] * 3
+        return FlatBlocks(*(ints(column, device) for column in zip(*every, strict=True)))
+
+    @staticmethod
+    def made(device, cache, positions, slots, tables, flat, lengths):
+        positions = ints(positions, device)
+        batch = Batch(
+            tokens=positions,
+            positions=positions,
+            contexts=positions,
+            slots=ints(slots, device),
+            tables=torch.from_numpy(tables).to(device.torch_device),
+            last=positions[:0],
+            cache=cache,
+            flat=flat,
+            lengths=None if lengths is None else ints(lengths, device),
+        )
+        batch.plan = device.plan(batch, BLOCK)
+        return batch
+
+    def store(self, device, cache, row, positions, flat):
+        slots = [self.slot(row, p) for p in positions]
+        key, value = (
+            normal(len(slots), self.kv_heads, self.head_dim, dtype=self.dtype, seed=100 + 2 * row + i)
+            for i in (0, 1)
+        )
+        tables = np.zeros((1, 0 if flat else 1), np.int32)
+        batch = self.made(device, cache, slots, slots, tables, None, [len(slots)])
+        device.store_kv(1, key.to(device.torch_device), value.to(device.torch_device), batch)
+
+
+def ints(values, device):
+    return torch.tensor(list(values), dtype=torch.int32).to(device.torch_device)
+
+
+STEPS = [
+    ((0, 15, 16, 100), 1),  # decode
+    ((77,), 1),
+    ((0, 0, 0), 20),  # prompts from their beginning
+    ((0, 33, 48), 9),  # with something in the cache
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("starts", "tokens"), STEPS, ids=str)
+@pytest.mark.parametrize("heads", [(4, 4, 16), (6, 2, 32), (8, 1, 20)], ids=str)
+def test_attention(fused, dtype, starts, tokens, heads):
+    rows = Rows(starts, tokens, heads, dtype)
+    assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
+
+
+@pytest.mark.parametrize(("starts", "tokens"), STEPS, ids=str)
+def test_a_cache_in_fp8_holds_what_the_card_can_and_no_more(hpu, starts, tokens):
+    """Against attention over keys and values that were rounded by torch, within what the card has."""
+    limit = {240.0: "gaudi2", 448.0: "gaudi3"}
+    assert limit[hpu.bridge.fp8_limit] == hpu.card.profile.generation.name
+    heads = (6, 2, 32)
+    rows = Rows(starts, tokens, heads, torch.float32)
+
+    class Rounding(Device):
+        def store_kv(self, layer, key, value, batch):
+            super().store_kv(layer, *(x.to(torch.float8_e4m3fn).float() for x in (key, value)), batch)
+
+    got = rows.run(hpu, flat=True, cache_dtype=hpu.cache_dtype("fp8_e4m3fn", torch.float32))
+    wanted = rows.run(Rounding(1), flat=False)
+    if tokens == 1:  # the definition has the new token from its arguments, the card from its cache
+        torch.testing.assert_close(got, wanted, atol=0.2, rtol=0.2)
+    else:
+        assert_same(got, wanted, torch.float32)
+
+
+def test_fp8_is_limited_by_the_generation(hpu):
+    x = torch.tensor([[[1e9, -300.0, 3.0]]])
+    rows = Rows((0,), 1, (1, 1, 3), torch.float32, padding=0)
+    cache = hpu.allocate_cache(2, 60 * BLOCK, 1, 3, torch.float8_e4m3fn)
+    batch = rows.batch(hpu, cache, True)
+    hpu.store_kv(0, x.to("hpu"), x.to("hpu"), batch)
+    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.slots)).cpu()
+    limit = hpu.bridge.fp8_limit
+    assert kept.tolist() == [[[limit, -min(limit, 288.0), 3.0]]]
+
+
+def test_dtypes(hpu):
+    assert hpu.dtype("auto") is torch.bfloat16
+    assert hpu.dtype("float32") is torch.float32
+    with pytest.raises(ConfigError, match="float16"):
+        hpu.dtype("float16")
+    assert hpu.cache_dtype("", torch.bfloat16) is torch.bfloat16
+    with pytest.raises(ConfigError, match="'fp8_e5m2' is not supported"):
+        hpu.cache_dtype("fp8_e5m2", torch.bfloat16)
+
+
+def test_memory_and_counters_are_the_cards(hpu):
+    before = hpu.counters()
+    kept = torch.zeros(1 << 20, dtype=torch.float32, device="hpu")
+    assert hpu.counters().memory_bytes - before.memory_bytes == kept.nbytes
+    assert hpu.total_bytes() == hpu.card.profile.memory_bytes
+    assert hpu.free_bytes() == hpu.total_bytes() - hpu.counters().memory_bytes
+
+
+def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
+    lazy = hpu.bridge.lazy
+    environ = {"PT_HPU_LAZY_MODE": str(int(not lazy))}
+    with pytest.raises(ImportError, match="imported before"):
+        open_bridge(environ)
+    environ = {} if not lazy else {"PT_HPU_LAZY_MODE": "1"}
+    assert open_bridge(environ).lazy == lazy
+    assert environ["PT_HPU_LAZY_MODE"] == str(int(lazy))
+    assert environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES") == ("true" if lazy else None)
