@@ -109,12 +109,15 @@ def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
     options = Options(dtype="bfloat16", watermark_delta=3.0)
     buckets = choose_buckets(compiling, CARD_LIMITS, options)
     command = load_command(compiling, CARD_LIMITS, buckets, options)
-    assert command.decode_blocks == 8 * 8
+    assert command.gathered_blocks >= 8 * 8
+    # A chunk of 1024 tokens has no context; one of 512 has 512 before it.
+    assert command.prefill_pairs >= 1024 * 1024
     assert command.prefill_tokens >= max(bucket.rows * bucket.tokens for bucket in buckets)
     assert command.top >= 20
     assert (command.dtype, command.lanes, command.watermark_delta) == ("bfloat16", 8, 3.0)
     model = attrs.evolve(compiling, device=CPU)
-    assert load_command(model, LIMITS, BUCKETS, options).decode_blocks == 0
+    command = load_command(model, LIMITS, BUCKETS, options)
+    assert (command.gathered_blocks, command.prefill_pairs) == (0, 0)
 
 
 @pytest.mark.parametrize(("graphs", "level"), [(24, logging.INFO), (1, logging.WARNING)])

@@ -55,10 +55,13 @@ def test_tables_of_the_sampler() -> None:
 
 
 def test_a_device_that_gathers_keys_and_values_needs_room_for_them() -> None:
-    """Of one layer: 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores, twice."""
+    """Of one layer: 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores, twice; for each block 32
+    heads of 128 bfloat16 three times, and its place in the 8 rows as float32 and bfloat16."""
     config = ModelConfig(num_layers=32, num_kv_heads=8, head_dim=128, **SIZES)
-    given = {"ranks": 1, "item": 2, "widest": 28672, "lanes": 8, "prefill_tokens": 2048}
-    more = workspace_bytes(config, gathered_tokens=1000, **given) - workspace_bytes(config, **given)
-    assert more == 1000 * (2 * 8 * 128 * 2 + 2 * 32 * 4)
+    given = {"ranks": 1, "item": 2, "widest": 28672, "lanes": 8, "prefill_tokens": 2048, "block_size": 128}
+    plain = workspace_bytes(config, **given)
+    of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2 + 8 * 6
+    assert workspace_bytes(config, gathered_blocks=10, **given) - plain == 10 * of_block
+    assert workspace_bytes(config, prefill_pairs=100, **given) - plain == 100 * (1 + 4 + 2)
     wider = workspace_bytes(attrs.evolve(config, vocab_size=2 * 128256), **given)
     assert wider - workspace_bytes(config, **given) == 128256 * (64 * (2 + 40) + 9 * 13)

@@ -27,7 +27,7 @@ from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.metrics import Metrics
 from tgi.planning.cards import installed_card
-from tgi.planning.memory import plan_memory
+from tgi.planning.memory import largest_reads, plan_memory
 from tgi.planning.recipes import (
     installed_generation,
     installed_software,
@@ -196,7 +196,7 @@ def choose_buckets(model: Model, limits: Limits, options: Options, graphs: int |
         return Buckets.from_limits(limits, device)
     card = installed_card(installed_generation(), environ)
     costs = model_costs(model.folder, model.config, options, card, limits.block_size)
-    bucketing = Bucketing(max_graphs=graphs, costs=costs)
+    bucketing = Bucketing.from_options(options, costs, graphs)
     return Buckets.from_limits(limits, device, bucketing, prefixes=_prefix_limit(model, options) != 0)
 
 
@@ -251,6 +251,7 @@ async def _load(executor: RankExecutor, command: Load, service: Service) -> list
 
 def load_command(model: Model, limits: Limits, buckets: Buckets, options: Options) -> Load:
     """What the ranks are told to load, and how large the steps will be."""
+    gathered, pairs = largest_reads(buckets, limits.block_size)
     return Load(
         folder=str(model.folder),
         architecture=model.architecture.name,
@@ -260,7 +261,8 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        decode_blocks=max(bucket.blocks for bucket in buckets if not bucket.prefill) if buckets.flat else 0,
+        gathered_blocks=gathered,
+        prefill_pairs=pairs,
         top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,
         watermark_gamma=options.watermark_gamma,

@@ -25,22 +25,26 @@ def workspace_bytes(
     widest: int,
     lanes: int,
     prefill_tokens: int,
-    gathered_tokens: int = 0,
+    block_size: int = 0,
+    gathered_blocks: int = 0,
+    prefill_pairs: int = 0,
 ) -> int:
     """Upper estimate of what the largest step needs, the sampler and its tables included.
 
     Activations: per query token six vectors of the hidden size and three of `widest`, the widest linear layer
-    of a rank, are alive at once. Attention: the keys and values of `gathered_tokens` tokens of one layer,
-    where a device gathers them, and their float32 scores twice. Logits: of each lane's row, or of a slice of
-    a prompt.
+    of a rank, are alive at once. Logits: of each lane's row, or of a slice of a prompt. On a device that
+    gathers keys and values: those of one layer, their float32 scores twice, per block three vectors of all
+    heads and two maps to the rows; and a mask of a prompt, as bool, as float32 and in the model's dtype.
     """
     tokens = max(prefill_tokens, lanes)
     activations = tokens * (6 * config.hidden_size + 3 * widest) * item
     logits = max(lanes, PROMPT_SLICE) * config.vocab_size * (item + SAMPLER_BYTES)
     tables = (lanes + 1) * config.vocab_size * TABLE_BYTES
+    heads = config.num_heads // ranks
     kept = 2 * -(-config.num_kv_heads // ranks) * config.head_dim * item
-    scores = 2 * 4 * (config.num_heads // ranks)
-    return activations + logits + tables + gathered_tokens * (kept + scores)
+    of_block = block_size * (kept + 2 * 4 * heads) + 3 * heads * config.head_dim * item + lanes * (4 + item)
+    masks = prefill_pairs * (1 + 4 + item)
+    return activations + logits + tables + gathered_blocks * of_block + masks
 
 
 def graph_bytes(config: ModelConfig) -> int:

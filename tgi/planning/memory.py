@@ -12,6 +12,7 @@ import attrs
 
 from tgi.config import Limits
 from tgi.protocol import Loaded
+from tgi.scheduler.buckets import Buckets
 
 MIB = 1 << 20
 
@@ -62,7 +63,7 @@ class MemoryPlan:
             yield "workspace of the largest step", self.workspace
         if self.reserve:
             yield "reserve", self.reserve
-        if self.graph_count:
+        if self.graphs:
             yield f"graphs, {self.graph_count:,}", self.graphs
         blocks = max(self.blocks if self.fits else self.longest, 0) + 1
         cache = blocks * self.block_bytes
@@ -101,6 +102,24 @@ class MemoryPlan:
             yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
             yield f"less than --max-batch-size {limits.max_batch_size}"
         yield "more cards with --num-shard"
+
+
+def largest_reads(buckets: Buckets, block_size: int) -> tuple[int, int]:
+    """How many KV blocks a step gathers at most, and pairs of tokens that a prefill has a mask for.
+
+    A prefill gathers its context, and puts its own keys and values behind it: all of it is there twice.
+    """
+    if not buckets.flat:
+        return 0, 0
+    blocks = pairs = 0
+    for bucket in buckets:
+        if bucket.prefill:
+            seen = bucket.blocks * block_size + bucket.tokens
+            blocks = max(blocks, 2 * bucket.rows * -(-seen // block_size))
+            pairs = max(pairs, bucket.rows * bucket.tokens * seen)
+        else:
+            blocks = max(blocks, bucket.blocks)
+    return blocks, pairs
 
 
 def plan_memory(

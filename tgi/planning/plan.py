@@ -14,7 +14,7 @@ from tgi.scheduler.shapes import Bucket, Space
 from tgi.scheduler.workload import Workload
 
 from .cards import Target
-from .memory import MemoryPlan, plan_memory
+from .memory import MemoryPlan, largest_reads, plan_memory
 from .roofline import Roofline
 from .weights import rank_numbers
 
@@ -133,7 +133,7 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
 def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> MemoryPlan:
     config, limits, target = setup.config, setup.limits, setup.target
     item = ITEM[setup.dtype]
-    gathered = max((b.blocks for b in buckets if not b.prefill), default=0) if target.device.flat else 0
+    gathered, pairs = largest_reads(buckets, limits.block_size)
     workspace = workspace_bytes(
         config,
         ranks=setup.ranks,
@@ -141,7 +141,9 @@ def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> Memory
         widest=-(-config.widest // setup.ranks),
         lanes=limits.max_batch_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        gathered_tokens=gathered * limits.block_size,
+        block_size=limits.block_size,
+        gathered_blocks=gathered,
+        prefill_pairs=pairs,
     )
     loaded = Loaded(
         free_bytes=target.memory_bytes - numbers * item - workspace,

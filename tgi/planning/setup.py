@@ -17,6 +17,7 @@ from tgi.plugins import (
     load_plugins,
 )
 from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.costs import Costs
 from tgi.scheduler.costs import CARDS, Costs
 
 from .cards import target
@@ -46,7 +47,7 @@ def read_setup(options: Options) -> Setup:
         ranks=options.num_shard or 1,
         dtype=options.compute_dtype,
         limits=limits,
-        bucketing=Bucketing(),
+        bucketing=Bucketing.from_options(options, Costs.of(block_size=card.device.block_size)),
         prefixes=options.prefix_caching and config.prefix_limit != 0,
         memory_fraction=options.memory_fraction,
         graph_memory_fraction=options.graph_memory_fraction,

@@ -37,8 +37,10 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Tokens in a KV block."""
     prefill_tokens: int = 512
     """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
-    decode_blocks: int = 0
-    """Block references of the largest decode step where the device gathers them all; likewise."""
+    gathered_blocks: int = 0
+    """KV blocks that a step copies together, at most, on a device that does so; likewise."""
+    prefill_pairs: int = 0
+    """Pairs of a query token and a token that it might see, at most, where a step has a mask; likewise."""
     top: int = 0
     """Most of `Step.top` and `Step.prompt_top`: where every shape is compiled, all steps report so many."""
     kv_cache_dtype: str = ""
