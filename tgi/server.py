@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import platform
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,8 @@ FLUSH_SECONDS = 2.0
 """How long connections may take to carry away their last event once generation has ended; traces likewise."""
 BACKLOG = 1024
 """Connections that may wait to be accepted."""
+MOST_FILES = 65_536
+"""Open files, and so connections, to ask for: until asked, many systems allow 1024."""
 EXPECTED = (HubError, ConfigError, OptionError, EngineError)
 """Failures that one line explains; anything else is a defect and shows its traceback."""
 
@@ -71,6 +74,7 @@ async def serve(
     A failure that a user can mend becomes one line on stderr; a defect raises.
     """
     logs.configure(options.log_level, json_output=options.json_output)
+    _allow_files()
     if options.env:
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
@@ -192,6 +196,13 @@ class _Server:
             error = GenerationFailed("the engine is lost")
         if self.service.engine is not None:
             self.service.engine.scheduler.fail_all(error)
+
+
+def _allow_files() -> None:
+    allowed, possible = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if possible == resource.RLIM_INFINITY else min(MOST_FILES, possible)
+    if resource.RLIM_INFINITY != allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, possible))
 
 
 def _versions() -> Iterator[str]:
