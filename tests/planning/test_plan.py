@@ -60,6 +60,7 @@ def test_llama_8b_on_a_gaudi2() -> None:
     assert plan.memory.block_bytes == 16 << 20
     assert plan.memory.fitting == pytest.approx(4107, rel=0.01)
     assert plan.refusal is None
+    assert sum(size for _, size in plan.memory.rows()) == plan.memory.total == int(94.62 * GIB)
     # 8 sequences of 1024 tokens take 8 blocks each.
     assert plan.memory.blocks == plan.memory.wanted == 64
 
