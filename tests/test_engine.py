@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ from tgi.engine import (
     choose_buckets,
     describe_model,
     fewer_buckets,
+    known_shapes,
     load_command,
     plan_blocks,
     prepare_recipes,
@@ -25,7 +27,8 @@ from tgi.planning.plan import make_plan
 from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Loaded
-from tgi.scheduler import Buckets
+from tgi.scheduler import Bucket, Buckets
+from tgi.scheduler.workload import ShapeCounts
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
@@ -103,6 +106,34 @@ def test_a_server_has_the_buckets_of_its_plan(compiling: Model) -> None:
     )
     plan = make_plan(read_setup(options))
     assert choose_buckets(compiling, plan.setup.limits, options).to_warm_up() == plan.buckets
+
+
+def test_buckets_are_chosen_as_the_options_say(compiling: Model, tmp_path: Path) -> None:
+    def chosen(**options: Any) -> list[Bucket]:
+        return choose_buckets(compiling, CARD_LIMITS, Options(**options)).to_warm_up()
+
+    assert len(chosen(max_graphs=12)) <= 12 < len(chosen())
+    rows = {bucket.rows for bucket in chosen(bucketing="exponential") if not bucket.prefill}
+    assert rows == {1, 2, 4, 6, 8}
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2 for `max_waste` = 9. Given: 1"):
+        chosen(max_graphs=1, max_waste=9)
+    counts = ShapeCounts.open(tmp_path / "shapes.json", 128)
+    counts.counts[Bucket(5, 1, 23)] = 1000
+    counts.save()
+    assert Bucket(5, 1, 23) in chosen(bucket_shapes=tmp_path / "shapes.json", max_graphs=8)
+    with pytest.raises(OptionError, match="counts blocks of 128 tokens, and this device has 16"):
+        ShapeCounts.open(tmp_path / "shapes.json", 16)
+
+
+def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = Options(record_shapes=tmp_path / "shapes.json")
+    assert known_shapes(GAUDI, Options()) is None
+    assert not caplog.records
+    assert known_shapes(CPU, options) is None
+    assert "--record-shapes has no effect: shapes do not matter on cpu" in caplog.text
+    assert not (tmp_path / "shapes.json").exists()
+    assert known_shapes(GAUDI, options) == ShapeCounts(128, {}, tmp_path / "shapes.json")
+    assert (tmp_path / "shapes.json").exists()
 
 
 def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:

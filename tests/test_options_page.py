@@ -59,7 +59,7 @@ def options_table(group: object) -> list[str]:
 
 
 def vllm_table() -> list[str]:
-    groups = (flags.MODEL, flags.LIMITS, flags.BATCH, flags.MEMORY, flags.HTTP, flags.LOG)
+    groups = (flags.MODEL, flags.LIMITS, flags.BATCH, flags.BUCKETS, flags.MEMORY, flags.HTTP, flags.LOG)
     return table(
         ("vLLM", "here"),
         *((code(*vllm_names(a)), code(a.name)) for a in arguments(*groups) if vllm_names(a)),
@@ -79,6 +79,7 @@ def foreign_table(group: object) -> list[str]:
         ("Model", options_table(flags.MODEL)),
         ("Limits of a request", options_table(flags.LIMITS)),
         ("Batching", options_table(flags.BATCH)),
+        ("Buckets", options_table(flags.BUCKETS)),
         ("Memory and warm-up", options_table(flags.MEMORY)),
         ("HTTP", options_table(flags.HTTP)),
         ("Logs and traces", options_table(flags.LOG)),

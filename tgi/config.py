@@ -15,12 +15,15 @@ import attrs
 from cyclopts import Parameter
 
 from tgi import flags
-from tgi.flags import BATCH, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
+from tgi.flags import BATCH, BUCKETS, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
 from tgi.foreign import Foreign
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """The checkpoint that comes with the package."""
 DEFAULT_TOTAL_TOKENS = 4096
+DIMENSIONS = ("PROMPT_BS", "PROMPT_SEQ", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
+BOUNDS = ("MIN", "STEP", "MAX")
+"""What vLLM's variables call the sizes that its strategies choose from; SEQ is an old name of QUERY."""
 DTYPES = {
     None: "auto",
     "auto": "auto",
@@ -134,6 +137,22 @@ class Options:
     ] = True
     """Keep what was computed of a prompt for others that begin alike."""
 
+    bucketing: Annotated[
+        Literal["optimal", "linear", "exponential", "padding-aware"],
+        flag(BUCKETS, "BUCKETING", "VLLM_BUCKETING_STRATEGY", split=flags.strategy),
+    ] = "optimal"
+    """How the shapes that steps are padded to are chosen, on a device that compiles them: for the least
+    padding, or as vLLM does on Gaudi."""
+    max_graphs: Annotated[Count | None, flag(BUCKETS, "MAX_GRAPHS")] = None
+    """Most shapes, each of which is a graph. Without it, 64 if they are chosen for the least padding."""
+    max_waste: Annotated[Amount | None, flag(BUCKETS, "MAX_WASTE")] = None
+    """Most that padding may add to the time of a step, as a share of it, if shapes are chosen for the least
+    padding. Without it, 1, and more where the graphs are too few for that."""
+    bucket_shapes: Annotated[Path | None, flag(BUCKETS, "BUCKET_SHAPES"), flags.FILE] = None
+    """A file that --record-shapes has written: what to choose shapes for. Without it, for all alike."""
+    record_shapes: Annotated[Path | None, flag(BUCKETS, "RECORD_SHAPES", value="FILE")] = None
+    """When the server ends, add the shapes of its steps to this file."""
+
     memory_fraction: Annotated[
         Share | None,
         flag(MEMORY, "MEMORY_FRACTION", "HPU_MEMORY_FRACTION", vllm=["--gpu-memory-utilization"]),
@@ -231,6 +250,8 @@ class Options:
         if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
             yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
         yield from self.foreign.warnings(environment)
+        if (names := _bucket_variables(environment)) and self.bucketing == "optimal":
+            yield f"variables without effect on --bucketing optimal: {', '.join(names)}"
 
     def _check_shards(self) -> None:
         shards = 1 if self.num_shard is None else self.num_shard
@@ -342,6 +363,27 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
         if name in environment:
             return {"HF_TOKEN": environment[name]}
     return {}
+
+
+def bucket_ranges(environment: Mapping[str, str] = os.environ) -> dict[str, list[int | None]]:
+    """First size, step and last size of each dimension, from vLLM's variables: VLLM_DECODE_BS_BUCKET_STEP=16.
+
+    Raises OptionError.
+    """
+    ranges: dict[str, list[int | None]] = {}
+    for name in _bucket_variables(environment):
+        dimension, _, bound = name.removeprefix("VLLM_").partition("_BUCKET_")
+        if not environment[name].isdecimal():
+            raise OptionError(f"{name} must be a whole number. Given: {environment[name]!r}")
+        sizes = ranges.setdefault(dimension.replace("SEQ", "QUERY"), [None, None, None])
+        sizes[BOUNDS.index(bound)] = int(environment[name])
+    return ranges
+
+
+def _bucket_variables(environment: Mapping[str, str]) -> list[str]:
+    return [
+        f"VLLM_{d}_BUCKET_{b}" for d in DIMENSIONS for b in BOUNDS if f"VLLM_{d}_BUCKET_{b}" in environment
+    ]
 
 
 def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:

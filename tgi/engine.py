@@ -4,9 +4,7 @@ One coroutine, in the order in which things happen: find the model, read what it
 cache, warm up, schedule. Each stage shows in the lifecycle.
 """
 
-import contextlib
 import functools
-import itertools
 import logging
 import math
 import re
@@ -45,9 +43,10 @@ from tgi.plugins import (
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
-from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.bucketing import Bucketing, GraphsError
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import TIES
+from tgi.scheduler.workload import ShapeCounts
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
@@ -90,6 +89,7 @@ async def run_engine(service: Service, options: Options) -> None:
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
     grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
+    shapes = known_shapes(model.device, options)
     buckets = await trio.to_thread.run_sync(choose_buckets, model, limits, options)
     environment = {**model.device.environment, **prepare_recipes(model, buckets, options)}
     async with aclosing(grammars), open_executor(environment=environment) as executor:
@@ -109,6 +109,7 @@ async def run_engine(service: Service, options: Options) -> None:
             metrics,
             prefix_limit=_prefix_limit(model, options),
             buckets=buckets,
+            shapes=shapes,
         )
         lifecycle.enter("warming up")
         await scheduler.warm_up(
@@ -135,7 +136,11 @@ async def run_engine(service: Service, options: Options) -> None:
             info.model_id, info.dtype, info.device,
             blocks * limits.block_size, (blocks + 1) * loaded[0].block_bytes / 2**20,
         )  # fmt: skip
-        await scheduler.run()
+        try:
+            await scheduler.run()
+        finally:
+            if shapes is not None:
+                shapes.save()
 
 
 def describe_model(folder: Path, options: Options) -> Model:
@@ -202,17 +207,29 @@ def choose_buckets(model: Model, limits: Limits, options: Options, graphs: int |
 
 def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int) -> Buckets:
     """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment."""
-    for count in itertools.count(graphs):
-        with contextlib.suppress(OptionError):
+    count = graphs
+    while True:
+        try:
             buckets = choose_buckets(model, limits, options, count)
-            log.log(
-                logging.INFO if count == graphs else logging.WARNING,
-                "--warmup-budget is enough for %d buckets: there will be %d",
-                graphs,
-                len(buckets.to_warm_up()),
-            )
-            return buckets
-    raise AssertionError("some number of buckets is enough")
+        except GraphsError as error:
+            count = error.needed
+            continue
+        log.log(
+            logging.INFO if count == graphs else logging.WARNING,
+            "--warmup-budget is enough for %d buckets: there will be %d",
+            graphs,
+            len(buckets.to_warm_up()),
+        )
+        return buckets
+
+
+def known_shapes(device: DeviceSpec, options: Options) -> ShapeCounts | None:
+    """What --record-shapes adds to; None where there is nothing to record. Raises OptionError."""
+    path = options.record_shapes
+    if path is not None and not (device.compiles and device.flat):
+        log.warning("--record-shapes has no effect: shapes do not matter on %s", device.name)
+        path = None
+    return None if path is None else ShapeCounts.open(path, device.block_size)
 
 
 def plan_blocks(

@@ -13,6 +13,7 @@ from cyclopts import Group, Parameter, Token, validators
 MODEL = Group("Model", sort_key=1)
 LIMITS = Group("Limits of a request", sort_key=2)
 BATCH = Group("Batching", sort_key=3)
+BUCKETS = Group("Buckets", sort_key=4)
 MEMORY = Group("Memory and warm-up", sort_key=5)
 HTTP = Group("HTTP", sort_key=6)
 LOG = Group("Logs and traces", sort_key=7)
@@ -50,6 +51,12 @@ def whole_text(_type: Any, text: str, **_: Any) -> list[str]:
 def origins(_type: Any, text: str, **_: Any) -> list[str]:
     """A variable with values between commas or spaces."""
     return text.replace(",", " ").split()
+
+
+def strategy(_type: Any, text: str, **_: Any) -> list[str]:
+    """A variable with the name of a bucket strategy, which may be vLLM's."""
+    names = {"lin": "linear", "exp": "exponential", "pad": "padding-aware"}
+    return whole_text(_type, names.get(text, text))
 
 
 def keys(_type: Any, text: str, **_: Any) -> list[str]:

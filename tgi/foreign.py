@@ -29,9 +29,7 @@ UNUSED_VARIABLES = {
     "USE_EXPERT_PARALLEL": "there are no models with experts yet",
     "USE_FLASH_ATTENTION": "prompts always use the fused kernel where it is faster",
     "VLLM_CONTIGUOUS_PA": "blocks are shared between sequences, and so are gathered",
-    "VLLM_EXPONENTIAL_BUCKETING": "buckets are chosen for the least padding",
-    "VLLM_BUCKETING_STRATEGY": "buckets are chosen for the least padding",
-    "VLLM_DECODE_BLOCK_BUCKET_STEP": "buckets are chosen for the least padding",
+    "VLLM_EXPONENTIAL_BUCKETING": "--bucketing says how buckets are chosen",
     "VLLM_GRAPH_PROMPT_RATIO": "all graphs share one part of the memory",
 }
 """Variables without a flag that TGI's images set or read (tgi-behaviour 6.5), scripts for TGI on Gaudi set

@@ -14,6 +14,8 @@ from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step
 from tgi.scheduler import SamplingParams, Scheduler, Sequence
+from tgi.scheduler.shapes import Bucket
+from tgi.scheduler.workload import ShapeCounts
 from tgi.testing.simulated_rank import SimulatedRank
 from tgi.text.stopping import StoppingCriteria
 
@@ -76,12 +78,13 @@ def observed(
     limits: Limits = LIMITS,
     device: DeviceSpec = DEVICE,
     rank: Rank | None = None,
+    shapes: ShapeCounts | None = None,
 ) -> Metrics:
     """The metrics when `body` has run beside a scheduler, on a clock that jumps."""
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(rank or Rank(), limits, device, 90, metrics)
+        scheduler = Scheduler(rank or Rank(), limits, device, 90, metrics, shapes=shapes)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await body(scheduler)
@@ -159,6 +162,24 @@ def test_tokens_and_padding() -> None:
     metrics = observed(generating(*((0.0, sequence([5, token], 4)) for token in (3, 4, 5))), device=device)
     assert metrics.batch_tokens.value(method="decode") == 9
     assert metrics.batch_padding_tokens.value(method="decode") == 3
+
+
+def test_shapes_are_counted_as_they_are_without_padding() -> None:
+    """Blocks have two tokens; those of a prefill are of what was computed before."""
+    rank, counts = Rank(), ShapeCounts(2)
+    rank.rank.flat = True
+    device = attrs.evolve(DEVICE, compiles=True, flat=True)
+    alone, other = sequence([5, 6, 7, 8, 9], 3), sequence([7] * 10, 2)
+    observed(generating((0.0, alone), (20.0, other)), device=device, rank=rank, shapes=counts)
+
+    assert counts.counts == {
+        Bucket(1, 5, 0, prefill=True): 1,
+        Bucket(1, 1, 3): 1,
+        Bucket(1, 1, 4): 1,
+        Bucket(1, 8, 0, prefill=True): 1,
+        Bucket(1, 2, 4, prefill=True): 1,
+        Bucket(1, 1, 6): 1,
+    }
 
 
 def test_a_device_that_computes_no_padding_has_none() -> None:

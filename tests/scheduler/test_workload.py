@@ -114,3 +114,22 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message:
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(ShapesError, match=r"missing\.json"):
         ShapeCounts.read(tmp_path / "missing.json", 128)
+
+
+def test_counts_are_kept_in_a_file_from_one_run_to_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "shapes.json"
+    for _ in range(2):
+        counts = ShapeCounts.open(path, 128)
+        counts.add(Bucket(3, 1, 7))
+        counts.save()
+
+    assert ShapeCounts.read(path, 128).counts == {Bucket(3, 1, 7): 2}
+
+
+def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ShapesError, match="cannot be written: No such file or directory"):
+        ShapeCounts.open(tmp_path / "missing" / "shapes.json", 128)
+    counts = ShapeCounts.open(tmp_path / "shapes.json", 128)
+    counts.path = tmp_path / "missing" / "shapes.json"
+    counts.save()
+    assert "No such file or directory" in caplog.text

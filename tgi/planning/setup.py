@@ -17,7 +17,6 @@ from tgi.plugins import (
     load_plugins,
 )
 from tgi.scheduler.bucketing import Bucketing
-from tgi.scheduler.costs import Costs
 from tgi.scheduler.costs import CARDS, Costs
 
 from .cards import target

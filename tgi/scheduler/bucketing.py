@@ -6,13 +6,13 @@ from typing import Literal
 
 import attrs
 
-from tgi.config import OptionError
+from tgi.config import OptionError, Options, bucket_ranges
 
 from . import ladders
 from .costs import Costs
 from .optimal import TooFewGraphs, optimal
 from .shapes import Bucket, Space
-from .workload import Workload
+from .workload import ShapeCounts, Workload
 
 Strategy = Literal["optimal", "linear", "exponential", "padding-aware"]
 MAX_GRAPHS = 64
@@ -26,6 +26,14 @@ _LADDERS = {
     "exponential": ladders.exponential,
     "padding-aware": ladders.padding_aware,
 }
+
+
+class GraphsError(OptionError):
+    """--max-graphs is too few; `needed` would do."""
+
+    def __init__(self, given: int, needed: int, reason: str = "") -> None:
+        super().__init__(f"`max_graphs` must be >= {needed}{reason}. Given: {given}")
+        self.needed = needed
 
 
 @attrs.frozen(kw_only=True)
@@ -43,20 +51,33 @@ class Bucketing:
     costs: Costs = attrs.field(factory=Costs.of)
     """Also decide which of the buckets that dominate a step is the cheapest."""
 
+    @classmethod
+    def from_options(cls, options: Options, costs: Costs, graphs: int | None = None) -> "Bucketing":
+        """With at most `graphs` buckets, if given. Reads --bucket-shapes. Raises OptionError."""
+        counts: Mapping[Bucket, int] = {}
+        if options.bucket_shapes is not None:
+            counts = ShapeCounts.read(options.bucket_shapes, costs.block_size).counts
+        limits = [limit for limit in (options.max_graphs, graphs) if limit is not None]
+        return cls(
+            strategy=options.bucketing,
+            max_graphs=min(limits, default=None),
+            max_waste=options.max_waste,
+            counts=counts,
+            ranges={name: ladders.Range(*sizes) for name, sizes in bucket_ranges().items()},
+            costs=costs,
+        )
+
     def choose(self, space: Space, blocks: int | None = None) -> list[Bucket]:
         """The buckets: prefill before decode, the largest first; `blocks`: in the KV cache, if that is known.
 
-        Raises OptionError where there would have to be more than --max-graphs.
+        Raises GraphsError where there would have to be more than --max-graphs.
         """
         if self.strategy == "optimal":
             return self._optimal(space)
         known = space.decode_blocks(space.rows) if blocks is None else blocks
         chosen = space.closed(_LADDERS[self.strategy](space, self.ranges, known))
         if self.max_graphs is not None and len(chosen) > self.max_graphs:
-            raise OptionError(
-                f"`max_graphs` must be >= {len(chosen)} for `bucketing` = {self.strategy}. "
-                f"Given: {self.max_graphs}"
-            )
+            raise GraphsError(self.max_graphs, len(chosen), f" for `bucketing` = {self.strategy}")
         return chosen
 
     def _optimal(self, space: Space) -> list[Bucket]:
@@ -69,7 +90,5 @@ class Bucketing:
             except TooFewGraphs as error:
                 if self.max_waste is not None or waste == math.inf:
                     bound = f" for `max_waste` = {waste:g}" if waste < math.inf else ""
-                    raise OptionError(
-                        f"`max_graphs` must be >= {error.needed}{bound}. Given: {graphs}"
-                    ) from error
+                    raise GraphsError(graphs, error.needed, bound) from error
                 waste = 2 * waste if waste < 100 else math.inf

@@ -12,7 +12,6 @@ import attrs
 
 from .shapes import Bucket, Space
 
-DIMENSIONS = ("PROMPT_BS", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
 LONG = 8192
 """From this length on, exponential contexts count on prompts that come in chunks."""
 REFERENCES = 3
@@ -37,7 +36,7 @@ class Range:
 
 
 Ranges = Mapping[str, Range]
-"""By dimension."""
+"""By dimension: PROMPT_BS, PROMPT_QUERY, PROMPT_CTX, DECODE_BS, DECODE_BLOCK."""
 _UNSET = Range()
 
 

@@ -30,6 +30,7 @@ from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
 from .shapes import Bucket
 from .warming import Report, WarmUp
+from .workload import ShapeCounts
 
 LEAD = 0.25
 """The next step is sent when this share of the present one's expected time is left: early enough that the
@@ -62,15 +63,17 @@ class Scheduler:
         *,
         prefix_limit: int | None = None,
         buckets: Buckets | None = None,
+        shapes: ShapeCounts | None = None,
     ) -> None:
         """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them.
 
         `prefix_limit`: see `Schedule`. `buckets`: None stands for those of these limits on this device.
+        `shapes` is told of every step that serves requests.
         """
         self._executor = executor
         self._buckets = buckets or Buckets.from_limits(limits, device)
         self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
-        self._observer = StepObserver(metrics, self._schedule)
+        self._observer = StepObserver(metrics, self._schedule, shapes)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0

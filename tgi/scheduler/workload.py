@@ -1,6 +1,7 @@
 """How often steps of which shape come up: supposed, or counted while serving."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ SUPPOSED = 0.05
 JOINED = (1, 2, 4, 8)
 """Rows of a prefill that came one by one may have done so because there was no bucket for several: so many
 times as many are supposed to be likely too, by the inverse of the square."""
+log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -114,6 +116,27 @@ class ShapeCounts:
 
     block_size: int
     counts: dict[Bucket, int] = attrs.field(factory=dict)
+    path: Path | None = None
+    """Where they are kept."""
+
+    @classmethod
+    def open(cls, path: Path, block_size: int) -> "ShapeCounts":
+        """The counts of a file, which is made if there is none. Raises ShapesError."""
+        opened = cls.read(path, block_size) if path.exists() else cls(block_size)
+        opened.path = path
+        try:
+            opened.write(path)
+        except OSError as error:
+            raise ShapesError(f"{path} cannot be written: {error.strerror}") from error
+        return opened
+
+    def save(self) -> None:
+        """Write them where they are kept; if that fails, it is logged."""
+        assert self.path is not None
+        try:
+            self.write(self.path)
+        except OSError as error:
+            log.error("the shapes of steps could not be written to %s: %s", self.path, error.strerror)
 
     @classmethod
     def read(cls, path: Path, block_size: int) -> "ShapeCounts":
