@@ -33,9 +33,7 @@ class Bridge:
 
 def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
     """Import the bridge. Raises ImportError where there is none."""
-    lazy = environ.setdefault("PT_HPU_LAZY_MODE", "0") == "1"
-    if lazy:
-        environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
+    lazy = settle_mode(environ)
     from habana_frameworks.torch import core  # type: ignore[import-not-found]
     from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
 
@@ -59,6 +57,14 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         halves=halves,
         metric=_metric(),
     )
+
+
+def settle_mode(environ: MutableMapping[str, str]) -> bool:
+    """Set what the bridge reads when it is imported, where nobody has; returns whether it will be lazy."""
+    lazy = environ.setdefault("PT_HPU_LAZY_MODE", "0") == "1"
+    if lazy:
+        environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
+    return lazy
 
 
 def join_ranks() -> None:

@@ -9,8 +9,9 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,7 @@ from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
 from .driver import BLOCK_SIZE, Driver, lane_params, load_command, make_driver
+from .simulated_hpu import card_environment, open_compiling
 
 R = TypeVar("R", Loaded, Allocated, Result)
 
@@ -57,17 +59,18 @@ def check_architecture(
     ranks: int = 2,
     lengths: Sequence[int] = LENGTHS,
     reference: Any = None,
+    cards: Sequence[str] = ("gaudi2-lazy", "gaudi3-compile"),
 ) -> None:
     """Raise AssertionError where the model is not right.
 
     Against transformers (`reference`, or the model that it loads from the folder); decode against prefill;
     chunked against whole; a shared prefix against none; padded against unpadded; shuffled against ordered
-    rows; scattered against consecutive blocks; the CPU's operations against the plain ones; `ranks` ranks
-    against one (0: leave out); the memory that its weights take against what `tgi plan` expects. That every
-    tensor of the checkpoint is read, loading checks.
+    rows; scattered against consecutive blocks; the CPU's operations, plain torch and simulated `cards`, whose
+    steps are graphs, against one another; `ranks` ranks against one (0: leave out); the memory that its
+    weights take against what `tgi plan` expects. That every tensor of the checkpoint is read, loading checks.
     """
     folder = Path(folder)
-    plain, fast = Device(1), CpuDevice(1)
+    fast = CpuDevice(1)
     vocab = make_driver(folder, fast).runner.config.vocab_size
     prompts = [random_prompt(vocab, length, seed) for seed, length in enumerate(lengths)]
     texts = [prompt + generate(folder, fast, prompt) for prompt in prompts]
@@ -75,26 +78,19 @@ def check_architecture(
         whole(make_driver(folder, fast), text, len(prompt))
         for text, prompt in zip(texts, prompts, strict=True)
     ]
-    cases = list(zip(texts, lengths, wanted, strict=True))
-
     compare("transformers", transformers_logprobs(folder, reference, texts, lengths), wanted, tolerance)
-    for device in (fast, plain):
-        name = type(device).__name__
-        order = list(range(1, 256))
-        random.Random(0).shuffle(order)
-        for scattered in (range(1, 256), order):
-            driver = make_driver(folder, device, scattered)
-            got = [decoded(driver, lane, text, length) for lane, (text, length, _) in enumerate(cases)]
-            compare(f"decode, {name}", got, wanted, tolerance)
-        got = [chunked(make_driver(folder, device, order), text, length) for text, length, _ in cases]
-        compare(f"prefill in chunks, {name}", got, wanted, tolerance)
-        for pad in ((0, 0, 0), (3, 5, 2)):
-            got = together(make_driver(folder, device, order), texts, lengths, pad)
-            compare(f"rows together, padded by {pad}, {name}", got, wanted, tolerance)
-        compare(f"shared prefix, {name}", *shared(make_driver(folder, device), texts[0]), tolerance)
+    cases = list(zip(texts, lengths, wanted, strict=True))
+    for device in (fast, Device(1)):
+        check_device(folder, device, type(device).__name__, cases, tolerance)
+    for card in cards:
+        with open_compiling(card) as simulated:
+            check_device(folder, simulated, card, cases, tolerance)
     if ranks:
         got = on_ranks(folder, ranks, prompts, vocab)
         compare(f"{ranks} ranks", got, [want[:1] for want in wanted], tolerance)
+        for card in cards:
+            got = on_ranks(folder, ranks, prompts, vocab, card)
+            compare(f"{ranks} ranks on {card}", got, [want[:1] for want in wanted], tolerance)
     for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
         check_weights(folder, shard)
 
@@ -109,6 +105,29 @@ def check_weights(folder: Path, shard: Shard) -> None:
     assert not planned or abs(kept - planned) <= 0.01 * planned, (
         f"{shard}: {kept:,} numbers are kept, and weights() counts {planned:,}"
     )
+
+
+def check_device(
+    folder: Path,
+    device: Device,
+    name: str,
+    cases: Sequence[tuple[list[int], int, Logprobs]],
+    tolerance: float,
+) -> None:
+    """A device against what each text is known to give after so many prompt tokens."""
+    texts, lengths, wanted = zip(*cases, strict=True)
+    order = list(range(1, 256))
+    random.Random(0).shuffle(order)
+    for scattered in (range(1, 256), order):
+        driver = make_driver(folder, device, scattered)
+        got = [decoded(driver, lane, text, length) for lane, (text, length, _) in enumerate(cases)]
+        compare(f"decode, {name}", got, wanted, tolerance)
+    got = [chunked(make_driver(folder, device, order), text, length) for text, length, _ in cases]
+    compare(f"prefill in chunks, {name}", got, wanted, tolerance)
+    for pad in ((0, 0, 0), (3, 5, 2)):
+        got = together(make_driver(folder, device, order), texts, lengths, pad)
+        compare(f"rows together, padded by {pad}, {name}", got, wanted, tolerance)
+    compare(f"shared prefix, {name}", *shared(make_driver(folder, device), texts[0]), tolerance)
 
 
 def compare(name: str, got: Sequence[Logprobs], wanted: Sequence[Logprobs], tolerance: float) -> None:
@@ -210,11 +229,14 @@ def transformers_logprobs(
     return results
 
 
-def on_ranks(folder: Path, ranks: int, prompts: Sequence[Sequence[int]], vocab: int) -> list[Logprobs]:
+def on_ranks(
+    folder: Path, ranks: int, prompts: Sequence[Sequence[int]], vocab: int, card: str = ""
+) -> list[Logprobs]:
     """After each prompt, by real rank processes: the whole distribution as the "top" of a step."""
+    device, environment = ("hpu-sim", card_environment(card)) if card else ("cpu", {})
     blocks = max(-(-len(prompt) // BLOCK_SIZE) for prompt in prompts)
-    with open_ranks(ranks) as (send, reports):
-        send(load_command(folder))
+    with open_ranks(ranks, environment) as (send, reports):
+        send(load_command(folder, device=device, top=vocab))
         _expect(reports, Loaded)
         send(Allocate(1 + blocks))
         _expect(reports, Allocated)
@@ -256,12 +278,14 @@ def _expect(reports: Iterator[Report], kind: type[R]) -> R:
 
 
 @contextlib.contextmanager
-def open_ranks(ranks: int) -> Iterator[tuple[Any, Iterator[Report]]]:
+def open_ranks(
+    ranks: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[Any, Iterator[Report]]]:
     """Real rank processes; yields what sends a command to all of them, and rank 0's reports."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = {**os.environ, **environment, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     connections, processes = [], []
     for rank in range(ranks):
         ours, theirs = socket.socketpair()

@@ -230,18 +230,19 @@ def lane_params(lane: int, **changed: Any) -> LaneParams:
 def load_command(
     folder: Path | str,
     *,
+    device: str = "cpu",
     dtype: str = "float32",
     threads: int = 1,
     lanes: int = 16,
     top: int = 8,
     **more: Any,
 ) -> Load:
-    """A Load of a Llama, or whatever config.json says, on the CPU."""
+    """A Load of a Llama, or whatever config.json says."""
     architecture = json.loads((Path(folder) / "config.json").read_bytes())["architectures"][0]
     return Load(
         folder=str(folder),
         architecture=architecture,
-        device="cpu",
+        device=device,
         dtype=dtype,
         threads=threads,
         lanes=lanes,

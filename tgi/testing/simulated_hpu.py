@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from tgi.device import Device
 from tgi.device.hpu import HpuDevice
+from tgi.device.hpu_bridge import settle_mode
 
 from .simulated_gaudi import Card, Profile, install, uninstall
 
@@ -23,6 +24,7 @@ class SimulatedHpu(HpuDevice):
 
     def __init__(self, threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> None:
         warnings.filterwarnings("ignore", "index_reduce", UserWarning)  # that it is new, on a CPU
+        settle_mode(environ)
         self.card = install(Profile.from_environment(environ, environ.get(GENERATION, "gaudi2")))
         super().__init__(threads, environ)
 
@@ -32,14 +34,19 @@ class SimulatedHpu(HpuDevice):
         self.card.seal()
 
 
+def card_environment(name: str) -> dict[str, str]:
+    """The variables that choose a card of COMPILING for `hpu-sim`."""
+    generation, engine = name.split("-")
+    return {GENERATION: generation, "PT_HPU_LAZY_MODE": str(int(engine == "lazy"))}
+
+
 @contextmanager
 def open_compiling(name: str) -> Iterator[Device]:
     """One of COMPILING; a simulated card is the process's until the body ends."""
     if name == "plain":
         yield Device(1)
         return
-    generation, engine = name.split("-")
     try:
-        yield SimulatedHpu(1, {GENERATION: generation, "PT_HPU_LAZY_MODE": str(int(engine == "lazy"))})
+        yield SimulatedHpu(1, card_environment(name))
     finally:
         uninstall()
