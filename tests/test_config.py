@@ -192,6 +192,23 @@ def test_options_cannot_be_changed() -> None:
         Options().port = 1  # type: ignore[misc]
 
 
+def test_sizes_of_buckets_come_from_older_variables_of_tgi_unless_newer_ones_are_set() -> None:
+    environment = {
+        "BATCH_BUCKET_SIZE": "8",
+        "PREFILL_BATCH_BUCKET_SIZE": "4",
+        "PAD_SEQUENCE_TO_MULTIPLE_OF": "256",
+    }
+    assert bucket_ranges(environment) == {
+        "DECODE_BS": [None, 8, None],
+        "PROMPT_BS": [None, 4, None],
+        "PROMPT_QUERY": [None, 256, None],
+    }
+    assert bucket_ranges({"VLLM_DECODE_BS_BUCKET_STEP": "16", **environment})["DECODE_BS"] == [None, 16, None]
+    (warning,) = Options().checked(environment)
+    assert "PAD_SEQUENCE_TO_MULTIPLE_OF" in warning
+    assert not list(Options(bucketing="linear").checked(environment))
+
+
 def test_sizes_of_buckets_come_from_the_variables_of_vllm() -> None:
     environment = {
         "VLLM_DECODE_BS_BUCKET_STEP": "16",

@@ -87,7 +87,7 @@ def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
     buckets = choose_buckets(compiling, CARD_LIMITS, options)
     variables = prepare_recipes(compiling, buckets, options)
     (folder,) = (tmp_path / "cache").iterdir()
-    assert folder.name.startswith("m-auto-1x")
+    assert folder.name.startswith("m-auto-1xgaudi2-")
     assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
     assert prepare_recipes(compiling, buckets, options) == variables
     assert (

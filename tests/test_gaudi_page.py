@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 
 from tgi.cli import launcher_app
+from tgi.config import BUCKET_VARIABLES
 from tgi.foreign import REFUSED_VARIABLES, UNUSED_VARIABLES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "gaudi.md").read_text("utf-8")
+SIZES = "sizes of `--bucketing` linear, exponential and padding-aware; no effect on optimal"
 LEFT = "left to the software that reads it"
 KNOWN = """
-    ATTENTION DUMP_STACK ENABLE_HPU_GRAPH FLASH_ATTENTION_RECOMPUTE HABANA_VISIBLE_DEVICES
-    HPU_MEMORY_FRACTION LIMIT_HPU_GRAPH MAX_BATCH_SIZE OMPI_MCA_btl_vader_single_copy_mechanism
+    ATTENTION BATCH_BUCKET_SIZE DUMP_STACK ENABLE_HPU_GRAPH FLASH_ATTENTION_RECOMPUTE
+    HABANA_VISIBLE_DEVICES HPU_MEMORY_FRACTION LIMIT_HPU_GRAPH MAX_BATCH_SIZE
+    OMPI_MCA_btl_vader_single_copy_mechanism PAD_SEQUENCE_TO_MULTIPLE_OF PREFILL_BATCH_BUCKET_SIZE
     PREFILL_CHUNKING PREFIX_CACHING PT_HPU_ENABLE_LAZY_COLLECTIVES PT_HPU_LAZY_MODE
     PT_HPU_RECIPE_CACHE_CONFIG PT_HPU_WEIGHT_SHARING QUANT_CONFIG REQUEST_LOGPROBS SKIP_TOKENIZER_IN_TGI
     TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN TGI_GRAPH_RESERVED_MEM TGI_WIGGLE_ROOM USE_EXPERT_PARALLEL
@@ -45,8 +48,8 @@ def test_a_known_variable_is_told_of(variable: str) -> None:
         assert fate == f"no effect: {UNUSED_VARIABLES[variable]}"
     elif variable in REFUSED_VARIABLES:
         assert fate == f"refused: {REFUSED_VARIABLES[variable]}"
-    elif variable == "VLLM_*_BUCKET_*":
-        assert "`--bucketing`" in fate
+    elif variable == "VLLM_*_BUCKET_*" or variable in BUCKET_VARIABLES:
+        assert fate == SIZES
     elif flag is not None:
         assert fate == f"`{flag}`"
     else:
@@ -56,3 +59,5 @@ def test_a_known_variable_is_told_of(variable: str) -> None:
 def test_nothing_else_is_told_of() -> None:
     assert fates().keys() == set(KNOWN)
     assert (UNUSED_VARIABLES | REFUSED_VARIABLES).keys() <= set(KNOWN)
+    sizes = {name for name in BUCKET_VARIABLES if not name.startswith("VLLM_")}
+    assert sizes <= set(KNOWN)

@@ -21,9 +21,18 @@ from tgi.foreign import Foreign
 DEMO_MODEL = Path(__file__).parent / "demo"
 """The checkpoint that comes with the package."""
 DEFAULT_TOTAL_TOKENS = 4096
-DIMENSIONS = ("PROMPT_BS", "PROMPT_SEQ", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
-BOUNDS = ("MIN", "STEP", "MAX")
-"""What vLLM's variables call the sizes that its strategies choose from; SEQ is an old name of QUERY."""
+BUCKET_VARIABLES = {
+    "BATCH_BUCKET_SIZE": ("DECODE_BS", 1),
+    "PREFILL_BATCH_BUCKET_SIZE": ("PROMPT_BS", 1),
+    "PAD_SEQUENCE_TO_MULTIPLE_OF": ("PROMPT_QUERY", 1),
+    **{
+        f"VLLM_{name}_BUCKET_{bound}": (name.replace("SEQ", "QUERY"), place)
+        for name in ("PROMPT_BS", "PROMPT_SEQ", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
+        for place, bound in enumerate(("MIN", "STEP", "MAX"))
+    },
+}
+"""Variable of TGI or vLLM on Gaudi -> dimension of buckets, and which of its first size, step and last size.
+Where several mean the same, the last one counts."""
 DTYPES = {
     None: "auto",
     "auto": "auto",
@@ -366,24 +375,18 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
 
 
 def bucket_ranges(environment: Mapping[str, str] = os.environ) -> dict[str, list[int | None]]:
-    """First size, step and last size of each dimension, from vLLM's variables: VLLM_DECODE_BS_BUCKET_STEP=16.
-
-    Raises OptionError.
-    """
+    """First size, step and last size of each dimension: VLLM_DECODE_BS_BUCKET_STEP=16. Raises OptionError."""
     ranges: dict[str, list[int | None]] = {}
     for name in _bucket_variables(environment):
-        dimension, _, bound = name.removeprefix("VLLM_").partition("_BUCKET_")
         if not environment[name].isdecimal():
             raise OptionError(f"{name} must be a whole number. Given: {environment[name]!r}")
-        sizes = ranges.setdefault(dimension.replace("SEQ", "QUERY"), [None, None, None])
-        sizes[BOUNDS.index(bound)] = int(environment[name])
+        dimension, place = BUCKET_VARIABLES[name]
+        ranges.setdefault(dimension, [None, None, None])[place] = int(environment[name])
     return ranges
 
 
 def _bucket_variables(environment: Mapping[str, str]) -> list[str]:
-    return [
-        f"VLLM_{d}_BUCKET_{b}" for d in DIMENSIONS for b in BOUNDS if f"VLLM_{d}_BUCKET_{b}" in environment
-    ]
+    return [name for name in BUCKET_VARIABLES if name in environment]
 
 
 def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:

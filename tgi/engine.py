@@ -183,7 +183,7 @@ def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[st
         config=attrs.asdict(model.config),
         dtype=options.compute_dtype,
         ranks=options.num_shard or 1,
-        generation=installed_generation(),
+        generation=installed_generation() or installed_card("", environ),
         software=installed_software(),
         buckets=buckets,
     )
