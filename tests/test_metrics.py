@@ -46,7 +46,8 @@ LIMITED = {
 OURS = {
     "tgi_request_time_to_first_token_duration", "tgi_kv_blocks", "tgi_prefix_cache_hit_tokens",
     "tgi_prefix_cache_query_tokens", "tgi_preemptions", "tgi_request_time_between_tokens_duration",
-    "tgi_batch_tokens", "tgi_batch_padding_tokens", "tgi_graph_compilations", "tgi_graph_misses",
+    "tgi_batch_tokens", "tgi_batch_padding_tokens", "tgi_batch_blocks",
+    "tgi_batch_padding_blocks", "tgi_graph_compilations", "tgi_graph_misses",
     "tgi_cpu_fallbacks", "tgi_device_memory_bytes",
 }  # fmt: skip
 TABLE_12_10 = """

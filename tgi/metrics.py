@@ -229,6 +229,10 @@ class Metrics:
         self.batch_padding_tokens = count(
             "batch_padding_tokens", "Tokens that steps were padded with, up to their bucket", "method"
         )
+        self.batch_blocks = count("batch_blocks", "KV blocks read", "method")
+        self.batch_padding_blocks = count(
+            "batch_padding_blocks", "KV blocks that steps were padded with, up to their bucket", "method"
+        )
         self.kv_blocks = gauge("kv_blocks", "KV blocks", "state")
         self.prefix_cache_hit_tokens = count("prefix_cache_hit_tokens", "Prompt tokens found in the cache")
         self.prefix_cache_query_tokens = count(

@@ -36,8 +36,8 @@ class Silent:
 class Rank:
     """One second for each step, until it breaks after `steps` of them."""
 
-    def __init__(self, steps: float = float("inf")) -> None:
-        self.rank = SimulatedRank(2)
+    def __init__(self, steps: float = float("inf"), *, flat: bool = False) -> None:
+        self.rank = SimulatedRank(2, flat=flat)
         self.left = steps
         self.done = 0
         self.pending: deque[tuple[Step, float]] = deque()
@@ -180,6 +180,19 @@ def test_shapes_are_counted_as_they_are_without_padding() -> None:
         Bucket(1, 2, 4, prefill=True): 1,
         Bucket(1, 1, 6): 1,
     }
+
+
+def test_blocks_are_counted_where_steps_take_them_as_one_list() -> None:
+    """Blocks of 2 tokens; with 5 tokens in the cache and one more, a row of a decode step reads 3 blocks."""
+    device = attrs.evolve(DEVICE, compiles=True, flat=True)
+    metrics = observed(generating((0.0, sequence([5, 6, 7, 8, 9], 3))), device=device, rank=Rank(flat=True))
+    assert metrics.batch_blocks.value(method="prefill") == 0, "no context"
+    assert metrics.batch_blocks.value(method="decode") == 3 + 4
+    assert metrics.batch_padding_blocks.value(method="decode") >= 0
+    prompt = list(range(5, 25))
+    long = observed(generating((0.0, sequence(prompt, 1))), device=device, rank=Rank(flat=True))
+    # Chunks of 8, 8 and 4 tokens come after 0, 4 and 8 blocks.
+    assert long.batch_blocks.value(method="prefill") == 12
 
 
 def test_a_device_that_computes_no_padding_has_none() -> None:

@@ -39,7 +39,16 @@ class StepObserver:
         if self._schedule.buckets.padded:
             padding = planned.bucket.rows * planned.bucket.tokens - tokens
             metrics.batch_padding_tokens.inc(padding, method=method)
+        if self._schedule.buckets.flat:
+            self._blocks(planned, method)
         self.state()
+
+    def _blocks(self, planned: Planned, method: str) -> None:
+        """What there is of a decode step's list, and of the tables of a prefill, which are all as long."""
+        tables = planned.bucket.rows if planned.step.prefill else 1
+        read = planned.shape.rows * planned.shape.blocks if planned.step.prefill else planned.shape.blocks
+        self._metrics.batch_blocks.inc(read, method=method)
+        self._metrics.batch_padding_blocks.inc(tables * planned.bucket.blocks - read, method=method)
 
     def _admitted(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
         """Note who has begun, and whether others are being generated meanwhile (Q11)."""
