@@ -16,6 +16,7 @@ from tgi.engine import (
     choose_buckets,
     describe_model,
     fewer_buckets,
+    fit_buckets,
     known_shapes,
     load_command,
     plan_blocks,
@@ -123,6 +124,24 @@ def test_buckets_are_chosen_as_the_options_say(compiling: Model, tmp_path: Path)
     assert Bucket(5, 1, 23) in chosen(bucket_shapes=tmp_path / "shapes.json", max_graphs=8)
     with pytest.raises(OptionError, match="counts blocks of 128 tokens, and this device has 16"):
         ShapeCounts.open(tmp_path / "shapes.json", 16)
+
+
+def test_graphs_are_as_few_as_there_is_memory_for(compiling: Model) -> None:
+    def fitted(fraction: float | None, free: int = 10_000) -> int:
+        options = Options(graph_memory_fraction=fraction, memory_fraction=0.8)
+        buckets = choose_buckets(compiling, CARD_LIMITS, options)
+        ranks = [
+            Loaded(free_bytes=size, block_bytes=1, dtype="float32", graph_bytes=100)
+            for size in (free, 20_000)
+        ]
+        return len(fit_buckets(compiling, CARD_LIMITS, options, ranks, buckets).to_warm_up())
+
+    every = fitted(None)
+    assert every > 20
+    assert fitted(0.9) == every
+    assert 8 < fitted(0.15) <= 12
+    with pytest.raises(OptionError, match=r"0\.01 is enough for 0 graphs, and there must be 2"):
+        fitted(0.01)
 
 
 def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -97,6 +97,7 @@ async def run_engine(service: Service, options: Options) -> None:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
             loaded = await _load(executor, load_command(model, limits, buckets, options), service)
+        buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
         blocks = plan_blocks(loaded, model.device, limits, buckets, options)
         if loaded[0].total_bytes:
             metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
@@ -221,6 +222,27 @@ def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int) -
             len(buckets.to_warm_up()),
         )
         return buckets
+
+
+def fit_buckets(
+    model: Model, limits: Limits, options: Options, loaded: Sequence[Loaded], buckets: Buckets
+) -> Buckets:
+    """Those, or fewer if --graph-memory-fraction is not enough for them. Raises OptionError if for none."""
+    device, graph_fraction = model.device, options.graph_memory_fraction
+    sizes = [rank for rank in loaded if rank.graph_bytes]
+    if not device.compiles or graph_fraction is None or not sizes:
+        return buckets
+    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
+    graphs = min(int(rank.free_bytes * fraction * graph_fraction) // rank.graph_bytes for rank in sizes)
+    if graphs >= len(buckets.to_warm_up()):
+        return buckets
+    try:
+        return choose_buckets(model, limits, options, graphs)
+    except GraphsError as error:
+        raise OptionError(
+            f"--graph-memory-fraction {graph_fraction:g} is enough for {graphs} graphs, and there must be "
+            f"{error.needed}"
+        ) from error
 
 
 def known_shapes(device: DeviceSpec, options: Options) -> ShapeCounts | None:
