@@ -235,6 +235,24 @@ def test_r2_75_vertex_heeds_every_parameter() -> None:
     run(main)
 
 
+def test_1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
+    async def main() -> None:
+        async with serving(saying("Hello world")) as server:
+            best = {"do_sample": True, "best_of": 2}
+            instance = {"inputs": "x", "parameters": best}
+            answer = await server.ask("POST", "/vertex", {"instances": [instance] * 4})
+            assert answer.json == {"predictions": ["Hello world"] * 4}
+            answer = await server.ask("POST", "/vertex", {"instances": [instance] * 5})
+            assert (answer.status, answer.json["error_type"]) == (429, "overloaded")
+            answer = await server.ask(
+                "POST", "/vertex", {"instances": [{"inputs": "x", "parameters": best | {"best_of": 3}}]}
+            )
+            assert answer.status == 422
+            assert answer.json["error"].endswith("`best_of` must be > 0 and <= 2. Given: 3")
+
+    run(main)
+
+
 async def refused(server: Server, path: str, inputs: str) -> Answer:
     body: dict[str, Any] = {"instances": [{"inputs": inputs}]}
     if path != "/vertex":

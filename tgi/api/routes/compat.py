@@ -19,11 +19,13 @@ from tgi.api.openai_schema import (
     InferenceInput,
     InferenceRequest,
     SagemakerRequest,
+    VertexGenerate,
     VertexRequest,
 )
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, default_parameters
 from tgi.api.service import Engine, Service
 from tgi.api.validate import Generation, check_best_of, validate
+from tgi.config import Limits
 from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
 from tgi.scheduler import Sequence
 
@@ -55,7 +57,7 @@ def routes(service: Service) -> Blueprint:
         with observer.failures():
             if not body.instances:
                 raise NoInstances
-            with service.permits(len(body.instances)):
+            with service.permits(sum(_count(instance, engine.limits) for instance in body.instances)):
                 predictions = [
                     await _chat_prediction(instance, service, engine)
                     if isinstance(instance, ChatRequest)
@@ -125,6 +127,13 @@ def kserve_routes(service: Service) -> Blueprint:
     return blueprint
 
 
+def _count(instance: VertexGenerate | ChatRequest, limits: Limits) -> int:
+    """How many texts are generated for this instance. Raises ValidationError."""
+    if isinstance(instance, ChatRequest):
+        return 1
+    return check_best_of(instance.parameters or default_parameters(), limits)
+
+
 @attrs.frozen
 class _Prediction:
     """One text to generate."""
@@ -173,7 +182,7 @@ async def _texts(predictions: list[_Prediction], engine: Engine, observer: Obser
     observer.generations = len(everything)
     for prediction in predictions:
         observer.validated(prediction.sequences[0])
-    finished = await generate(engine.scheduler, everything, observer)
+    finished = await generate(engine.scheduler, everything)
     for one in finished:
         observer.finished(one.sequence, Timings.of(one.sequence))
     remaining = iter(finished)
