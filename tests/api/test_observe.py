@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import sys
 from typing import Any
 
 import attrs
@@ -10,6 +11,7 @@ import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 
+from tgi.api import grammars
 from tgi.api.observe import duration_text
 from tgi.errors import GenerationFailed
 from tgi.testing.fake_executor import counting
@@ -120,6 +122,22 @@ def test_a_request_ends_at_its_own_deadline(path: str) -> None:
             assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
 
     run(main)
+
+
+@pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
+def test_a_deadline_counts_while_a_grammar_is_tried(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process that would try it never answers."""
+
+    async def main() -> None:
+        monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
+        async with serving() as server:
+            body = {"inputs": "x", "parameters": {"grammar": {"type": "regex", "value": "a"}}}
+            answer = await server.ask("POST", path, body, {"X-Request-Timeout": "0.05"})
+            assert (answer.status, answer.json["error_type"]) == (408, "deadline_exceeded")
+            assert server.service.in_flight == 0
+            assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
+
+    run(main, seconds=20)
 
 
 def test_a_stream_ends_at_its_deadline_with_an_event() -> None:

@@ -5,11 +5,11 @@ from collections.abc import Sequence as Items
 import attrs
 import trio
 
-from tgi.errors import ApiError, DeadlineExceeded, IncompleteGeneration
+from tgi.errors import ApiError, IncompleteGeneration
 from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.text.stopping import FinishReason
 
-from .observe import Observer, Timings
+from .observe import Timings
 
 Receive = trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]
 """Tokens with the index of the sequence that they belong to."""
@@ -35,20 +35,17 @@ class Finished:
         return sum(token.logprob for token in self.tokens) / len(self.tokens)
 
 
-async def generate(scheduler: Scheduler, sequences: Items[Sequence], observer: Observer) -> list[Finished]:
+async def generate(scheduler: Scheduler, sequences: Items[Sequence]) -> list[Finished]:
     """Generate every sequence to its end; in the order given.
 
-    Raises ApiError when one fails or the request's deadline passes; leaving early, also by cancellation,
-    aborts all.
+    Raises ApiError when one fails; leaving early, also by cancellation, aborts all.
     """
     finished = [Finished(sequence, []) for sequence in sequences]
-    with trio.move_on_at(observer.deadline) as patience, scheduler.generating_all(sequences) as receive:
+    with scheduler.generating_all(sequences) as receive:
         async for index, item in receive:
             if isinstance(item, ApiError):
                 raise item
             finished[index].tokens.append(item)
-    if patience.cancelled_caught:
-        raise DeadlineExceeded
     for one in finished:
         if not one.tokens or one.tokens[-1].finish is None:
             raise IncompleteGeneration

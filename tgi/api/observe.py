@@ -12,7 +12,7 @@ import attrs
 import trio
 from quart import g, request
 
-from tgi.errors import ApiError, ValidationError
+from tgi.errors import ApiError, DeadlineExceeded, ValidationError
 from tgi.metrics import Metrics
 from tgi.scheduler import Sequence
 
@@ -122,9 +122,12 @@ class Observer:
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Take note of an ApiError that passes."""
+        """Take note of an ApiError that passes. Raises DeadlineExceeded at the deadline."""
         try:
-            yield
+            with trio.move_on_at(self.deadline) as patience:
+                yield
+            if patience.cancelled_caught:
+                raise DeadlineExceeded
         except ApiError as error:
             self.failed(error)
             raise

@@ -86,7 +86,7 @@ async def _generate(
     with ExitStack() as held, observer.failures():
         held.enter_context(service.permits(check_best_of(parameters, engine.limits)))
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
-        finished = best_first(await generate(engine.scheduler, generation.sequences, observer))
+        finished = best_first(await generate(engine.scheduler, generation.sequences))
     sequence = finished[0].sequence
     timings = Timings.of(sequence)
     observer.finished(sequence, timings)

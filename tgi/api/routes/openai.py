@@ -104,7 +104,7 @@ async def answer_chat(body: ChatRequest, service: Service, engine: Engine) -> Re
             receive = held.enter_context(engine.scheduler.generating_all(sequences))
             writer = ChatEvents(head, body, prompt, engine, sequences, observer)
             return await stream_answer(receive, writer, held, observer.deadline, headers)
-        finished = await generate(engine.scheduler, sequences, observer)
+        finished = await generate(engine.scheduler, sequences)
     headers |= _observe(finished, observer)
     return json_answer(_chat_body(head, body, prompt, engine, finished), headers=headers)
 
@@ -126,7 +126,7 @@ async def answer_completions(body: CompletionRequest, service: Service, engine: 
             receive = held.enter_context(engine.scheduler.generating_all(sequences))
             writer = CompletionEvents(head, body, engine, prompts, sequences, observer)
             return await stream_answer(receive, writer, held, observer.deadline, headers)
-        finished = await generate(engine.scheduler, sequences, observer)
+        finished = await generate(engine.scheduler, sequences)
     headers |= _observe(finished, observer)
     del headers["x-compute-time"]  # as in TGI
     return json_answer(_completion_body(head, body, engine, finished, extras.count), headers=headers)
