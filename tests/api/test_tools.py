@@ -87,6 +87,21 @@ def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
     run(main)
 
 
+def test_r3_44_a_stream_tells_the_log_probability_of_every_token() -> None:
+    """Also of those that only frame a call, with the next event."""
+
+    async def main() -> None:
+        async with serving_tools(saying(HERMES_CALL), HERMES) as server:
+            whole = (await chat(server, logprobs=True)).json["choices"][0]["logprobs"]["content"]
+            assert "".join(entry["token"] for entry in whole) == HERMES_CALL + "</s>"
+            events = chunks(await chat(server, logprobs=True, stream=True))
+            assert len(events) < len(whole)
+            told = [entry for event in events for entry in event["choices"][0]["logprobs"]["content"]]
+            assert told == whole
+
+    run(main)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("template", [TEMPLATE, HERMES])
 def test_t4_auto_may_answer_text(template: str, stream: bool) -> None:

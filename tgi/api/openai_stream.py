@@ -118,10 +118,13 @@ class ChatEvents(OpenAIEvents):
         self._body = body
         self._engine = engine
         self._contents = [choice_content(body, prompt, engine) for _ in sequences]
+        self._untold: list[list[Token]] = [[] for _ in sequences]
+        """Of each choice the tokens that no event has told of."""
 
     def _event(self, index: int, token: Token) -> bytes:
-        content = self._contents[index]
+        content, untold = self._contents[index], self._untold[index]
         text, calls = content.feed(token)
+        untold.append(token)
         if content.parser is not None and not (text or calls or token.finish):
             return b""
         delta = DeltaBody()
@@ -133,7 +136,8 @@ class ChatEvents(OpenAIEvents):
         if text or not calls:
             delta.content = text
         reason = None if token.finish is None else content.reason(token.finish)
-        logprobs = chat_logprobs(self._body, self._engine, [token])
+        logprobs = chat_logprobs(self._body, self._engine, untold)
+        untold.clear()
         return frame(
             self._chunk([ChatChunkChoiceBody(index, delta, logprobs, reason)], self._running_usage())
         )
