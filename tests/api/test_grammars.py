@@ -1,6 +1,7 @@
 """The cache of grammars and its processes, with the event loop running."""
 
 import json
+import signal
 import sys
 from contextlib import aclosing
 
@@ -114,6 +115,18 @@ def test_a_client_that_does_not_wait_and_a_process_that_is_gone_do_no_harm() -> 
             (process,) = trials()
             process.kill()
             assert await known.matcher(GrammarSpec("regex", "c"))
+
+    run(main)
+
+
+def test_ctrl_c_which_reaches_all_processes_leaves_running_requests_their_grammars() -> None:
+    async def main() -> None:
+        async with aclosing(new_grammars()) as known:
+            await known.matcher(SMALL)
+            (process,) = trials()
+            process.send_signal(signal.SIGINT)
+            assert await known.matcher(OTHER)
+            assert trials() == [process]
 
     run(main)
 

@@ -56,6 +56,7 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def main() -> None:
     """Serve until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     os.nice(10)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     start = _read(requests, Start)
