@@ -235,7 +235,7 @@ def test_r2_75_vertex_heeds_every_parameter() -> None:
     run(main)
 
 
-def test_1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
+def test_r1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
     async def main() -> None:
         async with serving(saying("Hello world")) as server:
             best = {"do_sample": True, "best_of": 2}
