@@ -203,7 +203,7 @@ def test_a_request_of_several_generations_counts_once(
     path: str, body: dict[str, Any], tokens: int, logged: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
-        async with serving() as server:
+        async with serving(lambda _params, _draw: 5) as server:  # a token that ends nothing
             assert (await server.ask("POST", path, body)).status == 200
             assert sample(server, "tgi_request_count") == 1
             assert sample(server, "tgi_request_success") == 1
