@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tgi.device import Batch, Device, FlatBlocks
+from tgi.device.hpu import HpuDevice
 from tgi.device.hpu_bridge import open_bridge
 from tgi.plugins import ConfigError
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
@@ -226,6 +227,13 @@ def test_dtypes(hpu):
         hpu.cache_dtype("fp8_e5m2", torch.bfloat16)
 
 
+def test_without_the_bridge_the_error_is_one_line():
+    with pytest.raises(
+        ConfigError, match="Intel Gaudi cannot be used here: No module named 'habana_frameworks'"
+    ):
+        HpuDevice(1, {})
+
+
 def test_memory_and_counters_are_the_cards(hpu):
     before = hpu.counters()
     kept = torch.zeros(1 << 20, dtype=torch.float32, device="hpu")
@@ -237,7 +245,7 @@ def test_memory_and_counters_are_the_cards(hpu):
 def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
     lazy = hpu.bridge.lazy
     environ = {"PT_HPU_LAZY_MODE": str(int(not lazy))}
-    with pytest.raises(ImportError, match="imported before"):
+    with pytest.raises(ConfigError, match="imported before"):
         open_bridge(environ)
     environ = {} if not lazy else {"PT_HPU_LAZY_MODE": "1"}
     assert open_bridge(environ).lazy == lazy

@@ -3,12 +3,14 @@
 import random
 
 import pytest
+import torch
 
 from tgi.device.cpu import CpuDevice
 from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.check_architecture import random_prompt
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.testing.simulated_gaudi import KVGuard
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
 
@@ -137,3 +139,107 @@ def test_questions_about_the_prompt_are_answered(folder, device, top):
         assert mine[1] == theirs[1]
         assert mine[2] == pytest.approx(theirs[2], abs=1e-4)
         assert len(mine[1]) == top * len(mine[0])
+
+
+@pytest.fixture(params=[name for name in COMPILING if name != "plain"])
+def card(request):
+    """A simulated card's device."""
+    with open_compiling(request.param) as opened:
+        yield opened
+
+
+def rounds(folder, device, count, before=None, **load):
+    """Two sequences with everything come and go in the same buckets again and again; yields tokens."""
+    driver = make_driver(folder, device, range(1, 64), top=TOP, **load)
+    before = before or (lambda *_: None)
+    before(driver, False)
+    for turn in range(count):
+        if turn == 1:
+            before(driver, True)
+        prompts = {lane: random_prompt(VOCAB, 20 + lane, 7 * turn + lane) for lane in (2, 3)}
+        driver.free = list(range(1, 64))
+        for lane, prompt in prompts.items():
+            driver.start(lane, **params(lane, prompt))
+        answers = [driver.prefill(prompts, masks={2: MASKS[4]}, top=3)]
+        answers += [driver.decode([3, 2], top=2) for _ in range(3)]
+        yield [(step[2].token, step[3].token) for step in answers]
+
+
+def test_a_step_is_one_copy_in_and_one_out_and_compiles_nothing(folder, card):
+    counters = card.card.ledger.counters
+    names = ("h2d", "d2h", "graph_compilation", "cpu_fallback", "dynamic_shapes", "int64_truncations")
+    seen = []
+
+    def watch(driver, seal):
+        if not seal:
+            return
+        driver.runner.seal()
+        execute = driver.runner.execute
+
+        def counted(step):
+            begun = [counters[name] for name in names]
+            with card.card.step():
+                result = execute(step)
+            seen.append([counters[name] - number for name, number in zip(names, begun, strict=True)])
+            assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
+            return result
+
+        driver.runner = Executing(driver.runner, counted)
+
+    wanted = list(rounds(folder, CpuDevice(1), 3))
+    assert list(rounds(folder, card, 3, watch)) == wanted
+    assert seen == [[1, 1, 0, 0, 0, 0]] * 8
+    assert not card.card.ledger.violations
+
+
+class Executing:
+    """A runner that does more at each step."""
+
+    def __init__(self, runner, execute):
+        self._runner, self.execute = runner, execute
+
+    def __getattr__(self, name):
+        return getattr(self._runner, name)
+
+
+def test_a_step_reads_and_writes_the_blocks_of_its_sequences_only(folder, card):
+    """Other blocks, the padding's too, are full of rubbish."""
+
+    def guard(driver, seal):
+        if seal:
+            return
+        tensors = [part for layer in driver.runner.cache.layers for part in layer]
+        kv = KVGuard.watch(card.card, tensors, 16, 0)
+        execute = driver.runner.execute
+
+        def guarded(step):
+            lanes = unpack_ints(step.lanes).tolist()
+            kv.own({lane: driver.lanes[lane].table for lane in lanes})
+            kv.scramble()
+            return execute(step)
+
+        driver.runner = Executing(driver.runner, guarded)
+
+    assert list(rounds(folder, card, 3, guard)) == list(rounds(folder, CpuDevice(1), 3))
+
+
+@pytest.mark.parametrize("load", [{"dtype": "bfloat16"}, {"kv_cache_dtype": "fp8_e4m3fn"}], ids=str)
+def test_other_dtypes_give_about_the_same(folder, card, load):
+    """A token after a prompt whose beginning is in the cache, and one after another, from the cache alone."""
+
+    def logits(device, **load):
+        driver = make_driver(folder, device, **load)
+        for turn in range(2):
+            if turn:
+                driver.runner.seal()
+            driver.start(1, prompt_length=32)
+            driver.start(2)
+            driver.prefill({1: PROMPTS[7][:32]})
+            driver.share(2, 1, 32)
+            answers = [driver.prefill({2: PROMPTS[7][32:]})[2], driver.decode([1])[1]]
+        return torch.stack([answer.logits for answer in answers])
+
+    wanted = logits(CpuDevice(1))
+    error = (logits(card, **load) - wanted).std() / wanted.std()
+    assert 0.001 < error < 0.1
+    assert not card.card.ledger.violations

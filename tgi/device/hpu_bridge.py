@@ -10,6 +10,8 @@ from typing import Any
 import attrs
 import torch
 
+from tgi.plugins import ConfigError
+
 GAUDI2_FP8, GAUDI3_FP8 = 240.0, 448.0
 """The greatest magnitude of an e4m3 number."""
 
@@ -32,15 +34,16 @@ class Bridge:
 
 
 def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
-    """Import the bridge. Raises ImportError where there is none."""
+    """Import the bridge. Raises ConfigError where there is none that can be used."""
     lazy = settle_mode(environ)
-    from habana_frameworks.torch import core  # type: ignore[import-not-found]
-    from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
-
+    try:
+        from habana_frameworks.torch import core  # type: ignore[import-not-found]
+        from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
+    except ImportError as error:
+        raise ConfigError(f"the software of Intel Gaudi cannot be used here: {error}") from error
     if bool(is_lazy()) != lazy:
-        raise ImportError(
-            f"the bridge was imported before PT_HPU_LAZY_MODE was {environ['PT_HPU_LAZY_MODE']}"
-        )
+        mode = environ["PT_HPU_LAZY_MODE"]
+        raise ConfigError(f"habana_frameworks was imported before PT_HPU_LAZY_MODE was set to {mode}")
     for name in ("hpu_inference_set_env", "hpu_set_inference_env", "hpu_set_env"):  # the newest name first
         if hasattr(core, name):
             getattr(core, name)()
