@@ -42,6 +42,8 @@ class Device:
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads
+        if threads:
+            torch.set_num_threads(threads)
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of that name; for "auto" the one this device computes fastest in."""

@@ -55,7 +55,6 @@ class CpuDevice(Device):
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads or usable_cores())
-        torch.set_num_threads(self.threads)
 
     def dtype(self, name: str) -> torch.dtype:
         """For "auto" bfloat16 where the processor multiplies it natively, else float32."""

@@ -95,11 +95,14 @@ def token_columns(step: Step, rows: Rows, lanes: Lanes, block_size: int) -> Colu
     return columns
 
 
-def table_column(rows: Rows, lanes: Lanes, blocks: int) -> Ints:
-    """[count * blocks]: the first entries of each row's block table."""
+def table_column(rows: Rows, lanes: Lanes, blocks: int, block_size: int) -> Ints:
+    """[count * blocks]: the first entries of each row's block table; the padding block beyond its tokens, for
+    what a lane's table has there is of others, and what is masked is read nevertheless."""
     tables = np.zeros((rows.count, blocks), np.int32)
     known = min(blocks, lanes.tables.shape[1])
-    tables[:, :known] = lanes.tables[rows.lanes, :known]
+    used = -(-(rows.starts + rows.lengths) // block_size)
+    entries = lanes.tables[rows.real_lanes, :known]
+    tables[: len(used), :known] = np.where(np.arange(known) < used[:, None], entries, 0)
     return tables.reshape(-1)
 
 

@@ -44,7 +44,7 @@ def make_inputs(
     columns, numbers = sampler_columns(step, rows, lanes, device.dynamic)
     needs = Needs.of(columns, step.top)
     columns |= token_columns(step, rows, lanes, spec.block_size)
-    columns["tables"] = table_column(rows, lanes, step.bucket_blocks)
+    columns["tables"] = table_column(rows, lanes, step.bucket_blocks, spec.block_size)
     given = _to_device(columns, device)
     tokens = given["tokens"] if step.prefill else last_tokens[given["lanes"]]
     batch = Batch(

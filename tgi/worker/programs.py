@@ -93,11 +93,11 @@ class Programs:
             columns["masks"] = masks
         if step.prefill:
             self._check(step, rows)
-            columns["tables"] = table_column(rows, lanes, step.bucket_blocks)
+            columns["tables"] = table_column(rows, lanes, step.bucket_blocks, sizes.block_size)
             return columns | self._prompt_columns(step, rows)
         if sizes.flat:
             return columns | flat_columns(rows, lanes, sizes.block_size, step.bucket_blocks)
-        return columns | {"tables": table_column(rows, lanes, step.bucket_blocks)}
+        return columns | {"tables": table_column(rows, lanes, step.bucket_blocks, sizes.block_size)}
 
     def _check(self, step: Step, rows: Rows) -> None:
         """What the server must not ask for."""
