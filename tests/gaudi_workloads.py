@@ -1,0 +1,322 @@
+"""Random mixed workloads, and an engine in this process that carries them out the same way on every device.
+
+What arrives, leaves and is aborted when is counted in turns of the engine, not in seconds, so that two
+devices that give the same tokens get the very same steps.
+"""
+
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import msgspec
+
+from tgi.config import Limits
+from tgi.device import Device
+from tgi.plugins import devices, load_plugins
+from tgi.protocol import Result, Step, unpack_ints
+from tgi.scheduler import Buckets, SamplingParams, Sequence, State
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.commit import commit
+from tgi.scheduler.policy import TIES, Planned, Schedule, plan
+from tgi.scheduler.warming import warm_up_step
+from tgi.testing.driver import load_command
+from tgi.testing.simulated_gaudi import Card, KVGuard
+from tgi.testing.simulated_hpu import SimulatedHpu
+from tgi.text.detokenizer import Detokenizer
+from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
+from tgi.text.stopping import StoppingCriteria
+from tgi.text.tokenizer import Tokenizer
+from tgi.weights import Shard
+from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
+from tgi.worker.runner import Runner
+
+VOCAB = 384
+LIMITS = Limits(
+    max_total_tokens=96,
+    max_input_tokens=95,
+    max_batch_size=5,
+    max_batch_prefill_tokens=48,
+    block_size=8,
+    max_waiting_tokens=3,
+)
+BLOCKS = LIMITS.max_batch_size * LIMITS.max_total_tokens // LIMITS.block_size
+GRAPHS = 16
+MOST_TOP = 5
+GRAMMARS = (
+    GrammarSpec("regex", "[a-f]{3,12}"),
+    GrammarSpec("regex", "(yes|no|maybe), (yes|no)+"),
+    GrammarSpec("json", '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'),
+)
+
+
+@attrs.frozen
+class Request:
+    """One generation of a workload."""
+
+    turn: int
+    """When it arrives."""
+    prompt: list[int]
+    new_tokens: int
+    sampling: SamplingParams
+    grammar: GrammarSpec | None
+    prompt_top: int | None
+    """None: no questions about the prompt."""
+    leaves: int | None
+    """After so many tokens its client is gone; None: stays. 0: soon after its arrival."""
+
+
+@attrs.frozen
+class Workload:
+    """What arrives, and in how large a KV cache."""
+
+    requests: list[Request]
+    blocks: int
+    warm: bool
+    """The cache is that of the workload before."""
+
+
+@attrs.define
+class Trace:
+    """What has come of a request."""
+
+    tokens: list[int] = attrs.field(factory=list)
+    logprobs: list[float] = attrs.field(factory=list)
+    tops: list[list[tuple[int, float]]] = attrs.field(factory=list)
+    prompt_logprobs: list[float] = attrs.field(factory=list)
+    prompt_tops: list[list[tuple[int, float]]] = attrs.field(factory=list)
+
+
+def random_sampling(rng: random.Random) -> SamplingParams:
+    """Each option is on in one of three, drawing in two of three."""
+
+    def some(value: Any, off: Any) -> Any:
+        return value if rng.random() < 1 / 3 else off
+
+    sample = rng.random() < 2 / 3
+    biased = rng.sample(range(2, VOCAB), some(INLINE_BIAS + 30, 12))
+    ends = tuple(rng.sample(range(2, VOCAB), some(INLINE_ENDS + 40, 9)))
+    drawing = {
+        "temperature": some(rng.uniform(0.3, 2), 1.0),
+        "top_k": some(rng.randrange(1, 80), 0),
+        "top_p": some(rng.uniform(0.3, 0.99), 1.0),
+        "min_p": some(rng.uniform(0.001, 0.2), 0.0),
+        "typical_p": some(rng.uniform(0.3, 0.99), 1.0),
+    }
+    return SamplingParams(
+        sample=sample,
+        seed=rng.getrandbits(64),
+        **(drawing if sample else {}),
+        repetition_penalty=some(rng.uniform(0.8, 1.6), 1.0),
+        frequency_penalty=some(rng.uniform(-1, 2), 0.0),
+        presence_penalty=some(rng.uniform(-1, 2), 0.0),
+        count_penalty=some(rng.uniform(-1, 1), 0.0),
+        logit_bias=some(tuple((token, rng.uniform(-6, 6)) for token in biased), ()),
+        min_tokens=some(rng.randrange(1, 6), 0),
+        ends=(1, *ends),
+        watermark=some(True, False),
+        top_n_tokens=some(rng.randrange(1, MOST_TOP + 1), 0),
+    )
+
+
+def random_workload(number: int) -> Workload:
+    """Of up to eight requests; some of their prompts begin alike, within a workload and beyond."""
+    rng = random.Random(number)
+    common = random.Random(number // 5).choices(range(4, VOCAB), k=80)
+    scarce = number % 3 == 0
+    requests = []
+    for _ in range(rng.randrange(3, 9)):
+        prompt = rng.choices(range(4, VOCAB), k=rng.randrange(1, 16))
+        if not scarce:
+            prompt = common[: rng.choice([0, 0, 17, 40, 70])] + prompt
+        sampling = random_sampling(rng)
+        requests.append(
+            Request(
+                turn=rng.choice([0, 0, rng.randrange(12)]),
+                prompt=prompt,
+                new_tokens=rng.randrange(12, 30) if scarce else rng.randrange(1, 10),
+                sampling=attrs.evolve(sampling, ends=sampling.ends[:1]) if scarce else sampling,
+                grammar=rng.choice([None, None, None, *GRAMMARS]),
+                prompt_top=rng.choice([None, None, None, 0, MOST_TOP]),
+                leaves=rng.choice([None, None, None, 0, rng.randrange(1, 4)]),
+            )
+        )
+    blocks = 8 if scarce else BLOCKS
+    return Workload(requests, blocks, warm=rng.random() < 0.5)
+
+
+@attrs.define(eq=False)
+class Engine:
+    """A scheduler's turns without a clock. Made by `open`, on a device that compiles."""
+
+    runner: Runner
+    tokenizer: Tokenizer
+    buckets: Buckets
+    schedule: Schedule
+    matchers: dict[GrammarSpec, Matcher]
+    card: Card | None
+    guard: KVGuard | None
+    seen: Counter[str] = attrs.field(factory=Counter)
+    """How often what happened, so that a test can tell that it did."""
+    _in_flight: deque[tuple[Planned, Callable[[], Result]]] = attrs.field(factory=deque)
+
+    @classmethod
+    def open(cls, folder: Path, device: Device, dtype: str = "float32") -> "Engine":
+        """Load, warm up as a server does, and seal."""
+        spec = devices(load_plugins())["hpu-sim"]
+        buckets = Buckets.from_limits(LIMITS, spec, Bucketing(max_graphs=GRAPHS))
+        most = max(bucket.rows * bucket.tokens for bucket in buckets if bucket.prefill)
+        command = msgspec.structs.replace(
+            load_command(folder, dtype=dtype, lanes=LIMITS.max_batch_size, top=MOST_TOP + TIES),
+            prefill_tokens=most,
+            block_size=LIMITS.block_size,
+        )
+        runner = Runner.load(command, Shard(), device)
+        runner.allocate(BLOCKS + 1)
+        card = device.card if isinstance(device, SimulatedHpu) else None
+        guard = None
+        if card is not None:
+            assert runner.cache is not None
+            parts = [part for layer in runner.cache.layers for part in layer]
+            guard = KVGuard.watch(card, parts, LIMITS.block_size, pad_block=0)
+        for bucket in buckets.to_warm_up():
+            runner.execute(warm_up_step(bucket))
+        runner.seal()
+        tokenizer = Tokenizer.from_folder(folder)
+        compiler = GrammarCompiler(tokenizer, VOCAB)
+        return cls(
+            runner=runner,
+            tokenizer=tokenizer,
+            buckets=buckets,
+            schedule=Schedule(LIMITS, buckets, BlockPool(BLOCKS, LIMITS.block_size)),
+            matchers={spec: compiler.compile(spec) for spec in GRAMMARS},
+            card=card,
+            guard=guard,
+        )
+
+    def run(self, workload: Workload) -> list[Trace]:
+        """Carry it out to the end; one trace per request."""
+        if not workload.warm or workload.blocks != self.schedule.pool.total:
+            self.schedule = Schedule(LIMITS, self.buckets, BlockPool(workload.blocks, LIMITS.block_size))
+        before = attrs.evolve(self.schedule)
+        traces = [Trace() for _ in workload.requests]
+        sequences = [self._sequence(*pair) for pair in zip(workload.requests, traces, strict=True)]
+        pairs = list(zip(workload.requests, sequences, strict=True))
+        turn = 0
+        while turn <= max(request.turn for request in workload.requests) or self._busy():
+            for request, sequence in pairs:
+                if request.turn == turn:
+                    self.schedule.add(sequence)
+            self._turn()
+            self._abort(pairs, turn)
+            turn += 1
+        for sequence, trace in zip(sequences, traces, strict=True):
+            trace.prompt_logprobs, trace.prompt_tops = sequence.prompt_logprobs, sequence.prompt_tops
+        self.seen["preemptions"] += self.schedule.preemptions - before.preemptions
+        self.seen["hits"] += self.schedule.prefix_hit_tokens - before.prefix_hit_tokens
+        assert self.schedule.pool.statistics().used == 0
+        return traces
+
+    def _sequence(self, request: Request, trace: Trace) -> Sequence:
+        sequence = Sequence(
+            prompt=request.prompt,
+            max_new_tokens=request.new_tokens,
+            sampling=request.sampling,
+            stopping=StoppingCriteria(
+                request.new_tokens, frozenset(request.sampling.ends), min_tokens=request.sampling.min_tokens
+            ),
+            detokenizer=Detokenizer(self.tokenizer, request.prompt),
+            matcher=self.matchers[request.grammar].fork() if request.grammar else None,
+            wants_prompt_logprobs=request.prompt_top is not None,
+            prompt_top=request.prompt_top or 0,
+        )
+        sequence.events = _Into(trace)
+        return sequence
+
+    def _busy(self) -> bool:
+        return bool(self.schedule.running or self.schedule.waiting or self._in_flight)
+
+    def _abort(self, pairs: list[tuple[Request, Sequence]], turn: int) -> None:
+        for request, sequence in pairs:
+            gone = request.leaves is not None and turn > request.turn and sequence.generated >= request.leaves
+            if gone and sequence.state in (State.WAITING, State.RUNNING):
+                self.schedule.remove(sequence, State.ABORTED)
+                self.seen["aborts"] += 1
+
+    def _turn(self) -> None:
+        """Launch the next step, then commit the one before: as the server does."""
+        planned = plan(self.schedule)
+        if planned is not None:
+            self._in_flight.append((planned, self._launch(planned)))
+        if self._in_flight and (planned is None or len(self._in_flight) > 1):
+            earlier, wait = self._in_flight.popleft()
+            for sequence in commit(self.schedule, earlier, self._wait(wait)):
+                assert sequence.matcher is not None
+                sequence.matcher.advance(sequence.tokens[-1])
+                sequence.matched += 1
+
+    def _launch(self, planned: Planned) -> Callable[[], Result]:
+        step = planned.step
+        self.seen["steps"] += 1
+        self.seen["chunks"] += sum(row.draw < 0 for row in planned.rows)
+        self.seen["masks"] += bool(step.masks)
+        self.seen["questions"] += bool(step.targets)
+        if self.card is None:
+            result = self.runner.execute(step)  # what it left of the prompt is not kept for longer
+            return lambda: result
+        self._tell_owners(planned)
+        before = self.card.ledger.counters.copy()
+        launched = self.runner.launch(step)
+        done = self.card.ledger.counters - before
+        assert done["h2d"] == 1 + _large(step), (done, step)
+        assert done["d2h"] == 1 + bool(step.targets), (done, step)
+        assert done["host_sync"] == 0, (done, step)
+        return launched
+
+    def _wait(self, wait: Callable[[], Result]) -> Result:
+        before = self.card.ledger.counters.copy() if self.card else Counter[str]()
+        result = wait()
+        if self.card:
+            done = self.card.ledger.counters - before
+            assert not set(done) - {"host_sync"}, done
+        assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
+        return result
+
+    def _tell_owners(self, planned: Planned) -> None:
+        """Only a row writes its blocks, from its first new token on; and what nobody has is rubbish."""
+        assert self.guard is not None
+        held = {block for sequence in self.schedule.running for block in sequence.blocks}
+        cached = self.schedule.pool._cached
+        self.guard.own({}, shared=[*held, *cached])
+        self.guard.scramble()
+        size = LIMITS.block_size
+        self.guard.own(
+            {row.sequence.number: row.sequence.blocks[row.start // size :] for row in planned.rows},
+            shared=[block for row in planned.rows for block in row.sequence.blocks[: row.start // size]],
+        )
+
+
+def _large(step: Step) -> int:
+    """Sequences that enter with more than a step has room for: each is sent for itself."""
+    return sum(
+        len(unpack_ints(params.bias_ids)) > INLINE_BIAS or len(unpack_ints(params.ends)) > INLINE_ENDS
+        for params in step.params
+    )
+
+
+@attrs.frozen
+class _Into:
+    """Events of a sequence, which become its trace."""
+
+    trace: Trace
+
+    def send_nowait(self, value: Any) -> None:
+        self.trace.tokens.append(value.id)
+        self.trace.logprobs.append(value.logprob)
+        self.trace.tops.append(value.top)
+
+    def close(self) -> None:
+        pass

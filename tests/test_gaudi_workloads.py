@@ -1,0 +1,61 @@
+"""Llama on every simulated Gaudi gives what its definition in plain torch gives, and breaks no rule."""
+
+from pathlib import Path
+
+import pytest
+
+from tgi.device import Device
+from tgi.testing.models import make_llama
+from tgi.testing.simulated_hpu import COMPILING, open_compiling
+
+from .gaudi_workloads import VOCAB, Engine, Trace, random_workload
+
+PROFILES = [name for name in COMPILING if name != "plain"]
+EACH = 50
+"""Workloads of each profile."""
+NEVER = (
+    "graph_compilation",
+    "graphs",
+    "cpu_fallback",
+    "dynamic_shapes",
+    "int64_truncations",
+    "random",
+    "float16",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("llama"), vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_random_workloads_are_those_of_plain_torch(folder: Path, profile: str) -> None:
+    first = PROFILES.index(profile) * EACH
+    workloads = [random_workload(number) for number in range(first, first + EACH)]
+    plain = Engine.open(folder, Device(1))
+    wanted = [plain.run(workload) for workload in workloads]
+    with open_compiling(profile) as device:
+        engine = Engine.open(folder, device)
+        assert engine.card is not None
+        before = engine.card.ledger.counters.copy()
+        for workload, traces in zip(workloads, wanted, strict=True):
+            for got, trace in zip(engine.run(workload), traces, strict=True):
+                check(got, trace)
+        done = engine.card.ledger.counters - before
+        assert not engine.card.ledger.violations
+    assert {name: done[name] for name in NEVER} == dict.fromkeys(NEVER, 0)
+    assert engine.seen == plain.seen
+    for name in ("preemptions", "hits", "aborts", "chunks", "masks", "questions"):
+        assert engine.seen[name] > 4, "so that there was something to be shown"
+
+
+def check(got: Trace, wanted: Trace) -> None:
+    assert got.tokens == wanted.tokens
+    assert got.logprobs == pytest.approx(wanted.logprobs, abs=1e-4)
+    assert len(got.prompt_logprobs) == len(wanted.prompt_logprobs)
+    assert got.prompt_logprobs == pytest.approx(wanted.prompt_logprobs, abs=1e-4)
+    for one, other in ((got.tops, wanted.tops), (got.prompt_tops, wanted.prompt_tops)):
+        assert [[token for token, _ in top] for top in one] == [[token for token, _ in top] for top in other]
+        values = [[value for top in tops for _, value in top] for tops in (one, other)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
