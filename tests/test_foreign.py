@@ -22,6 +22,7 @@ IMPLEMENTED: dict[str, tuple[str | None, Any]] = {
     "max-concurrent-requests": ("7", 7),
     "max-best-of": ("7", 7),
     "max-stop-sequences": ("7", 7),
+    "kv-cache-dtype": ("fp8_e4m3fn", "fp8_e4m3fn"),
     "max-top-n-tokens": ("7", 7),
     "max-input-tokens": ("7", 7),
     "max-input-length": ("7", 7),
@@ -72,7 +73,6 @@ IN_VAIN: dict[str, str | None] = {
 }
 REFUSED: dict[str, str | None] = {
     "quantize": "fp8",
-    "kv-cache-dtype": "fp8_e4m3fn",
     "speculate": "2",
     "lora-adapters": "a,b=/path",
 }
@@ -109,7 +109,6 @@ VLLM_IN_VAIN: dict[str, str | None] = {
 }
 VLLM_REFUSED: dict[str, str | None] = {
     "quantization": "awq",
-    "kv-cache-dtype": "fp8",
     "enable-lora": None,
     "lora-modules": "sql=/path",
     "speculative-config": '{"method":"ngram"}',

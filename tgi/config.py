@@ -66,6 +66,10 @@ class Options:
     ] = None
     """What to compute in. auto, and without it: what the device is fastest at. float16 is taken for
     bfloat16."""
+    kv_cache_dtype: Annotated[
+        Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
+    ] = None
+    """What the KV cache is kept in. auto, and without it: as --dtype. fp8_e4m3fn is for Gaudi."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
     """What to compute on; plugins offer more."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0

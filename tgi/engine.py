@@ -302,6 +302,7 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         prefill_tokens=limits.max_batch_prefill_tokens,
         gathered_blocks=gathered,
         prefill_pairs=pairs,
+        kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,
         top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,
         watermark_gamma=options.watermark_gamma,

@@ -108,9 +108,6 @@ class Foreign:
             "QUANTIZE", "HF_MODEL_QUANTIZE", why="no quantized weights yet", vllm=["--quantization", "-q"]
         ),
     ] = None
-    kv_cache_dtype: Annotated[
-        _Text, refused("KV_CACHE_DTYPE", why="the KV cache has the type of the model")
-    ] = None
     speculate: Annotated[_Text, refused("SPECULATE", why="no speculation yet")] = None
     speculative_config: Annotated[_Text, refused(why="no speculation yet")] = None
     lora_adapters: Annotated[_Text, refused("LORA_ADAPTERS", why="no LoRA adapters yet")] = None
