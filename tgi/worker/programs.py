@@ -121,8 +121,7 @@ class Programs:
             entered[row] = params.lane
             known = unpack_ints(params.history)[: rows.starts[row]]
             history[row, : len(known)] = known
-            values, stops = dense_bias(params, self._vocab_size), dense_ends(params, self._vocab_size)
-            ids, end_ids = np.flatnonzero(values), np.flatnonzero(stops)
+            values, ids, end_ids = self._marks(params)
             if len(ids) > INLINE_BIAS or len(end_ids) > INLINE_ENDS:
                 self._replace(params)
                 continue
@@ -139,6 +138,12 @@ class Programs:
             "bias": bias,
             "ends": ending,
         }
+
+    def _marks(self, params: LaneParams) -> tuple[npt.NDArray[np.float32], Any, Any]:
+        """Its bias [vocab], and which tokens have one, and which are ends."""
+        values = dense_bias(params, self._vocab_size) if params.bias_ids else np.zeros(0, np.float32)
+        ends = dense_ends(params, self._vocab_size) if params.ends else np.zeros(0, np.bool_)
+        return values, np.flatnonzero(values), np.flatnonzero(ends)
 
     def _replace(self, params: LaneParams) -> None:
         """Send the whole rows of a sequence with much bias or many ends."""
