@@ -134,6 +134,14 @@ def test_c34_so_does_the_id_of_the_call_that_a_result_answers() -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_what_the_model_thought_before_reaches_the_template_under_every_name(name: str) -> None:
+    template = "{% for m in messages %}({{ m.reasoning_content }}){{ m.content }}{% endfor %}"
+    answer = {"role": "assistant", "content": "4", name: "2 and 2"}
+    assert rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
+    assert rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
+
+
 def test_c35_no_messages() -> None:
     """Whether that renders is the template's affair."""
     assert rendered(TEMPLATE, []) == "<s>[assistant]"

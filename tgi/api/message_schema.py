@@ -95,12 +95,19 @@ class Message:
     tool_calls: list[dict[str, Any]] | None = None
     """{"id", "type", "function": {"name", "arguments"}}"""
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """What the model thought before an earlier answer; clients have several names for it."""
+    reasoning: str | None = None
+    thinking: str | None = None
 
 
 _BODY = {
     "content": reader_of(Annotated[Any, CONTENT]),
     "tool_calls": reader_of(list[ToolCall]),
     "tool_call_id": read_string,
+    "reasoning_content": read_string,
+    "reasoning": read_string,
+    "thinking": read_string,
 }
 
 
@@ -170,7 +177,12 @@ MESSAGE = Custom(
             Annotated[Any, Custom(read_any, _MESSAGE_BODY, "MessageBody")],
             {
                 "type": "object",
-                "properties": {"role": str, "name": str | None, "tool_call_id": str | None},
+                "properties": {
+                    "role": str,
+                    "name": str | None,
+                    "tool_call_id": str | None,
+                    "reasoning_content": str | None,
+                },
                 "required": ["role"],
             },
         ]
