@@ -1,5 +1,6 @@
 """Completions: from prompts to sequences, and from tokens to the answer (tgi-behaviour 2.4, 3.6)."""
 
+import functools
 from collections.abc import Sequence as Items
 
 from tgi.errors import BatchSizeExceeded, SuffixNotSupported
@@ -12,7 +13,7 @@ from .openai_schema import CompletionRequest
 from .openai_text import ChoiceText, CompletionLogprobs, joined, openai_reason
 from .schema import GenerateParameters
 from .service import Engine, Service
-from .validate import Extras, validate
+from .validate import Extras, tokenized, validate
 
 
 def check_prompts(body: CompletionRequest, engine: Engine) -> None:
@@ -41,19 +42,29 @@ async def completion_sequences(
     return sequences
 
 
-def prompt_texts(body: CompletionRequest, engine: Engine) -> list[str]:
+async def prompt_texts(body: CompletionRequest, service: Service, engine: Engine) -> list[str]:
     """The prompts as text, those that came as ids too."""
-    return [p if isinstance(p, str) else engine.tokenizer.decode(p) for p in body.prompt]
+    texts = []
+    for prompt in body.prompt:
+        if isinstance(prompt, str):
+            texts.append(prompt)
+        else:
+            decode = functools.partial(engine.tokenizer.decode, prompt)
+            texts.append(await tokenized(decode, len(prompt), service.tokenizing))
+    return texts
 
 
 def completion_choices(
-    body: CompletionRequest, engine: Engine, finished: Items[Finished]
+    body: CompletionRequest, prompts: Items[str], engine: Engine, finished: Items[Finished]
 ) -> list[CompletionChoiceBody]:
-    """The choices for all prompts, by index: of `best_of` the `n` with the best mean log-probability."""
+    """The choices for all prompts, of which `prompts` are the texts; by index.
+
+    Of `best_of` the `n` with the best mean log-probability.
+    """
     wanted = body.n or 1
-    count = len(finished) // len(body.prompt)
+    count = len(finished) // len(prompts)
     choices: list[CompletionChoiceBody] = []
-    for number, text in enumerate(prompt_texts(body, engine)):
+    for number, text in enumerate(prompts):
         of_prompt = finished[number * count : (number + 1) * count]
         if count > wanted:
             of_prompt = sorted(of_prompt, key=lambda one: one.mean_logprob, reverse=True)[:wanted]

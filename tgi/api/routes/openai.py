@@ -119,7 +119,7 @@ async def answer_completions(body: CompletionRequest, service: Service, engine: 
         held.enter_context(service.permits(extras.count * len(body.prompt)))
         sequences = await completion_sequences(body, parameters, extras, service, engine, observer)
         observer.generations = len(sequences)
-        prompts = prompt_texts(body, engine)
+        prompts = await prompt_texts(body, service, engine)
         headers = prompt_headers(sum(map(len, prompts)), service.options.compute_type)
         head = _head("cmpl", observer, engine.model.served_name)
         if body.stream:
@@ -129,7 +129,7 @@ async def answer_completions(body: CompletionRequest, service: Service, engine: 
         finished = await generate(engine.scheduler, sequences)
     headers |= _observe(finished, observer)
     del headers["x-compute-time"]  # as in TGI
-    return json_answer(_completion_body(head, body, engine, finished, extras.count), headers=headers)
+    return json_answer(_completion_body(head, body, prompts, engine, finished), headers=headers)
 
 
 def _head(prefix: str, observer: Observer, model: str) -> Head:
@@ -154,10 +154,10 @@ def _chat_body(
 
 
 def _completion_body(
-    head: Head, body: CompletionRequest, engine: Engine, finished: list[Finished], count: int
+    head: Head, body: CompletionRequest, prompts: list[str], engine: Engine, finished: list[Finished]
 ) -> CompletionBody:
-    choices = completion_choices(body, engine, finished)
-    prompt = sum(len(one.sequence.prompt) for one in finished[::count])
+    choices = completion_choices(body, prompts, engine, finished)
+    prompt = sum(len(one.sequence.prompt) for one in finished[:: len(finished) // len(prompts)])
     usage = UsageBody.of(prompt, sum(len(one.tokens) for one in finished))
     return CompletionBody(
         "text_completion", head.id, head.created, head.model, head.fingerprint, choices, usage
