@@ -232,6 +232,7 @@ def test_n_answers() -> None:
         ({"stop": ["a"] * 5}, "`stop` supports up to 4 stop sequences. Given: 5"),
         ({"logit_bias": {"x": 1}}, "`logit_bias`: 'x' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"1000": 1}}, "`logit_bias`: '1000' is no id of the model's 1000 tokens"),
+        ({"logit_bias": {"9" * 5000: 1}}, f"`logit_bias`: '{'9' * 40}' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"1": 101}}, "`logit_bias` must be >= -100 and <= 100. Given: 101 for 1"),
         ({"stop_token_ids": [1000]}, "`stop_token_ids`: the model has 1000 tokens, and no token 1000"),
         ({"max_tokens": 4, "min_tokens": 5}, "`min_tokens` must be <= 4, the tokens that may be generated"),

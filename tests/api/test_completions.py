@@ -178,6 +178,7 @@ def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
         ({"prompt": [[1], []]}, "`inputs` cannot be empty"),
         ({"prompt": [1, 1000]}, "tokenizer error the model has 1000 tokens, and no token 1000"),
         ({"best_of": 1, "n": 2}, "`best_of` must be >= `n`. Given: 1 and 2"),
+        ({"prompt": ["a"] * 3, "n": 3}, "`n` or `best_of` times the prompts must be <= 8. Given: 9"),
         ({"best_of": 9}, "`best_of` must be > 0 and <= 8. Given: 9"),
         ({"logprobs": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
         (
@@ -204,7 +205,8 @@ def test_each_prompt_and_choice_takes_a_permit() -> None:
     async def main() -> None:
         async with serving(saying("Hello")) as server:
             assert (await complete(server, ["a", "b"], n=4)).status == 200
-            answer = await complete(server, ["a", "b"], n=5)
+            with server.service.permits(1):
+                answer = await complete(server, ["a", "b"], n=4)
             assert (answer.status, answer.headers["retry-after"]) == (429, "1")
             assert answer.json["error_type"] == "overloaded"
             assert server.service.in_flight == 0

@@ -16,6 +16,8 @@ MOST_CHAT_LOGPROBS = 20
 MOST_COMPLETION_LOGPROBS = 5
 """OpenAI's limits; the server's own may be higher."""
 MOST_BIAS = 100.0
+_LONGEST_ID = 10
+"""Digits; Python refuses to read a number of thousands of them."""
 
 
 def chat_parameters(body: ChatRequest, engine: Engine) -> tuple[GenerateParameters, Extras]:
@@ -35,6 +37,9 @@ def completion_parameters(body: CompletionRequest, engine: Engine) -> tuple[Gene
     best_of = count if body.best_of is None else _count("best_of", body.best_of, engine.limits)
     if best_of < count:
         raise ValidationError(f"`best_of` must be >= `n`. Given: {best_of} and {count}")
+    texts, most = best_of * len(body.prompt), engine.limits.max_concurrent_requests
+    if texts > most:
+        raise ValidationError(f"`n` or `best_of` times the prompts must be <= {most}. Given: {texts}")
     if best_of > count and body.stream:
         raise ValidationError("`best_of` > `n` is not supported when streaming tokens")
     prompt_top = body.logprobs if body.echo else None
@@ -104,11 +109,13 @@ def _count(name: str, value: int | None, limits: Limits) -> int:
 
 
 def _bias(bias: dict[str, float], size: int) -> tuple[tuple[int, float], ...]:
-    pairs = []
+    pairs = {}
     for key, value in bias.items():
-        if not (key.isascii() and key.isdigit() and int(key) < size):
+        is_number = key.isascii() and key.isdigit() and len(key) <= _LONGEST_ID
+        token = int(key) if is_number else size
+        if token >= size:
             raise ValidationError(f"`logit_bias`: {key[:40]!r} is no id of the model's {size} tokens")
         if not -MOST_BIAS <= value <= MOST_BIAS:
             raise ValidationError(f"`logit_bias` must be >= -100 and <= 100. Given: {value:g} for {key}")
-        pairs.append((int(key), value))
-    return tuple(pairs)
+        pairs[token] = value
+    return tuple(pairs.items())
