@@ -15,7 +15,8 @@ from tgi.config import Limits
 from tgi.errors import ValidationError
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.text.detokenizer import Detokenizer
-from tgi.text.grammar import GrammarSpec
+from tgi.text.grammar import GrammarError, GrammarSpec
+from tgi.text.json_schema import read_schema
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import TokenizerError
 
@@ -140,8 +141,8 @@ def grammar_spec(grammar: Grammar) -> GrammarSpec:
         value = value.schema
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
+            value = read_schema(value)
+        except GrammarError as error:
             raise ValidationError(f"grammar is not valid: {error}") from error
     if not isinstance(value, dict | bool):
         raise ValidationError("grammar is not supported")
