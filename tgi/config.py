@@ -121,12 +121,12 @@ class Options:
     max_client_batch_size: Annotated[Count, flag(LIMITS, "MAX_CLIENT_BATCH_SIZE")] = 4
     """Most prompts in one request."""
     disable_grammar_support: Annotated[bool, flag(LIMITS, "DISABLE_GRAMMAR_SUPPORT")] = False
-    """Refuse `grammar`, `response_format`, and tools that must be called."""
+    """Refuse `grammar`, `response_format` and `tools`."""
     payload_limit: Annotated[Count, flag(LIMITS, "PAYLOAD_LIMIT")] = 2_000_000
     """Largest body of a request, in bytes."""
 
     max_concurrent_requests: Annotated[Count, flag(BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
-    """Requests at once, waiting ones included; one more is answered 429."""
+    """Texts that are asked for at once, waiting ones included; a request for more is answered 429."""
     max_batch_size: Annotated[Count | None, flag(BATCH, "MAX_BATCH_SIZE", vllm=["--max-num-seqs"])] = None
     """Sequences that are computed together. Without it, what suits the device (cpu: 32)."""
     max_batch_prefill_tokens: Annotated[
