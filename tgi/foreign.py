@@ -89,7 +89,7 @@ class Foreign:
     )
     ngrok_edge: Annotated[_Text, unused("NGROK_EDGE", why="run the tunnel beside the server")] = None
 
-    enforce_eager: Annotated[_Switch, unused(why="there are no graphs to go without")] = None
+    enforce_eager: Annotated[_Switch, unused(why="the device knows whether steps are graphs")] = None
     enable_chunked_prefill: Annotated[_Switch, unused(why="long prompts are always split")] = None
     enable_auto_tool_choice: Annotated[_Switch, unused(why="tools are always on offer")] = None
     tool_call_parser: Annotated[_Text, unused(why="the chat template tells how the model calls tools")] = None
