@@ -115,6 +115,12 @@ def test_echo_with_log_probabilities_of_the_prompt(stream: bool) -> None:
                 assert value == max(table.values())
             assert columns["text_offset"][:2] == [0, 3]
             assert len({len(column) for column in columns.values()}) == 1
+            answer = await complete(server, ["what is"], **body, stream=stream)
+            choice = chunks(answer)[0]["choices"][0] if stream else answer.json["choices"][0]
+            offsets = choice["logprobs"]["text_offset"]
+            assert choice["logprobs"]["tokens"] == columns["tokens"]
+            assert offsets == [max(0, offset - len("<s>")) for offset in columns["text_offset"]]
+            assert choice["text"][offsets[-1] :] == "Hello"
 
     run(main)
 

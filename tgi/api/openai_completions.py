@@ -81,17 +81,17 @@ def _choice(
     text = "".join([visible.feed(token) for token in tokens])
     logprobs = None
     if body.logprobs is not None:
-        logprobs = _logprobs(body, engine, finished, tokens=tokens)
+        logprobs = _logprobs(body, engine, prompt, finished, tokens=tokens)
     return CompletionChoiceBody(
         index, prompt + text if body.echo else text, logprobs, openai_reason(finished.reason)
     )
 
 
 def _logprobs(
-    body: CompletionRequest, engine: Engine, finished: Finished, tokens: Items[object]
+    body: CompletionRequest, engine: Engine, prompt: str, finished: Finished, tokens: Items[object]
 ) -> CompletionLogprobsBody:
     columns = CompletionLogprobs(engine.tokenizer, body.logprobs or 0)
     generated = finished.tokens if tokens else []
     if not body.echo:
         return columns.tokens(generated)
-    return joined(columns.prompt(finished.sequence), columns.tokens(generated))
+    return joined(columns.prompt(finished.sequence, prompt), columns.tokens(generated))

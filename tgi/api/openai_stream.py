@@ -182,16 +182,16 @@ class CompletionEvents(OpenAIEvents):
         self._logprobs = [CompletionLogprobs(engine.tokenizer, body.logprobs or 0) for _ in sequences]
 
     def _event(self, index: int, token: Token) -> bytes:
-        hidden = self._body.echo and self._body.max_tokens == 0
+        echo, hidden = self._echoes[index], self._body.echo and self._body.max_tokens == 0
         text = "" if hidden else self._texts[index].feed(token)
         logprobs = None
         if self._body.logprobs is not None:
             columns = self._logprobs[index]
-            first = columns.prompt(self._sequences[index]) if self._is_echo(index) else None
+            first = columns.prompt(self._sequences[index], echo) if self._is_echo(index) else None
             logprobs = columns.tokens([] if hidden else [token])
             logprobs = logprobs if first is None else joined(first, logprobs)
         if self._is_echo(index):
-            text = self._echoes[index] + text
+            text = echo + text
         reason = None if token.finish is None else openai_reason(token.finish)
         choice = CompletionChoiceBody(index, text, logprobs, reason)
         return frame(self._chunk([choice], self._event_usage(index, token)))

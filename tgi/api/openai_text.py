@@ -104,14 +104,18 @@ def _top_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> TopLogprob
 class CompletionLogprobs:
     """The columns of a completion's log-probabilities as its tokens come."""
 
-    def __init__(self, tokenizer: Tokenizer, top: int, offset: int = 0) -> None:
-        """`top`: how many of the most likely tokens beside the chosen one; `offset`: of the first token."""
+    def __init__(self, tokenizer: Tokenizer, top: int) -> None:
+        """`top`: how many of the most likely tokens beside the chosen one."""
         self._tokenizer = tokenizer
         self._top = top
-        self._offset = offset
+        self._offset = 0
 
-    def prompt(self, sequence: Sequence) -> CompletionLogprobsBody:
-        """Of the tokens of the prompt; nothing is known of the first one."""
+    def prompt(self, sequence: Sequence, text: str) -> CompletionLogprobsBody:
+        """Of the tokens of the prompt, before any others; nothing is known of the first one.
+
+        `text` is what is shown of it: the tokeniser may have put a token of its own before it.
+        """
+        self._offset = len(text) - sum(len(self._text(token)) for token in sequence.prompt)
         body = CompletionLogprobsBody([], [], [] if self._top else None, [])
         tops: list[Items[tuple[int, float]]] = [(), *sequence.prompt_tops]
         for place, (token, logprob) in enumerate(
@@ -137,7 +141,7 @@ class CompletionLogprobs:
         text = self._text(token)
         body.tokens.append(text)
         body.token_logprobs.append(logprob)
-        body.text_offset.append(self._offset)
+        body.text_offset.append(max(0, self._offset))
         self._offset += len(text)
         if body.top_logprobs is not None:
             body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
