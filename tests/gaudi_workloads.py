@@ -150,7 +150,7 @@ def random_workload(number: int) -> Workload:
 
 @attrs.define(eq=False)
 class Engine:
-    """A scheduler's turns without a clock. Made by `open`, on a device that compiles."""
+    """A scheduler's turns without a clock. Made by `open`."""
 
     runner: Runner
     tokenizer: Tokenizer
@@ -182,7 +182,7 @@ class Engine:
             assert runner.cache is not None
             parts = [part for layer in runner.cache.layers for part in layer]
             guard = KVGuard.watch(card, parts, LIMITS.block_size, pad_block=0)
-        for bucket in buckets.to_warm_up():
+        for bucket in [] if device.dynamic else buckets.to_warm_up():
             runner.execute(warm_up_step(bucket))
         runner.seal()
         tokenizer = Tokenizer.from_folder(folder)
@@ -265,7 +265,7 @@ class Engine:
         self.seen["masks"] += bool(step.masks)
         self.seen["questions"] += bool(step.targets)
         if self.card is None:
-            result = self.runner.execute(step)  # what it left of the prompt is not kept for longer
+            result = self.runner.execute(self._direct(planned))  # what is left of the prompt is not kept
             return lambda: result
         self._tell_owners(planned)
         before = self.card.ledger.counters.copy()
@@ -275,6 +275,13 @@ class Engine:
         assert done["d2h"] == 1 + bool(step.targets), (done, step)
         assert done["host_sync"] == 0, (done, step)
         return launched
+
+    def _direct(self, planned: Planned) -> Step:
+        """Devices with shapes as they come count the blocks of each row, those of the step included."""
+        if not self.runner.device.dynamic:
+            return planned.step
+        reached = max(row.start + row.length for row in planned.rows)
+        return msgspec.structs.replace(planned.step, bucket_blocks=-(-reached // LIMITS.block_size))
 
     def _wait(self, wait: Callable[[], Result]) -> Result:
         before = self.card.ledger.counters.copy() if self.card else Counter[str]()
