@@ -9,7 +9,7 @@ import pytest
 
 from tgi.testing.fake_executor import Script
 
-from .serving import LIMITS, TEMPLATE, Answer, Server, run, saying, serving
+from .serving import LIMITS, TEMPLATE, Answer, Server, make_tokenizer, run, saying, serving
 from .test_chat import chunks
 
 PATH = "/v1/chat/completions"
@@ -269,6 +269,20 @@ def test_a_call_that_is_cut_says_length() -> None:
             assert reason == "length"
             arguments = message["tool_calls"][0]["function"]["arguments"]
             assert '{"city": "Paris"}'.startswith(arguments)
+
+    run(main)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    "cut", [{"stop": "Par"}, {"stop_token_ids": make_tokenizer().encode("P", add_special_tokens=False)}]
+)
+def test_a_call_that_ends_within_its_arguments_is_none_to_make(cut: dict[str, Any], stream: bool) -> None:
+    async def main() -> None:
+        async with serving_tools(saying(CALL)) as server:
+            message, reason = message_of(await chat(server, tool_choice="required", stream=stream, **cut))
+            assert reason == "stop"
+            assert message["tool_calls"][0]["function"]["arguments"].startswith('{"city": "')
 
     run(main)
 

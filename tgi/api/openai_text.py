@@ -77,7 +77,8 @@ class ChoiceContent:
     def reason(self, finish: FinishReason) -> Reason:
         """Why the choice ended, in OpenAI's words."""
         reason = openai_reason(finish)
-        return "tool_calls" if self.called and reason == "stop" else reason
+        is_whole = self.parser is not None and not self.parser.is_within_arguments
+        return "tool_calls" if self.called and is_whole and reason == "stop" else reason
 
 
 def openai_reason(finish: FinishReason) -> Reason:

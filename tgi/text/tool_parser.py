@@ -80,6 +80,11 @@ class ToolCallParser:
     _escape: bool = False
     """and behind its backslash."""
 
+    @property
+    def is_within_arguments(self) -> bool:
+        """What there is of the last call is no whole JSON text, or not yet."""
+        return self._state == "arguments"
+
     def feed(self, text: str) -> list[str | CallDelta]:
         """What this piece adds: text for the content, and parts of calls."""
         self._held += text
