@@ -15,7 +15,7 @@ from tgi.config import Limits
 from tgi.errors import ValidationError
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.text.detokenizer import Detokenizer
-from tgi.text.grammar import GrammarError, GrammarSpec
+from tgi.text.grammar import GrammarError, GrammarSpec, Matcher
 from tgi.text.json_schema import read_schema
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import TokenizerError
@@ -106,13 +106,7 @@ async def validate(
     most = _check_lengths(len(ids), parameters.max_new_tokens, engine.limits)
     if extras.min_tokens > most:
         raise ValidationError(f"`min_tokens` must be <= {most}, the tokens that may be generated")
-    if parameters.grammar is not None:
-        grammar = grammar_spec(parameters.grammar)
-    matcher = None
-    if grammar is not None:
-        if service.options.disable_grammar_support:
-            raise ValidationError("grammar is not supported")
-        matcher = await engine.grammars.matcher(grammar)
+    matcher = await _matcher(parameters, grammar, service, engine)
     tokenizer = engine.tokenizer
     ends = frozenset() if extras.ignore_eos and matcher is None else tokenizer.eos_ids
     ends |= frozenset(extras.stop_token_ids)
@@ -130,6 +124,19 @@ async def validate(
         )
         for number in range(parameters.best_of or extras.count)
     ]
+
+
+async def _matcher(
+    parameters: GenerateParameters, grammar: GrammarSpec | None, service: Service, engine: Engine
+) -> Matcher | None:
+    """V22; None where the text is free."""
+    if parameters.grammar is not None:
+        grammar = grammar_spec(parameters.grammar)
+    if grammar is None:
+        return None
+    if service.options.disable_grammar_support:
+        raise ValidationError("grammar is not supported")
+    return await engine.grammars.matcher(grammar)
 
 
 def grammar_spec(grammar: Grammar) -> GrammarSpec:
