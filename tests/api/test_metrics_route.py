@@ -235,7 +235,7 @@ def test_m1_the_page_needs_no_key() -> None:
         ("/vertex", {"instances": []}, "validation"),  # V37
         ("/v1/chat/completions", {"messages": [USER]}, "template"),
         ("/generate", {"inputs": "x"}, "generation"),
-        ("/v1/completions", {"prompt": ["x"] * 4, "n": 3}, "overloaded"),
+        ("/vertex", {"instances": [{"inputs": "x"}] * 9}, "overloaded"),
         ("/generate", {}, None),  # what cannot be read
     ],
 )
