@@ -12,9 +12,10 @@ from tgi.config import Limits
 from tgi.executor import EngineError
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Result, Step
-from tgi.scheduler import Buckets, Scheduler
+from tgi.protocol import Result, Step, unpack_ints
+from tgi.scheduler import Bucket, Buckets, Scheduler
 from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.warming import warm_up_step
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
 DEVICE = DeviceSpec(
@@ -137,3 +138,9 @@ def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
 
     scheduler = trio.run(main, clock=MockClock(autojump_threshold=0))
     assert scheduler._schedule.buckets is few
+
+
+def test_a_step_has_no_more_rows_than_there_are_blocks_for() -> None:
+    step = warm_up_step(Bucket(rows=8, tokens=1, blocks=3))
+    assert (step.bucket_rows, step.bucket_blocks) == (8, 3)
+    assert len(unpack_ints(step.lanes)) == len(unpack_ints(step.starts)) == len(unpack_ints(step.draws)) == 3

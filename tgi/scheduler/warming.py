@@ -67,9 +67,9 @@ class WarmUp:
 
 
 def warm_up_step(bucket: Bucket) -> Step:
-    """A full step of this shape; every row's block table points to the padding block."""
-    rows = range(bucket.rows)
+    """A step of this shape, as full as its blocks allow; block tables point to the padding block."""
     prefill = bucket.prefill
+    rows = range(bucket.rows if prefill else min(bucket.rows, bucket.blocks))
     start = 0 if prefill else 1
     return Step(
         number=0,
@@ -78,8 +78,8 @@ def warm_up_step(bucket: Bucket) -> Step:
         bucket_tokens=bucket.tokens,
         bucket_blocks=bucket.blocks,
         lanes=ints(rows),
-        starts=ints([start] * bucket.rows),
-        draws=ints([0] * bucket.rows),
+        starts=ints([start] * len(rows)),
+        draws=ints([0] * len(rows)),
         tokens=ints([0] * (bucket.rows * bucket.tokens)) if prefill else b"",
         lengths=ints([bucket.tokens] * bucket.rows) if prefill else b"",
     )
