@@ -1,4 +1,4 @@
-"""A server on a simulated Gaudi, in both of the bridge's modes: requests of all kinds, and nothing compiles."""
+"""A server on a simulated Gaudi, in both modes of the bridge: all kinds of requests, and nothing compiles."""
 
 import json
 import re
