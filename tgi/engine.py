@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from os import environ
 from pathlib import Path
+from typing import Any
 
 import attrs
 import trio
@@ -25,7 +26,7 @@ from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.metrics import Metrics
 from tgi.planning.cards import installed_card
-from tgi.planning.memory import largest_reads, plan_memory
+from tgi.planning.memory import for_pool, plan_memory
 from tgi.planning.recipes import (
     installed_generation,
     installed_software,
@@ -99,6 +100,8 @@ async def run_engine(service: Service, options: Options) -> None:
             loaded = await _load(executor, load_command(model, limits, buckets, options), service)
         buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
         blocks = plan_blocks(loaded, model.device, limits, buckets, options)
+        choose = functools.partial(choose_buckets, model, limits, options)
+        buckets = await trio.to_thread.run_sync(for_pool, buckets, limits, blocks, choose)
         if loaded[0].total_bytes:
             metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
         await executor.allocate(blocks + 1)
@@ -118,7 +121,9 @@ async def run_engine(service: Service, options: Options) -> None:
             timeout=options.warmup_timeout,
             skip=options.skip_warmup,
             budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-            fewer=functools.partial(fewer_buckets, model, limits, options),
+            fewer=functools.partial(
+                fewer_buckets, model, limits, options, blocks=blocks, within=buckets.reads
+            ),
         )
         if not options.skip_warmup:
             await executor.ready()
@@ -195,23 +200,32 @@ def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[st
     return recipe_environment(folder)
 
 
-def choose_buckets(model: Model, limits: Limits, options: Options, graphs: int | None = None) -> Buckets:
-    """Those that steps are padded to, at most `graphs` of them. Takes a moment. Raises OptionError."""
+def choose_buckets(
+    model: Model, limits: Limits, options: Options, graphs: int | None = None, **known: Any
+) -> Buckets:
+    """Those that steps are padded to, at most `graphs` of them; `known`: see `Buckets.from_limits`.
+
+    Takes a moment. Raises ConfigError and OptionError.
+    """
     device = model.device
     if not device.compiles:
         return Buckets.from_limits(limits, device)
     card = installed_card(installed_generation(), environ)
-    costs = model_costs(model.folder, model.config, options, card, limits.block_size)
+    costs = model_costs(model.folder, model.config, options, card, device)
     bucketing = Bucketing.from_options(options, costs, graphs)
-    return Buckets.from_limits(limits, device, bucketing, prefixes=_prefix_limit(model, options) != 0)
+    prefixes = _prefix_limit(model, options) != 0
+    return Buckets.from_limits(limits, device, bucketing, prefixes=prefixes, **known)
 
 
-def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int) -> Buckets:
-    """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment."""
+def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, **known: Any) -> Buckets:
+    """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment.
+
+    `known`: see `Buckets.from_limits`.
+    """
     count = graphs
     while True:
         try:
-            buckets = choose_buckets(model, limits, options, count)
+            buckets = choose_buckets(model, limits, options, count, **known)
         except GraphsError as error:
             count = error.needed
             continue
@@ -237,7 +251,7 @@ def fit_buckets(
     if graphs >= len(buckets.to_warm_up()):
         return buckets
     try:
-        return choose_buckets(model, limits, options, graphs)
+        return choose_buckets(model, limits, options, graphs, within=buckets.reads)
     except GraphsError as error:
         raise OptionError(
             f"--graph-memory-fraction {graph_fraction:g} is enough for {graphs} graphs, and there must be "
@@ -290,7 +304,6 @@ async def _load(executor: RankExecutor, command: Load, service: Service) -> list
 
 def load_command(model: Model, limits: Limits, buckets: Buckets, options: Options) -> Load:
     """What the ranks are told to load, and how large the steps will be."""
-    gathered, pairs = largest_reads(buckets, limits.block_size)
     return Load(
         folder=str(model.folder),
         architecture=model.architecture.name,
@@ -300,8 +313,8 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        gathered_blocks=gathered,
-        prefill_pairs=pairs,
+        gathered_blocks=buckets.reads.blocks,
+        prefill_pairs=buckets.reads.pairs,
         kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,
         top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,

@@ -4,11 +4,8 @@ import attrs
 import pytest
 
 from tgi.config import Limits
-from tgi.planning.memory import MIB, MemoryPlan, largest_reads, plan_memory
+from tgi.planning.memory import MIB, MemoryPlan, plan_memory
 from tgi.protocol import Loaded
-from tgi.scheduler.buckets import Buckets
-from tgi.scheduler.costs import Costs
-from tgi.scheduler.shapes import Bucket, Space
 
 GIB = 1 << 30
 LIMITS = Limits(max_total_tokens=129, max_batch_size=4, block_size=16)
@@ -119,13 +116,3 @@ def test_what_is_said_to_help_helps(free: int, graphs: int, fraction: float) -> 
     tokens = int(words[words.index("--max-total-tokens") + 1])
     shorter = attrs.evolve(LIMITS, max_total_tokens=tokens)
     assert plan_memory([loaded], shorter, graphs=graphs, fraction=fraction).fits
-
-
-def test_the_largest_reads_of_all_buckets() -> None:
-    """Blocks of 4 tokens: a decode of 40 blocks; prefill of 2 x 8 after 12, of 1 x 8 after 88."""
-    space = Space.from_limits(Limits(max_total_tokens=96, max_batch_size=4, block_size=4))
-    shapes = [Bucket(4, 1, 40), Bucket(2, 8, 3, prefill=True), Bucket(1, 8, 22, prefill=True)]
-    assert largest_reads(Buckets(space, shapes, Costs.of(), flat=True), 4) == (2 * 24, 8 * 96)
-    more = Buckets(space, [Bucket(4, 1, 60), *shapes], Costs.of(), flat=True)
-    assert largest_reads(more, 4) == (60, 8 * 96)
-    assert largest_reads(Buckets(space, None, Costs.of()), 4) == (0, 0)

@@ -7,6 +7,7 @@ import pytest
 from tgi.config import Options, resolve_limits
 from tgi.planning.cards import installed_card, target
 from tgi.planning.plan import Plan, Setup, make_plan
+from tgi.planning.setup import cache_item
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.scheduler.bucketing import Bucketing
 from tgi.scheduler.shapes import Bucket
@@ -42,6 +43,7 @@ def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **opti
             target=place,
             ranks=ranks,
             dtype=given.compute_dtype,
+            cache_item=cache_item(given, place.device),
             limits=limits,
             bucketing=Bucketing(),
             prefixes=True,
@@ -155,6 +157,25 @@ def test_buckets_their_number_and_their_time() -> None:
     assert deeper.warm_up_seconds / len(deeper.buckets) == pytest.approx(
         80 / 32 * plan.warm_up_seconds / len(plan.buckets)
     )
+
+
+def test_short_prompts_share_steps() -> None:
+    """One by one, each of them would read all weights: the padding would be several times the work."""
+    for model, card, ranks in ((LLAMA_31_70B, "gaudi2", 8), (LLAMA_31_8B, "gaudi3", 1)):
+        plan = planned(model, card=card, ranks=ranks, **LARGE)
+        assert any(bucket.prefill and bucket.rows >= 8 for bucket in plan.buckets)
+        assert plan.waste["prefill"] < 0.7
+
+
+def test_keys_and_values_in_8_bits() -> None:
+    plan, half = planned(LLAMA_31_8B), planned(LLAMA_31_8B, kv_cache_dtype="fp8_e4m3fn")
+    assert half.memory.block_bytes * 2 == plan.memory.block_bytes
+    assert half.memory.workspace == plan.memory.workspace
+    assert half.decode[-1].bound is not None
+    assert plan.decode[-1].bound is not None
+    assert half.decode[-1].bound < plan.decode[-1].bound
+    with pytest.raises(ConfigError, match="a KV cache of 'fp8_e5m2' is not supported on this device"):
+        planned(LLAMA_31_8B, kv_cache_dtype="fp8_e5m2")
 
 
 def test_more_graphs_than_there_is_room_for() -> None:

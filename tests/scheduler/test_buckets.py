@@ -1,7 +1,7 @@
 """Every step that can be planned has a bucket that dominates it, and of those the cheapest."""
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,7 @@ from tgi.scheduler.bucketing import MAX_GRAPHS, Bucketing, Strategy
 from tgi.scheduler.buckets import Buckets, geometric
 from tgi.scheduler.costs import Costs
 from tgi.scheduler.ladders import Range
-from tgi.scheduler.shapes import Bucket, Space
+from tgi.scheduler.shapes import Bucket, Reads, Space
 
 from .spaces import limits, shapes
 
@@ -139,6 +139,62 @@ def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
 
     assert max(bucket.blocks for bucket in shared) == 64 * 32
     assert max(bucket.blocks for bucket in own) == 500
+
+
+def test_what_steps_read() -> None:
+    """Blocks of 4 tokens: a decode of 40 blocks; prefill of 2 x 8 after 12, of 1 x 8 after 96 at most."""
+    space = Space.from_limits(
+        Limits(max_total_tokens=96, max_batch_prefill_tokens=8, max_batch_size=4, block_size=4)
+    )
+    shapes = [Bucket(4, 1, 40), Bucket(2, 4, 3, prefill=True), Bucket(1, 8, 2, prefill=True)]
+
+    assert Buckets(space, shapes, COSTS, flat=True).reads == Reads(2 * 26, 8 * 104)
+    more = [Bucket(4, 1, 60), Bucket(4, 4, 24, prefill=True), *shapes]
+    assert Buckets(space, more, COSTS, flat=True).reads == Reads(2 * 4 * 25, 16 * 100)
+    assert Buckets(space, None, COSTS).reads == Reads()
+
+
+@settings(deadline=None, max_examples=30)
+@given(limits, st.booleans(), st.integers(1, 500), st.data())
+def test_other_buckets_need_no_more_memory_than_was_planned_for(
+    of: Limits, prefixes: bool, blocks: int, data: st.DataObject
+) -> None:
+    def choose(graphs: int, **known: Any) -> Buckets:
+        flat, bucketing = device(of, flat=True), Bucketing(max_graphs=graphs, costs=COSTS)
+        return Buckets.from_limits(of, flat, bucketing, prefixes=prefixes, **known)
+
+    first = choose(60)
+    shape = data.draw(shapes(Space.from_limits(of, prefixes=prefixes, blocks=blocks)))
+
+    fewer = choose(data.draw(st.integers(2, 60)), blocks=blocks, within=first.reads)
+
+    for buckets in (first, fewer):
+        for bucket in buckets:
+            assert bucket.rows * bucket.tokens <= max(of.max_batch_prefill_tokens, of.max_batch_size)
+            if bucket.prefill:
+                assert bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
+                context = bucket.blocks * of.block_size + bucket.tokens
+                assert bucket.rows * bucket.tokens * context <= first.reads.pairs
+                assert 2 * bucket.rows * context <= first.reads.blocks * of.block_size
+            else:
+                assert bucket.blocks <= first.reads.blocks
+    assert fewer.find(shape) is not None
+
+
+def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
+    """Though sequences that share their blocks may have more of them in all than there are."""
+    of = Limits(max_batch_size=64, max_total_tokens=131072, block_size=128)
+    flat, bucketing = device(of, flat=True), Bucketing(costs=COSTS, max_graphs=64)
+    guessed = Buckets.from_limits(of, flat, bucketing)
+
+    known = Buckets.from_limits(of, flat, bucketing, blocks=2000)
+
+    assert known.decode(64, 64 * 1024).blocks == 64 * 1024
+
+    def few(buckets: Buckets) -> int:
+        return sum(not bucket.prefill and bucket.blocks <= 2000 for bucket in buckets)
+
+    assert few(known) >= 2 * few(guessed)
 
 
 def test_graphs_are_as_few_as_asked_for() -> None:

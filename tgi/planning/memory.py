@@ -6,12 +6,13 @@ Everything a step can need is in it, so that nothing runs out later. All ranks g
 the plan is that of the rank with the least room.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
 from tgi.config import Limits
 from tgi.protocol import Loaded
+from tgi.scheduler.bucketing import GraphsError
 from tgi.scheduler.buckets import Buckets
 
 MIB = 1 << 20
@@ -104,22 +105,18 @@ class MemoryPlan:
         yield "more cards with --num-shard"
 
 
-def largest_reads(buckets: Buckets, block_size: int) -> tuple[int, int]:
-    """How many KV blocks a step gathers at most, and pairs of tokens that a prefill has a mask for.
+def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[..., Buckets]) -> Buckets:
+    """Those, or better ones now that it is known that there are so many blocks in the KV cache.
 
-    A prefill gathers its context, and puts its own keys and values behind it: all of it is there twice.
+    `choose(graphs, blocks=, within=)` gives at most so many; none of them needs more memory.
     """
-    if not buckets.flat:
-        return 0, 0
-    blocks = pairs = 0
-    for bucket in buckets:
-        if bucket.prefill:
-            seen = bucket.blocks * block_size + bucket.tokens
-            blocks = max(blocks, 2 * bucket.rows * -(-seen // block_size))
-            pairs = max(pairs, bucket.rows * bucket.tokens * seen)
-        else:
-            blocks = max(blocks, bucket.blocks)
-    return blocks, pairs
+    longest = -(-limits.max_total_tokens // limits.block_size)
+    if not buckets.flat or blocks >= limits.max_batch_size * longest:
+        return buckets
+    try:
+        return choose(len(buckets.to_warm_up()), blocks=blocks, within=buckets.reads)
+    except GraphsError:
+        return buckets
 
 
 def plan_memory(

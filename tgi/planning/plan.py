@@ -1,6 +1,8 @@
 """The plan of a server, as `tgi plan` shows it: a function of a model's config, a card and the limits."""
 
+import functools
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
@@ -14,7 +16,7 @@ from tgi.scheduler.shapes import Bucket, Space
 from tgi.scheduler.workload import Workload
 
 from .cards import Target
-from .memory import MemoryPlan, largest_reads, plan_memory
+from .memory import MemoryPlan, for_pool, plan_memory
 from .roofline import Roofline
 from .weights import rank_numbers
 
@@ -34,6 +36,8 @@ class Setup:
     target: Target
     ranks: int
     dtype: str
+    cache_item: int
+    """Bytes of a number in the KV cache."""
     limits: Limits
     bucketing: Bucketing
     prefixes: bool
@@ -94,9 +98,11 @@ def make_plan(setup: Setup) -> Plan:
     roofline = _roofline(setup, numbers)
     if roofline is not None:
         setup = attrs.evolve(setup, bucketing=attrs.evolve(setup.bucketing, costs=roofline.costs))
-    buckets = Buckets.from_limits(limits, device, setup.bucketing, prefixes=setup.prefixes)
+    buckets = _choose(setup)
+    memory = _memory(setup, numbers, buckets, len(buckets.to_warm_up()) if device.compiles else 0)
+    if memory.fits:
+        buckets = for_pool(buckets, limits, memory.blocks, functools.partial(_choose, setup))
     graphs = buckets.to_warm_up() if device.compiles else []
-    memory = _memory(setup, numbers, buckets, len(graphs))
     decode: list[Speed] = []
     prefill: list[Speed] = []
     if roofline is not None:
@@ -109,11 +115,18 @@ def make_plan(setup: Setup) -> Plan:
         refusal=memory.refusal(limits),
         buckets=graphs,
         warm_up_seconds=len(graphs) * SECONDS_PER_GRAPH * config.num_layers / LAYERS,
-        waste=_waste(setup, buckets, roofline) if roofline and graphs else {},
+        waste=_waste(setup, buckets, roofline, memory) if roofline and graphs else {},
         roofline=roofline,
         decode=decode,
         prefill=prefill,
     )
+
+
+def _choose(setup: Setup, graphs: int | None = None, **known: Any) -> Buckets:
+    """At most so many; `known`: see `Buckets.from_limits`."""
+    limits = [limit for limit in (setup.bucketing.max_graphs, graphs) if limit is not None]
+    bucketing = attrs.evolve(setup.bucketing, max_graphs=min(limits, default=None))
+    return Buckets.from_limits(setup.limits, setup.target.device, bucketing, prefixes=setup.prefixes, **known)
 
 
 def _roofline(setup: Setup, numbers: int) -> Roofline | None:
@@ -126,6 +139,7 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
         ranks=setup.ranks,
         numbers=numbers,
         item=ITEM[setup.dtype],
+        cache_item=setup.cache_item,
         block_size=setup.limits.block_size,
     )
 
@@ -133,7 +147,6 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
 def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> MemoryPlan:
     config, limits, target = setup.config, setup.limits, setup.target
     item = ITEM[setup.dtype]
-    gathered, pairs = largest_reads(buckets, limits.block_size)
     workspace = workspace_bytes(
         config,
         ranks=setup.ranks,
@@ -142,12 +155,12 @@ def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> Memory
         lanes=limits.max_batch_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
         block_size=limits.block_size,
-        gathered_blocks=gathered,
-        prefill_pairs=pairs,
+        gathered_blocks=buckets.reads.blocks,
+        prefill_pairs=buckets.reads.pairs,
     )
     loaded = Loaded(
         free_bytes=target.memory_bytes - numbers * item - workspace,
-        block_bytes=block_bytes(config, setup.ranks, limits.block_size, item),
+        block_bytes=block_bytes(config, setup.ranks, limits.block_size, setup.cache_item),
         dtype=setup.dtype,
         total_bytes=target.memory_bytes,
         weight_bytes=numbers * item,
@@ -190,9 +203,10 @@ def _prefill(tokens: int, limits: Limits, buckets: Buckets, roofline: Roofline) 
     return Speed(rows=1, tokens=tokens, buckets=chunks, seconds=sum(map(roofline.seconds, chunks)))
 
 
-def _waste(setup: Setup, buckets: Buckets, roofline: Roofline) -> dict[str, float]:
+def _waste(setup: Setup, buckets: Buckets, roofline: Roofline, memory: MemoryPlan) -> dict[str, float]:
     """By the shapes that the buckets are chosen for."""
-    space = Space.from_limits(setup.limits, prefixes=setup.prefixes)
+    blocks = memory.blocks if memory.fits else None
+    space = Space.from_limits(setup.limits, prefixes=setup.prefixes, blocks=blocks)
     workload = Workload.counted(setup.bucketing.counts, space)
     seconds = roofline.costs.seconds
     shares = {}

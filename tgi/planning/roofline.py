@@ -40,13 +40,14 @@ class Roofline:
         ranks: int,
         numbers: int,
         item: int,
+        cache_item: int,
         block_size: int,
     ) -> "Roofline":
-        """`numbers`: weights that a rank keeps; `item`: bytes of each, and of all else."""
+        """`numbers`: weights that a rank keeps; `item`: bytes of each, and of all but the KV cache."""
         size = ModelSize(
             parameters=numbers,
             weight_bytes=numbers * item,
-            kv_bytes=block_bytes(config, ranks, block_size, item) / block_size,
+            kv_bytes=block_bytes(config, ranks, block_size, cache_item) / block_size,
             width=config.num_layers * config.num_heads * config.head_dim / ranks,
             vocabulary=config.vocab_size,
         )

@@ -10,6 +10,7 @@ from tgi.hub import Source, find_config
 from tgi.plugins import (
     Architecture,
     ConfigError,
+    DeviceSpec,
     JsonReader,
     ModelConfig,
     architectures,
@@ -45,6 +46,7 @@ def read_setup(options: Options) -> Setup:
         target=card,
         ranks=options.num_shard or 1,
         dtype=options.compute_dtype,
+        cache_item=cache_item(options, card.device),
         limits=limits,
         bucketing=Bucketing.from_options(options, Costs.of(block_size=card.device.block_size)),
         prefixes=options.prefix_caching and config.prefix_limit != 0,
@@ -53,7 +55,7 @@ def read_setup(options: Options) -> Setup:
     )
 
 
-def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, block_size: int) -> Costs:
+def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, device: DeviceSpec) -> Costs:
     """What steps of the model of that folder cost on such cards. Raises ConfigError."""
     ranks = options.num_shard or 1
     roofline = Roofline.of(
@@ -63,9 +65,20 @@ def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, 
         ranks=ranks,
         numbers=rank_numbers(config, read_shapes(folder), ranks),
         item=ITEM[options.compute_dtype],
-        block_size=block_size,
+        cache_item=cache_item(options, device),
+        block_size=device.block_size,
     )
     return roofline.costs
+
+
+def cache_item(options: Options, device: DeviceSpec) -> int:
+    """Bytes of a number in the KV cache. Raises ConfigError where the device has no such dtype."""
+    name = options.kv_cache_dtype
+    if name in (None, "auto"):
+        return ITEM[options.compute_dtype]
+    if name not in device.cache_dtypes:
+        raise ConfigError(f"a KV cache of {name!r} is not supported on this device")
+    return 1
 
 
 def read_architecture(folder: Path, options: Options) -> tuple[Architecture, ModelConfig, dict[str, object]]:

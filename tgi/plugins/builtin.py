@@ -13,6 +13,7 @@ _GAUDI: dict[str, Any] = {
     "prefill_tokens": 2048,
     "compiles": True,
     "flat": True,
+    "cache_dtypes": frozenset({"fp8_e4m3fn"}),
     "memory_fraction": 0.9,  # as vLLM's; for what is fragmented, or needed more than estimated
 }
 

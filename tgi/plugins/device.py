@@ -27,6 +27,8 @@ class DeviceSpec:
     """How a device that compiles takes block tables. True: in decode as one list of the blocks of all rows,
     in prefill as a table per row of what was computed before the step; a bucket's blocks count these. False:
     as a table per row, with the blocks of the step itself."""
+    cache_dtypes: frozenset[str] = frozenset()
+    """Of --kv-cache-dtype, besides the model's own."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: the share of the memory beside weights and workspace that is used. What a
     device says of its free memory may be without a reserve already."""

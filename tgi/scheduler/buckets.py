@@ -12,7 +12,7 @@ from tgi.plugins import DeviceSpec
 
 from .bucketing import Bucketing
 from .costs import Costs
-from .shapes import Bucket, Space
+from .shapes import Bucket, Reads, Space
 
 
 class Buckets:
@@ -30,6 +30,8 @@ class Buckets:
         """Query tokens of the largest chunk of one sequence."""
         self.max_prefill = space.prefill_tokens
         """Most query tokens of a prefill step of several rows."""
+        self.reads = Reads()
+        """What the attention of steps reads; nothing if not `flat`."""
         self._costs, self._rows = costs, space.rows
         every = None if chosen is None else list(chosen)
         self._decode, self._prefill = (
@@ -38,6 +40,8 @@ class Buckets:
             else _Chosen([bucket for bucket in every if bucket.prefill is kind], costs)
             for kind in (False, True)
         )
+        if flat:
+            self.reads = space.most_reads(self)
 
     @classmethod
     def from_limits(
@@ -48,13 +52,15 @@ class Buckets:
         *,
         prefixes: bool = True,
         blocks: int | None = None,
+        within: Reads | None = None,
     ) -> "Buckets":
         """Those of a device. `prefixes`: whether sequences share blocks; `blocks`: in the KV cache.
 
-        Takes up to a second where the device compiles. Raises OptionError.
+        `within`: the `reads` of the buckets that the memory was planned for; these ones read no more. Takes
+        up to a second where the device compiles. Raises OptionError.
         """
         bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
-        space = Space.from_limits(limits, prefixes=prefixes, blocks=blocks)
+        space = Space.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
         chosen: Iterable[Bucket] | None = None
         if device.compiles:
             chosen = bucketing.choose(space, blocks) if device.flat else doubling(space)

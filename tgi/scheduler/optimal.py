@@ -12,7 +12,8 @@ The same price for both kinds of steps shares the graphs between prefill and dec
 
 A bucket that costs more than `1 + max_waste` times what the smallest of its shapes costs is not allowed,
 except where the grid of sizes has none between. Several rows of a prefill need no bucket, for they may also
-go one by one; so the buckets of one row come first, and then those of several by what they save.
+go one by one; so the buckets of one row come first, and then those of several by what they save. These have
+no bound: rows join only where that takes less time than to go one by one.
 """
 
 import math
@@ -70,9 +71,10 @@ class _Search:
         self._joint = joint_grid(space, workload, costs)
         self._decode_cuts = [Cuts(self._decode, order, most) for order in ((0, 1, 2), (2, 1, 0))]
         self._alone_cuts = Cuts(self._alone, (0, 1, 2), most)
-        self._joint_cuts = Cuts(self._joint, (0, 1, 2), most)
-        self.dearest = float(sum(g.mass.sum() * g.price.max() for g in (self._decode, self._alone)))
-        """What the worst set costs, so that no graph is worth more."""
+        self._joint_cuts = Cuts(self._joint, (0, 1, 2), math.inf)
+        self.dearest = 2 * float(sum(g.mass.sum() * g.price.max() for g in (self._decode, self._alone)))
+        """More than the worst set costs, where up to twice as many rows count as go one by one: no graph is
+        worth so much."""
 
     def buckets(self, price: float) -> list[Bucket]:
         """All of them, where each graph costs `price`."""

@@ -28,6 +28,20 @@ class Bucket:
         )
 
 
+@attrs.frozen
+class Reads:
+    """What the attention of steps copies at most, and needs memory for."""
+
+    blocks: int = 0
+    """Of keys and values that are gathered."""
+    pairs: int = 0
+    """Of tokens, which the mask of a prefill is for."""
+
+    def within(self, other: "Reads") -> bool:
+        """Whether it is no more in any respect."""
+        return self.blocks <= other.blocks and self.pairs <= other.pairs
+
+
 @attrs.frozen(kw_only=True)
 class Space:
     """The shapes that can come up on a device with flat block lists.
@@ -48,12 +62,26 @@ class Space:
     block: int
     contexts: bool
     """Whether a prefill may have a context: prompts that share prefixes, or come in chunks."""
-    most_blocks: int | None = None
-    """Most references of one decode step, where no two sequences share a block: all blocks that there are."""
+    shared: bool = True
+    """Whether sequences share blocks: a decode step may then have more references than there are blocks."""
+    pool: int | None = None
+    """Blocks in the KV cache, if that is known."""
+    reads: Reads | None = None
+    """What a prefill of several rows may read, if there is memory for so much only."""
 
     @classmethod
-    def from_limits(cls, limits: Limits, *, prefixes: bool = True, blocks: int | None = None) -> "Space":
-        """`prefixes`: whether sequences share blocks; `blocks`: in the KV cache, if that is known."""
+    def from_limits(
+        cls,
+        limits: Limits,
+        *,
+        prefixes: bool = True,
+        blocks: int | None = None,
+        within: Reads | None = None,
+    ) -> "Space":
+        """`prefixes`: whether sequences share blocks; `blocks`: in the KV cache, if that is known.
+
+        `within`: what there is memory for, if that is reserved already; `most_reads` of the same limits do.
+        """
         longest = min(limits.max_batch_prefill_tokens, limits.max_total_tokens)
         return cls(
             rows=limits.max_batch_size,
@@ -63,7 +91,9 @@ class Space:
             total=limits.max_total_tokens,
             block=limits.block_size,
             contexts=prefixes or longest < limits.max_total_tokens - 1,
-            most_blocks=None if prefixes else blocks,
+            shared=prefixes,
+            pool=blocks,
+            reads=within,
         )
 
     @property
@@ -74,11 +104,24 @@ class Space:
     def decode_blocks(self, rows: int) -> int:
         """Most block references of a decode step of so many rows."""
         most = rows * self.row_blocks
-        return most if self.most_blocks is None else min(most, max(self.most_blocks, self.row_blocks, rows))
+        return most if self.shared else self._pooled(most, rows)
+
+    def likely_blocks(self, rows: int) -> int:
+        """The same without those that only sequences have which share many blocks."""
+        return self._pooled(rows * self.row_blocks, rows)
+
+    def _pooled(self, most: int, rows: int) -> int:
+        return most if self.pool is None else min(most, max(self.pool, self.row_blocks, rows))
 
     def context_blocks(self, tokens: int) -> int:
         """Most blocks of context that a row of so many tokens has."""
         return -(-max(self.total - tokens, 0) // self.block) if self.contexts else 0
+
+    def joint_tokens(self, rows: int) -> int:
+        """Most tokens of each of so many rows of a prefill: what there can be a bucket for; 0: none."""
+        if rows == 1:
+            return self.longest
+        return max([size for size in self.token_sizes() if rows * size <= self.prefill_tokens], default=0)
 
     def token_sizes(self) -> tuple[int, ...]:
         """Worthwhile sizes of a chunk: whole blocks, and the longest chunk."""
@@ -102,8 +145,24 @@ class Space:
         chosen |= set(self._missing(chosen))
         return sorted(chosen, key=lambda b: (b.prefill, b.rows * b.tokens, b.blocks, b.rows), reverse=True)
 
+    def most_reads(self, buckets: Iterable[Bucket]) -> Reads:
+        """Of steps padded to these buckets, or to any others that `reads` is this for."""
+        longest = Bucket(1, self.longest, self.context_blocks(1), prefill=True)
+        every = [self._reads(bucket) for bucket in (longest, *buckets)]
+        return Reads(max(reads.blocks for reads in every), max(reads.pairs for reads in every))
+
+    def _reads(self, bucket: Bucket) -> Reads:
+        """A prefill gathers its context, and puts its own keys and values behind it: all are there twice."""
+        if not bucket.prefill:
+            return Reads(bucket.blocks)
+        seen = bucket.blocks * self.block + bucket.tokens
+        return Reads(2 * bucket.rows * -(-seen // self.block), bucket.rows * bucket.tokens * seen)
+
     def _allows(self, bucket: Bucket) -> bool:
-        return not bucket.prefill or bucket.rows == 1 or bucket.rows * bucket.tokens <= self.prefill_tokens
+        if not bucket.prefill or bucket.rows == 1:
+            return True
+        fits = self.reads is None or self._reads(bucket).within(self.reads)
+        return fits and bucket.rows * bucket.tokens <= self.prefill_tokens
 
     def _missing(self, chosen: set[Bucket]) -> Iterator[Bucket]:
         """The largest shapes that nothing dominates; what dominates these dominates all others."""

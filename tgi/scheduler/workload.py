@@ -49,16 +49,16 @@ class Workload:
     def uniform(cls, space: Space) -> "Workload":
         """Everything is equally likely: for when nothing is known.
 
-        Decode: any number of rows, whose contexts have any length on average. Prefill: any (rows, tokens)
-        within the budget, half of them with no context and half with one of any length. Half of all tokens
-        are generated, in decode steps of half of the rows on average.
+        Decode: any number of rows, whose contexts have any length on average, as far as there are blocks for
+        them. Prefill: any (rows, tokens) that there can be a bucket for, half of them with no context and
+        half with one of any length. Half of all tokens are generated, in decode steps of half of the rows.
         """
         decode, prefill = [], []
         for rows in range(1, space.rows + 1):
-            blocks = quantiles(rows, space.decode_blocks(rows), QUANTILES)
+            blocks = quantiles(rows, space.likely_blocks(rows), QUANTILES)
             decode += [(rows, size, 1 / len(blocks)) for size in blocks]
         for rows in range(1, space.prefill_rows + 1):
-            longest = space.longest if rows == 1 else min(space.longest, space.prefill_tokens // rows)
+            longest = space.joint_tokens(rows)
             sizes = quantiles(1, longest, QUANTILES)
             for tokens in sizes:
                 contexts = quantiles(1, space.context_blocks(tokens), CONTEXTS)
