@@ -5,8 +5,10 @@ PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 ADAPTERS := $(wildcard adapters/*/pyproject.toml)
 PORT ?= 8080
 ARGS ?=
+PT_HPU_LAZY_MODE ?= 1
+TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients run test check fix bench size local-dev-install clean
+.PHONY: help setup clients run test test-hpu-sim check fix bench size local-dev-install clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -20,6 +22,9 @@ run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-i
 
 test: .venv/.dev .venv/.clients  ## run all tests; ARGS="tests/test_cli.py -k help"
 	.venv/bin/python -m pytest -q $(ARGS)
+
+test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_LAZY_MODE=0 TESTS="tests/test_generation.py"
+	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q $(TESTS) $(ARGS)
 
 check: .venv/.dev  ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -22,6 +22,10 @@ from tgi.testing.models import make_llama
 PLUGINS = Path(__file__).parent / "plugins"
 KINDS = ("tgi serve", "hypercorn")
 START_SECONDS = 90
+DEVICE = os.environ.get("TGI_TEST_DEVICE", "cpu")
+"""Of servers that a test gives none."""
+BOUNDS: dict[str, Any] = {} if DEVICE == "cpu" else {"max_graphs": 16, "max_batch_size": 16}
+"""So that a device that compiles has warmed up soon."""
 
 
 class Server:
@@ -179,7 +183,14 @@ def start(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         kind: str = KINDS[0], environment: dict[str, str] | None = None, **options: Any
     ) -> Server:
         log = tmp_path_factory.mktemp("log") / "server.log"
-        options = {"model_id": checkpoint, "dtype": "float32", "threads": 1, **options}
+        options = {
+            "model_id": checkpoint,
+            "device": DEVICE,
+            "dtype": "float32",
+            "threads": 1,
+            **BOUNDS,
+            **options,
+        }
         servers.append(Server(kind, log, options, environment or {}))
         return servers[-1]
 

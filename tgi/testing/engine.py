@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from os import environ
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,8 +14,14 @@ from tgi.executor import open_executor
 from tgi.metrics import Metrics
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
-from tgi.scheduler import Scheduler
+from tgi.scheduler import Buckets, Scheduler
+from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.costs import Costs
 
+TEST_DEVICE = environ.get("TGI_TEST_DEVICE", "cpu")
+"""What an engine runs on when nobody says."""
+GRAPHS = 16
+"""Where every shape is compiled, so that it is soon warm."""
 MOST_TOP = 28
 """Likeliest tokens that a step may ask for: 20, and room for ties."""
 
@@ -24,7 +31,7 @@ async def open_engine(
     folder: Path,
     limits: Limits,
     *,
-    device: str = "cpu",
+    device: str = TEST_DEVICE,
     dtype: str = "float32",
     threads: int = 2,
     environment: Mapping[str, str] = MappingProxyType({}),
@@ -52,7 +59,9 @@ async def open_engine(
     async with open_executor(environment={**spec.environment, **environment}) as executor:
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
-        scheduler = Scheduler(executor, limits, spec, blocks, Metrics())
+        costs = Costs.of(block_size=limits.block_size)
+        buckets = Buckets.from_limits(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
+        scheduler = Scheduler(executor, limits, spec, blocks, Metrics(), buckets=buckets)
         if spec.compiles:
             await scheduler.warm_up(lambda *_: None)
             await executor.ready()
