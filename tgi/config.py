@@ -80,7 +80,7 @@ class Options:
         Count | None,
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
     ] = None
-    """Over how many; only 1 for now."""
+    """Over how many; tgi serve runs only 1 for now, tgi plan plans for any."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
     """Replaces the RoPE scaling of the model's config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None

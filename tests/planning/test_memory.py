@@ -85,7 +85,7 @@ def test_the_table_adds_up() -> None:
             {"graphs": 55},
             ["--max-total-tokens 64", "--max-graphs 50", "more cards"],
         ),
-        (rank(12 * 1024), {"fraction": 0.5}, ["--max-total-tokens 80", "--memory-fraction than 0.50"]),
+        (rank(12 * 1024), {"fraction": 0.5}, ["--max-total-tokens 80", "--memory-fraction than 0.5"]),
         (
             rank(0, workspace_bytes=50 * 1024),
             {},
@@ -102,6 +102,13 @@ def test_too_little_memory_for_one_sequence(
     assert refusal.startswith("Not enough memory to handle `max_total_tokens=129`: ")
     assert all(words in refusal for words in helps)
     assert "KV cache, 10 blocks of 16 tokens, of which there is no room for all" in str(plan)
+
+
+def test_no_fewer_graphs_than_there_must_be_are_said_to_help() -> None:
+    plan = plan_memory([rank(11 * 1024, graph_bytes=1024)], LIMITS, graphs=3)
+    assert "--max-graphs" not in (plan.refusal(LIMITS) or "--max-graphs")
+    more = plan_memory([rank(12 * 1024, graph_bytes=1024)], LIMITS, graphs=3)
+    assert "--max-graphs 2" in (more.refusal(LIMITS) or "")
 
 
 @pytest.mark.parametrize(("free", "graphs", "fraction"), [(60, 55, 1.0), (12, 0, 0.5), (40, 33, 0.9)])

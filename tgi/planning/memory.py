@@ -16,6 +16,8 @@ from tgi.scheduler.bucketing import GraphsError
 from tgi.scheduler.buckets import Buckets
 
 MIB = 1 << 20
+FEWEST_GRAPHS = 2
+"""One of each kind."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,10 +97,11 @@ class MemoryPlan:
         if self.fitting > 0:
             yield f"--max-total-tokens {self.fitting * self.block_size}"
         if self.graph_count and missing < self.graphs:
-            each = self.graphs / self.graph_count
-            yield f"--max-graphs {int((self.graphs - missing) / each)}"
+            graphs = int((self.graphs - missing) * self.graph_count / self.graphs)
+            if graphs >= FEWEST_GRAPHS:
+                yield f"--max-graphs {graphs}"
         if missing <= self.reserve:
-            yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2f}"
+            yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2g}"
         if missing <= self.workspace:
             yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
             yield f"less than --max-batch-size {limits.max_batch_size}"
