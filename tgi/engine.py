@@ -79,14 +79,8 @@ async def run_engine(service: Service, options: Options) -> None:
     folder = await fetch_model(_source(options), lifecycle, {**environ, **map_legacy_variables()})
     lifecycle.enter("reading the model's description")
     model = await trio.to_thread.run_sync(describe_model, folder, options)
-    limits = service.limits = resolve_limits(
-        options,
-        max_position=model.config.max_position,
-        block_size=model.device.block_size,
-        batch_size=model.device.batch_size,
-        prefill_tokens=model.device.prefill_tokens,
-    )
-    metrics = service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
+    limits = service.limits = _limits(model, options)
+    service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
     grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
@@ -98,55 +92,78 @@ async def run_engine(service: Service, options: Options) -> None:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
             loaded = await _load(executor, load_command(model, limits, buckets, options), service)
-        buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
-        blocks = plan_blocks(loaded, model.device, limits, buckets, options)
-        choose = functools.partial(choose_buckets, model, limits, options)
-        buckets = await trio.to_thread.run_sync(for_pool, buckets, limits, blocks, choose)
-        if loaded[0].total_bytes:
-            metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
-        await executor.allocate(blocks + 1)
-        scheduler = Scheduler(
-            executor,
-            limits,
-            model.device,
-            blocks,
-            metrics,
-            prefix_limit=_prefix_limit(model, options),
-            buckets=buckets,
-            shapes=shapes,
-        )
-        lifecycle.enter("warming up")
-        await scheduler.warm_up(
-            _warm_up_report(service),
-            timeout=options.warmup_timeout,
-            skip=options.skip_warmup,
-            budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-            fewer=functools.partial(
-                fewer_buckets, model, limits, options, blocks=blocks, within=buckets.reads
-            ),
-        )
-        if not options.skip_warmup:
-            await executor.ready()
-        info = _model_info(options, model, loaded[0].dtype)
+        scheduler, blocks = await _warm_scheduler(executor, model, loaded, buckets, shapes, service, options)
         service.engine = Engine(
             scheduler=scheduler,
             tokenizer=tokenizer,
             templates=templates,
             grammars=grammars,
             limits=limits,
-            model=info,
+            model=_model_info(options, model, loaded[0].dtype),
         )
         lifecycle.phase = Phase.READY
-        log.info(
-            "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
-            info.model_id, info.dtype, info.device,
-            blocks * limits.block_size, (blocks + 1) * loaded[0].block_bytes / 2**20,
-        )  # fmt: skip
+        _log_ready(service.engine.model, limits.block_size, blocks, loaded[0].block_bytes)
         try:
             await scheduler.run()
         finally:
             if shapes is not None:
                 shapes.save()
+
+
+async def _warm_scheduler(
+    executor: RankExecutor,
+    model: Model,
+    loaded: Sequence[Loaded],
+    buckets: Buckets,
+    shapes: ShapeCounts | None,
+    service: Service,
+    options: Options,
+) -> tuple[Scheduler, int]:
+    """Divide the memory that the ranks have left, and warm up; also how many KV blocks there are.
+
+    Raises OptionError and EngineError.
+    """
+    limits, metrics = service.limits, service.metrics
+    buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
+    blocks = plan_blocks(loaded, model.device, limits, buckets, options)
+    choose = functools.partial(choose_buckets, model, limits, options)
+    buckets = await trio.to_thread.run_sync(for_pool, buckets, limits, blocks, choose)
+    if loaded[0].total_bytes:
+        metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
+    await executor.allocate(blocks + 1)
+    prefix_limit = _prefix_limit(model, options)
+    scheduler = Scheduler(
+        executor, limits, model.device, blocks, metrics,
+        prefix_limit=prefix_limit, buckets=buckets, shapes=shapes,
+    )  # fmt: skip
+    service.lifecycle.enter("warming up")
+    await scheduler.warm_up(
+        _warm_up_report(service),
+        timeout=options.warmup_timeout,
+        skip=options.skip_warmup,
+        budget=math.inf if options.warmup_budget is None else options.warmup_budget,
+        fewer=functools.partial(fewer_buckets, model, limits, options, blocks=blocks, within=buckets.reads),
+    )
+    if not options.skip_warmup:
+        await executor.ready()
+    return scheduler, blocks
+
+
+def _log_ready(info: ModelInfo, block_size: int, blocks: int, block_bytes: int) -> None:
+    log.info(
+        "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
+        info.model_id, info.dtype, info.device, blocks * block_size, (blocks + 1) * block_bytes / 2**20,
+    )  # fmt: skip
+
+
+def _limits(model: Model, options: Options) -> Limits:
+    return resolve_limits(
+        options,
+        max_position=model.config.max_position,
+        block_size=model.device.block_size,
+        batch_size=model.device.batch_size,
+        prefill_tokens=model.device.prefill_tokens,
+    )
 
 
 def describe_model(folder: Path, options: Options) -> Model:
