@@ -74,6 +74,18 @@ def test_buckets_are_chosen_as_the_options_say(
     assert rows == {1, 2, 3, 6, 8}
 
 
+def test_padding_of_what_was_recorded(
+    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert tgi(str(small), *README) == 0
+    assert "steps, if all shapes are equally likely." in capsys.readouterr().out
+    shapes = small / "shapes.json"
+    shapes.write_text('{"block_size": 128, "decode": [[5, 23, 1000]], "prefill": [[1, 200, 1, 90]]}')
+    assert tgi(str(small), *README, "--bucket-shapes", str(shapes)) == 0
+    assert "steps, if they are as recorded." in capsys.readouterr().out
+
+
 def test_a_model_that_is_too_large(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_31_70B))
     assert tgi(str(tmp_path), *README) == 1

@@ -247,6 +247,13 @@ def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_na
     assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 30 blocks"
 
 
+def test_what_a_device_shall_never_do_shows_as_0() -> None:
+    """An alert on a counter that appears with its first event would miss that."""
+    text = observed(generating((0.0, sequence([5, 6], 2)))).render().decode()
+    assert "\ntgi_graph_misses 0\n" in text
+    assert "\ntgi_cpu_fallbacks 0\n" in text
+
+
 def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:
     metrics = Metrics()
 

@@ -109,7 +109,8 @@ def _graphs(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.buckets)} graphs; warming them up takes about {_duration(plan.warm_up_seconds)}."
     waste = " and ".join(f"{share:.0%} to {kind}" for kind, share in plan.waste.items())
     if waste:
-        yield f"Padding adds {waste} steps, if all shapes are equally likely."
+        likely = "they are as recorded" if plan.setup.bucketing.counts else "all shapes are equally likely"
+        yield f"Padding adds {waste} steps, if {likely}."
 
 
 def _buckets(buckets: Iterable[Bucket]) -> RenderableType:

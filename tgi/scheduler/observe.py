@@ -98,10 +98,8 @@ class StepObserver:
             metrics.graph_compilations.inc(result.compilations, phase=phase)
             if phase == "serving":
                 log.warning("%d graphs compiled while serving, for %s", result.compilations, shape_of(step))
-        if result.graph_misses:
-            metrics.graph_misses.inc(result.graph_misses)
-        if result.cpu_fallbacks:
-            metrics.cpu_fallbacks.inc(result.cpu_fallbacks)
+        metrics.graph_misses.inc(result.graph_misses)  # 0 as well: what is not there cannot be watched
+        metrics.cpu_fallbacks.inc(result.cpu_fallbacks)
         if result.memory_bytes:
             metrics.device_memory_bytes.set(result.memory_bytes, state="used")
 
