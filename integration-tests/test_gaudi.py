@@ -69,7 +69,13 @@ def test_texts_are_those_of_the_cpu(gaudi: Any, cpu: Any) -> None:
 
 def test_a_tool_is_called(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
-        model="tgi", messages=MESSAGES, tools=[WEATHER], tool_choice="required", max_tokens=100
+        model="tgi",
+        messages=MESSAGES,
+        tools=[WEATHER],
+        tool_choice="required",
+        parallel_tool_calls=False,
+        temperature=0,
+        max_tokens=100,
     )
     (call,) = answer.choices[0].message.tool_calls or ()
     assert call.type == "function"
