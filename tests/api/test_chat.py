@@ -426,3 +426,16 @@ def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
             assert server.service.in_flight == 0
 
     run(main)
+
+
+@pytest.mark.parametrize(
+    ("template", "role"), [(TEMPLATE, "system"), (TEMPLATE + "{# developer #}", "developer")]
+)
+def test_c30_a_developer_is_the_system_to_templates_that_do_not_know_one(template: str, role: str) -> None:
+    async def main() -> None:
+        async with serving(template=template) as server:
+            messages = [{"role": "developer", "content": "Be brief."}, USER]
+            answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
+            assert answer.json["templated_text"] == f"<s>[{role}]Be brief.[user]Hello[assistant]"
+
+    run(main)

@@ -46,6 +46,8 @@ def prepare_messages(
     source = templates.source(with_tools=knowing) or ""
     ids = _Ids() if re.search(r"length != 9\b", source) else None
     written = GENERIC if tool_format is None else tool_format.text
+    if "developer" not in source:  # OpenAI's newer name of the role
+        messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
     done = _merged([_converted(message, abilities, written, ids) for message in messages])
     taught = knowing and tool_format is not None and tool_format.taught
     if shown and not (taught and tool_prompt is None):
