@@ -9,7 +9,7 @@ from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 
 from .generate import Finished
-from .observe import Observer, Timings
+from .observe import Observer
 from .stream import frame
 from .validate import Generation
 
@@ -186,4 +186,4 @@ class NativeEvents:
             body.details = StreamDetailsBody(
                 last.finish, self._count, reported_seed(sequence), len(sequence.prompt)
             )
-        self._observer.finished(sequence, Timings.of(sequence))
+        self._observer.finished(sequence)

@@ -143,9 +143,9 @@ class Observer:
         self.metrics.request_input_length.observe(len(sequence.prompt))
         self.metrics.request_max_new_tokens.observe(min(sequence.max_new_tokens, CHUNK))
 
-    def finished(self, sequence: Sequence, timings: Timings) -> None:
-        """A generation has finished; with the last one the request."""
-        metrics = self.metrics
+    def finished(self, sequence: Sequence) -> Timings:
+        """A generation has finished, after so much time; with the last one the request."""
+        metrics, timings = self.metrics, Timings.of(sequence)
         metrics.request_duration.observe(timings.total)
         metrics.request_validation_duration.observe(timings.validation)
         metrics.request_queue_duration.observe(timings.queue)
@@ -157,6 +157,7 @@ class Observer:
         if not self._ended and len(self._finished) >= self.generations:
             metrics.request_success.inc()
             self._end()
+        return timings
 
     def closed(self) -> None:
         """The connection has done with the request: if it has not ended, then its client has gone."""

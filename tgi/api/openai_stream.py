@@ -9,7 +9,7 @@ from tgi.errors import ApiError
 from tgi.scheduler import Sequence, Token
 from tgi.text.tools import CallDelta
 
-from .observe import Observer, Timings
+from .observe import Observer
 from .openai_answers import (
     ChatChunkBody,
     ChatChunkChoiceBody,
@@ -70,7 +70,7 @@ class OpenAIEvents:
         data = self._event(index, item)
         if item.finish is None:
             return data
-        self._observer.finished(self._sequences[index], Timings.of(self._sequences[index]))
+        self._observer.finished(self._sequences[index])
         return data + self._close(1)
 
     def fail(self, error: ApiError) -> bytes:

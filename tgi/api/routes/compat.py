@@ -10,7 +10,7 @@ from tgi import __version__
 from tgi.api.answers import json_answer, read_body
 from tgi.api.generate import Finished, best_first, generate
 from tgi.api.native_answers import generated_text
-from tgi.api.observe import Observer, Timings
+from tgi.api.observe import Observer
 from tgi.api.openai_chat import chat_choice, chat_prompt
 from tgi.api.openai_parameters import chat_parameters
 from tgi.api.openai_schema import (
@@ -184,7 +184,7 @@ async def _texts(predictions: list[_Prediction], engine: Engine, observer: Obser
         observer.validated(prediction.sequences[0])
     finished = await generate(engine.scheduler, everything)
     for one in finished:
-        observer.finished(one.sequence, Timings.of(one.sequence))
+        observer.finished(one.sequence)
     remaining = iter(finished)
     return [
         prediction.text(list(itertools.islice(remaining, len(prediction.sequences))))

@@ -8,7 +8,7 @@ from quart import Blueprint, Response
 from tgi.api.answers import json_answer, read_body
 from tgi.api.generate import best_first, generate, prompt_headers, timing_headers
 from tgi.api.native_answers import NativeEvents, answer
-from tgi.api.observe import Observer, Timings
+from tgi.api.observe import Observer
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, GenerateRequest
 from tgi.api.service import Engine, Service
 from tgi.api.stream import stream_answer
@@ -88,8 +88,7 @@ async def _generate(
         generation = await _validated(service, engine, observer, inputs, parameters, full_text)
         finished = best_first(await generate(engine.scheduler, generation.sequences))
     sequence = finished[0].sequence
-    timings = Timings.of(sequence)
-    observer.finished(sequence, timings)
+    timings = observer.finished(sequence)
     body = answer(generation, finished, engine.tokenizer)
     headers = prompt_headers(len(inputs), service.options.compute_type)
     headers |= timing_headers([(sequence, timings)])

@@ -8,7 +8,7 @@ from quart import Blueprint, Response
 
 from tgi.api.answers import json_answer, read_body
 from tgi.api.generate import Finished, generate, prompt_headers, timing_headers
-from tgi.api.observe import Observer, Timings
+from tgi.api.observe import Observer
 from tgi.api.openai_answers import ChatBody, CompletionBody, DetokenizeBody, ModelBody, ModelsBody, UsageBody
 from tgi.api.openai_chat import ChatPrompt, chat_choice, chat_prompt, usage_of
 from tgi.api.openai_completions import (
@@ -138,10 +138,7 @@ def _head(prefix: str, observer: Observer, model: str) -> Head:
 
 def _observe(finished: list[Finished], observer: Observer) -> dict[str, str]:
     """Tell of each sequence; gives the headers of all."""
-    timings = [(one.sequence, Timings.of(one.sequence)) for one in finished]
-    for sequence, its in timings:
-        observer.finished(sequence, its)
-    return timing_headers(timings)
+    return timing_headers([(one.sequence, observer.finished(one.sequence)) for one in finished])
 
 
 def _chat_body(
