@@ -16,7 +16,6 @@ TOKENS, CONTEXT, DOUBLINGS = 40, 14, 6
 """and in prefill: rows are powers of 2."""
 FLAT = 8
 """Sizes whose cost is not known by itself are even in log(size + FLAT)."""
-Cost = Callable[[Ints], Any]
 
 
 def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:

@@ -20,7 +20,6 @@ from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Shape
 from .program import SLICE, MarkProgram, Parts, PromptProgram, StepProgram
 from .tables import dense_bias, dense_ends
 
-Fetched = Callable[[], npt.NDArray[np.int32]]
 Run = Callable[[torch.Tensor], torch.Tensor]
 
 
