@@ -45,4 +45,8 @@ def _leave_with_server(descriptor: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a thread of gloo's that lets go of a tensor while the interpreter ends aborts the process.
+    os._exit(code)
