@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import Batch, Device, HostRow, memory
+from tgi.device import AttentionSpec, Batch, Device, HostRow, memory
 from tgi.device.cpu import CpuDevice, usable_cores
 
 BLOCK = 16
+SPEC = AttentionSpec(0.2)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
@@ -112,9 +113,10 @@ class Rows:
             place(torch.tensor(slots)),
             self.rows,
         )
+        device.use(SPEC)
         batch.plan = device.plan(batch, BLOCK)
         device.store_kv(1, place(key), place(value), batch)
-        return device.attention(1, place(query), place(key), place(value), batch, 0.2)[places]
+        return device.attention(1, place(query), place(key), place(value), batch, SPEC)[places]
 
     def store(self, device, cache, row, positions, seed):
         slots = torch.tensor(

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import Batch, Device, FlatBlocks
+from tgi.device import AttentionSpec, Batch, Device, FlatBlocks
 from tgi.device.hpu import HpuDevice
 from tgi.device.hpu_bridge import open_bridge
 from tgi.plugins import ConfigError
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 BLOCK = 16
+SPEC = AttentionSpec(0.2)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 KERNELS = ("attention", "rms_norm", "rotary", "metric")
 
@@ -97,7 +98,7 @@ class Rows:
         query = normal(self.total, self.heads, self.head_dim, dtype=self.dtype, seed=1).to(place)
         batch = self.batch(device, cache, flat)
         device.store_kv(1, key.to(place), value.to(place), batch)
-        out = device.attention(1, query, key.to(place), value.to(place), batch, 0.2).cpu()
+        out = device.attention(1, query, key.to(place), value.to(place), batch, SPEC).cpu()
         assert out.isfinite().all()
         return out.view(self.count, self.tokens, self.heads, -1)[: len(self.starts)]
 
@@ -152,6 +153,7 @@ class Rows:
             flat=flat,
             lengths=None if lengths is None else ints(lengths, device),
         )
+        device.use(SPEC)
         batch.plan = device.plan(batch, BLOCK)
         return batch
 

@@ -17,6 +17,7 @@ from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
 from . import memory
+from .attention import AttentionSpec, change_scores
 from .batch import Batch, KVCache
 from .graphs import Counters, Program
 from .ranking import most_likely
@@ -165,6 +166,9 @@ class Device:
         whole = torch.zeros(shape, dtype=dtype, device=self.torch_device)
         return KVCache([(layer[0], layer[1]) for layer in whole], whole)
 
+    def use(self, spec: AttentionSpec) -> None:
+        """Called for each layer while the model is built: `plan` prepares no other attention than these."""
+
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
         return block_size
@@ -183,7 +187,7 @@ class Device:
         key: torch.Tensor,
         value: torch.Tensor,
         batch: Batch,
-        scale: float,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """Causal attention of query [T, heads, head_dim] over a layer's cache, in the same shape.
 
@@ -206,14 +210,12 @@ class Device:
 
         keys, values = map(known, batch.cache.layers[layer], (key, value))
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
-        tokens = queries.shape[2]
-        starts = batch.positions.view(rows, tokens)[:, :1, None, None]
-        before = torch.arange(context, device=query.device) >= starts  # [rows, 1, 1, context]
-        place = torch.arange(tokens, device=query.device)
-        later = place > place[:, None]
-        hidden = torch.cat((before.expand(-1, -1, tokens, -1), later.expand(rows, 1, -1, -1)), 3)
-        scores = (queries @ keys.transpose(2, 3)).float() * scale
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).to(values.dtype)
+        starts = batch.positions.view(rows, -1)[:, :1]
+        distance, hidden = _distances(starts, batch.bases, context, queries.shape[2])
+        if spec.window is not None:
+            hidden = hidden | (distance <= -spec.window)
+        scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)
+        weights = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1).to(values.dtype)
         return (weights @ values).transpose(1, 2).reshape(query.shape)
 
     # ---- ranks -------------------------------------------------------------------------------------------
@@ -237,3 +239,20 @@ class Device:
         parts = [torch.empty_like(x) for _ in range(shard.size)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, -1)
+
+
+def _distances(
+    starts: torch.Tensor, bases: torch.Tensor | None, context: int, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From each query to each key, and which keys are none, [rows, tokens, context + tokens] both.
+
+    `starts` [rows, 1] is where the queries begin: what the cache has from there on is not of the row.
+    """
+    place = torch.arange(tokens, device=starts.device)
+    cached = torch.arange(context, device=starts.device).expand(starts.shape[0], -1)
+    if bases is not None:
+        cached = cached + bases[:, None]
+    queries = (starts + place)[:, :, None]
+    keys = torch.cat((cached, starts + place), 1)[:, None]
+    absent = torch.cat((cached >= starts, torch.zeros_like(starts + place, dtype=torch.bool)), 1)
+    return keys - queries, (keys > queries) | absent[:, None]

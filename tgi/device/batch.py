@@ -31,7 +31,7 @@ class FlatBlocks:
     rows: torch.Tensor
     """Whose block it is; the number of rows for padding."""
     tokens: torch.Tensor
-    """How many tokens of the row it has, the new one included; 1 for padding."""
+    """How many tokens of the row are in it or after it, the new one included; 1 for padding."""
 
 
 @attrs.frozen(eq=False)
@@ -64,8 +64,8 @@ class Batch:
     slots: torch.Tensor
     """[T]: where in the KV cache the token's key and value go; padding goes to block 0."""
     tables: torch.Tensor
-    """[rows, blocks]: block ids, padded with 0: at least those of the tokens before the step, except in a
-    decode step that has `flat`."""
+    """[rows, blocks]: block ids, padded with 0: at least those of the tokens before the step that any layer
+    sees, except in a decode step that has `flat`."""
     last: torch.Tensor
     """[n]: which of the T tokens get logits, ascending but for padding."""
     cache: KVCache
@@ -74,6 +74,9 @@ class Batch:
     lengths: torch.Tensor | None = None
     """[rows]: how many of a row's places have a token, at least 1; only of a prefill step, and only where
     `Device.dynamic` is false."""
+    bases: torch.Tensor | None = None
+    """[rows]: position of the first token of each row's table; None: 0. Beyond 0 only where no layer sees
+    what is before."""
     flat: FlatBlocks | None = None
     """Only of a decode step, where `Device.flat_decode` is true."""
     features: torch.Tensor | None = None

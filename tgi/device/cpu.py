@@ -6,6 +6,7 @@ cache in place.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
@@ -14,12 +15,16 @@ import torch
 import torch.nn.functional as F
 
 from . import memory
+from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch, HostRow, KVCache
 from .ranking import most_likely_by_keys
 
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
+
+_PIECE = 128
+"""Query tokens of a chunk that are masked together: the mask is as large as their scores."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _linear = torch.ops.mkldnn._linear_pointwise.default
@@ -32,6 +37,12 @@ class _Row:
 
     offset: int
     length: int
+    start: int
+    """Position of its first query token."""
+    first: int
+    """Position of the first token that is read from the cache."""
+    masked: bool
+    """Its own tokens are read from the cache too, and what each sees is said by a mask."""
     views: list[torch.Tensor] | None
     """Its cached tokens, layer by layer the keys and the values, [1, kv_heads, n, head_dim], where they
     follow one another;"""
@@ -44,7 +55,11 @@ class _Row:
 class _Plan:
     rows: list[_Row]
     single: bool
-    """Every row is a single token."""
+    """Every row is a single token, and none is masked."""
+
+
+_Kind = tuple[int | None, bool]
+"""Of a layer: its window, and whether it changes scores."""
 
 
 class CpuDevice(Device):
@@ -55,6 +70,7 @@ class CpuDevice(Device):
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads or usable_cores())
+        self._kinds: set[_Kind] = set()
 
     def dtype(self, name: str) -> torch.dtype:
         """For "auto" bfloat16 where the processor multiplies it natively, else float32."""
@@ -132,14 +148,17 @@ class CpuDevice(Device):
         keys.index_copy_(1, batch.slots, key.transpose(0, 1))
         values.index_copy_(1, batch.slots, value.transpose(0, 1))
 
-    def plan(self, batch: Batch, block_size: int) -> _Plan:
+    def use(self, spec: AttentionSpec) -> None:
+        """As defined."""
+        self._kinds.add((spec.window, spec.changes_scores))
+
+    def plan(self, batch: Batch, block_size: int) -> dict[_Kind, _Plan]:
         """The pieces of the cache that each row reads, as views for all layers."""
         whole = batch.cache.whole
         assert whole is not None
         layers, _, kv_heads, slots, head_dim = whole.shape
         flat = whole.view(layers * 2, 1, kv_heads, slots, head_dim)
-        rows = [_plan_row(row, block_size, flat) for row in batch.host]
-        return _Plan(rows, all(row.length == 1 for row in rows))
+        return {kind: _plan(batch.host, block_size, flat, *kind) for kind in self._kinds}
 
     def attention(
         self,
@@ -148,34 +167,55 @@ class CpuDevice(Device):
         key: torch.Tensor,
         value: torch.Tensor,
         batch: Batch,
-        scale: float,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """Row by row by the fused kernel: over the cache without a mask, over a chunk itself with one."""
-        plan = batch.plan
-        assert isinstance(plan, _Plan)
+        assert isinstance(batch.plan, dict)
+        plan: _Plan = batch.plan[spec.window, spec.changes_scores]
         if plan.single:
-            return _attend_single(layer, query, plan.rows, batch.cache, scale)
+            return _attend_single(layer, query, plan.rows, batch.cache, spec.scale)
         out = torch.zeros(query.shape, dtype=query.dtype)
         for row in plan.rows:
             mine = slice(row.offset, row.offset + row.length)
-            parts = [_attend_causal(query[mine], key[mine], value[mine], scale)] if row.length > 1 else []
-            if cached := _cached(row, layer, batch.cache):
-                parts.append(_attend(query[mine], *cached, scale))
+            cached = _cached(row, layer, batch.cache)
+            if row.masked:
+                assert cached is not None
+                out[mine] = _attend_masked(query[mine], *cached, row, spec)
+                continue
+            parts = (
+                [_attend_causal(query[mine], key[mine], value[mine], spec.scale)] if row.length > 1 else []
+            )
+            if cached is not None:
+                parts.append(_attend(query[mine], *cached, spec.scale))
             out[mine] = parts[0][0] if len(parts) == 1 else _merge(*parts)
         return out
 
 
-def _plan_row(row: HostRow, block_size: int, flat: torch.Tensor) -> _Row:
-    """A single query token reads itself from the cache too; a longer chunk masks its own tokens."""
-    cached = row.start + (row.length == 1)
-    if not cached:
-        return _Row(row.offset, row.length, None, None)
-    blocks = row.blocks[: -(-cached // block_size)].astype(np.int64)
+def _plan(
+    host: Sequence[HostRow], block_size: int, flat: torch.Tensor, window: int | None, changed: bool
+) -> _Plan:
+    rows = [_plan_row(row, block_size, flat, window, changed) for row in host]
+    return _Plan(rows, not changed and all(row.length == 1 for row in host))
+
+
+def _plan_row(row: HostRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
+    """A single query token reads itself from the cache too; a longer chunk that the window does not cut
+    masks its own tokens."""
+    end = row.start + row.length
+    masked = changed or (window is not None and row.length > 1 and end > window)
+    last = end if masked or row.length == 1 else row.start
+    first = 0 if window is None else max(0, row.start + 1 - window)
+    known = (row.offset, row.length, row.start, first, masked)
+    if not last:
+        return _Row(*known, None, None)
+    blocks = row.blocks[first // block_size : -(-last // block_size)].astype(np.int64)
+    skipped = first % block_size
+    count = last - first
     if blocks[-1] - blocks[0] == len(blocks) - 1 and (np.diff(blocks) == 1).all():
-        first = int(blocks[0]) * block_size
-        return _Row(row.offset, row.length, list(flat[:, :, :, first : first + cached].unbind(0)), None)
-    slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:cached]
-    return _Row(row.offset, row.length, None, torch.from_numpy(slots))
+        begin = int(blocks[0]) * block_size + skipped
+        return _Row(*known, list(flat[:, :, :, begin : begin + count].unbind(0)), None)
+    slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[skipped : skipped + count]
+    return _Row(*known, None, torch.from_numpy(slots))
 
 
 def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -204,21 +244,73 @@ def _attend_single(
     return torch.cat(outs).view(query.shape)
 
 
+def _attend_masked(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, row: _Row, spec: AttentionSpec
+) -> torch.Tensor:
+    """Attention of a row's tokens over the cache, which has them too; as `_attend`, in pieces."""
+    parts = []
+    for begin in range(0, row.length, _PIECE):
+        piece = query[begin : begin + _PIECE]
+        start = row.start + begin
+        end = start + len(piece)
+        first = row.first if spec.window is None else max(row.first, start + 1 - spec.window)
+        distance = torch.arange(first, end) - torch.arange(start, end)[:, None]
+        hidden = distance > 0
+        if spec.window is not None:
+            hidden |= distance <= -spec.window
+        seen = slice(first - row.first, end - row.first)
+        parts.append(_attend_piece(piece, keys[:, :, seen], values[:, :, seen], distance, hidden, spec))
+    return torch.cat(parts)
+
+
+def _attend_piece(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    distance: torch.Tensor,
+    hidden: torch.Tensor,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """As `_attend`, with what each token sees and from how far, [q, n] both."""
+    folded = _fold(query, keys.shape[1])
+    groups = query.shape[1] // keys.shape[1]
+    bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[None, :, None]
+    if spec.slopes is not None:
+        bias = bias + spec.slopes.view(-1, 1, groups, 1) * distance[:, None]
+    bias = bias.expand(-1, -1, groups, -1).flatten(1, 2)[None]  # [1, 1 or kv_heads, q * groups, n]
+    if spec.softcap is None:
+        return _unfold(_flash(folded, keys, values, attn_mask=bias, scale=spec.scale)[0], query)
+    scores = (folded @ keys.transpose(2, 3)).float().mul_(spec.scale / spec.softcap)
+    weights = scores.tanh_().mul_(spec.softcap).add_(bias).softmax(-1)
+    return _unfold(weights.to(values.dtype) @ values, query)
+
+
 def _attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Unmasked attention of query [q, heads, head_dim] over keys and values [1, kv_heads, n, head_dim].
 
-    The query heads of a key/value head become rows of one matrix, so that keys and values are read once.
     Returns [q, heads, head_dim] and the log-sum-exp of the scores, [q, heads].
     """
-    (count, heads, head_dim), kv_heads = query.shape, keys.shape[1]
-    groups = heads // kv_heads
-    folded = query.view(count, kv_heads, groups, head_dim).transpose(0, 1)
-    folded = folded.reshape(1, kv_heads, count * groups, head_dim)
-    out, total = _flash(folded, keys, values, scale=scale)
-    out = out.view(kv_heads, count, groups, head_dim).transpose(0, 1).reshape(count, heads, head_dim)
-    return out, total.view(kv_heads, count, groups).transpose(0, 1).reshape(count, heads)
+    out, total = _flash(_fold(query, keys.shape[1]), keys, values, scale=scale)
+    return _unfold(out, query), _unfold(total[..., None], query[..., :1])[..., 0]
+
+
+def _fold(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
+    """[q, heads, head_dim] to [1, kv_heads, q * groups, head_dim].
+
+    The query heads of a key/value head become rows of one matrix, so that keys and values are read once.
+    """
+    count, heads, head_dim = query.shape
+    folded = query.view(count, kv_heads, heads // kv_heads, head_dim).transpose(0, 1)
+    return folded.reshape(1, kv_heads, -1, head_dim)
+
+
+def _unfold(folded: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Back to the shape of `like`."""
+    count, heads, head_dim = like.shape
+    kv_heads = folded.shape[1]
+    return folded.view(kv_heads, count, heads // kv_heads, head_dim).transpose(0, 1).reshape(like.shape)
 
 
 def _attend_causal(

@@ -20,6 +20,7 @@ from torch import nn
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
+from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch, KVCache
 from .graphs import Counters, Graphs, Program
@@ -233,9 +234,10 @@ class HpuDevice(Device):
         key: torch.Tensor,
         value: torch.Tensor,
         batch: Batch,
-        scale: float,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """As defined."""
+        scale = spec.scale
         keys, values = batch.cache.layers[layer]
         if isinstance(batch.plan, DecodePlan):
             blocks = batch.plan.blocks

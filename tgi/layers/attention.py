@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tgi.device import Batch
+from tgi.device import AttentionSpec, Batch
 from tgi.plugins import ConfigError
 
 from .build import Build
@@ -12,7 +12,8 @@ from .build import Build
 class Attention(nn.Module):
     """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
 
-    Heads are divided over the ranks. `scale` is head_dim ** -0.5 unless given.
+    Heads are divided over the ranks. `scale` is head_dim ** -0.5 unless given; `window`, `slopes` (of the
+    heads of all ranks) and `softcap` are those of `AttentionSpec`.
     """
 
     def __init__(
@@ -22,7 +23,11 @@ class Attention(nn.Module):
         num_heads: int,
         num_kv_heads: int,
         head_dim: int,
+        *,
         scale: float | None = None,
+        window: int | None = None,
+        slopes: torch.Tensor | None = None,
+        softcap: float | None = None,
     ) -> None:
         super().__init__()
         ranks = build.shard.size
@@ -34,7 +39,11 @@ class Attention(nn.Module):
         self._layer = layer
         self._heads, self._kv_heads = num_heads // ranks, num_kv_heads // ranks
         self._head_dim = head_dim
-        self._scale = head_dim**-0.5 if scale is None else scale
+        if slopes is not None:
+            slopes = slopes[build.shard.cut(num_heads)].to(build.device.torch_device, torch.float32)
+        scale = head_dim**-0.5 if scale is None else scale
+        self._spec = AttentionSpec(scale, window, slopes, softcap)
+        build.device.use(self._spec)
 
     def forward(
         self, qkv: torch.Tensor, batch: Batch, rotation: tuple[torch.Tensor, torch.Tensor] | None
@@ -50,5 +59,5 @@ class Attention(nn.Module):
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
         self._device.store_kv(self._layer, key, value, batch)
-        out = self._device.attention(self._layer, query, key, value, batch, self._scale)
+        out = self._device.attention(self._layer, query, key, value, batch, self._spec)
         return out.reshape(qkv.shape[0], heads * self._head_dim)
