@@ -7,7 +7,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tgi.device import Batch, Device
-from tgi.layers import Attention, Build, ColumnLinear, Head, RowLinear
+from tgi.layers import Attention, Build, ColumnLinear, Embedding, Head, RowLinear
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.rope import read_rope
@@ -117,10 +117,23 @@ def test_parts_of_ranks_make_the_whole(build):
     torch.testing.assert_close(sum(row.parts), wide @ tensors["o.weight"].T + tensors["o.bias"] + residual)
 
 
+@pytest.mark.parametrize("tokens", [torch.int32, torch.int64], ids=str)
+def test_each_token_is_one_ranks(build, tokens):
+    """Of a vocabulary of 50; over 7 ranks the last has 2 rows, and the others 8."""
+    ids = torch.tensor([0, 12, 13, 26, 38, 39, 47, 48, 49], dtype=tokens)
+    for size in (1, 4, 7):
+        device = OneAfterAnother()
+        parts = [
+            Embedding(build(Shard(rank, size), device), "head", VOCAB, SIZE)(ids) for rank in range(size)
+        ]
+        assert torch.equal(sum(parts), build.tensors["head.weight"][ids.long()])
+        assert len(device.parts) == size - (size == 1)
+
+
 def test_heads_must_divide(build):
-    with pytest.raises(ConfigError, match=r"6 heads with 2 key/value heads .* 4 rank"):
+    with pytest.raises(ConfigError, match=r"6 cannot be divided over 4 ranks"):
         Attention(build(Shard(0, 4)), 0, 6, 2, 8)
-    with pytest.raises(ConfigError, match="5 heads with 2"):
+    with pytest.raises(ConfigError, match="5 heads do not divide over 2"):
         Attention(build(), 0, 5, 2, 8)
 
 

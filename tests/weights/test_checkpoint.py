@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tgi.plugins import ConfigError
 from tgi.testing.models import llama_config, llama_tensors, save_tensors
 from tgi.weights import Checkpoint, CheckpointError, Shard
 
@@ -28,12 +29,12 @@ def test_whole_tensors_and_parts(folder):
     assert checkpoint.read("b.weight", [4, 4]).dtype == torch.bfloat16
     for rank in range(2):
         shard = Shard(rank, 2)
-        rows = checkpoint.read("a.weight", [6, 4], 0, shard)
-        columns = checkpoint.read("a.weight", [6, 4], 1, shard)
+        rows = checkpoint.read("a.weight", [6, 4], 0, shard.cut(6))
+        columns = checkpoint.read("a.weight", [6, 4], 1, shard.cut(4))
         assert torch.equal(rows, TENSORS["a.weight"][3 * rank : 3 * rank + 3])
         assert torch.equal(columns, TENSORS["a.weight"][:, 2 * rank : 2 * rank + 2])
         assert torch.equal(
-            checkpoint.read("a.bias", [6], 0, shard), TENSORS["a.bias"][3 * rank : 3 * rank + 3]
+            checkpoint.read("a.bias", [6], 0, shard.cut(6)), TENSORS["a.bias"][3 * rank : 3 * rank + 3]
         )
 
 
@@ -43,7 +44,7 @@ def test_progress_counts_every_byte_once(folder):
     total = sum(tensor.nbytes for tensor in TENSORS.values())
     assert checkpoint.total_bytes == total
     checkpoint.read("a.weight", [6, 4])
-    checkpoint.read("a.weight", [6, 4], 0, Shard(1, 2))
+    checkpoint.read("a.weight", [6, 4], 0, slice(3, 6))
     checkpoint.dismiss("b.weight")
     checkpoint.read("a.bias", [6])
     assert seen == [(96, total), (128, total), (total, total)]
@@ -80,11 +81,6 @@ def test_wrong_shape(folder):
         Checkpoint(folder).read("a.weight", [4, 6])
 
 
-def test_does_not_divide(folder):
-    with pytest.raises(CheckpointError, match=r"'a.weight' .* 4 does not divide over 3 ranks"):
-        Checkpoint(folder).read("a.weight", [6, 4], 1, Shard(0, 3))
-
-
 @pytest.mark.parametrize("left", [0, 4, 50, -1])
 def test_truncated_file(folder, left):
     file = folder / "model.safetensors"
@@ -110,6 +106,40 @@ def test_broken_index(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not an index"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("heads", "ranks", "owned"),
+    [
+        (8, 2, [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        (2, 2, [[0], [1]]),
+        (2, 4, [[0], [0], [1], [1]]),
+        (1, 2, [[0], [0]]),
+    ],
+)
+def test_ranks_have_the_key_value_heads_that_their_queries_read(heads, ranks, owned):
+    queries = 8
+    for rank, wanted in enumerate(owned):
+        shard = Shard(rank, ranks)
+        assert list(range(heads)[shard.kv_heads(heads)]) == wanted
+        assert sorted({q * heads // queries for q in range(queries)[shard.cut(queries)]}) == wanted
+        rows = range(3 * heads)[shard.cut(3 * heads, heads)]
+        assert sorted({row // 3 for row in rows}) == wanted
+        assert len(rows) == 3 * len(wanted)
+
+
+@pytest.mark.parametrize(("total", "pieces", "ranks"), [(7, None, 2), (12, 3, 2), (12, 2, 3), (9, 2, 2)])
+def test_what_does_not_come_out_even_is_refused(total, pieces, ranks):
+    with pytest.raises(ConfigError, match=f"cannot be divided over {ranks} ranks"):
+        Shard(0, ranks).cut(total, pieces)
+
+
+@pytest.mark.parametrize("total", [1, 4, 7, 8, 9])
+def test_any_number_of_rows_is_divided(total):
+    shards = [Shard(rank, 4) for rank in range(4)]
+    rows = [list(range(total)[shard.rows(total)]) for shard in shards]
+    assert [row for mine in rows for row in mine] == list(range(total))
+    assert all(len(mine) == shards[0].share(total) for mine in rows if mine[-1:] != [total - 1] and mine)
 
 
 def test_shards_cover_everything():

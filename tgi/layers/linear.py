@@ -17,8 +17,9 @@ PROMPT_SLICE = 64
 class ColumnLinear(nn.Module):
     """Output features divided over the ranks; several checkpoint tensors may be fused into one.
 
-    `out_features[i]` are those of the tensor `names[i]` on all ranks together. The output of a rank is its
-    part of the first tensor, then its part of the second, and so on.
+    `out_features[i]` are those of the tensor `names[i]` on all ranks together, in `pieces[i]` pieces that
+    stay whole, as heads do; where there are more ranks than pieces, several have the same one. The output of
+    a rank is its part of the first tensor, then its part of the second, and so on.
     """
 
     def __init__(
@@ -28,14 +29,17 @@ class ColumnLinear(nn.Module):
         in_features: int,
         out_features: Sequence[int],
         bias: bool = False,
+        pieces: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self._device = build.device
+        whole: Sequence[int | None] = [None] * len(names) if pieces is None else pieces
+        cuts = [build.shard.cut(*size) for size in zip(out_features, whole, strict=True)]
 
         def fused(kind: str, *rest: int) -> torch.Tensor:
-            parts = zip(names, out_features, strict=True)
+            parts = zip(names, out_features, cuts, strict=True)
             return torch.cat(
-                [build.weights.read(f"{n}.{kind}", [out, *rest], 0, build.shard) for n, out in parts]
+                [build.weights.read(f"{n}.{kind}", [out, *rest], 0, cut) for n, out, cut in parts]
             )
 
         self._weight = build.linear(fused("weight", in_features))
@@ -55,7 +59,8 @@ class RowLinear(nn.Module):
         super().__init__()
         self._device = build.device
         self._shard = build.shard
-        weight = build.weights.read(f"{name}.weight", [out_features, in_features], 1, build.shard)
+        part = build.shard.cut(in_features)
+        weight = build.weights.read(f"{name}.weight", [out_features, in_features], 1, part)
         self._weight = build.linear(weight)
         self._bias = build.put(build.weights.read(f"{name}.bias", [out_features])) if bias else None
 
@@ -67,15 +72,24 @@ class RowLinear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The features of each token of the vocabulary; whole on every rank."""
+    """The features of each token of the vocabulary, which is divided over the ranks, padded if need be."""
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
         super().__init__()
-        self._weight = build.put(build.weights.read(f"{name}.weight", [vocab_size, size]))
+        self._device = build.device
+        self._shard = build.shard
+        nobody = build.shard.size > 1  # a row of zeros for the tokens of other ranks
+        self._weight = build.put(_rows(build, f"{name}.weight", [vocab_size, size], int(nobody)))
+        self._first = build.shard.rows(vocab_size).start
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Ids [T] to [T, size]."""
-        return F.embedding(tokens, self._weight)
+        """Ids [T] to [T, size], alike on all ranks."""
+        if self._shard.size == 1:
+            return F.embedding(tokens, self._weight)
+        last = self._weight.shape[0] - 1
+        place = tokens - self._first
+        place = torch.where((place >= 0) & (place < last), place, last)
+        return self._device.all_reduce(F.embedding(place, self._weight), self._shard)
 
 
 class Head(nn.Module):
@@ -90,11 +104,9 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        part = -(-vocab_size // build.shard.size)
-        mine = slice(part * build.shard.rank, part * (build.shard.rank + 1))
-        weight = _rows(build, f"{name}.weight", [vocab_size, size], mine, part)
+        weight = _rows(build, f"{name}.weight", [vocab_size, size])
         self._weight = build.device.prepare_weight(weight.to(build.dtype))
-        self._bias = build.put(_rows(build, f"{name}.bias", [vocab_size], mine, part)) if bias else None
+        self._bias = build.put(_rows(build, f"{name}.bias", [vocab_size])) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
@@ -128,8 +140,8 @@ class Head(nn.Module):
         return chosen.masked_fill(targets < 0, torch.nan), *self._device.most_likely(logprobs, top)
 
 
-def _rows(build: Build, name: str, shape: Sequence[int], mine: slice, part: int) -> torch.Tensor:
-    """This rank's rows of a tensor, padded with zeros where the last rank has fewer."""
-    tensor = build.weights.read(name, shape)[mine]
-    missing = part - tensor.shape[0]
+def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
+    """This rank's rows of a tensor, padded with zeros to those of every rank and `more`."""
+    tensor = build.weights.read(name, shape, 0, build.shard.rows(shape[0]))
+    missing = build.shard.share(shape[0]) + more - tensor.shape[0]
     return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor

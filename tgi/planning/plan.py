@@ -8,7 +8,7 @@ import attrs
 
 from tgi.config import Limits
 from tgi.footprint import block_bytes, graph_bytes, workspace_bytes
-from tgi.plugins import ConfigError, ModelConfig
+from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import SECONDS_PER_GRAPH, Bucketing
 from tgi.scheduler.buckets import Buckets
@@ -92,8 +92,7 @@ class Plan:
 def make_plan(setup: Setup) -> Plan:
     """Raises ConfigError and OptionError."""
     config, limits, device = setup.config, setup.limits, setup.target.device
-    if config.num_heads % setup.ranks:
-        raise ConfigError(f"{config.num_heads} heads cannot be divided over {setup.ranks} ranks")
+    config.check_ranks(setup.ranks)
     numbers = rank_numbers(config, dict(setup.shapes), setup.ranks)
     roofline = _roofline(setup, numbers)
     if roofline is not None:

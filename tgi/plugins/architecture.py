@@ -21,12 +21,15 @@ class Weight:
     shape: tuple[int, ...]
     split: int | None = None
     """The dimension that is divided over the ranks; None: every rank keeps all of it."""
+    pieces: int | None = None
+    """Into how many pieces at most: more ranks share them, as they do key/value heads."""
 
     def size(self, ranks: int = 1) -> int:
         """How many numbers a rank keeps of it; where they cannot be equal, the most."""
         lengths = list(self.shape)
         if self.split is not None:
-            lengths[self.split] = -(-lengths[self.split] // ranks)
+            parts = ranks if self.pieces is None else min(ranks, self.pieces)
+            lengths[self.split] = -(-lengths[self.split] // parts)
         return math.prod(lengths)
 
 
@@ -44,6 +47,9 @@ class ModelConfig:
     """Tokens in the longest sequence that the model was made for."""
     prefix_limit: int | None = None
     """Prompts longer than this have keys that depend on their length, and share none; None: none has."""
+    window: int | None = None
+    """How many tokens a token sees at most in every layer, itself included; None where one sees all. What is
+    behind it leaves the KV cache."""
 
     def weights(self) -> Sequence[Weight]:
         """Every tensor that the layers keep, twice if they do so twice. `tgi plan` counts them.
@@ -51,6 +57,21 @@ class ModelConfig:
         Without them, it goes by the files of the checkpoint, and takes all to be divided over the ranks.
         """
         return ()
+
+    def divides(self, ranks: int) -> bool:
+        """Whether so many ranks can share the model: by its heads. An architecture says what else must come
+        out even."""
+        whole = self.num_kv_heads % ranks == 0 or ranks % self.num_kv_heads == 0
+        return self.num_heads % ranks == 0 and whole
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ConfigError, which names the numbers that are possible."""
+        if not self.divides(ranks):
+            possible = [count for count in range(1, self.num_heads + 1) if self.divides(count)]
+            raise ConfigError(
+                f"a model with {self.num_heads} heads and {self.num_kv_heads} key/value heads cannot be "
+                f"divided over {ranks} ranks; --num-shard can be {', '.join(map(str, possible))}"
+            )
 
     @property
     def widest(self) -> int:

@@ -12,8 +12,6 @@ import attrs
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .shard import Shard
-
 _HARMLESS = (".rotary_emb.inv_freq",)
 """Ends of names of buffers that old checkpoints carry and that everybody computes anew."""
 
@@ -57,10 +55,8 @@ class Checkpoint:
         """Names that nobody has read or dismissed, in the order of the files."""
         return list(self._unread)
 
-    def read(
-        self, name: str, shape: Sequence[int], dim: int | None = None, shard: Shard | None = None
-    ) -> torch.Tensor:
-        """The tensor, in the dtype that it is stored in; with `dim` only the shard's part of that dimension.
+    def read(self, name: str, shape: Sequence[int], dim: int = 0, part: slice | None = None) -> torch.Tensor:
+        """The tensor, in the dtype that it is stored in; with `part` only that of the dimension `dim`.
 
         `shape` is that of the whole tensor. Raises CheckpointError where it is missing, of another shape,
         or unreadable.
@@ -73,8 +69,8 @@ class Checkpoint:
             raise CheckpointError(f"{stored.file}: {name!r} has shape {found}, config.json says {wanted}")
         index = [slice(None)] * len(stored.shape)
         try:
-            if dim is not None and shard is not None:
-                index[dim] = shard.cut(stored.shape[dim])
+            if part is not None:
+                index[dim] = part
             with safe_open(stored.file, "pt") as file:
                 tensor: torch.Tensor = file.get_slice(name)[tuple(index)]
         except (SafetensorError, OSError, ValueError) as error:

@@ -22,7 +22,8 @@ class KVCacheSpec:
     @classmethod
     def of(cls, config: ModelConfig, shard: Shard, dtype: torch.dtype, block_size: int) -> "KVCacheSpec":
         """For a rank's share of a model."""
-        return cls(config.num_layers, config.num_kv_heads // shard.size, config.head_dim, dtype, block_size)
+        heads = shard.kv_heads(config.num_kv_heads)
+        return cls(config.num_layers, heads.stop - heads.start, config.head_dim, dtype, block_size)
 
     @property
     def block_bytes(self) -> int:

@@ -20,7 +20,8 @@ class LlamaLayer(nn.Module):
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.attention_norm = RMSNorm(build, f"{at}.input_layernorm", hidden, epsilon)
         names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
-        self.qkv = ColumnLinear(build, names, hidden, [queries, keys, keys], config.attention_bias)
+        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
+        self.qkv = ColumnLinear(build, names, hidden, [queries, keys, keys], config.attention_bias, heads)
         self.attention = Attention(build, index, config.num_heads, config.num_kv_heads, config.head_dim)
         self.out = RowLinear(build, f"{at}.self_attn.o_proj", queries, hidden, config.attention_bias)
         self.mlp_norm = RMSNorm(build, f"{at}.post_attention_layernorm", hidden, epsilon)

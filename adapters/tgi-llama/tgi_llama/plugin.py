@@ -20,13 +20,17 @@ class LlamaConfig(ModelConfig):
     mlp_bias: bool
 
     def weights(self) -> list[Weight]:
-        """The embedding is whole on every rank; the head is apart from it, even where they are tied."""
+        """The head is apart from the embedding, even where they are tied."""
         embedding = "model.embed_tokens.weight"
         head = embedding if self.tie_word_embeddings else "lm_head.weight"
         vocabulary = (self.vocab_size, self.hidden_size)
         layers = (weight for index in range(self.num_layers) for weight in self._layer(index))
         norm = Weight("model.norm.weight", (self.hidden_size,))
-        return [Weight(embedding, vocabulary), *layers, norm, Weight(head, vocabulary, 0)]
+        return [Weight(embedding, vocabulary, 0), *layers, norm, Weight(head, vocabulary, 0)]
+
+    def divides(self, ranks: int) -> bool:
+        """By the MLP too."""
+        return super().divides(ranks) and self.intermediate_size % ranks == 0
 
     @property
     def widest(self) -> int:
@@ -37,10 +41,14 @@ class LlamaConfig(ModelConfig):
         hidden, inter = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         layer = f"model.layers.{index}"
-        for name, size in (("q", queries), ("k", keys), ("v", keys)):
-            yield Weight(f"{layer}.self_attn.{name}_proj.weight", (size, hidden), 0)
+        for name, size, heads in (
+            ("q", queries, None),
+            ("k", keys, self.num_kv_heads),
+            ("v", keys, self.num_kv_heads),
+        ):
+            yield Weight(f"{layer}.self_attn.{name}_proj.weight", (size, hidden), 0, heads)
             if self.attention_bias:
-                yield Weight(f"{layer}.self_attn.{name}_proj.bias", (size,), 0)
+                yield Weight(f"{layer}.self_attn.{name}_proj.bias", (size,), 0, heads)
         for name in ("gate", "up"):
             yield Weight(f"{layer}.mlp.{name}_proj.weight", (inter, hidden), 0)
             if self.mlp_bias:
