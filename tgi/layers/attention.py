@@ -12,8 +12,9 @@ from .build import Build
 class Attention(nn.Module):
     """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
 
-    Heads are divided over the ranks. `scale` is head_dim ** -0.5 unless given; `window`, `slopes` (of the
-    heads of all ranks) and `softcap` are those of `AttentionSpec`.
+    Heads are divided over the ranks, which share key/value heads where there are fewer. `scale` is
+    head_dim ** -0.5 unless given; `window`, `slopes` (of the heads of all ranks) and `softcap` are those of
+    `AttentionSpec`.
     """
 
     def __init__(
@@ -30,17 +31,15 @@ class Attention(nn.Module):
         softcap: float | None = None,
     ) -> None:
         super().__init__()
-        ranks = build.shard.size
-        if num_kv_heads % ranks or num_heads % num_kv_heads:
-            raise ConfigError(
-                f"{num_heads} heads with {num_kv_heads} key/value heads do not divide over {ranks} rank(s)"
-            )
+        if num_heads % num_kv_heads:
+            raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
         self._device = build.device
         self._layer = layer
-        self._heads, self._kv_heads = num_heads // ranks, num_kv_heads // ranks
+        mine, read = build.shard.cut(num_heads), build.shard.kv_heads(num_kv_heads)
+        self._heads, self._kv_heads = mine.stop - mine.start, read.stop - read.start
         self._head_dim = head_dim
         if slopes is not None:
-            slopes = slopes[build.shard.cut(num_heads)].to(build.device.torch_device, torch.float32)
+            slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
         self._spec = AttentionSpec(scale, window, slopes, softcap)
         build.device.use(self._spec)
