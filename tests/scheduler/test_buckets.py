@@ -1,6 +1,9 @@
 """Every step that can be planned has a bucket that dominates it, and of those the cheapest."""
 
+import contextlib
 import itertools
+import sys
+import tracemalloc
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +15,7 @@ from tgi.plugins import DeviceSpec
 from tgi.scheduler.bucketing import MAX_GRAPHS, Bucketing, Strategy
 from tgi.scheduler.buckets import Buckets, geometric
 from tgi.scheduler.costs import Costs
-from tgi.scheduler.ladders import Range
+from tgi.scheduler.ladders import Range, TooManyBuckets
 from tgi.scheduler.shapes import Bucket, Reads, Space
 
 from .spaces import limits, shapes
@@ -248,3 +251,39 @@ def test_geometric_sizes_bound_the_waste(first: int, more: int, ratio: float) ->
     assert sizes[-1] == first + more
     for smaller, larger in itertools.pairwise(sizes):
         assert smaller < larger <= max(smaller + 1, smaller * ratio)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("rows", "prefill"), [(64, 2048), (10**6, 2 * 10**9)])
+def test_no_limits_are_too_large_to_choose_buckets_for(strategy: str, rows: int, prefill: int) -> None:
+    """Counted in calls and in bytes: nothing may go through all tokens, blocks or rows."""
+    limits = Limits(
+        max_total_tokens=2 * 10**9, max_batch_prefill_tokens=prefill, max_batch_size=rows, block_size=128
+    )
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    try:
+        with contextlib.suppress(TooManyBuckets):
+            make(limits, strategy).to_warm_up()
+    finally:
+        sys.setprofile(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert calls < 2_000_000
+    assert peak < 200 * 2**20
+
+
+def test_other_devices_go_through_nothing_either() -> None:
+    limits = Limits(
+        max_total_tokens=2 * 10**9, max_batch_prefill_tokens=2 * 10**9, max_batch_size=10**6, block_size=16
+    )
+    buckets = Buckets.from_limits(limits, device(limits, compiles=False))
+
+    assert buckets.prefill(1, 10**9 + 1, 1) == Bucket(1, 10**9 + 16, 125_000_000, prefill=True)
+    assert buckets.largest()[0].tokens == 2 * 10**9

@@ -111,16 +111,20 @@ class _Every:
     """Every number of rows, whole blocks of tokens, tables of one size."""
 
     def __init__(self, space: Space, *, prefill: bool) -> None:
-        self._rows, self._blocks, self._prefill = space.rows, space.row_blocks, prefill
-        self._sizes = space.token_sizes() if prefill else (1,)
+        self._space, self._prefill = space, prefill
 
     def find(self, rows: int, tokens: int, _blocks: int) -> Bucket:
-        return Bucket(rows, self._sizes[bisect_left(self._sizes, tokens)], self._blocks, self._prefill)
+        space = self._space
+        if self._prefill:
+            return Bucket(rows, space.token_size(tokens), space.table_blocks, prefill=True)
+        return Bucket(rows, 1, space.row_blocks)
 
     def __iter__(self) -> Iterator[Bucket]:
-        for tokens in reversed(self._sizes):
-            for rows in range(self._rows, 0, -1):
-                yield Bucket(rows, tokens, self._blocks, self._prefill)
+        tokens = self._space.longest if self._prefill else 1
+        while tokens > 0:
+            for rows in range(self._space.rows, 0, -1):
+                yield self.find(rows, tokens, 0)
+            tokens = (tokens - 1) // self._space.block * self._space.block
 
 
 class _Chosen:
@@ -172,10 +176,10 @@ def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[i
 
 def doubling(space: Space) -> Iterator[Bucket]:
     """For block tables of a row each: sizes that double, in every dimension."""
-    rows, blocks = geometric(1, space.rows, 2)[::-1], geometric(1, space.row_blocks, 2)[::-1]
+    rows, blocks = geometric(1, space.rows, 2)[::-1], geometric(1, space.table_blocks, 2)[::-1]
     for tokens in geometric(min(space.block, space.longest), space.longest, 2, space.block)[::-1]:
         for count in rows:
             if count == 1 or count * tokens <= space.prefill_tokens:
                 yield from (Bucket(count, tokens, size, prefill=True) for size in blocks)
     for count in rows:
-        yield from (Bucket(count, 1, size) for size in blocks)
+        yield from (Bucket(count, 1, size) for size in geometric(1, space.row_blocks, 2)[::-1])

@@ -14,6 +14,8 @@ ROWS, BLOCKS = 24, 96
 """Most candidates in decode,"""
 TOKENS, CONTEXT, DOUBLINGS = 40, 14, 6
 """and in prefill: rows are powers of 2."""
+CANDIDATES = 1 << 15
+"""Of which these are chosen: all sizes, or so many that are even in the logarithm."""
 FLAT = 8
 """Sizes whose cost is not known by itself are even in log(size + FLAT)."""
 
@@ -21,8 +23,8 @@ FLAT = 8
 def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     """Of (rows, 1, blocks)."""
     seen, weights = workload.decode, workload.decode_weights
-    rows = _levels(np.arange(1, space.rows + 1), ROWS, seen[:, 0], weights)
-    every, middle = np.arange(1, space.decode_blocks(space.rows) + 1), space.rows // 2 + 1
+    rows = _levels(_sizes(1, space.rows), ROWS, seen[:, 0], weights)
+    every, middle = _sizes(1, space.decode_blocks(space.rows)), space.rows // 2 + 1
     blocks = _levels(every, BLOCKS, seen[:, 1], weights, lambda blocks: costs.decode(middle, blocks))
     limits = np.array([space.decode_blocks(size) for size in rows.tolist()])[:, None, None]
     r, b = rows[:, None, None], blocks[None, None, :]
@@ -56,7 +58,8 @@ def joint_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
 def _prefill_sizes(space: Space, workload: Workload, costs: Costs) -> tuple[Ints, Ints]:
     """Of tokens and context."""
     seen, weights = workload.prefill, workload.prefill_weights
-    sizes, contexts = np.array(space.token_sizes()), np.arange(space.context_blocks(1) + 1)
+    sizes = np.minimum(space.block * _sizes(1, -(-space.longest // space.block)), space.longest)
+    contexts = _sizes(0, space.context_blocks(1))
     tokens = _levels(sizes, TOKENS, seen[:, 1], weights, lambda tokens: costs.prefill(1, tokens, 0))
     return tokens, _levels(contexts, CONTEXT, seen[:, 2], weights)
 
@@ -114,6 +117,15 @@ def _levels(
     quantiles = np.searchsorted(sizes, seen[order][places])
     levels: Ints = sizes[np.unique([0, *even, *quantiles, len(sizes) - 1])]
     return levels
+
+
+def _sizes(first: int, last: int) -> Ints:
+    """From first to last; where these are very many, some of them, with gaps that grow evenly."""
+    count = last - first + 1
+    if count <= CANDIDATES:
+        return np.arange(first, last + 1)
+    sizes: Ints = np.unique(np.geomspace(1, count, CANDIDATES).round().astype(np.int64))
+    return sizes + (first - 1)
 
 
 def _before(levels: Ints) -> Ints:

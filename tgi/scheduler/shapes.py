@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import attrs
 
-from tgi.config import Limits
+from tgi.config import Limits, span
 
 
 @attrs.frozen(order=True)
@@ -59,6 +59,8 @@ class Space:
     """Tokens of the largest chunk of a prompt."""
     total: int
     """Tokens of the longest sequence."""
+    window: int | None = None
+    """How many tokens a token sees; None: all."""
     block: int
     contexts: bool
     """Whether a prefill may have a context: prompts that share prefixes, or come in chunks."""
@@ -89,6 +91,7 @@ class Space:
             prefill_tokens=limits.max_batch_prefill_tokens,
             longest=longest,
             total=limits.max_total_tokens,
+            window=limits.window,
             block=limits.block_size,
             contexts=prefixes or longest < limits.max_total_tokens - 1,
             shared=prefixes,
@@ -98,8 +101,18 @@ class Space:
 
     @property
     def row_blocks(self) -> int:
-        """Blocks of the longest sequence."""
-        return -(-self.total // self.block)
+        """Most blocks that a token sees."""
+        return self._seen(self.total, 0)
+
+    @property
+    def table_blocks(self) -> int:
+        """Most blocks that a chunk of a prompt is in or sees."""
+        return self._seen(self.total, self.longest - 1)
+
+    def _seen(self, tokens: int, more: int) -> int:
+        """Of the blocks of so many tokens, those that a token and so `more` after it can see."""
+        every = -(-tokens // self.block)
+        return every if self.window is None else min(every, span(self.window + more, self.block))
 
     def decode_blocks(self, rows: int) -> int:
         """Most block references of a decode step of so many rows."""
@@ -115,17 +128,18 @@ class Space:
 
     def context_blocks(self, tokens: int) -> int:
         """Most blocks of context that a row of so many tokens has."""
-        return -(-max(self.total - tokens, 0) // self.block) if self.contexts else 0
+        return self._seen(max(self.total - tokens, 0), -1) if self.contexts else 0
 
     def joint_tokens(self, rows: int) -> int:
         """Most tokens of each of so many rows of a prefill: what there can be a bucket for; 0: none."""
         if rows == 1:
             return self.longest
-        return max([size for size in self.token_sizes() if rows * size <= self.prefill_tokens], default=0)
+        most = self.prefill_tokens // rows
+        return self.longest if most >= self.longest else most // self.block * self.block
 
-    def token_sizes(self) -> tuple[int, ...]:
-        """Worthwhile sizes of a chunk: whole blocks, and the longest chunk."""
-        return (*range(self.block, self.longest, self.block), self.longest)
+    def token_size(self, tokens: int) -> int:
+        """The least worthwhile size of a chunk of so many: whole blocks, or the longest chunk."""
+        return min(-(-tokens // self.block) * self.block, self.longest)
 
     def clipped(self, bucket: Bucket) -> Bucket:
         """The part of it that steps can need."""
@@ -169,10 +183,12 @@ class Space:
         largest = Bucket(self.rows, 1, self.decode_blocks(self.rows))
         if largest not in chosen:
             yield largest
-        prefill = [bucket for bucket in chosen if bucket.prefill]
-        below = 0
-        for tokens in sorted({bucket.tokens for bucket in prefill} | {self.longest}):
-            most = Bucket(1, tokens, self.context_blocks(below + 1), prefill=True)
-            if not any(bucket.dominates(most) for bucket in prefill):
-                yield most
-            below = tokens
+        reach = {self.longest: -1}
+        for bucket in chosen:
+            if bucket.prefill:
+                reach[bucket.tokens] = max(reach.get(bucket.tokens, -1), bucket.blocks)
+        sizes, most = sorted(reach), -1
+        for below, tokens in reversed([*zip([0, *sizes], sizes, strict=False)]):
+            most = max(most, reach[tokens])
+            if most < (needed := self.context_blocks(below + 1)):
+                yield Bucket(1, tokens, needed, prefill=True)

@@ -17,7 +17,9 @@ from .shapes import Bucket, Space
 QUANTILES = 32
 """Sizes that stand for all between two bounds."""
 CONTEXTS = 8
-"""The same for contexts, which are one more dimension."""
+"""The same for contexts, which are one more dimension,"""
+ROWS = 256
+"""and for rows."""
 SIGNIFICANT = 6
 """Sizes are counted rounded up to so many binary digits: few counts, and at most 3 % too large."""
 SUPPOSED = 0.05
@@ -54,10 +56,10 @@ class Workload:
         half with one of any length. Half of all tokens are generated, in decode steps of half of the rows.
         """
         decode, prefill = [], []
-        for rows in range(1, space.rows + 1):
+        for rows in quantiles(1, space.rows, ROWS):
             blocks = quantiles(rows, space.likely_blocks(rows), QUANTILES)
             decode += [(rows, size, 1 / len(blocks)) for size in blocks]
-        for rows in range(1, space.prefill_rows + 1):
+        for rows in quantiles(1, space.prefill_rows, ROWS):
             longest = space.joint_tokens(rows)
             sizes = quantiles(1, longest, QUANTILES)
             for tokens in sizes:
