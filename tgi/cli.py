@@ -158,6 +158,22 @@ def plan(
 
 
 @app.command
+def plugins(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+    """List the plugins that are installed, what they offer, and what is wrong with them.
+
+    Ends with exit code 1 if anything is wrong.
+
+    Parameters
+    ----------
+    json_
+        Print it as JSON.
+    """
+    from tgi.plugins.show import show_plugins
+
+    return show_plugins(as_json=json_)
+
+
+@app.command
 def print_schema() -> int:
     """Print the OpenAPI document of a server with the default limits, as text-generation-router does."""
     from tgi.api.openapi import document

@@ -225,6 +225,8 @@ class Options:
     """debug, info, warn or error."""
     env: Annotated[bool, flag(LOG, short="-e")] = False
     """Log the versions of everything first."""
+    trace_plugins: Annotated[bool, flag(LOG, "TRACE_PLUGINS")] = False
+    """Log every hook of a plugin that is called, and its result. `tgi plugins` lists what is installed."""
     otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
     """URL of an OpenTelemetry collector that gets a trace of every request."""
     otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (

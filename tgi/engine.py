@@ -168,8 +168,11 @@ def _limits(model: Model, options: Options) -> Limits:
 
 def describe_model(folder: Path, options: Options) -> Model:
     """Read config.json and find the plugins for it. Raises ConfigError or OptionError."""
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        log.warning("%s", problem)
     architecture, config, overrides = read_architecture(folder, options)
-    found = devices(load_plugins())
+    found = devices(plugins)
     if options.device not in found:
         raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
     return Model(folder, architecture, config, found[options.device], overrides)

@@ -8,6 +8,7 @@ dict with the key `name`, as TGI's router has it (O23).
 import functools
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,11 @@ class _StdoutHandler(logging.StreamHandler[Any]):
         super().emit(record)
 
 
-def configure(level: str = "info", *, json_output: bool = False) -> None:
-    """Send all logs to stdout. A level that is none, such as a filter expression, means info."""
+def configure(level: str = "info", *, json_output: bool = False, traced: Sequence[str] = ()) -> None:
+    """Send all logs to stdout. A level that is none, such as a filter expression, means info.
+
+    Loggers that are `traced` log everything whatever the level.
+    """
     chain: list[Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
@@ -53,6 +57,8 @@ def configure(level: str = "info", *, json_output: bool = False) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("tgi").setLevel(_LEVELS.get(level.lower(), logging.INFO))
+    for name in traced:
+        logging.getLogger(name).setLevel(logging.DEBUG)
     logging.captureWarnings(True)
 
 

@@ -33,7 +33,7 @@ from tgi.executor import EngineError
 from tgi.hub import HubError
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
-from tgi.plugins import ConfigError
+from tgi.plugins import PLUGIN_TRACE, ConfigError
 from tgi.progress import show_progress
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,8 @@ async def serve(
 
     A failure that a user can mend becomes one line on stderr; a defect raises.
     """
-    logs.configure(options.log_level, json_output=options.json_output)
+    traced = [PLUGIN_TRACE] if options.trace_plugins else []
+    logs.configure(options.log_level, json_output=options.json_output, traced=traced)
     _allow_files()
     if options.env:
         log.info("%s", ", ".join(_versions()))

@@ -1,69 +1,156 @@
 """What pluggy does not check by itself: clashing names, misspelt hooks, plugins that cannot be imported."""
 
 import importlib
-from collections.abc import Callable
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
-import pluggy
 import pytest
 
 from tgi.plugins import ConfigError, JsonReader, architectures, devices, load_plugins
+from tgi.testing.installed import install, offer
 
-ARCHITECTURE = """
-from tgi.plugins import Architecture, hookimpl
-
-@hookimpl
-def tgi_architectures():
-    return [Architecture({name!r}, "{module}:Model", lambda get: None)]
-"""
+HOOK = "from tgi.plugins import hookimpl\n@hookimpl\n"
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Put distributions with one plugin module each on sys.path: install("name", "source")."""
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where distributions that are installed are found, in this process and in those that it starts."""
     monkeypatch.syspath_prepend(str(tmp_path))
-
-    def put(name: str, source: str, entry: str = "plugin") -> None:
-        (tmp_path / f"{name}.py").write_text(source)
-        info = tmp_path / f"{name}-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[tgi]\n{entry} = {name}\n")
-        importlib.invalidate_caches()
-
-    return put
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    importlib.invalidate_caches()
+    load_plugins.cache_clear()
+    yield tmp_path
+    load_plugins.cache_clear()
 
 
-def test_two_packages_may_choose_the_same_entry_point_name(install) -> None:  # type: ignore[no-untyped-def]
-    install("plug_a", ARCHITECTURE.format(name="AForCausalLM", module="plug_a"))
-    install("plug_b", ARCHITECTURE.format(name="BForCausalLM", module="plug_b"))
+def tgi(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tgi", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ)
+
+
+def test_two_packages_may_choose_the_same_entry_point_name(place: Path) -> None:
+    offer(place, "plug-a", "AForCausalLM")
+    offer(place, "plug-b", "BForCausalLM")
 
     assert {"AForCausalLM", "BForCausalLM"} <= set(architectures(load_plugins()))
 
 
-def test_two_offers_of_one_architecture_name_both(install) -> None:  # type: ignore[no-untyped-def]
-    install("plug_c", ARCHITECTURE.format(name="CForCausalLM", module="plug_c"))
-    install("plug_d", ARCHITECTURE.format(name="CForCausalLM", module="plug_d"))
+def test_who_asks_for_what_two_offer_is_told_both(place: Path) -> None:
+    offer(place, "plug-c", "CForCausalLM")
+    offer(place, "plug-d", "CForCausalLM")
+    offer(place, "plug-e", "EForCausalLM")
+    found = architectures(load_plugins())
 
-    with pytest.raises(ValueError, match=r"CForCausalLM: plug_[cd]:Model and plug_[cd]:Model"):
-        architectures(load_plugins())
+    message = (
+        "the architecture CForCausalLM is offered by plug-c 1.0 (plugin = plug_c) and plug-d 1.0 "
+        "(plugin = plug_d): keep one of them, `pip uninstall plug-c` or `pip uninstall plug-d`"
+    )
+    assert "CForCausalLM" in found
+    with pytest.raises(ConfigError) as caught:
+        found["CForCausalLM"]
+    assert str(caught.value) == message
+    assert load_plugins().problems == [message]
+    assert found["EForCausalLM"].model == "plug_e:Model"
 
 
-def test_a_plugin_that_cannot_be_imported_is_left_out(install, caplog) -> None:  # type: ignore[no-untyped-def]
-    install("plug_e", "import does_not_exist")
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        (
+            "import does_not_exist",
+            "it cannot be imported: ModuleNotFoundError: No module named 'does_not_exist'; reinstall it, or "
+            "`pip uninstall plug-f`",
+        ),
+        (
+            "raise SystemExit(3)",
+            "it cannot be imported: SystemExit: 3; reinstall it, or `pip uninstall plug-f`",
+        ),
+        (
+            HOOK + "def tgi_architecture(): return []",
+            "there is no hook 'tgi_architecture'; rename it, perhaps to 'tgi_architectures'",
+        ),
+        (
+            HOOK + "def tgi_device(): return []",
+            "there is no hook 'tgi_device'; rename it, perhaps to 'tgi_devices'",
+        ),
+        (
+            "def tgi_devices(): return []",
+            "tgi_devices has no @hookimpl above it, so that it is never called",
+        ),
+        ("", "it has no hook: a function tgi_architectures or tgi_devices below @hookimpl"),
+        (
+            HOOK + "def tgi_devices(): return 1 / 0",
+            "tgi_devices() fails: ZeroDivisionError: division by zero",
+        ),
+        (
+            HOOK + "def tgi_devices(): return ['cpu']",
+            "tgi_devices() must return a list of DeviceSpec, and has 'cpu' in it",
+        ),
+    ],
+)
+def test_a_broken_plugin_is_left_out_with_the_reason(place: Path, source: str, problem: str) -> None:
+    install(place, "plug-f", source)
+    sys.modules.pop("plug_f", None)
 
-    manager = load_plugins()
+    plugins = load_plugins()
 
-    assert not manager.has_plugin("plug_e:plugin")
-    assert "plug_e:plugin cannot be imported" in caplog.text
-    assert "cpu" in devices(manager)
+    assert plugins.problems == [f"plugin plug-f 1.0 (plugin = plug_f) is left out: {problem}"]
+    assert "cpu" in devices(plugins)
 
 
-def test_a_misspelt_hook_is_an_error(install) -> None:  # type: ignore[no-untyped-def]
-    install("plug_f", "from tgi.plugins import hookimpl\n@hookimpl\ndef tgi_architecture(): return []\n")
+def test_a_hook_with_an_argument_is_left_out(place: Path) -> None:
+    install(place, "plug-g", HOOK + "def tgi_devices(server): return []")
 
-    with pytest.raises(pluggy.PluginValidationError, match="unknown hook 'tgi_architecture'"):
-        load_plugins()
+    (problem,) = load_plugins().problems
+
+    assert "plug-g 1.0" in problem
+    assert problem.endswith(
+        "Argument(s) {'server'} are declared in the hookimpl but can not be found in the hookspec"
+    )
+
+
+def test_the_list(place: Path) -> None:
+    """Everything that is installed, with what it offers, and then what is wrong."""
+    offer(place, "plug-h", "HForCausalLM")
+    install(place, "plug-i", "import does_not_exist", entry="i")
+
+    listed = tgi("plugins")
+
+    assert (listed.returncode, listed.stderr) == (1, "")
+    lines = listed.stdout.splitlines()
+    assert lines[lines.index("plug-h 1.0 (plugin = plug_h)") + 1] == "  architectures: HForCausalLM"
+    assert lines[lines.index("plug-i 1.0 (i = plug_i)") + 1] == "  left out"
+    assert "  devices: cpu, hpu, hpu-sim, plain" in lines
+    assert "  architectures: LlamaForCausalLM" in lines
+    assert lines[-1].startswith("! plugin plug-i 1.0 (i = plug_i) is left out: it cannot be imported")
+
+
+def test_the_list_as_json() -> None:
+    listed = tgi("plugins", "--json")
+
+    assert (listed.returncode, listed.stderr) == (0, "")
+    found = json.loads(listed.stdout)
+    assert found["problems"] == []
+    (llama,) = [plugin for plugin in found["plugins"] if plugin["distribution"] == "tgi-llama"]
+    assert llama == {
+        "distribution": "tgi-llama",
+        "version": importlib.metadata.version("tgi-llama"),
+        "entry_point": "llama",
+        "module": "tgi_llama.plugin",
+        "architectures": {"LlamaForCausalLM": "tgi_llama.model:Llama"},
+        "devices": {},
+        "problem": None,
+    }
+
+
+def test_the_list_does_without_torch() -> None:
+    code = "import sys; from tgi.plugins.show import show_plugins as s; s(); sys.exit('torch' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_the_reader_names_what_is_wrong() -> None:

@@ -1,6 +1,7 @@
 """From the options to what a plan is made of: reads config.json and the headers of the weights."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from tgi.config import DEMO_MODEL, Options, resolve_limits
 from tgi.hub import Source, find_config
 from tgi.plugins import (
+    ANY,
     Architecture,
     ConfigError,
     DeviceSpec,
@@ -24,6 +26,8 @@ from .cards import target
 from .plan import ITEM, Setup
 from .roofline import Roofline
 from .weights import rank_numbers, read_shapes
+
+log = logging.getLogger(__name__)
 
 
 def read_setup(options: Options) -> Setup:
@@ -89,13 +93,18 @@ def read_architecture(folder: Path, options: Options) -> tuple[Architecture, Mod
     data = _read_json(folder / "config.json")
     overrides = options.config_overrides(data)
     data = {**data, **overrides}
-    known = architectures(load_plugins())
+    plugins = load_plugins()
+    known = architectures(plugins)
     names = data.get("architectures") or ["(none named)"]
-    architecture = next((known[name] for name in names if name in known), None)
+    architecture = next((known[name] for name in (*names, ANY) if name in known), None)
     if architecture is None:
         supported = ", ".join(sorted(known)) or "none: no adapter is installed"
-        raise ConfigError(f"{folder}: architecture {names[0]} is not supported; supported are {supported}")
-    return architecture, architecture.config(JsonReader(data)), overrides
+        reason = f"{folder}: architecture {names[0]} is not supported; supported are {supported}"
+        raise ConfigError("; ".join([reason, *plugins.left_out]))
+    config = architecture.config(JsonReader(data))
+    if architecture.name == ANY:
+        log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
+    return architecture, config, overrides
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

@@ -4,17 +4,20 @@ A package that offers a model or a device has an entry point in the group `tgi` 
 functions marked `hookimpl`. `tgi.plugins.hookspecs` is the whole list of hooks.
 """
 
-from .architecture import Architecture, ConfigError, JsonReader, ModelConfig, Weight
+from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig, Weight
 from .device import DeviceSpec
 from .hookspecs import hookimpl
-from .manager import architectures, devices, load_plugins
+from .manager import PLUGIN_TRACE, Plugins, architectures, devices, load_plugins
 
 __all__ = [
+    "ANY",
+    "PLUGIN_TRACE",
     "Architecture",
     "ConfigError",
     "DeviceSpec",
     "JsonReader",
     "ModelConfig",
+    "Plugins",
     "Weight",
     "architectures",
     "devices",

@@ -1,62 +1,195 @@
-"""Finds plugins by their entry points and collects what they offer.
+"""Finds plugins by their entry points, and collects what they offer.
 
-Entry points are loaded here and not by pluggy, which silently drops the second of two packages that
-choose the same entry-point name, and lets one plugin that fails to import stop the server.
+Entry points are loaded here and not by pluggy, which silently drops the second of two packages that choose
+the same entry-point name and hooks whose name is misspelt, and lets one plugin that fails to import stop the
+server. Here a plugin that is broken is left out, with the reason; and two that offer the same are an error
+only for who asks for just that.
 """
 
+import difflib
+import functools
 import importlib.metadata
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
+import attrs
 import pluggy
 
 from . import hookspecs
-from .architecture import Architecture
+from .architecture import Architecture, ConfigError
 from .device import DeviceSpec
 
 log = logging.getLogger(__name__)
+PLUGIN_TRACE = f"{__name__}.trace"
+"""The logger that `--trace-plugins` turns on: every hook that is called, and what it gave."""
 GROUP = "tgi"
+HOOKS = {"tgi_architectures": Architecture, "tgi_devices": DeviceSpec}
 T = TypeVar("T", Architecture, DeviceSpec)
 
 
-def load_plugins() -> pluggy.PluginManager:
-    """All installed plugins. One that cannot be imported is logged and left out.
+@attrs.frozen
+class Plugin:
+    """One entry point of an installed distribution, and what it offers."""
 
-    Raises pluggy.PluginValidationError for a hook that does not exist (a misspelt name).
-    """
+    distribution: str
+    version: str
+    entry: str
+    module: str
+    architectures: tuple[Architecture, ...] = ()
+    devices: tuple[DeviceSpec, ...] = ()
+    problem: str | None = None
+    """Why it is left out, and what to do; None: it is not."""
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version} ({self.entry} = {self.module})"
+
+
+class Offers(Mapping[str, T], Generic[T]):
+    """What plugins offer of one kind, by name. Asking for a name that several offer raises ConfigError."""
+
+    def __init__(self, kind: str, offered: Sequence[tuple[Plugin, T]]) -> None:
+        self._kind = kind
+        self._offered: dict[str, list[tuple[Plugin, T]]] = {}
+        for plugin, item in offered:
+            self._offered.setdefault(item.name, []).append((plugin, item))
+
+    def __getitem__(self, name: str) -> T:
+        first, *others = self._offered[name]
+        if others:
+            raise ConfigError(self.conflicts[name])
+        return first[1]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._offered
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._offered)
+
+    def __len__(self) -> int:
+        return len(self._offered)
+
+    @property
+    def conflicts(self) -> dict[str, str]:
+        """Of each name that several offer: who does, and what to do."""
+        return {
+            name: self._conflict(name, [plugin for plugin, _ in offered])
+            for name, offered in self._offered.items()
+            if len(offered) > 1
+        }
+
+    def _conflict(self, name: str, plugins: Sequence[Plugin]) -> str:
+        who = " and ".join(map(str, plugins))
+        names = dict.fromkeys(plugin.distribution for plugin in plugins)
+        removals = " or ".join(f"`pip uninstall {distribution}`" for distribution in names)
+        return f"the {self._kind} {name} is offered by {who}: keep one of them, {removals}"
+
+
+@attrs.frozen
+class Plugins:
+    """All that is installed, in the order of the names."""
+
+    installed: tuple[Plugin, ...]
+
+    @property
+    def left_out(self) -> list[str]:
+        """A line for each plugin that is broken."""
+        broken = [plugin for plugin in self.installed if plugin.problem is not None]
+        return [f"plugin {plugin} is left out: {plugin.problem}" for plugin in broken]
+
+    @property
+    def problems(self) -> list[str]:
+        """A line for each plugin that is left out and for each name that several offer."""
+        conflicts = [*architectures(self).conflicts.values(), *devices(self).conflicts.values()]
+        return [*self.left_out, *conflicts]
+
+
+@functools.cache
+def load_plugins() -> Plugins:
+    """All that is installed in this process's environment."""
+    found: dict[tuple[str, str], Plugin] = {}
+    for entry in importlib.metadata.entry_points(group=GROUP):
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
+        if (name, entry.name) not in found:  # one distribution may be found twice on sys.path
+            found[name, entry.name] = _load(Plugin(name, version, entry.name, entry.value), entry)
+    return Plugins(tuple(found[key] for key in sorted(found)))
+
+
+def architectures(plugins: Plugins) -> Offers[Architecture]:
+    """By name."""
+    offered = [(plugin, item) for plugin in plugins.installed for item in plugin.architectures]
+    return Offers("architecture", offered)
+
+
+def devices(plugins: Plugins) -> Offers[DeviceSpec]:
+    """By name."""
+    return Offers("device", [(plugin, item) for plugin in plugins.installed for item in plugin.devices])
+
+
+def _load(plugin: Plugin, entry: importlib.metadata.EntryPoint) -> Plugin:
+    """Import it and call its hooks."""
+    try:
+        module = entry.load()
+    except (Exception, SystemExit) as error:
+        problem = (
+            f"it cannot be imported: {_line(error)}; reinstall it, or `pip uninstall {plugin.distribution}`"
+        )
+        return attrs.evolve(plugin, problem=problem)
+    try:
+        hooks = _hooks(plugin, module)
+        return attrs.evolve(
+            plugin, architectures=_call(hooks, "tgi_architectures"), devices=_call(hooks, "tgi_devices")
+        )
+    except _BrokenPluginError as error:
+        return attrs.evolve(plugin, problem=str(error))
+
+
+class _BrokenPluginError(Exception):
+    """Of a module that can be imported; the message says what its author must do."""
+
+
+def _hooks(plugin: Plugin, module: object) -> pluggy.PluginManager:
+    """The hooks of one plugin, which those of no other can disturb."""
     manager = pluggy.PluginManager("tgi")
     manager.add_hookspecs(hookspecs)
-    for entry in importlib.metadata.entry_points(group=GROUP):
-        name = f"{entry.dist.name if entry.dist else '?'}:{entry.name}"
-        if manager.has_plugin(name):  # one distribution, found twice on sys.path
-            continue
-        try:
-            plugin = entry.load()
-        except Exception as error:
-            log.warning("plugin %s cannot be imported and is left out: %r", name, error)
-            continue
-        manager.register(plugin, name=name)
-    manager.check_pending()
+    try:
+        manager.register(module, name=str(plugin))
+    except pluggy.PluginValidationError as error:
+        raise _BrokenPluginError(_line(error).removeprefix("PluginValidationError: ")) from error
+    callers = manager.get_hookcallers(module) or []
+    for caller in callers:
+        if not caller.has_spec():
+            meant = difflib.get_close_matches(caller.name, HOOKS, 1, 0.0)[0]
+            raise _BrokenPluginError(f"there is no hook {caller.name!r}; rename it, perhaps to {meant!r}")
+    marked = {caller.name for caller in callers}
+    for name in HOOKS:
+        if name not in marked and hasattr(module, name):
+            raise _BrokenPluginError(f"{name} has no @hookimpl above it, so that it is never called")
+    if not marked:
+        raise _BrokenPluginError(f"it has no hook: a function {' or '.join(HOOKS)} below @hookimpl")
+    manager.add_hookcall_monitoring(lambda *_: None, functools.partial(_trace, plugin))
     return manager
 
 
-def architectures(manager: pluggy.PluginManager) -> Mapping[str, Architecture]:
-    """By name. Raises ValueError when two plugins offer the same one."""
-    return _by_name(manager.hook.tgi_architectures(), lambda found: found.model)
+def _call(hooks: pluggy.PluginManager, name: str) -> tuple[Any, ...]:
+    """What the plugin offers through that hook. Raises _BrokenPluginError."""
+    kind = HOOKS[name]
+    try:
+        offered = [item for result in getattr(hooks.hook, name)() for item in result]
+    except Exception as error:
+        raise _BrokenPluginError(f"{name}() fails: {_line(error)}") from error
+    for item in offered:
+        if not isinstance(item, kind):
+            raise _BrokenPluginError(
+                f"{name}() must return a list of {kind.__name__}, and has {item!r} in it"
+            )
+    return tuple(offered)
 
 
-def devices(manager: pluggy.PluginManager) -> Mapping[str, DeviceSpec]:
-    """By name. Raises ValueError when two plugins offer the same one."""
-    return _by_name(manager.hook.tgi_devices(), lambda found: found.implementation)
+def _trace(plugin: Plugin, outcome: "pluggy.Result[Any]", name: str, *_: object) -> None:
+    result = outcome.exception or outcome.get_result()
+    logging.getLogger(PLUGIN_TRACE).debug("%s: %s() gave %r", plugin, name, result)
 
 
-def _by_name(results: Iterable[Iterable[T]], source: Callable[[T], str]) -> Mapping[str, T]:
-    found: dict[str, T] = {}
-    for offered in results:
-        for item in offered:
-            if item.name in found:
-                both = f"{source(found[item.name])} and {source(item)}"
-                raise ValueError(f"two plugins offer {item.name}: {both}")
-            found[item.name] = item
-    return found
+def _line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

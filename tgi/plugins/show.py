@@ -1,0 +1,46 @@
+"""`tgi plugins`: lists what is installed, what it offers, and what is wrong."""
+
+import json
+from typing import Any
+
+from .manager import Plugin, load_plugins
+
+
+def show_plugins(*, as_json: bool = False) -> int:
+    """Print the list. Returns the exit code: 1 where something is wrong."""
+    found = load_plugins()
+    if as_json:
+        print(
+            json.dumps(
+                {"plugins": [_row(plugin) for plugin in found.installed], "problems": found.problems},
+                indent=2,
+            )
+        )
+    else:
+        for plugin in found.installed:
+            print(_text(plugin))
+        for problem in found.problems:
+            print(f"\n! {problem}")
+    return 1 if found.problems else 0
+
+
+def _row(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "distribution": plugin.distribution,
+        "version": plugin.version,
+        "entry_point": plugin.entry,
+        "module": plugin.module,
+        "architectures": {item.name: item.model for item in plugin.architectures},
+        "devices": {item.name: item.implementation for item in plugin.devices},
+        "problem": plugin.problem,
+    }
+
+
+def _text(plugin: Plugin) -> str:
+    lines = [str(plugin)]
+    for kind, offered in (("architectures", plugin.architectures), ("devices", plugin.devices)):
+        if offered:
+            lines.append(f"  {kind}: {', '.join(item.name for item in offered)}")
+    if plugin.problem is not None:
+        lines.append("  left out")
+    return "\n".join(lines)
