@@ -17,6 +17,11 @@ def block_bytes(config: ModelConfig, ranks: int, block_size: int, item: int) -> 
     return 2 * config.num_layers * block_size * -(-config.num_kv_heads // ranks) * config.head_dim * item
 
 
+def first_block(position: int, window: int | None, block_size: int) -> int:
+    """Number of the first KV block that the token at this position sees; None: it sees all before it."""
+    return 0 if window is None else max(position + 1 - window, 0) // block_size
+
+
 def workspace_bytes(
     config: ModelConfig,
     *,

@@ -66,6 +66,8 @@ class Run:
     turns: int = 0
     behind: int = 0
     """How often a sequence waited for blocks whose matcher was behind."""
+    slid: int = 0
+    """How often a sequence ran that had freed blocks of its own."""
 
     @classmethod
     def from_seed(cls, seed: int) -> "Run":
@@ -78,13 +80,15 @@ class Run:
             max_waiting_tokens=rng.choice([0, 1, 5]),
             waiting_served_ratio=rng.choice([0.0, 0.3, 1.2]),
             block_size=block,
+            window=rng.choice([None, None, 2, 3, longest // 2]),
         )
-        least = -(-longest // block)
-        pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block)
+        least = limits.sequence_blocks
+        pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block, limits.window)
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
         buckets = make_buckets(shape, rng.choice(KINDS))
         schedule = Schedule(limits, buckets, pool, rng.choice([0, 8, None, None, None]))
-        return cls(rng, schedule, SimulatedRank(block, flat=buckets.flat), depth=rng.choice([1, 2, 2, 3]))
+        rank = SimulatedRank(block, flat=buckets.flat, window=limits.window)
+        return cls(rng, schedule, rank, depth=rng.choice([1, 2, 2, 3]))
 
     def arrive(self) -> None:
         longest = self.schedule.limits.max_total_tokens
@@ -115,8 +119,9 @@ class Run:
         self.behind += sum(s.matcher is not None and s.matched < s.generated for s in self.schedule.waiting)
         self.match()
         self.turns += 1
+        self.slid += sum(any(s.blocks[: s.freed]) for s in self.schedule.running)
         self.check_order()
-        self.schedule.pool.check([sequence.blocks for sequence in self.schedule.running])
+        self.schedule.pool.check([s.blocks[s.freed :] for s in self.schedule.running])
 
     def match(self) -> None:
         """Some matchers are done, in any order, whatever has become of their sequences."""
@@ -175,7 +180,7 @@ def run_to_end(seed: int) -> Run:
 @pytest.mark.parametrize("thousand", range(10))
 def test_random_schedules(thousand: int) -> None:
     """Every sequence gets its own tokens, every step its bucket, and at the end every block is free."""
-    finished = preempted = hits = matched = behind = 0
+    finished = preempted = hits = matched = behind = slid = 0
     for seed in range(1000 * thousand, 1000 * (thousand + 1)):
         run = run_to_end(seed)
         for sequence in run.sequences:
@@ -193,13 +198,15 @@ def test_random_schedules(thousand: int) -> None:
         assert sorted(run.schedule.free_lanes) == list(range(run.schedule.limits.max_batch_size))
         preempted += run.schedule.preemptions
         behind += run.behind
+        slid += run.slid
         hits += run.schedule.prefix_hit_tokens
 
     assert finished > 3000
     assert matched > 1000
-    assert behind > 5, "no matcher is behind when its sequence is preempted"
-    assert preempted > 50, "the schedules do not reach what they are for"
+    assert behind > 3, "no matcher is behind when its sequence is preempted"
+    assert preempted > 40, "the schedules do not reach what they are for"
     assert hits > 500
+    assert slid > 1000
 
 
 def test_the_simulated_rank_notices_a_foreign_block() -> None:

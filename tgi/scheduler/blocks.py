@@ -9,6 +9,9 @@ its own tokens). Serial numbers are never reused, so a key can neither collide n
     free ──────────────────▶ in use ──────────────────▶ free
       ▲                        │ register (full block)    and, if registered, cached
       └── share (a cached block is found again) ◀─────────┘
+
+Where tokens see no more than a window, a sequence needs the blocks at the end of its chain only. So there the
+pool remembers for a while what blocks held that were handed out again: chains go on after them.
 """
 
 from array import array
@@ -16,6 +19,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import attrs
+
+from tgi.footprint import first_block
 
 ROOT = 0
 """Serial number that stands before the first block of a sequence."""
@@ -34,9 +39,11 @@ class BlockStatistics:
 class BlockPool:
     """Blocks 1 .. total; block 0 takes the writes of padding rows and is never handed out."""
 
-    def __init__(self, total: int, block_size: int) -> None:
+    def __init__(self, total: int, block_size: int, window: int | None = None) -> None:
+        """`window`: how many tokens a token sees; None: all."""
         self.total = total
         self.block_size = block_size
+        self.window = window
         self._users = [0] * (total + 1)
         self._empty = bytearray(b"\0" + b"\1" * total)
         """1 for each free block that caches nothing; a run of them is found by `find`."""
@@ -44,8 +51,10 @@ class BlockPool:
         self._cached: OrderedDict[int, None] = OrderedDict()
         """Free and cached; the next to be reused comes first."""
         self._block_of: dict[tuple[int, bytes], tuple[int, int]] = {}
-        """Key -> (block, serial)"""
+        """Key -> (block, serial); of a past one, block 0"""
         self._key_of: dict[int, tuple[int, bytes]] = {}
+        self._past: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        """Keys whose blocks were handed out again, no more than there are blocks; the oldest comes first."""
         self._serial = ROOT
         self._hand = 1
         """Where the next sequence looks for room."""
@@ -61,6 +70,10 @@ class BlockPool:
 
     def __repr__(self) -> str:
         return f"<BlockPool {self.statistics()}>"
+
+    def first_block(self, position: int) -> int:
+        """Number of the first of its blocks that a sequence needs for the token at this position."""
+        return first_block(position, self.window, self.block_size)
 
     def take(self, count: int, after: int = 0, room: int = 0) -> list[int]:
         """Hand out `count` blocks, in ascending runs as long as possible: attention reads a run in place.
@@ -85,19 +98,27 @@ class BlockPool:
     def share(self, tokens: Sequence[int], limit: int) -> tuple[list[int], int]:
         """The longest cached chain of at most `limit` full blocks that `tokens` begin with, and its serial.
 
-        The blocks are in use afterwards, like those of `take`.
+        Those that the token after them needs, `first_block` and on, are in use afterwards, like those of
+        `take`; for all before them there are zeros.
         """
-        size, serial, blocks = self.block_size, ROOT, list[int]()
+        size, serial, chain = self.block_size, ROOT, list[int]()
+        count, last, whole = 0, ROOT, 0  # `whole`: from there on no block is missing
         for start in range(0, limit * size, size):
             found = self._block_of.get(self._key(serial, tokens[start : start + size]))
             if found is None:
                 break
             block, serial = found
+            chain.append(block)
+            if not block:
+                whole = len(chain)
+            if self.first_block(start + size) >= whole:
+                count, last = len(chain), serial
+        first = self.first_block(count * size)
+        for block in chain[first:count]:
             if not self._users[block]:
                 del self._cached[block]
             self._users[block] += 1
-            blocks.append(block)
-        return blocks, serial
+        return [0] * first + chain[first:count], last
 
     def register(self, block: int, before: int, tokens: Sequence[int]) -> int:
         """Say that a block in use is full of `tokens`, after a chain that ends in serial `before`.
@@ -105,16 +126,19 @@ class BlockPool:
         Returns the serial of this content, whichever block holds it.
         """
         key = self._key(before, tokens)
-        found = self._block_of.get(key)
-        if found is not None:
-            return found[1]
-        self._serial += 1
-        self._block_of[key] = (block, self._serial)
+        known, serial = self._block_of.get(key, (0, 0))
+        if known:
+            return serial
+        if serial:
+            del self._past[key]
+        else:
+            self._serial = serial = self._serial + 1
+        self._block_of[key] = (block, serial)
         self._key_of[block] = key
-        return self._serial
+        return serial
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give up the blocks of one sequence; the end of its chain will be reused first."""
+        """Give up blocks of one sequence; the end of its chain will be reused first."""
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:
@@ -170,6 +194,12 @@ class BlockPool:
         if self._empties:
             return self._occupy(self._empty.find(1))
         block, _ = self._cached.popitem(last=False)
-        del self._block_of[self._key_of.pop(block)]
+        key = self._key_of.pop(block)
+        _, serial = self._block_of.pop(key)
+        if self.window is not None:
+            self._block_of[key] = (0, serial)
+            self._past[key] = None
+            if len(self._past) > self.total:
+                del self._block_of[self._past.popitem(last=False)[0]]
         self._users[block] = 1
         return block

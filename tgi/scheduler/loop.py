@@ -72,7 +72,8 @@ class Scheduler:
         """
         self._executor = executor
         self._buckets = buckets or Buckets.from_limits(limits, device)
-        self._schedule = Schedule(limits, self._buckets, BlockPool(blocks, limits.block_size), prefix_limit)
+        pool = BlockPool(blocks, limits.block_size, limits.window)
+        self._schedule = Schedule(limits, self._buckets, pool, prefix_limit)
         self._observer = StepObserver(metrics, self._schedule, shapes)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""

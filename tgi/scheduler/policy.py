@@ -110,9 +110,16 @@ class Schedule:
         limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit
         return limit if len(sequence.prompt) <= limit else 0
 
+    def free_behind(self, sequence: Sequence) -> None:
+        """Free the blocks that none of its tokens still to be computed sees."""
+        first = self.pool.first_block(sequence.computed)
+        if first > sequence.freed:
+            self.pool.release(sequence.blocks[sequence.freed : first])
+            sequence.freed = first
+
     def _give_back(self, sequence: Sequence) -> None:
-        self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.sent = [], 0
+        self.pool.release(sequence.blocks[sequence.freed :])
+        sequence.blocks, sequence.freed, sequence.sent = [], 0, 0
         self.free_lanes.append(sequence.lane)
         sequence.lane = -1
 
@@ -161,18 +168,20 @@ def _may_admit(schedule: Schedule, decoding: bool) -> bool:
 
 
 def _admit(schedule: Schedule, sequence: Sequence) -> bool:
-    """Give a waiting sequence its lane and the blocks of all its tokens, shared ones first, or nothing."""
+    """Give a waiting sequence its lane and blocks, shared ones first, or nothing.
+
+    These are the blocks of all its tokens, or as many as it has at once.
+    """
     pool, size, known = schedule.pool, schedule.pool.block_size, len(sequence.tokens)
-    reusable = min(known - 1, schedule.shareable(sequence))
-    if sequence.wants_prompt_logprobs and not sequence.generated:
-        reusable = 0
-    shared, serial = pool.share(sequence.tokens, reusable // size)
-    missing = -(-(known + 1) // size) - len(shared)
+    shared, serial = pool.share(sequence.tokens, _reusable(schedule, sequence) // size)
+    first, most = pool.first_block(len(shared) * size), schedule.limits.sequence_blocks
+    missing = min(-(-(known + 1) // size), first + most) - len(shared)
     if pool.available < missing + len(schedule.running):
-        pool.release(shared)
+        pool.release(shared[first:])
         return False
-    room = -(-(len(sequence.prompt) + sequence.max_new_tokens) // size) - len(shared)
+    room = min(-(-(len(sequence.prompt) + sequence.max_new_tokens) // size), first + most) - len(shared)
     sequence.blocks = shared + pool.take(missing, after=shared[-1] if shared else 0, room=room)
+    sequence.freed = first
     sequence.lane = schedule.free_lanes.pop()
     sequence.computed = len(shared) * size
     sequence.sampled = sequence.generated
@@ -184,6 +193,17 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     schedule.prefix_hit_tokens += sequence.computed
     schedule.prefix_query_tokens += known
     return True
+
+
+def _reusable(schedule: Schedule, sequence: Sequence) -> int:
+    """How many of its tokens may be taken from the prefix cache."""
+    if sequence.wants_prompt_logprobs and not sequence.generated:
+        return 0
+    reusable = min(len(sequence.tokens) - 1, schedule.shareable(sequence))
+    if sequence.sampling.needs_history and schedule.pool.window is not None:
+        # A device that compiles takes them in with a step that has room for those in its blocks only.
+        return min(reusable, schedule.pool.window - 1)
+    return reusable
 
 
 def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
@@ -198,6 +218,9 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
         total = length + sum(other.length for other in rows)
         if total > buckets.max_prefill or not _worth_joining(schedule, rows, row):
             return False
+    schedule.free_behind(sequence)
+    if not _grow(schedule, sequence, row.start + length):
+        return False
     rows.append(row)
     sequence.computed += length
     sequence.sampled += ends
@@ -215,12 +238,15 @@ def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
 
 def _shape(schedule: Schedule, rows: Items[Row], *, prefill: bool) -> Bucket:
     """Of a step with these rows, before padding; how blocks count is a matter of `DeviceSpec.flat`."""
-    flat, size = schedule.buckets.flat, schedule.pool.block_size
+    flat, pool = schedule.buckets.flat, schedule.pool
+    counted = [row.start if prefill and flat else row.start + row.length for row in rows]
+    blocks = [
+        -(-reached // pool.block_size) - pool.first_block(row.start)
+        for row, reached in zip(rows, counted, strict=True)
+    ]
     if not prefill:
-        blocks = [row.start // size + 1 for row in rows]
         return Bucket(len(rows), 1, sum(blocks) if flat else max(blocks))
-    reached = max([row.start if flat else row.start + row.length for row in rows])
-    return Bucket(len(rows), max([row.length for row in rows]), -(-reached // size), prefill=True)
+    return Bucket(len(rows), max([row.length for row in rows]), max(blocks), prefill=True)
 
 
 def _decode_rows(schedule: Schedule) -> list[Row]:
@@ -229,7 +255,8 @@ def _decode_rows(schedule: Schedule) -> list[Row]:
     for sequence in list(schedule.running):
         if sequence.state is not State.RUNNING or not sequence.decodable:
             continue
-        if not _grow(schedule, sequence):
+        schedule.free_behind(sequence)
+        if not _grow(schedule, sequence, sequence.computed + 1):
             continue
         rows.append(Row(sequence, sequence.computed, 1, sequence.sampled, sequence.epoch))
         sequence.computed += 1
@@ -237,19 +264,21 @@ def _decode_rows(schedule: Schedule) -> list[Row]:
     return rows
 
 
-def _grow(schedule: Schedule, sequence: Sequence) -> bool:
-    """Make sure there is a block for its next token; False if the sequence had to be preempted itself."""
+def _grow(schedule: Schedule, sequence: Sequence, tokens: int) -> bool:
+    """Make sure it has blocks for so many tokens; False if the sequence had to be preempted itself."""
     pool, size = schedule.pool, schedule.pool.block_size
-    if sequence.computed < len(sequence.blocks) * size:
+    missing = -(-tokens // size) - len(sequence.blocks)
+    if missing <= 0:
         return True
-    while not pool.available:
+    while pool.available < missing:
         youngest = schedule.running[-1]
         schedule.preempt(youngest)
         if youngest is sequence:
             return False
     wanted = -(-(len(sequence.prompt) + sequence.max_new_tokens) // size) - len(sequence.blocks)
-    spare = pool.available > GROW_BLOCKS * len(schedule.running)
-    sequence.blocks += pool.take(min(wanted, GROW_BLOCKS) if spare else 1, after=sequence.blocks[-1])
+    if pool.available > GROW_BLOCKS * len(schedule.running):
+        missing = max(missing, min(wanted, GROW_BLOCKS))
+    sequence.blocks += pool.take(missing, after=sequence.blocks[-1])
     return True
 
 
@@ -341,13 +370,14 @@ def _lane_params(sequence: Sequence) -> LaneParams:
 def register(schedule: Schedule, sequence: Sequence) -> None:
     """Offer every block that is full, of tokens that are known, to the prefix cache.
 
-    A step that is only sent counts as executed, for whatever uses the block comes after it.
+    A step that is only sent counts as executed, for whatever uses the block comes after it. The chain ends
+    where a window is so small that a block was freed before its tokens were known.
     """
     size = schedule.pool.block_size
     if len(sequence.tokens) < (sequence.registered + 1) * size:
         return  # as after most tokens
     full = min(sequence.computed, len(sequence.tokens), schedule.shareable(sequence)) // size
-    while sequence.registered < full:
+    while sequence.freed <= sequence.registered < full:
         start = sequence.registered * size
         block = sequence.blocks[sequence.registered]
         content = sequence.tokens[start : start + size]

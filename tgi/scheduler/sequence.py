@@ -135,6 +135,8 @@ class Sequence:
 
     lane: int = -1
     blocks: list[int] = attrs.field(factory=list)
+    freed: int = 0
+    """How many of these, from the first on, are no longer its own: no token sees them any more."""
     computed: int = 0
     """Tokens in the KV cache once every step that was sent has been executed."""
     sampled: int = 0

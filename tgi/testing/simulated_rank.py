@@ -65,10 +65,11 @@ def expected_tokens(prompt: list[int], max_new_tokens: int, *, matched: bool = F
 class SimulatedRank:
     """Executes steps in order."""
 
-    def __init__(self, block_size: int, *, flat: bool = False) -> None:
-        """`flat`: as in `DeviceSpec`."""
+    def __init__(self, block_size: int, *, flat: bool = False, window: int | None = None) -> None:
+        """`flat`: as in `DeviceSpec`; `window`: how many tokens a token sees, 2 or more, None: all."""
         self.block_size = block_size
         self.flat = flat
+        self.window = window
         self.tables: dict[int, list[int]] = {}
         self.last: dict[int, int] = {}
         self.slots: dict[tuple[int, int], tuple[int, int]] = {}
@@ -99,12 +100,15 @@ class SimulatedRank:
 
     def _blocks(self, step: Step, starts: list[int], lengths: list[int]) -> int:
         """How many a block list or a row's table must have room for."""
-        if self.flat and step.prefill:
-            return -(-max(starts) // self.block_size)
-        blocks = [
-            -(-(start + length) // self.block_size) for start, length in zip(starts, lengths, strict=True)
-        ]
-        return sum(blocks) if self.flat else max(blocks)
+        context_only = self.flat and step.prefill
+        blocks = []
+        for start, length in zip(starts, lengths, strict=True):
+            reached = start if context_only else start + length
+            blocks.append(-(-reached // self.block_size) - self._first_seen(start) // self.block_size)
+        return sum(blocks) if self.flat and not step.prefill else max(blocks)
+
+    def _first_seen(self, position: int) -> int:
+        return 0 if self.window is None else max(0, position + 1 - self.window)
 
     def _masks(self, step: Step) -> dict[int, bytes]:
         rows = unpack_ints(step.mask_rows).tolist()
@@ -125,11 +129,12 @@ class SimulatedRank:
     def _compute(self, table: list[int], start: int, queries: list[int]) -> int:
         size = self.block_size
         assert start + len(queries) <= len(table) * size, "no block for a query token"
-        assert 0 not in table, "the padding block belongs to no sequence"
+        first = self._first_seen(start)
+        assert 0 not in table[first // size :], "the padding block belongs to no sequence"
         state = 0
-        for position in range(start):
+        for position in range(first, start):
             before, after = self.slots[table[position // size], position % size]
-            assert before == state, "a slot holds another sequence's token"
+            assert before == state or position == first > 0, "a slot holds another sequence's token"
             state = after
         for position, token in enumerate(queries, start):
             before, state = state, digest(state, token)
