@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 import attrs
 
 T = TypeVar("T")
+ANY = "*"
+"""The name of the architecture that is taken where nobody offers one of those in config.json."""
 
 
 class ConfigError(Exception):
@@ -98,6 +100,11 @@ class JsonReader:
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ConfigError(f"{self._name}: {key!r} is {value!r}, expected {kind.__name__}")
         return value
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The whole object."""
+        return self._data
 
     def section(self, key: str) -> "JsonReader | None":
         """A reader of the object under `key`; None where it is missing or null."""

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import attrs
 import torch
-from safetensors import SafetensorError, safe_open
+
+from .tensor_file import FileError, TensorFile, copy, open_file, some_of
 
 _HARMLESS = (".rotary_emb.inv_freq",)
 """Ends of names of buffers that old checkpoints carry and that everybody computes anew."""
@@ -20,15 +20,8 @@ class CheckpointError(Exception):
     """The checkpoint is broken or not of this model; the message is one line that names the file."""
 
 
-@attrs.frozen
-class _Stored:
-    file: Path
-    shape: tuple[int, ...]
-    bytes: int
-
-
 class Checkpoint:
-    """The tensors of one folder.
+    """The tensors of one folder, whose files stay open.
 
     `on_read(done, total)` is called after each tensor with the bytes of the checkpoint dealt with so far; a
     tensor counts whole, whatever part of it was read. Raises CheckpointError for a folder without weights or
@@ -40,64 +33,81 @@ class Checkpoint:
     ) -> None:
         self._folder = folder
         self._on_read = on_read
-        self._stored: dict[str, _Stored] = {}
-        for file in _files(folder):
-            self._scan(file)
-        self.total_bytes = sum(stored.bytes for stored in self._stored.values())
-        self._unread = dict.fromkeys(name for name in self._stored if not name.endswith(_HARMLESS))
+        self._files: dict[str, TensorFile] = {}
+        for path in _paths(folder):
+            try:
+                file = open_file(path)
+            except (FileError, OSError) as error:
+                raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+            self._files.update(dict.fromkeys(file.tensors, file))
+        self.total_bytes = sum(file.tensors[name].bytes for name, file in self._files.items())
+        self._unread = dict.fromkeys(name for name in self._files if not name.endswith(_HARMLESS))
         self._done_bytes = 0
 
     def __contains__(self, name: str) -> bool:
-        return name in self._stored
+        return name in self._files
 
     @property
     def unread(self) -> list[str]:
         """Names that nobody has read or dismissed, in the order of the files."""
         return list(self._unread)
 
-    def read(self, name: str, shape: Sequence[int], dim: int = 0, part: slice | None = None) -> torch.Tensor:
+    def read(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dim: int = 0,
+        part: slice | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """The tensor, in the dtype that it is stored in; with `part` only that of the dimension `dim`.
 
-        `shape` is that of the whole tensor. Raises CheckpointError where it is missing, of another shape,
-        or unreadable.
+        `shape` is that of the whole tensor. With `out` it is written there, whatever the dtype and the device
+        of that are. Raises CheckpointError where it is missing, of another shape, or unreadable.
         """
-        stored = self._stored.get(name)
-        if stored is None:
-            raise CheckpointError(f"{self._folder} has no tensor {name!r}, which this model needs")
-        if stored.shape != tuple(shape):
-            found, wanted = list(stored.shape), list(shape)
-            raise CheckpointError(f"{stored.file}: {name!r} has shape {found}, config.json says {wanted}")
-        index = [slice(None)] * len(stored.shape)
+        fault = self.fault(name, shape)
+        if fault is not None:
+            raise CheckpointError(fault)
+        file, lengths = self._files[name], list(shape)
+        some = range(shape[dim])[part] if part is not None else range(0)
+        if part is not None:
+            lengths[dim] = len(some)
         try:
-            if part is not None:
-                index[dim] = part
-            with safe_open(stored.file, "pt") as file:
-                tensor: torch.Tensor = file.get_slice(name)[tuple(index)]
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{stored.file}: {name!r} cannot be read: {error}") from error
-        if name in self._unread:
-            self.dismiss(name)
-        return tensor
+            if out is None:
+                out = torch.empty(lengths, dtype=file.tensors[name].dtype)
+            copy(file, name, out, dim, some.start)
+        except FileError as error:
+            raise CheckpointError(f"{file.path}: {name!r} cannot be read: {error}") from error
+        self.dismiss(name)
+        return out
 
     def dismiss(self, name: str) -> None:
         """Say that a tensor is known and not needed, so that it does not count as unread."""
         if name in self._unread:
             del self._unread[name]
-            self._done_bytes += self._stored[name].bytes
+            self._done_bytes += self._files[name].tensors[name].bytes
             self._on_read(self._done_bytes, self.total_bytes)
 
-    def _scan(self, path: Path) -> None:
-        try:
-            with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    view = file.get_slice(name)
-                    shape = tuple(view.get_shape())
-                    self._stored[name] = _Stored(path, shape, _size(shape, view.get_dtype()))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
+    def fault(self, name: str, shape: Sequence[int]) -> str | None:
+        """Why a tensor of that shape cannot be read; None: it can."""
+        if name not in self._files:
+            return self.missing([name])
+        file = self._files[name]
+        found, wanted = list(file.tensors[name].shape), list(shape)
+        if found != wanted:
+            return f"{file.path}: {name!r} has shape {found}, config.json says {wanted}"
+        return None
+
+    def missing(self, names: Sequence[str]) -> str:
+        """What to say of tensors that there are not."""
+        return f"{self._folder} has no tensor {some_of(names)}, which this model needs"
+
+    def superfluous(self, names: Sequence[str]) -> str:
+        """What to say of tensors that nobody reads."""
+        return f"{self._folder} has tensors that no layer of this model reads: {some_of(names)}"
 
 
-def _files(folder: Path) -> list[Path]:
+def _paths(folder: Path) -> list[Path]:
     """The files that the index names, or without an index all of them."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
@@ -114,12 +124,3 @@ def _files(folder: Path) -> list[Path]:
         if not file.exists():
             raise CheckpointError(f"{file} is missing; {index.name} names it")
     return files
-
-
-def _size(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of a tensor; a safetensors dtype ends in its bits ("BF16", "F8_E4M3", "BOOL")."""
-    digits = dtype.split("_")[0].lstrip("BFIUC")
-    count = 1
-    for length in shape:
-        count *= length
-    return count * int(digits) // 8 if digits.isdigit() else count
