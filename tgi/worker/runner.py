@@ -67,7 +67,7 @@ class Runner:
         config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
         checkpoint = Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
         build = Build(checkpoint, shard, device, device.dtype(command.dtype))
-        model = pkgutil.resolve_name(architecture.model)(config, build).eval()
+        model = _resolve(architecture.model)(config, build).eval()
         if checkpoint.unread:
             names = ", ".join(checkpoint.unread[:3])
             rest = f" and {len(checkpoint.unread) - 3} more" if len(checkpoint.unread) > 3 else ""
@@ -192,9 +192,18 @@ class Runner:
 
 def open_device(name: str, threads: int) -> Device:
     """The device of that name. Raises ConfigError where no plugin offers it."""
-    device = pkgutil.resolve_name(_find("device", name, devices(load_plugins())).implementation)(threads)
+    device = _resolve(_find("device", name, devices(load_plugins())).implementation)(threads)
     assert isinstance(device, Device)
     return device
+
+
+def _resolve(place: str) -> Callable[..., Any]:
+    """What a plugin says is at "module:Class". Raises ConfigError."""
+    try:
+        found: Callable[..., Any] = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{place}, which a plugin names, cannot be imported: {error}") from error
+    return found
 
 
 def _modules(model: Model) -> Iterable[nn.Module]:
