@@ -292,6 +292,31 @@ def test_s27_a_buffer_that_is_copied_from_is_not_changed_before_that():
         x.cpu()
 
 
+@pytest.mark.usefixtures("card")
+def test_s27_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
+    x, host = hpu(1, 2), torch.zeros(4)
+    host[:2].copy_(x, non_blocking=True)
+    first = torch.hpu.current_stream().record_event()
+    for again in (lambda: host[1:3].copy_(x), lambda: x.copy_(host[:2]), lambda: host[:2].copy_(x + 1)):
+        with refused("S27", "used again"):
+            again()
+    host[2:].copy_(x + 2, non_blocking=True)  # another part of it
+    first.synchronize()
+    assert host[:2].tolist() == [1, 2]
+    host[:2].copy_(x + 1, non_blocking=True)
+
+    source = torch.tensor([1.0, 2.0])
+    x.copy_(source, non_blocking=True)
+    (x + 0).copy_(source, non_blocking=True)  # to read it twice is allowed
+    with refused("S27", "used again"):
+        source.copy_(x, non_blocking=True)
+    source.fill_(5)
+    with refused("S27", "changed before"):
+        x.copy_(source, non_blocking=True)
+    source.copy_(torch.tensor([1.0, 2.0]))
+    torch.hpu.synchronize()
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 def test_s28_a_release_has_what_it_has(profile):
     with simulated(profile) as made:

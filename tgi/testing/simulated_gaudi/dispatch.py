@@ -266,6 +266,7 @@ def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor,
     if card.recorder is not None and source.dim() > 0:
         card.ledger.violate("S6", info.label, "a tensor is copied from the host while a graph is captured")
     check_from_host(card, source, info.label)
+    card.streams.uses_host(source, info.label, to_host=False)
     target.plain.copy_(source)
     card.cut()
     card.ledger.counters["h2d"] += 1
@@ -276,7 +277,7 @@ def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor,
     card.streams.writes(target.allocation, info.label)
     if later:
         before = source.detach().clone()
-        card.streams.arrive(lambda: _unchanged(card, info, source, before))
+        card.streams.arrive(source, False, lambda: _unchanged(card, info, source, before))
 
 
 def _unchanged(card: Card, info: Operation, source: torch.Tensor, before: torch.Tensor) -> None:
@@ -298,13 +299,14 @@ def download(
     card.ledger.counters["d2h"] += 1
     card.clock.spend("d2h", 10e-6 + size / card.profile.generation.host_rate)
     card.streams.reads(source.allocation, info.label, copy=later)
+    card.streams.uses_host(target, info.label, to_host=True)
     if not later:
         card.host_sync(info.label)
         card.streams.current.synchronize()
         return target.copy_(source.plain)
     snapshot = source.plain.clone()
     _rubbish(target)
-    card.streams.arrive(lambda: _deliver(target, snapshot))
+    card.streams.arrive(target, True, lambda: _deliver(target, snapshot))
     return target
 
 

@@ -249,7 +249,8 @@ _TABLE = (
         "S27",
         "what another stream does is waited for",
         "races",
-        "streams have vector clocks; a host buffer holds rubbish until an event after the copy",
+        "streams have vector clocks; a host buffer holds rubbish until an event after the copy, and is not "
+        "used again before",
     ),
     Rule(
         "S28",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import attrs
+import torch
 
 from .rules import Ledger
 
@@ -22,6 +23,22 @@ class Moments(Protocol):
     read: tuple[int, int] | None
 
 
+@attrs.frozen(eq=False)
+class Arrival:
+    """A copy between host and device that the host has not waited for."""
+
+    tick: int
+    host: torch.Tensor
+    """Its buffer on the host."""
+    to_host: bool
+    finish: Callable[[], None]
+
+    def uses(self, tensor: torch.Tensor) -> bool:
+        """Whether its buffer and that tensor have memory in common."""
+        (first, last), (begin, end) = _extent(self.host), _extent(tensor)
+        return first < end and begin < last
+
+
 @attrs.define(eq=False)
 class Stream:
     """`torch.hpu.Stream`."""
@@ -31,8 +48,8 @@ class Stream:
     tick: int = 0
     seen: dict[int, int] = attrs.field(factory=dict)
     """How far each stream is that this one has waited for."""
-    arrivals: deque[tuple[int, Callable[[], None]]] = attrs.field(factory=deque)
-    """Copies that the host has not waited for."""
+    arrivals: deque[Arrival] = attrs.field(factory=deque)
+    """The oldest first."""
 
     def wait_event(self, event: "Event") -> None:
         """Later work here comes after the event."""
@@ -122,18 +139,30 @@ class Streams:
             _merge(self._host_seen, position)
             for stream in self.all:
                 reached = self._host_seen.get(stream.number, 0)
-                while stream.arrivals and stream.arrivals[0][0] <= reached:
-                    stream.arrivals.popleft()[1]()
+                while stream.arrivals and stream.arrivals[0].tick <= reached:
+                    stream.arrivals.popleft().finish()
 
     def host_waits_for_all(self) -> None:
         """`torch.hpu.synchronize`."""
         for stream in self.all:
             stream.synchronize()
 
-    def arrive(self, what: Callable[[], None]) -> None:
-        """Do that when the host waits for what is now the last work of the current stream."""
+    def arrive(self, host: torch.Tensor, to_host: bool, finish: Callable[[], None]) -> None:
+        """Finish a copy when the host waits for what is now the last work of the current stream."""
         self.current.tick += 1
-        self.current.arrivals.append((self.current.tick, what))
+        self.current.arrivals.append(Arrival(self.current.tick, host, to_host, finish))
+
+    def uses_host(self, host: torch.Tensor, label: str, to_host: bool) -> None:
+        """A copy begins from or to a buffer on the host. Several may only copy from one, all the same."""
+        with self._lock:
+            pending = [copy for stream in self.all for copy in stream.arrivals if copy.uses(host)]
+        for copy in pending:
+            if to_host or copy.to_host:
+                self._ledger.violate(
+                    "S27", label, "a buffer on the host is used again before its first copy was waited for"
+                )
+            else:
+                copy.finish()
 
     def reads(self, memory: Moments, label: str, copy: bool = False) -> None:
         """The current stream reads memory."""
@@ -164,6 +193,15 @@ class Streams:
         number, tick = moment
         if max(self.current.seen.get(number, 0), self._host_seen.get(number, 0)) < tick:
             self._ledger.violate("S27", label, f"stream {self.current.number} {problem}")
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Addresses of its first byte and behind its last."""
+    if not tensor.numel():
+        return 0, 0
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * stride for size, stride in sizes)
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _merge(into: dict[int, int], other: dict[int, int]) -> None:
