@@ -19,7 +19,8 @@ class HostRow:
     start: int
     """Tokens of the row that were in the KV cache before this step."""
     blocks: npt.NDArray[np.int32]
-    """Its block table: enough blocks for `start + length` tokens."""
+    """Its block table: enough blocks for `start + length` tokens. Those that no layer sees any more may be
+    others' by now."""
 
 
 @attrs.define(eq=False)

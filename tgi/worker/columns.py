@@ -95,15 +95,28 @@ def token_columns(step: Step, rows: Rows, lanes: Lanes, block_size: int) -> Colu
     return columns
 
 
-def table_column(rows: Rows, lanes: Lanes, blocks: int, block_size: int) -> Ints:
-    """[count * blocks]: the first entries of each row's block table; the padding block beyond its tokens, for
-    what a lane's table has there is of others, and what is masked is read nevertheless."""
-    tables = np.zeros((rows.count, blocks), np.int32)
-    known = min(blocks, lanes.tables.shape[1])
+def first_blocks(rows: Rows, block_size: int, window: int | None) -> Ints:
+    """[real rows]: number of the first block that a token of the row sees; those before may be others'."""
+    if window is None:
+        return np.zeros_like(rows.starts)
+    return np.maximum(rows.starts + 1 - window, 0) // block_size
+
+
+def table_columns(rows: Rows, lanes: Lanes, blocks: int, block_size: int, window: int | None) -> Columns:
+    """The entries of each row's block table [count * blocks] from the first that it sees, and where that is;
+    the padding block beyond its tokens, for what a lane's table has there is of others, and what is masked is
+    read nevertheless."""
+    first, real = first_blocks(rows, block_size, window), len(rows.starts)
     used = -(-(rows.starts + rows.lengths) // block_size)
-    entries = lanes.tables[rows.real_lanes, :known]
-    tables[: len(used), :known] = np.where(np.arange(known) < used[:, None], entries, 0)
-    return tables.reshape(-1)
+    entries = first[:, None] + np.arange(blocks, dtype=np.int32)
+    known = lanes.tables[rows.real_lanes[:, None], np.minimum(entries, lanes.tables.shape[1] - 1)]
+    tables = np.zeros((rows.count, blocks), np.int32)
+    tables[:real] = np.where(entries < used[:, None], known, 0)
+    columns: Columns = {"tables": tables.reshape(-1)}
+    if window is not None:
+        columns["bases"] = np.zeros(rows.count, np.int32)
+        columns["bases"][:real] = first * block_size
+    return columns
 
 
 def _prompt_lengths(step: Step, rows: Rows, lanes: Lanes) -> Ints:

@@ -13,7 +13,7 @@ import torch
 from tgi.device import Batch, Device, HostRow, KVCache
 from tgi.protocol import Step, unpack_ints
 
-from .columns import Ints, Rows, sampler_columns, table_column, token_columns
+from .columns import Ints, Rows, sampler_columns, table_columns, token_columns
 from .kv_cache import KVCacheSpec
 from .lanes import FLOATS, INTS, Lanes
 from .sampler import Masks, Needs, SamplerInputs
@@ -44,7 +44,7 @@ def make_inputs(
     columns, numbers = sampler_columns(step, rows, lanes, device.dynamic)
     needs = Needs.of(columns, step.top)
     columns |= token_columns(step, rows, lanes, spec.block_size)
-    columns["tables"] = table_column(rows, lanes, step.bucket_blocks, spec.block_size)
+    columns |= table_columns(rows, lanes, step.bucket_blocks, spec.block_size, spec.window)
     given = _to_device(columns, device)
     tokens = given["tokens"] if step.prefill else last_tokens[given["lanes"]]
     batch = Batch(
@@ -55,6 +55,7 @@ def make_inputs(
         tables=given["tables"].view(rows.count, -1),
         last=given["last"],
         cache=cache,
+        bases=given.get("bases"),
         host=_host_rows(rows, lanes, spec.block_size),
         targets=given.get("targets"),
         target_top=step.prompt_top,

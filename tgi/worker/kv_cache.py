@@ -18,12 +18,16 @@ class KVCacheSpec:
     head_dim: int
     dtype: torch.dtype
     block_size: int
+    window: int | None = None
+    """How many tokens a token sees, in any layer; None: all before it."""
 
     @classmethod
     def of(cls, config: ModelConfig, shard: Shard, dtype: torch.dtype, block_size: int) -> "KVCacheSpec":
         """For a rank's share of a model."""
         heads = shard.kv_heads(config.num_kv_heads)
-        return cls(config.num_layers, heads.stop - heads.start, config.head_dim, dtype, block_size)
+        return cls(
+            config.num_layers, heads.stop - heads.start, config.head_dim, dtype, block_size, config.window
+        )
 
     @property
     def block_bytes(self) -> int:

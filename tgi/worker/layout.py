@@ -42,6 +42,8 @@ class Sizes:
     mask_words: int
     flat: bool
     """Decode steps list the blocks of all rows together."""
+    window: int | None = None
+    """How many tokens a token sees, in any layer; None: all before it."""
 
 
 @attrs.frozen(eq=False)
@@ -103,7 +105,7 @@ def _row_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic
 
 def _decode_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
     if not sizes.flat:
-        return {"tables": np.zeros(shape.rows * shape.blocks)}
+        return _table_columns(shape, sizes)
     count = shape.blocks
     return {
         "block_ids": np.zeros(count),
@@ -112,12 +114,17 @@ def _decode_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.gene
     }
 
 
+def _table_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
+    bases = {} if sizes.window is None else {"bases": np.zeros(shape.rows)}
+    return {"tables": np.zeros(shape.rows * shape.blocks), **bases}
+
+
 def _prompt_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
     rows = shape.rows
     return {
         "tokens": np.zeros(shape.total),
         "targets": np.full(shape.total, -1),
-        "tables": np.zeros(rows * shape.blocks),
+        **_table_columns(shape, sizes),
         "row_lengths": np.ones(rows),
         "prompt_ends": np.full(rows, NO_PROMPT_END),
         "cleared": np.full(rows, sizes.lanes),

@@ -134,6 +134,7 @@ class StepProgram(Program):
             last=given["last"],
             cache=parts.cache,
             lengths=given["row_lengths"] if shape.prefill else None,
+            bases=given.get("bases"),
             flat=flat,
             features=parts.prompt.features if shape.prefill else None,
         )
@@ -187,7 +188,7 @@ class PromptProgram(Program):
 
 
 class MarkProgram(Program):
-    """Writes the rows of a lane whose bias or ends are too many for its first step: lane, bias, ends."""
+    """Writes the rows of a lane that are too much for its first step: lane, counts, generated, bias, ends."""
 
     regions: ClassVar[tuple[str, ...]] = ("forward",)
 
@@ -197,6 +198,7 @@ class MarkProgram(Program):
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
         """Gives the lane back."""
-        bias = packed[1 : 1 + self._size].view(torch.float32)
-        self._tables.replace(packed[:1], bias, packed[1 + self._size :])
+        ends = packed[1 + 3 * self._size :]
+        counts, generated, bias = packed[1 : -self._size].view(torch.float32).view(3, self._size).unbind(0)
+        self._tables.replace(packed[:1], counts, generated, bias, ends)
         return packed[:1] + 0

@@ -14,11 +14,11 @@ import torch
 from tgi.layers import Head
 from tgi.protocol import LaneParams, Step, unpack_ints
 
-from .columns import Columns, Ints, Rows, sampler_columns, table_column, token_columns
+from .columns import Columns, Ints, Rows, first_blocks, sampler_columns, table_columns, token_columns
 from .lanes import Lanes
-from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Shape
+from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Shape, Sizes
 from .program import SLICE, MarkProgram, Parts, PromptProgram, StepProgram
-from .tables import dense_bias, dense_ends
+from .tables import dense_bias, dense_counts, dense_ends
 
 Run = Callable[[torch.Tensor], torch.Tensor]
 
@@ -43,7 +43,7 @@ class Programs:
         positions = range(0, len(parts.prompt.targets), SLICE)
         self._slices = [device.upload(np.array([begin], np.int32)) for begin in positions]
         for _ in range(2):  # the first time they are compiled, the second they run as they will
-            self._replace(LaneParams(lanes.count, 0, False, 1, 0, 1, 1, 1, 0, False, b""))
+            self._replace(LaneParams(lanes.count, 0, False, 1, 0, 1, 1, 1, 0, False, b""), 0)
             if self._prompt is not None:
                 self._prompt(self._slices[0])
                 device.fetch(parts.prompt.answers)()
@@ -92,16 +92,20 @@ class Programs:
             columns["masks"] = masks
         if step.prefill:
             self._check(step, rows)
-            columns["tables"] = table_column(rows, lanes, step.bucket_blocks, sizes.block_size)
-            return columns | self._prompt_columns(step, rows)
+            return columns | self._prompt_columns(step, rows) | self._table_columns(step, rows)
         if sizes.flat:
-            return columns | flat_columns(rows, lanes, sizes.block_size, step.bucket_blocks)
-        return columns | {"tables": table_column(rows, lanes, step.bucket_blocks, sizes.block_size)}
+            return columns | flat_columns(rows, lanes, sizes, step.bucket_blocks)
+        return columns | self._table_columns(step, rows)
+
+    def _table_columns(self, step: Step, rows: Rows) -> Columns:
+        sizes = self._parts.sizes
+        return table_columns(rows, self._lanes, step.bucket_blocks, sizes.block_size, sizes.window)
 
     def _check(self, step: Step, rows: Rows) -> None:
         """What the server must not ask for."""
-        size = self._parts.sizes.block_size
-        assert int(rows.starts.max(initial=0)) <= step.bucket_blocks * size, "a context beyond the bucket"
+        sizes = self._parts.sizes
+        blocks = -(-rows.starts // sizes.block_size) - first_blocks(rows, sizes.block_size, sizes.window)
+        assert blocks.max(initial=0) <= step.bucket_blocks, "a context beyond the bucket"
         assert rows.total <= len(self._parts.prompt.targets), "a prefill step beyond Load.prefill_tokens"
 
     def _prompt_columns(self, step: Step, rows: Rows) -> Columns:
@@ -117,14 +121,13 @@ class Programs:
         places = {lane: row for row, lane in enumerate(rows.real_lanes.tolist())}
         for params in step.params:
             row = places[params.lane]
-            entered[row] = params.lane
             known = unpack_ints(params.history)[: rows.starts[row]]
-            history[row, : len(known)] = known
             values, ids, end_ids = self._marks(params)
-            if len(ids) > INLINE_BIAS or len(end_ids) > INLINE_ENDS:
-                self._replace(params)
+            if len(ids) > INLINE_BIAS or len(end_ids) > INLINE_ENDS or len(known) > history.shape[1]:
+                self._replace(params, len(known))
                 continue
-            marked[row] = params.lane
+            entered[row] = marked[row] = params.lane
+            history[row, : len(known)] = known
             biased[row, : len(ids)], bias[row, : len(ids)] = ids, values[ids]
             ending[row, : len(end_ids)] = end_ids
         return {
@@ -144,13 +147,13 @@ class Programs:
         ends = dense_ends(params, self._vocab_size) if params.ends else np.zeros(0, np.bool_)
         return values, np.flatnonzero(values), np.flatnonzero(ends)
 
-    def _replace(self, params: LaneParams) -> None:
-        """Send the whole rows of a sequence with much bias or many ends."""
-        bias, ends = dense_bias(params, self._vocab_size), dense_ends(params, self._vocab_size)
-        packed = np.concatenate(
-            (np.array([params.lane], np.int32), bias.view(np.int32), ends.astype(np.int32))
-        )
-        self._mark(self._parts.device.upload(packed))
+    def _replace(self, params: LaneParams, known: int) -> None:
+        """Send the whole rows of a sequence with much bias, many ends or a history beyond the bucket: under a
+        window a step has fewer blocks than the sequence has tokens."""
+        size = self._vocab_size
+        floats = (*dense_counts(params, size, known), dense_bias(params, size))
+        rows = (*(row.view(np.int32) for row in floats), dense_ends(params, size).astype(np.int32))
+        self._mark(self._parts.device.upload(np.concatenate((np.array([params.lane], np.int32), *rows))))
 
     def _ask(self, step: Step, rows: Rows) -> Callable[[], dict[str, bytes]]:
         """Log-probabilities of the prompt, slice by slice, from what the step has left."""
@@ -171,17 +174,18 @@ class Programs:
         return wait
 
 
-def flat_columns(rows: Rows, lanes: Lanes, block_size: int, blocks: int) -> dict[str, Any]:
-    """The blocks of all rows of a decode step, in the order of rows, each with its row and its tokens."""
+def flat_columns(rows: Rows, lanes: Lanes, sizes: Sizes, blocks: int) -> dict[str, Any]:
+    """The blocks that the rows of a decode step see, in the order of rows, as `FlatBlocks` has them."""
     tokens = rows.starts + 1
-    counts = -(-tokens // block_size)
+    first = first_blocks(rows, sizes.block_size, sizes.window)
+    counts = -(-tokens // sizes.block_size) - first
     owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    entry = np.arange(len(owner), dtype=np.int32) - np.repeat(np.cumsum(counts) - counts, counts)
+    entry = np.arange(len(owner), dtype=np.int32) + np.repeat(first + counts - np.cumsum(counts), counts)
     assert len(owner) <= blocks, "more blocks than the bucket has"
     return {
         "block_ids": lanes.tables[rows.lanes[owner], entry],
         "block_rows": owner,
-        "block_tokens": np.minimum(tokens[owner] - entry * block_size, block_size),
+        "block_tokens": tokens[owner] - entry * sizes.block_size,
     }
 
 

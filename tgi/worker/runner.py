@@ -175,7 +175,7 @@ class Runner:
             last_tokens=self.last_tokens,
             prompt=Prompt.of(self.prefill_tokens, config.hidden_size, self.top, device, self.dtype),
             device=device,
-            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat_decode),
+            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat_decode, self.spec.window),
             top=self.top,
         )
 

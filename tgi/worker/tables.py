@@ -31,6 +31,20 @@ def dense_ends(params: LaneParams, size: int) -> npt.NDArray[np.bool_]:
     return ends & (not ends.all())
 
 
+def dense_counts(
+    params: LaneParams, size: int, known: int | None = None
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """[size] each: how often the history has each token, and how often of these it was generated; `known`:
+    of its first tokens only."""
+    history = unpack_ints(params.history)
+    prompt = params.prompt_length or len(history)
+    every, generated = (
+        np.bincount(tokens, minlength=size).astype(np.float32)
+        for tokens in (history[:known], history[prompt:known])
+    )
+    return every, generated
+
+
 class Tables:
     """[lanes, vocab] each; together tgi.footprint.TABLE_BYTES for one token of one lane."""
 
@@ -50,10 +64,10 @@ class Tables:
     def start(self, params: LaneParams) -> None:
         """A sequence enters a lane. Ids that the vocabulary does not have are passed over."""
         if params.history:
-            history = unpack_ints(params.history)
-            prompt = params.prompt_length or len(history)
-            self._write(self.counts, params.lane, self._count(history))
-            self._write(self.generated, params.lane, self._count(history[prompt:]))
+            for table, row in zip(
+                (self.counts, self.generated), dense_counts(params, self._size), strict=True
+            ):
+                self._write(table, params.lane, row)
         if params.bias_ids:
             self._write(self.bias, params.lane, dense_bias(params, self._size))
         if params.ends:
@@ -89,8 +103,17 @@ class Tables:
         places = torch.where(ends < 0, spare, self._places(lanes[:, None].expand_as(ends), ends))
         self.ends.view(-1).scatter_(0, places.flatten(), True)
 
-    def replace(self, lane: torch.Tensor, bias: torch.Tensor, ends: torch.Tensor) -> None:
-        """The whole rows of a lane [1]: bias [vocab], ends [vocab] other than 0."""
+    def replace(
+        self,
+        lane: torch.Tensor,
+        counts: torch.Tensor,
+        generated: torch.Tensor,
+        bias: torch.Tensor,
+        ends: torch.Tensor,
+    ) -> None:
+        """The whole rows of a lane [1], [vocab] each: `ends` are other than 0."""
+        self.counts.index_copy_(0, lane.long(), counts[None])
+        self.generated.index_copy_(0, lane.long(), generated[None])
         self.bias.index_copy_(0, lane.long(), bias[None])
         self.ends.index_copy_(0, lane.long(), (ends != 0)[None])
 
@@ -100,9 +123,6 @@ class Tables:
     @property
     def _size(self) -> int:
         return self.counts.shape[1]
-
-    def _count(self, tokens: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-        return np.bincount(tokens, minlength=self._size).astype(np.float32)
 
     def _write(self, table: torch.Tensor, lane: int, row: npt.NDArray[np.generic]) -> None:
         table[lane] = torch.from_numpy(row).to(table.device)
