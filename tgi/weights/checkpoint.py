@@ -31,7 +31,7 @@ class Checkpoint:
     def __init__(
         self, folder: Path, on_read: Callable[[int, int], None] = lambda _done, _total: None
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._on_read = on_read
         self._files: dict[str, TensorFile] = {}
         for path in _paths(folder):
@@ -100,11 +100,11 @@ class Checkpoint:
 
     def missing(self, names: Sequence[str]) -> str:
         """What to say of tensors that there are not."""
-        return f"{self._folder} has no tensor {some_of(names)}, which this model needs"
+        return f"{self.folder} has no tensor {some_of(names)}, which this model needs"
 
     def superfluous(self, names: Sequence[str]) -> str:
         """What to say of tensors that nobody reads."""
-        return f"{self._folder} has tensors that no layer of this model reads: {some_of(names)}"
+        return f"{self.folder} has tensors that no layer of this model reads: {some_of(names)}"
 
 
 def _paths(folder: Path) -> list[Path]:
