@@ -135,7 +135,7 @@ BROKEN = {
     ),
     "unread tensor": (
         lambda f: edit_tensors(f, lambda t: t.update({"model.layers.9.x": torch.ones(1)})),
-        "no layer of this model reads: model.layers.9.x",
+        "no layer of this model reads: 'model.layers.9.x'",
     ),
     "truncated file": (truncate, "model.safetensors is not a complete"),
     "wrong shape": (

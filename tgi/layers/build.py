@@ -1,22 +1,60 @@
 """What every layer needs to build itself."""
 
+from collections.abc import Sequence
+
 import attrs
 import torch
 
 from tgi.device import Device
-from tgi.weights import Checkpoint, Shard
+from tgi.weights import Shard, Weights
+
+
+@attrs.frozen
+class Part:
+    """Of the tensor `name`, whose shape is `shape`, what `part` says of dimension `dim`; None: all."""
+
+    name: str
+    shape: Sequence[int]
+    dim: int = 0
+    part: slice | None = None
+
+    @property
+    def size(self) -> list[int]:
+        """Its own shape."""
+        size = list(self.shape)
+        if self.part is not None:
+            size[self.dim] = len(range(size[self.dim])[self.part])
+        return size
 
 
 @attrs.define(eq=False)
 class Build:
     """Where a layer's weights are, its share of them, what it runs on, and in which dtype."""
 
-    weights: Checkpoint
+    weights: Weights
     shard: Shard
     device: Device
     dtype: torch.dtype
     widest: int = 0
     """Most features that a linear layer gives one token on this rank; for the estimate of the workspace."""
+
+    def read(self, *parts: Part, rows: int = 0) -> torch.Tensor:
+        """Parts one below the other, in the model's dtype, padded with zeros to so many rows at least.
+
+        They go straight from the file to the device.
+        """
+        sizes = [part.size for part in parts]
+        count = sum(size[0] for size in sizes)
+        whole = torch.empty(
+            (max(rows, count), *sizes[0][1:]), dtype=self.dtype, device=self.device.torch_device
+        )
+        begin = 0
+        for part, size in zip(parts, sizes, strict=True):
+            out = whole[begin : begin + size[0]]
+            self.weights.read(part.name, part.shape, part.dim, part.part, out)
+            begin += size[0]
+        whole[begin:].zero_()
+        return whole
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor in the model's dtype on the device."""

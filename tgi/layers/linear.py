@@ -8,7 +8,7 @@ from torch import nn
 
 from tgi.device import Batch
 
-from .build import Build
+from .build import Build, Part
 
 PROMPT_SLICE = 64
 """Positions whose logits are held at once for prompt log-probabilities."""
@@ -38,12 +38,10 @@ class ColumnLinear(nn.Module):
 
         def fused(kind: str, *rest: int) -> torch.Tensor:
             parts = zip(names, out_features, cuts, strict=True)
-            return torch.cat(
-                [build.weights.read(f"{n}.{kind}", [out, *rest], 0, cut) for n, out, cut in parts]
-            )
+            return build.read(*(Part(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts))
 
         self._weight = build.linear(fused("weight", in_features))
-        self._bias = build.put(fused("bias")) if bias else None
+        self._bias = fused("bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] to [T, this rank's part of all out_features]."""
@@ -60,9 +58,9 @@ class RowLinear(nn.Module):
         self._device = build.device
         self._shard = build.shard
         part = build.shard.cut(in_features)
-        weight = build.weights.read(f"{name}.weight", [out_features, in_features], 1, part)
+        weight = build.read(Part(f"{name}.weight", (out_features, in_features), 1, part))
         self._weight = build.linear(weight)
-        self._bias = build.put(build.weights.read(f"{name}.bias", [out_features])) if bias else None
+        self._bias = build.read(Part(f"{name}.bias", (out_features,))) if bias else None
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape."""
@@ -79,7 +77,7 @@ class Embedding(nn.Module):
         self._device = build.device
         self._shard = build.shard
         nobody = build.shard.size > 1  # a row of zeros for the tokens of other ranks
-        self._weight = build.put(_rows(build, f"{name}.weight", [vocab_size, size], int(nobody)))
+        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], int(nobody))
         self._first = build.shard.rows(vocab_size).start
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -104,9 +102,8 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        weight = _rows(build, f"{name}.weight", [vocab_size, size])
-        self._weight = build.device.prepare_weight(weight.to(build.dtype))
-        self._bias = build.put(_rows(build, f"{name}.bias", [vocab_size])) if bias else None
+        self._weight = build.device.prepare_weight(_rows(build, f"{name}.weight", [vocab_size, size]))
+        self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
@@ -142,6 +139,5 @@ class Head(nn.Module):
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
     """This rank's rows of a tensor, padded with zeros to those of every rank and `more`."""
-    tensor = build.weights.read(name, shape, 0, build.shard.rows(shape[0]))
-    missing = build.shard.share(shape[0]) + more - tensor.shape[0]
-    return torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:]))) if missing else tensor
+    part = Part(name, shape, 0, build.shard.rows(shape[0]))
+    return build.read(part, rows=build.shard.share(shape[0]) + more)

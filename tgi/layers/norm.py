@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .build import Build
+from .build import Build, Part
 
 
 class RMSNorm(nn.Module):
@@ -13,7 +13,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self._device = build.device
         self._epsilon = epsilon
-        self._weight = build.put(build.weights.read(f"{name}.weight", [size]))
+        self._weight = build.read(Part(f"{name}.weight", (size,)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""

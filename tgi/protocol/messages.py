@@ -43,6 +43,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Pairs of a query token and a token that it might see, at most, where a step has a mask; likewise."""
     top: int = 0
     """Most of `Step.top` and `Step.prompt_top`: where every shape is compiled, all steps report so many."""
+    dummy: bool = False
+    """Whether weights are made up rather than read."""
     kv_cache_dtype: str = ""
     """"fp8_e4m3fn", or "": the model's."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)

@@ -1,6 +1,11 @@
 """Reading model weights: tensors by name, a rank's part only. Knows no layer and no device."""
 
 from .checkpoint import Checkpoint, CheckpointError
+from .dummy import DummyWeights
+from .outline import Outline, check_outline
 from .shard import Shard
 
-__all__ = ["Checkpoint", "CheckpointError", "Shard"]
+Weights = Checkpoint | DummyWeights | Outline
+"""What a model is built from."""
+
+__all__ = ["Checkpoint", "CheckpointError", "DummyWeights", "Outline", "Shard", "Weights", "check_outline"]

@@ -17,7 +17,7 @@ from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.layers import Batch, Build, Head
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
 from tgi.protocol import Load, Loaded, Progress, Result, Step
-from tgi.weights import Checkpoint, CheckpointError, Shard
+from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Shard, check_outline
 
 from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
@@ -65,15 +65,14 @@ class Runner:
             device.connect()
         architecture = _find("architecture", command.architecture, architectures(load_plugins()))
         config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
-        checkpoint = Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
-        build = Build(checkpoint, shard, device, device.dtype(command.dtype))
-        model = _resolve(architecture.model)(config, build).eval()
-        if checkpoint.unread:
-            names = ", ".join(checkpoint.unread[:3])
-            rest = f" and {len(checkpoint.unread) - 3} more" if len(checkpoint.unread) > 3 else ""
-            raise CheckpointError(
-                f"{command.folder} has tensors that no layer of this model reads: {names}{rest}"
-            )
+        dtype, make = device.dtype(command.dtype), _resolve(architecture.model)
+        weights = _open_weights(command, dtype, report)
+        if isinstance(weights, Checkpoint):
+            check_outline(weights, lambda outline: make(config, Build(outline, shard, _nowhere(), dtype)))
+        build = Build(weights, shard, device, dtype)
+        model = make(config, build).eval()
+        if isinstance(weights, Checkpoint) and weights.unread:
+            raise CheckpointError(weights.superfluous(weights.unread))
         return cls.of(model, config, build, command)
 
     @classmethod
@@ -204,6 +203,21 @@ def _resolve(place: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{place}, which a plugin names, cannot be imported: {error}") from error
     return found
+
+
+def _open_weights(
+    command: Load, dtype: torch.dtype, report: Callable[[Progress], None]
+) -> Checkpoint | DummyWeights:
+    if command.dummy:
+        return DummyWeights(dtype)
+    return Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
+
+
+def _nowhere() -> Device:
+    """Where tensors have a shape and nothing else."""
+    device = Device()
+    device.torch_device = torch.device("meta")
+    return device
 
 
 def _modules(model: Model) -> Iterable[nn.Module]:

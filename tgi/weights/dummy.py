@@ -1,0 +1,76 @@
+"""Weights for measurements that no file has: the same ones every time, over any number of ranks."""
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+
+_STARTS = 1 << 20
+"""Rows of a tensor begin at different places of the same noise, which goes round after so many numbers."""
+_STEP = 611_953
+"""From one row to the next; prime, so that no two of so many rows are alike."""
+_SPREAD = 0.02
+"""Standard deviation: that which models begin their training with."""
+_ROWS = 1 << 24
+"""Numbers that are made at once, at least a row."""
+
+
+class DummyWeights:
+    """Stands in for a `Checkpoint`: has any tensor that is asked for, of small numbers.
+
+    Vectors are neutral, 1 in a weight and 0 in a bias, so that norms keep numbers in bounds.
+    """
+
+    unread: Sequence[str] = ()
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype = dtype
+        self._noise = torch.empty(0)
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def read(
+        self,
+        name: str,
+        shape: Sequence[int],
+        dim: int = 0,
+        part: slice | None = None,
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `Checkpoint.read`."""
+        ranges = [range(length) for length in shape]
+        if part is not None:
+            ranges[dim] = ranges[dim][part]
+        if out is None:
+            out = torch.empty([len(some) for some in ranges], dtype=self._dtype)
+        if len(shape) < 2:
+            return out.fill_(0.0 if name.endswith("bias") else 1.0)
+        if dim > 1:
+            whole = self.read(name, shape)
+            return out.copy_(whole.narrow(dim, ranges[dim].start, len(ranges[dim])))
+        inner = math.prod(shape[2:])
+        columns = range(ranges[1].start * inner, ranges[1].stop * inner)
+        self._fill(out.view(len(ranges[0]), len(columns)), name, ranges[0], columns, shape[1] * inner)
+        return out
+
+    def dismiss(self, name: str) -> None:
+        """As `Checkpoint.dismiss`."""
+
+    def _fill(self, out: torch.Tensor, name: str, rows: range, columns: range, width: int) -> None:
+        noise = self._noise_for(width, out)
+        windows = noise[columns.start :].unfold(0, len(columns), 1)
+        first = zlib.crc32(name.encode())
+        count = max(1, _ROWS // max(1, len(columns)))
+        for begin in range(0, len(rows), count):
+            some = torch.tensor(rows[begin : begin + count], device=out.device)
+            out[begin : begin + count] = windows.index_select(0, (first + some * _STEP) % _STARTS)
+
+    def _noise_for(self, width: int, like: torch.Tensor) -> torch.Tensor:
+        """Enough for a row of that width from any start."""
+        if len(self._noise) < _STARTS + width or self._noise.dtype != like.dtype:
+            noise = torch.randn(_STARTS, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD)
+            rounds = 1 + -(-width // _STARTS)
+            self._noise = noise.to(like.device, like.dtype).repeat(rounds)
+        return self._noise

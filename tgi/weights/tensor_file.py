@@ -1,0 +1,152 @@
+"""A *.safetensors file: what it has by its header, and copies of parts of its tensors.
+
+The file is mapped once. What has been copied is given back to the system piece by piece, so that a process
+never holds more than a piece of it beside the copy, whatever the size of the file. The format: the length of
+the header in 8 bytes, little-endian, the header, a JSON object, and then the numbers.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MOST_HEADER = 100 << 20
+"""Bytes: that of safetensors itself."""
+PIECE = 32 << 20
+"""Bytes of the file that are copied at once."""
+NAMED = 5
+"""Tensors of many that a message names."""
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""A file may be larger than the memory."""
+
+
+class FileError(Exception):
+    """The file is broken; the message is one line without its name."""
+
+
+@attrs.frozen(eq=False)
+class TensorFile:
+    """An open file."""
+
+    path: Path
+    mapped: mmap.mmap
+    tensors: "dict[str, Stored]"
+
+
+@attrs.frozen
+class Stored:
+    """Where a tensor is, and what it is."""
+
+    dtype: torch.dtype | None
+    """None: none that a model can have."""
+    shape: tuple[int, ...]
+    begin: int
+    bytes: int
+
+
+def open_file(path: Path) -> TensorFile:
+    """Read the header, map the rest. Raises FileError and OSError."""
+    with path.open("rb") as file:
+        total = path.stat().st_size
+        size = int.from_bytes(file.read(8), "little")
+        if total < 8 or not 0 < size <= min(MOST_HEADER, total - 8):
+            raise FileError("its header is cut off")
+        header = _header(file.read(size))
+        mapped = mmap.mmap(
+            file.fileno(), 0, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+        )
+    tensors = {
+        name: _stored(name, entry, size + 8) for name, entry in header.items() if name != "__metadata__"
+    }
+    lost = [name for name, tensor in tensors.items() if tensor.begin + tensor.bytes > total]
+    if lost:
+        raise FileError(f"it ends within or before {some_of(lost)}")
+    return TensorFile(path, mapped, tensors)
+
+
+def copy(file: TensorFile, name: str, out: torch.Tensor, dim: int = 0, first: int = 0) -> None:
+    """Copy to `out`, in its dtype and to its device, what a tensor has from index `first` of `dim` on.
+
+    Of `dim` as much as `out` has; all else must be of the same size.
+    """
+    source = view(file, name)
+    if not out.numel():
+        return
+    if not out.dim():
+        out.copy_(source)
+        return
+    if dim:
+        source, first = source.narrow(dim, first, out.shape[dim]), 0
+    stored = file.tensors[name]
+    row = stored.bytes // stored.shape[0]
+    count = max(1, PIECE // max(1, row))
+    for begin in range(0, len(out), count):
+        piece = out[begin : begin + count]
+        piece.copy_(source[first + begin : first + begin + len(piece)])
+        release(file, stored.begin + (first + begin) * row, len(piece) * row)
+
+
+def view(file: TensorFile, name: str) -> torch.Tensor:
+    """The tensor in the file itself. Raises FileError where it has a dtype that torch has not."""
+    stored = file.tensors[name]
+    if stored.dtype is None:
+        raise FileError("its dtype is not known")
+    count = math.prod(stored.shape)
+    if not count:
+        return torch.empty(stored.shape, dtype=stored.dtype)
+    flat = torch.frombuffer(file.mapped, dtype=stored.dtype, count=count, offset=stored.begin)
+    return flat.view(stored.shape)
+
+
+def release(file: TensorFile, begin: int, size: int) -> None:
+    """These bytes need not stay in memory; who reads them nevertheless finds them again."""
+    start = begin - begin % mmap.PAGESIZE
+    file.mapped.madvise(mmap.MADV_DONTNEED, start, begin + size - start)
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = len(names) - NAMED
+    return ", ".join(map(repr, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise FileError(f"its header is not JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise FileError("its header is no object")
+    return header
+
+
+def _stored(name: str, entry: Any, start: int) -> Stored:
+    try:
+        dtype, shape = DTYPES.get(entry["dtype"]), tuple(map(int, entry["shape"]))
+        begin, end = map(int, entry["data_offsets"])
+    except (TypeError, KeyError, ValueError) as error:
+        raise FileError(f"its header says nothing that makes sense of {name!r}") from error
+    size = end - begin
+    wrong = dtype is not None and size != math.prod(shape) * dtype.itemsize
+    if begin < 0 or size < 0 or min(shape, default=0) < 0 or wrong:
+        raise FileError(f"its header contradicts itself about {name!r}")
+    return Stored(dtype, shape, start + begin, size)
