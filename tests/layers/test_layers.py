@@ -5,9 +5,20 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
 from tgi.device import Batch, Device
-from tgi.layers import Attention, Build, ColumnLinear, Embedding, Head, RowLinear
+from tgi.layers import (
+    Attention,
+    Build,
+    ColumnLinear,
+    Embedding,
+    GroupedQKV,
+    Head,
+    LayerNorm,
+    RowLinear,
+    alibi_slopes,
+)
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.rope import read_rope
@@ -128,6 +139,60 @@ def test_each_token_is_one_ranks(build, tokens):
         ]
         assert torch.equal(sum(parts), build.tensors["head.weight"][ids.long()])
         assert len(device.parts) == size - (size == 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 6), (12, 6), (30, 6)])
+def test_grouped_heads_on_ranks(tmp_path, heads, kv_heads, size):
+    """Against a tensor whose rows say what they are: query or key or value, which head, which feature."""
+    readers = heads // kv_heads
+    rows = []
+    for group in range(kv_heads):
+        rows += [(0, group * readers + reader, i) for reader in range(readers) for i in range(4)]
+        rows += [(1, group, i) for i in range(4)] + [(2, group, i) for i in range(4)]
+    rows = torch.tensor(rows, dtype=torch.float32)
+    save_file({"x.weight": rows, "x.bias": rows[:, 1].clone()}, tmp_path / "model.safetensors")
+    for rank in range(size):
+        build = Build(Checkpoint(tmp_path), Shard(rank, size), Device(1), torch.float32)
+        got, bias = GroupedQKV(build, "x", 3, heads, kv_heads, 4, bias=True)(torch.eye(4, 3)).split((3, 1))
+        got = (got - bias).T
+        mine = [head for head in range(heads) if head * size // heads == rank]
+        read = sorted({head // readers for head in mine})
+        wanted = [(0, head, i) for head in mine for i in range(4)]
+        wanted += [(kind, head, i) for kind in (1, 2) for head in read for i in range(4)]
+        assert got.tolist() == [list(map(float, row)) for row in wanted]
+        assert torch.equal(bias[0], got[:, 1])
+
+
+def test_two_layers_share_one_sum_over_the_ranks(build):
+    """Both biases and the residual count once."""
+    wide, residual, device = torch.randn(3, 12), torch.randn(3, SIZE), OneAfterAnother()
+    for rank in range(4):
+        layer = RowLinear(build(Shard(rank, 4), device), "o", 12, SIZE, bias=True)
+        part = wide[:, 3 * rank : 3 * rank + 3].contiguous()
+        layer(2 * part, partial=layer.partial(part, residual))
+    assert len(device.parts) == 4
+    tensors = build.tensors
+    wanted = 3 * wide @ tensors["o.weight"].T + 2 * tensors["o.bias"] + residual
+    torch.testing.assert_close(sum(device.parts), wanted)
+
+
+def test_layer_norm(tmp_path):
+    """Against its definition."""
+    weight, bias = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    save_file({"n.weight": weight, "n.bias": bias}, tmp_path / "model.safetensors")
+    x = torch.tensor([[1.0, 2, 3, 4, 5], [-7, 0, 0, 0, 7]], dtype=torch.float64)
+    norm = LayerNorm(Build(Checkpoint(tmp_path), Shard(), Device(1), torch.float64), "n", 5, 0.5)
+    less = x - torch.tensor([[3.0], [0.0]])
+    wanted = less / torch.tensor([[2.5], [98 / 5 + 0.5]]).double().sqrt() * weight + bias
+    torch.testing.assert_close(norm(x), wanted)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4, 5, 7, 12, 32, 64, 71])
+def test_slopes_are_those_of_transformers(heads):
+    """Of the position 1, but for its rounding to bfloat16."""
+    rounded = build_alibi_tensor(torch.ones(1, 2, dtype=torch.int64), heads, torch.float32)[:, 0, 1]
+    assert torch.equal(alibi_slopes(heads).bfloat16().float(), rounded)
 
 
 def test_heads_must_divide(build):

@@ -115,6 +115,16 @@ class Device:
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         return wide.to(x.dtype) * weight
 
+    def layer_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+    ) -> torch.Tensor:
+        """x less its mean along the last dimension, over its standard deviation, times weight, plus bias."""
+        return F.layer_norm(x, weight.shape, weight, bias, epsilon)
+
+    def gelu(self, x: torch.Tensor) -> torch.Tensor:
+        """x times the share of the normal distribution below it."""
+        return F.gelu(x)
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """silu(gate) * up, where gate and up are the halves of the last dimension."""
         gate, up = gate_up.chunk(2, dim=-1)

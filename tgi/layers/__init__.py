@@ -2,10 +2,12 @@
 
 from tgi.device import Batch
 
+from .alibi import alibi_slopes
 from .attention import Attention
+from .blocks import GatedMLP, SelfAttention
 from .build import Build
-from .linear import ColumnLinear, Embedding, Head, RowLinear
-from .norm import RMSNorm
+from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
+from .norm import LayerNorm, RMSNorm
 from .rotary import Rotary
 
 __all__ = [
@@ -14,8 +16,13 @@ __all__ = [
     "Build",
     "ColumnLinear",
     "Embedding",
+    "GatedMLP",
+    "GroupedQKV",
     "Head",
+    "LayerNorm",
     "RMSNorm",
     "Rotary",
     "RowLinear",
+    "SelfAttention",
+    "alibi_slopes",
 ]

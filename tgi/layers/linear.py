@@ -48,6 +48,44 @@ class ColumnLinear(nn.Module):
         return self._device.linear(x, self._weight, self._bias)
 
 
+class GroupedQKV(nn.Module):
+    """Queries, keys and values of one tensor, in which each key/value head follows the queries that read it.
+
+    `name` has num_kv_heads times: num_heads / num_kv_heads query heads, a key head and a value head, of
+    `head_dim` rows each. A key/value head for each query head is a case of it, and multi-query another.
+    """
+
+    def __init__(
+        self,
+        build: Build,
+        name: str,
+        in_features: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        self._device = build.device
+        groups, readers = build.shard.kv_heads(num_kv_heads), num_heads // num_kv_heads
+        mine, first = build.shard.cut(num_heads), groups.start * readers
+        rows = (readers + 2) * head_dim
+        part = slice(groups.start * rows, groups.stop * rows)
+
+        def fused(kind: str, *rest: int) -> torch.Tensor:
+            read = build.weights.read(f"{name}.{kind}", [num_kv_heads * rows, *rest], 0, part)
+            heads = read.view(-1, readers + 2, head_dim, *rest)
+            queries = heads[:, :-2].flatten(0, 1)[mine.start - first : mine.stop - first]
+            return torch.cat((queries, heads[:, -2], heads[:, -1])).flatten(0, 1)
+
+        self._weight = build.linear(fused("weight", in_features))
+        self._bias = build.put(fused("bias")) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, in_features] to what `Attention` takes: this rank's queries, then keys, then values."""
+        return self._device.linear(x, self._weight, self._bias)
+
+
 class RowLinear(nn.Module):
     """Input features divided over the ranks; the ranks' partial results are summed."""
 
@@ -62,11 +100,26 @@ class RowLinear(nn.Module):
         self._weight = build.linear(weight)
         self._bias = build.read(Part(f"{name}.bias", (out_features,))) if bias else None
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape."""
-        first = self._shard.rank == 0
-        y = self._device.linear(x, self._weight, self._bias if first else None, residual if first else None)
+    def forward(
+        self,
+        x: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        partial: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape.
+
+        Instead of a residual, `partial` is what another layer's `partial` gave on each rank: two layers whose
+        results are added need one sum over the ranks.
+        """
+        y = self.partial(x, residual) if partial is None else self._linear(x, partial)
         return self._device.all_reduce(y, self._shard)
+
+    def partial(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """What this rank adds to the result."""
+        return self._linear(x, residual if self._shard.rank == 0 else None)
+
+    def _linear(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        return self._device.linear(x, self._weight, self._bias if self._shard.rank == 0 else None, added)
 
 
 class Embedding(nn.Module):

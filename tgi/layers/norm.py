@@ -18,3 +18,18 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""
         return self._device.rms_norm(x, self._weight, self._epsilon)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba, Kiros and Hinton 2016, arXiv 1607.06450) over `size`, with weight and bias."""
+
+    def __init__(self, build: Build, name: str, size: int, epsilon: float) -> None:
+        super().__init__()
+        self._device = build.device
+        self._epsilon = epsilon
+        self._weight = build.read(Part(f"{name}.weight", (size,)))
+        self._bias = build.put(build.weights.read(f"{name}.bias", [size]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., size] to the same shape."""
+        return self._device.layer_norm(x, self._weight, self._bias, self._epsilon)

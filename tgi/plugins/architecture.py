@@ -25,13 +25,16 @@ class Weight:
     """The dimension that is divided over the ranks; None: every rank keeps all of it."""
     pieces: int | None = None
     """Into how many pieces at most: more ranks share them, as they do key/value heads."""
+    shared: int | None = None
+    """How much of that dimension is in pieces, the rest being divided freely; None: all of it."""
 
     def size(self, ranks: int = 1) -> int:
         """How many numbers a rank keeps of it; where they cannot be equal, the most."""
         lengths = list(self.shape)
         if self.split is not None:
-            parts = ranks if self.pieces is None else min(ranks, self.pieces)
-            lengths[self.split] = -(-lengths[self.split] // parts)
+            whole, pieces = lengths[self.split], ranks if self.pieces is None else min(ranks, self.pieces)
+            shared = whole if self.shared is None else self.shared
+            lengths[self.split] = -(-(whole - shared) // ranks) - (-shared // pieces)
         return math.prod(lengths)
 
 

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -38,15 +39,16 @@ def make_llama(
     `config` replaces keys of config.json: `vocab_size` (at least 320), `hidden_size`, `rope_parameters`, ….
     With `shards` > 1 the tensors are divided over that many files with an index.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     whole = llama_config(dtype=dtype, **config)
-    _write_json(folder / "config.json", whole)
-    _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
-    make_tokenizer(folder, whole["vocab_size"])
-    tensors = llama_tensors(whole, seed)
-    save_tensors(folder, {name: t.to(getattr(torch, dtype)) for name, t in tensors.items()}, shards)
-    return folder
+    return save_checkpoint(Path(folder), whole, llama_tensors(whole, seed), shards)
+
+
+def make_mistral(
+    folder: Path | str, seed: int = 0, dtype: str = "float32", shards: int = 1, **config: Any
+) -> Path:
+    """A random Mistral checkpoint, as `make_llama` makes one."""
+    whole = mistral_config(dtype=dtype, **config)
+    return save_checkpoint(Path(folder), whole, llama_tensors(whole, seed), shards)
 
 
 def llama_config(*, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
@@ -77,39 +79,75 @@ def llama_config(*, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if value is not None}
 
 
+def mistral_config(*, sliding_window: int | None = 24, **overrides: Any) -> dict[str, Any]:
+    """A config.json of a tiny Mistral; a `sliding_window` of None is written as null."""
+    config = llama_config(architectures=["MistralForCausalLM"], model_type="mistral", **overrides)
+    del config["attention_bias"], config["mlp_bias"]
+    return config | {"sliding_window": sliding_window}
+
+
 def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random float32 tensors for such a config, under the names of a Llama checkpoint."""
-    generator = torch.Generator().manual_seed(seed)
+    """Random float32 tensors for such a config, under the names of a Llama checkpoint, or a Mistral one."""
+    draw = Draw.from_seed(seed)
     hidden, inter, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
     head_dim = config.get("head_dim", hidden // heads)
-    tensors: dict[str, torch.Tensor] = {}
-
-    def linear(name: str, out: int, into: int, gain: float = 1.0, bias: bool = False) -> None:
-        tensors[f"{name}.weight"] = torch.randn(out, into, generator=generator) * (gain * into**-0.5)
-        if bias:
-            tensors[f"{name}.bias"] = torch.randn(out, generator=generator) * 0.1
-
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(hidden, generator=generator)
-
-    linear("model.embed_tokens", config["vocab_size"], hidden)
+    attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
+    draw.linear("model.embed_tokens", config["vocab_size"], hidden)
     for index in range(config["num_hidden_layers"]):
         attention, mlp = f"model.layers.{index}.self_attn", f"model.layers.{index}.mlp"
-        attention_bias, mlp_bias = config.get("attention_bias", False), config.get("mlp_bias", False)
-        norm(f"model.layers.{index}.input_layernorm")
-        linear(f"{attention}.q_proj", heads * head_dim, hidden, 1.5, attention_bias)
-        linear(f"{attention}.k_proj", kv_heads * head_dim, hidden, 1.5, attention_bias)
-        linear(f"{attention}.v_proj", kv_heads * head_dim, hidden, 1.0, attention_bias)
-        linear(f"{attention}.o_proj", hidden, heads * head_dim, 1.0, attention_bias)
-        norm(f"model.layers.{index}.post_attention_layernorm")
-        linear(f"{mlp}.gate_proj", inter, hidden, 1.0, mlp_bias)
-        linear(f"{mlp}.up_proj", inter, hidden, 1.0, mlp_bias)
-        linear(f"{mlp}.down_proj", hidden, inter, 1.0, mlp_bias)
-    norm("model.norm")
+        draw.norm(f"model.layers.{index}.input_layernorm", hidden)
+        draw.linear(f"{attention}.q_proj", heads * head_dim, hidden, 1.5, attention_bias)
+        draw.linear(f"{attention}.k_proj", kv_heads * head_dim, hidden, 1.5, attention_bias)
+        draw.linear(f"{attention}.v_proj", kv_heads * head_dim, hidden, 1.0, attention_bias)
+        draw.linear(f"{attention}.o_proj", hidden, heads * head_dim, 1.0, attention_bias)
+        draw.norm(f"model.layers.{index}.post_attention_layernorm", hidden)
+        draw.linear(f"{mlp}.gate_proj", inter, hidden, 1.0, mlp_bias)
+        draw.linear(f"{mlp}.up_proj", inter, hidden, 1.0, mlp_bias)
+        draw.linear(f"{mlp}.down_proj", hidden, inter, 1.0, mlp_bias)
+    draw.norm("model.norm", hidden)
     if not config.get("tie_word_embeddings", False):
-        linear("lm_head", config["vocab_size"], hidden, 2.0)
-    return tensors
+        draw.linear("lm_head", config["vocab_size"], hidden, 2.0)
+    return draw.tensors
+
+
+@attrs.frozen
+class Draw:
+    """Random float32 tensors of a checkpoint, drawn one after another."""
+
+    generator: torch.Generator
+    tensors: dict[str, torch.Tensor] = attrs.field(factory=dict)
+
+    @classmethod
+    def from_seed(cls, seed: int) -> "Draw":
+        """The same for every program of the same calls."""
+        return cls(torch.Generator().manual_seed(seed))
+
+    def linear(self, name: str, out: int, into: int, gain: float = 1.0, bias: bool = False) -> None:
+        """Keeps the variance of what it gets, times gain squared."""
+        weight = torch.randn(out, into, generator=self.generator) * (gain * into**-0.5)
+        self.tensors[f"{name}.weight"] = weight
+        if bias:
+            self.tensors[f"{name}.bias"] = torch.randn(out, generator=self.generator) * 0.1
+
+    def norm(self, name: str, size: int, bias: bool = False) -> None:
+        """Nearly 1, and nearly 0."""
+        self.tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(size, generator=self.generator)
+        if bias:
+            self.tensors[f"{name}.bias"] = 0.1 * torch.randn(size, generator=self.generator)
+
+
+def save_checkpoint(
+    folder: Path, config: dict[str, Any], tensors: dict[str, torch.Tensor], shards: int = 1
+) -> Path:
+    """Write a whole checkpoint into `folder` (made if missing) in the config's dtype; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "config.json", config)
+    _write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
+    make_tokenizer(folder, config["vocab_size"])
+    dtype = getattr(torch, config["torch_dtype"])
+    save_tensors(folder, {name: tensor.to(dtype) for name, tensor in tensors.items()}, shards)
+    return folder
 
 
 def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], shards: int = 1) -> None:

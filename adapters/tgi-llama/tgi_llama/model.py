@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from tgi.layers import Attention, Batch, Build, ColumnLinear, Embedding, Head, RMSNorm, Rotary, RowLinear
+from tgi.layers import Batch, Build, Embedding, GatedMLP, Head, RMSNorm, Rotary, SelfAttention
 
 from .plugin import LlamaConfig
 
@@ -16,26 +16,16 @@ class LlamaLayer(nn.Module):
     def __init__(self, config: LlamaConfig, build: Build, index: int) -> None:
         super().__init__()
         at = f"model.layers.{index}"
-        hidden, inter, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
-        queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        hidden, inner, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
         self.attention_norm = RMSNorm(build, f"{at}.input_layernorm", hidden, epsilon)
-        names = [f"{at}.self_attn.{part}_proj" for part in "qkv"]
-        heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
-        self.qkv = ColumnLinear(build, names, hidden, [queries, keys, keys], config.attention_bias, heads)
-        self.attention = Attention(build, index, config.num_heads, config.num_kv_heads, config.head_dim)
-        self.out = RowLinear(build, f"{at}.self_attn.o_proj", queries, hidden, config.attention_bias)
+        self.attention = SelfAttention(build, f"{at}.self_attn", index, config, config.attention_bias)
         self.mlp_norm = RMSNorm(build, f"{at}.post_attention_layernorm", hidden, epsilon)
-        names = [f"{at}.mlp.{part}_proj" for part in ("gate", "up")]
-        self.gate_up = ColumnLinear(build, names, hidden, [inter, inter], config.mlp_bias)
-        self.down = RowLinear(build, f"{at}.mlp.down_proj", inter, hidden, config.mlp_bias)
-        self.device = build.device
+        self.mlp = GatedMLP(build, f"{at}.mlp", hidden, inner, config.mlp_bias)
 
     def forward(self, x: torch.Tensor, batch: Batch, rotation: Rotation) -> torch.Tensor:
         """[T, hidden_size] to the same."""
-        attended = self.attention(self.qkv(self.attention_norm(x)), batch, rotation)
-        x = self.out(attended, residual=x)
-        gated = self.device.silu_mul(self.gate_up(self.mlp_norm(x)))
-        return self.down(gated, residual=x)  # type: ignore[no-any-return]
+        x = self.attention(self.attention_norm(x), batch, rotation, residual=x)
+        return self.mlp(self.mlp_norm(x), residual=x)  # type: ignore[no-any-return]
 
 
 class Llama(nn.Module):

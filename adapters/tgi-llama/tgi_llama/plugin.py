@@ -1,11 +1,10 @@
 """Llama for tgi: what the server must know of it. Imports no torch."""
 
-from collections.abc import Iterator
-
 import attrs
 
 from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, Weight, hookimpl
 from tgi.plugins.rope import RopeConfig, read_rope
+from tgi.plugins.weights import attention_weights, gated_mlp_weights, norm_weights
 
 
 @attrs.frozen(kw_only=True)
@@ -21,12 +20,17 @@ class LlamaConfig(ModelConfig):
 
     def weights(self) -> list[Weight]:
         """The head is apart from the embedding, even where they are tied."""
-        embedding = "model.embed_tokens.weight"
-        head = embedding if self.tie_word_embeddings else "lm_head.weight"
         vocabulary = (self.vocab_size, self.hidden_size)
-        layers = (weight for index in range(self.num_layers) for weight in self._layer(index))
-        norm = Weight("model.norm.weight", (self.hidden_size,))
-        return [Weight(embedding, vocabulary, 0), *layers, norm, Weight(head, vocabulary, 0)]
+        weights = [Weight("model.embed_tokens.weight", vocabulary, 0)]
+        for index in range(self.num_layers):
+            at = f"model.layers.{index}"
+            weights += norm_weights(f"{at}.input_layernorm", self.hidden_size)
+            weights += attention_weights(f"{at}.self_attn", self, self.attention_bias)
+            weights += norm_weights(f"{at}.post_attention_layernorm", self.hidden_size)
+            weights += gated_mlp_weights(f"{at}.mlp", self.hidden_size, self.intermediate_size, self.mlp_bias)
+        weights += norm_weights("model.norm", self.hidden_size)
+        head = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
+        return [*weights, Weight(f"{head}.weight", vocabulary, 0)]
 
     def divides(self, ranks: int) -> bool:
         """By the MLP too."""
@@ -36,30 +40,6 @@ class LlamaConfig(ModelConfig):
     def widest(self) -> int:
         """Of the fused layers."""
         return max(2 * self.intermediate_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
-
-    def _layer(self, index: int) -> Iterator[Weight]:
-        hidden, inter = self.hidden_size, self.intermediate_size
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        layer = f"model.layers.{index}"
-        for name, size, heads in (
-            ("q", queries, None),
-            ("k", keys, self.num_kv_heads),
-            ("v", keys, self.num_kv_heads),
-        ):
-            yield Weight(f"{layer}.self_attn.{name}_proj.weight", (size, hidden), 0, heads)
-            if self.attention_bias:
-                yield Weight(f"{layer}.self_attn.{name}_proj.bias", (size,), 0, heads)
-        for name in ("gate", "up"):
-            yield Weight(f"{layer}.mlp.{name}_proj.weight", (inter, hidden), 0)
-            if self.mlp_bias:
-                yield Weight(f"{layer}.mlp.{name}_proj.bias", (inter,), 0)
-        outputs = (("self_attn.o", queries, self.attention_bias), ("mlp.down", inter, self.mlp_bias))
-        for name, size, bias in outputs:
-            yield Weight(f"{layer}.{name}_proj.weight", (hidden, size), 1)
-            if bias:
-                yield Weight(f"{layer}.{name}_proj.bias", (hidden,))
-        for name in ("input", "post_attention"):
-            yield Weight(f"{layer}.{name}_layernorm.weight", (hidden,))
 
 
 def read_config(get: JsonReader) -> LlamaConfig:
