@@ -1,4 +1,4 @@
-"""What tells the attention of one layer from that of another."""
+"""What tells the attention of one layer from that of another, and the maths that devices share."""
 
 import attrs
 import torch
@@ -22,10 +22,35 @@ class AttentionSpec:
         return self.slopes is not None or self.softcap is not None
 
 
-def change_scores(scores: torch.Tensor, distance: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
-    """Of scaled scores [rows, heads, queries, keys], with the keys' distances [rows, 1, queries, keys]."""
+def change_scores(
+    scores: torch.Tensor,
+    distance: torch.Tensor | None,
+    spec: AttentionSpec,
+    heads: tuple[int, ...] = (-1,),
+) -> torch.Tensor:
+    """Of scaled scores [rows, *heads, queries, keys], with the keys' distances, one where `heads` are."""
     if spec.softcap is not None:
         scores = (scores / spec.softcap).tanh() * spec.softcap
     if spec.slopes is not None:
-        scores = scores + spec.slopes[:, None, None] * distance
+        assert distance is not None
+        scores = scores + spec.slopes.view(*heads, 1, 1) * distance
     return scores
+
+
+def distances(
+    starts: torch.Tensor, bases: torch.Tensor | None, context: int, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """From each query to each key, and which keys it does not see, [rows, tokens, context + tokens] both.
+
+    Rows have `context` places in the cache, from `bases` [rows] on, and new tokens from `starts` [rows, 1]
+    on: what the cache has from there on is not theirs.
+    """
+    place = torch.arange(tokens, dtype=torch.int32, device=starts.device)
+    cached = torch.arange(context, dtype=torch.int32, device=starts.device).expand(starts.shape[0], -1)
+    if bases is not None:
+        cached = cached + bases[:, None]
+    new = starts + place
+    keys = torch.cat((cached, new), 1)[:, None]
+    distance = keys - new[:, :, None]
+    absent = torch.cat((cached >= starts, torch.zeros_like(new, dtype=torch.bool)), 1)[:, None]
+    return distance, (distance > 0) | absent

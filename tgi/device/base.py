@@ -17,7 +17,7 @@ from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
 from . import memory
-from .attention import AttentionSpec, change_scores
+from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
 from .graphs import Counters, Program
 from .ranking import most_likely
@@ -221,7 +221,7 @@ class Device:
         keys, values = map(known, batch.cache.layers[layer], (key, value))
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
         starts = batch.positions.view(rows, -1)[:, :1]
-        distance, hidden = _distances(starts, batch.bases, context, queries.shape[2])
+        distance, hidden = distances(starts, batch.bases, context, queries.shape[2])
         if spec.window is not None:
             hidden = hidden | (distance <= -spec.window)
         scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)
@@ -249,20 +249,3 @@ class Device:
         parts = [torch.empty_like(x) for _ in range(shard.size)]
         dist.all_gather(parts, x.contiguous(), group=self.group)
         return torch.cat(parts, -1)
-
-
-def _distances(
-    starts: torch.Tensor, bases: torch.Tensor | None, context: int, tokens: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """From each query to each key, and which keys are none, [rows, tokens, context + tokens] both.
-
-    `starts` [rows, 1] is where the queries begin: what the cache has from there on is not of the row.
-    """
-    place = torch.arange(tokens, device=starts.device)
-    cached = torch.arange(context, device=starts.device).expand(starts.shape[0], -1)
-    if bases is not None:
-        cached = cached + bases[:, None]
-    queries = (starts + place)[:, :, None]
-    keys = torch.cat((cached, starts + place), 1)[:, None]
-    absent = torch.cat((cached >= starts, torch.zeros_like(starts + place, dtype=torch.bool)), 1)
-    return keys - queries, (keys > queries) | absent[:, None]

@@ -9,7 +9,7 @@ good at, and scattered reads, which it is bad at, are of whole blocks.
 import os
 from collections import deque
 from collections.abc import Callable, MutableMapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,36 +24,21 @@ from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch, KVCache
 from .graphs import Counters, Graphs, Program
+from .hpu_attention import (
+    DecodePlan,
+    Kind,
+    PromptPlan,
+    attend_flat,
+    attend_plainly,
+    per_head,
+    plan_decode,
+    plan_prompt,
+)
 from .hpu_bridge import join_ranks, open_bridge
 from .hpu_compile import CompiledRegions
 from .hpu_lazy import LazyGraphs
 
 FP8 = torch.float8_e4m3fn
-
-
-class PromptPlan(NamedTuple):
-    """Of a prefill step."""
-
-    slots: torch.Tensor
-    lengths: torch.Tensor
-    """[rows]"""
-    blocks: torch.Tensor | None
-    """[rows * blocks]: what each row reads of the cache; None: no row has a context."""
-    bias: torch.Tensor | None
-    """[rows, 1, tokens, context + tokens]: 0 for what a token sees, else -inf; None: causal, by lengths."""
-
-
-class DecodePlan(NamedTuple):
-    """Of a decode step with n blocks in all."""
-
-    slots: torch.Tensor
-    blocks: torch.Tensor
-    rows: torch.Tensor
-    """[n] int64: whose block it is; the number of rows for padding."""
-    member: torch.Tensor
-    """[n, rows] float32: 1 where a block is a row's. Zero for padding."""
-    bias: torch.Tensor
-    """[n, 1, 1, block_size]: 0 for the row's tokens, else -inf."""
 
 
 class HpuDevice(Device):
@@ -70,6 +55,9 @@ class HpuDevice(Device):
         self.keeps_graphs = self.bridge.lazy
         self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
         self._dtype = torch.float32
+        self._kinds: list[Kind] = []
+        self._shifts = False
+        """Whether a layer has slopes."""
         self._side = self.bridge.hpu.Stream()
         self._copied: Any = None
         """The event after the last copy to the host."""
@@ -193,33 +181,18 @@ class HpuDevice(Device):
 
         return KVCache([(part(), part()) for _ in range(layers)])
 
+    def use(self, spec: AttentionSpec) -> None:
+        """As defined."""
+        if (kind := _kind(spec)) not in self._kinds:
+            self._kinds.append(kind)
+        self._shifts |= spec.slopes is not None
+
     def plan(self, batch: Batch, block_size: int) -> PromptPlan | DecodePlan:
         """Masks."""
-        slots = batch.slots.long()
-        if batch.lengths is not None:
-            return self._plan_prompt(batch, batch.lengths, slots, block_size)
-        assert batch.flat is not None
-        flat, count = batch.flat, batch.tokens.shape[0]
-        every = torch.arange(count, dtype=torch.int32, device=slots.device)
-        within = torch.arange(block_size, dtype=torch.int32, device=slots.device)
-        member = (flat.rows[:, None] == every).float()
-        bias = _hide(within >= flat.tokens[:, None])[:, None, None]
-        return DecodePlan(slots, flat.ids, flat.rows.long(), member, bias)
-
-    def _plan_prompt(
-        self, batch: Batch, lengths: torch.Tensor, slots: torch.Tensor, block_size: int
-    ) -> PromptPlan:
-        rows, blocks = batch.tables.shape
-        if not blocks and self.bridge.attention is not None:
-            return PromptPlan(slots, lengths, None, None)
-        tokens = batch.tokens.shape[0] // rows
-        starts = batch.positions.view(rows, tokens)[:, :1]
-        before = torch.arange(blocks * block_size, dtype=torch.int32, device=slots.device) >= starts
-        place = torch.arange(tokens, dtype=torch.int32, device=slots.device)
-        later = place > place[:, None]
-        hidden = (before[:, None].expand(-1, tokens, -1), later.expand(rows, -1, -1))
-        bias = _hide(torch.cat(hidden, 2))[:, None].to(self._dtype)
-        return PromptPlan(slots, lengths, batch.tables.reshape(-1) if blocks else None, bias)
+        if batch.flat is not None:
+            return plan_decode(batch, batch.flat, block_size, self._kinds, self._shifts)
+        fused = self.bridge.attention is not None
+        return plan_prompt(batch, block_size, self._kinds, self._shifts, self._dtype, fused)
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """As defined; in fp8 the magnitude is limited to what the card has."""
@@ -237,43 +210,50 @@ class HpuDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """As defined."""
-        scale = spec.scale
-        keys, values = batch.cache.layers[layer]
-        if isinstance(batch.plan, DecodePlan):
-            blocks = batch.plan.blocks
-            size = batch.plan.bias.shape[-1]
-            return _attend_flat(
-                query, self._read(keys, blocks, size), self._read(values, blocks, size), batch.plan, scale
-            )
-        plan = batch.plan
-        assert isinstance(plan, PromptPlan)
+        plan, (keys, values) = batch.plan, batch.cache.layers[layer]
+        assert isinstance(plan, PromptPlan | DecodePlan)
+        bias = plan.biases[self._kinds.index(_kind(spec))]
+        if isinstance(plan, DecodePlan):
+            assert bias is not None
+            size = bias.shape[-1]
+            keys, values = (self._read(cache, plan.blocks, size) for cache in (keys, values))
+            return attend_flat(query, keys, values, plan, bias, spec)
         rows = plan.lengths.shape[0]
         q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
         if plan.blocks is not None:
-            assert plan.bias is not None
-            size = (plan.bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
+            assert bias is not None
+            size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
             k, v = (
                 torch.cat((self._read(cache, plan.blocks, size).reshape(rows, -1, *new.shape[2:]), new), 1)
                 for cache, new in ((keys, k), (values, v))
             )
-        out = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan, scale)
+        out = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan, bias, spec)
         return out.transpose(1, 2).reshape(query.shape)
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: PromptPlan, scale: float
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        plan: PromptPlan,
+        bias: torch.Tensor | None,
+        spec: AttentionSpec,
     ) -> torch.Tensor:
         """[rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
-        fused = self.bridge.attention
-        if fused is None:
-            assert plan.bias is not None
-            groups = query.shape[1] // key.shape[1]
-            key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-            scores = (query @ key.transpose(2, 3)).float() * scale + plan.bias
-            return scores.softmax(-1).to(value.dtype) @ value
+        fused, scale = self.bridge.attention, spec.scale
+        if fused is None or spec.softcap is not None:
+            assert bias is not None
+            return attend_plainly(query, key, value, bias, plan.distance, spec)
         mode = "fast" if query.dtype == torch.bfloat16 else "None"
-        if plan.bias is None:
+        if bias is None:
             return fused(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
-        return fused(query, key, value, plan.bias, 0.0, False, scale, mode, True, None, "right")
+        if (
+            spec.slopes is not None
+        ):  # a mask for each head, which the kernel takes if each has keys of its own
+            assert plan.distance is not None
+            bias = (bias + spec.slopes[:, None, None] * plan.distance).to(bias.dtype)
+            key, value = per_head(key, value, query.shape[1])
+        return fused(query, key, value, bias, 0.0, False, scale, mode, True, None, "right")
 
     def _read(self, cache: torch.Tensor, blocks: torch.Tensor, size: int) -> torch.Tensor:
         """[n, size, kv_heads, head_dim]: whole blocks, in the dtype of the model."""
@@ -308,31 +288,5 @@ class HpuDevice(Device):
         return super().all_gather(x, shard)
 
 
-def _attend_flat(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, plan: DecodePlan, scale: float
-) -> torch.Tensor:
-    """Attention of a token per row over the blocks of all rows, [n, block_size, kv_heads, head_dim].
-
-    Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
-    """
-    (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
-    member = plan.member.to(query.dtype)
-    spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, heads // kv_heads, head_dim)
-    scores = (spread @ keys.permute(0, 2, 3, 1)).float() * scale + plan.bias
-    highest = scores.amax(-1, keepdim=True)
-    weights = (scores - highest).exp()
-    out = (weights.to(values.dtype) @ values.transpose(1, 2)).view(blocks, heads, head_dim)
-    highest, sums = highest.view(blocks, heads), weights.sum(-1).view(blocks, heads)
-    table = highest.new_full((rows + 1, heads), -torch.inf)
-    of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
-    adjustment = (highest - of_row).exp()
-    sums = sums * adjustment
-    whole = plan.member @ (plan.member.t() @ sums)
-    share = adjustment / torch.maximum(whole, sums)  # for padding the whole is 0
-    out = out * share[:, :, None].to(out.dtype)
-    return (member.t() @ out.view(blocks, -1)).view(query.shape)
-
-
-def _hide(hidden: torch.Tensor) -> torch.Tensor:
-    """float32: -inf where it is true, else 0."""
-    return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)
+def _kind(spec: AttentionSpec) -> Kind:
+    return spec.window, spec.changes_scores
