@@ -125,7 +125,7 @@ async def _warm_scheduler(
     """
     limits, metrics = service.limits, service.metrics
     buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
-    blocks = plan_blocks(loaded, model.device, limits, buckets, options)
+    blocks = plan_blocks(loaded, model.device, limits, buckets, options, model.config)
     choose = functools.partial(choose_buckets, model, limits, options)
     buckets = await trio.to_thread.run_sync(for_pool, buckets, limits, blocks, choose)
     if loaded[0].total_bytes:
@@ -163,6 +163,7 @@ def _limits(model: Model, options: Options) -> Limits:
         block_size=model.device.block_size,
         batch_size=model.device.batch_size,
         prefill_tokens=model.device.prefill_tokens,
+        window=model.config.window,
     )
 
 
@@ -267,7 +268,7 @@ def fit_buckets(
     if not device.compiles or graph_fraction is None or not sizes:
         return buckets
     fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = min(int(rank.free_bytes * fraction * graph_fraction) // rank.graph_bytes for rank in sizes)
+    graphs = min(int(max(r.free_bytes, 0) * fraction * graph_fraction) // r.graph_bytes for r in sizes)
     if graphs >= len(buckets.to_warm_up()):
         return buckets
     try:
@@ -289,7 +290,12 @@ def known_shapes(device: DeviceSpec, options: Options) -> ShapeCounts | None:
 
 
 def plan_blocks(
-    loaded: Sequence[Loaded], device: DeviceSpec, limits: Limits, buckets: Buckets, options: Options
+    loaded: Sequence[Loaded],
+    device: DeviceSpec,
+    limits: Limits,
+    buckets: Buckets,
+    options: Options,
+    config: ModelConfig | None = None,
 ) -> int:
     """How many KV blocks to use beside the padding block; logs the plan of the memory.
 
@@ -298,8 +304,9 @@ def plan_blocks(
     fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
     graphs = len(buckets.to_warm_up()) if device.compiles else 0
     plan = plan_memory(
-        loaded, limits, graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction
-    )
+        loaded, limits, config=config,
+        graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction,
+    )  # fmt: skip
     refusal = plan.refusal(limits)
     log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", plan)
     if refusal is not None:

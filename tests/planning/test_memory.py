@@ -5,6 +5,7 @@ import pytest
 
 from tgi.config import Limits
 from tgi.planning.memory import MIB, MemoryPlan, plan_memory
+from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 
 GIB = 1 << 30
@@ -40,8 +41,55 @@ def test_a_given_size_of_the_cache() -> None:
 
 
 def test_the_rank_with_the_least_room_decides() -> None:
-    ranks = [rank(free * 1024) for free in (30, 20, 25)]
+    ranks = [rank(free * 1024, total_bytes=GIB) for free in (30, 20, 25)]
     assert plan_memory(ranks, LIMITS).blocks == 19
+
+
+def test_ranks_without_memory_of_their_own_share_that_of_the_machine() -> None:
+    """Each says what is free for all, less its own workspace: two of 4 KiB and twice 10 blocks are 28 KiB."""
+    ranks = [rank(24 * 1024, workspace_bytes=4 * 1024)] * 2
+    assert plan_memory(ranks, LIMITS).fitting + 1 == 10
+
+
+def test_with_a_window_a_sequence_needs_the_blocks_of_a_window_and_a_chunk() -> None:
+    """39 tokens and a chunk of 32 are in 6 blocks of 16, if they are not aligned; the sequence has 63 in all."""
+    limits = Limits(
+        max_total_tokens=1000, max_batch_prefill_tokens=32, max_batch_size=4, block_size=16, window=40
+    )
+    plan = plan_memory([rank(1024 * 1000)], limits)
+    assert (plan.longest, plan.blocks) == (6, 24)
+    assert plan_memory([rank(7 * 1024)], limits).fits
+    assert not plan_memory([rank(6 * 1024)], limits).fits
+
+
+def test_with_a_window_smaller_chunks_help() -> None:
+    limits = Limits(
+        max_total_tokens=1000, max_batch_prefill_tokens=160, max_batch_size=4, block_size=16, window=40
+    )
+    plan = plan_memory([rank(8 * 1024)], limits)
+    words = (plan.refusal(limits) or "").replace(",", "").split()
+    chunk = int(words[words.index("--max-batch-prefill-tokens") + 1])
+    assert plan_memory([rank(8 * 1024)], attrs.evolve(limits, max_batch_prefill_tokens=chunk)).fits
+    assert not plan_memory([rank(8 * 1024)], attrs.evolve(limits, max_batch_prefill_tokens=chunk + 1)).fits
+
+
+@pytest.mark.parametrize(("weights", "shards"), [(10, 2), (5, 4), (2, 8), (1, None)])
+def test_more_cards_are_said_to_help_where_they_do(weights: int, shards: int | None) -> None:
+    """A sequence takes 10 KiB. On two cards that is 5 on each, and half of the weights is somewhere else; 16
+    cards have no less to keep of a sequence than 8, which is the number of key/value heads."""
+    config = ModelConfig(
+        vocab_size=32,
+        hidden_size=128,
+        num_layers=1,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=8,
+        max_position=1000,
+    )
+    loaded = rank(0, total_bytes=GIB, weight_bytes=weights * 1024)
+    refusal = plan_memory([loaded], LIMITS, config=config).refusal(LIMITS) or ""
+    assert ("--num-shard" in refusal) is (shards is not None)
+    assert shards is None or refusal.endswith(f"--num-shard {shards}")
 
 
 def test_graphs_take_what_the_ranks_say_of_each_or_the_share_that_is_given() -> None:
@@ -79,17 +127,17 @@ def test_the_table_adds_up() -> None:
 @pytest.mark.parametrize(
     ("loaded", "given", "helps"),
     [
-        (rank(9 * 1024), {}, ["--max-total-tokens 128", "more cards"]),
+        (rank(9 * 1024), {}, ["--max-total-tokens 128"]),
         (
             rank(60 * 1024, graph_bytes=1024),
             {"graphs": 55},
-            ["--max-total-tokens 64", "--max-graphs 50", "more cards"],
+            ["--max-total-tokens 64", "--max-graphs 50"],
         ),
         (rank(12 * 1024), {"fraction": 0.5}, ["--max-total-tokens 80", "--memory-fraction than 0.5"]),
         (
             rank(0, workspace_bytes=50 * 1024),
             {},
-            ["--max-batch-prefill-tokens 512", "--max-batch-size 4", "--num-shard"],
+            ["--max-batch-prefill-tokens 512", "--max-batch-size 4"],
         ),
     ],
 )

@@ -132,7 +132,7 @@ def test_with_a_window_what_blocks_held_is_not_remembered_for_ever() -> None:
         chain_of(pool, [start, start + 1, start + 2])
 
     assert pool.share([1, 2, 3, 4], 3) == ([], ROOT)
-    assert len(pool._block_of) <= 2 * pool.total  # noqa: SLF001
+    assert len(pool._block_of) <= 2 * pool.total
 
 
 def test_with_a_window_a_chain_goes_on_where_its_beginning_was_computed_again() -> None:

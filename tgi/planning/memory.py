@@ -9,8 +9,11 @@ the plan is that of the rank with the least room.
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
+import msgspec
 
 from tgi.config import Limits
+from tgi.footprint import block_bytes
+from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import GraphsError
 from tgi.scheduler.buckets import Buckets
@@ -39,11 +42,13 @@ class MemoryPlan:
     block_size: int
     """Tokens in a block."""
     longest: int
-    """Blocks of the longest sequence,"""
+    """Most blocks that one sequence has at once,"""
     wanted: int
     """as many as can ever be in use, or as the options say,"""
     fitting: int
     """and as many as there is room for, beside the padding block."""
+    shards: int | None = None
+    """The least number of cards that would do where these do not, as far as can be told."""
 
     @property
     def blocks(self) -> int:
@@ -96,6 +101,9 @@ class MemoryPlan:
     def _remedies(self, limits: Limits, missing: int) -> Iterator[str]:
         if self.fitting > 0:
             yield f"--max-total-tokens {self.fitting * self.block_size}"
+        chunk = self._chunk(limits)
+        if chunk >= self.block_size:
+            yield f"--max-batch-prefill-tokens {chunk}"
         if self.graph_count and missing < self.graphs:
             graphs = int((self.graphs - missing) * self.graph_count / self.graphs)
             if graphs >= FEWEST_GRAPHS:
@@ -103,9 +111,15 @@ class MemoryPlan:
         if missing <= self.reserve:
             yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2g}"
         if missing <= self.workspace:
-            yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
+            if chunk < self.block_size:
+                yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
             yield f"less than --max-batch-size {limits.max_batch_size}"
-        yield "more cards with --num-shard"
+        if self.shards is not None:
+            yield f"more cards with --num-shard {self.shards}"
+
+    def _chunk(self, limits: Limits) -> int:
+        """Tokens of a prompt that a step could have beside a window."""
+        return 0 if limits.window is None else (self.fitting - 1) * self.block_size + 2 - limits.window
 
 
 def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[..., Buckets]) -> Buckets:
@@ -113,8 +127,7 @@ def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[...
 
     `choose(graphs, blocks=, within=)` gives at most so many; none of them needs more memory.
     """
-    longest = -(-limits.max_total_tokens // limits.block_size)
-    if not buckets.flat or blocks >= limits.max_batch_size * longest:
+    if not buckets.flat or blocks >= limits.max_batch_size * limits.sequence_blocks:
         return buckets
     try:
         return choose(len(buckets.to_warm_up()), blocks=blocks, within=buckets.reads)
@@ -129,26 +142,50 @@ def plan_memory(
     graphs: int = 0,
     fraction: float = 1.0,
     graph_fraction: float | None = None,
+    config: ModelConfig | None = None,
 ) -> MemoryPlan:
     """For ranks that have loaded the model and will have so many graphs.
 
     `fraction`: of what weights and workspace leave, the share that is planned with. `graph_fraction`: of
-    that, the share that is for graphs; None: as much as the ranks expect of each.
+    that, the share that is for graphs; None: as much as the ranks expect of each. `config`: tells whether
+    more ranks would help.
     """
-    return min(
-        (_plan(rank, limits, graphs, fraction, graph_fraction) for rank in ranks),
-        key=lambda plan: plan.fitting,
+
+    def plan(rank: Loaded) -> MemoryPlan:
+        return _plan(rank, limits, graphs, fraction, graph_fraction)
+
+    count, rank = len(ranks), min(ranks, key=lambda rank: plan(rank).fitting)
+    if not rank.total_bytes:  # they share the memory of this machine
+        room = (rank.free_bytes + rank.workspace_bytes) // count - rank.workspace_bytes
+        return plan(msgspec.structs.replace(rank, free_bytes=room))
+    planned = plan(rank)
+    if planned.fits or config is None:
+        return planned
+    more = (shards for shards in range(count + 1, config.num_heads + 1) if config.divides(shards))
+    helpful = (shards for shards in more if plan(_divided(rank, config, count, shards)).fits)
+    return attrs.evolve(planned, shards=next(helpful, None))
+
+
+def _divided(rank: Loaded, config: ModelConfig, count: int, shards: int) -> Loaded:
+    """What the rank would say if there were so many instead of `count`: its weights would be fewer."""
+    weights = rank.weight_bytes * count // shards
+    kept, others = (block_bytes(config, ranks, 1, 1) for ranks in (count, shards))
+    return msgspec.structs.replace(
+        rank,
+        weight_bytes=weights,
+        free_bytes=rank.free_bytes + rank.weight_bytes - weights,
+        block_bytes=rank.block_bytes * others // kept,
     )
 
 
 def _plan(
     rank: Loaded, limits: Limits, graphs: int, fraction: float, graph_fraction: float | None
 ) -> MemoryPlan:
-    longest = -(-limits.max_total_tokens // limits.block_size)
+    longest = limits.sequence_blocks
     wanted = longest * limits.max_batch_size
     if limits.max_batch_total_tokens is not None:
-        wanted = limits.max_batch_total_tokens // limits.block_size
-    usable = int(rank.free_bytes * fraction)
+        wanted = max(limits.max_batch_total_tokens // limits.block_size, longest)
+    usable = min(int(rank.free_bytes * fraction), rank.free_bytes)
     share = rank.graph_bytes * graphs if graph_fraction is None else int(usable * graph_fraction)
     return MemoryPlan(
         total=rank.total_bytes,

@@ -45,6 +45,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "max_total_tokens": setup.limits.max_total_tokens,
         "max_batch_size": setup.limits.max_batch_size,
         "max_batch_prefill_tokens": setup.limits.max_batch_prefill_tokens,
+        "window": setup.limits.window,
         "fits": memory.fits,
         "refusal": plan.refusal,
         "memory": {
@@ -102,7 +103,11 @@ def _memory(plan: Plan) -> RenderableType:
     table.add_row("all", f"{memory.total / MIB:,.0f} MiB", style="dim")
     fitting = max(memory.fitting, 0)
     each = _size(memory.block_bytes)
-    return Group(table, f"{fitting:,} blocks fit, {fitting * memory.block_size:,} tokens; {each} a block.")
+    fit = f"{fitting:,} blocks fit, {fitting * memory.block_size:,} tokens; {each} a block."
+    window = plan.setup.limits.window
+    if window is None:
+        return Group(table, fit)
+    return Group(table, fit, f"A token sees {window:,}; a sequence has {memory.longest:,} blocks at most.")
 
 
 def _graphs(plan: Plan) -> Iterator[str]:

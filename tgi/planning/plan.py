@@ -7,7 +7,7 @@ from typing import Any
 import attrs
 
 from tgi.config import Limits
-from tgi.footprint import block_bytes, graph_bytes, workspace_bytes
+from tgi.footprint import block_bytes, first_block, graph_bytes, workspace_bytes
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import SECONDS_PER_GRAPH, Bucketing
@@ -146,6 +146,8 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
 def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> MemoryPlan:
     config, limits, target = setup.config, setup.limits, setup.target
     item = ITEM[setup.dtype]
+    # Ranks without cards share the memory of the machine, so that more of them do not help.
+    total = target.memory_bytes if target.card else target.memory_bytes // setup.ranks
     workspace = workspace_bytes(
         config,
         ranks=setup.ranks,
@@ -158,18 +160,19 @@ def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> Memory
         prefill_pairs=buckets.reads.pairs,
     )
     loaded = Loaded(
-        free_bytes=target.memory_bytes - numbers * item - workspace,
+        free_bytes=total - numbers * item - workspace,
         block_bytes=block_bytes(config, setup.ranks, limits.block_size, setup.cache_item),
         dtype=setup.dtype,
-        total_bytes=target.memory_bytes,
+        total_bytes=total,
         weight_bytes=numbers * item,
         workspace_bytes=workspace,
         graph_bytes=graph_bytes(config),
     )
     given = setup.memory_fraction
     return plan_memory(
-        [loaded],
+        [loaded] * setup.ranks,
         limits,
+        config=config if target.card else None,
         graphs=graphs,
         fraction=target.device.memory_fraction if given is None else given,
         graph_fraction=setup.graph_memory_fraction,
@@ -179,14 +182,14 @@ def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> Memory
 def _decode(rows: int, limits: Limits, buckets: Buckets, roofline: Roofline) -> Speed:
     """One token for each of so many sequences of the greatest length."""
     context = limits.max_total_tokens
-    blocks = -(-context // limits.block_size) * (rows if buckets.flat else 1)
-    bucket = buckets.decode(rows, blocks)
+    blocks = -(-context // limits.block_size) - first_block(context - 1, limits.window, limits.block_size)
+    bucket = buckets.decode(rows, blocks * (rows if buckets.flat else 1))
     return Speed(
         rows=rows,
         tokens=context,
         buckets=[bucket],
         seconds=roofline.seconds(bucket),
-        bound=roofline.bound(rows, context),
+        bound=roofline.bound(rows, min(context, limits.window or context)),
     )
 
 
@@ -196,7 +199,8 @@ def _prefill(tokens: int, limits: Limits, buckets: Buckets, roofline: Roofline) 
     for start in range(0, tokens, buckets.longest_prefill):
         size = min(buckets.longest_prefill, tokens - start)
         known = start if buckets.flat else start + size
-        bucket = buckets.prefill(1, size, -(-known // limits.block_size))
+        blocks = -(-known // limits.block_size) - first_block(start, limits.window, limits.block_size)
+        bucket = buckets.prefill(1, size, blocks)
         assert bucket is not None, "there is a bucket for every single row"
         chunks.append(bucket)
     return Speed(rows=1, tokens=tokens, buckets=chunks, seconds=sum(map(roofline.seconds, chunks)))

@@ -42,6 +42,7 @@ def read_setup(options: Options) -> Setup:
         block_size=card.device.block_size,
         batch_size=card.device.batch_size,
         prefill_tokens=card.device.prefill_tokens,
+        window=config.window,
     )
     return Setup(
         model=str(place),

@@ -199,11 +199,7 @@ def _reusable(schedule: Schedule, sequence: Sequence) -> int:
     """How many of its tokens may be taken from the prefix cache."""
     if sequence.wants_prompt_logprobs and not sequence.generated:
         return 0
-    reusable = min(len(sequence.tokens) - 1, schedule.shareable(sequence))
-    if sequence.sampling.needs_history and schedule.pool.window is not None:
-        # A device that compiles takes them in with a step that has room for those in its blocks only.
-        return min(reusable, schedule.pool.window - 1)
-    return reusable
+    return min(len(sequence.tokens) - 1, schedule.shareable(sequence))
 
 
 def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
