@@ -1,0 +1,1 @@
+"""Models of transformers for tgi, where no other adapter offers them."""

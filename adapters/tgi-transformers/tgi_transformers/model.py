@@ -1,0 +1,236 @@
+"""Models of transformers for tgi, on the paged KV cache. Imported in rank processes only."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+import transformers
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging
+
+from tgi.device import AttentionSpec, Device
+from tgi.layers import Batch, Build, Head
+from tgi.plugins import ConfigError
+from tgi.weights import Checkpoint, CheckpointError, DummyWeights
+
+from .plugin import TransformersConfig
+from .trial import TOKENS, Trial, make_mask
+
+Attending = Callable[..., torch.Tensor]
+_PAGED, _TRIAL = "tgi_paged", "tgi_trial"
+"""The two names of `_attend`; where masks are not known under the name, transformers makes none."""
+
+
+def _attend(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    tgi: Attending | None = None,
+    **given: Any,
+) -> tuple[torch.Tensor, None]:
+    """The attention of a layer as transformers calls it; `tgi` has come through all layers above."""
+    if tgi is None:
+        raise ConfigError(f"{type(module).__name__} is not given what its model was given")
+    return tgi(module, query, key, value, attention_mask, given), None
+
+
+AttentionInterface.register(_PAGED, _attend)
+AttentionInterface.register(_TRIAL, _attend)
+AttentionMaskInterface.register(_TRIAL, make_mask)
+
+
+@attrs.frozen(eq=False)
+class Paged:
+    """Attention over the KV cache in one step."""
+
+    device: Device
+    batch: Batch
+    specs: Sequence[AttentionSpec]
+
+    def __call__(
+        self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
+    ) -> torch.Tensor:
+        """[1, heads, T, head_dim] to [1, T, heads, head_dim]; values may have fewer features than keys."""
+        layer, size = module.layer_idx, value.shape[-1]
+        if size < key.shape[-1]:
+            value = nn.functional.pad(value, (0, key.shape[-1] - size))
+        query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+        self.device.store_kv(layer, key, value, self.batch)
+        out = self.device.attention(layer, query, key, value, self.batch, self.specs[layer])
+        return out[None, ..., :size]
+
+
+class TransformersModel(nn.Module):
+    """Any of them: what is before the head, and the head."""
+
+    def __init__(self, config: TransformersConfig, build: Build) -> None:
+        super().__init__()
+        whole = _load(config, build)
+        self._device = build.device
+        self._specs, inner = _take_apart(whole, config, build.device)
+        for spec in self._specs:
+            build.device.use(spec)
+        inner.set_attn_implementation(_PAGED)
+        self.decoder = Decoder(inner)
+        self.head = TransformersHead(whole, config, build.device)
+        _speed_up(self, build)
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits of `batch.last`, [n, vocab_size]."""
+        paged = Paged(self._device, batch, self._specs)
+        features = self.decoder(batch.tokens, batch.positions, paged)
+        return self.head(features, batch)  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """All before the head."""
+
+    def __init__(self, inner: PreTrainedModel) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, tgi: Attending) -> torch.Tensor:
+        """[T] to [T, hidden_size]."""
+        given = {"input_ids": tokens[None], "position_ids": positions[None]}
+        features: torch.Tensor = self.inner(**given, use_cache=False, tgi=tgi).last_hidden_state
+        return features[0]
+
+
+class TransformersHead(Head):
+    """What a model does with the features that its decoder gives; `whole` has `_Given` in the place of that."""
+
+    def __init__(self, whole: PreTrainedModel, config: TransformersConfig, device: Device) -> None:
+        nn.Module.__init__(self)  # a Head reads weights, of which transformers has read all
+        self._device = device
+        self._vocab_size = config.vocab_size
+        self.whole = whole
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.shape[0]:
+            return x.new_empty(0, self._vocab_size)
+        logits: torch.Tensor = self.whole(inputs_embeds=x[None], use_cache=False).logits
+        return logits[0]
+
+
+class _Given(nn.Module):
+    """In the place of a decoder: gives the embeddings that it gets."""
+
+    def forward(
+        self, *_: Any, inputs_embeds: torch.Tensor, **__: Any
+    ) -> BaseModelOutputWithPastAndCrossAttentions:
+        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+
+
+class DeviceLinear(nn.Module):
+    """A linear layer by the device's own operation."""
+
+    def __init__(self, build: Build, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__()
+        self._device = build.device
+        self.weight = build.linear(weight)
+        self.bias = bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] to [..., out]."""
+        y = self._device.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
+    """Raises ConfigError and CheckpointError."""
+    trial = Trial(config)
+    kind = getattr(transformers, config.architecture)
+    if not kind.is_backend_compatible():
+        raise trial.error("its attention does not go through transformers' interface for others")
+    if kind._is_stateful:
+        raise trial.error("it keeps another state than keys and values")
+    try:
+        settings = kind.config_class.from_dict(dict(config.json))
+        if isinstance(build.weights, Checkpoint):
+            model = _read(kind, settings, build.weights, build.dtype)
+        elif isinstance(build.weights, DummyWeights):
+            model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
+        else:
+            raise NotImplementedError("transformers says by itself what is wrong with a checkpoint")
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise trial.error(f"{type(error).__name__}: {error}") from error
+    return model.eval().to(build.device.torch_device)  # type: ignore[no-any-return]
+
+
+def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+    """By transformers' own loading, which knows what old checkpoints call a tensor."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, report = kind.from_pretrained(
+            weights.folder,
+            config=settings,
+            dtype=dtype,
+            attn_implementation=_TRIAL,
+            local_files_only=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{weights.folder}: transformers cannot read it: {error}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise CheckpointError(weights.missing(missing))
+    if other := [
+        f"{name} {list(found)}, not {list(said)}" for name, found, said in report["mismatched_keys"]
+    ]:
+        raise CheckpointError(f"{weights.folder} has tensors of other shapes: {'; '.join(other[:3])}")
+    for name in set(weights.unread) - set(report["unexpected_keys"]):
+        weights.dismiss(name)
+    return model  # type: ignore[no-any-return]
+
+
+@torch.inference_mode()
+def _take_apart(
+    whole: PreTrainedModel, config: TransformersConfig, device: Device
+) -> tuple[list[AttentionSpec], PreTrainedModel]:
+    """The attention of all layers, and the decoder, in whose place `whole` has another from then on.
+
+    Raises ConfigError where a short run shows that the model is not made for this.
+    """
+    trial = Trial(config)
+    decoder = whole.get_decoder()
+    name = next((name for name, module in whole.named_modules() if module is decoder), "")
+    if not name or "position_ids" not in inspect.signature(decoder.forward).parameters:
+        raise trial.error("it has no decoder that takes positions")
+    tokens = torch.arange(TOKENS, device=device.torch_device)
+    try:
+        wanted = whole(tokens[None], position_ids=tokens[None], use_cache=False, tgi=trial).logits[0]
+        specs = trial.finish()
+        whole.set_submodule(name, _Given())
+        features = Decoder(decoder)(tokens, tokens, Trial(config))
+        got = TransformersHead(whole, config, device)._logits(features)
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
+        raise trial.error(f"{type(error).__name__}: {error}") from error
+    if got.shape != (TOKENS, config.vocab_size) or not torch.equal(got, wanted):
+        raise trial.error("it does more than its decoder and its head")
+    return specs, decoder
+
+
+def _speed_up(model: nn.Module, build: Build) -> None:
+    """Let the device do the linear layers."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            model.set_submodule(name, DeviceLinear(build, module.weight.data, module.bias))
+        elif type(module) is Conv1D:
+            model.set_submodule(name, DeviceLinear(build, module.weight.data.T, module.bias))

@@ -1,0 +1,116 @@
+"""Models of transformers for tgi: what the server must know of any of them. Imports no torch."""
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tgi.plugins import ANY, Architecture, ConfigError, JsonReader, ModelConfig, hookimpl
+
+_HIDDEN = ("hidden_size", "n_embd", "d_model")
+_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
+_POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+_BY_LENGTH = ("dynamic", "longrope", "su")
+"""Kinds of RoPE whose angles transformers takes from the longest sequence of a step."""
+
+
+@attrs.frozen(kw_only=True)
+class TransformersConfig(ModelConfig):
+    """What is common to all of them, and the rest for transformers itself."""
+
+    architecture: str
+    json: Mapping[str, Any]
+    """All of config.json."""
+
+
+def read_config(get: JsonReader) -> TransformersConfig:
+    """Raises ConfigError where transformers has no such model, or one that cannot be run here."""
+    architecture = _choose(get)
+    _refuse(get, architecture)
+    text = get.section("text_config") or get
+    hidden, heads = _first(text, _HIDDEN), _first(text, _HEADS)
+    return TransformersConfig(
+        vocab_size=text(int, "vocab_size"),
+        hidden_size=hidden,
+        num_layers=_first(text, _LAYERS),
+        num_heads=heads,
+        num_kv_heads=_first(text, _KV_HEADS, 1 if text(bool, "multi_query", False) else heads),
+        head_dim=_head_dim(text, hidden // heads),
+        max_position=_first(text, _POSITIONS, 2048),
+        window=_window(text),
+        architecture=architecture,
+        json=get.data,
+    )
+
+
+def _choose(get: JsonReader) -> str:
+    """The first of the architectures that transformers has, by the text of its table: to import it is to
+    import torch."""
+    names = get(list, "architectures")
+    package = importlib.util.find_spec("transformers")
+    assert package is not None
+    assert package.origin is not None
+    text = (Path(package.origin).parent / "models/auto/modeling_auto.py").read_text("utf-8")
+    table = text.partition("\nMODEL_FOR_CAUSAL_LM_MAPPING_NAMES")[2].partition("\n)\n")[0]
+    found = next((name for name in names if f'"{name}"' in table), None)
+    if found is None:
+        version = importlib.metadata.version("transformers")
+        own = ", and code that comes with a model is never run" if get(dict, "auto_map", None) else ""
+        raise ConfigError(
+            f"architecture {', '.join(map(str, names))} is not supported: no adapter offers it, and transformers "
+            f"{version} has no causal language model of that name{own}"
+        )
+    return str(found)
+
+
+def _refuse(get: JsonReader, architecture: str) -> None:
+    """Raise ConfigError for what is known to go wrong without any sign of it."""
+    reasons = {
+        "it has an encoder": get(bool, "is_encoder_decoder", False),
+        "its weights are quantized": get.section("quantization_config") is not None,
+    }
+    for kind in _rope_kinds(get.data):
+        reasons[f"its RoPE ({kind}) depends on how long a sequence is"] = kind in _BY_LENGTH
+    for reason, holds in reasons.items():
+        if holds:
+            raise ConfigError(f"{architecture} cannot be run by way of transformers: {reason}")
+
+
+def _rope_kinds(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of all layers; there may be parameters for each type of layer."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and key not in ("vision_config", "audio_config"):
+            yield from _rope_kinds(value)
+        elif key in ("rope_type", "type") and isinstance(value, str):
+            yield value
+
+
+def _first(get: JsonReader, names: tuple[str, ...], default: Any = attrs.NOTHING) -> int:
+    for name in names:
+        value = get(int, name, None)
+        if value is not None:
+            return value
+    return get(int, names[0], default)
+
+
+def _head_dim(get: JsonReader, default: int) -> int:
+    """Where keys are compressed (MLA), of what is kept of them here: the whole keys."""
+    rotated, plain = get(int, "qk_rope_head_dim", 0), get(int, "qk_nope_head_dim", 0)
+    return rotated + plain if plain else get(int, "head_dim", default)
+
+
+def _window(get: JsonReader) -> int | None:
+    """Where every layer is said to have one; a config.json without types of layers does not tell."""
+    types = set(get(list, "layer_types", []))
+    return get(int, "sliding_window", None) if types == {"sliding_attention"} else None
+
+
+@hookimpl
+def tgi_architectures() -> list[Architecture]:
+    """Whatever no other adapter offers."""
+    return [Architecture(ANY, "tgi_transformers.model:TransformersModel", read_config)]

@@ -1,0 +1,102 @@
+"""A run of a model of transformers on three tokens, to learn what its attention does, or that it cannot be
+run here. Imported in rank processes only."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from tgi.device import AttentionSpec
+from tgi.plugins import ConfigError
+
+from .plugin import TransformersConfig
+
+TOKENS = 3
+_UNDERSTOOD = frozenset({"dropout", "scaling", "softcap", "sliding_window", "is_causal", "position_ids"})
+"""What the attention of a layer may be given besides; the window is taken from the mask."""
+
+
+@attrs.define(eq=False)
+class Trial:
+    """Attention that looks at what it is given, and gives something that is good enough to go on with."""
+
+    config: TransformersConfig
+    specs: dict[int, AttentionSpec] = attrs.field(factory=dict)
+    """Of the layers that have been there."""
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        given: Mapping[str, Any],
+    ) -> torch.Tensor:
+        """Raises ConfigError."""
+        self._check_shapes(query, key, value)
+        index = getattr(module, "layer_idx", None)
+        if index in self.specs or index not in range(self.config.num_layers):
+            raise self.error(f"layer {index} has attention twice, or is none of {self.config.num_layers}")
+        unknown = [name for name, what in given.items() if what is not None and what is not False]
+        if unknown := sorted(set(unknown) - _UNDERSTOOD):
+            raise self.error(f"its attention needs {', '.join(unknown)}")
+        scale = given.get("scaling")
+        self.specs[index] = AttentionSpec(
+            scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+            window=self._window(mask),
+            softcap=given.get("softcap"),
+        )
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+
+    def finish(self) -> list[AttentionSpec]:
+        """Of all layers. Raises ConfigError where one has not been there."""
+        missing = sorted(set(range(self.config.num_layers)) - set(self.specs))
+        if missing:
+            layers = ", ".join(map(str, missing))
+            raise self.error(f"layers {layers} have no attention, or none that others can compute")
+        window = self.config.window
+        if window is not None and any(spec.window != window for spec in self.specs.values()):
+            raise self.error(f"config.json has a window of {window} for all layers, which they have not")
+        return [self.specs[index] for index in range(self.config.num_layers)]
+
+    def error(self, reason: str) -> ConfigError:
+        """That this model is not one of those that can be run."""
+        return ConfigError(f"{self.config.architecture} cannot be run by way of transformers: {reason}")
+
+    def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        config = self.config
+        found = (query.shape[1], key.shape[1], key.shape[3])
+        said = (config.num_heads, config.num_kv_heads, config.head_dim)
+        if found != said or value.shape[1] != key.shape[1] or value.shape[3] > key.shape[3]:
+            raise self.error(
+                f"a layer has {found[0]} heads and {found[1]} key/value heads of {found[2]} features; by config.json "
+                f"it should be {said[0]}, {said[1]} and {said[2]} (values: {value.shape[1]} of {value.shape[3]})"
+            )
+
+    def _window(self, mask: torch.Tensor | None) -> int | None:
+        """What a mask of `make_mask` says. None: a token sees all before it."""
+        if mask is None or mask.shape[-2] != 2:
+            raise self.error("its attention masks are its own")
+        before, last = mask.view(2, -1).cpu()
+        size = len(last)
+        window = int(last.sum())
+        place = torch.arange(size)
+        for query, seen in ((size - 2, before), (size - 1, last)):
+            if not torch.equal(seen, (place <= query) & (place > query - window)):
+                raise self.error("a token sees others than those just before it")
+        return None if window == size else window
+
+
+def make_mask(mask_function: Any, config: Any, **_: Any) -> torch.Tensor:
+    """Registered with transformers for the trial: what two tokens far behind see of all before, [1, 1, 2, n].
+
+    That is more than the trial itself needs, which is shorter than any window.
+    """
+    size = 2 * max(getattr(config, "max_position_embeddings", 0), 1 << 15)
+    query, key = torch.arange(size - 2, size)[:, None], torch.arange(size)
+    zero = torch.zeros(1, dtype=torch.int64)
+    seen: torch.Tensor = mask_function(zero, zero, query, key)
+    return seen.expand(2, size)[None, None]
