@@ -33,7 +33,7 @@ def only_error(group: BaseException) -> BaseException:
 
 async def load(executor: RankExecutor, folder: Path) -> list[Progress]:
     seen: list[Progress] = []
-    (loaded,) = await executor.load(command(folder), seen.append)
+    (loaded,) = await executor.load(command(folder), lambda ranks: seen.extend(ranks))
     assert loaded.dtype == "float32"
     # K and V of 2 layers, 16 tokens, 2 heads of 16 float32 each
     assert loaded.block_bytes == 2 * 2 * 16 * 2 * 16 * 4

@@ -323,8 +323,13 @@ async def _load(executor: RankExecutor, command: Load, service: Service) -> list
     lifecycle = service.lifecycle
     lifecycle.enter("loading weights")
 
-    def on_progress(progress: Progress) -> None:
-        lifecycle.done, lifecycle.total = progress.done, progress.total
+    def on_progress(ranks: list[Progress]) -> None:
+        lifecycle.done = sum(rank.done for rank in ranks)
+        lifecycle.total = sum(rank.total for rank in ranks)
+        if len(ranks) > 1:
+            lifecycle.detail = ", ".join(
+                f"rank {index}: {100 * rank.done // max(rank.total, 1)} %" for index, rank in enumerate(ranks)
+            )
 
     return await executor.load(command, on_progress)
 

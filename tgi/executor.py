@@ -5,23 +5,31 @@ names the rank and the cause, and cancels everything that lives in the `async wi
 """
 
 import contextlib
+import logging
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
 from os import environ
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 import attrs
 import trio
 
+from tgi.agreement import Agreement, Patience, names
 from tgi.protocol import (
     Allocate,
     Allocated,
+    Arrived,
+    Begun,
     Command,
     Failed,
+    Finished,
     FrameReader,
+    Joined,
     Load,
     Loaded,
     Progress,
@@ -30,14 +38,20 @@ from tgi.protocol import (
     Result,
     Step,
     decode_report,
+    digest,
     encode,
     frame,
 )
 
-R = TypeVar("R", Loaded, Allocated, Result)
+log = logging.getLogger(__name__)
+R = TypeVar("R", Arrived, Joined, Loaded, Allocated, Result)
 _RECEIVE_BYTES = 1 << 18
 _EXIT_SECONDS = 5.0
 """How long a rank may take to leave once its socket is closed, before it is killed."""
+_BLAME_SECONDS = 0.5
+"""Within which all ranks that suffer from one's failure have told theirs."""
+_WATCH_SECONDS = 0.5
+"""How often it is looked whether ranks are late."""
 
 
 class EngineError(Exception):
@@ -70,39 +84,46 @@ class _Rank:
     stream: trio.SocketStream
     send: trio.MemorySendChannel[Report]
     receive: trio.MemoryReceiveChannel[Report]
+    arrived: bool = False
+    joined: bool = False
     failed: Failed | None = None
 
-    async def read_reports(self) -> None:
-        """Pass on what the rank reports until it ends; raises EngineError then: it never ends by itself."""
-        reader = FrameReader()
-        with contextlib.suppress(trio.BrokenResourceError):
-            while data := await self.stream.receive_some(_RECEIVE_BYTES):
-                for payload in reader.feed(data):
-                    report = decode_report(payload)
-                    if isinstance(report, Failed):
-                        self.failed = report
-                    else:
-                        self.send.send_nowait(report)
-        code = await self.process.wait()
-        if self.failed:
-            raise EngineError(self.failed.message, self.failed.kind)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        raise EngineError(f"rank {self.index} (process {self.process.pid}) {how}")
+    def __str__(self) -> str:
+        return f"rank {self.index} (process {self.process.pid})"
 
 
 @attrs.define(eq=False)
 class RankExecutor:
     """All ranks of one model. Made by `open_executor`."""
 
-    _ranks: list[_Rank]
+    _patience: Patience
+    _agreement: Agreement | None
+    """Where there are several ranks."""
+    _ranks: list[_Rank] = attrs.field(factory=list)
 
-    async def load(self, command: Load, on_progress: Callable[[Progress], None]) -> list[Loaded]:
-        """Read the model on every rank; the ranks' answers, in their order.
+    async def load(self, command: Load, on_progress: Callable[[list[Progress]], None]) -> list[Loaded]:
+        """Let the ranks find each other and read the model; their answers, in their order.
 
-        Raises EngineError (through the nursery of `open_executor`) when a rank cannot.
+        `on_progress` gets how far each of them is. Raises EngineError (through the nursery of
+        `open_executor`) when a rank cannot.
         """
         await self._send_all(command)
-        return [await self._report(rank, Loaded, on_progress) for rank in self._ranks]
+        if len(self._ranks) > 1:
+            await self._join()
+        progress = [Progress(0, 0) for _ in self._ranks]
+        loaded: dict[int, Loaded] = {}
+
+        async def follow(rank: _Rank) -> None:
+            def note(report: Progress) -> None:
+                progress[rank.index] = report
+                on_progress(list(progress))
+
+            loaded[rank.index] = await self._report(rank, Loaded, note)
+
+        async with trio.open_nursery() as nursery:
+            for rank in self._ranks:
+                nursery.start_soon(follow, rank)
+        return [loaded[rank.index] for rank in self._ranks]
 
     async def allocate(self, blocks: int) -> None:
         """Reserve `blocks` KV blocks on every rank."""
@@ -122,8 +143,79 @@ class RankExecutor:
         """Wait for rank 0's result of the oldest step that has none yet."""
         return await self._report(self._ranks[0], Result)
 
+    async def read_reports(self, rank: _Rank) -> None:
+        """Pass on what a rank reports until it ends; raises EngineError then: it never ends by itself."""
+        reader = FrameReader()
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await rank.stream.receive_some(_RECEIVE_BYTES):
+                for payload in reader.feed(data):
+                    report = decode_report(payload)
+                    if self._agreement is not None and isinstance(report, Begun | Finished | Result):
+                        _compare(self._agreement, rank.index, report)
+                    if isinstance(report, Failed):
+                        rank.failed = report
+                    elif not isinstance(report, Begun | Finished):
+                        rank.send.send_nowait(report)
+        code = await rank.process.wait()
+        if rank.failed is None:
+            how = (
+                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            )
+            raise EngineError(f"{rank} {how}")
+        await self._blame()
+
+    async def watch(self, agreement: Agreement) -> None:
+        """Raise EngineError when a rank is late."""
+        while True:
+            await trio.sleep(_WATCH_SECONDS)
+            complaint = agreement.overdue(trio.current_time())
+            if complaint is not None:
+                raise EngineError(complaint)
+
+    async def _blame(self) -> None:
+        """Raise EngineError for the rank that failed first, of those that have."""
+        several = len(self._ranks) > 1
+        if several:  # one that was killed has told nothing, and raises for itself
+            await trio.sleep(_BLAME_SECONDS)
+        reasons = [(rank.failed.at, rank.index, rank.failed) for rank in self._ranks if rank.failed]
+        _, index, failed = min(reasons, key=lambda reason: reason[:2])
+        if failed.trace:
+            log.error("rank %d failed:\n%s", index, failed.trace.rstrip())
+        where = f"rank {index}: " if several and failed.kind != "model" else ""
+        raise EngineError(where + failed.message, failed.kind)
+
+    async def _join(self) -> None:
+        """Wait until every rank has heard of all others. Raises EngineError naming those that have not."""
+
+        async def join(rank: _Rank) -> None:
+            arrived = await self._report(rank, Arrived)
+            if (arrived.rank, arrived.ranks) != (rank.index, len(self._ranks)):
+                wanted = f"{rank.index} of {len(self._ranks)}"
+                raise EngineError(f"{rank} has started as {arrived.rank} of {arrived.ranks}, not as {wanted}")
+            rank.arrived = True
+            await self._report(rank, Joined)
+            rank.joined = True
+
+        with trio.move_on_after(self._patience.join) as scope:
+            async with trio.open_nursery() as nursery:
+                for rank in self._ranks:
+                    nursery.start_soon(join, rank)
+        if scope.cancelled_caught:
+            raise EngineError(self._absence())
+
+    def _absence(self) -> str:
+        within = f"within {self._patience.join:g} s"
+        absent = [rank.index for rank in self._ranks if not rank.arrived]
+        if absent:
+            return f"{names(absent)} did not start {within}"
+        absent = [rank.index for rank in self._ranks if not rank.joined]
+        return f"{names(absent)} did not reach the other ranks {within}"
+
     async def _send_all(self, command: Command) -> None:
-        data = frame(encode(command))
+        payload = encode(command)
+        if self._agreement is not None and isinstance(command, Step):
+            self._agreement.sent(command.number, digest(payload), trio.current_time())
+        data = frame(payload)
         for rank in self._ranks:
             try:
                 await rank.stream.send_all(data)
@@ -140,43 +232,78 @@ class RankExecutor:
                 return report
             if not isinstance(report, Progress):
                 raise EngineError(f"rank {rank.index} answered {type(report).__name__}, not {kind.__name__}")
-            if on_progress is not None and rank.index == 0:
+            if on_progress is not None:
                 on_progress(report)
+
+
+def _compare(agreement: Agreement, rank: int, report: Begun | Finished | Result) -> None:
+    """Raises EngineError where a rank does something else than the others."""
+    now = trio.current_time()
+    if isinstance(report, Begun):
+        complaint = agreement.begun(rank, report.digest, now)
+    else:
+        tokens = report.digest if isinstance(report, Finished) else digest(report.tokens)
+        complaint = agreement.finished(rank, tokens, now)
+    if complaint is not None:
+        raise EngineError(complaint)
 
 
 @contextlib.asynccontextmanager
 async def open_executor(
-    ranks: int = 1, environment: Mapping[str, str] | None = None
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+    patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[RankExecutor]:
     """Start `ranks` processes with `environment` where it is not set already; end them on leaving.
 
-    A rank that ends before that raises EngineError (in an exception group) and cancels the body.
+    A rank that ends before that, or does not keep up with the others, raises EngineError (in an exception
+    group) and cancels the body.
     """
+    agreement = Agreement(ranks, patience) if ranks > 1 else None
     started: list[_Rank] = []
-    try:
-        async with trio.open_nursery() as nursery:
-            for index in range(ranks):
-                started.append(await _start_rank(index, ranks, environment or {}))
-                nursery.start_soon(started[-1].read_reports)
-            yield RankExecutor(started)
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            for rank in started:
-                await rank.stream.aclose()
-            async with trio.open_nursery() as leaving:
+    with tempfile.TemporaryDirectory(prefix="tgi-") as folder:
+        try:
+            async with trio.open_nursery() as nursery:
+                executor = RankExecutor(patience, agreement, started)
+                for index in range(ranks):
+                    started.append(await _start_rank(index, ranks, Path(folder), environment or {}))
+                    nursery.start_soon(executor.read_reports, started[-1])
+                if agreement is not None:
+                    nursery.start_soon(executor.watch, agreement)
+                yield executor
+                nursery.cancel_scope.cancel()
+        finally:
+            with trio.CancelScope(shield=True):
                 for rank in started:
-                    leaving.start_soon(_end, rank.process)
+                    await rank.stream.aclose()
+                async with trio.open_nursery() as leaving:
+                    for rank in started:
+                        leaving.start_soon(_end, rank.process)
 
 
-async def _start_rank(index: int, ranks: int, environment: Mapping[str, str]) -> _Rank:
+def rank_command(descriptor: int, rank: int, ranks: int, folder: Path) -> list[str]:
+    """What a rank process is started with; through a file in `folder` it finds the others."""
+    numbers = map(str, (descriptor, rank, ranks))
+    return [sys.executable, "-m", "tgi.worker", *numbers, str(folder / "ranks")]
+
+
+def rank_environment(rank: int, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
+    """Its variables: this process's, `environment` where these say nothing, and what it is among others."""
+    if ranks == 1:
+        return {**environment, **environ}
+    places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    # All are on this machine: gloo need not look for an address that others could reach.
+    return {"GLOO_SOCKET_IFNAME": "lo", **environment, **environ, **places}
+
+
+async def _start_rank(index: int, ranks: int, folder: Path, environment: Mapping[str, str]) -> _Rank:
     ours, theirs = socket.socketpair()
     try:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "tgi.worker", str(theirs.fileno()), str(index), str(ranks)],
+            rank_command(theirs.fileno(), index, ranks, folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
-            env={**environment, **environ},
+            env=rank_environment(index, ranks, environment),
         )
     finally:
         theirs.close()

@@ -5,6 +5,8 @@ compare every override with this.
 """
 
 from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +23,8 @@ from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
 from .graphs import Counters, Program
 from .ranking import most_likely
+
+_LONG = timedelta(days=1)
 
 
 class Device:
@@ -230,16 +234,33 @@ class Device:
 
     # ---- ranks -------------------------------------------------------------------------------------------
 
-    group: dist.ProcessGroup | None = None
-    """Of all ranks; None: torch's default group."""
+    def connect(self, shard: Shard, store: Path) -> None:
+        """Find the other ranks, by a file that only they know, and hear of each. They share CPU threads.
 
-    def connect(self) -> None:
-        """Called once before the first collective, where there are several ranks."""
+        Called once, before any collective, where there are several. Whoever started the ranks knows how long
+        they may wait for each other.
+        """
+        if self.threads:
+            self.threads = max(1, self.threads // shard.size)
+            torch.set_num_threads(self.threads)
+        dist.init_process_group(
+            self.distributed_backend,
+            init_method=f"file://{store}",
+            rank=shard.rank,
+            world_size=shard.size,
+            timeout=_LONG,
+        )
+        self.meet(shard)
+
+    def meet(self, shard: Shard) -> None:
+        """Wait until every rank is here."""
+        heard = self.all_reduce(torch.ones(1, device=self.torch_device), shard).cpu()
+        assert heard.tolist() == [shard.size], f"the sum of {shard.size} ones is {heard.tolist()}"
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """The sum of x over all ranks; may change x."""
         if shard.size > 1:
-            dist.all_reduce(x, group=self.group)
+            dist.all_reduce(x)
         return x
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
@@ -247,5 +268,5 @@ class Device:
         if shard.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(shard.size)]
-        dist.all_gather(parts, x.contiguous(), group=self.group)
+        dist.all_gather(parts, x.contiguous())
         return torch.cat(parts, -1)

@@ -9,12 +9,12 @@ good at, and scattered reads, which it is bad at, are of whole blocks.
 import os
 from collections import deque
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from tgi.plugins import ConfigError
@@ -270,10 +270,10 @@ class HpuDevice(Device):
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
-    def connect(self) -> None:
-        """Collectives of tensors on the card go over a group of their own."""
+    def connect(self, shard: Shard, store: Path) -> None:
+        """As defined."""
         join_ranks()
-        self.group = dist.new_group(backend=self.distributed_backend)
+        super().connect(shard, store)
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """As defined."""

@@ -1,16 +1,19 @@
 """The messages between the server process and its ranks, as columns rather than objects per row.
 
-Commands go to every rank as the identical bytes; reports come back from rank 0 (a failure from any).
+Commands go to every rank as the identical bytes. Results come back from rank 0, what is told else from all.
 Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): a decode step of 256 rows costs
 some 15 us to encode and decode, a tenth of what one object per row would. The messages are
 `msgspec.Struct` and not attrs classes because only those can form a tagged union.
 
 Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket) -> Ready
 Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
+Of several ranks:  Load -> Arrived -> Joined -> Progress* and so on;
+           Step -> Begun -> Result of rank 0, Finished of any other
 The end:   the server closes the socket, and the rank exits.
 """
 
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import TypeAlias
 
 import msgspec
@@ -166,7 +169,7 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """The model is in memory."""
 
     free_bytes: int
-    """Device memory left for the KV cache after the workspace of the largest step."""
+    """Device memory left for the KV cache after the workspace of the largest step; below 0: what lacks."""
     block_bytes: int
     """What one KV block costs on this rank, all layers together."""
     dtype: str
@@ -179,6 +182,29 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """What the largest step is expected to need; `free_bytes` is without it."""
     graph_bytes: int = 0
     """What a graph keeps."""
+
+
+class Arrived(msgspec.Struct, tag=True, frozen=True):
+    """A rank, as which it sees itself, is going to look for the others: rank `rank` of `ranks`."""
+
+    rank: int
+    ranks: int
+
+
+class Joined(msgspec.Struct, tag=True, frozen=True):
+    """The rank has heard of all others."""
+
+
+class Begun(msgspec.Struct, tag=True, frozen=True):
+    """The rank begins with a step; only then does it wait for others. `digest` is that of the command."""
+
+    digest: bytes
+
+
+class Finished(msgspec.Struct, tag=True, frozen=True):
+    """A rank other than 0 has finished a step. `digest` is that of `Result.tokens`."""
+
+    digest: bytes
 
 
 class Allocated(msgspec.Struct, tag=True, frozen=True):
@@ -221,10 +247,14 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     message: str
     kind: str = "error"
     """"model": the checkpoint or the options are to blame; "memory": it does not fit; "error": a defect."""
+    trace: str = ""
+    """Of a defect."""
+    at: float = 0.0
+    """When it failed, by the clock that all processes have: what other ranks suffer from it comes later."""
 
 
 Command: TypeAlias = Load | Allocate | Ready | Step
-Report: TypeAlias = Progress | Loaded | Allocated | Result | Failed
+Report: TypeAlias = Arrived | Joined | Progress | Loaded | Allocated | Begun | Result | Finished | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
@@ -233,6 +263,11 @@ _reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
 encode = _encoder.encode
 decode_command = _commands.decode
 decode_report = _reports.decode
+
+
+def digest(data: bytes) -> bytes:
+    """Eight bytes that differ, as good as always, where the data do."""
+    return blake2b(data, digest_size=8).digest()
 
 
 def ints(values: Iterable[int]) -> bytes:

@@ -1,4 +1,7 @@
-"""`python -m tgi.worker FD RANK RANKS`: one rank, at the other end of the inherited socket FD."""
+"""`python -m tgi.worker FD RANK RANKS FILE`: one rank, at the other end of the inherited socket FD.
+
+Through FILE, which does not exist before, it finds the other ranks.
+"""
 
 import os
 import select
@@ -6,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 
 def main() -> int:
@@ -15,17 +19,14 @@ def main() -> int:
     _leave_with_server(descriptor)
     # The rest of the process is imported only now, so that it cannot outlive a server that dies meanwhile.
     import torch
-    import torch.distributed
 
     from tgi.weights import Shard
 
     from .loop import serve
 
     torch.set_num_interop_threads(1)
-    if ranks > 1:
-        torch.distributed.init_process_group("gloo", rank=rank, world_size=ranks)
     with socket.socket(fileno=descriptor) as connection:
-        return 0 if serve(connection, Shard(rank, ranks)) else 1
+        return 0 if serve(connection, Shard(rank, ranks), Path(sys.argv[4])) else 1
 
 
 def _leave_with_server(descriptor: int) -> None:

@@ -3,8 +3,10 @@
 import queue
 import socket
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 
@@ -12,14 +14,18 @@ from tgi.plugins import ConfigError
 from tgi.protocol import (
     Allocate,
     Allocated,
-    Command,
+    Arrived,
+    Begun,
     Failed,
+    Finished,
     FrameReader,
+    Joined,
     Load,
     Ready,
     Report,
     Result,
     decode_command,
+    digest,
     encode,
     frame,
 )
@@ -30,21 +36,27 @@ from .runner import Runner, open_device
 _RECEIVE_BYTES = 1 << 18
 
 
-def serve(connection: socket.socket, shard: Shard) -> bool:
+def serve(connection: socket.socket, shard: Shard, store: Path = Path()) -> bool:
     """Carry out commands in order until the server closes the socket (True) or one fails (False).
 
-    A failure is reported; the traceback of a defect goes to stderr as well.
+    A failure is reported. `store` is a file through which ranks find each other, where there are several.
     """
+    sending = threading.Lock()
 
     def report(message: Report) -> None:
-        connection.sendall(frame(encode(message)))
+        with sending:
+            connection.sendall(frame(encode(message)))
+
+    def answer(result: Result) -> None:
+        report(result if shard.rank == 0 else Finished(digest(result.tokens)))
 
     runner: Runner | None = None
-    waiting = _Waiting(connection, report if shard.rank == 0 else lambda _: None)
+    waiting = _Waiting(connection, answer)
     try:
-        for command in commands(connection):
+        for payload in payloads(connection):
+            command = decode_command(payload)
             if isinstance(command, Load):
-                runner = Runner.load(command, shard, open_device(command.device, command.threads), report)
+                runner = load(command, shard, store, report)
                 report(runner.loaded)
             elif runner is None:
                 raise RuntimeError(f"{type(command).__name__} came before Load")
@@ -53,12 +65,13 @@ def serve(connection: socket.socket, shard: Shard) -> bool:
                 report(Allocated())
             elif isinstance(command, Ready):
                 runner.seal()
-            elif runner.device.asynchronous:
-                waiting.add(runner.launch(command))
             else:
-                result = runner.execute(command)
-                if shard.rank == 0:
-                    report(result)
+                if shard.size > 1:
+                    report(Begun(digest(payload)))
+                if runner.device.asynchronous:
+                    waiting.add(runner.launch(command))
+                else:
+                    answer(runner.execute(command))
         waiting.finish()
     except (BrokenPipeError, ConnectionResetError):
         pass  # the server has gone; nobody is left to tell
@@ -68,11 +81,23 @@ def serve(connection: socket.socket, shard: Shard) -> bool:
     return True
 
 
+def load(command: Load, shard: Shard, store: Path, report: Callable[[Report], None]) -> Runner:
+    """Find the other ranks, and read the model."""
+    device = open_device(command.device, command.threads)
+    if shard.size > 1:
+        report(Arrived(shard.rank, shard.size))
+        device.connect(shard, store)
+        report(Joined())
+    runner = Runner.load(command, shard, device, report)
+    device.meet(shard)  # what is free is known when all have loaded
+    return runner
+
+
 class _Waiting:
     """Waits for results in their order, in a thread, so that the next step can be launched meanwhile."""
 
-    def __init__(self, connection: socket.socket, report: Callable[[Report], None]) -> None:
-        self._connection, self._report = connection, report
+    def __init__(self, connection: socket.socket, answer: Callable[[Result], None]) -> None:
+        self._connection, self._answer = connection, answer
         self._results: queue.SimpleQueue[Callable[[], Result] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._error: Exception | None = None
@@ -96,26 +121,26 @@ class _Waiting:
     def _run(self) -> None:
         try:
             while (result := self._results.get()) is not None:
-                self._report(result())
+                self._answer(result())
         except Exception as error:
             self._error = error
             self._connection.shutdown(socket.SHUT_RD)  # as if the server had no more to say
 
 
-def commands(connection: socket.socket) -> Iterator[Command]:
+def payloads(connection: socket.socket) -> Iterator[bytes]:
     """Every command until the socket is closed. What has been sent ahead waits in the socket's buffer."""
     reader = FrameReader()
     while data := connection.recv(_RECEIVE_BYTES):
-        for payload in reader.feed(data):
-            yield decode_command(payload)
+        yield from reader.feed(data)
 
 
 def failure(error: Exception) -> Failed:
-    """What to tell the server of an error, in one line, and whose fault it is. Prints a defect's trace."""
+    """What to tell the server of an error, in one line, whose fault it is, and where a defect is."""
+    now = time.monotonic()
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ConfigError | CheckpointError | OSError):
-        return Failed(line, "model")
+        return Failed(line, "model", at=now)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in line:
-        return Failed(f"out of memory: {line}", "memory")
-    traceback.print_exception(error)
-    return Failed(f"{type(error).__name__}: {line}", "error")
+        return Failed(f"out of memory: {line}", "memory", at=now)
+    trace = "".join(traceback.format_exception(error))
+    return Failed(f"{type(error).__name__}: {line}", "error", trace, now)

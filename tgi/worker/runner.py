@@ -61,8 +61,6 @@ class Runner:
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
         """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
-        if shard.size > 1:
-            device.connect()
         architecture = _find("architecture", command.architecture, architectures(load_plugins()))
         config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
         dtype, make = device.dtype(command.dtype), _resolve(architecture.model)

@@ -1,0 +1,102 @@
+"""Whether all ranks do the same, and in time: what they tell of each step, compared.
+
+Ranks wait for each other many times in a step. If one does something else, or nothing, the others would
+wait for ever; so each tells the digest of a step before it begins, and of the tokens when it has finished.
+Knows no clock and no processes; complaints are one line for people.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+
+import attrs
+
+
+@attrs.frozen(kw_only=True)
+class Patience:
+    """How many seconds ranks may take before the engine counts as lost."""
+
+    join: float = 120.0
+    """To find each other when they start."""
+    lag: float = 60.0
+    """To do what another one has done."""
+    step: float = 900.0
+    """For a step, all together."""
+
+
+@attrs.define
+class _Step:
+    number: int
+    digest: bytes
+    since: float
+    """When all ranks had what they need to begin."""
+    begun: dict[int, float] = attrs.field(factory=dict)
+    finished: dict[int, float] = attrs.field(factory=dict)
+    tokens: tuple[int, bytes] | None = None
+    """Who has finished first, and with which."""
+
+    def __str__(self) -> str:
+        return f"step {self.number}" if self.number else "a step of the warm-up"
+
+
+class Agreement:
+    """Of `ranks` ranks about the steps that none, or not all of them, have finished."""
+
+    def __init__(self, ranks: int, patience: Patience) -> None:
+        self._ranks = range(ranks)
+        self._patience = patience
+        self._steps: deque[_Step] = deque()
+
+    def sent(self, number: int, digest: bytes, now: float) -> None:
+        """A step is handed to all ranks."""
+        self._steps.append(_Step(number, digest, now))
+
+    def begun(self, rank: int, digest: bytes, now: float) -> str | None:
+        """A rank says that it begins with its next step; what is wrong with that."""
+        step = next((step for step in self._steps if rank not in step.begun), None)
+        if step is None:
+            return f"rank {rank} begins with a step that it was not given"
+        step.begun[rank] = now
+        if digest != step.digest:
+            return f"ranks disagree: rank {rank} has got another {step} than was sent"
+        return None
+
+    def finished(self, rank: int, tokens: bytes, now: float) -> str | None:
+        """A rank has finished its oldest step with tokens of this digest; what is wrong with that."""
+        step = next((step for step in self._steps if rank not in step.finished), None)
+        if step is None or rank not in step.begun:
+            return f"rank {rank} has finished a step that it has not begun"
+        step.finished[rank] = now
+        first, wanted = step.tokens = step.tokens or (rank, tokens)
+        if tokens != wanted:
+            return f"ranks disagree: {step} gave other tokens on rank {rank} than on rank {first}"
+        if len(step.finished) == len(self._ranks):
+            self._steps.remove(step)
+            if self._steps:
+                self._steps[0].since = max(self._steps[0].since, now)
+        return None
+
+    def overdue(self, now: float) -> str | None:
+        """Which rank is late, if one is."""
+        if not self._steps:
+            return None
+        step = self._steps[0]
+        for done, verb in ((step.finished, "finished"), (step.begun, "begun with")):
+            late = [rank for rank in self._ranks if rank not in done]
+            if done and late and now - min(done.values()) > self._patience.lag:
+                return (
+                    f"{names(late)} {_has(late)} not {verb} {step}, which {names(done)} {_has(done)} "
+                    f"{verb} more than {self._patience.lag:g} s ago"
+                )
+        if not step.finished and now - step.since > self._patience.step:
+            return f"no rank has finished {step} within {self._patience.step:g} s"
+        return None
+
+
+def names(ranks: Iterable[int]) -> str:
+    """As in "rank 0" and "ranks 0, 1"."""
+    each = [str(rank) for rank in ranks]
+    return f"rank{'s' if len(each) > 1 else ''} {', '.join(each)}"
+
+
+def _has(ranks: Iterable[int]) -> str:
+    return "have" if len(list(ranks)) > 1 else "has"
