@@ -8,7 +8,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from os import environ
 from pathlib import Path
@@ -44,7 +44,7 @@ from tgi.plugins import (
 )
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
-from tgi.scheduler.bucketing import Bucketing, GraphsError
+from tgi.scheduler.bucketing import Bucketing, GraphsError, warm_up_seconds
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import TIES
 from tgi.scheduler.workload import ShapeCounts
@@ -55,6 +55,8 @@ from tgi.text.tokenizer import Tokenizer, TokenizerError
 log = logging.getLogger(__name__)
 DEMO_ID = "tgi-demo"
 """What `/info` calls the model that comes with the package."""
+SAVE_SECONDS = 60.0
+"""Between two times that the shapes of steps are saved: no more are lost when the server is killed."""
 
 
 @attrs.frozen
@@ -103,11 +105,24 @@ async def run_engine(service: Service, options: Options) -> None:
         )
         lifecycle.phase = Phase.READY
         _log_ready(service.engine.model, limits.block_size, blocks, loaded[0].block_bytes)
-        try:
-            await scheduler.run()
-        finally:
-            if shapes is not None:
-                shapes.save()
+        await (scheduler.run() if shapes is None else save_shapes(shapes, scheduler.run))
+
+
+async def save_shapes(shapes: ShapeCounts, run: Callable[[], Awaitable[None]]) -> None:
+    """Save the shapes every SAVE_SECONDS while that runs, and at its end."""
+
+    async def regularly() -> None:
+        while True:
+            await trio.sleep(SAVE_SECONDS)
+            await trio.to_thread.run_sync(attrs.evolve(shapes, counts=dict(shapes.counts)).save)
+
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(regularly)
+            await run()
+            nursery.cancel_scope.cancel()
+    finally:
+        shapes.save()
 
 
 async def _warm_scheduler(
@@ -136,7 +151,7 @@ async def _warm_scheduler(
         executor, limits, model.device, blocks, metrics,
         prefix_limit=prefix_limit, buckets=buckets, shapes=shapes,
     )  # fmt: skip
-    service.lifecycle.enter("warming up")
+    service.lifecycle.enter("warming up", expected=expected_warm_up(model, buckets))
     await scheduler.warm_up(
         _warm_up_report(service),
         timeout=options.warmup_timeout,
@@ -236,6 +251,13 @@ def choose_buckets(
     bucketing = Bucketing.from_options(options, costs, graphs)
     prefixes = _prefix_limit(model, options) != 0
     return Buckets.from_limits(limits, device, bucketing, prefixes=prefixes, **known)
+
+
+def expected_warm_up(model: Model, buckets: Buckets) -> float | None:
+    """How many seconds it will take; None where nothing is compiled in it."""
+    if not model.device.compiles:
+        return None
+    return warm_up_seconds(len(buckets.to_warm_up()), model.config.num_layers)
 
 
 def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, **known: Any) -> Buckets:
