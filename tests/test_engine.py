@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
+from trio.testing import MockClock
 
 from tgi.config import Limits, OptionError, Options
 from tgi.engine import (
@@ -21,6 +23,7 @@ from tgi.engine import (
     load_command,
     plan_blocks,
     prepare_recipes,
+    save_shapes,
 )
 from tgi.executor import EngineError
 from tgi.hub import Source
@@ -153,6 +156,42 @@ def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.Lo
     assert not (tmp_path / "shapes.json").exists()
     assert known_shapes(GAUDI, options) == ShapeCounts(128, {}, tmp_path / "shapes.json")
     assert (tmp_path / "shapes.json").exists()
+
+
+def test_shapes_are_saved_every_minute_and_at_the_end(tmp_path: Path) -> None:
+    shapes = ShapeCounts.open(tmp_path / "shapes.json", 128)
+
+    def saved() -> int:
+        return len(ShapeCounts.read(tmp_path / "shapes.json", 128).counts)
+
+    async def serve() -> None:
+        for rows in (1, 2, 3):
+            shapes.add(Bucket(rows, 1, 5))
+            with trio.fail_after(1000):
+                while saved() < rows:
+                    await trio.sleep(20)
+        shapes.add(Bucket(4, 1, 5))
+        raise KeyError
+
+    async def main() -> None:
+        with pytest.raises(ExceptionGroup):
+            await save_shapes(shapes, serve)
+
+    trio.run(main, clock=MockClock(autojump_threshold=0.01))
+    assert saved() == 4
+
+
+def test_the_same_shapes_lead_to_the_same_folder_for_recipes(compiling: Model, tmp_path: Path) -> None:
+    """Also if there are more of each, which were seen in another order."""
+    counts = {Bucket(5, 1, 23): 7, Bucket(8, 1, 60): 31, Bucket(1, 200, 3, prefill=True): 9}
+    more = {shape: 3 * count for shape, count in reversed(counts.items())}
+    folders = []
+    for name, some in (("first", counts), ("second", more), ("third", {Bucket(2, 1, 2): 5})):
+        ShapeCounts(128, some).write(tmp_path / name)
+        options = Options(recipe_cache=tmp_path, bucket_shapes=tmp_path / name, max_graphs=12)
+        buckets = choose_buckets(compiling, CARD_LIMITS, options)
+        folders.append(prepare_recipes(compiling, buckets, options))
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:

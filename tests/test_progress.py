@@ -54,3 +54,14 @@ def test_a_line_tells_share_and_time() -> None:
     assert describe(lifecycle) == "loading weights: 25 %, 30 s left (the head)"
     lifecycle.enter("warming up")
     assert describe(lifecycle) == "warming up"
+
+
+def test_what_was_expected_counts_until_there_is_more_to_go_by() -> None:
+    """The first graph alone tells little: it is the largest, and the device starts with it."""
+    lifecycle = Lifecycle()
+    lifecycle.enter("warming up", total=64, expected=128.0)
+    assert describe(lifecycle) == "warming up, 128 s left"
+    lifecycle.done, lifecycle.stage_started = 1, lifecycle.stage_started - 20
+    assert describe(lifecycle) == "warming up: 1 %, 126 s left"
+    lifecycle.done = 2
+    assert describe(lifecycle) == "warming up: 3 %, 620 s left"

@@ -164,7 +164,7 @@ class Options:
     bucket_shapes: Annotated[Path | None, flag(BUCKETS, "BUCKET_SHAPES"), flags.FILE] = None
     """A file that --record-shapes has written: what to choose shapes for. Without it, for all alike."""
     record_shapes: Annotated[Path | None, flag(BUCKETS, "RECORD_SHAPES", value="FILE")] = None
-    """When the server ends, add the shapes of its steps to this file."""
+    """Every minute and when the server ends, add the shapes of its steps to this file."""
 
     memory_fraction: Annotated[
         Share | None,

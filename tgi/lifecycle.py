@@ -6,6 +6,9 @@ import time
 
 import attrs
 
+TELLING = 2
+"""From so many on, what is done tells how long the rest takes; before, an expectation is better."""
+
 
 class Phase(enum.Enum):
     """The states of the server, in order."""
@@ -29,15 +32,21 @@ class Lifecycle:
     """Of `done`; 0 where it is not known."""
     detail: str = ""
     """What of the stage comes next, for people."""
+    expected: float | None = None
+    """Seconds that the stage takes by all that is known before it begins."""
     stage_started: float = attrs.field(factory=time.monotonic)
 
-    def enter(self, stage: str, total: int = 0) -> None:
+    def enter(self, stage: str, total: int = 0, expected: float | None = None) -> None:
         """Begin a stage of the start."""
-        self.stage, self.done, self.total, self.detail = stage, 0, total, ""
+        self.stage, self.done, self.total, self.detail, self.expected = stage, 0, total, "", expected
         self.stage_started = time.monotonic()
 
     def seconds_left(self) -> float | None:
         """Estimate for the present stage, in seconds; None where nothing is known yet."""
-        if not self.done or not self.total:
+        if not self.total:
+            return None
+        if self.expected is not None and self.done < TELLING:
+            return self.expected * (self.total - self.done) / self.total
+        if not self.done:
             return None
         return (time.monotonic() - self.stage_started) * (self.total - self.done) / self.done

@@ -10,7 +10,7 @@ from tgi.config import Limits
 from tgi.footprint import block_bytes, first_block, graph_bytes, workspace_bytes
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
-from tgi.scheduler.bucketing import SECONDS_PER_GRAPH, Bucketing
+from tgi.scheduler.bucketing import Bucketing, warm_up_seconds
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.shapes import Bucket, Space
 from tgi.scheduler.workload import Workload
@@ -21,8 +21,6 @@ from .roofline import Roofline
 from .weights import rank_numbers
 
 ITEM = {"auto": 2, "bfloat16": 2, "float32": 4}
-LAYERS = 32
-"""Of the models whose warm-up SECONDS_PER_GRAPH was seen of; more take longer in proportion."""
 
 
 @attrs.frozen(kw_only=True)
@@ -113,7 +111,7 @@ def make_plan(setup: Setup) -> Plan:
         memory=memory,
         refusal=memory.refusal(limits),
         buckets=graphs,
-        warm_up_seconds=len(graphs) * SECONDS_PER_GRAPH * config.num_layers / LAYERS,
+        warm_up_seconds=warm_up_seconds(len(graphs), config.num_layers),
         waste=_waste(setup, buckets, roofline, memory) if roofline and graphs else {},
         roofline=roofline,
         decode=decode,

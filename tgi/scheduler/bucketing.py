@@ -21,11 +21,18 @@ MAX_WASTE = 1.0
 """Default of --max-waste; doubled until --max-graphs is enough for it."""
 SECONDS_PER_GRAPH = 2.5
 """What warming up a bucket takes for a model of medium size: 1.5 to 3 s by the logs of vLLM on Gaudi."""
+LAYERS = 32
+"""Of such a model; more take longer in proportion."""
 _LADDERS = {
     "linear": ladders.linear,
     "exponential": ladders.exponential,
     "padding-aware": ladders.padding_aware,
 }
+
+
+def warm_up_seconds(graphs: int, layers: int) -> float:
+    """An estimate; a recipe cache that has everything makes it a fraction."""
+    return graphs * SECONDS_PER_GRAPH * layers / LAYERS
 
 
 class GraphsError(OptionError):
