@@ -52,7 +52,7 @@ def test_ranks_without_memory_of_their_own_share_that_of_the_machine() -> None:
 
 
 def test_with_a_window_a_sequence_needs_the_blocks_of_a_window_and_a_chunk() -> None:
-    """39 tokens and a chunk of 32 are in 6 blocks of 16, if they are not aligned; the sequence has 63 in all."""
+    """39 tokens and a chunk of 32 are in 6 blocks of 16 if they are not aligned, of 63 in all."""
     limits = Limits(
         max_total_tokens=1000, max_batch_prefill_tokens=32, max_batch_size=4, block_size=16, window=40
     )

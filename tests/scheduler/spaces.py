@@ -11,6 +11,7 @@ limits = st.builds(
     max_batch_prefill_tokens=st.integers(1, 3000),
     max_batch_size=st.integers(1, 40),
     block_size=st.sampled_from([16, 128]),
+    window=st.none() | st.integers(1, 1000),
 )
 spaces = st.builds(
     lambda of, prefixes, blocks: Space.from_limits(of, prefixes=prefixes, blocks=blocks),

@@ -1,0 +1,161 @@
+"""Models whose tokens see a window only: how many blocks that takes, and what becomes of those behind it."""
+
+import attrs
+import pytest
+
+from tgi.config import Limits
+from tgi.plugins import DeviceSpec
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.bucketing import Bucketing
+from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.commit import commit
+from tgi.scheduler.costs import Costs
+from tgi.scheduler.policy import Planned, Schedule, plan
+from tgi.scheduler.sequence import SamplingParams, Sequence, State
+from tgi.scheduler.shapes import Space
+from tgi.testing.simulated_rank import SimulatedRank, expected_tokens
+from tgi.text.stopping import StoppingCriteria
+
+LIMITS = Limits(max_total_tokens=400, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4, window=12)
+"""A chunk and what it sees are in 8 blocks at most, the longest sequence in 100."""
+
+
+class Silent:
+    """A detokenizer for token ids that stand for nothing."""
+
+    def append(self, _token: int) -> str:
+        return ""
+
+
+@attrs.define
+class Server:
+    """A schedule and a rank that checks what steps read."""
+
+    schedule: Schedule
+    rank: SimulatedRank
+    steps: list[Planned] = attrs.field(factory=list)
+
+    @classmethod
+    def of(cls, blocks: int, *, flat: bool = True) -> "Server":
+        device = DeviceSpec(
+            name="sim",
+            implementation="",
+            block_size=4,
+            batch_size=4,
+            prefill_tokens=16,
+            compiles=flat,
+            flat=flat,
+        )
+        buckets = Buckets.from_limits(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
+        schedule = Schedule(LIMITS, buckets, BlockPool(blocks, 4, LIMITS.window))
+        return cls(schedule, SimulatedRank(4, flat=flat, window=LIMITS.window))
+
+    def add(self, prompt: list[int], new: int = 20) -> Sequence:
+        sequence = Sequence(
+            prompt=prompt,
+            max_new_tokens=new,
+            sampling=SamplingParams(),
+            stopping=StoppingCriteria(new, frozenset()),
+            detokenizer=Silent(),  # type: ignore[arg-type]
+        )
+        self.schedule.add(sequence)
+        return sequence
+
+    def step(self) -> bool:
+        planned = plan(self.schedule)
+        if planned is None:
+            return False
+        self.steps.append(planned)
+        commit(self.schedule, planned, self.rank.execute(planned.step))
+        self.schedule.pool.check([s.blocks[s.freed :] for s in self.schedule.running])
+        return True
+
+    def run(self) -> None:
+        while self.step():
+            pass
+
+
+def seen_blocks(start: int, length: int, size: int, window: int, *, context: bool) -> int:
+    """Counted one by one: in how many blocks the tokens of a chunk are, and those that they see."""
+    last = start if context else start + length
+    positions = [k for k in range(last) if any(q - window < k <= q for q in range(start, start + length))]
+    return len({position // size for position in positions})
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("window", [2, 3, 7, 30])
+@pytest.mark.parametrize("chunk", [1, 4, 5])
+def test_as_many_blocks_are_reckoned_with_as_there_can_be(size: int, window: int, chunk: int) -> None:
+    limits = Limits(max_total_tokens=24, max_batch_prefill_tokens=chunk, block_size=size, window=window)
+    space = Space.from_limits(limits)
+    chunks = [(start, length) for length in range(1, chunk + 1) for start in range(24 - length + 1)]
+    every = [seen_blocks(*each, size, window, context=False) for each in chunks]
+    assert limits.sequence_blocks == space.table_blocks == max(every)
+    assert space.row_blocks == max(seen_blocks(start, 1, size, window, context=False) for start in range(24))
+    for tokens in range(1, chunk + 1):
+        contexts = [
+            seen_blocks(start, tokens, size, window, context=True) for start in range(24 - tokens + 1)
+        ]
+        assert space.context_blocks(tokens) == max(contexts)
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_request_that_is_longer_than_the_cache_is_served(flat: bool) -> None:
+    server = Server.of(LIMITS.sequence_blocks, flat=flat)
+    prompt = [5 + index % 7 for index in range(300)]
+    sequence = server.add(prompt, 100)
+
+    server.run()
+
+    assert sequence.state is State.FINISHED
+    expected = expected_tokens(prompt, 100)  # which may end with EOS; this sequence goes on
+    assert sequence.tokens[300 : 300 + len(expected)] == expected
+    assert len(sequence.tokens) == 400
+    assert server.schedule.preemptions == 0
+    if flat:
+        assert max(step.shape.blocks for step in server.steps) == 4
+
+
+def test_many_long_requests_share_a_cache_that_has_room_for_their_windows() -> None:
+    """There is room for 12 tokens of each of 4 sequences, and a chunk of one, not for their 400 blocks."""
+    server = Server.of(4 * 4 + LIMITS.sequence_blocks + 4)
+    sequences = [server.add([number] * 200, 200) for number in range(10, 14)]
+
+    server.run()
+
+    assert all(sequence.state is State.FINISHED for sequence in sequences)
+    together = [step for step in server.steps if len(step.rows) == 4 and not step.step.prefill]
+    assert len(together) > 150, "they were not served side by side"
+
+
+def test_an_answer_is_gone_on_with_where_only_the_end_of_it_is_cached() -> None:
+    """The next request of a conversation, whose beginning has left the cache meanwhile."""
+    server = Server.of(20)
+    first = server.add([5, 6, 7] * 40)
+    server.run()
+    assert len(first.tokens) == 140 > 20 * LIMITS.block_size
+    computed = server.rank.computed
+
+    second = server.add([*first.tokens, 9], 1)
+    server.run()
+
+    assert second.state is State.FINISHED
+    assert server.rank.computed - computed <= LIMITS.block_size + 1
+    assert second.tokens[-1] == expected_tokens(second.prompt, 1)[0]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 12, 25])
+def test_no_block_is_lost_where_a_sequence_ends_or_gives_way_behind_whose_window_some_are_free(
+    steps: int,
+) -> None:
+    server = Server.of(40)
+    stays, goes = server.add([5] * 60), server.add([6] * 60)
+    for _ in range(steps):
+        server.step()
+    server.schedule.preempt(goes) if steps % 2 else server.schedule.remove(goes, State.ABORTED)
+    server.schedule.pool.check([s.blocks[s.freed :] for s in server.schedule.running])
+    server.run()
+
+    assert stays.state is State.FINISHED
+    assert goes.state is (State.FINISHED if steps % 2 else State.ABORTED)
+    assert server.schedule.pool.available == 40
