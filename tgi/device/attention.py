@@ -26,14 +26,15 @@ def change_scores(
     scores: torch.Tensor,
     distance: torch.Tensor | None,
     spec: AttentionSpec,
-    heads: tuple[int, ...] = (-1,),
+    shape: tuple[int, ...] = (-1, 1, 1),
 ) -> torch.Tensor:
-    """Of scaled scores [rows, *heads, queries, keys], with the keys' distances, one where `heads` are."""
+    """Of scaled scores [rows, heads, queries, keys] with the keys' distances [rows, 1, queries, keys]; or of
+    those in other dimensions, of which the heads are like the slopes in this shape."""
     if spec.softcap is not None:
         scores = (scores / spec.softcap).tanh() * spec.softcap
     if spec.slopes is not None:
         assert distance is not None
-        scores = scores + spec.slopes.view(*heads, 1, 1) * distance
+        scores = scores + spec.slopes.view(shape) * distance
     return scores
 
 

@@ -95,10 +95,10 @@ def attend_flat(
     Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
     """
     (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
-    member, shape = plan.member.to(query.dtype), (kv_heads, heads // kv_heads)
-    spread = (member @ query.reshape(rows, -1)).view(blocks, *shape, head_dim)
+    member, groups = plan.member.to(query.dtype), heads // kv_heads
+    spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, groups, head_dim)
     scores = (spread @ keys.permute(0, 2, 3, 1)).float() * spec.scale
-    scores = change_scores(scores, plan.distance, spec, shape) + bias
+    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + bias
     highest = scores.amax(-1, keepdim=True)
     if spec.window is not None:
         highest = highest.clamp_min(_LOWEST)

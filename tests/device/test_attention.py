@@ -1,0 +1,271 @@
+"""Windows, slopes and capped scores on every device, against scores computed one by one from whole rows."""
+
+import random
+from contextlib import contextmanager
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tgi.device import AttentionSpec, Batch, Device, FlatBlocks, HostRow
+from tgi.device.cpu import CpuDevice
+from tgi.testing.simulated_hpu import COMPILING, open_compiling
+
+BLOCK = 16
+HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20
+SLOPES = torch.tensor([0.5, 0.25, 1.0, 0.03, 0.01, 0.7])
+FOREIGN = 30.0
+"""What stands in the cache where no token of the row is that it may see."""
+DEVICES = ["cpu", *(name for name in COMPILING if name != "plain"), "no kernels", "plain"]
+
+
+@contextmanager
+def opened(name):
+    if name in ("cpu", "plain"):
+        yield (CpuDevice if name == "cpu" else Device)(1)
+        return
+    with open_compiling(COMPILING[1] if name == "no kernels" else name) as device:
+        if name == "no kernels":
+            device.bridge = attrs.evolve(device.bridge, attention=None)
+        yield device
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@attrs.frozen
+class Row:
+    """A row of a step: so many tokens before, so many new ones, and all its blocks."""
+
+    number: int
+    start: int
+    length: int
+    table: list[int]
+
+    @property
+    def end(self):
+        return self.start + self.length
+
+    def known(self, layer, dtype):
+        """Keys and values of all its tokens, [2, end, kv_heads, head_dim]."""
+        return normal(2, self.end, KV_HEADS, HEAD_DIM, seed=1000 * layer + self.number).to(dtype)
+
+    def asked(self, layer, dtype):
+        """Queries of its new tokens."""
+        return (normal(self.length, HEADS, HEAD_DIM, seed=500 + 1000 * layer + self.number) * 2).to(dtype)
+
+    def first(self, seen):
+        """Of its blocks, the first that a layer sees where all see so many tokens."""
+        return 0 if seen is None else max(0, self.start + 1 - seen) // BLOCK
+
+    def slots(self, positions):
+        return [self.table[p // BLOCK] * BLOCK + p % BLOCK for p in positions]
+
+
+def make_rows(sizes, seed=0):
+    free = iter(random.Random(seed).sample(range(1, 100), 99))
+    return [Row(i, s, n, [next(free) for _ in range(-(-(s + n) // BLOCK))]) for i, (s, n) in enumerate(sizes)]
+
+
+def expected(row, layer, spec, dtype):
+    """[length, heads, head_dim] in float64, head by head and token by token."""
+    keys, values = row.known(layer, dtype).double().numpy()
+    queries = row.asked(layer, dtype).double().numpy()
+    out = np.zeros(queries.shape)
+    for place, head in np.ndindex(row.length, HEADS):
+        position, read = row.start + place, head * KV_HEADS // HEADS
+        first = 0 if spec.window is None else max(0, position - spec.window + 1)
+        scores = keys[first : position + 1, read] @ queries[place, head] * spec.scale
+        if spec.softcap is not None:
+            scores = spec.softcap * np.tanh(scores / spec.softcap)
+        if spec.slopes is not None:
+            scores += spec.slopes[head].item() * (np.arange(first, position + 1) - position)
+        weights = np.exp(scores - scores.max())
+        out[place, head] = weights / weights.sum() @ values[first : position + 1, read]
+    return torch.from_numpy(out)
+
+
+def check(device, rows, specs, seen=None, dtype=torch.float32):
+    """Layers of these specs, one after another, where no layer sees more than `seen` tokens."""
+    place = device.torch_device
+    device.dtype(str(dtype).removeprefix("torch."))
+    specs = [s if s.slopes is None else attrs.evolve(s, slopes=s.slopes.to(place)) for s in specs]
+    for spec in specs:
+        device.use(spec)
+    cache = device.allocate_cache(len(specs), 100 * BLOCK, KV_HEADS, HEAD_DIM, dtype)
+    for tensor in (tensor for layer in cache.layers for tensor in layer):
+        tensor.fill_(FOREIGN)
+    step = Columns.of(device, rows, seen)
+    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
+    for row in rows:  # what earlier steps have left
+        if old := range(row.first(seen) * BLOCK, row.start):
+            before = make_batch(device, cache, Columns.of_history(device, row, old))
+            for layer in range(len(specs)):
+                device.store_kv(layer, *row.known(layer, dtype)[:, old.start : old.stop].to(place), before)
+    batch = make_batch(device, cache, step)
+    for layer, spec in enumerate(specs):
+        query = step.spread([row.asked(layer, dtype) for row in rows], place)
+        new = [row.known(layer, dtype)[:, row.start :] for row in rows]
+        key, value = (step.spread([both[i] for both in new], place) for i in (0, 1))
+        device.store_kv(layer, key, value, batch)
+        out = device.attention(layer, query, key, value, batch, spec).cpu()
+        assert out.isfinite().all()
+        wanted = torch.cat([expected(row, layer, spec, dtype) for row in rows])
+        torch.testing.assert_close(out[step.places].double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+@attrs.frozen
+class Columns:
+    """A step as a kind of device takes it; `places` are those of the real tokens."""
+
+    places: list[int]
+    total: int
+    positions: list[int]
+    slots: list[int]
+    tables: np.ndarray
+    bases: list[int] | None
+    lengths: list[int] | None
+    flat: list[tuple[int, int, int]] | None
+    host: list[HostRow]
+
+    @classmethod
+    def of(cls, device, rows, seen):
+        decode, width = all(row.length == 1 for row in rows), max(row.length for row in rows)
+        count = len(rows) + (not device.dynamic)  # a row of padding
+        total, starts = count * width, [i * width for i in range(count)]
+        if device.dynamic:
+            starts, total = [0, *np.cumsum([row.length for row in rows])][:-1], sum(r.length for r in rows)
+        places = [start + i for start, row in zip(starts, rows, strict=False) for i in range(row.length)]
+        flat = [
+            (block, i, row.end - number * BLOCK)
+            for i, row in enumerate(rows)
+            for number, block in enumerate(row.table)
+            if number >= row.first(seen)
+        ]
+        firsts = [row.first(seen) for row in rows]
+        parts = [row.table[first : -(-row.start // BLOCK)] for row, first in zip(rows, firsts, strict=True)]
+        tables = np.zeros((count, max(map(len, parts))), np.int32)
+        for table, part in zip(tables, parts, strict=False):
+            table[: len(part)] = part
+        host = [
+            HostRow(start, row.length, row.start, np.array([0] * first + row.table[first:], np.int32))
+            for start, row, first in zip(starts, rows, firsts, strict=False)
+        ]
+        return cls(
+            places,
+            total,
+            [p for row in rows for p in range(row.start, row.end)],
+            [slot for row in rows for slot in row.slots(range(row.start, row.end))],
+            tables,
+            None if seen is None else [*(first * BLOCK for first in firsts), 0][:count],
+            None if decode or device.dynamic else [*(row.length for row in rows), 1],
+            [*flat, *[(0, count, 1)] * 3] if decode and device.flat_decode else None,
+            host if device.dynamic else [],
+        )
+
+    @classmethod
+    def of_history(cls, device, row, positions):
+        places, slots = list(range(len(positions))), row.slots(positions)
+        lengths = None if device.dynamic else [len(positions)]
+        return cls(
+            places, len(places), places, slots, np.zeros((1, 0), np.int32), None, lengths, None, []
+        )  # fmt: skip
+
+    def spread(self, parts, place):
+        """[total, ...] of the real tokens' values."""
+        values = torch.cat(parts)
+        column = values.new_zeros(self.total, *values.shape[1:])
+        column[self.places] = values
+        return column.to(place)
+
+
+def make_batch(device, cache, step):
+    dtype = torch.int64 if device.dynamic else torch.int32
+
+    def ints(values):
+        return None if values is None else torch.tensor(values, dtype=dtype).to(device.torch_device)
+
+    positions = step.spread([ints(step.positions).cpu()], device.torch_device)
+    batch = Batch(
+        tokens=positions,
+        positions=positions,
+        contexts=positions,
+        slots=step.spread([ints(step.slots).cpu()], device.torch_device),
+        tables=ints(step.tables),
+        last=positions[:0],
+        cache=cache,
+        host=step.host,
+        lengths=ints(step.lengths),
+        bases=ints(step.bases),
+        flat=step.flat and FlatBlocks(*(ints(column) for column in zip(*step.flat, strict=True))),
+    )
+    batch.plan = device.plan(batch, BLOCK)
+    return batch
+
+
+SPECS = {
+    "window": (AttentionSpec(0.2, window=21), 21),
+    "window of a token": (AttentionSpec(0.2, window=1), 1),
+    "window of a block": (AttentionSpec(0.2, window=BLOCK), BLOCK),
+    "wide window": (AttentionSpec(0.2, window=64), 64),
+    "slopes": (AttentionSpec(0.2, slopes=SLOPES), None),
+    "cap": (AttentionSpec(0.7, softcap=3.0), None),
+    "everything": (AttentionSpec(0.7, window=33, slopes=SLOPES, softcap=3.0), 33),
+}
+STEPS = {
+    "decode": [(0, 1), (15, 1), (16, 1), (47, 1), (48, 1), (130, 1)],
+    "prompts": [(0, 22), (0, 40), (0, 1)],
+    "chunks": [(16, 9), (33, 24), (0, 5), (100, 3), (5, 1)],
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", DEVICES)
+def test_each_kind_of_layer(name, step):
+    with opened(name) as device:
+        for spec, seen in SPECS.values():
+            check(device, make_rows(STEPS[step]), [spec], seen)
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", DEVICES)
+def test_layers_of_several_kinds(name, step):
+    """Of a row whose blocks are all there, since one layer sees everything."""
+    plain, capped = AttentionSpec(0.2), AttentionSpec(0.4, softcap=5.0)
+    near, far = AttentionSpec(0.2, window=7), AttentionSpec(0.4, window=50, softcap=5.0)
+    sloped = AttentionSpec(0.3, window=7, slopes=SLOPES)
+    with opened(name) as device:
+        check(device, make_rows(STEPS[step]), [near, plain, far, capped, sloped])
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", DEVICES)
+def test_bfloat16(name, step):
+    specs = [spec for spec, seen in SPECS.values()]
+    with opened(name) as device:
+        check(device, make_rows(STEPS[step]), specs, None, torch.bfloat16)
+
+
+@pytest.mark.parametrize("window", [100, 150, 299, 341])
+def test_a_chunk_that_is_longer_than_what_the_cpu_masks_at_once(window):
+    spec = AttentionSpec(0.2, window=window)
+    check(CpuDevice(1), make_rows([(41, 300), (0, 2)]), [spec, attrs.evolve(spec, slopes=SLOPES)], window)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_rows(data):
+    window = data.draw(st.none() | st.integers(1, 70))
+    spec = AttentionSpec(
+        0.3,
+        window=window,
+        slopes=data.draw(st.sampled_from([None, SLOPES])),
+        softcap=data.draw(st.sampled_from([None, 2.0])),
+    )
+    sizes = data.draw(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40)), min_size=1, max_size=4))
+    for device in (CpuDevice(1), Device(1)):
+        check(device, make_rows(sizes), [spec], window)
