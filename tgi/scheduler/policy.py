@@ -366,14 +366,14 @@ def _lane_params(sequence: Sequence) -> LaneParams:
 def register(schedule: Schedule, sequence: Sequence) -> None:
     """Offer every block that is full, of tokens that are known, to the prefix cache.
 
-    A step that is only sent counts as executed, for whatever uses the block comes after it. The chain ends
-    where a window is so small that a block was freed before its tokens were known.
+    A step that is only sent counts as executed, for whatever uses the block comes after it. So no
+    block is freed behind a window that has not been offered.
     """
     size = schedule.pool.block_size
     if len(sequence.tokens) < (sequence.registered + 1) * size:
         return  # as after most tokens
     full = min(sequence.computed, len(sequence.tokens), schedule.shareable(sequence)) // size
-    while sequence.freed <= sequence.registered < full:
+    while sequence.registered < full:
         start = sequence.registered * size
         block = sequence.blocks[sequence.registered]
         content = sequence.tokens[start : start + size]
