@@ -89,7 +89,6 @@ def test_contradictions_between_limits(options: dict[str, Any], text: str) -> No
         ({"num_shard": 0}, "`num_shard` cannot be < 1"),
         ({"sharded": "true", "num_shard": 1}, "`sharded` is true but `num_shard` <= 1"),
         ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
-        ({"num_shard": 2}, "2 ranks are not supported yet; start with --num-shard 1"),
         (
             {"recipe_cache": Path("/a,b")},
             "the folder of --recipe-cache must have no comma in its name",

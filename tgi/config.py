@@ -75,12 +75,13 @@ class Options:
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
     """CPU threads. 0: as many as there are cores."""
     sharded: Annotated[Literal["true", "false"] | None, flag(MODEL, "SHARDED")] = None
-    """Whether to split the model over several ranks."""
+    """Whether to split the model over several ranks. true without --num-shard: over all cards that
+    HABANA_VISIBLE_MODULES or HABANA_VISIBLE_DEVICES lists, or else there are."""
     num_shard: Annotated[
         Count | None,
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
     ] = None
-    """Over how many; tgi serve runs only 1 for now, tgi plan plans for any."""
+    """Over how many ranks, each a process with a card of its own. On a CPU they share its threads."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
     """Replaces the RoPE scaling of the model's config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None
@@ -254,8 +255,6 @@ class Options:
         for reason in reasons:
             raise OptionError(reason)
         self._check_keys()
-        if self.num_shard is not None and self.num_shard > 1:
-            raise OptionError(f"{self.num_shard} ranks are not supported yet; start with --num-shard 1")
         if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if self.hostname != "localhost" and not flags.is_address(self.hostname):
@@ -269,10 +268,11 @@ class Options:
             yield f"variables without effect on --bucketing optimal: {', '.join(names)}"
 
     def _check_shards(self) -> None:
-        shards = 1 if self.num_shard is None else self.num_shard
-        if shards < 1:
+        if self.num_shard is None:
+            return
+        if self.num_shard < 1:
             raise OptionError("`num_shard` cannot be < 1")
-        if shards == 1 and self.sharded == "true":
+        if self.num_shard == 1 and self.sharded == "true":
             raise OptionError("`sharded` is true but `num_shard` <= 1")
 
     def _check_keys(self) -> None:

@@ -8,8 +8,8 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from os import environ
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import attrs
 import trio
 
+from tgi.agreement import Patience
 from tgi.api.grammars import Grammars
 from tgi.api.openai_parameters import MOST_CHAT_LOGPROBS
 from tgi.api.service import Engine, ModelInfo, Service
@@ -33,7 +34,7 @@ from tgi.planning.recipes import (
     recipe_environment,
     recipe_folder,
 )
-from tgi.planning.setup import model_costs, read_architecture
+from tgi.planning.setup import count_ranks, model_costs, read_architecture
 from tgi.plugins import (
     Architecture,
     ConfigError,
@@ -81,6 +82,8 @@ async def run_engine(service: Service, options: Options) -> None:
     folder = await fetch_model(_source(options), lifecycle, {**environ, **map_legacy_variables()})
     lifecycle.enter("reading the model's description")
     model = await trio.to_thread.run_sync(describe_model, folder, options)
+    options = attrs.evolve(options, num_shard=count_ranks(options, model.device))
+    model.config.check_ranks(options.num_shard or 1)
     limits = service.limits = _limits(model, options)
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
@@ -89,7 +92,7 @@ async def run_engine(service: Service, options: Options) -> None:
     shapes = known_shapes(model.device, options)
     buckets = await trio.to_thread.run_sync(choose_buckets, model, limits, options)
     environment = {**model.device.environment, **prepare_recipes(model, buckets, options)}
-    async with aclosing(grammars), open_executor(environment=environment) as executor:
+    async with aclosing(grammars), open_ranks(model, options, environment) as executor:
         async with trio.open_nursery() as nursery:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
@@ -339,6 +342,15 @@ def plan_blocks(
             limits.max_batch_total_tokens, plan.blocks * limits.block_size,
         )  # fmt: skip
     return plan.blocks
+
+
+def open_ranks(
+    model: Model, options: Options, environment: Mapping[str, str]
+) -> AbstractAsyncContextManager[RankExecutor]:
+    """As many as the options say. A rank may take long to compile what another one has compiled before."""
+    step = options.warmup_timeout
+    patience = Patience(step=step, lag=step) if model.device.compiles else Patience(step=step)
+    return open_executor(options.num_shard or 1, environment, patience)
 
 
 async def _load(executor: RankExecutor, command: Load, service: Service) -> list[Loaded]:

@@ -36,6 +36,7 @@ class Bridge:
 def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
     """Import the bridge. Raises ConfigError where there is none that can be used."""
     lazy = settle_mode(environ)
+    settle_card(environ)
     try:
         from habana_frameworks.torch import core  # type: ignore[import-not-found]
         from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
@@ -68,6 +69,14 @@ def settle_mode(environ: MutableMapping[str, str]) -> bool:
     if lazy:
         environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
     return lazy
+
+
+def settle_card(environ: MutableMapping[str, str]) -> None:
+    """Tell the bridge which card is this rank's, where there are several ranks."""
+    if int(environ.get("WORLD_SIZE", "1")) > 1:
+        place = environ["LOCAL_RANK"]
+        modules = environ.get("HABANA_VISIBLE_MODULES", "all")
+        environ["HLS_MODULE_ID"] = place if modules == "all" else modules.split(",")[int(place)]
 
 
 def join_ranks() -> None:

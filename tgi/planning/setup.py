@@ -3,10 +3,14 @@
 import json
 import logging
 from collections.abc import Mapping
+from glob import glob
+from os import environ
 from pathlib import Path
 from typing import Any
 
-from tgi.config import DEMO_MODEL, Options, resolve_limits
+import attrs
+
+from tgi.config import DEMO_MODEL, OptionError, Options, resolve_limits
 from tgi.hub import Source, find_config
 from tgi.plugins import (
     ANY,
@@ -36,6 +40,7 @@ def read_setup(options: Options) -> Setup:
     folder = find_config(Source(str(place), options.revision, options.huggingface_hub_cache))
     _, config, _ = read_architecture(folder, options)
     card = target(options.device, devices(load_plugins()))
+    options = attrs.evolve(options, num_shard=count_ranks(options, card.device, {}))
     limits = resolve_limits(
         options,
         max_position=config.max_position,
@@ -58,6 +63,26 @@ def read_setup(options: Options) -> Setup:
         memory_fraction=options.memory_fraction,
         graph_memory_fraction=options.graph_memory_fraction,
     )
+
+
+def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
+    """How many ranks there shall be. Raises OptionError where they are more than cards, or not known."""
+    name, cards = next(
+        ((name, environment[name]) for name in device.cards if environment.get(name)), ("", "all")
+    )
+    listed = None if cards == "all" else len(cards.split(","))
+    wanted = options.num_shard
+    if wanted is None:
+        if options.sharded != "true":
+            return 1
+        wanted = len(glob(device.card_files)) if listed is None else listed
+        if wanted <= 1:
+            raise OptionError(
+                f"`sharded` is true but only found {wanted} cards of {device.name}: give --num-shard"
+            )
+    if listed is not None and wanted > listed:
+        raise OptionError(f"--num-shard {wanted} is more than the {listed} cards in {name}")
+    return wanted
 
 
 def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, device: DeviceSpec) -> Costs:

@@ -13,6 +13,8 @@ _GAUDI: dict[str, Any] = {
     "prefill_tokens": 2048,
     "compiles": True,
     "flat": True,
+    "cards": ("HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"),
+    "card_files": "/dev/accel/accel[0-9]*",
     "cache_dtypes": frozenset({"fp8_e4m3fn"}),
     "memory_fraction": 0.9,  # as vLLM's; for what is fragmented, or needed more than estimated
 }

@@ -1,6 +1,6 @@
 """What a device package says of itself."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 
@@ -27,6 +27,10 @@ class DeviceSpec:
     """How a device that compiles takes block tables. True: in decode as one list of the blocks of all rows,
     in prefill as a table per row of what was computed before the step; a bucket's blocks count these. False:
     as a table per row, with the blocks of the step itself."""
+    cards: Sequence[str] = ()
+    """Variables that list the cards that a server may use; the first that is set counts."""
+    card_files: str = ""
+    """Pattern of the files of all cards, for "all" in such a variable, and for none that is set."""
     cache_dtypes: frozenset[str] = frozenset()
     """Of --kv-cache-dtype, besides the model's own."""
     memory_fraction: float = 1.0
