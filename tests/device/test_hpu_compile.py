@@ -5,9 +5,9 @@ import torch
 
 from tgi.device import Device
 from tgi.device.hpu_compile import CompiledRegions
-from tgi.testing.check_architecture import random_prompt
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.testing.runs import random_prompt
 
 PROMPT = random_prompt(500, 20, 0)
 

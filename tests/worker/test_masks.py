@@ -5,9 +5,9 @@ import torch
 
 from tgi.device import Device
 from tgi.device.cpu import CpuDevice
-from tgi.testing.check_architecture import random_prompt
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.testing.runs import random_prompt
 
 from .rows import pack
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tgi.protocol import Allocate, Allocated, Failed, Loaded, Result, Step, ints, unpack_floats, unpack_ints
-from tgi.testing.check_architecture import open_ranks
 from tgi.testing.driver import lane_params, load_command
 from tgi.testing.models import make_llama
+from tgi.testing.rank_processes import open_ranks
 
 PROMPT = [0, 58, 346, 270, 388, 341, 224, 47, 293, 298, 34]
 COUNT = 20

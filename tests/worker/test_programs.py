@@ -7,9 +7,9 @@ import torch
 
 from tgi.device.cpu import CpuDevice
 from tgi.protocol import unpack_floats, unpack_ints
-from tgi.testing.check_architecture import random_prompt
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.testing.runs import random_prompt
 from tgi.testing.simulated_gaudi import KVGuard
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS

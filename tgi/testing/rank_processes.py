@@ -1,0 +1,125 @@
+"""Real rank processes without a server."""
+
+import contextlib
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+
+from tgi.executor import rank_command, rank_environment
+from tgi.protocol import (
+    Allocate,
+    Allocated,
+    Arrived,
+    Begun,
+    Command,
+    FrameReader,
+    Joined,
+    Loaded,
+    Progress,
+    Report,
+    Result,
+    Step,
+    decode_report,
+    encode,
+    frame,
+    ints,
+    unpack_floats,
+    unpack_ints,
+)
+
+from .driver import BLOCK_SIZE, lane_params, load_command
+from .runs import Logprobs
+from .simulated_hpu import card_environment
+
+R = TypeVar("R", Loaded, Allocated, Result)
+
+
+def on_ranks(
+    folder: Path, ranks: int, prompts: Sequence[Sequence[int]], vocab: int, card: str = ""
+) -> list[Logprobs]:
+    """After each prompt, by real rank processes: the whole distribution as the "top" of a step."""
+    device, environment = ("hpu-sim", card_environment(card)) if card else ("cpu", {})
+    blocks = max(-(-len(prompt) // BLOCK_SIZE) for prompt in prompts)
+    with open_ranks(ranks, environment) as (send, reports):
+        send(load_command(folder, device=device, top=vocab))
+        _expect(reports, Loaded)
+        send(Allocate(1 + blocks))
+        _expect(reports, Allocated)
+        results = []
+        for prompt in prompts:
+            send(_whole_distribution(prompt, blocks, vocab))
+            results.append(_expect(reports, Result))
+    logprobs = [torch.empty(1, vocab) for _ in results]
+    for row, result in zip(logprobs, results, strict=True):
+        row[0, unpack_ints(result.top_tokens).tolist()] = torch.tensor(unpack_floats(result.top_logprobs))
+    return logprobs
+
+
+def _whole_distribution(prompt: Sequence[int], blocks: int, vocab: int) -> Step:
+    return Step(
+        number=1,
+        prefill=True,
+        bucket_rows=1,
+        bucket_tokens=len(prompt),
+        bucket_blocks=blocks,
+        lanes=ints([0]),
+        starts=ints([0]),
+        draws=ints([0]),
+        tokens=ints(prompt),
+        lengths=ints([len(prompt)]),
+        table_lanes=ints([0]),
+        table_starts=ints([0]),
+        table_counts=ints([blocks]),
+        table_blocks=ints(range(1, 1 + blocks)),
+        params=(lane_params(0, prompt_length=len(prompt)),),
+        top=vocab,
+    )
+
+
+def _expect(reports: Iterator[Report], kind: type[R]) -> R:
+    report = next(reports)
+    assert isinstance(report, kind), report
+    return report
+
+
+@contextlib.contextmanager
+def open_ranks(
+    ranks: int, environment: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[tuple[Any, Iterator[Report]]]:
+    """Real rank processes; yields what sends a command to all of them, and rank 0's reports."""
+    connections, processes = [], []
+    folder = tempfile.TemporaryDirectory()
+    for rank in range(ranks):
+        ours, theirs = socket.socketpair()
+        command = rank_command(theirs.fileno(), rank, ranks, Path(folder.name))
+        variables = {**rank_environment(rank, ranks, environment), **environment}
+        processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=variables))
+        theirs.close()
+        connections.append(ours)
+
+    def send(command: Command) -> None:
+        for connection in connections:
+            connection.sendall(frame(encode(command)))
+
+    def reports() -> Iterator[Report]:
+        reader = FrameReader()
+        while data := connections[0].recv(1 << 16):
+            for payload in reader.feed(data):
+                report = decode_report(payload)
+                if not isinstance(report, Arrived | Joined | Progress | Begun):
+                    yield report
+
+    try:
+        yield send, reports()
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.wait(30)
+        folder.cleanup()

@@ -1,0 +1,95 @@
+"""Ranks that are threads of this process: what `check_architecture` divides a model over.
+
+Starting processes takes longer than all they do. What they send one another goes through a list here; all
+else is as in a rank process on a CPU.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from tgi.device.cpu import CpuDevice
+from tgi.weights import Shard
+from tgi.worker.runner import Runner
+
+from .driver import Driver, load_command
+
+WAIT_SECONDS = 60.0
+"""Until a rank is thought to wait for what another one will never send."""
+_END = torch.empty(0)
+
+
+class RanksApartError(Exception):
+    """A rank is in a collective that another one has not called."""
+
+
+class _Meeting:
+    """Where all ranks hand in a tensor, and each gets all of them."""
+
+    def __init__(self, ranks: int) -> None:
+        self.barrier = threading.Barrier(ranks, timeout=WAIT_SECONDS)
+        self._tensors: list[torch.Tensor] = [_END] * ranks
+
+    def exchange(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
+        try:
+            self._tensors[rank] = x
+            self.barrier.wait()
+            tensors = list(self._tensors)
+            self.barrier.wait()
+        except threading.BrokenBarrierError:
+            raise RanksApartError(f"rank {rank} waits for one that has failed") from None
+        shapes = [list(tensor.shape) for tensor in tensors]
+        if any(shape != shapes[0] for shape in shapes):
+            each = ", ".join(str(shape) if sum(shape) else "none" for shape in shapes)
+            raise RanksApartError(f"the ranks hand in tensors of different shapes: {each}")
+        return tensors
+
+    def end(self, rank: int) -> None:
+        """This rank has nothing more to send, and nor should another."""
+        self.exchange(rank, _END)
+
+
+class _RankThread(CpuDevice):
+    """The CPU, for one rank of several in a process."""
+
+    def __init__(self, meeting: _Meeting) -> None:
+        super().__init__(1)
+        self._meeting = meeting
+
+    def connect(self, shard: Shard, store: Path) -> None:
+        """They are together from the beginning."""
+
+    def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """The sum, in the order of the ranks."""
+        return torch.stack(self._meeting.exchange(shard.rank, x.clone())).sum(0)
+
+    def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
+        """One after another."""
+        return torch.cat(self._meeting.exchange(shard.rank, x), -1)
+
+
+def on_threads(
+    folder: Path, ranks: int, run: Callable[[Driver], list[torch.Tensor]], blocks: Iterable[int]
+) -> list[torch.Tensor]:
+    """What `run` gives on rank 0, while it runs on every rank of the model of that folder."""
+    meeting, order = _Meeting(ranks), list(blocks)
+
+    def live(rank: int) -> list[torch.Tensor]:
+        try:
+            runner = Runner.load(load_command(folder), Shard(rank, ranks), _RankThread(meeting))
+            result = run(Driver(runner, order))
+            meeting.end(rank)
+            return result
+        except BaseException:
+            meeting.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(ranks) as pool:
+        futures = [pool.submit(live, rank) for rank in range(ranks)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, RanksApartError)):
+        raise error
+    return futures[0].result()
