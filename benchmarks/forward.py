@@ -9,7 +9,7 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from make_checkpoint import SHAPES
 from tgi.layers import Build
 from tgi.plugins import JsonReader, architectures, devices, load_plugins
 from tgi.protocol import LaneParams, Load, Step, ints
-from tgi.weights import Shard
+from tgi.weights import DummyWeights, Shard
 from tgi.worker.runner import Runner, open_device
 
 BENCHMARKED = ("llama-160m", "llama-1b")
@@ -26,28 +26,12 @@ BLOCK = 16
 LANES = 32
 
 
-class RandomWeights:
-    """Stands in for a Checkpoint: any tensor that is asked for, drawn in the dtype of the model."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype = dtype
-
-    def read(
-        self, name: str, shape: Sequence[int], dim: int | None = None, shard: Shard | None = None
-    ) -> torch.Tensor:
-        del name, dim, shard
-        return torch.empty(*shape, dtype=self._dtype).normal_(0, 0.02)
-
-    def dismiss(self, name: str) -> None:
-        del name
-
-
 def make_runner(shape: str, dtype: str, threads: int) -> Runner:
     device = open_device("cpu", threads)
     architecture = architectures(load_plugins())["LlamaForCausalLM"]
     config = architecture.config(JsonReader(SHAPES[shape]))
     chosen = device.dtype(dtype)
-    build = Build(RandomWeights(chosen), Shard(), device, chosen)  # type: ignore[arg-type]
+    build = Build(DummyWeights(chosen), Shard(), device, chosen)
     from tgi_llama.model import Llama
 
     command = Load(
