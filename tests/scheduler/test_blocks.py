@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tgi.scheduler.blocks import ROOT, BlockPool
+from tgi.scheduler.blocks import REMEMBERED, ROOT, BlockPool
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -127,12 +127,11 @@ def test_with_a_window_the_blocks_at_the_end_of_a_chain_are_enough() -> None:
 
 def test_with_a_window_what_blocks_held_is_not_remembered_for_ever() -> None:
     pool = BlockPool(3, 1, window=2)
-    chain_of(pool, [1, 2, 3])
-    for start in range(10, 16, 3):
+    for start in range(10, 10 + 3 * (REMEMBERED + 3), 3):
         chain_of(pool, [start, start + 1, start + 2])
 
-    assert pool.share([1, 2, 3, 4], 3) == ([], ROOT)
-    assert len(pool._block_of) <= 2 * pool.total
+    assert len(pool._past) == REMEMBERED * pool.total
+    assert len(pool._block_of) == (REMEMBERED + 1) * pool.total
 
 
 def test_with_a_window_a_chain_goes_on_where_its_beginning_was_computed_again() -> None:

@@ -24,6 +24,8 @@ from tgi.footprint import first_block
 
 ROOT = 0
 """Serial number that stands before the first block of a sequence."""
+REMEMBERED = 4
+"""Where there is a window, what blocks held is remembered of so many times as many as there are."""
 
 
 @attrs.frozen
@@ -54,7 +56,7 @@ class BlockPool:
         """Key -> (block, serial); of a past one, block 0"""
         self._key_of: dict[int, tuple[int, bytes]] = {}
         self._past: OrderedDict[tuple[int, bytes], None] = OrderedDict()
-        """Keys whose blocks were handed out again, no more than there are blocks; the oldest comes first."""
+        """Keys whose blocks were handed out again; the oldest comes first."""
         self._serial = ROOT
         self._hand = 1
         """Where the next sequence looks for room."""
@@ -199,7 +201,7 @@ class BlockPool:
         if self.window is not None:
             self._block_of[key] = (0, serial)
             self._past[key] = None
-            if len(self._past) > self.total:
+            if len(self._past) > REMEMBERED * self.total:
                 del self._block_of[self._past.popitem(last=False)[0]]
         self._users[block] = 1
         return block
