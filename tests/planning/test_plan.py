@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import attrs
 import pytest
 
 from tgi.config import Options, resolve_limits
@@ -25,8 +26,14 @@ README = {
 LARGE = {"max_total_tokens": 8192, "max_batch_size": 64, "max_batch_prefill_tokens": 4096}
 
 
-def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **options: Any) -> Plan:
-    model, place = read(config), target(card, devices(load_plugins()))
+def planned(
+    config: dict[str, Any],
+    card: str = "gaudi2",
+    ranks: int = 1,
+    window: int | None = None,
+    **options: Any,
+) -> Plan:
+    model, place = attrs.evolve(read(config), window=window), target(card, devices(load_plugins()))
     given = Options(**{**README, **options})
     limits = resolve_limits(
         given,
@@ -34,6 +41,7 @@ def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **opti
         block_size=place.device.block_size,
         batch_size=place.device.batch_size,
         prefill_tokens=place.device.prefill_tokens,
+        window=model.window,
     )
     return make_plan(
         Setup(
@@ -65,6 +73,19 @@ def test_llama_8b_on_a_gaudi2() -> None:
     assert sum(size for _, size in plan.memory.rows()) == plan.memory.total == int(94.62 * GIB)
     # 8 sequences of 1024 tokens take 8 blocks each.
     assert plan.memory.blocks == plan.memory.wanted == 64
+
+
+def test_a_window_is_what_a_sequence_takes_however_long_it_is() -> None:
+    """With a chunk of 2048 tokens behind it a window of 4096 is in 6143 tokens, 49 blocks if not aligned."""
+    long = {"max_input_tokens": 32767, "max_total_tokens": 32768, "max_batch_size": 8}
+    whole, plan = planned(MISTRAL_7B, **long), planned(MISTRAL_7B, window=4096, **long)
+    assert (whole.memory.longest, plan.memory.longest) == (256, 49)
+    assert plan.memory.blocks == 8 * 49
+    assert max(bucket.blocks for bucket in plan.buckets if not bucket.prefill) == 8 * 33
+    assert max(bucket.blocks for bucket in plan.buckets if bucket.prefill) == 33
+    assert plan.decode[-1].seconds < whole.decode[-1].seconds
+    assert plan.decode[-1].bound == planned(MISTRAL_7B, max_total_tokens=4096).decode[-1].bound
+    assert plan.prefill[-1].seconds < whole.prefill[-1].seconds
 
 
 def test_llama_70b_on_eight_cards() -> None:
