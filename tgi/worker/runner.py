@@ -102,7 +102,7 @@ class Runner:
     def loaded(self) -> Loaded:
         """What the server plans the KV cache with."""
         return Loaded(
-            free_bytes=max(0, self.device.free_bytes() - self.workspace_bytes),
+            free_bytes=self.device.free_bytes() - self.workspace_bytes,
             block_bytes=self.spec.block_bytes,
             dtype=str(self.dtype).removeprefix("torch."),
             total_bytes=self.device.total_bytes(),
