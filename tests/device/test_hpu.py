@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tgi.device import AttentionSpec, Batch, Device, FlatBlocks
+from tgi.device.fp8 import Fp8Weight, Scale
 from tgi.device.hpu import HpuDevice
 from tgi.device.hpu_bridge import open_bridge
 from tgi.plugins import ConfigError
@@ -16,7 +17,7 @@ from tgi.testing.simulated_hpu import COMPILING, open_compiling
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-KERNELS = ("attention", "rms_norm", "rotary", "metric")
+KERNELS = ("attention", "rms_norm", "rotary", "metric", "to_fp8", "from_fp8", "fp8_gemm")
 
 
 @pytest.fixture(params=[name for name in COMPILING if name != "plain"])
@@ -208,15 +209,65 @@ def test_a_cache_in_fp8_holds_what_the_card_can_and_no_more(hpu, starts, tokens)
         assert_same(got, wanted, torch.float32)
 
 
-def test_fp8_is_limited_by_the_generation(hpu):
+def test_fp8_is_limited_by_the_generation(fused):
+    hpu = fused
     x = torch.tensor([[[1e9, -300.0, 3.0]]])
     rows = Rows((0,), 1, (1, 1, 3), torch.float32, padding=0)
     cache = hpu.allocate_cache(2, 60 * BLOCK, 1, 3, torch.float8_e4m3fn)
     batch = rows.batch(hpu, cache, True)
     hpu.store_kv(0, x.to("hpu"), x.to("hpu"), batch)
-    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.slots)).cpu()
+    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.slots), None).cpu()
     limit = hpu.bridge.fp8_limit
     assert kept.tolist() == [[[limit, -min(limit, 288.0), 3.0]]]
+
+
+def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
+    """Of two generations with the same scales, each has the best that it can keep: within a 16th."""
+    x = normal(1, 3, 8) * 0.01
+    fused.dtype("float32")
+    fused.scale_cache(1, torch.tensor([2.0**-13]), torch.tensor(2.0**-12))
+    rows = Rows((0,), 1, (3, 3, 8), torch.float32, padding=0)
+    cache = fused.allocate_cache(2, 60 * BLOCK, 3, 8, torch.float8_e4m3fn)
+    batch = rows.batch(fused, cache, True)
+    for layer in (0, 1):
+        fused.store_kv(layer, x.to("hpu"), x.to("hpu"), batch)
+    blocks = batch.plan.blocks[:1]
+    place = int(batch.slots[0]) % BLOCK
+    scales = [*fused._scales[1], None]
+    for part, scale in zip((*cache.layers[1], cache.layers[0][0]), scales, strict=True):
+        kept = fused._read(part, blocks, BLOCK, scale).cpu()[0, place]
+        good = ((kept - x[0]).abs() <= x[0].abs() / 16 + 2.0**-22).all()
+        assert good == (scale is not None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_linear_layers_in_fp8(fused, dtype):
+    """Against float64, with input that needs no rounding, and nothing so near 0 that half of it does."""
+    numbers, x = ((normal(size, 32, seed=size) * 99).clamp(-448, 448) for size in (24, 5))
+    numbers, x = (values.masked_fill(values.abs() < 1, 1).to(torch.float8_e4m3fn) for values in (numbers, x))
+    assert numbers.float().abs().max() > 240
+    scales, scale = normal(24, seed=1).abs() * 0.01, torch.tensor(2.0**-5)
+    weight = Fp8Weight(numbers, scales, Scale.of(scale))
+    bias, residual = normal(24, seed=3, dtype=dtype), normal(5, 24, seed=4, dtype=dtype)
+    exact = (x.double() * scale) @ (numbers.double() * scales[:, None]).t() + bias
+    wanted = residual + exact.to(dtype)
+    given = [(x.float() * scale).to(dtype), bias, residual]
+
+    got = fused.linear_fp8(
+        given[0].to("hpu"), fused.prepare_fp8(weight), *(one.to("hpu") for one in given[1:])
+    )
+    assert_same(got, wanted, dtype)
+    assert_same(Device(1).linear_fp8(given[0], weight, *given[1:]), wanted, dtype)
+
+
+def test_what_goes_into_a_linear_layer_is_limited_by_the_generation(fused):
+    """A checkpoint's scale leaves room to 448 times itself, on a card with less too."""
+    weight = fused.prepare_fp8(
+        Fp8Weight(torch.eye(3).to(torch.float8_e4m3fn), torch.ones(3), Scale.of(torch.tensor(0.5)))
+    )
+    x = torch.tensor([[224.0, -1e6, 1.0]])
+    most = 2 * 0.5 * 240 if fused.fp8_limit == 240 else 0.5 * 448
+    assert fused.linear_fp8(x.to("hpu"), weight).cpu().tolist() == [[224.0, -most, 1.0]]
 
 
 def test_dtypes(hpu):

@@ -21,6 +21,7 @@ from tgi.weights import Shard
 from . import memory
 from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
+from .fp8 import FP8, FP8_LIMIT, Fp8Weight
 from .graphs import Counters, Program
 from .ranking import most_likely
 
@@ -42,6 +43,8 @@ class Device:
     """Whether each program takes memory of its own."""
     asynchronous = False
     """Whether work goes on after `graph`ed programs and `fetch` have returned."""
+    fp8_limit = FP8_LIMIT
+    """The greatest number of 8 bits."""
     least_tokens = 1
     """Tokens that a step is padded to at least."""
 
@@ -112,6 +115,26 @@ class Device:
         """x [n, in] times the prepared weight's transpose, plus bias [out] and residual [n, out]."""
         y = F.linear(x, weight, bias)
         return y if residual is None else residual + y
+
+    def prepare_fp8(self, weight: Fp8Weight) -> Fp8Weight:
+        """Take a weight in the form in which `linear_fp8` is fastest."""
+        return weight.to(self.torch_device)
+
+    def linear_fp8(
+        self,
+        x: torch.Tensor,
+        weight: Fp8Weight,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As `linear` with x rounded to numbers of 8 bits times the weight's input scale, in float32."""
+        numbers = (x.float() * weight.input.inverse).clamp(-self.fp8_limit, self.fp8_limit).to(FP8)
+        y = F.linear(numbers.float(), weight.numbers.float()) * weight.input.value * weight.scales
+        y = (y if bias is None else y + bias).to(x.dtype)
+        return y if residual is None else residual + y
+
+    def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
+        """Called while the model is built, where the checkpoint has scales [] for an fp8 KV cache."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """x over the root of its mean square along the last dimension (in float32), times weight."""

@@ -23,6 +23,7 @@ from tgi.weights import Shard
 from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch, KVCache
+from .fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 from .graphs import Counters, Graphs, Program
 from .hpu_attention import (
     DecodePlan,
@@ -38,8 +39,6 @@ from .hpu_bridge import join_ranks, open_bridge
 from .hpu_compile import CompiledRegions
 from .hpu_lazy import LazyGraphs
 
-FP8 = torch.float8_e4m3fn
-
 
 class HpuDevice(Device):
     """One card."""
@@ -51,13 +50,15 @@ class HpuDevice(Device):
     def __init__(self, threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> None:
         super().__init__(threads)
         self.bridge = open_bridge(environ)
-        self.torch_device = torch.device("hpu")
+        self.torch_device, self.fp8_limit = torch.device("hpu"), self.bridge.fp8_limit
         self.keeps_graphs = self.bridge.lazy
         self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
         self._dtype = torch.float32
         self._kinds: list[Kind] = []
         self._shifts = False
         """Whether a layer has slopes."""
+        self._scales: dict[int, tuple[Scale, Scale]] = {}
+        """Of the keys and values of layers, where an fp8 cache has any."""
         self._side = self.bridge.hpu.Stream()
         self._copied: Any = None
         """The event after the last copy to the host."""
@@ -168,6 +169,50 @@ class HpuDevice(Device):
         """A reduction, not a scan."""
         return x.sum(-1, keepdim=True)
 
+    # ---- numbers of 8 bits ---------------------------------------------------------------------------------
+
+    def prepare_fp8(self, weight: Fp8Weight) -> Fp8Weight:
+        """Within the range of the card: checkpoints are made for the wider one."""
+        return super().prepare_fp8(weight.halved() if self.fp8_limit < FP8_LIMIT else weight)
+
+    def linear_fp8(
+        self,
+        x: torch.Tensor,
+        weight: Fp8Weight,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """By the fused kernel."""
+        if self.bridge.fp8_gemm is None:
+            return super().linear_fp8(x, weight, bias, residual)
+        numbers, scale = self._narrow(x, weight.input), weight.input.value
+        y = self.bridge.fp8_gemm(
+            numbers, False, weight.numbers, True, None, x.dtype, scale, weight.scales, bias, False
+        )
+        return y if residual is None else residual + y
+
+    def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
+        """As defined; they are for the wider range."""
+        key, value = Scale.of(key_scale), Scale.of(value_scale)
+        if self.fp8_limit < FP8_LIMIT:
+            key, value = key.doubled(), value.doubled()
+        self._scales[layer] = key.to(self.torch_device), value.to(self.torch_device)
+
+    def _narrow(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
+        """To fp8, within the range of the card."""
+        limit, cast = self.fp8_limit, self.bridge.to_fp8
+        if cast is None:
+            return (x if scale is None else x.float() * scale.inverse).clamp(-limit, limit).to(FP8)
+        if scale is None:
+            return cast(x.clamp(-limit, limit), None, False, False, FP8)[0]
+        limited = x.clamp(-limit * scale.value, limit * scale.value)
+        return cast(limited, scale.inverse, False, False, FP8)[0]
+
+    def _widen(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
+        if self.bridge.from_fp8 is not None:
+            return self.bridge.from_fp8(x, None if scale is None else scale.value, self._dtype)
+        return x.to(self._dtype) if scale is None else (x.float() * scale.value).to(self._dtype)
+
     # ---- the KV cache and attention ------------------------------------------------------------------------
 
     def allocate_cache(
@@ -197,8 +242,10 @@ class HpuDevice(Device):
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """As defined; in fp8 the magnitude is limited to what the card has."""
         assert isinstance(batch.plan, PromptPlan | DecodePlan)
-        for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
-            cache.index_copy_(0, batch.plan.slots, self._narrow(new) if cache.dtype == FP8 else new)
+        scales = self._scales.get(layer, (None, None))
+        for cache, new, scale in zip(batch.cache.layers[layer], (key, value), scales, strict=True):
+            stored = self._narrow(new, scale) if cache.dtype == FP8 else new
+            cache.index_copy_(0, batch.plan.slots, stored)
 
     def attention(
         self,
@@ -211,12 +258,16 @@ class HpuDevice(Device):
     ) -> torch.Tensor:
         """As defined."""
         plan, (keys, values) = batch.plan, batch.cache.layers[layer]
+        key_scale, value_scale = self._scales.get(layer, (None, None))
         assert isinstance(plan, PromptPlan | DecodePlan)
         bias = plan.biases[self._kinds.index(_kind(spec))]
         if isinstance(plan, DecodePlan):
             assert bias is not None
             size = bias.shape[-1]
-            keys, values = (self._read(cache, plan.blocks, size) for cache in (keys, values))
+            keys, values = (
+                self._read(cache, plan.blocks, size, scale)
+                for cache, scale in ((keys, key_scale), (values, value_scale))
+            )
             return attend_flat(query, keys, values, plan, bias, spec)
         rows = plan.lengths.shape[0]
         q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
@@ -224,8 +275,10 @@ class HpuDevice(Device):
             assert bias is not None
             size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
             k, v = (
-                torch.cat((self._read(cache, plan.blocks, size).reshape(rows, -1, *new.shape[2:]), new), 1)
-                for cache, new in ((keys, k), (values, v))
+                torch.cat(
+                    (self._read(cache, plan.blocks, size, scale).reshape(rows, -1, *new.shape[2:]), new), 1
+                )
+                for cache, new, scale in ((keys, k, key_scale), (values, v, value_scale))
             )
         out = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan, bias, spec)
         return out.transpose(1, 2).reshape(query.shape)
@@ -255,18 +308,12 @@ class HpuDevice(Device):
             key, value = per_head(key, value, query.shape[1])
         return fused(query, key, value, bias, 0.0, False, scale, mode, True, None, "right")
 
-    def _read(self, cache: torch.Tensor, blocks: torch.Tensor, size: int) -> torch.Tensor:
+    def _read(
+        self, cache: torch.Tensor, blocks: torch.Tensor, size: int, scale: Scale | None
+    ) -> torch.Tensor:
         """[n, size, kv_heads, head_dim]: whole blocks, in the dtype of the model."""
         found = cache.view(-1, size, *cache.shape[1:]).index_select(0, blocks)
-        return found if found.dtype == self._dtype else self._widen(found)
-
-    def _narrow(self, x: torch.Tensor) -> torch.Tensor:
-        """To fp8, with a scale of 1."""
-        limited = x.clamp(-self.bridge.fp8_limit, self.bridge.fp8_limit)
-        return torch.ops.hpu.cast_to_fp8_v2(limited, None, False, False, FP8)[0]  # type: ignore[no-any-return]
-
-    def _widen(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.ops.hpu.cast_from_fp8(x, None, self._dtype)  # type: ignore[no-any-return]
+        return found if found.dtype == self._dtype else self._widen(found, scale)
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ class Bridge:
     rotary: Callable[..., torch.Tensor] | None
     halves: Any
     """The mode of `rotary` that pairs the halves of a head."""
+    to_fp8: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
+    from_fp8: Callable[..., torch.Tensor] | None
+    fp8_gemm: Callable[..., torch.Tensor] | None
     metric: Callable[[str], Any] | None
 
 
@@ -59,6 +62,9 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         rms_norm=_rms_norm(),
         rotary=rotary,
         halves=halves,
+        to_fp8=_operator(lambda: torch.ops.hpu.cast_to_fp8_v2),
+        from_fp8=_operator(lambda: torch.ops.hpu.cast_from_fp8),
+        fp8_gemm=_operator(lambda: torch.ops.hpu.fp8_gemm_v2),
         metric=_metric(),
     )
 
@@ -119,6 +125,13 @@ def _rotary() -> tuple[Callable[..., torch.Tensor] | None, Any]:
     except ImportError:
         return None, None
     return apply_rotary_pos_emb, RotaryPosEmbeddingMode.BLOCKWISE
+
+
+def _operator(found: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
+    try:
+        return found()
+    except AttributeError:
+        return None
 
 
 def _metric() -> Callable[[str], Any] | None:
