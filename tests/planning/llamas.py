@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from tgi_llama.plugin import LlamaConfig, read_config
+from tgi_llama.plugin import read_config
 
 from tgi.plugins import JsonReader
+from tgi.plugins.gated import GatedConfig
 
 
 def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
@@ -30,5 +31,5 @@ MISTRAL_7B = llama(4096, 14336, 32, 32, 8, 32000)
 """Computed as a Llama is."""
 
 
-def read(config: dict[str, Any]) -> LlamaConfig:
+def read(config: dict[str, Any]) -> GatedConfig:
     return read_config(JsonReader(config))

@@ -4,8 +4,8 @@ from tgi.device import Batch
 
 from .alibi import alibi_slopes
 from .attention import Attention
-from .blocks import GatedMLP, SelfAttention
 from .build import Build
+from .gated import GatedDecoder, GatedLayer, GatedMLP, SelfAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
 from .norm import LayerNorm, RMSNorm
 from .rotary import Rotary
@@ -16,6 +16,8 @@ __all__ = [
     "Build",
     "ColumnLinear",
     "Embedding",
+    "GatedDecoder",
+    "GatedLayer",
     "GatedMLP",
     "GroupedQKV",
     "Head",

@@ -67,19 +67,23 @@ class GroupedQKV(nn.Module):
     ) -> None:
         super().__init__()
         self._device = build.device
-        groups, readers = build.shard.kv_heads(num_kv_heads), num_heads // num_kv_heads
-        mine, first = build.shard.cut(num_heads), groups.start * readers
-        rows = (readers + 2) * head_dim
-        part = slice(groups.start * rows, groups.stop * rows)
+        mine, groups = build.shard.cut(num_heads), range(num_kv_heads)[build.shard.kv_heads(num_kv_heads)]
+        readers = num_heads // num_kv_heads
+        count = min(readers, mine.stop - mine.start)
+
+        def rows(group: int, head: int, heads: int = 1) -> slice:
+            start = (group * (readers + 2) + head) * head_dim
+            return slice(start, start + heads * head_dim)
+
+        parts = [rows(group, max(0, mine.start - group * readers), count) for group in groups]
+        parts += [rows(group, head) for head in (readers, readers + 1) for group in groups]
 
         def fused(kind: str, *rest: int) -> torch.Tensor:
-            read = build.weights.read(f"{name}.{kind}", [num_kv_heads * rows, *rest], 0, part)
-            heads = read.view(-1, readers + 2, head_dim, *rest)
-            queries = heads[:, :-2].flatten(0, 1)[mine.start - first : mine.stop - first]
-            return torch.cat((queries, heads[:, -2], heads[:, -1])).flatten(0, 1)
+            shape = ((num_heads + 2 * num_kv_heads) * head_dim, *rest)
+            return build.read(*(Part(f"{name}.{kind}", shape, 0, part) for part in parts))
 
         self._weight = build.linear(fused("weight", in_features))
-        self._bias = build.put(fused("bias")) if bias else None
+        self._bias = fused("bias") if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] to what `Attention` takes: this rank's queries, then keys, then values."""
@@ -155,7 +159,7 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        self._weight = build.device.prepare_weight(_rows(build, f"{name}.weight", [vocab_size, size]))
+        self._weight = build.prepare(_rows(build, f"{name}.weight", [vocab_size, size]))
         self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:

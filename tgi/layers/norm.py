@@ -28,7 +28,7 @@ class LayerNorm(nn.Module):
         self._device = build.device
         self._epsilon = epsilon
         self._weight = build.read(Part(f"{name}.weight", (size,)))
-        self._bias = build.put(build.weights.read(f"{name}.bias", [size]))
+        self._bias = build.read(Part(f"{name}.bias", (size,)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""

@@ -1,70 +1,13 @@
 """Llama for tgi: what the server must know of it. Imports no torch."""
 
-import attrs
-
-from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, Weight, hookimpl
-from tgi.plugins.rope import RopeConfig, read_rope
-from tgi.plugins.weights import attention_weights, gated_mlp_weights, norm_weights
+from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins.gated import GatedConfig, read_gated
 
 
-@attrs.frozen(kw_only=True)
-class LlamaConfig(ModelConfig):
-    """config.json of a Llama."""
-
-    intermediate_size: int
-    rms_norm_eps: float
-    rope: RopeConfig
-    tie_word_embeddings: bool
-    attention_bias: bool
-    mlp_bias: bool
-
-    def weights(self) -> list[Weight]:
-        """The head is apart from the embedding, even where they are tied."""
-        vocabulary = (self.vocab_size, self.hidden_size)
-        weights = [Weight("model.embed_tokens.weight", vocabulary, 0)]
-        for index in range(self.num_layers):
-            at = f"model.layers.{index}"
-            weights += norm_weights(f"{at}.input_layernorm", self.hidden_size)
-            weights += attention_weights(f"{at}.self_attn", self, self.attention_bias)
-            weights += norm_weights(f"{at}.post_attention_layernorm", self.hidden_size)
-            weights += gated_mlp_weights(f"{at}.mlp", self.hidden_size, self.intermediate_size, self.mlp_bias)
-        weights += norm_weights("model.norm", self.hidden_size)
-        head = "model.embed_tokens" if self.tie_word_embeddings else "lm_head"
-        return [*weights, Weight(f"{head}.weight", vocabulary, 0)]
-
-    def divides(self, ranks: int) -> bool:
-        """By the MLP too."""
-        return super().divides(ranks) and self.intermediate_size % ranks == 0
-
-    @property
-    def widest(self) -> int:
-        """Of the fused layers."""
-        return max(2 * self.intermediate_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
-
-
-def read_config(get: JsonReader) -> LlamaConfig:
+def read_config(get: JsonReader) -> GatedConfig:
     """Raises ConfigError where config.json asks for what this model cannot do."""
-    heads, hidden = get(int, "num_attention_heads"), get(int, "hidden_size")
-    activation = get(str, "hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; a Llama has 'silu'")
-    if get.section("quantization_config"):
-        raise ConfigError("config.json: 'quantization_config' is set; quantized Llamas are not supported")
-    head_dim = get(int, "head_dim", hidden // heads)
-    rope = read_rope(get, head_dim)
-    return LlamaConfig(
-        vocab_size=get(int, "vocab_size"),
-        hidden_size=hidden,
-        num_layers=get(int, "num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=get(int, "num_key_value_heads", heads),
-        head_dim=head_dim,
-        max_position=get(int, "max_position_embeddings", 2048),
-        intermediate_size=get(int, "intermediate_size"),
-        rms_norm_eps=get(float, "rms_norm_eps", 1e-6),
-        prefix_limit=rope.depends_on_length_beyond,
-        rope=rope,
-        tie_word_embeddings=get(bool, "tie_word_embeddings", False),
+    return read_gated(
+        get,
         attention_bias=get(bool, "attention_bias", False),
         mlp_bias=get(bool, "mlp_bias", False),
     )

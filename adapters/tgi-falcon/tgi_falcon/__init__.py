@@ -1,0 +1,1 @@
+"""Falcon 1 and 2 of every size for tgi."""

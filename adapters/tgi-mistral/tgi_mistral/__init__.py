@@ -1,0 +1,1 @@
+"""Mistral and Mistral-Nemo for tgi."""

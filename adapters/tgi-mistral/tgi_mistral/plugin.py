@@ -1,0 +1,24 @@
+"""Mistral for tgi: what the server must know of it. Imports no torch."""
+
+from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins.gated import GatedConfig, read_gated
+
+
+def read_config(get: JsonReader) -> GatedConfig:
+    """What config.json leaves out is that of Mistral-7B-v0.1; a window of null is none.
+
+    Raises ConfigError where it asks for what this model cannot do.
+    """
+    heads = get(int, "num_attention_heads")
+    return read_gated(
+        get,
+        num_kv_heads=get(int, "num_key_value_heads", heads if "num_key_value_heads" in get.data else 8),
+        max_position=get(int, "max_position_embeddings", 131072),
+        window=get(int, "sliding_window", None if "sliding_window" in get.data else 4096),
+    )
+
+
+@hookimpl
+def tgi_architectures() -> list[Architecture]:
+    """The decoder with a language-model head."""
+    return [Architecture("MistralForCausalLM", "tgi_mistral.model:Mistral", read_config)]
