@@ -252,6 +252,7 @@ def test_where_the_model_comes_from() -> None:
     found = _source(Options(model_id="org/model", revision="r", huggingface_hub_cache=Path("/cache")))
     assert found == Source("org/model", "r", Path("/cache"))
     assert _source(Options(model_id="org/model", weights_cache_override=Path("/w"))) == Source("/w")
+    assert _source(Options(model_id="a", load_format="dummy")) == Source("a", load_format="dummy")
 
 
 def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> None:

@@ -215,6 +215,17 @@ def test_folders_that_are_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(HubError, match="no weights"):
         find_model(Source(str(tmp_path)))
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(HubError, match=r"no \*\.safetensors; .* --load-format auto"):
+        find_model(Source(str(tmp_path), load_format="safetensors"))
+
+
+def test_made_up_weights_need_no_files(hub: tuple[type[Hub], str], checkpoint: Path, tmp_path: Path) -> None:
+    source = Source(NAME, cache=tmp_path / "cache", load_format="dummy")
+    folder = trio.run(fetch_model, source, Lifecycle(), environment(hub[1], tmp_path))
+    wanted = {path.name for path in checkpoint.iterdir()} - {"model.safetensors"}
+    assert {path.name for path in folder.iterdir()} == wanted
+    assert trio.run(fetch_model, Source(str(folder), load_format="dummy"), Lifecycle(), {}) == folder
 
 
 def test_old_weights_are_converted_beside_the_cache(checkpoint: Path, tmp_path: Path) -> None:

@@ -70,6 +70,9 @@ class Options:
         Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
     ] = None
     """What the KV cache is kept in. auto, and without it: as --dtype. fp8_e4m3fn is for Gaudi."""
+    load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
+    """What the weights are read from. auto: *.safetensors, made of *.bin where there are none. safetensors:
+    these only. dummy: nothing; they are made up, to measure with."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
     """What to compute on; plugins offer more."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0

@@ -381,6 +381,7 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         prefill_tokens=limits.max_batch_prefill_tokens,
         gathered_blocks=buckets.reads.blocks,
         prefill_pairs=buckets.reads.pairs,
+        dummy=options.load_format == "dummy",
         kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,
         top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,
@@ -404,7 +405,9 @@ def _warm_up_report(service: Service) -> Callable[[int, int, str], None]:
 
 def _source(options: Options) -> Source:
     place = options.weights_cache_override or options.model_id or DEMO_MODEL
-    return Source(str(place), options.revision, options.huggingface_hub_cache)
+    return Source(
+        str(place), options.revision, options.huggingface_hub_cache, load_format=options.load_format
+    )
 
 
 def _model_info(options: Options, model: Model, dtype: str) -> ModelInfo:

@@ -45,6 +45,8 @@ class Source:
     """The Hub's cache; None: huggingface_hub's default."""
     extension: str = ".safetensors"
     """Kind of weight files to prefer."""
+    load_format: str = "auto"
+    """"safetensors": nothing is made of other weights; "dummy": no weights are needed."""
 
 
 def find_model(source: Source, report: Report = lambda *_: None) -> Path:
@@ -71,7 +73,7 @@ def find_config(source: Source) -> Path:
 async def fetch_model(source: Source, lifecycle: Lifecycle, environment: dict[str, str]) -> Path:
     """As `find_model`, in a child process with `environment`; cancelling it kills the child."""
     folder = Path(source.model_id).expanduser()
-    if folder.is_dir() and _is_complete(folder):
+    if folder.is_dir() and _is_complete(folder, source):
         return folder
     lifecycle.enter("looking for the model")
     command = [sys.executable, "-m", "tgi.hub", json.dumps(attrs.asdict(source), default=str)]
@@ -114,22 +116,25 @@ def _weights(folder: Path, suffix: str) -> list[Path]:
     return [path for path in found if not any(path.match(pattern) for pattern in UNWANTED)]
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path, source: Source) -> bool:
     described = (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
-    return described and bool(_weights(folder, ".safetensors"))
+    return described and (source.load_format == "dummy" or bool(_weights(folder, ".safetensors")))
 
 
 def _converted(folder: Path, source: Source, report: Report) -> Path:
     """`folder`, or a folder of links to it in which what was missing has been made."""
     if not (folder / "config.json").is_file():
         raise HubError(f"{folder} has no config.json: it is no model")
-    if _is_complete(folder):
+    if _is_complete(folder, source):
         return folder
-    if not _weights(folder, ".safetensors") and not _weights(folder, ".bin"):
-        raise HubError(f"{folder} has no weights (*.safetensors or *.bin)")
+    if source.load_format != "dummy" and not _weights(folder, ".safetensors"):
+        if source.load_format == "safetensors":
+            raise HubError(f"{folder} has no *.safetensors; other weights need --load-format auto")
+        if not _weights(folder, ".bin"):
+            raise HubError(f"{folder} has no weights (*.safetensors or *.bin)")
     key = sha256(f"{folder.resolve()} {folder.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
-    if _is_complete(target):
+    if _is_complete(target, source):
         return target
     report("converting the model", 0, 0)
     work = target.with_name(f"{target.name}.{os.getpid()}")
@@ -141,7 +146,7 @@ def _converted(folder: Path, source: Source, report: Report) -> Path:
         _convert(folder, work)
         work.rename(target)
     except OSError as error:
-        if not _is_complete(target):  # else another server was faster
+        if not _is_complete(target, source):  # else another server was faster
             raise _disk_error(error, target) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -173,8 +178,10 @@ def _check_id(source: Source) -> None:
 def _download(source: Source, report: Report) -> Path:
     _check_id(source)
     with _progress(source, _cache_folder(source), report):
+        if source.load_format == "dummy":
+            return _snapshot(source, *DESCRIPTIONS)
         folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}")
-        if not _weights(folder, source.extension):
+        if not _weights(folder, source.extension) and source.load_format == "auto":
             other = ".bin" if source.extension == ".safetensors" else ".safetensors"
             folder = _snapshot(source, *DESCRIPTIONS, f"*{other}")
     return folder
