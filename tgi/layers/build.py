@@ -1,5 +1,6 @@
 """What every layer needs to build itself."""
 
+import math
 from collections.abc import Sequence
 
 import attrs
@@ -37,6 +38,8 @@ class Build:
     dtype: torch.dtype
     widest: int = 0
     """Most features that a linear layer gives one token on this rank; for the estimate of the workspace."""
+    _spare: torch.Tensor | None = None
+    """Memory of a weight that the device has made another form of, for the next one."""
 
     def read(self, *parts: Part, rows: int = 0) -> torch.Tensor:
         """Parts one below the other, in the model's dtype, padded with zeros to so many rows at least.
@@ -45,9 +48,7 @@ class Build:
         """
         sizes = [part.size for part in parts]
         count = sum(size[0] for size in sizes)
-        whole = torch.empty(
-            (max(rows, count), *sizes[0][1:]), dtype=self.dtype, device=self.device.torch_device
-        )
+        whole = self._empty(max(rows, count), *sizes[0][1:])
         begin = 0
         for part, size in zip(parts, sizes, strict=True):
             out = whole[begin : begin + size[0]]
@@ -61,6 +62,22 @@ class Build:
         return tensor.to(self.device.torch_device, self.dtype)
 
     def linear(self, weight: torch.Tensor) -> torch.Tensor:
-        """A linear layer's weight [out, in], ready for `Device.linear`."""
+        """A linear layer's weight [out, in], ready for `Device.linear`; as `prepare`."""
         self.widest = max(self.widest, weight.shape[0])
-        return self.device.prepare_weight(weight.to(self.dtype))
+        return self.prepare(weight.to(self.dtype))
+
+    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
+        """As `Device.prepare_weight`. `weight` must not be used afterwards: what is read next may be there."""
+        prepared = self.device.prepare_weight(weight)
+        if prepared.is_mkldnn:
+            self._spare = torch.empty(0, dtype=self.dtype).set_(weight.untyped_storage())
+        return prepared
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        size, spare = math.prod(shape), self._spare
+        if spare is not None and len(shape) > 1:
+            self._spare = None
+            if len(spare) >= size:
+                return spare[:size].view(shape)
+            del spare
+        return torch.empty(shape, dtype=self.dtype, device=self.device.torch_device)
