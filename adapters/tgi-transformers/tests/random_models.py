@@ -36,7 +36,7 @@ SMALL = {
     "num_attention_heads": 4,
     "max_position_embeddings": 512,
 }
-MODELS: dict[str, dict[str, Any]] = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3": {"config": "Qwen3Config", **SMALL, "num_key_value_heads": 2, "head_dim": 16},
     "Gemma 2": {
         "config": "Gemma2Config",

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
@@ -64,7 +64,7 @@ class Paged:
         query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
         self.device.store_kv(layer, key, value, self.batch)
         out = self.device.attention(layer, query, key, value, self.batch, self.specs[layer])
-        return out[None, ..., :size]
+        return out[None, ..., :size].contiguous()
 
 
 class TransformersModel(nn.Module):
@@ -72,6 +72,7 @@ class TransformersModel(nn.Module):
 
     def __init__(self, config: TransformersConfig, build: Build) -> None:
         super().__init__()
+        config.check_ranks(build.shard.size)
         whole = _load(config, build)
         self._device = build.device
         self._specs, inner = _take_apart(whole, config, build.device)
@@ -104,7 +105,7 @@ class Decoder(nn.Module):
 
 
 class TransformersHead(Head):
-    """What a model does with the features that its decoder gives; `whole` has `_Given` in the place of that."""
+    """What a model does with the features that its decoder gives, in whose place `whole` has a `_Given`."""
 
     def __init__(self, whole: PreTrainedModel, config: TransformersConfig, device: Device) -> None:
         nn.Module.__init__(self)  # a Head reads weights, of which transformers has read all
@@ -122,10 +123,16 @@ class TransformersHead(Head):
 class _Given(nn.Module):
     """In the place of a decoder: gives the embeddings that it gets."""
 
-    def forward(
-        self, *_: Any, inputs_embeds: torch.Tensor, **__: Any
-    ) -> BaseModelOutputWithPastAndCrossAttentions:
-        return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=inputs_embeds)
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> "_Output":
+        return _Output(last_hidden_state=inputs_embeds)
+
+
+class _Output(BaseModelOutputWithPast):
+    """With all that decoders of some kind give besides, which a head passes on: it is None."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
 
 
 class DeviceLinear(nn.Module):
@@ -146,12 +153,13 @@ class DeviceLinear(nn.Module):
 def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
     """Raises ConfigError and CheckpointError."""
     trial = Trial(config)
-    kind = getattr(transformers, config.architecture)
+    kind: Any = getattr(transformers, config.architecture)
     if not kind.is_backend_compatible():
         raise trial.error("its attention does not go through transformers' interface for others")
     if kind._is_stateful:
         raise trial.error("it keeps another state than keys and values")
     try:
+        model: Any
         settings = kind.config_class.from_dict(dict(config.json))
         if isinstance(build.weights, Checkpoint):
             model = _read(kind, settings, build.weights, build.dtype)
@@ -159,15 +167,17 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
             model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
         else:
             raise NotImplementedError("transformers says by itself what is wrong with a checkpoint")
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # settings that do not fit
         raise trial.error(f"{type(error).__name__}: {error}") from error
-    return model.eval().to(build.device.torch_device)  # type: ignore[no-any-return]
+    model = model.eval().to(build.device.torch_device)
+    assert isinstance(model, PreTrainedModel)
+    return model
 
 
-def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> PreTrainedModel:
+def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> Any:
     """By transformers' own loading, which knows what old checkpoints call a tensor."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, report = kind.from_pretrained(
             weights.folder,
@@ -183,13 +193,13 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
         raise CheckpointError(f"{weights.folder}: transformers cannot read it: {error}") from error
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(weights.missing(missing))
-    if other := [
-        f"{name} {list(found)}, not {list(said)}" for name, found, said in report["mismatched_keys"]
-    ]:
-        raise CheckpointError(f"{weights.folder} has tensors of other shapes: {'; '.join(other[:3])}")
+    if other := report["mismatched_keys"]:
+        name, found, said = min(other)
+        fault = f"{name!r} has shape {list(found)}, config.json says {list(said)}"
+        raise CheckpointError(f"{weights.folder}: {fault} (and {len(other) - 1} more)")
     for name in set(weights.unread) - set(report["unexpected_keys"]):
         weights.dismiss(name)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 @torch.inference_mode()
@@ -201,7 +211,7 @@ def _take_apart(
     Raises ConfigError where a short run shows that the model is not made for this.
     """
     trial = Trial(config)
-    decoder = whole.get_decoder()
+    decoder = whole.get_decoder()  # type: ignore[no-untyped-call]
     name = next((name for name, module in whole.named_modules() if module is decoder), "")
     if not name or "position_ids" not in inspect.signature(decoder.forward).parameters:
         raise trial.error("it has no decoder that takes positions")

@@ -27,6 +27,14 @@ class TransformersConfig(ModelConfig):
     json: Mapping[str, Any]
     """All of config.json."""
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ConfigError for more than one."""
+        if ranks > 1:
+            raise ConfigError(
+                f"{self.architecture} runs by way of transformers, on one rank only; "
+                f"--num-shard {ranks} needs an adapter of its own"
+            )
+
 
 def read_config(get: JsonReader) -> TransformersConfig:
     """Raises ConfigError where transformers has no such model, or one that cannot be run here."""
@@ -34,13 +42,15 @@ def read_config(get: JsonReader) -> TransformersConfig:
     _refuse(get, architecture)
     text = get.section("text_config") or get
     hidden, heads = _first(text, _HIDDEN), _first(text, _HEADS)
+    rotated, plain = text(int, "qk_rope_head_dim", 0), text(int, "qk_nope_head_dim", 0)
+    compressed = bool(plain)  # MLA: the KV cache here has the whole keys, of every head
     return TransformersConfig(
         vocab_size=text(int, "vocab_size"),
         hidden_size=hidden,
         num_layers=_first(text, _LAYERS),
         num_heads=heads,
-        num_kv_heads=_first(text, _KV_HEADS, 1 if text(bool, "multi_query", False) else heads),
-        head_dim=_head_dim(text, hidden // heads),
+        num_kv_heads=heads if compressed else _kv_heads(text, heads),
+        head_dim=rotated + plain if compressed else text(int, "head_dim", hidden // heads),
         max_position=_first(text, _POSITIONS, 2048),
         window=_window(text),
         architecture=architecture,
@@ -62,8 +72,8 @@ def _choose(get: JsonReader) -> str:
         version = importlib.metadata.version("transformers")
         own = ", and code that comes with a model is never run" if get(dict, "auto_map", None) else ""
         raise ConfigError(
-            f"architecture {', '.join(map(str, names))} is not supported: no adapter offers it, and transformers "
-            f"{version} has no causal language model of that name{own}"
+            f"architecture {', '.join(map(str, names))} is not supported: no adapter offers it, and "
+            f"transformers {version} has no causal language model of that name{own}"
         )
     return str(found)
 
@@ -98,10 +108,8 @@ def _first(get: JsonReader, names: tuple[str, ...], default: Any = attrs.NOTHING
     return get(int, names[0], default)
 
 
-def _head_dim(get: JsonReader, default: int) -> int:
-    """Where keys are compressed (MLA), of what is kept of them here: the whole keys."""
-    rotated, plain = get(int, "qk_rope_head_dim", 0), get(int, "qk_nope_head_dim", 0)
-    return rotated + plain if plain else get(int, "head_dim", default)
+def _kv_heads(get: JsonReader, heads: int) -> int:
+    return 1 if get(bool, "multi_query", False) else _first(get, _KV_HEADS, heads)
 
 
 def _window(get: JsonReader) -> int | None:

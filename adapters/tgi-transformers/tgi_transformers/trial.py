@@ -37,7 +37,7 @@ class Trial:
     ) -> torch.Tensor:
         """Raises ConfigError."""
         self._check_shapes(query, key, value)
-        index = getattr(module, "layer_idx", None)
+        index: Any = getattr(module, "layer_idx", None)
         if index in self.specs or index not in range(self.config.num_layers):
             raise self.error(f"layer {index} has attention twice, or is none of {self.config.num_layers}")
         unknown = [name for name, what in given.items() if what is not None and what is not False]
@@ -46,17 +46,17 @@ class Trial:
         scale = given.get("scaling")
         self.specs[index] = AttentionSpec(
             scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
-            window=self._window(mask),
+            window=self.window(mask),
             softcap=given.get("softcap"),
         )
-        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2)
+        return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
     def finish(self) -> list[AttentionSpec]:
         """Of all layers. Raises ConfigError where one has not been there."""
         missing = sorted(set(range(self.config.num_layers)) - set(self.specs))
         if missing:
             layers = ", ".join(map(str, missing))
-            raise self.error(f"layers {layers} have no attention, or none that others can compute")
+            raise self.error(f"there is no attention that others can compute in layer {layers}")
         window = self.config.window
         if window is not None and any(spec.window != window for spec in self.specs.values()):
             raise self.error(f"config.json has a window of {window} for all layers, which they have not")
@@ -68,15 +68,18 @@ class Trial:
 
     def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         config = self.config
-        found = (query.shape[1], key.shape[1], key.shape[3])
-        said = (config.num_heads, config.num_kv_heads, config.head_dim)
-        if found != said or value.shape[1] != key.shape[1] or value.shape[3] > key.shape[3]:
+        heads, kv_heads, size = query.shape[1], key.shape[1], key.shape[3]
+        if (heads, kv_heads, size) != (config.num_heads, config.num_kv_heads, config.head_dim):
             raise self.error(
-                f"a layer has {found[0]} heads and {found[1]} key/value heads of {found[2]} features; by config.json "
-                f"it should be {said[0]}, {said[1]} and {said[2]} (values: {value.shape[1]} of {value.shape[3]})"
+                f"a layer has {heads} heads and {kv_heads} key/value heads of {size} features; config.json "
+                f"is understood to say {config.num_heads}, {config.num_kv_heads} and {config.head_dim}"
+            )
+        if value.shape[1] != kv_heads or value.shape[3] > size:
+            raise self.error(
+                f"a layer has {value.shape[1]} values of {value.shape[3]} features for these keys"
             )
 
-    def _window(self, mask: torch.Tensor | None) -> int | None:
+    def window(self, mask: torch.Tensor | None) -> int | None:
         """What a mask of `make_mask` says. None: a token sees all before it."""
         if mask is None or mask.shape[-2] != 2:
             raise self.error("its attention masks are its own")

@@ -1,0 +1,93 @@
+"""Five families through the engine, a real rank process and all, against transformers' `generate`."""
+
+import random
+
+import pytest
+import torch
+import transformers
+import trio
+
+from tgi.config import Limits
+from tgi.errors import ApiError
+from tgi.scheduler import SamplingParams, Sequence
+from tgi.testing.engine import open_engine
+from tgi.text.detokenizer import Detokenizer
+from tgi.text.stopping import StoppingCriteria
+from tgi.text.tokenizer import Tokenizer
+
+from .random_models import FAMILIES, VOCAB, make_model
+
+NEW_TOKENS = 64
+LIMITS = Limits(max_total_tokens=256, max_input_tokens=192, max_batch_size=8, max_batch_prefill_tokens=48)
+
+
+def make_prompts():
+    """Two thirds begin with the same tokens; most need several chunks, and exceed the window."""
+    rng = random.Random(0)
+    common = rng.choices(range(4, VOCAB), k=70)
+    return [
+        common[:shared] + rng.choices(range(4, VOCAB), k=rng.randrange(1, 60))
+        for shared in (0, 70, 70, 0, 33, 70)
+    ]
+
+
+def reference(folder, prompts):
+    """Greedy, without an end of the text."""
+    torch.set_num_threads(1)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = out.sequences[0, len(prompt) :]
+        logprobs = torch.cat(out.logits).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        yield tokens.tolist(), logprobs.tolist()
+
+
+async def generate(scheduler, tokenizer, prompt):
+    sequence = Sequence(
+        prompt=prompt,
+        max_new_tokens=NEW_TOKENS,
+        sampling=SamplingParams(),
+        stopping=StoppingCriteria(NEW_TOKENS, frozenset()),
+        detokenizer=Detokenizer(tokenizer, prompt),
+    )
+    with scheduler.generating(sequence) as events:
+        tokens = [item async for item in events]
+    assert not any(isinstance(token, ApiError) for token in tokens), tokens
+    return [token.id for token in tokens], [token.logprob for token in tokens]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_text_is_that_of_transformers(tmp_path, family):
+    """Alone and with the prefix cache cold; then all together, while it is filling; then again, from it."""
+    folder = make_model(tmp_path, **FAMILIES[family])
+    tokenizer = Tokenizer.from_folder(folder)
+    prompts = make_prompts()
+    wanted = list(reference(folder, prompts))
+
+    async def check(scheduler, prompt, right):
+        tokens, logprobs = await generate(scheduler, tokenizer, prompt)
+        assert tokens == right[0]
+        assert logprobs == pytest.approx(right[1], abs=1e-4)
+
+    async def main():
+        async with open_engine(folder, LIMITS, device="cpu", threads=1) as scheduler:
+            await check(scheduler, prompts[0], wanted[0])
+            hits = []
+            for _ in range(2):
+                async with trio.open_nursery() as clients:
+                    for prompt, right in zip(prompts, wanted, strict=True):
+                        clients.start_soon(check, scheduler, prompt, right)
+                hits.append(scheduler.statistics().prefix_hit_tokens)
+            assert hits[1] - hits[0] > 300, "the second time the cache is warm"
+            assert scheduler.statistics().blocks.used == 0
+
+    trio.run(main)

@@ -1,0 +1,267 @@
+"""Five families against transformers, in process; and what is refused."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tgi_transformers.plugin import read_config
+from tgi_transformers.trial import Trial, make_mask
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_causal_mask_function,
+)
+
+from tgi.config import Options
+from tgi.device import Device
+from tgi.device.cpu import CpuDevice
+from tgi.planning.setup import read_architecture
+from tgi.plugins import ConfigError, JsonReader
+from tgi.protocol import unpack_floats, unpack_ints
+from tgi.testing.check_architecture import check_architecture
+from tgi.testing.driver import load_command, make_driver
+from tgi.testing.models import make_llama
+from tgi.testing.runs import random_prompt
+from tgi.weights import CheckpointError, Shard
+from tgi.worker.runner import Runner
+
+from .random_models import FAMILIES, SMALL, VOCAB, make_model
+
+CARDS = {"Gemma 2": ["gaudi2-lazy", "gaudi3-compile"]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(tmp_path, family):
+    """The longest prompt has 37 tokens, and a window 8."""
+    check_architecture(make_model(tmp_path, **FAMILIES[family]), ranks=0, cards=CARDS.get(family, []))
+
+
+SWITCHES = {
+    "a window in every layer": {**FAMILIES["Gemma 2"], "layer_types": ["sliding_attention"] * 4},
+    "compressed keys, wider than values": {
+        **SMALL,
+        "config": "DeepseekV3Config",
+        "num_key_value_heads": 4,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 12,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "one key/value head": {**FAMILIES["GPT-2"], "config": "GPTBigCodeConfig", "multi_query": True},
+    "scale by layer": {**FAMILIES["GPT-2"], "scale_attn_by_inverse_layer_idx": True},
+    "features narrower than layers": {**FAMILIES["OPT"], "word_embed_proj_dim": 32},
+    "scaled logits": {**FAMILIES["Qwen3"], "config": "CohereConfig", "logit_scale": 0.25},
+}
+
+
+@pytest.mark.parametrize("settings", SWITCHES.values(), ids=SWITCHES)
+def test_switches(tmp_path, settings):
+    folder = make_model(tmp_path, **settings)
+    driver, prompt = make_driver(folder, CpuDevice(1)), random_prompt(VOCAB, 37, 0)
+    driver.start(0)
+    driver.prefill({0: prompt[:20]}, unfinished=[0])
+    answers = [driver.prefill({0: prompt[20:]})[0]] + [driver.decode([0])[0] for _ in range(4)]
+    text = prompt + [answer.token for answer in answers]
+    with torch.inference_mode():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        wanted = model(torch.tensor([text])).logits[0, 36:-1]
+    assert (torch.stack([answer.logits for answer in answers]) - wanted).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("device", [CpuDevice, Device])
+def test_questions_about_the_prompt(tmp_path, device):
+    folder = make_model(tmp_path, **FAMILIES["Gemma 2"])
+    driver, prompt = make_driver(folder, device(1)), random_prompt(VOCAB, 30, 0)
+    driver.start(0)
+    driver.prefill({0: prompt}, targets={0: [*prompt[1:], -1]}, prompt_top=3)
+    with torch.inference_mode():
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        logprobs = model(torch.tensor([prompt])).logits[0, :-1].log_softmax(-1)
+    wanted = logprobs.gather(1, torch.tensor(prompt[1:])[:, None])[:, 0]
+    assert unpack_floats(driver.result.prompt_logprobs)[:29] == pytest.approx(wanted.tolist(), abs=1e-4)
+    top = unpack_ints(driver.result.prompt_top_tokens).reshape(-1, 3)[:29]
+    assert top.tolist() == logprobs.topk(3).indices.tolist()
+
+
+def test_bfloat16(tmp_path):
+    """Both round in every operation; what is left is some 1 % of the logits' spread."""
+    folder = make_model(tmp_path, **FAMILIES["Qwen3"])
+    driver, prompt = make_driver(folder, CpuDevice(1), dtype="bfloat16"), random_prompt(VOCAB, 30, 0)
+    driver.start(0)
+    got = driver.prefill({0: prompt})[0].logits
+    with torch.inference_mode():
+        wanted = transformers.AutoModelForCausalLM.from_pretrained(folder)(torch.tensor([prompt])).logits
+    assert driver.runner.dtype == torch.bfloat16
+    assert (got - wanted[0, -1]).abs().mean() < 0.03 * wanted.std()
+
+
+def test_the_log_says_who_runs_it(tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    folder = make_model(tmp_path / "qwen", **FAMILIES["Qwen3"])
+    architecture, config, _ = read_architecture(folder, Options())
+    assert architecture.model == "tgi_transformers.model:TransformersModel"
+    assert (config.head_dim, config.num_kv_heads, config.max_position) == (16, 2, 512)
+    assert "no adapter offers Qwen3ForCausalLM" in caplog.text
+
+
+def test_an_adapter_of_its_own_goes_first(tmp_path, caplog):
+    architecture, _, _ = read_architecture(make_llama(tmp_path), Options())
+    assert architecture.model == "tgi_llama.model:Llama"
+    assert not caplog.text
+
+
+def test_the_window_of_all_layers():
+    config = {**GENERAL, "architectures": ["Gemma2ForCausalLM"], "sliding_window": 8}
+    assert read_config(JsonReader(config)).window is None
+    for types, window in ((["full_attention", "sliding_attention"], None), (["sliding_attention"], 8)):
+        assert read_config(JsonReader({**config, "layer_types": types})).window == window
+
+
+GENERAL = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 10,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"architectures": ["NoSuchModel"]},
+            r"NoSuchModel is not supported: no adapter offers it, and transformers 5\S+ has no",
+        ),
+        (
+            {"architectures": ["NoSuchModel"], "auto_map": {"AutoModelForCausalLM": "a.b"}},
+            "code that comes with a model is never run",
+        ),
+        ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is not supported"),
+        ({"is_encoder_decoder": True}, "has an encoder"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'?dynamic"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "longrope"),
+        ({"num_attention_heads": None}, "no 'num_attention_heads'"),
+        ({"architectures": None}, "no 'architectures'"),
+    ],
+)
+def test_configs_that_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        read_config(JsonReader({**GENERAL, **change}))
+
+
+GROUPED = {**SMALL, "num_key_value_heads": 2}
+REFUSED = {
+    "Bloom": (
+        {"config": "BloomConfig", "hidden_size": 48, "n_layer": 2, "n_head": 4},
+        "BloomForCausalLM cannot be run by way of transformers: its attention does not go through",
+    ),
+    "a state": (
+        {
+            "config": "FalconH1Config",
+            **SMALL,
+            "num_key_value_heads": 2,
+            "mamba_d_ssm": 48,
+            "mamba_n_heads": 4,
+        },
+        "cannot be run by way of transformers",
+    ),
+    "layers without attention": (
+        {
+            "config": "Lfm2Config",
+            **SMALL,
+            "num_key_value_heads": 2,
+            "layer_types": ["conv", "full_attention"],
+        },
+        "no attention that others can compute in layer 0",
+    ),
+    "sinks": (
+        {
+            "config": "GptOssConfig",
+            **GROUPED,
+            "head_dim": 12,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+        },
+        "its attention needs s_aux",
+    ),
+    "later tokens": (
+        {**FAMILIES["Gemma 2"], "is_causal": False},
+        "sees others than those just before it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "message"), REFUSED.values(), ids=REFUSED)
+def test_models_that_are_refused(tmp_path, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        make_driver(make_model(tmp_path, **settings), CpuDevice(1))
+
+
+@pytest.mark.parametrize("window", [1, 8, 511])
+def test_the_window_is_what_the_mask_says(window):
+    trial = Trial(read_config(JsonReader(GENERAL)))
+    assert trial.window(make_mask(sliding_window_causal_mask_function(window), None)) == window
+    assert trial.window(make_mask(causal_mask_function, None)) is None
+    chunks = chunked_causal_mask_function(window + 1, torch.zeros(1, dtype=torch.int64))
+    with pytest.raises(ConfigError, match="sees others than those just before it"):
+        trial.window(make_mask(chunks, None))
+
+
+def test_other_heads_than_config_json_says(tmp_path):
+    folder = make_model(tmp_path, **{**FAMILIES["Qwen3"], "head_dim": 128})
+    change(folder / "config.json", {"head_dim": None})  # transformers has a default for this family
+    with pytest.raises(ConfigError, match=r"2 key/value heads of 128 features.* 4, 2 and 12"):
+        make_driver(folder, CpuDevice(1))
+
+
+def change(path: Path, values: dict[str, object]) -> None:
+    whole = json.loads(path.read_text()) | values
+    path.write_text(json.dumps({key: value for key, value in whole.items() if value is not None}))
+
+
+def test_several_ranks_are_refused(tmp_path):
+    folder = make_model(tmp_path, **FAMILIES["Qwen3"])
+    with pytest.raises(ConfigError, match=r"one rank only; --num-shard 2 needs an adapter of its own"):
+        Runner.load(load_command(folder), Shard(0, 2), Device(1))
+
+
+NORM = "model.layers.0.self_attn.q_norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda tensors: tensors.pop(NORM), f"no tensor .*{NORM}"),
+        (lambda tensors: tensors.update({"model.layers.7.odd": torch.ones(3)}), r"model\.layers\.7\.odd"),
+        (lambda tensors: tensors.update({NORM: torch.ones(3)}), rf"{NORM}.* \[3\], config.json says \[16\]"),
+    ],
+    ids=["missing", "unexpected", "of another shape"],
+)
+def test_tensors_that_do_not_fit(tmp_path, edit, message):
+    folder = make_model(tmp_path, **FAMILIES["Qwen3"])
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=message):
+        make_driver(folder, CpuDevice(1))
+
+
+def test_weights_that_are_made_up(tmp_path):
+    folder = make_model(tmp_path, **FAMILIES["Qwen3"])
+    (folder / "model.safetensors").unlink()
+    driver = make_driver(folder, CpuDevice(1), dummy=True)
+    driver.start(0)
+    assert driver.prefill({0: [1, 2, 3]})[0].logits.isfinite().all()
