@@ -209,7 +209,8 @@ class RankExecutor:
         if absent:
             return f"{names(absent)} did not start {within}"
         absent = [rank.index for rank in self._ranks if not rank.joined]
-        return f"{names(absent)} did not reach the other ranks {within}"
+        others = "the others" if len(absent) < len(self._ranks) else "each other"
+        return f"{names(absent)} did not reach {others} {within}"
 
     async def _send_all(self, command: Command) -> None:
         payload = encode(command)

@@ -1,4 +1,4 @@
-"""A scheduler on a real rank process, without HTTP: for tests and benchmarks."""
+"""A scheduler on real rank processes, without HTTP: for tests and benchmarks."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import trio
 
+from tgi.agreement import Patience
 from tgi.config import Limits
 from tgi.executor import open_executor
 from tgi.metrics import Metrics
@@ -35,11 +36,13 @@ async def open_engine(
     dtype: str = "float32",
     threads: int = 2,
     environment: Mapping[str, str] = MappingProxyType({}),
+    ranks: int = 1,
+    patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[Scheduler]:
     """Load the model of `folder`, warm up what has to be, and schedule while the body runs.
 
-    `environment` is the rank's, beside what the device asks for. The KV cache holds max_batch_size sequences
-    of max_total_tokens, or `limits.max_batch_total_tokens`.
+    `environment` is that of the ranks, beside what the device asks for. The KV cache holds max_batch_size
+    sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
     """
     spec = devices(load_plugins())[device]
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -56,7 +59,7 @@ async def open_engine(
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
-    async with open_executor(environment={**spec.environment, **environment}) as executor:
+    async with open_executor(ranks, {**spec.environment, **environment}, patience) as executor:
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
         costs = Costs.of(block_size=limits.block_size)
