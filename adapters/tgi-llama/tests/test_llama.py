@@ -41,6 +41,14 @@ def test_two_ranks_and_sharded_files(tmp_path):
     assert (got - wanted[-1]).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize(("ranks", "kv_heads"), [(2, 1), (2, 2), (2, 8), (4, 1), (4, 2), (4, 4), (4, 8)])
+def test_ranks_and_key_value_heads(tmp_path, ranks, kv_heads):
+    """Fewer, as many, and more; and a vocabulary that is divided unevenly."""
+    shape = {"num_attention_heads": 8, "num_key_value_heads": kv_heads, "vocab_size": 333}
+    folder = make_llama(tmp_path, attention_bias=True, tie_word_embeddings=kv_heads == 2, **shape)
+    check_architecture(folder, ranks=ranks, lengths=[20], cards=())
+
+
 FACTORS = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPES = {
