@@ -35,7 +35,7 @@ class _Meeting:
 
     def exchange(self, rank: int, x: torch.Tensor) -> list[torch.Tensor]:
         try:
-            self._tensors[rank] = x
+            self._tensors[rank] = x.clone()  # its rank may change it as soon as it has gone on
             self.barrier.wait()
             tensors = list(self._tensors)
             self.barrier.wait()
@@ -64,7 +64,7 @@ class _RankThread(CpuDevice):
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """The sum, in the order of the ranks."""
-        return torch.stack(self._meeting.exchange(shard.rank, x.clone())).sum(0)
+        return torch.stack(self._meeting.exchange(shard.rank, x)).sum(0)
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """One after another."""
