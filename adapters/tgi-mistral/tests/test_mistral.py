@@ -1,0 +1,74 @@
+"""Logits and text against transformers for every switch of config.json, alone and on several ranks."""
+
+import pytest
+from tgi_mistral.plugin import read_config
+
+from tgi.plugins import JsonReader
+from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
+from tgi.testing.models import llama_tensors, make_mistral, mistral_config
+
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+SWITCHES = {
+    "a window of 24": {},
+    "a window of one block": {"sliding_window": 16},
+    "a window within a block": {"sliding_window": 5},
+    "a window that sees itself only": {"sliding_window": 1},
+    "a window beyond all prompts": {"sliding_window": 4096},
+    "no window": {"sliding_window": None},
+    "heads of another size": {"sliding_window": None, "head_dim": 24},
+    "one key/value head": {"num_key_value_heads": 1},
+    "every head its own": {"num_key_value_heads": 4},
+    "tied head": {"tie_word_embeddings": True},
+    "rope scaled": {"rope_scaling": YARN, "max_position_embeddings": 64},
+    "rope in its newer spelling": {"rope_parameters": YARN | {"rope_theta": 1e6}},
+    "odd sizes": {"hidden_size": 60, "intermediate_size": 78, "head_dim": 10, "vocab_size": 333},
+}
+LAZY, COMPILED = "gaudi2-lazy", "gaudi3-compile"
+CARDS = {"a window of 24": [LAZY], "no window": [COMPILED], "a window within a block": [COMPILED]}
+RANKS = {"one key/value head": 4, "every head its own": 2, "a window of 24": 2, "heads of another size": 4}
+"""With fewer key/value heads, more, as many, and fewer again."""
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches(tmp_path, name):
+    folder = make_mistral(tmp_path, **SWITCHES[name])
+    check_architecture(folder, cards=CARDS.get(name, []), ranks=RANKS.get(name, 0))
+
+
+@pytest.mark.parametrize("window", [24, None])
+def test_text_is_that_of_transformers(tmp_path, window):
+    check_generation(make_mistral(tmp_path, sliding_window=window))
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_weights_are_those_of_the_checkpoint(name):
+    config = mistral_config(**SWITCHES[name])
+    weights = read_config(JsonReader(config)).weights()
+    shapes = {key: tuple(tensor.shape) for key, tensor in llama_tensors(config).items()}
+    assert {weight.name: weight.shape for weight in weights} == shapes
+
+
+def test_what_config_json_leaves_out():
+    """As transformers' MistralConfig has it: missing is one thing, null another."""
+    config = mistral_config()
+    for key in ("sliding_window", "num_key_value_heads", "max_position_embeddings"):
+        del config[key]
+    config["num_attention_heads"] = 16
+    read = read_config(JsonReader(config))
+    assert (read.window, read.num_kv_heads, read.max_position) == (4096, 8, 131072)
+    config |= {"sliding_window": None, "num_key_value_heads": None, "head_dim": None}
+    read = read_config(JsonReader(config))
+    assert (read.window, read.num_kv_heads, read.head_dim) == (None, 16, 4)
+
+
+SMALL = {"intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}
+V1 = {"hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 32000}
+NEMO = {"hidden_size": 5120, "num_hidden_layers": 40, "vocab_size": 131072, "head_dim": 128}
+
+
+@pytest.mark.parametrize(("shape", "parameters"), [(V1, 7_241_732_096), (NEMO, 12_247_782_400)])
+def test_parameters_of_models_that_everybody_knows(shape, parameters):
+    """Mistral-7B-v0.1 and Nemo, by the metadata of their files."""
+    config = mistral_config(**SMALL, **shape)
+    assert sum(weight.size() for weight in read_config(JsonReader(config)).weights()) == parameters

@@ -1,0 +1,113 @@
+"""`check_generation(folder)`: the text that a model writes, against that of transformers' `generate`.
+
+It is the slower and the plainer check beside `check_architecture`: many tokens, of which each depends on all
+before it, and nothing of ours in what they are compared with.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from tgi.device.cpu import CpuDevice
+
+from .driver import BLOCK_SIZE, Answer, Driver, make_driver
+from .runs import random_prompt
+
+PAUSE = 3
+"""Decode steps between two sequences that join a batch."""
+
+
+@attrs.frozen(eq=False)
+class Text:
+    """What transformers writes after a prompt, and the logits [tokens, vocab] that it did so by."""
+
+    prompt: list[int]
+    tokens: list[int]
+    logits: torch.Tensor
+
+
+def check_generation(
+    folder: Path | str,
+    lengths: Sequence[int] = (5, 40, 90),
+    *,
+    tokens: int = 64,
+    tolerance: float = 1e-4,
+    reference: Callable[[], Any] | None = None,
+) -> None:
+    """Raise AssertionError where the tokens after random prompts of these lengths are not transformers'.
+
+    Each alone, its prompt in two chunks; all in one batch, which they join one after another; and the last
+    once more after blocks that its prompt has left in the cache. `reference` makes the model to compare with,
+    if transformers does not know the folder. Each prompt has a new one: some RoPEs remember what they have
+    seen.
+    """
+    texts = [_write(Path(folder), length, tokens, reference) for length in lengths]
+    _compare(texts, [_alone(make_driver(folder, CpuDevice(1)), text) for text in texts], "alone", tolerance)
+    driver = make_driver(folder, CpuDevice(1))
+    _compare(texts, _mixed(driver, texts), "in a batch", tolerance)
+    _compare(texts[-1:], [_again(driver, texts[-1], len(texts))], "after a shared prefix", tolerance)
+
+
+def _write(folder: Path, length: int, count: int, reference: Callable[[], Any] | None) -> Text:
+    from transformers import AutoModelForCausalLM
+
+    if reference is None:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    else:
+        model = reference()
+    prompt = random_prompt(model.config.vocab_size, length, length)
+    found = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, length, dtype=torch.int64),  # else it hides every token 0
+        max_new_tokens=count,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    return Text(prompt, found.sequences[0, length:].tolist(), torch.cat(found.logits))
+
+
+def _alone(driver: Driver, text: Text) -> list[Answer]:
+    driver.start(0, prompt_length=len(text.prompt))
+    half = len(text.prompt) // 2
+    driver.prefill({0: text.prompt[:half]}, unfinished=[0])
+    answers = [driver.prefill({0: text.prompt[half:]})[0]]
+    return answers + [driver.decode([0])[0] for _ in text.tokens[1:]]
+
+
+def _mixed(driver: Driver, texts: Sequence[Text]) -> list[list[Answer]]:
+    answers: list[list[Answer]] = []
+    while True:
+        running = [lane for lane, got in enumerate(answers) if len(got) < len(texts[lane].tokens)]
+        joins = len(answers) < len(texts) and (not running or len(answers[-1]) > PAUSE)
+        if joins:
+            lane, prompt = len(answers), texts[len(answers)].prompt
+            driver.start(lane, prompt_length=len(prompt))
+            answers.append([driver.prefill({lane: prompt})[lane]])
+        elif running:
+            for lane, answer in driver.decode(running).items():
+                answers[lane].append(answer)
+        else:
+            return answers
+
+
+def _again(driver: Driver, text: Text, lane: int) -> list[Answer]:
+    """After all whole blocks that the lane before it has of the same prompt, but for the last token."""
+    shared = (len(text.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
+    driver.start(lane, prompt_length=len(text.prompt))
+    driver.share(lane, lane - 1, shared)
+    answers = [driver.prefill({lane: text.prompt[shared:]})[lane]]
+    return answers + [driver.decode([lane])[lane] for _ in text.tokens[1:]]
+
+
+def _compare(texts: Sequence[Text], found: Sequence[list[Answer]], how: str, tolerance: float) -> None:
+    for text, answers in zip(texts, found, strict=True):
+        place = f"{how}, after a prompt of {len(text.prompt)}"
+        difference = (torch.stack([answer.logits for answer in answers]) - text.logits).abs().max().item()
+        assert difference <= tolerance, f"{place}: logits differ by {difference:.1e}"
+        assert [answer.token for answer in answers] == text.tokens, f"{place}: other tokens"
