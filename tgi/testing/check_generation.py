@@ -54,10 +54,8 @@ def check_generation(
 def _write(folder: Path, length: int, count: int, reference: Callable[[], Any] | None) -> Text:
     from transformers import AutoModelForCausalLM
 
-    if reference is None:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    else:
-        model = reference()
+    own = AutoModelForCausalLM.from_pretrained
+    model: Any = own(folder, dtype=torch.float32) if reference is None else reference()
     prompt = random_prompt(model.config.vocab_size, length, length)
     found = model.generate(
         torch.tensor([prompt]),
