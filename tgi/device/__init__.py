@@ -3,6 +3,18 @@
 from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch, FlatBlocks, HostRow, KVCache
+from .fp8 import Fp8Weight, Scale
 from .graphs import Counters, Program
 
-__all__ = ["AttentionSpec", "Batch", "Counters", "Device", "FlatBlocks", "HostRow", "KVCache", "Program"]
+__all__ = [
+    "AttentionSpec",
+    "Batch",
+    "Counters",
+    "Device",
+    "FlatBlocks",
+    "Fp8Weight",
+    "HostRow",
+    "KVCache",
+    "Program",
+    "Scale",
+]

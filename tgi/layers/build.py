@@ -36,6 +36,8 @@ class Build:
     shard: Shard
     device: Device
     dtype: torch.dtype
+    fp8: bool = False
+    """See `ModelConfig`."""
     widest: int = 0
     """Most features that a linear layer gives one token on this rank; for the estimate of the workspace."""
     _spare: torch.Tensor | None = None

@@ -9,6 +9,7 @@ from torch import nn
 from tgi.device import Batch
 
 from .build import Build, Part
+from .fp8 import multiply, read_linear
 
 PROMPT_SLICE = 64
 """Positions whose logits are held at once for prompt log-probabilities."""
@@ -36,16 +37,16 @@ class ColumnLinear(nn.Module):
         whole: Sequence[int | None] = [None] * len(names) if pieces is None else pieces
         cuts = [build.shard.cut(*size) for size in zip(out_features, whole, strict=True)]
 
-        def fused(kind: str, *rest: int) -> torch.Tensor:
+        def fused(kind: str, *rest: int) -> list[Part]:
             parts = zip(names, out_features, cuts, strict=True)
-            return build.read(*(Part(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts))
+            return [Part(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts]
 
-        self._weight = build.linear(fused("weight", in_features))
-        self._bias = fused("bias") if bias else None
+        self._weight = read_linear(build, *fused("weight", in_features))
+        self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] to [T, this rank's part of all out_features]."""
-        return self._device.linear(x, self._weight, self._bias)
+        return multiply(self._device, x, self._weight, self._bias)
 
 
 class GroupedQKV(nn.Module):
@@ -100,8 +101,7 @@ class RowLinear(nn.Module):
         self._device = build.device
         self._shard = build.shard
         part = build.shard.cut(in_features)
-        weight = build.read(Part(f"{name}.weight", (out_features, in_features), 1, part))
-        self._weight = build.linear(weight)
+        self._weight = read_linear(build, Part(f"{name}.weight", (out_features, in_features), 1, part))
         self._bias = build.read(Part(f"{name}.bias", (out_features,))) if bias else None
 
     def forward(
@@ -123,7 +123,8 @@ class RowLinear(nn.Module):
         return self._linear(x, residual if self._shard.rank == 0 else None)
 
     def _linear(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        return self._device.linear(x, self._weight, self._bias if self._shard.rank == 0 else None, added)
+        bias = self._bias if self._shard.rank == 0 else None
+        return multiply(self._device, x, self._weight, bias, added)
 
 
 class Embedding(nn.Module):

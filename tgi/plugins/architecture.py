@@ -56,6 +56,9 @@ class ModelConfig:
     """How many tokens a token sees at most in every layer, itself included; None where one sees all. What is
     behind it leaves the KV cache."""
 
+    fp8: bool = False
+    """Whether linear layers have weights and inputs in fp8, where the checkpoint has scales for them."""
+
     def weights(self) -> Sequence[Weight]:
         """Every tensor that the layers keep, twice if they do so twice. `tgi plan` counts them.
 

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 
 from .architecture import ConfigError, JsonReader, ModelConfig, Weight
+from .quantization import read_fp8
 from .rope import RopeConfig, read_rope
 from .weights import attention_weights, gated_mlp_weights, norm_weights
 
@@ -56,8 +57,6 @@ def read_gated(get: JsonReader, **own: Any) -> GatedConfig:
     activation = get(str, "hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; only 'silu' is supported")
-    if get.section("quantization_config"):
-        raise ConfigError("config.json: 'quantization_config' is set; quantized weights are not supported")
     head_dim = get(int, "head_dim", hidden // heads)
     rope = read_rope(get, head_dim)
     common: dict[str, Any] = {
@@ -72,6 +71,7 @@ def read_gated(get: JsonReader, **own: Any) -> GatedConfig:
         "intermediate_size": get(int, "intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
         "rope": rope,
+        "fp8": read_fp8(get),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
     return GatedConfig(**common | own)

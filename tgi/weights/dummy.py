@@ -55,6 +55,10 @@ class DummyWeights:
         self._fill(out.view(len(ranges[0]), len(columns)), name, ranges[0], columns, shape[1] * inner)
         return out
 
+    def fault(self, _name: str, _shape: Sequence[int]) -> str | None:
+        """As `Checkpoint.fault`."""
+        return None
+
     def dismiss(self, name: str) -> None:
         """As `Checkpoint.dismiss`."""
 

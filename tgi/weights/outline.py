@@ -38,6 +38,10 @@ class Outline:
             lengths[dim] = len(range(lengths[dim])[part])
         return torch.empty(lengths, device="meta") if out is None else out
 
+    def fault(self, name: str, shape: Sequence[int]) -> str | None:
+        """As `Checkpoint.fault`."""
+        return self._checkpoint.fault(name, shape)
+
     def dismiss(self, name: str) -> None:
         """As `Checkpoint.dismiss`."""
         self._asked.add(name)

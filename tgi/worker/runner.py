@@ -66,8 +66,9 @@ class Runner:
         dtype, make = device.dtype(command.dtype), _resolve(architecture.model)
         weights = _open_weights(command, dtype, report)
         if isinstance(weights, Checkpoint):
-            check_outline(weights, lambda outline: make(config, Build(outline, shard, _nowhere(), dtype)))
-        build = Build(weights, shard, device, dtype)
+            nowhere = _nowhere()
+            check_outline(weights, lambda found: make(config, Build(found, shard, nowhere, dtype, config.fp8)))
+        build = Build(weights, shard, device, dtype, config.fp8)
         model = make(config, build).eval()
         if isinstance(weights, Checkpoint) and weights.unread:
             raise CheckpointError(weights.superfluous(weights.unread))

@@ -1,0 +1,189 @@
+"""Checkpoints in fp8: what config.json may say, and logits against transformers with rounded layers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tgi.device.cpu import CpuDevice
+from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins.quantization import read_fp8
+from tgi.testing.driver import make_driver
+from tgi.testing.models import make_llama
+from tgi.testing.rank_threads import on_threads
+from tgi.testing.runs import decoded, random_prompt, transformers_logprobs, whole
+from tgi.testing.simulated_hpu import open_compiling
+from tgi.weights import CheckpointError
+
+FP8 = torch.float8_e4m3fn
+PART: dict[str, Any] = {
+    "num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True,
+}  # fmt: skip
+GROUPS: dict[str, Any] = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": PART, "input_activations": PART}},
+    "ignore": ["lm_head"],
+    "kv_cache_scheme": PART,
+}
+STATIC: dict[str, Any] = {"quant_method": "fp8", "activation_scheme": "static"}
+INPUTS = {
+    "q_proj": (0.04, 0.05),
+    "k_proj": (0.05, 0.05),
+    "v_proj": (0.03, 0.05),
+    "o_proj": (0.03, 0.03),
+    "gate_proj": (0.07, 0.07),
+    "up_proj": (0.07, 0.07),
+    "down_proj": (0.06, 0.06),
+}
+"""The scales of inputs in the checkpoint, and those that count: layers that are one have the greatest."""
+PROMPT = random_prompt(512, 25, 0)
+
+
+class Rounded(nn.Module):
+    """A linear layer whose weight and input are rounded to 8 bits, in the plainest way."""
+
+    def __init__(self, numbers: torch.Tensor, scale: float, input_scale: float) -> None:
+        super().__init__()
+        self.weight = numbers.float() * scale
+        self.input_scale = input_scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (x / self.input_scale).clamp(-448, 448).to(FP8).float() * self.input_scale
+        return x @ self.weight.t()
+
+
+def make_fp8(folder: Path, config: dict[str, Any], shape: tuple[int, ...] = (1,)) -> nn.Module:
+    """A Llama whose layers have fp8 weights in scales of a tensor each, and transformers' model of it."""
+    make_llama(folder)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tensors, file = {}, folder / "model.safetensors"
+    for name, tensor in load_file(file).items():
+        tensors[name] = tensor
+        if "_proj." not in name:
+            continue
+        layer = name.removesuffix(".weight")
+        kind, scale = layer.rsplit(".")[-1], float(tensor.abs().max()) / 448
+        input_scale, used = INPUTS[kind]
+        numbers = (tensor / scale).clamp(-448, 448).to(FP8)
+        tensors |= {
+            name: numbers,
+            f"{layer}.weight_scale": torch.full(shape, scale),
+            f"{layer}.input_scale": torch.full(shape, input_scale),
+        }
+        scale = float(tensors[f"{layer}.weight_scale"].reshape(()))
+        parent, attribute = layer.rsplit(".", 1)
+        setattr(reference.get_submodule(parent), attribute, Rounded(numbers, scale, used))
+    if "kv_cache_scheme" in config:
+        for index in range(reference.config.num_hidden_layers):
+            for kind in "kv":
+                tensors[f"model.layers.{index}.self_attn.{kind}_scale"] = torch.full(shape, 0.01)
+    save_file(tensors, file)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+    return reference
+
+
+def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
+    """Nearly all to the last digit; a number that lies between two of 8 bits may go to the other one."""
+    error = (got - wanted).abs()
+    assert error.median() < 1e-4
+    assert error.max() < 0.05
+
+
+@pytest.mark.parametrize(("config", "shape"), [(GROUPS, (1,)), (STATIC, ())], ids=["groups", "static"])
+def test_logits_are_those_of_rounded_layers(tmp_path: Path, config: dict[str, Any], shape: Any) -> None:
+    reference = make_fp8(tmp_path, config, shape)
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    got = whole(make_driver(tmp_path, CpuDevice(1)), [*PROMPT, 0], len(PROMPT))
+    assert_near(got, wanted[-1:])
+    make_llama(tmp_path / "whole")
+    (exact,) = transformers_logprobs(tmp_path / "whole", None, [PROMPT])
+    assert (exact[-1] - wanted[-1]).abs().median() > 0.01
+
+
+@pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
+def test_on_a_card(tmp_path: Path, card: str) -> None:
+    """Gaudi2 has a narrower range than the checkpoint was made for."""
+    reference = make_fp8(tmp_path, GROUPS)
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    with open_compiling(card) as device:
+        assert_near(whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT)), wanted[-1:])
+
+
+def test_on_two_ranks(tmp_path: Path) -> None:
+    """Scales are of whole tensors."""
+    reference = make_fp8(tmp_path, GROUPS)
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    got = on_threads(tmp_path, 2, lambda driver: [whole(driver, [*PROMPT, 0], len(PROMPT))], range(1, 9))
+    assert_near(got[0], wanted[-1:])
+
+
+def test_keys_and_values_in_fp8_by_the_scales_of_the_checkpoint(tmp_path: Path) -> None:
+    """They are near those of a cache that rounds nothing; with scales that are far too small, far from it."""
+    make_fp8(tmp_path, GROUPS)
+    found = []
+    for kv_cache_dtype, scale in (("", 0.01), ("fp8_e4m3fn", 0.01), ("fp8_e4m3fn", 1e-4)):
+        set_cache_scales(tmp_path, scale)
+        with open_compiling("gaudi2-lazy") as device:
+            driver = make_driver(tmp_path, device, kv_cache_dtype=kv_cache_dtype)
+            found.append(decoded(driver, 0, [*PROMPT, 5, 6, 7], len(PROMPT)))
+    exact, good, bad = found
+    assert 0 < 4 * (good - exact).abs().mean() < (bad - exact).abs().mean()
+
+
+def set_cache_scales(folder: Path, scale: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    kept = {
+        name: torch.full_like(t, scale) if name.endswith(("k_scale", "v_scale")) else t
+        for name, t in tensors.items()
+    }
+    save_file(kept, folder / "model.safetensors")
+
+
+def groups(**changes: Any) -> dict[str, Any]:
+    """GROUPS with another first group."""
+    group = GROUPS["config_groups"]["group_0"] | changes
+    return GROUPS | {"config_groups": {"group_0": group}}
+
+
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "'quant_method' is 'gptq'"),
+        ({"quant_method": "fp8"}, "'activation_scheme' is 'dynamic'"),
+        (STATIC | {"weight_block_size": [128, 128]}, "'weight_block_size' is set"),
+        (GROUPS | {"format": "pack-quantized"}, "'format' is 'pack-quantized'"),
+        (GROUPS | {"kv_cache_scheme": PART | {"num_bits": 4}}, "'kv_cache_scheme' is"),
+        (groups(weights=PART | {"strategy": "channel"}), "'weights' of 'group_0' is"),
+        (groups(input_activations=PART | {"dynamic": True}), "'input_activations' of 'group_0' is"),
+        (groups(input_activations=None), "'input_activations' of 'group_0' is None"),
+        (groups(output_activations=PART), "'output_activations' of 'group_0' is set"),
+    ],
+)
+def test_any_other_quantization_is_refused(config: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault) as caught:
+        read_fp8(JsonReader({"quantization_config": config}))
+    assert "only e4m3" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_configs_without_quantization() -> None:
+    for config in ({}, {"quantization_config": None}, {"quantization_config": {}}):
+        assert read_fp8(JsonReader(config)) is False
+
+
+def test_a_scale_that_is_missing_is_named(tmp_path: Path) -> None:
+    make_fp8(tmp_path, STATIC)
+    for name in ("model.layers.0.self_attn.k_proj.weight_scale", "model.layers.1.mlp.down_proj.input_scale"):
+        tensors = load_file(tmp_path / "model.safetensors")
+        kept = {each: tensor for each, tensor in tensors.items() if each != name}
+        save_file(kept, tmp_path / "model.safetensors")
+        with pytest.raises((ConfigError, CheckpointError), match=name):
+            make_driver(tmp_path, CpuDevice(1))
+        save_file(tensors, tmp_path / "model.safetensors")
