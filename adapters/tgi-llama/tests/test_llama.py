@@ -144,7 +144,7 @@ def test_dynamic_rope_forgets(tmp_path):
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "only e4m3 weights"),
         ({"rope_scaling": {"rope_type": "axial"}}, "'axial' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor'"),
         ({"rope_scaling": {"rope_type": "longrope", **FACTORS, "short_factor": [1.0]}}, "'short_factor'"),
