@@ -73,6 +73,11 @@ Takes the flags of `tgi serve`. --device is gaudi2, gaudi3 or cpu; --model-id ma
 config.json. Prints how the memory is divided, which buckets there are, how long their warm-up takes, and what
 speed the card allows. Ends with exit code 1 if the memory does not do.
 """
+_DOCTOR = """Check this machine and its cards, and say in a sentence what to do about each fault.
+
+Takes the flags of `tgi serve`, and looks at what a server with these needs: --device, --num-shard, --port,
+--recipe-cache. Opens the device and tries it. Ends with exit code 1 if a server would not run.
+"""
 launcher_app = _app("text-generation-launcher", _SERVE)
 launcher_app.help_epilogue = foreign_flags()
 
@@ -155,6 +160,24 @@ def plan(
 
     given = options if model is None else attrs.evolve(options, model_id=model)
     return show_plan(given, picture=plot, as_text=json_)
+
+
+@app.command(help=_DOCTOR)
+def doctor(
+    *,
+    json_: Annotated[bool, Parameter(group=flags.DOCTOR, name="--json", negative="")] = False,
+    options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
+) -> int:
+    """Check a machine.
+
+    Parameters
+    ----------
+    json_
+        Print the checks as JSON.
+    """
+    from tgi.doctor.show import show_checks
+
+    return show_checks(options, as_json=json_)
 
 
 @app.command

@@ -18,6 +18,7 @@ MEMORY = Group("Memory and warm-up", sort_key=5)
 HTTP = Group("HTTP", sort_key=6)
 LOG = Group("Logs and traces", sort_key=7)
 PLAN = Group("Plan", sort_key=0)
+DOCTOR = Group("Doctor", sort_key=0)
 UNUSED = Group("Accepted without effect", sort_key=8, show=False)
 REFUSED = Group("Refused for now", sort_key=9, show=False)
 
