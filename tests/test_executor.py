@@ -61,6 +61,28 @@ def test_a_rank_loads_and_leaves_when_it_is_told_to(tmp_path: Path) -> None:
     assert children() == []
 
 
+def test_several_ranks_load_at_once_and_tell_how_far_they_are(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+    seen: list[list[Progress]] = []
+
+    async def main() -> None:
+        async with open_executor(2) as executor:
+            loaded = await executor.load(command(tmp_path), seen.append)
+            # one of 2 key/value heads each
+            assert [rank.block_bytes for rank in loaded] == [2 * 2 * 16 * 16 * 4] * 2
+
+    trio.run(main)
+
+    total = seen[-1][0].total
+    assert seen[-1] == [Progress(total, total)] * 2
+    assert seen[0] in ([seen[0][0], Progress(0, 0)], [Progress(0, 0), seen[0][1]])
+    for rank in (0, 1):
+        done = [ranks[rank].done for ranks in seen]
+        assert done == sorted(done)
+        assert len(set(done)) > 5
+    assert children() == []
+
+
 def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     make_llama(tmp_path)
 

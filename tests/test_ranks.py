@@ -9,6 +9,9 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -189,6 +192,8 @@ import os
 import signal
 import time
 
+import torch
+
 from tgi.plugins import hookimpl
 
 def after(calls, act, function):
@@ -209,7 +214,7 @@ def sleep():
     time.sleep(1000)
 
 def fail():
-    raise KeyError("planted")
+    raise KeyError(f"planted, with {torch.get_num_threads()} of 2 threads")
 
 if os.environ.get("RANK") == "1":
     from tgi.device.cpu import CpuDevice
@@ -226,7 +231,10 @@ FAULTS = {
         COLLECTIVE.format(20, "kill"),
         r"^rank 1 \(process \d+\) was killed by SIGKILL$",
     ),
-    "fails before a collective": (COLLECTIVE.format(20, "fail"), r"^rank 1: KeyError: 'planted'$"),
+    "fails before a collective": (
+        COLLECTIVE.format(20, "fail"),
+        r"^rank 1: KeyError: 'planted, with 1 of 2 threads'$",
+    ),
     "leaves out a collective": (
         COLLECTIVE.format(20, "sleep"),
         r"^no rank has finished step 4 within 6 s$",
@@ -338,3 +346,15 @@ def test_a_server_whose_rank_is_killed_says_so_and_leaves_nothing(
     (line,) = capfd.readouterr().err.splitlines()
     assert line == f"tgi: rank 1 (process {seen[1].pid}) was killed by SIGKILL"
     assert not any(process.is_running() for process in seen)
+
+
+def test_no_rank_outlives_a_server_that_is_killed(folder: Path) -> None:
+    """Whatever they are doing: here they start, or already wait for each other."""
+    command = [sys.executable, "-m", "tgi", "serve", "--model-id", str(folder), "--num-shard", "2", "-p", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        process = psutil.Process(server.pid)
+        while len(ranks := process.children()) < 2:
+            assert server.poll() is None
+            time.sleep(0.05)
+        server.kill()
+    assert not psutil.wait_procs(ranks, timeout=30)[1]

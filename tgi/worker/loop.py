@@ -1,5 +1,6 @@
 """The life of a rank: commands come in on a socket, reports go out, until the socket is closed."""
 
+import contextlib
 import queue
 import socket
 import threading
@@ -76,7 +77,8 @@ def serve(connection: socket.socket, shard: Shard, store: Path = Path()) -> bool
     except (BrokenPipeError, ConnectionResetError):
         pass  # the server has gone; nobody is left to tell
     except Exception as error:
-        report(failure(error))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            report(failure(error))
         return False
     return True
 
