@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from tgi.device import Device
+from tgi.footprint import first_block
 from tgi.protocol import LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
@@ -82,6 +83,13 @@ class Driver:
         sequence = self.lanes[lane]
         sequence.table = self.lanes[other].table[: tokens // BLOCK_SIZE]
         sequence.cached = tokens
+
+    def release(self, lane: int) -> None:
+        """Let others have the blocks that a sequence's window has left behind."""
+        row = self.lanes[lane]
+        passed = self._passed(row)
+        self.free += [block for block in row.table[:passed] if block]
+        row.table[:passed] = [0] * passed
 
     def prefill(
         self,
@@ -158,11 +166,16 @@ class Driver:
         return dict(zip(answered, self._answers(self.result, sampled, top), strict=True))
 
     def _blocks(self, rows: Sequence[Lane], prefill: bool) -> int:
-        """What a bucket counts on this kind of device."""
-        if prefill and not self.runner.device.dynamic:
-            return max(-(-row.cached // BLOCK_SIZE) for row in rows)
-        tables = [len(row.table) for row in rows]
-        return sum(tables) if self.runner.device.flat_decode else max(tables)
+        """What a bucket counts on this kind of device: blocks that a token sees."""
+        device = self.runner.device
+        context = prefill and not device.dynamic
+        ends = [-(-row.cached // BLOCK_SIZE) if context else len(row.table) for row in rows]
+        counts = [end - self._passed(row) for end, row in zip(ends, rows, strict=True)]
+        return sum(counts) if device.flat_decode and not prefill else max(counts)
+
+    def _passed(self, row: Lane) -> int:
+        """How many of its blocks the window has left behind."""
+        return first_block(row.cached, self.runner.config.window, BLOCK_SIZE)
 
     def _grow(self, lanes: Sequence[int], lengths: Sequence[int]) -> dict[str, bytes]:
         grown = []
