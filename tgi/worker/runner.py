@@ -15,7 +15,7 @@ from torch import nn
 from tgi.device import Counters, Device, KVCache
 from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.layers import Batch, Build, Head
-from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
+from tgi.plugins import ANY, ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
 from tgi.protocol import Load, Loaded, Progress, Result, Step
 from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Shard, check_outline
 
@@ -57,6 +57,7 @@ class Runner:
     _before: Counters = attrs.field(factory=Counters)
 
     @classmethod
+    @torch.inference_mode()
     def load(
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
@@ -248,9 +249,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _find(kind: str, name: str, known: Mapping[str, T]) -> T:
-    if name not in known:
+    found = next((known[offered] for offered in (name, ANY) if offered in known), None)
+    if found is None:
         raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
-    return known[name]
+    return found
 
 
 def _target_columns(batch: Batch, places: "np.ndarray[Any, Any]") -> dict[str, bytes]:
