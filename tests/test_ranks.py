@@ -38,7 +38,6 @@ from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 
 PROMPTS = ("What is a violin?", "Deep learning", "The quick brown fox jumps over the lazy dog while the rain")
-NEW_TOKENS = 24
 SMALL: dict[str, Any] = {"max_total_tokens": 128, "max_batch_size": 4, "max_batch_prefill_tokens": 32}
 
 
@@ -85,7 +84,7 @@ def status(url: str) -> int:
         return getattr(error, "code", 0)
 
 
-def ask(address: str, prompt: str, new_tokens: int = NEW_TOKENS) -> list[int]:
+def ask(address: str, prompt: str, new_tokens: int) -> list[int]:
     parameters = {"max_new_tokens": new_tokens, "details": True}
     body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
     request = urllib.request.Request(f"{address}/generate", body, {"Content-Type": "application/json"})
@@ -93,18 +92,18 @@ def ask(address: str, prompt: str, new_tokens: int = NEW_TOKENS) -> list[int]:
         return [token["id"] for token in json.load(response)["details"]["tokens"]]
 
 
-async def ask_all(address: str, answers: dict[str, list[int]]) -> None:
+async def ask_all(address: str, answers: dict[str, list[int]], new_tokens: int) -> None:
     """All prompts at once, so that they share steps."""
 
     async def one(prompt: str) -> None:
-        answers[prompt] = await trio.to_thread.run_sync(ask, address, prompt)
+        answers[prompt] = await trio.to_thread.run_sync(ask, address, prompt, new_tokens)
 
     async with trio.open_nursery() as nursery:
         for prompt in PROMPTS:
             nursery.start_soon(one, prompt)
 
 
-def generated(folder: Path) -> dict[str, list[int]]:
+def generated(folder: Path, new_tokens: int) -> dict[str, list[int]]:
     """By transformers, greedily."""
     torch.set_num_threads(1)
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -114,7 +113,7 @@ def generated(folder: Path) -> dict[str, list[int]]:
         ids = torch.tensor([tokenizer(prompt)["input_ids"]])
         mask = torch.ones_like(ids)
         whole = model.generate(
-            ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=0
+            ids, attention_mask=mask, max_new_tokens=new_tokens, do_sample=False, pad_token_id=0
         )
         texts[prompt] = whole[0, ids.shape[1] :].tolist()
     return texts
@@ -161,17 +160,18 @@ def test_a_server_on_ranks_gives_the_tokens_of_transformers(
 ) -> None:
     for name, value in (card_environment(card) if card else {}).items():
         monkeypatch.setenv(name, value)
+    new_tokens = 6 if card else 24
     folder = make_llama(tmp_path, **config)
     answers: dict[str, list[int]] = {}
     seen: list[psutil.Process] = []
 
     async def client(address: str) -> None:
         seen.extend(ranks_here())
-        await ask_all(address, answers)
+        await ask_all(address, answers, new_tokens)
 
     chosen = {"model_id": str(folder), "dtype": "float32", "num_shard": ranks, **SMALL, **options}
     assert serving(Options(**chosen), client) == 0
-    assert answers == generated(folder)
+    assert answers == generated(folder, new_tokens)
     assert len(seen) == ranks
     assert not any(process.is_running() for process in seen)
 
