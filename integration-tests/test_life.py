@@ -134,7 +134,7 @@ def test_a_killed_server_takes_its_ranks_along(kind: str, start: Any) -> None:
         ("no config", "has no config.json"),
         ("{", "config.json cannot be read"),
         ("[]", "is no JSON object"),
-        ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported; supported are"),
+        ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported: no adapter offers it"),
         ('{"architectures": ["LlamaForCausalLM"]}', "config.json has no 'num_attention_heads'"),
         ("no weights", "has no weights"),
         ("broken", "safetensors"),
@@ -169,7 +169,7 @@ def test_an_unsupported_architecture_under_hypercorn(start: Any, tmp_path: Path)
     server = start("hypercorn", model_id=tmp_path)
     assert server.wait_exit(20) == failure("hypercorn")
     assert len(lines_of_failure(server)) == 1
-    assert "supported are LlamaForCausalLM" in lines_of_failure(server)[0]
+    assert "NoSuchModel is not supported: no adapter offers it" in lines_of_failure(server)[0]
     assert "Traceback" not in server.output()
 
 

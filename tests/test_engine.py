@@ -260,7 +260,9 @@ def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> Non
     with pytest.raises(OptionError, match="there is no device 'tpu'; there are cpu"):
         describe_model(tmp_path, Options(device="tpu"))
     (tmp_path / "config.json").write_text('{"architectures": ["Other", "Another"]}')
-    with pytest.raises(ConfigError, match=r"Other is not supported; supported are .*LlamaForCausalLM"):
+    with pytest.raises(
+        ConfigError, match=r"Other is not supported: no adapter offers it .* transformers \S+ has"
+    ):
         describe_model(tmp_path, Options())
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="none named"):

@@ -121,12 +121,14 @@ def read_architecture(folder: Path, options: Options) -> tuple[Architecture, Mod
     data = {**data, **overrides}
     plugins = load_plugins()
     known = architectures(plugins)
-    names = data.get("architectures") or ["(none named)"]
-    architecture = next((known[name] for name in (*names, ANY) if name in known), None)
-    if architecture is None:
-        supported = ", ".join(sorted(known)) or "none: no adapter is installed"
-        reason = f"{folder}: architecture {names[0]} is not supported; supported are {supported}"
+    names = data.get("architectures") or []
+    offered = [name for name in (*names, ANY) if name in known] if names else []
+    if not offered:
+        wanted = names[0] if names else "(none named)"
+        supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
+        reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}"
         raise ConfigError("; ".join([reason, *plugins.left_out]))
+    architecture = known[offered[0]]
     config = architecture.config(JsonReader(data))
     if architecture.name == ANY:
         log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
