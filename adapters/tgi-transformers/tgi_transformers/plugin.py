@@ -72,7 +72,7 @@ def _choose(get: JsonReader) -> str:
         version = importlib.metadata.version("transformers")
         own = ", and code that comes with a model is never run" if get(dict, "auto_map", None) else ""
         raise ConfigError(
-            f"architecture {', '.join(map(str, names))} is not supported: no adapter offers it, and "
+            f"architecture {names[0]} is not supported: no adapter offers it (`tgi plugins` lists them), and "
             f"transformers {version} has no causal language model of that name{own}"
         )
     return str(found)
