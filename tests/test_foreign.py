@@ -246,7 +246,7 @@ def test_variables_that_do_nothing_share_a_line() -> None:
 
 
 def test_a_variable_that_would_change_the_answers_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: no quantized weights yet$"):
+    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: checkpoints in fp8 are served"):
         list(Options().checked({"QUANT_CONFIG": "maxabs_quant.json"}))
     assert not list(Options().checked({"QUANT_CONFIG": ""}))
 

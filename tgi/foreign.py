@@ -34,7 +34,9 @@ UNUSED_VARIABLES = {
 }
 """Variables without a flag that TGI's images set or read (tgi-behaviour 6.5), scripts for TGI on Gaudi set
 (users-and-ecosystem 4.1), and vLLM on Gaudi reads; each with the reason why it does nothing."""
-REFUSED_VARIABLES = {"QUANT_CONFIG": "no quantized weights yet"}
+REFUSED_VARIABLES = {
+    "QUANT_CONFIG": "checkpoints in fp8 are served as they are, others are not quantized yet"
+}
 
 _Text = str | None
 _Switch = bool | None
@@ -105,7 +107,10 @@ class Foreign:
     quantize: Annotated[
         _Text,
         refused(
-            "QUANTIZE", "HF_MODEL_QUANTIZE", why="no quantized weights yet", vllm=["--quantization", "-q"]
+            "QUANTIZE",
+            "HF_MODEL_QUANTIZE",
+            why="checkpoints in fp8 are served as they are, others are not quantized yet",
+            vllm=["--quantization", "-q"],
         ),
     ] = None
     speculate: Annotated[_Text, refused("SPECULATE", why="no speculation yet")] = None

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from tgi.planning.weights import rank_numbers, read_shapes
+from tgi.planning.weights import rank_bytes, rank_numbers, read_shapes
 from tgi.plugins import ConfigError, ModelConfig, Weight
 from tgi.testing.models import llama_config, llama_tensors, make_llama
 
@@ -58,6 +58,16 @@ def test_files_of_a_model_whose_adapter_says_nothing_are_taken_to_be_divided() -
     assert rank_numbers(UNKNOWN, {"a": (3, 5), "b": (6,)}, 2) == 11
     with pytest.raises(ConfigError, match="the size of the weights is not known"):
         rank_numbers(UNKNOWN, {}, 1)
+
+
+def test_linear_layers_in_fp8_take_a_byte_for_each_number() -> None:
+    """What is left in bfloat16: the embedding, the head, and two norms a layer and one."""
+    config = LLAMA_31_70B | {"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}}
+    for ranks in (1, 8):
+        whole = rank_numbers(read(LLAMA_31_70B), {}, ranks)
+        wide = 2 * 128256 // ranks * 8192 + 161 * 8192
+        assert rank_bytes(read(config), {}, ranks, 2) == whole + wide
+        assert rank_bytes(read(LLAMA_31_70B), {}, ranks, 2) == 2 * whole
 
 
 def test_llama_70b_on_eight_cards() -> None:

@@ -18,7 +18,7 @@ from tgi.scheduler.workload import Workload
 from .cards import Target
 from .memory import MemoryPlan, for_pool, plan_memory
 from .roofline import Roofline
-from .weights import rank_numbers
+from .weights import rank_bytes, rank_numbers
 
 ITEM = {"auto": 2, "bfloat16": 2, "float32": 4}
 
@@ -96,7 +96,7 @@ def make_plan(setup: Setup) -> Plan:
     if roofline is not None:
         setup = attrs.evolve(setup, bucketing=attrs.evolve(setup.bucketing, costs=roofline.costs))
     buckets = _choose(setup)
-    memory = _memory(setup, numbers, buckets, len(buckets.to_warm_up()) if device.compiles else 0)
+    memory = _memory(setup, buckets, len(buckets.to_warm_up()) if device.compiles else 0)
     if memory.fits:
         buckets = for_pool(buckets, limits, memory.blocks, functools.partial(_choose, setup))
     graphs = buckets.to_warm_up() if device.compiles else []
@@ -135,13 +135,18 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
         link=setup.target.link,
         ranks=setup.ranks,
         numbers=numbers,
+        weight_bytes=_weight_bytes(setup),
         item=ITEM[setup.dtype],
         cache_item=setup.cache_item,
         block_size=setup.limits.block_size,
     )
 
 
-def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> MemoryPlan:
+def _weight_bytes(setup: Setup) -> int:
+    return rank_bytes(setup.config, dict(setup.shapes), setup.ranks, ITEM[setup.dtype])
+
+
+def _memory(setup: Setup, buckets: Buckets, graphs: int) -> MemoryPlan:
     config, limits, target = setup.config, setup.limits, setup.target
     item = ITEM[setup.dtype]
     # Ranks without cards share the memory of the machine, so that more of them do not help.
@@ -158,11 +163,11 @@ def _memory(setup: Setup, numbers: int, buckets: Buckets, graphs: int) -> Memory
         prefill_pairs=buckets.reads.pairs,
     )
     loaded = Loaded(
-        free_bytes=total - numbers * item - workspace,
+        free_bytes=total - _weight_bytes(setup) - workspace,
         block_bytes=block_bytes(config, setup.ranks, limits.block_size, setup.cache_item),
         dtype=setup.dtype,
         total_bytes=total,
-        weight_bytes=numbers * item,
+        weight_bytes=_weight_bytes(setup),
         workspace_bytes=workspace,
         graph_bytes=graph_bytes(config),
     )

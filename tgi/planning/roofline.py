@@ -39,14 +39,16 @@ class Roofline:
         link: float,
         ranks: int,
         numbers: int,
+        weight_bytes: int,
         item: int,
         cache_item: int,
         block_size: int,
     ) -> "Roofline":
-        """`numbers`: weights that a rank keeps; `item`: bytes of each, and of all but the KV cache."""
+        """`numbers`: weights that a rank keeps; `item`: bytes of a number that is in neither these nor the
+        KV cache."""
         size = ModelSize(
             parameters=numbers,
-            weight_bytes=numbers * item,
+            weight_bytes=weight_bytes,
             kv_bytes=block_bytes(config, ranks, block_size, cache_item) / block_size,
             width=config.num_layers * config.num_heads * config.head_dim / ranks,
             vocabulary=config.vocab_size,

@@ -29,7 +29,7 @@ from tgi.scheduler.costs import CARDS, Costs
 from .cards import target
 from .plan import ITEM, Setup
 from .roofline import Roofline
-from .weights import rank_numbers, read_shapes
+from .weights import rank_bytes, rank_numbers, read_shapes
 
 log = logging.getLogger(__name__)
 
@@ -87,14 +87,15 @@ def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, 
 
 def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, device: DeviceSpec) -> Costs:
     """What steps of the model of that folder cost on such cards. Raises ConfigError."""
-    ranks = options.num_shard or 1
+    ranks, item, shapes = options.num_shard or 1, ITEM[options.compute_dtype], read_shapes(folder)
     roofline = Roofline.of(
         config,
         CARDS[card],
         link=0.0,
         ranks=ranks,
-        numbers=rank_numbers(config, read_shapes(folder), ranks),
-        item=ITEM[options.compute_dtype],
+        numbers=rank_numbers(config, shapes, ranks),
+        weight_bytes=rank_bytes(config, shapes, ranks, item),
+        item=item,
         cache_item=cache_item(options, device),
         block_size=device.block_size,
     )

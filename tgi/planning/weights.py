@@ -27,6 +27,15 @@ def rank_numbers(config: ModelConfig, shapes: dict[str, tuple[int, ...]], ranks:
     return -(-sum(map(math.prod, shapes.values())) // ranks)
 
 
+def rank_bytes(config: ModelConfig, shapes: dict[str, tuple[int, ...]], ranks: int, item: int) -> int:
+    """The same in bytes: `item` of a number, but one where linear layers are in fp8."""
+    every = rank_numbers(config, shapes, ranks) * item
+    if not config.fp8:
+        return every
+    linear = [w for w in config.weights() if len(w.shape) == 2 and config.vocab_size not in w.shape]
+    return every - (item - 1) * sum(weight.size(ranks) for weight in linear)
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of all tensors in *.safetensors, by their headers. Raises ConfigError."""
     shapes = {}
