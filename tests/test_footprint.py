@@ -62,6 +62,9 @@ def test_a_device_that_gathers_keys_and_values_needs_room_for_them() -> None:
     plain = workspace_bytes(config, **given)
     of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2 + 8 * 6
     assert workspace_bytes(config, gathered_blocks=10, **given) - plain == 10 * of_block
-    assert workspace_bytes(config, prefill_pairs=100, **given) - plain == 100 * (1 + 4 + 2)
+    assert workspace_bytes(config, prefill_pairs=100, **given) - plain == 100 * (4 + 1 + 4 + 2)
+    changing = attrs.evolve(config, changes_scores=True)
+    of_heads = 4 + 32 * (4 + 4 + 2)
+    assert workspace_bytes(changing, prefill_pairs=100, **given) - plain == 100 * (4 + 1 + 4 + 2 + of_heads)
     wider = workspace_bytes(attrs.evolve(config, vocab_size=2 * 128256), **given)
     assert wider - workspace_bytes(config, **given) == 128256 * (64 * (2 + 40) + 9 * 13)

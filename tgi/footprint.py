@@ -39,7 +39,9 @@ def workspace_bytes(
     Activations: per query token six vectors of the hidden size and three of `widest`, the widest linear layer
     of a rank, are alive at once. Logits: of each lane's row, or of a slice of a prompt. On a device that
     gathers keys and values: those of one layer, their float32 scores twice, per block three vectors of all
-    heads and two maps to the rows; and a mask of a prompt, as bool, as float32 and in the model's dtype.
+    heads and two maps to the rows; and a mask of a prompt, as distances, as bool, as float32 and in the
+    model's dtype. Where scores are changed, those of a prompt: for each head in float32, changed, and in the
+    model's dtype, and the distances once more.
     """
     tokens = max(prefill_tokens, lanes)
     activations = tokens * (6 * config.hidden_size + 3 * widest) * item
@@ -48,8 +50,8 @@ def workspace_bytes(
     heads = config.num_heads // ranks
     kept = 2 * -(-config.num_kv_heads // ranks) * config.head_dim * item
     of_block = block_size * (kept + 2 * 4 * heads) + 3 * heads * config.head_dim * item + lanes * (4 + item)
-    masks = prefill_pairs * (1 + 4 + item)
-    return activations + logits + tables + gathered_blocks * of_block + masks
+    of_pair = 4 + 1 + 4 + item + (4 + heads * (4 + 4 + item) if config.changes_scores else 0)
+    return activations + logits + tables + gathered_blocks * of_block + prefill_pairs * of_pair
 
 
 def graph_bytes(config: ModelConfig) -> int:

@@ -56,6 +56,9 @@ class ModelConfig:
     """How many tokens a token sees at most in every layer, itself included; None where one sees all. What is
     behind it leaves the KV cache."""
 
+    changes_scores: bool = False
+    """Whether a layer does more to a score than scale and hide it, which takes memory: slopes, or a cap."""
+
     fp8: bool = False
     """Whether linear layers have weights and inputs in fp8, where the checkpoint has scales for them."""
 

@@ -73,6 +73,11 @@ def test_defaults_of_the_code_in_the_models_repositories():
     assert (read.num_kv_heads, read.parallel, read.bias, read.rope is None) == (1, True, False, False)
 
 
+@pytest.mark.parametrize("alibi", [True, False])
+def test_slopes_take_memory(alibi):
+    assert read_config(JsonReader(falcon_config("rw", alibi=alibi))).changes_scores == alibi
+
+
 SLOPES_OF_12 = [2**-i for i in range(1, 9)] + [2 ** -(i + 0.5) for i in range(4)]
 """Of 8 heads, and every other one of 16."""
 

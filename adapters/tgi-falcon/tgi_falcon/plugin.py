@@ -79,6 +79,7 @@ def read_config(get: JsonReader) -> FalconConfig:
         head_dim=hidden // heads,
         max_position=get(int, "max_position_embeddings", 2048),
         prefix_limit=rope.depends_on_length_beyond if rope else None,
+        changes_scores=rope is None,
         inner_size=get(int, "ffn_hidden_size", 4 * hidden),
         epsilon=get(float, "layer_norm_epsilon", 1e-5),
         bias=get(bool, "bias", False),
