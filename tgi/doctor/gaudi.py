@@ -182,7 +182,7 @@ def check_recipes(machine: Machine, options: Options) -> Check:
         return fail(
             name, f"{folder} cannot be written.", "Let this user write there, or give another --recipe-cache."
         )
-    free = machine.disk_free(parent)
+    _, free = machine.disk(parent)
     if free < MEGABYTES * MIB:
         advice = f"Make room for {MEGABYTES // 1024} GiB, which it may take, or give another --recipe-cache."
         return warn(name, f"{folder} has {free / GIB:.1f} GiB left.", advice)

@@ -1,13 +1,10 @@
 """What every host is checked for: cores, memory, limits, the port."""
 
 import errno
-import os
 import re
 import resource
 import socket
 from collections.abc import Iterator
-
-import psutil  # type: ignore[import-untyped]
 
 from tgi.config import Options
 
@@ -40,7 +37,7 @@ def check_cpu(machine: Machine) -> Iterator[Check]:
 
 def check_cores(machine: Machine, options: Options) -> Check:
     """Threads, against the cores that this process may use."""
-    cores, quota = len(os.sched_getaffinity(0)), _quota(machine)
+    cores, quota = machine.cores, _quota(machine)
     usable = cores if quota is None else min(cores, quota)
     limited = (
         "" if quota is None or quota >= cores else f", of which a control group grants the time of {quota:g}"
@@ -64,12 +61,13 @@ def _quota(machine: Machine) -> float | None:
 
 def check_memory(machine: Machine) -> Check:
     """What is left of the machine's memory, or of a container's."""
-    memory = psutil.virtual_memory()
-    total, free = memory.total, memory.available
+    total, free = machine.memory
     limit, used = (machine.text(f"/sys/fs/cgroup/memory.{name}") for name in ("max", "current"))
+    cached = re.search(r"^inactive_file (\d+)$", machine.text("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
     inside = ""
     if limit.isdigit() and used.isdigit() and int(limit) < total:
-        total, free, inside = int(limit), min(free, int(limit) - int(used)), " that the container may have"
+        left = int(limit) - int(used) + (int(cached[1]) if cached else 0)
+        total, free, inside = int(limit), min(free, left), " that the container may have"
     found = f"{free / GIB:.1f} GiB of the {total / GIB:.1f} GiB{inside} are free."
     if free < LEAST_MEMORY:
         return warn("memory", found, "End what takes it, or give the container more with --memory.")
@@ -80,10 +78,9 @@ def check_shared_memory(machine: Machine, options: Options) -> Check:
     """Ranks, and the libraries of collectives, talk through it."""
     ranks = options.num_shard or 1
     try:
-        status = os.statvfs(machine.path("/dev/shm"))
+        size, _ = machine.disk(machine.path("/dev/shm"))
     except OSError:
         return warn("shared memory", "There is no /dev/shm.", "Mount a tmpfs there: several ranks need it.")
-    size = status.f_blocks * status.f_frsize
     found = f"/dev/shm has {size / MIB:,.0f} MiB."
     if size >= LEAST_SHM:
         return ok("shared memory", found)
@@ -136,9 +133,7 @@ def check_bfloat16(machine: Machine) -> Check:
             return ok("bfloat16", f"The CPU multiplies bfloat16 with {name}.")
     found = "The CPU has no instructions for bfloat16."
     return warn(
-        "bfloat16",
-        found,
-        "With --dtype float32 nothing is rounded, at about the same speed but twice the memory.",
+        "bfloat16", found, "Take --dtype float32 where there is memory enough: nothing is rounded then."
     )
 
 

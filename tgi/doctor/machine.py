@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import attrs
+import psutil  # type: ignore[import-untyped]
 
 from tgi.planning.recipes import installed_software
 
@@ -30,6 +31,18 @@ def may_use(path: Path) -> bool:
     return os.access(path, os.R_OK | os.W_OK)
 
 
+def disk(path: Path) -> tuple[int, int]:
+    """Bytes of its file system in all, and those that are left. Raises OSError."""
+    usage = shutil.disk_usage(path)
+    return usage.total, usage.free
+
+
+def memory() -> tuple[int, int]:
+    """Of the machine, not of a container."""
+    found = psutil.virtual_memory()
+    return found.total, found.available
+
+
 @attrs.frozen(kw_only=True)
 class Machine:
     """This one, unless something else is given."""
@@ -42,7 +55,11 @@ class Machine:
     """Versions of Python and of what packages there are."""
     run: Callable[[Sequence[str]], str | None] = run_program
     may_use: Callable[[Path], bool] = may_use
-    disk_free: Callable[[Path], int] = lambda path: shutil.disk_usage(path).free
+    disk: Callable[[Path], tuple[int, int]] = disk
+    cores: int = attrs.field(factory=lambda: len(os.sched_getaffinity(0)))
+    """That this process may use."""
+    memory: tuple[int, int] = attrs.field(factory=memory)
+    """Bytes in all, and those that are left."""
 
     def path(self, name: str) -> Path:
         """Of "/dev/shm" and the like."""

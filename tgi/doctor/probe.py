@@ -25,6 +25,7 @@ from .check import Check, fail, ok, warn
 SERVES_NOT = (
     "Do not serve with it: answers would be wrong. Try the other PT_HPU_LAZY_MODE, or another release."
 )
+LOGS = "Look for the reason in dmesg and in Gaudi's logs (HABANA_LOGS): no server would run."
 FREE = 0.9
 """Share of the memory of a card that is free where nobody uses it, at least."""
 GIB = 1 << 30
@@ -65,7 +66,7 @@ def probe_numbers(device: Device) -> Check:
     wrong = (got.double() - x.double() @ weight.double().t()).abs().max().item()
     what = str(dtype).removeprefix("torch.")
     if not wrong < 0.5:  # nor not a number
-        return fail(name, f"A product of matrices in {what} is wrong by {wrong:.3g}.", SERVES_NOT)
+        return fail(name, f"A product of matrices in {what} is wrong by {wrong:.2g}.", SERVES_NOT)
     return ok(name, f"A product of matrices in {what} is right.")
 
 
@@ -167,6 +168,7 @@ ADVICE = {
     "imported before": "Set PT_HPU_LAZY_MODE before the server starts, and let nothing else change it.",
     "out of memory": "Find who has the memory of the card with hl-smi or nvidia-smi, and end it.",
     "Allocation failed": "Find who has the memory of the card with hl-smi, and end it.",
+    "cpu fallback": "An operation has no kernel in this release of Gaudi's software: take another one.",
     "HCCL": "Check HABANA_VISIBLE_MODULES, and the links between the cards with Intel's hccl_demo.",
     "gloo": "Check that the loopback interface is up, or name another in GLOO_SOCKET_IFNAME.",
 }
@@ -184,8 +186,8 @@ def attempt(name: str, probe: Callable[[], Check]) -> Check:
 def failure(name: str, error: Exception) -> Check:
     """With what to do about such an error."""
     line = " ".join(f"{type(error).__name__}: {error}".split())
-    advice = next((advice for word, advice in ADVICE.items() if word.lower() in line.lower()), SERVES_NOT)
-    return fail(name, f"{line[:300]}.", advice)
+    advice = next((advice for word, advice in ADVICE.items() if word.lower() in line.lower()), LOGS)
+    return fail(name, f"{line[:300].rstrip('.')}.", advice)
 
 
 def probes_of(device: Device) -> dict[str, Callable[[Device], Check]]:

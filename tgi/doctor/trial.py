@@ -106,7 +106,7 @@ def _endings(
         advice = (
             "See dmesg and hl-smi for the state of the card, and whether all ranks see one; then reset it."
         )
-        yield fail(begun or "probes", found, advice)
+        yield fail(begun or "device", found, advice)
         return
     for rank, process in enumerate(started):
         code = process.returncode
@@ -116,5 +116,5 @@ def _endings(
         said = (folder / f"{rank}.err").read_text(errors="replace").strip().splitlines()
         found = f"Rank {rank} ended {how}{': ' + said[-1][:200] if said else ''}."
         advice = "Look for the reason in dmesg and in Gaudi's logs (HABANA_LOGS), and reset the card."
-        yield fail(begun or "probes", found, advice)
+        yield fail(begun or "device" if rank == 0 else f"rank {rank}", found, advice)
         return

@@ -1,0 +1,322 @@
+"""Faults of a machine and its cards, each planted in a host that is else in order, or a simulated Gaudi."""
+
+import contextlib
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tgi.config import Options
+from tgi.device import Device
+from tgi.doctor import gaudi, host, probe
+from tgi.doctor.check import Check
+from tgi.doctor.machine import GIB, MIB, Machine
+from tgi.doctor.releases import check_driver, check_firmware, check_software
+from tgi.doctor.smi import read_smi
+from tgi.doctor.trial import try_device
+from tgi.testing.simulated_hpu import SimulatedHpu, open_compiling
+from tgi.weights import Shard
+
+from .hosts import PAGE, SOFTWARE, SOMEBODY, gaudi_host, plain_host
+
+Fault = Callable[[Path], Check]
+FAULTS: dict[str, Fault] = {}
+"""By what is wrong, in the words of docs/doctor.md."""
+
+
+def fault(what: str) -> Callable[[Fault], Fault]:
+    def put(plant: Fault) -> Fault:
+        FAULTS[what] = plant
+        return plant
+
+    return put
+
+
+# ---- any host ------------------------------------------------------------------------------------------
+
+FAULTS |= {
+    "--threads 16, and 8 cores": lambda p: host.check_cores(plain_host(p), Options(threads=16)),
+    "a control group that grants half a core": lambda p: host.check_cores(
+        plain_host(p, {"sys/fs/cgroup/cpu.max": "50000 100000"}), Options()
+    ),
+    "little memory": lambda p: host.check_memory(plain_host(p, memory=(16 * GIB, GIB))),
+    "a container that has used up its memory": lambda p: host.check_memory(
+        plain_host(
+            p,
+            {
+                "sys/fs/cgroup/memory.max": str(8 * GIB),
+                "sys/fs/cgroup/memory.current": str(8 * GIB - 300 * MIB),
+                "sys/fs/cgroup/memory.stat": f"anon 1\ninactive_file {200 * MIB}\n",
+            },
+        )
+    ),
+    "a container with Docker's shared memory": lambda p: host.check_shared_memory(
+        plain_host(p, disk=lambda _: (64 * MIB, 64 * MIB)), Options()
+    ),
+    "the same, and two ranks": lambda p: host.check_shared_memory(
+        plain_host(p, disk=lambda _: (64 * MIB, 64 * MIB)), Options(num_shard=2)
+    ),
+    "`ulimit -n 256`": lambda _: host.check_files(Options(), 256),
+    "a CPU without bfloat16": lambda p: host.check_bfloat16(plain_host(p, {"proc/cpuinfo": "flags : avx2"})),
+    "no huge pages": lambda p: host.check_huge_pages(
+        plain_host(p, {"sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]"})
+    ),
+}
+
+
+@fault("no /dev/shm")
+def no_shared_memory(place: Path) -> Check:
+    machine = plain_host(place)
+    shutil.rmtree(place / "dev/shm")
+    return host.check_shared_memory(machine, Options())
+
+
+@fault("a port that is taken")
+def taken_port(_: Path) -> Check:
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = other.getsockname()[1]
+        found = host.check_port(Options(port=port))
+    return Check(
+        *(text.replace(str(port), "3000") for text in (found.name, found.state, found.found, found.advice))
+    )  # type: ignore[arg-type]
+
+
+@fault("an address of another machine")
+def foreign_address(_: Path) -> Check:
+    return host.check_port(Options(hostname="192.0.2.1"))
+
+
+# ---- a host with Gaudi ---------------------------------------------------------------------------------
+
+
+def software(**versions: str) -> Check:
+    return check_software({**SOFTWARE, **{name.replace("_", "-"): text for name, text in versions.items()}})
+
+
+FAULTS |= {
+    "no bridge": lambda _: check_software({"python": "3.12.3", "torch": "2.13.0"}),
+    "the bridge with another torch": lambda _: software(torch="2.13.0+cpu"),
+    "the bridge with another Python": lambda _: software(
+        python="3.11.7", habana_torch_plugin="1.20.1.97", torch="2.6.0+hpu"
+    ),
+    "a release that nothing is known of": lambda _: software(habana_torch_plugin="1.31.0.5"),
+    "no card": lambda p: gaudi.check_cards(machine := plain_host(p), gaudi.pci_cards(machine)),
+    "a driver older than the image": lambda p: driver(gaudi_host(p, driver="1.22.0-ee698fb")),
+    "a driver newer than the image": lambda p: driver(gaudi_host(p, driver="1.25.0-12ab34c")),
+    "no hl-smi": lambda p: driver(gaudi_host(p, run=lambda _: None)),
+    "cards with older firmware": lambda p: firmware(gaudi_host(p, firmware=["1.20.0-fw-58.0.0"] * 8)),
+    "cards with different firmware": lambda p: firmware(
+        gaudi_host(p, firmware=["1.20.0-fw-58.0.0"] + ["1.24.1-fw-67.0.0"] * 7)
+    ),
+    "files of cards that are root's": lambda p: gaudi.check_access(
+        gaudi_host(p, cards=2, may_use=lambda path: path.name != "accel1")
+    ),
+    "a card that does not work": lambda p: gaudi.check_health(
+        gaudi_host(p, {"sys/class/accel/accel1/device/status": "Malfunction\n"}, cards=2)
+    ),
+    "a process of another container at a card": lambda p: holders(gaudi_host(p, page=PAGE + SOMEBODY), 8),
+    "the same, and one rank": lambda p: holders(gaudi_host(p, page=PAGE + SOMEBODY), 1),
+    "memory in use by what cannot be seen": lambda p: holders(gaudi_host(p, cards=2, used=91240), 1),
+    "HABANA_VISIBLE_MODULES with a card that there is not": lambda p: visible(
+        gaudi_host(p, cards=2, environ={"HABANA_VISIBLE_MODULES": "0,5"}), 2
+    ),
+    "more ranks than cards": lambda p: visible(gaudi_host(p, cards=2), 4),
+    "a server away from its cards": lambda p: numa(gaudi_host(p, cards=2)),
+    "no recipe cache": lambda p: gaudi.check_recipes(gaudi_host(p), Options()),
+    "a recipe cache that is root's": lambda p: gaudi.check_recipes(
+        gaudi_host(p, may_use=lambda _: False), Options(recipe_cache=Path("/recipes"))
+    ),
+    "a recipe cache on a full disk": lambda p: gaudi.check_recipes(
+        gaudi_host(p, disk=lambda _: (64 * GIB, GIB)), Options(recipe_cache=Path("/recipes"))
+    ),
+}
+
+
+def driver(machine: Machine) -> Check:
+    return check_driver(read_smi(machine).driver, machine.software)
+
+
+def firmware(machine: Machine) -> Check:
+    smi = read_smi(machine)
+    return check_firmware(smi.firmware, smi.driver)
+
+
+def holders(machine: Machine, ranks: int) -> Check:
+    return gaudi.check_holders(machine, read_smi(machine), ranks)
+
+
+def visible(machine: Machine, ranks: int) -> Check:
+    return gaudi.check_visible(machine.environ, read_smi(machine), len(machine.files(gaudi.NODES)), ranks)
+
+
+def numa(machine: Machine) -> Check:
+    return gaudi.check_numa(machine, gaudi.pci_cards(machine))
+
+
+@fault("a driver that is not loaded")
+def no_driver(place: Path) -> Check:
+    machine = gaudi_host(place)
+    shutil.rmtree(place / "dev/accel")
+    shutil.rmtree(place / "sys/module")
+    return gaudi.check_cards(machine, gaudi.pci_cards(machine))
+
+
+@fault("a container that did not get the cards")
+def no_cards_inside(place: Path) -> Check:
+    machine = gaudi_host(place)
+    shutil.rmtree(place / "dev/accel")
+    return gaudi.check_cards(machine, gaudi.pci_cards(machine))
+
+
+@fault("a process here at a card")
+def own_process(place: Path) -> Check:
+    machine = gaudi_host(place, {"proc/815/comm": "text-generation\n"}, cards=1)
+    (place / "proc/815/fd").mkdir()
+    (place / "proc/815/fd/7").symlink_to("/dev/accel/accel0")
+    return holders(machine, 1)
+
+
+# ---- the device itself ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
+    """A simulated Gaudi2, some of whose methods are others."""
+    with open_compiling("gaudi2-lazy") as device, torch.inference_mode():
+        assert isinstance(device, SimulatedHpu)
+        for name, value in planted.items():
+            setattr(device, name, value)
+        yield device
+
+
+def probed(name: str, **planted: Any) -> Check:
+    with simulated(**planted) as device:
+        return probe.attempt(name, lambda: probe.probes_of(device)[name](device))
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: object) -> None:
+        raise error
+
+    return fail
+
+
+FAULTS |= {
+    "a card that another process has": lambda _: probe.failure(
+        "device", RuntimeError("synStatus=8 [Device not found] Device acquire failed.")
+    ),
+    "matrix products that are wrong": lambda _: probed(
+        "numbers", linear=lambda x, weight: x @ weight.roll(1, 0).t()
+    ),
+    "graphs that do not take new inputs": lambda _: probed("graph", graph=stale),
+    "graphs whose capture fails": lambda _: probed(
+        "graph", graph=raising(RuntimeError("cpu fallback is not supported during hpu graph capturing"))
+    ),
+    "results of graphs that turn into others": lambda _: probed("static outputs", graph=vanishing),
+    "fp8 of another generation": lambda _: probed("fp8", fp8_limit=448.0),
+    "ranks that do not add up": lambda p: ranks_add_up(p, all_reduce=lambda x, _: x),
+    "ranks without links": lambda p: ranks_add_up(
+        p, connect=raising(RuntimeError("HCCL: invalid server type"))
+    ),
+}
+
+
+@fault("a card whose memory others have")
+def taken_memory(_: Path) -> Check:
+    with simulated() as device:
+        device.card.memory.take(90 * GIB)
+        return probe.probe_memory(device)
+
+
+@fault("a card without memory for a tensor")
+def no_memory(_: Path) -> Check:
+    with simulated() as device:
+        device.card.memory.take(device.card.memory.limit - 16)
+        return probe.attempt("graph", lambda: probe.probe_graph(device))
+
+
+@fault("--device hpu without Intel's software")
+def no_software(place: Path) -> Check:
+    said: list[Any] = []
+    os.environ.setdefault("PT_HPU_LAZY_MODE", "0")
+    probe.run("hpu", 1, Shard(), place / "ranks", said.append)
+    assert said[0] == "device"
+    return Check(**said[1])
+
+
+class Changed(torch.overrides.TorchFunctionMode):
+    """A device on which a function gives something else."""
+
+    def __init__(self, name: str, result: torch.Tensor) -> None:
+        super().__init__()
+        self.name, self.result = name, result
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.result if function.__name__ == self.name else function(*args, **(kwargs or {}))
+
+
+@fault("int64 that is neither kept nor cut")
+def odd_int64(_: Path) -> Check:
+    with Changed("cpu", torch.tensor([2**31 - 1])):
+        return probe.probe_int64(Device(1))
+
+
+@fault("one_hot(-1) that is something else")
+def odd_one_hot(_: Path) -> Check:
+    with Changed("one_hot", torch.tensor([[0, 1, 0], [0, 0, 1]])):
+        return probe.probe_one_hot(Device(1))
+
+
+def stale(program: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    kept: list[torch.Tensor] = []
+
+    def run(packed: torch.Tensor) -> torch.Tensor:
+        kept.append(packed)
+        return program(kept[0])  # type: ignore[no-any-return]
+
+    return run
+
+
+def vanishing(_: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    buffer = torch.zeros(4, dtype=torch.int32, device="hpu")
+
+    def run(_packed: torch.Tensor) -> torch.Tensor:
+        buffer.add_(9)
+        return buffer
+
+    return run
+
+
+def ranks_add_up(place: Path, **planted: Any) -> Check:
+    with simulated(**({"connect": lambda *_: None} | planted)) as device:
+        return probe.attempt("all-reduce", lambda: probe.probe_ranks(device, Shard(0, 2), place / "ranks"))
+
+
+# ---- processes that do not come back -------------------------------------------------------------------
+
+
+def tried(place: Path, code: str, ranks: int = 1, patience: float = 60.0) -> Check:
+    """`code` is run by the processes before anything else."""
+    place.mkdir(exist_ok=True)
+    (place / "sitecustomize.py").write_text(f"import os, signal, sys\n{code}\n")
+    [found] = try_device("cpu", 1, ranks, {"PYTHONPATH": str(place)}, patience)
+    return found
+
+
+FAULTS |= {
+    "a driver that ends the process": lambda p: tried(
+        p,
+        'print(\'"graph"\'); print("Bad address", file=sys.stderr)\n'
+        "sys.stdout.flush(); sys.stderr.flush(); os.kill(os.getpid(), signal.SIGSEGV)",
+    ),
+    "one of two ranks that ends": lambda p: tried(
+        p, 'signal.pause() if os.environ["RANK"] == "0" else os.kill(os.getpid(), signal.SIGABRT)', 2
+    ),
+    "a card that does not answer": lambda p: tried(
+        p, "print('\"graph\"'); sys.stdout.flush(); signal.pause()", patience=2.0
+    ),
+}

@@ -1,0 +1,117 @@
+"""The doctor as a whole: nothing to say where nothing is wrong, and what a user gets to see."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tgi.config import Options
+from tgi.doctor.gaudi import check_gaudi
+from tgi.doctor.host import check_cpu, check_host
+from tgi.doctor.machine import Machine
+from tgi.doctor.releases import RELEASES, check_software
+from tgi.doctor.show import examine
+from tgi.doctor.smi import parse_cards, parse_holders
+
+from .hosts import PAGE, SOMEBODY, gaudi_host, plain_host
+
+DOCTOR = [sys.executable, "-m", "tgi", "doctor", "--port", "0"]
+
+
+def test_a_host_with_gaudi_in_order(tmp_path: Path) -> None:
+    machine, options = gaudi_host(tmp_path), Options(device="hpu", num_shard=8, port=0)
+    checks = [*check_host(machine, options), *check_gaudi(machine, options), *check_cpu(machine)]
+    assert [check for check in checks if check.state != "ok"] == []
+    found = {check.name: check.found for check in checks}
+    assert found["cards"] == "8 Gaudi cards."
+    assert found["driver"] == "Driver 1.24.1-3bf9e81."
+    assert found["firmware"] == "Firmware 1.24.1-fw-67.0.0."
+    assert found["NUMA"] == "The cards are at node 0, 1, and this process runs on node 0, 1."
+    assert found["visible cards"] == "8 cards for 8 ranks."
+
+
+def test_cards_that_nobody_asks_for(tmp_path: Path) -> None:
+    found = next(c for c in examine(Options(port=0, threads=1), gaudi_host(tmp_path)) if c.name == "cards")
+    assert found.state == "warn"
+    assert found.found == "There are 8 Gaudi cards, and --device is cpu."
+
+
+def test_without_a_card_none_is_opened(tmp_path: Path) -> None:
+    names = [check.name for check in examine(Options(device="hpu", port=0), plain_host(tmp_path))]
+    assert names[-2:] == ["software", "cards"]
+
+
+def test_a_device_that_there_is_not(tmp_path: Path) -> None:
+    last = list(examine(Options(device="tpu", port=0), plain_host(tmp_path)))[-1]
+    assert last.state == "fail"
+    assert last.advice.startswith("Choose --device from cpu, ")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_every_release_goes_with_its_own_torch(release: str) -> None:
+    torch, pythons = RELEASES[release]
+    plugin = f"{release}.0.555" if release.count(".") == 1 else f"{release}.555"
+    versions = {
+        "habana-torch-plugin": plugin,
+        "torch": f"{torch}+hpu_x",
+        "python": f"{[*pythons, '3.10'][0]}.1",
+    }
+    assert check_software(versions).state == "ok"
+    assert check_software({**versions, "torch": "2.3.0"}).state == "fail"
+
+
+def test_what_hl_smi_says() -> None:
+    lines = (
+        "0, HL-225, 0000:19:00.0, 1.24.1-3bf9e81, 3, 98304 MiB, 768 MiB",
+        "# one",
+        "1, HL-325L, b, d, N/A, x, y",
+    )
+    first, second = parse_cards("\n".join(lines))
+    assert (first.index, first.name, first.module, first.total, first.used) == (0, "HL-225", 3, 98304, 768)
+    assert (second.name, second.module, second.total) == ("HL-325L", None, None)
+    assert parse_holders(PAGE + SOMEBODY) == [(1, 4711, "python3")]
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+    return subprocess.run(
+        [*DOCTOR, *arguments], capture_output=True, text=True, env=environment, timeout=100, check=False
+    )
+
+
+def test_on_this_cpu_as_json() -> None:
+    done = run("--json", "--threads", "1")
+    checks = {check["name"]: check for check in json.loads(done.stdout)}
+    assert list(checks)[:5] == ["cores", "memory", "shared memory", "open files", "port"]
+    assert checks["device"] == {"name": "device", "state": "ok", "found": "cpu can be opened.", "advice": ""}
+    assert checks["numbers"]["state"] == "ok"
+    assert done.returncode == any(check["state"] == "fail" for check in checks.values())
+
+
+def test_on_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
+    done = run("--device", "hpu-sim", "--num-shard", "2", "--threads", "1", "--recipe-cache", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = {line[6:24].strip(): line[:4].strip() for line in lines if line[:4].strip()}
+    probes = [
+        "device",
+        "memory of the card",
+        "numbers",
+        "graph",
+        "static outputs",
+        "int64",
+        "one_hot(-1)",
+        "fp8",
+    ]
+    assert list(shown)[-9:] == [*probes, "all-reduce"]
+    assert {shown[name] for name in (*probes, "all-reduce", "recipe cache")} == {"ok"}
+
+
+def test_this_machine_is_looked_at_without_torch() -> None:
+    code = "import sys, tgi.doctor.show; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert Machine().cores == len(os.sched_getaffinity(0))
