@@ -300,9 +300,8 @@ class HpuDevice(Device):
         mode = "fast" if query.dtype == torch.bfloat16 else "None"
         if bias is None:
             return fused(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
-        if (
-            spec.slopes is not None
-        ):  # a mask for each head, which the kernel takes if each has keys of its own
+        if spec.slopes is not None:
+            # A mask for each head, which the kernel takes if each has keys of its own.
             assert plan.distance is not None
             bias = (bias + spec.slopes[:, None, None] * plan.distance).to(bias.dtype)
             key, value = per_head(key, value, query.shape[1])
