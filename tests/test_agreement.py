@@ -82,6 +82,17 @@ def test_a_step_that_nobody_finishes() -> None:
         made.finished(rank, b"a", 200)
     assert made.overdue(300) is None, "the time of the second step is its own"
     assert made.overdue(301) == "no rank has finished step 2 within 100 s"
-    warm_up = Agreement(2, Patience(step=100))
-    warm_up.sent(0, ONE, 0)
-    assert warm_up.overdue(101) == "no rank has finished a step of the warm-up within 100 s"
+
+
+def test_there_is_more_time_until_the_warm_up_has_ended() -> None:
+    made = Agreement(2, Patience(lag=10, step=100, compiling=1000))
+    made.sent(0, ONE, 0)
+    assert made.overdue(1100) is None
+    assert made.overdue(1101) == "no rank has finished a step of the warm-up within 1100 s"
+    made.begun(1, ONE, 1)
+    assert made.overdue(1011) is None
+    late = "rank 0 has not begun with a step of the warm-up, which rank 1 has begun with more than 1010 s ago"
+    assert made.overdue(1012) == late
+    made.settle()
+    assert made.overdue(11) is None
+    assert made.overdue(12) == late.replace("1010", "10")

@@ -21,6 +21,8 @@ class Patience:
     """To do what another one has done."""
     step: float = 900.0
     """For a step, all together."""
+    compiling: float = 0.0
+    """Beside that for both, until the warm-up has ended: what one compiles, another may have already."""
 
 
 @attrs.define
@@ -44,7 +46,12 @@ class Agreement:
     def __init__(self, ranks: int, patience: Patience) -> None:
         self._ranks = range(ranks)
         self._patience = patience
+        self._more = patience.compiling
         self._steps: deque[_Step] = deque()
+
+    def settle(self) -> None:
+        """From now on nothing is compiled."""
+        self._more = 0.0
 
     def sent(self, number: int, digest: bytes, now: float) -> None:
         """A step is handed to all ranks."""
@@ -80,15 +87,16 @@ class Agreement:
         if not self._steps:
             return None
         step = self._steps[0]
+        lag, longest = (seconds + self._more for seconds in (self._patience.lag, self._patience.step))
         for done, verb in ((step.finished, "finished"), (step.begun, "begun with")):
             late = [rank for rank in self._ranks if rank not in done]
-            if done and late and now - min(done.values()) > self._patience.lag:
+            if done and late and now - min(done.values()) > lag:
                 return (
                     f"{names(late)} {_has(late)} not {verb} {step}, which {names(done)} {_has(done)} "
-                    f"{verb} more than {self._patience.lag:g} s ago"
+                    f"{verb} more than {lag:g} s ago"
                 )
-        if not step.finished and now - step.since > self._patience.step:
-            return f"no rank has finished {step} within {self._patience.step:g} s"
+        if not step.finished and now - step.since > longest:
+            return f"no rank has finished {step} within {longest:g} s"
         return None
 
 

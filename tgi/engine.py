@@ -347,9 +347,9 @@ def plan_blocks(
 def open_ranks(
     model: Model, options: Options, environment: Mapping[str, str]
 ) -> AbstractAsyncContextManager[RankExecutor]:
-    """As many as the options say. A rank may take long to compile what another one has compiled before."""
-    step = options.warmup_timeout
-    patience = Patience(step=step, lag=step) if model.device.compiles else Patience(step=step)
+    """As many as the options say. Once it has compiled everything, no device that compiles is slow."""
+    longest = options.warmup_timeout
+    patience = Patience(step=60.0, compiling=longest) if model.device.compiles else Patience(step=longest)
     return open_executor(options.num_shard or 1, environment, patience)
 
 

@@ -134,6 +134,8 @@ class RankExecutor:
     async def ready(self) -> None:
         """Say that the warm-up has ended; returns before the ranks know."""
         await self._send_all(Ready())
+        if self._agreement is not None:
+            self._agreement.settle()
 
     async def send(self, step: Step) -> None:
         """Hand a step to every rank; returns before it is executed."""
