@@ -57,7 +57,9 @@ class Foreign:
     validation_workers: Annotated[
         _Text, unused("VALIDATION_WORKERS", why="prompts are tokenised in as many threads as it takes")
     ] = None
-    cuda_graphs: Annotated[_Text, unused("CUDA_GRAPHS", why="there are no CUDA graphs to capture")] = None
+    cuda_graphs: Annotated[
+        _Text, unused("CUDA_GRAPHS", why="--max-graphs says how many graphs there are")
+    ] = None
     cuda_memory_fraction: Annotated[
         _Text,
         unused(
@@ -66,7 +68,7 @@ class Foreign:
         ),
     ] = None
     disable_custom_kernels: Annotated[
-        bool, unused("DISABLE_CUSTOM_KERNELS", why="there are no custom kernels")
+        bool, unused("DISABLE_CUSTOM_KERNELS", why="the device knows its kernels")
     ] = False
     enable_prefill_logprobs: Annotated[
         bool, unused("ENABLE_PREFILL_LOGPROBS", why="whoever asks for them gets them")

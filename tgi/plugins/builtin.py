@@ -22,7 +22,7 @@ _GAUDI: dict[str, Any] = {
 
 @hookimpl
 def tgi_devices() -> list[DeviceSpec]:
-    """The CPU, Gaudi, and for tests: a simulated Gaudi, and what defines the others."""
+    """The CPU, NVIDIA GPUs, Gaudi, and for tests: a simulated Gaudi, and what defines the others."""
     return [
         DeviceSpec(
             name="cpu",
@@ -35,6 +35,18 @@ def tgi_devices() -> list[DeviceSpec]:
             batch_size=32,
             prefill_tokens=512,
             compiles=False,
+        ),
+        DeviceSpec(
+            name="cuda",
+            implementation="tgi.device.cuda:CudaDevice",
+            block_size=32,
+            batch_size=128,
+            prefill_tokens=4096,
+            compiles=True,
+            flat=True,
+            cards=("CUDA_VISIBLE_DEVICES",),
+            card_files="/dev/nvidia[0-9]*",
+            memory_fraction=0.9,  # graphs and libraries take some that nobody counts
         ),
         DeviceSpec(name="hpu", implementation="tgi.device.hpu:HpuDevice", **_GAUDI),
         DeviceSpec(name="hpu-sim", implementation="tgi.testing.simulated_hpu:SimulatedHpu", **_GAUDI),

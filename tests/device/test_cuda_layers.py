@@ -1,0 +1,151 @@
+"""What GPUs do their own way, in Triton's interpreter on the CPU, against the definitions.
+
+Skipped where there is no Triton, which is large; a GPU's torch brings it along. That a GPU computes the same,
+benchmarks/cuda.py shows where there is one.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
+pytest.importorskip("triton")
+
+import torch
+
+from tgi.device import AttentionSpec, Device
+from tgi.device.cuda_layers import CudaLayers
+from tgi.testing.driver import make_driver
+from tgi.testing.models import make_llama
+
+
+def load_attention_tests():
+    path = Path(__file__).with_name("test_attention.py")
+    spec = importlib.util.spec_from_file_location("attention_tests", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+attention = load_attention_tests()
+
+
+@pytest.mark.parametrize("name", attention.SPECS)
+def test_decode_attention(name):
+    """Seven rows, the last of them padding, whose blocks fill parts in every way."""
+    spec, seen = attention.SPECS[name]
+    attention.check(CudaLayers(1), attention.make_rows(attention.STEPS["decode"]), [spec], seen)
+
+
+def test_decode_attention_over_many_parts():
+    rows = attention.make_rows([(127, 1), (290, 1), (128, 1)])
+    attention.check(CudaLayers(1), rows, [AttentionSpec(0.2), AttentionSpec(0.2, window=7)])
+
+
+@pytest.mark.parametrize("step", ["prompts", "chunks"])
+def test_attention_of_prompts(step):
+    rows = attention.make_rows(attention.STEPS[step])
+    for spec, seen in attention.SPECS.values():
+        attention.check(CudaLayers(1), rows, [spec], seen)
+    attention.check(CudaLayers(1), rows, [AttentionSpec(0.2)])
+
+
+@pytest.mark.parametrize(
+    ("step", "dtype"),
+    [("decode", torch.float16), ("prompts", torch.bfloat16), ("chunks", torch.bfloat16)],
+    ids=str,
+)
+def test_attention_in_16_bits(step, dtype):
+    """Triton's interpreter cannot multiply matrices of bfloat16."""
+    specs = [attention.SPECS[name][0] for name in ("window", "slopes", "cap")]
+    attention.check(CudaLayers(1), attention.make_rows(attention.STEPS[step]), specs, None, dtype)
+
+
+def normal(*shape, dtype, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)
+def test_layers(dtype, tolerance):
+    plain, mine = Device(1), CudaLayers(1)
+
+    def same(got, wanted):
+        assert got.dtype == wanted.dtype
+        torch.testing.assert_close(got, wanted, atol=tolerance, rtol=tolerance)
+
+    x, weight = normal(3, 2600, dtype=dtype) * 3, normal(2600, dtype=dtype, seed=1)
+    same(mine.rms_norm(x, weight, 1e-5), plain.rms_norm(x, weight, 1e-5))
+    same(mine.silu_mul(x), plain.silu_mul(x))
+    fused = normal(5, 9 * 24, dtype=dtype, seed=2)
+    heads = fused[:, : 6 * 24].view(5, 6, 24)  # as queries are in the output of a fused layer
+    for size in (24, 8):
+        angles = normal(5, size // 2, dtype=torch.float32, seed=3) * 9
+        rotation = plain.rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+        same(mine.rotary(heads, *rotation), plain.rotary(heads, *rotation))
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_a_total_does_not_depend_on_other_rows(size):
+    x = normal(50, size, dtype=torch.float32).exp()
+    together = CudaLayers(1).total(x)
+    torch.testing.assert_close(together.double(), x.double().sum(-1, keepdim=True), atol=0, rtol=1e-6)
+    alone = torch.cat([CudaLayers(1).total(row[None]) for row in x])
+    assert torch.equal(together, alone)
+
+
+def test_a_model(tmp_path):
+    """Prompts in chunks and together, then decode steps, in programs of buckets with padding."""
+    folder = make_llama(tmp_path)
+    results = []
+    for device in (Device(1), CudaLayers(1)):
+        driver = make_driver(folder, device)
+        for lane, length in enumerate((20, 5)):
+            driver.start(lane, prompt_length=length)
+        rows = [driver.prefill({0: range(1, 17)}, unfinished=[0])]
+        rows.append(driver.prefill({0: [17, 18, 19, 20], 1: range(40, 45)}, pad=(1, 3, 1)))
+        rows += [driver.decode([1, 0], pad=(1, 0, 2)) for _ in range(3)]
+        results.append([answers[lane] for answers in rows[1:] for lane in (0, 1)])
+    for mine, wanted in zip(results[1], results[0], strict=True):
+        assert mine.token == wanted.token
+        torch.testing.assert_close(mine.logits, wanted.logits, atol=1e-4, rtol=1e-4)
+
+
+COMPILE = """
+import sys
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from tgi.device import cuda_kernels as kernels
+
+pointers = dict.fromkeys(("ids", "owners", "counts", "starts"), "*i32")
+pointers |= dict.fromkeys(("slopes", "sums", "peaks", "outs"), "*fp32")
+numbers = dict.fromkeys(("entries", "rows", "window", "size", "stride"), "i32")
+numbers |= {"scale": "fp32", "softcap": "fp32"}
+constants = dict(
+    KV_HEADS=8, GROUPS=4, HEADS=32, DIM=96, DIM_UP=128, SIZE=64, BLOCK=32, PART=8, GROUPS_UP=16, TOGETHER=16,
+    WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True,
+)
+for name in ("_attend_part", "_join_pieces", "_silu_mul", "_rotate"):
+    kernel = getattr(kernels, name)
+    known = pointers | numbers | dict.fromkeys(constants, "constexpr")
+    kinds = {name: known.get(name, "*bf16") for name in kernel.arg_names}
+    fixed = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+    source = ASTSource(fn=kernel, signature=kinds, constexprs=fixed)
+    compiled = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
+    assert compiled.asm["cubin"]
+    print(name)
+"""
+
+
+@pytest.mark.parametrize("generation", ["90"])
+def test_kernels_are_what_the_compiler_takes(generation, tmp_path):
+    """Triton's interpreter takes more than its compiler, which needs no GPU."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, generation], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["_attend_part", "_join_pieces", "_silu_mul", "_rotate"], done.stderr

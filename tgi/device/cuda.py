@@ -1,0 +1,209 @@
+"""NVIDIA GPUs: each program is a CUDA graph, and copies go over streams of their own.
+
+The first call of a program runs it as it is and captures it afterwards, so that no step is carried out
+twice; the others replay. All graphs share one pool of memory: with the largest captured first, which the
+warm-up does, the others fit into what it took. The host waits for nothing but results.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import attrs
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tgi.plugins import ConfigError
+from tgi.weights import Shard
+
+from .cuda_layers import CudaLayers
+from .graphs import Counters, Program
+
+_BFLOAT16 = (8, 0)
+"""The first generation that has it."""
+_event: Callable[[], torch.cuda.Event] = torch.cuda.Event
+_stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
+
+
+class Reusable(Protocol):
+    """Memory that copies go through."""
+
+    size: int
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing is copied from or to it any more, and nobody reads it."""
+
+
+B = TypeVar("B", bound=Reusable)
+
+
+class Buffers(Generic[B]):
+    """Buffers that are used again, but never before they are free."""
+
+    def __init__(self, make: Callable[[int], B]) -> None:
+        self._make = make
+        self._made: list[B] = []
+
+    def take(self, size: int) -> B:
+        """The smallest free one that is large enough, or a new one."""
+        fitting = [buffer for buffer in self._made if buffer.size >= size and buffer.free]
+        if fitting:
+            return min(fitting, key=lambda buffer: buffer.size)
+        self._made.append(self._make(1 << (size - 1).bit_length()))
+        return self._made[-1]
+
+
+@attrs.define(eq=False)
+class _Pinned:
+    """Implements `Reusable`, in memory that the GPU copies from and to by itself."""
+
+    size: int
+    numbers: torch.Tensor
+    copied: torch.cuda.Event
+    lent: bool = False
+    """Whether a result is in it, or will be, that has not been taken out."""
+
+    @classmethod
+    def of(cls, size: int) -> "_Pinned":
+        return cls(size, torch.empty(size, dtype=torch.int32, pin_memory=True), _event())
+
+    @property
+    def free(self) -> bool:
+        return not self.lent and bool(self.copied.query())  # type: ignore[no-untyped-call]
+
+
+@attrs.frozen(eq=False)
+class _Captured:
+    graph: torch.cuda.CUDAGraph
+    given: torch.Tensor
+    """Where the graph reads its input,"""
+    result: torch.Tensor
+    """and leaves its output."""
+
+
+class CudaDevice(CudaLayers):
+    """One GPU: the one with the rank's number among those that the process may see."""
+
+    distributed_backend = "nccl"
+    keeps_graphs = True
+    asynchronous = True
+
+    def __init__(self, threads: int = 0) -> None:
+        super().__init__(threads)
+        if not torch.cuda.is_available():
+            raise ConfigError(f"no CUDA device can be used here: {_reason()}")
+        self.torch_device = torch.device("cuda")
+        self._captures = 0
+        self._buffers = Buffers(_Pinned.of)
+        self._copied: torch.cuda.Event | None = None
+        """After the last copy to the host."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """For "auto" bfloat16, or float16 on a GPU that is too old for it."""
+        if name == "auto":
+            name = "bfloat16" if torch.cuda.get_device_capability() >= _BFLOAT16 else "float16"
+        self._dtype = super().dtype(name)
+        return self._dtype
+
+    def free_bytes(self) -> int:
+        """As the driver has it, with what torch keeps for later given back."""
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
+
+    def total_bytes(self) -> int:
+        """Of the GPU."""
+        return torch.cuda.mem_get_info()[1]
+
+    def counters(self) -> Counters:
+        """Graphs that were captured; nothing is ever left to the CPU."""
+        return Counters(self._captures, 0, torch.cuda.memory_allocated())
+
+    # ---- programs ------------------------------------------------------------------------------------------
+
+    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The result of before must have been copied when it runs."""
+        captured: _Captured | None = None
+
+        def run(packed: torch.Tensor) -> torch.Tensor:
+            nonlocal captured
+            if self._copied is not None:
+                torch.cuda.current_stream().wait_event(self._copied)
+            if captured is None:
+                result: torch.Tensor = program(packed)
+                captured = self._capture(program, packed)
+                return result
+            captured.given.copy_(packed, non_blocking=True)
+            captured.graph.replay()
+            return captured.result
+
+        return run
+
+    def _capture(self, program: Program, packed: torch.Tensor) -> _Captured:
+        """Record the program without carrying it out. Another thread may wait for a result meanwhile."""
+        graph, given = torch.cuda.CUDAGraph(), packed.clone()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = program(given)
+        self._captures += 1
+        return _Captured(graph, given, result)
+
+    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
+        """While the step before is computed. `packed` may be changed at once."""
+        buffer, (incoming, _) = self._buffers.take(packed.size), self._streams
+        host = buffer.numbers[: packed.size]
+        host.numpy()[:] = packed
+        with torch.cuda.stream(incoming):
+            there = host.to(self.torch_device, non_blocking=True)
+            buffer.copied.record()
+        current = torch.cuda.current_stream()
+        current.wait_event(buffer.copied)
+        there.record_stream(current)
+        return there
+
+    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
+        """While the step after it is computed, until that would overwrite it."""
+        buffer, (_, outgoing) = self._buffers.take(tensor.numel()), self._streams
+        buffer.lent = True
+        host = buffer.numbers[: tensor.numel()].view(tensor.shape)
+        outgoing.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(outgoing):
+            host.copy_(tensor, non_blocking=True)
+            buffer.copied.record()
+        tensor.record_stream(outgoing)
+        self._copied = buffer.copied
+
+        def wait() -> npt.NDArray[np.int32]:
+            buffer.copied.synchronize()
+            array: npt.NDArray[np.int32] = host.numpy().copy()
+            buffer.lent = False
+            return array
+
+        return wait
+
+    @functools.cached_property
+    def _streams(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+        """For copies in and out; made when it is known which GPU is this rank's."""
+        return _stream(), _stream()
+
+    @functools.cached_property
+    def _pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    # ---- ranks ---------------------------------------------------------------------------------------------
+
+    def connect(self, shard: Shard, store: Path) -> None:
+        """As defined, after taking the rank's GPU."""
+        count = torch.cuda.device_count()
+        if shard.size > count:
+            raise ConfigError(f"{shard.size} ranks need as many GPUs, and CUDA shows {count}")
+        torch.cuda.set_device(shard.rank)
+        super().connect(shard, store)
+
+
+def _reason() -> str:
+    """Why torch has no CUDA device."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA; install a build with it"
+    return f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU; check the driver"
