@@ -303,7 +303,13 @@ def tried(place: Path, code: str, ranks: int = 1, patience: float = 60.0) -> Che
     """`code` is run by the processes before anything else."""
     place.mkdir(exist_ok=True)
     (place / "sitecustomize.py").write_text(f"import os, signal, sys\n{code}\n")
-    [found] = try_device("cpu", 1, ranks, {"PYTHONPATH": str(place)}, patience)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(place), *([before] if before else [])])
+    try:
+        [found] = try_device("cpu", 1, ranks, {}, patience)
+    finally:
+        del os.environ["PYTHONPATH"]
+        os.environ |= {"PYTHONPATH": before} if before else {}
     return found
 
 
