@@ -37,7 +37,8 @@ def _attend(
 ) -> tuple[torch.Tensor, None]:
     """The attention of a layer as transformers calls it; `tgi` has come through all layers above."""
     if tgi is None:
-        raise ConfigError(f"{type(module).__name__} is not given what its model was given")
+        reason = "what a model is given does not reach its attention"
+        raise ConfigError(f"{type(module).__name__} cannot be run by way of transformers: {reason}")
     return tgi(module, query, key, value, attention_mask, given), None
 
 
