@@ -3,12 +3,12 @@
 import json
 
 import pytest
-import torch
 from tgi_llama.plugin import read_config
 
 from tgi.device.cpu import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
 from tgi.testing.driver import make_driver
 from tgi.testing.models import llama_config, llama_tensors, make_llama
 from tgi.testing.rank_processes import on_ranks
@@ -47,6 +47,11 @@ def test_ranks_and_key_value_heads(tmp_path, ranks, kv_heads):
     shape = {"num_attention_heads": 8, "num_key_value_heads": kv_heads, "vocab_size": 333}
     folder = make_llama(tmp_path, attention_bias=True, tie_word_embeddings=kv_heads == 2, **shape)
     check_architecture(folder, ranks=ranks, lengths=[20], cards=())
+
+
+@pytest.mark.parametrize("name", ["grouped queries", "all biases"])
+def test_text_is_that_of_transformers(tmp_path, name):
+    check_generation(make_llama(tmp_path, **SHAPES[name]))
 
 
 FACTORS = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
@@ -90,46 +95,14 @@ def test_rope(tmp_path, rope, spelling):
     old = {"rope_scaling": rope, **theta, "max_position_embeddings": 64}
     new = {"rope_parameters": rope | theta, "max_position_embeddings": 64}
     folder = make_llama(tmp_path, **(old if spelling == "rope_scaling" else new))
-    compare_with_generate(folder, [12, 28, 45, 60, 75])
+    # Prompts and what follows begin and end within, cross, and begin beyond 32 and 64.
+    check_generation(folder, [12, 28, 45, 60, 75], tokens=24)
 
 
 def test_old_name_of_the_type_key(tmp_path):
     folder = make_llama(tmp_path, rope_scaling={"type": "linear", "factor": 3.0})
     assert read_config(JsonReader(json.loads((folder / "config.json").read_text()))).rope.kind == "linear"
-    compare_with_generate(folder, [12])
-
-
-def compare_with_generate(folder, lengths):
-    """Tokens and their distributions as transformers' generate gives them, which caches what it has computed.
-
-    24 tokens are generated, so that prompts begin and end within, cross, and begin beyond 32 and 64.
-    """
-    from transformers import AutoModelForCausalLM
-
-    driver = make_driver(folder, CpuDevice(1))
-    for lane, length in enumerate(lengths):
-        # A new one each time: a dynamic RoPE would remember the longest sequence that it has seen.
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        prompt = random_prompt(512, length, lane)
-        wanted = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, length, dtype=torch.int64),  # else it hides every token 0
-            max_new_tokens=24,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_logits=True,
-        )
-        driver.start(lane, prompt_length=length)
-        half = length // 2
-        driver.prefill({lane: prompt[:half]}, unfinished=[lane])
-        answers = [driver.prefill({lane: prompt[half:]})[lane]]
-        answers += [driver.decode([lane])[lane] for _ in range(23)]
-        got = torch.stack([answer.logits for answer in answers])
-        difference = (got - torch.cat(wanted.logits)).abs().max().item()
-        assert difference < 1e-4, f"prompt of {length}"
-        assert [answer.token for answer in answers] == wanted.sequences[0, length:].tolist()
+    check_generation(folder, [12], tokens=24)
 
 
 def test_dynamic_rope_forgets(tmp_path):
@@ -137,7 +110,7 @@ def test_dynamic_rope_forgets(tmp_path):
     folder = make_llama(
         tmp_path, rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=32
     )
-    compare_with_generate(folder, [50, 5, 40])
+    check_generation(folder, [50, 5, 40], tokens=24)
 
 
 @pytest.mark.parametrize(
