@@ -70,7 +70,11 @@ def test_linear_layers_in_fp8_take_a_byte_for_each_number() -> None:
         assert rank_bytes(read(LLAMA_31_70B), {}, ranks, 2) == 2 * whole
 
 
-def test_llama_70b_on_eight_cards() -> None:
-    """Everything is divided but the embedding and the norms, which every card has."""
-    everywhere = 128256 * 8192 + 161 * 8192
-    assert rank_numbers(read(LLAMA_31_70B), {}, 8) == (70_553_706_496 - everywhere) // 8 + everywhere
+def test_llama_70b_on_eight_and_sixteen_cards() -> None:
+    """Everything is divided but the norms, which every card has; and of 8 key/value heads each has one at
+    least."""
+    norms, keys = 161 * 8192, 80 * 2 * 8 * 128 * 8192
+    assert rank_numbers(read(LLAMA_31_70B), {}, 8) == (70_553_706_496 - norms) // 8 + norms
+    assert (
+        rank_numbers(read(LLAMA_31_70B), {}, 16) == (70_553_706_496 - norms - keys) // 16 + keys // 8 + norms
+    )
