@@ -56,12 +56,14 @@ def test_tables_of_the_sampler() -> None:
 
 def test_a_device_that_gathers_keys_and_values_needs_room_for_them() -> None:
     """Of one layer: 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores, twice; for each block 32
-    heads of 128 bfloat16 three times, and its place in the 8 rows as float32 and bfloat16."""
+    heads of 128 bfloat16 three times. In a list: its place in the 8 rows as float32 and bfloat16, and float32
+    for its tokens three times."""
     config = ModelConfig(num_layers=32, num_kv_heads=8, head_dim=128, **SIZES)
     given = {"ranks": 1, "item": 2, "widest": 28672, "lanes": 8, "prefill_tokens": 2048, "block_size": 128}
     plain = workspace_bytes(config, **given)
-    of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2 + 8 * 6
+    of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2
     assert workspace_bytes(config, gathered_blocks=10, **given) - plain == 10 * of_block
+    assert workspace_bytes(config, listed_blocks=10, **given) - plain == 10 * (8 * 6 + 3 * 128 * 4)
     assert workspace_bytes(config, prefill_pairs=100, **given) - plain == 100 * (4 + 1 + 4 + 2)
     changing = attrs.evolve(config, changes_scores=True)
     of_heads = 4 + 32 * (4 + 4 + 2)

@@ -380,6 +380,7 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
         gathered_blocks=buckets.reads.blocks,
+        listed_blocks=buckets.reads.listed,
         prefill_pairs=buckets.reads.pairs,
         dummy=options.load_format == "dummy",
         kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,

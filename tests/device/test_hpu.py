@@ -1,5 +1,6 @@
 """Every operation that Gaudi does its own way, on the simulated cards, against the definition."""
 
+import functools
 import random
 
 import attrs
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import AttentionSpec, Batch, Device, FlatBlocks
+from tgi.device import AttentionSpec, Batch, Device, FlatBlocks, Program
 from tgi.device.fp8 import Fp8Weight, Scale
 from tgi.device.hpu import HpuDevice
+from tgi.device.hpu_attention import attend_flat
 from tgi.device.hpu_bridge import open_bridge
 from tgi.plugins import ConfigError
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
@@ -189,6 +191,15 @@ def test_attention(fused, dtype, starts, tokens, heads):
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_blocks_that_are_read_in_parts(fused, monkeypatch, dtype, most):
+    """A row's blocks may be in several parts, or none in some."""
+    monkeypatch.setattr("tgi.device.hpu.attend_flat", functools.partial(attend_flat, most=most))
+    rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype)
+    assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
+
+
 @pytest.mark.parametrize(("starts", "tokens"), STEPS, ids=str)
 def test_a_cache_in_fp8_holds_what_the_card_can_and_no_more(hpu, starts, tokens):
     """Against attention over keys and values that were rounded by torch, within what the card has."""
@@ -304,3 +315,29 @@ def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
     assert open_bridge(environ).lazy == lazy
     assert environ["PT_HPU_LAZY_MODE"] == str(int(lazy))
     assert environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES") == ("true" if lazy else None)
+
+
+def test_parts_of_the_blocks_share_their_memory():
+    """Some 50 blocks in parts of 6: by the card's own count of what a graph has at once."""
+    used = []
+    for most in (64, 6):
+        with open_compiling("gaudi2-lazy") as device:
+            rows = Rows((250, 250, 250), 1, (4, 4, 64), torch.float32)
+            batch = rows.batch(device, device.allocate_cache(2, 80 * BLOCK, 4, 64, torch.float32), True)
+            keys = batch.cache.layers[1][0]
+
+            def attend(query, device=device, batch=batch, keys=keys, most=most):
+                read = functools.partial(device._read, keys, size=BLOCK, scale=None)
+                both = lambda ids: (read(blocks=ids), read(blocks=ids))  # noqa: E731
+                return attend_flat(query, both, batch.plan, 0, SPEC, device.graphs.border, most)
+
+            graph = device.graphs.graph(Attending(attend))
+            graph(normal(4, 4, 64).to("hpu"))
+            used.append(device.card.memory.workspace)
+    assert used[1] < used[0] / 4
+
+
+class Attending(Program):
+    def __init__(self, function):
+        super().__init__()
+        self.forward = function

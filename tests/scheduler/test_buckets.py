@@ -151,9 +151,9 @@ def test_what_steps_read() -> None:
     )
     shapes = [Bucket(4, 1, 40), Bucket(2, 4, 3, prefill=True), Bucket(1, 8, 2, prefill=True)]
 
-    assert Buckets(space, shapes, COSTS, flat=True).reads == Reads(2 * 26, 8 * 104)
+    assert Buckets(space, shapes, COSTS, flat=True).reads == Reads(2 * 26, 8 * 104, 40)
     more = [Bucket(4, 1, 60), Bucket(4, 4, 24, prefill=True), *shapes]
-    assert Buckets(space, more, COSTS, flat=True).reads == Reads(2 * 4 * 25, 16 * 100)
+    assert Buckets(space, more, COSTS, flat=True).reads == Reads(2 * 4 * 25, 16 * 100, 60)
     assert Buckets(space, None, COSTS).reads == Reads()
 
 

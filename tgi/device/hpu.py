@@ -260,15 +260,18 @@ class HpuDevice(Device):
         plan, (keys, values) = batch.plan, batch.cache.layers[layer]
         key_scale, value_scale = self._scales.get(layer, (None, None))
         assert isinstance(plan, PromptPlan | DecodePlan)
-        bias = plan.biases[self._kinds.index(_kind(spec))]
+        kind = self._kinds.index(_kind(spec))
         if isinstance(plan, DecodePlan):
-            assert bias is not None
-            size = bias.shape[-1]
-            keys, values = (
-                self._read(cache, plan.blocks, size, scale)
-                for cache, scale in ((keys, key_scale), (values, value_scale))
-            )
-            return attend_flat(query, keys, values, plan, bias, spec)
+            size = plan.biases[kind].shape[-1]
+
+            def read(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return (
+                    self._read(keys, blocks, size, key_scale),
+                    self._read(values, blocks, size, value_scale),
+                )
+
+            return attend_flat(query, read, plan, kind, spec, self.graphs.border)
+        bias = plan.biases[kind]
         rows = plan.lengths.shape[0]
         q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
         if plan.blocks is not None:

@@ -1,9 +1,11 @@
 """What Gaudi's attention works out once per step, and its maths where no kernel of the bridge does it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+
+from tgi.footprint import GATHERED
 
 from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, FlatBlocks
@@ -12,6 +14,8 @@ Kind = tuple[int | None, bool]
 """Of a layer: its window, and whether it changes scores."""
 _LOWEST = -1e30
 """Stands for the greatest score of a block that is wholly hidden."""
+_LEAST = 1e-30
+"""What is divided by at least: rows of padding have no sum."""
 
 
 class PromptPlan(NamedTuple):
@@ -42,6 +46,16 @@ class DecodePlan(NamedTuple):
     """For each kind of layer [n, 1, 1, block_size]: 0 for the tokens that the row sees, else -inf."""
     distance: torch.Tensor | None
     """[n, 1, 1, block_size] float32: the key's position less the query's, if a layer asks."""
+
+    def part(self, some: slice) -> "DecodePlan":
+        """Of some of the blocks."""
+        far = None if self.distance is None else self.distance[some]
+        biases = tuple(bias[some] for bias in self.biases)
+        return DecodePlan(self.slots, self.blocks[some], self.rows[some], self.member[some], biases, far)
+
+
+Read = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From ids [n] to keys and values of these blocks, [n, block_size, kv_heads, head_dim]."""
 
 
 def plan_prompt(
@@ -84,17 +98,73 @@ def plan_decode(
 
 def attend_flat(
     query: torch.Tensor,
+    read: Read,
+    plan: DecodePlan,
+    kind: int,
+    spec: AttentionSpec,
+    border: Callable[[], None],
+    most: int = GATHERED,
+) -> torch.Tensor:
+    """Attention of a token per row over the blocks of all rows, of which `most` are read at a time.
+
+    Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
+    `border`: see `Graphs`; between parts, so that each finds room where the one before was.
+    """
+    (rows, heads, _), blocks = query.shape, plan.blocks.shape[0]
+    if blocks > most:
+        return _attend_in_parts(query, read, plan, kind, spec, border, most)
+    highest, sums, out = _weigh(query, *read(plan.blocks), plan, kind, spec)
+    table = highest.new_full((rows + 1, heads), -torch.inf)
+    of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
+    adjustment = (highest - of_row).exp()
+    sums = sums * adjustment
+    whole = plan.member @ (plan.member.t() @ sums)
+    share = adjustment / torch.maximum(whole, sums)  # for padding the whole is 0
+    out = out * share[:, :, None].to(out.dtype)
+    return (plan.member.to(out.dtype).t() @ out.view(blocks, -1)).view(query.shape)
+
+
+def _attend_in_parts(
+    query: torch.Tensor,
+    read: Read,
+    plan: DecodePlan,
+    kind: int,
+    spec: AttentionSpec,
+    border: Callable[[], None],
+    most: int,
+) -> torch.Tensor:
+    """The rows' sums so far are kept, relative to the greatest score so far, from one part to the next."""
+    (rows, heads, head_dim), blocks = query.shape, plan.blocks.shape[0]
+    size = -(-blocks // -(-blocks // most))
+    greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
+    whole, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
+    for begin in range(0, blocks, size):
+        border()
+        some = plan.part(slice(begin, begin + size))
+        highest, sums, out = _weigh(query, *read(some.blocks), some, kind, spec)
+        before, greatest = greatest, greatest.index_reduce(0, some.rows, highest, "amax")
+        adjustment = (highest - greatest.index_select(0, some.rows)).exp()
+        fading = (before - greatest)[:rows].exp()
+        whole = whole * fading + some.member.t() @ (sums * adjustment)
+        out = out * adjustment[:, :, None].to(out.dtype)
+        new = some.member.to(out.dtype).t() @ out.view(out.shape[0], -1)
+        values = values * fading[:, :, None] + new.view(values.shape).float()
+    border()
+    return (values / whole.clamp_min(_LEAST)[:, :, None]).to(query.dtype)
+
+
+def _weigh(
+    query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     plan: DecodePlan,
-    bias: torch.Tensor,
+    kind: int,
     spec: AttentionSpec,
-) -> torch.Tensor:
-    """Attention of a token per row over the blocks of all rows, [n, block_size, kv_heads, head_dim].
-
-    Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
-    """
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each block and head: the greatest score, the sum of all exp(score - that), and of the values so
+    weighted, [n, heads] float32 twice and [n, heads, head_dim]."""
     (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
+    bias = plan.biases[kind]
     member, groups = plan.member.to(query.dtype), heads // kv_heads
     spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, groups, head_dim)
     scores = (spread @ keys.permute(0, 2, 3, 1)).float() * spec.scale
@@ -104,15 +174,7 @@ def attend_flat(
         highest = highest.clamp_min(_LOWEST)
     weights = (scores - highest).exp()
     out = (weights.to(values.dtype) @ values.transpose(1, 2)).view(blocks, heads, head_dim)
-    highest, sums = highest.view(blocks, heads), weights.sum(-1).view(blocks, heads)
-    table = highest.new_full((rows + 1, heads), -torch.inf)
-    of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
-    adjustment = (highest - of_row).exp()
-    sums = sums * adjustment
-    whole = plan.member @ (plan.member.t() @ sums)
-    share = adjustment / torch.maximum(whole, sums)  # for padding the whole is 0
-    out = out * share[:, :, None].to(out.dtype)
-    return (member.t() @ out.view(blocks, -1)).view(query.shape)
+    return highest.view(blocks, heads), weights.sum(-1).view(blocks, heads), out
 
 
 def attend_plainly(

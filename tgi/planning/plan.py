@@ -160,6 +160,7 @@ def _memory(setup: Setup, buckets: Buckets, graphs: int) -> MemoryPlan:
         prefill_tokens=limits.max_batch_prefill_tokens,
         block_size=limits.block_size,
         gathered_blocks=buckets.reads.blocks,
+        listed_blocks=buckets.reads.listed,
         prefill_pairs=buckets.reads.pairs,
     )
     loaded = Loaded(

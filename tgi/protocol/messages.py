@@ -42,6 +42,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
     gathered_blocks: int = 0
     """KV blocks that a step copies together, at most, on a device that does so; likewise."""
+    listed_blocks: int = 0
+    """KV blocks that a decode step lists, at most; likewise."""
     prefill_pairs: int = 0
     """Pairs of a query token and a token that it might see, at most, where a step has a mask; likewise."""
     top: int = 0

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Iterator
 
 import attrs
+from attrs import astuple
 
 from tgi.config import Limits, span
+from tgi.footprint import GATHERED
 
 
 @attrs.frozen(order=True)
@@ -33,13 +35,15 @@ class Reads:
     """What the attention of steps copies at most, and needs memory for."""
 
     blocks: int = 0
-    """Of keys and values that are gathered."""
+    """Of keys and values that are gathered at once."""
     pairs: int = 0
     """Of tokens, which the mask of a prefill is for."""
+    listed: int = 0
+    """Blocks that a decode step lists."""
 
     def within(self, other: "Reads") -> bool:
         """Whether it is no more in any respect."""
-        return self.blocks <= other.blocks and self.pairs <= other.pairs
+        return all(mine <= its for mine, its in zip(astuple(self), astuple(other), strict=True))
 
 
 @attrs.frozen(kw_only=True)
@@ -163,12 +167,12 @@ class Space:
         """Of steps padded to these buckets, or to any others that `reads` is this for."""
         longest = Bucket(1, self.longest, self.context_blocks(1), prefill=True)
         every = [self._reads(bucket) for bucket in (longest, *buckets)]
-        return Reads(max(reads.blocks for reads in every), max(reads.pairs for reads in every))
+        return Reads(*map(max, zip(*map(astuple, every), strict=True)))
 
     def _reads(self, bucket: Bucket) -> Reads:
         """A prefill gathers its context, and puts its own keys and values behind it: all are there twice."""
         if not bucket.prefill:
-            return Reads(bucket.blocks)
+            return Reads(min(bucket.blocks, GATHERED), listed=bucket.blocks)
         seen = bucket.blocks * self.block + bucket.tokens
         return Reads(2 * bucket.rows * -(-seen // self.block), bucket.rows * bucket.tokens * seen)
 

@@ -234,6 +234,7 @@ def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
         prefill_tokens=command.prefill_tokens,
         block_size=command.block_size,
         gathered_blocks=command.gathered_blocks,
+        listed_blocks=command.listed_blocks,
         prefill_pairs=command.prefill_pairs,
     )
 
