@@ -24,7 +24,8 @@ test: .venv/.dev .venv/.clients  ## run all tests; ARGS="tests/test_cli.py -k he
 	.venv/bin/python -m pytest -q $(ARGS)
 
 test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_LAZY_MODE=0 TESTS="tests/test_generation.py"
-	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q $(TESTS) $(ARGS)
+	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q \
+	  -o faulthandler_timeout=900 $(TESTS) $(ARGS)
 
 check: .venv/.dev  ## lint, formatting, types, import rules
 	.venv/bin/ruff check
