@@ -30,8 +30,9 @@ from tgi.executor import EngineError
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.server import serve
 from tgi.testing.engine import open_engine
+from tgi.testing.falcon import make_falcon
 from tgi.testing.installed import install
-from tgi.testing.models import make_llama
+from tgi.testing.models import make_llama, make_mistral
 from tgi.testing.simulated_hpu import card_environment
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import StoppingCriteria
@@ -128,6 +129,18 @@ def ranks_here() -> list[psutil.Process]:
 
 
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
+    "Falcon on 4 ranks, 2 key/value heads in one tensor with the queries": (
+        4,
+        {"make": make_falcon, "variant": "40b", "vocab_size": 509},
+        {},
+        "",
+    ),
+    "Mistral on 2 ranks, one key/value head, a window": (
+        2,
+        {"make": make_mistral, "num_key_value_heads": 1, "sliding_window": 20},
+        {},
+        "",
+    ),
     "4 ranks, 2 key/value heads, odd vocabulary": (
         4,
         {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 509, "attention_bias": True},
@@ -161,7 +174,8 @@ def test_a_server_on_ranks_gives_the_tokens_of_transformers(
     for name, value in (card_environment(card) if card else {}).items():
         monkeypatch.setenv(name, value)
     new_tokens = 6 if card else 24
-    folder = make_llama(tmp_path, **config)
+    make = {"make": make_llama, **config}
+    folder = make.pop("make")(tmp_path, **make)
     answers: dict[str, list[int]] = {}
     seen: list[psutil.Process] = []
 
