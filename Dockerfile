@@ -1,25 +1,79 @@
-# The server for CPUs. Models are kept in /data; give it a volume.
-FROM python:3.12-slim
+# The server in an image. docs/image.md tells what is in it, and what has been tried of it.
+#   docker build --build-arg DEVICE=hpu --tag tgi-gaudi .       DEVICE is cpu, hpu or cuda
+#   docker build --build-arg DEVICE=hpu --target sagemaker .
+ARG DEVICE=cpu
+ARG PYTHON=3.12
+ARG GAUDI=1.24.0
+ARG GAUDI_TORCH=2.10.0
+ARG GAUDI_UBUNTU=24.04
+ARG GAUDI_REGISTRY=vault.habana.ai/gaudi-docker
 
+FROM python:${PYTHON}-slim AS base-cpu
+# OpenMP, for torch.
+# hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libgomp1 \
  && rm -rf /var/lib/apt/lists/*
+ENV DEVICE=cpu
 
+FROM python:${PYTHON}-slim AS base-cuda
+# torch brings CUDA along, and Triton a compiler that needs this one.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev libgomp1 \
+ && rm -rf /var/lib/apt/lists/*
+ENV DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# hadolint ignore=DL3007
+FROM ${GAUDI_REGISTRY}/${GAUDI}/ubuntu${GAUDI_UBUNTU}/habanalabs/pytorch-installer-${GAUDI_TORCH}:latest AS base-hpu
+ARG GAUDI
+ARG GAUDI_TORCH
+COPY docker/pairing.py /opt/tgi/docker/
+RUN python3 /opt/tgi/docker/pairing.py --gaudi "$GAUDI" --torch "$GAUDI_TORCH"
+ENV DEVICE=hpu \
+    HABANA_VISIBLE_DEVICES=all \
+    HABANA_LOGS=/tmp/habana_logs \
+    OMPI_MCA_btl_vader_single_copy_mechanism=none \
+    PIP_BREAK_SYSTEM_PACKAGES=1 \
+    PT_HPU_LAZY_MODE=1
+
+# hadolint ignore=DL3006
+FROM base-${DEVICE} AS server
 WORKDIR /opt/tgi
-# A build of torch that suits the machine; a CPU-only index keeps the image small:
-#   docker build --build-arg PIP_EXTRA_INDEX_URL=… .
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+# The build of torch that suits a CPU is in an index of its own, and a third as large: --build-arg PIP_INDEX_URL=…
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 ARG TORCH="torch==2.13.0"
-ARG PIP_EXTRA_INDEX_URL=""
-RUN pip install --no-cache-dir "$TORCH"
-
-COPY pyproject.toml README.md LICENSE ./
+# hadolint ignore=DL3013
+RUN [ "$DEVICE" = hpu ] || python3 -m pip install "$TORCH"
+# What the server needs beside, so that a change of its code changes the last layers only.
+COPY docker/requirements.py docker/
+COPY pyproject.toml ./
+RUN python3 docker/requirements.py pyproject.toml "$DEVICE" > /tmp/requirements.txt \
+ && python3 -m pip install --requirement /tmp/requirements.txt \
+ && rm /tmp/requirements.txt
+COPY README.md LICENSE ./
+COPY docker docker
 COPY tgi tgi
 COPY adapters adapters
-RUN pip install --no-cache-dir "$TORCH" . ./adapters/*/
-
-# As TGI's images: port 80, models in /data. Works with a read-only root and any user.
-ENV HF_HOME=/data PORT=80 PYTHONDONTWRITEBYTECODE=1
+# hadolint ignore=DL3013
+RUN python3 -m pip install --no-deps . ./adapters/*/ \
+ && tgi plugins \
+ && install --directory --owner=1000 --group=1000 /data
+# Any user may run it, also one without a name, with a read-only root: only /data and /tmp are written to.
+ENV HF_HOME=/data HOME=/tmp USER=tgi PYTHONDONTWRITEBYTECODE=1 PORT=80
+USER 1000:1000
 VOLUME /data
+# A server that warms up for an hour is healthy when it is ready, and not ill before.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=2h --retries=4 CMD ["python3", "/opt/tgi/docker/health.py"]
+
+FROM server AS sagemaker
+ENV PORT=8080
+EXPOSE 8080
+ENTRYPOINT ["/opt/tgi/docker/sagemaker-entrypoint.sh"]
+
+FROM server
 EXPOSE 80
 ENTRYPOINT ["text-generation-launcher"]
 CMD ["--json-output"]

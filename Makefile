@@ -6,12 +6,20 @@ ADAPTERS := $(wildcard adapters/*/pyproject.toml)
 PORT ?= 8080
 ARGS ?=
 PT_HPU_LAZY_MODE ?= 1
+DEVICE ?= hpu
+IMAGE ?= $(if $(filter hpu,$(DEVICE)),tgi-gaudi,tgi-$(DEVICE))
+BUILD_ARGS ?=
+GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.0/ubuntu24.04/habanalabs/pytorch-installer-2.10.0:latest
+VOLUME ?= $(CURDIR)/data
+MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients run test test-hpu-sim check fix bench size local-dev-install clean
+.PHONY: help setup clients run test test-hpu-sim check fix bench size clean image run-local-dev-container \
+  local-dev-install run-integration-tests run-integration-tests-with-all-models \
+  capture-expected-outputs-for-integration-tests
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 48
 
 setup: .venv/.dev  ## make .venv with the server, every adapter and the developers' tools
 
@@ -32,6 +40,7 @@ check: .venv/.dev  ## lint, formatting, types, import rules
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	.venv/bin/hadolint Dockerfile
 
 fix: .venv/.dev  ## format, and mend what the linter can
 	.venv/bin/ruff check --fix
@@ -45,7 +54,33 @@ size:  ## lines of code by package, and the files that have grown too long
 	  echo "$$(find $$part -name '*.py' -exec cat {} + | wc -l)	$$part"; done | sort -rn | grep -v '^0'
 	@find tgi adapters -name '*.py' -exec wc -l {} + | awk '$$1 > 400 && $$2 != "total" {print "over 400 lines:", $$2, $$1}'
 
-local-dev-install: setup  ## another name of setup
+# The next six are those of TGI's Gaudi backend.
+
+image:  ## build the image tgi-gaudi; DEVICE=cpu or cuda for tgi-cpu and tgi-cuda, BUILD_ARGS="--target sagemaker"
+	docker build --build-arg DEVICE=$(DEVICE) --tag $(IMAGE) $(BUILD_ARGS) .
+
+run-local-dev-container:  ## a shell in Habana's image with this folder in it; there, make local-dev-install
+	docker run --rm --interactive --tty --runtime=habana --ipc=host --cap-add=sys_nice --net=host \
+	  --env HABANA_VISIBLE_DEVICES=all --env OMPI_MCA_btl_vader_single_copy_mechanism=none --env HF_TOKEN \
+	  --env HF_HOME=/data --volume $(VOLUME):/data --volume $(CURDIR):/tgi --workdir /tgi $(GAUDI_IMAGE) bash
+
+local-dev-install:  ## in that container: install the server beside the torch that is there; elsewhere: setup
+	@if $(PYTHON) -c 'import habana_frameworks' 2> /dev/null; then \
+	  $(PYTHON) docker/requirements.py pyproject.toml hpu > /tmp/requirements.txt && \
+	  $(PYTHON) -m venv --system-site-packages .venv && \
+	  $(PIP) --requirement /tmp/requirements.txt --requirement requirements-dev.txt && \
+	  $(PIP) --no-deps --editable . $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS)) && \
+	  touch .venv/.run .venv/.dev; \
+	else $(MAKE) setup; fi
+
+run-integration-tests: .venv/.dev  ## serve small models on a CPU and a simulated Gaudi; DOCKER_IMAGE=tgi-gaudi: TGI's two
+	$(MODELS) $(if $(DOCKER_IMAGE),--gaudi) $(ARGS)
+
+run-integration-tests-with-all-models: .venv/.dev  ## all that TGI tests on Gaudi; DOCKER_IMAGE=tgi-gaudi: in containers
+	$(MODELS) --gaudi --gaudi-all-models $(ARGS)
+
+capture-expected-outputs-for-integration-tests: .venv/.dev  ## keep what they answer now; ARGS=--gaudi-all-models
+	$(MODELS) --capture-expected-outputs $(ARGS)
 
 clean:  ## remove what the other targets made
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -28,6 +28,14 @@ BOUNDS: dict[str, Any] = {} if DEVICE == "cpu" else {"max_graphs": 16, "max_batc
 """So that a device that compiles has warmed up soon."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Those of integration-tests/models, the first two as in TGI's tests."""
+    group = parser.getgroup("models")
+    group.addoption("--gaudi", action="store_true", help="the models of the Hub that TGI tests on Gaudi")
+    group.addoption("--gaudi-all-models", action="store_true", help="all of them")
+    group.addoption("--capture-expected-outputs", action="store_true", help="keep what models answer")
+
+
 class Server:
     """One server; `options` are those of `tgi serve`, given as flags or as variables by kind."""
 

@@ -1,0 +1,19 @@
+"""Prints what the server needs, with the torch that is there: `requirements.py pyproject.toml DEVICE`."""
+
+import importlib.metadata
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+
+def requirements(project: str, device: str, torch: str) -> list[str]:
+    """Lines for pip: the dependencies, and those of the extra that is named like the device."""
+    table = tomllib.loads(project)["project"]
+    needed = [*table["dependencies"], *table["optional-dependencies"].get(device, [])]
+    return [f"torch=={torch}" if re.match(r"torch\b(?!-)", line) else line for line in needed]
+
+
+if __name__ == "__main__":
+    text = Path(sys.argv[1]).read_text("utf-8")
+    print("\n".join(requirements(text, sys.argv[2], importlib.metadata.version("torch"))))
