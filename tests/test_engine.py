@@ -2,7 +2,9 @@
 
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -10,9 +12,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tgi.agreement import Patience
 from tgi.config import Limits, OptionError, Options
 from tgi.engine import (
     Model,
+    _load,
     _model_info,
     _source,
     choose_buckets,
@@ -21,16 +25,19 @@ from tgi.engine import (
     fit_buckets,
     known_shapes,
     load_command,
+    open_ranks,
     plan_blocks,
     prepare_recipes,
     save_shapes,
 )
 from tgi.executor import EngineError
 from tgi.hub import Source
+from tgi.lifecycle import Lifecycle
 from tgi.planning.plan import make_plan
 from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
-from tgi.protocol import Loaded
+from tgi.progress import describe
+from tgi.protocol import Loaded, Progress
 from tgi.scheduler import Bucket, Buckets
 from tgi.scheduler.workload import ShapeCounts
 from tgi.testing.models import make_llama
@@ -267,3 +274,33 @@ def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="none named"):
         describe_model(tmp_path, Options())
+
+
+def test_it_shows_how_far_each_rank_has_loaded() -> None:
+    class Ranks:
+        async def load(self, command: object, on_progress: Callable[[list[Progress]], None]) -> list[Loaded]:
+            assert command == "load"
+            on_progress([Progress(3, 4), Progress(0, 0)])
+            shown.append(describe(service.lifecycle).partition(", ")[2])
+            on_progress([Progress(3, 4), Progress(2, 4)])
+            shown.append(describe(service.lifecycle))
+            return loaded(1)
+
+    shown: list[str] = []
+    service: Any = SimpleNamespace(lifecycle=Lifecycle())
+    given: Any = (Ranks(), "load", service)
+    assert trio.run(_load, *given) == loaded(1)
+    assert shown[0].endswith("(rank 0: 75 %, rank 1: 0 %)")
+    assert shown[1].startswith("loading weights: 62 %")
+    assert shown[1].endswith("(rank 0: 75 %, rank 1: 50 %)")
+
+
+def test_ranks_get_more_time_where_something_is_compiled(
+    compiling: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tgi.engine.open_executor", lambda *given: given)
+    options = Options(num_shard=2, warmup_timeout=300)
+    given: Any = open_ranks(compiling, options, {"A": "1"})
+    assert given == (2, {"A": "1"}, Patience(lag=60, step=60, compiling=300))
+    given = open_ranks(attrs.evolve(compiling, device=CPU), options, {})
+    assert given == (2, {}, Patience(lag=60, step=300))
