@@ -2,11 +2,14 @@
 
     python benchmarks/make_checkpoint.py llama-160m FOLDER
     python benchmarks/make_checkpoint.py llama-1b FOLDER          # 2.5 GB, the shape of Llama-3.2-1B
+    python benchmarks/make_checkpoint.py llama-8b FOLDER --zeros  # 16 GB, the shape of Llama-3.1-8B
 
 The folder is complete: config, bfloat16 weights, generation config, tokenizer, chat template. The tokenizer
 is a byte-level BPE trained on the sources of Python's standard library. The output row of the end-of-text
 token is zero, so that its logit is 0 and, among thousands of random ones, never the largest: greedy answers
 have the length that was asked for, on every server. The same shape, seed and Python give the same checkpoint.
+With --zeros all weights are zero, in a file of holes, which takes no room on a disk: for measuring how fast
+it is loaded.
 """
 
 import argparse
@@ -86,26 +89,49 @@ SHAPES: dict[str, dict[str, Any]] = {
         },
         "tie_word_embeddings": True,
     },
+    "llama-8b": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+        "rope_theta": 500000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+        "tie_word_embeddings": False,
+    },
 }
 
 
-def make_checkpoint(shape: str, folder: Path, seed: int = 0) -> None:
-    """Write the checkpoint into `folder`, which is made if it is missing."""
+def make_checkpoint(
+    shape: str, folder: Path, seed: int = 0, *, layers: int | None = None, zeros: bool = False
+) -> None:
+    """Write the checkpoint into `folder`, which is made if it is missing; None: as many layers as it has."""
     folder.mkdir(parents=True, exist_ok=True)
     config = COMMON | SHAPES[shape]
+    config["num_hidden_layers"] = layers or config["num_hidden_layers"]
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", {"bos_token_id": 0, "eos_token_id": 1})
     write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    write_weights(folder / "model.safetensors", shapes, seed)
+    write_weights(folder / "model.safetensors", shapes, None if zeros else seed)
 
 
-def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> None:
+def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:
     """Draw the tensors one by one and write each at once: memory holds the largest, not all of them.
 
     The format is safetensors': the length of a JSON header, the header, the values of each tensor in turn.
+    Without a seed these are a hole.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -114,9 +140,12 @@ def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int) -> 
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    generator = torch.Generator().manual_seed(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
+        if seed is None:
+            file.truncate(file.tell() + end)
+            return
+        generator = torch.Generator().manual_seed(seed)
         for name, shape in shapes.items():
             tensor = draw(name, shape, generator)
             file.write(tensor.view(torch.uint8).numpy().data)
@@ -192,5 +221,9 @@ if __name__ == "__main__":
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, help="so many, instead of all")
+    parser.add_argument("--zeros", action="store_true")
     arguments = parser.parse_args()
-    make_checkpoint(arguments.shape, arguments.folder, arguments.seed)
+    make_checkpoint(
+        arguments.shape, arguments.folder, arguments.seed, layers=arguments.layers, zeros=arguments.zeros
+    )

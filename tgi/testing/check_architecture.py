@@ -50,14 +50,15 @@ def check_architecture(
     lengths: Sequence[int] = LENGTHS,
     reference: Any = None,
     cards: Sequence[str] = ("gaudi2-lazy", "gaudi3-compile"),
+    devices: Sequence[Device] = (),
 ) -> None:
     """Raise AssertionError where the model of `folder` is not right; its message says what to look at.
 
     In this order: every tensor of the checkpoint is read, and none is missing; the model gives what
     transformers gives (`reference`, or the model that it loads from the folder); decoding, prefill in chunks,
     rows together, scattered blocks and a shared prefix give what a prefill of the whole text gives; so do
-    plain torch, padding, and simulated `cards`, whose steps are graphs; so do `ranks` ranks (0: leave out);
-    and `ModelConfig.weights` counts what the ranks keep.
+    plain torch, padding, and simulated `cards`, whose steps are graphs; so do other `devices`; so do `ranks`
+    ranks (0: leave out); and `ModelConfig.weights` counts what the ranks keep.
     """
     case = _load(Path(folder), lengths, tolerance)
     _compare_with_transformers(case, reference)
@@ -68,6 +69,9 @@ def check_architecture(
     for card in cards:
         with open_compiling(card) as simulated, _explained(f"on a simulated {card}", words.on_card):
             case.compare(case.in_few_ways(simulated))
+    for device in devices:
+        with _explained(f"on {type(device).__name__}", words.on_card):
+            case.compare(case.in_all_ways(device, PADDING))
     if ranks:
         _compare_ranks(case, ranks)
     for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
