@@ -15,7 +15,7 @@ from typing import Any
 
 import attrs
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, floats, ints
 from tgi.scheduler.blocks import BlockPool

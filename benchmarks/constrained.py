@@ -21,7 +21,8 @@ from pathlib import Path
 import trio
 
 from tgi.api.grammars import Grammars
-from tgi.config import DEMO_MODEL, Limits
+from tgi.config import DEMO_MODEL
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer

@@ -31,8 +31,8 @@ from hypercorn.trio import serve
 from tgi.api.app import create_app
 from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
-from tgi.config import Limits
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import LaneParams, Result, Step, decode_report, encode, floats, frame, ints, unpack_ints

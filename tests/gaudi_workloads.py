@@ -13,8 +13,8 @@ from typing import Any
 import attrs
 import msgspec
 
-from tgi.config import Limits
 from tgi.device import Device
+from tgi.limits import Limits
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Buckets, SamplingParams, Sequence, State

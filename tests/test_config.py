@@ -6,7 +6,8 @@ from typing import Any
 import attrs
 import pytest
 
-from tgi.config import Limits, OptionError, Options, bucket_ranges, map_legacy_variables, resolve_limits
+from tgi.config import OptionError, Options, bucket_ranges, map_legacy_variables
+from tgi.limits import Limits, resolve_limits
 
 CPU = {"block_size": 16, "batch_size": 32, "prefill_tokens": 512}
 
@@ -48,6 +49,14 @@ def test_given_limits_stand() -> None:
     found = limits(max_input_tokens=100, max_total_tokens=300, max_batch_size=4, max_batch_prefill_tokens=64)
     assert (found.max_input_tokens, found.max_total_tokens) == (100, 300)
     assert (found.max_batch_size, found.max_batch_prefill_tokens) == (4, 64)
+
+
+def test_there_are_no_positions_beyond_those_that_a_model_has_learned() -> None:
+    assert (
+        resolve_limits(Options(), max_position=1024, learned_positions=1024, **CPU).max_total_tokens == 1024
+    )
+    with pytest.raises(OptionError, match=r"`max_total_tokens` must be <= 1024, .* Given: 1025"):
+        resolve_limits(Options(max_total_tokens=1025), max_position=1024, learned_positions=1024, **CPU)
 
 
 def test_a_long_prompt_limit_alone_raises_the_total() -> None:

@@ -7,7 +7,8 @@ from functools import partial
 import regex
 import trio
 
-from tgi.config import DEMO_MODEL, Limits
+from tgi.config import DEMO_MODEL
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer

@@ -13,7 +13,7 @@ import trio
 from trio.testing import MockClock
 
 from tgi.agreement import Patience
-from tgi.config import Limits, OptionError, Options
+from tgi.config import OptionError, Options
 from tgi.engine import (
     Model,
     _load,
@@ -33,6 +33,7 @@ from tgi.engine import (
 from tgi.executor import EngineError
 from tgi.hub import Source
 from tgi.lifecycle import Lifecycle
+from tgi.limits import Limits
 from tgi.planning.plan import make_plan
 from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins

@@ -13,8 +13,8 @@ import torch
 import transformers
 import trio
 
-from tgi.config import Limits
 from tgi.errors import ApiError
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.engine import open_engine

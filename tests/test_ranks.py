@@ -25,8 +25,9 @@ from hypercorn.config import Config, Sockets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgi.agreement import Patience
-from tgi.config import Limits, Options
+from tgi.config import Options
 from tgi.executor import EngineError
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.server import serve
 from tgi.testing.engine import open_engine

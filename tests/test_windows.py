@@ -9,8 +9,8 @@ import torch
 import transformers
 import trio
 
-from tgi.config import Limits
 from tgi.errors import ApiError
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Scheduler, Sequence
 from tgi.testing.engine import open_engine
 from tgi.testing.models import make_mistral

@@ -20,8 +20,9 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tgi import flags
-from tgi.config import Limits, Options, map_legacy_variables
+from tgi.config import Options, map_legacy_variables
 from tgi.foreign import foreign_flags
+from tgi.limits import Limits
 from tgi.sources import add_sources
 
 

@@ -21,10 +21,11 @@ from tgi.agreement import Patience
 from tgi.api.grammars import Grammars
 from tgi.api.openai_parameters import MOST_CHAT_LOGPROBS
 from tgi.api.service import Engine, ModelInfo, Service
-from tgi.config import DEMO_MODEL, Limits, OptionError, Options, map_legacy_variables, resolve_limits
+from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
+from tgi.limits import Limits, resolve_limits
 from tgi.metrics import Metrics
 from tgi.planning.cards import installed_card
 from tgi.planning.memory import for_pool, plan_memory
@@ -178,6 +179,7 @@ def _limits(model: Model, options: Options) -> Limits:
     return resolve_limits(
         options,
         max_position=model.config.max_position,
+        learned_positions=model.config.learned_positions,
         block_size=model.device.block_size,
         batch_size=model.device.batch_size,
         prefill_tokens=model.device.prefill_tokens,

@@ -26,12 +26,13 @@ from hypercorn.utils import wrap_app
 from tgi import log as logs
 from tgi.api.app import create_app
 from tgi.api.service import Service
-from tgi.config import Limits, OptionError, Options
+from tgi.config import OptionError, Options
 from tgi.engine import run_engine
 from tgi.errors import ApiError, GenerationFailed, Unavailable
 from tgi.executor import EngineError
 from tgi.hub import HubError
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import PLUGIN_TRACE, ConfigError
 from tgi.progress import show_progress

@@ -17,8 +17,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from tgi.api.app import create_app
 from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
-from tgi.config import Limits, Options
+from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.scheduler import Scheduler

@@ -5,7 +5,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 from .serving import INFO, LIMITS, run, saying, serving

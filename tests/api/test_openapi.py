@@ -19,8 +19,9 @@ from tgi.api.openapi import document
 from tgi.api.operations import OPERATIONS, Operation
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters
 from tgi.api.service import Service
-from tgi.config import Limits, Options
+from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 
 from . import openapi_rows

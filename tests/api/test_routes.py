@@ -9,8 +9,9 @@ import pytest
 from tgi.api import app
 from tgi.api.app import create_app
 from tgi.api.service import Service
-from tgi.config import Limits, Options
+from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 
 from .serving import Server, run, saying, serving

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.planning.memory import MIB, MemoryPlan, plan_memory
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded

@@ -5,7 +5,8 @@ from typing import Any
 import attrs
 import pytest
 
-from tgi.config import Options, resolve_limits
+from tgi.config import Options
+from tgi.limits import resolve_limits
 from tgi.planning.cards import installed_card, target
 from tgi.planning.plan import Plan, Setup, make_plan
 from tgi.planning.setup import cache_item

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.scheduler.shapes import Bucket, Space
 
 limits = st.builds(

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.config import Limits, OptionError
+from tgi.config import OptionError
+from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.scheduler.bucketing import MAX_GRAPHS, Bucketing, Strategy
 from tgi.scheduler.buckets import Buckets, geometric

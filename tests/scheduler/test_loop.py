@@ -10,8 +10,8 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from tgi.config import Limits
 from tgi.errors import ApiError, GenerationFailed
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step

@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step

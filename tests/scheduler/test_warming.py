@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tgi.config import Limits
 from tgi.executor import EngineError
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step, unpack_ints

@@ -3,7 +3,7 @@
 import attrs
 import pytest
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.bucketing import Bucketing

@@ -4,7 +4,7 @@ from typing import Any
 
 import attrs
 
-from tgi.config import Limits
+from tgi.limits import Limits
 
 from .openai_parameters import MOST_CHAT_LOGPROBS, MOST_COMPLETION_LOGPROBS
 

@@ -4,8 +4,8 @@ A value that OpenAI calls neutral is left out where TGI refuses it (`top_p: 1`),
 the most likely token (2.3).
 """
 
-from tgi.config import Limits
 from tgi.errors import ValidationError
+from tgi.limits import Limits
 
 from .openai_schema import ChatRequest, CompletionRequest
 from .schema import GenerateParameters

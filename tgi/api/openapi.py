@@ -5,7 +5,7 @@ It is of version 3.0.3, as TGI's is: the Swagger UI that is served shows no newe
 
 import re
 
-from tgi.config import Limits
+from tgi.limits import Limits
 
 from .field_docs import Docs
 from .json_schema import Schema, Schemas

@@ -8,9 +8,10 @@ import attrs
 import trio
 
 from tgi import __version__
-from tgi.config import Limits, Options
+from tgi.config import Options
 from tgi.errors import Overloaded, Unavailable
 from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.scheduler import Scheduler
 from tgi.text.chat_template import ChatTemplates

@@ -11,8 +11,8 @@ from typing import TypeVar
 import attrs
 import trio
 
-from tgi.config import Limits
 from tgi.errors import ValidationError
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarError, GrammarSpec, Matcher

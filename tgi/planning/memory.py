@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 import attrs
 import msgspec
 
-from tgi.config import Limits
 from tgi.footprint import block_bytes
+from tgi.limits import Limits
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import GraphsError

@@ -6,8 +6,8 @@ from typing import Any
 
 import attrs
 
-from tgi.config import Limits
 from tgi.footprint import block_bytes, first_block, graph_bytes, workspace_bytes
+from tgi.limits import Limits
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import Bucketing, warm_up_seconds

@@ -10,8 +10,9 @@ from typing import Any
 
 import attrs
 
-from tgi.config import DEMO_MODEL, OptionError, Options, resolve_limits
+from tgi.config import DEMO_MODEL, OptionError, Options
 from tgi.hub import Source, find_config
+from tgi.limits import resolve_limits
 from tgi.plugins import (
     ANY,
     Architecture,
@@ -44,6 +45,7 @@ def read_setup(options: Options) -> Setup:
     limits = resolve_limits(
         options,
         max_position=config.max_position,
+        learned_positions=config.learned_positions,
         block_size=card.device.block_size,
         batch_size=card.device.batch_size,
         prefill_tokens=card.device.prefill_tokens,

@@ -50,6 +50,8 @@ class ModelConfig:
     head_dim: int
     max_position: int
     """Tokens in the longest sequence that the model was made for."""
+    learned_positions: int | None = None
+    """How many positions there are, where each has been learned by itself; None: any can be computed."""
     prefix_limit: int | None = None
     """Prompts longer than this have keys that depend on their length, and share none; None: none has."""
     window: int | None = None

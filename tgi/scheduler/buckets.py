@@ -7,7 +7,7 @@ step that the policy can plan has one; there is no fallback. Any other device ha
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 
 from .bucketing import Bucketing

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tgi.config import Limits
 from tgi.errors import ApiError, GenerationFailed
 from tgi.executor import Executor
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.text.grammar import GrammarError

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Items
 
 import attrs
 
-from tgi.config import Limits
+from tgi.limits import Limits
 from tgi.protocol import LaneParams, Step, floats, ints
 
 from .blocks import BlockPool

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 import attrs
 from attrs import astuple
 
-from tgi.config import Limits, span
 from tgi.footprint import GATHERED
+from tgi.limits import Limits, span
 
 
 @attrs.frozen(order=True)

@@ -10,8 +10,8 @@ from types import MappingProxyType
 import trio
 
 from tgi.agreement import Patience
-from tgi.config import Limits
 from tgi.executor import open_executor
+from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load

@@ -7,8 +7,8 @@ import torch
 import transformers
 import trio
 
-from tgi.config import Limits
 from tgi.errors import ApiError
+from tgi.limits import Limits
 from tgi.scheduler import SamplingParams, Sequence
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer

@@ -121,6 +121,21 @@ def test_an_adapter_of_its_own_goes_first(tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_positions_that_are_learned_have_an_end(tmp_path, family):
+    config = json.loads((make_model(tmp_path, **FAMILIES[family]) / "config.json").read_bytes())
+    found = read_config(JsonReader(config)).learned_positions
+    assert found == (found and found_positions(transformers.AutoConfig.from_pretrained(tmp_path)))
+    assert (found is not None) == (family in ("GPT-2", "OPT"))
+
+
+def found_positions(config):
+    """How many position embeddings transformers makes, OPT's offset of 2 left out."""
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    tables = [m for n, m in model.named_modules() if n.endswith(("wpe", "embed_positions"))]
+    return tables[0].weight.shape[0] - getattr(tables[0], "offset", 0)
+
+
 def test_the_window_of_all_layers():
     config = {**GENERAL, "architectures": ["Gemma2ForCausalLM"], "sliding_window": 8}
     assert read_config(JsonReader(config)).window is None

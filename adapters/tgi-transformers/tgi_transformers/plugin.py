@@ -15,6 +15,8 @@ _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 _POSITIONS = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len")
+_COMPUTED = ("rope", "rotary", "alibi", "attn_config")
+"""Beginnings of keys of config.json of models that compute their positions."""
 _BY_LENGTH = ("dynamic", "longrope", "su")
 """Kinds of RoPE whose angles transformers takes from the longest sequence of a step."""
 
@@ -52,6 +54,8 @@ def read_config(get: JsonReader) -> TransformersConfig:
         num_kv_heads=heads if compressed else _kv_heads(text, heads),
         head_dim=rotated + plain if compressed else text(int, "head_dim", hidden // heads),
         max_position=_first(text, _POSITIONS, 2048),
+        learned_positions=_learned_positions(text),
+        changes_scores=text(float, "attn_logit_softcapping", 0.0) > 0,
         window=_window(text),
         architecture=architecture,
         json=get.data,
@@ -110,6 +114,11 @@ def _first(get: JsonReader, names: tuple[str, ...], default: Any = attrs.NOTHING
 
 def _kv_heads(get: JsonReader, heads: int) -> int:
     return 1 if get(bool, "multi_query", False) else _first(get, _KV_HEADS, heads)
+
+
+def _learned_positions(get: JsonReader) -> int | None:
+    """Taken to be learned where nothing tells how they are computed."""
+    return None if any(key.startswith(_COMPUTED) for key in get.data) else _first(get, _POSITIONS, 2048)
 
 
 def _window(get: JsonReader) -> int | None:

@@ -25,8 +25,8 @@ from tgi.api.openai_schema import (
 from tgi.api.schema import CompatGenerateRequest, GenerateParameters, default_parameters
 from tgi.api.service import Engine, Service
 from tgi.api.validate import Generation, check_best_of, validate
-from tgi.config import Limits
 from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
+from tgi.limits import Limits
 from tgi.scheduler import Sequence
 
 from .native import answer_compat_generate
