@@ -12,7 +12,7 @@ import torch
 
 from tgi.config import Options
 from tgi.device import Device
-from tgi.doctor import gaudi, host, probe
+from tgi.doctor import gaudi, host, nvidia, probe
 from tgi.doctor.check import Check
 from tgi.doctor.machine import GIB, MIB, Machine
 from tgi.doctor.releases import check_driver, check_firmware, check_software
@@ -178,6 +178,27 @@ def own_process(place: Path) -> Check:
     (place / "proc/815/fd").mkdir()
     (place / "proc/815/fd/7").symlink_to("/dev/accel/accel0")
     return holders(machine, 1)
+
+
+# ---- a host with NVIDIA GPUs -------------------------------------------------------------------------------
+
+GPUS = {"dev/nvidia0": "", "dev/nvidia1": "", "dev/nvidiactl": "", "proc/driver/nvidia/version": "NVRM 570"}
+FAULTS |= {
+    "no GPU": lambda p: nvidia.check_gpus(plain_host(p), 1),
+    "a container that did not get the GPUs": lambda p: nvidia.check_gpus(
+        plain_host(p, {"proc/driver/nvidia/version": "NVRM 570"}), 1
+    ),
+    "more ranks than GPUs": lambda p: nvidia.check_gpus(
+        plain_host(p, GPUS, environ={"CUDA_VISIBLE_DEVICES": "1"}), 2
+    ),
+    "files of GPUs that are root's": lambda p: nvidia.check_gpu_access(
+        plain_host(p, GPUS, may_use=lambda path: path.name != "nvidiactl")
+    ),
+    "a GPU that others use": lambda p: nvidia.check_gpu_memory(
+        plain_host(p, GPUS, run=lambda _: "0, 3, 570.86.15\n1, 60211, 570.86.15\n")
+    ),
+    "no nvidia-smi": lambda p: nvidia.check_gpu_memory(plain_host(p, GPUS)),
+}
 
 
 # ---- the device itself ---------------------------------------------------------------------------------

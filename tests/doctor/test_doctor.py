@@ -12,10 +12,12 @@ from tgi.config import Options
 from tgi.doctor.gaudi import check_gaudi
 from tgi.doctor.host import check_cpu, check_host
 from tgi.doctor.machine import Machine
+from tgi.doctor.nvidia import check_nvidia
 from tgi.doctor.releases import RELEASES, check_software
 from tgi.doctor.show import examine
 from tgi.doctor.smi import parse_cards, parse_holders
 
+from .faults import GPUS
 from .hosts import PAGE, SOMEBODY, gaudi_host, plain_host
 
 DOCTOR = [sys.executable, "-m", "tgi", "doctor", "--port", "0"]
@@ -42,6 +44,19 @@ def test_cards_that_nobody_asks_for(tmp_path: Path) -> None:
 def test_without_a_card_none_is_opened(tmp_path: Path) -> None:
     names = [check.name for check in examine(Options(device="hpu", port=0), plain_host(tmp_path))]
     assert names[-2:] == ["software", "cards"]
+
+
+def test_a_host_with_gpus_in_order(tmp_path: Path) -> None:
+    machine = plain_host(tmp_path, GPUS, run=lambda _: "0, 3, 570.86.15\n1, 3, 570.86.15\n")
+    found = list(check_nvidia(machine, Options(device="cuda", num_shard=2)))
+    assert [check.state for check in found] == ["ok"] * 3
+    assert found[-1].found == "Nobody uses the GPUs. Driver 570.86.15."
+
+
+def test_sharding_without_cards(tmp_path: Path) -> None:
+    machine = plain_host(tmp_path, environ={"HABANA_VISIBLE_MODULES": "3"})
+    [found] = examine(Options(device="hpu", sharded="true"), machine)
+    assert (found.name, found.state) == ("ranks", "fail")
 
 
 def test_a_device_that_there_is_not(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from tgi.device import Device, Program
+from tgi.plugins import ConfigError
 from tgi.weights import Shard
 from tgi.worker.runner import open_device
 
@@ -185,9 +186,11 @@ def attempt(name: str, probe: Callable[[], Check]) -> Check:
 
 def failure(name: str, error: Exception) -> Check:
     """With what to do about such an error."""
-    line = " ".join(f"{type(error).__name__}: {error}".split())
-    advice = next((advice for word, advice in ADVICE.items() if word.lower() in line.lower()), LOGS)
-    return fail(name, f"{line[:300].rstrip('.')}.", advice)
+    meant = isinstance(error, ConfigError)  # for people
+    line = " ".join((f"{error}" if meant else f"{type(error).__name__}: {error}").split())
+    usual = "Put that right, or start with another --device." if meant else LOGS
+    advice = next((advice for word, advice in ADVICE.items() if word.lower() in line.lower()), usual)
+    return fail(name, f"{line[:1].upper()}{line[1:300].rstrip('.')}.", advice)
 
 
 def probes_of(device: Device) -> dict[str, Callable[[Device], Check]]:

@@ -8,36 +8,47 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tgi.config import Options
+from tgi.config import OptionError, Options
+from tgi.planning.setup import count_ranks
 from tgi.plugins import DeviceSpec, devices, load_plugins
 
 from .check import Check, fail, warn
 from .gaudi import check_gaudi, check_recipes, pci_cards
 from .host import check_cpu, check_host
 from .machine import Machine
+from .nvidia import check_nvidia
 from .trial import try_device
 
+CLOSED = ("software", "cards", "access")
+"""Where one of these fails, no card can be opened."""
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def examine(options: Options, machine: Machine) -> Iterator[Check]:
     """All checks for such a server on this machine, in the order in which they should be read."""
-    yield from check_host(machine, options)
-    spec = devices(load_plugins()).get(options.device)
+    known = devices(load_plugins())
+    spec = known.get(options.device)
     if spec is None:
-        names = ", ".join(sorted(devices(load_plugins())))
+        names = ", ".join(sorted(known))
         yield fail("device", f"There is no device {options.device!r}.", f"Choose --device from {names}.")
         return
+    try:
+        options = attrs.evolve(options, num_shard=count_ranks(options, spec, machine.environ))
+    except OptionError as error:
+        yield fail("ranks", f"{error}.", "Give a --num-shard that there are cards for.")
+        return
+    yield from check_host(machine, options)
     if spec.name == "cpu":
         yield from check_cpu(machine)
         if cards := pci_cards(machine):
             found = f"There are {len(cards)} Gaudi cards, and --device is cpu."
             yield warn("cards", found, "Start with --device hpu to use and to check them.")
-    if spec.name == "hpu":
-        before = list(check_gaudi(machine, options))
+    if spec.name in ("hpu", "cuda"):
+        look = check_gaudi if spec.name == "hpu" else check_nvidia
+        before = list(look(machine, options))
         yield from before
-        if any(check.state == "fail" and check.name in ("software", "cards", "access") for check in before):
-            return  # no card can be opened
+        if any(check.state == "fail" and check.name in CLOSED for check in before):
+            return
     if spec.name in ("hpu", "hpu-sim"):
         yield check_recipes(machine, options)
     yield from _tried(spec, options)
