@@ -137,6 +137,14 @@ def test_keys_and_values_in_fp8_by_the_scales_of_the_checkpoint(tmp_path: Path) 
     assert 0 < 4 * (good - exact).abs().mean() < (bad - exact).abs().mean()
 
 
+def test_weights_that_are_made_up(tmp_path: Path) -> None:
+    """The same on a card as on a CPU."""
+    make_fp8(tmp_path, GROUPS)
+    wanted = whole(make_driver(tmp_path, CpuDevice(1), dummy=True), [*PROMPT, 0], len(PROMPT))
+    with open_compiling("gaudi3-lazy") as device:
+        assert_near(whole(make_driver(tmp_path, device, dummy=True), [*PROMPT, 0], len(PROMPT)), wanted)
+
+
 def set_cache_scales(folder: Path, scale: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     kept = {

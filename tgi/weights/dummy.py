@@ -63,18 +63,18 @@ class DummyWeights:
         """As `Checkpoint.dismiss`."""
 
     def _fill(self, out: torch.Tensor, name: str, rows: range, columns: range, width: int) -> None:
-        noise = self._noise_for(width, out)
+        noise = self._noise_for(width, out.dtype)  # on the host: where integers may have 64 bits
         windows = noise[columns.start :].unfold(0, len(columns), 1)
         first = zlib.crc32(name.encode())
         count = max(1, _ROWS // max(1, len(columns)))
         for begin in range(0, len(rows), count):
-            some = torch.tensor(rows[begin : begin + count], device=out.device)
-            out[begin : begin + count] = windows.index_select(0, (first + some * _STEP) % _STARTS)
+            some = torch.tensor(rows[begin : begin + count])
+            out[begin : begin + count].copy_(windows.index_select(0, (first + some * _STEP) % _STARTS))
 
-    def _noise_for(self, width: int, like: torch.Tensor) -> torch.Tensor:
+    def _noise_for(self, width: int, dtype: torch.dtype) -> torch.Tensor:
         """Enough for a row of that width from any start."""
-        if len(self._noise) < _STARTS + width or self._noise.dtype != like.dtype:
+        if len(self._noise) < _STARTS + width or self._noise.dtype != dtype:
             noise = torch.randn(_STARTS, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD)
             rounds = 1 + -(-width // _STARTS)
-            self._noise = noise.to(like.device, like.dtype).repeat(rounds)
+            self._noise = noise.to(dtype).repeat(rounds)
         return self._noise
