@@ -1,5 +1,7 @@
 """What ranks tell of their steps, compared: who differs, and who is late."""
 
+import pytest
+
 from tgi.agreement import Agreement, Patience
 
 ONE, TWO = b"one", b"two"
@@ -37,15 +39,17 @@ def test_another_step_than_was_sent() -> None:
     assert made.begun(1, ONE, 2) == "ranks disagree: rank 1 has got another step 2 than was sent"
 
 
-def test_other_tokens() -> None:
+@pytest.mark.parametrize("first", [0, 1])
+def test_other_tokens(first: int) -> None:
     made = agreement()
     for rank in (0, 1):
         made.begun(rank, ONE, 1)
         made.begun(rank, TWO, 2)
-    assert made.finished(0, b"a", 3) is None
-    assert made.finished(0, b"b", 4) is None
-    assert made.finished(1, b"a", 5) is None
-    assert made.finished(1, b"c", 6) == "ranks disagree: step 2 gave other tokens on rank 1 than on rank 0"
+    assert made.finished(first, b"a", 3) is None
+    assert made.finished(first, b"b", 4) is None
+    assert made.finished(1 - first, b"a", 5) is None
+    complaint = made.finished(1 - first, b"c", 6)
+    assert complaint == "ranks disagree: step 2 gave other tokens on rank 1 than on rank 0"
 
 
 def test_what_was_not_asked_for() -> None:

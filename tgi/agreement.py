@@ -75,7 +75,8 @@ class Agreement:
         step.finished[rank] = now
         first, wanted = step.tokens = step.tokens or (rank, tokens)
         if tokens != wanted:
-            return f"ranks disagree: {step} gave other tokens on rank {rank} than on rank {first}"
+            one, other = sorted((first, rank))
+            return f"ranks disagree: {step} gave other tokens on rank {other} than on rank {one}"
         if len(step.finished) == len(self._ranks):
             self._steps.remove(step)
             if self._steps:
