@@ -97,9 +97,12 @@ def resolve_limits(
         max_client_batch_size=options.max_client_batch_size,
         payload_limit=options.payload_limit,
     )
-    batch_total = limits.max_batch_total_tokens
-    if batch_total is not None and limits.sequence_tokens > batch_total:
+    batch_total, needed = limits.max_batch_total_tokens, limits.sequence_tokens
+    if batch_total is not None and needed > batch_total:
         raise OptionError(
             f"`max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch_total}"
+            if needed == total
+            else f"`max_batch_total_tokens` must be >= {needed}, a step's part of a prompt and the window before "
+            f"it. Given: {batch_total}"
         )
     return limits
