@@ -91,7 +91,7 @@ def test_with_a_window_the_cache_may_be_smaller_than_a_sequence() -> None:
     given = {"max_total_tokens": 1000, "max_batch_prefill_tokens": 64}
     made = resolve_limits(Options(**given, max_batch_total_tokens=163), max_position=4096, window=100, **CPU)
     assert (made.window, made.sequence_tokens) == (100, 163)
-    with pytest.raises(OptionError, match="`max_batch_total_tokens` must be >= 163, .* Given: 162"):
+    with pytest.raises(OptionError, match=r"`max_batch_total_tokens` must be >= 163, .* Given: 162"):
         resolve_limits(Options(**given, max_batch_total_tokens=162), max_position=4096, window=100, **CPU)
     with pytest.raises(OptionError, match="Given: 1000 and 999"):
         resolve_limits(Options(**given, max_batch_total_tokens=999), max_position=4096, window=1000, **CPU)
