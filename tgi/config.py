@@ -20,7 +20,6 @@ from tgi.foreign import Foreign
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """The checkpoint that comes with the package."""
-DEFAULT_TOTAL_TOKENS = 4096
 BUCKET_VARIABLES = {
     "BATCH_BUCKET_SIZE": ("DECODE_BS", 1),
     "PREFILL_BATCH_BUCKET_SIZE": ("PROMPT_BS", 1),
@@ -308,97 +307,6 @@ class Options:
         }
         theta = (config.get("rope_parameters") or {}).get("rope_theta")
         return {"rope_scaling": scaling if theta is None else {**scaling, "rope_theta": theta}}
-
-
-@attrs.frozen(kw_only=True)
-class Limits:
-    """The limits of a running server, all of them known."""
-
-    max_concurrent_requests: int = 128
-    max_best_of: int = 2
-    max_stop_sequences: int = 4
-    max_top_n_tokens: int = 5
-    max_input_tokens: int = 4095
-    max_total_tokens: int = 4096
-    max_batch_prefill_tokens: int = 512
-    """Padded query tokens of one prefill step; longer prompts are prefilled in chunks."""
-    max_batch_size: int = 32
-    """Rows of one decode step."""
-    max_batch_total_tokens: int | None = None
-    """Tokens in the KV cache; None: as many as there is memory for, up to max_batch_size full sequences."""
-    waiting_served_ratio: float = 0.3
-    max_waiting_tokens: int = 20
-    block_size: int = 16
-    """Tokens in a KV block; the device's."""
-    window: int | None = None
-    """How many tokens a token sees, itself included; the model's. None: all that a sequence can have."""
-    max_client_batch_size: int = 4
-    payload_limit: int = 2_000_000
-    """Bytes of a request's body."""
-
-    @property
-    def sequence_tokens(self) -> int:
-        """Most tokens of one sequence that are in the KV cache at once: a chunk of its prompt, and those that
-        this sees before it."""
-        if self.window is None:
-            return self.max_total_tokens
-        return min(self.max_total_tokens, self.window - 1 + self.max_batch_prefill_tokens)
-
-    @property
-    def sequence_blocks(self) -> int:
-        """Most KV blocks that one sequence has at once."""
-        return min(-(-self.max_total_tokens // self.block_size), span(self.sequence_tokens, self.block_size))
-
-
-def span(tokens: int, block_size: int) -> int:
-    """How many KV blocks so many tokens in a row lie in at most, wherever they begin."""
-    return (tokens + block_size - 2) // block_size + 1
-
-
-def resolve_limits(
-    options: Options,
-    *,
-    max_position: int,
-    block_size: int,
-    batch_size: int,
-    prefill_tokens: int,
-    window: int | None = None,
-) -> Limits:
-    """What the options mean for a model made for `max_position` tokens on a device with these defaults.
-
-    Raises OptionError with TGI's texts. There is no check of the prefill budget against the longest
-    prompt: longer prompts are prefilled in chunks. --max-total-tokens may exceed `max_position`.
-    """
-    wanted = options.max_input_tokens if options.max_input_length is None else options.max_input_length
-    total = options.max_total_tokens
-    if total is None:
-        total = min(max_position, max(DEFAULT_TOTAL_TOKENS, 0 if wanted is None else wanted + 1))
-    longest_prompt = total - 1 if wanted is None else wanted
-    if longest_prompt >= total or longest_prompt < 1:
-        raise OptionError(f"`max_input_tokens`({longest_prompt}) must be < `max_total_tokens`({total})")
-    limits = Limits(
-        max_concurrent_requests=options.max_concurrent_requests,
-        max_best_of=options.max_best_of,
-        max_stop_sequences=options.max_stop_sequences,
-        max_top_n_tokens=options.max_top_n_tokens,
-        max_input_tokens=longest_prompt,
-        max_total_tokens=total,
-        max_batch_prefill_tokens=options.max_batch_prefill_tokens or prefill_tokens,
-        max_batch_size=options.max_batch_size or batch_size,
-        max_batch_total_tokens=options.max_batch_total_tokens,
-        waiting_served_ratio=options.waiting_served_ratio,
-        max_waiting_tokens=options.max_waiting_tokens,
-        block_size=block_size,
-        window=None if window is None or window >= total else window,
-        max_client_batch_size=options.max_client_batch_size,
-        payload_limit=options.payload_limit,
-    )
-    batch_total = limits.max_batch_total_tokens
-    if batch_total is not None and limits.sequence_tokens > batch_total:
-        raise OptionError(
-            f"`max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch_total}"
-        )
-    return limits
 
 
 def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
