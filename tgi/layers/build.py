@@ -69,7 +69,7 @@ class Build:
         return self.prepare(weight.to(self.dtype))
 
     def prepare(self, weight: torch.Tensor) -> torch.Tensor:
-        """As `Device.prepare_weight`. `weight` must not be used afterwards: what is read next may be there."""
+        """As `Device.prepare_weight`. `weight` is not to be used afterwards: the next may be there."""
         prepared = self.device.prepare_weight(weight)
         if prepared.is_mkldnn:
             self._spare = torch.empty(0, dtype=self.dtype).set_(weight.untyped_storage())

@@ -68,7 +68,7 @@ class Runner:
         weights = _open_weights(command, dtype, report)
         if isinstance(weights, Checkpoint):
             nowhere = _nowhere()
-            check_outline(weights, lambda found: make(config, Build(found, shard, nowhere, dtype, config.fp8)))
+            check_outline(weights, lambda it: make(config, Build(it, shard, nowhere, dtype, config.fp8)))
         build = Build(weights, shard, device, dtype, config.fp8)
         model = make(config, build).eval()
         if isinstance(weights, Checkpoint) and weights.unread:
@@ -94,7 +94,7 @@ class Runner:
             last_tokens=torch.zeros(
                 rows, dtype=torch.int64 if device.dynamic else torch.int32, device=device.torch_device
             ),
-            workspace_bytes=_workspace_bytes(config, build, command),
+            workspace_bytes=device.workspaces * _workspace_bytes(config, build, command),
             prefill_tokens=command.prefill_tokens,
             top=command.top,
             dtype=build.dtype,
