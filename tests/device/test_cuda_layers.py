@@ -1,7 +1,7 @@
 """What GPUs do their own way, in Triton's interpreter on the CPU, against the definitions.
 
 Skipped where there is no Triton, which is large; a GPU's torch brings it along. That a GPU computes the same,
-benchmarks/cuda.py shows where there is one.
+benchmarks/gpu.py shows where there is one.
 """
 
 import importlib.util
@@ -88,7 +88,7 @@ def test_layers(dtype, tolerance):
         same(mine.rotary(heads, *rotation), plain.rotary(heads, *rotation))
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize("size", [1, 7, 5000])
 def test_a_total_does_not_depend_on_other_rows(size):
     x = normal(50, size, dtype=torch.float32).exp()
     together = CudaLayers(1).total(x)
@@ -128,7 +128,7 @@ constants = dict(
     KV_HEADS=8, GROUPS=4, HEADS=32, DIM=96, DIM_UP=128, SIZE=64, BLOCK=32, PART=8, GROUPS_UP=16, TOGETHER=16,
     WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True,
 )
-for name in ("_attend_part", "_join_pieces", "_silu_mul", "_rotate"):
+for name in ("_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"):
     kernel = getattr(kernels, name)
     known = pointers | numbers | dict.fromkeys(constants, "constexpr")
     kinds = {name: known.get(name, "*bf16") for name in kernel.arg_names}
@@ -148,4 +148,6 @@ def test_kernels_are_what_the_compiler_takes(generation, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, generation], env=environment, capture_output=True, text=True
     )
-    assert done.stdout.split() == ["_attend_part", "_join_pieces", "_silu_mul", "_rotate"], done.stderr
+    assert done.stdout.split() == ["_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"], (
+        done.stderr
+    )

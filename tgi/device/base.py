@@ -41,6 +41,8 @@ class Device:
     """Whether decode steps list the blocks of all rows together, `Batch.flat`, instead of a table per row."""
     keeps_graphs = False
     """Whether each program takes memory of its own."""
+    workspaces = 1
+    """The working memory of how many steps it holds at once."""
     asynchronous = False
     """Whether work goes on after `graph`ed programs and `fetch` have returned."""
     fp8_limit = FP8_LIMIT

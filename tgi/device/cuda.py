@@ -89,6 +89,7 @@ class CudaDevice(CudaLayers):
 
     distributed_backend = "nccl"
     keeps_graphs = True
+    workspaces = 2  # that of the graphs, and that of a step which will be captured
     asynchronous = True
 
     def __init__(self, threads: int = 0) -> None:
@@ -97,6 +98,8 @@ class CudaDevice(CudaLayers):
             raise ConfigError(f"no CUDA device can be used here: {_reason()}")
         self.torch_device = torch.device("cuda")
         self._captures = 0
+        self._sealed_bytes = 0
+        """Memory in use when the warm-up ended: it takes torch a while to say, and changes little."""
         self._buffers = Buffers(_Pinned.of)
         self._copied: torch.cuda.Event | None = None
         """After the last copy to the host."""
@@ -117,9 +120,13 @@ class CudaDevice(CudaLayers):
         """Of the GPU."""
         return torch.cuda.mem_get_info()[1]
 
+    def seal(self) -> None:
+        """As defined."""
+        self._sealed_bytes = torch.cuda.memory_allocated()
+
     def counters(self) -> Counters:
         """Graphs that were captured; nothing is ever left to the CPU."""
-        return Counters(self._captures, 0, torch.cuda.memory_allocated())
+        return Counters(self._captures, 0, self._sealed_bytes or torch.cuda.memory_allocated())
 
     # ---- programs ------------------------------------------------------------------------------------------
 

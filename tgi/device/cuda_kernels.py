@@ -148,6 +148,17 @@ def _rotate(  # type: ignore[no-untyped-def]
     tl.store(result + place, (own * c + other * s).to(result.dtype.element_ty), mask=dim < DIM)
 
 
+@triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
+def _total(x, result, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Program (row), which alone adds it up: in which order does not depend on other rows."""
+    row = tl.program_id(0).to(tl.int64)
+    sums = tl.zeros([WIDTH], tl.float32)
+    for begin in range(0, size, WIDTH):
+        place = begin + tl.arange(0, WIDTH)
+        sums += tl.load(x + row * size + place, mask=place < size, other=0.0)
+    tl.store(result + row, tl.sum(sums, 0))
+
+
 def attend_blocks(
     query: torch.Tensor,
     keys: torch.Tensor,
@@ -181,6 +192,14 @@ def attend_blocks(
         starts, sums, peaks, outs, result,
         HEADS=heads, DIM=dim, PART=PART, DIM_UP=dim_up, TOGETHER=_TOGETHER,
     )  # fmt: skip
+    return result
+
+
+def total(x: torch.Tensor) -> torch.Tensor:
+    """`Device.total`."""
+    x = x.contiguous()
+    result = x.new_empty(len(x), 1)
+    _total[(len(x),)](x, result, x.shape[1], WIDTH=4 * _WIDTH)
     return result
 
 
