@@ -38,6 +38,8 @@ def test_as_many_blocks_as_can_be_needed_or_fit_beside_the_padding_block(free: i
 def test_a_given_size_of_the_cache() -> None:
     limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
     assert plan_memory([rank(1000 * 1024)], limits).blocks == 20
+    least = attrs.evolve(LIMITS, max_batch_total_tokens=129)
+    assert plan_memory([rank(1000 * 1024)], least).blocks == 9, "a sequence needs the last of them whole"
 
 
 def test_the_rank_with_the_least_room_decides() -> None:
