@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import itertools
 import json
+import os
 import statistics
 import threading
 import time
@@ -15,6 +16,8 @@ import pytest
 
 SECONDS = 4.0
 """The two of B2, and what is around: the request, a busy machine."""
+GAP = 1 if os.environ.get("TGI_TEST_DEVICE", "cpu") == "cpu" else 10
+"""Seconds between two tokens of a neighbour; a simulated card shares its processors with the bombs."""
 ANSWERS = {200, 422, 429}
 """429: the machine is too busy to find out."""
 
@@ -158,7 +161,7 @@ def test_bombs_are_refused_or_compiled_in_two_seconds_and_a_neighbour_is_served_
         f"{n} optional fields" for n in (8, 30)
     }
     assert statistics.median(beside) < 2 * statistics.median(alone) + 0.005
-    assert max(beside) < 1
+    assert max(beside) < GAP
 
 
 def test_all_bombs_at_once_end_neither_the_server_nor_a_stream(demo: Any) -> None:
@@ -166,7 +169,7 @@ def test_all_bombs_at_once_end_neither_the_server_nor_a_stream(demo: Any) -> Non
     with Neighbour(demo) as neighbour, ThreadPoolExecutor(len(everything)) as pool:
         neighbour.taken()
         answers = list(pool.map(lambda bomb: send(demo, bomb), everything))
-        assert max(neighbour.taken()) < 1
+        assert max(neighbour.taken()) < GAP
     assert {200, 422} <= {status for _, status, _, _ in answers} <= ANSWERS
     assert demo.generate("a", max_new_tokens=2)["generated_text"]
     assert " ERROR " not in demo.output()
