@@ -102,7 +102,7 @@ def resolve_limits(
         raise OptionError(
             f"`max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch_total}"
             if needed == total
-            else f"`max_batch_total_tokens` must be >= {needed}, for a part of a prompt and the window before "
+            else f"`max_batch_total_tokens` must be >= {needed}, a part of a prompt and the window before "
             f"it. Given: {batch_total}"
         )
     return limits
