@@ -28,7 +28,7 @@ ENV DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,ut
 FROM ${GAUDI_REGISTRY}/${GAUDI}/ubuntu${GAUDI_UBUNTU}/habanalabs/pytorch-installer-${GAUDI_TORCH}:latest AS base-hpu
 ARG GAUDI
 ARG GAUDI_TORCH
-COPY docker/pairing.py /opt/tgi/docker/
+COPY docker/pairing.py tgi/doctor/pairs.py /opt/tgi/docker/
 RUN python3 /opt/tgi/docker/pairing.py --gaudi "$GAUDI" --torch "$GAUDI_TORCH"
 ENV DEVICE=hpu \
     HABANA_VISIBLE_DEVICES=all \
@@ -59,6 +59,7 @@ COPY tgi tgi
 COPY adapters adapters
 # hadolint ignore=DL3013
 RUN python3 -m pip install --no-deps . ./adapters/*/ \
+ && rm -rf build ./*.egg-info adapters/*/build adapters/*/*.egg-info \
  && tgi plugins \
  && install --directory --owner=1000 --group=1000 /data
 # Any user may run it, also one without a name, with a read-only root: only /data and /tmp are written to.

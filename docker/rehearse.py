@@ -1,11 +1,11 @@
 """Carries out the Dockerfile without a container engine, in a tree of files that stands for the base image.
 
-    unshare --mount python docker/rehearse.py --base TREE --root ROOT [--mount FOLDER] -- COMMAND …
+    unshare --mount python docker/rehearse.py --base TREE --root ROOT --build-arg DEVICE=cpu -- COMMAND …
 
 Needs to be root. TREE, a Debian with Python in /usr/local for instance, is copied to ROOT; every COPY and RUN
 of the target is done there, with what ENV, ARG, WORKDIR and USER say, and how much each adds is printed. Then
 the COMMAND runs as the image's user, with its root read-only but for /data and /tmp. What is no RUN, such as
-HEALTHCHECK, is not tried.
+HEALTHCHECK, is not tried. With `--mount FOLDER` the tree has a folder of this machine: pip's files, perhaps.
 """
 
 import argparse
@@ -25,28 +25,25 @@ DROPPED = ("__pycache__", "*.egg-info", "tests")
 """As .dockerignore has it."""
 
 
-def instructions(path: Path, target: str | None, values: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """What leads to the target (the last stage), without the instructions of other stages."""
-    parser = DockerfileParser(fileobj=io.BytesIO(path.read_bytes()))
+def instructions(path: Path, target: str | None, values: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """What leads to the target (the last stage), without the instructions of other stages. The ARGs before
+    the first stage are added to `values`."""
     stages: dict[str, tuple[str, list[tuple[str, str]]]] = {}
-    arguments, name = dict(values), ""
-    for item in parser.structure:
+    name = ""
+    for item in DockerfileParser(fileobj=io.BytesIO(path.read_bytes())).structure:
         word, value = item["instruction"], item["value"]
-        if word == "COMMENT":
-            continue
         if word == "FROM":
-            source, _, name = expand(value, arguments).partition(" AS ")
+            source, _, name = expand(value, values).partition(" AS ")
             stages[name] = (source, [])
-        elif not stages:
+        elif not stages and word == "ARG":
             key, _, default = value.partition("=")
-            arguments.setdefault(key, default)
-        else:
+            values.setdefault(key, default)
+        elif word != "COMMENT":
             stages[name][1].append((word, value))
     chain, name = [], name if target is None else target
     while name in stages:
-        source, own = stages[name]
+        name, own = stages[name]
         chain.append(own)
-        name = source
     for own in reversed(chain):
         yield from own
 
@@ -59,8 +56,9 @@ def expand(text: str, values: Mapping[str, str]) -> str:
 class Tree:
     """The files of the image, and what its instructions have said so far."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, values: Mapping[str, str]) -> None:
         self.root = root
+        self.values = values
         self.folder = "/"
         self.user = "0:0"
         self.variables = {"PATH": "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"}
@@ -79,9 +77,9 @@ class Tree:
             for key, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|(\S+))', value):
                 self.variables[key] = expand(quoted or plain, self.variables)
         elif word == "ARG":
-            key, given, default = value.partition("=")
-            if given:
-                self.arguments.setdefault(key, default.strip('"'))
+            key, _, default = value.partition("=")
+            given = self.values.get(key, default.strip('"'))
+            self.arguments |= {key: given} if given else {}
         elif word == "WORKDIR":
             self.folder = value
             (self.root / value.strip("/")).mkdir(parents=True, exist_ok=True)
@@ -118,7 +116,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--target")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--build-arg", action="append", default=[])
     parser.add_argument("--mount", action="append", default=[])
     parser.add_argument("command", nargs="*")
     given = parser.parse_args()
@@ -128,8 +126,9 @@ def main() -> None:
         place = given.root / folder.strip("/")
         place.mkdir(parents=True, exist_ok=True)
         subprocess.run(["mount", "--rbind", folder, place], check=True)
-    tree, before = Tree(given.root), None
-    for word, value in instructions(REPOSITORY / "Dockerfile", given.target, {"DEVICE": given.device}):
+    values = dict(argument.split("=", 1) for argument in given.build_arg)
+    tree, before = Tree(given.root, values), None
+    for word, value in instructions(REPOSITORY / "Dockerfile", given.target, values):
         before = tree.size(given.mount) if before is None else before
         print(f"--- {word} {value[:100]}", flush=True)
         tree.carry_out(word, value)

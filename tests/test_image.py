@@ -76,7 +76,9 @@ def test_the_defaults_belong_together() -> None:
         (("1.24.0", "2.10.0", "3.12", "2.9.0"), "the base image has torch 2.9.0, not 2.10.0"),
         (("1.21.0", "2.6.0", "3.10", "2.6.0"), "needs Python 3.11, and this image has 3.10"),
         (("1.24.0", "2.10.0", "3.13", "2.10.0"), "no image with Python 3.13"),
-        (("1.20.1", "2.6.0", "3.10", "2.6.0"), "1.20.1 is not known; known are 1.21, 1.22"),
+        (("1.20.1", "2.6.0", "3.10", "2.6.0"), "needs Python 3.11"),
+        (("1.23.0", "2.9.0", "3.12", "2.9.0"), None),
+        (("1.25.0", "2.12.0", "3.12", "2.12.0"), "1.25.0 is not known; known are 1.16, 1.17"),
         (("1.2", "2.6.0", "3.12", "2.6.0"), "1.2 is not known"),
     ],
 )
@@ -117,6 +119,17 @@ def test_what_is_copied_is_there_and_not_ignored() -> None:
 
     assert all((ROOT / source).exists() for source in copied)
     assert {source.partition("/")[0] for source in copied} == allowed
+
+
+def test_the_page_has_every_argument() -> None:
+    page = (ROOT / "docs" / "image.md").read_text("utf-8")
+    table = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line)
+    }
+
+    assert {item["value"].partition("=")[0] for item in DOCKERFILE if item["instruction"] == "ARG"} <= table
+    for name in ("PYTHON", "TORCH", "GAUDI", "GAUDI_TORCH", "GAUDI_UBUNTU", "GAUDI_REGISTRY"):
+        assert f"`{argument(name)}`" in page
 
 
 def test_it_runs_as_a_user_that_may_do_little() -> None:

@@ -90,7 +90,7 @@ def docker_run(image: str, model: Model, source: str, port: int) -> list[str]:
     if "DOCKER_VOLUME" in os.environ:
         command += ["-v", f"{os.environ['DOCKER_VOLUME']}:/data"]
     if os.path.isabs(source):  # a checkpoint made here
-        command += ["-v", f"{source}:{source}:ro"]
+        command += ["-v", f"{source}:{source}:ro", "--user", f"{os.getuid()}:{os.getgid()}"]
     return [*command, image]
 
 
