@@ -9,7 +9,8 @@ PAGE = (ADAPTERS / "README.md").read_text("utf-8")
 
 
 def lines_of_code(folder: Path) -> int:
-    return sum(len(file.read_text("utf-8").splitlines()) for file in folder.glob("tgi_*/*.py"))
+    """To the nearest ten."""
+    return round(sum(len(file.read_text("utf-8").splitlines()) for file in folder.glob("tgi_*/*.py")), -1)
 
 
 def test_the_table_is_what_is_there() -> None:
@@ -17,7 +18,7 @@ def test_the_table_is_what_is_there() -> None:
         plugin.distribution: [f"`{item.name}`" for item in plugin.architectures]
         for plugin in load_plugins().installed
     }
-    rows = ["| adapter | architectures | lines of Python |", "| --- | --- | --- |"]
+    rows = ["| adapter | architectures | lines of Python, about |", "| --- | --- | --- |"]
     for folder in sorted(ADAPTERS.glob("tgi-*")):
         lines = lines_of_code(folder)
         rows.append(f"| [`{folder.name}`]({folder.name}) | {', '.join(offered[folder.name])} | {lines} |")
