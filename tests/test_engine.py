@@ -206,6 +206,9 @@ def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
     options = Options(dtype="bfloat16", watermark_delta=3.0)
     buckets = choose_buckets(compiling, CARD_LIMITS, options)
     command = load_command(compiling, CARD_LIMITS, buckets, options)
+    made_up = attrs.evolve(options, load_format="dummy")
+    assert load_command(compiling, CARD_LIMITS, buckets, made_up).dummy
+    assert not command.dummy
     assert command.gathered_blocks >= 8 * 8
     # A chunk of 1024 tokens has no context; one of 512 has 512 before it.
     assert command.prefill_pairs >= 1024 * 1024

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 import torch
 
-from tgi.device import AttentionSpec, Device
+from tgi.device import AttentionSpec, Device, cuda_layers
 from tgi.device.cuda_layers import CudaLayers
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
@@ -47,7 +47,8 @@ def test_decode_attention_over_many_parts():
 
 
 @pytest.mark.parametrize("step", ["prompts", "chunks"])
-def test_attention_of_prompts(step):
+def test_attention_of_prompts(step, monkeypatch):
+    monkeypatch.setattr(cuda_layers, "_QUERIES", 16)
     rows = attention.make_rows(attention.STEPS[step])
     for spec, seen in attention.SPECS.values():
         attention.check(CudaLayers(1), rows, [spec], seen)

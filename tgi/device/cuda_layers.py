@@ -15,6 +15,9 @@ from .base import Device
 from .batch import Batch
 from .hpu_attention import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
 
+_QUERIES = 256
+"""Of a row, whose scores exist at once where no kernel hides them."""
+
 
 class BlocksPlan(NamedTuple):
     """Of a decode step with n blocks in all."""
@@ -131,12 +134,33 @@ def _attend(
         return F.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=spec.scale, enable_gqa=query.shape[1] != key.shape[1]
         )
-    if spec.softcap is not None:
-        return attend_plainly(query, key, value, bias, plan.distance, spec)
-    if spec.slopes is not None:
-        assert plan.distance is not None
-        bias = (bias + spec.slopes[:, None, None] * plan.distance).to(bias.dtype)
+    if spec.changes_scores:  # numbers for each head: of some queries at a time
+        parts = [
+            _attend_changed(query[:, :, some], key, value, bias[:, :, some], plan.distance, some, spec)
+            for some in (slice(begin, begin + _QUERIES) for begin in range(0, query.shape[2], _QUERIES))
+        ]
+        return torch.cat(parts, 2)
     key, value = per_head(key, value, query.shape[1])  # no kernel takes both a mask and shared heads
+    return F.scaled_dot_product_attention(query, key, value, bias, scale=spec.scale)
+
+
+def _attend_changed(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor,
+    distance: torch.Tensor | None,
+    some: slice,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """As `_attend`, where queries and bias are `some` of all."""
+    distance = None if distance is None else distance[:, :, some]
+    if spec.softcap is not None:
+        return attend_plainly(query, key, value, bias, distance, spec)
+    assert spec.slopes is not None
+    assert distance is not None
+    bias = (bias + spec.slopes[:, None, None] * distance).to(bias.dtype)
+    key, value = per_head(key, value, query.shape[1])
     return F.scaled_dot_product_attention(query, key, value, bias, scale=spec.scale)
 
 
