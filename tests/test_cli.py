@@ -15,6 +15,7 @@ from tgi.foreign import Foreign
 
 OWN = [field.name for field in attrs.fields(Options) if field.name not in ("config", "env", "foreign")]
 CHOICES = {
+    "load_format": "dummy",
     "kv_cache_dtype": "fp8_e4m3fn",
     "dtype": "bfloat16",
     "rope_scaling": "dynamic",
