@@ -74,6 +74,16 @@ def test_a_fault_is_told_in_words(faulty: Callable[[str], Path], name: str, word
         check_architecture(faulty(name), cards=["gaudi2-lazy"] if name == "Deciding" else [])
 
 
+def test_a_fault_is_found_in_a_long_prompt(faulty: Callable[[str], Path]) -> None:
+    with pytest.raises(AssertionError, match="from token 9 on"):
+        check_architecture(faulty("Window"), lengths=[5, 95], cards=[])
+
+
+def test_there_is_room_for_long_prompts(tmp_path: Path) -> None:
+    """Five rows of 305 tokens are more than a step takes by default."""
+    check_architecture(make_llama(tmp_path), lengths=[5, 300], cards=[], ranks=0)
+
+
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [

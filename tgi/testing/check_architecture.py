@@ -6,6 +6,7 @@ check, with what it may be: `AssertionError: only with context in the cache …`
 """
 
 import contextlib
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,16 @@ from tgi.weights import CheckpointError, Shard
 from tgi.worker.runner import Runner
 
 from . import words
-from .driver import Driver, load_command, make_driver
+from .driver import BLOCK_SIZE, Driver, load_command, make_driver
 from .rank_threads import on_threads
 from .runs import (
+    DECODED,
     Logprobs,
     chunked,
     decoded,
     generate,
     random_prompt,
     shared,
-    shuffled,
     together,
     transformers_logprobs,
     whole,
@@ -40,6 +41,8 @@ LENGTHS = (37, 5, 18)
 """Tokens in the prompts that are tried."""
 PADDING = (3, 5, 2)
 """By which a bucket exceeds a step: rows, tokens, blocks."""
+FEWEST_BLOCKS = 255
+"""In a cache, so that they can be far apart."""
 
 
 def check_architecture(
@@ -75,18 +78,43 @@ def check_architecture(
     if ranks:
         _compare_ranks(case, ranks)
     for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
-        _check_weights(case.folder, shard)
+        _check_weights(case.drivers.folder, shard)
+
+
+@attrs.frozen(eq=False)
+class _Drivers:
+    """Drivers of the model of `folder`, with room for prompts of these lengths and what follows them."""
+
+    folder: Path
+    lengths: Sequence[int]
+
+    def make(self, device: Device, *, scattered: bool = False) -> Driver:
+        """Its blocks are in order, or scattered over the cache, the same each time."""
+        order = list(self.blocks)
+        if scattered:
+            random.Random(0).shuffle(order)
+        rows, tokens = len(self.lengths) + PADDING[0], max(self.lengths) + PADDING[1]
+        return make_driver(self.folder, device, order, prefill_tokens=rows * max(tokens, BLOCK_SIZE))
+
+    @property
+    def longest(self) -> int:
+        """Which prompt is."""
+        return self.lengths.index(max(self.lengths))
+
+    @property
+    def blocks(self) -> range:
+        """For all texts at once, and two more that are shorter than two blocks."""
+        each = (-(-(length + DECODED) // BLOCK_SIZE) for length in self.lengths)
+        return range(1, 1 + max(sum(each) + 2 * 2, FEWEST_BLOCKS))
 
 
 @attrs.frozen(eq=False)
 class _Case:
     """Texts, and what they are known to give."""
 
-    folder: Path
+    drivers: _Drivers
     texts: list[list[int]]
     """Prompts, each with what is generated after it."""
-    lengths: Sequence[int]
-    """Of the prompts."""
     wanted: list[Logprobs]
     """By a prefill for each position, one row alone."""
     tolerance: float
@@ -105,31 +133,31 @@ class _Case:
         self, device: Device, padding: tuple[int, int, int] | None = None
     ) -> "Iterator[_Computed]":
         """The texts, by the names that `words` knows."""
-        yield "decode", self._decoded(device, range(1, 256)), _generated(self.wanted)
-        yield "scattered", self._decoded(device, shuffled()), _generated(self.wanted)
+        yield "decode", self._decoded(self.drivers.make(device)), _generated(self.wanted)
+        scattered = self.drivers.make(device, scattered=True)
+        yield "scattered", self._decoded(scattered), _generated(self.wanted)
         yield "chunks", self._chunked(device, len(self.texts)), _prompted(self.wanted)
         yield from self._together("together", device, (0, 0, 0))
         if padding is not None:
             yield from self._together("padded", device, padding)
-        yield "prefix", *shared(make_driver(self.folder, device), self.texts[0])
+        yield "prefix", *shared(self.drivers.make(device), self.texts[0])
 
     def in_few_ways(self, device: Device) -> "Iterator[_Computed]":
         """Those that graphs may get wrong: each shape of a step takes a while to be made."""
         yield "chunks", self._chunked(device, 1), _prompted(self.wanted[:1])
         yield from self._together("padded", device, PADDING)
 
-    def _decoded(self, device: Device, blocks: Sequence[int]) -> list[Logprobs]:
-        driver = make_driver(self.folder, device, blocks)
-        rows = enumerate(zip(self.texts, self.lengths, strict=True))
+    def _decoded(self, driver: Driver) -> list[Logprobs]:
+        rows = enumerate(zip(self.texts, self.drivers.lengths, strict=True))
         return _generated(decoded(driver, lane, text, length) for lane, (text, length) in rows)
 
     def _chunked(self, device: Device, count: int) -> list[Logprobs]:
-        rows = list(zip(self.texts, self.lengths, strict=True))[:count]
-        return [chunked(make_driver(self.folder, device, shuffled()), text[:length]) for text, length in rows]
+        rows = list(zip(self.texts, self.drivers.lengths, strict=True))[:count]
+        return [chunked(self.drivers.make(device, scattered=True), text[:length]) for text, length in rows]
 
     def _together(self, name: str, device: Device, padding: tuple[int, int, int]) -> "Iterator[_Computed]":
-        driver = make_driver(self.folder, device, shuffled())
-        rows = together(driver, self.texts, self.lengths, padding)
+        driver = self.drivers.make(device, scattered=True)
+        rows = together(driver, self.texts, self.drivers.lengths, padding)
         yield name, _prompted(rows), _prompted(self.wanted)
         yield f"{name} decode", _generated(rows), _generated(self.wanted)
 
@@ -158,43 +186,45 @@ def _generated(rows: Iterable[Logprobs]) -> list[Logprobs]:
 
 def _load(folder: Path, lengths: Sequence[int], tolerance: float) -> _Case:
     """Raises AssertionError where the model cannot be loaded or run at all."""
-    device = CpuDevice(1)
+    device, drivers = CpuDevice(1), _Drivers(folder, lengths)
     try:
-        driver = make_driver(folder, device)
+        driver = drivers.make(device)
     except (ConfigError, CheckpointError) as error:
         raise AssertionError(words.not_loaded(error)) from error
     prompts = [random_prompt(driver.runner.config.vocab_size, n, seed) for seed, n in enumerate(lengths)]
-    texts = [prompt + generate(folder, device, prompt) for prompt in prompts]
+    texts = [prompt + generate(drivers.make(device), prompt) for prompt in prompts]
     rows = zip(texts, lengths, strict=True)
-    wanted = [whole(make_driver(folder, device), text, length) for text, length in rows]
-    return _Case(folder, texts, lengths, wanted, tolerance)
+    wanted = [whole(drivers.make(device), text, length) for text, length in rows]
+    return _Case(drivers, texts, wanted, tolerance)
 
 
 def _compare_with_transformers(case: _Case, reference: Any) -> None:
-    right = transformers_logprobs(case.folder, reference, case.texts)
-    ends = [logprobs[n - 1 : -1] for logprobs, n in zip(right, case.lengths, strict=True)]
+    drivers = case.drivers
+    right = transformers_logprobs(drivers.folder, reference, case.texts)
+    ends = [logprobs[n - 1 : -1] for logprobs, n in zip(right, drivers.lengths, strict=True)]
     worst = max(map(_difference, case.wanted, ends))
     if worst <= case.tolerance:
         return
-    mine = whole(make_driver(case.folder, CpuDevice(1)), case.texts[0], 1)
-    by_position = (mine - right[0][:-1]).abs().amax(1)
+    mine = whole(drivers.make(CpuDevice(1)), case.texts[drivers.longest], 1)
+    by_position = (mine - right[drivers.longest][:-1]).abs().amax(1)
     places = torch.nonzero(~(by_position <= case.tolerance)).flatten().tolist()
     raise AssertionError(words.not_as_transformers(worst, places[0] if places else None))
 
 
 def _compare_ranks(case: _Case, ranks: int) -> None:
     """The longest prompt is enough: ranks do not know of rows."""
-    text, length = case.texts[0], case.lengths[0]
+    drivers, longest = case.drivers, case.drivers.longest
+    text, length = case.texts[longest], drivers.lengths[longest]
 
     def run(driver: Driver) -> list[Logprobs]:
         return [decoded(driver, 0, text, length)]
 
     with _explained(f"on {ranks} ranks", words.on_ranks):
         try:
-            got = on_threads(case.folder, ranks, run, range(1, 256))
+            got = on_threads(drivers.folder, ranks, run, drivers.blocks)
         except (ConfigError, CheckpointError) as error:
             raise AssertionError(f"it cannot be divided over {ranks} ranks: {error}") from error
-        case.compare([("ranks", got, case.wanted[:1])])
+        case.compare([("ranks", got, [case.wanted[longest]])])
 
 
 def _check_weights(folder: Path, shard: Shard) -> None:

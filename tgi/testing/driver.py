@@ -74,7 +74,14 @@ class Driver:
         runner.model = recording
 
     def start(self, lane: int, **params: Any) -> None:
-        """Put a new sequence into a lane; `params` are those of LaneParams that are not neutral."""
+        """Put a new sequence into a lane; `params` are those of LaneParams that are not neutral.
+
+        The blocks that only the one before it had are free again, for when all others have been used.
+        """
+        before = self.lanes.pop(lane, None)
+        if before is not None:
+            kept = {block for other in self.lanes.values() for block in other.table}
+            self.free += [block for block in before.table if block and block not in kept]
         self.lanes[lane] = Lane(params)
 
     def share(self, lane: int, other: int, tokens: int) -> None:

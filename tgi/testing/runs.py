@@ -11,9 +11,7 @@ from typing import Any
 
 import torch
 
-from tgi.device import Device
-
-from .driver import BLOCK_SIZE, Driver, make_driver
+from .driver import BLOCK_SIZE, Driver
 
 Logprobs = torch.Tensor
 """[tokens, vocab] float32: after the last prompt token and after each generated one."""
@@ -26,9 +24,8 @@ def random_prompt(vocab: int, length: int, seed: int) -> list[int]:
     return random.Random(seed).choices(range(vocab), k=length)
 
 
-def generate(folder: Path, device: Device, prompt: Sequence[int]) -> list[int]:
+def generate(driver: Driver, prompt: Sequence[int]) -> list[int]:
     """DECODED tokens after the prompt, most likely first."""
-    driver = make_driver(folder, device)
     driver.start(0, prompt_length=len(prompt))
     tokens = [driver.prefill({0: prompt})[0].token]
     while len(tokens) < DECODED:
@@ -112,10 +109,3 @@ def transformers_logprobs(folder: Path, reference: Any, texts: Sequence[Sequence
     with torch.inference_mode():
         logits = [reference(torch.tensor([list(text)])).logits[0] for text in texts]
     return [some.float().log_softmax(-1) for some in logits]
-
-
-def shuffled() -> list[int]:
-    """Blocks for tables that are scattered over the cache, the same each time."""
-    order = list(range(1, 256))
-    random.Random(0).shuffle(order)
-    return order
