@@ -132,7 +132,11 @@ def read_architecture(folder: Path, options: Options) -> tuple[Architecture, Mod
         reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}"
         raise ConfigError("; ".join([reason, *plugins.left_out]))
     architecture = known[offered[0]]
-    config = architecture.config(JsonReader(data))
+    try:
+        config = architecture.config(JsonReader(data))
+    except ConfigError as error:
+        missed = plugins.left_out if architecture.name == ANY else []
+        raise ConfigError("; ".join([str(error), *missed])) from error
     if architecture.name == ANY:
         log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
     return architecture, config, overrides

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from .architecture import ANY
 from .manager import Plugin, load_plugins
 
 
@@ -40,7 +41,8 @@ def _text(plugin: Plugin) -> str:
     lines = [str(plugin)]
     for kind, offered in (("architectures", plugin.architectures), ("devices", plugin.devices)):
         if offered:
-            lines.append(f"  {kind}: {', '.join(item.name for item in offered)}")
+            names = ("any that nobody else offers" if item.name == ANY else item.name for item in offered)
+            lines.append(f"  {kind}: {', '.join(names)}")
     if plugin.problem is not None:
         lines.append("  left out")
     return "\n".join(lines)
