@@ -125,7 +125,7 @@ def measure(loader: str, folder: Path, threads: int) -> dict[str, float]:
     if not loader.startswith("transformers"):
         from tgi.plugins import devices, load_plugins
 
-        environment |= devices(load_plugins())["cpu"].environment
+        environment = {**devices(load_plugins())["cpu"].environment, **environment}
     command = [sys.executable, __file__, "--child", loader, str(folder), "--threads", str(threads)]
     with tempfile.TemporaryDirectory() as meeting:
         children = [
