@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from os import environ
 from pathlib import Path
-from typing import Any
 
 import attrs
 import trio
@@ -22,31 +21,19 @@ from tgi.api.grammars import Grammars
 from tgi.api.openai_parameters import MOST_CHAT_LOGPROBS
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
-from tgi.executor import EngineError, RankExecutor, open_executor
+from tgi.executor import RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
-from tgi.limits import Limits, resolve_limits
+from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.planning.cards import installed_card
-from tgi.planning.memory import for_pool, plan_memory
-from tgi.planning.recipes import (
-    installed_generation,
-    installed_software,
-    recipe_environment,
-    recipe_folder,
-)
-from tgi.planning.setup import count_ranks, model_costs, read_architecture
-from tgi.plugins import (
-    Architecture,
-    ConfigError,
-    DeviceSpec,
-    ModelConfig,
-    devices,
-    load_plugins,
-)
+from tgi.planning.buckets import choose_buckets, expected_warm_up, fewer_buckets, fit_buckets, known_shapes
+from tgi.planning.memory import for_pool, plan_blocks
+from tgi.planning.model import DEMO_ID, Model, describe_model, model_limits, prefix_limit
+from tgi.planning.recipes import prepare_recipes
+from tgi.planning.setup import count_ranks
+from tgi.plugins import ConfigError
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
-from tgi.scheduler.bucketing import Bucketing, GraphsError, warm_up_seconds
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import TIES
 from tgi.scheduler.workload import ShapeCounts
@@ -55,22 +42,8 @@ from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 log = logging.getLogger(__name__)
-DEMO_ID = "tgi-demo"
-"""What `/info` calls the model that comes with the package."""
 SAVE_SECONDS = 60.0
 """Between two times that the shapes of steps are saved: no more are lost when the server is killed."""
-
-
-@attrs.frozen
-class Model:
-    """What is known of a model before it is loaded."""
-
-    folder: Path
-    architecture: Architecture
-    config: ModelConfig
-    device: DeviceSpec
-    overrides: dict[str, object]
-    """Keys of config.json that the options replace."""
 
 
 async def run_engine(service: Service, options: Options) -> None:
@@ -85,7 +58,7 @@ async def run_engine(service: Service, options: Options) -> None:
     model = await trio.to_thread.run_sync(describe_model, folder, options)
     options = attrs.evolve(options, num_shard=count_ranks(options, model.device))
     model.config.check_ranks(options.num_shard or 1)
-    limits = service.limits = _limits(model, options)
+    limits = service.limits = model_limits(model, options)
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)
@@ -150,10 +123,9 @@ async def _warm_scheduler(
     if loaded[0].total_bytes:
         metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
     await executor.allocate(blocks + 1)
-    prefix_limit = _prefix_limit(model, options)
     scheduler = Scheduler(
         executor, limits, model.device, blocks, metrics,
-        prefix_limit=prefix_limit, buckets=buckets, shapes=shapes,
+        prefix_limit=prefix_limit(model, options), buckets=buckets, shapes=shapes,
     )  # fmt: skip
     service.lifecycle.enter("warming up", expected=expected_warm_up(model, buckets))
     await scheduler.warm_up(
@@ -175,30 +147,6 @@ def _log_ready(info: ModelInfo, block_size: int, blocks: int, block_bytes: int) 
     )  # fmt: skip
 
 
-def _limits(model: Model, options: Options) -> Limits:
-    return resolve_limits(
-        options,
-        max_position=model.config.max_position,
-        learned_positions=model.config.learned_positions,
-        block_size=model.device.block_size,
-        batch_size=model.device.batch_size,
-        prefill_tokens=model.device.prefill_tokens,
-        window=model.config.window,
-    )
-
-
-def describe_model(folder: Path, options: Options) -> Model:
-    """Read config.json and find the plugins for it. Raises ConfigError or OptionError."""
-    plugins = load_plugins()
-    for problem in plugins.problems:
-        log.warning("%s", problem)
-    architecture, config, overrides = read_architecture(folder, options)
-    found = devices(plugins)
-    if options.device not in found:
-        raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
-    return Model(folder, architecture, config, found[options.device], overrides)
-
-
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of the folder. Raises ConfigError."""
     try:
@@ -215,135 +163,6 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         )
     except OSError as error:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
-def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[str, str]:
-    """Make the folder for what a device compiles, if one is wanted; variables that tell the ranks of it.
-
-    Raises OptionError.
-    """
-    if options.recipe_cache is None or not model.device.compiles:
-        return {}
-    folder = recipe_folder(
-        options.recipe_cache.absolute(),
-        model=options.model_id or DEMO_ID,
-        config=attrs.asdict(model.config),
-        dtype=options.compute_dtype,
-        ranks=options.num_shard or 1,
-        generation=installed_generation() or installed_card("", environ),
-        software=installed_software(),
-        buckets=buckets,
-    )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OptionError(f"--recipe-cache: {error.filename} cannot be made: {error.strerror}") from error
-    return recipe_environment(folder)
-
-
-def choose_buckets(
-    model: Model, limits: Limits, options: Options, graphs: int | None = None, **known: Any
-) -> Buckets:
-    """Those that steps are padded to, at most `graphs` of them; `known`: see `Buckets.from_limits`.
-
-    Takes a moment. Raises ConfigError and OptionError.
-    """
-    device = model.device
-    if not device.compiles:
-        return Buckets.from_limits(limits, device)
-    card = installed_card(installed_generation(), environ)
-    costs = model_costs(model.folder, model.config, options, card, device)
-    bucketing = Bucketing.from_options(options, costs, graphs)
-    prefixes = _prefix_limit(model, options) != 0
-    return Buckets.from_limits(limits, device, bucketing, prefixes=prefixes, **known)
-
-
-def expected_warm_up(model: Model, buckets: Buckets) -> float | None:
-    """How many seconds it will take; None where nothing is compiled in it."""
-    if not model.device.compiles:
-        return None
-    return warm_up_seconds(len(buckets.to_warm_up()), model.config.num_layers)
-
-
-def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, **known: Any) -> Buckets:
-    """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment.
-
-    `known`: see `Buckets.from_limits`.
-    """
-    count = graphs
-    while True:
-        try:
-            buckets = choose_buckets(model, limits, options, count, **known)
-        except GraphsError as error:
-            count = error.needed
-            continue
-        log.log(
-            logging.INFO if count == graphs else logging.WARNING,
-            "--warmup-budget is enough for %d buckets: there will be %d",
-            graphs,
-            len(buckets.to_warm_up()),
-        )
-        return buckets
-
-
-def fit_buckets(
-    model: Model, limits: Limits, options: Options, loaded: Sequence[Loaded], buckets: Buckets
-) -> Buckets:
-    """Those, or fewer if --graph-memory-fraction is not enough for them. Raises OptionError if for none."""
-    device, graph_fraction = model.device, options.graph_memory_fraction
-    sizes = [rank for rank in loaded if rank.graph_bytes]
-    if not device.compiles or graph_fraction is None or not sizes:
-        return buckets
-    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = min(int(max(r.free_bytes, 0) * fraction * graph_fraction) // r.graph_bytes for r in sizes)
-    if graphs >= len(buckets.to_warm_up()):
-        return buckets
-    try:
-        return choose_buckets(model, limits, options, graphs, within=buckets.reads)
-    except GraphsError as error:
-        raise OptionError(
-            f"--graph-memory-fraction {graph_fraction:g} is enough for {graphs} graphs, and there must be "
-            f"{error.needed}"
-        ) from error
-
-
-def known_shapes(device: DeviceSpec, options: Options) -> ShapeCounts | None:
-    """What --record-shapes adds to; None where there is nothing to record. Raises OptionError."""
-    path = options.record_shapes
-    if path is not None and not (device.compiles and device.flat):
-        log.warning("--record-shapes has no effect: shapes do not matter on %s", device.name)
-        path = None
-    return None if path is None else ShapeCounts.open(path, device.block_size)
-
-
-def plan_blocks(
-    loaded: Sequence[Loaded],
-    device: DeviceSpec,
-    limits: Limits,
-    buckets: Buckets,
-    options: Options,
-    config: ModelConfig | None = None,
-) -> int:
-    """How many KV blocks to use beside the padding block; logs the plan of the memory.
-
-    Raises EngineError where not even the longest request fits.
-    """
-    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = len(buckets.to_warm_up()) if device.compiles else 0
-    plan = plan_memory(
-        loaded, limits, config=config,
-        graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction,
-    )  # fmt: skip
-    refusal = plan.refusal(limits)
-    log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", plan)
-    if refusal is not None:
-        raise EngineError(refusal, "memory")
-    if limits.max_batch_total_tokens is not None and plan.blocks < plan.wanted:
-        log.warning(
-            "--max-batch-total-tokens %d: there is memory for %d only",
-            limits.max_batch_total_tokens, plan.blocks * limits.block_size,
-        )  # fmt: skip
-    return plan.blocks
 
 
 def open_ranks(
@@ -391,10 +210,6 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,
     )
-
-
-def _prefix_limit(model: Model, options: Options) -> int | None:
-    return model.config.prefix_limit if options.prefix_caching else 0
 
 
 def _warm_up_report(service: Service) -> Callable[[int, int, str], None]:

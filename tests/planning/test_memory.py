@@ -1,16 +1,23 @@
 """The plan against vLLM's worked example (gaudi.md 2.4), and what it says when there is too little."""
 
+import logging
+
 import attrs
 import pytest
 
+from tgi.config import Options
+from tgi.executor import EngineError
 from tgi.limits import Limits
-from tgi.planning.memory import MIB, MemoryPlan, plan_memory
-from tgi.plugins import ModelConfig
+from tgi.planning.memory import MIB, MemoryPlan, plan_blocks, plan_memory
+from tgi.plugins import ModelConfig, devices, load_plugins
 from tgi.protocol import Loaded
+from tgi.scheduler import Buckets
 
+CPU = devices(load_plugins())["cpu"]
 GIB = 1 << 30
 LIMITS = Limits(max_total_tokens=129, max_batch_size=4, block_size=16)
 """The longest sequence takes 9 blocks."""
+BUCKETS = Buckets.from_limits(LIMITS, CPU)
 
 
 def rank(free: int, **more: int) -> Loaded:
@@ -173,3 +180,32 @@ def test_what_is_said_to_help_helps(free: int, graphs: int, fraction: float) -> 
     tokens = int(words[words.index("--max-total-tokens") + 1])
     shorter = attrs.evolve(LIMITS, max_total_tokens=tokens)
     assert plan_memory([loaded], shorter, graphs=graphs, fraction=fraction).fits
+
+
+def test_the_plan_of_the_memory_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    assert plan_blocks([rank(1000 * 1024 + 1)], CPU, LIMITS, BUCKETS, Options()) == 36
+    (record,) = caplog.records
+    assert "KV cache, 37 blocks of 16 tokens" in record.getMessage()
+
+
+def test_too_little_memory_ends_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(EngineError, match="Not enough memory to handle `max_total_tokens=129`") as caught:
+        plan_blocks([rank(9 * 1024 + 1)], CPU, LIMITS, BUCKETS, Options())
+    assert caught.value.kind == "memory"
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "no room for all" in record.getMessage()
+
+
+def test_a_cache_that_cannot_be_as_large_as_told(caplog: pytest.LogCaptureFixture) -> None:
+    limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
+    assert plan_blocks([rank(16 * 1024 + 1)], CPU, limits, BUCKETS, Options()) == 15
+    assert "--max-batch-total-tokens 320: there is memory for 240 only" in caplog.text
+
+
+def test_only_a_share_of_the_memory() -> None:
+    assert plan_blocks([rank(40 * 1024 + 1)], CPU, LIMITS, BUCKETS, Options(memory_fraction=0.5)) == 19
+    device = attrs.evolve(CPU, memory_fraction=0.5)
+    assert plan_blocks([rank(40 * 1024 + 1)], device, LIMITS, BUCKETS, Options()) == 19
+    assert plan_blocks([rank(40 * 1024 + 1)], device, LIMITS, BUCKETS, Options(memory_fraction=1.0)) == 36

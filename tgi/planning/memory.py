@@ -6,18 +6,22 @@ Everything a step can need is in it, so that nothing runs out later. All ranks g
 the plan is that of the rank with the least room.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 import msgspec
 
+from tgi.config import Options
+from tgi.executor import EngineError
 from tgi.footprint import block_bytes
 from tgi.limits import Limits
-from tgi.plugins import ModelConfig
+from tgi.plugins import DeviceSpec, ModelConfig
 from tgi.protocol import Loaded
 from tgi.scheduler.bucketing import GraphsError
 from tgi.scheduler.buckets import Buckets
 
+log = logging.getLogger(__name__)
 MIB = 1 << 20
 FEWEST_GRAPHS = 2
 """One of each kind."""
@@ -133,6 +137,36 @@ def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[...
         return choose(len(buckets.to_warm_up()), blocks=blocks, within=buckets.reads)
     except GraphsError:
         return buckets
+
+
+def plan_blocks(
+    loaded: Sequence[Loaded],
+    device: DeviceSpec,
+    limits: Limits,
+    buckets: Buckets,
+    options: Options,
+    config: ModelConfig | None = None,
+) -> int:
+    """How many KV blocks to use beside the padding block; logs the plan of the memory.
+
+    Raises EngineError where not even the longest request fits.
+    """
+    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
+    graphs = len(buckets.to_warm_up()) if device.compiles else 0
+    plan = plan_memory(
+        loaded, limits, config=config,
+        graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction,
+    )  # fmt: skip
+    refusal = plan.refusal(limits)
+    log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", plan)
+    if refusal is not None:
+        raise EngineError(refusal, "memory")
+    if limits.max_batch_total_tokens is not None and plan.blocks < plan.wanted:
+        log.warning(
+            "--max-batch-total-tokens %d: there is memory for %d only",
+            limits.max_batch_total_tokens, plan.blocks * limits.block_size,
+        )  # fmt: skip
+    return plan.blocks
 
 
 def plan_memory(

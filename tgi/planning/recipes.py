@@ -9,8 +9,17 @@ import importlib.metadata
 import json
 import re
 from collections.abc import Iterable, Mapping
+from os import environ
 from pathlib import Path
 from typing import Any
+
+import attrs
+
+from tgi.config import OptionError, Options
+from tgi.scheduler.buckets import Buckets
+
+from .cards import installed_card
+from .model import DEMO_ID, Model
 
 VARIABLE = "PT_HPU_RECIPE_CACHE_CONFIG"
 """Folder, whether to empty it first, its limit in MB, whether it is on a network file system."""
@@ -18,6 +27,30 @@ MEGABYTES = 8192
 HABANA = "0x1da3"
 """Of PCI vendors."""
 SOFTWARE = ("tgi", "torch", "habana-torch-plugin")
+
+
+def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[str, str]:
+    """Make the folder for what a device compiles, if one is wanted; variables that tell the ranks of it.
+
+    Raises OptionError.
+    """
+    if options.recipe_cache is None or not model.device.compiles:
+        return {}
+    folder = recipe_folder(
+        options.recipe_cache.absolute(),
+        model=options.model_id or DEMO_ID,
+        config=attrs.asdict(model.config),
+        dtype=options.compute_dtype,
+        ranks=options.num_shard or 1,
+        generation=installed_generation() or installed_card("", environ),
+        software=installed_software(),
+        buckets=buckets,
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"--recipe-cache: {error.filename} cannot be made: {error.strerror}") from error
+    return recipe_environment(folder)
 
 
 def recipe_folder(
