@@ -45,23 +45,7 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def test_a_rank_loads_and_leaves_when_it_is_told_to(tmp_path: Path) -> None:
-    make_llama(tmp_path)
-
-    async def main() -> list[Progress]:
-        async with open_executor() as executor:
-            seen = await load(executor, tmp_path)
-            await executor.allocate(10)
-            return seen
-
-    seen = trio.run(main)
-
-    assert seen[-1].done == seen[-1].total > 0
-    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
-    assert children() == []
-
-
-def test_several_ranks_load_at_once_and_tell_how_far_they_are(tmp_path: Path) -> None:
+def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Path) -> None:
     make_llama(tmp_path)
     seen: list[list[Progress]] = []
 
@@ -70,6 +54,7 @@ def test_several_ranks_load_at_once_and_tell_how_far_they_are(tmp_path: Path) ->
             loaded = await executor.load(command(tmp_path), seen.append)
             # one of 2 key/value heads each
             assert [rank.block_bytes for rank in loaded] == [2 * 2 * 16 * 16 * 4] * 2
+            await executor.allocate(10)
 
     trio.run(main)
 
@@ -83,12 +68,14 @@ def test_several_ranks_load_at_once_and_tell_how_far_they_are(tmp_path: Path) ->
     assert children() == []
 
 
-def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
+def test_a_rank_loads_and_is_named_with_its_signal_when_it_is_killed(tmp_path: Path) -> None:
     make_llama(tmp_path)
+    seen: list[Progress] = []
 
     async def main() -> None:
         async with open_executor() as executor:
-            await load(executor, tmp_path)
+            seen.extend(await load(executor, tmp_path))
+            await executor.allocate(10)
             os.kill(children()[0].pid, signal.SIGKILL)
             await executor.receive()
 
@@ -98,6 +85,8 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path) -> None:
     assert isinstance(error := only_error(caught.value), EngineError)
     assert "rank 0" in str(error)
     assert "was killed by SIGKILL" in str(error)
+    assert seen[-1].done == seen[-1].total > 0
+    assert [progress.done for progress in seen] == sorted(progress.done for progress in seen)
     assert children() == []
 
 

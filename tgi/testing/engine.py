@@ -9,7 +9,6 @@ from types import MappingProxyType
 
 import trio
 
-from tgi.agreement import Patience
 from tgi.executor import open_executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
@@ -37,7 +36,6 @@ async def open_engine(
     threads: int = 2,
     environment: Mapping[str, str] = MappingProxyType({}),
     ranks: int = 1,
-    patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[Scheduler]:
     """Load the model of `folder`, warm up what has to be, and schedule while the body runs.
 
@@ -59,7 +57,7 @@ async def open_engine(
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
-    async with open_executor(ranks, {**spec.environment, **environment}, patience) as executor:
+    async with open_executor(ranks, {**spec.environment, **environment}) as executor:
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
         costs = Costs.of(block_size=limits.block_size)
