@@ -26,17 +26,21 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_shapes(tmp_path, config):
-    check_architecture(make_llama(tmp_path, **config), ranks=0)
+LAZY, COMPILED = "gaudi2-lazy", "gaudi3-compile"
+CARDS = {"grouped queries": [LAZY, COMPILED], "all biases": [LAZY], "odd sizes": [COMPILED]}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(tmp_path, name):
+    check_architecture(make_llama(tmp_path, **SHAPES[name]), ranks=0, cards=CARDS.get(name, []))
 
 
 def test_two_ranks_and_sharded_files(tmp_path):
     folder = make_llama(tmp_path, shards=3, attention_bias=True, mlp_bias=True, vocab_size=511)
     assert len(list(folder.glob("*.safetensors"))) == 3
-    check_architecture(folder, ranks=2, lengths=[20])
+    check_architecture(folder, ranks=2, lengths=[20], cards=[])
     prompt = random_prompt(511, 20, 0)
-    (got,) = on_ranks(folder, 2, [prompt], 511, "gaudi2-lazy")  # processes, as a server has them
+    (got,) = on_ranks(folder, 2, [prompt], 511, LAZY)  # processes, as a server has them
     (wanted,) = transformers_logprobs(folder, None, [prompt])
     assert (got - wanted[-1]).abs().max() < 1e-4
 
@@ -89,12 +93,13 @@ ROPES = {
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
-@pytest.mark.parametrize("spelling", ["rope_scaling", "rope_parameters"])
-def test_rope(tmp_path, rope, spelling):
+def test_rope(tmp_path, rope):
+    """In its newer spelling, and it is the same in the older one."""
     theta = {"rope_theta": 500.0}
-    old = {"rope_scaling": rope, **theta, "max_position_embeddings": 64}
-    new = {"rope_parameters": rope | theta, "max_position_embeddings": 64}
-    folder = make_llama(tmp_path, **(old if spelling == "rope_scaling" else new))
+    new = llama_config(rope_parameters=rope | theta, max_position_embeddings=64)
+    old = llama_config(rope_scaling=rope, **theta, max_position_embeddings=64)
+    assert read_config(JsonReader(old)) == read_config(JsonReader(new))
+    folder = make_llama(tmp_path, rope_parameters=rope | theta, max_position_embeddings=64)
     # Prompts and what follows begin and end within, cross, and begin beyond 32 and 64.
     check_generation(folder, [12, 28, 45, 60, 75], tokens=24)
 
