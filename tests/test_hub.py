@@ -259,8 +259,17 @@ def test_a_pickle_that_would_run_code_is_refused(checkpoint: Path, tmp_path: Pat
     for name in ("config.json", "tokenizer.json"):
         (old / name).write_bytes((checkpoint / name).read_bytes())
     torch.save({"weight": partial(print, "code of a checkpoint")}, old / "pytorch_model.bin")
-    with pytest.raises(HubError, match="cannot be converted"):
+    with pytest.raises(HubError, match=r"made of what it has: \*\.safetensors: "):
         find_model(Source(str(old), cache=tmp_path))
+
+
+def test_a_tokenizer_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((checkpoint / name).read_bytes())
+    with pytest.raises(HubError, match=r"made of what it has: tokenizer\.json: "):
+        find_model(Source(str(bare), cache=tmp_path))
 
 
 def test_a_slow_tokenizer_is_converted(checkpoint: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def _convert(folder: Path, target: Path) -> None:
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise HubError(f"{folder} is in an old format and cannot be converted: {last}")
+        raise HubError(f"{folder} lacks files that cannot be made of what it has: {last}")
 
 
 def _cache_folder(source: Source) -> Path:

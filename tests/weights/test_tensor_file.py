@@ -100,3 +100,10 @@ def test_a_header_that_is_cut_off(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(FileError, match="cut off"):
         open_file(tmp_path / "a")
+
+
+def test_a_pointer_of_git_lfs(tmp_path):
+    oid = "4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393"
+    (tmp_path / "a").write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 12345\n")
+    with pytest.raises(FileError, match="git lfs pull"):
+        open_file(tmp_path / "a")

@@ -56,13 +56,16 @@ def _independent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def main(folder: Path, target: Path) -> int:
     """Convert what `target` lacks; gives the exit code."""
+    wanted = "tokenizer.json"
     try:
         if not (target / "tokenizer.json").is_file():
             convert_tokenizer(folder, target)
+        wanted = "*.safetensors"
         if not list(target.glob("*.safetensors")):
             convert_weights(folder, target)
     except Exception as error:  # whatever an old checkpoint makes torch or transformers raise
-        print(" ".join(str(error).split()) or repr(error), file=sys.stderr)
+        reason = " ".join(str(error).split()) or repr(error)
+        print(f"{wanted}: {reason}", file=sys.stderr)
         return 1
     return 0
 

@@ -67,7 +67,10 @@ def open_file(path: Path) -> TensorFile:
     """Read the header, map the rest. Raises FileError and OSError."""
     with path.open("rb") as file:
         total = path.stat().st_size
-        size = int.from_bytes(file.read(8), "little")
+        start = file.read(8)
+        if start == b"version ":
+            raise FileError("it is a pointer of Git LFS, in place of which `git lfs pull` puts the file")
+        size = int.from_bytes(start, "little")
         if total < 8 or not 0 < size <= min(MOST_HEADER, total - 8):
             raise FileError("its header is cut off")
         header = _header(file.read(size))
