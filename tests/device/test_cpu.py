@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import AttentionSpec, Batch, Device, HostRow, memory
+from tgi.device import AttentionSpec, Batch, Device, Fp8Weight, HostRow, Scale, memory
 from tgi.device.cpu import CpuDevice, usable_cores
 
 BLOCK = 16
@@ -42,6 +42,15 @@ def test_linear(devices, dtype, rows, out, into):
     mine, theirs = fast.prepare_weight(weight), plain.prepare_weight(weight)
     for extra in [(), (bias,), (None, residual), (bias, residual)]:
         assert_same(fast.linear(x, mine, *extra), plain.linear(x, theirs, *extra), dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 7, 33])
+def test_a_row_of_a_linear_layer_in_fp8_does_not_depend_on_its_neighbours(devices, dtype, rows):
+    _, fast = devices
+    numbers = normal(1000, 2048, dtype=torch.float32).to(torch.float8_e4m3fn)
+    weight = fast.prepare_fp8(Fp8Weight(numbers, torch.full((1000,), 0.1), Scale.of(torch.tensor(0.01))))
+    x = normal(130, 2048, dtype=dtype, seed=1)
+    assert torch.equal(fast.linear_fp8(x[:rows], weight), fast.linear_fp8(x, weight)[:rows])
 
 
 def test_elementwise(devices, dtype):

@@ -131,7 +131,7 @@ class Device:
     ) -> torch.Tensor:
         """As `linear` with x rounded to numbers of 8 bits times the weight's input scale, in float32."""
         numbers = (x.float() * weight.input.inverse).clamp(-self.fp8_limit, self.fp8_limit).to(FP8)
-        y = F.linear(numbers.float(), weight.numbers.float()) * weight.input.value * weight.scales
+        y = self.linear(numbers.float(), weight.numbers.float()) * weight.input.value * weight.scales
         y = (y if bias is None else y + bias).to(x.dtype)
         return y if residual is None else residual + y
 
