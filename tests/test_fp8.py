@@ -168,6 +168,7 @@ def groups(**changes: Any) -> dict[str, Any]:
         (STATIC | {"weight_block_size": [128, 128]}, "'weight_block_size' is set"),
         (GROUPS | {"format": "pack-quantized"}, "'format' is 'pack-quantized'"),
         (GROUPS | {"kv_cache_scheme": PART | {"num_bits": 4}}, "'kv_cache_scheme' is"),
+        (GROUPS | {"config_groups": {"group_0": 5}}, "'group_0' is 5"),
         (groups(weights=PART | {"strategy": "channel"}), "'weights' of 'group_0' is"),
         (groups(input_activations=PART | {"dynamic": True}), "'input_activations' of 'group_0' is"),
         (groups(input_activations=None), "'input_activations' of 'group_0' is None"),

@@ -30,3 +30,6 @@ def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="none named"):
         describe_model(tmp_path, Options())
+    (tmp_path / "config.json").write_text('{"architectures": 5}')
+    with pytest.raises(ConfigError, match="'architectures' is 5, expected list"):
+        describe_model(tmp_path, Options())

@@ -36,7 +36,17 @@ def test_a_folder_without_weights_has_no_shapes(tmp_path: Path) -> None:
     assert read_shapes(tmp_path) == {}
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]", b"version https://git-lfs"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\xff" * 20,
+        b"\x02\0\0\0\0\0\0\0[]",
+        b'\x07\0\0\0\0\0\0\0{"a":5}',
+        b'\x08\0\0\0\0\0\0\0{"a":{}}',
+        b"version https://git-lfs",
+    ],
+)
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(ConfigError, match=r"model\.safetensors is no safetensors file"):

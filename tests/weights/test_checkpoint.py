@@ -101,7 +101,9 @@ def test_index_of_a_missing_file(tmp_path):
         Checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", json.dumps({"weight_map": None}), "{}"])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", json.dumps({"weight_map": None}), '{"weight_map": {"a": 5}}', "{}"]
+)
 def test_broken_index(tmp_path, content):
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match="is not an index"):

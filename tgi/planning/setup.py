@@ -124,7 +124,7 @@ def read_architecture(folder: Path, options: Options) -> tuple[Architecture, Mod
     data = {**data, **overrides}
     plugins = load_plugins()
     known = architectures(plugins)
-    names = data.get("architectures") or []
+    names = JsonReader(data)(list, "architectures", [])
     offered = [name for name in (*names, ANY) if name in known] if names else []
     if not offered:
         wanted = names[0] if names else "(none named)"

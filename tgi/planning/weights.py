@@ -38,11 +38,13 @@ def rank_bytes(config: ModelConfig, shapes: dict[str, tuple[int, ...]], ranks: i
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """Of all tensors in *.safetensors, by their headers. Raises ConfigError."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        for name, tensor in _header(path).items():
-            if name != "__metadata__":
-                shapes[name] = tuple(tensor["shape"])
+        try:
+            header = _header(path)
+            shapes |= {name: tuple(header[name]["shape"]) for name in header if name != "__metadata__"}
+        except (TypeError, KeyError) as error:
+            raise ConfigError(f"{path} is no safetensors file: its header makes no sense") from error
     return shapes
 
 

@@ -43,6 +43,8 @@ def _fault_of_groups(section: JsonReader) -> str | None:
     if cache is not None and not _is_fp8(cache):
         return f"'kv_cache_scheme' is {cache!r}"
     for name, group in section(dict, "config_groups").items():
+        if not isinstance(group, dict):
+            return f"{name!r} is {group!r}"
         for part in ("weights", "input_activations"):
             if not _is_fp8(group.get(part)):
                 return f"{part!r} of {name!r} is {group.get(part)!r}"

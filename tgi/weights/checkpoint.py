@@ -116,10 +116,9 @@ def _paths(folder: Path) -> list[Path]:
             raise CheckpointError(f"{folder} has no *.safetensors file")
         return found
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
-    files = [folder / name for name in names]
     for file in files:
         if not file.exists():
             raise CheckpointError(f"{file} is missing; {index.name} names it")
