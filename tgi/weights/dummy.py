@@ -22,8 +22,6 @@ class DummyWeights:
     Vectors are neutral, 1 in a weight and 0 in a bias, so that norms keep numbers in bounds.
     """
 
-    unread: Sequence[str] = ()
-
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype = dtype
         self._noise = torch.empty(0)
