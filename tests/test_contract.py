@@ -58,5 +58,5 @@ def test_an_id_is_held(name: str, subject: str, held_by: str) -> None:
 
 
 def test_the_deviations_name_no_id_that_there_is_not() -> None:
-    """But for those of the sections that are not listed here: sampling, scheduling, tracing and logs."""
-    assert {name for name in DEVIATING - set(IDS) if not name.startswith(("S", "Q", "O", "5."))} == set()
+    """But for those of what is not listed here: sampling, scheduling, tracing, logs, and adapters (A)."""
+    assert {name for name in DEVIATING - set(IDS) if not name.startswith(("S", "Q", "O", "A", "5."))} == set()

@@ -243,6 +243,8 @@ def _usage_errors() -> Iterator[None]:
         _fail(f'Unexpected argument "{unexpected}".')
     except CycloptsError as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell has it; `tgi serve` takes the signal itself once it is up
 
 
 def _fail(reason: str) -> NoReturn:

@@ -306,6 +306,7 @@ async def _start_rank(index: int, ranks: int, folder: Path, environment: Mapping
             rank_command(theirs.fileno(), index, ranks, folder),
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the server, which decides
             env=rank_environment(index, ranks, environment),
         )
     finally:

@@ -165,6 +165,9 @@ def test_the_reader_names_what_is_wrong() -> None:
         get(str, "layers")
     with pytest.raises(ConfigError, match=r"'flag' is True, expected int"):
         get(int, "flag")
+    assert get.size("layers") == 2
+    with pytest.raises(ConfigError, match=r"'none' is 0, expected 1 or more"):
+        JsonReader({"none": 0}).size("none")
     rope = get.section("rope")
     assert rope is not None
     assert rope(float, "factor") == 2.0

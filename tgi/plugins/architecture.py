@@ -112,6 +112,13 @@ class JsonReader:
             raise ConfigError(f"{self._name}: {key!r} is {value!r}, expected {kind.__name__}")
         return value
 
+    def size(self, key: str, default: Any = attrs.NOTHING) -> int:
+        """A whole number above 0, as a number of heads is. Raises ConfigError naming the key."""
+        value = self(int, key, default)
+        if value < 1:
+            raise ConfigError(f"{self._name}: {key!r} is {value}, expected 1 or more")
+        return value
+
     @property
     def data(self) -> Mapping[str, Any]:
         """The whole object."""

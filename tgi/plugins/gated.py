@@ -53,22 +53,22 @@ def read_gated(get: JsonReader, **own: Any) -> GatedConfig:
 
     `own` is what a family has beside the names and defaults of Llama, or instead.
     """
-    heads, hidden = get(int, "num_attention_heads"), get(int, "hidden_size")
+    heads, hidden = get.size("num_attention_heads"), get.size("hidden_size")
     activation = get(str, "hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; only 'silu' is supported")
-    head_dim = get(int, "head_dim", hidden // heads)
+    head_dim = get.size("head_dim", hidden // heads)
     rope = read_rope(get, head_dim)
     common: dict[str, Any] = {
-        "vocab_size": get(int, "vocab_size"),
+        "vocab_size": get.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": get(int, "num_hidden_layers"),
+        "num_layers": get.size("num_hidden_layers"),
         "num_heads": heads,
-        "num_kv_heads": get(int, "num_key_value_heads", heads),
+        "num_kv_heads": get.size("num_key_value_heads", heads),
         "head_dim": head_dim,
-        "max_position": get(int, "max_position_embeddings", 2048),
+        "max_position": get.size("max_position_embeddings", 2048),
         "prefix_limit": rope.depends_on_length_beyond,
-        "intermediate_size": get(int, "intermediate_size"),
+        "intermediate_size": get.size("intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
         "rope": rope,
         "fp8": read_fp8(get),

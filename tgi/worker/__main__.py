@@ -5,7 +5,6 @@ Through FILE, which does not exist before, it finds the other ranks.
 
 import os
 import select
-import signal
 import socket
 import sys
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 def main() -> int:
     """Returns the exit code: 0 when the server closed the socket."""
     descriptor, rank, ranks = map(int, sys.argv[1:4])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
     _leave_with_server(descriptor)
     # The rest of the process is imported only now, so that it cannot outlive a server that dies meanwhile.
     import torch

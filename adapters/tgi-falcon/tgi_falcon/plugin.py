@@ -62,25 +62,25 @@ def read_config(get: JsonReader) -> FalconConfig:
     if get.section("quantization_config"):
         raise ConfigError("config.json: 'quantization_config' is set; quantized Falcons are not supported")
     own_code = get(str, "model_type", "falcon").startswith("RefinedWeb")
-    hidden = get(int, "n_embed" if "n_embed" in get.data else "hidden_size")
-    heads = get(int, "n_head" if "n_head" in get.data else "num_attention_heads")
+    hidden = get.size("n_embed" if "n_embed" in get.data else "hidden_size")
+    heads = get.size("n_head" if "n_head" in get.data else "num_attention_heads")
     new = get(bool, "new_decoder_architecture", own_code and "n_head_kv" in get.data)
     parallel = new or get(bool, "parallel_attn", not own_code)
     kv_heads = 1 if get(bool, "multi_query", not own_code) else heads
     if new:
-        kv_heads = get(int, "n_head_kv" if "n_head_kv" in get.data else "num_kv_heads", heads)
+        kv_heads = get.size("n_head_kv" if "n_head_kv" in get.data else "num_kv_heads", heads)
     rope = None if get(bool, "alibi", False) else read_rope(get, hidden // heads)
     return FalconConfig(
-        vocab_size=get(int, "vocab_size"),
+        vocab_size=get.size("vocab_size"),
         hidden_size=hidden,
-        num_layers=get(int, "n_layer" if "n_layer" in get.data else "num_hidden_layers"),
+        num_layers=get.size("n_layer" if "n_layer" in get.data else "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=hidden // heads,
-        max_position=get(int, "max_position_embeddings", 2048),
+        max_position=get.size("max_position_embeddings", 2048),
         prefix_limit=rope.depends_on_length_beyond if rope else None,
         changes_scores=rope is None,
-        inner_size=get(int, "ffn_hidden_size", 4 * hidden),
+        inner_size=get.size("ffn_hidden_size", 4 * hidden),
         epsilon=get(float, "layer_norm_epsilon", 1e-5),
         bias=get(bool, "bias", False),
         rope=rope,

@@ -47,12 +47,12 @@ def read_config(get: JsonReader) -> TransformersConfig:
     rotated, plain = text(int, "qk_rope_head_dim", 0), text(int, "qk_nope_head_dim", 0)
     compressed = bool(plain)  # MLA: the KV cache here has the whole keys, of every head
     return TransformersConfig(
-        vocab_size=text(int, "vocab_size"),
+        vocab_size=text.size("vocab_size"),
         hidden_size=hidden,
         num_layers=_first(text, _LAYERS),
         num_heads=heads,
         num_kv_heads=heads if compressed else _kv_heads(text, heads),
-        head_dim=rotated + plain if compressed else text(int, "head_dim", hidden // heads),
+        head_dim=rotated + plain if compressed else text.size("head_dim", hidden // heads),
         max_position=_first(text, _POSITIONS, 2048),
         learned_positions=_learned_positions(text),
         changes_scores=text(float, "attn_logit_softcapping", 0.0) > 0,
@@ -106,10 +106,9 @@ def _rope_kinds(config: Mapping[str, Any]) -> Iterator[str]:
 
 def _first(get: JsonReader, names: tuple[str, ...], default: Any = attrs.NOTHING) -> int:
     for name in names:
-        value = get(int, name, None)
-        if value is not None:
-            return value
-    return get(int, names[0], default)
+        if get.data.get(name) is not None:
+            return get.size(name)
+    return get.size(names[0], default)
 
 
 def _kv_heads(get: JsonReader, heads: int) -> int:
