@@ -11,10 +11,12 @@ from typing import Any
 import attrs
 import torch
 
+from tgi.device import Device
 from tgi.device.cpu import CpuDevice
 
 from .driver import BLOCK_SIZE, Answer, Driver, make_driver
 from .runs import random_prompt
+from .simulated_hpu import open_compiling
 
 PAUSE = 3
 """Decode steps between two sequences that join a batch."""
@@ -36,19 +38,31 @@ def check_generation(
     tokens: int = 64,
     tolerance: float = 1e-4,
     reference: Callable[[], Any] | None = None,
+    cards: Sequence[str] = (),
 ) -> None:
     """Raise AssertionError where the tokens after random prompts of these lengths are not transformers'.
 
     Each alone, its prompt in two chunks; all in one batch, which they join one after another; and the last
     once more after blocks that its prompt has left in the cache. `reference` makes the model to compare with,
     if transformers does not know the folder. Each prompt has a new one: some RoPEs remember what they have
-    seen.
+    seen. On the CPU, and on simulated `cards` as `check_architecture` takes them.
     """
     texts = [_write(Path(folder), length, tokens, reference) for length in lengths]
-    _compare(texts, [_alone(make_driver(folder, CpuDevice(1)), text) for text in texts], "alone", tolerance)
-    driver = make_driver(folder, CpuDevice(1))
-    _compare(texts, _mixed(driver, texts), "in a batch", tolerance)
-    _compare(texts[-1:], [_again(driver, texts[-1], len(texts))], "after a shared prefix", tolerance)
+    _check_device(folder, texts, CpuDevice(1), "on the CPU", tolerance)
+    for card in cards:
+        with open_compiling(card) as device:
+            _check_device(folder, texts, device, f"on {card}", tolerance)
+
+
+def _check_device(
+    folder: Path | str, texts: Sequence[Text], device: Device, where: str, tolerance: float
+) -> None:
+    alone = [_alone(make_driver(folder, device), text) for text in texts]
+    _compare(texts, alone, f"{where}, alone", tolerance)
+    driver = make_driver(folder, device)
+    _compare(texts, _mixed(driver, texts), f"{where}, in a batch", tolerance)
+    again = [_again(driver, texts[-1], len(texts))]
+    _compare(texts[-1:], again, f"{where}, after a shared prefix", tolerance)
 
 
 def _write(folder: Path, length: int, count: int, reference: Callable[[], Any] | None) -> Text:

@@ -55,7 +55,7 @@ def test_ranks_and_key_value_heads(tmp_path, ranks, kv_heads):
 
 @pytest.mark.parametrize("name", ["grouped queries", "all biases"])
 def test_text_is_that_of_transformers(tmp_path, name):
-    check_generation(make_llama(tmp_path, **SHAPES[name]))
+    check_generation(make_llama(tmp_path, **SHAPES[name]), cards=CARDS[name])
 
 
 FACTORS = {"short_factor": [1.0 + i / 8 for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
