@@ -264,7 +264,9 @@ async def open_executor(
     """
     agreement = Agreement(ranks, patience) if ranks > 1 else None
     started: list[_Rank] = []
-    with tempfile.TemporaryDirectory(prefix="tgi-") as folder:
+    # One rank has nobody to find, and may be where nothing can be written.
+    meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
+    with meeting as folder:
         try:
             async with trio.open_nursery() as nursery:
                 executor = RankExecutor(patience, agreement, started)
@@ -309,6 +311,9 @@ async def _start_rank(index: int, ranks: int, folder: Path, environment: Mapping
             process_group=0,  # Ctrl-C is for the server, which decides
             env=rank_environment(index, ranks, environment),
         )
+    except BaseException:
+        ours.close()
+        raise
     finally:
         theirs.close()
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
