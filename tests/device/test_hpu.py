@@ -11,8 +11,8 @@ import torch
 from tgi.device import AttentionSpec, Batch, Device, FlatBlocks, Program
 from tgi.device.fp8 import Fp8Weight, Scale
 from tgi.device.hpu import HpuDevice
-from tgi.device.hpu_attention import attend_flat
 from tgi.device.hpu_bridge import open_bridge
+from tgi.device.static_attention import attend_flat
 from tgi.plugins import ConfigError
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from .attention import AttentionSpec
 from .base import Device
 from .batch import Batch
-from .hpu_attention import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
+from .static_attention import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
 
 _QUERIES = 256
 """Of a row, whose scores exist at once where no kernel hides them."""

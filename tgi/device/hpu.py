@@ -25,7 +25,10 @@ from .base import Device
 from .batch import Batch, KVCache
 from .fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 from .graphs import Counters, Graphs, Program
-from .hpu_attention import (
+from .hpu_bridge import join_ranks, open_bridge
+from .hpu_compile import CompiledRegions
+from .hpu_lazy import LazyGraphs
+from .static_attention import (
     DecodePlan,
     Kind,
     PromptPlan,
@@ -35,9 +38,6 @@ from .hpu_attention import (
     plan_decode,
     plan_prompt,
 )
-from .hpu_bridge import join_ranks, open_bridge
-from .hpu_compile import CompiledRegions
-from .hpu_lazy import LazyGraphs
 
 
 class HpuDevice(Device):

@@ -1,4 +1,4 @@
-"""What Gaudi's attention works out once per step, and its maths where no kernel of the bridge does it."""
+"""Attention in static shapes: what is worked out once per step, and the maths where no kernel does it."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
