@@ -28,9 +28,9 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.buckets import choose_buckets, expected_warm_up, fewer_buckets, fit_buckets, known_shapes
 from tgi.planning.memory import for_pool, plan_blocks
-from tgi.planning.model import DEMO_ID, Model, describe_model, model_limits, prefix_limit
+from tgi.planning.model import DEMO_ID, Model, describe_model, prefix_limit
 from tgi.planning.recipes import prepare_recipes
-from tgi.planning.setup import count_ranks
+from tgi.planning.setup import count_ranks, model_limits
 from tgi.plugins import ConfigError
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
@@ -58,7 +58,7 @@ async def run_engine(service: Service, options: Options) -> None:
     model = await trio.to_thread.run_sync(describe_model, folder, options)
     options = attrs.evolve(options, num_shard=count_ranks(options, model.device))
     model.config.check_ranks(options.num_shard or 1)
-    limits = service.limits = model_limits(model, options)
+    limits = service.limits = model_limits(model.config, model.device, options)
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     tokenizer = await trio.to_thread.run_sync(read_tokenizer, folder)
     templates = await trio.to_thread.run_sync(read_templates, folder, options)

@@ -7,12 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgi.device import Batch
+from tgi.footprint import PROMPT_SLICE
 
 from .build import Build, Part
 from .fp8 import multiply, read_linear
-
-PROMPT_SLICE = 64
-"""Positions whose logits are held at once for prompt log-probabilities."""
 
 
 class ColumnLinear(nn.Module):

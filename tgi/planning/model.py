@@ -1,4 +1,4 @@
-"""What is known of a model before it is loaded: who runs it, on which device, and how long texts may be."""
+"""What is known of a model before it is loaded: who runs it, and on which device."""
 
 import logging
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import attrs
 
 from tgi.config import OptionError, Options
-from tgi.limits import Limits, resolve_limits
 from tgi.plugins import Architecture, DeviceSpec, ModelConfig, devices, load_plugins
 
 from .setup import read_architecture
@@ -38,19 +37,6 @@ def describe_model(folder: Path, options: Options) -> Model:
     if options.device not in found:
         raise OptionError(f"there is no device {options.device!r}; there are {', '.join(sorted(found))}")
     return Model(folder, architecture, config, found[options.device], overrides)
-
-
-def model_limits(model: Model, options: Options) -> Limits:
-    """Raises OptionError."""
-    return resolve_limits(
-        options,
-        max_position=model.config.max_position,
-        learned_positions=model.config.learned_positions,
-        block_size=model.device.block_size,
-        batch_size=model.device.batch_size,
-        prefill_tokens=model.device.prefill_tokens,
-        window=model.config.window,
-    )
 
 
 def prefix_limit(model: Model, options: Options) -> int | None:

@@ -12,7 +12,7 @@ import attrs
 
 from tgi.config import DEMO_MODEL, OptionError, Options
 from tgi.hub import Source, find_config
-from tgi.limits import resolve_limits
+from tgi.limits import Limits, resolve_limits
 from tgi.plugins import (
     ANY,
     Architecture,
@@ -42,15 +42,6 @@ def read_setup(options: Options) -> Setup:
     _, config, _ = read_architecture(folder, options)
     card = target(options.device, devices(load_plugins()))
     options = attrs.evolve(options, num_shard=count_ranks(options, card.device, {}))
-    limits = resolve_limits(
-        options,
-        max_position=config.max_position,
-        learned_positions=config.learned_positions,
-        block_size=card.device.block_size,
-        batch_size=card.device.batch_size,
-        prefill_tokens=card.device.prefill_tokens,
-        window=config.window,
-    )
     return Setup(
         model=str(place),
         config=config,
@@ -59,11 +50,24 @@ def read_setup(options: Options) -> Setup:
         ranks=options.num_shard or 1,
         dtype=options.compute_dtype,
         cache_item=cache_item(options, card.device),
-        limits=limits,
+        limits=model_limits(config, card.device, options),
         bucketing=Bucketing.from_options(options, Costs.of(block_size=card.device.block_size)),
         prefixes=options.prefix_caching and config.prefix_limit != 0,
         memory_fraction=options.memory_fraction,
         graph_memory_fraction=options.graph_memory_fraction,
+    )
+
+
+def model_limits(config: ModelConfig, device: DeviceSpec, options: Options) -> Limits:
+    """What the options come to for this model on this device. Raises OptionError."""
+    return resolve_limits(
+        options,
+        max_position=config.max_position,
+        learned_positions=config.learned_positions,
+        block_size=device.block_size,
+        batch_size=device.batch_size,
+        prefill_tokens=device.prefill_tokens,
+        window=config.window,
     )
 
 

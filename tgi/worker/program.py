@@ -11,6 +11,7 @@ import attrs
 import torch
 
 from tgi.device import Batch, Device, FlatBlocks, KVCache, Program
+from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
 
 from .lanes import FLOATS, INTS
@@ -18,8 +19,6 @@ from .layout import Layout, Shape, Sizes
 from .sampler import Masks, Needs, Sampler, SamplerInputs
 from .tables import Tables
 
-SLICE = 64
-"""Positions of a prompt that are asked about at once."""
 Given = dict[str, torch.Tensor]
 
 
@@ -37,7 +36,7 @@ class Prompt:
     @classmethod
     def of(cls, positions: int, hidden: int, top: int, device: Device, dtype: torch.dtype) -> "Prompt":
         """For prefill steps of up to so many positions."""
-        size = -(-positions // SLICE) * SLICE
+        size = -(-positions // PROMPT_SLICE) * PROMPT_SLICE
 
         def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
             return torch.zeros(shape, dtype=dtype, device=device.torch_device)
@@ -166,7 +165,7 @@ def _enter(tables: Tables, given: Given, shape: Shape) -> None:
 
 
 class PromptProgram(Program):
-    """Answers the questions about SLICE positions, beginning with the one that it is given, [1]."""
+    """Answers the questions about PROMPT_SLICE positions, beginning with the one that it is given, [1]."""
 
     regions: ClassVar[tuple[str, ...]] = ("forward",)
 
@@ -176,9 +175,9 @@ class PromptProgram(Program):
         self._prompt, self._top = parts.prompt, parts.top
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
-        """[SLICE, 1 + 2 * top], which are put among the prompt's answers too."""
+        """[PROMPT_SLICE, 1 + 2 * top], which are put among the prompt's answers too."""
         prompt = self._prompt
-        places = packed + torch.arange(SLICE, dtype=torch.int32, device=packed.device)
+        places = packed + torch.arange(PROMPT_SLICE, dtype=torch.int32, device=packed.device)
         targets = prompt.targets.index_select(0, places)
         chosen, ids, logprobs = self._answer(prompt.features.index_select(0, places), targets, self._top)
         columns = (chosen.view(torch.int32)[:, None], ids.int(), logprobs.view(torch.int32))

@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
 from tgi.protocol import LaneParams, Step, unpack_ints
 
 from .columns import Columns, Ints, Rows, first_blocks, sampler_columns, table_columns, token_columns
 from .lanes import Lanes
 from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Shape, Sizes
-from .program import SLICE, MarkProgram, Parts, PromptProgram, StepProgram
+from .program import MarkProgram, Parts, PromptProgram, StepProgram
 from .tables import dense_bias, dense_counts, dense_ends
 
 Run = Callable[[torch.Tensor], torch.Tensor]
@@ -40,7 +41,7 @@ class Programs:
         device = parts.device
         self._mark = device.graph(MarkProgram(parts.sampler.tables, vocab_size))
         self._prompt = device.graph(PromptProgram(head, parts)) if head is not None else None
-        positions = range(0, len(parts.prompt.targets), SLICE)
+        positions = range(0, len(parts.prompt.targets), PROMPT_SLICE)
         self._slices = [device.upload(np.array([begin], np.int32)) for begin in positions]
         for _ in range(2):  # the first time they are compiled, the second they run as they will
             self._replace(LaneParams(lanes.count, 0, False, 1, 0, 1, 1, 1, 0, False, b""), 0)
@@ -158,7 +159,7 @@ class Programs:
     def _ask(self, step: Step, rows: Rows) -> Callable[[], dict[str, bytes]]:
         """Log-probabilities of the prompt, slice by slice, from what the step has left."""
         assert self._prompt is not None, "the model has no Head"
-        for place in self._slices[: -(-rows.total // SLICE)]:
+        for place in self._slices[: -(-rows.total // PROMPT_SLICE)]:
             self._prompt(place)
         out = self._parts.device.fetch(self._parts.prompt.answers)
         most, top = self._parts.top, step.prompt_top
