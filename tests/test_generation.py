@@ -124,21 +124,17 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_llama(tmp_path_factory.mktemp("llama"), seed=number, **SHAPES[request.param])
 
 
-def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
+async def test_greedy_text_is_that_of_transformers(folder: Path) -> None:
     """32 prompts: one by one, then 16 at a time that come and go, with the prefix cache cold and warm."""
-
-    async def main() -> None:
-        async with engine(folder) as (scheduler, tokenizer):
-            for prompt, wanted, logprobs in reference(folder):
-                check(await generate(scheduler, tokenizer, prompt), wanted, logprobs)
-        async with engine(folder) as (scheduler, tokenizer):
-            await crowd(scheduler, tokenizer, reference(folder))
-            cold = scheduler.statistics().prefix_hit_tokens
-            await crowd(scheduler, tokenizer, reference(folder))
-            assert scheduler.statistics().prefix_hit_tokens > cold + 1000, "the second time the cache is warm"
-            assert scheduler.statistics().blocks.used == 0
-
-    trio.run(main)
+    async with engine(folder) as (scheduler, tokenizer):
+        for prompt, wanted, logprobs in reference(folder):
+            check(await generate(scheduler, tokenizer, prompt), wanted, logprobs)
+    async with engine(folder) as (scheduler, tokenizer):
+        await crowd(scheduler, tokenizer, reference(folder))
+        cold = scheduler.statistics().prefix_hit_tokens
+        await crowd(scheduler, tokenizer, reference(folder))
+        assert scheduler.statistics().prefix_hit_tokens > cold + 1000, "the second time the cache is warm"
+        assert scheduler.statistics().blocks.used == 0
 
 
 async def crowd(

@@ -61,7 +61,7 @@ async def generate(
 
 
 @pytest.mark.parametrize("device", LIMITS)
-def test_sequences_longer_than_the_cache(device: str, tmp_path: Path) -> None:
+async def test_sequences_longer_than_the_cache(device: str, tmp_path: Path) -> None:
     """At once; then once more, with a penalty so small that it changes nothing but that their tokens are
     counted; then what follows the longest, of which the end is still cached."""
     limits = LIMITS[device]
@@ -74,25 +74,21 @@ def test_sequences_longer_than_the_cache(device: str, tmp_path: Path) -> None:
     wanted = reference(folder, *prompts)
     next_prompt = [*prompts[0], *wanted[0], 7]
     [next_answer] = reference(folder, next_prompt)
+    scarce = attrs.evolve(limits, max_batch_total_tokens=blocks * limits.block_size)
+    async with open_engine(folder, scarce, device=device, threads=1) as scheduler:
+        tokenizer = Tokenizer.from_folder(folder)
+        got: list[list[int]] = [[] for _ in prompts]
 
-    async def main() -> None:
-        scarce = attrs.evolve(limits, max_batch_total_tokens=blocks * limits.block_size)
-        async with open_engine(folder, scarce, device=device, threads=1) as scheduler:
-            tokenizer = Tokenizer.from_folder(folder)
-            got: list[list[int]] = [[] for _ in prompts]
+        async def client(index: int, penalty: float) -> None:
+            got[index] = await generate(scheduler, tokenizer, prompts[index], penalty)
 
-            async def client(index: int, penalty: float) -> None:
-                got[index] = await generate(scheduler, tokenizer, prompts[index], penalty)
-
-            for penalty in (0.0, 1e-7):
-                async with trio.open_nursery() as clients:
-                    for index in range(len(prompts)):
-                        clients.start_soon(client, index, penalty)
-                assert got == wanted
-            await client(0, 1e-7)
-            hits = scheduler.statistics().prefix_hit_tokens
-            assert await generate(scheduler, tokenizer, next_prompt, 1e-7) == next_answer
-            assert scheduler.statistics().prefix_hit_tokens - hits > len(next_prompt) - 2 * limits.block_size
-            assert scheduler.statistics().blocks.used == 0
-
-    trio.run(main)
+        for penalty in (0.0, 1e-7):
+            async with trio.open_nursery() as clients:
+                for index in range(len(prompts)):
+                    clients.start_soon(client, index, penalty)
+            assert got == wanted
+        await client(0, 1e-7)
+        hits = scheduler.statistics().prefix_hit_tokens
+        assert await generate(scheduler, tokenizer, next_prompt, 1e-7) == next_answer
+        assert scheduler.statistics().prefix_hit_tokens - hits > len(next_prompt) - 2 * limits.block_size
+        assert scheduler.statistics().blocks.used == 0

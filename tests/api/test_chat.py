@@ -9,7 +9,7 @@ import pytest
 from tgi.errors import GenerationFailed
 from tgi.testing.fake_executor import logprob
 
-from .serving import EOS, LIMITS, TEMPLATE, Answer, Server, make_tokenizer, run, saying, serving
+from .serving import EOS, LIMITS, TEMPLATE, Answer, Server, make_tokenizer, saying, serving
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "Hello"}
@@ -29,129 +29,109 @@ def chunks(answer: Answer) -> list[Any]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
-def test_r3_40_to_r3_44_the_answer() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            answer = await chat(server, temperature=0)
-            assert answer.status == 200
-            body = answer.json
-            assert list(body) == [
-                "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
-            ]  # fmt: skip
-            assert body["object"] == "chat.completion"
-            assert body["id"] == "chatcmpl-" + answer.headers["x-request-id"]
-            assert body["model"] == "some/model"
-            assert body["system_fingerprint"].endswith("-native")
-            assert body["choices"] == [
-                {
-                    "index": 0,
-                    "message": {"role": "assistant", "content": "Hello world"},
-                    "logprobs": None,
-                    "finish_reason": "stop",
-                }
-            ]
-            prompt = make_tokenizer().encode("<s>[user]Hello[assistant]", add_special_tokens=False)
-            assert body["usage"] == {
-                "prompt_tokens": len(prompt),
-                "completion_tokens": 3,
-                "total_tokens": len(prompt) + 3,
+async def test_r3_40_to_r3_44_the_answer() -> None:
+    async with serving(saying("Hello world")) as server:
+        answer = await chat(server, temperature=0)
+        assert answer.status == 200
+        body = answer.json
+        assert list(body) == [
+            "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
+        ]  # fmt: skip
+        assert body["object"] == "chat.completion"
+        assert body["id"] == "chatcmpl-" + answer.headers["x-request-id"]
+        assert body["model"] == "some/model"
+        assert body["system_fingerprint"].endswith("-native")
+        assert body["choices"] == [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "Hello world"},
+                "logprobs": None,
+                "finish_reason": "stop",
             }
-
-    run(main)
+        ]
+        prompt = make_tokenizer().encode("<s>[user]Hello[assistant]", add_special_tokens=False)
+        assert body["usage"] == {
+            "prompt_tokens": len(prompt),
+            "completion_tokens": 3,
+            "total_tokens": len(prompt) + 3,
+        }
 
 
 @pytest.mark.parametrize(
     ("asked", "told"), [(None, "some/model"), ("tgi", "some/model"), ("dummy", "dummy"), ("gpt-4", "gpt-4")]
 )
-def test_r3_40_any_model_name_is_accepted_and_told_back(asked: str | None, told: str) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            assert (await chat(server, model=asked)).json["model"] == told
-
-    run(main)
+async def test_r3_40_any_model_name_is_accepted_and_told_back(asked: str | None, told: str) -> None:
+    async with serving(saying("Hello")) as server:
+        assert (await chat(server, model=asked)).json["model"] == told
 
 
-def test_1_5_the_headers_of_chat() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            headers = (await chat(server)).headers
-            text = "<s>[user]Hello[assistant]"
-            assert headers["x-compute-characters"] == str(len(text))
-            assert headers["x-generated-tokens"] == "2"
-            assert int(headers["x-prompt-tokens"]) == len(
-                make_tokenizer().encode(text, add_special_tokens=False)
-            )
-            assert float(headers["x-compute-time"]) > 0
-            for name in ("total-time", "validation-time", "queue-time", "inference-time", "time-per-token"):
-                assert headers["x-" + name].isdigit()
-            streamed = (await chat(server, stream=True)).headers
-            assert streamed["content-type"] == "text/event-stream"
-            assert streamed["x-accel-buffering"] == "no"
-            assert streamed["cache-control"] == "no-cache"
-            assert "x-compute-type" in streamed
-            assert "x-compute-time" not in streamed
-
-    run(main)
+async def test_1_5_the_headers_of_chat() -> None:
+    async with serving(saying("Hello")) as server:
+        headers = (await chat(server)).headers
+        text = "<s>[user]Hello[assistant]"
+        assert headers["x-compute-characters"] == str(len(text))
+        assert headers["x-generated-tokens"] == "2"
+        assert int(headers["x-prompt-tokens"]) == len(make_tokenizer().encode(text, add_special_tokens=False))
+        assert float(headers["x-compute-time"]) > 0
+        for name in ("total-time", "validation-time", "queue-time", "inference-time", "time-per-token"):
+            assert headers["x-" + name].isdigit()
+        streamed = (await chat(server, stream=True)).headers
+        assert streamed["content-type"] == "text/event-stream"
+        assert streamed["x-accel-buffering"] == "no"
+        assert streamed["cache-control"] == "no-cache"
+        assert "x-compute-type" in streamed
+        assert "x-compute-time" not in streamed
 
 
-def test_r3_50_to_r3_55_the_events() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            events = chunks(await chat(server, stream=True, temperature=0))
-            for event in events:
-                assert list(event) == [
-                    "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
-                ]  # fmt: skip
-                assert event["object"] == "chat.completion.chunk"
-                assert event["usage"] is None
-            assert [event["choices"] for event in events] == [
-                [_choice({"role": "assistant", "content": "Hello"})],
-                [_choice({"content": " world"})],
-                [_choice({"content": ""}, "stop")],
-            ]
-
-    run(main)
+async def test_r3_50_to_r3_55_the_events() -> None:
+    async with serving(saying("Hello world")) as server:
+        events = chunks(await chat(server, stream=True, temperature=0))
+        for event in events:
+            assert list(event) == [
+                "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
+            ]  # fmt: skip
+            assert event["object"] == "chat.completion.chunk"
+            assert event["usage"] is None
+        assert [event["choices"] for event in events] == [
+            [_choice({"role": "assistant", "content": "Hello"})],
+            [_choice({"content": " world"})],
+            [_choice({"content": ""}, "stop")],
+        ]
 
 
 def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-def test_r3_54_the_usage_chunk() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            events = chunks(await chat(server, stream=True, stream_options={"include_usage": True}))
-            assert events[-1]["choices"] == []
-            usage = events[-1]["usage"]
-            assert usage["completion_tokens"] == 2
-            assert usage["total_tokens"] == usage["prompt_tokens"] + 2
-            assert all(event["usage"] is None for event in events[:-1])
-            options = {"include_usage": True, "continuous_usage_stats": True}
-            events = chunks(await chat(server, stream=True, stream_options=options))
-            assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 2]
-
-    run(main)
+async def test_r3_54_the_usage_chunk() -> None:
+    async with serving(saying("Hello")) as server:
+        events = chunks(await chat(server, stream=True, stream_options={"include_usage": True}))
+        assert events[-1]["choices"] == []
+        usage = events[-1]["usage"]
+        assert usage["completion_tokens"] == 2
+        assert usage["total_tokens"] == usage["prompt_tokens"] + 2
+        assert all(event["usage"] is None for event in events[:-1])
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        events = chunks(await chat(server, stream=True, stream_options=options))
+        assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 2]
 
 
-def test_r3_44_log_probabilities_with_bytes_and_top_tokens() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            answer = await chat(server, logprobs=True, top_logprobs=2, temperature=0)
-            content = answer.json["choices"][0]["logprobs"]["content"]
-            assert [entry["token"] for entry in content] == ["Hello", "</s>"]
-            assert [entry["logprob"] for entry in content] == [logprob(HELLO), logprob(EOS)]
-            assert content[0]["bytes"] == list(b"Hello")
-            assert len(content[0]["top_logprobs"]) == 2
-            assert content[0]["top_logprobs"][0] == {
-                "token": "Hello",
-                "logprob": logprob(HELLO),
-                "bytes": list(b"Hello"),
-            }
-            streamed = chunks(await chat(server, logprobs=True, top_logprobs=2, temperature=0, stream=True))
-            assert [e["choices"][0]["logprobs"]["content"] for e in streamed] == [[one] for one in content]
-            assert (await chat(server, top_logprobs=2)).json["choices"][0]["logprobs"] is None
-
-    run(main)
+async def test_r3_44_log_probabilities_with_bytes_and_top_tokens() -> None:
+    async with serving(saying("Hello")) as server:
+        answer = await chat(server, logprobs=True, top_logprobs=2, temperature=0)
+        content = answer.json["choices"][0]["logprobs"]["content"]
+        assert [entry["token"] for entry in content] == ["Hello", "</s>"]
+        assert [entry["logprob"] for entry in content] == [logprob(HELLO), logprob(EOS)]
+        assert content[0]["bytes"] == list(b"Hello")
+        assert len(content[0]["top_logprobs"]) == 2
+        assert content[0]["top_logprobs"][0] == {
+            "token": "Hello",
+            "logprob": logprob(HELLO),
+            "bytes": list(b"Hello"),
+        }
+        streamed = chunks(await chat(server, logprobs=True, top_logprobs=2, temperature=0, stream=True))
+        assert [e["choices"][0]["logprobs"]["content"] for e in streamed] == [[one] for one in content]
+        assert (await chat(server, top_logprobs=2)).json["choices"][0]["logprobs"] is None
 
 
 @pytest.mark.parametrize(
@@ -166,55 +146,45 @@ def test_r3_44_log_probabilities_with_bytes_and_top_tokens() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_stop_strings_are_not_part_of_the_text(stop: Any, text: str, stream: bool) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            answer = await chat(server, stop=stop, stream=stream)
-            if stream:
-                events = [event["choices"][0] for event in chunks(answer)]
-                assert "".join(event["delta"]["content"] for event in events) == text
-                assert [event["finish_reason"] for event in events][-1] == "stop"
-            else:
-                assert answer.json["choices"][0]["message"]["content"] == text
-                assert answer.json["choices"][0]["finish_reason"] == "stop"
-
-    run(main)
+async def test_stop_strings_are_not_part_of_the_text(stop: Any, text: str, stream: bool) -> None:
+    async with serving(saying("Hello world")) as server:
+        answer = await chat(server, stop=stop, stream=stream)
+        if stream:
+            events = [event["choices"][0] for event in chunks(answer)]
+            assert "".join(event["delta"]["content"] for event in events) == text
+            assert [event["finish_reason"] for event in events][-1] == "stop"
+        else:
+            assert answer.json["choices"][0]["message"]["content"] == text
+            assert answer.json["choices"][0]["finish_reason"] == "stop"
 
 
-def test_r3_43_a_text_that_was_cut_says_length() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            for name in ("max_tokens", "max_completion_tokens"):
-                choice = (await chat(server, **{name: 1})).json["choices"][0]
-                assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "length")
-            (event,) = chunks(await chat(server, max_tokens=1, stream=True))
-            assert event["choices"][0]["delta"]["content"] == "Hello"
-            assert event["choices"][0]["finish_reason"] == "length"
-
-    run(main)
+async def test_r3_43_a_text_that_was_cut_says_length() -> None:
+    async with serving(saying("Hello world")) as server:
+        for name in ("max_tokens", "max_completion_tokens"):
+            choice = (await chat(server, **{name: 1})).json["choices"][0]
+            assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "length")
+        (event,) = chunks(await chat(server, max_tokens=1, stream=True))
+        assert event["choices"][0]["delta"]["content"] == "Hello"
+        assert event["choices"][0]["finish_reason"] == "length"
 
 
-def test_n_answers() -> None:
+async def test_n_answers() -> None:
     """The fake model counts up from the seed, so that each choice has a text of its own."""
-
-    async def main() -> None:
-        async with serving() as server:
-            answer = await chat(server, n=3, seed=40, max_tokens=2, stream=False)
-            choices = answer.json["choices"]
-            assert [choice["index"] for choice in choices] == [0, 1, 2]
-            decode = make_tokenizer().decode
-            assert [c["message"]["content"] for c in choices] == [
-                decode([40, 41]), decode([41, 42]), decode([42, 43]),
-            ]  # fmt: skip
-            assert answer.json["usage"]["completion_tokens"] == 6
-            events = chunks(await chat(server, n=3, seed=40, max_tokens=2, stream=True))
-            for index in range(3):
-                deltas = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
-                text = "".join(delta["delta"]["content"] for delta in deltas)
-                assert text == choices[index]["message"]["content"]
-                assert [delta["finish_reason"] for delta in deltas] == [None, "length"]
-
-    run(main)
+    async with serving() as server:
+        answer = await chat(server, n=3, seed=40, max_tokens=2, stream=False)
+        choices = answer.json["choices"]
+        assert [choice["index"] for choice in choices] == [0, 1, 2]
+        decode = make_tokenizer().decode
+        assert [c["message"]["content"] for c in choices] == [
+            decode([40, 41]), decode([41, 42]), decode([42, 43]),
+        ]  # fmt: skip
+        assert answer.json["usage"]["completion_tokens"] == 6
+        events = chunks(await chat(server, n=3, seed=40, max_tokens=2, stream=True))
+        for index in range(3):
+            deltas = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
+            text = "".join(delta["delta"]["content"] for delta in deltas)
+            assert text == choices[index]["message"]["content"]
+            assert [delta["finish_reason"] for delta in deltas] == [None, "length"]
 
 
 @pytest.mark.parametrize(
@@ -239,151 +209,127 @@ def test_n_answers() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_not_possible_is_refused_with_a_true_status(
+async def test_what_is_not_possible_is_refused_with_a_true_status(
     body: dict[str, Any], message: str, stream: bool
 ) -> None:
-    async def main() -> None:
-        async with serving(limits=LIMITS) as server:
-            answer = await chat(server, **body, stream=stream)
-            text = f"Input validation error: {message}"
-            assert (answer.status, answer.json["error"]["message"]) == (422, text)
-            assert answer.json["error_type"] == answer.json["error"]["type"] == "validation"
-            assert (await chat(server)).status == 200
-
-    run(main)
+    async with serving(limits=LIMITS) as server:
+        answer = await chat(server, **body, stream=stream)
+        text = f"Input validation error: {message}"
+        assert (answer.status, answer.json["error"]["message"]) == (422, text)
+        assert answer.json["error_type"] == answer.json["error"]["type"] == "validation"
+        assert (await chat(server)).status == 200
 
 
-def test_neutral_values_that_tgi_refuses_are_accepted() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            neutral = {
-                "top_p": 1,
-                "top_k": -1,
-                "stream_options": None,
-                "stop": None,
-                "logit_bias": {},
-                "presence_penalty": 0,
-                "frequency_penalty": 0.0,
-                "user": "bob",
-                "reasoning_effort": "low",
-                "response_format": {"type": "text"},
-                "n": None,
-            }
-            answer = await chat(server, **neutral)
-            assert answer.status == 200, answer.body
-
-    run(main)
+async def test_neutral_values_that_tgi_refuses_are_accepted() -> None:
+    async with serving(saying("Hello")) as server:
+        neutral = {
+            "top_p": 1,
+            "top_k": -1,
+            "stream_options": None,
+            "stop": None,
+            "logit_bias": {},
+            "presence_penalty": 0,
+            "frequency_penalty": 0.0,
+            "user": "bob",
+            "reasoning_effort": "low",
+            "response_format": {"type": "text"},
+            "n": None,
+        }
+        answer = await chat(server, **neutral)
+        assert answer.status == 200, answer.body
 
 
-def test_the_parameters_reach_the_rank() -> None:
+async def test_the_parameters_reach_the_rank() -> None:
     seen = {}
 
     def script(params: Any, draw: int) -> int:
         seen[draw] = params
         return EOS
 
-    async def main() -> None:
-        async with serving(script) as server:
-            body = {
-                "presence_penalty": 0.5,
-                "frequency_penalty": -1.0,
-                "repetition_penalty": 1.5,
-                "min_p": 0.25,
-                "top_k": 7,
-                "top_p": 0.5,
-                "temperature": 0.75,
-                "seed": 5,
-                "logit_bias": {"3": -100, "4": 7.5},
-            }
-            assert (await chat(server, **body)).status == 200
-            params = seen[0]
-            assert params.sample
-            assert (params.presence_penalty, params.count_penalty, params.frequency_penalty) == (0.5, -1, 0)
-            assert (params.repetition_penalty, params.min_p, params.top_k) == (1.5, 0.25, 7)
-            assert (params.top_p, params.temperature, params.seed) == (0.5, 0.75, 5)
-            await chat(server, temperature=0)
-            assert not seen[0].sample
-            await chat(server)
-            assert seen[0].sample
-            assert seen[0].temperature == 1
-
-    run(main)
+    async with serving(script) as server:
+        body = {
+            "presence_penalty": 0.5,
+            "frequency_penalty": -1.0,
+            "repetition_penalty": 1.5,
+            "min_p": 0.25,
+            "top_k": 7,
+            "top_p": 0.5,
+            "temperature": 0.75,
+            "seed": 5,
+            "logit_bias": {"3": -100, "4": 7.5},
+        }
+        assert (await chat(server, **body)).status == 200
+        params = seen[0]
+        assert params.sample
+        assert (params.presence_penalty, params.count_penalty, params.frequency_penalty) == (0.5, -1, 0)
+        assert (params.repetition_penalty, params.min_p, params.top_k) == (1.5, 0.25, 7)
+        assert (params.top_p, params.temperature, params.seed) == (0.5, 0.75, 5)
+        await chat(server, temperature=0)
+        assert not seen[0].sample
+        await chat(server)
+        assert seen[0].sample
+        assert seen[0].temperature == 1
 
 
-def test_ignore_eos_stop_tokens_and_min_tokens() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            choice = (await chat(server, ignore_eos=True, max_tokens=9)).json["choices"][0]
-            assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello world", "length")
-            choice = (await chat(server, stop_token_ids=[WORLD])).json["choices"][0]
-            assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "stop")
-            answer = await chat(server, stop="world", min_tokens=5, max_tokens=6)
-            assert answer.json["choices"][0]["message"]["content"].startswith("Hello world")
-
-    run(main)
+async def test_ignore_eos_stop_tokens_and_min_tokens() -> None:
+    async with serving(saying("Hello world")) as server:
+        choice = (await chat(server, ignore_eos=True, max_tokens=9)).json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello world", "length")
+        choice = (await chat(server, stop_token_ids=[WORLD])).json["choices"][0]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "stop")
+        answer = await chat(server, stop="world", min_tokens=5, max_tokens=6)
+        assert answer.json["choices"][0]["message"]["content"].startswith("Hello world")
 
 
-def test_r3_59_an_error_in_a_stream() -> None:
-    async def main() -> None:
-        async with serving(step_seconds=0.01) as server:
-            assert server.service.engine is not None
-            scheduler = server.service.engine.scheduler
+async def test_r3_59_an_error_in_a_stream() -> None:
+    async with serving(step_seconds=0.01) as server:
+        assert server.service.engine is not None
+        scheduler = server.service.engine.scheduler
 
-            def fail_later(_params: Any, draw: int) -> int:
-                if draw == 3:
-                    scheduler.fail_all(GenerationFailed("boom"))
-                return 5
+        def fail_later(_params: Any, draw: int) -> int:
+            if draw == 3:
+                scheduler.fail_all(GenerationFailed("boom"))
+            return 5
 
-            server.executor.script = fail_later
-            events = chunks(await chat(server, stream=True))
-            error = events[-1]
-            assert error["error"]["message"] == "Request failed during generation: boom"
-            assert error["error"]["http_status_code"] == error["error"]["code"] == 424
-            assert error["error_type"] == "generation"
-            assert len(events) > 1
-
-    run(main)
+        server.executor.script = fail_later
+        events = chunks(await chat(server, stream=True))
+        error = events[-1]
+        assert error["error"]["message"] == "Request failed during generation: boom"
+        assert error["error"]["http_status_code"] == error["error"]["code"] == 424
+        assert error["error_type"] == "generation"
+        assert len(events) > 1
 
 
-def test_c31_c32_parts_are_joined_and_images_keep_their_place() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            content = [
-                {"type": "text", "text": "a"},
-                {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
-                {"type": "text", "text": "b"},
-            ]
-            body = {"messages": [{"role": "user", "content": content}]}
-            answer = await server.ask("POST", "/chat_tokenize", body)
-            assert answer.json["templated_text"] == "<s>[user]a![](http://x/y.png)b[assistant]"
-
-    run(main)
+async def test_c31_c32_parts_are_joined_and_images_keep_their_place() -> None:
+    async with serving(saying("Hello")) as server:
+        content = [
+            {"type": "text", "text": "a"},
+            {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
+            {"type": "text", "text": "b"},
+        ]
+        body = {"messages": [{"role": "user", "content": content}]}
+        answer = await server.ask("POST", "/chat_tokenize", body)
+        assert answer.json["templated_text"] == "<s>[user]a![](http://x/y.png)b[assistant]"
 
 
-def test_3_8_chat_tokenize() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER]})
-            text = "<s>[user]Hello[assistant]"
-            assert answer.json["templated_text"] == text
-            pieces = answer.json["tokenize_response"]
-            ids = make_tokenizer().encode(text, add_special_tokens=False)
-            assert [piece["id"] for piece in pieces] == ids
-            assert pieces[0] == {"id": 0, "text": "<s>", "start": 0, "stop": 3}
-            assert "".join(piece["text"] for piece in pieces) == text
-            assert "tgi_request_count" not in await server.metrics()  # nothing was generated
-
-    run(main)
+async def test_3_8_chat_tokenize() -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER]})
+        text = "<s>[user]Hello[assistant]"
+        assert answer.json["templated_text"] == text
+        pieces = answer.json["tokenize_response"]
+        ids = make_tokenizer().encode(text, add_special_tokens=False)
+        assert [piece["id"] for piece in pieces] == ids
+        assert pieces[0] == {"id": 0, "text": "<s>", "start": 0, "stop": 3}
+        assert "".join(piece["text"] for piece in pieces) == text
+        assert "tgi_request_count" not in await server.metrics()  # nothing was generated
 
 
-def test_4_4_a_final_assistant_message_is_continued() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            messages = [USER, {"role": "assistant", "content": "It is "}]
-            answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
-            assert answer.json["templated_text"] == "<s>[user]Hello[assistant]It is"
-
-    run(main)
+async def test_4_4_a_final_assistant_message_is_continued() -> None:
+    async with serving() as server:
+        messages = [USER, {"role": "assistant", "content": "It is "}]
+        answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
+        assert answer.json["templated_text"] == "<s>[user]Hello[assistant]It is"
 
 
 @pytest.mark.parametrize(
@@ -394,48 +340,38 @@ def test_4_4_a_final_assistant_message_is_continued() -> None:
         ("{% if %}", None),
     ],
 )
-def test_v34_v35_a_template_that_cannot_be_used(template: str | None, message: str | None) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), template=template) as server:
-            for stream in (False, True):
-                answer = await chat(server, stream=stream)
-                assert (answer.status, answer.json["error_type"]) == (422, "template_error")
-                if message is not None:
-                    assert answer.json["error"]["message"] == message
-            assert (await server.generate({})).status == 200
-
-    run(main)
+async def test_v34_v35_a_template_that_cannot_be_used(template: str | None, message: str | None) -> None:
+    async with serving(saying("Hello"), template=template) as server:
+        for stream in (False, True):
+            answer = await chat(server, stream=stream)
+            assert (answer.status, answer.json["error_type"]) == (422, "template_error")
+            if message is not None:
+                assert answer.json["error"]["message"] == message
+        assert (await server.generate({})).status == 200
 
 
-def test_chat_template_kwargs_reach_the_template() -> None:
-    async def main() -> None:
-        async with serving(template=TEMPLATE + "{{ mood }}") as server:
-            body = {"messages": [USER], "chat_template_kwargs": {"mood": "glad"}}
-            answer = await server.ask("POST", "/chat_tokenize", body)
-            assert answer.json["templated_text"].endswith("glad")
-
-    run(main)
+async def test_chat_template_kwargs_reach_the_template() -> None:
+    async with serving(template=TEMPLATE + "{{ mood }}") as server:
+        body = {"messages": [USER], "chat_template_kwargs": {"mood": "glad"}}
+        answer = await server.ask("POST", "/chat_tokenize", body)
+        assert answer.json["templated_text"].endswith("glad")
 
 
-def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
-    async def main() -> None:
-        limits = attrs.evolve(LIMITS, max_concurrent_requests=2)
-        async with serving(saying("Hello"), limits=limits) as server:
-            assert (await chat(server, n=2)).status == 200
-            assert len(chunks(await chat(server, n=2, stream=True))) == 4
-            assert server.service.in_flight == 0
-
-    run(main)
+async def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
+    limits = attrs.evolve(LIMITS, max_concurrent_requests=2)
+    async with serving(saying("Hello"), limits=limits) as server:
+        assert (await chat(server, n=2)).status == 200
+        assert len(chunks(await chat(server, n=2, stream=True))) == 4
+        assert server.service.in_flight == 0
 
 
 @pytest.mark.parametrize(
     ("template", "role"), [(TEMPLATE, "system"), (TEMPLATE + "{# developer #}", "developer")]
 )
-def test_c30_a_developer_is_the_system_to_templates_that_do_not_know_one(template: str, role: str) -> None:
-    async def main() -> None:
-        async with serving(template=template) as server:
-            messages = [{"role": "developer", "content": "Be brief."}, USER]
-            answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
-            assert answer.json["templated_text"] == f"<s>[{role}]Be brief.[user]Hello[assistant]"
-
-    run(main)
+async def test_c30_a_developer_is_the_system_to_templates_that_do_not_know_one(
+    template: str, role: str
+) -> None:
+    async with serving(template=template) as server:
+        messages = [{"role": "developer", "content": "Be brief."}, USER]
+        answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
+        assert answer.json["templated_text"] == f"<s>[{role}]Be brief.[user]Hello[assistant]"

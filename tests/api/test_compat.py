@@ -4,87 +4,75 @@ from typing import Any
 
 import pytest
 
-from .serving import make_tokenizer, run, saying, serving
+from .serving import make_tokenizer, saying, serving
 from .test_chat import chunks
 
 USER = {"role": "user", "content": "Hello"}
 INFER = "/v2/models/any/versions/1/infer"
 
 
-def test_r1_6_invocations_take_what_the_body_looks_like() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            body: dict[str, Any] = {"inputs": "x", "parameters": {"return_full_text": False}}
-            answer = await server.ask("POST", "/invocations", body)
-            assert answer.json == [{"generated_text": "Hello"}]
-            answer = await server.ask("POST", "/invocations", {"inputs": "x"})
-            assert answer.json == [{"generated_text": "xHello"}]  # R2.70
-            answer = await server.ask("POST", "/invocations", {"messages": [USER]})
-            assert answer.json["object"] == "chat.completion"
-            answer = await server.ask("POST", "/invocations", {"messages": [USER], "stream": True})
-            assert len(chunks(answer)) == 2
-            answer = await server.ask("POST", "/invocations", {"prompt": "x"})
-            assert answer.json["object"] == "text_completion"
-            answer = await server.ask("POST", "/invocations", {"inputs": "x", "stream": True})
-            assert answer.events[-1]["generated_text"] == "xHello"
-
-    run(main)
+async def test_r1_6_invocations_take_what_the_body_looks_like() -> None:
+    async with serving(saying("Hello")) as server:
+        body: dict[str, Any] = {"inputs": "x", "parameters": {"return_full_text": False}}
+        answer = await server.ask("POST", "/invocations", body)
+        assert answer.json == [{"generated_text": "Hello"}]
+        answer = await server.ask("POST", "/invocations", {"inputs": "x"})
+        assert answer.json == [{"generated_text": "xHello"}]  # R2.70
+        answer = await server.ask("POST", "/invocations", {"messages": [USER]})
+        assert answer.json["object"] == "chat.completion"
+        answer = await server.ask("POST", "/invocations", {"messages": [USER], "stream": True})
+        assert len(chunks(answer)) == 2
+        answer = await server.ask("POST", "/invocations", {"prompt": "x"})
+        assert answer.json["object"] == "text_completion"
+        answer = await server.ask("POST", "/invocations", {"inputs": "x", "stream": True})
+        assert answer.events[-1]["generated_text"] == "xHello"
 
 
-def test_3_11_vertex_predictions_are_in_the_order_of_the_instances() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            text = make_tokenizer().decode
-            body = {
-                "instances": [
-                    {"inputs": "a", "parameters": {"max_new_tokens": 1, "seed": 40}},
-                    {"messages": [USER], "max_tokens": 1, "seed": 50},
-                    {"inputs": "a", "parameters": {"max_new_tokens": 2, "seed": 60}},
-                ]
-            }
-            answer = await server.ask("POST", "/vertex", body)
-            assert answer.json == {"predictions": [text([40]), text([50]), text([60, 61])]}
-            assert not [name for name in answer.headers if name.startswith("x-compute")]
-
-    run(main)
-
-
-def test_v37_vertex_without_instances() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/vertex", {"instances": []})
-            assert answer.status == 422
-            assert answer.json == {
-                "error": "Input validation error",
-                "error_type": "Input validation error",
-            }
-            body = {"instances": [{"inputs": ""}]}
-            answer = await server.ask("POST", "/vertex", body)
-            assert (answer.status, answer.json["error_type"]) == (422, "validation")
-            assert server.service.in_flight == 0
-
-    run(main)
-
-
-def test_r1_27_kserve_inference() -> None:
-    async def main() -> None:
-        async with serving(saying("Hé")) as server:
-            inputs = [
-                {"name": name, "shape": [1], "datatype": "BYTES", "data": list("é".encode())}
-                for name in ("i0", "i1")
+async def test_3_11_vertex_predictions_are_in_the_order_of_the_instances() -> None:
+    async with serving() as server:
+        text = make_tokenizer().decode
+        body = {
+            "instances": [
+                {"inputs": "a", "parameters": {"max_new_tokens": 1, "seed": 40}},
+                {"messages": [USER], "max_tokens": 1, "seed": 50},
+                {"inputs": "a", "parameters": {"max_new_tokens": 2, "seed": 60}},
             ]
-            body = {"id": "7", "inputs": inputs, "outputs": [{"name": "o0"}, {"name": "o1"}]}
-            answer = await server.ask("POST", INFER, body)
-            data = list("Hé".encode())
-            assert answer.json == {
-                "id": "7",
-                "outputs": [
-                    {"name": name, "shape": [1, len(data)], "datatype": "BYTES", "data": data}
-                    for name in ("o0", "o1")
-                ],
-            }
+        }
+        answer = await server.ask("POST", "/vertex", body)
+        assert answer.json == {"predictions": [text([40]), text([50]), text([60, 61])]}
+        assert not [name for name in answer.headers if name.startswith("x-compute")]
 
-    run(main)
+
+async def test_v37_vertex_without_instances() -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", "/vertex", {"instances": []})
+        assert answer.status == 422
+        assert answer.json == {
+            "error": "Input validation error",
+            "error_type": "Input validation error",
+        }
+        body = {"instances": [{"inputs": ""}]}
+        answer = await server.ask("POST", "/vertex", body)
+        assert (answer.status, answer.json["error_type"]) == (422, "validation")
+        assert server.service.in_flight == 0
+
+
+async def test_r1_27_kserve_inference() -> None:
+    async with serving(saying("Hé")) as server:
+        inputs = [
+            {"name": name, "shape": [1], "datatype": "BYTES", "data": list("é".encode())}
+            for name in ("i0", "i1")
+        ]
+        body = {"id": "7", "inputs": inputs, "outputs": [{"name": "o0"}, {"name": "o1"}]}
+        answer = await server.ask("POST", INFER, body)
+        data = list("Hé".encode())
+        assert answer.json == {
+            "id": "7",
+            "outputs": [
+                {"name": name, "shape": [1, len(data)], "datatype": "BYTES", "data": data}
+                for name in ("o0", "o1")
+            ],
+        }
 
 
 @pytest.mark.parametrize(
@@ -94,31 +82,25 @@ def test_r1_27_kserve_inference() -> None:
         ({"inputs": [{"name": "i", "shape": [1], "datatype": "BYTES", "data": [255]}]}, "utf8"),
     ],
 )
-def test_r1_27_kserve_errors(change: dict[str, Any], error: Any) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            body = {
-                "id": "7",
-                "inputs": [{"name": "i", "shape": [1], "datatype": "BYTES", "data": [65]}],
-                "outputs": [{"name": "o"}],
-            }
-            answer = await server.ask("POST", INFER, body | change)
-            assert answer.status == 422
-            assert error in (answer.json, answer.json["error_type"])
-
-    run(main)
+async def test_r1_27_kserve_errors(change: dict[str, Any], error: Any) -> None:
+    async with serving() as server:
+        body = {
+            "id": "7",
+            "inputs": [{"name": "i", "shape": [1], "datatype": "BYTES", "data": [65]}],
+            "outputs": [{"name": "o"}],
+        }
+        answer = await server.ask("POST", INFER, body | change)
+        assert answer.status == 422
+        assert error in (answer.json, answer.json["error_type"])
 
 
-def test_r1_23_to_r1_26_kserve_metadata() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            assert (await server.ask("GET", "/v2/health/live")).json == {"live": True}
-            assert (await server.ask("GET", "/v2/health/ready")).json["live"] is True
-            metadata = (await server.ask("GET", "/v2")).json
-            assert metadata["name"] == "text-generation-inference"
-            assert metadata["extensions"] == ["health", "models", "metrics"]
-            answer = await server.ask("GET", "/v2/models/m/versions/2")
-            assert answer.json == {"name": "m", "version": "2", "extensions": ["infer", "ready"]}
-            assert (await server.ask("GET", "/v2/models/m/versions/2/ready")).json["live"] is True
-
-    run(main)
+async def test_r1_23_to_r1_26_kserve_metadata() -> None:
+    async with serving() as server:
+        assert (await server.ask("GET", "/v2/health/live")).json == {"live": True}
+        assert (await server.ask("GET", "/v2/health/ready")).json["live"] is True
+        metadata = (await server.ask("GET", "/v2")).json
+        assert metadata["name"] == "text-generation-inference"
+        assert metadata["extensions"] == ["health", "models", "metrics"]
+        answer = await server.ask("GET", "/v2/models/m/versions/2")
+        assert answer.json == {"name": "m", "version": "2", "extensions": ["infer", "ready"]}
+        assert (await server.ask("GET", "/v2/models/m/versions/2/ready")).json["live"] is True

@@ -8,7 +8,7 @@ import trio
 
 from tgi.testing.fake_executor import logprob
 
-from .serving import EOS, Answer, Server, make_tokenizer, run, saying, serving
+from .serving import EOS, Answer, Server, make_tokenizer, saying, serving
 from .test_chat import chunks
 
 PATH = "/v1/completions"
@@ -20,29 +20,26 @@ async def complete(server: Server, prompt: Any = "what is", **body: Any) -> Answ
     return await server.ask("POST", PATH, {"prompt": prompt, **body})
 
 
-def test_3_6_the_answer() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            answer = await complete(server, temperature=0, model="any")
-            body = answer.json
-            assert list(body) == [
-                "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
-            ]  # fmt: skip
-            assert (body["object"], body["model"]) == ("text_completion", "some/model")
-            assert body["id"] == "cmpl-" + answer.headers["x-request-id"]
-            assert body["choices"] == [
-                {"index": 0, "text": "Hello world", "logprobs": None, "finish_reason": "stop"}
-            ]
-            assert body["usage"] == {
-                "prompt_tokens": len(PROMPT),
-                "completion_tokens": 3,
-                "total_tokens": len(PROMPT) + 3,
-            }
-            assert answer.headers["x-prompt-tokens"] == str(len(PROMPT))
-            assert answer.headers["x-compute-characters"] == "7"
-            assert "x-compute-time" not in answer.headers
-
-    run(main)
+async def test_3_6_the_answer() -> None:
+    async with serving(saying("Hello world")) as server:
+        answer = await complete(server, temperature=0, model="any")
+        body = answer.json
+        assert list(body) == [
+            "object", "id", "created", "model", "system_fingerprint", "choices", "usage",
+        ]  # fmt: skip
+        assert (body["object"], body["model"]) == ("text_completion", "some/model")
+        assert body["id"] == "cmpl-" + answer.headers["x-request-id"]
+        assert body["choices"] == [
+            {"index": 0, "text": "Hello world", "logprobs": None, "finish_reason": "stop"}
+        ]
+        assert body["usage"] == {
+            "prompt_tokens": len(PROMPT),
+            "completion_tokens": 3,
+            "total_tokens": len(PROMPT) + 3,
+        }
+        assert answer.headers["x-prompt-tokens"] == str(len(PROMPT))
+        assert answer.headers["x-compute-characters"] == "7"
+        assert "x-compute-time" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -54,126 +51,103 @@ def test_3_6_the_answer() -> None:
         ([[0, HELLO], PROMPT, [5]], [2, len(PROMPT), 1]),
     ],
 )
-def test_prompts_are_texts_or_ids_alone_or_in_a_list(prompt: Any, lengths: list[int]) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            answer = await complete(server, prompt)
-            assert [choice["index"] for choice in answer.json["choices"]] == list(range(len(lengths)))
-            assert {choice["text"] for choice in answer.json["choices"]} == {"Hello"}
-            assert answer.json["usage"]["prompt_tokens"] == sum(lengths)
-            assert answer.json["usage"]["completion_tokens"] == 2 * len(lengths)
-
-    run(main)
+async def test_prompts_are_texts_or_ids_alone_or_in_a_list(prompt: Any, lengths: list[int]) -> None:
+    async with serving(saying("Hello")) as server:
+        answer = await complete(server, prompt)
+        assert [choice["index"] for choice in answer.json["choices"]] == list(range(len(lengths)))
+        assert {choice["text"] for choice in answer.json["choices"]} == {"Hello"}
+        assert answer.json["usage"]["prompt_tokens"] == sum(lengths)
+        assert answer.json["usage"]["completion_tokens"] == 2 * len(lengths)
 
 
-def test_3_7_the_events() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            events = chunks(await complete(server, stream=True))
-            assert [event["choices"] for event in events] == [
-                [{"index": 0, "text": "Hello", "logprobs": None, "finish_reason": None}],
-                [{"index": 0, "text": " world", "logprobs": None, "finish_reason": None}],
-                [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}],
-            ]
-            assert all("usage" not in event for event in events[:-1])
-            assert events[-1]["usage"]["completion_tokens"] == 3
-            events = chunks(await complete(server, stream=True, stream_options={"include_usage": True}))
-            assert all(event["usage"] is None for event in events[:-1])
-            assert events[-1]["choices"] == []
-            assert events[-1]["usage"]["completion_tokens"] == 3
-
-    run(main)
+async def test_3_7_the_events() -> None:
+    async with serving(saying("Hello world")) as server:
+        events = chunks(await complete(server, stream=True))
+        assert [event["choices"] for event in events] == [
+            [{"index": 0, "text": "Hello", "logprobs": None, "finish_reason": None}],
+            [{"index": 0, "text": " world", "logprobs": None, "finish_reason": None}],
+            [{"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}],
+        ]
+        assert all("usage" not in event for event in events[:-1])
+        assert events[-1]["usage"]["completion_tokens"] == 3
+        events = chunks(await complete(server, stream=True, stream_options={"include_usage": True}))
+        assert all(event["usage"] is None for event in events[:-1])
+        assert events[-1]["choices"] == []
+        assert events[-1]["usage"]["completion_tokens"] == 3
 
 
-def test_3_7_several_prompts_in_one_stream() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            events = chunks(await complete(server, ["what is", "Hello", "a"], stream=True))
-            for index in range(3):
-                mine = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
-                assert "".join(choice["text"] for choice in mine) == "Hello world"
-                assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
-
-    run(main)
+async def test_3_7_several_prompts_in_one_stream() -> None:
+    async with serving(saying("Hello world")) as server:
+        events = chunks(await complete(server, ["what is", "Hello", "a"], stream=True))
+        for index in range(3):
+            mine = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
+            assert "".join(choice["text"] for choice in mine) == "Hello world"
+            assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_echo_with_log_probabilities_of_the_prompt(stream: bool) -> None:
+async def test_echo_with_log_probabilities_of_the_prompt(stream: bool) -> None:
     """What lm-evaluation-harness asks for."""
-
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            body = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
-            answer = await complete(server, [PROMPT], **body, stream=stream)
-            choice = chunks(answer)[0]["choices"][0] if stream else answer.json["choices"][0]
-            assert choice["text"] == "<s>what isHello"
-            columns = choice["logprobs"]
-            assert columns["tokens"] == [make_tokenizer().decode([i]) for i in [*PROMPT, HELLO]]
-            assert columns["token_logprobs"] == [None, *map(logprob, PROMPT[1:]), logprob(HELLO)]
-            assert columns["top_logprobs"][0] is None
-            for value, table in zip(columns["token_logprobs"][1:], columns["top_logprobs"][1:], strict=True):
-                assert value == max(table.values())
-            assert columns["text_offset"][:2] == [0, 3]
-            assert len({len(column) for column in columns.values()}) == 1
-            answer = await complete(server, ["what is"], **body, stream=stream)
-            choice = chunks(answer)[0]["choices"][0] if stream else answer.json["choices"][0]
-            offsets = choice["logprobs"]["text_offset"]
-            assert choice["logprobs"]["tokens"] == columns["tokens"]
-            assert offsets == [max(0, offset - len("<s>")) for offset in columns["text_offset"]]
-            assert choice["text"][offsets[-1] :] == "Hello"
-
-    run(main)
+    async with serving(saying("Hello")) as server:
+        body = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
+        answer = await complete(server, [PROMPT], **body, stream=stream)
+        choice = chunks(answer)[0]["choices"][0] if stream else answer.json["choices"][0]
+        assert choice["text"] == "<s>what isHello"
+        columns = choice["logprobs"]
+        assert columns["tokens"] == [make_tokenizer().decode([i]) for i in [*PROMPT, HELLO]]
+        assert columns["token_logprobs"] == [None, *map(logprob, PROMPT[1:]), logprob(HELLO)]
+        assert columns["top_logprobs"][0] is None
+        for value, table in zip(columns["token_logprobs"][1:], columns["top_logprobs"][1:], strict=True):
+            assert value == max(table.values())
+        assert columns["text_offset"][:2] == [0, 3]
+        assert len({len(column) for column in columns.values()}) == 1
+        answer = await complete(server, ["what is"], **body, stream=stream)
+        choice = chunks(answer)[0]["choices"][0] if stream else answer.json["choices"][0]
+        offsets = choice["logprobs"]["text_offset"]
+        assert choice["logprobs"]["tokens"] == columns["tokens"]
+        assert offsets == [max(0, offset - len("<s>")) for offset in columns["text_offset"]]
+        assert choice["text"][offsets[-1] :] == "Hello"
 
 
-def test_echo_without_anything_to_generate() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            answer = await complete(server, echo=True, max_tokens=0, logprobs=0)
-            choice = answer.json["choices"][0]
-            assert choice["text"] == "what is"
-            assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
-            assert choice["logprobs"]["top_logprobs"] is None
-            assert (await complete(server, max_tokens=0)).status == 422
-
-    run(main)
+async def test_echo_without_anything_to_generate() -> None:
+    async with serving(saying("Hello")) as server:
+        answer = await complete(server, echo=True, max_tokens=0, logprobs=0)
+        choice = answer.json["choices"][0]
+        assert choice["text"] == "what is"
+        assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
+        assert choice["logprobs"]["top_logprobs"] is None
+        assert (await complete(server, max_tokens=0)).status == 422
 
 
-def test_n_and_best_of() -> None:
+async def test_n_and_best_of() -> None:
     """The fake model counts up from the seed; token t has the log-probability -(t % 8) / 8."""
-
-    async def main() -> None:
-        async with serving() as server:
-            decode = make_tokenizer().decode
-            answer = await complete(server, n=2, seed=40, max_tokens=1)
-            assert [c["text"] for c in answer.json["choices"]] == [decode([40]), decode([41])]
-            answer = await complete(server, n=2, best_of=4, seed=45, max_tokens=1)
-            assert [c["text"] for c in answer.json["choices"]] == [decode([48]), decode([45])]
-            assert answer.json["usage"]["completion_tokens"] == 4
-            answer = await complete(server, ["a", "b"], n=2, seed=40, max_tokens=1)
-            assert [c["text"] for c in answer.json["choices"]] == 2 * [decode([40]), decode([41])]
-            assert [c["index"] for c in answer.json["choices"]] == [0, 1, 2, 3]
-            prompts = len(make_tokenizer().encode("a")) + len(make_tokenizer().encode("b"))
-            assert answer.json["usage"]["prompt_tokens"] == prompts
-
-    run(main)
+    async with serving() as server:
+        decode = make_tokenizer().decode
+        answer = await complete(server, n=2, seed=40, max_tokens=1)
+        assert [c["text"] for c in answer.json["choices"]] == [decode([40]), decode([41])]
+        answer = await complete(server, n=2, best_of=4, seed=45, max_tokens=1)
+        assert [c["text"] for c in answer.json["choices"]] == [decode([48]), decode([45])]
+        assert answer.json["usage"]["completion_tokens"] == 4
+        answer = await complete(server, ["a", "b"], n=2, seed=40, max_tokens=1)
+        assert [c["text"] for c in answer.json["choices"]] == 2 * [decode([40]), decode([41])]
+        assert [c["index"] for c in answer.json["choices"]] == [0, 1, 2, 3]
+        prompts = len(make_tokenizer().encode("a")) + len(make_tokenizer().encode("b"))
+        assert answer.json["usage"]["prompt_tokens"] == prompts
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
-            assert (answer.status, answer.json["error_type"]) == (422, "suffix not supported")
-            assert answer.json["error"]["message"] == (
-                "Suffix is not supported and can be achieved by preprocessing the prompt."
-            )
-            answer = await complete(server, ["a"] * 5, stream=stream)
-            assert (answer.status, answer.json["error_type"]) == (422, "batch size exceeded")
-            assert answer.json["error"]["message"] == (
-                "Number of prompts exceeds the maximum allowed batch size of 4"
-            )
-
-    run(main)
+async def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
+    async with serving() as server:
+        answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
+        assert (answer.status, answer.json["error_type"]) == (422, "suffix not supported")
+        assert answer.json["error"]["message"] == (
+            "Suffix is not supported and can be achieved by preprocessing the prompt."
+        )
+        answer = await complete(server, ["a"] * 5, stream=stream)
+        assert (answer.status, answer.json["error_type"]) == (422, "batch size exceeded")
+        assert answer.json["error"]["message"] == (
+            "Number of prompts exceeds the maximum allowed batch size of 4"
+        )
 
 
 @pytest.mark.parametrize(
@@ -194,72 +168,57 @@ def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
         ),
     ],
 )
-def test_what_is_not_possible_is_refused(body: dict[str, Any], message: str) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            for stream in (False, True):
-                answer = await server.ask("POST", PATH, {"prompt": "a", **body, "stream": stream})
-                text = f"Input validation error: {message}"
-                assert (answer.status, answer.json["error"]["message"]) == (422, text)
-            answer = await complete(server, best_of=2, stream=True)
-            assert answer.status == 422
-
-    run(main)
+async def test_what_is_not_possible_is_refused(body: dict[str, Any], message: str) -> None:
+    async with serving() as server:
+        for stream in (False, True):
+            answer = await server.ask("POST", PATH, {"prompt": "a", **body, "stream": stream})
+            text = f"Input validation error: {message}"
+            assert (answer.status, answer.json["error"]["message"]) == (422, text)
+        answer = await complete(server, best_of=2, stream=True)
+        assert answer.status == 422
 
 
-def test_each_prompt_and_choice_takes_a_permit() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            assert (await complete(server, ["a", "b"], n=4)).status == 200
-            with server.service.permits(1):
-                answer = await complete(server, ["a", "b"], n=4)
-            assert (answer.status, answer.headers["retry-after"]) == (429, "1")
-            assert answer.json["error_type"] == "overloaded"
-            assert server.service.in_flight == 0
-
-    run(main)
+async def test_each_prompt_and_choice_takes_a_permit() -> None:
+    async with serving(saying("Hello")) as server:
+        assert (await complete(server, ["a", "b"], n=4)).status == 200
+        with server.service.permits(1):
+            answer = await complete(server, ["a", "b"], n=4)
+        assert (answer.status, answer.headers["retry-after"]) == (429, "1")
+        assert answer.json["error_type"] == "overloaded"
+        assert server.service.in_flight == 0
 
 
-def test_3_10_models() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
-            answer = await server.ask("GET", "/v1/models")
-            assert answer.json == {"object": "list", "data": [entry]}
-            assert (await server.ask("GET", "/v1/models/some/model")).json == entry
-            answer = await server.ask("GET", "/v1/models/other")
-            assert (answer.status, answer.json["error"]["code"]) == (404, 404)
-            assert answer.json["error"]["message"] == "The model other does not exist"
-
-    run(main)
+async def test_3_10_models() -> None:
+    async with serving() as server:
+        entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
+        answer = await server.ask("GET", "/v1/models")
+        assert answer.json == {"object": "list", "data": [entry]}
+        assert (await server.ask("GET", "/v1/models/some/model")).json == entry
+        answer = await server.ask("GET", "/v1/models/other")
+        assert (answer.status, answer.json["error"]["code"]) == (404, 404)
+        assert answer.json["error"]["message"] == "The model other does not exist"
 
 
-def test_detokenize() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/detokenize", {"tokens": [0, HELLO, WORLD, EOS]})
-            assert answer.json == {"prompt": "<s>Hello world</s>"}
-            assert (await server.ask("POST", "/detokenize", {"tokens": []})).json == {"prompt": ""}
-            answer = await server.ask("POST", "/detokenize", {"tokens": [1000]})
-            assert (answer.status, answer.json["error_type"]) == (422, "validation")
-
-    run(main)
+async def test_detokenize() -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", "/detokenize", {"tokens": [0, HELLO, WORLD, EOS]})
+        assert answer.json == {"prompt": "<s>Hello world</s>"}
+        assert (await server.ask("POST", "/detokenize", {"tokens": []})).json == {"prompt": ""}
+        answer = await server.ask("POST", "/detokenize", {"tokens": [1000]})
+        assert (answer.status, answer.json["error_type"]) == (422, "validation")
 
 
-def test_a_client_that_leaves_a_stream_frees_all_choices() -> None:
-    async def main() -> None:
-        async with serving(step_seconds=0.01) as server:
-            body = json.dumps({"prompt": "a", "n": 4, "stream": True, "max_tokens": 60}).encode()
-            stream = await server.connect()
-            head = (
-                f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(body)}\r\n\r\n"
-            )
-            await stream.send_all(head.encode() + body)
-            assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200")
-            await stream.aclose()
-            while server.service.in_flight:
-                await trio.sleep(0.01)
-            assert 'tgi_request_failure{err="dropped"} 1' in await server.metrics()
-
-    run(main)
+async def test_a_client_that_leaves_a_stream_frees_all_choices() -> None:
+    async with serving(step_seconds=0.01) as server:
+        body = json.dumps({"prompt": "a", "n": 4, "stream": True, "max_tokens": 60}).encode()
+        stream = await server.connect()
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
+        await stream.send_all(head.encode() + body)
+        assert (await stream.receive_some(100)).startswith(b"HTTP/1.1 200")
+        await stream.aclose()
+        while server.service.in_flight:
+            await trio.sleep(0.01)
+        assert 'tgi_request_failure{err="dropped"} 1' in await server.metrics()

@@ -18,7 +18,7 @@ from tgi.errors import InternalError, Overloaded, ValidationError
 from tgi.text.grammar import GrammarCompiler, GrammarSpec
 from tgi.text.tokenizer import Tokenizer
 
-from .serving import EOS, make_tokenizer, run
+from .serving import EOS, make_tokenizer
 
 SMALL = GrammarSpec("json", '{"properties": {"a": {"type": "integer"}}, "required": ["a"]}')
 OTHER = GrammarSpec("regex", "[ab]+")
@@ -42,145 +42,115 @@ async def until_refused(known: Grammars, spec: GrammarSpec, messages: list[str])
     messages.append(str(raised.value))
 
 
-def test_a_grammar_is_compiled_once_and_each_text_has_its_own_matcher() -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            first = await known.matcher(SMALL)
-            (process,) = trials()
-            process.suspend()  # what needs it again would not return
-            second = await known.matcher(SMALL)
-            process.resume()
-            before = second.mask
-            first.advance(make_tokenizer().encode("{", add_special_tokens=False)[0])
-            assert second.mask == before != first.mask
-        assert trials() == []
-
-    run(main)
+async def test_a_grammar_is_compiled_once_and_each_text_has_its_own_matcher() -> None:
+    async with aclosing(new_grammars()) as known:
+        first = await known.matcher(SMALL)
+        (process,) = trials()
+        process.suspend()  # what needs it again would not return
+        second = await known.matcher(SMALL)
+        process.resume()
+        before = second.mask
+        first.advance(make_tokenizer().encode("{", add_special_tokens=False)[0])
+        assert second.mask == before != first.mask
+    assert trials() == []
 
 
-def test_the_same_grammar_twice_at_once_is_kept_once() -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            async with trio.open_nursery() as nursery:
-                for _ in range(5):
-                    nursery.start_soon(known.matcher, SMALL)
-            assert known._size == known._known[SMALL][1]
-
-    run(main)
+async def test_the_same_grammar_twice_at_once_is_kept_once() -> None:
+    async with aclosing(new_grammars()) as known:
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(known.matcher, SMALL)
+        assert known._size == known._known[SMALL][1]
 
 
-def test_v22b_what_is_not_valid_is_said_in_tgis_words() -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            messages: list[str] = []
-            await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
-            (process,) = trials()
-            process.suspend()
-            await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
-            process.resume()
-            assert set(messages) == {"Input validation error: grammar is not valid: Invalid type: strin"}
-            assert ValidationError.status == 422
-
-    run(main)
-
-
-def test_a_grammar_that_takes_long_holds_up_nobody() -> None:
-    async def main() -> None:
+async def test_v22b_what_is_not_valid_is_said_in_tgis_words() -> None:
+    async with aclosing(new_grammars()) as known:
         messages: list[str] = []
-        async with aclosing(new_grammars()) as known, trio.open_nursery() as nursery:
-            await known.matcher(SMALL)
-            (busy,) = trials()
-            busy.suspend()
-            nursery.start_soon(until_refused, known, OVERFLOW, messages)
-            await trio.testing.wait_all_tasks_blocked()
-            assert await known.matcher(OTHER)
-            assert messages == []
-            busy.resume()
-        assert messages == ["Input validation error: grammar is not valid: it is too complex to compile"]
-
-    run(main)
+        await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
+        (process,) = trials()
+        process.suspend()
+        await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
+        process.resume()
+        assert set(messages) == {"Input validation error: grammar is not valid: Invalid type: strin"}
+        assert ValidationError.status == 422
 
 
-def test_a_client_that_does_not_wait_and_a_process_that_is_gone_do_no_harm() -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            await known.matcher(SMALL)
-            (process,) = trials()
-            process.suspend()
-            with trio.move_on_after(0.05) as scope:
-                await known.matcher(OTHER)
-            assert scope.cancelled_caught
-            assert not process.is_running()
-            assert await known.matcher(OTHER)
-            (process,) = trials()
-            process.kill()
-            assert await known.matcher(GrammarSpec("regex", "c"))
-
-    run(main)
+async def test_a_grammar_that_takes_long_holds_up_nobody() -> None:
+    messages: list[str] = []
+    async with aclosing(new_grammars()) as known, trio.open_nursery() as nursery:
+        await known.matcher(SMALL)
+        (busy,) = trials()
+        busy.suspend()
+        nursery.start_soon(until_refused, known, OVERFLOW, messages)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await known.matcher(OTHER)
+        assert messages == []
+        busy.resume()
+    assert messages == ["Input validation error: grammar is not valid: it is too complex to compile"]
 
 
-def test_ctrl_c_which_reaches_all_processes_leaves_running_requests_their_grammars() -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            await known.matcher(SMALL)
-            (process,) = trials()
-            process.send_signal(signal.SIGINT)
-            assert await known.matcher(OTHER)
-            assert trials() == [process]
-
-    run(main)
-
-
-def test_a_machine_that_is_too_busy_is_not_the_grammars_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        code = "from tgi.text import grammar_trial as t; t.CLOCK_SECONDS = 0.03; t.main()"
-        monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", code])
-        async with aclosing(new_grammars()) as known:
-            spec = GrammarSpec("regex", "a?" * 8000)
-            for _ in range(2):
-                with pytest.raises(Overloaded):
-                    await known.matcher(spec)
-            assert spec not in known._known
-
-    run(main)
-
-
-def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        monkeypatch.setattr(grammars, "COMMAND", ["/bin/false"])
-        async with aclosing(new_grammars()) as known:
-            with pytest.raises(InternalError):
-                await known.matcher(SMALL)
-
-    run(main)
-
-
-def test_a_tokenizer_that_cannot_be_constrained_is_said_with_the_request() -> None:
-    async def main() -> None:
-        core = Core(models.WordPiece({"a": 0, "</s>": EOS}, unk_token="a"))
-        core.decoder = decoders.WordPiece()
-        tokenizer = Tokenizer(core, [], [EOS])
-        async with aclosing(Grammars(GrammarCompiler(tokenizer, 300))) as known:
-            await known.prepare()
-            messages: list[str] = []
-            await until_refused(known, SMALL, messages)
-            assert "grammar is not valid: this model's tokenizer cannot be constrained" in messages[0]
-
-    run(main)
-
-
-def test_what_was_used_least_recently_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def main() -> None:
-        async with aclosing(new_grammars()) as known:
-            await known.matcher(SMALL)
+async def test_a_client_that_does_not_wait_and_a_process_that_is_gone_do_no_harm() -> None:
+    async with aclosing(new_grammars()) as known:
+        await known.matcher(SMALL)
+        (process,) = trials()
+        process.suspend()
+        with trio.move_on_after(0.05) as scope:
             await known.matcher(OTHER)
-            monkeypatch.setattr(grammars, "CACHED_BYTES", known._size)
-            await known.matcher(SMALL)
-            await until_refused(known, GrammarSpec("regex", "("), [])
-            assert [spec.source for spec in known._known] == [SMALL.source, "("]
-            monkeypatch.setattr(grammars, "CACHED_BYTES", 1)
-            assert await known.matcher(OTHER)
-            assert list(known._known) == [OTHER]
-            assert known._size == known._known[OTHER][1]
+        assert scope.cancelled_caught
+        assert not process.is_running()
+        assert await known.matcher(OTHER)
+        (process,) = trials()
+        process.kill()
+        assert await known.matcher(GrammarSpec("regex", "c"))
 
-    run(main)
+
+async def test_ctrl_c_which_reaches_all_processes_leaves_running_requests_their_grammars() -> None:
+    async with aclosing(new_grammars()) as known:
+        await known.matcher(SMALL)
+        (process,) = trials()
+        process.send_signal(signal.SIGINT)
+        assert await known.matcher(OTHER)
+        assert trials() == [process]
+
+
+async def test_a_machine_that_is_too_busy_is_not_the_grammars_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "from tgi.text import grammar_trial as t; t.CLOCK_SECONDS = 0.03; t.main()"
+    monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", code])
+    async with aclosing(new_grammars()) as known:
+        spec = GrammarSpec("regex", "a?" * 8000)
+        for _ in range(2):
+            with pytest.raises(Overloaded):
+                await known.matcher(spec)
+        assert spec not in known._known
+
+
+async def test_without_any_process_it_is_our_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grammars, "COMMAND", ["/bin/false"])
+    async with aclosing(new_grammars()) as known:
+        with pytest.raises(InternalError):
+            await known.matcher(SMALL)
+
+
+async def test_a_tokenizer_that_cannot_be_constrained_is_said_with_the_request() -> None:
+    core = Core(models.WordPiece({"a": 0, "</s>": EOS}, unk_token="a"))
+    core.decoder = decoders.WordPiece()
+    tokenizer = Tokenizer(core, [], [EOS])
+    async with aclosing(Grammars(GrammarCompiler(tokenizer, 300))) as known:
+        await known.prepare()
+        messages: list[str] = []
+        await until_refused(known, SMALL, messages)
+        assert "grammar is not valid: this model's tokenizer cannot be constrained" in messages[0]
+
+
+async def test_what_was_used_least_recently_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with aclosing(new_grammars()) as known:
+        await known.matcher(SMALL)
+        await known.matcher(OTHER)
+        monkeypatch.setattr(grammars, "CACHED_BYTES", known._size)
+        await known.matcher(SMALL)
+        await until_refused(known, GrammarSpec("regex", "("), [])
+        assert [spec.source for spec in known._known] == [SMALL.source, "("]
+        monkeypatch.setattr(grammars, "CACHED_BYTES", 1)
+        assert await known.matcher(OTHER)
+        assert list(known._known) == [OTHER]
+        assert known._size == known._known[OTHER][1]

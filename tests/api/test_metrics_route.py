@@ -162,26 +162,23 @@ def test_7_2_a_gauge_that_tgi_never_sets_is_not_there_and_one_that_it_loses_is(p
     assert value(page, "tgi_batch_max_total_tokens") == 4096
 
 
-def test_7_2_the_gauges_of_a_running_batch() -> None:
-    async def main() -> None:
-        async with serving(endless, step_seconds=0.05) as server, trio.open_nursery() as nursery:
-            nursery.start_soon(server.generate, {"max_new_tokens": 60})
-            await until_running(server)
-            page = await server.metrics()
-            assert value(page, "tgi_batch_current_size") == 1
-            held = value(page, "tgi_batch_current_max_tokens")
-            assert held > 0
-            assert held % 16 == 0
-            nursery.cancel_scope.cancel()
-
-    run(main)
+async def test_7_2_the_gauges_of_a_running_batch() -> None:
+    async with serving(endless, step_seconds=0.05) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(server.generate, {"max_new_tokens": 60})
+        await until_running(server)
+        page = await server.metrics()
+        assert value(page, "tgi_batch_current_size") == 1
+        held = value(page, "tgi_batch_current_max_tokens")
+        assert held > 0
+        assert held % 16 == 0
+        nursery.cancel_scope.cancel()
 
 
 def test_m5_a_summary_has_these_quantiles(page: str) -> None:
     assert list(samples(page, "tgi_request_skipped_tokens")) == [f'quantile="{q}"' for q in QUANTILES]
 
 
-def test_m3_families_come_in_order_each_described_and_with_a_blank_line_behind(page: str) -> None:
+async def test_m3_families_come_in_order_each_described_and_with_a_blank_line_behind(page: str) -> None:
     blocks = page.split("\n\n")
     assert blocks.pop() == ""
     for block in blocks:
@@ -192,36 +189,26 @@ def test_m3_families_come_in_order_each_described_and_with_a_blank_line_behind(p
         assert rest
         assert all(line.startswith(name) for line in rest)
     assert "_total " not in page
-
-    async def main() -> None:
-        async with serving() as server:
-            again = re.findall("^# TYPE (.*)$", await server.metrics(), re.MULTILINE)
-            order = re.findall("^# TYPE (.*)$", page, re.MULTILINE)
-            assert again == [line for line in order if line in again]
-
-    run(main)
+    async with serving() as server:
+        again = re.findall("^# TYPE (.*)$", await server.metrics(), re.MULTILINE)
+        order = re.findall("^# TYPE (.*)$", page, re.MULTILINE)
+        assert again == [line for line in order if line in again]
 
 
-def test_m3_before_the_first_request_tgis_gauges_of_the_engine_are_there() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            names = re.findall(r"^# TYPE (\S+)", await server.metrics(), re.MULTILINE)
-            assert [name for name in names if name in TABLE] == [
-                "tgi_queue_size", "tgi_batch_current_size", "tgi_batch_current_max_tokens",
-                "tgi_batch_max_total_tokens",
-            ]  # fmt: skip
-
-    run(main)
+async def test_m3_before_the_first_request_tgis_gauges_of_the_engine_are_there() -> None:
+    async with serving() as server:
+        names = re.findall(r"^# TYPE (\S+)", await server.metrics(), re.MULTILINE)
+        assert [name for name in names if name in TABLE] == [
+            "tgi_queue_size", "tgi_batch_current_size", "tgi_batch_current_max_tokens",
+            "tgi_batch_max_total_tokens",
+        ]  # fmt: skip
 
 
-def test_m1_the_page_needs_no_key() -> None:
-    async def main() -> None:
-        async with serving(options=Options(api_key=("secret",))) as server:
-            answer = await server.ask("GET", "/metrics")
-            assert answer.status == 200
-            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-
-    run(main)
+async def test_m1_the_page_needs_no_key() -> None:
+    async with serving(options=Options(api_key=("secret",))) as server:
+        answer = await server.ask("GET", "/metrics")
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
 @pytest.mark.parametrize(
@@ -239,30 +226,24 @@ def test_m1_the_page_needs_no_key() -> None:
         ("/generate", {}, None),  # what cannot be read
     ],
 )
-def test_7_2_failures_by_their_label(path: str, body: dict[str, Any], label: str | None) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), template="{{ raise_exception('no') }}") as server:
-            if label == "generation":
-                assert server.service.engine is not None
-                scheduler = server.service.engine.scheduler
+async def test_7_2_failures_by_their_label(path: str, body: dict[str, Any], label: str | None) -> None:
+    async with serving(saying("Hello"), template="{{ raise_exception('no') }}") as server:
+        if label == "generation":
+            assert server.service.engine is not None
+            scheduler = server.service.engine.scheduler
 
-                def fail(*_: Any) -> int:
-                    scheduler.fail_all(GenerationFailed("boom"))
-                    return 5
+            def fail(*_: Any) -> int:
+                scheduler.fail_all(GenerationFailed("boom"))
+                return 5
 
-                server.executor.script = fail
-            assert (await server.ask("POST", path, body)).status != 200
-            expected = {} if label is None else {f'err="{label}"': 1}
-            assert samples(await server.metrics(), "tgi_request_failure") == expected
-
-    run(main)
+            server.executor.script = fail
+        assert (await server.ask("POST", path, body)).status != 200
+        expected = {} if label is None else {f'err="{label}"': 1}
+        assert samples(await server.metrics(), "tgi_request_failure") == expected
 
 
-def test_7_2_a_request_without_the_key_does_not_count() -> None:
-    async def main() -> None:
-        async with serving(options=Options(api_key=("secret",))) as server:
-            assert (await server.generate({})).status == 401
-            assert not samples(await server.metrics(), "tgi_request_failure")
-            assert not samples(await server.metrics(), "tgi_request_count")
-
-    run(main)
+async def test_7_2_a_request_without_the_key_does_not_count() -> None:
+    async with serving(options=Options(api_key=("secret",))) as server:
+        assert (await server.generate({})).status == 401
+        assert not samples(await server.metrics(), "tgi_request_failure")
+        assert not samples(await server.metrics(), "tgi_request_count")

@@ -69,31 +69,28 @@ def test_3_1_top_tokens_are_there_when_asked_for() -> None:
     }  # fmt: skip
 
 
-def test_r3_10_best_of_returns_the_sequence_with_the_highest_mean_logprob() -> None:
-    async def main() -> None:
-        async with serving(counting(200)) as server:
-            answer = await server.generate(
-                {"best_of": 2, "do_sample": True, "details": True, "max_new_tokens": 2}
-            )
-            details = answer.json["details"]
-            (other,) = details["best_of_sequences"]
-            assert list(other) == [
-                "generated_text",
-                "finish_reason",
-                "generated_tokens",
-                "seed",
-                "prefill",
-                "tokens",
-            ]
-            means = [sum(token["logprob"] for token in one["tokens"]) / 2 for one in (details, other)]
-            assert means[0] >= means[1]
-            assert details["seed"] != other["seed"]
-            assert (
-                await server.generate({"best_of": 2, "do_sample": True, "max_new_tokens": 1})
-            ).json.keys() == {"generated_text"}
-            assert server.service.in_flight == 0
-
-    run(main)
+async def test_r3_10_best_of_returns_the_sequence_with_the_highest_mean_logprob() -> None:
+    async with serving(counting(200)) as server:
+        answer = await server.generate(
+            {"best_of": 2, "do_sample": True, "details": True, "max_new_tokens": 2}
+        )
+        details = answer.json["details"]
+        (other,) = details["best_of_sequences"]
+        assert list(other) == [
+            "generated_text",
+            "finish_reason",
+            "generated_tokens",
+            "seed",
+            "prefill",
+            "tokens",
+        ]
+        means = [sum(token["logprob"] for token in one["tokens"]) / 2 for one in (details, other)]
+        assert means[0] >= means[1]
+        assert details["seed"] != other["seed"]
+        assert (
+            await server.generate({"best_of": 2, "do_sample": True, "max_new_tokens": 1})
+        ).json.keys() == {"generated_text"}
+        assert server.service.in_flight == 0
 
 
 def test_r3_11_the_full_text_begins_with_the_inputs() -> None:
@@ -110,15 +107,12 @@ def test_r3_11_the_full_text_begins_with_the_inputs() -> None:
         ("text2text-generation", True, True),
     ],
 )
-def test_r2_70_full_text_is_the_default_of_the_compatible_route(
+async def test_r2_70_full_text_is_the_default_of_the_compatible_route(
     tag: str | None, given: bool | None, full: bool
 ) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), info=attrs.evolve(INFO, pipeline_tag=tag)) as server:
-            answer = await server.generate({"return_full_text": given}, "x", path="/")
-            assert answer.json == [{"generated_text": "xHello" if full else "Hello"}]
-
-    run(main)
+    async with serving(saying("Hello"), info=attrs.evolve(INFO, pipeline_tag=tag)) as server:
+        answer = await server.generate({"return_full_text": given}, "x", path="/")
+        assert answer.json == [{"generated_text": "xHello" if full else "Hello"}]
 
 
 def test_1_5_the_headers_of_an_answer() -> None:
@@ -142,41 +136,35 @@ def test_r1_70_errors_carry_none_of_these_headers() -> None:
     assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"]
 
 
-def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None:
+async def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None:
     drawn = set()
 
     def script(params: LaneParams, _draw: int) -> int:
         drawn.add((params.sample, params.temperature, params.seed))
         return EOS
 
-    async def main() -> None:
-        async with serving(script) as server:
-            for _ in range(3):
-                assert (await server.ask("POST", "/generate", {"inputs": "x"})).status == 200
-            assert len(drawn) == 3
-            assert {(sample, temperature) for sample, temperature, _ in drawn} == {(True, 1.0)}
-            drawn.clear()
-            await server.generate({})
-            assert [sample for sample, *_ in drawn] == [False]
-
-    run(main)
+    async with serving(script) as server:
+        for _ in range(3):
+            assert (await server.ask("POST", "/generate", {"inputs": "x"})).status == 200
+        assert len(drawn) == 3
+        assert {(sample, temperature) for sample, temperature, _ in drawn} == {(True, 1.0)}
+        drawn.clear()
+        await server.generate({})
+        assert [sample for sample, *_ in drawn] == [False]
 
 
-def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
-    async def main() -> None:
-        async with serving(counting(200)) as server:
-            answer = await server.generate(
-                {"max_new_tokens": 2, "do_sample": True, "details": True, "seed": 2**64 - 1}
-            )
-            assert answer.json["details"]["seed"] == 2**64 - 1
-            for greedy in ({}, {"temperature": 1.0}, {"seed": 5}):
-                answer = await server.generate({"max_new_tokens": 2, "details": True, **greedy})
-                assert answer.json["details"]["seed"] is None
-            for sampled in ({"temperature": 0.5}, {"top_k": 1}, {"top_p": 0.5}, {"typical_p": 0.5}):
-                answer = await server.generate({"max_new_tokens": 2, "details": True, **sampled})
-                assert answer.json["details"]["seed"] is not None
-
-    run(main)
+async def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
+    async with serving(counting(200)) as server:
+        answer = await server.generate(
+            {"max_new_tokens": 2, "do_sample": True, "details": True, "seed": 2**64 - 1}
+        )
+        assert answer.json["details"]["seed"] == 2**64 - 1
+        for greedy in ({}, {"temperature": 1.0}, {"seed": 5}):
+            answer = await server.generate({"max_new_tokens": 2, "details": True, **greedy})
+            assert answer.json["details"]["seed"] is None
+        for sampled in ({"temperature": 0.5}, {"top_k": 1}, {"top_p": 0.5}, {"typical_p": 0.5}):
+            answer = await server.generate({"max_new_tokens": 2, "details": True, **sampled})
+            assert answer.json["details"]["seed"] is not None
 
 
 @pytest.mark.parametrize(
@@ -205,45 +193,38 @@ def test_truncate_keeps_the_first_token_and_the_end() -> None:
     assert [token["id"] for token in details["prefill"]] == [BOS, WORLD]
 
 
-def test_q1_to_q3_permits_are_taken_and_given_back() -> None:
+async def test_q1_to_q3_permits_are_taken_and_given_back() -> None:
     limits = attrs.evolve(LIMITS, max_concurrent_requests=2)
-
-    async def main() -> None:
-        async with (
-            serving(counting(200), limits=limits, step_seconds=0.02) as server,
-            trio.open_nursery() as nursery,
-        ):
-            nursery.start_soon(server.generate, {"max_new_tokens": 60})
-            while server.service.in_flight < 1:
-                await trio.sleep(0.01)
-            for path in ("/generate", "/generate_stream", "/"):
-                two = {"best_of": 2, "do_sample": True} if path != "/generate_stream" else {}
-                if not two:
-                    nursery.start_soon(functools.partial(server.generate, {"max_new_tokens": 60}, path=path))
-                    while server.service.in_flight < 2:
-                        await trio.sleep(0.01)
-                answer = await server.generate(two, path=path)
-                assert answer.status == 429
-                assert answer.json == {"error": "Model is overloaded", "error_type": "overloaded"}
-                assert int(answer.headers["retry-after"]) > 0
-            assert (await server.ask("POST", "/tokenize", {"inputs": "x"})).status == 200
-            nursery.cancel_scope.cancel()
-        assert 'tgi_request_failure{err="overloaded"} 3' in server.service.metrics.render().decode()
-
-    run(main)
-
-
-def test_a_client_that_leaves_frees_its_permit_and_its_row() -> None:
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.02) as server:
-            for path in ("/generate", "/generate_stream"):
-                with trio.move_on_after(0.2):
-                    await server.generate({"max_new_tokens": 60, "best_of": 1}, path=path)
-                while server.service.in_flight:
+    async with (
+        serving(counting(200), limits=limits, step_seconds=0.02) as server,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(server.generate, {"max_new_tokens": 60})
+        while server.service.in_flight < 1:
+            await trio.sleep(0.01)
+        for path in ("/generate", "/generate_stream", "/"):
+            two = {"best_of": 2, "do_sample": True} if path != "/generate_stream" else {}
+            if not two:
+                nursery.start_soon(functools.partial(server.generate, {"max_new_tokens": 60}, path=path))
+                while server.service.in_flight < 2:
                     await trio.sleep(0.01)
-                assert server.service.engine is not None
-                statistics = server.service.engine.scheduler.statistics()
-                assert (statistics.running, statistics.waiting, statistics.blocks.used) == (0, 0, 0)
-        assert 'tgi_request_failure{err="dropped"} 2' in server.service.metrics.render().decode()
+            answer = await server.generate(two, path=path)
+            assert answer.status == 429
+            assert answer.json == {"error": "Model is overloaded", "error_type": "overloaded"}
+            assert int(answer.headers["retry-after"]) > 0
+        assert (await server.ask("POST", "/tokenize", {"inputs": "x"})).status == 200
+        nursery.cancel_scope.cancel()
+    assert 'tgi_request_failure{err="overloaded"} 3' in server.service.metrics.render().decode()
 
-    run(main)
+
+async def test_a_client_that_leaves_frees_its_permit_and_its_row() -> None:
+    async with serving(counting(200), step_seconds=0.02) as server:
+        for path in ("/generate", "/generate_stream"):
+            with trio.move_on_after(0.2):
+                await server.generate({"max_new_tokens": 60, "best_of": 1}, path=path)
+            while server.service.in_flight:
+                await trio.sleep(0.01)
+            assert server.service.engine is not None
+            statistics = server.service.engine.scheduler.statistics()
+            assert (statistics.running, statistics.waiting, statistics.blocks.used) == (0, 0, 0)
+    assert 'tgi_request_failure{err="dropped"} 2' in server.service.metrics.render().decode()

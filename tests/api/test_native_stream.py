@@ -21,79 +21,67 @@ from tgi.testing.fake_executor import counting, logprob
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
-from .serving import EOS, make_tokenizer, run, saying, serving
+from .serving import EOS, make_tokenizer, saying, serving
 
 HELLO, WORLD = make_tokenizer().encode("Hello world", add_special_tokens=False)
 
 
 @pytest.mark.parametrize("path", ["/generate_stream", "/"])
-def test_r3_20_to_r3_23_the_events(path: str) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            body = {
-                "inputs": "what is",
-                "parameters": {"details": True, "return_full_text": False},
-                "stream": True,
-            }
-            answer = await server.ask("POST", path, body)
-            assert answer.status == 200
-            for index, event in enumerate(answer.events, 1):
-                assert event["index"] == index
-                assert list(event) == ["index", "token", "generated_text", "details"]
-            assert [event["token"] for event in answer.events] == [
-                {"id": HELLO, "text": "Hello", "logprob": logprob(HELLO), "special": False},
-                {"id": WORLD, "text": " world", "logprob": logprob(WORLD), "special": False},
-                {"id": EOS, "text": "</s>", "logprob": logprob(EOS), "special": True},
-            ]
-            first, second, last = answer.events
-            assert first["generated_text"] is first["details"] is second["generated_text"] is None
-            assert last["generated_text"] == "Hello world"
-            prompt = make_tokenizer().encode("what is")
-            assert last["details"] == {
-                "finish_reason": "eos_token",
-                "generated_tokens": 3,
-                "seed": None,
-                "input_length": len(prompt),
-            }
-            assert b"[DONE]" not in answer.body  # R1.81
-
-    run(main)
+async def test_r3_20_to_r3_23_the_events(path: str) -> None:
+    async with serving(saying("Hello world")) as server:
+        body = {
+            "inputs": "what is",
+            "parameters": {"details": True, "return_full_text": False},
+            "stream": True,
+        }
+        answer = await server.ask("POST", path, body)
+        assert answer.status == 200
+        for index, event in enumerate(answer.events, 1):
+            assert event["index"] == index
+            assert list(event) == ["index", "token", "generated_text", "details"]
+        assert [event["token"] for event in answer.events] == [
+            {"id": HELLO, "text": "Hello", "logprob": logprob(HELLO), "special": False},
+            {"id": WORLD, "text": " world", "logprob": logprob(WORLD), "special": False},
+            {"id": EOS, "text": "</s>", "logprob": logprob(EOS), "special": True},
+        ]
+        first, second, last = answer.events
+        assert first["generated_text"] is first["details"] is second["generated_text"] is None
+        assert last["generated_text"] == "Hello world"
+        prompt = make_tokenizer().encode("what is")
+        assert last["details"] == {
+            "finish_reason": "eos_token",
+            "generated_tokens": 3,
+            "seed": None,
+            "input_length": len(prompt),
+        }
+        assert b"[DONE]" not in answer.body  # R1.81
 
 
-def test_r3_21_and_r3_23_top_tokens_and_full_text_when_asked_for() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            given = {"top_n_tokens": 1, "return_full_text": True}
-            answer = await server.generate(given, "x", path="/generate_stream")
-            assert list(answer.events[0]) == ["index", "token", "top_tokens", "generated_text", "details"]
-            assert answer.events[-1]["generated_text"] == "xHello"
-            assert answer.events[-1]["details"] is None
-
-    run(main)
+async def test_r3_21_and_r3_23_top_tokens_and_full_text_when_asked_for() -> None:
+    async with serving(saying("Hello")) as server:
+        given = {"top_n_tokens": 1, "return_full_text": True}
+        answer = await server.generate(given, "x", path="/generate_stream")
+        assert list(answer.events[0]) == ["index", "token", "top_tokens", "generated_text", "details"]
+        assert answer.events[-1]["generated_text"] == "xHello"
+        assert answer.events[-1]["details"] is None
 
 
-def test_r3_24_an_incomplete_character_waits_for_its_end() -> None:
-    async def main() -> None:
-        async with serving(saying("🎻")) as server:
-            answer = await server.generate({}, path="/generate_stream")
-            assert [event["token"]["text"] for event in answer.events] == ["", "", "", "🎻", "</s>"]
-            assert answer.events[-1]["generated_text"] == "🎻"
-
-    run(main)
+async def test_r3_24_an_incomplete_character_waits_for_its_end() -> None:
+    async with serving(saying("🎻")) as server:
+        answer = await server.generate({}, path="/generate_stream")
+        assert [event["token"]["text"] for event in answer.events] == ["", "", "", "🎻", "</s>"]
+        assert answer.events[-1]["generated_text"] == "🎻"
 
 
-def test_1_5_the_headers_of_a_stream() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            headers = (await server.generate({}, "é", path="/generate_stream")).headers
-            assert headers["content-type"] == "text/event-stream"
-            assert headers["cache-control"] == "no-cache"
-            assert headers["x-accel-buffering"] == "no"
-            assert headers["x-compute-type"] == "gpu+optimized"
-            assert headers["x-compute-characters"] == "1"
-            assert "x-total-time" not in headers
-
-    run(main)
+async def test_1_5_the_headers_of_a_stream() -> None:
+    async with serving(saying("Hello")) as server:
+        headers = (await server.generate({}, "é", path="/generate_stream")).headers
+        assert headers["content-type"] == "text/event-stream"
+        assert headers["cache-control"] == "no-cache"
+        assert headers["x-accel-buffering"] == "no"
+        assert headers["x-compute-type"] == "gpu+optimized"
+        assert headers["x-compute-characters"] == "1"
+        assert "x-total-time" not in headers
 
 
 @pytest.mark.parametrize(
@@ -109,64 +97,54 @@ def test_1_5_the_headers_of_a_stream() -> None:
     ],
 )
 @pytest.mark.parametrize("path", ["/generate_stream", "/"])
-def test_what_is_refused_before_the_first_token_has_a_true_status(
+async def test_what_is_refused_before_the_first_token_has_a_true_status(
     path: str, parameters: dict[str, Any], message: str
 ) -> None:
     """Deviation R1.83: TGI sends an event on a 200."""
-
-    async def main() -> None:
-        async with serving() as server:
-            body = {"inputs": "x", "parameters": parameters, "stream": True}
-            answer = await server.ask("POST", path, body)
-            assert answer.status == 422
-            assert answer.json == {"error": f"Input validation error: {message}", "error_type": "validation"}
-            assert server.service.in_flight == 0
-
-    run(main)
+    async with serving() as server:
+        body = {"inputs": "x", "parameters": parameters, "stream": True}
+        answer = await server.ask("POST", path, body)
+        assert answer.status == 422
+        assert answer.json == {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert server.service.in_flight == 0
 
 
-def test_3_3_a_failure_in_the_middle_is_the_last_event() -> None:
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.05) as server, trio.open_nursery() as nursery:
-            answers = []
+async def test_3_3_a_failure_in_the_middle_is_the_last_event() -> None:
+    async with serving(counting(200), step_seconds=0.05) as server, trio.open_nursery() as nursery:
+        answers = []
 
-            async def ask() -> None:
-                answers.append(await server.generate({"max_new_tokens": 60}, path="/generate_stream"))
+        async def ask() -> None:
+            answers.append(await server.generate({"max_new_tokens": 60}, path="/generate_stream"))
 
-            nursery.start_soon(ask)
-            while server.executor.steps < 3:
+        nursery.start_soon(ask)
+        while server.executor.steps < 3:
+            await trio.sleep(0.01)
+        assert server.service.engine is not None
+        server.service.engine.scheduler.fail_all(GenerationFailed("the engine is lost"))
+        while not answers:
+            await trio.sleep(0.01)
+        *_, before, last = answers[0].events
+        assert before["token"]
+        assert last == {
+            "error": "Request failed during generation: the engine is lost", "error_type": "generation",
+        }  # fmt: skip
+    assert 'tgi_request_failure{err="generation"} 1' in server.service.metrics.render().decode()
+
+
+async def test_a_failure_before_the_first_token_has_a_true_status() -> None:
+    async with serving(counting(200), step_seconds=0.5) as server, trio.open_nursery() as nursery:
+
+        async def fail() -> None:
+            while not server.service.in_flight:
                 await trio.sleep(0.01)
             assert server.service.engine is not None
             server.service.engine.scheduler.fail_all(GenerationFailed("the engine is lost"))
-            while not answers:
-                await trio.sleep(0.01)
-            *_, before, last = answers[0].events
-            assert before["token"]
-            assert last == {
-                "error": "Request failed during generation: the engine is lost", "error_type": "generation",
-            }  # fmt: skip
-        assert 'tgi_request_failure{err="generation"} 1' in server.service.metrics.render().decode()
 
-    run(main)
-
-
-def test_a_failure_before_the_first_token_has_a_true_status() -> None:
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.5) as server, trio.open_nursery() as nursery:
-
-            async def fail() -> None:
-                while not server.service.in_flight:
-                    await trio.sleep(0.01)
-                assert server.service.engine is not None
-                server.service.engine.scheduler.fail_all(GenerationFailed("the engine is lost"))
-
-            for path in ("/generate_stream", "/generate"):
-                nursery.start_soon(fail)
-                answer = await server.generate({}, path=path)
-                assert answer.status == 424
-                assert answer.json["error_type"] == "generation"
-
-    run(main)
+        for path in ("/generate_stream", "/generate"):
+            nursery.start_soon(fail)
+            answer = await server.generate({}, path=path)
+            assert answer.status == 424
+            assert answer.json["error_type"] == "generation"
 
 
 def stream_of(receive: Receive, held: ExitStack) -> EventStream:
@@ -248,19 +226,15 @@ def test_a_stream_whose_tokens_end_early_says_so() -> None:
     )
 
 
-def test_the_permit_is_given_back_before_the_last_event_is_sent() -> None:
+async def test_the_permit_is_given_back_before_the_last_event_is_sent() -> None:
     """Else a client that sends its next request at once could be refused."""
-
-    async def main() -> None:
-        send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
-        held, given_back = ExitStack(), trio.Event()
-        held.callback(given_back.set)
-        stream = stream_of(receive, held)
-        send.send_nowait((0, token(5)))
-        assert await anext(stream)
-        assert not given_back.is_set()
-        send.send_nowait((0, token(6, FinishReason.LENGTH)))
-        assert await anext(stream)
-        assert given_back.is_set()
-
-    trio.run(main)
+    send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
+    held, given_back = ExitStack(), trio.Event()
+    held.callback(given_back.set)
+    stream = stream_of(receive, held)
+    send.send_nowait((0, token(5)))
+    assert await anext(stream)
+    assert not given_back.is_set()
+    send.send_nowait((0, token(6, FinishReason.LENGTH)))
+    assert await anext(stream)
+    assert given_back.is_set()

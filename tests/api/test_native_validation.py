@@ -8,7 +8,7 @@ import pytest
 from tgi.limits import Limits
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
-from .serving import INFO, LIMITS, run, saying, serving
+from .serving import INFO, LIMITS, saying, serving
 
 SMALL = attrs.evolve(
     LIMITS, max_best_of=2, max_stop_sequences=3, max_top_n_tokens=4, max_input_tokens=5, max_total_tokens=6
@@ -72,77 +72,57 @@ ACCEPTED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("parameters", "inputs", "message"), REFUSED)
-def test_refused(parameters: dict[str, Any], inputs: str, message: str) -> None:
-    async def main() -> None:
-        async with serving(limits=SMALL, bos=False) as server:
-            answer = await server.generate(parameters, inputs)
-            assert answer.status == 422
-            assert answer.headers["content-type"] == "application/json"
-            assert answer.body.startswith(b'{"error":"Input validation error: ')
-            assert answer.json == {"error": f"Input validation error: {message}", "error_type": "validation"}
-            assert server.service.in_flight == 0
-
-    run(main)
+async def test_refused(parameters: dict[str, Any], inputs: str, message: str) -> None:
+    async with serving(limits=SMALL, bos=False) as server:
+        answer = await server.generate(parameters, inputs)
+        assert answer.status == 422
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.body.startswith(b'{"error":"Input validation error: ')
+        assert answer.json == {"error": f"Input validation error: {message}", "error_type": "validation"}
+        assert server.service.in_flight == 0
 
 
 @pytest.mark.parametrize(("parameters", "inputs"), ACCEPTED)
-def test_accepted(parameters: dict[str, Any], inputs: str) -> None:
-    async def main() -> None:
-        async with serving(limits=SMALL, bos=False) as server:
-            assert (await server.generate(parameters, inputs)).status == 200
-
-    run(main)
+async def test_accepted(parameters: dict[str, Any], inputs: str) -> None:
+    async with serving(limits=SMALL, bos=False) as server:
+        assert (await server.generate(parameters, inputs)).status == 200
 
 
-def test_v03_where_only_one_sequence_is_allowed() -> None:
-    async def main() -> None:
-        async with serving(limits=attrs.evolve(LIMITS, max_best_of=1)) as server:
-            answer = await server.generate({"best_of": 2, "do_sample": True})
-            message = "Input validation error: `best_of` != 1 is not allowed for this endpoint"
-            assert (answer.status, answer.json["error"]) == (422, message)
-
-    run(main)
+async def test_v03_where_only_one_sequence_is_allowed() -> None:
+    async with serving(limits=attrs.evolve(LIMITS, max_best_of=1)) as server:
+        answer = await server.generate({"best_of": 2, "do_sample": True})
+        message = "Input validation error: `best_of` != 1 is not allowed for this endpoint"
+        assert (answer.status, answer.json["error"]) == (422, message)
 
 
-def test_r2_72_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_fits() -> None:
-    async def main() -> None:
-        limits = Limits(max_input_tokens=2047, max_total_tokens=2048, max_batch_size=8)
-        async with serving(saying("Hello world"), limits=limits) as server:
-            answer = await server.generate({"max_new_tokens": 100_000, "details": True})
-            assert answer.json["details"]["finish_reason"] == "eos_token"
-        # It ends with the context, and nowhere near TGI's 1024-token chunks.
-        async with serving(lambda _params, _draw: 70, limits=limits) as server:
-            answer = await server.generate({"max_new_tokens": 100_000, "details": True})
-            prompt = int(answer.headers["x-prompt-tokens"])
-            assert answer.json["details"]["generated_tokens"] == 2048 - prompt
-            assert answer.json["details"]["finish_reason"] == "length"
-
-    run(main)
+async def test_r2_72_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_fits() -> None:
+    limits = Limits(max_input_tokens=2047, max_total_tokens=2048, max_batch_size=8)
+    async with serving(saying("Hello world"), limits=limits) as server:
+        answer = await server.generate({"max_new_tokens": 100_000, "details": True})
+        assert answer.json["details"]["finish_reason"] == "eos_token"
+    # It ends with the context, and nowhere near TGI's 1024-token chunks.
+    async with serving(lambda _params, _draw: 70, limits=limits) as server:
+        answer = await server.generate({"max_new_tokens": 100_000, "details": True})
+        prompt = int(answer.headers["x-prompt-tokens"])
+        assert answer.json["details"]["generated_tokens"] == 2048 - prompt
+        assert answer.json["details"]["finish_reason"] == "length"
 
 
-def test_v17_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_v17_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise TokenizerError("no token for it")
 
     monkeypatch.setattr(Tokenizer, "_encode", fail)
-
-    async def main() -> None:
-        async with serving() as server:
-            for path in ("/generate", "/generate_stream", "/tokenize"):
-                answer = await server.generate({}, path=path)
-                assert answer.status == 422
-                assert answer.json["error"] == "Input validation error: tokenizer error no token for it"
-
-    run(main)
-
-
-def test_a_token_that_the_model_does_not_have_is_refused() -> None:
-    """A tokenizer may know tokens, added later, for which the model has no embedding."""
-
-    async def main() -> None:
-        async with serving(info=attrs.evolve(INFO, vocab_size=5)) as server:
-            answer = await server.generate({})
+    async with serving() as server:
+        for path in ("/generate", "/generate_stream", "/tokenize"):
+            answer = await server.generate({}, path=path)
             assert answer.status == 422
-            assert "the model has 5 tokens, and no token" in answer.json["error"]
+            assert answer.json["error"] == "Input validation error: tokenizer error no token for it"
 
-    run(main)
+
+async def test_a_token_that_the_model_does_not_have_is_refused() -> None:
+    """A tokenizer may know tokens, added later, for which the model has no embedding."""
+    async with serving(info=attrs.evolve(INFO, vocab_size=5)) as server:
+        answer = await server.generate({})
+        assert answer.status == 422
+        assert "the model has 5 tokens, and no token" in answer.json["error"]

@@ -59,98 +59,79 @@ def sample(server: Server, name: str) -> float:
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
 
 
-def test_a_request_has_the_id_that_its_client_gives_it() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            for path, body in BODIES.items():
-                answer = await server.ask("POST", path, body, {"X-Request-Id": "mine/1 ~"})
-                assert (answer.status, answer.headers["x-request-id"]) == (200, "mine/1 ~"), path
-            for path, status in [("/health", 200), ("/nope", 404), ("/generate", 405)]:
-                answer = await server.ask("GET", path, None, {"X-Request-Id": "a" * 128})
-                assert (answer.status, answer.headers["x-request-id"]) == (status, "a" * 128)
-            answer = await server.ask("POST", "/generate", b"{", {"X-Request-Id": "b"})
-            assert (answer.status, answer.headers["x-request-id"]) == (400, "b")
-
-    run(main)
+async def test_a_request_has_the_id_that_its_client_gives_it() -> None:
+    async with serving() as server:
+        for path, body in BODIES.items():
+            answer = await server.ask("POST", path, body, {"X-Request-Id": "mine/1 ~"})
+            assert (answer.status, answer.headers["x-request-id"]) == (200, "mine/1 ~"), path
+        for path, status in [("/health", 200), ("/nope", 404), ("/generate", 405)]:
+            answer = await server.ask("GET", path, None, {"X-Request-Id": "a" * 128})
+            assert (answer.status, answer.headers["x-request-id"]) == (status, "a" * 128)
+        answer = await server.ask("POST", "/generate", b"{", {"X-Request-Id": "b"})
+        assert (answer.status, answer.headers["x-request-id"]) == (400, "b")
 
 
-def test_an_id_is_made_for_a_request_that_has_none_that_can_be_used() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            made = set()
-            for given in ({}, {"X-Request-Id": ""}, {"X-Request-Id": "a" * 129}, {"X-Request-Id": "a\tb"}):
-                answer = await server.ask("GET", "/health", None, given)
-                assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
-                made.add(answer.headers["x-request-id"])
-            assert len(made) == 4
-
-    run(main)
+async def test_an_id_is_made_for_a_request_that_has_none_that_can_be_used() -> None:
+    async with serving() as server:
+        made = set()
+        for given in ({}, {"X-Request-Id": ""}, {"X-Request-Id": "a" * 129}, {"X-Request-Id": "a\tb"}):
+            answer = await server.ask("GET", "/health", None, given)
+            assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+            made.add(answer.headers["x-request-id"])
+        assert len(made) == 4
 
 
 @pytest.mark.parametrize("given", ["", "x", "0", "-1", "nan", "1 s"])
-def test_a_timeout_that_is_none_is_refused_by_name(given: str) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/generate", BODIES["/generate"], {"X-Request-Timeout": given})
-            assert answer.status == 422
-            assert "x-request-timeout" in answer.json["error"]
-            answer = await server.ask(
-                "POST", "/v1/completions", BODIES["/v1/completions"], {"X-Request-Timeout": given}
-            )
-            assert answer.status == 422
-            assert "x-request-timeout" in answer.json["error"]["message"]
-
-    run(main)
+async def test_a_timeout_that_is_none_is_refused_by_name(given: str) -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", "/generate", BODIES["/generate"], {"X-Request-Timeout": given})
+        assert answer.status == 422
+        assert "x-request-timeout" in answer.json["error"]
+        answer = await server.ask(
+            "POST", "/v1/completions", BODIES["/v1/completions"], {"X-Request-Timeout": given}
+        )
+        assert answer.status == 422
+        assert "x-request-timeout" in answer.json["error"]["message"]
 
 
 @pytest.mark.parametrize(
     "path", [path for path in BODIES if path not in ("/generate_stream", "/invocations")]
 )
-def test_a_request_ends_at_its_own_deadline(path: str) -> None:
+async def test_a_request_ends_at_its_own_deadline(path: str) -> None:
     """And its row is free then. The model would take a minute for its first token."""
-
-    async def main() -> None:
-        async with serving(step_seconds=60) as server:
-            answer = await server.ask("POST", path, BODIES[path], {"X-Request-Timeout": "0.05"})
-            assert answer.status == 408
-            assert answer.headers["x-should-retry"] == "false"
-            assert answer.json["error_type"] == "deadline_exceeded"
-            assert server.service.engine is not None
-            assert server.service.engine.scheduler.statistics().running == 0
-            assert server.service.in_flight == 0
-            assert sample(server, "tgi_request_failure") == 1
-            assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
-
-    run(main)
+    async with serving(step_seconds=60) as server:
+        answer = await server.ask("POST", path, BODIES[path], {"X-Request-Timeout": "0.05"})
+        assert answer.status == 408
+        assert answer.headers["x-should-retry"] == "false"
+        assert answer.json["error_type"] == "deadline_exceeded"
+        assert server.service.engine is not None
+        assert server.service.engine.scheduler.statistics().running == 0
+        assert server.service.in_flight == 0
+        assert sample(server, "tgi_request_failure") == 1
+        assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
 
 
+@pytest.mark.seconds(20)
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-def test_a_deadline_counts_while_a_grammar_is_tried(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deadline_counts_while_a_grammar_is_tried(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that would try it never answers."""
-
-    async def main() -> None:
-        monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
-        async with serving() as server:
-            body = {"inputs": "x", "parameters": {"grammar": {"type": "regex", "value": "a"}}}
-            answer = await server.ask("POST", path, body, {"X-Request-Timeout": "0.05"})
-            assert (answer.status, answer.json["error_type"]) == (408, "deadline_exceeded")
-            assert server.service.in_flight == 0
-            assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
-
-    run(main, seconds=20)
+    monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
+    async with serving() as server:
+        body = {"inputs": "x", "parameters": {"grammar": {"type": "regex", "value": "a"}}}
+        answer = await server.ask("POST", path, body, {"X-Request-Timeout": "0.05"})
+        assert (answer.status, answer.json["error_type"]) == (408, "deadline_exceeded")
+        assert server.service.in_flight == 0
+        assert 'tgi_request_failure{err="deadline"} 1' in await server.metrics()
 
 
-def test_a_stream_ends_at_its_deadline_with_an_event() -> None:
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.1) as server:
-            body = {"inputs": "x", "parameters": {"max_new_tokens": 60}}
-            answer = await server.ask("POST", "/generate_stream", body, {"X-Request-Timeout": "0.5"})
-            assert answer.status == 200
-            *tokens, last = answer.events
-            assert 0 < len(tokens) < 60
-            assert last["error_type"] == "deadline_exceeded"
-
-    run(main)
+async def test_a_stream_ends_at_its_deadline_with_an_event() -> None:
+    async with serving(counting(200), step_seconds=0.1) as server:
+        body = {"inputs": "x", "parameters": {"max_new_tokens": 60}}
+        answer = await server.ask("POST", "/generate_stream", body, {"X-Request-Timeout": "0.5"})
+        assert answer.status == 200
+        *tokens, last = answer.events
+        assert 0 < len(tokens) < 60
+        assert last["error_type"] == "deadline_exceeded"
 
 
 def test_o26_one_line_for_each_finished_request_and_none_of_its_text(
@@ -335,49 +316,39 @@ GRAFANA = {
 """What TGI's dashboard queries (its assets/tgi_grafana.json)."""
 
 
-def test_every_panel_of_tgis_dashboard_has_something_to_show() -> None:
+async def test_every_panel_of_tgis_dashboard_has_something_to_show() -> None:
     """Of a server that has answered every kind of request, two of them at the same time."""
-
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.005) as server:
-            for path, body in BODIES.items():
-                await server.ask("POST", path, body)
-            await server.generate({"top_k": 0})
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(server.generate, {"max_new_tokens": 30})
-                assert server.service.engine is not None
-                while not server.service.engine.scheduler.statistics().running:
-                    await trio.sleep(0.001)
-                nursery.start_soon(server.generate, {"max_new_tokens": 30})
-            families = {
-                family.name: family for family in text_string_to_metric_families(await server.metrics())
-            }
-            for name, (kind, labels) in GRAFANA.items():
-                assert families[name].type == kind, name
-                for one in families[name].samples:
-                    assert set(one.labels) - {"le", "quantile"} == labels, name
-            methods = {one.labels["method"] for one in families["tgi_batch_decode_duration"].samples}
-            assert methods == {"prefill", "decode"}
-
-    run(main)
+    async with serving(counting(200), step_seconds=0.005) as server:
+        for path, body in BODIES.items():
+            await server.ask("POST", path, body)
+        await server.generate({"top_k": 0})
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(server.generate, {"max_new_tokens": 30})
+            assert server.service.engine is not None
+            while not server.service.engine.scheduler.statistics().running:
+                await trio.sleep(0.001)
+            nursery.start_soon(server.generate, {"max_new_tokens": 30})
+        families = {family.name: family for family in text_string_to_metric_families(await server.metrics())}
+        for name, (kind, labels) in GRAFANA.items():
+            assert families[name].type == kind, name
+            for one in families[name].samples:
+                assert set(one.labels) - {"le", "quantile"} == labels, name
+        methods = {one.labels["method"] for one in families["tgi_batch_decode_duration"].samples}
+        assert methods == {"prefill", "decode"}
 
 
-def test_the_end_of_every_request_is_counted_once() -> None:
+async def test_the_end_of_every_request_is_counted_once() -> None:
     """Successes and failures add up to the requests, whatever happens to them."""
-
-    async def main() -> None:
-        limits = attrs.evolve(LIMITS, max_concurrent_requests=1)
-        async with serving(counting(200), step_seconds=0.01, limits=limits) as server:
-            async with trio.open_nursery() as nursery:
-                for path, body in [*BODIES.items(), *[(path, body) for path, body, _ in SEVERAL]]:
-                    nursery.start_soon(server.ask, "POST", path, body)
-                    nursery.start_soon(server.ask, "POST", path, body, {"X-Request-Timeout": "0.02"})
-            assert (await server.generate({})).status == 200
-            ended = sample(server, "tgi_request_success") + sample(server, "tgi_request_failure")
-            assert sample(server, "tgi_request_count") == ended == 2 * (len(BODIES) + len(SEVERAL)) + 1
-            assert sample(server, "tgi_request_success") > 0
-
-    run(main)
+    limits = attrs.evolve(LIMITS, max_concurrent_requests=1)
+    async with serving(counting(200), step_seconds=0.01, limits=limits) as server:
+        async with trio.open_nursery() as nursery:
+            for path, body in [*BODIES.items(), *[(path, body) for path, body, _ in SEVERAL]]:
+                nursery.start_soon(server.ask, "POST", path, body)
+                nursery.start_soon(server.ask, "POST", path, body, {"X-Request-Timeout": "0.02"})
+        assert (await server.generate({})).status == 200
+        ended = sample(server, "tgi_request_success") + sample(server, "tgi_request_failure")
+        assert sample(server, "tgi_request_count") == ended == 2 * (len(BODIES) + len(SEVERAL)) + 1
+        assert sample(server, "tgi_request_success") > 0
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from tgi.metrics import Metrics
 
 from . import openapi_rows
 from .json_rows import ACCEPTED_HERE, PATHS, ROWS
-from .serving import INFO, LIMITS, Answer, Server, run, saying, serving
+from .serving import INFO, LIMITS, Answer, Server, saying, serving
 
 POSTS = [one for one in OPERATIONS if one.body is not None]
 GETS = [one for one in OPERATIONS if one.body is None]
@@ -182,16 +182,13 @@ async def ask(server: Server, operation: Operation, **more: Any) -> Answer:
 
 
 @pytest.mark.parametrize("operation", POSTS, ids=name_of)
-def test_each_example_is_answered_as_documented(operation: Operation) -> None:
-    async def main() -> None:
-        async with serving(saying("Hi there")) as server:
-            for stream in (False, True):
-                body = {**operation.example, "stream": stream}
-                answer = await ask(server, operation, body=body)
-                assert answer.status == 200, answer.body
-                check(answer, operation)
-
-    run(main)
+async def test_each_example_is_answered_as_documented(operation: Operation) -> None:
+    async with serving(saying("Hi there")) as server:
+        for stream in (False, True):
+            body = {**operation.example, "stream": stream}
+            answer = await ask(server, operation, body=body)
+            assert answer.status == 200, answer.body
+            check(answer, operation)
 
 
 DETAILS = {"details": True, "top_n_tokens": 2, "max_new_tokens": 3}
@@ -214,83 +211,66 @@ FULL: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("path", FULL)
 @pytest.mark.parametrize("stream", [False, True])
-def test_answers_with_all_that_can_be_asked_for_are_as_documented(path: str, stream: bool) -> None:
+async def test_answers_with_all_that_can_be_asked_for_are_as_documented(path: str, stream: bool) -> None:
     (operation,) = [one for one in POSTS if one.path == path]
-
-    async def main() -> None:
-        async with serving(saying("Hi there")) as server:
-            body = {**FULL[path], "stream": stream and path != "/"}
-            answer = await ask(server, operation, body=body)
-            assert answer.status == 200, answer.body
-            check(answer, operation)
-
-    run(main)
+    async with serving(saying("Hi there")) as server:
+        body = {**FULL[path], "stream": stream and path != "/"}
+        answer = await ask(server, operation, body=body)
+        assert answer.status == 200, answer.body
+        check(answer, operation)
 
 
 @pytest.mark.parametrize("operation", GETS, ids=name_of)
 @pytest.mark.parametrize("phase", [Phase.READY, Phase.STARTING])
-def test_each_get_is_answered_as_documented(operation: Operation, phase: Phase) -> None:
-    async def main() -> None:
-        async with serving(phase=phase) as server:
-            answer = await ask(server, operation)
-            check(answer, operation)
-            assert answer.status == (503 if phase is Phase.STARTING and 503 in operation.errors else 200)
-
-    run(main)
+async def test_each_get_is_answered_as_documented(operation: Operation, phase: Phase) -> None:
+    async with serving(phase=phase) as server:
+        answer = await ask(server, operation)
+        check(answer, operation)
+        assert answer.status == (503 if phase is Phase.STARTING and 503 in operation.errors else 200)
 
 
-def test_an_unknown_model_is_a_documented_404() -> None:
+async def test_an_unknown_model_is_a_documented_404() -> None:
     (operation,) = [one for one in GETS if one.name == "openai_get_model"]
-
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("GET", "/v1/models/other")
-            assert answer.status == 404
-            check(answer, operation)
-
-    run(main)
+    async with serving() as server:
+        answer = await server.ask("GET", "/v1/models/other")
+        assert answer.status == 404
+        check(answer, operation)
 
 
 @pytest.mark.parametrize("operation", POSTS, ids=name_of)
-def test_errors_of_bodies_and_of_the_key_are_as_documented(operation: Operation) -> None:
-    async def main() -> None:
-        async with serving(options=Options(api_key=("key",), payload_limit=10_000)) as server:
-            key = {"authorization": "Bearer key"}
-            plain = {**key, "Content-Type": "text/plain"}
-            for status, body, headers in [
-                (400, b"{", key),
-                (401, operation.example, {}),
-                (413, b"[" * 10_001, key),
-                (415, b"{}", plain),
-                (422, {}, key),
-            ]:
-                answer = await ask(server, operation, body=body, headers=headers)
-                assert answer.status == status
-                check(answer, operation)
-        async with serving(phase=Phase.STARTING) as server:
-            answer = await ask(server, operation)
-            assert answer.status == 503
+async def test_errors_of_bodies_and_of_the_key_are_as_documented(operation: Operation) -> None:
+    async with serving(options=Options(api_key=("key",), payload_limit=10_000)) as server:
+        key = {"authorization": "Bearer key"}
+        plain = {**key, "Content-Type": "text/plain"}
+        for status, body, headers in [
+            (400, b"{", key),
+            (401, operation.example, {}),
+            (413, b"[" * 10_001, key),
+            (415, b"{}", plain),
+            (422, {}, key),
+        ]:
+            answer = await ask(server, operation, body=body, headers=headers)
+            assert answer.status == status
             check(answer, operation)
-
-    run(main)
+    async with serving(phase=Phase.STARTING) as server:
+        answer = await ask(server, operation)
+        assert answer.status == 503
+        check(answer, operation)
 
 
 @pytest.mark.parametrize("operation", [one for one in POSTS if one.generates], ids=name_of)
-def test_overload_and_deadlines_are_as_documented(operation: Operation) -> None:
-    async def main() -> None:
-        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
-            answer = await ask(server, operation)
-            assert answer.status in (422, 429)
-            check(answer, operation)
-        async with serving() as server:
-            answer = await ask(server, operation, headers={"x-request-timeout": "0"})
-            assert answer.status == 422
-            check(answer, operation)
-            answer = await ask(server, operation, headers={"x-request-timeout": "1e-9"})
-            assert answer.status == 408
-            check(answer, operation)
-
-    run(main)
+async def test_overload_and_deadlines_are_as_documented(operation: Operation) -> None:
+    async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+        answer = await ask(server, operation)
+        assert answer.status in (422, 429)
+        check(answer, operation)
+    async with serving() as server:
+        answer = await ask(server, operation, headers={"x-request-timeout": "0"})
+        assert answer.status == 422
+        check(answer, operation)
+        answer = await ask(server, operation, headers={"x-request-timeout": "1e-9"})
+        assert answer.status == 408
+        check(answer, operation)
 
 
 def outside(schema: dict[str, Any]) -> list[Any]:
@@ -340,20 +320,17 @@ def test_ranges_are_those_of_validation(path: str) -> None:
     assert tried > 15
 
 
-def test_docs_are_served_whole_from_here() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("GET", "/docs")
-            assert (answer.status, answer.headers["location"], answer.body) == (303, "/docs/", b"")
-            page = await server.ask("GET", "/docs/")
-            assert page.headers["content-type"].startswith("text/html")
-            assert b"//" not in page.body.replace(b"../", b"")
-            for name in re.findall(rb'(?:href|src)="([^"]+)"', page.body):
-                asset = await server.ask("GET", f"/docs/{name.decode()}")
-                assert asset.status == 200
-                assert len(asset.body) > 500
-            assert (await server.ask("GET", "/docs/swagger-initializer.js")).status == 404
-            served = await server.ask("GET", "/api-doc/openapi.json")
-            assert served.json == ours()
-
-    run(main)
+async def test_docs_are_served_whole_from_here() -> None:
+    async with serving() as server:
+        answer = await server.ask("GET", "/docs")
+        assert (answer.status, answer.headers["location"], answer.body) == (303, "/docs/", b"")
+        page = await server.ask("GET", "/docs/")
+        assert page.headers["content-type"].startswith("text/html")
+        assert b"//" not in page.body.replace(b"../", b"")
+        for name in re.findall(rb'(?:href|src)="([^"]+)"', page.body):
+            asset = await server.ask("GET", f"/docs/{name.decode()}")
+            assert asset.status == 200
+            assert len(asset.body) > 500
+        assert (await server.ask("GET", "/docs/swagger-initializer.js")).status == 404
+        served = await server.ask("GET", "/api-doc/openapi.json")
+        assert served.json == ours()

@@ -29,16 +29,13 @@ def body_of(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", OPTIONAL)
-def test_d3_null_is_the_same_as_nothing(path: str) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            nulls = dict.fromkeys(OPTIONAL[path].split())
-            with_nulls = await server.ask("POST", path, body_of(path, nulls))
-            without = await server.ask("POST", path, body_of(path, {}))
-            assert with_nulls.status == without.status == 200, with_nulls.body
-            assert content_of(with_nulls) == content_of(without)
-
-    run(main)
+async def test_d3_null_is_the_same_as_nothing(path: str) -> None:
+    async with serving(saying("Hello")) as server:
+        nulls = dict.fromkeys(OPTIONAL[path].split())
+        with_nulls = await server.ask("POST", path, body_of(path, nulls))
+        without = await server.ask("POST", path, body_of(path, {}))
+        assert with_nulls.status == without.status == 200, with_nulls.body
+        assert content_of(with_nulls) == content_of(without)
 
 
 def content_of(answer: Answer) -> dict[str, Any]:
@@ -47,15 +44,12 @@ def content_of(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["do_sample", "watermark", "details", "decoder_input_details"])
-def test_d3_what_has_a_default_is_not_null(name: str) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.generate({name: None})
-            assert answer.status == 422
-            text = f"parameters.{name}: invalid type: null, expected a boolean at line 1 column "
-            assert answer.body.decode().partition("target type: ")[2].startswith(text)
-
-    run(main)
+async def test_d3_what_has_a_default_is_not_null(name: str) -> None:
+    async with serving() as server:
+        answer = await server.generate({name: None})
+        assert answer.status == 422
+        text = f"parameters.{name}: invalid type: null, expected a boolean at line 1 column "
+        assert answer.body.decode().partition("target type: ")[2].startswith(text)
 
 
 def params_of(path: str, parameters: dict[str, Any]) -> LaneParams:
@@ -141,19 +135,16 @@ def broken(names: list[str]) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": parameters}
 
 
-def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            names = list(BROKEN)
-            for first in range(len(names)):
-                answer = await server.ask("POST", "/generate", broken(names[first:]))
-                assert answer.json["error"] == f"Input validation error: {names[first]}"
-            answer = await server.ask(
-                "POST", "/generate", {"inputs": "", "parameters": {"temperature": 0, "repetition_penalty": 0}}
-            )
-            assert answer.json["error"].endswith("`temperature` must be strictly positive")
-
-    run(main)
+async def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
+    async with serving() as server:
+        names = list(BROKEN)
+        for first in range(len(names)):
+            answer = await server.ask("POST", "/generate", broken(names[first:]))
+            assert answer.json["error"] == f"Input validation error: {names[first]}"
+        answer = await server.ask(
+            "POST", "/generate", {"inputs": "", "parameters": {"temperature": 0, "repetition_penalty": 0}}
+        )
+        assert answer.json["error"].endswith("`temperature` must be strictly positive")
 
 
 @pytest.mark.parametrize(
@@ -166,43 +157,33 @@ def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
         ("/generate_stream", {"temperature": 0}, 429),
     ],
 )
-def test_v05_the_permit_comes_after_v04_and_before_v06(
+async def test_v05_the_permit_comes_after_v04_and_before_v06(
     path: str, parameters: dict[str, Any], status: int
 ) -> None:
-    async def main() -> None:
-        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
-            assert (await server.generate(parameters, path=path)).status == status
-
-    run(main)
+    async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+        assert (await server.generate(parameters, path=path)).status == status
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-def test_r2_71_the_prompt_is_not_repeated_unless_asked_for(path: str) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            for given, text in ((None, "Hello"), (False, "Hello"), (True, "xHello")):
-                answer = await server.generate({"return_full_text": given}, "x", path=path)
-                body = answer.events[-1] if path == "/generate_stream" else answer.json
-                assert body["generated_text"] == text
-
-    run(main)
+async def test_r2_71_the_prompt_is_not_repeated_unless_asked_for(path: str) -> None:
+    async with serving(saying("Hello")) as server:
+        for given, text in ((None, "Hello"), (False, "Hello"), (True, "xHello")):
+            answer = await server.generate({"return_full_text": given}, "x", path=path)
+            body = answer.events[-1] if path == "/generate_stream" else answer.json
+            assert body["generated_text"] == text
 
 
 @pytest.mark.parametrize(("truncate", "length"), [(None, 3), (63, 3), (2, 2), (1, 1)])
-def test_r2_74_the_length_of_the_prompt(truncate: int | None, length: int) -> None:
+async def test_r2_74_the_length_of_the_prompt(truncate: int | None, length: int) -> None:
     prompt = make_tokenizer().encode("Hello world")
     assert (prompt[0], len(prompt)) == (BOS, 3)
-
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            answer = await server.generate({"truncate": truncate}, "Hello world")
-            assert answer.headers["x-prompt-tokens"] == str(length)
-            answer = await server.generate(
-                {"truncate": truncate, "details": True}, "Hello world", path="/generate_stream"
-            )
-            assert answer.events[-1]["details"]["input_length"] == length
-
-    run(main)
+    async with serving(saying("Hello")) as server:
+        answer = await server.generate({"truncate": truncate}, "Hello world")
+        assert answer.headers["x-prompt-tokens"] == str(length)
+        answer = await server.generate(
+            {"truncate": truncate, "details": True}, "Hello world", path="/generate_stream"
+        )
+        assert answer.events[-1]["details"]["input_length"] == length
 
 
 async def predicted(server: Server, parameters: dict[str, Any]) -> str:
@@ -211,46 +192,39 @@ async def predicted(server: Server, parameters: dict[str, Any]) -> str:
     return str(text)
 
 
-def test_r2_75_vertex_heeds_every_parameter() -> None:
+async def test_r2_75_vertex_heeds_every_parameter() -> None:
     """TGI: only max_new_tokens and seed."""
+    async with serving(saying("Hello world")) as server:
+        assert await predicted(server, {}) == "Hello world"
+        assert await predicted(server, {"stop": ["wor"]}) == "Hello wor"
+        assert await predicted(server, {"max_new_tokens": 1}) == "Hello"
+        assert await predicted(server, {"return_full_text": True}) == "xHello world"
+    seen = set()
 
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            assert await predicted(server, {}) == "Hello world"
-            assert await predicted(server, {"stop": ["wor"]}) == "Hello wor"
-            assert await predicted(server, {"max_new_tokens": 1}) == "Hello"
-            assert await predicted(server, {"return_full_text": True}) == "xHello world"
-        seen = set()
+    def script(params: LaneParams, _draw: int) -> int:
+        seen.add((params.sample, params.temperature))
+        return EOS
 
-        def script(params: LaneParams, _draw: int) -> int:
-            seen.add((params.sample, params.temperature))
-            return EOS
-
-        async with serving(script) as server:
-            for parameters in ({}, {"temperature": 0.5}):
-                await predicted(server, parameters)
-            await server.ask("POST", "/vertex", {"instances": [{"inputs": "x"}]})
-            assert seen == {(False, 1), (True, 0.5), (True, 1)}
-
-    run(main)
+    async with serving(script) as server:
+        for parameters in ({}, {"temperature": 0.5}):
+            await predicted(server, parameters)
+        await server.ask("POST", "/vertex", {"instances": [{"inputs": "x"}]})
+        assert seen == {(False, 1), (True, 0.5), (True, 1)}
 
 
-def test_r1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello world")) as server:
-            best = {"do_sample": True, "best_of": 2}
-            instance = {"inputs": "x", "parameters": best}
-            answer = await server.ask("POST", "/vertex", {"instances": [instance] * 4})
-            assert answer.json == {"predictions": ["Hello world"] * 4}
-            answer = await server.ask("POST", "/vertex", {"instances": [instance] * 5})
-            assert (answer.status, answer.json["error_type"]) == (429, "overloaded")
-            answer = await server.ask(
-                "POST", "/vertex", {"instances": [{"inputs": "x", "parameters": best | {"best_of": 3}}]}
-            )
-            assert answer.status == 422
-            assert answer.json["error"].endswith("`best_of` must be > 0 and <= 2. Given: 3")
-
-    run(main)
+async def test_r1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
+    async with serving(saying("Hello world")) as server:
+        best = {"do_sample": True, "best_of": 2}
+        instance = {"inputs": "x", "parameters": best}
+        answer = await server.ask("POST", "/vertex", {"instances": [instance] * 4})
+        assert answer.json == {"predictions": ["Hello world"] * 4}
+        answer = await server.ask("POST", "/vertex", {"instances": [instance] * 5})
+        assert (answer.status, answer.json["error_type"]) == (429, "overloaded")
+        answer = await server.ask(
+            "POST", "/vertex", {"instances": [{"inputs": "x", "parameters": best | {"best_of": 3}}]}
+        )
+        assert answer.status == 422
+        assert answer.json["error"].endswith("`best_of` must be > 0 and <= 2. Given: 3")
 
 
 async def refused(server: Server, path: str, inputs: str) -> Answer:
@@ -262,31 +236,24 @@ async def refused(server: Server, path: str, inputs: str) -> Answer:
 
 
 @pytest.mark.parametrize("path", ["/vertex", "/v2/models/m/versions/1/infer"])
-def test_3_11_and_r1_27_errors_are_the_true_ones(path: str) -> None:
+async def test_3_11_and_r1_27_errors_are_the_true_ones(path: str) -> None:
     """TGI: always 500, Incomplete generation."""
-
-    async def main() -> None:
-        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=1)) as server:
-            answer = await refused(server, path, "")
-            assert answer.status == 422
-            assert answer.json == {
-                "error": "Input validation error: `inputs` cannot be empty",
-                "error_type": "validation",
-            }
-        async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
-            assert (await refused(server, path, "x")).status == 429
-
-    run(main)
+    async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=1)) as server:
+        answer = await refused(server, path, "")
+        assert answer.status == 422
+        assert answer.json == {
+            "error": "Input validation error: `inputs` cannot be empty",
+            "error_type": "validation",
+        }
+    async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
+        assert (await refused(server, path, "x")).status == 429
 
 
-def test_r2_76_tokenize_checks_nothing() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            wrong = {"temperature": -1, "truncate": 0, "max_new_tokens": 0, "best_of": 9, "stop": ["a"] * 9}
-            plain = await server.generate({}, "Hello world", path="/tokenize")
-            answer = await server.generate(wrong, "Hello world", path="/tokenize")
-            assert answer.status == 200
-            assert [piece["text"] for piece in answer.json] == ["", "Hello", " world"]
-            assert answer.body == plain.body
-
-    run(main)
+async def test_r2_76_tokenize_checks_nothing() -> None:
+    async with serving() as server:
+        wrong = {"temperature": -1, "truncate": 0, "max_new_tokens": 0, "best_of": 9, "stop": ["a"] * 9}
+        plain = await server.generate({}, "Hello world", path="/tokenize")
+        answer = await server.generate(wrong, "Hello world", path="/tokenize")
+        assert answer.status == 200
+        assert [piece["text"] for piece in answer.json] == ["", "Hello", " world"]
+        assert answer.body == plain.body

@@ -10,7 +10,7 @@ import pytest
 
 from tgi.config import Options
 
-from .serving import LIMITS, Server, run, saying, serving
+from .serving import LIMITS, Server, saying, serving
 from .test_chat import chat, chunks
 
 USER = {"role": "user", "content": "Hello"}
@@ -48,39 +48,29 @@ async def content(server: Server, wanted: dict[str, Any], stream: bool) -> str:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("wanted", "schema"), FORMATS)
-def test_r2_50_the_content_obeys_the_schema_in_every_spelling(
+async def test_r2_50_the_content_obeys_the_schema_in_every_spelling(
     wanted: dict[str, Any], schema: dict[str, Any], stream: bool
 ) -> None:
     """The model would say something else, or go on."""
-
-    async def main() -> None:
-        async with serving(saying("{} and so on"), limits=ROOM) as server:
-            jsonschema.validate(json.loads(await content(server, wanted, stream)), schema)
-
-    run(main)
+    async with serving(saying("{} and so on"), limits=ROOM) as server:
+        jsonschema.validate(json.loads(await content(server, wanted, stream)), schema)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_4_7_a_regex_and_no_format_at_all(stream: bool) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), limits=ROOM) as server:
-            text = await content(server, {"type": "regex", "value": "[ab]{2}"}, stream)
-            assert re.fullmatch("[ab]{2}", text)
-            assert await content(server, {"type": "text"}, stream) == "Hello"
-
-    run(main)
+async def test_4_7_a_regex_and_no_format_at_all(stream: bool) -> None:
+    async with serving(saying("Hello"), limits=ROOM) as server:
+        text = await content(server, {"type": "regex", "value": "[ab]{2}"}, stream)
+        assert re.fullmatch("[ab]{2}", text)
+        assert await content(server, {"type": "text"}, stream) == "Hello"
 
 
-def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            texts = [
-                (await server.ask("POST", "/chat_tokenize", {"messages": [USER], **more})).json
-                for more in ({}, {"response_format": FORMATS[0][0]})
-            ]
-            assert texts[0] == texts[1]
-
-    run(main)
+async def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
+    async with serving() as server:
+        texts = [
+            (await server.ask("POST", "/chat_tokenize", {"messages": [USER], **more})).json
+            for more in ({}, {"response_format": FORMATS[0][0]})
+        ]
+        assert texts[0] == texts[1]
 
 
 @pytest.mark.parametrize(
@@ -92,21 +82,15 @@ def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_v22_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), limits=ROOM) as server:
-            answer = await chat(server, response_format=wanted, stream=stream)
-            assert answer.status == 422
-            assert answer.json["error"]["message"] == f"Input validation error: {message}"
-
-    run(main)
+async def test_v22_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
+    async with serving(saying("Hello"), limits=ROOM) as server:
+        answer = await chat(server, response_format=wanted, stream=stream)
+        assert answer.status == 422
+        assert answer.json["error"]["message"] == f"Input validation error: {message}"
 
 
-def test_v22a_grammars_can_be_switched_off() -> None:
-    async def main() -> None:
-        async with serving(options=Options(disable_grammar_support=True)) as server:
-            answer = await chat(server, response_format=FORMATS[0][0])
-            assert answer.status == 422
-            assert answer.json["error"]["message"] == "Input validation error: grammar is not supported"
-
-    run(main)
+async def test_v22a_grammars_can_be_switched_off() -> None:
+    async with serving(options=Options(disable_grammar_support=True)) as server:
+        answer = await chat(server, response_format=FORMATS[0][0])
+        assert answer.status == 422
+        assert answer.json["error"]["message"] == "Input validation error: grammar is not supported"

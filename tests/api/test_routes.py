@@ -14,7 +14,7 @@ from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 
-from .serving import Server, run, saying, serving
+from .serving import Server, saying, serving
 
 USER = {"role": "user", "content": "Hello"}
 
@@ -45,60 +45,47 @@ def test_1_1_the_routes() -> None:
     assert set(GETS) == set(OPEN.split())
 
 
-def test_r1_31_every_path_says_which_methods_it_has() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            for path, methods in methods_by_path().items():
-                allowed = [
-                    *(["POST"] if "POST" in methods else []),
-                    *(["GET", "HEAD"] if "GET" in methods else []),
-                ]
-                answer = await server.ask("PATCH", path)
-                assert (answer.status, answer.body) == (405, b""), path
-                assert answer.headers["allow"] == ",".join(allowed), path
-
-    run(main)
+async def test_r1_31_every_path_says_which_methods_it_has() -> None:
+    async with serving() as server:
+        for path, methods in methods_by_path().items():
+            allowed = [
+                *(["POST"] if "POST" in methods else []),
+                *(["GET", "HEAD"] if "GET" in methods else []),
+            ]
+            answer = await server.ask("PATCH", path)
+            assert (answer.status, answer.body) == (405, b""), path
+            assert answer.headers["allow"] == ",".join(allowed), path
 
 
-def test_r1_32_head_is_get_without_the_body() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            for path in GETS:
-                get, head = await server.ask("GET", path), await server.ask("HEAD", path)
-                assert head.status == get.status == (303 if path == "/docs" else 200), path
-                assert head.body == b"", path
-                for name in ("content-type", "location"):
-                    assert head.headers.get(name) == get.headers.get(name), path
-
-    run(main)
+async def test_r1_32_head_is_get_without_the_body() -> None:
+    async with serving() as server:
+        for path in GETS:
+            get, head = await server.ask("GET", path), await server.ask("HEAD", path)
+            assert head.status == get.status == (303 if path == "/docs" else 200), path
+            assert head.body == b"", path
+            for name in ("content-type", "location"):
+                assert head.headers.get(name) == get.headers.get(name), path
 
 
-def test_r1_64_every_preflight_is_answered_without_a_key() -> None:
-    async def main() -> None:
-        async with serving(options=Options(api_key=("secret",))) as server:
-            for path in methods_by_path():
-                answer = await server.ask("OPTIONS", path)
-                assert (answer.status, answer.body) == (200, b""), path
-                assert answer.headers["access-control-allow-methods"] == "GET,POST"
-
-    run(main)
+async def test_r1_64_every_preflight_is_answered_without_a_key() -> None:
+    async with serving(options=Options(api_key=("secret",))) as server:
+        for path in methods_by_path():
+            answer = await server.ask("OPTIONS", path)
+            assert (answer.status, answer.body) == (200, b""), path
+            assert answer.headers["access-control-allow-methods"] == "GET,POST"
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
-def test_r1_40_what_answers_while_the_server_is_not_ready(phase: Phase) -> None:
+async def test_r1_40_what_answers_while_the_server_is_not_ready(phase: Phase) -> None:
     """Gets only; every POST is 503 then."""
     ready = {"/", "/health", "/ping", "/v2/health/ready", "/v2/models/x/versions/x/ready"}
     loaded = {"/info", "/v1/models", "/v1/models/some/model"}
-
-    async def main() -> None:
-        async with serving(phase=phase) as server:
-            for path in GETS:
-                refused = path in ready | (loaded if phase is Phase.STARTING else set())
-                answer = await server.ask("GET", path)
-                assert (answer.status == 503) == refused, path
-                assert ("retry-after" in answer.headers) == refused, path
-
-    run(main)
+    async with serving(phase=phase) as server:
+        for path in GETS:
+            refused = path in ready | (loaded if phase is Phase.STARTING else set())
+            answer = await server.ask("GET", path)
+            assert (answer.status == 503) == refused, path
+            assert ("retry-after" in answer.headers) == refused, path
 
 
 STREAMS: list[tuple[str, dict[str, Any]]] = [
@@ -111,35 +98,28 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), STREAMS)
-def test_r1_41_and_1_5_a_stream_is_chunked_and_not_buffered(path: str, body: dict[str, Any]) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), options=Options(compute_type="1-gaudi2")) as server:
-            answer = await server.ask("POST", path, body)
-            assert answer.status == 200
-            for name, value in {
-                "transfer-encoding": "chunked",
-                "content-type": "text/event-stream",
-                "cache-control": "no-cache",
-                "x-accel-buffering": "no",
-                "x-compute-type": "1-gaudi2",
-            }.items():
-                assert answer.headers[name] == value
-            assert int(answer.headers["x-compute-characters"]) > 0
-            assert not {"x-total-time", "x-compute-time", "x-generated-tokens"} & answer.headers.keys()
-
-    run(main)
+async def test_r1_41_and_1_5_a_stream_is_chunked_and_not_buffered(path: str, body: dict[str, Any]) -> None:
+    async with serving(saying("Hello"), options=Options(compute_type="1-gaudi2")) as server:
+        answer = await server.ask("POST", path, body)
+        assert answer.status == 200
+        for name, value in {
+            "transfer-encoding": "chunked",
+            "content-type": "text/event-stream",
+            "cache-control": "no-cache",
+            "x-accel-buffering": "no",
+            "x-compute-type": "1-gaudi2",
+        }.items():
+            assert answer.headers[name] == value
+        assert int(answer.headers["x-compute-characters"]) > 0
+        assert not {"x-total-time", "x-compute-time", "x-generated-tokens"} & answer.headers.keys()
 
 
-def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
-
-    async def main() -> None:
-        async with serving() as server, await server.connect() as stream:
-            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            await stream.send_all(head + b'Content-Length: 14\r\n\r\n{"inputs"')
-            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 408 ")
-
-    run(main)
+    async with serving() as server, await server.connect() as stream:
+        head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        await stream.send_all(head + b'Content-Length: 14\r\n\r\n{"inputs"')
+        assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize(
@@ -150,67 +130,58 @@ def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None
         (b"Expect: 100-continue\r\nContent-Length: 14", b'{"inputs":"a"}', 100),
     ],
 )
-def test_r1_35_and_r1_41_bodies_in_chunks_and_after_a_pause(headers: bytes, body: bytes, status: int) -> None:
-    async def main() -> None:
-        async with (
-            serving(saying("Hello"), options=Options(payload_limit=1000)) as server,
-            await server.connect() as stream,
-        ):
-            head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + headers
-            await stream.send_all(head + b"\r\n\r\n")
-            if status == 100:
-                assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 100 ")
-            await stream.send_all(body)
-            wanted = 200 if status == 100 else status
-            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 %d " % wanted)
+async def test_r1_35_and_r1_41_bodies_in_chunks_and_after_a_pause(
+    headers: bytes, body: bytes, status: int
+) -> None:
+    async with (
+        serving(saying("Hello"), options=Options(payload_limit=1000)) as server,
+        await server.connect() as stream,
+    ):
+        head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" + headers
+        await stream.send_all(head + b"\r\n\r\n")
+        if status == 100:
+            assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 100 ")
+        await stream.send_all(body)
+        wanted = 200 if status == 100 else status
+        assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 %d " % wanted)
 
-    run(main)
 
-
-def test_1_5_the_headers_of_completions_are_sums() -> None:
+async def test_1_5_the_headers_of_completions_are_sums() -> None:
     """Also the time per token is one, and there is no x-compute-time."""
-
-    async def main() -> None:
-        async with serving(saying("Hello world"), step_seconds=0.02) as server:
-            answer = await server.ask("POST", "/v1/completions", {"prompt": ["é", "Hello"]})
-            headers = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
-            assert headers.pop("x-request-id")
-            assert headers.pop("x-compute-type") == "gpu+optimized"
-            assert headers.pop("x-compute-characters") == "6"
-            usage = answer.json["usage"]
-            assert headers.pop("x-prompt-tokens") == str(usage["prompt_tokens"])
-            assert headers.pop("x-generated-tokens") == str(usage["completion_tokens"]) == "6"
-            times = {name: int(value) for name, value in headers.items()}
-            assert times.keys() == {
-                "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time", "x-time-per-token",
-            }  # fmt: skip
-            # Two of three tokens each, at 20 ms a token and more.
-            assert times["x-inference-time"] >= 2 * 60
-            assert abs(times["x-time-per-token"] - times["x-inference-time"] / 3) <= 2
-
-    run(main)
+    async with serving(saying("Hello world"), step_seconds=0.02) as server:
+        answer = await server.ask("POST", "/v1/completions", {"prompt": ["é", "Hello"]})
+        headers = {name: value for name, value in answer.headers.items() if name.startswith("x-")}
+        assert headers.pop("x-request-id")
+        assert headers.pop("x-compute-type") == "gpu+optimized"
+        assert headers.pop("x-compute-characters") == "6"
+        usage = answer.json["usage"]
+        assert headers.pop("x-prompt-tokens") == str(usage["prompt_tokens"])
+        assert headers.pop("x-generated-tokens") == str(usage["completion_tokens"]) == "6"
+        times = {name: int(value) for name, value in headers.items()}
+        assert times.keys() == {
+            "x-total-time", "x-validation-time", "x-queue-time", "x-inference-time", "x-time-per-token",
+        }  # fmt: skip
+        # Two of three tokens each, at 20 ms a token and more.
+        assert times["x-inference-time"] >= 2 * 60
+        assert abs(times["x-time-per-token"] - times["x-inference-time"] / 3) <= 2
 
 
-def test_1_5_the_time_of_an_answer() -> None:
+async def test_1_5_the_time_of_an_answer() -> None:
     """Milliseconds, but for x-compute-time."""
-
-    async def main() -> None:
-        async with serving(saying("Hello world"), step_seconds=0.02) as server:
-            for path, body in [
-                ("/generate", {"inputs": "x"}),
-                ("/", {"inputs": "x"}),
-                ("/v1/chat/completions", {"messages": [USER]}),
-            ]:
-                headers = (await server.ask("POST", path, body)).headers
-                total = int(headers["x-total-time"])
-                assert 60 <= int(headers["x-inference-time"]) <= total
-                assert abs(1000 * float(headers["x-compute-time"]) - total) < 5
-                assert abs(int(headers["x-time-per-token"]) - int(headers["x-inference-time"]) / 3) <= 1
-
-    run(main)
+    async with serving(saying("Hello world"), step_seconds=0.02) as server:
+        for path, body in [
+            ("/generate", {"inputs": "x"}),
+            ("/", {"inputs": "x"}),
+            ("/v1/chat/completions", {"messages": [USER]}),
+        ]:
+            headers = (await server.ask("POST", path, body)).headers
+            total = int(headers["x-total-time"])
+            assert 60 <= int(headers["x-inference-time"]) <= total
+            assert abs(1000 * float(headers["x-compute-time"]) - total) < 5
+            assert abs(int(headers["x-time-per-token"]) - int(headers["x-inference-time"]) / 3) <= 1
 
 
-def test_r1_70_other_answers_have_no_such_headers() -> None:
+async def test_r1_70_other_answers_have_no_such_headers() -> None:
     """Errors, and the routes that TGI does not time."""
 
     async def ask_all(server: Server) -> None:
@@ -232,20 +203,14 @@ def test_r1_70_other_answers_have_no_such_headers() -> None:
             assert answer.status == status, path
             assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"], path
 
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            await ask_all(server)
-
-    run(main)
+    async with serving(saying("Hello")) as server:
+        await ask_all(server)
 
 
-def test_r1_94_there_may_be_any_number_of_instances_each_with_a_permit() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            assert server.service.limits.max_client_batch_size == 4
-            for count, status in ((8, 200), (9, 429)):
-                answer = await server.ask("POST", "/vertex", {"instances": [{"inputs": "x"}] * count})
-                assert answer.status == status
-            assert server.service.in_flight == 0
-
-    run(main)
+async def test_r1_94_there_may_be_any_number_of_instances_each_with_a_permit() -> None:
+    async with serving(saying("Hello")) as server:
+        assert server.service.limits.max_client_batch_size == 4
+        for count, status in ((8, 200), (9, 429)):
+            answer = await server.ask("POST", "/vertex", {"instances": [{"inputs": "x"}] * count})
+            assert answer.status == status
+        assert server.service.in_flight == 0

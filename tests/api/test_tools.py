@@ -9,7 +9,7 @@ import pytest
 
 from tgi.testing.fake_executor import Script
 
-from .serving import LIMITS, TEMPLATE, Answer, Server, make_tokenizer, run, saying, serving
+from .serving import LIMITS, TEMPLATE, Answer, Server, make_tokenizer, saying, serving
 from .test_chat import chunks
 
 PATH = "/v1/chat/completions"
@@ -70,118 +70,91 @@ def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [None, "auto", "required", "weather", {"name": "weather"}])
 @pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
-def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
-    async def main() -> None:
-        async with serving_tools(saying(text), template) as server:
-            named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
-            message, reason = message_of(await chat(server, tool_choice=named, stream=stream))
-            assert reason == "tool_calls"
-            assert message["role"] == "assistant"
-            assert message["content"] is None
-            (call,) = message["tool_calls"]
-            assert call["type"] == "function"
-            assert call["function"]["name"] == "weather"
-            assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
-            assert len(call["id"]) == 9
-
-    run(main)
+async def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
+    async with serving_tools(saying(text), template) as server:
+        named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
+        message, reason = message_of(await chat(server, tool_choice=named, stream=stream))
+        assert reason == "tool_calls"
+        assert message["role"] == "assistant"
+        assert message["content"] is None
+        (call,) = message["tool_calls"]
+        assert call["type"] == "function"
+        assert call["function"]["name"] == "weather"
+        assert json.loads(call["function"]["arguments"]) == {"city": "Paris"}
+        assert len(call["id"]) == 9
 
 
-def test_r3_44_a_stream_tells_the_log_probability_of_every_token() -> None:
+async def test_r3_44_a_stream_tells_the_log_probability_of_every_token() -> None:
     """Also of those that only frame a call, with the next event."""
-
-    async def main() -> None:
-        async with serving_tools(saying(HERMES_CALL), HERMES) as server:
-            whole = (await chat(server, logprobs=True)).json["choices"][0]["logprobs"]["content"]
-            assert "".join(entry["token"] for entry in whole) == HERMES_CALL + "</s>"
-            events = chunks(await chat(server, logprobs=True, stream=True))
-            assert len(events) < len(whole)
-            told = [entry for event in events for entry in event["choices"][0]["logprobs"]["content"]]
-            assert told == whole
-
-    run(main)
+    async with serving_tools(saying(HERMES_CALL), HERMES) as server:
+        whole = (await chat(server, logprobs=True)).json["choices"][0]["logprobs"]["content"]
+        assert "".join(entry["token"] for entry in whole) == HERMES_CALL + "</s>"
+        events = chunks(await chat(server, logprobs=True, stream=True))
+        assert len(events) < len(whole)
+        told = [entry for event in events for entry in event["choices"][0]["logprobs"]["content"]]
+        assert told == whole
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("template", [TEMPLATE, HERMES])
-def test_t4_auto_may_answer_text(template: str, stream: bool) -> None:
-    async def main() -> None:
-        async with serving_tools(saying("It rains."), template) as server:
-            message, reason = message_of(await chat(server, stream=stream))
-            assert (message, reason) == ({"role": "assistant", "content": "It rains."}, "stop")
-
-    run(main)
+async def test_t4_auto_may_answer_text(template: str, stream: bool) -> None:
+    async with serving_tools(saying("It rains."), template) as server:
+        message, reason = message_of(await chat(server, stream=stream))
+        assert (message, reason) == ({"role": "assistant", "content": "It rains."}, "stop")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_parallel_calls_have_ids_of_their_own(stream: bool) -> None:
+async def test_parallel_calls_have_ids_of_their_own(stream: bool) -> None:
     text = f'Well. {HERMES_CALL}\n<tool_call>\n{{"name": "clock", "arguments": {{}}}}\n</tool_call>'
-
-    async def main() -> None:
-        async with serving_tools(saying(text), HERMES) as server:
-            message, reason = message_of(await chat(server, stream=stream))
-            assert reason == "tool_calls"
-            assert message["content"] == "Well."
-            first, second = message["tool_calls"]
-            assert first["id"] != second["id"]
-            assert [c["function"]["name"] for c in (first, second)] == ["weather", "clock"]
-            assert json.loads(second["function"]["arguments"]) == {}
-            message, _ = message_of(await chat(server, stream=stream, parallel_tool_calls=False))
-            assert len(message["tool_calls"]) == 1
-
-    run(main)
+    async with serving_tools(saying(text), HERMES) as server:
+        message, reason = message_of(await chat(server, stream=stream))
+        assert reason == "tool_calls"
+        assert message["content"] == "Well."
+        first, second = message["tool_calls"]
+        assert first["id"] != second["id"]
+        assert [c["function"]["name"] for c in (first, second)] == ["weather", "clock"]
+        assert json.loads(second["function"]["arguments"]) == {}
+        message, _ = message_of(await chat(server, stream=stream, parallel_tool_calls=False))
+        assert len(message["tool_calls"]) == 1
 
 
-def test_a_named_function_is_called_once() -> None:
-    async def main() -> None:
-        async with serving_tools(saying(f"{HERMES_CALL}\n{HERMES_CALL}"), HERMES) as server:
-            for choice, calls in (("required", 2), ("weather", 1)):
-                message, reason = message_of(await chat(server, tool_choice=choice))
-                assert (len(message["tool_calls"]), reason) == (calls, "tool_calls")
-
-    run(main)
+async def test_a_named_function_is_called_once() -> None:
+    async with serving_tools(saying(f"{HERMES_CALL}\n{HERMES_CALL}"), HERMES) as server:
+        for choice, calls in (("required", 2), ("weather", 1)):
+            message, reason = message_of(await chat(server, tool_choice=choice))
+            assert (len(message["tool_calls"]), reason) == (calls, "tool_calls")
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_the_model_cannot_but_call(stream: bool) -> None:
+async def test_the_model_cannot_but_call(stream: bool) -> None:
     """The script wants to say something else; the mask lets it only write a call."""
-
-    async def main() -> None:
-        async with serving_tools(saying("Nothing but text, as often as it takes.")) as server:
-            answer = await chat(server, tool_choice="required", stream=stream, tools=[WEATHER])
-            message, reason = message_of(answer)
-            (call,) = message["tool_calls"]
-            assert call["function"]["name"] == "weather"
-            if reason == "tool_calls":
-                jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
-
-    run(main)
+    async with serving_tools(saying("Nothing but text, as often as it takes.")) as server:
+        answer = await chat(server, tool_choice="required", stream=stream, tools=[WEATHER])
+        message, reason = message_of(answer)
+        (call,) = message["tool_calls"]
+        assert call["function"]["name"] == "weather"
+        if reason == "tool_calls":
+            jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
 
 
 @pytest.mark.parametrize(
     ("tools", "choice"), [([WEATHER], "none"), ([], "required"), ([], None), (None, None)]
 )
-def test_t3_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
-    async def main() -> None:
-        async with serving_tools(saying(CALL)) as server:
-            message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
-            assert (message, reason) == ({"role": "assistant", "content": CALL}, "stop")
-            body = {"messages": [USER], "tools": tools, "tool_choice": choice}
-            answer = await server.ask("POST", "/chat_tokenize", body)
-            assert answer.json["templated_text"] == "<s>[user]Weather in Paris?[assistant]"
-
-    run(main)
+async def test_t3_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
+    async with serving_tools(saying(CALL)) as server:
+        message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
+        assert (message, reason) == ({"role": "assistant", "content": CALL}, "stop")
+        body = {"messages": [USER], "tools": tools, "tool_choice": choice}
+        answer = await server.ask("POST", "/chat_tokenize", body)
+        assert answer.json["templated_text"] == "<s>[user]Weather in Paris?[assistant]"
 
 
-def test_v33_a_tool_that_is_not_there() -> None:
-    async def main() -> None:
-        async with serving_tools(saying("x")) as server:
-            for stream in (False, True):
-                answer = await chat(server, tool_choice="nope", stream=stream)
-                assert (answer.status, answer.json["error_type"]) == (422, "tool_error")
-                assert answer.json["error"]["message"] == "Tool error: Tool with name nope not found"
-
-    run(main)
+async def test_v33_a_tool_that_is_not_there() -> None:
+    async with serving_tools(saying("x")) as server:
+        for stream in (False, True):
+            answer = await chat(server, tool_choice="nope", stream=stream)
+            assert (answer.status, answer.json["error_type"]) == (422, "tool_error")
+            assert answer.json["error"]["message"] == "Tool error: Tool with name nope not found"
 
 
 @pytest.mark.parametrize(
@@ -193,109 +166,87 @@ def test_v33_a_tool_that_is_not_there() -> None:
         ({"properties": {"a": {"pattern": "("}}}, "validation", "unclosed group"),
     ],
 )
-def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: str, problem: str) -> None:
-    async def main() -> None:
-        async with serving_tools(saying("x")) as server:
-            broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
-            answer = await chat(server, tools=[WEATHER, broken])
-            assert (answer.status, answer.json["error_type"]) == (422, kind)
-            assert problem in answer.json["error"]["message"]
-
-    run(main)
+async def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: str, problem: str) -> None:
+    async with serving_tools(saying("x")) as server:
+        broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+        answer = await chat(server, tools=[WEATHER, broken])
+        assert (answer.status, answer.json["error_type"]) == (422, kind)
+        assert problem in answer.json["error"]["message"]
 
 
-def test_t6_t8_the_tools_are_in_the_prompt() -> None:
-    async def main() -> None:
-        async with serving_tools(saying("x")) as server:
-            body: dict[str, Any] = {"messages": [USER], "tools": [WEATHER], "tool_prompt": "Use them."}
-            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
-            assert text.startswith("<s>[user]Weather in Paris?\n---\n[{")
-            assert text.endswith("\nUse them.[assistant]")
-            body["tool_prompt"] = ""
-            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
-            assert "Given the functions available" in text
-        async with serving_tools(saying("x"), HERMES) as server:
-            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
-            start, _, rest = text.partition("</tools>")
-            shown = json.loads(start.removeprefix("<tools>"))
-            assert shown["function"]["parameters"] == SCHEMA
-            assert rest.endswith("[user]Weather in Paris?[assistant]")
-
-    run(main)
+async def test_t6_t8_the_tools_are_in_the_prompt() -> None:
+    async with serving_tools(saying("x")) as server:
+        body: dict[str, Any] = {"messages": [USER], "tools": [WEATHER], "tool_prompt": "Use them."}
+        text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+        assert text.startswith("<s>[user]Weather in Paris?\n---\n[{")
+        assert text.endswith("\nUse them.[assistant]")
+        body["tool_prompt"] = ""
+        text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+        assert "Given the functions available" in text
+    async with serving_tools(saying("x"), HERMES) as server:
+        text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+        start, _, rest = text.partition("</tools>")
+        shown = json.loads(start.removeprefix("<tools>"))
+        assert shown["function"]["parameters"] == SCHEMA
+        assert rest.endswith("[user]Weather in Paris?[assistant]")
 
 
-def test_c33_c34_calls_and_results_are_fed_back() -> None:
+async def test_c33_c34_calls_and_results_are_fed_back() -> None:
     function = {"name": "weather", "arguments": '{"city": "Paris"}'}
     messages = [
         USER,
         {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]},
         {"role": "tool", "content": "rain", "tool_call_id": "a"},
     ]
-
-    async def main() -> None:
-        async with serving_tools(saying("x"), HERMES) as server:
-            body = {"messages": messages, "tools": [WEATHER]}
-            text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
-            assert '<tool_call>weather:{"city": "Paris"}</tool_call>[tool]rain[assistant]' in text
-        async with serving_tools(saying("x")) as server:
-            text = (await server.ask("POST", "/chat_tokenize", {"messages": messages})).json["templated_text"]
-            assert text == f"<s>[user]Weather in Paris?[assistant]{CALL}[tool]rain[assistant]"
-
-    run(main)
+    async with serving_tools(saying("x"), HERMES) as server:
+        body = {"messages": messages, "tools": [WEATHER]}
+        text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
+        assert '<tool_call>weather:{"city": "Paris"}</tool_call>[tool]rain[assistant]' in text
+    async with serving_tools(saying("x")) as server:
+        text = (await server.ask("POST", "/chat_tokenize", {"messages": messages})).json["templated_text"]
+        assert text == f"<s>[user]Weather in Paris?[assistant]{CALL}[tool]rain[assistant]"
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_v32_response_format_together_with_tools(stream: bool) -> None:
+async def test_v32_response_format_together_with_tools(stream: bool) -> None:
     schema = {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-
-    async def main() -> None:
-        for said, calls in (('{"rain": true}', 0), (HERMES_CALL, 1)):
-            async with serving_tools(saying(said), HERMES) as server:
-                answer = await chat(server, response_format=wanted, stream=stream)
-                message, reason = message_of(answer)
-                assert len(message.get("tool_calls", [])) == calls
-                assert reason == ("tool_calls" if calls else "stop")
-                if not calls:
-                    jsonschema.validate(json.loads(message["content"]), schema)
-
-    run(main)
+    for said, calls in (('{"rain": true}', 0), (HERMES_CALL, 1)):
+        async with serving_tools(saying(said), HERMES) as server:
+            answer = await chat(server, response_format=wanted, stream=stream)
+            message, reason = message_of(answer)
+            assert len(message.get("tool_calls", [])) == calls
+            assert reason == ("tool_calls" if calls else "stop")
+            if not calls:
+                jsonschema.validate(json.loads(message["content"]), schema)
 
 
-def test_a_call_that_is_cut_says_length() -> None:
-    async def main() -> None:
-        async with serving_tools(saying(CALL)) as server:
-            message, reason = message_of(await chat(server, tool_choice="required", max_tokens=40))
-            assert reason == "length"
-            arguments = message["tool_calls"][0]["function"]["arguments"]
-            assert '{"city": "Paris"}'.startswith(arguments)
-
-    run(main)
+async def test_a_call_that_is_cut_says_length() -> None:
+    async with serving_tools(saying(CALL)) as server:
+        message, reason = message_of(await chat(server, tool_choice="required", max_tokens=40))
+        assert reason == "length"
+        arguments = message["tool_calls"][0]["function"]["arguments"]
+        assert '{"city": "Paris"}'.startswith(arguments)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     "cut", [{"stop": "Par"}, {"stop_token_ids": make_tokenizer().encode("P", add_special_tokens=False)}]
 )
-def test_a_call_that_ends_within_its_arguments_is_none_to_make(cut: dict[str, Any], stream: bool) -> None:
-    async def main() -> None:
-        async with serving_tools(saying(CALL)) as server:
-            message, reason = message_of(await chat(server, tool_choice="required", stream=stream, **cut))
-            assert reason == "stop"
-            assert message["tool_calls"][0]["function"]["arguments"].startswith('{"city": "')
-
-    run(main)
+async def test_a_call_that_ends_within_its_arguments_is_none_to_make(
+    cut: dict[str, Any], stream: bool
+) -> None:
+    async with serving_tools(saying(CALL)) as server:
+        message, reason = message_of(await chat(server, tool_choice="required", stream=stream, **cut))
+        assert reason == "stop"
+        assert message["tool_calls"][0]["function"]["arguments"].startswith('{"city": "')
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_t13_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
+async def test_t13_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
     """TGI: without spaces, unless they are streamed."""
-
-    async def main() -> None:
-        for arguments in ('{"city": "Paris"}', '{"city":"Paris"}'):
-            text = HERMES_CALL.replace('{"city": "Paris"}', arguments)
-            async with serving_tools(saying(text), HERMES) as server:
-                message, _ = message_of(await chat(server, tool_choice="required", stream=stream))
-                assert message["tool_calls"][0]["function"]["arguments"] == arguments
-
-    run(main)
+    for arguments in ('{"city": "Paris"}', '{"city":"Paris"}'):
+        text = HERMES_CALL.replace('{"city": "Paris"}', arguments)
+        async with serving_tools(saying(text), HERMES) as server:
+            message, _ = message_of(await chat(server, tool_choice="required", stream=stream))
+            assert message["tool_calls"][0]["function"]["arguments"] == arguments

@@ -20,15 +20,12 @@ POSTS = [
 GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 
 
-def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
-    async def main() -> None:
-        async with serving(options=Options(api_key=("secret",))) as server:
-            for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
-                answer = await server.ask("GET", path)
-                assert (answer.status, answer.body) == (404, b""), path
-                assert "content-type" not in answer.headers
-
-    run(main)
+async def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
+    async with serving(options=Options(api_key=("secret",))) as server:
+        for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
+            answer = await server.ask("GET", path)
+            assert (answer.status, answer.body) == (404, b""), path
+            assert "content-type" not in answer.headers
 
 
 @pytest.mark.parametrize(
@@ -40,23 +37,19 @@ def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
         ("PUT", "/", "POST,GET,HEAD"),
     ],
 )
-def test_r1_31_another_method_is_405_and_says_which_are_allowed(method: str, path: str, allow: str) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask(method, path)
-            assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", allow)
+async def test_r1_31_another_method_is_405_and_says_which_are_allowed(
+    method: str, path: str, allow: str
+) -> None:
+    async with serving() as server:
+        answer = await server.ask(method, path)
+        assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", allow)
 
-    run(main)
 
-
-def test_r1_32_head_works_on_every_get_route() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            for path in GETS:
-                answer = await server.ask("HEAD", path)
-                assert (answer.status, answer.body) == (200, b"")
-
-    run(main)
+async def test_r1_32_head_works_on_every_get_route() -> None:
+    async with serving() as server:
+        for path in GETS:
+            answer = await server.ask("HEAD", path)
+            assert (answer.status, answer.body) == (200, b"")
 
 
 @pytest.mark.parametrize(
@@ -72,31 +65,25 @@ def test_r1_32_head_works_on_every_get_route() -> None:
         ("application/jsonx", False),
     ],
 )
-def test_r1_34_only_json_is_read(media: str, accepted: bool) -> None:
-    async def main() -> None:
-        async with serving(saying("x")) as server:
-            answer = await server.ask("POST", "/generate", {"inputs": "a"}, {"Content-Type": media})
-            if accepted:
-                assert answer.status == 200
-                return
-            assert answer.status == 415
-            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-            assert answer.body == b"Expected request with `Content-Type: application/json`"
-
-    run(main)
+async def test_r1_34_only_json_is_read(media: str, accepted: bool) -> None:
+    async with serving(saying("x")) as server:
+        answer = await server.ask("POST", "/generate", {"inputs": "a"}, {"Content-Type": media})
+        if accepted:
+            assert answer.status == 200
+            return
+        assert answer.status == 415
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.body == b"Expected request with `Content-Type: application/json`"
 
 
-def test_r1_35_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
-    async def main() -> None:
-        async with serving(saying("x"), options=Options(payload_limit=1000)) as server:
-            for surplus in (0, 1):
-                body = b'{"inputs":"a"}'.ljust(1000 + surplus)
-                answer = await server.ask("POST", "/tokenize", body)
-                assert answer.status == (413 if surplus else 200)
-            assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-            assert answer.body == b"Failed to buffer the request body: length limit exceeded"
-
-    run(main)
+async def test_r1_35_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
+    async with serving(saying("x"), options=Options(payload_limit=1000)) as server:
+        for surplus in (0, 1):
+            body = b'{"inputs":"a"}'.ljust(1000 + surplus)
+            answer = await server.ask("POST", "/tokenize", body)
+            assert answer.status == (413 if surplus else 200)
+        assert answer.headers["content-type"] == "text/plain; charset=utf-8"
+        assert answer.body == b"Failed to buffer the request body: length limit exceeded"
 
 
 PREFIX = {
@@ -106,148 +93,120 @@ PREFIX = {
 
 
 @pytest.mark.parametrize("kind", PATHS)
-def test_section_12_1(kind: str) -> None:
-    async def main() -> None:
-        async with serving(saying("x")) as server:
-            accepted = [(body, 0, "") for of, body, _ in ACCEPTED_HERE if of == kind]
-            for body, status, detail in [row[1:] for row in ROWS if row[0] == kind] + accepted:
-                answer = await server.ask("POST", PATHS[kind], body.encode())
-                openai = PATHS[kind].startswith("/v1/")
-                if not status:  # decoded; a rule of 2.6 may still refuse it
-                    assert answer.status in (200, 422), body
-                    assert answer.headers["content-type"] == "application/json", body
-                    assert answer.status == 200 or answer.json["error_type"] != "body"
-                    continue
-                assert answer.status == status, body
-                kind_of_answer = "application/json" if openai else "text/plain; charset=utf-8"
-                assert answer.headers["content-type"] == kind_of_answer
-                text = answer.json["error"]["message"].encode() if openai else answer.body
-                assert text == PREFIX[status] + detail.encode()
-
-    run(main)
+async def test_section_12_1(kind: str) -> None:
+    async with serving(saying("x")) as server:
+        accepted = [(body, 0, "") for of, body, _ in ACCEPTED_HERE if of == kind]
+        for body, status, detail in [row[1:] for row in ROWS if row[0] == kind] + accepted:
+            answer = await server.ask("POST", PATHS[kind], body.encode())
+            openai = PATHS[kind].startswith("/v1/")
+            if not status:  # decoded; a rule of 2.6 may still refuse it
+                assert answer.status in (200, 422), body
+                assert answer.headers["content-type"] == "application/json", body
+                assert answer.status == 200 or answer.json["error_type"] != "body"
+                continue
+            assert answer.status == status, body
+            kind_of_answer = "application/json" if openai else "text/plain; charset=utf-8"
+            assert answer.headers["content-type"] == kind_of_answer
+            text = answer.json["error"]["message"].encode() if openai else answer.body
+            assert text == PREFIX[status] + detail.encode()
 
 
-def test_an_empty_body_is_400() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/generate", b"")
-            assert answer.status == 400
-            assert answer.body == PREFIX[400] + b"EOF while parsing a value at line 1 column 0"
-
-    run(main)
+async def test_an_empty_body_is_400() -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", "/generate", b"")
+        assert answer.status == 400
+        assert answer.body == PREFIX[400] + b"EOF while parsing a value at line 1 column 0"
 
 
-def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
-    async def main() -> None:
-        async with serving(saying("x"), options=Options(api_key=("Se-cret",))) as server:
-            for path in [*POSTS, "//generate", "/%67enerate"]:
-                # 401 wins over 415, and has no body and no challenge.
-                answer = await server.ask("POST", path, b"x", {"Content-Type": "text/plain"})
-                assert (answer.status, answer.body) == (401, b"")
-                assert "www-authenticate" not in answer.headers
-            for path in GETS:
-                assert (await server.ask("GET", path)).status == 200
-            assert (await server.ask("GET", "/generate")).status == 401  # R1.33
-            assert (await server.ask("PUT", "/")).status == 405
-            assert (await server.ask("GET", "/v2/models/m/versions/1/infer")).status == 401
-            assert (await server.ask("GET", "/v2/models/m/versions/1/ready")).status == 200
-            for path in ("/v1/chat/completions", "/v1/completions"):  # deviation R1.52
-                answer = await server.ask("POST", path, b"x")
-                assert answer.status == 401
-                assert answer.json["error"]["message"] == "Missing or wrong API key"
-                assert answer.json["error"]["code"] == 401
-            for given, status in [
-                ("Bearer Se-cret", 200),
-                ("bearer Se-cret", 200),
-                ("Bearer se-cret", 401),  # deviation R1.51
-                ("Bearer  Se-cret", 401),
-                ("Basic Se-cret", 401),
-                ("Se-cret", 401),
-            ]:
-                key = {"Authorization": given}
-                assert (await server.ask("POST", "/generate", {"inputs": "a"}, key)).status == status, given
-            assert (
-                await server.ask("GET", "/generate", None, {"Authorization": "Bearer Se-cret"})
-            ).status == 405
-
-    run(main)
+async def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
+    async with serving(saying("x"), options=Options(api_key=("Se-cret",))) as server:
+        for path in [*POSTS, "//generate", "/%67enerate"]:
+            # 401 wins over 415, and has no body and no challenge.
+            answer = await server.ask("POST", path, b"x", {"Content-Type": "text/plain"})
+            assert (answer.status, answer.body) == (401, b"")
+            assert "www-authenticate" not in answer.headers
+        for path in GETS:
+            assert (await server.ask("GET", path)).status == 200
+        assert (await server.ask("GET", "/generate")).status == 401  # R1.33
+        assert (await server.ask("PUT", "/")).status == 405
+        assert (await server.ask("GET", "/v2/models/m/versions/1/infer")).status == 401
+        assert (await server.ask("GET", "/v2/models/m/versions/1/ready")).status == 200
+        for path in ("/v1/chat/completions", "/v1/completions"):  # deviation R1.52
+            answer = await server.ask("POST", path, b"x")
+            assert answer.status == 401
+            assert answer.json["error"]["message"] == "Missing or wrong API key"
+            assert answer.json["error"]["code"] == 401
+        for given, status in [
+            ("Bearer Se-cret", 200),
+            ("bearer Se-cret", 200),
+            ("Bearer se-cret", 401),  # deviation R1.51
+            ("Bearer  Se-cret", 401),
+            ("Basic Se-cret", 401),
+            ("Se-cret", 401),
+        ]:
+            key = {"Authorization": given}
+            assert (await server.ask("POST", "/generate", {"inputs": "a"}, key)).status == status, given
+        assert (await server.ask("GET", "/generate", None, {"Authorization": "Bearer Se-cret"})).status == 405
 
 
-def test_r1_50_every_route_that_takes_a_body_needs_the_key_and_no_other() -> None:
+async def test_r1_50_every_route_that_takes_a_body_needs_the_key_and_no_other() -> None:
     """Asked of the application itself, so that no new route is forgotten."""
-
-    async def main() -> None:
-        async with serving(options=Options(api_key=("secret",))) as server:
-            asked = 0
-            for rule in create_app(server.service).url_map.iter_rules():
-                path = re.sub("<[^>]*>", "x", rule.rule)
-                for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
-                    refused = (await server.ask(method, path)).status == 401
-                    assert refused == (method == "POST"), rule
-                    asked += 1
-            assert asked > 20
-
-    run(main)
+    async with serving(options=Options(api_key=("secret",))) as server:
+        asked = 0
+        for rule in create_app(server.service).url_map.iter_rules():
+            path = re.sub("<[^>]*>", "x", rule.rule)
+            for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}:
+                refused = (await server.ask(method, path)).status == 401
+                assert refused == (method == "POST"), rule
+                asked += 1
+        assert asked > 20
 
 
-def test_each_of_several_keys_will_do() -> None:
-    async def main() -> None:
-        async with serving(saying("x"), options=Options(api_key=("first", "second"))) as server:
-            for key, status in [("first", 200), ("third", 401), ("firstsecond", 401)]:
-                answer = await server.ask(
-                    "POST", "/tokenize", {"inputs": "a"}, {"Authorization": f"Bearer {key}"}
-                )
-                assert answer.status == status, key
-
-    run(main)
+async def test_each_of_several_keys_will_do() -> None:
+    async with serving(saying("x"), options=Options(api_key=("first", "second"))) as server:
+        for key, status in [("first", 200), ("third", 401), ("firstsecond", 401)]:
+            answer = await server.ask(
+                "POST", "/tokenize", {"inputs": "a"}, {"Authorization": f"Bearer {key}"}
+            )
+            assert answer.status == status, key
 
 
-def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
+async def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
     vary = "origin, access-control-request-method, access-control-request-headers"
-
-    async def main() -> None:
-        async with serving(saying("x")) as server:
-            for method, path in [
-                ("GET", "/health"),
-                ("GET", "/nope"),
-                ("PUT", "/generate"),
-                ("POST", "/generate"),
-            ]:
-                answer = await server.ask(method, path)
-                assert answer.headers["access-control-allow-origin"] == "*"
-                assert answer.headers["access-control-expose-headers"] == "*"
-                assert answer.headers["vary"] == vary
-            for path in ("/generate", "/nope"):
-                answer = await server.ask("OPTIONS", path)
-                assert (answer.status, answer.body) == (200, b"")
-                assert answer.headers["access-control-allow-methods"] == "GET,POST"
-                assert answer.headers["access-control-allow-headers"] == "content-type,authorization,*"
-                assert "access-control-max-age" not in answer.headers
-
-    run(main)
-
-
-def test_r1_62_only_listed_origins_are_echoed() -> None:
-    async def main() -> None:
-        allowed = ("https://a.example", "https://b.example")
-        async with serving(options=Options(cors_allow_origin=allowed)) as server:
-            for origin in allowed:
-                answer = await server.ask("GET", "/info", None, {"Origin": origin})
-                assert answer.headers["access-control-allow-origin"] == origin
-            for headers in ({}, {"Origin": "https://c.example"}):
-                answer = await server.ask("GET", "/info", None, headers)
-                assert "access-control-allow-origin" not in answer.headers
-
-    run(main)
-
-
-def test_an_asterisk_among_the_origins_is_any() -> None:
-    async def main() -> None:
-        async with serving(options=Options(cors_allow_origin=("https://a.example", "*"))) as server:
-            answer = await server.ask("GET", "/info", None, {"Origin": "https://c.example"})
+    async with serving(saying("x")) as server:
+        for method, path in [
+            ("GET", "/health"),
+            ("GET", "/nope"),
+            ("PUT", "/generate"),
+            ("POST", "/generate"),
+        ]:
+            answer = await server.ask(method, path)
             assert answer.headers["access-control-allow-origin"] == "*"
+            assert answer.headers["access-control-expose-headers"] == "*"
+            assert answer.headers["vary"] == vary
+        for path in ("/generate", "/nope"):
+            answer = await server.ask("OPTIONS", path)
+            assert (answer.status, answer.body) == (200, b"")
+            assert answer.headers["access-control-allow-methods"] == "GET,POST"
+            assert answer.headers["access-control-allow-headers"] == "content-type,authorization,*"
+            assert "access-control-max-age" not in answer.headers
 
-    run(main)
+
+async def test_r1_62_only_listed_origins_are_echoed() -> None:
+    allowed = ("https://a.example", "https://b.example")
+    async with serving(options=Options(cors_allow_origin=allowed)) as server:
+        for origin in allowed:
+            answer = await server.ask("GET", "/info", None, {"Origin": origin})
+            assert answer.headers["access-control-allow-origin"] == origin
+        for headers in ({}, {"Origin": "https://c.example"}):
+            answer = await server.ask("GET", "/info", None, headers)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_an_asterisk_among_the_origins_is_any() -> None:
+    async with serving(options=Options(cors_allow_origin=("https://a.example", "*"))) as server:
+        answer = await server.ask("GET", "/info", None, {"Origin": "https://c.example"})
+        assert answer.headers["access-control-allow-origin"] == "*"
 
 
 async def is_closed(stream: trio.SocketStream, seconds: float) -> bool:
@@ -270,60 +229,48 @@ async def answered(server: Server, request: bytes) -> trio.SocketStream:
     return stream
 
 
-def test_200_idle_connections_are_closed() -> None:
-    async def main() -> None:
-        async with serving(keep_alive=0.5) as server:
-            request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
-            streams = [await answered(server, request) for _ in range(200)]
-            assert all([await is_closed(stream, 10) for stream in streams])
-            for stream in streams:
-                await stream.aclose()
-
-    run(main)
+async def test_200_idle_connections_are_closed() -> None:
+    async with serving(keep_alive=0.5) as server:
+        request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+        streams = [await answered(server, request) for _ in range(200)]
+        assert all([await is_closed(stream, 10) for stream in streams])
+        for stream in streams:
+            await stream.aclose()
 
 
-def test_200_connections_that_ask_for_it_are_closed_at_once() -> None:
-    async def main() -> None:
-        async with serving(keep_alive=1000) as server:
-            request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-            streams = [await answered(server, request) for _ in range(200)]
-            assert all([await is_closed(stream, 5) for stream in streams])
-            for stream in streams:
-                await stream.aclose()
-
-    run(main)
+async def test_200_connections_that_ask_for_it_are_closed_at_once() -> None:
+    async with serving(keep_alive=1000) as server:
+        request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        streams = [await answered(server, request) for _ in range(200)]
+        assert all([await is_closed(stream, 5) for stream in streams])
+        for stream in streams:
+            await stream.aclose()
 
 
-def test_http_1_0_clients_get_their_end_of_file() -> None:
-    async def main() -> None:
-        async with serving(saying("Hello"), keep_alive=1000) as server:
-            stream = await server.connect()
-            body = b'{"inputs":"a"}'
-            head = b"POST /generate_stream HTTP/1.0\r\nContent-Type: application/json\r\n"
-            received = b""
-            async with stream:
-                await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-                while data := await stream.receive_some(65536):
-                    received += data
-            assert received.count(b"data: ") == 2
-            assert received.endswith(b"}\n\n")
-
-    run(main)
+async def test_http_1_0_clients_get_their_end_of_file() -> None:
+    async with serving(saying("Hello"), keep_alive=1000) as server:
+        stream = await server.connect()
+        body = b'{"inputs":"a"}'
+        head = b"POST /generate_stream HTTP/1.0\r\nContent-Type: application/json\r\n"
+        received = b""
+        async with stream:
+            await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+            while data := await stream.receive_some(65536):
+                received += data
+        assert received.count(b"data: ") == 2
+        assert received.endswith(b"}\n\n")
 
 
-def test_a_kept_connection_serves_request_after_request() -> None:
-    async def main() -> None:
-        async with serving() as server:
-            stream = await answered(server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            async with stream:
-                for _ in range(5):
-                    await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-                    assert b" 200 " in await stream.receive_some(65536)
-
-    run(main)
+async def test_a_kept_connection_serves_request_after_request() -> None:
+    async with serving() as server:
+        stream = await answered(server, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with stream:
+            for _ in range(5):
+                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert b" 200 " in await stream.receive_some(65536)
 
 
-def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = trio.Event()
     write = tcp.Connection._write
 
@@ -335,20 +282,16 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tcp, "STALLED_SECONDS", 0.3)
     monkeypatch.setattr(tcp.Connection, "_write", write_and_tell)
-
-    async def main() -> None:
-        async with serving() as server, await server.connect() as stream:
-            body = b'{"inputs":"%s"}' % (b"Hello " * 200_000)
-            head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-            await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-            await waited.wait()
-            received = b""
-            while data := await stream.receive_some(1 << 20):
-                received += data
-            answer = received.partition(b"\r\n\r\n")[2]
-            assert len(answer) < int(received.partition(b"content-length: ")[2].partition(b"\r")[0])
-
-    run(main)
+    async with serving() as server, await server.connect() as stream:
+        body = b'{"inputs":"%s"}' % (b"Hello " * 200_000)
+        head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        await stream.send_all(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await waited.wait()
+        received = b""
+        while data := await stream.receive_some(1 << 20):
+            received += data
+        answer = received.partition(b"\r\n\r\n")[2]
+        assert len(answer) < int(received.partition(b"content-length: ")[2].partition(b"\r")[0])
 
 
 @pytest.mark.parametrize(
@@ -358,34 +301,28 @@ def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch
         b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n",
     ],
 )
-def test_what_hypercorn_cannot_read_ends_its_connection_and_no_other(
+async def test_what_hypercorn_cannot_read_ends_its_connection_and_no_other(
     headers: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        async with serving() as server, await server.connect() as stream:
-            await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
-            while await stream.receive_some(65536):
-                pass
-            assert (await server.ask("GET", "/health")).status == 200
-            assert "a connection was lost" in caplog.text
-
-    run(main)
+    async with serving() as server, await server.connect() as stream:
+        await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
+        while await stream.receive_some(65536):
+            pass
+        assert (await server.ask("GET", "/health")).status == 200
+        assert "a connection was lost" in caplog.text
 
 
-def test_a_request_with_two_lengths_is_refused_and_what_follows_is_not_read() -> None:
-    async def main() -> None:
-        async with serving() as server, await server.connect() as stream:
-            await stream.send_all(
-                b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
-                b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /info HTTP/1.1\r\nHost: x\r\n\r\n"
-            )
-            received = b""
-            while data := await stream.receive_some(65536):
-                received += data
-            assert received.startswith(b"HTTP/1.1 400 ")
-            assert received.count(b"HTTP/1.1") == 1
-
-    run(main)
+async def test_a_request_with_two_lengths_is_refused_and_what_follows_is_not_read() -> None:
+    async with serving() as server, await server.connect() as stream:
+        await stream.send_all(
+            b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /info HTTP/1.1\r\nHost: x\r\n\r\n"
+        )
+        received = b""
+        while data := await stream.receive_some(65536):
+            received += data
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert received.count(b"HTTP/1.1") == 1
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions", "/vertex"])
@@ -411,16 +348,13 @@ def test_a_large_body_is_read_in_a_thread_and_keeps_nobody_waiting(path: str) ->
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
-def test_before_and_after_service_every_generation_is_503_with_retry_after(phase: Phase) -> None:
-    async def main() -> None:
-        async with serving(phase=phase) as server:
-            for path in POSTS:
-                answer = await server.ask("POST", path, {"inputs": "a"})
-                assert answer.status == 503
-                assert int(answer.headers["retry-after"]) > 0
-                assert answer.json["error_type"] == "unavailable"
-
-    run(main)
+async def test_before_and_after_service_every_generation_is_503_with_retry_after(phase: Phase) -> None:
+    async with serving(phase=phase) as server:
+        for path in POSTS:
+            answer = await server.ask("POST", path, {"inputs": "a"})
+            assert answer.status == 503
+            assert int(answer.headers["retry-after"]) > 0
+            assert answer.json["error_type"] == "unavailable"
 
 
 def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixture) -> None:

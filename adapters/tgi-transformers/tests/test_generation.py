@@ -74,7 +74,7 @@ def test_text_is_that_of_transformers(tmp_path, family):
 
 
 @pytest.mark.parametrize("family", ENGINE)
-def test_text_of_an_engine_is_that_of_transformers(tmp_path, family):
+async def test_text_of_an_engine_is_that_of_transformers(tmp_path, family):
     """Alone and with the prefix cache cold; then all together, while it is filling; then again, from it."""
     folder = make_model(tmp_path, **FAMILIES[family])
     tokenizer = Tokenizer.from_folder(folder)
@@ -86,16 +86,13 @@ def test_text_of_an_engine_is_that_of_transformers(tmp_path, family):
         assert tokens == right[0]
         assert logprobs == pytest.approx(right[1], abs=1e-4)
 
-    async def main():
-        async with open_engine(folder, LIMITS, device="cpu", threads=1) as scheduler:
-            await check(scheduler, prompts[0], wanted[0])
-            hits = []
-            for _ in range(2):
-                async with trio.open_nursery() as clients:
-                    for prompt, right in zip(prompts, wanted, strict=True):
-                        clients.start_soon(check, scheduler, prompt, right)
-                hits.append(scheduler.statistics().prefix_hit_tokens)
-            assert hits[1] - hits[0] > 300, "the second time the cache is warm"
-            assert scheduler.statistics().blocks.used == 0
-
-    trio.run(main)
+    async with open_engine(folder, LIMITS, device="cpu", threads=1) as scheduler:
+        await check(scheduler, prompts[0], wanted[0])
+        hits = []
+        for _ in range(2):
+            async with trio.open_nursery() as clients:
+                for prompt, right in zip(prompts, wanted, strict=True):
+                    clients.start_soon(check, scheduler, prompt, right)
+            hits.append(scheduler.statistics().prefix_hit_tokens)
+        assert hits[1] - hits[0] > 300, "the second time the cache is warm"
+        assert scheduler.statistics().blocks.used == 0

@@ -1,0 +1,31 @@
+"""Runs tests that are coroutine functions under trio."""
+
+import functools
+import inspect
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run an `async def` test, for at most 60 seconds, or the argument of `@pytest.mark.seconds`.
+
+    Under `@pytest.mark.autojump` the clock jumps to the next deadline whenever every task waits.
+    """
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    test = functools.partial(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in names})
+    if pyfuncitem.get_closest_marker("autojump"):
+        trio.run(test, clock=MockClock(autojump_threshold=0))
+        return True
+    limit = pyfuncitem.get_closest_marker("seconds")
+
+    async def limited() -> None:
+        with trio.fail_after(limit.args[0] if limit else 60):
+            await test()
+
+    trio.run(limited)
+    return True
