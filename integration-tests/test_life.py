@@ -42,6 +42,7 @@ def lines_of_failure(server: Any) -> list[str]:
     return [line for line in server.output().splitlines() if line.startswith("tgi:")]
 
 
+@pytest.mark.contract("R1.40")
 def test_the_port_opens_at_once_and_tells_of_the_progress(kind: str, start: Any) -> None:
     server = start(kind)
     server.wait_for(lambda: server.health() == 503, 20)
@@ -67,6 +68,7 @@ def test_sigterm_lets_requests_finish(kind: str, start: Any) -> None:
     assert server.ranks() == []
 
 
+@pytest.mark.contract("--graceful-termination-timeout")
 def test_what_is_left_after_the_timeout_ends_with_an_error_event(kind: str, start: Any) -> None:
     server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow", graceful_termination_timeout=1).wait_ready()
     thread, events = collect(server, max_new_tokens=ENDLESS)
@@ -215,6 +217,7 @@ def test_health_within_ten_seconds(start: Any) -> None:
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.contract("R1.41")
 def test_a_stream_of_90_seconds_is_not_cut(long_streams: Any) -> None:
     for wait in long_streams.values():
         seconds, events = wait()

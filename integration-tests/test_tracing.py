@@ -4,9 +4,12 @@ import signal
 import time
 from typing import Any
 
+import pytest
+
 from tgi.testing.trace_collector import collecting
 
 
+@pytest.mark.contract("--otlp-endpoint")
 def test_the_last_traces_are_sent_before_the_end(start: Any) -> None:
     with collecting() as collector:
         server = start(otlp_endpoint=collector.grpc_endpoint, otlp_service_name="ours").wait_ready()

@@ -3,7 +3,8 @@
 import ast
 import functools
 import re
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import attrs
@@ -18,9 +19,26 @@ def names_of_tests(file: str) -> frozenset[str]:
     if not path.is_file():
         return frozenset()
     tree = ast.parse(path.read_text("utf-8"))
-    return frozenset(
-        node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    )
+    return frozenset(node.name for node in _tests(tree))
+
+
+@functools.cache
+def holders_by_contract_id() -> Mapping[str, Sequence[str]]:
+    """Return "file::test" of every test marked with `pytest.mark.contract`, by the ids it is marked with."""
+    held = defaultdict(list)
+    for folder in ("tests", "integration-tests", "adapters"):
+        for path in sorted((ROOT / folder).rglob("test_*.py")):
+            for node in _tests(ast.parse(path.read_text("utf-8"))):
+                for mark in node.decorator_list:
+                    if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.contract":
+                        for id_ in mark.args:
+                            held[ast.literal_eval(id_)].append(f"{path.relative_to(ROOT)}::{node.name}")
+    return held
+
+
+def _tests(tree: ast.Module) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return [node for node in functions if node.name.startswith("test_")]
 
 
 def read_tables(page: Path) -> Iterator[list[str]]:

@@ -70,6 +70,7 @@ def test_flags_of_a_typical_script() -> None:
     )
 
 
+@pytest.mark.contract("6.1")
 @pytest.mark.parametrize("field", OWN)
 def test_every_option_has_the_variable_of_its_name(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = attrs.fields_dict(Options)[field].default
@@ -87,6 +88,7 @@ def test_an_empty_variable_is_not_set(field: str, monkeypatch: pytest.MonkeyPatc
     assert parse_options() == (Options(api_key=("",)) if field == "api_key" else Options())
 
 
+@pytest.mark.contract("6.1")
 def test_a_flag_beats_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "1")
     assert parse_options(["--port", "2"]).port == 2
@@ -116,6 +118,7 @@ def test_how_a_variable_is_read(
     assert parse_options() == expected
 
 
+@pytest.mark.contract("--port")
 @pytest.mark.parametrize("short", [["-p", "8"], ["-p8"], ["-p=8"], ["--port=8"]])
 def test_p_is_the_port(short: list[str]) -> None:
     """TGI has -p twice, for --prometheus-port too."""
@@ -127,6 +130,7 @@ def test_short_names_of_vllm() -> None:
     assert (options.num_shard, options.foreign.quantize) == (2, "awq")
 
 
+@pytest.mark.contract("6.1")
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
@@ -197,6 +201,7 @@ def test_options_of_an_application_that_has_no_command_line(
     assert line.startswith(f"tgi: {path}: unknown option prot.")
 
 
+@pytest.mark.contract("--help")
 @pytest.mark.parametrize("arguments", [["serve", "--help"], ["--help"], ["download-weights", "-h"]])
 def test_help(arguments: list[str]) -> None:
     done = tgi(*arguments)
@@ -204,6 +209,7 @@ def test_help(arguments: list[str]) -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.contract("--help")
 def test_help_shows_every_flag_once_and_fits_a_narrow_terminal() -> None:
     text = tgi("serve", "--help", COLUMNS="80").stdout
     assert max(len(line) for line in text.splitlines()) <= 80
@@ -224,6 +230,7 @@ def test_the_schema_is_what_the_server_would_show() -> None:
     assert {"/generate", "/v1/chat/completions", "/health"} <= schema["paths"].keys()
 
 
+@pytest.mark.contract("--version")
 def test_version() -> None:
     assert tgi("--version").stdout.startswith("tgi 0.")
 

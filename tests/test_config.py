@@ -33,11 +33,26 @@ def limits(max_position: int = 2048, **options: Any) -> Limits:
     return resolve_limits(Options(**options), max_position=max_position, **CPU)
 
 
+@pytest.mark.contract(
+    "--max-concurrent-requests",
+    "--max-best-of",
+    "--max-stop-sequences",
+    "--max-top-n-tokens",
+    "--waiting-served-ratio",
+    "--max-waiting-tokens",
+    "--hostname",
+    "--port",
+    "--otlp-service-name",
+    "--max-client-batch-size",
+    "--payload-limit",
+    "--graceful-termination-timeout",
+)
 @pytest.mark.parametrize(("name", "value"), TGI_DEFAULTS.items())
 def test_defaults_are_those_of_the_launcher(name: str, value: object) -> None:
     assert getattr(Options(), name) == value
 
 
+@pytest.mark.contract("L4")
 def test_limits_come_from_the_model_and_the_device() -> None:
     found = limits(max_position=2048)
     assert (found.max_input_tokens, found.max_total_tokens) == (2047, 2048)
@@ -45,6 +60,9 @@ def test_limits_come_from_the_model_and_the_device() -> None:
     assert limits(max_position=131_072).max_total_tokens == 4096
 
 
+@pytest.mark.contract(
+    "--max-input-tokens", "--max-total-tokens", "--max-batch-prefill-tokens", "--max-batch-size"
+)
 def test_given_limits_stand() -> None:
     found = limits(max_input_tokens=100, max_total_tokens=300, max_batch_size=4, max_batch_prefill_tokens=64)
     assert (found.max_input_tokens, found.max_total_tokens) == (100, 300)
@@ -64,10 +82,12 @@ def test_a_long_prompt_limit_alone_raises_the_total() -> None:
     assert limits(max_position=32_768, max_input_tokens=8192).max_total_tokens == 8193
 
 
+@pytest.mark.contract("--max-input-length")
 def test_the_old_name_of_the_prompt_limit() -> None:
     assert limits(max_input_length=77).max_input_tokens == 77
 
 
+@pytest.mark.contract("6.1")
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -97,6 +117,7 @@ def test_with_a_window_the_cache_may_be_smaller_than_a_sequence() -> None:
         resolve_limits(Options(**given, max_batch_total_tokens=999), max_position=4096, window=1000, **CPU)
 
 
+@pytest.mark.contract("6.1")
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -144,11 +165,13 @@ def test_a_recipe_cache_that_is_set_twice(tmp_path: Path) -> None:
     assert warning.startswith("--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG")
 
 
+@pytest.mark.contract("L1")
 def test_what_is_done_as_told_is_not_said() -> None:
     options = Options(hostname="localhost", dtype="bfloat16", api_key=("a b", "!~"), num_shard=1)
     assert not list(options.checked({}))
 
 
+@pytest.mark.contract("--hostname")
 @pytest.mark.parametrize(
     ("hostname", "address"),
     [
@@ -163,6 +186,7 @@ def test_a_host_name_that_is_no_address(hostname: str, address: str) -> None:
     assert Options(hostname=hostname).address == address
 
 
+@pytest.mark.contract("--dtype")
 @pytest.mark.parametrize(
     ("dtype", "compute"),
     [
@@ -179,6 +203,7 @@ def test_dtypes(dtype: Any, compute: str) -> None:
     assert Options(dtype=dtype).compute_dtype == compute
 
 
+@pytest.mark.contract("--rope-scaling", "--rope-factor")
 @pytest.mark.parametrize(
     ("options", "scaling"),
     [
@@ -199,6 +224,7 @@ def test_rope_scaling_keeps_the_base_that_newer_configs_hold_beside_it() -> None
     }
 
 
+@pytest.mark.contract("C1")
 def test_old_variables_of_the_hub() -> None:
     assert map_legacy_variables({"HUGGING_FACE_HUB_TOKEN": "a"}) == {"HF_TOKEN": "a"}
     assert map_legacy_variables({"HF_API_TOKEN": "b"}) == {"HF_TOKEN": "b"}

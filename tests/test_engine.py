@@ -98,7 +98,7 @@ def test_shapes_are_saved_every_minute_and_at_the_end(tmp_path: Path) -> None:
         ({}, "tgi-demo", "tgi-demo"),
     ],
 )
-def test_3_9_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, served: str) -> None:
+def test_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, served: str) -> None:
     """As the operator calls it; TGI asks the Hub for the spelling, and for the pipeline of what is there."""
     make_llama(tmp_path)
     given = Options(**options)  # type: ignore[arg-type]
@@ -108,6 +108,7 @@ def test_3_9_what_it_is_called(tmp_path: Path, options: dict[str, str], name: st
     assert info.sha is None
 
 
+@pytest.mark.contract("--revision", "--huggingface-hub-cache", "--weights-cache-override")
 def test_where_the_model_comes_from() -> None:
     found = _source(Options(model_id="org/model", revision="r", huggingface_hub_cache=Path("/cache")))
     assert found == Source("org/model", "r", Path("/cache"))

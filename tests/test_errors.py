@@ -8,6 +8,7 @@ from tgi import errors
 from tgi.errors import ApiError, BodyError
 
 
+@pytest.mark.contract("2.6")
 @pytest.mark.parametrize(
     ("error", "status", "error_type", "message"),
     [

@@ -130,6 +130,45 @@ def changed(options: Options) -> dict[str, Any]:
     }
 
 
+@pytest.mark.contract(
+    "--model-id",
+    "--revision",
+    "--sharded",
+    "--num-shard",
+    "--dtype",
+    "--kv-cache-dtype",
+    "--max-concurrent-requests",
+    "--max-best-of",
+    "--max-stop-sequences",
+    "--max-top-n-tokens",
+    "--max-input-tokens",
+    "--max-input-length",
+    "--max-total-tokens",
+    "--waiting-served-ratio",
+    "--max-batch-prefill-tokens",
+    "--max-batch-total-tokens",
+    "--max-waiting-tokens",
+    "--max-batch-size",
+    "--hostname",
+    "--port",
+    "--huggingface-hub-cache",
+    "--weights-cache-override",
+    "--rope-scaling",
+    "--rope-factor",
+    "--json-output",
+    "--otlp-endpoint",
+    "--otlp-service-name",
+    "--cors-allow-origin",
+    "--api-key",
+    "--watermark-gamma",
+    "--watermark-delta",
+    "--tokenizer-config-path",
+    "--disable-grammar-support",
+    "--env",
+    "--max-client-batch-size",
+    "--payload-limit",
+    "--graceful-termination-timeout",
+)
 @pytest.mark.parametrize(("flag", "value", "means"), [(f, *row) for f, row in IMPLEMENTED.items()])
 def test_a_flag_that_does_something(
     flag: str, value: str | None, means: Any, monkeypatch: pytest.MonkeyPatch
@@ -141,6 +180,23 @@ def test_a_flag_that_does_something(
         assert changed(parse_options()) == expected
 
 
+@pytest.mark.contract(
+    "--validation-workers",
+    "--trust-remote-code",
+    "--cuda-graphs",
+    "--prometheus-port",
+    "--shard-uds-path",
+    "--master-addr",
+    "--master-port",
+    "--disable-custom-kernels",
+    "--cuda-memory-fraction",
+    "--ngrok",
+    "--ngrok-authtoken",
+    "--ngrok-edge",
+    "--usage-stats",
+    "--enable-prefill-logprobs",
+    "6.3",
+)
 @pytest.mark.parametrize(("flag", "value"), IN_VAIN.items())
 def test_a_flag_without_effect_is_named(
     flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch
@@ -227,6 +283,7 @@ def test_variables_that_are_no_flags_of_the_launcher(
     assert changed(parse_options()) == expected
 
 
+@pytest.mark.contract("6.5")
 @pytest.mark.parametrize(
     "name",
     """ATTENTION DUMP_STACK ENABLE_HPU_GRAPH FLASH_ATTENTION_RECOMPUTE LIMIT_HPU_GRAPH PREFILL_CHUNKING
@@ -251,6 +308,7 @@ def test_a_variable_that_would_change_the_answers_is_refused() -> None:
     assert not list(Options().checked({"QUANT_CONFIG": ""}))
 
 
+@pytest.mark.contract("L1", "6.5")
 @pytest.mark.parametrize(
     "name",
     """HF_HOME HF_HUB_ENABLE_HF_TRANSFER HF_HUB_OFFLINE HABANA_VISIBLE_DEVICES PT_HPU_LAZY_MODE
@@ -263,6 +321,9 @@ def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: 
     assert not list(Options().checked({name: "1"}))
 
 
+@pytest.mark.contract(
+    "--validation-workers", "--ngrok", "--ngrok-authtoken", "--ngrok-edge", "--lora-adapters", "6.1"
+)
 @pytest.mark.parametrize(
     ("options", "text"),
     [

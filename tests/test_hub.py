@@ -116,6 +116,7 @@ def test_a_complete_folder_is_used_as_it_is(checkpoint: Path) -> None:
     assert find_model(Source(str(checkpoint), "main")) == checkpoint
 
 
+@pytest.mark.contract("C1")
 def test_a_model_is_downloaded_once(hub: tuple[type[Hub], str], checkpoint: Path, tmp_path: Path) -> None:
     handler, endpoint = hub
     handler.files["README.md"] = b"not needed"
@@ -157,6 +158,7 @@ def test_folders_with_a_description(checkpoint: Path, tmp_path: Path) -> None:
         find_config(Source(str(tmp_path)))
 
 
+@pytest.mark.contract("--huggingface-hub-cache")
 def test_the_cache_can_be_elsewhere(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
     source = Source(NAME, cache=tmp_path / "here")
     folder = trio.run(fetch_model, source, Lifecycle(), environment(hub[1], tmp_path / "not-here"))
@@ -187,6 +189,7 @@ def test_a_revision_that_is_not_there(hub: tuple[type[Hub], str], tmp_path: Path
         fetch(hub[1], tmp_path, revision="v9")
 
 
+@pytest.mark.contract("C1")
 def test_offline_without_the_model(tmp_path: Path) -> None:
     with pytest.raises(HubError, match="not in the cache"):
         fetch("http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
@@ -291,6 +294,7 @@ def test_a_slow_tokenizer_is_converted(checkpoint: Path, tmp_path: Path) -> None
     assert not (old / "tokenizer.json").exists()
 
 
+@pytest.mark.contract("6.4")
 def test_download_weights(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tgi", "download-weights", NAME]
     done = subprocess.run(command, env=environment(hub[1], tmp_path), capture_output=True, text=True)

@@ -31,7 +31,8 @@ def test_text(lines: Callable[[], str]) -> None:
     )
 
 
-def test_o23_json_has_the_keys_of_the_router_in_its_order(lines: Callable[[], str]) -> None:
+@pytest.mark.contract("--json-output")
+def test_json_has_the_keys_of_the_router_in_its_order(lines: Callable[[], str]) -> None:
     """timestamp, level, message and the fields of the event, target, place."""
     logs.configure(json_output=True)
     logging.getLogger("tgi.api").warning("slow %s", "client", extra={"seconds": 2})
@@ -44,7 +45,7 @@ def test_o23_json_has_the_keys_of_the_router_in_its_order(lines: Callable[[], st
     assert (line["filename"], line["line_number"]) == ("tests/test_log.py", number)
 
 
-def test_o23_what_is_logged_of_a_request_is_a_span(lines: Callable[[], str]) -> None:
+def test_what_is_logged_of_a_request_is_a_span(lines: Callable[[], str]) -> None:
     logs.configure(json_output=True)
     logging.getLogger("tgi.api").info("Success", extra={"span": {"seed": "None", "name": "generate"}})
     line = json.loads(lines())

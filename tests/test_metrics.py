@@ -84,6 +84,7 @@ def bounds(text: str, name: str) -> list[str]:
     ]
 
 
+@pytest.mark.contract("tgi_batch_inference_failure")
 def test_every_name_type_label_and_bucket() -> None:
     metrics = filled()
     text = metrics.render().decode()
@@ -138,7 +139,8 @@ def test_the_text_is_what_prometheus_reads() -> None:
     assert (buckets[0], buckets[-1]) == (0, 2)
 
 
-def test_m3_a_family_appears_with_its_first_sample() -> None:
+@pytest.mark.contract("M3")
+def test_a_family_appears_with_its_first_sample() -> None:
     metrics = Metrics()
     assert metrics.render() == b""
     metrics.request_failure.inc(err="validation")

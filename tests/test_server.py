@@ -51,6 +51,7 @@ def test_a_folder_without_a_model(
     assert "no config.json" in one_line(capsys)
 
 
+@pytest.mark.contract("--env")
 def test_env_logs_the_versions_first_and_goes_on(
     listener: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

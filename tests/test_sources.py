@@ -132,13 +132,12 @@ def test_a_file_in_another_encoding(tmp_path: Path) -> None:
         parse_options(["--config", str(path)])
 
 
+@pytest.mark.contract("R1.22")
 @pytest.mark.parametrize(
     ("given", "port"),
     [("8081", 8081), ("65535", 65535), ("65536", 3), ("-1", 3), ("x", 3), ("", 3)],
 )
-def test_r1_22_vertex_ais_port_beats_every_other(
-    given: Any, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vertex_ais_port_beats_every_other(given: Any, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PORT", "2")
     monkeypatch.setenv("AIP_HTTP_PORT", given)
     assert parse_options(["--port", "3"]).port == port

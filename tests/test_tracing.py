@@ -14,8 +14,9 @@ PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 UNSAMPLED = PARENT[:-2] + "00"
 
 
+@pytest.mark.contract("--otlp-service-name")
 @pytest.mark.parametrize(("kind", "way"), [("grpc_endpoint", "grpc"), ("http_endpoint", "/v1/traces")])
-def test_o1_a_request_is_a_span_with_its_parts_as_children(kind: str, way: str) -> None:
+def test_a_request_is_a_span_with_its_parts_as_children(kind: str, way: str) -> None:
     with collecting() as collector:
         tracer = Tracer.start(getattr(collector, kind), "the service")
         end, wall = time.monotonic(), time.time_ns()
@@ -53,7 +54,7 @@ def test_o1_a_request_is_a_span_with_its_parts_as_children(kind: str, way: str) 
         (None, False),
     ],
 )
-def test_o2_the_clients_trace_goes_on(traceparent: str | None, followed: bool) -> None:
+def test_the_clients_trace_goes_on(traceparent: str | None, followed: bool) -> None:
     with collecting() as collector:
         tracer = Tracer.start(collector.grpc_endpoint, "x")
         tracer.record("generate", (0.0, 1.0), traceparent, {}, [("decode", 0.0, 1.0)], "")

@@ -10,8 +10,9 @@ from .serving import saying, serving
 BODY = {"instances": [{"inputs": "a", "parameters": {"max_new_tokens": 2}}]}
 
 
+@pytest.mark.contract("R1.20")
 @pytest.mark.parametrize("predict", ["/predict", "/vertex"])
-async def test_r1_20_the_path_for_predictions(predict: str) -> None:
+async def test_the_path_for_predictions(predict: str) -> None:
     options = Options(aip_predict_route=predict, api_key=("k",))
     async with serving(saying("ab"), options=options) as server:
         answers = [
@@ -24,14 +25,16 @@ async def test_r1_20_the_path_for_predictions(predict: str) -> None:
         assert (await server.ask("POST", predict, BODY)).status == 401
 
 
+@pytest.mark.contract("R1.21")
 @pytest.mark.parametrize("health", ["/alive", "/health"])
-async def test_r1_21_the_path_for_the_health(health: str) -> None:
+async def test_the_path_for_the_health(health: str) -> None:
     async with serving(options=Options(aip_health_route=health)) as server:
         assert (await server.ask("GET", health)).status == 200
     async with serving(options=Options(aip_health_route=health), phase=Phase.STARTING) as server:
         assert (await server.ask("GET", health)).status == 503
 
 
+@pytest.mark.contract("R1.21")
 async def test_without_the_variables_there_are_no_such_routes() -> None:
     async with serving(saying("ab")) as server:
         assert (await server.ask("POST", "/predict", BODY)).status == 404

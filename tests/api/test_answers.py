@@ -31,8 +31,9 @@ GENERATING: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.contract("3")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-async def test_3_created_is_now_in_whole_seconds(path: str) -> None:
+async def test_created_is_now_in_whole_seconds(path: str) -> None:
     async with serving(saying("Hello")) as server:
         body = {"messages": [USER], "prompt": "x"}
         begin = int(time.time())
@@ -43,7 +44,8 @@ async def test_3_created_is_now_in_whole_seconds(path: str) -> None:
             assert begin <= created <= time.time()
 
 
-async def test_3_numbers_are_those_of_float32_and_null_where_there_is_none(
+@pytest.mark.contract("3")
+async def test_numbers_are_those_of_float32_and_null_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     values = itertools.chain([-2.5839844, -math.inf], itertools.repeat(math.nan))
@@ -67,6 +69,7 @@ def finished(*logprobs: float) -> Finished:
     return Finished(attrs.NOTHING, tokens)  # type: ignore[arg-type]
 
 
+@pytest.mark.contract("R3.10")
 @pytest.mark.parametrize(
     ("of", "best"),
     [
@@ -76,12 +79,13 @@ def finished(*logprobs: float) -> Finished:
         ([(-1.0,), (math.nan,)], 0),
     ],
 )
-def test_r3_10_among_equals_and_without_numbers_the_earliest_is_best(of: list[Any], best: int) -> None:
+def test_among_equals_and_without_numbers_the_earliest_is_best(of: list[Any], best: int) -> None:
     candidates = [finished(*logprobs) for logprobs in of]
     assert best_first(candidates)[0] is candidates[best]
 
 
-async def test_r3_11_all_of_best_of_begin_with_the_prompt() -> None:
+@pytest.mark.contract("R3.11")
+async def test_all_of_best_of_begin_with_the_prompt() -> None:
     async with serving(saying("Hello")) as server:
         given = {"best_of": 2, "do_sample": True, "details": True, "return_full_text": True}
         body = (await server.generate(given, "what is")).json
@@ -90,7 +94,7 @@ async def test_r3_11_all_of_best_of_begin_with_the_prompt() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-async def test_3_6_choices_are_in_the_order_of_their_index_not_of_their_end(path: str) -> None:
+async def test_choices_are_in_the_order_of_their_index_not_of_their_end(path: str) -> None:
     """The choice with seed s says 44 - s tokens: the first one ends last."""
 
     def script(params: LaneParams, draw: int) -> int:
@@ -110,7 +114,7 @@ async def test_3_6_choices_are_in_the_order_of_their_index_not_of_their_end(path
 
 
 @pytest.mark.parametrize("path", ["/vertex", "/v2/models/m/versions/1/infer"])
-async def test_3_11_and_r1_27_texts_are_in_the_order_of_the_inputs(path: str) -> None:
+async def test_texts_are_in_the_order_of_the_inputs(path: str) -> None:
     """The longer a prompt, the sooner its text ends; TGI's KServe route answers in the order of the ends."""
 
     def script(params: LaneParams, draw: int) -> int:
@@ -135,8 +139,9 @@ async def test_3_11_and_r1_27_texts_are_in_the_order_of_the_inputs(path: str) ->
             assert found == [("a", 4 * letter), ("abc", 2 * letter)]
 
 
+@pytest.mark.contract("3.7")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-async def test_3_7_when_one_of_several_fails_the_others_go_on(path: str) -> None:
+async def test_when_one_of_several_fails_the_others_go_on(path: str) -> None:
     say = saying("Hello world")
     async with serving(say) as server:
         assert server.service.engine is not None
@@ -170,8 +175,9 @@ def end_early(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.service.engine.scheduler, "generating_all", nothing)
 
 
+@pytest.mark.contract("2.6")
 @pytest.mark.parametrize(("path", "body"), GENERATING)
-async def test_2_6_tokens_that_end_early_are_an_incomplete_generation(
+async def test_tokens_that_end_early_are_an_incomplete_generation(
     path: str, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving() as server:
@@ -182,8 +188,9 @@ async def test_2_6_tokens_that_end_early_are_an_incomplete_generation(
         assert 'tgi_request_failure{err="incomplete"} 1' in await server.metrics()
 
 
+@pytest.mark.contract("2.6")
 @pytest.mark.parametrize(("path", "body"), GENERATING)
-async def test_2_6_a_generation_that_fails_is_424(path: str, body: dict[str, Any]) -> None:
+async def test_a_generation_that_fails_is_424(path: str, body: dict[str, Any]) -> None:
     async with serving(step_seconds=60) as server, trio.open_nursery() as nursery:
 
         async def fail() -> None:

@@ -29,7 +29,8 @@ def chunks(answer: Answer) -> list[Any]:
     return [json.loads(block.removeprefix("data: ")) for block in blocks]
 
 
-async def test_r3_40_to_r3_44_the_answer() -> None:
+@pytest.mark.contract("R1.4", "3.4", "R3.41", "R3.43", "C20")
+async def test_the_answer() -> None:
     async with serving(saying("Hello world")) as server:
         answer = await chat(server, temperature=0)
         assert answer.status == 200
@@ -57,15 +58,17 @@ async def test_r3_40_to_r3_44_the_answer() -> None:
         }
 
 
+@pytest.mark.contract("R3.40")
 @pytest.mark.parametrize(
     ("asked", "told"), [(None, "some/model"), ("tgi", "some/model"), ("dummy", "dummy"), ("gpt-4", "gpt-4")]
 )
-async def test_r3_40_any_model_name_is_accepted_and_told_back(asked: str | None, told: str) -> None:
+async def test_any_model_name_is_accepted_and_told_back(asked: str | None, told: str) -> None:
     async with serving(saying("Hello")) as server:
         assert (await chat(server, model=asked)).json["model"] == told
 
 
-async def test_1_5_the_headers_of_chat() -> None:
+@pytest.mark.contract("1.5", "R2.74")
+async def test_the_headers_of_chat() -> None:
     async with serving(saying("Hello")) as server:
         headers = (await chat(server)).headers
         text = "<s>[user]Hello[assistant]"
@@ -83,7 +86,8 @@ async def test_1_5_the_headers_of_chat() -> None:
         assert "x-compute-time" not in streamed
 
 
-async def test_r3_50_to_r3_55_the_events() -> None:
+@pytest.mark.contract("R1.4", "R1.80", "R1.81", "3.5", "R3.50", "R3.51", "R3.52", "R3.53", "R3.55")
+async def test_the_events() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await chat(server, stream=True, temperature=0))
         for event in events:
@@ -103,7 +107,8 @@ def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
 
 
-async def test_r3_54_the_usage_chunk() -> None:
+@pytest.mark.contract("R3.54")
+async def test_the_usage_chunk() -> None:
     async with serving(saying("Hello")) as server:
         events = chunks(await chat(server, stream=True, stream_options={"include_usage": True}))
         assert events[-1]["choices"] == []
@@ -116,7 +121,8 @@ async def test_r3_54_the_usage_chunk() -> None:
         assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 2]
 
 
-async def test_r3_44_log_probabilities_with_bytes_and_top_tokens() -> None:
+@pytest.mark.contract("R3.44", "R3.56")
+async def test_log_probabilities_with_bytes_and_top_tokens() -> None:
     async with serving(saying("Hello")) as server:
         answer = await chat(server, logprobs=True, top_logprobs=2, temperature=0)
         content = answer.json["choices"][0]["logprobs"]["content"]
@@ -158,7 +164,8 @@ async def test_stop_strings_are_not_part_of_the_text(stop: Any, text: str, strea
             assert answer.json["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_r3_43_a_text_that_was_cut_says_length() -> None:
+@pytest.mark.contract("2.3", "R3.43", "R3.52")
+async def test_a_text_that_was_cut_says_length() -> None:
     async with serving(saying("Hello world")) as server:
         for name in ("max_tokens", "max_completion_tokens"):
             choice = (await chat(server, **{name: 1})).json["choices"][0]
@@ -239,6 +246,7 @@ async def test_neutral_values_that_tgi_refuses_are_accepted() -> None:
         assert answer.status == 200, answer.body
 
 
+@pytest.mark.contract("2.3")
 async def test_the_parameters_reach_the_rank() -> None:
     seen = {}
 
@@ -281,7 +289,8 @@ async def test_ignore_eos_stop_tokens_and_min_tokens() -> None:
         assert answer.json["choices"][0]["message"]["content"].startswith("Hello world")
 
 
-async def test_r3_59_an_error_in_a_stream() -> None:
+@pytest.mark.contract("R3.59")
+async def test_an_error_in_a_stream() -> None:
     async with serving(step_seconds=0.01) as server:
         assert server.service.engine is not None
         scheduler = server.service.engine.scheduler
@@ -300,7 +309,8 @@ async def test_r3_59_an_error_in_a_stream() -> None:
         assert len(events) > 1
 
 
-async def test_c31_c32_parts_are_joined_and_images_keep_their_place() -> None:
+@pytest.mark.contract("C31", "C32")
+async def test_parts_are_joined_and_images_keep_their_place() -> None:
     async with serving(saying("Hello")) as server:
         content = [
             {"type": "text", "text": "a"},
@@ -312,7 +322,8 @@ async def test_c31_c32_parts_are_joined_and_images_keep_their_place() -> None:
         assert answer.json["templated_text"] == "<s>[user]a![](http://x/y.png)b[assistant]"
 
 
-async def test_3_8_chat_tokenize() -> None:
+@pytest.mark.contract("R1.9", "3.8", "C20")
+async def test_chat_tokenize() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER]})
         text = "<s>[user]Hello[assistant]"
@@ -325,13 +336,15 @@ async def test_3_8_chat_tokenize() -> None:
         assert "tgi_request_count" not in await server.metrics()  # nothing was generated
 
 
-async def test_4_4_a_final_assistant_message_is_continued() -> None:
+@pytest.mark.contract("4.4")
+async def test_a_final_assistant_message_is_continued() -> None:
     async with serving() as server:
         messages = [USER, {"role": "assistant", "content": "It is "}]
         answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
         assert answer.json["templated_text"] == "<s>[user]Hello[assistant]It is"
 
 
+@pytest.mark.contract("V34", "V35", "C8")
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -340,7 +353,7 @@ async def test_4_4_a_final_assistant_message_is_continued() -> None:
         ("{% if %}", None),
     ],
 )
-async def test_v34_v35_a_template_that_cannot_be_used(template: str | None, message: str | None) -> None:
+async def test_a_template_that_cannot_be_used(template: str | None, message: str | None) -> None:
     async with serving(saying("Hello"), template=template) as server:
         for stream in (False, True):
             answer = await chat(server, stream=stream)
@@ -368,9 +381,7 @@ async def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
 @pytest.mark.parametrize(
     ("template", "role"), [(TEMPLATE, "system"), (TEMPLATE + "{# developer #}", "developer")]
 )
-async def test_c30_a_developer_is_the_system_to_templates_that_do_not_know_one(
-    template: str, role: str
-) -> None:
+async def test_a_developer_is_the_system_to_templates_that_do_not_know_one(template: str, role: str) -> None:
     async with serving(template=template) as server:
         messages = [{"role": "developer", "content": "Be brief."}, USER]
         answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})

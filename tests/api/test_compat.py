@@ -11,7 +11,8 @@ USER = {"role": "user", "content": "Hello"}
 INFER = "/v2/models/any/versions/1/infer"
 
 
-async def test_r1_6_invocations_take_what_the_body_looks_like() -> None:
+@pytest.mark.contract("R1.6", "R2.70")
+async def test_invocations_take_what_the_body_looks_like() -> None:
     async with serving(saying("Hello")) as server:
         body: dict[str, Any] = {"inputs": "x", "parameters": {"return_full_text": False}}
         answer = await server.ask("POST", "/invocations", body)
@@ -28,7 +29,8 @@ async def test_r1_6_invocations_take_what_the_body_looks_like() -> None:
         assert answer.events[-1]["generated_text"] == "xHello"
 
 
-async def test_3_11_vertex_predictions_are_in_the_order_of_the_instances() -> None:
+@pytest.mark.contract("R1.7", "3.11")
+async def test_vertex_predictions_are_in_the_order_of_the_instances() -> None:
     async with serving() as server:
         text = make_tokenizer().decode
         body = {
@@ -43,7 +45,8 @@ async def test_3_11_vertex_predictions_are_in_the_order_of_the_instances() -> No
         assert not [name for name in answer.headers if name.startswith("x-compute")]
 
 
-async def test_v37_vertex_without_instances() -> None:
+@pytest.mark.contract("V37")
+async def test_vertex_without_instances() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/vertex", {"instances": []})
         assert answer.status == 422
@@ -57,7 +60,8 @@ async def test_v37_vertex_without_instances() -> None:
         assert server.service.in_flight == 0
 
 
-async def test_r1_27_kserve_inference() -> None:
+@pytest.mark.contract("R1.27")
+async def test_kserve_inference() -> None:
     async with serving(saying("Hé")) as server:
         inputs = [
             {"name": name, "shape": [1], "datatype": "BYTES", "data": list("é".encode())}
@@ -75,6 +79,7 @@ async def test_r1_27_kserve_inference() -> None:
         }
 
 
+@pytest.mark.contract("R1.27")
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -82,7 +87,7 @@ async def test_r1_27_kserve_inference() -> None:
         ({"inputs": [{"name": "i", "shape": [1], "datatype": "BYTES", "data": [255]}]}, "utf8"),
     ],
 )
-async def test_r1_27_kserve_errors(change: dict[str, Any], error: Any) -> None:
+async def test_kserve_errors(change: dict[str, Any], error: Any) -> None:
     async with serving() as server:
         body = {
             "id": "7",
@@ -94,7 +99,8 @@ async def test_r1_27_kserve_errors(change: dict[str, Any], error: Any) -> None:
         assert error in (answer.json, answer.json["error_type"])
 
 
-async def test_r1_23_to_r1_26_kserve_metadata() -> None:
+@pytest.mark.contract("R1.23", "R1.24", "R1.25", "R1.26")
+async def test_kserve_metadata() -> None:
     async with serving() as server:
         assert (await server.ask("GET", "/v2/health/live")).json == {"live": True}
         assert (await server.ask("GET", "/v2/health/ready")).json["live"] is True

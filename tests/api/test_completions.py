@@ -20,7 +20,8 @@ async def complete(server: Server, prompt: Any = "what is", **body: Any) -> Answ
     return await server.ask("POST", PATH, {"prompt": prompt, **body})
 
 
-async def test_3_6_the_answer() -> None:
+@pytest.mark.contract("R1.5", "2.4", "3.6")
+async def test_the_answer() -> None:
     async with serving(saying("Hello world")) as server:
         answer = await complete(server, temperature=0, model="any")
         body = answer.json
@@ -60,7 +61,8 @@ async def test_prompts_are_texts_or_ids_alone_or_in_a_list(prompt: Any, lengths:
         assert answer.json["usage"]["completion_tokens"] == 2 * len(lengths)
 
 
-async def test_3_7_the_events() -> None:
+@pytest.mark.contract("R1.5", "R1.81", "3.7")
+async def test_the_events() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await complete(server, stream=True))
         assert [event["choices"] for event in events] == [
@@ -76,7 +78,8 @@ async def test_3_7_the_events() -> None:
         assert events[-1]["usage"]["completion_tokens"] == 3
 
 
-async def test_3_7_several_prompts_in_one_stream() -> None:
+@pytest.mark.contract("3.7")
+async def test_several_prompts_in_one_stream() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await complete(server, ["what is", "Hello", "a"], stream=True))
         for index in range(3):
@@ -135,8 +138,9 @@ async def test_n_and_best_of() -> None:
         assert answer.json["usage"]["prompt_tokens"] == prompts
 
 
+@pytest.mark.contract("R1.90", "V30", "V31", "--max-client-batch-size")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
+async def test_suffix_and_too_many_prompts(stream: bool) -> None:
     async with serving() as server:
         answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
         assert (answer.status, answer.json["error_type"]) == (422, "suffix not supported")
@@ -150,6 +154,7 @@ async def test_v30_v31_suffix_and_too_many_prompts(stream: bool) -> None:
         )
 
 
+@pytest.mark.contract("3.6")
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -178,6 +183,7 @@ async def test_what_is_not_possible_is_refused(body: dict[str, Any], message: st
         assert answer.status == 422
 
 
+@pytest.mark.contract("R1.91")
 async def test_each_prompt_and_choice_takes_a_permit() -> None:
     async with serving(saying("Hello")) as server:
         assert (await complete(server, ["a", "b"], n=4)).status == 200
@@ -188,7 +194,8 @@ async def test_each_prompt_and_choice_takes_a_permit() -> None:
         assert server.service.in_flight == 0
 
 
-async def test_3_10_models() -> None:
+@pytest.mark.contract("R1.13", "3.10")
+async def test_models() -> None:
     async with serving() as server:
         entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
         answer = await server.ask("GET", "/v1/models")

@@ -13,8 +13,9 @@ from .serving import BOS, LIMITS, saying, serving
 HEALTH = ["/health", "/ping", "/"]
 
 
+@pytest.mark.contract("R1.10", "R1.11", "R1.39")
 @pytest.mark.parametrize("path", HEALTH)
-async def test_r1_39_healthy_is_200_and_nothing_else(path: str) -> None:
+async def test_healthy_is_200_and_nothing_else(path: str) -> None:
     async with serving() as server:
         answer = await server.ask("GET", path)
         assert (answer.status, answer.body) == (200, b"")
@@ -56,7 +57,8 @@ async def test_draining_is_not_healthy() -> None:
         assert (await server.ask("GET", "/info")).status == 200
 
 
-async def test_3_9_info_has_tgis_keys_and_more() -> None:
+@pytest.mark.contract("R1.12", "3.9")
+async def test_info_has_tgis_keys_and_more() -> None:
     async with serving() as server:
         info = (await server.ask("GET", "/info")).json
         version = Version(info.pop("version"))
@@ -85,7 +87,8 @@ async def test_3_9_info_has_tgis_keys_and_more() -> None:
         assert (await server.ask("GET", "/info")).status == 503
 
 
-async def test_3_8_tokenize_counts_bytes_and_shows_special_tokens_without_a_place() -> None:
+@pytest.mark.contract("R1.8", "R2.76", "3.8", "12.9")
+async def test_tokenize_counts_bytes_and_shows_special_tokens_without_a_place() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/tokenize", {"inputs": "é Hello", "parameters": {"truncate": 0}})
         tokens = answer.json
@@ -100,7 +103,8 @@ async def test_3_8_tokenize_counts_bytes_and_shows_special_tokens_without_a_plac
         assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"]
 
 
-async def test_1_1_metrics_are_plain_text_and_count_requests_once() -> None:
+@pytest.mark.contract("R1.14")
+async def test_metrics_are_plain_text_and_count_requests_once() -> None:
     async with serving(saying("Hello")) as server:
         await server.generate({})
         await server.generate({}, path="/generate_stream")

@@ -36,6 +36,7 @@ PREFIX = {
 }
 
 
+@pytest.mark.contract("12.1")
 @pytest.mark.parametrize(("kind", "body", "status", "detail"), [*ROWS, *SERDE_ROWS])
 def test_every_row_of_12_1_to_the_column(kind: str, body: str, status: int, detail: str) -> None:
     if not status:
@@ -65,6 +66,7 @@ def refusal(body: bytes) -> str:
 
 
 # What serde_json and serde_path_to_error say of a struct of this shape (run), where 12.1 has no row.
+@pytest.mark.contract("D6")
 @pytest.mark.parametrize(
     ("body", "detail"),
     [
@@ -100,6 +102,7 @@ def test_what_is_not_unicode_is_refused() -> None:
     assert refusal(b'{"inputs":"\xff"}').startswith("invalid unicode code point at line 1")
 
 
+@pytest.mark.contract("D5")
 def test_columns_count_bytes_and_lines_are_lines() -> None:
     with pytest.raises(WrongShape, match=r"parameters: invalid type: null, .* at line 2 column 28$"):
         decode_body(GenerateRequest, '{"inputs": "é",\n "é": 1, "parameters": null}'.encode())
@@ -146,6 +149,7 @@ def test_nothing_but_a_body_error_is_raised(text: str) -> None:
                 decode_body(kind, body.encode())
 
 
+@pytest.mark.contract("D4")
 def test_floats_are_those_of_float32() -> None:
     body = b'{"inputs":"a","parameters":{"temperature":0.1,"top_p":1e39,"typical_p":0.99999999999}}'
     parameters = decode_body(GenerateRequest, body).parameters

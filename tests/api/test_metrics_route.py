@@ -103,8 +103,38 @@ def value(page: str, name: str, labels: str = "") -> float:
     return samples(page, name).get(labels, 0)
 
 
+@pytest.mark.contract(
+    "M4",
+    "7.2",
+    "tgi_request_count",
+    "tgi_request_success",
+    "tgi_request_failure",
+    "tgi_request_duration",
+    "tgi_request_validation_duration",
+    "tgi_request_queue_duration",
+    "tgi_request_inference_duration",
+    "tgi_request_mean_time_per_token_duration",
+    "tgi_request_generated_tokens",
+    "tgi_request_input_length",
+    "tgi_request_max_new_tokens",
+    "tgi_request_skipped_tokens",
+    "tgi_queue_size",
+    "tgi_batch_next_size",
+    "tgi_batch_current_size",
+    "tgi_batch_current_max_tokens",
+    "tgi_batch_max_total_tokens",
+    "tgi_batch_inference_count",
+    "tgi_batch_inference_success",
+    "tgi_batch_inference_duration",
+    "tgi_batch_forward_duration",
+    "tgi_batch_decode_duration",
+    "tgi_batch_filter_duration",
+    "tgi_batch_concat_duration",
+    "tgi_batch_concat",
+    "12.10",
+)
 @pytest.mark.parametrize("name", TABLE)
-def test_7_2_every_family_with_its_type_label_and_buckets(name: str, page: str) -> None:
+def test_every_family_with_its_type_label_and_buckets(name: str, page: str) -> None:
     kind, label = TABLE[name]
     assert f"\n# TYPE {name} {kind}\n" in "\n" + page
     suffix = {"histogram": "_bucket", "summary": ""}.get(kind, "")
@@ -136,7 +166,16 @@ def expected_bounds(name: str) -> list[str]:
     return [*(repr(bound).removesuffix(".0") for bound in bounds), "+Inf"]
 
 
-def test_7_2_what_is_counted(page: str) -> None:
+@pytest.mark.contract(
+    "7.2",
+    "tgi_request_count",
+    "tgi_request_success",
+    "tgi_request_generated_tokens",
+    "tgi_request_max_new_tokens",
+    "tgi_batch_inference_count",
+    "tgi_batch_inference_success",
+)
+def test_what_is_counted(page: str) -> None:
     assert value(page, "tgi_request_count") == len(REQUESTS) + 3
     assert value(page, "tgi_request_success") == len(REQUESTS) + 2
     assert samples(page, "tgi_request_failure") == {'err="validation"': 1}
@@ -157,12 +196,13 @@ def test_7_2_what_is_counted(page: str) -> None:
         assert value(page, name) == 0  # nobody is there any more
 
 
-def test_7_2_a_gauge_that_tgi_never_sets_is_not_there_and_one_that_it_loses_is(page: str) -> None:
+def test_a_gauge_that_tgi_never_sets_is_not_there_and_one_that_it_loses_is(page: str) -> None:
     assert "tgi_batch_total_tokens" not in page
     assert value(page, "tgi_batch_max_total_tokens") == 4096
 
 
-async def test_7_2_the_gauges_of_a_running_batch() -> None:
+@pytest.mark.contract("tgi_batch_current_size", "tgi_batch_current_max_tokens")
+async def test_the_gauges_of_a_running_batch() -> None:
     async with serving(endless, step_seconds=0.05) as server, trio.open_nursery() as nursery:
         nursery.start_soon(server.generate, {"max_new_tokens": 60})
         await until_running(server)
@@ -174,11 +214,13 @@ async def test_7_2_the_gauges_of_a_running_batch() -> None:
         nursery.cancel_scope.cancel()
 
 
-def test_m5_a_summary_has_these_quantiles(page: str) -> None:
+@pytest.mark.contract("M5", "tgi_request_skipped_tokens")
+def test_a_summary_has_these_quantiles(page: str) -> None:
     assert list(samples(page, "tgi_request_skipped_tokens")) == [f'quantile="{q}"' for q in QUANTILES]
 
 
-async def test_m3_families_come_in_order_each_described_and_with_a_blank_line_behind(page: str) -> None:
+@pytest.mark.contract("M3")
+async def test_families_come_in_order_each_described_and_with_a_blank_line_behind(page: str) -> None:
     blocks = page.split("\n\n")
     assert blocks.pop() == ""
     for block in blocks:
@@ -195,7 +237,7 @@ async def test_m3_families_come_in_order_each_described_and_with_a_blank_line_be
         assert again == [line for line in order if line in again]
 
 
-async def test_m3_before_the_first_request_tgis_gauges_of_the_engine_are_there() -> None:
+async def test_before_the_first_request_tgis_gauges_of_the_engine_are_there() -> None:
     async with serving() as server:
         names = re.findall(r"^# TYPE (\S+)", await server.metrics(), re.MULTILINE)
         assert [name for name in names if name in TABLE] == [
@@ -204,13 +246,15 @@ async def test_m3_before_the_first_request_tgis_gauges_of_the_engine_are_there()
         ]  # fmt: skip
 
 
-async def test_m1_the_page_needs_no_key() -> None:
+@pytest.mark.contract("M1")
+async def test_the_page_needs_no_key() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
         answer = await server.ask("GET", "/metrics")
         assert answer.status == 200
         assert answer.headers["content-type"] == "text/plain; charset=utf-8"
 
 
+@pytest.mark.contract("tgi_request_failure")
 @pytest.mark.parametrize(
     ("path", "body", "label"),
     [
@@ -226,7 +270,7 @@ async def test_m1_the_page_needs_no_key() -> None:
         ("/generate", {}, None),  # what cannot be read
     ],
 )
-async def test_7_2_failures_by_their_label(path: str, body: dict[str, Any], label: str | None) -> None:
+async def test_failures_by_their_label(path: str, body: dict[str, Any], label: str | None) -> None:
     async with serving(saying("Hello"), template="{{ raise_exception('no') }}") as server:
         if label == "generation":
             assert server.service.engine is not None
@@ -242,7 +286,7 @@ async def test_7_2_failures_by_their_label(path: str, body: dict[str, Any], labe
         assert samples(await server.metrics(), "tgi_request_failure") == expected
 
 
-async def test_7_2_a_request_without_the_key_does_not_count() -> None:
+async def test_a_request_without_the_key_does_not_count() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
         assert (await server.generate({})).status == 401
         assert not samples(await server.metrics(), "tgi_request_failure")

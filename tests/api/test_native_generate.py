@@ -28,11 +28,13 @@ def answer_to(
     return answers[0]
 
 
-def test_3_1_without_details_there_is_only_the_text() -> None:
+@pytest.mark.contract("R1.2", "3.1")
+def test_without_details_there_is_only_the_text() -> None:
     assert answer_to({}).body == b'{"generated_text":"Hello world"}'
 
 
-def test_3_1_details_and_all_their_keys_in_order() -> None:
+@pytest.mark.contract("3.1")
+def test_details_and_all_their_keys_in_order() -> None:
     details = answer_to({"details": True}).json["details"]
     assert list(details) == ["finish_reason", "generated_tokens", "seed", "prefill", "tokens"]
     assert details == {
@@ -48,7 +50,8 @@ def test_3_1_details_and_all_their_keys_in_order() -> None:
     }
 
 
-def test_3_1_prefill_has_every_prompt_token_and_the_first_without_logprob() -> None:
+@pytest.mark.contract("3.1")
+def test_prefill_has_every_prompt_token_and_the_first_without_logprob() -> None:
     details = answer_to({"decoder_input_details": True}).json["details"]
     tokenizer = make_tokenizer()
     prompt = tokenizer.encode("what is")
@@ -60,7 +63,8 @@ def test_3_1_prefill_has_every_prompt_token_and_the_first_without_logprob() -> N
     assert details["prefill"] == expected
 
 
-def test_3_1_top_tokens_are_there_when_asked_for() -> None:
+@pytest.mark.contract("3.1")
+def test_top_tokens_are_there_when_asked_for() -> None:
     details = answer_to({"details": True, "top_n_tokens": 2}).json["details"]
     assert list(details)[-1] == "top_tokens"
     assert [len(top) for top in details["top_tokens"]] == [2, 2, 2]
@@ -69,7 +73,8 @@ def test_3_1_top_tokens_are_there_when_asked_for() -> None:
     }  # fmt: skip
 
 
-async def test_r3_10_best_of_returns_the_sequence_with_the_highest_mean_logprob() -> None:
+@pytest.mark.contract("R3.10")
+async def test_best_of_returns_the_sequence_with_the_highest_mean_logprob() -> None:
     async with serving(counting(200)) as server:
         answer = await server.generate(
             {"best_of": 2, "do_sample": True, "details": True, "max_new_tokens": 2}
@@ -93,10 +98,12 @@ async def test_r3_10_best_of_returns_the_sequence_with_the_highest_mean_logprob(
         assert server.service.in_flight == 0
 
 
-def test_r3_11_the_full_text_begins_with_the_inputs() -> None:
+@pytest.mark.contract("R3.11")
+def test_the_full_text_begins_with_the_inputs() -> None:
     assert answer_to({"return_full_text": True}).json["generated_text"] == "what isHello world"
 
 
+@pytest.mark.contract("R1.1", "R2.70")
 @pytest.mark.parametrize(
     ("tag", "given", "full"),
     [
@@ -107,7 +114,7 @@ def test_r3_11_the_full_text_begins_with_the_inputs() -> None:
         ("text2text-generation", True, True),
     ],
 )
-async def test_r2_70_full_text_is_the_default_of_the_compatible_route(
+async def test_full_text_is_the_default_of_the_compatible_route(
     tag: str | None, given: bool | None, full: bool
 ) -> None:
     async with serving(saying("Hello"), info=attrs.evolve(INFO, pipeline_tag=tag)) as server:
@@ -115,7 +122,8 @@ async def test_r2_70_full_text_is_the_default_of_the_compatible_route(
         assert answer.json == [{"generated_text": "xHello" if full else "Hello"}]
 
 
-def test_1_5_the_headers_of_an_answer() -> None:
+@pytest.mark.contract("1.5")
+def test_the_headers_of_an_answer() -> None:
     headers = answer_to({}, inputs="é what").headers
     assert headers["content-type"] == "application/json"
     assert headers["x-compute-type"] == "gpu+optimized"
@@ -130,12 +138,14 @@ def test_1_5_the_headers_of_an_answer() -> None:
     )
 
 
-def test_r1_70_errors_carry_none_of_these_headers() -> None:
+@pytest.mark.contract("R1.70")
+def test_errors_carry_none_of_these_headers() -> None:
     answer = answer_to({"top_k": 0})
     assert answer.status == 422
     assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"]
 
 
+@pytest.mark.contract("P-default", "R2.73")
 async def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None:
     drawn = set()
 
@@ -153,7 +163,8 @@ async def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None
         assert [sample for sample, *_ in drawn] == [False]
 
 
-async def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
+@pytest.mark.contract("R2.73")
+async def test_the_seed_is_reported_if_it_mattered() -> None:
     async with serving(counting(200)) as server:
         answer = await server.generate(
             {"max_new_tokens": 2, "do_sample": True, "details": True, "seed": 2**64 - 1}
@@ -167,6 +178,7 @@ async def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
             assert answer.json["details"]["seed"] is not None
 
 
+@pytest.mark.contract("12.7")
 @pytest.mark.parametrize(
     ("parameters", "text", "reason", "tokens"),
     [
@@ -181,7 +193,7 @@ async def test_r2_73_and_s1_the_seed_is_reported_if_it_mattered() -> None:
         ({"stop": ["</s>"]}, "Hello world", "eos_token", 3),
     ],
 )
-def test_5_6_where_a_generation_ends(parameters: dict[str, Any], text: str, reason: str, tokens: int) -> None:
+def test_where_a_generation_ends(parameters: dict[str, Any], text: str, reason: str, tokens: int) -> None:
     body = answer_to({"details": True, **parameters}).json
     assert body["generated_text"] == text
     assert body["details"]["finish_reason"] == reason
@@ -193,7 +205,8 @@ def test_truncate_keeps_the_first_token_and_the_end() -> None:
     assert [token["id"] for token in details["prefill"]] == [BOS, WORLD]
 
 
-async def test_q1_to_q3_permits_are_taken_and_given_back() -> None:
+@pytest.mark.contract("R1.91", "V05")
+async def test_permits_are_taken_and_given_back() -> None:
     limits = attrs.evolve(LIMITS, max_concurrent_requests=2)
     async with (
         serving(counting(200), limits=limits, step_seconds=0.02) as server,

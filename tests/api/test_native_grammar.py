@@ -23,6 +23,7 @@ SCHEMA = {
 ROOM = attrs.evolve(LIMITS, max_input_tokens=100, max_total_tokens=400)
 
 
+@pytest.mark.contract("2.5")
 @pytest.mark.parametrize(
     "grammar",
     [
@@ -33,7 +34,7 @@ ROOM = attrs.evolve(LIMITS, max_input_tokens=100, max_total_tokens=400)
     ],
 )
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-async def test_2_5_the_text_obeys_the_schema(grammar: Any, path: str) -> None:
+async def test_the_text_obeys_the_schema(grammar: Any, path: str) -> None:
     """The model would say something else; the mask lets it say only what the schema allows."""
     async with serving(saying("Hello world, and so on."), limits=ROOM) as server:
         answer = await server.generate({"grammar": grammar, "details": True}, path=path)
@@ -43,7 +44,8 @@ async def test_2_5_the_text_obeys_the_schema(grammar: Any, path: str) -> None:
         jsonschema.validate(json.loads(body["generated_text"]), SCHEMA)
 
 
-async def test_2_5_the_text_obeys_the_regex() -> None:
+@pytest.mark.contract("2.5")
+async def test_the_text_obeys_the_regex() -> None:
     async with serving(saying("Hello world"), limits=ROOM) as server:
         pattern = "[a-c]{3}-[0-9]{2}"
         body = (await server.generate({"grammar": {"type": "regex", "value": pattern}})).json
@@ -66,6 +68,7 @@ async def test_best_of_sequences_obey_it_each_for_itself() -> None:
         assert re.fullmatch("[0-9]{4}", other["generated_text"])
 
 
+@pytest.mark.contract("V22a", "V22b")
 @pytest.mark.parametrize(
     ("grammar", "message"),
     [
@@ -81,7 +84,7 @@ async def test_best_of_sequences_obey_it_each_for_itself() -> None:
         ({"type": "regex", "value": "(?=a)b"}, "grammar is not valid: "),
     ],
 )
-async def test_v22_what_is_no_grammar_is_refused_and_the_server_goes_on(grammar: Any, message: str) -> None:
+async def test_what_is_no_grammar_is_refused_and_the_server_goes_on(grammar: Any, message: str) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         for path in ("/generate", "/generate_stream"):
             answer = await server.generate({"grammar": grammar}, path=path)
@@ -91,6 +94,7 @@ async def test_v22_what_is_no_grammar_is_refused_and_the_server_goes_on(grammar:
         assert (await server.generate({})).json == {"generated_text": "Hello"}
 
 
+@pytest.mark.contract("V22a", "--disable-grammar-support")
 async def test_v22a_grammars_can_be_switched_off() -> None:
     async with serving(options=Options(disable_grammar_support=True)) as server:
         answer = await server.generate({"grammar": {"type": "regex", "value": "a"}})

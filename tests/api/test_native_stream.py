@@ -26,8 +26,9 @@ from .serving import EOS, make_tokenizer, saying, serving
 HELLO, WORLD = make_tokenizer().encode("Hello world", add_special_tokens=False)
 
 
+@pytest.mark.contract("R1.1", "R1.3", "R1.80", "R1.81", "R3.20", "R3.21", "R3.22", "R3.23")
 @pytest.mark.parametrize("path", ["/generate_stream", "/"])
-async def test_r3_20_to_r3_23_the_events(path: str) -> None:
+async def test_the_events(path: str) -> None:
     async with serving(saying("Hello world")) as server:
         body = {
             "inputs": "what is",
@@ -57,7 +58,8 @@ async def test_r3_20_to_r3_23_the_events(path: str) -> None:
         assert b"[DONE]" not in answer.body  # R1.81
 
 
-async def test_r3_21_and_r3_23_top_tokens_and_full_text_when_asked_for() -> None:
+@pytest.mark.contract("R3.21", "R3.23")
+async def test_top_tokens_and_full_text_when_asked_for() -> None:
     async with serving(saying("Hello")) as server:
         given = {"top_n_tokens": 1, "return_full_text": True}
         answer = await server.generate(given, "x", path="/generate_stream")
@@ -66,14 +68,16 @@ async def test_r3_21_and_r3_23_top_tokens_and_full_text_when_asked_for() -> None
         assert answer.events[-1]["details"] is None
 
 
-async def test_r3_24_an_incomplete_character_waits_for_its_end() -> None:
+@pytest.mark.contract("R3.24")
+async def test_an_incomplete_character_waits_for_its_end() -> None:
     async with serving(saying("🎻")) as server:
         answer = await server.generate({}, path="/generate_stream")
         assert [event["token"]["text"] for event in answer.events] == ["", "", "", "🎻", "</s>"]
         assert answer.events[-1]["generated_text"] == "🎻"
 
 
-async def test_1_5_the_headers_of_a_stream() -> None:
+@pytest.mark.contract("1.5")
+async def test_the_headers_of_a_stream() -> None:
     async with serving(saying("Hello")) as server:
         headers = (await server.generate({}, "é", path="/generate_stream")).headers
         assert headers["content-type"] == "text/event-stream"
@@ -84,6 +88,7 @@ async def test_1_5_the_headers_of_a_stream() -> None:
         assert "x-total-time" not in headers
 
 
+@pytest.mark.contract("V01", "V02")
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -109,7 +114,8 @@ async def test_what_is_refused_before_the_first_token_has_a_true_status(
         assert server.service.in_flight == 0
 
 
-async def test_3_3_a_failure_in_the_middle_is_the_last_event() -> None:
+@pytest.mark.contract("R1.83", "3.3")
+async def test_a_failure_in_the_middle_is_the_last_event() -> None:
     async with serving(counting(200), step_seconds=0.05) as server, trio.open_nursery() as nursery:
         answers = []
 
@@ -198,7 +204,8 @@ def on_virtual_time(items: list[tuple[float, Token | ApiError]]) -> list[tuple[f
     return wire.writes
 
 
-def test_r1_82_a_comment_keeps_the_stream_alive_after_15_seconds_without_an_event() -> None:
+@pytest.mark.contract("R1.82")
+def test_a_comment_keeps_the_stream_alive_after_15_seconds_without_an_event() -> None:
     assert KEEP_ALIVE_SECONDS == 15
     writes = on_virtual_time([(1, token(5)), (40, token(6)), (10, token(7, FinishReason.LENGTH))])
     assert [(at, data) for at, data in writes if not data.startswith(b"data: ")] == [
@@ -219,6 +226,7 @@ def test_all_events_that_are_ready_are_one_write() -> None:
     assert [data.count(b"data: ") for _, data in writes] == [3, 1]
 
 
+@pytest.mark.contract("2.6", "3.3")
 def test_a_stream_whose_tokens_end_early_says_so() -> None:
     writes = on_virtual_time([(0, token(5)), (1, token(6))])
     assert writes[-1][1].endswith(

@@ -71,6 +71,26 @@ ACCEPTED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.contract(
+    "R1.38",
+    "V04",
+    "V06",
+    "V07",
+    "V08",
+    "V09",
+    "V10",
+    "V11",
+    "V12",
+    "V13",
+    "V14a",
+    "V14b",
+    "V14c",
+    "V15",
+    "V16",
+    "V20",
+    "V21",
+    "12.3",
+)
 @pytest.mark.parametrize(("parameters", "inputs", "message"), REFUSED)
 async def test_refused(parameters: dict[str, Any], inputs: str, message: str) -> None:
     async with serving(limits=SMALL, bos=False) as server:
@@ -82,20 +102,23 @@ async def test_refused(parameters: dict[str, Any], inputs: str, message: str) ->
         assert server.service.in_flight == 0
 
 
+@pytest.mark.contract("V16", "V20", "V21", "12.3")
 @pytest.mark.parametrize(("parameters", "inputs"), ACCEPTED)
 async def test_accepted(parameters: dict[str, Any], inputs: str) -> None:
     async with serving(limits=SMALL, bos=False) as server:
         assert (await server.generate(parameters, inputs)).status == 200
 
 
-async def test_v03_where_only_one_sequence_is_allowed() -> None:
+@pytest.mark.contract("V03")
+async def test_where_only_one_sequence_is_allowed() -> None:
     async with serving(limits=attrs.evolve(LIMITS, max_best_of=1)) as server:
         answer = await server.generate({"best_of": 2, "do_sample": True})
         message = "Input validation error: `best_of` != 1 is not allowed for this endpoint"
         assert (answer.status, answer.json["error"]) == (422, message)
 
 
-async def test_r2_72_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_fits() -> None:
+@pytest.mark.contract("12.3")
+async def test_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_fits() -> None:
     limits = Limits(max_input_tokens=2047, max_total_tokens=2048, max_batch_size=8)
     async with serving(saying("Hello world"), limits=limits) as server:
         answer = await server.generate({"max_new_tokens": 100_000, "details": True})
@@ -108,7 +131,8 @@ async def test_r2_72_a_wish_beyond_the_limit_is_accepted_where_its_first_chunk_f
         assert answer.json["details"]["finish_reason"] == "length"
 
 
-async def test_v17_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.contract("V17")
+async def test_what_the_tokenizer_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise TokenizerError("no token for it")
 

@@ -134,7 +134,7 @@ async def test_a_stream_ends_at_its_deadline_with_an_event() -> None:
         assert last["error_type"] == "deadline_exceeded"
 
 
-def test_o26_one_line_for_each_finished_request_and_none_of_its_text(
+def test_one_line_for_each_finished_request_and_none_of_its_text(
     logged: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
@@ -159,7 +159,7 @@ def test_o26_one_line_for_each_finished_request_and_none_of_its_text(
     assert "Answer" not in everything
 
 
-def test_o6_the_seed_as_tgi_writes_it(logged: pytest.LogCaptureFixture) -> None:
+def test_the_seed_as_tgi_writes_it(logged: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         async with serving() as server:
             await server.generate({"seed": 18446744073709551615, "do_sample": True})
@@ -278,6 +278,7 @@ def test_generations_that_fail_together_are_one_failure(logged: pytest.LogCaptur
     assert len(spans(logged, "Request failed during generation: broken")) == 1
 
 
+@pytest.mark.contract("tgi_request_failure")
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])
 def test_a_client_that_leaves_is_counted_and_logged_once(path: str, logged: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
@@ -363,5 +364,5 @@ async def test_the_end_of_every_request_is_counted_once() -> None:
         (61.25, "61.25s"),
     ],
 )
-def test_o6_durations_are_written_as_rust_does(seconds: float, text: str) -> None:
+def test_durations_are_written_as_rust_does(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text

@@ -73,6 +73,7 @@ def test_a_response_format_without_schema_is_refused() -> None:
         chat(',"response_format":{"type":"json"}')
 
 
+@pytest.mark.contract("T2")
 @pytest.mark.parametrize(
     ("written", "read"),
     [
@@ -84,7 +85,7 @@ def test_a_response_format_without_schema_is_refused() -> None:
         ("null", None),
     ],
 )
-def test_t2_tool_choice(written: str, read: ToolChoice | None) -> None:
+def test_tool_choice(written: str, read: ToolChoice | None) -> None:
     assert chat(f',"tool_choice":{written}').tool_choice == read
 
 
@@ -133,6 +134,7 @@ def test_logprobs_of_completions_may_be_a_boolean(written: str, read: int | None
     assert decode_body(CompletionRequest, body.encode()).logprobs == read
 
 
+@pytest.mark.contract("R1.6")
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -141,7 +143,7 @@ def test_logprobs_of_completions_may_be_a_boolean(written: str, read: int | None
         ('{"messages":1,"prompt":"b"}', CompletionRequest),
     ],
 )
-def test_r1_6_invocations_is_the_first_that_fits(body: str, kind: type) -> None:
+def test_invocations_is_the_first_that_fits(body: str, kind: type) -> None:
     assert type(decode_body(SagemakerRequest, body.encode()).body) is kind
 
 

@@ -78,6 +78,7 @@ def required(schema: dict[str, Any]) -> set[str]:
     return found
 
 
+@pytest.mark.contract("R1.16")
 @pytest.mark.parametrize("path", openapi_rows.OPERATIONS, ids=str)
 def test_every_operation_of_tgi_is_there_with_its_statuses(path: tuple[str, str]) -> None:
     operation = ours()["paths"][path[0]][path[1]]
@@ -86,6 +87,7 @@ def test_every_operation_of_tgi_is_there_with_its_statuses(path: tuple[str, str]
     assert set(statuses.split()) <= set(operation["responses"])
 
 
+@pytest.mark.contract("R1.16", "2.2")
 @pytest.mark.parametrize("name", openapi_rows.SCHEMAS)
 def test_every_schema_of_tgi_is_there_with_its_properties(name: str) -> None:
     schema = ours()["components"]["schemas"][name]
@@ -237,6 +239,7 @@ async def test_an_unknown_model_is_a_documented_404() -> None:
         check(answer, operation)
 
 
+@pytest.mark.contract("R1.34", "R1.35")
 @pytest.mark.parametrize("operation", POSTS, ids=name_of)
 async def test_errors_of_bodies_and_of_the_key_are_as_documented(operation: Operation) -> None:
     async with serving(options=Options(api_key=("key",), payload_limit=10_000)) as server:
@@ -297,6 +300,7 @@ RANGES = {
 }
 
 
+@pytest.mark.contract("2.2")
 @pytest.mark.parametrize("path", RANGES)
 def test_ranges_are_those_of_validation(path: str) -> None:
     kind, request = RANGES[path]
@@ -320,6 +324,7 @@ def test_ranges_are_those_of_validation(path: str) -> None:
     assert tried > 15
 
 
+@pytest.mark.contract("R1.15", "R1.16")
 async def test_docs_are_served_whole_from_here() -> None:
     async with serving() as server:
         answer = await server.ask("GET", "/docs")

@@ -28,8 +28,9 @@ def body_of(path: str, parameters: dict[str, Any]) -> dict[str, Any]:
     return {"inputs": "x", "parameters": parameters}
 
 
+@pytest.mark.contract("D3")
 @pytest.mark.parametrize("path", OPTIONAL)
-async def test_d3_null_is_the_same_as_nothing(path: str) -> None:
+async def test_null_is_the_same_as_nothing(path: str) -> None:
     async with serving(saying("Hello")) as server:
         nulls = dict.fromkeys(OPTIONAL[path].split())
         with_nulls = await server.ask("POST", path, body_of(path, nulls))
@@ -43,8 +44,9 @@ def content_of(answer: Answer) -> dict[str, Any]:
     return {key: value for key, value in answer.json.items() if key not in ("id", "created")}
 
 
+@pytest.mark.contract("D3")
 @pytest.mark.parametrize("name", ["do_sample", "watermark", "details", "decoder_input_details"])
-async def test_d3_what_has_a_default_is_not_null(name: str) -> None:
+async def test_what_has_a_default_is_not_null(name: str) -> None:
     async with serving() as server:
         answer = await server.generate({name: None})
         assert answer.status == 422
@@ -69,8 +71,9 @@ def params_of(path: str, parameters: dict[str, Any]) -> LaneParams:
     return seen[0]
 
 
+@pytest.mark.contract("2.2")
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_2_2_the_parameters_reach_the_rank(path: str) -> None:
+def test_the_parameters_reach_the_rank(path: str) -> None:
     given = {
         "temperature": 0.5,
         "repetition_penalty": 1.25,
@@ -90,7 +93,8 @@ def test_2_2_the_parameters_reach_the_rank(path: str) -> None:
     assert not neutral.sample
 
 
-def test_2_4_the_parameters_of_completions_reach_the_rank() -> None:
+@pytest.mark.contract("2.3", "2.4")
+def test_the_parameters_of_completions_reach_the_rank() -> None:
     given = {"temperature": 0.5, "repetition_penalty": 1.25, "top_p": 0.25, "seed": 5}
     params = params_of("/v1/completions", given)
     assert {name: getattr(params, name) for name in given} == given
@@ -135,7 +139,8 @@ def broken(names: list[str]) -> dict[str, Any]:
     return {"inputs": inputs, "parameters": parameters}
 
 
-async def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
+@pytest.mark.contract("2.6")
+async def test_the_first_rule_that_is_broken_is_told() -> None:
     async with serving() as server:
         names = list(BROKEN)
         for first in range(len(names)):
@@ -147,6 +152,7 @@ async def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
         assert answer.json["error"].endswith("`temperature` must be strictly positive")
 
 
+@pytest.mark.contract("V05")
 @pytest.mark.parametrize(
     ("path", "parameters", "status"),
     [
@@ -157,15 +163,16 @@ async def test_2_6_the_first_rule_that_is_broken_is_told() -> None:
         ("/generate_stream", {"temperature": 0}, 429),
     ],
 )
-async def test_v05_the_permit_comes_after_v04_and_before_v06(
+async def test_the_permit_comes_after_v04_and_before_v06(
     path: str, parameters: dict[str, Any], status: int
 ) -> None:
     async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=0)) as server:
         assert (await server.generate(parameters, path=path)).status == status
 
 
+@pytest.mark.contract("R2.71")
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
-async def test_r2_71_the_prompt_is_not_repeated_unless_asked_for(path: str) -> None:
+async def test_the_prompt_is_not_repeated_unless_asked_for(path: str) -> None:
     async with serving(saying("Hello")) as server:
         for given, text in ((None, "Hello"), (False, "Hello"), (True, "xHello")):
             answer = await server.generate({"return_full_text": given}, "x", path=path)
@@ -173,8 +180,9 @@ async def test_r2_71_the_prompt_is_not_repeated_unless_asked_for(path: str) -> N
             assert body["generated_text"] == text
 
 
+@pytest.mark.contract("R2.74")
 @pytest.mark.parametrize(("truncate", "length"), [(None, 3), (63, 3), (2, 2), (1, 1)])
-async def test_r2_74_the_length_of_the_prompt(truncate: int | None, length: int) -> None:
+async def test_the_length_of_the_prompt(truncate: int | None, length: int) -> None:
     prompt = make_tokenizer().encode("Hello world")
     assert (prompt[0], len(prompt)) == (BOS, 3)
     async with serving(saying("Hello")) as server:
@@ -192,7 +200,7 @@ async def predicted(server: Server, parameters: dict[str, Any]) -> str:
     return str(text)
 
 
-async def test_r2_75_vertex_heeds_every_parameter() -> None:
+async def test_vertex_heeds_every_parameter() -> None:
     """TGI: only max_new_tokens and seed."""
     async with serving(saying("Hello world")) as server:
         assert await predicted(server, {}) == "Hello world"
@@ -212,7 +220,8 @@ async def test_r2_75_vertex_heeds_every_parameter() -> None:
         assert seen == {(False, 1), (True, 0.5), (True, 1)}
 
 
-async def test_r1_94_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
+@pytest.mark.contract("R1.94")
+async def test_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_them() -> None:
     async with serving(saying("Hello world")) as server:
         best = {"do_sample": True, "best_of": 2}
         instance = {"inputs": "x", "parameters": best}
@@ -236,7 +245,7 @@ async def refused(server: Server, path: str, inputs: str) -> Answer:
 
 
 @pytest.mark.parametrize("path", ["/vertex", "/v2/models/m/versions/1/infer"])
-async def test_3_11_and_r1_27_errors_are_the_true_ones(path: str) -> None:
+async def test_errors_are_the_true_ones(path: str) -> None:
     """TGI: always 500, Incomplete generation."""
     async with serving(limits=attrs.evolve(LIMITS, max_concurrent_requests=1)) as server:
         answer = await refused(server, path, "")
@@ -249,7 +258,8 @@ async def test_3_11_and_r1_27_errors_are_the_true_ones(path: str) -> None:
         assert (await refused(server, path, "x")).status == 429
 
 
-async def test_r2_76_tokenize_checks_nothing() -> None:
+@pytest.mark.contract("R2.76")
+async def test_tokenize_checks_nothing() -> None:
     async with serving() as server:
         wrong = {"temperature": -1, "truncate": 0, "max_new_tokens": 0, "best_of": 9, "stop": ["a"] * 9}
         plain = await server.generate({}, "Hello world", path="/tokenize")

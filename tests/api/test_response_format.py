@@ -46,9 +46,10 @@ async def content(server: Server, wanted: dict[str, Any], stream: bool) -> str:
     return "".join(event["delta"]["content"] for event in events)
 
 
+@pytest.mark.contract("4.7")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("wanted", "schema"), FORMATS)
-async def test_r2_50_the_content_obeys_the_schema_in_every_spelling(
+async def test_the_content_obeys_the_schema_in_every_spelling(
     wanted: dict[str, Any], schema: dict[str, Any], stream: bool
 ) -> None:
     """The model would say something else, or go on."""
@@ -56,15 +57,17 @@ async def test_r2_50_the_content_obeys_the_schema_in_every_spelling(
         jsonschema.validate(json.loads(await content(server, wanted, stream)), schema)
 
 
+@pytest.mark.contract("4.7")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_4_7_a_regex_and_no_format_at_all(stream: bool) -> None:
+async def test_a_regex_and_no_format_at_all(stream: bool) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         text = await content(server, {"type": "regex", "value": "[ab]{2}"}, stream)
         assert re.fullmatch("[ab]{2}", text)
         assert await content(server, {"type": "text"}, stream) == "Hello"
 
 
-async def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
+@pytest.mark.contract("4.7")
+async def test_the_prompt_does_not_tell_of_the_format() -> None:
     async with serving() as server:
         texts = [
             (await server.ask("POST", "/chat_tokenize", {"messages": [USER], **more})).json
@@ -82,7 +85,7 @@ async def test_4_7_the_prompt_does_not_tell_of_the_format() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_v22_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
+async def test_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         answer = await chat(server, response_format=wanted, stream=stream)
         assert answer.status == 422

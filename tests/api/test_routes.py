@@ -40,12 +40,14 @@ OPEN = """/ /health /ping /info /v1/models /v1/models/some/model /metrics /docs 
     /v2/models/x/versions/x/ready"""
 
 
-def test_1_1_the_routes() -> None:
+@pytest.mark.contract("1.1")
+def test_the_routes() -> None:
     assert {path for path, methods in methods_by_path().items() if "POST" in methods} == set(POSTS.split())
     assert set(GETS) == set(OPEN.split())
 
 
-async def test_r1_31_every_path_says_which_methods_it_has() -> None:
+@pytest.mark.contract("R1.31")
+async def test_every_path_says_which_methods_it_has() -> None:
     async with serving() as server:
         for path, methods in methods_by_path().items():
             allowed = [
@@ -57,7 +59,8 @@ async def test_r1_31_every_path_says_which_methods_it_has() -> None:
             assert answer.headers["allow"] == ",".join(allowed), path
 
 
-async def test_r1_32_head_is_get_without_the_body() -> None:
+@pytest.mark.contract("R1.32")
+async def test_head_is_get_without_the_body() -> None:
     async with serving() as server:
         for path in GETS:
             get, head = await server.ask("GET", path), await server.ask("HEAD", path)
@@ -67,7 +70,8 @@ async def test_r1_32_head_is_get_without_the_body() -> None:
                 assert head.headers.get(name) == get.headers.get(name), path
 
 
-async def test_r1_64_every_preflight_is_answered_without_a_key() -> None:
+@pytest.mark.contract("R1.50", "R1.64")
+async def test_every_preflight_is_answered_without_a_key() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
         for path in methods_by_path():
             answer = await server.ask("OPTIONS", path)
@@ -76,7 +80,7 @@ async def test_r1_64_every_preflight_is_answered_without_a_key() -> None:
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
-async def test_r1_40_what_answers_while_the_server_is_not_ready(phase: Phase) -> None:
+async def test_what_answers_while_the_server_is_not_ready(phase: Phase) -> None:
     """Gets only; every POST is 503 then."""
     ready = {"/", "/health", "/ping", "/v2/health/ready", "/v2/models/x/versions/x/ready"}
     loaded = {"/info", "/v1/models", "/v1/models/some/model"}
@@ -97,8 +101,9 @@ STREAMS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.contract("R1.41", "1.5")
 @pytest.mark.parametrize(("path", "body"), STREAMS)
-async def test_r1_41_and_1_5_a_stream_is_chunked_and_not_buffered(path: str, body: dict[str, Any]) -> None:
+async def test_a_stream_is_chunked_and_not_buffered(path: str, body: dict[str, Any]) -> None:
     async with serving(saying("Hello"), options=Options(compute_type="1-gaudi2")) as server:
         answer = await server.ask("POST", path, body)
         assert answer.status == 200
@@ -114,7 +119,7 @@ async def test_r1_41_and_1_5_a_stream_is_chunked_and_not_buffered(path: str, bod
         assert not {"x-total-time", "x-compute-time", "x-generated-tokens"} & answer.headers.keys()
 
 
-async def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "BODY_SECONDS", 0.1)
     async with serving() as server, await server.connect() as stream:
         head = b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -122,6 +127,7 @@ async def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -
         assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.contract("R1.35", "R1.41")
 @pytest.mark.parametrize(
     ("headers", "body", "status"),
     [
@@ -130,9 +136,7 @@ async def test_r1_41_a_body_must_come_in_time(monkeypatch: pytest.MonkeyPatch) -
         (b"Expect: 100-continue\r\nContent-Length: 14", b'{"inputs":"a"}', 100),
     ],
 )
-async def test_r1_35_and_r1_41_bodies_in_chunks_and_after_a_pause(
-    headers: bytes, body: bytes, status: int
-) -> None:
+async def test_bodies_in_chunks_and_after_a_pause(headers: bytes, body: bytes, status: int) -> None:
     async with (
         serving(saying("Hello"), options=Options(payload_limit=1000)) as server,
         await server.connect() as stream,
@@ -146,7 +150,8 @@ async def test_r1_35_and_r1_41_bodies_in_chunks_and_after_a_pause(
         assert (await stream.receive_some(65536)).startswith(b"HTTP/1.1 %d " % wanted)
 
 
-async def test_1_5_the_headers_of_completions_are_sums() -> None:
+@pytest.mark.contract("1.5")
+async def test_the_headers_of_completions_are_sums() -> None:
     """Also the time per token is one, and there is no x-compute-time."""
     async with serving(saying("Hello world"), step_seconds=0.02) as server:
         answer = await server.ask("POST", "/v1/completions", {"prompt": ["é", "Hello"]})
@@ -166,7 +171,8 @@ async def test_1_5_the_headers_of_completions_are_sums() -> None:
         assert abs(times["x-time-per-token"] - times["x-inference-time"] / 3) <= 2
 
 
-async def test_1_5_the_time_of_an_answer() -> None:
+@pytest.mark.contract("1.5")
+async def test_the_time_of_an_answer() -> None:
     """Milliseconds, but for x-compute-time."""
     async with serving(saying("Hello world"), step_seconds=0.02) as server:
         for path, body in [
@@ -181,7 +187,8 @@ async def test_1_5_the_time_of_an_answer() -> None:
             assert abs(int(headers["x-time-per-token"]) - int(headers["x-inference-time"]) / 3) <= 1
 
 
-async def test_r1_70_other_answers_have_no_such_headers() -> None:
+@pytest.mark.contract("R1.70")
+async def test_other_answers_have_no_such_headers() -> None:
     """Errors, and the routes that TGI does not time."""
 
     async def ask_all(server: Server) -> None:
@@ -207,7 +214,8 @@ async def test_r1_70_other_answers_have_no_such_headers() -> None:
         await ask_all(server)
 
 
-async def test_r1_94_there_may_be_any_number_of_instances_each_with_a_permit() -> None:
+@pytest.mark.contract("R1.94")
+async def test_there_may_be_any_number_of_instances_each_with_a_permit() -> None:
     async with serving(saying("Hello")) as server:
         assert server.service.limits.max_client_batch_size == 4
         for count, status in ((8, 200), (9, 429)):

@@ -37,6 +37,7 @@ def error_of(template: str, messages: Any = (USER,)) -> str:
     return str(answer.json["error"]["message"]).removeprefix("Template error: ")
 
 
+@pytest.mark.contract("C10", "C11", "C12", "C15", "12.4")
 @pytest.mark.parametrize(
     ("template", "variables", "text"),
     [
@@ -48,7 +49,7 @@ def error_of(template: str, messages: Any = (USER,)) -> str:
         ("{{ '<&>' }}", {}, "<&>"),
     ],
 )
-def test_12_4_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
+def test_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
     assert rendered(template, chat_template_kwargs=variables) == text
 
 
@@ -64,10 +65,11 @@ def test_12_4_what_is_the_same(template: str, variables: dict[str, Any], text: s
         ("{{ x|tojson }}", {"x": {"b": "<'&>é", "a": 1}}, '{"b": "<\'&>é", "a": 1}'),
     ],
 )
-def test_12_4_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
+def test_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
     assert rendered(template, chat_template_kwargs=variables) == text
 
 
+@pytest.mark.contract("V35", "C12", "C14", "C35", "12.4")
 @pytest.mark.parametrize(
     ("template", "messages", "message"),
     [
@@ -76,28 +78,30 @@ def test_12_4_what_is_as_in_transformers(template: str, variables: dict[str, Any
         ("{{ raise_exception('M') }}", [USER], "syntax error: M (in <string>:1)"),
     ],
 )
-def test_12_4_errors(template: str, messages: list[Any], message: str) -> None:
+def test_errors(template: str, messages: list[Any], message: str) -> None:
     assert error_of(template, messages) == message
 
 
-def test_12_4_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
+def test_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
     """TGI's detail: tried to use + operator on unsupported types string and none."""
     message = error_of("{{ 'a' + none }}")
     assert message == 'invalid operation: can only concatenate str (not "NoneType") to str (in <string>:1)'
 
 
-def test_c14_strftime_has_pythons_codes() -> None:
+def test_strftime_has_pythons_codes() -> None:
     """%f are microseconds there, and nanoseconds in TGI."""
     assert len(rendered("{{ strftime_now('%f') }}")) == 6
 
 
-def test_c16_all_of_pythons_methods() -> None:
+@pytest.mark.contract("C16")
+def test_all_of_pythons_methods() -> None:
     """minijinja's `get` takes one argument, and there is no removeprefix."""
     assert rendered("{{ {'a': 1}.get('b', 2) }}{{ 'abc'.removeprefix('a') }}") == "2bc"
     methods = "{{ ' aB '.strip().upper().lower().title() }}{{ 'a,b'.split(',')[1] }}{{ [1, 1].count(1) }}"
     assert rendered(methods + "{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}") == "Abb2x1"
 
 
+@pytest.mark.contract("C17")
 @pytest.mark.parametrize(
     "template",
     [
@@ -105,28 +109,30 @@ def test_c16_all_of_pythons_methods() -> None:
         "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
     ],
 )
-def test_c17_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
+def test_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
     assert rendered(template) == "Hello"
 
 
-def test_c17_what_tgi_rewrites_works_as_it_is() -> None:
+@pytest.mark.contract("C17")
+def test_what_tgi_rewrites_works_as_it_is() -> None:
     template = "{% for m in messages[::-1] %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     assert rendered(template, [USER, {"role": "user", "content": "You"}]) == "YouHello"
     assert rendered(template.replace("{% gen", "{%- gen"), [USER]) == "Hello"
 
 
-def test_c18_the_variables() -> None:
+@pytest.mark.contract("C18")
+def test_the_variables() -> None:
     template = "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ messages | length }}{{ tools }}"
     assert rendered(template) == "<s></s>True1None"
 
 
-def test_c30_the_name_of_a_message_reaches_the_template() -> None:
+def test_the_name_of_a_message_reaches_the_template() -> None:
     template = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
     assert rendered(template, [{**USER, "name": "Al"}]) == "Al: Hello"
     assert rendered(template) == ": Hello"
 
 
-def test_c34_so_does_the_id_of_the_call_that_a_result_answers() -> None:
+def test_so_does_the_id_of_the_call_that_a_result_answers() -> None:
     messages = [USER, {"role": "tool", "content": "21", "tool_call_id": "c1"}]
     assert (
         rendered("{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", messages)
@@ -142,7 +148,8 @@ def test_what_the_model_thought_before_reaches_the_template_under_every_name(nam
     assert rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
 
 
-def test_c35_no_messages() -> None:
+@pytest.mark.contract("C35")
+def test_no_messages() -> None:
     """Whether that renders is the template's affair."""
     assert rendered(TEMPLATE, []) == "<s>[assistant]"
     assert answer_of("/v1/chat/completions", TEMPLATE, []).status == 200
@@ -155,6 +162,7 @@ def calls(arguments: Any) -> dict[str, Any]:
 CALL = '{"name": "f", "parameters": {"a": 1}}'
 
 
+@pytest.mark.contract("12.5")
 @pytest.mark.parametrize(
     ("message", "text"),
     [
@@ -177,11 +185,11 @@ CALL = '{"name": "f", "parameters": {"a": 1}}'
         ),
     ],
 )
-def test_12_5_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
+def test_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
     assert rendered(PLAIN, [message, USER]) == f"{text}<user>Hello"
 
 
-def test_12_5_and_t7_what_a_template_sees_of_tools() -> None:
+def test_what_a_template_sees_of_tools() -> None:
     """TGI: the parameters as JSON text under `arguments`."""
     parameters = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
     function = {"name": "f", "description": "d", "parameters": parameters}

@@ -67,10 +67,11 @@ def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
     return serving(script, template=template, limits=limits)
 
 
+@pytest.mark.contract("R3.57", "T2")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [None, "auto", "required", "weather", {"name": "weather"}])
 @pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
-async def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
+async def test_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
     async with serving_tools(saying(text), template) as server:
         named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
         message, reason = message_of(await chat(server, tool_choice=named, stream=stream))
@@ -84,7 +85,7 @@ async def test_t2_a_call(choice: Any, template: str, text: str, stream: bool) ->
         assert len(call["id"]) == 9
 
 
-async def test_r3_44_a_stream_tells_the_log_probability_of_every_token() -> None:
+async def test_a_stream_tells_the_log_probability_of_every_token() -> None:
     """Also of those that only frame a call, with the next event."""
     async with serving_tools(saying(HERMES_CALL), HERMES) as server:
         whole = (await chat(server, logprobs=True)).json["choices"][0]["logprobs"]["content"]
@@ -97,7 +98,7 @@ async def test_r3_44_a_stream_tells_the_log_probability_of_every_token() -> None
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("template", [TEMPLATE, HERMES])
-async def test_t4_auto_may_answer_text(template: str, stream: bool) -> None:
+async def test_auto_may_answer_text(template: str, stream: bool) -> None:
     async with serving_tools(saying("It rains."), template) as server:
         message, reason = message_of(await chat(server, stream=stream))
         assert (message, reason) == ({"role": "assistant", "content": "It rains."}, "stop")
@@ -137,10 +138,11 @@ async def test_the_model_cannot_but_call(stream: bool) -> None:
             jsonschema.validate(json.loads(call["function"]["arguments"]), SCHEMA)
 
 
+@pytest.mark.contract("T3")
 @pytest.mark.parametrize(
     ("tools", "choice"), [([WEATHER], "none"), ([], "required"), ([], None), (None, None)]
 )
-async def test_t3_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
+async def test_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
     async with serving_tools(saying(CALL)) as server:
         message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
         assert (message, reason) == ({"role": "assistant", "content": CALL}, "stop")
@@ -149,7 +151,8 @@ async def test_t3_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
         assert answer.json["templated_text"] == "<s>[user]Weather in Paris?[assistant]"
 
 
-async def test_v33_a_tool_that_is_not_there() -> None:
+@pytest.mark.contract("V33")
+async def test_a_tool_that_is_not_there() -> None:
     async with serving_tools(saying("x")) as server:
         for stream in (False, True):
             answer = await chat(server, tool_choice="nope", stream=stream)
@@ -174,7 +177,8 @@ async def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: 
         assert problem in answer.json["error"]["message"]
 
 
-async def test_t6_t8_the_tools_are_in_the_prompt() -> None:
+@pytest.mark.contract("T6", "T8")
+async def test_the_tools_are_in_the_prompt() -> None:
     async with serving_tools(saying("x")) as server:
         body: dict[str, Any] = {"messages": [USER], "tools": [WEATHER], "tool_prompt": "Use them."}
         text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
@@ -191,7 +195,7 @@ async def test_t6_t8_the_tools_are_in_the_prompt() -> None:
         assert rest.endswith("[user]Weather in Paris?[assistant]")
 
 
-async def test_c33_c34_calls_and_results_are_fed_back() -> None:
+async def test_calls_and_results_are_fed_back() -> None:
     function = {"name": "weather", "arguments": '{"city": "Paris"}'}
     messages = [
         USER,
@@ -208,7 +212,7 @@ async def test_c33_c34_calls_and_results_are_fed_back() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_v32_response_format_together_with_tools(stream: bool) -> None:
+async def test_response_format_together_with_tools(stream: bool) -> None:
     schema = {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     for said, calls in (('{"rain": true}', 0), (HERMES_CALL, 1)):
@@ -242,8 +246,9 @@ async def test_a_call_that_ends_within_its_arguments_is_none_to_make(
         assert message["tool_calls"][0]["function"]["arguments"].startswith('{"city": "')
 
 
+@pytest.mark.contract("T13")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_t13_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
+async def test_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
     """TGI: without spaces, unless they are streamed."""
     for arguments in ('{"city": "Paris"}', '{"city":"Paris"}'):
         text = HERMES_CALL.replace('{"city": "Paris"}', arguments)

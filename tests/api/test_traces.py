@@ -33,7 +33,7 @@ def traced(ask: Callable[[Server], Awaitable[None]], step_seconds: float = 0.0) 
     return collector
 
 
-def test_o5_every_kind_of_generation_is_a_span_with_its_parts() -> None:
+def test_every_kind_of_generation_is_a_span_with_its_parts() -> None:
     async def ask(server: Server) -> None:
         for path, body in BODIES.items():
             assert (await server.ask("POST", path, body, TRACEPARENT)).status == 200
@@ -56,7 +56,7 @@ def test_o5_every_kind_of_generation_is_a_span_with_its_parts() -> None:
         assert moments[-1] <= span.end_time_unix_nano
 
 
-def test_o6_attributes() -> None:
+def test_attributes() -> None:
     async def ask(server: Server) -> None:
         body = {
             "inputs": "Prompt-of-mine",

@@ -20,7 +20,8 @@ POSTS = [
 GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 
 
-async def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
+@pytest.mark.contract("1.1", "R1.30")
+async def test_an_unknown_path_is_404_without_a_body() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
         for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
             answer = await server.ask("GET", path)
@@ -28,6 +29,7 @@ async def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
             assert "content-type" not in answer.headers
 
 
+@pytest.mark.contract("R1.31")
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
     [
@@ -37,21 +39,20 @@ async def test_r1_30_an_unknown_path_is_404_without_a_body() -> None:
         ("PUT", "/", "POST,GET,HEAD"),
     ],
 )
-async def test_r1_31_another_method_is_405_and_says_which_are_allowed(
-    method: str, path: str, allow: str
-) -> None:
+async def test_another_method_is_405_and_says_which_are_allowed(method: str, path: str, allow: str) -> None:
     async with serving() as server:
         answer = await server.ask(method, path)
         assert (answer.status, answer.body, answer.headers["allow"]) == (405, b"", allow)
 
 
-async def test_r1_32_head_works_on_every_get_route() -> None:
+async def test_head_works_on_every_get_route() -> None:
     async with serving() as server:
         for path in GETS:
             answer = await server.ask("HEAD", path)
             assert (answer.status, answer.body) == (200, b"")
 
 
+@pytest.mark.contract("R1.34")
 @pytest.mark.parametrize(
     ("media", "accepted"),
     [
@@ -65,7 +66,7 @@ async def test_r1_32_head_works_on_every_get_route() -> None:
         ("application/jsonx", False),
     ],
 )
-async def test_r1_34_only_json_is_read(media: str, accepted: bool) -> None:
+async def test_only_json_is_read(media: str, accepted: bool) -> None:
     async with serving(saying("x")) as server:
         answer = await server.ask("POST", "/generate", {"inputs": "a"}, {"Content-Type": media})
         if accepted:
@@ -76,7 +77,8 @@ async def test_r1_34_only_json_is_read(media: str, accepted: bool) -> None:
         assert answer.body == b"Expected request with `Content-Type: application/json`"
 
 
-async def test_r1_35_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
+@pytest.mark.contract("R1.35", "R1.92", "--payload-limit")
+async def test_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
     async with serving(saying("x"), options=Options(payload_limit=1000)) as server:
         for surplus in (0, 1):
             body = b'{"inputs":"a"}'.ljust(1000 + surplus)
@@ -92,6 +94,9 @@ PREFIX = {
 }
 
 
+@pytest.mark.contract(
+    "R1.36", "R1.37", "D1", "D2", "D3", "D4", "D5", "D6", "D7", "D8", "C30", "C31", "T1", "T2", "12.1"
+)
 @pytest.mark.parametrize("kind", PATHS)
 async def test_section_12_1(kind: str) -> None:
     async with serving(saying("x")) as server:
@@ -111,6 +116,7 @@ async def test_section_12_1(kind: str) -> None:
             assert text == PREFIX[status] + detail.encode()
 
 
+@pytest.mark.contract("12.1")
 async def test_an_empty_body_is_400() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/generate", b"")
@@ -118,7 +124,8 @@ async def test_an_empty_body_is_400() -> None:
         assert answer.body == PREFIX[400] + b"EOF while parsing a value at line 1 column 0"
 
 
-async def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
+@pytest.mark.contract("R1.33", "R1.50", "R1.51", "R1.52", "--api-key")
+async def test_a_key_guards_what_costs_something() -> None:
     async with serving(saying("x"), options=Options(api_key=("Se-cret",))) as server:
         for path in [*POSTS, "//generate", "/%67enerate"]:
             # 401 wins over 415, and has no body and no challenge.
@@ -149,7 +156,8 @@ async def test_r1_50_to_r1_52_a_key_guards_what_costs_something() -> None:
         assert (await server.ask("GET", "/generate", None, {"Authorization": "Bearer Se-cret"})).status == 405
 
 
-async def test_r1_50_every_route_that_takes_a_body_needs_the_key_and_no_other() -> None:
+@pytest.mark.contract("R1.50")
+async def test_every_route_that_takes_a_body_needs_the_key_and_no_other() -> None:
     """Asked of the application itself, so that no new route is forgotten."""
     async with serving(options=Options(api_key=("secret",))) as server:
         asked = 0
@@ -171,7 +179,8 @@ async def test_each_of_several_keys_will_do() -> None:
             assert answer.status == status, key
 
 
-async def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
+@pytest.mark.contract("R1.60", "R1.61", "R1.63", "R1.64")
+async def test_cors_decorates_every_answer() -> None:
     vary = "origin, access-control-request-method, access-control-request-headers"
     async with serving(saying("x")) as server:
         for method, path in [
@@ -192,7 +201,8 @@ async def test_r1_60_to_r1_64_cors_decorates_every_answer() -> None:
             assert "access-control-max-age" not in answer.headers
 
 
-async def test_r1_62_only_listed_origins_are_echoed() -> None:
+@pytest.mark.contract("R1.62", "--cors-allow-origin")
+async def test_only_listed_origins_are_echoed() -> None:
     allowed = ("https://a.example", "https://b.example")
     async with serving(options=Options(cors_allow_origin=allowed)) as server:
         for origin in allowed:

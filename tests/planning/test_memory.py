@@ -36,6 +36,7 @@ def test_llama_8b_on_a_gaudi2_as_vllm_plans_it() -> None:
     assert plan.blocks == plan.fitting < plan.wanted
 
 
+@pytest.mark.contract("L6")
 @pytest.mark.parametrize(("free", "blocks"), [(1000, 36), (37, 36), (36, 35), (10, 9)])
 def test_as_many_blocks_as_can_be_needed_or_fit_beside_the_padding_block(free: int, blocks: int) -> None:
     plan = plan_memory([rank(free * 1024 + 1)], LIMITS)
@@ -133,6 +134,7 @@ def test_the_table_adds_up() -> None:
     assert len({len(line) for line in lines}) == 1, "columns"
 
 
+@pytest.mark.contract("6.1")
 @pytest.mark.parametrize(
     ("loaded", "given", "helps"),
     [

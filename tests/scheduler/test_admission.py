@@ -57,6 +57,7 @@ def admitted(running: int, waiting: int, steps: int, limits: Limits = LIMITS) ->
     return waiting - len(schedule.waiting)
 
 
+@pytest.mark.contract("--waiting-served-ratio", "12.8")
 @pytest.mark.parametrize(
     ("running", "waiting", "ratio", "joined"),
     [
@@ -70,25 +71,27 @@ def admitted(running: int, waiting: int, steps: int, limits: Limits = LIMITS) ->
         (0, 1, 1.2, 1),
     ],
 )
-def test_q11_a_few_do_not_interrupt_many(running: int, waiting: int, ratio: float, joined: int) -> None:
+def test_a_few_do_not_interrupt_many(running: int, waiting: int, ratio: float, joined: int) -> None:
     limits = attrs.evolve(LIMITS, waiting_served_ratio=ratio)
     assert admitted(running, waiting, 10, limits) == joined
 
 
-def test_q11_unless_they_have_waited_long_enough() -> None:
+@pytest.mark.contract("--max-waiting-tokens")
+def test_unless_they_have_waited_long_enough() -> None:
     """The step counter is 1 after a prefill, and 20 steps are the limit."""
     assert LIMITS.max_waiting_tokens == 20
     assert admitted(10, 1, 19) == 0
     assert admitted(10, 1, 20) == 1
 
 
-def test_12_8_no_more_run_than_the_largest_batch() -> None:
+@pytest.mark.contract("--max-batch-size", "12.8")
+def test_no_more_run_than_the_largest_batch() -> None:
     limits = attrs.evolve(LIMITS, max_batch_size=4)
     assert admitted(4, 8, 100, limits) == 0
     assert admitted(3, 8, 100, limits) == 1
 
 
-def test_q14_blocks_are_taken_when_they_are_needed() -> None:
+def test_blocks_are_taken_when_they_are_needed() -> None:
     """TGI takes those of the whole answer at once."""
     schedule = new_schedule(LIMITS)
     add(schedule, 1, length=100, max_new_tokens=1000)
@@ -96,7 +99,7 @@ def test_q14_blocks_are_taken_when_they_are_needed() -> None:
     assert len(schedule.running[0].blocks) == -(-101 // LIMITS.block_size)
 
 
-def test_q14_prompts_of_unequal_length_share_a_step_that_is_not_padded() -> None:
+def test_prompts_of_unequal_length_share_a_step_that_is_not_padded() -> None:
     """TGI on Gaudi leaves the third behind: 3 x 1000 tokens are more than the budget."""
     schedule = new_schedule(LIMITS)
     for length in (100, 1000, 100):
@@ -106,7 +109,7 @@ def test_q14_prompts_of_unequal_length_share_a_step_that_is_not_padded() -> None
     assert [row.length for row in planned.rows] == [100, 1000, 100]
 
 
-def test_q15_a_long_prompt_is_prefilled_in_pieces_between_decode_steps() -> None:
+def test_a_long_prompt_is_prefilled_in_pieces_between_decode_steps() -> None:
     """TGI on Gaudi refuses to start with a budget that is shorter than the longest prompt."""
     limits = attrs.evolve(LIMITS, max_batch_prefill_tokens=256)
     schedule = new_schedule(limits)

@@ -201,6 +201,7 @@ def test_a_device_that_computes_no_padding_has_none() -> None:
     assert metrics.batch_padding_tokens.value(method="prefill") == 0
 
 
+@pytest.mark.contract("tgi_batch_concat")
 @pytest.mark.parametrize(
     ("limits", "arrivals", "reason"),
     [
@@ -254,6 +255,7 @@ def test_what_a_device_shall_never_do_shows_as_0() -> None:
     assert "\ntgi_cpu_fallbacks 0\n" in text
 
 
+@pytest.mark.contract("tgi_batch_inference_failure")
 def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:
     metrics = Metrics()
 

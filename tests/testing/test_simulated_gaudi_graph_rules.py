@@ -19,7 +19,7 @@ def double(x):
     return x * 2
 
 
-def test_s1_a_new_shape_after_warm_up_is_refused(card):
+def test_a_new_shape_after_warm_up_is_refused(card):
     function = graphed(card, double)
     function(hpu(1, 2))
     card.seal()
@@ -28,7 +28,7 @@ def test_s1_a_new_shape_after_warm_up_is_refused(card):
         function(hpu(1, 2, 3))
 
 
-def test_s1_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
+def test_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
     x = hpu(1, 2)
     (x + 1).cpu()
     card.seal()
@@ -37,7 +37,7 @@ def test_s1_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
         (x - 1).cpu()
 
 
-def test_s2_a_scalar_argument_that_takes_a_second_value_is_refused(card):
+def test_a_scalar_argument_that_takes_a_second_value_is_refused(card):
     function = graphed(card, lambda x, n: x * n)
     function(hpu(1, 2), 3)
     function(hpu(1, 2), 3)
@@ -45,7 +45,7 @@ def test_s2_a_scalar_argument_that_takes_a_second_value_is_refused(card):
         function(hpu(1, 2), 4)
 
 
-def test_s2_an_object_argument_counts_by_identity():
+def test_an_object_argument_counts_by_identity():
     @attrs.frozen
     class Metadata:
         x: torch.Tensor
@@ -57,7 +57,7 @@ def test_s2_an_object_argument_counts_by_identity():
             function(Metadata(hpu(1)))
 
 
-def test_s2_the_same_shape_with_another_dtype_is_refused(card):
+def test_the_same_shape_with_another_dtype_is_refused(card):
     function = graphed(card, double)
     function(hpu(1, 2))
     with refused("S2", "dtypes"):
@@ -75,7 +75,7 @@ def test_s2_the_same_shape_with_another_dtype_is_refused(card):
         lambda x: x.unique(),
     ],
 )
-def test_s3_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
+def test_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
     x = hpu(1, 2)
     function(x.clone())
     assert card.ledger.counters["dynamic_shapes"] > 0
@@ -97,7 +97,7 @@ def test_s3_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
         lambda x: x.to("cpu", non_blocking=True),
     ],
 )
-def test_s4_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
+def test_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
     x = hpu(1, 2)
     function(x)
     assert card.ledger.counters["d2h"] == 1
@@ -105,7 +105,7 @@ def test_s4_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
         graphed(card, lambda x: function(x) is None or x)(x)
 
 
-def test_s4_a_step_may_read_once(card):
+def test_a_step_may_read_once(card):
     x = hpu(1, 2)
     with card.step():
         x.cpu()
@@ -114,13 +114,13 @@ def test_s4_a_step_may_read_once(card):
         x.cpu()
 
 
-def test_s5_a_branch_on_a_value_is_refused_in_a_graph(card):
+def test_a_branch_on_a_value_is_refused_in_a_graph(card):
     x = hpu(1, 2)
     with refused("S5"):
         graphed(card, lambda x: x * 2 if x.sum() > 0 else x)(x)
 
 
-def test_s6_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
+def test_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
     x = hpu(1, 2)
     with refused("S6", "on the CPU"):
         x.index_select(0, torch.tensor([1]))
@@ -129,7 +129,7 @@ def test_s6_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
     assert graphed(card, lambda x: x + torch.tensor(1.0).to("hpu"))(x).tolist() == [2, 3]
 
 
-def test_s7_more_memory_than_the_card_has_is_refused():
+def test_more_memory_than_the_card_has_is_refused():
     with simulated(memory_bytes=1 << 20):
         kept = torch.zeros(1 << 17, device="hpu")
         assert torch.hpu.mem_get_info() == (1 << 19, 1 << 20)
@@ -139,7 +139,7 @@ def test_s7_more_memory_than_the_card_has_is_refused():
         assert torch.hpu.mem_get_info() == (1 << 20, 1 << 20)
 
 
-def test_s7_memory_beyond_the_budget_of_a_step_is_refused(card):
+def test_memory_beyond_the_budget_of_a_step_is_refused(card):
     kept = torch.zeros(1000, device="hpu")
     kept.clone()
     card.seal(step_bytes=4000)
@@ -150,7 +150,7 @@ def test_s7_memory_beyond_the_budget_of_a_step_is_refused(card):
         _ = kept.clone(), kept.clone()
 
 
-def test_s8_an_output_is_taken_away_by_the_next_replay():
+def test_an_output_is_taken_away_by_the_next_replay():
     with simulated("gaudi2-lazy") as lazy:
         function = graphed(lazy, double)
         first = function(hpu(1, 2))
@@ -162,14 +162,14 @@ def test_s8_an_output_is_taken_away_by_the_next_replay():
                 stale + 1
 
 
-def test_s8_compiled_functions_give_new_tensors():
+def test_compiled_functions_give_new_tensors():
     with simulated("gaudi2-compile") as compiled:
         function = graphed(compiled, double)
         first, second = function(hpu(1, 2)), function(hpu(3, 4))
         assert (first.tolist(), second.tolist()) == ([2, 4], [6, 8])
 
 
-def test_s9_an_input_that_is_kept_past_the_call_cannot_be_used(card):
+def test_an_input_that_is_kept_past_the_call_cannot_be_used(card):
     kept = []
 
     def keep(x):
@@ -181,7 +181,7 @@ def test_s9_an_input_that_is_kept_past_the_call_cannot_be_used(card):
         kept[0] + 1
 
 
-def test_s10_python_runs_at_capture_only(card):
+def test_python_runs_at_capture_only(card):
     calls = []
 
     def count(x):
@@ -193,7 +193,7 @@ def test_s10_python_runs_at_capture_only(card):
     assert calls == [1]
 
 
-def test_s10_a_tensor_that_a_graph_computed_cannot_be_kept(card):
+def test_a_tensor_that_a_graph_computed_cannot_be_kept(card):
     table = []
 
     def cached(x):
@@ -208,7 +208,7 @@ def test_s10_a_tensor_that_a_graph_computed_cannot_be_kept(card):
         graphed(card, cached)(hpu(1, 2))
 
 
-def test_s18_a_capture_or_a_replay_within_a_capture_is_refused():
+def test_a_capture_or_a_replay_within_a_capture_is_refused():
     with simulated("gaudi2-lazy") as lazy:
         x = hpu(1, 2)
         inner = graphed(lazy, double)
@@ -224,7 +224,7 @@ def test_s18_a_capture_or_a_replay_within_a_capture_is_refused():
             graph.capture_end()
 
 
-def test_s21_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card):
+def test_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card):
     kept = torch.zeros(4, device="hpu")
     x = hpu(1, 2)
     with refused("S21", "a part of a tensor from outside"):
@@ -239,7 +239,7 @@ def test_s21_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(c
     assert kept.tolist() == [1, 2, 1, 2]
 
 
-def test_s24_random_numbers_are_refused_in_a_graph(card):
+def test_random_numbers_are_refused_in_a_graph(card):
     x = hpu(1, 2)
     torch.rand_like(x)
     assert card.ledger.counters["random"] == 1

@@ -113,7 +113,7 @@ print(x.tolist(), together.tolist(), card.clock.causes["collective"] > 0, len(ca
     )
 
 
-def test_s19_ranks_that_issue_different_collectives_are_told_instead_of_hanging(tmp_path):
+def test_ranks_that_issue_different_collectives_are_told_instead_of_hanging(tmp_path):
     body = """
 print(raised(dist.all_reduce, torch.zeros(2 + rank, device="hpu")))
 one, two = graphed(reduced), graphed(lambda x: gathered(x) * 2)
@@ -127,14 +127,14 @@ print(raised(one if rank else two, on_hpu(2.0)))
             assert "ranks issue different collectives" in line
 
 
-def test_s19_a_collective_in_a_lazy_graph_needs_lazy_collectives(tmp_path):
+def test_a_collective_in_a_lazy_graph_needs_lazy_collectives(tmp_path):
     body = "print(raised(graphed(reduced), on_hpu(1.0)))"
     ((line,),) = ranks(tmp_path, body, "gaudi2-lazy", size=1, lazy_collectives=False)
     assert line.startswith("S19 ")
     assert "PT_HPU_ENABLE_LAZY_COLLECTIVES" in line
 
 
-def test_s20_integers_and_products_are_not_reduced(tmp_path):
+def test_integers_and_products_are_not_reduced(tmp_path):
     body = """
 print(raised(dist.all_reduce, on_hpu(1, dtype=torch.int32)))
 print(raised(lambda: dist.all_reduce(on_hpu(1.0), op=dist.ReduceOp.PRODUCT)))

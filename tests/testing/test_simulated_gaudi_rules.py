@@ -24,7 +24,7 @@ def double(x):
     return x * 2
 
 
-def test_s11_integers_beyond_32_bits_are_refused(card):
+def test_integers_beyond_32_bits_are_refused(card):
     with refused("S11", "4294967296"):
         torch.tensor([2**32]).to("hpu")
     x = hpu(2**30, 5, dtype=torch.int64)
@@ -36,7 +36,7 @@ def test_s11_integers_beyond_32_bits_are_refused(card):
         function(x)
 
 
-def test_s11_where_it_is_only_counted_integers_wrap(card):
+def test_where_it_is_only_counted_integers_wrap(card):
     card.ledger.allow("S11")
     assert (hpu(2**30, 5, dtype=torch.int64) * 5).tolist() == [2**30, 25]
     assert card.ledger.counters["int64_truncations"] == 1
@@ -45,7 +45,7 @@ def test_s11_where_it_is_only_counted_integers_wrap(card):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.uint16, torch.uint32, torch.uint64])
-def test_s12_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
+def test_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
     with refused("S12"):
         torch.zeros(2, dtype=dtype, device="hpu")
     if dtype == torch.float64:
@@ -57,13 +57,13 @@ def test_s12_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
             graphed(card, lambda x: x.cumsum(0, dtype=torch.float64).float())(hpu(1, 2))
 
 
-def test_s12_float16_is_counted(card):
+def test_float16_is_counted(card):
     hpu(1, 2, dtype=torch.float16)
     assert card.ledger.counters["float16"] == 1
 
 
 @pytest.mark.parametrize(("profile", "limit"), [("gaudi2-lazy", 240), ("gaudi3-compile", 448)])
-def test_s13_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
+def test_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
     with simulated(profile) as made:
         x = hpu(1000, -1000, 100)
         for cast in (
@@ -75,7 +75,7 @@ def test_s13_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
         assert cache.copy_(x).float().tolist() == [limit, -limit, 96]
 
 
-def test_s13_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
+def test_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
     with simulated("gaudi2-lazy"), refused("S13", "448.0, 240.0"):
         torch.tensor([448.0]).to(torch.float8_e4m3fn).to("hpu")
     with simulated("gaudi3-lazy"):
@@ -95,7 +95,7 @@ def test_s13_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
         (torch.int32, lambda x: x.clone().scatter_add_(0, x.long(), x)),
     ],
 )
-def test_s14_a_dtype_without_a_kernel_falls_back_and_is_refused_in_a_graph(card, dtype, function):
+def test_a_dtype_without_a_kernel_falls_back_and_is_refused_in_a_graph(card, dtype, function):
     x = hpu(1, 0, dtype=dtype)
     function(x)
     assert card.ledger.counters["cpu_fallback"] == 1
@@ -103,7 +103,7 @@ def test_s14_a_dtype_without_a_kernel_falls_back_and_is_refused_in_a_graph(card,
         graphed(card, function)(x)
 
 
-def test_s15_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_in_a_graph(card):
+def test_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_in_a_graph(card):
     from habana_frameworks.torch.hpu.metrics import metric_global
 
     x = hpu(1, 2)
@@ -132,7 +132,7 @@ def test_s15_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_
         lambda x, i: F.embedding(i, x),
     ],
 )
-def test_s16_a_wrong_index_is_refused_at_once_and_at_a_replay(card, wrong, function):
+def test_a_wrong_index_is_refused_at_once_and_at_a_replay(card, wrong, function):
     x = torch.zeros(4, 2, device="hpu")
     good, bad = hpu(1, dtype=torch.int64), hpu(wrong, dtype=torch.int64)
     with refused("S16"):
@@ -144,7 +144,7 @@ def test_s16_a_wrong_index_is_refused_at_once_and_at_a_replay(card, wrong, funct
     assert caught.op.startswith("aten.")
 
 
-def test_s17_native_one_hot_is_refused(card):
+def test_native_one_hot_is_refused(card):
     with refused("S17"):
         F.one_hot(hpu(0, 1, dtype=torch.int64), 2)
     with torch.inference_mode(False), torch.no_grad(), refused("S17"):
@@ -173,7 +173,7 @@ def cached(card):
     return guard, step, cache
 
 
-def test_s22_a_foreign_block_is_neither_written_nor_read(card):
+def test_a_foreign_block_is_neither_written_nor_read(card):
     guard, step, _ = cached(card)
     guard.own({"a": [0], "b": [1]}, shared=[2])
     assert step([1, 2], [2], [5, 6]).tolist() == [[[0], [0]]]
@@ -186,7 +186,7 @@ def test_s22_a_foreign_block_is_neither_written_nor_read(card):
         guard.own({"a": [0], "b": [0]})
 
 
-def test_s22_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
+def test_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
     guard, step, cache = cached(card)
     guard.own({"a": [0]})
     with refused("S22", "NaN"):
@@ -196,7 +196,7 @@ def test_s22_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
     assert cache.flatten().tolist() == [1, 2, 77, 77, 77, 77, 77, 77]
 
 
-def test_s23_the_contiguous_layout_has_no_shared_block(card):
+def test_the_contiguous_layout_has_no_shared_block(card):
     guard, _, _ = cached(card)
     guard.check_layout([0, 1, 3, 3], [0, 1, 2, 2], rows=2, contiguous=True)
     guard.check_layout([0, 1, 0, 3], [0, 1, 1, 2], rows=2, contiguous=False)
@@ -206,7 +206,7 @@ def test_s23_the_contiguous_layout_has_no_shared_block(card):
         guard.check_layout([0], [-1], rows=2, contiguous=False)
 
 
-def test_s25_compilation_costs_time_and_memory_and_has_a_budget(card):
+def test_compilation_costs_time_and_memory_and_has_a_budget(card):
     function = graphed(card, double)
     x = hpu(1, 2)
     before, free = card.clock.seconds, torch.hpu.mem_get_info()[0]
@@ -219,7 +219,7 @@ def test_s25_compilation_costs_time_and_memory_and_has_a_budget(card):
         function(hpu(1, 2, 3))
 
 
-def test_s26_a_child_after_a_fork_cannot_use_the_device():
+def test_a_child_after_a_fork_cannot_use_the_device():
     program = f"""
 import os, sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
@@ -239,7 +239,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 
 
 @pytest.mark.usefixtures("card")
-def test_s27_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
+def test_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
     x, side = hpu(1, 2), torch.hpu.Stream()
     ints = hpu(1, 2, dtype=torch.int32)
     done = torch.hpu.Event()
@@ -255,7 +255,7 @@ def test_s27_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
 
 
 @pytest.mark.usefixtures("card")
-def test_s27_streams_wait_for_each_other():
+def test_streams_wait_for_each_other():
     side = torch.hpu.Stream()
     x = hpu(1, 2)
     with refused("S27", "reads what another stream writes"), torch.hpu.stream(side):
@@ -270,7 +270,7 @@ def test_s27_streams_wait_for_each_other():
     assert x.add_(1).tolist() == [2, 3]
 
 
-def test_s27_a_replay_waits_for_the_copy_of_its_output():
+def test_a_replay_waits_for_the_copy_of_its_output():
     with simulated("gaudi2-lazy") as lazy:
         side, function = torch.hpu.Stream(), graphed(lazy, double)
         out = function(hpu(1, 2))
@@ -284,7 +284,7 @@ def test_s27_a_replay_waits_for_the_copy_of_its_output():
 
 
 @pytest.mark.usefixtures("card")
-def test_s27_a_buffer_that_is_copied_from_is_not_changed_before_that():
+def test_a_buffer_that_is_copied_from_is_not_changed_before_that():
     host = torch.tensor([1.0, 2.0])
     x = host.to("hpu", non_blocking=True)
     host.zero_()
@@ -293,7 +293,7 @@ def test_s27_a_buffer_that_is_copied_from_is_not_changed_before_that():
 
 
 @pytest.mark.usefixtures("card")
-def test_s27_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
+def test_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
     x, host = hpu(1, 2), torch.zeros(4)
     host[:2].copy_(x, non_blocking=True)
     first = torch.hpu.current_stream().record_event()
@@ -318,7 +318,7 @@ def test_s27_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_s28_a_release_has_what_it_has(profile):
+def test_a_release_has_what_it_has(profile):
     with simulated(profile) as made:
         from habana_frameworks.torch.utils.experimental import _get_device_type, synDeviceType
         from habana_frameworks.torch.utils.internal import is_lazy

@@ -140,6 +140,7 @@ def test_a_final_answer_that_is_not_printed_is_not_continued() -> None:
     assert rendered(template, [AGAIN, ANSWER]) == AGAIN["content"] + ">"
 
 
+@pytest.mark.contract("4.4")
 def test_an_empty_final_answer_is_only_trimmed() -> None:
     """Section 4.4: nothing is cut except trailing whitespace."""
     messages = [HELLO, {"role": "assistant", "content": ""}]
@@ -179,6 +180,7 @@ def test_every_special_token_is_a_variable_and_none_that_is_unset(judge: PreTrai
     assert rendered(template, [HELLO]) == expected(judge, template, [HELLO]) == "<s></s><pad>False"
 
 
+@pytest.mark.contract("C14")
 def test_the_date() -> None:
     assert rendered("{{ strftime_now('%Y') }}", [HELLO]) in (
         str(datetime.now().year),
@@ -239,6 +241,7 @@ def test_a_template_that_fails(template: str, message: str) -> None:
     assert "(in <string>:" in text
 
 
+@pytest.mark.contract("C8")
 def test_a_model_without_a_template(tmp_path: Path) -> None:
     """C8, V34."""
     templates = ChatTemplates.from_folder(tmp_path)
@@ -257,6 +260,7 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
+@pytest.mark.contract("C2")
 def test_where_templates_come_from(tmp_path: Path) -> None:
     """C2, C3; a file that the operator names comes first."""
     in_order = {
@@ -286,6 +290,7 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
         ChatTemplates.from_folder(tmp_path, tokenizer_config=tmp_path / "no.json")
 
 
+@pytest.mark.contract("C2", "--tokenizer-config-path")
 def test_a_named_tokenizer_config_replaces_the_folders(tmp_path: Path) -> None:
     """C2: its tokens too; its template is missed nowhere else."""
     write(
@@ -300,6 +305,7 @@ def test_a_named_tokenizer_config_replaces_the_folders(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.contract("C6")
 def test_the_folder_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
     Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
     write(
@@ -330,6 +336,7 @@ def test_the_folder_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
             assert templates.render([HELLO], tools) == wanted
 
 
+@pytest.mark.contract("C4")
 def test_named_templates(tmp_path: Path) -> None:
     """C4, with tool_use; further files give names to the template of any place."""
     named = [{"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "tools"}]

@@ -38,7 +38,8 @@ TGIS_REGEX = (
 )
 
 
-def test_r2_52_has_at_most_one_space_at_a_joint_and_only_what_is_listed() -> None:
+@pytest.mark.contract("R2.52", "12.6")
+def test_has_at_most_one_space_at_a_joint_and_only_what_is_listed() -> None:
     for text in ('{"a":"x"}', '{ "a" : "x" , "b" : 1 }', '{"a":"x","b":-0}'):
         assert accepts("json", OBJECT, text)
     for text in (
@@ -53,6 +54,7 @@ def test_r2_52_has_at_most_one_space_at_a_joint_and_only_what_is_listed() -> Non
         assert not accepts("json", OBJECT, text)
 
 
+@pytest.mark.contract("12.6")
 @pytest.mark.parametrize(
     ("pattern", "yes", "no"),
     [

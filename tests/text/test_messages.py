@@ -84,7 +84,8 @@ def test_messages_are_left_as_they_were() -> None:
     assert json.dumps(messages) == before
 
 
-def test_t6_t8_tools_are_explained_to_a_template_that_knows_none() -> None:
+@pytest.mark.contract("T8")
+def test_tools_are_explained_to_a_template_that_knows_none() -> None:
     (message,), tools = prepared(PLAIN, [USER], [TOOL], required=True)
     assert tools is None
     text = json.dumps([SHOWN], separators=(",", ":"))
@@ -101,7 +102,8 @@ def test_where_a_call_is_not_required_the_model_is_told_so() -> None:
     assert message["content"].endswith(TOOL_PROMPT + MAY_ANSWER)
 
 
-def test_t6_a_prompt_of_the_clients() -> None:
+@pytest.mark.contract("T6")
+def test_a_prompt_of_the_clients() -> None:
     (message,), _ = prepared(PLAIN, [USER], [TOOL], tool_prompt="Use them.")
     assert message["content"].endswith("}]\nUse them.")
     (message,), tools = prepared(TEMPLATES["qwen3"], [USER], [TOOL], tool_prompt="Use them.")

@@ -24,6 +24,7 @@ def end_of(
     return len(texts), seen, None
 
 
+@pytest.mark.contract("12.7")
 @pytest.mark.parametrize(
     ("texts", "stop", "expected"),
     [
@@ -45,6 +46,7 @@ def test_stop_strings(
     assert end_of(texts, stop) == expected
 
 
+@pytest.mark.contract("12.7")
 def test_length_is_looked_at_first() -> None:
     assert end_of(["a", "</s>"], ["s"], max_new_tokens=2)[2] is FinishReason.LENGTH
     assert end_of(["a", "foo"], ["foo"], max_new_tokens=2)[2] is FinishReason.LENGTH

@@ -39,11 +39,11 @@ def folder_with(path: Path, core: Core = CORE, **files: Any) -> Path:
         ({}, set()),
     ],
 )
-def test_s41_which_tokens_end_a_generation(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
+def test_which_tokens_end_a_generation(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
     assert Tokenizer.from_folder(folder_with(tmp_path, **files)).eos_ids == expected
 
 
-def test_s63_special_are_the_flagged_and_the_named_tokens(tmp_path: Path) -> None:
+def test_special_are_the_flagged_and_the_named_tokens(tmp_path: Path) -> None:
     word = CORE.token_to_id("two words")
     plain = Tokenizer.from_folder(folder_with(tmp_path))
     assert plain.special_ids == {CORE.token_to_id(name) for name in SPECIAL}
@@ -76,7 +76,7 @@ def test_truncation_settings_of_the_file_have_no_effect(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=40), st.integers(1, 20))
-def test_s50_truncation_keeps_special_tokens_and_the_end(text: str, limit: int) -> None:
+def test_truncation_keeps_special_tokens_and_the_end(text: str, limit: int) -> None:
     """Against the library's own left truncation."""
     core = byte_level_core()
     tokenizer = Tokenizer(core, [], [])
@@ -89,10 +89,11 @@ def byte_level_core() -> Core:
     return Core.from_str(CORE.to_str())
 
 
+@pytest.mark.contract("3.8")
 @pytest.mark.parametrize("kind", ALL)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=30))
-def test_3_8_places_are_bytes_of_the_text(kind: str, text: str) -> None:
+def test_places_are_bytes_of_the_text(kind: str, text: str) -> None:
     core = CORES[kind]
     data = text.encode()
     tokenizer = Tokenizer(core, [], [])
@@ -108,7 +109,8 @@ def test_3_8_places_are_bytes_of_the_text(kind: str, text: str) -> None:
 CORES = {kind: maker() for kind, maker in ALL.items()}
 
 
-def test_12_9_offsets() -> None:
+@pytest.mark.contract("12.9")
+def test_offsets() -> None:
     core = Core(models.WordLevel({"é": 0, "h": 1}, unk_token="é"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     pieces = Tokenizer(core, [], []).tokenize("é h")
@@ -141,7 +143,7 @@ def test_a_text_without_tokens_is_an_error() -> None:
         Tokenizer(core, [], []).encode("b")
 
 
-def test_s33_a_token_alone() -> None:
+def test_a_token_alone() -> None:
     core = CORES["byte_fallback"]
     tokenizer = Tokenizer(core, [], [])
     word = core.token_to_id("▁")
@@ -149,7 +151,7 @@ def test_s33_a_token_alone() -> None:
     assert tokenizer.decode_alone(core.token_to_id("</s>")) == "</s>"
 
 
-def test_s64_spaces_are_never_cleaned_up(tmp_path: Path) -> None:
+def test_spaces_are_never_cleaned_up(tmp_path: Path) -> None:
     """Whatever the model's settings say; transformers 4 made `a , b` of it `a, b`."""
     tokenizer = Tokenizer.from_folder(
         folder_with(tmp_path, tokenizer_config={"clean_up_tokenization_spaces": True})

@@ -276,6 +276,7 @@ def test_a_masked_row_is_drawn_from_what_is_allowed():
     assert chi_square(counts[allowed], expected) > 1e-4
 
 
+@pytest.mark.contract("--watermark-gamma", "--watermark-delta")
 def test_watermark_favours_a_share_that_the_previous_token_decides():
     logits = torch.zeros(3, 20_000)
     got = processed(logits, [{"watermark": True}, {"watermark": True}, {}], previous=[5, 6, 5])
