@@ -181,8 +181,18 @@ def test_other_buckets_need_no_more_memory_than_was_planned_for(
                 assert bucket.rows * bucket.tokens * context <= first.reads.pairs
                 assert 2 * bucket.rows * context <= first.reads.blocks * of.block_size
             else:
-                assert bucket.blocks <= first.reads.blocks
+                assert bucket.blocks <= first.reads.listed
+                assert min(bucket.blocks, 4096) <= first.reads.blocks
     assert fewer.find(shape) is not None
+
+
+def test_a_decode_step_of_many_blocks_copies_a_part_of_them_at_once() -> None:
+    """40 rows of 103 blocks are more than the 4,096 that a device gathers; all of them are listed."""
+    of = Limits(max_total_tokens=1648, max_batch_prefill_tokens=16, max_batch_size=40, block_size=16)
+    buckets = make(of, "optimal")
+
+    assert max(bucket.blocks for bucket in buckets if not bucket.prefill) == 4120
+    assert buckets.reads == Reads(4096, 16 * (103 * 16 + 16), 4120)
 
 
 def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
