@@ -13,7 +13,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.limits import Limits
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step, unpack_ints

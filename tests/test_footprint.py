@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.footprint import TABLE_BYTES, block_bytes, workspace_bytes
 from tgi.plugins import ModelConfig
 from tgi.testing.driver import load_command

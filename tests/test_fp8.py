@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.quantization import read_fp8
 from tgi.testing.driver import make_driver

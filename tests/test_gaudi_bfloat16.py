@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.simulated_hpu import COMPILING, open_compiling

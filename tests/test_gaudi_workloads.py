@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.models import make_llama
 from tgi.testing.simulated_gaudi.rules import Ledger
 from tgi.testing.simulated_hpu import COMPILING, open_compiling

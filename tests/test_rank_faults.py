@@ -56,7 +56,7 @@ def fail():
     raise KeyError(f"planted, with {torch.get_num_threads()} of 2 threads")
 
 if os.environ.get("RANK") == "1":
-    from tgi.device.cpu import CpuDevice
+    from tgi.device.cpu.cpu_device import CpuDevice
     from tgi.worker import loop
     exec(os.environ["TEST_FAULT"])
 

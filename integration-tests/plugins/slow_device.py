@@ -24,7 +24,7 @@ def tgi_devices() -> list[DeviceSpec]:
 
 def make_device(threads: int) -> Any:
     """Made in rank processes only: here torch may be imported."""
-    from tgi.device.cpu import CpuDevice
+    from tgi.device.cpu.cpu_device import CpuDevice
 
     class SlowDevice(CpuDevice):
         """Waits SLOW_SECONDS in each step."""

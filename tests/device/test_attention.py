@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.device import AttentionSpec, Batch, Device, FlatBlocks, HostRow
-from tgi.device.cpu import CpuDevice
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch, FlatBlocks, HostRow
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 BLOCK = 16

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import AttentionSpec, Batch, Device, Fp8Weight, HostRow, Scale, memory
-from tgi.device.cpu import CpuDevice, usable_cores
+from tgi.device import cgroups
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch, HostRow
+from tgi.device.cpu.cpu_device import CpuDevice, usable_cores
+from tgi.device.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
@@ -200,18 +204,18 @@ def test_threads_are_those_asked_for_or_the_usable_cores():
 
 
 def test_memory_is_bounded_by_control_groups(tmp_path):
-    everything = memory.free_bytes(tmp_path)
+    everything = cgroups.free_bytes(tmp_path)
     assert everything > 0
     group = tmp_path / "memory"
     group.mkdir()
     for name, value in (("memory.limit_in_bytes", 2 << 30), ("memory.usage_in_bytes", 1 << 30)):
         (group / name).write_text(f"{value}\n")
     (group / "memory.stat").write_text("cache 5\ninactive_file 1048576\n")
-    assert memory.free_bytes(tmp_path) == min(everything, (1 << 30) + (1 << 20) - (256 << 20))
+    assert cgroups.free_bytes(tmp_path) == min(everything, (1 << 30) + (1 << 20) - (256 << 20))
 
 
 def test_cpu_quota_of_a_control_group(tmp_path):
-    assert memory.cpu_quota(tmp_path) is None
+    assert cgroups.cpu_quota(tmp_path) is None
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.max").write_text("150000 100000\n")
-    assert memory.cpu_quota(tmp_path) == 1.5
+    assert cgroups.cpu_quota(tmp_path) == 1.5

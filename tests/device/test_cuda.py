@@ -4,7 +4,7 @@ import attrs
 import pytest
 import torch
 
-from tgi.device.cuda import Buffers
+from tgi.device.cuda.cuda_device import Buffers
 from tgi.plugins import ConfigError
 from tgi.worker.runner import open_device
 

@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from tgi.device import AttentionSpec, Batch, Device, FlatBlocks, Program
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch, FlatBlocks
 from tgi.device.fp8 import Fp8Weight, Scale
-from tgi.device.hpu import HpuDevice
-from tgi.device.hpu_bridge import open_bridge
-from tgi.device.static_attention import attend_flat
+from tgi.device.graphs import Program
+from tgi.device.hpu.bridge import open_bridge
+from tgi.device.hpu.hpu_device import HpuDevice
+from tgi.device.static import attend_flat
 from tgi.plugins import ConfigError
 from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
@@ -195,7 +198,7 @@ def test_attention(fused, dtype, starts, tokens, heads):
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_blocks_that_are_read_in_parts(fused, monkeypatch, dtype, most):
     """A row's blocks may be in several parts, or none in some."""
-    monkeypatch.setattr("tgi.device.hpu.attend_flat", functools.partial(attend_flat, most=most))
+    monkeypatch.setattr("tgi.device.hpu.hpu_device.attend_flat", functools.partial(attend_flat, most=most))
     rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype)
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tgi.device.hpu_bridge import settle_card
+from tgi.device.hpu.bridge import settle_card
 
 
 @pytest.mark.parametrize(

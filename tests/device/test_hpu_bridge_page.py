@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CODE = sorted((ROOT / "tgi/device").glob("hpu*.py"))
+CODE = sorted((ROOT / "tgi/device/hpu").glob("*.py"))
 METHODS = {
     "wait_stream": "Stream.wait_stream",
     "wait_event": "Stream.wait_event",
@@ -37,7 +37,7 @@ def calls_in(tree):
 
 
 def test_the_page_lists_every_call_and_no_other():
-    assert len(CODE) == 4
+    assert len(CODE) >= 4
     made = {call for file in CODE for call in calls_in(ast.parse(file.read_text()))}
     page = (ROOT / "docs/hpu-bridge-calls.md").read_text()
     table = page.split("| --- |", 1)[1].split("\n\n", 1)[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tgi.config import Options
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.doctor import gaudi, host, nvidia, probe
 from tgi.doctor.check import Check
 from tgi.doctor.machine import GIB, MIB, Machine

@@ -7,7 +7,8 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
 
-from tgi.device import Batch, Device
+from tgi.device.base import Device
+from tgi.device.batch import Batch
 from tgi.layers import (
     Attention,
     Build,

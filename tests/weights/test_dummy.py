@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama
 from tgi.weights import DummyWeights, Shard

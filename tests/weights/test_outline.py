@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama
 from tgi.weights import Checkpoint, CheckpointError, Shard, check_outline

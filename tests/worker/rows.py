@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.protocol import Step
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import FLOATS, INTS, Lanes

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 
 from .rows import make_masks, make_rows, make_sampler
 

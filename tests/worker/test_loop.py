@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.protocol import (
     Allocate,
     Allocated,

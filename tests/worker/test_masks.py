@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt

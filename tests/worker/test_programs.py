@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama

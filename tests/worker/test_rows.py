@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt

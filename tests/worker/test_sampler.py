@@ -15,8 +15,8 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
 from tgi.worker.sampler import _scaled, draw, green_list, process, weights

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_mistral
 from tgi.testing.runs import random_prompt

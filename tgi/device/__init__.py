@@ -1,20 +1,2 @@
-"""What models run on: `Device` defines every operation in plain torch, devices do some of them faster."""
-
-from .attention import AttentionSpec
-from .base import Device
-from .batch import Batch, FlatBlocks, HostRow, KVCache
-from .fp8 import Fp8Weight, Scale
-from .graphs import Counters, Program
-
-__all__ = [
-    "AttentionSpec",
-    "Batch",
-    "Counters",
-    "Device",
-    "FlatBlocks",
-    "Fp8Weight",
-    "HostRow",
-    "KVCache",
-    "Program",
-    "Scale",
-]
+"""Devices that models run on: `base` defines every operation in plain torch, and a folder per device has what
+that device does faster. Importing this package, or a device's folder, does not import torch."""

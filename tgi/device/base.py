@@ -18,7 +18,7 @@ from torch import nn
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
-from . import memory
+from . import cgroups
 from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
 from .fp8 import FP8, FP8_LIMIT, Fp8Weight
@@ -70,7 +70,7 @@ class Device:
 
     def free_bytes(self) -> int:
         """Memory that can still be allocated, in bytes, less a reserve for others."""
-        return memory.free_bytes()
+        return cgroups.free_bytes()
 
     def total_bytes(self) -> int:
         """Memory of the device; 0: not known."""

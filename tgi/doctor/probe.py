@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tgi.device import Device, Program
+from tgi.device.base import Device
+from tgi.device.graphs import Program
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 from tgi.worker.runner import open_device

@@ -1,6 +1,6 @@
 """The public building blocks of models. They take their weights from a checkpoint and run on any device."""
 
-from tgi.device import Batch
+from tgi.device.batch import Batch
 
 from .alibi import alibi_slopes
 from .attention import Attention

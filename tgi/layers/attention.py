@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from tgi.device import AttentionSpec, Batch
+from tgi.device.attention import AttentionSpec
+from tgi.device.batch import Batch
 from tgi.plugins import ConfigError
 
 from .build import Build

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import attrs
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.weights import Shard, Weights
 
 

@@ -5,7 +5,8 @@ Next to the tensor `x.weight` of [out, in] e4m3 numbers there are then `x.weight
 
 import torch
 
-from tgi.device import Device, Fp8Weight, Scale
+from tgi.device.base import Device
+from tgi.device.fp8 import Fp8Weight, Scale
 from tgi.plugins import ConfigError
 
 from .build import Build, Part

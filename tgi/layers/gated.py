@@ -6,7 +6,7 @@
 import torch
 from torch import nn
 
-from tgi.device import Batch
+from tgi.device.batch import Batch
 from tgi.plugins import ModelConfig
 from tgi.plugins.gated import GatedConfig
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tgi.device import Batch
+from tgi.device.batch import Batch
 from tgi.footprint import PROMPT_SLICE
 
 from .build import Build, Part

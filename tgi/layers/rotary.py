@@ -15,7 +15,7 @@ import math
 import torch
 from torch import nn
 
-from tgi.device import Batch
+from tgi.device.batch import Batch
 from tgi.plugins.rope import RopeConfig
 
 from .build import Build

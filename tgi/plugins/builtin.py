@@ -26,7 +26,7 @@ def tgi_devices() -> list[DeviceSpec]:
     return [
         DeviceSpec(
             name="cpu",
-            implementation="tgi.device.cpu:CpuDevice",
+            implementation="tgi.device.cpu.cpu_device:CpuDevice",
             # OpenMP threads spin before they sleep, by default for so long that a rank whose cores are
             # shared, if only with the server, waits at every barrier for a thread that is not running.
             # And weights in huge pages, where the system allows them on request, are read faster.
@@ -38,7 +38,7 @@ def tgi_devices() -> list[DeviceSpec]:
         ),
         DeviceSpec(
             name="cuda",
-            implementation="tgi.device.cuda:CudaDevice",
+            implementation="tgi.device.cuda.cuda_device:CudaDevice",
             block_size=32,
             batch_size=128,
             prefill_tokens=4096,
@@ -48,7 +48,7 @@ def tgi_devices() -> list[DeviceSpec]:
             card_files="/dev/nvidia[0-9]*",
             memory_fraction=0.9,  # graphs and libraries take some that nobody counts
         ),
-        DeviceSpec(name="hpu", implementation="tgi.device.hpu:HpuDevice", **_GAUDI),
+        DeviceSpec(name="hpu", implementation="tgi.device.hpu.hpu_device:HpuDevice", **_GAUDI),
         DeviceSpec(name="hpu-sim", implementation="tgi.testing.simulated_hpu:SimulatedHpu", **_GAUDI),
         DeviceSpec(
             name="plain",

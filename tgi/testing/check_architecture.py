@@ -14,8 +14,8 @@ from typing import Any
 import attrs
 import torch
 
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError
 from tgi.weights import CheckpointError, Shard
 from tgi.worker.runner import Runner

@@ -11,8 +11,8 @@ from typing import Any
 import attrs
 import torch
 
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 
 from .driver import BLOCK_SIZE, Answer, Driver, make_driver
 from .runs import random_prompt

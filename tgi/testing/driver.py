@@ -10,7 +10,7 @@ import attrs
 import numpy as np
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.footprint import first_block
 from tgi.protocol import LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
 from tgi.weights import Shard

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
 

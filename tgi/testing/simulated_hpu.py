@@ -5,9 +5,9 @@ import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
-from tgi.device import Device
-from tgi.device.hpu import HpuDevice
-from tgi.device.hpu_bridge import settle_mode
+from tgi.device.base import Device
+from tgi.device.hpu.bridge import settle_mode
+from tgi.device.hpu.hpu_device import HpuDevice
 
 from .simulated_gaudi import Card, Profile, install, uninstall
 

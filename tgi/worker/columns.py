@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.protocol import Step, unpack_ints
 
 from .lanes import FLOATS, INTS, Lanes

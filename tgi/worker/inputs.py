@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tgi.device import Batch, Device, HostRow, KVCache
+from tgi.device.base import Device
+from tgi.device.batch import Batch, HostRow, KVCache
 from tgi.protocol import Step, unpack_ints
 
 from .columns import Ints, Rows, sampler_columns, table_columns, token_columns

@@ -3,7 +3,8 @@
 import attrs
 import torch
 
-from tgi.device import Device, KVCache
+from tgi.device.base import Device
+from tgi.device.batch import KVCache
 from tgi.plugins import ModelConfig
 from tgi.weights import Shard
 

@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 import attrs
 import torch
 
-from tgi.device import Batch, Device, FlatBlocks, KVCache, Program
+from tgi.device.base import Device
+from tgi.device.batch import Batch, FlatBlocks, KVCache
+from tgi.device.graphs import Program
 from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
 

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tgi.device import Counters, Device, KVCache
+from tgi.device.base import Device
+from tgi.device.batch import KVCache
+from tgi.device.graphs import Counters
 from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.layers import Batch, Build, Head
 from tgi.plugins import ANY, ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.protocol import LaneParams
 
 from .lanes import DRAW_BITS

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tgi.device import Device
+from tgi.device.base import Device
 from tgi.protocol import LaneParams, unpack_floats, unpack_ints
 
 _MOST_BIAS = 1e4

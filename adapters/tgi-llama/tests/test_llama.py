@@ -5,7 +5,7 @@ import json
 import pytest
 from tgi_llama.plugin import read_config
 
-from tgi.device.cpu import CpuDevice
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation

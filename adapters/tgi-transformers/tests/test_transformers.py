@@ -17,8 +17,8 @@ from transformers.masking_utils import (
 )
 
 from tgi.config import Options
-from tgi.device import Device
-from tgi.device.cpu import CpuDevice
+from tgi.device.base import Device
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.planning.setup import read_architecture
 from tgi.plugins import ConfigError, JsonReader
 from tgi.protocol import unpack_floats, unpack_ints

@@ -13,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
 
-from tgi.device import AttentionSpec, Device
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
 from tgi.layers import Batch, Build, Head
 from tgi.plugins import ConfigError
 from tgi.weights import Checkpoint, CheckpointError, DummyWeights

@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import nn
 
-from tgi.device import AttentionSpec
+from tgi.device.attention import AttentionSpec
 from tgi.plugins import ConfigError
 
 from .plugin import TransformersConfig

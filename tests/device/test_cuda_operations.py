@@ -17,8 +17,10 @@ pytest.importorskip("triton")
 
 import torch
 
-from tgi.device import AttentionSpec, Device, cuda_layers
-from tgi.device.cuda_layers import CudaLayers
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.cuda import cuda_operations
+from tgi.device.cuda.cuda_operations import CudaLayers
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 
@@ -48,7 +50,7 @@ def test_decode_attention_over_many_parts():
 
 @pytest.mark.parametrize("step", ["prompts", "chunks"])
 def test_attention_of_prompts(step, monkeypatch):
-    monkeypatch.setattr(cuda_layers, "_QUERIES", 16)
+    monkeypatch.setattr(cuda_operations, "_QUERIES", 16)
     rows = attention.make_rows(attention.STEPS[step])
     for spec, seen in attention.SPECS.values():
         attention.check(CudaLayers(1), rows, [spec], seen)
@@ -119,7 +121,7 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from tgi.device import cuda_kernels as kernels
+from tgi.device.cuda import triton_kernels as kernels
 
 pointers = dict.fromkeys(("ids", "owners", "counts", "starts"), "*i32")
 pointers |= dict.fromkeys(("slopes", "sums", "peaks", "outs"), "*fp32")

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import nn
 
-from .graphs import Program
+from tgi.device.graphs import Program
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from . import memory
-from .attention import AttentionSpec
-from .base import Device
-from .batch import Batch, HostRow, KVCache
-from .ranking import most_likely_by_keys
+from tgi.device import cgroups
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch, HostRow, KVCache
+from tgi.device.ranking import most_likely_by_keys
 
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
@@ -342,7 +342,7 @@ def usable_cores() -> int:
     for cpu in allowed:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
-    quota = memory.cpu_quota()
+    quota = cgroups.cpu_quota()
     return max(1, min(len(cores), int(quota) if quota else len(cores)))
 
 

@@ -17,18 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from tgi.plugins import ConfigError
-from tgi.weights import Shard
-
-from .attention import AttentionSpec
-from .base import Device
-from .batch import Batch, KVCache
-from .fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
-from .graphs import Counters, Graphs, Program
-from .hpu_bridge import join_ranks, open_bridge
-from .hpu_compile import CompiledRegions
-from .hpu_lazy import LazyGraphs
-from .static_attention import (
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch, KVCache
+from tgi.device.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
+from tgi.device.graphs import Counters, Graphs, Program
+from tgi.device.static import (
     DecodePlan,
     Kind,
     PromptPlan,
@@ -38,6 +32,12 @@ from .static_attention import (
     plan_decode,
     plan_prompt,
 )
+from tgi.plugins import ConfigError
+from tgi.weights import Shard
+
+from .bridge import join_ranks, open_bridge
+from .compiled_regions import CompiledRegions
+from .lazy_graphs import LazyGraphs
 
 
 class HpuDevice(Device):

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .attention import AttentionSpec
-from .base import Device
-from .batch import Batch
-from .static_attention import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
+from tgi.device.attention import AttentionSpec
+from tgi.device.base import Device
+from tgi.device.batch import Batch
+from tgi.device.static import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
 
 _QUERIES = 256
 """Of a row, whose scores exist at once where no kernel hides them."""
@@ -49,21 +49,21 @@ class CudaLayers(Device):
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """As defined, but rounded once."""
-        from . import cuda_kernels
+        from . import triton_kernels as kernels
 
-        return cuda_kernels.silu_mul(gate_up)
+        return kernels.silu_mul(gate_up)
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """As defined, but rounded once."""
-        from . import cuda_kernels
+        from . import triton_kernels as kernels
 
-        return cuda_kernels.rotate(x, cos, sin)
+        return kernels.rotate(x, cos, sin)
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """As defined; in which order torch adds depends on how many rows there are."""
-        from . import cuda_kernels
+        from . import triton_kernels as kernels
 
-        return cuda_kernels.total(x)
+        return kernels.total(x)
 
     def use(self, spec: AttentionSpec) -> None:
         """As defined."""
@@ -98,9 +98,9 @@ class CudaLayers(Device):
         """As defined."""
         plan, (keys, values) = batch.plan, batch.cache.layers[layer]
         if isinstance(plan, BlocksPlan):
-            from . import cuda_kernels
+            from . import triton_kernels as kernels
 
-            return cuda_kernels.attend_blocks(query, keys, values, plan.blocks, plan.starts, plan.size, spec)
+            return kernels.attend_blocks(query, keys, values, plan.blocks, plan.starts, plan.size, spec)
         assert isinstance(plan, PromptPlan)
         bias = plan.biases[self._kinds.index(_kind(spec))]
         rows = plan.lengths.shape[0]

@@ -11,7 +11,7 @@ import torch
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
-from .attention import AttentionSpec
+from tgi.device.attention import AttentionSpec
 
 PART = 8
 """Blocks that one program goes through."""

@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tgi.device.graphs import Counters, Program
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
-from .cuda_layers import CudaLayers
-from .graphs import Counters, Program
+from .cuda_operations import CudaLayers
 
 _BFLOAT16 = (8, 0)
 """The first generation that has it."""

@@ -10,8 +10,9 @@ import attrs
 import torch
 from torch import nn
 
-from .graphs import Program
-from .hpu_bridge import Bridge
+from tgi.device.graphs import Program
+
+from .bridge import Bridge
 
 
 @attrs.frozen
