@@ -21,7 +21,8 @@ from tgi.errors import ToolError, ValidationError
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tools import CallDelta, Tool, ToolFormat
+from tgi.text.tool_formats import CallDelta, Tool
+from tgi.text.tools import ToolCalling
 
 from .chat_templates import TEMPLATES
 
@@ -112,8 +113,8 @@ every_format = pytest.mark.parametrize("name", TEMPLATES_OF)
 both_kinds = pytest.mark.parametrize("special", [False, True], ids=["marks are text", "marks are special"])
 
 
-def format_of(name: str, *, special: bool = False) -> ToolFormat:
-    return ToolFormat.of(ChatTemplates({"default": TEMPLATES_OF[name]}, {}), TOKENIZERS[special])
+def calling_of(name: str, *, special: bool = False) -> ToolCalling:
+    return ToolCalling.of(ChatTemplates({"default": TEMPLATES_OF[name]}, {}), TOKENIZERS[special])
 
 
 @functools.cache
@@ -149,9 +150,9 @@ def walk(
     return None
 
 
-def read(tool_format: ToolFormat, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+def read(calling: ToolCalling, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
     """The content and the calls that a parser makes of pieces of text, as a client puts them together."""
-    parser = tool_format.parser()
+    parser = calling.format.parser()
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
     content, calls, ids = "", list[tuple[str, str]](), set[str]()
     for part in found:
@@ -201,82 +202,82 @@ def ways_to_cut(text: str, seed: int) -> list[list[str]]:
     "tools", [TOOLS, TOOLS[:1], TOOLS[1:2]], ids=["required", "named", "named, no parameters"]
 )
 def test_calls_that_are_required(name: str, special: bool, parallel: bool, tools: list[Tool]) -> None:
-    tool_format = format_of(name, special=special)
-    spec = tool_format.grammar(tools, required=True, parallel=parallel)
+    calling = calling_of(name, special=special)
+    spec = calling.grammar(tools, required=True, parallel=parallel)
     numbers = set()
     for seed in range(6):
-        opening = [tool_format.text.mark] if tool_format.thinks else []
+        opening = [calling.format.mark] if calling.thinks else []
         text = walk(spec, seed, special=special, opening=opening)
         if text is None:
             continue
-        content, calls = read(tool_format, [text])
+        content, calls = read(calling, [text])
         assert content == ""
         assert {called for called, _ in calls} <= {tool.name for tool in tools}
         check_calls(calls)
-        assert tool_format.text.write(calls) == text
+        assert calling.format.write(calls) == text
         numbers.add(len(calls))
         for pieces in ways_to_cut(text, seed):
-            assert read(tool_format, pieces) == (content, calls)
+            assert read(calling, pieces) == (content, calls)
     assert numbers
-    if tool_format.single or not parallel:
+    if calling.single or not parallel:
         assert numbers == {1}
 
 
 @every_format
 @both_kinds
 def test_several_calls(name: str, special: bool) -> None:
-    tool_format = format_of(name, special=special)
+    calling = calling_of(name, special=special)
     calls = [("get", "{}"), ("weather-2", "{ }"), ("get_weather", '{"city":"}]\\"", "unit": "\\\\"}')]
     for parallel in (False, True):
-        matcher = COMPILERS[special].compile(tool_format.grammar(TOOLS, required=True, parallel=parallel))
-        ids = TOKENIZERS[special].encode(tool_format.text.write(calls), add_special_tokens=False)
+        matcher = COMPILERS[special].compile(calling.grammar(TOOLS, required=True, parallel=parallel))
+        ids = TOKENIZERS[special].encode(calling.format.write(calls), add_special_tokens=False)
         taken = 0
         while taken < len(ids) and ids[taken] in allowed(matcher):
             matcher.advance(ids[taken])
             taken += 1
-        if parallel and not tool_format.single:
+        if parallel and not calling.single:
             assert taken == len(ids)
             assert 1 in allowed(matcher)
         else:
             assert taken < len(ids)
     check_calls(calls)
-    assert read(tool_format, list(tool_format.text.write(calls))) == ("", calls)
+    assert read(calling, list(calling.format.write(calls))) == ("", calls)
 
 
 @every_format
 @both_kinds
 def test_auto_text(name: str, special: bool) -> None:
     """Any text without a call is an answer."""
-    tool_format = format_of(name, special=special)
-    spec = tool_format.grammar(TOOLS, required=False, parallel=True)
+    calling = calling_of(name, special=special)
+    spec = calling.grammar(TOOLS, required=False, parallel=True)
     matcher = COMPILERS[special].compile(spec)
     assert 1 in allowed(matcher), "an empty answer"
     for seed in range(3):
         text = walk(spec, seed, special=special, opening=['I think {"name" is <tool'], most=200)
         assert text is not None
         for pieces in ways_to_cut(text, seed):
-            assert read(tool_format, pieces) == (text, [])
+            assert read(calling, pieces) == (text, [])
 
 
 @every_format
 @both_kinds
 def test_auto_calls(name: str, special: bool) -> None:
     """Once it begins as a call it is one; before it there may be text where the format has a mark."""
-    tool_format = format_of(name, special=special)
-    spec = tool_format.grammar(TOOLS, required=False, parallel=True)
-    before = "Let me <think> {x.\n\n" if tool_format.text.mark else ""
+    calling = calling_of(name, special=special)
+    spec = calling.grammar(TOOLS, required=False, parallel=True)
+    before = "Let me <think> {x.\n\n" if calling.format.mark else ""
     read_any = False
     for seed in range(6):
-        text = walk(spec, seed, special=special, opening=[before, tool_format.text.mark or '{"name"'])
+        text = walk(spec, seed, special=special, opening=[before, calling.format.mark or '{"name"'])
         if text is None:
             continue
-        content, calls = read(tool_format, [text])
+        content, calls = read(calling, [text])
         assert content == before.rstrip()
         assert calls
         check_calls(calls)
-        assert before + tool_format.text.write(calls) == text
+        assert before + calling.format.write(calls) == text
         for pieces in ways_to_cut(text, seed):
-            assert read(tool_format, pieces) == (content, calls)
+            assert read(calling, pieces) == (content, calls)
         read_any = True
     assert read_any
 
@@ -285,18 +286,18 @@ def test_auto_calls(name: str, special: bool) -> None:
 @both_kinds
 def test_auto_with_a_schema_for_the_text(name: str, special: bool) -> None:
     """response_format together with tools: an answer obeys the one, or is a call of the others."""
-    tool_format = format_of(name, special=special)
+    calling = calling_of(name, special=special)
     schema = {"type": "object", "properties": {"answer": CITY}, "required": ["answer"]}
-    spec = tool_format.grammar(
+    spec = calling.grammar(
         TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema))
     )
     kinds = set()
     for seed in range(12):
-        opening = [tool_format.text.mark if seed % 2 and tool_format.text.mark else '{"']
+        opening = [calling.format.mark if seed % 2 and calling.format.mark else '{"']
         text = walk(spec, seed, special=special, opening=opening)
         if text is None:
             continue
-        content, calls = read(tool_format, list(text))
+        content, calls = read(calling, list(text))
         check_calls(calls)
         if not calls:
             jsonschema.validate(json.loads(content), schema)
@@ -306,26 +307,26 @@ def test_auto_with_a_schema_for_the_text(name: str, special: bool) -> None:
 
 
 def test_auto_with_a_regex_for_the_text() -> None:
-    tool_format = format_of("hermes")
-    spec = tool_format.grammar(TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
+    calling = calling_of("hermes")
+    spec = calling.grammar(TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
     texts = {walk(spec, seed, special=False, opening=[first]) for seed in range(9) for first in "a/\n"}
     assert texts <= {"a", "//", "\n\n", "/\n", "\n/"}
     assert len(texts) > 3
     called = walk(spec, 0, special=False, opening=["<tool_call>\n{"])
-    assert called is None or read(tool_format, [called])[1]
+    assert called is None or read(calling, [called])[1]
 
 
 @both_kinds
 def test_thoughts_may_precede_a_call_that_is_required(special: bool) -> None:
-    tool_format = format_of("qwen3", special=special)
-    assert tool_format.thinks
-    spec = tool_format.grammar(TOOLS[:1], required=True, parallel=False)
+    calling = calling_of("qwen3", special=special)
+    assert calling.thinks
+    spec = calling.grammar(TOOLS[:1], required=True, parallel=False)
     thoughts = '<think>\nOne <tool_ could "call" {it.\n</think>'
     text = None
     for seed in range(9):
         text = text or walk(spec, seed, special=special, opening=[thoughts, "\n\n", "<tool_call>"])
     assert text is not None
-    content, calls = read(tool_format, list(text))
+    content, calls = read(calling, list(text))
     assert content == thoughts
     assert len(calls) == 1
     check_calls(calls)
@@ -337,20 +338,20 @@ def test_thoughts_may_precede_a_call_that_is_required(special: bool) -> None:
 
 @pytest.mark.parametrize("mark", ["<tool_call>", "[TOOL_CALLS]"])
 def test_a_mark_that_is_a_special_token_is_not_spelt(mark: str) -> None:
-    tool_format = format_of("hermes" if mark[0] == "<" else "mistral", special=True)
-    core = COMPILERS[True].compile(tool_format.grammar(TOOLS, required=True, parallel=False))
+    calling = calling_of("hermes" if mark[0] == "<" else "mistral", special=True)
+    core = COMPILERS[True].compile(calling.grammar(TOOLS, required=True, parallel=False))
     number = TOKENIZERS[True].encode(mark, add_special_tokens=False)
     assert allowed(core) == number
 
 
 def test_what_a_grammar_is_not_made_of() -> None:
-    tool_format = format_of("generic")
+    calling = calling_of("generic")
     with pytest.raises(ToolError, match="the parameters of f are not valid: "):
-        tool_format.grammar([Tool("f", None, [])], required=True, parallel=True)
+        calling.grammar([Tool("f", None, [])], required=True, parallel=True)
     with pytest.raises(ToolError, match="the parameters of f are not valid: "):
-        tool_format.grammar([Tool("f", None, False)], required=True, parallel=True)
+        calling.grammar([Tool("f", None, False)], required=True, parallel=True)
     with pytest.raises(ValidationError, match="grammar is not valid: "):
-        tool_format.grammar(TOOLS, required=False, parallel=True, text=GrammarSpec("json", "{"))
+        calling.grammar(TOOLS, required=False, parallel=True, text=GrammarSpec("json", "{"))
 
 
 @pytest.mark.parametrize(
@@ -371,13 +372,13 @@ def test_what_a_grammar_is_not_made_of() -> None:
 )
 def test_parameters_that_are_unusual(parameters: Any) -> None:
     """Arguments are an object, and what cannot be enforced is passed over."""
-    tool_format = format_of("hermes")
-    spec = tool_format.grammar([Tool("f", None, parameters)], required=True, parallel=False)
+    calling = calling_of("hermes")
+    spec = calling.grammar([Tool("f", None, parameters)], required=True, parallel=False)
     opening = ['<tool_call>\n{"name": "f", "arguments": {']
     texts = [text for seed in range(8) if (text := walk(spec, seed, special=False, opening=opening))]
     assert texts
     for text in texts:
-        (_, arguments), *none = read(tool_format, [text])[1]
+        (_, arguments), *none = read(calling, [text])[1]
         assert not none
         assert isinstance(json.loads(arguments), dict)
 
@@ -385,14 +386,14 @@ def test_parameters_that_are_unusual(parameters: Any) -> None:
 def test_a_name_may_be_anything() -> None:
     for name in ('a", "arguments": {"', "x\\", "é\n</tool_call>", "<s>", ""):
         for style in TEMPLATES_OF:
-            tool_format = format_of(style)
-            if tool_format.text.middle in name:
+            calling = calling_of(style)
+            if calling.format.middle in name:
                 continue
-            spec = tool_format.grammar([Tool(name, None, None)], required=True, parallel=False)
-            opening = [tool_format.text.mark] if tool_format.thinks else []
+            spec = calling.grammar([Tool(name, None, None)], required=True, parallel=False)
+            opening = [calling.format.mark] if calling.thinks else []
             text = walk(spec, 0, special=False, opening=opening)
             assert text is not None
-            ((read_name, arguments),) = read(tool_format, list(text))[1]
+            ((read_name, arguments),) = read(calling, list(text))[1]
             assert (read_name, json.loads(arguments)) == (name, {})
 
 
@@ -417,27 +418,27 @@ _layouts: st.SearchStrategy[Callable[[Any], str]] = st.sampled_from(
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
 def test_what_is_written_is_read(name: str, data: st.DataObject, places: list[int]) -> None:
-    tool_format = format_of(name)
+    calling = calling_of(name)
     calls = [
         (called, data.draw(_layouts)(arguments))
         for called, arguments in data.draw(st.lists(st.tuples(_names, _objects), min_size=1, max_size=3))
     ]
-    before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if tool_format.text.mark else ""
-    text = before + tool_format.text.write(calls)
-    assert read(tool_format, cut(text, places)) == (before.rstrip(), calls)
+    before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if calling.format.mark else ""
+    text = before + calling.format.write(calls)
+    assert read(calling, cut(text, places)) == (before.rstrip(), calls)
 
 
 @every_format
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
 def test_what_only_resembles_a_call_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
-    tool_format = format_of(name)
-    opening = tool_format.text.opening
+    calling = calling_of(name)
+    opening = calling.format.opening
     parts = [opening[:n] for n in range(1, len(opening))] + [" ", "\n", "a", '"', "}"]
     text = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=6)))
     if opening in text:
         return
-    assert read(tool_format, cut(text, places)) == (text, [])
+    assert read(calling, cut(text, places)) == (text, [])
 
 
 @every_format
@@ -445,11 +446,11 @@ def test_what_only_resembles_a_call_is_text(name: str, data: st.DataObject, plac
 @given(data=st.data(), places=_places, length=st.integers(0, 10**4))
 def test_an_answer_that_is_cut_off(name: str, data: st.DataObject, places: list[int], length: int) -> None:
     """Of the arguments there is what was generated; nothing behind the first call is text."""
-    tool_format = format_of(name)
+    calling = calling_of(name)
     calls = data.draw(st.lists(st.tuples(_names, _objects.map(json.dumps)), min_size=1, max_size=3))
-    text = tool_format.text.write(calls)
+    text = calling.format.write(calls)
     text = text[: length % (len(text) + 1)]
-    content, found = read(tool_format, cut(text, places))
+    content, found = read(calling, cut(text, places))
     assert content == ("" if found else text)
     assert [called for called, _ in found] == [called for called, _ in calls][: len(found)]
     for (_, part), (_, whole) in zip(found[-1:], calls[len(found) - 1 :], strict=False):
@@ -463,16 +464,16 @@ def test_an_answer_that_is_cut_off(name: str, data: st.DataObject, places: list[
 @example(data=None, places=[])
 def test_anything_can_be_read(name: str, data: st.DataObject | None, places: list[int]) -> None:
     """Whatever a model without a grammar writes: the same, however it comes."""
-    tool_format = format_of(name)
-    parts = [*'ab {}[]"\n', *filter(None, (tool_format.text.opening, tool_format.text.middle))]
-    parts += list(filter(None, (tool_format.text.tail, tool_format.text.separator, tool_format.text.end)))
+    calling = calling_of(name)
+    parts = [*'ab {}[]"\n', *filter(None, (calling.format.opening, calling.format.middle))]
+    parts += list(filter(None, (calling.format.tail, calling.format.separator, calling.format.end)))
     text = "" if data is None else "".join(data.draw(st.lists(st.sampled_from(parts), max_size=12)))
-    assert read(tool_format, cut(text, places)) == read(tool_format, [text])
+    assert read(calling, cut(text, places)) == read(calling, [text])
 
 
 def test_pieces_are_passed_on_at_once() -> None:
     """What a client sees while the model writes."""
-    parser = format_of("hermes").parser()
+    parser = calling_of("hermes").format.parser()
     fed = [
         ("Well", ["Well"]),
         (", <", [","]),
@@ -532,9 +533,9 @@ def test_pieces_are_passed_on_at_once() -> None:
 )
 def test_the_formats(name: str, text: str) -> None:
     """As the families' documentation has them."""
-    assert format_of(name).text.write([("f", '{"a": 1}'), ("g", "{}")]) == text
-    assert format_of(name).taught is not name.startswith("generic")
-    assert format_of(name).single is (name == "llama 3.1")
+    assert calling_of(name).format.write([("f", '{"a": 1}'), ("g", "{}")]) == text
+    assert calling_of(name).taught is not name.startswith("generic")
+    assert calling_of(name).single is (name == "llama 3.1")
 
 
 @pytest.mark.parametrize(
@@ -542,7 +543,7 @@ def test_the_formats(name: str, text: str) -> None:
 )
 def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
     templates = ChatTemplates({"default": TEMPLATES[family]}, {"bos_token": "<s>", "eos_token": "</s>"})
-    tool_format = ToolFormat.of(templates, TOKENIZERS[False])
+    calling = ToolCalling.of(templates, TOKENIZERS[False])
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": ["é"]}}}
     tools = [
         {
@@ -558,7 +559,7 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
         ],
         tools,
     )
-    written = tool_format.text.write([("f", '{"a": ["é"]}')])
+    written = calling.format.write([("f", '{"a": ["é"]}')])
     assert written.removesuffix("}]") in text
 
 

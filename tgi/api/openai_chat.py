@@ -8,7 +8,8 @@ from tgi.errors import ToolError
 from tgi.scheduler import Token
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
-from tgi.text.tools import CallDelta, Tool, ToolFormat
+from tgi.text.tool_formats import CallDelta, Tool
+from tgi.text.tools import ToolCalling
 
 from .answers import aside
 from .generate import Finished
@@ -33,7 +34,7 @@ class ChatPrompt:
     text: str
     grammar: GrammarSpec | None
     """What the answer must obey."""
-    format: ToolFormat | None
+    calling: ToolCalling | None
     """How tool calls are written in it; None: there are no tools to call."""
 
 
@@ -45,10 +46,10 @@ async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> Ch
 def _chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     tools, required = _offered(body)
     grammar = None if body.response_format is None else grammar_spec(body.response_format)
-    tool_format = None
+    calling = None
     if tools:
-        tool_format = ToolFormat.of(engine.templates, engine.tokenizer)
-        grammar = tool_format.grammar(
+        calling = ToolCalling.of(engine.templates, engine.tokenizer)
+        grammar = calling.grammar(
             [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
             required=required,
             parallel=body.parallel_tool_calls is not False and not _named(body),
@@ -58,12 +59,12 @@ def _chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
         [_without_nulls(message) for message in body.messages],
         [_without_nulls(tool) for tool in tools],
         engine.templates,
-        tool_format,
+        calling,
         body.tool_prompt or None,
         required=required,
     )
     text = engine.templates.render(messages, shown, body.chat_template_kwargs)
-    return ChatPrompt(text, grammar, tool_format)
+    return ChatPrompt(text, grammar, calling)
 
 
 def _offered(body: ChatRequest) -> tuple[list[ToolDefinition], bool]:
@@ -93,7 +94,7 @@ def _without_nulls(record: Message | ToolDefinition) -> dict[str, object]:
 
 def choice_content(body: ChatRequest, prompt: ChatPrompt, engine: Engine) -> ChoiceContent:
     """An empty choice of an answer to this prompt."""
-    parser = None if prompt.format is None else prompt.format.parser()
+    parser = None if prompt.calling is None else prompt.calling.format.parser()
     text = ChoiceText(engine.tokenizer, body.stop or [], with_special=parser is not None)
     return ChoiceContent(text, parser)
 

@@ -7,7 +7,7 @@ from msgspec import UNSET, UnsetType
 
 from tgi.errors import ApiError
 from tgi.scheduler import Sequence, Token
-from tgi.text.tools import CallDelta
+from tgi.text.tool_formats import CallDelta
 
 from .observe import Observer
 from .openai_answers import (

@@ -7,7 +7,7 @@ import attrs
 from tgi.scheduler import Sequence, Token
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tools import CallDelta, ToolCallParser
+from tgi.text.tool_formats import CallDelta, ToolCallParser
 
 from .openai_answers import (
     CompletionLogprobsBody,

@@ -1,7 +1,7 @@
-"""What a chat template is given for the messages and the tools of a request.
+"""Conversion of a request's messages and tools to those that the model's chat template prints.
 
-Templates differ in what they print: calls, the role `tool`, content in parts. Whatever one does not print
-becomes plain text that it does, so that every conversation reaches every model.
+Templates differ in whether they print calls, the role `tool`, and content in parts. Anything that a template
+does not print becomes plain text that it does, so that every conversation reaches every model.
 """
 
 import json
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .chat_template import Abilities, ChatTemplates
-from .tool_parser import CallText
-from .tools import GENERIC, ToolFormat
+from .tool_formats import GENERIC, ToolFormat
+from .tools import ToolCalling
 
 Message = dict[str, Any]
 
@@ -20,50 +20,51 @@ TOOL_PROMPT = (
     "arguments that best answers the given prompt. Respond in the format {name: function name, parameters: "
     "dictionary of argument name and its value}.Do not use variables.\n"
 )
-"""T8."""
+"""TGI's explanation of how to call tools (T8)."""
 MAY_ANSWER = "If no function is needed, answer in plain text instead.\n"
-"""What follows it where the model may do so."""
+"""Addition to TOOL_PROMPT where an answer without calls is allowed."""
 
 
 def prepare_messages(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     templates: ChatTemplates,
-    tool_format: ToolFormat | None,
+    calling: ToolCalling | None,
     tool_prompt: str | None = None,
     *,
     required: bool = False,
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
-    """The messages and the tools to render.
+    """Return the messages and the tools for `ChatTemplates.render`.
 
-    Takes messages and tools as OpenAI's API has them. `tool_format`: of calls; None where there are no tools.
-    `tool_prompt` tells the model how to call them; None: TGI's text (T8), where the template does not say it.
-    `required`: an answer without a call is not wanted.
+    `messages` and `tools` have the shape of OpenAI's API. `calling` is None if the request has no tools.
+    `tool_prompt` explains to the model how to call tools; the default is TGI's text (T8) if the template does
+    not explain it. `required`: the answer must be a call.
     """
-    shown = [_shown(tool) for tool in tools]
-    knowing = bool(shown) and templates.knows_tools()
-    abilities = templates.abilities(with_tools=knowing)
-    source = templates.source(with_tools=knowing) or ""
+    described = [_described(tool) for tool in tools]
+    in_template = bool(described) and templates.knows_tools()
+    abilities = templates.abilities(with_tools=in_template)
+    source = templates.source(with_tools=in_template) or ""
     ids = _Ids() if re.search(r"length != 9\b", source) else None
-    written = GENERIC if tool_format is None else tool_format.text
+    style = GENERIC if calling is None else calling.format
     if "developer" not in source:  # OpenAI's newer name of the role
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
-    done = _merged([_converted(message, abilities, written, ids) for message in messages])
-    taught = knowing and tool_format is not None and tool_format.taught
-    if shown and not (taught and tool_prompt is None):
+    converted = _merged([_converted(message, abilities, style, ids) for message in messages])
+    is_taught = in_template and calling is not None and calling.taught
+    if described and not (is_taught and tool_prompt is None):
         default = TOOL_PROMPT if required else TOOL_PROMPT + MAY_ANSWER
         text = default if tool_prompt is None else tool_prompt
-        described = "" if knowing else json.dumps(shown, ensure_ascii=False, separators=(",", ":")) + "\n"
-        _append(done, f"\n---\n{described}{text}")
+        if not in_template:
+            text = json.dumps(described, ensure_ascii=False, separators=(",", ":")) + "\n" + text
+        _append(converted, f"\n---\n{text}")
     if abilities.parts:
-        for message in done:
+        for message in converted:
             if "content" in message:
                 message["content"] = [{"type": "text", "text": message["content"]}]
-    return done, shown if knowing else None
+    return converted, described if in_template else None
 
 
-def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool as templates expect it: with all that they may look at, and no more."""
+def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool with exactly the keys that templates look at."""
     function = tool["function"]
     parameters = function.get("parameters") or {"type": "object", "properties": {}}
     return {
@@ -77,43 +78,42 @@ def _shown(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(
-    message: Mapping[str, Any], abilities: Abilities, call_text: CallText, ids: "_Ids | None"
+    message: Mapping[str, Any], abilities: Abilities, style: ToolFormat, ids: "_Ids | None"
 ) -> tuple[Message, bool]:
-    """A message for the template, and whether it is a user's in place of a tool's."""
-    done = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
+    """Return a message for the template, and whether it is a user's in place of a tool's."""
+    converted = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
     text, calls = _text_of(message.get("content")), message.get("tool_calls")
     if calls and abilities.calls:
-        done["tool_calls"] = [_call(call, as_text=abilities.calls == "texts", ids=ids) for call in calls]
+        converted["tool_calls"] = [_call(call, as_text=abilities.calls == "texts", ids=ids) for call in calls]
         if text or abilities.empty_content:
-            done["content"] = text
-        return done, False
+            converted["content"] = text
+        return converted, False
     if calls:
-        written = call_text.write((_function(call)["name"], _arguments_text(call)) for call in calls)
+        written = style.write((call["function"]["name"], _arguments_text(call)) for call in calls)
         text = f"{text}\n{written}" if text else written
     if message["role"] == "tool":
         if not (abilities.calls or abilities.tool_role):
             return {"role": "user", "content": text}, True
         if ids is not None:
-            done["tool_call_id"] = ids[message.get("tool_call_id")]
-    return done | {"content": text}, False
+            converted["tool_call_id"] = ids[message.get("tool_call_id")]
+    return converted | {"content": text}, False
 
 
 def _merged(messages: Sequence[tuple[Message, bool]]) -> list[Message]:
-    """With users that follow each other made one, where a result of a tool is among them: such templates
-    want turns."""
-    done: list[Message] = []
+    """Join consecutive messages of users if one of them is a tool's result: such templates require turns."""
+    merged: list[Message] = []
     mergeable = False
-    for message, result in messages:
-        mergeable = result or (mergeable and message["role"] == "user")
-        if mergeable and done and done[-1]["role"] == message["role"]:
-            done[-1]["content"] += "\n" + message["content"]
+    for message, is_result in messages:
+        mergeable = is_result or (mergeable and message["role"] == "user")
+        if mergeable and merged and merged[-1]["role"] == message["role"]:
+            merged[-1]["content"] += "\n" + message["content"]
         else:
-            done.append(message)
-    return done
+            merged.append(message)
+    return merged
 
 
 def _text_of(content: object) -> str:
-    """The parts of a content, put together as TGI does it (C32)."""
+    """Join the parts of a message's content as TGI does (C32)."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -127,13 +127,8 @@ def _url_of(part: Mapping[str, Any]) -> str:
     return str(image["url"] if isinstance(image, Mapping) else image)
 
 
-def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    function: Mapping[str, Any] = call["function"]
-    return function
-
-
 def _arguments(call: Mapping[str, Any]) -> Any:
-    function = _function(call)
+    function = call["function"]
     return function.get("arguments", function.get("parameters", {}))
 
 
@@ -143,7 +138,7 @@ def _arguments_text(call: Mapping[str, Any]) -> str:
 
 
 def _arguments_object(call: Mapping[str, Any]) -> Any:
-    """What OpenAI's JSON text means; the text itself where it is no JSON."""
+    """Return the value of the arguments' JSON text, or the text itself if it is not JSON."""
     arguments = _arguments(call)
     if not isinstance(arguments, str):
         return arguments
@@ -155,23 +150,23 @@ def _arguments_object(call: Mapping[str, Any]) -> Any:
 
 def _call(call: Mapping[str, Any], *, as_text: bool, ids: "_Ids | None") -> dict[str, Any]:
     arguments = _arguments_text(call) if as_text else _arguments_object(call)
-    number = call.get("id") if ids is None else ids[call.get("id")]
+    id_ = call.get("id") if ids is None else ids[call.get("id")]
     # Templates print the keys of a function in this order.
-    done = {"type": "function", "function": {"name": _function(call)["name"], "arguments": arguments}}
-    return done if number is None else {"id": number, **done}
+    converted = {"type": "function", "function": {"name": call["function"]["name"], "arguments": arguments}}
+    return converted if id_ is None else {"id": id_, **converted}
 
 
 class _Ids(dict[str | None, str]):
-    """Ids as Mistral's templates want them, for those that clients brought along."""
+    """Clients' ids of calls, each with the id of nine characters that Mistral's templates require."""
 
-    def __missing__(self, number: str | None) -> str:
-        valid = number is not None and re.fullmatch("[A-Za-z0-9]{9}", number)
-        self[number] = number if valid and number is not None else f"{len(self):09d}"
-        return self[number]
+    def __missing__(self, id_: str | None) -> str:
+        valid = id_ is not None and re.fullmatch("[A-Za-z0-9]{9}", id_)
+        self[id_] = id_ if valid and id_ is not None else f"{len(self):09d}"
+        return self[id_]
 
 
 def _append(messages: list[Message], text: str) -> None:
-    """To the last message that is not the model's own and has a content (T6)."""
+    """Append text to the last message that has a content and is not the model's own (T6)."""
     for message in reversed(messages):
         if message["role"] != "assistant" and "content" in message:
             message["content"] += text
