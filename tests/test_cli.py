@@ -10,10 +10,10 @@ import attrs
 import pytest
 
 from tgi.cli import app, options_from_environment, parse_options
+from tgi.compat_flags import IgnoredFlags
 from tgi.config import Options
-from tgi.foreign import Foreign
 
-OWN = [field.name for field in attrs.fields(Options) if field.name not in ("config", "env", "foreign")]
+OWN = [field.name for field in attrs.fields(Options) if field.name not in ("config", "env", "ignored")]
 CHOICES = {
     "load_format": "dummy",
     "kv_cache_dtype": "fp8_e4m3fn",
@@ -61,7 +61,7 @@ def test_flags_of_a_typical_script() -> None:
         max_total_tokens=2048,
         max_batch_size=8,
         json_output=True,
-        foreign=Foreign(cuda_graphs="0", usage_stats="off"),
+        ignored=IgnoredFlags(cuda_graphs="0", usage_stats="off"),
         api_key=("k", "l,m"),
         env=True,
         cors_allow_origin=("http://a", "http://b"),
@@ -127,7 +127,7 @@ def test_p_is_the_port(short: list[str]) -> None:
 
 def test_short_names_of_vllm() -> None:
     options = parse_options(["-tp", "2", "-q", "awq"])
-    assert (options.num_shard, options.foreign.quantize) == (2, "awq")
+    assert (options.num_shard, options.ignored.quantize) == (2, "awq")
 
 
 @pytest.mark.contract("6.1")
@@ -143,7 +143,7 @@ def test_short_names_of_vllm() -> None:
         (["serve", "--chat-template", "/none"], {}, '"/none" does not exist'),
         (["serve", "--max-inputs-tokens", "1"], {}, "Did you mean --max-input-tokens?"),
         (["serve", "--trust-remote-code", "true"], {}, 'Unexpected argument "true".'),
-        (["serve", "org/m", "--model-id", "org/n"], {}, "The model is named twice"),
+        (["serve", "org/m", "--model-id", "org/n"], {}, "The model is given twice"),
         (["serve"], {"JSON_OUTPUT": "maybe"}, "JSON_OUTPUT"),
         (["serve"], {"AIP_HEALTH_ROUTE": "health"}, "It must be a path, such as /predict."),
         (["serve"], {"TGI_CONFIG": "/none.toml"}, "/none.toml cannot be read: No such file or directory."),
@@ -219,7 +219,7 @@ def test_help_shows_every_flag_once_and_fits_a_narrow_terminal() -> None:
         left = [line[2:34] for line in panels.splitlines()]
         found = [words for words in left if flag in words.replace("[no-]", "").split()]
         assert len(found) == 1, flag
-    for attribute in attrs.fields(Foreign):
+    for attribute in attrs.fields(IgnoredFlags):
         assert f"--{attribute.name.replace('_', '-')}" in epilogue
 
 

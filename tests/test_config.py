@@ -131,12 +131,12 @@ def test_with_a_window_the_cache_may_be_smaller_than_a_sequence() -> None:
         ({"max_batch_size": 0}, "`max_batch_size` must be > 0"),
         (
             {"recipe_cache": Path("/a,b")},
-            "the folder of --recipe-cache must have no comma in its name",
+            "the folder name of --recipe-cache must not contain a comma",
         ),
         ({"api_key": ("a", "")}, "an API key is empty: give a key, or leave out --api-key and API_KEY"),
-        ({"api_key": ("é",)}, "an API key must be printable ASCII, without spaces around it"),
-        ({"api_key": (" a",)}, "an API key must be printable ASCII, without spaces around it"),
-        ({"api_key": ("a\n",)}, "an API key must be printable ASCII, without spaces around it"),
+        ({"api_key": ("é",)}, "an API key must be printable ASCII without surrounding spaces"),
+        ({"api_key": (" a",)}, "an API key must be printable ASCII without surrounding spaces"),
+        ({"api_key": ("a\n",)}, "an API key must be printable ASCII without surrounding spaces"),
     ],
 )
 def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
@@ -150,7 +150,7 @@ def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
     [
         ({"dtype": "float16"}, "computing in bfloat16"),
         ({"dtype": "half"}, "computing in bfloat16"),
-        ({"hostname": "pod-7"}, "'pod-7' is no IP address: listening on 0.0.0.0"),
+        ({"hostname": "pod-7"}, "--hostname pod-7 is not an IP address: listening on 0.0.0.0"),
     ],
 )
 def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> None:

@@ -8,7 +8,7 @@ line (6), metrics (7) and the request/answer pairs (12). `python -m tests.test_c
 import pytest
 
 from .documented import ROOT, Row, holders_by_contract_id, read_tables
-from .test_foreign import IMPLEMENTED, IN_VAIN, REFUSED
+from .test_compat_flags import IMPLEMENTED, IN_VAIN, REFUSED
 
 LINES = [
     (line + "\t\t").split("\t")[:3]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tgi.cli import launcher_app
+from tgi.compat_flags import REFUSED_VARIABLES, UNUSED_VARIABLES
 from tgi.config import BUCKET_VARIABLES
-from tgi.foreign import REFUSED_VARIABLES, UNUSED_VARIABLES
 
 PAGE = (Path(__file__).parents[1] / "docs" / "gaudi.md").read_text("utf-8")
 SIZES = "sizes of `--bucketing` linear, exponential and padding-aware; no effect on optimal"

@@ -171,3 +171,15 @@ def test_rendering_takes_no_time_worth_mentioning() -> None:
         metrics.render()
         best = min(best, time.perf_counter() - begin)
     assert best < 0.02
+
+
+if __name__ == "__main__":  # writes the descriptions of the families into docs/observability.md
+    path = Path(__file__).parent.parent / "docs" / "observability.md"
+    text = path.read_text("utf-8")
+    families = Metrics().families
+    rows = [
+        f"| `{one.name}` | {one.kind} | {one._label and f'`{one._label}`'} | {one._description} |"
+        for one in families
+    ]
+    table = re.compile(r"(?:^\| `tgi_\w+` \|.*\n)+", re.MULTILINE)
+    path.write_text(table.sub("\n".join(rows) + "\n", text, count=1), "utf-8")

@@ -8,8 +8,8 @@ import pytest
 from cyclopts import CycloptsError
 
 from tgi.cli import parse_options
+from tgi.compat_flags import IgnoredFlags
 from tgi.config import Options
-from tgi.foreign import Foreign
 
 
 def write(folder: Path, text: str) -> Path:
@@ -50,7 +50,7 @@ def test_a_file_names_options_as_flags_do(tmp_path: Path) -> None:
         api_key=("a", "b,c"),
         cors_allow_origin=("http://a",),
         huggingface_hub_cache=Path("/data"),
-        foreign=Foreign(cuda_graphs="0"),
+        ignored=IgnoredFlags(cuda_graphs="0"),
     )
 
 

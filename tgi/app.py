@@ -1,11 +1,10 @@
-"""`hypercorn -k trio tgi.app`: the server as an ASGI application, configured by the variables of `tgi serve`.
+"""The application for `hypercorn -k trio tgi.app`, configured by the environment variables of `tgi serve`.
 
-hypercorn's own way of running an application does not suit an engine: it tells the application of a shutdown
-only when all connections have ended, cuts them after a timeout of its own, goes on answering when the
-application's lifespan has crashed, and gives up when that takes a minute to start. So, when hypercorn loads
-this module in its worker process, `tgi.server.serve` takes the place of hypercorn's function of the same
-purpose, with hypercorn's sockets and hypercorn's shutdown; engine, signals and exit codes are then those of
-`tgi serve`. Started by anything else, the application refuses.
+hypercorn's worker does not suit an engine: it announces a shutdown only when all connections have ended, cuts
+them after its own timeout, keeps answering after the application's lifespan has crashed, and gives up if that
+takes a minute to start. Importing this module therefore replaces hypercorn's `worker_serve` by
+`tgi.server.serve`, with hypercorn's sockets and shutdown trigger; engine, signals and exit codes are those of
+`tgi serve`. Any other ASGI server gets an error.
 """
 
 import contextlib
@@ -37,7 +36,7 @@ async def _worker_serve(
     if config.workers > 1:
         _refuse("every hypercorn worker would load the model: start one (-w 1)")
     assert sockets is not None, "hypercorn binds before it starts a worker"
-    # Under a master process, SIGINT is hypercorn's and comes as its shutdown.
+    # Under a master process, SIGINT is hypercorn's and arrives as its shutdown.
     signals = (signal.SIGTERM,) if shutdown_trigger else (signal.SIGTERM, signal.SIGINT)
     trigger = None if shutdown_trigger is None else functools.partial(_master_ends, shutdown_trigger)
     try:
@@ -49,7 +48,7 @@ async def _worker_serve(
 
 
 async def _master_ends(shutdown_trigger: Callable[[], Awaitable[None]]) -> None:
-    """Return when hypercorn's master asks for the end, or has died without."""
+    """Return when hypercorn's master requests a shutdown or has died."""
 
     async def wait(until: Callable[[], Awaitable[None]]) -> None:
         await until()
@@ -63,7 +62,7 @@ async def _master_ends(shutdown_trigger: Callable[[], Awaitable[None]]) -> None:
 
 
 async def app(*_: Any) -> NoReturn:
-    """Reached only when something else than hypercorn's trio worker has loaded the module."""
+    """Refuse to run. Only called if something other than hypercorn's trio worker loads this module."""
     _refuse("tgi.app runs under hypercorn's trio worker only: hypercorn -k trio tgi.app")
 
 
@@ -73,15 +72,15 @@ def _refuse(reason: str) -> NoReturn:
 
 
 def _leave(code: int) -> NoReturn:
-    """End this process, and hypercorn's master with a code that is not 0 either.
+    """Exit, and make hypercorn's master exit with a non-zero code too.
 
-    Left to itself the master exits with 0 whatever the code of its worker (hypercorn 0.18 asks again for
-    the codes when no worker is left), so that a supervisor would take the loss of the engine for success.
+    On its own the master exits with 0 whatever its worker's code (hypercorn 0.18 asks for the codes when no
+    worker is left), and a supervisor would mistake the loss of the engine for success.
     """
     master = multiprocessing.parent_process()
     if master is not None and master.pid is not None:
         for lock in gc.get_objects():
-            if isinstance(lock, SemLock):  # the master's: nobody would unlink them, and Python would say so
+            if isinstance(lock, SemLock):  # the master's; left alone, Python would warn that it leaked
                 with contextlib.suppress(FileNotFoundError):
                     SemLock._cleanup(lock._semlock.name)  # type: ignore[attr-defined]
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
-"""What a user types: `tgi serve` and other commands; `text-generation-launcher` is `tgi serve`.
+"""The command line: `tgi serve` and other commands; `text-generation-launcher` is `tgi serve`.
 
-Only what --help needs is imported at the top; the server comes with its first use. An error of the user is
-one line on stderr: exit code 2 where the command line is to blame, 1 otherwise.
+Only modules that --help needs are imported at the top. A user's mistake is one line on stderr, with exit code
+2 if it is on the command line and 1 otherwise.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from tgi import flags
+from tgi.compat_flags import compat_help
 from tgi.config import Options, map_legacy_variables
-from tgi.foreign import foreign_flags
 from tgi.limits import Limits
 from tgi.sources import add_sources
 
 
 def _name(entry: HelpEntry) -> RenderableType:
-    """What to type for an option. vLLM's names are left to docs/options.md."""
+    """Return the names of an option for --help, without vLLM's, which docs/options.md lists."""
     if entry.positional_label:
         return entry.positional_label
     short = "".join(f"{name}, " for name in entry.positive_shorts if len(name) == 2)
@@ -63,40 +63,39 @@ def _app(name: str, about: str) -> App:
 app = _app("tgi", "A text-generation server: the drop-in successor of Hugging Face TGI.")
 _SERVE = """Serve a model over HTTP.
 
-Every flag has an environment variable, MAX_INPUT_TOKENS for --max-input-tokens, and a key in the file of
---config. A flag beats a variable, and a variable beats the file.
+Every flag has an environment variable (MAX_INPUT_TOKENS for --max-input-tokens) and a key in the file of
+--config. Flags take precedence over variables, and variables over the file.
 
-Ctrl-C or SIGTERM ends the server when the running requests are done, a second one at once.
+Ctrl-C or SIGTERM stops the server once running requests are finished; a second one stops it at once.
 """
-_PLAN = """Show what a server needs and reaches, with neither a card nor weights.
+_PLAN = """Show the memory, buckets, warm-up time and speed of a server, without a card or weights.
 
-Takes the flags of `tgi serve`. --device is gaudi2, gaudi3 or cpu; --model-id may be a folder with nothing but
-config.json. Prints how the memory is divided, which buckets there are, how long their warm-up takes, and what
-speed the card allows. Ends with exit code 1 if the memory does not do.
+Takes the flags of `tgi serve`. --device names a card, such as gaudi2, gaudi3 or cpu; the folder of --model-id
+needs nothing but config.json. Exits with code 1 if the memory does not suffice.
 """
-_DOCTOR = """Check this machine and its cards, and say in a sentence what to do about each fault.
+_DOCTOR = """Check this machine and its cards, and say what to do about each fault.
 
-Takes the flags of `tgi serve`, and looks at what a server with these needs: --device, --num-shard, --port,
---recipe-cache. Opens the device and tries it. Ends with exit code 1 if a server would not run.
+Takes the flags of `tgi serve` and checks everything that a server with these flags needs, by running small
+programs on the device. Exits with code 1 if a server would not run.
 """
 launcher_app = _app("text-generation-launcher", _SERVE)
-launcher_app.help_epilogue = foreign_flags()
+launcher_app.help_epilogue = compat_help()
 
 
-@app.command(help=_SERVE, help_epilogue=foreign_flags(), sort_key=0)
+@app.command(help=_SERVE, help_epilogue=compat_help(), sort_key=0)
 def serve(
-    model: Annotated[str | None, Parameter(group=flags.MODEL, help="The same as --model-id.")] = None,
+    model: Annotated[str | None, Parameter(group=flags.MODEL, help="Same as --model-id.")] = None,
     /,
     *,
     options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
 ) -> int:
-    """`tgi serve`. Returns the exit code."""
+    """Run `tgi serve`; return the exit code."""
     return launch(options=options if model is None else attrs.evolve(options, model_id=model))
 
 
 @launcher_app.default
 def launch(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> int:  # noqa: B008
-    """`text-generation-launcher`. Returns the exit code."""
+    """Run `text-generation-launcher`; return the exit code."""
     from tgi.server import run
 
     return run(options)
@@ -112,18 +111,18 @@ def download_weights(
         Path | None, Parameter(env_var=("HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE"))
     ] = None,
 ) -> int:
-    """Fetch a model into the cache and convert old formats, so that serving it needs no network.
+    """Download a model into the cache and convert old formats, so that serving needs no network.
 
     Parameters
     ----------
     model_id
-        An id on the Hugging Face Hub, or a folder.
+        Hugging Face Hub id, or a folder.
     revision
         Branch, tag or commit.
     extension
-        Which weight files to prefer; others are converted to .safetensors.
+        Preferred extension of weight files; others are converted to .safetensors.
     huggingface_hub_cache
-        Where models are kept. Without it, $HF_HOME/hub.
+        Folder where models are kept. Default: $HF_HOME/hub.
     """
     from tgi.hub import HubError, Source, find_model
 
@@ -141,7 +140,7 @@ def download_weights(
 
 @app.command(help=_PLAN)
 def plan(
-    model: Annotated[str | None, Parameter(group=flags.MODEL, help="The same as --model-id.")] = None,
+    model: Annotated[str | None, Parameter(group=flags.MODEL, help="Same as --model-id.")] = None,
     /,
     *,
     plot: Annotated[Path | None, Parameter(group=flags.PLAN, metavar="FILE", negative="")] = None,
@@ -153,9 +152,9 @@ def plan(
     Parameters
     ----------
     plot
-        Draw it as a picture, .png, .svg or .pdf.
+        File to draw the plan to: .png, .svg or .pdf.
     json_
-        Print it as JSON.
+        Print JSON.
     """
     from tgi.planning.show import show_plan
 
@@ -174,7 +173,7 @@ def doctor(
     Parameters
     ----------
     json_
-        Print the checks as JSON.
+        Print JSON.
     """
     from tgi.doctor.show import show_checks
 
@@ -183,14 +182,14 @@ def doctor(
 
 @app.command
 def plugins(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
-    """List the plugins that are installed, what they offer, and what is wrong with them.
+    """List installed plugins, their models and devices, and their faults.
 
-    Ends with exit code 1 if anything is wrong.
+    Exits with code 1 if a plugin is broken.
 
     Parameters
     ----------
     json_
-        Print it as JSON.
+        Print JSON.
     """
     from tgi.plugins.show import show_plugins
 
@@ -199,7 +198,7 @@ def plugins(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = F
 
 @app.command
 def print_schema() -> int:
-    """Print the OpenAPI document of a server with the default limits, as text-generation-router does."""
+    """Print the OpenAPI document of a server with default limits."""
     from tgi.api.openapi import document
 
     print(json.dumps(document(Limits()), indent=2))
@@ -207,14 +206,17 @@ def print_schema() -> int:
 
 
 def parse_options(arguments: Sequence[str] = ()) -> Options:
-    """What text-generation-launcher would start with. Raises CycloptsError, whose text is one line."""
+    """Return the options of a text-generation-launcher command line.
+
+    Raises CycloptsError, whose text is one line.
+    """
     _, bound, _ = launcher_app.parse_args(arguments, exit_on_error=False, print_error=False)
     options: Options = bound.arguments.get("options", Options())
     return options
 
 
 def options_from_environment() -> Options:
-    """The options that the environment alone gives. Exits with code 2 and one line when it is wrong."""
+    """Return the options that the environment sets. Exits with code 2 and one line if they are wrong."""
     with _usage_errors():
         return parse_options()
 
@@ -244,7 +246,7 @@ def _usage_errors() -> Iterator[None]:
     except CycloptsError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        sys.exit(130)  # as a shell has it; `tgi serve` takes the signal itself once it is up
+        sys.exit(130)  # as shells do; once it is up, `tgi serve` handles the signal itself
 
 
 def _fail(reason: str) -> NoReturn:

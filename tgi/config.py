@@ -1,9 +1,6 @@
-"""Options and limits: TGI's flags and environment variables. The only reader of the environment.
+"""Options of the server: one field each, from which flags, variables, file keys and help are made.
 
-`Options` is what a user wrote, `Limits` what a running server keeps to; `resolve_limits` makes one of the
-other once the model and the device are known. The names, variables and defaults of the flags are those of
-text-generation-launcher. How a flag is spelt and explained is written at its field, and nowhere else:
-the command line, its help, the variables and the keys of a file are all made from the fields.
+Names, variables and defaults are those of text-generation-launcher. No other module reads the environment.
 """
 
 import os
@@ -15,11 +12,11 @@ import attrs
 from cyclopts import Parameter
 
 from tgi import flags
+from tgi.compat_flags import IgnoredFlags
 from tgi.flags import BATCH, BUCKETS, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
-from tgi.foreign import Foreign
 
 DEMO_MODEL = Path(__file__).parent / "demo"
-"""The checkpoint that comes with the package."""
+"""Folder of the checkpoint that ships with the package."""
 BUCKET_VARIABLES = {
     "BATCH_BUCKET_SIZE": ("DECODE_BS", 1),
     "PREFILL_BATCH_BUCKET_SIZE": ("PROMPT_BS", 1),
@@ -41,107 +38,109 @@ DTYPES = {
     "float16": "bfloat16",
     "half": "bfloat16",
 }
-"""Value of --dtype (TGI's, vLLM's) -> what a rank is told."""
+"""Dtype that ranks compute in, by the value of --dtype (TGI's and vLLM's spellings)."""
 
 
 class OptionError(Exception):
-    """Options that contradict each other or ask for what there is not; the message is one line for people."""
+    """Options contradict each other or cannot be met; the message is one line for people."""
 
 
 @attrs.frozen(kw_only=True)
 class Options:
-    """Everything that can be set from outside, as it was written. A flag beats its variable."""
+    """Options as the user wrote them. A flag takes precedence over its variable."""
 
     config: Annotated[Path | None, flag(MODEL, "TGI_CONFIG", value="FILE")] = None
-    """A TOML file with options, named as the flags are. Its variable is TGI_CONFIG."""
+    """TOML file of options, with the names of the flags as keys."""
     model_id: Annotated[str | None, flag(MODEL, "MODEL_ID", "HF_MODEL_ID", value="ID", vllm=["--model"])] = (
         None
     )
-    """A folder or an id on the Hugging Face Hub. Without it, the small demo model that comes with tgi."""
+    """Folder or Hugging Face Hub id of the model. Default: the small demo model that ships with tgi."""
     revision: Annotated[str | None, flag(MODEL, "REVISION", "HF_MODEL_REVISION", value="NAME")] = None
     """Branch, tag or commit on the Hub."""
     dtype: Annotated[
         Literal["auto", "float32", "float", "bfloat16", "float16", "half"] | None, flag(MODEL, "DTYPE")
     ] = None
-    """What to compute in. auto, and without it: what the device is fastest at. float16 is taken for
+    """Dtype to compute in. auto, the default, is the fastest on the device. float16 is treated as
     bfloat16."""
     kv_cache_dtype: Annotated[
         Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
     ] = None
-    """What the KV cache is kept in. auto, and without it: as --dtype. fp8_e4m3fn is for Gaudi."""
+    """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a Gaudi."""
     load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
-    """What the weights are read from. auto: *.safetensors, made of *.bin where there are none. safetensors:
-    these only. dummy: nothing; they are made up, to measure with."""
+    """Source of the weights. auto reads *.safetensors and converts *.bin if there are none; safetensors
+    never converts; dummy makes weights up, for benchmarks."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
-    """What to compute on; plugins offer more."""
+    """Device to run on. `tgi plugins` lists those that are installed."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
-    """CPU threads. 0: as many as there are cores."""
+    """CPU threads of all ranks together. 0 means one per core."""
     sharded: Annotated[Literal["true", "false"] | None, flag(MODEL, "SHARDED")] = None
-    """Whether to split the model over several ranks. true without --num-shard: over all cards that
-    HABANA_VISIBLE_MODULES or HABANA_VISIBLE_DEVICES lists, or else there are."""
+    """Split the model over several ranks. true without --num-shard uses every card that the variables of
+    the device list (HABANA_VISIBLE_MODULES, CUDA_VISIBLE_DEVICES, …), or every card of the machine."""
     num_shard: Annotated[
         Count | None,
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
     ] = None
-    """Over how many ranks, each a process with a card of its own. On a CPU they share its threads."""
+    """Number of ranks, each a process with its own card. On a CPU they share the threads."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
-    """Replaces the RoPE scaling of the model's config.json."""
+    """RoPE scaling to use instead of that in config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None
-    """Its factor. Alone: linear scaling. Without it: 1.0."""
+    """Factor of --rope-scaling. Default: 1.0. Given alone, it means linear scaling."""
     huggingface_hub_cache: Annotated[
         Path | None, flag(MODEL, "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", value="FOLDER")
     ] = None
-    """Where models are kept. Without it, $HF_HOME/hub."""
+    """Folder where downloaded models are kept. Default: $HF_HOME/hub."""
     weights_cache_override: Annotated[Path | None, flag(MODEL, "WEIGHTS_CACHE_OVERRIDE", value="FOLDER")] = (
         None
     )
-    """A folder with the model's files, used instead of the Hub."""
+    """Folder with the model's files, used instead of the Hub."""
     served_model_name: Annotated[str | None, flag(MODEL, "SERVED_MODEL_NAME", value="NAME")] = None
-    """Name of the model in answers. Without it, --model-id."""
+    """Name of the model in answers. Default: --model-id."""
     tokenizer_config_path: Annotated[Path | None, flag(MODEL, "TOKENIZER_CONFIG_PATH"), flags.FILE] = None
-    """A file that replaces the model's tokenizer_config.json when a chat template is looked for."""
+    """File to read the chat template from instead of the model's tokenizer_config.json."""
     chat_template: Annotated[Path | None, flag(MODEL, "CHAT_TEMPLATE"), flags.FILE] = None
-    """A file with a Jinja template that replaces the model's own."""
+    """File with a Jinja chat template to use instead of the model's own."""
     watermark_gamma: Annotated[Amount, flag(MODEL, "WATERMARK_GAMMA")] = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: Annotated[float, flag(MODEL, "WATERMARK_DELTA", value="N")] = 2.0
-    """What a watermark adds to their logits."""
+    """Value that a watermark adds to the logits of the tokens it favours."""
 
     max_input_tokens: Annotated[Count | None, flag(LIMITS, "MAX_INPUT_TOKENS")] = None
-    """Longest prompt. Without it, --max-total-tokens less 1."""
+    """Maximum tokens of a prompt. Default: --max-total-tokens minus 1."""
     max_input_length: Annotated[Count | None, flag(LIMITS, "MAX_INPUT_LENGTH")] = None
-    """The old name of --max-input-tokens."""
+    """Deprecated name of --max-input-tokens."""
     max_total_tokens: Annotated[Count | None, flag(LIMITS, "MAX_TOTAL_TOKENS", vllm=["--max-model-len"])] = (
         None
     )
-    """Longest prompt and answer together. Without it, 4096, or less where the model was made for less."""
+    """Maximum tokens of prompt and answer together. Default: 4096, or the model's own maximum if that is
+    lower."""
     max_best_of: Annotated[Count, flag(LIMITS, "MAX_BEST_OF")] = 2
-    """Largest `best_of`."""
+    """Maximum value of `best_of`."""
     max_stop_sequences: Annotated[Count, flag(LIMITS, "MAX_STOP_SEQUENCES")] = 4
-    """Most stop sequences."""
+    """Maximum number of stop sequences in a request."""
     max_top_n_tokens: Annotated[Count, flag(LIMITS, "MAX_TOP_N_TOKENS")] = 5
-    """Largest `top_n_tokens`."""
+    """Maximum value of `top_n_tokens`."""
     max_client_batch_size: Annotated[Count, flag(LIMITS, "MAX_CLIENT_BATCH_SIZE")] = 4
-    """Most prompts in one request."""
+    """Maximum number of prompts in one request."""
     disable_grammar_support: Annotated[bool, flag(LIMITS, "DISABLE_GRAMMAR_SUPPORT")] = False
     """Refuse `grammar`, `response_format` and `tools`."""
     payload_limit: Annotated[Count, flag(LIMITS, "PAYLOAD_LIMIT")] = 2_000_000
-    """Largest body of a request, in bytes."""
+    """Maximum size of a request body, in bytes."""
 
     max_concurrent_requests: Annotated[Count, flag(BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
-    """Texts that are asked for at once, waiting ones included; a request for more is answered 429."""
+    """Maximum texts being generated or waiting; requests beyond that are answered with 429."""
     max_batch_size: Annotated[Count | None, flag(BATCH, "MAX_BATCH_SIZE", vllm=["--max-num-seqs"])] = None
-    """Sequences that are computed together. Without it, what suits the device (cpu: 32)."""
+    """Maximum sequences in a batch. Default: set by the device (cpu: 32)."""
     max_batch_prefill_tokens: Annotated[
         Count | None, flag(BATCH, "MAX_BATCH_PREFILL_TOKENS", vllm=["--max-num-batched-tokens"])
     ] = None
-    """Prompt tokens of one step; longer ones take several. Without it, what suits the device (cpu: 512)."""
+    """Maximum prompt tokens in one step; longer prompts take several steps. Default: set by the device
+    (cpu: 512)."""
     max_batch_total_tokens: Annotated[Count | None, flag(BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
-    """Tokens in the KV cache. Without it, as many as there is memory for."""
+    """Tokens that the KV cache holds. Default: as many as fit in memory."""
     waiting_served_ratio: Annotated[Amount, flag(BATCH, "WAITING_SERVED_RATIO")] = 0.3
-    """Waiting requests, as a share of the running ones, that interrupt these for a prefill."""
+    """Ratio of waiting to running requests at which the running batch is interrupted for a prefill."""
     max_waiting_tokens: Annotated[Count, flag(BATCH, "MAX_WAITING_TOKENS")] = 20
-    """Steps after which any waiting request does."""
+    """Decode steps after which waiting requests are prefilled regardless of --waiting-served-ratio."""
     prefix_caching: Annotated[
         bool,
         flag(
@@ -151,98 +150,99 @@ class Options:
             negative=["--no-prefix-caching", "--no-enable-prefix-caching"],
         ),
     ] = True
-    """Keep what was computed of a prompt for others that begin alike."""
+    """Reuse the KV cache of prompts that begin with the same tokens."""
 
     bucketing: Annotated[
         Literal["optimal", "linear", "exponential", "padding-aware"],
         flag(BUCKETS, "BUCKETING", "VLLM_BUCKETING_STRATEGY", split=flags.strategy),
     ] = "optimal"
-    """How the shapes that steps are padded to are chosen, on a device that compiles them: for the least
-    padding, or as vLLM does on Gaudi."""
+    """Strategy for choosing buckets, the shapes that steps are padded to, on devices that compile them:
+    minimal padding, or one of vLLM's on Gaudi."""
     max_graphs: Annotated[Count | None, flag(BUCKETS, "MAX_GRAPHS")] = None
-    """Most shapes, each of which is a graph. Without it, 64 if they are chosen for the least padding."""
+    """Maximum number of buckets, each of which is a graph. Default: 64 with --bucketing optimal."""
     max_waste: Annotated[Amount | None, flag(BUCKETS, "MAX_WASTE")] = None
-    """Most that padding may add to the time of a step, as a share of it, if shapes are chosen for the least
-    padding. Without it, 1, and more where the graphs are too few for that."""
+    """Maximum time that padding may add to a step, as a share of the step, with --bucketing optimal.
+    Default: 1, or more if --max-graphs is too low for that."""
     bucket_shapes: Annotated[Path | None, flag(BUCKETS, "BUCKET_SHAPES"), flags.FILE] = None
-    """A file that --record-shapes has written: what to choose shapes for. Without it, for all alike."""
+    """File written by --record-shapes, whose shapes the buckets are chosen for. Default: all shapes are
+    equally likely."""
     record_shapes: Annotated[Path | None, flag(BUCKETS, "RECORD_SHAPES", value="FILE")] = None
-    """Every minute and when the server ends, add the shapes of its steps to this file."""
+    """File to which the shapes of steps are added every minute and when the server stops."""
 
     memory_fraction: Annotated[
         Share | None,
         flag(MEMORY, "MEMORY_FRACTION", "HPU_MEMORY_FRACTION", vllm=["--gpu-memory-utilization"]),
     ] = None
-    """Share of the memory beside the weights that may be used. Without it, what suits the device (cpu: 1)."""
+    """Share of the memory left by the weights that may be used. Default: set by the device (cpu: 1)."""
     graph_memory_fraction: Annotated[
         Share | None,
         flag(MEMORY, "GRAPH_MEMORY_FRACTION", "TGI_GRAPH_RESERVED_MEM", "VLLM_GRAPH_RESERVED_MEM"),
     ] = None
-    """Share of that which is kept for graphs. Without it, what as many of them are expected to take."""
+    """Share of usable memory reserved for graphs. Default: the estimated size of all graphs."""
     warmup_timeout: Annotated[Amount, flag(MEMORY, "WARMUP_TIMEOUT")] = 900.0
-    """Seconds that the first step of a bucket may take, which compiles it."""
+    """Maximum seconds for the first step of a bucket, which compiles it."""
     warmup_budget: Annotated[Amount | None, flag(MEMORY, "WARMUP_BUDGET")] = None
-    """Seconds that the warm-up may take in all: there are as few buckets as that takes."""
+    """Maximum seconds for the whole warm-up; the number of buckets is reduced to fit."""
     skip_warmup: Annotated[bool, flag(MEMORY, "SKIP_WARMUP", "VLLM_SKIP_WARMUP")] = False
-    """Warm up the largest buckets only; the others are compiled while requests wait for them."""
+    """Warm up only the largest buckets; requests wait while the others are compiled."""
     recipe_cache: Annotated[Path | None, flag(MEMORY, "RECIPE_CACHE", value="FOLDER")] = None
-    """A folder on a local disk where a Gaudi keeps what it has compiled for the next start."""
+    """Folder on a local disk where the device keeps compiled graphs for the next start."""
 
     hostname: Annotated[
         str, flag(HTTP, "HOSTNAME", value="ADDRESS", vllm=["--host"], split=flags.address)
     ] = "0.0.0.0"
-    """IP address to listen on, or localhost. Any other name is taken for 0.0.0.0."""
+    """IP address to listen on, or localhost. Any other name is treated as 0.0.0.0."""
     port: Annotated[Port, flag(HTTP, "PORT", short="-p")] = 3000
     """Port to listen on."""
     api_key: Annotated[
         tuple[str, ...], flag(HTTP, "API_KEY", "VLLM_API_KEY", value="KEY", split=flags.keys)
     ] = ()
-    """What clients must send as `Authorization: Bearer …`. Can be given again, in the variable with a comma
-    between: any of them will do."""
+    """Key that clients must send as `Authorization: Bearer KEY`. Repeat the flag, or separate keys in the
+    variable by commas, to accept any of several."""
     cors_allow_origin: Annotated[
         tuple[str, ...], flag(HTTP, "CORS_ALLOW_ORIGIN", value="ORIGIN", split=flags.origins)
     ] = ()
-    """An origin that browsers may call from. Can be given again. *, and without it: any."""
+    """Origin that browsers may call from; repeat for several. Default: any origin."""
     graceful_termination_timeout: Annotated[
         Amount,
         flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),
     ] = 90.0
     """Seconds that running requests have to finish after SIGTERM."""
     drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
-    """Seconds from SIGTERM, when /health turns to 503, until new connections are refused. A load balancer
-    needs some 5."""
+    """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
+    a good value behind a load balancer."""
     keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
-    """Seconds after which an idle connection is closed; more than a load balancer's."""
+    """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
     aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
         None
     )
-    """Another path for /vertex. Vertex AI sets this and the next, and with AIP_HTTP_PORT the port."""
+    """Second path for /vertex. Vertex AI sets this variable, AIP_HEALTH_ROUTE and AIP_HTTP_PORT."""
     aip_health_route: Annotated[str | None, flag(HTTP, "AIP_HEALTH_ROUTE", value="PATH"), flags.ROUTE] = None
-    """Another path for /health."""
+    """Second path for /health."""
     compute_type: Annotated[str, flag(HTTP, "COMPUTE_TYPE", value="TEXT")] = "gpu+optimized"
-    """Value of the header x-compute-type."""
+    """Value of the response header x-compute-type."""
 
     json_output: Annotated[bool, flag(LOG, "JSON_OUTPUT")] = False
-    """Log in JSON, one object a line."""
+    """Log JSON, one object per line."""
     log_level: Annotated[str, flag(LOG, "LOG_LEVEL", "VLLM_LOGGING_LEVEL", value="LEVEL")] = "info"
-    """debug, info, warn or error."""
+    """Minimum level of log messages: debug, info, warn or error."""
     env: Annotated[bool, flag(LOG, short="-e")] = False
-    """Log the versions of everything first."""
+    """Log the versions of the main packages at start."""
     trace_plugins: Annotated[bool, flag(LOG, "TRACE_PLUGINS")] = False
-    """Log every hook of a plugin that is called, and its result. `tgi plugins` lists what is installed."""
+    """Log every call of a plugin hook and its result."""
     otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
-    """URL of an OpenTelemetry collector that gets a trace of every request."""
+    """URL of the OpenTelemetry collector to send a trace of every request to."""
     otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (
         "text-generation-inference.router"
     )
-    """The name of this server in traces."""
+    """Name of this server in traces."""
 
-    foreign: Annotated[Foreign, Parameter(name="*")] = attrs.field(factory=Foreign)
+    ignored: Annotated[IgnoredFlags, Parameter(name="*")] = attrs.field(factory=IgnoredFlags)
 
     def checked(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-        """Check what can be checked before the model is known; yields a warning for each oddity.
+        """Check everything that needs no model; yield a warning for each option without effect.
 
-        Raises OptionError, with TGI's text where TGI has the same check.
+        Raises OptionError, in TGI's words where TGI has the same check.
         """
         self._check_shards()
         if self.max_input_tokens is not None and self.max_input_length is not None:
@@ -253,19 +253,19 @@ class Options:
             )
         if self.max_batch_size == 0:
             raise OptionError("`max_batch_size` must be > 0")
-        reasons = (*self.foreign.contradictions(self.num_shard or 1), *self.foreign.refusals(environment))
+        reasons = (*self.ignored.contradictions(self.num_shard or 1), *self.ignored.refusals(environment))
         for reason in reasons:
             raise OptionError(reason)
         self._check_keys()
         if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if self.hostname != "localhost" and not flags.is_address(self.hostname):
-            yield f"the host name {self.hostname!r} is no IP address: listening on 0.0.0.0"
+            yield f"--hostname {self.hostname} is not an IP address: listening on 0.0.0.0"
         if "," in str(self.recipe_cache or ""):
-            raise OptionError("the folder of --recipe-cache must have no comma in its name")
+            raise OptionError("the folder name of --recipe-cache must not contain a comma")
         if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
             yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
-        yield from self.foreign.warnings(environment)
+        yield from self.ignored.warnings(environment)
         if (names := _bucket_variables(environment)) and self.bucketing == "optimal":
             yield f"variables without effect on --bucketing optimal: {', '.join(names)}"
 
@@ -278,27 +278,27 @@ class Options:
             raise OptionError("`sharded` is true but `num_shard` <= 1")
 
     def _check_keys(self) -> None:
-        """A key that no client could send would lock everybody out, and an empty one is no key."""
+        """Refuse an empty key, and one that no client could send and that would lock everybody out."""
         for key in self.api_key:
             if not key:
                 raise OptionError("an API key is empty: give a key, or leave out --api-key and API_KEY")
             if not (key.isascii() and key.isprintable()) or key != key.strip():
-                raise OptionError("an API key must be printable ASCII, without spaces around it")
+                raise OptionError("an API key must be printable ASCII without surrounding spaces")
 
     @property
     def address(self) -> str:
-        """Where to listen."""
+        """IP address to listen on."""
         if self.hostname == "localhost":
             return "127.0.0.1"
         return self.hostname if flags.is_address(self.hostname) else "0.0.0.0"
 
     @property
     def compute_dtype(self) -> str:
-        """As a rank understands it: "float32", "bfloat16" or "auto"."""
+        """Dtype for the ranks: "float32", "bfloat16" or "auto"."""
         return DTYPES[self.dtype]
 
     def config_overrides(self, config: Mapping[str, Any]) -> dict[str, object]:
-        """Keys that replace those of the model's config.json."""
+        """Return the keys that replace those of the model's config.json."""
         if self.rope_scaling is None and self.rope_factor is None:
             return {}
         scaling: dict[str, object] = {
@@ -310,7 +310,7 @@ class Options:
 
 
 def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Variables that huggingface_hub, which reads the environment itself, lacks under these older names."""
+    """Return variables for huggingface_hub, which does not know these older names of HF_TOKEN."""
     if "HF_TOKEN" in environment:
         return {}
     for name in ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN"):
@@ -335,6 +335,6 @@ def _bucket_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The port that Vertex AI wants a server on, which beats every other (R1.22); None when it is no port."""
+    """Return AIP_HTTP_PORT, which Vertex AI sets and which beats --port (R1.22); None if it is not a port."""
     text = environment.get("AIP_HTTP_PORT", "")
     return text if text.isdecimal() and int(text) <= 65535 else None

@@ -1,8 +1,7 @@
-"""Every error that a client can cause or get to see: one class each, with its status, type and message.
+"""Every error that a client can see: one class each, with its status, type and message.
 
-Knows no HTTP framework. An `ApiError` leaves the server as `{"error": ..., "error_type": ...}`, with its own
-status while nothing has been sent yet, as one event of a stream otherwise (tgi-behaviour 2.6). A
-`BodyError` is about a request that could not even be read; it leaves as plain text (R1.34 to R1.36).
+An `ApiError` is sent as `{"error": ..., "error_type": ...}`: with its status if nothing has been sent yet,
+else as an event of the stream. A `BodyError`, for a body that cannot be read, is sent as plain text.
 """
 
 from collections.abc import Mapping
@@ -10,32 +9,32 @@ from types import MappingProxyType
 from typing import ClassVar
 
 RETRY_AFTER = "1"
-"""Seconds after which to try again what was refused for the load of the moment."""
+"""Value of Retry-After, in seconds, on requests refused because of load."""
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 _RETRY: Mapping[str, str] = MappingProxyType({"Retry-After": RETRY_AFTER})
 
 
 class ApiError(Exception):
-    """What goes wrong with a request; `str()` is the message for the client."""
+    """Base of all errors of a request; `str()` is the message for the client."""
 
     status: ClassVar[int] = 500
     error_type: ClassVar[str] = "error"
     form: ClassVar[str] = "{}"
-    """The message: `{}` stands for what the constructor is given."""
+    """Format of the message; `{}` is replaced by the argument of the constructor."""
     failure: ClassVar[str] = "generation"
-    """Label `err` of the metric tgi_request_failure."""
+    """Value of the label `err` of the metric tgi_request_failure."""
     headers: ClassVar[Mapping[str, str]] = _NONE
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(self.form.format(detail))
 
     def to_body(self) -> dict[str, object]:
-        """The JSON object of the answer or of the event, on TGI's own routes."""
+        """Return the JSON object of the answer or event on TGI's own routes."""
         return {"error": str(self), "error_type": self.error_type}
 
     def to_openai_body(self) -> dict[str, object]:
-        """The same on `/v1/*`: OpenAI's shape, TGI's `http_status_code` in it and `error_type` beside it."""
+        """Return the JSON object for `/v1/*`: OpenAI's shape with TGI's two additions."""
         detail = {
             "message": str(self),
             "type": self.error_type,
@@ -47,69 +46,69 @@ class ApiError(Exception):
 
 
 class ValidationError(ApiError):
-    """The request is understood but asks for what is not possible."""
+    """The request is well-formed, but a value is outside its limits."""
 
     status, error_type, failure = 422, "validation", "validation"
     form = "Input validation error: {}"
 
 
 class TemplateError(ApiError):
-    """The chat template cannot make a prompt of these messages, or there is none."""
+    """The chat template fails on these messages, or is missing."""
 
     status, error_type, failure = 422, "template_error", "template"
     form = "Template error: {}"
 
 
 class ToolError(ApiError):
-    """The request asks for a tool that it does not describe."""
+    """The request names a tool that it does not define."""
 
     status, error_type, failure = 422, "tool_error", "validation"
     form = "Tool error: {}"
 
 
 class SuffixNotSupported(ApiError):
-    """A completion that must fit between two texts."""
+    """The request has a `suffix`."""
 
     status, error_type, failure = 422, "suffix not supported", "validation"
     form = "Suffix is not supported and can be achieved by preprocessing the prompt."
 
 
 class BatchSizeExceeded(ApiError):
-    """More prompts in one request than `max_client_batch_size`."""
+    """The request has more prompts than `max_client_batch_size`."""
 
     status, error_type, failure = 422, "batch size exceeded", "validation"
     form = "Number of prompts exceeds the maximum allowed batch size of {}"
 
 
 class NoInstances(ApiError):
-    """A request to `/vertex` without any instance."""
+    """The request to `/vertex` has no instance."""
 
     status, error_type, failure = 422, "Input validation error", "validation"
     form = "Input validation error"
 
 
 class NotUtf8(ApiError):
-    """The bytes of a KServe input are no text."""
+    """The bytes of a KServe input are not UTF-8."""
 
     status, error_type, failure = 422, "utf8", "validation"
 
 
 class OutputsMismatch(ApiError):
-    """A KServe request names more or fewer outputs than inputs."""
+    """The KServe request does not have as many outputs as inputs."""
 
     status, error_type, failure = 422, "length mismatch", "validation"
     form = "Inputs and outputs length mismatch"
 
 
 class UnknownModel(ApiError):
-    """`/v1/models/{id}` of a model that is not served."""
+    """The model of `/v1/models/{id}` is not served."""
 
     status, error_type, failure = 404, "model_not_found", "validation"
     form = "The model {} does not exist"
 
 
 class Overloaded(ApiError):
-    """More requests at once than `max_concurrent_requests`."""
+    """There are more concurrent requests than `max_concurrent_requests`."""
 
     status, error_type, failure = 429, "overloaded", "overloaded"
     form = "Model is overloaded"
@@ -117,14 +116,14 @@ class Overloaded(ApiError):
 
 
 class GenerationFailed(ApiError):
-    """The engine failed while it generated; the detail is its own text."""
+    """The engine failed during generation."""
 
     status, error_type = 424, "generation"
     form = "Request failed during generation: {}"
 
 
 class IncompleteGeneration(ApiError):
-    """The tokens ended before the generation was finished, and there is no stream to say so in."""
+    """The tokens of an answer ended before the generation was finished."""
 
     status, error_type, failure = 500, "incomplete_generation", "incomplete"
     form = "Incomplete generation"
@@ -138,7 +137,7 @@ class IncompleteGenerationStream(ApiError):
 
 
 class DeadlineExceeded(ApiError):
-    """The client's own limit, `x-request-timeout`, has passed."""
+    """The deadline of `x-request-timeout` has passed."""
 
     status, error_type, failure = 408, "deadline_exceeded", "deadline"
     form = "The request took longer than its x-request-timeout"
@@ -146,14 +145,14 @@ class DeadlineExceeded(ApiError):
 
 
 class Unauthorized(ApiError):
-    """No API key, or none of this server's; an empty body on TGI's own routes (R1.52)."""
+    """The API key is missing or wrong; answered with an empty body on TGI's own routes (R1.52)."""
 
     status, error_type, failure = 401, "unauthorized", "validation"
     form = "Missing or wrong API key"
 
 
 class Unavailable(ApiError):
-    """The server is starting or ending; the detail says which."""
+    """The server is starting or shutting down."""
 
     status, error_type, failure = 503, "unavailable", "unavailable"
     form = "The server is {}"
@@ -161,40 +160,40 @@ class Unavailable(ApiError):
 
 
 class InternalError(ApiError):
-    """A defect of the server; the log has the details."""
+    """The server has a defect; the log has the details."""
 
     status, error_type = 500, "internal"
     form = "Internal server error"
 
 
 class BodyError(ApiError):
-    """The body of a request cannot be read; answered in plain text."""
+    """The body cannot be read; answered as plain text."""
 
     status, error_type, failure = 400, "body", "validation"
 
 
 class MalformedBody(BodyError):
-    """It is not JSON."""
+    """The body is not JSON."""
 
     form = "Failed to parse the request body as JSON: {}"
 
 
 class WrongShape(BodyError):
-    """It is JSON of another shape than the route wants; the detail names the place."""
+    """The body is JSON of the wrong shape; the detail names the place."""
 
     status = 422
     form = "Failed to deserialize the JSON body into the target type: {}"
 
 
 class UnsupportedMediaType(BodyError):
-    """Its content type is not JSON."""
+    """The content type of the body is not JSON."""
 
     status = 415
     form = "Expected request with `Content-Type: application/json`"
 
 
 class BodyTooLarge(BodyError):
-    """It is longer than `payload_limit`."""
+    """The body is longer than `payload_limit`."""
 
     status = 413
     form = "Failed to buffer the request body: length limit exceeded"

@@ -1,7 +1,6 @@
-"""How options are spelt: groups of the help, kinds of flags, and how the text of a variable is taken apart.
+"""Building blocks of flags: help groups, types, and parsers for the text of variables.
 
-What an option means is not known here; see tgi/config.py for those that do something and tgi/foreign.py for
-those that do not.
+The flags themselves are in tgi/config.py, and those without effect in tgi/compat_flags.py.
 """
 
 import ipaddress
@@ -20,11 +19,11 @@ LOG = Group("Logs and traces", sort_key=7)
 PLAN = Group("Plan", sort_key=0)
 DOCTOR = Group("Doctor", sort_key=0)
 UNUSED = Group("Accepted without effect", sort_key=8, show=False)
-REFUSED = Group("Refused for now", sort_key=9, show=False)
+REFUSED = Group("Refused", sort_key=9, show=False)
 
 
 def whole(_type: Any, tokens: Sequence[Token]) -> int:
-    """The number of a flag that counts something: digits, no fraction, which cyclopts would round."""
+    """Return the value of an integer flag. Unlike cyclopts, refuse fractions instead of rounding them."""
     text = tokens[0].value.strip()
     if not text.removeprefix("-").isdecimal():
         raise ValueError(f'"{text}" is not a whole number.')
@@ -45,34 +44,36 @@ ROUTE = Parameter(validator=_check_route)
 
 
 def whole_text(_type: Any, text: str, **_: Any) -> list[str]:
-    """A variable with one value. An empty one is not set: composed environments are full of those."""
+    """Return the value of a variable. An empty one counts as unset: compose files are full of those."""
     return [text] if text.strip() else []
 
 
 def origins(_type: Any, text: str, **_: Any) -> list[str]:
-    """A variable with values between commas or spaces."""
+    """Split a variable at commas and spaces."""
     return text.replace(",", " ").split()
 
 
 def strategy(_type: Any, text: str, **_: Any) -> list[str]:
-    """A variable with the name of a bucket strategy, which may be vLLM's."""
+    """Return the bucket strategy that a variable names, in our spelling or vLLM's."""
     names = {"lin": "linear", "exp": "exponential", "pad": "padding-aware"}
     return whole_text(_type, names.get(text, text))
 
 
 def keys(_type: Any, text: str, **_: Any) -> list[str]:
-    """A variable with values between commas. Empty ones stay, for someone to refuse: a key that has got lost
-    on the way must not open the server."""
+    """Split a variable at commas. Keep empty keys, which are then refused.
+
+    A key that was lost on the way must not open the server.
+    """
     return [part.strip() for part in text.split(",")]
 
 
 def address(_type: Any, text: str, **_: Any) -> list[str]:
-    """The variable HOSTNAME: containers and shells set it to a name, and nobody means to listen there."""
+    """Return HOSTNAME if it is an address. Containers and shells set it to a name that nobody means here."""
     return [text] if is_address(text) else []
 
 
 def is_address(text: str) -> bool:
-    """Whether this is an IP address."""
+    """Return whether the text is an IP address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
@@ -89,9 +90,9 @@ def flag(
     negative: Sequence[str] = (),
     split: Callable[..., list[str]] = whole_text,
 ) -> Parameter:
-    """A flag of `group`, read from the first of `variables` that is set.
+    """Describe a flag of `group`, whose value comes from the first of `variables` that is set.
 
-    `value` is what the help calls its value, and `vllm` are vLLM's names for the flag.
+    `value` is the placeholder in the help; `vllm` lists vLLM's names of the flag.
     """
     alias = (*([short] if short else []), *vllm)
     names: dict[str, Any] = {} if value is None else {"metavar": value}
@@ -107,16 +108,16 @@ def flag(
 
 
 def unused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
-    """A flag that is accepted, and said to have no effect because of `why`."""
-    return _foreign(UNUSED, variables, why, vllm)
+    """Describe a flag that is accepted with a warning: it has no effect because of `why`."""
+    return _compat(UNUSED, variables, why, vllm)
 
 
 def refused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
-    """A flag that is known, and refused because of `why`."""
-    return _foreign(REFUSED, variables, why, vllm)
+    """Describe a flag that is refused because of `why`."""
+    return _compat(REFUSED, variables, why, vllm)
 
 
-def _foreign(group: Group, variables: Sequence[str], why: str, vllm: Sequence[str]) -> Parameter:
+def _compat(group: Group, variables: Sequence[str], why: str, vllm: Sequence[str]) -> Parameter:
     return Parameter(
         alias=vllm, group=group, env_var=variables, env_var_split=whole_text, help=why, show=False
     )

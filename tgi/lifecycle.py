@@ -1,39 +1,39 @@
-"""Where the server is between its first second and its last: one object, written by whoever makes progress
-and read by `/health`, the log and the terminal."""
+"""Phase of the server and progress of its start, read by `/health`, the log and the progress bar."""
 
 import enum
 import time
 
 import attrs
 
-TELLING = 2
-"""From so many on, what is done tells how long the rest takes; before, an expectation is better."""
+MEASURED = 2
+"""Completed units from which the remaining time is extrapolated; below, `expected` is better."""
 
 
 class Phase(enum.Enum):
-    """The states of the server, in order."""
+    """Phases of the server, in order."""
 
     STARTING = "starting"
-    """The port is open; every route but `/metrics` and `/health` answers 503."""
+    """The port is open; every route except `/metrics` and `/health` answers 503."""
     READY = "ready"
     DRAINING = "draining"
-    """Running requests finish; new ones get 503."""
+    """Running requests finish; new ones are answered with 503."""
 
 
 @attrs.define(eq=False)
 class Lifecycle:
-    """The phase, and while starting the progress of the present stage."""
+    """Phase of the server, and progress of the current stage of its start."""
 
     phase: Phase = Phase.STARTING
     stage: str = "starting"
-    """What is being done, for people: "loading weights", "warming up"."""
+    """Name of the current stage for people: "loading weights", "warming up"."""
     done: int = 0
+    """Units of the stage that are completed."""
     total: int = 0
-    """Of `done`; 0 where it is not known."""
+    """Units that the stage consists of; 0 if unknown."""
     detail: str = ""
-    """What of the stage comes next, for people."""
+    """Current unit of the stage, for people."""
     expected: float | None = None
-    """Seconds that the stage takes by all that is known before it begins."""
+    """Estimated seconds of the stage, made before it began; None if unknown."""
     stage_started: float = attrs.field(factory=time.monotonic)
 
     def enter(self, stage: str, total: int = 0, expected: float | None = None) -> None:
@@ -42,10 +42,10 @@ class Lifecycle:
         self.stage_started = time.monotonic()
 
     def seconds_left(self) -> float | None:
-        """Estimate for the present stage, in seconds; None where nothing is known yet."""
+        """Return the estimated seconds left in the current stage; None if unknown."""
         if not self.total:
             return None
-        if self.expected is not None and self.done < TELLING:
+        if self.expected is not None and self.done < MEASURED:
             return self.expected * (self.total - self.done) / self.total
         if not self.done:
             return None

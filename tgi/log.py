@@ -1,8 +1,7 @@
-"""Logs: one line an event on stdout, readable text or JSON (tgi-behaviour 10.2), of this server's modules.
+"""Logging to stdout, one line per event, as text or JSON with the keys of TGI's router.
 
-Everything goes through the standard `logging`, so that plugins need nothing special; structlog formats it.
-Other libraries are heard from warnings on. What is logged of a request as a whole is in the extra `span`, a
-dict with the key `name`, as TGI's router has it (O23).
+All modules and plugins use the standard `logging`; structlog formats the records. Other libraries are logged
+from warnings on. The line of a request carries the extra `span`, a dict with the key `name`, as in TGI (O23).
 """
 
 import functools
@@ -20,7 +19,7 @@ _ROOT = Path(__file__).parent.parent
 
 
 class _StdoutHandler(logging.StreamHandler[Any]):
-    """Looks sys.stdout up for every line: a progress bar puts itself in its place."""
+    """Writes to the current sys.stdout, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stdout
@@ -28,9 +27,9 @@ class _StdoutHandler(logging.StreamHandler[Any]):
 
 
 def configure(level: str = "info", *, json_output: bool = False, traced: Sequence[str] = ()) -> None:
-    """Send all logs to stdout. A level that is none, such as a filter expression, means info.
+    """Send all logs to stdout. An unknown level, such as a filter expression, means info.
 
-    Loggers that are `traced` log everything whatever the level.
+    Loggers named in `traced` log everything.
     """
     chain: list[Processor] = [
         structlog.stdlib.add_log_level,
@@ -75,7 +74,7 @@ def _below_root(path: str) -> str:
 
 
 def _tgi_keys(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """The keys of TGI's router, in its order; the fields of the event follow its message."""
+    """Order the keys as TGI's router does, with the fields of the event after its message."""
     head = {
         "timestamp": event.pop("timestamp"),
         "level": event.pop("level").upper(),

@@ -1,7 +1,7 @@
-"""Every metric, under TGI's names (tgi-behaviour section 7), and their text for Prometheus.
+"""Every metric, under TGI's names, and the text that Prometheus scrapes.
 
-The text is written here and not by prometheus_client, because that renames each counter to `..._total` and
-every TGI dashboard would go blank. A family has at most one label; it appears with its first sample.
+prometheus_client does not write it because it renames every counter to `..._total`, which would blank TGI's
+dashboards. A family has at most one label and appears with its first sample.
 """
 
 from bisect import bisect_left
@@ -13,20 +13,20 @@ from operator import mul
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
 DURATIONS = tuple(accumulate([0.0001 * 1.5] + [1.5] * 34, mul))
-"""Bucket bounds in seconds of everything called `..._duration`."""
+"""Bucket bounds, in seconds, of the histograms named `..._duration`."""
 SIZES = tuple(float(size) for size in range(1, 1025))
 QUANTILES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 RECENT = 1024
-"""Observations that the quantiles of a summary are taken from."""
+"""Number of latest observations from which a summary computes its quantiles."""
 
 
 def steps(limit: int) -> tuple[float, ...]:
-    """Bucket bounds for a number of tokens up to `limit`: a hundred equal steps."""
+    """Return a hundred equally spaced bucket bounds for token counts up to `limit`."""
     return tuple(limit / 100.0 * (step + 1) for step in range(100))
 
 
 class Family:
-    """One name with its samples, kept per value of the label ("" where the family has none)."""
+    """A named metric with one sample per value of its label ("" if it has no label)."""
 
     kind = ""
 
@@ -44,11 +44,11 @@ class Family:
         return f"{{{','.join(pairs)}}}" if pairs else ""
 
     def samples(self) -> Iterator[str]:
-        """The lines of the samples."""
+        """Yield the lines of the samples."""
         raise NotImplementedError
 
     def render(self) -> str:
-        """All lines of the family; empty before its first sample."""
+        """Return all lines of the family; "" before its first sample."""
         lines = list(self.samples())
         if not lines:
             return ""
@@ -57,7 +57,7 @@ class Family:
 
 
 class Counter(Family):
-    """Counts up."""
+    """A value that only goes up."""
 
     kind = "counter"
 
@@ -66,16 +66,16 @@ class Counter(Family):
         self._values: dict[str, float] = {}
 
     def inc(self, amount: float = 1, **labels: str) -> None:
-        """Count `amount` more."""
+        """Add `amount`."""
         key = self._key(labels)
         self._values[key] = self._values.get(key, 0) + amount
 
     def set(self, value: float, **labels: str) -> None:
-        """Take over a total that is counted elsewhere, or the present value of a gauge."""
+        """Set the value: of a gauge, or of a counter whose total is kept elsewhere."""
         self._values[self._key(labels)] = value
 
     def value(self, **labels: str) -> float:
-        """The present value; 0 before the first sample."""
+        """Return the current value; 0 before the first sample."""
         return self._values.get(self._key(labels), 0)
 
     def samples(self) -> Iterator[str]:  # noqa: D102
@@ -84,13 +84,13 @@ class Counter(Family):
 
 
 class Gauge(Counter):
-    """Goes up and down."""
+    """A value that goes up and down."""
 
     kind = "gauge"
 
 
 class _Distribution:
-    """The samples of a histogram for one value of the label."""
+    """Counts and sum of a histogram for one value of its label."""
 
     __slots__ = ("counts", "total")
 
@@ -100,7 +100,7 @@ class _Distribution:
 
 
 class Histogram(Family):
-    """Counts observations by size."""
+    """Numbers of observations by size."""
 
     kind = "histogram"
 
@@ -110,7 +110,7 @@ class Histogram(Family):
         self._distributions: dict[str, _Distribution] = {}
 
     def observe(self, value: float, *, times: int = 1, **labels: str) -> None:
-        """Count an observation, or several of the same value."""
+        """Record an observation, `times` times."""
         key = self._key(labels)
         distribution = self._distributions.get(key)
         if distribution is None:
@@ -119,7 +119,7 @@ class Histogram(Family):
         distribution.total += value * times
 
     def count(self, **labels: str) -> int:
-        """Observations so far."""
+        """Return the number of observations."""
         distribution = self._distributions.get(self._key(labels))
         return sum(distribution.counts) if distribution else 0
 
@@ -134,7 +134,7 @@ class Histogram(Family):
 
 
 class Summary(Family):
-    """Quantiles of the latest observations, and sum and number of all."""
+    """Quantiles of the latest observations, with the sum and number of all."""
 
     kind = "summary"
 
@@ -145,7 +145,7 @@ class Summary(Family):
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Take in one observation."""
+        """Record an observation."""
         self._recent.append(value)
         self._count += 1
         self._sum += value
@@ -162,9 +162,9 @@ class Summary(Family):
 
 
 class Metrics:
-    """The families, one attribute each: its name without `tgi_`. No global state: one object per server.
+    """All metric families of a server, as attributes named without `tgi_`.
 
-    Cheap enough for every step: about 1 us a call.
+    A call costs about 1 us.
     """
 
     def __init__(self, max_input_tokens: int = 4095, max_total_tokens: int = 4096) -> None:
@@ -182,66 +182,62 @@ class Metrics:
 
         # Requests.
         self.request_count = count("request_count", "Generation requests received")
-        self.request_success = count("request_success", "Generation requests that were answered in full")
-        self.request_failure = count("request_failure", "Generation requests that were not", "err")
-        self.request_duration = duration("request", "Whole request")
-        self.request_validation_duration = duration("request_validation", "From arrival to the queue")
-        self.request_queue_duration = duration("request_queue", "From the queue to the first step")
-        self.request_inference_duration = duration("request_inference", "From the first step to the end")
+        self.request_success = count("request_success", "Generation requests answered in full")
+        self.request_failure = count("request_failure", "Generation requests that failed", "err")
+        self.request_duration = duration("request", "Request from arrival to end")
+        self.request_validation_duration = duration("request_validation", "Time from arrival to the queue")
+        self.request_queue_duration = duration("request_queue", "Time from the queue to the first step")
+        self.request_inference_duration = duration("request_inference", "Time from the first step to the end")
         self.request_mean_time_per_token_duration = duration(
-            "request_mean_time_per_token", "Inference time of a request by its generated tokens"
+            "request_mean_time_per_token", "Inference time of a request divided by its generated tokens"
         )
         self.request_time_to_first_token_duration = duration(
-            "request_time_to_first_token", "From arrival to the first token"
+            "request_time_to_first_token", "Time from arrival to the first token"
         )
         self.request_generated_tokens = tokens(
             "request_generated_tokens", "Generated tokens of a request", max_total_tokens
         )
         self.request_input_length = tokens("request_input_length", "Tokens of a prompt", max_input_tokens)
         self.request_max_new_tokens = tokens(
-            "request_max_new_tokens", "Tokens that a request may generate", max_total_tokens
+            "request_max_new_tokens", "Maximum tokens that a request may generate", max_total_tokens
         )
         self.request_skipped_tokens = Summary(
-            "tgi_request_skipped_tokens", "Tokens of a request that speculation guessed"
+            "tgi_request_skipped_tokens", "Tokens of a request that speculation predicted"
         )
         # The engine.
-        self.queue_size = gauge("queue_size", "Requests that wait for their first step")
+        self.queue_size = gauge("queue_size", "Requests waiting for their first step")
         self.batch_current_size = gauge("batch_current_size", "Rows of the running batch")
-        self.batch_current_max_tokens = gauge("batch_current_max_tokens", "KV capacity held, in tokens")
-        self.batch_max_total_tokens = gauge("batch_max_total_tokens", "KV capacity of the server, in tokens")
+        self.batch_current_max_tokens = gauge("batch_current_max_tokens", "KV cache in use, in tokens")
+        self.batch_max_total_tokens = gauge("batch_max_total_tokens", "KV cache in all, in tokens")
         self.batch_next_size = Histogram("tgi_batch_next_size", "Rows of a prefill step", SIZES)
-        self.batch_inference_count = count("batch_inference_count", "Steps begun", "method")
-        self.batch_inference_success = count("batch_inference_success", "Steps done", "method")
+        self.batch_inference_count = count("batch_inference_count", "Steps started", "method")
+        self.batch_inference_success = count("batch_inference_success", "Steps completed", "method")
         self.batch_inference_failure = count("batch_inference_failure", "Steps that failed", "method")
-        self.batch_inference_duration = duration("batch_inference", "Step as the server sees it", "method")
-        self.batch_forward_duration = duration("batch_forward", "Step inside the rank", "method")
-        self.batch_decode_duration = duration("batch_decode", "Turning tokens into text", "method")
-        self.batch_filter_duration = duration("batch_filter", "Choosing the rows of a step", "method")
+        self.batch_inference_duration = duration("batch_inference", "Step as seen by the server", "method")
+        self.batch_forward_duration = duration("batch_forward", "Step as seen by the rank", "method")
+        self.batch_decode_duration = duration("batch_decode", "Detokenisation of a step", "method")
+        self.batch_filter_duration = duration("batch_filter", "Scheduling of a step", "method")
         self.batch_concat_duration = duration(
-            "batch_concat", "Choosing the rows of a step that lets requests join others", "method"
+            "batch_concat", "Scheduling of a step in which requests join the running batch", "method"
         )
-        self.batch_concat = count("batch_concat", "Steps that let requests join others", "reason")
-        # Ours, without a counterpart in TGI.
+        self.batch_concat = count("batch_concat", "Steps in which requests join the running batch", "reason")
+        # Without a counterpart in TGI.
         self.request_time_between_tokens_duration = duration(
-            "request_time_between_tokens", "From one token of a request to the next"
+            "request_time_between_tokens", "Time from one token of a request to the next"
         )
         self.batch_tokens = count("batch_tokens", "Tokens computed", "method")
-        self.batch_padding_tokens = count(
-            "batch_padding_tokens", "Tokens that steps were padded with, up to their bucket", "method"
-        )
+        self.batch_padding_tokens = count("batch_padding_tokens", "Padding tokens of steps", "method")
         self.batch_blocks = count("batch_blocks", "KV blocks read", "method")
-        self.batch_padding_blocks = count(
-            "batch_padding_blocks", "KV blocks that steps were padded with, up to their bucket", "method"
-        )
+        self.batch_padding_blocks = count("batch_padding_blocks", "Padding KV blocks of steps", "method")
         self.kv_blocks = gauge("kv_blocks", "KV blocks", "state")
-        self.prefix_cache_hit_tokens = count("prefix_cache_hit_tokens", "Prompt tokens found in the cache")
+        self.prefix_cache_hit_tokens = count("prefix_cache_hit_tokens", "Prompt tokens in the prefix cache")
         self.prefix_cache_query_tokens = count(
-            "prefix_cache_query_tokens", "Prompt tokens looked up in the cache"
+            "prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"
         )
-        self.preemptions = count("preemptions", "Sequences sent back to the queue for lack of KV blocks")
+        self.preemptions = count("preemptions", "Sequences returned to the queue for lack of KV blocks")
         self.graph_compilations = count("graph_compilations", "Graphs compiled for steps", "phase")
         self.graph_misses = count("graph_misses", "Steps whose bucket had no graph")
-        self.cpu_fallbacks = count("cpu_fallbacks", "Operations that the device left to the CPU")
+        self.cpu_fallbacks = count("cpu_fallbacks", "Operations that fell back to the CPU")
         self.device_memory_bytes = gauge("device_memory_bytes", "Memory of the first device", "state")
 
     @property
@@ -250,10 +246,10 @@ class Metrics:
         return [family for family in vars(self).values() if isinstance(family, Family)]
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes, of type `CONTENT_TYPE`."""
+        """Return the text that Prometheus scrapes, of type `CONTENT_TYPE`."""
         return "".join(family.render() for family in self.families).encode()
 
 
 def number(value: float) -> str:
-    """A value as TGI prints it: 100, not 100.0."""
+    """Return a value as TGI prints it: 100, not 100.0."""
     return str(int(value)) if value == int(value) else repr(float(value))

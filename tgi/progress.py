@@ -1,4 +1,4 @@
-"""Shows a person how the start goes: a bar with an estimate on a terminal, plain lines in a log."""
+"""Progress of the start: a bar on a terminal, plain lines in a log."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ _LINE_SECONDS = 10.0
 
 
 async def show_progress(lifecycle: Lifecycle, *, bar: bool | None = None) -> None:
-    """Follow the start until it is over. `bar`: None decides by whether stdout is a terminal."""
+    """Show the progress until the start is over; as a bar if stdout is a terminal or `bar` is true."""
     if sys.stdout.isatty() if bar is None else bar:
         await _show_bar(lifecycle)
     else:
@@ -49,7 +49,7 @@ async def _write_lines(lifecycle: Lifecycle) -> None:
 
 
 def describe(lifecycle: Lifecycle) -> str:
-    """The present stage in one line: "warming up: 40 %, 12 s left (decode of 8 rows, 64 blocks)"."""
+    """Return the current stage as a line: "warming up: 40 %, 12 s left (decode of 8 rows, 64 blocks)"."""
     text = lifecycle.stage
     if lifecycle.done and lifecycle.total:
         text += f": {100 * lifecycle.done // lifecycle.total} %"

@@ -1,8 +1,8 @@
-"""The one place where all parts meet: one nursery with the engine and HTTP, and how the process ends.
+"""The life of the server process: one nursery with HTTP and the engine, and one way to shut down.
 
-The port opens at once and answers 503 until the engine is ready. The end has one path, whatever the cause
-(a signal, hypercorn's own shutdown, the loss of the engine): readiness off, listeners closed, running
-requests finished or ended with an error event, ranks ended.
+The port opens at once and answers 503 until the engine is ready. Shutdown takes the same steps for any cause
+(a signal, hypercorn's own shutdown, loss of the engine): readiness off, listeners closed, running requests
+finished or ended with an error event, ranks stopped.
 """
 
 import functools
@@ -39,17 +39,17 @@ from tgi.progress import show_progress
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2.0
-"""How long connections may take to carry away their last event once generation has ended; traces likewise."""
+"""Seconds that connections have to send their last event once generation has ended; same for traces."""
 BACKLOG = 1024
-"""Connections that may wait to be accepted."""
-MOST_FILES = 65_536
-"""Open files, and so connections, to ask for: until asked, many systems allow 1024."""
+"""Length of the queue of connections waiting to be accepted."""
+MAX_FILES = 65_536
+"""Limit of open files, hence of connections, to ask for: many systems allow only 1024 by default."""
 EXPECTED = (HubError, ConfigError, OptionError, EngineError)
-"""Failures that one line explains; anything else is a defect and shows its traceback."""
+"""Errors explained by one line; any other is a defect and shows its traceback."""
 
 
 def run(options: Options) -> int:
-    """`tgi serve`: serve until a signal or a failure; returns the exit code."""
+    """Serve until a signal or a failure; return the exit code."""
     family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     try:
         listener = socket.create_server((options.address, options.port), family=family, backlog=BACKLOG)
@@ -70,13 +70,13 @@ async def serve(
     signals: tuple[signal.Signals, ...],
     trigger: Callable[[], Awaitable[None]] | None = None,
 ) -> int:
-    """Serve on listening sockets until a signal comes or `trigger` returns; gives the exit code.
+    """Serve on listening sockets until a signal comes or `trigger` returns; return the exit code.
 
-    A failure that a user can mend becomes one line on stderr; a defect raises.
+    A failure that the user can fix becomes one line on stderr; a defect raises.
     """
     traced = [PLUGIN_TRACE] if options.trace_plugins else []
     logs.configure(options.log_level, json_output=options.json_output, traced=traced)
-    _allow_files()
+    _raise_file_limit()
     if options.env:
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
@@ -95,7 +95,7 @@ async def serve(
                 await server.live()
                 nursery.cancel_scope.cancel()
             await server.end_tracing()
-            with trio.move_on_after(0.01):  # a signal that nobody has taken would be raised anew
+            with trio.move_on_after(0.01):  # take pending signals: trio raises those that nobody received
                 async for _ in received:
                     pass
         if server.failure is not None:
@@ -107,20 +107,20 @@ async def serve(
 
 @attrs.define(eq=False)
 class _Server:
-    """The life of one server: who may end it, and how it ends."""
+    """State of a running server and of its shutdown."""
 
     options: Options
     service: Service = attrs.field(init=False)
     stopping: trio.Event = attrs.field(factory=trio.Event)
-    """Somebody has asked for the end."""
+    """Set once shutdown is requested."""
     closing: trio.Event = attrs.field(factory=trio.Event)
-    """No new connections."""
+    """Set when new connections are refused."""
     closed: trio.Event = attrs.field(factory=trio.Event)
-    """All connections have ended."""
+    """Set when all connections have ended."""
     patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    """Cancelled when running requests must not be waited for."""
+    """Scope of waiting for running requests; cancelled to stop at once."""
     failure: Exception | None = None
-    """Why the engine was lost."""
+    """Error that ended the engine."""
 
     def __attrs_post_init__(self) -> None:
         self.service = Service(
@@ -128,7 +128,7 @@ class _Server:
         )
 
     def start_tracing(self) -> None:
-        """Import what makes traces, if they are wanted. Raises OptionError for what is no URL."""
+        """Start to send traces if --otlp-endpoint is set. Raises OptionError if it is not a URL."""
         endpoint = self.options.otlp_endpoint
         if endpoint is not None:
             from tgi.tracing import Tracer
@@ -139,14 +139,14 @@ class _Server:
                 raise OptionError(f"--otlp-endpoint {endpoint}: {error}") from error
 
     async def end_tracing(self) -> None:
-        """Send the last traces, if the collector takes them in time."""
+        """Send the last traces, if the collector accepts them in time."""
         if self.service.tracer is not None:
             with trio.move_on_after(FLUSH_SECONDS):
                 await trio.to_thread.run_sync(self.service.tracer.shutdown, abandon_on_cancel=True)
 
     async def run_http(self, config: Config, sockets: Sockets) -> None:
         """Answer on the sockets until `closing`, then until every connection has ended."""
-        config.graceful_timeout = math.inf  # `live` decides when to cut
+        config.graceful_timeout = math.inf  # `live` decides when to cut connections
         config.keep_alive_timeout = self.options.keep_alive_timeout
         config.errorlog = config.accesslog = None
         config.include_server_header = False
@@ -155,7 +155,7 @@ class _Server:
         self.closed.set()
 
     async def run_engine(self) -> None:
-        """Run the engine; its loss ends the server, after the clients have been told."""
+        """Run the engine; if it fails, shut down after telling the clients."""
         try:
             await run_engine(self.service, self.options)
         except Exception as error:
@@ -163,7 +163,7 @@ class _Server:
             self.patience.cancel()
 
     async def count_signals(self, received: AsyncIterator[int]) -> None:
-        """The first signal asks for the end, the second for its end at once."""
+        """Shut down at the first signal, at once at the second."""
         async for number in received:
             if self.patience.cancel_called:
                 continue
@@ -173,12 +173,12 @@ class _Server:
             self.stopping.set()
 
     async def await_trigger(self, trigger: Callable[[], Awaitable[None]]) -> None:
-        """Let hypercorn's own shutdown ask for the end."""
+        """Shut down when hypercorn does."""
         await trigger()
         self.stopping.set()
 
     async def live(self) -> None:
-        """Return when every connection has ended, or has had its time to."""
+        """Return when every connection has ended, or its time to end is over."""
         with self.patience:
             await self.stopping.wait()
             self.service.lifecycle.phase = Phase.DRAINING
@@ -200,11 +200,11 @@ class _Server:
             self.service.engine.scheduler.fail_all(error)
 
 
-def _allow_files() -> None:
-    allowed, possible = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if possible == resource.RLIM_INFINITY else min(MOST_FILES, possible)
-    if resource.RLIM_INFINITY != allowed < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, possible))
+def _raise_file_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(MAX_FILES, hard)
+    if resource.RLIM_INFINITY != soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _versions() -> Iterator[str]:
@@ -214,7 +214,7 @@ def _versions() -> Iterator[str]:
 
 
 def _explain(error: Exception) -> int:
-    """Say in one line what a user can mend; raise anything else. Gives the exit code."""
+    """Print the line that explains the error and return the exit code; raise defects."""
     for leaf in _leaves(error):
         if isinstance(leaf, EXPECTED):
             print(f"tgi: {leaf}", file=sys.stderr, flush=True)

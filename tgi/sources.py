@@ -1,6 +1,6 @@
-"""Where options come from when neither a flag nor a variable gives them: a TOML file, and what outranks them.
+"""Option values from the TOML file of --config, and from Vertex AI's port, which outranks all others.
 
-cyclopts reads flags and variables itself and then calls `add_sources`.
+cyclopts reads flags and variables itself, then calls `add_sources`.
 """
 
 import difflib
@@ -22,7 +22,7 @@ NAMES = {
 
 
 def add_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Give a value to options that have none, from the file of --config. Raises CycloptsError."""
+    """Fill in options that no flag or variable sets from the file of --config. Raises CycloptsError."""
     config = arguments.get("--config", None)
     if config is None:  # another command
         return
@@ -34,7 +34,7 @@ def add_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
     if model and model[0].value in ("true", "false"):  # from a script: --trust-remote-code true
         raise CycloptsError(msg=f'Unexpected argument "{model[0].value}".')
     if model and any(token.source == "cli" for token in arguments["--model-id"].tokens):
-        raise CycloptsError(msg="The model is named twice, as MODEL and with --model-id.")
+        raise CycloptsError(msg="The model is given twice: as MODEL and by --model-id.")
     port = vertex_port()
     if port is not None:
         arguments["--port"].tokens = [Token(keyword="AIP_HTTP_PORT", value=port, source="env")]
@@ -42,7 +42,7 @@ def add_sources(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollec
 
 def _add_file(path: Path, arguments: ArgumentCollection) -> None:
     known = dict(_keys(arguments))
-    given: set[str] = set()
+    seen: set[str] = set()
     for key, value in _read(path).items():
         name = key.replace("_", "-")
         if name not in known:
@@ -50,9 +50,9 @@ def _add_file(path: Path, arguments: ArgumentCollection) -> None:
             hint = f" Did you mean {near[0]}?" if near else ""
             raise CycloptsError(msg=f"{path}: unknown option {key}.{hint}")
         argument = known[name]
-        if argument.name in given:
+        if argument.name in seen:
             raise CycloptsError(msg=f"{path}: {key} is given twice.")
-        given.add(argument.name)
+        seen.add(argument.name)
         texts = _texts(argument.hint, value)
         if texts is None:
             wanted = NAMES.get(_kind(argument.hint), "a string")
@@ -72,7 +72,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _keys(arguments: ArgumentCollection) -> Iterator[tuple[str, Argument]]:
-    """Names that a file may use: those of the flags, long ones only."""
+    """Yield the keys that a file may use: the long names of the flags."""
     for argument in arguments:
         for name in argument.parameter.name or ():
             if name.startswith("--") and name != "--config":
@@ -80,7 +80,7 @@ def _keys(arguments: ArgumentCollection) -> Iterator[tuple[str, Argument]]:
 
 
 def _texts(hint: Any, value: Any) -> list[str] | None:
-    """A value as the words of a command line; None where it is not of the option's type."""
+    """Return a value as command-line words; None if it does not have the option's type."""
     kind = _kind(hint)
     if kind is tuple:
         values = [value] if isinstance(value, str) else value
@@ -89,7 +89,7 @@ def _texts(hint: Any, value: Any) -> list[str] | None:
         fits = isinstance(value, bool)
     elif kind in (int, float):
         fits = isinstance(value, int | kind) and not isinstance(value, bool)
-    else:  # a word: `sharded = true` and `cuda-graphs = 0` are what everybody writes
+    else:  # a string option: everybody writes `sharded = true` and `cuda-graphs = 0`
         fits = isinstance(value, str | bool | int | float)
     if not fits:
         return None
@@ -97,7 +97,7 @@ def _texts(hint: Any, value: Any) -> list[str] | None:
 
 
 def _kind(hint: Any) -> Any:
-    """The type that a hint allows besides None."""
+    """Return the type that a hint allows besides None."""
     kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     if get_origin(hint) is tuple or not kinds:
         return get_origin(hint) or hint

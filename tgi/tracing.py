@@ -1,7 +1,7 @@
-"""Traces of requests for an OpenTelemetry collector (tgi-behaviour 10.1), sent in batches by a thread.
+"""Traces of requests for an OpenTelemetry collector, sent in batches by a thread.
 
-Imported only by a server that was given --otlp-endpoint. It knows nothing of requests: a trace is a name,
-times, attributes and parts, all told when the request has ended, so that tracing costs a token nothing.
+Imported only with --otlp-endpoint. A trace is recorded as a whole when its request has ended, so that tracing
+adds nothing to the time of a token.
 """
 
 import time
@@ -19,21 +19,21 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_contex
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 HTTP_PORT = 4318
-"""Where collectors take OTLP over HTTP."""
+"""Port of OTLP over HTTP."""
 HTTP_PATH = "/v1/traces"
 Part = tuple[str, float, float]
-"""Name, begin and end."""
+"""Name, begin and end of a part of a request; times of `time.monotonic`."""
 
 
 @attrs.frozen
 class Tracer:
-    """Makes spans of what it is told, and sends them. All times are of `time.monotonic`."""
+    """Makes spans and sends them. All times are those of `time.monotonic`."""
 
     _provider: TracerProvider
 
     @classmethod
     def start(cls, endpoint: str, service_name: str) -> "Tracer":
-        """Send to this URL from now on, until `shutdown`; a collector that is not there costs spans only."""
+        """Send to this URL until `shutdown`. Spans are dropped if the collector does not answer."""
         resource = Resource.create({"service.name": service_name})
         provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
         provider.add_span_processor(BatchSpanProcessor(exporter_for(endpoint)))
@@ -48,9 +48,9 @@ class Tracer:
         parts: Iterable[Part],
         failure: str,
     ) -> None:
-        """A request: one span, child of the client's if `traceparent` is one, and a child for each part.
+        """Record a request as a span, child of `traceparent` if given, with a child span for each part.
 
-        `failure` is what kind it was, "" for a success. Takes some 100 us, and never waits.
+        `failure` is the kind of failure, "" for a success. Takes about 100 us and never waits.
         """
         offset = time.time_ns() - time.monotonic_ns()
         tracer = self._provider.get_tracer("tgi")
@@ -72,12 +72,12 @@ class Tracer:
         span.end(_nanoseconds(times[1]) + offset)
 
     def shutdown(self) -> None:
-        """Send what is left. Blocks, for up to half a minute if the collector does not answer."""
+        """Send the remaining spans. Blocks for up to 30 s if the collector does not answer."""
         self._provider.shutdown()
 
 
 def exporter_for(endpoint: str) -> SpanExporter:
-    """gRPC, unless the URL is one that only HTTP has."""
+    """Return the exporter for a URL: gRPC, unless its port or path is that of OTLP over HTTP."""
     url = urlsplit(endpoint)
     if url.scheme in ("http", "https") and (url.path.rstrip("/") == HTTP_PATH or url.port == HTTP_PORT):
         return HttpExporter(endpoint if url.path.strip("/") else endpoint.rstrip("/") + HTTP_PATH)

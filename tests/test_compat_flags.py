@@ -7,8 +7,8 @@ import attrs
 import pytest
 
 from tgi.cli import parse_options
+from tgi.compat_flags import UNUSED_VARIABLES, IgnoredFlags
 from tgi.config import OptionError, Options
-from tgi.foreign import UNUSED_VARIABLES, Foreign
 
 HERE = Path(__file__)
 # The flags of text-generation-launcher and text-generation-router that do something: a value as it is typed
@@ -203,7 +203,7 @@ def test_a_flag_without_effect_is_named(
 ) -> None:
     ngrok = ["--ngrok-authtoken", "t", "--ngrok-edge", "e"] if flag == "ngrok" else []
     options = parse_options([*words(flag, value), *ngrok])
-    assert changed(options).keys() == {"foreign"}
+    assert changed(options).keys() == {"ignored"}
     assert any(line.startswith(f"--{flag} has no effect: ") for line in options.checked({}))
     monkeypatch.setenv(variable(flag), value or "true")
     assert parse_options(ngrok) == options
@@ -233,7 +233,7 @@ def test_vllms_name_of_an_option(flag: str, name: str, value: str | None, means:
 @pytest.mark.parametrize(("flag", "value"), VLLM_IN_VAIN.items())
 def test_a_flag_of_vllm_without_effect(flag: str, value: str | None) -> None:
     options = parse_options(words(flag, value))
-    assert changed(options).keys() == {"foreign"}
+    assert changed(options).keys() == {"ignored"}
     (line,) = options.checked({})
     assert " has no effect: " in line
 
@@ -246,7 +246,7 @@ def test_a_flag_of_vllm_that_is_refused(flag: str, value: str | None) -> None:
 
 def test_no_foreign_option_is_missing_from_these_tables() -> None:
     tables = {**IN_VAIN, **REFUSED, **VLLM_IN_VAIN, **VLLM_REFUSED}
-    assert {field.name for field in attrs.fields(Foreign)} <= {flag.replace("-", "_") for flag in tables}
+    assert {field.name for field in attrs.fields(IgnoredFlags)} <= {flag.replace("-", "_") for flag in tables}
 
 
 @pytest.mark.parametrize(
@@ -257,8 +257,8 @@ def test_no_foreign_option_is_missing_from_these_tables() -> None:
         ("HF_MODEL_ID", "org/m", {"model_id": "org/m"}),
         ("HF_MODEL_REVISION", "r", {"revision": "r"}),
         ("SM_NUM_GPUS", "2", {"num_shard": 2}),
-        ("HF_MODEL_QUANTIZE", "awq", {"foreign": Foreign(quantize="awq")}),
-        ("HF_MODEL_TRUST_REMOTE_CODE", "true", {"foreign": Foreign(trust_remote_code=True)}),
+        ("HF_MODEL_QUANTIZE", "awq", {"ignored": IgnoredFlags(quantize="awq")}),
+        ("HF_MODEL_TRUST_REMOTE_CODE", "true", {"ignored": IgnoredFlags(trust_remote_code=True)}),
         ("PREFIX_CACHING", "0", {"prefix_caching": False}),
         ("HF_HUB_CACHE", "/data", {"huggingface_hub_cache": Path("/data")}),
         ("COMPUTE_TYPE", "1-gaudi2", {"compute_type": "1-gaudi2"}),
@@ -303,7 +303,7 @@ def test_variables_that_do_nothing_share_a_line() -> None:
 
 
 def test_a_variable_that_would_change_the_answers_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: checkpoints in fp8 are served"):
+    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: only checkpoints that are"):
         list(Options().checked({"QUANT_CONFIG": "maxabs_quant.json"}))
     assert not list(Options().checked({"QUANT_CONFIG": ""}))
 
@@ -327,20 +327,20 @@ def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"foreign": Foreign(validation_workers="0")}, "`validation_workers` must be > 0"),
+        ({"ignored": IgnoredFlags(validation_workers="0")}, "`validation_workers` must be > 0"),
         (
-            {"foreign": Foreign(ngrok=True)},
+            {"ignored": IgnoredFlags(ngrok=True)},
             "`ngrok-authtoken` must be set when using ngrok tunneling",
         ),
         (
-            {"foreign": Foreign(ngrok=True, ngrok_authtoken="t")},
+            {"ignored": IgnoredFlags(ngrok=True, ngrok_authtoken="t")},
             "`ngrok-edge` must be set when using ngrok tunneling",
         ),
         (
-            {"foreign": Foreign(quantize="exl2"), "num_shard": 2},
+            {"ignored": IgnoredFlags(quantize="exl2"), "num_shard": 2},
             "Sharding is currently not supported with `exl2` quantization",
         ),
-        ({"foreign": Foreign(lora_adapters="a,b=c@d@e")}, "Invalid LoRA adapter format: b=c@d@e"),
+        ({"ignored": IgnoredFlags(lora_adapters="a,b=c@d@e")}, "Invalid LoRA adapter format: b=c@d@e"),
     ],
 )
 def test_what_the_launcher_refuses(options: dict[str, Any], text: str) -> None:
