@@ -1,1 +1,1 @@
-"""Strings to token ids and back; no trio, no torch, no HTTP."""
+"""Conversion between strings and token ids, without trio, torch or HTTP."""

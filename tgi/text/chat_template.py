@@ -1,14 +1,13 @@
-"""The chat template of a model: messages to the prompt that the model was trained on.
+"""Chat templates, which turn messages into the prompt that a model was trained on.
 
-Renders as transformers' `apply_chat_template` does, and reports errors as TGI does. A template is a program
-that came with the model: it runs in jinja2's sandbox. Knows no HTTP, no tokens, and nothing of the format in
-which a model calls tools.
+Prompts are those of transformers' `apply_chat_template`, errors those of TGI. A template is a program that
+comes with the model; it runs in jinja2's sandbox.
 """
 
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +27,15 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 WITH_TOOLS = "tool_use"
-"""The names under which a model with several templates has the two that are used."""
+"""Names of the two templates that are used of a model with several."""
 
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names under which clients send back what a model thought; templates know the first or the second."""
+"""Fields in which clients send back the reasoning of a model; templates read the first or the second."""
 _MARKER = "[-the-answer-goes-on-here-]"
-"""Put behind a message to find its end in the rendered text."""
+"""Text appended to a message to find its end in the rendered prompt."""
 _PROBE = "probe-of-the-content"
+"""Content of the messages with which a template is tried out."""
 _ARGUMENTS = {"probe-of-a-key": "probe-of-a-value"}
 _CALL_ID = "a1b2c3d4e"
 _TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "object", "properties": {}}}
@@ -45,30 +45,32 @@ _TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "
 class _Template:
     source: str
     compiled: jinja2.Template | None
-    """None: it does not compile."""
+    """The program; None if the source does not compile."""
     problem: str = ""
+    """The reason why the source does not compile."""
     variables: frozenset[str] = frozenset()
+    """Names of the variables that the template reads."""
 
 
 @attrs.frozen
 class Abilities:
-    """What of a conversation a template prints."""
+    """Messages that a template prints."""
 
     parts: bool = False
-    """The content of a message must be a list of parts, for it prints no string."""
+    """Whether it prints the content of a message only if that is a list of parts."""
     calls: Literal["objects", "texts"] | None = None
-    """Messages with `tool_calls`, and answers to them: with the arguments as an object, or as JSON text."""
+    """Form of the arguments with which it prints calls: an object or JSON text. None: it prints no calls."""
     empty_content: bool = False
-    """A message with `tool_calls` must have a content, if an empty one."""
+    """Whether a message with calls must have a content, even an empty one."""
     tool_role: bool = False
-    """Messages of the role `tool` that answer no `tool_calls`."""
+    """Whether it prints messages of the role `tool` that answer no call."""
 
 
 class ChatTemplates:
-    """Made by `from_folder`. Safe to use from several threads."""
+    """The chat templates of one model. Safe to use from several threads."""
 
     def __init__(self, sources: Mapping[str, str], special_tokens: Mapping[str, str]) -> None:
-        """`sources`: templates by name; `special_tokens`: variables that every template sees."""
+        """Compile templates, given by name; `special_tokens` are variables of every template."""
         self._templates = {name: _compile(source) for name, source in sources.items()}
         self._special_tokens = dict(special_tokens)
         self._abilities = {with_tools: self._try_out(with_tools) for with_tools in (False, True)}
@@ -77,40 +79,46 @@ class ChatTemplates:
     def from_folder(
         cls, folder: Path, *, tokenizer_config: Path | None = None, template: Path | None = None
     ) -> "ChatTemplates":
-        """Read what the folder has, and before it the files that the operator names.
+        """Read the templates of a model's folder, or those in the files that the operator names.
 
         `template` replaces all templates. `tokenizer_config` is read in place of tokenizer_config.json; a
-        template in it comes first, for whoever names a file means it. A model without a template, or with
-        one that does not compile, is no error here: `render` says so. Raises OSError where `template` or
-        `tokenizer_config` cannot be read.
+        template in it precedes those of the folder. A missing template, or one that does not compile, is an
+        error of `render` only. Raises OSError if `template` or `tokenizer_config` cannot be read.
         """
-        if tokenizer_config is None:
-            settings = _read_json(folder / "tokenizer_config.json")
-        else:
-            settings = _object(tokenizer_config)
+        settings = _read_json(tokenizer_config or folder / "tokenizer_config.json", tokenizer_config is None)
         tokens = _read_json(folder / "special_tokens_map.json") | {
             name: token for name, token in settings.items() if token is not None
         }
         if template is not None:
             sources = {DEFAULT: template.read_text("utf-8")}
         else:
-            named = settings if tokenizer_config is not None else {}
-            candidates = _sources_in(folder, first=named, settings=settings)
-            sources = _additional(folder) | next((found for found in candidates if found), {})
+            jinja = folder / "chat_template.jinja"
+            places = (
+                settings if tokenizer_config is not None else {},
+                {"chat_template": jinja.read_text("utf-8")} if jinja.is_file() else {},
+                _read_json(folder / "chat_template.json"),
+                settings,
+                _read_json(folder / "processor_config.json"),
+            )
+            sources = {
+                path.stem: path.read_text("utf-8")
+                for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
+            }
+            sources |= next(filter(None, (_named(place.get("chat_template")) for place in places)), {})
         return cls(sources, {name: text for name in _SPECIAL_TOKENS if (text := _text_of(tokens.get(name)))})
 
     def knows_tools(self) -> bool:
-        """Whether the template that would be given tools does something with them (T6)."""
+        """Return whether the template for requests with tools reads them (T6)."""
         template = self._select(with_tools=True)
         return template is not None and "tools" in template.variables
 
     def source(self, with_tools: bool) -> str | None:
-        """The text of the template that is used for a request with or without tools."""
+        """Return the source of the template for requests with or without tools."""
         template = self._select(with_tools)
         return None if template is None else template.source
 
     def abilities(self, with_tools: bool) -> Abilities:
-        """What the template prints that is used for a request with or without tools."""
+        """Return the abilities of the template for requests with or without tools."""
         return self._abilities[with_tools]
 
     def render(
@@ -119,20 +127,20 @@ class ChatTemplates:
         tools: list[dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt, to be tokenised without special tokens. Raises TemplateError.
+        """Return the prompt, to be tokenised without special tokens. Raises TemplateError.
 
-        It ends where the model is to write: behind the header of a new message of the assistant, or, when
-        the last message is the assistant's, behind its content, trailing spaces cut (tgi-behaviour 4.4).
-        `extra` are further variables for the template; they may replace special tokens.
+        The prompt ends where the model continues: after the header of a new message of the assistant, or, if
+        the last message is the assistant's, after its content without trailing spaces (tgi-behaviour 4.4).
+        `extra` are further variables of the template; they may replace special tokens.
         """
         messages = [_with_reasoning({k: v for k, v in m.items() if v is not None}) for m in messages]
         marked = _mark_last(messages)
         if marked is not None:
-            text, found, _ = self._render(marked, tools, extra, more=False).rpartition(_MARKER)
-            if found:
+            text, marker, _ = self._render(marked, tools, extra, more=False).rpartition(_MARKER)
+            if marker:
                 return text.rstrip()
         text = self._render(messages, tools, extra, more=True)
-        # What TGI makes of an empty answer to be continued: it finds it at the very end.
+        # TGI finds an empty answer that is to be continued at the end of the prompt.
         return text.rstrip() if messages and _is_empty_answer(messages[-1]) else text
 
     def _name(self, with_tools: bool) -> str:
@@ -166,7 +174,7 @@ class ChatTemplates:
             raise TemplateError(_describe(error)) from error
 
     def _try_out(self, with_tools: bool) -> Abilities:
-        """Found out by trial: what a template prints says more than how it is written."""
+        """Find the abilities of a template by rendering messages, since its source tells less."""
         tools = [{"type": "function", "function": _TOOL}] if with_tools else None
 
         def printed(*messages: dict[str, Any]) -> str:
@@ -185,7 +193,7 @@ class ChatTemplates:
         ask = {"role": "user", "content": content("What?")}
         wait = {"role": "assistant", "content": content("Wait.")}
         result = {"role": "tool", "tool_call_id": _CALL_ID, "name": "find", "content": content(_PROBE)}
-        found = Abilities(parts, tool_role=_PROBE in printed(ask, wait, result))
+        abilities = Abilities(parts, tool_role=_PROBE in printed(ask, wait, result))
         objects: dict[Literal["objects", "texts"], Any] = {
             "objects": _ARGUMENTS,
             "texts": json.dumps(_ARGUMENTS),
@@ -197,29 +205,12 @@ class ChatTemplates:
             )
             text = printed(ask, message, result)
             if _PROBE in text and all(f'"{word}"' in text for pair in _ARGUMENTS.items() for word in pair):
-                return attrs.evolve(found, calls=form, empty_content=empty)
-        return found
-
-
-def _sources_in(
-    folder: Path, *, first: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Iterator[dict[str, str]]:
-    """The templates of each place in turn, by name."""
-    yield _named(first.get("chat_template"))
-    jinja = folder / "chat_template.jinja"
-    yield {DEFAULT: jinja.read_text("utf-8")} if jinja.is_file() else {}
-    yield _named(_read_json(folder / "chat_template.json").get("chat_template"))
-    yield _named(settings.get("chat_template"))
-    yield _named(_read_json(folder / "processor_config.json").get("chat_template"))
-
-
-def _additional(folder: Path) -> dict[str, str]:
-    files = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    return {path.stem: path.read_text("utf-8") for path in files}
+                return attrs.evolve(abilities, calls=form, empty_content=empty)
+        return abilities
 
 
 def _named(value: object) -> dict[str, str]:
-    """Templates as a configuration file has them: one, a list of named ones, or an object of them (C4)."""
+    """Return templates by name from a configuration's value: one, a list of named ones, or an object (C4)."""
     if isinstance(value, str):
         return {DEFAULT: value}
     if isinstance(value, list):
@@ -230,27 +221,25 @@ def _named(value: object) -> dict[str, str]:
 
 
 def _text_of(token: object) -> str | None:
-    """A token as tokenizer_config.json gives it: its text, or an object that holds it (C6)."""
+    """Return the text of a token, which tokenizer_config.json gives as a text or an object with it (C6)."""
     if isinstance(token, dict):
         token = token.get("content")
     return token if isinstance(token, str) else None
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return _object(path) if path.is_file() else {}
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """What is in a file; {}, and a warning, where that is no object of JSON."""
+def _read_json(path: Path, optional: bool = True) -> dict[str, Any]:
+    """Return the object in a file; {}, with a warning, if it holds no object."""
+    if optional and not path.is_file():
+        return {}
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         logger.warning("%s is not JSON: %s", path, error)
         return {}
-    if isinstance(content, dict):
-        return content
-    logger.warning("%s is not an object", path)
-    return {}
+    if not isinstance(content, dict):
+        logger.warning("%s is not an object", path)
+        return {}
+    return content
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +259,7 @@ def _is_empty_answer(message: Mapping[str, Any]) -> bool:
 
 
 def _mark_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """The messages with a marker at the end of the last one; None if that is no answer to go on with."""
+    """Return the messages with a marker after the last one; None if that is no answer to be continued."""
     if not messages or not _is_answer(messages[-1]):
         return None
     *before, last = messages
@@ -287,7 +276,7 @@ def _mark_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
 
 
 class _Generation(Extension):
-    """The block `{% generation %}`, with which templates mark what an assistant wrote; prints its content."""
+    """The block `{% generation %}`, by which templates mark the assistant's text; prints its content."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2 declares it so)
 
@@ -298,7 +287,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """`namespace()` without attributes that Python itself looks at, a way out of the sandbox."""
+    """`namespace()` without private attributes, which are a way out of the sandbox."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         self, *rest = args
@@ -321,10 +310,6 @@ def _raise_exception(message: object) -> None:
     raise jinja2.TemplateError(str(message))
 
 
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
 def _to_json(
     value: Any,
     ensure_ascii: bool = False,
@@ -332,19 +317,23 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Unlike jinja2's own, this does not escape HTML; the parameters are those that templates use."""
+    """Replace jinja2's `tojson`, which escapes HTML; the parameters are those that templates use."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    made = ImmutableSandboxedEnvironment(
+    environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
-    made.filters["tojson"] = _to_json
-    made.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now, namespace=_Namespace)
-    return made
+    environment.filters["tojson"] = _to_json
+    environment.globals.update(
+        raise_exception=_raise_exception,
+        strftime_now=lambda form: datetime.now().strftime(form),
+        namespace=_Namespace,
+    )
+    return environment
 
 
 _ENVIRONMENT = _environment()
@@ -361,12 +350,12 @@ def _compile(source: str) -> _Template:
 
 
 def _describe(error: Exception) -> str:
-    """As TGI words it (V35): the kind, what is wrong, and where; for an undefined value only where."""
+    """Return TGI's text of an error (V35): its kind, detail and place; without detail if undefined."""
     place = f"(in <string>:{_line_of(error)})"
     detail = str(error.message if isinstance(error, jinja2.TemplateSyntaxError) else error)
     if isinstance(error, jinja2.UndefinedError):
         return f"undefined value {place}"
-    # What raise_exception is given counts as a syntax error, too.
+    # Errors of raise_exception count as syntax errors, too.
     if isinstance(error, jinja2.TemplateSyntaxError) or type(error) is jinja2.TemplateError:
         return f"syntax error: {detail} {place}"
     return f"invalid operation: {detail} {place}"

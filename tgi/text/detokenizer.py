@@ -1,34 +1,34 @@
-"""Token ids to text, one at a time, as they are generated (tgi-behaviour 5.9).
+"""Incremental decoding: token ids to text, one at a time, as they are generated (tgi-behaviour 5.9).
 
-The definition: with P the text of the tokens since `prefix` up to `read` and N that of all since `prefix`,
-a new token adds N[len(P):], and nothing while N ends in U+FFFD (a character is incomplete) or is no longer
-than P. Two short cuts give the same without decoding: for byte-level tokenizers the bytes of the tokens
-are put together here; for others, a token that adds the same to any text is looked up.
+By definition, with P the text of the tokens from `prefix` to `read` and N that of all tokens from `prefix`, a
+new token adds N[len(P):], or nothing while N ends in U+FFFD (an incomplete character) or is no longer than P.
+Two short cuts give the same text without decoding. For byte-level tokenizers, the bytes of tokens are joined
+here. For others, a token that adds the same to any text is looked up.
 """
 
 from .tokenizer import Tokenizer
 
 CONTEXT = 5
-"""Tokens of the prompt that the first generated token is decoded after."""
+"""Number of tokens of the prompt that precede the first generated token when it is decoded."""
 _INCOMPLETE = "\ufffd"
 
 
 class Detokenizer:
-    """The text of one sequence."""
+    """Decodes the generated tokens of one sequence."""
 
     __slots__ = ("_bytes_of", "_ids", "_pending", "_prefix", "_prompt", "_read", "_skip", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
         self._tokenizer = tokenizer
         self._ids = prompt_ids[-CONTEXT:]
-        """The last tokens of the prompt, and all that were generated."""
+        """The last tokens of the prompt and all generated tokens."""
         self._prompt = self._read = len(self._ids)
         self._prefix = 0
         self._bytes_of = tokenizer.bytes_of
         self._pending = b""
-        """Byte-level only: bytes that no text was given for,"""
+        """Bytes for which no text was returned; byte-level tokenizers only."""
         self._skip = 0
-        """and as how many characters the first of them were counted already."""
+        """Number of characters of the decoded `_pending` that belong to the prompt."""
         if self._bytes_of is not None:
             tail = b"".join(map(self._bytes_of.__getitem__, self._ids))
             text = tail.decode(errors="replace")
@@ -36,7 +36,7 @@ class Detokenizer:
                 self._pending, self._skip = tail, len(text)
 
     def append(self, token: int) -> str:
-        """What this token adds to the text; "" while a character is incomplete."""
+        """Return the text that a token adds; "" while a character is incomplete."""
         self._ids.append(token)
         if self._bytes_of is not None:
             self._pending += self._bytes_of[token]
@@ -62,10 +62,9 @@ class Detokenizer:
         return now[len(before) :]
 
     def text(self, *, leave_out_last: bool = False) -> str:
-        """All that was generated, special tokens skipped (S61), without an incomplete character at the end.
+        """Return the generated text without special tokens (S61) and without an incomplete last character.
 
-        `leave_out_last`: all but the last token. It is not the sum of what `append` gave: that has the
-        text of special tokens.
+        `leave_out_last` leaves out the last token. The texts that `append` returns include special tokens.
         """
         special = self._tokenizer.special_ids
         end = len(self._ids) - leave_out_last

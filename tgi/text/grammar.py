@@ -1,8 +1,8 @@
-"""Constrained text: which tokens may come next under a JSON schema, a regular expression or a Lark grammar.
+"""Grammars that constrain a text: JSON schemas, regular expressions, Lark.
 
-Wraps llguidance, which releases the GIL while it compiles and computes masks. Knows no HTTP and no device: a
-mask is bytes. A hostile grammar can keep `compile` busy for minutes or end the process by a stack overflow,
-which no limit of the library prevents; `grammar_trial` is for finding that out in another process.
+Wraps llguidance, which releases the GIL while it compiles and computes masks. A hostile grammar can keep
+`compile` busy for minutes, or end the process by a stack overflow, which no limit of the library prevents.
+`grammar_trial` tries a grammar in another process first.
 """
 
 import functools
@@ -10,7 +10,7 @@ import json
 import re
 import threading
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 import llguidance
@@ -21,24 +21,25 @@ from .tokenizer import Tokenizer
 __all__ = ["GrammarCompiler", "GrammarError", "GrammarSpec", "Matcher"]
 
 MAX_SOURCE = {"regex": 65_536, "json": 1_048_576, "lark": 4_194_304}
-"""Characters; a Lark grammar is ours, with the schemas of all tools in it."""
+"""Maximum characters of a source by kind. Lark grammars are ours, with the schemas of all tools in them."""
 _LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
-"""A state takes 1 to 2 kB. The other limits are the library's: some 20 ms of work for a mask at the most."""
-_LONGEST_MESSAGE = 300
+"""Limits of a matcher: a lexer state takes 1 to 2 kB; the library's defaults allow about 20 ms for a mask."""
+_MAX_MESSAGE = 300
+"""Maximum characters of a library's error message that are shown."""
 
 
 @attrs.frozen
 class GrammarSpec:
-    """What a text must obey."""
+    """The source of a grammar that a whole text must obey."""
 
     kind: Literal["json", "regex", "lark"]
     source: str
-    """A JSON schema as JSON; a regular expression in Rust's syntax, of the whole text; llguidance's Lark."""
+    """A JSON schema as JSON text, a regular expression in Rust's syntax, or a Lark grammar of llguidance."""
 
 
 @functools.lru_cache(maxsize=4)
 def tokens_that_are_no_text(tokenizer: Tokenizer) -> Mapping[str, int]:
-    """Tokens that llguidance matches by their ids only: special ones, and all added ones like `<this>`."""
+    """Return tokens that llguidance matches by id only: special ones, and added ones like `<this>`."""
     special = tokenizer.special_ids | tokenizer.eos_ids
     names = {token: tokenizer.decode_alone(token) for token in special | tokenizer.added_ids}
     return {
@@ -52,15 +53,16 @@ class GrammarCompiler:
     """Compiles grammars for the tokens of one model. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
-        """`vocab_size`: of the model; the tokenizer may have fewer tokens, or more."""
+        """Make a compiler of masks of `vocab_size` tokens; the tokenizer may have fewer tokens, or more."""
         self._tokenizer = tokenizer
         self._lock = threading.Lock()
         self._core: llguidance.LLTokenizer | None = None
         self.vocab_size = vocab_size
+        """Number of tokens of the model."""
         self.ends = sorted(token for token in tokenizer.eos_ids if token < vocab_size)
 
     def compile(self, spec: GrammarSpec) -> "Matcher":
-        """Blocking: the first call reads the whole vocabulary. Raises GrammarError."""
+        """Compile a grammar. Blocks; the first call reads the whole vocabulary. Raises GrammarError."""
         if (size := len(spec.source)) > (limit := MAX_SOURCE[spec.kind]):
             raise GrammarError(f"it is too large: {size} characters, and at most {limit} are allowed")
         core = self._tokens()
@@ -68,22 +70,25 @@ class GrammarCompiler:
             schema = json.dumps(prepare_schema(read_schema(spec.source)), ensure_ascii=False)
             grammar = f"start: %json {schema}"
         elif spec.kind == "regex":
-            made = _called(llguidance.LLMatcher.grammar_from_regex, spec.source)
-            grammar = json.loads(made)["grammars"][0]["lark_grammar"]
+            try:
+                grammars = json.loads(llguidance.LLMatcher.grammar_from_regex(spec.source))["grammars"]
+            except ValueError as error:
+                raise GrammarError(_one_line(str(error))) from error
+            grammar = grammars[0]["lark_grammar"]
         else:
             grammar = spec.source
         if any(name in grammar for name in tokens_that_are_no_text(self._tokenizer)):
-            # Where only one text may follow, llguidance would have it in tokens that it then does not take.
+            # Where only one text may follow, llguidance would force tokens that it then does not accept.
             grammar = '%llguidance {"no_forcing": true}\n' + grammar
         matcher = llguidance.LLMatcher(core, grammar, log_level=0, limits=_LIMITS)
         return Matcher(matcher, self.vocab_size, _mask_of(self.ends, self.vocab_size), frozenset(self.ends))
 
     def tokenizer_json(self) -> str:
-        """The tokenizer as tokenizer.json, for a compiler in another process."""
+        """Return the text of tokenizer.json, for a compiler in another process."""
         return self._tokenizer.to_json()
 
     def load(self) -> None:
-        """Read the vocabulary now; it holds the GIL. Raises GrammarError."""
+        """Read the vocabulary, holding the GIL. Raises GrammarError."""
         self._tokens()
 
     def _tokens(self) -> llguidance.LLTokenizer:
@@ -103,7 +108,7 @@ class GrammarCompiler:
 
 
 class Matcher:
-    """Follows one text. Not to be used by two threads at once."""
+    """Follows one text. Not safe to use from two threads at once."""
 
     def __init__(
         self, core: llguidance.LLMatcher, vocab_size: int, ends_mask: bytes, ends: frozenset[int]
@@ -113,13 +118,15 @@ class Matcher:
         self._ends_mask = ends_mask
         self._ends = ends
         self.mask = self._compute()
-        """Which tokens may come next: bit i of little-endian uint32 words is token i, up to the model's last.
-        The tokens that end a text are allowed where it may end, and nothing else where it must."""
+        """Tokens that may come next, as bits of little-endian uint32 words: bit i is token i of the model.
+
+        Tokens that end a text are set where it may end; no others are set where it must.
+        """
 
     def advance(self, token: int) -> None:
-        """Take the next token, and compute the mask after it. Blocking; milliseconds at the most.
+        """Take the next token and compute the mask after it. Blocks for milliseconds at most.
 
-        Raises GrammarError when no token can follow, or when to find them takes too much work.
+        Raises GrammarError if `token` is not allowed, no token can follow it, or finding them takes too long.
         """
         if token in self._ends:
             if self.mask != self._ends_mask and not self._core.is_accepting():
@@ -131,7 +138,7 @@ class Matcher:
             raise GrammarError(_one_line(self._core.get_error()) or f"token {token} may not come here")
 
     def fork(self) -> "Matcher":
-        """Another one that has come as far."""
+        """Return an independent copy."""
         copy = object.__new__(Matcher)
         copy.__dict__.update(self.__dict__, _core=self._core.deep_copy())
         return copy
@@ -151,14 +158,6 @@ class Matcher:
         return mask
 
 
-def _called(function: Any, *arguments: Any, **named: Any) -> Any:
-    """What a function of the library returns. Raises GrammarError where it raises ValueError."""
-    try:
-        return function(*arguments, **named)
-    except ValueError as error:
-        raise GrammarError(_one_line(str(error))) from error
-
-
 def _mask_of(tokens: list[int], vocab_size: int) -> bytes:
     bits = 0
     for token in tokens:
@@ -167,17 +166,18 @@ def _mask_of(tokens: list[int], vocab_size: int) -> bytes:
 
 
 _NO_TEXT = ("NoExtension", "NoExtensionBias")
+"""Messages of llguidance for a grammar that no text obeys."""
 _WHERE = re.compile(
     r'^at \d+\(\d+\): (?:failed to compile JSON schema: |invalid regex ".*" \(in regex\): )?', re.DOTALL
 )
 
 
 def _one_line(message: str) -> str:
-    """The line of a message that names the problem; those about regexes are drawings."""
-    found = re.search(r"^error: (.*)$", message, re.MULTILINE)
-    line = found[1] if found else _WHERE.sub("", message).partition("\n")[0].strip()
+    """Return the line that names the problem in a message of llguidance, which may be a drawing."""
+    match = re.search(r"^error: (.*)$", message, re.MULTILINE)
+    line = match[1] if match else _WHERE.sub("", message).partition("\n")[0].strip()
     if line in _NO_TEXT:
         return "no text obeys it"
     if line.startswith("panic:"):
         return "it is too large"
-    return line if len(line) <= _LONGEST_MESSAGE else line[:_LONGEST_MESSAGE] + " …"
+    return line if len(line) <= _MAX_MESSAGE else line[:_MAX_MESSAGE] + " …"

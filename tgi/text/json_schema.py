@@ -1,8 +1,8 @@
-"""JSON schemas as they are enforced: checked, rid of what is only a remark, and closed.
+"""Preparation of JSON schemas for enforcement: they are checked, stripped of annotations, and closed.
 
-Knows no tokens. A schema means what JSON Schema 2020-12 says, narrowed as TGI has it (R2.52) to keep a model
-from rambling: at most one space at each joint; where there are `properties`, the value is an object, and has
-no others unless the schema says so.
+A schema has the meaning of JSON Schema 2020-12, narrowed as in TGI (R2.52) to keep a model from rambling: a
+text has at most one space between its parts, and a schema with `properties` describes an object that has no
+others, unless the schema allows them.
 """
 
 import json
@@ -10,31 +10,33 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_DEPTH = 64
-"""Of schemas within schemas. The library that reads them gives up at some 120 braces."""
+"""Maximum nesting of schemas. llguidance refuses about 120 nested braces."""
 _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 )
-"""That can be enforced. Other formats are remarks, as JSON Schema has it."""
+"""Formats that are enforced. Others are annotations, as JSON Schema allows."""
 _YEAR = r"^(000[1-9]|00[1-9]\d|0[1-9]\d\d|[1-9]\d{3})"
 _PATTERNS = {"date": _YEAR, "time": "^.{6}[0-5]", "date-time": _YEAR + ".{13}[0-5]"}
-"""No year 0 and no leap second: RFC 3339 has both, the libraries that will read the text do not."""
+"""Patterns without year 0 and leap seconds, which RFC 3339 allows but common libraries do not read."""
 _ONE = frozenset(("items", "additionalItems", "additionalProperties", "contains", "propertyNames"))
+"""Keywords whose value is a schema."""
 _LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems", "items"))
+"""Keywords whose value is a list of schemas."""
 _MAPS = frozenset(("properties", "patternProperties", "$defs", "definitions", "dependentSchemas"))
-"""Keywords whose values are a schema, a list of them, or a map to them."""
+"""Keywords whose value maps names to schemas."""
 _COMBINERS = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
 _TYPES = _COMBINERS | {"type", "enum", "const"}
 _OPENING = frozenset(("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties"))
 
 
 class GrammarError(Exception):
-    """A grammar that is not valid, or too large, or that a text does not follow; one line for people."""
+    """A grammar is invalid or too large, or a text does not follow it; the message is one line."""
 
 
 def prepare_schema(schema: Any) -> dict[str, Any]:
-    """A copy of the schema for llguidance, to compile or to put into a Lark grammar after `%json`.
+    """Return a copy of a schema for llguidance, alone or after `%json` in a Lark grammar.
 
-    Raises GrammarError for what is no schema.
+    Raises GrammarError if `schema` is not a schema that any value obeys.
     """
     if schema is False:
         raise GrammarError("the schema `false` allows nothing")
@@ -55,7 +57,7 @@ def prepare_schema(schema: Any) -> dict[str, Any]:
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """Every schema within this one, with its keyword, and its index or name if the value is a collection."""
+    """Yield each schema directly within this one, after its keyword and its index or name in a collection."""
     for keyword, value in schema.items():
         if keyword in _LISTS and isinstance(value, list):
             for index, part in enumerate(value):
@@ -68,7 +70,7 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _parts(schema: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
-    """The schema and all within."""
+    """Yield a schema and all schemas within it. Raises GrammarError if they are nested too deep."""
     if depth > MAX_DEPTH:
         raise GrammarError(f"the schema is nested more than {MAX_DEPTH} deep")
     yield schema
@@ -78,7 +80,7 @@ def _parts(schema: dict[str, Any], depth: int = 0) -> Iterator[dict[str, Any]]:
 
 
 def _combines(schema: dict[str, Any]) -> bool:
-    """Whether it is the intersection of schemas: closing one of them would forbid what others list."""
+    """Return whether a schema is an intersection: closing one part would forbid the properties of others."""
     combiners = [keyword for keyword in _COMBINERS if keyword in schema]
     all_of = schema.get("allOf")
     return (
@@ -105,11 +107,10 @@ def _prepare(schema: dict[str, Any], closing: bool) -> dict[str, Any]:
         prepared["additionalProperties"] = False
     for keyword, place, part in _subschemas(schema):
         if isinstance(part, dict):
-            done = _prepare(part, closing)
             if place is None:
-                prepared[keyword] = done
+                prepared[keyword] = _prepare(part, closing)
             else:
-                prepared[keyword][place] = done
+                prepared[keyword][place] = _prepare(part, closing)
     return prepared
 
 
@@ -124,7 +125,7 @@ def _closes(schema: dict[str, Any]) -> bool:
 
 
 def read_schema(text: str) -> Any:
-    """The schema in a JSON text. Raises GrammarError."""
+    """Return the schema in a JSON text. Raises GrammarError."""
     try:
         return json.loads(text)
     except ValueError as error:

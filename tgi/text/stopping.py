@@ -1,8 +1,7 @@
-"""When a generation ends: length, end-of-sequence token, stop string, in this order (tgi-behaviour S40-S44).
+"""Stopping criteria: length, end-of-sequence token, stop string, in this order (tgi-behaviour S40-S44).
 
-It sees each token with the text it adds, and knows no tokenizer. A stop string is found wherever it ends,
-also inside a token (TGI finds it only at the end of one); it stays in the generated text, and what follows
-it is cut off. Within the first `min_tokens` tokens only the length counts.
+A stop string may end inside a token (TGI finds it only at the end of one). It stays in the generated text,
+and the text after it is cut off. Among the first `min_tokens` tokens, only the length counts.
 """
 
 import enum
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 
 
 class FinishReason(enum.Enum):
-    """Why a generation ended, in TGI's words."""
+    """Reason why a generation ended, by TGI's name."""
 
     LENGTH = "length"
     EOS_TOKEN = "eos_token"
@@ -18,26 +17,29 @@ class FinishReason(enum.Enum):
 
 
 class StoppingCriteria:
-    """The criteria of one sequence, and what they must remember of its text."""
+    """Stopping criteria of one sequence, with the end of its text."""
 
     __slots__ = ("_eos", "_left", "_max", "_memory", "_stop", "_tail", "min_tokens", "surplus")
 
     def __init__(
         self, max_new_tokens: int, eos: frozenset[int], stop: Sequence[str] = (), min_tokens: int = 0
     ) -> None:
-        """`eos`: every token that ends the text."""
+        """Set the criteria; `eos` are the ids of all tokens that end the text."""
         self._max = self._left = max_new_tokens
         self._eos = eos
         self._stop = tuple(stop)
         self._memory = max((len(text) for text in self._stop), default=0) - 1
         self._tail = ""
         self.min_tokens = min_tokens
-        """Among the first so many tokens neither end nor stop string counts."""
+        """Number of tokens before end-of-sequence tokens and stop strings count."""
         self.surplus = 0
-        """Characters at the end of the text that come after the stop string."""
+        """Number of characters of the text after the stop string."""
 
     def check(self, token: int, text: str) -> FinishReason | None:
-        """Call once for each generated token, in order, with the text that it adds."""
+        """Return why the generation ends with this token, which adds `text`; None if it goes on.
+
+        Called once for each generated token, in order.
+        """
         self._left -= 1
         if self._left <= 0:
             return FinishReason.LENGTH
@@ -51,17 +53,17 @@ class StoppingCriteria:
         return None
 
     def _stops(self, text: str) -> bool:
-        """The stop string that ends first decides; "" stops at once, after the whole token, as in TGI."""
+        """Look for the stop string that ends first; "" stops at once, after the whole token, as in TGI."""
         seen, new = self._tail + text, len(self._tail) + 1
-        found = [
+        ends = [
             (at + len(stop), stop)
             for stop in self._stop
             if (at := seen.find(stop, max(0, new - len(stop)) if stop else 0)) >= 0
         ]
-        if not found:
+        if not ends:
             self._remember(seen)
             return False
-        end, stop = min(found)
+        end, stop = min(ends)
         self.surplus = len(seen) - end if stop else 0
         return True
 
@@ -69,5 +71,5 @@ class StoppingCriteria:
         self._tail = seen[-self._memory :] if self._memory > 0 else ""
 
     def cut(self, text: str) -> str:
-        """The generated text without what comes after the stop string."""
+        """Return the generated text up to and including the stop string."""
         return text[: len(text) - self.surplus]

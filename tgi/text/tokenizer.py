@@ -1,7 +1,7 @@
-"""A model's tokenizer, as its folder describes it: text to token ids and back.
+"""A model's tokenizer: text to token ids and back.
 
-Wraps the `tokenizers` library and only that; a folder without tokenizer.json must have been converted
-before. Encoding releases the GIL. Everything here is safe to call from several threads.
+Wraps the `tokenizers` library; a folder without tokenizer.json must be converted first. Encoding releases the
+GIL. Everything here is safe to call from several threads.
 """
 
 import json
@@ -14,16 +14,16 @@ import tokenizers
 
 _NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTEXT = "a"
-"""What a token is decoded after, to see what it adds to a text that goes on."""
+"""Text before a token when it is decoded to find what it adds to a text."""
 _INCOMPLETE = "\ufffd"
 
 
 class TokenizerError(Exception):
-    """The folder has no tokenizer that can be used, or it cannot do with a text; one line for people."""
+    """A folder has no usable tokenizer, or it cannot encode a text; the message is one line."""
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """A token of a text and where it is, in bytes of its UTF-8 (tgi-behaviour 3.8)."""
+    """A token of a text, and its place there in bytes of UTF-8 (tgi-behaviour 3.8)."""
 
     id: int
     text: str
@@ -32,30 +32,31 @@ class Piece(msgspec.Struct, frozen=True):
 
 
 class Tokenizer:
-    """Made by `from_folder`."""
+    """The tokenizer of one model; usually made by `from_folder`."""
 
     def __init__(self, core: tokenizers.Tokenizer, special: Iterable[int], eos: Iterable[int]) -> None:
-        """`special`: ids beyond those that tokenizer.json itself flags."""
+        """Wrap `core`. `special` are ids beside those that tokenizer.json flags; `eos` end a generation."""
         core.no_truncation()
         core.no_padding()
         self._core = core
         added = core.get_added_tokens_decoder()
         self.special_ids = frozenset(special) | {number for number, token in added.items() if token.special}
-        """Ids that are no text: shown as tokens, left out of a generated text (S63)."""
+        """Ids that are no text, and left out of a generated text (S63)."""
         self.added_ids = frozenset(added)
-        """Ids of the tokens that a text is searched for before it is cut into others."""
+        """Ids of tokens that are found in a text before the rest of it is tokenised."""
         self.eos_ids = frozenset(eos)
-        """Ids that end a generation (S41; all that the model's files name)."""
+        """Ids that end a generation: all that the model's files name (S41)."""
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
+        """Number of tokens, added ones included."""
         self.bytes_of = _ByteTable(core) if _is_byte_level(core) else None
-        """The bytes of each id; None unless text is just these bytes one after another."""
+        """Bytes of each id; None unless a text is the bytes of its tokens one after another."""
         self.pieces = _PieceTable(core) if _is_context_free(core) else None
-        """What each id adds to a text that goes on, where that is always the same; None if it never is."""
+        """Text that each id adds to any text, "" if it depends on the text; None if it always does."""
         self._alone: dict[int, str] = {}
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Read tokenizer.json, and which tokens are special and which end a text from the files beside it.
+        """Read tokenizer.json, and from the files beside it which tokens are special or end a text.
 
         Raises TokenizerError.
         """
@@ -73,7 +74,7 @@ class Tokenizer:
         return cls(core, named, _eos_ids(folder, _id_of(core, settings.get("eos_token"))))
 
     def encode(self, text: str, *, add_special_tokens: bool = True, truncate: int | None = None) -> list[int]:
-        """The ids of a text; with `truncate`, the last that many, special tokens kept in place (S50).
+        """Return the ids of a text; the last `truncate` of them, with special tokens kept in place (S50).
 
         Raises TokenizerError for a text that the tokenizer has no tokens for.
         """
@@ -91,10 +92,10 @@ class Tokenizer:
         return kept
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[Piece]:
-        """The tokens of a text with their places in its UTF-8."""
+        """Return the tokens of a text with their places in its UTF-8."""
         encoding = self._encode(text, add_special_tokens)
         data = text.encode()
-        # Offsets count characters; a table of where each character begins makes bytes of them.
+        # The library's offsets count characters; this table gives the byte where each character begins.
         begins = [0]
         for character in text:
             begins.append(begins[-1] + len(character.encode()))
@@ -106,28 +107,28 @@ class Tokenizer:
 
     def _encode(self, text: str, add_special_tokens: bool) -> tokenizers.Encoding:
         try:
-            # A batch of one, because encoding a text alone holds the GIL: a second for one of 2 MB.
+            # A batch of one, because encoding a text alone holds the GIL: for a second if it has 2 MB.
             return self._core.encode_batch([text], add_special_tokens=add_special_tokens)[0]
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(str(error)) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special tokens shown, an incomplete character as U+FFFD.
+        """Return the text of ids, special tokens included, with U+FFFD for an incomplete character.
 
-        There is no clean-up of spaces around punctuation, whatever tokenizer_config.json says: it would
-        corrupt code (transformers has given it up for the same reason).
+        Spaces around punctuation are not cleaned up, even if tokenizer_config.json asks for it: that corrupts
+        code (transformers has given it up for the same reason).
         """
         return self._core.decode(ids, skip_special_tokens=False)
 
     def decode_alone(self, token: int) -> str:
-        """The text of one id without any context (S33)."""
+        """Return the text of one id without any context (S33)."""
         text = self._alone.get(token)
         if text is None:
             text = self._alone[token] = self.decode([token])
         return text
 
     def to_json(self) -> str:
-        """The text of tokenizer.json, with all special tokens and all that end a text flagged as special."""
+        """Return tokenizer.json, with all special tokens and all that end a text flagged as special."""
         text: str = self._core.to_str()
         added = self._core.get_added_tokens_decoder()
         special = {number for number, token in added.items() if token.special}
@@ -146,7 +147,7 @@ class Tokenizer:
         return json.dumps(content)
 
     def bytes_alone(self, token: int) -> bytes:
-        """The bytes that an id adds to a text, where that can be told without its neighbours."""
+        """Return the bytes that an id adds to a text; a guess if they depend on its neighbours."""
         if self.bytes_of is not None:
             return self.bytes_of[token]
         name = self._core.id_to_token(token) or ""
@@ -157,7 +158,7 @@ class Tokenizer:
 
 
 class _ByteTable(dict[int, bytes]):
-    """Filled on demand. Each character of a byte-level token stands for a byte; other tokens are literal."""
+    """Bytes by id, filled on demand. Tokens that are not byte-level stand for their UTF-8."""
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         super().__init__()
@@ -174,7 +175,7 @@ class _ByteTable(dict[int, bytes]):
 
 
 class _PieceTable(dict[int, str]):
-    """Filled on demand; "" where what an id adds depends on its neighbours."""
+    """Text by id, filled on demand; "" if the text that an id adds depends on its neighbours."""
 
     def __init__(self, core: tokenizers.Tokenizer) -> None:
         super().__init__()
@@ -199,13 +200,15 @@ class _PieceTable(dict[int, str]):
 
 
 def _is_byte_token(name: str) -> bool:
-    """Whether a token stands for one byte, as SentencePiece names such."""
+    """Return whether a token stands for one byte by its name in SentencePiece."""
     return len(name) == 6 and name.startswith("<0x") and name.endswith(">")
 
 
 def _byte_of() -> dict[str, int]:
-    """Which byte each character of a byte-level vocabulary stands for, as GPT-2 laid it down: printable
-    Latin-1 for itself, the others for the code points from 256 on."""
+    """Return the byte of each character of a byte-level vocabulary, as in GPT-2.
+
+    Printable Latin-1 characters stand for themselves; code points from 256 on stand for the other bytes.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
@@ -224,7 +227,7 @@ def _is_byte_level(core: tokenizers.Tokenizer) -> bool:
 
 
 def _is_context_free(core: tokenizers.Tokenizer) -> bool:
-    """Whether the decoder lets a token add the same to every text that is not empty, byte tokens apart."""
+    """Return whether tokens other than byte tokens add the same to every text that is not empty."""
     decoder = _decoder(core)
     parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     for part in parts:
@@ -239,14 +242,17 @@ def _is_context_free(core: tokenizers.Tokenizer) -> bool:
 
 
 def _id_of(core: tokenizers.Tokenizer, name: object) -> int | None:
-    """The id of a token, given as tokenizer_config.json gives one: its text, or an object that holds it."""
+    """Return the id of a token, which tokenizer_config.json gives as a text or an object with it."""
     if isinstance(name, dict):
         name = name.get("content")
     return core.token_to_id(name) if isinstance(name, str) else None
 
 
 def _eos_ids(folder: Path, of_tokenizer: int | None) -> set[int]:
-    """A list in generation_config.json is complete; a single id there, and the tokenizer's own, all count."""
+    """Return the ids of generation_config.json, with the tokenizer's own unless those are a list.
+
+    Without any there, config.json's count.
+    """
     generation = _read_json(folder / "generation_config.json").get("eos_token_id")
     if isinstance(generation, list):
         return set(generation)
@@ -263,7 +269,7 @@ def _list(value: object) -> list[Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, {} where there is none."""
+    """Return the object in a file; {} if the file is missing or holds none. Raises TokenizerError."""
     if not path.is_file():
         return {}
     try:
