@@ -1,7 +1,7 @@
 """Compares the strategies that choose buckets, on three generated workloads and two cards.
 
 The real scheduler plans and commits every step; what a step takes is told by the roofline of
-tgi/scheduler/costs.py for the bucket that it is padded to. So the figures are those of the policy and the
+tgi/planning/costs.py for the bucket that it is padded to. So the figures are those of the policy and the
 buckets, not of a card. `python benchmarks/buckets.py --plot benchmarks/buckets.png` makes what README.md has.
 """
 
@@ -16,18 +16,17 @@ from typing import Any
 import attrs
 
 from tgi.limits import Limits
+from tgi.planning.bucketing import SECONDS_PER_GRAPH, Bucketing, make_buckets
+from tgi.planning.costs import CARDS, LLAMA_8B, Costs
+from tgi.planning.ladders import Range
+from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, floats, ints
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.bucketing import SECONDS_PER_GRAPH, Bucketing
-from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.buckets import Bucket, Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.costs import CARDS, LLAMA_8B, Costs
-from tgi.scheduler.ladders import Range
 from tgi.scheduler.policy import Planned, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence
-from tgi.scheduler.shapes import Bucket, Space
-from tgi.scheduler.workload import ShapeCounts
 from tgi.text.stopping import StoppingCriteria
 
 LIMITS = Limits(max_batch_size=128, max_total_tokens=4096, max_batch_prefill_tokens=4096, block_size=128)
@@ -183,9 +182,9 @@ def costs_of(card: str) -> Costs:
     return Costs.of(LLAMA_8B, CARDS[card])
 
 
-def make_buckets(card: str, **bucketing: Any) -> Buckets:
+def buckets_of(card: str, **bucketing: Any) -> Buckets:
     chosen = Bucketing(costs=costs_of(card), **bucketing)
-    return Buckets.from_limits(LIMITS, DEVICE, chosen, blocks=BLOCKS)
+    return make_buckets(LIMITS, DEVICE, chosen, blocks=BLOCKS)
 
 
 class NoPadding(Buckets):
@@ -200,23 +199,23 @@ def others(card: str) -> Iterator[tuple[str, Buckets]]:
     for strategy, rows in itertools.product(("linear", "exponential", "padding-aware"), (1, 16)):
         if (strategy, rows) != ("linear", 16):  # thousands of graphs
             ranges = {"PROMPT_BS": Range(last=rows)}
-            yield f"{strategy}, {rows}", make_buckets(card, strategy=strategy, ranges=ranges)
+            yield f"{strategy}, {rows}", buckets_of(card, strategy=strategy, ranges=ranges)
 
 
 def ours(card: str, counts: Mapping[Bucket, int]) -> Iterator[tuple[str, Buckets]]:
     """For any workload, and for one that was recorded before."""
     for graphs in (32, 64, 122, 256, 512):
-        yield "optimal", make_buckets(card, max_graphs=graphs)
+        yield "optimal", buckets_of(card, max_graphs=graphs)
     for graphs in (32, 64, 122, 256):
-        yield "optimal, recorded", make_buckets(card, max_graphs=graphs, counts=counts)
+        yield "optimal, recorded", buckets_of(card, max_graphs=graphs, counts=counts)
 
 
 def compare(workload: str, card: str, share: float) -> list[Figures]:
     """Every strategy, the one without padding last. Shapes are recorded with other requests."""
-    counts = serve(workload, card, make_buckets(card), share, seed=2).counts.counts
+    counts = serve(workload, card, buckets_of(card), share, seed=2).counts.counts
     every = [*others(card), *ours(card, counts)]
     figures = [measure(workload, card, name, buckets, share) for name, buckets in every]
-    exact = NoPadding(Space.from_limits(LIMITS), [], costs_of(card), flat=True)
+    exact = NoPadding(LIMITS, [], costs_of(card).seconds, flat=True)
     return [*figures, measure(workload, card, "a graph for every shape", exact, share)]
 
 

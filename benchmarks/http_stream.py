@@ -85,7 +85,7 @@ def run_server(ready: Connection, clients: int, step_seconds: float) -> None:
         tokenizer = Tokenizer.from_folder(Path(folder))
         lifecycle = Lifecycle(phase=Phase.READY)
         of = limits(clients)
-        scheduler = Scheduler(FakeExecutor(token_of, step_seconds), of, DEVICE, 40 * clients, Metrics())
+        scheduler = Scheduler(FakeExecutor(token_of, step_seconds), of, Buckets(of), 40 * clients, Metrics())
         info = ModelInfo(
             model_id="fake", served_name="fake", dtype="none", device="fake", vocab_size=VOCABULARY
         )
@@ -175,7 +175,7 @@ class Sink:
 
 def running_schedule(rows: int, tokenizer: Tokenizer) -> Schedule:
     of = limits(rows)
-    schedule = Schedule(of, Buckets.from_limits(of, DEVICE), BlockPool(40 * rows, DEVICE.block_size))
+    schedule = Schedule(of, Buckets(of), BlockPool(40 * rows, DEVICE.block_size))
     rng = random.Random(0)
     for _ in range(rows):
         prompt = [rng.randrange(4, 260) for _ in range(100)]

@@ -15,11 +15,11 @@ import msgspec
 
 from tgi.device.base import Device
 from tgi.limits import Limits
+from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Buckets, SamplingParams, Sequence, State
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.bucketing import Bucketing
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import TIES, Planned, Schedule, plan
 from tgi.scheduler.warming import warm_up_step
@@ -167,7 +167,7 @@ class Engine:
     def open(cls, folder: Path, device: Device, dtype: str = "float32") -> "Engine":
         """Load, warm up as a server does, and seal."""
         spec = devices(load_plugins())["hpu-sim"]
-        buckets = Buckets.from_limits(LIMITS, spec, Bucketing(max_graphs=GRAPHS))
+        buckets = make_buckets(LIMITS, spec, Bucketing(max_graphs=GRAPHS))
         most = max(bucket.rows * bucket.tokens for bucket in buckets if bucket.prefill)
         command = msgspec.structs.replace(
             load_command(folder, dtype=dtype, lanes=LIMITS.max_batch_size, top=MOST_TOP + TIES),

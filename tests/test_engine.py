@@ -16,18 +16,18 @@ from tgi.engine import _load, _model_info, _source, load_command, open_ranks, sa
 from tgi.hub import Source
 from tgi.lifecycle import Lifecycle
 from tgi.limits import Limits
+from tgi.planning.bucketing import attention_workspace
 from tgi.planning.buckets import choose_buckets
 from tgi.planning.model import Model, describe_model
+from tgi.planning.workload import ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
 from tgi.protocol import Loaded, Progress
 from tgi.scheduler import Bucket, Buckets
-from tgi.scheduler.workload import ShapeCounts
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
-BUCKETS = Buckets.from_limits(LIMITS, CPU)
 CARD_LIMITS = Limits(max_total_tokens=1024, max_batch_size=8, max_batch_prefill_tokens=1024, block_size=128)
 
 
@@ -41,9 +41,10 @@ def compiling(tmp_path: Path) -> Model:
 def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
     options = Options(dtype="bfloat16", watermark_delta=3.0)
     buckets = choose_buckets(compiling, CARD_LIMITS, options)
-    command = load_command(compiling, CARD_LIMITS, buckets, options)
+    attention = attention_workspace(CARD_LIMITS, buckets)
+    command = load_command(compiling, CARD_LIMITS, attention, options)
     made_up = attrs.evolve(options, load_format="dummy")
-    assert load_command(compiling, CARD_LIMITS, buckets, made_up).dummy
+    assert load_command(compiling, CARD_LIMITS, attention, made_up).dummy
     assert not command.dummy
     assert command.gathered_blocks >= 8 * 8
     # A chunk of 1024 tokens has no context; one of 512 has 512 before it.
@@ -52,7 +53,7 @@ def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
     assert command.top >= 20
     assert (command.dtype, command.lanes, command.watermark_delta) == ("bfloat16", 8, 3.0)
     model = attrs.evolve(compiling, device=CPU)
-    command = load_command(model, LIMITS, BUCKETS, options)
+    command = load_command(model, LIMITS, attention_workspace(LIMITS, Buckets(LIMITS)), options)
     assert (command.gathered_blocks, command.prefill_pairs) == (0, 0)
 
 

@@ -26,17 +26,19 @@ from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.planning.bucketing import attention_workspace
 from tgi.planning.buckets import choose_buckets, expected_warm_up, fewer_buckets, fit_buckets, known_shapes
 from tgi.planning.memory import for_pool, plan_blocks
 from tgi.planning.model import DEMO_ID, Model, describe_model, prefix_limit
 from tgi.planning.recipes import prepare_recipes
 from tgi.planning.setup import count_ranks, model_limits
+from tgi.planning.shapes import AttentionWorkspace
+from tgi.planning.workload import ShapeCounts
 from tgi.plugins import ConfigError
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import TIES
-from tgi.scheduler.workload import ShapeCounts
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError
@@ -65,13 +67,16 @@ async def run_engine(service: Service, options: Options) -> None:
     grammars = Grammars(GrammarCompiler(tokenizer, model.config.vocab_size))
     shapes = known_shapes(model.device, options)
     buckets = await trio.to_thread.run_sync(choose_buckets, model, limits, options)
+    attention = attention_workspace(limits, buckets, prefixes=prefix_limit(model, options) != 0)
     environment = {**model.device.environment, **prepare_recipes(model, buckets, options)}
     async with aclosing(grammars), open_ranks(model, options, environment) as executor:
         async with trio.open_nursery() as nursery:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
-            loaded = await _load(executor, load_command(model, limits, buckets, options), service)
-        scheduler, blocks = await _warm_scheduler(executor, model, loaded, buckets, shapes, service, options)
+            loaded = await _load(executor, load_command(model, limits, attention, options), service)
+        scheduler, blocks = await _warm_scheduler(
+            executor, model, loaded, buckets, attention, shapes, service, options
+        )
         service.engine = Engine(
             scheduler=scheduler,
             tokenizer=tokenizer,
@@ -107,6 +112,7 @@ async def _warm_scheduler(
     model: Model,
     loaded: Sequence[Loaded],
     buckets: Buckets,
+    attention: AttentionWorkspace,
     shapes: ShapeCounts | None,
     service: Service,
     options: Options,
@@ -116,16 +122,16 @@ async def _warm_scheduler(
     Raises OptionError and EngineError.
     """
     limits, metrics = service.limits, service.metrics
-    buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets)
+    buckets = await trio.to_thread.run_sync(fit_buckets, model, limits, options, loaded, buckets, attention)
     blocks = plan_blocks(loaded, model.device, limits, buckets, options, model.config)
-    choose = functools.partial(choose_buckets, model, limits, options)
+    choose = functools.partial(choose_buckets, model, limits, options, within=attention)
     buckets = await trio.to_thread.run_sync(for_pool, buckets, limits, blocks, choose)
     if loaded[0].total_bytes:
         metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
     await executor.allocate(blocks + 1)
     scheduler = Scheduler(
-        executor, limits, model.device, blocks, metrics,
-        prefix_limit=prefix_limit(model, options), buckets=buckets, shapes=shapes,
+        executor, limits, buckets, blocks, metrics,
+        prefix_limit=prefix_limit(model, options), count_shape=None if shapes is None else shapes.add,
     )  # fmt: skip
     service.lifecycle.enter("warming up", expected=expected_warm_up(model, buckets))
     await scheduler.warm_up(
@@ -133,7 +139,7 @@ async def _warm_scheduler(
         timeout=options.warmup_timeout,
         skip=options.skip_warmup,
         budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-        fewer=functools.partial(fewer_buckets, model, limits, options, blocks=blocks, within=buckets.reads),
+        fewer=functools.partial(fewer_buckets, model, limits, options, blocks=blocks, within=attention),
     )
     if not options.skip_warmup:
         await executor.ready()
@@ -189,7 +195,7 @@ async def _load(executor: RankExecutor, command: Load, service: Service) -> list
     return await executor.load(command, on_progress)
 
 
-def load_command(model: Model, limits: Limits, buckets: Buckets, options: Options) -> Load:
+def load_command(model: Model, limits: Limits, attention: AttentionWorkspace, options: Options) -> Load:
     """What the ranks are told to load, and how large the steps will be."""
     return Load(
         folder=str(model.folder),
@@ -200,9 +206,9 @@ def load_command(model: Model, limits: Limits, buckets: Buckets, options: Option
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        gathered_blocks=buckets.reads.blocks,
-        listed_blocks=buckets.reads.listed,
-        prefill_pairs=buckets.reads.pairs,
+        gathered_blocks=attention.blocks,
+        listed_blocks=attention.listed,
+        prefill_pairs=attention.pairs,
         dummy=options.load_format == "dummy",
         kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,
         top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,

@@ -34,9 +34,13 @@ class Limits:
     """Bytes of a request's body."""
 
     @property
+    def longest_chunk(self) -> int:
+        """Query tokens of the largest chunk of one prompt."""
+        return min(self.max_batch_prefill_tokens, self.max_total_tokens)
+
+    @property
     def sequence_tokens(self) -> int:
-        """Most tokens of one sequence that are in the KV cache at once: a chunk of its prompt, and those that
-        this sees before it."""
+        """Most tokens of one sequence in the KV cache at once: a chunk of a prompt and the window before."""
         if self.window is None:
             return self.max_total_tokens
         return min(self.max_total_tokens, self.window - 1 + self.max_batch_prefill_tokens)
@@ -44,11 +48,21 @@ class Limits:
     @property
     def sequence_blocks(self) -> int:
         """Most KV blocks that one sequence has at once."""
-        return min(-(-self.max_total_tokens // self.block_size), span(self.sequence_tokens, self.block_size))
+        return self.seen_blocks(self.max_batch_prefill_tokens)
+
+    def seen_blocks(self, queries: int) -> int:
+        """Most KV blocks that `queries` tokens in a row of one sequence are in or see."""
+        return seen_blocks(self.max_total_tokens, queries, self.window, self.block_size)
+
+
+def seen_blocks(tokens: int, queries: int, window: int | None, block_size: int) -> int:
+    """Most of the KV blocks of `tokens` tokens that `queries` of them in a row are in or see."""
+    blocks = -(-tokens // block_size)
+    return blocks if window is None else min(blocks, span(window + queries - 1, block_size))
 
 
 def span(tokens: int, block_size: int) -> int:
-    """How many KV blocks so many tokens in a row lie in at most, wherever they begin."""
+    """Most KV blocks that `tokens` tokens in a row lie in, wherever they begin."""
     return (tokens + block_size - 2) // block_size + 1
 
 

@@ -21,16 +21,12 @@ from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.plugins import DeviceSpec
-from tgi.scheduler import Scheduler
+from tgi.scheduler import Buckets, Scheduler
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer
 
-DEVICE = DeviceSpec(
-    name="sim", implementation="", block_size=16, batch_size=8, prefill_tokens=64, compiles=False
-)
 BLOCKS = 256
 LIMITS = Limits(
     max_input_tokens=63,
@@ -177,7 +173,7 @@ async def serving(
     """A server with this model, ready unless another phase is given."""
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     executor = FakeExecutor(script or counting(290), step_seconds)
-    scheduler = Scheduler(executor, limits, DEVICE, BLOCKS, metrics)
+    scheduler = Scheduler(executor, limits, Buckets(limits), BLOCKS, metrics)
     service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
     tokenizer = make_tokenizer(bos)
     grammars = Grammars(GrammarCompiler(tokenizer, info.vocab_size))

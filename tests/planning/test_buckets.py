@@ -9,20 +9,21 @@ import pytest
 
 from tgi.config import OptionError, Options
 from tgi.limits import Limits
+from tgi.planning.bucketing import attention_workspace
 from tgi.planning.buckets import choose_buckets, fewer_buckets, fit_buckets, known_shapes
 from tgi.planning.model import Model, describe_model
 from tgi.planning.plan import make_plan
 from tgi.planning.recipes import prepare_recipes
 from tgi.planning.setup import read_setup
+from tgi.planning.workload import ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Loaded
 from tgi.scheduler import Bucket, Buckets
-from tgi.scheduler.workload import ShapeCounts
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
-BUCKETS = Buckets.from_limits(LIMITS, CPU)
+BUCKETS = Buckets(LIMITS)
 CARD_LIMITS = Limits(max_total_tokens=1024, max_batch_size=8, max_batch_prefill_tokens=1024, block_size=128)
 
 
@@ -99,7 +100,8 @@ def test_graphs_are_as_few_as_there_is_memory_for(compiling: Model) -> None:
             Loaded(free_bytes=size, block_bytes=1, dtype="float32", graph_bytes=100)
             for size in (free, 20_000)
         ]
-        return len(fit_buckets(compiling, CARD_LIMITS, options, ranks, buckets).to_warm_up())
+        attention = attention_workspace(CARD_LIMITS, buckets)
+        return len(fit_buckets(compiling, CARD_LIMITS, options, ranks, buckets, attention).to_warm_up())
 
     every = fitted(None)
     assert every > 20

@@ -17,7 +17,7 @@ CPU = devices(load_plugins())["cpu"]
 GIB = 1 << 30
 LIMITS = Limits(max_total_tokens=129, max_batch_size=4, block_size=16)
 """The longest sequence takes 9 blocks."""
-BUCKETS = Buckets.from_limits(LIMITS, CPU)
+BUCKETS = Buckets(LIMITS)
 
 
 def rank(free: int, **more: int) -> Loaded:

@@ -4,16 +4,12 @@ import attrs
 import pytest
 
 from tgi.limits import Limits
-from tgi.plugins import DeviceSpec
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence
 from tgi.text.stopping import StoppingCriteria
 
-DEVICE = DeviceSpec(
-    name="sim", implementation="", block_size=16, batch_size=64, prefill_tokens=2048, compiles=False
-)
 LIMITS = Limits(
     max_total_tokens=2048, max_batch_size=64, max_batch_prefill_tokens=2048, waiting_served_ratio=1.2
 )
@@ -28,7 +24,7 @@ class Silent:
 
 def new_schedule(limits: Limits, blocks: int = 1000) -> Schedule:
     pool = BlockPool(blocks, limits.block_size)
-    return Schedule(limits, Buckets.from_limits(limits, DEVICE), pool, prefix_limit=0)
+    return Schedule(limits, Buckets(limits), pool, prefix_limit=0)
 
 
 def add(schedule: Schedule, count: int, length: int = 4, max_new_tokens: int = 500) -> None:

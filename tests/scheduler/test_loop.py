@@ -13,17 +13,13 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from tgi.errors import ApiError, GenerationFailed
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step
-from tgi.scheduler import SamplingParams, Scheduler, Sequence, State, Token
+from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence, State, Token
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.grammar import GrammarError
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
-DEVICE = DeviceSpec(
-    name="sim", implementation="", block_size=2, batch_size=4, prefill_tokens=8, compiles=False
-)
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=8, block_size=2)
 SECOND = 1.0
 
@@ -106,7 +102,7 @@ def serve(body) -> tuple[Scheduler, SlowRank]:  # type: ignore[no-untyped-def]
     rank = SlowRank()
 
     async def main() -> Scheduler:
-        scheduler = Scheduler(rank, LIMITS, DEVICE, 90, Metrics())
+        scheduler = Scheduler(rank, LIMITS, Buckets(LIMITS), 90, Metrics())
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await body(scheduler)
@@ -313,7 +309,7 @@ def serve_in_real_time(rank: InstantRank, body: Callable[[Scheduler], Awaitable[
     """With trio's virtual clock, time passes while threads work."""
 
     async def main() -> None:
-        scheduler = Scheduler(rank, LIMITS, DEVICE, 90, Metrics())
+        scheduler = Scheduler(rank, LIMITS, Buckets(LIMITS), 90, Metrics())
         with trio.fail_after(30):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(scheduler.run)

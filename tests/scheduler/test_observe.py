@@ -11,11 +11,12 @@ from trio.testing import MockClock
 
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.planning.bucketing import make_buckets
+from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step
-from tgi.scheduler import SamplingParams, Scheduler, Sequence
-from tgi.scheduler.shapes import Bucket
-from tgi.scheduler.workload import ShapeCounts
+from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence
+from tgi.scheduler.buckets import Bucket
 from tgi.testing.simulated_rank import SimulatedRank
 from tgi.text.stopping import StoppingCriteria
 
@@ -84,7 +85,14 @@ def observed(
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(rank or Rank(), limits, device, 90, metrics, shapes=shapes)
+        scheduler = Scheduler(
+            rank or Rank(),
+            limits,
+            make_buckets(limits, device),
+            90,
+            metrics,
+            count_shape=shapes and shapes.add,
+        )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await body(scheduler)
@@ -128,7 +136,7 @@ def test_preempted_sequences_count_each_token_once() -> None:
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(), limits, DEVICE, 40, metrics)
+        scheduler = Scheduler(Rank(), limits, Buckets(limits), 40, metrics)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await generating(*((0.0, one) for one in sequences))(scheduler)
@@ -260,7 +268,7 @@ def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(4), LIMITS, DEVICE, 90, metrics)
+        scheduler = Scheduler(Rank(4), LIMITS, Buckets(LIMITS), 90, metrics)
         with scheduler.generating(sequence([5, 6], 20)):
             await scheduler.run()
 

@@ -10,12 +10,12 @@ import attrs
 import pytest
 
 from tgi.limits import Limits
+from tgi.planning.bucketing import Bucketing, Strategy, make_buckets
+from tgi.planning.costs import Costs
 from tgi.plugins import DeviceSpec
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.bucketing import Bucketing, Strategy
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.costs import Costs
 from tgi.scheduler.policy import Planned, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence, State
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
@@ -30,7 +30,7 @@ class Silent:
 
 
 @cache
-def make_buckets(of: Limits, kind: str) -> Buckets:
+def buckets_of(of: Limits, kind: str) -> Buckets:
     device = DeviceSpec(
         name="sim",
         implementation="",
@@ -41,7 +41,7 @@ def make_buckets(of: Limits, kind: str) -> Buckets:
         flat=kind not in ("any", "tables"),
     )
     strategy: Any = kind if device.flat else "optimal"
-    return Buckets.from_limits(of, device, Bucketing(strategy=strategy, costs=COSTS))
+    return make_buckets(of, device, Bucketing(strategy=strategy, costs=COSTS))
 
 
 COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, block=1.0, row=1.0, block_size=4)
@@ -85,7 +85,7 @@ class Run:
         least = limits.sequence_blocks
         pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block, limits.window)
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
-        buckets = make_buckets(shape, rng.choice(KINDS))
+        buckets = buckets_of(shape, rng.choice(KINDS))
         schedule = Schedule(limits, buckets, pool, rng.choice([0, 8, None, None, None]))
         rank = SimulatedRank(block, flat=buckets.flat, window=limits.window)
         return cls(rng, schedule, rank, depth=rng.choice([1, 2, 2, 3]))

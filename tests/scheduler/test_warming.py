@@ -11,10 +11,10 @@ from trio.testing import MockClock
 from tgi.executor import EngineError
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Bucket, Buckets, Scheduler
-from tgi.scheduler.bucketing import Bucketing
 from tgi.scheduler.warming import warm_up_step
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
@@ -48,7 +48,7 @@ def warmed(
     metrics, reports = Metrics(), []
 
     async def main() -> None:
-        scheduler = Scheduler(rank, LIMITS, device, 60, metrics)
+        scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), 60, metrics)
         await scheduler.warm_up(lambda *report: reports.append(report), **given)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -113,7 +113,7 @@ def test_as_many_buckets_as_there_is_time_for(budget: float, graphs: int) -> Non
 
     def fewer(count: int) -> Buckets:
         asked.append(count)
-        return Buckets.from_limits(LIMITS, BUDGETS, Bucketing(max_graphs=count))
+        return make_buckets(LIMITS, BUDGETS, Bucketing(max_graphs=count))
 
     rank = Rank()
     warmed(rank, BUDGETS, budget=budget, fewer=fewer)
@@ -129,10 +129,10 @@ def test_a_budget_that_is_enough_changes_nothing() -> None:
 
 
 def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
-    few = Buckets.from_limits(LIMITS, BUDGETS, Bucketing(max_graphs=20))
+    few = make_buckets(LIMITS, BUDGETS, Bucketing(max_graphs=20))
 
     async def main() -> Scheduler:
-        scheduler = Scheduler(Rank(), LIMITS, BUDGETS, 60, Metrics())
+        scheduler = Scheduler(Rank(), LIMITS, make_buckets(LIMITS, BUDGETS), 60, Metrics())
         await scheduler.warm_up(lambda *_: None, budget=50.0, fewer=lambda _: few)
         return scheduler
 

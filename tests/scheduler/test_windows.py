@@ -4,15 +4,14 @@ import attrs
 import pytest
 
 from tgi.limits import Limits
+from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.costs import Costs
+from tgi.planning.shapes import ShapeLimits
 from tgi.plugins import DeviceSpec
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.bucketing import Bucketing
-from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.costs import Costs
 from tgi.scheduler.policy import Planned, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence, State
-from tgi.scheduler.shapes import Space
 from tgi.testing.simulated_rank import SimulatedRank, expected_tokens
 from tgi.text.stopping import StoppingCriteria
 
@@ -46,7 +45,7 @@ class Server:
             compiles=flat,
             flat=flat,
         )
-        buckets = Buckets.from_limits(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
+        buckets = make_buckets(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
         schedule = Schedule(LIMITS, buckets, BlockPool(blocks, 4, LIMITS.window))
         return cls(schedule, SimulatedRank(4, flat=flat, window=LIMITS.window))
 
@@ -87,7 +86,7 @@ def seen_blocks(start: int, length: int, size: int, window: int, *, context: boo
 @pytest.mark.parametrize("chunk", [1, 4, 5])
 def test_as_many_blocks_are_reckoned_with_as_there_can_be(size: int, window: int, chunk: int) -> None:
     limits = Limits(max_total_tokens=24, max_batch_prefill_tokens=chunk, block_size=size, window=window)
-    space = Space.from_limits(limits)
+    space = ShapeLimits.from_limits(limits)
     chunks = [(start, length) for length in range(1, chunk + 1) for start in range(24 - length + 1)]
     every = [seen_blocks(*each, size, window, context=False) for each in chunks]
     assert limits.sequence_blocks == space.table_blocks == max(every)

@@ -9,14 +9,15 @@ from tgi.config import OptionError, Options
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Loaded
-from tgi.scheduler.bucketing import Bucketing, GraphsError, warm_up_seconds
 from tgi.scheduler.buckets import Buckets
-from tgi.scheduler.workload import ShapeCounts
 
+from .bucketing import Bucketing, GraphsError, make_buckets, warm_up_seconds
 from .cards import installed_card
 from .model import Model, prefix_limit
 from .recipes import installed_generation
 from .setup import model_costs
+from .shapes import AttentionWorkspace
+from .workload import ShapeCounts
 
 log = logging.getLogger(__name__)
 
@@ -24,18 +25,18 @@ log = logging.getLogger(__name__)
 def choose_buckets(
     model: Model, limits: Limits, options: Options, graphs: int | None = None, **known: Any
 ) -> Buckets:
-    """Those that steps are padded to, at most `graphs` of them; `known`: see `Buckets.from_limits`.
+    """Those that steps are padded to, at most `graphs` of them; `known`: see `make_buckets`.
 
     Takes a moment. Raises ConfigError and OptionError.
     """
     device = model.device
     if not device.compiles:
-        return Buckets.from_limits(limits, device)
+        return Buckets(limits)
     card = installed_card(installed_generation(), environ)
     costs = model_costs(model.folder, model.config, options, card, device)
     bucketing = Bucketing.from_options(options, costs, graphs)
     prefixes = prefix_limit(model, options) != 0
-    return Buckets.from_limits(limits, device, bucketing, prefixes=prefixes, **known)
+    return make_buckets(limits, device, bucketing, prefixes=prefixes, **known)
 
 
 def expected_warm_up(model: Model, buckets: Buckets) -> float | None:
@@ -48,7 +49,7 @@ def expected_warm_up(model: Model, buckets: Buckets) -> float | None:
 def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, **known: Any) -> Buckets:
     """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment.
 
-    `known`: see `Buckets.from_limits`.
+    `known`: see `make_buckets`.
     """
     count = graphs
     while True:
@@ -67,7 +68,12 @@ def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, *
 
 
 def fit_buckets(
-    model: Model, limits: Limits, options: Options, loaded: Sequence[Loaded], buckets: Buckets
+    model: Model,
+    limits: Limits,
+    options: Options,
+    loaded: Sequence[Loaded],
+    buckets: Buckets,
+    within: AttentionWorkspace,
 ) -> Buckets:
     """Those, or fewer if --graph-memory-fraction is not enough for them. Raises OptionError if for none."""
     device, graph_fraction = model.device, options.graph_memory_fraction
@@ -79,7 +85,7 @@ def fit_buckets(
     if graphs >= len(buckets.to_warm_up()):
         return buckets
     try:
-        return choose_buckets(model, limits, options, graphs, within=buckets.reads)
+        return choose_buckets(model, limits, options, graphs, within=within)
     except GraphsError as error:
         raise OptionError(
             f"--graph-memory-fraction {graph_fraction:g} is enough for {graphs} graphs, and there must be "

@@ -6,7 +6,8 @@ import attrs
 import psutil  # type: ignore[import-untyped]
 
 from tgi.plugins import ConfigError, DeviceSpec
-from tgi.scheduler.costs import CARDS, Card
+
+from .costs import CARDS, Card
 
 GIB = 1 << 30
 

@@ -18,8 +18,9 @@ from tgi.footprint import block_bytes
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec, ModelConfig
 from tgi.protocol import Loaded
-from tgi.scheduler.bucketing import GraphsError
 from tgi.scheduler.buckets import Buckets
+
+from .bucketing import GraphsError
 
 log = logging.getLogger(__name__)
 MIB = 1 << 20
@@ -129,12 +130,12 @@ class MemoryPlan:
 def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[..., Buckets]) -> Buckets:
     """Those, or better ones now that it is known that there are so many blocks in the KV cache.
 
-    `choose(graphs, blocks=, within=)` gives at most so many; none of them needs more memory.
+    `choose(graphs, blocks=)` gives at most so many; none of them needs more memory.
     """
     if not buckets.flat or blocks >= limits.max_batch_size * limits.sequence_blocks:
         return buckets
     try:
-        return choose(len(buckets.to_warm_up()), blocks=blocks, within=buckets.reads)
+        return choose(len(buckets.to_warm_up()), blocks=blocks)
     except GraphsError:
         return buckets
 

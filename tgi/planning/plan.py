@@ -10,15 +10,15 @@ from tgi.footprint import block_bytes, first_block, graph_bytes, workspace_bytes
 from tgi.limits import Limits
 from tgi.plugins import ModelConfig
 from tgi.protocol import Loaded
-from tgi.scheduler.bucketing import Bucketing, warm_up_seconds
-from tgi.scheduler.buckets import Buckets
-from tgi.scheduler.shapes import Bucket, Space
-from tgi.scheduler.workload import Workload
+from tgi.scheduler.buckets import Bucket, Buckets
 
+from .bucketing import Bucketing, attention_workspace, make_buckets, warm_up_seconds
 from .cards import Target
 from .memory import MemoryPlan, for_pool, plan_memory
 from .roofline import Roofline
+from .shapes import AttentionWorkspace, ShapeLimits
 from .weights import rank_bytes, rank_numbers
+from .workload import Workload
 
 ITEM = {"auto": 2, "bfloat16": 2, "float32": 4}
 
@@ -96,9 +96,12 @@ def make_plan(setup: Setup) -> Plan:
     if roofline is not None:
         setup = attrs.evolve(setup, bucketing=attrs.evolve(setup.bucketing, costs=roofline.costs))
     buckets = _choose(setup)
-    memory = _memory(setup, buckets, len(buckets.to_warm_up()) if device.compiles else 0)
+    attention = attention_workspace(limits, buckets, prefixes=setup.prefixes)
+    memory = _memory(setup, attention, len(buckets.to_warm_up()) if device.compiles else 0)
     if memory.fits:
-        buckets = for_pool(buckets, limits, memory.blocks, functools.partial(_choose, setup))
+        buckets = for_pool(
+            buckets, limits, memory.blocks, functools.partial(_choose, setup, within=attention)
+        )
     graphs = buckets.to_warm_up() if device.compiles else []
     decode: list[Speed] = []
     prefill: list[Speed] = []
@@ -120,10 +123,10 @@ def make_plan(setup: Setup) -> Plan:
 
 
 def _choose(setup: Setup, graphs: int | None = None, **known: Any) -> Buckets:
-    """At most so many; `known`: see `Buckets.from_limits`."""
+    """At most so many; `known`: see `make_buckets`."""
     limits = [limit for limit in (setup.bucketing.max_graphs, graphs) if limit is not None]
     bucketing = attrs.evolve(setup.bucketing, max_graphs=min(limits, default=None))
-    return Buckets.from_limits(setup.limits, setup.target.device, bucketing, prefixes=setup.prefixes, **known)
+    return make_buckets(setup.limits, setup.target.device, bucketing, prefixes=setup.prefixes, **known)
 
 
 def _roofline(setup: Setup, numbers: int) -> Roofline | None:
@@ -146,7 +149,7 @@ def _weight_bytes(setup: Setup) -> int:
     return rank_bytes(setup.config, dict(setup.shapes), setup.ranks, ITEM[setup.dtype])
 
 
-def _memory(setup: Setup, buckets: Buckets, graphs: int) -> MemoryPlan:
+def _memory(setup: Setup, attention: AttentionWorkspace, graphs: int) -> MemoryPlan:
     config, limits, target = setup.config, setup.limits, setup.target
     item = ITEM[setup.dtype]
     # Ranks without cards share the memory of the machine, so that more of them do not help.
@@ -159,9 +162,9 @@ def _memory(setup: Setup, buckets: Buckets, graphs: int) -> MemoryPlan:
         lanes=limits.max_batch_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
         block_size=limits.block_size,
-        gathered_blocks=buckets.reads.blocks,
-        listed_blocks=buckets.reads.listed,
-        prefill_pairs=buckets.reads.pairs,
+        gathered_blocks=attention.blocks,
+        listed_blocks=attention.listed,
+        prefill_pairs=attention.pairs,
     )
     loaded = Loaded(
         free_bytes=total - _weight_bytes(setup) - workspace,
@@ -213,7 +216,7 @@ def _prefill(tokens: int, limits: Limits, buckets: Buckets, roofline: Roofline) 
 def _waste(setup: Setup, buckets: Buckets, roofline: Roofline, memory: MemoryPlan) -> dict[str, float]:
     """By the shapes that the buckets are chosen for."""
     blocks = memory.blocks if memory.fits else None
-    space = Space.from_limits(setup.limits, prefixes=setup.prefixes, blocks=blocks)
+    space = ShapeLimits.from_limits(setup.limits, prefixes=setup.prefixes, blocks=blocks)
     workload = Workload.counted(setup.bucketing.counts, space)
     seconds = roofline.costs.seconds
     shares = {}

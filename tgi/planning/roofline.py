@@ -1,4 +1,4 @@
-"""How fast a model can be on cards: `tgi.scheduler.costs` for the share of a model that one of several has.
+"""How fast a model can be on cards: `tgi.planning.costs` for the share of a model that one of several has.
 
 Cards wait for each other twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its
 bytes over a card's links, an all-gather n - 1 times a card's part, and each takes a fixed time besides.
@@ -8,8 +8,9 @@ import attrs
 
 from tgi.footprint import block_bytes
 from tgi.plugins import ModelConfig
-from tgi.scheduler.costs import EFFICIENCY, Card, Costs, ModelSize
-from tgi.scheduler.shapes import Bucket
+from tgi.scheduler.buckets import Bucket
+
+from .costs import EFFICIENCY, Card, Costs, ModelSize
 
 COLLECTIVE_SECONDS = 20e-6
 """Of a collective, however small: an estimate."""

@@ -24,10 +24,10 @@ from tgi.plugins import (
     devices,
     load_plugins,
 )
-from tgi.scheduler.bucketing import Bucketing
-from tgi.scheduler.costs import CARDS, Costs
 
+from .bucketing import Bucketing
 from .cards import target
+from .costs import CARDS, Costs
 from .plan import ITEM, Setup
 from .roofline import Roofline
 from .weights import rank_bytes, rank_numbers, read_shapes

@@ -1,8 +1,7 @@
 """All state and all decisions. `plan` and `commit` are synchronous and pure; only `loop` is async."""
 
-from .buckets import Buckets
+from .buckets import Bucket, Buckets
 from .loop import Scheduler
 from .sequence import SamplingParams, Sequence, State, Token
-from .shapes import Bucket
 
 __all__ = ["Bucket", "Buckets", "SamplingParams", "Scheduler", "Sequence", "State", "Token"]

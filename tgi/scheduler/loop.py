@@ -18,19 +18,16 @@ from tgi.errors import ApiError, GenerationFailed
 from tgi.executor import Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.plugins import DeviceSpec
 from tgi.text.grammar import GrammarError
 
 from .blocks import BlockPool, BlockStatistics
-from .buckets import Buckets
+from .buckets import Bucket, Buckets
 from .commit import commit
 from .matching import Matching
 from .observe import StepObserver
 from .policy import Planned, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
-from .shapes import Bucket
 from .warming import Report, WarmUp
-from .workload import ShapeCounts
 
 LEAD = 0.25
 """The next step is sent when this share of the present one's expected time is left: early enough that the
@@ -57,24 +54,23 @@ class Scheduler:
         self,
         executor: Executor,
         limits: Limits,
-        device: DeviceSpec,
+        buckets: Buckets,
         blocks: int,
         metrics: Metrics,
         *,
         prefix_limit: int | None = None,
-        buckets: Buckets | None = None,
-        shapes: ShapeCounts | None = None,
+        count_shape: Callable[[Bucket], None] | None = None,
     ) -> None:
         """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them.
 
-        `prefix_limit`: see `Schedule`. `buckets`: None stands for those of these limits on this device.
-        `shapes` is told of every step that serves requests.
+        `prefix_limit`: see `Schedule`. `count_shape` is called with the shape of every step that serves
+        requests, before padding.
         """
         self._executor = executor
-        self._buckets = buckets or Buckets.from_limits(limits, device)
+        self._buckets = buckets
         pool = BlockPool(blocks, limits.block_size, limits.window)
         self._schedule = Schedule(limits, self._buckets, pool, prefix_limit)
-        self._observer = StepObserver(metrics, self._schedule, shapes)
+        self._observer = StepObserver(metrics, self._schedule, count_shape)
         self._in_flight: deque[tuple[Planned, float]] = deque()
         """With the time each was sent; the first is being executed."""
         self._running_since = 0.0

@@ -2,14 +2,15 @@
 
 import logging
 import time
+from collections.abc import Callable
 
 import attrs
 
 from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
 
+from .buckets import Bucket
 from .policy import Planned, Schedule
-from .workload import ShapeCounts
 
 log = logging.getLogger(__name__)
 
@@ -20,14 +21,14 @@ class StepObserver:
 
     _metrics: Metrics
     _schedule: Schedule
-    _shapes: ShapeCounts | None = None
-    """Counts the steps of each shape, if it is wanted."""
+    _count_shape: Callable[[Bucket], None] | None = None
+    """Called with the shape of every step that serves requests, before padding."""
 
     def planned(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
         """It has been chosen, within `seconds`. `steps_since_prefill`: the schedule's, before that."""
         metrics, method = self._metrics, _method(planned)
-        if self._shapes is not None:
-            self._shapes.add(planned.shape)
+        if self._count_shape is not None:
+            self._count_shape(planned.shape)
         metrics.batch_filter_duration.observe(seconds, method=method)
         metrics.batch_inference_count.inc(method=method)
         tokens = len(planned.rows)

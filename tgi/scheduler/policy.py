@@ -17,9 +17,8 @@ from tgi.limits import Limits
 from tgi.protocol import LaneParams, Step, floats, ints
 
 from .blocks import BlockPool
-from .buckets import Buckets
+from .buckets import Bucket, Buckets
 from .sequence import Sequence, State
-from .shapes import Bucket
 
 GROW_BLOCKS = 4
 """A decoding sequence takes up to this many blocks at once, so that its cache stays in long runs."""

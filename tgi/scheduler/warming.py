@@ -12,8 +12,8 @@ import trio
 from tgi.executor import EngineError, Executor
 from tgi.protocol import Step, ints
 
+from .buckets import Bucket
 from .observe import StepObserver, shape_of
-from .shapes import Bucket
 
 Report = Callable[[int, int, str], None]
 """Gets how many buckets are done, of how many, and the name of the next."""

@@ -12,11 +12,11 @@ import trio
 from tgi.executor import open_executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.costs import Costs
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
-from tgi.scheduler import Buckets, Scheduler
-from tgi.scheduler.bucketing import Bucketing
-from tgi.scheduler.costs import Costs
+from tgi.scheduler import Scheduler
 
 TEST_DEVICE = environ.get("TGI_TEST_DEVICE", "cpu")
 """What an engine runs on when nobody says."""
@@ -61,8 +61,8 @@ async def open_engine(
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
         costs = Costs.of(block_size=limits.block_size)
-        buckets = Buckets.from_limits(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
-        scheduler = Scheduler(executor, limits, spec, blocks, Metrics(), buckets=buckets)
+        buckets = make_buckets(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
+        scheduler = Scheduler(executor, limits, buckets, blocks, Metrics())
         if spec.compiles:
             await scheduler.warm_up(lambda *_: None)
             await executor.ready()

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.scheduler.ladders import (
+from tgi.planning.ladders import (
     Range,
     exponential,
     exponential_sizes,
@@ -14,13 +14,14 @@ from tgi.scheduler.ladders import (
     padding_aware,
     padding_aware_sizes,
 )
-from tgi.scheduler.shapes import Bucket, Space
+from tgi.planning.shapes import ShapeLimits
+from tgi.scheduler.buckets import Bucket
 
-from .spaces import shapes, spaces
+from .shape_limits import shapes, spaces
 
 
-def space(rows: int, prefill_rows: int, budget: int, total: int) -> Space:
-    return Space(
+def space(rows: int, prefill_rows: int, budget: int, total: int) -> ShapeLimits:
+    return ShapeLimits(
         rows=rows,
         prefill_rows=prefill_rows,
         prefill_tokens=budget,
@@ -41,7 +42,7 @@ PROMPTS = [
 
 
 @pytest.mark.parametrize(("of", "prompts", "fresh", "linear_fresh"), PROMPTS)
-def test_counts_of_prompts(of: Space, prompts: int, fresh: int, linear_fresh: int) -> None:
+def test_counts_of_prompts(of: ShapeLimits, prompts: int, fresh: int, linear_fresh: int) -> None:
     found = [bucket for bucket in exponential(of, {}, 4000) if bucket.prefill]
     assert (len(found), sum(bucket.blocks == 0 for bucket in found)) == (prompts, fresh)
     assert sum(b.prefill and b.blocks == 0 for b in linear(of, {}, 4000)) == linear_fresh
@@ -89,7 +90,7 @@ def test_what_is_set_replaces_the_defaults() -> None:
 @pytest.mark.parametrize("strategy", [linear, exponential, padding_aware])
 @settings(deadline=None, max_examples=30)
 @given(of=spaces, data=st.data())
-def test_what_they_forget_is_added(strategy: object, of: Space, data: st.DataObject) -> None:
+def test_what_they_forget_is_added(strategy: object, of: ShapeLimits, data: st.DataObject) -> None:
     shape = data.draw(shapes(of))
     blocks = data.draw(st.integers(of.row_blocks, 2 * of.decode_blocks(of.rows)))
 

@@ -1,7 +1,7 @@
 """The bucket strategies of TGI-Gaudi and of vLLM on Gaudi, with the variables that they have there.
 
 Each chooses the sizes of every dimension apart from the others and takes all combinations. Steps that these
-lack a bucket for, so that those servers compile while they serve, are for `Space.closed` to add.
+lack a bucket for, so that those servers compile while they serve, are for `ShapeLimits.closed` to add.
 """
 
 import itertools
@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import attrs
 
 from tgi.config import OptionError
+from tgi.scheduler.buckets import Bucket
 
-from .shapes import Bucket, Space
+from .shapes import ShapeLimits
 
 LONG = 8192
 """From this length on, exponential contexts count on prompts that come in chunks."""
@@ -92,7 +93,7 @@ def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: fl
     return sizes if sizes[-1] == last else [*sizes, last]
 
 
-def linear(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+def linear(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=lin. `blocks`: in the KV cache, here and below."""
     block = space.block
     defaults = {
@@ -105,7 +106,7 @@ def linear(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
     return _product(space, {name: linear_sizes(*_range(ranges, name, *defaults[name])) for name in defaults})
 
 
-def exponential(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+def exponential(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=exp, VLLM_EXPONENTIAL_BUCKETING=true: their default."""
     block, most = space.block, _references(space, blocks)
     context = -(-(space.total - (space.prefill_tokens if space.total >= LONG else block)) // block)
@@ -124,7 +125,7 @@ def exponential(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
     return sorted(b for b in every if b.prefill or b.rows <= b.blocks)
 
 
-def padding_aware(space: Space, ranges: Ranges, blocks: int) -> list[Bucket]:
+def padding_aware(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=pad."""
     block, rows, query = space.block, space.prefill_rows, space.prefill_tokens
     most, context = _references(space, blocks), -(-max(space.total - block, 0) // block)
@@ -148,7 +149,7 @@ def _range(ranges: Ranges, name: str, first: int, step: int, last: int) -> tuple
     return min(first, last), max(step, 1), last
 
 
-def _references(space: Space, blocks: int) -> int:
+def _references(space: ShapeLimits, blocks: int) -> int:
     return min(space.decode_blocks(space.rows), REFERENCES * blocks)
 
 
@@ -156,7 +157,7 @@ def _doublings(size: int) -> int:
     return math.ceil(math.log2(size)) if size > 1 else 0
 
 
-def _product(space: Space, sizes: Mapping[str, list[int]]) -> list[Bucket]:
+def _product(space: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]:
     """All combinations within the budget of a prefill."""
     contexts = sizes["PROMPT_CTX"] if space.contexts else [0]
     tokens, most = sorted(sizes["PROMPT_QUERY"]), space.prefill_tokens

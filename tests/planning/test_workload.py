@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.scheduler.shapes import Bucket, Space
-from tgi.scheduler.workload import SUPPOSED, ShapeCounts, ShapesError, Workload, quantiles, rounded
+from tgi.planning.shapes import ShapeLimits
+from tgi.planning.workload import SUPPOSED, ShapeCounts, ShapesError, Workload, quantiles, rounded
+from tgi.scheduler.buckets import Bucket
 
-from .spaces import spaces
+from .shape_limits import spaces
 
-SERVER = Space(rows=16, prefill_rows=4, prefill_tokens=512, longest=512, total=512, block=128, contexts=True)
+SERVER = ShapeLimits(
+    rows=16, prefill_rows=4, prefill_tokens=512, longest=512, total=512, block=128, contexts=True
+)
 
 
 @given(st.integers(0, 10**6))
@@ -35,7 +38,7 @@ def test_quantiles_have_the_mean_of_all(first: int, more: int, most: int) -> Non
 
 @settings(deadline=None, max_examples=40)
 @given(spaces)
-def test_what_is_supposed_is_possible(of: Space) -> None:
+def test_what_is_supposed_is_possible(of: ShapeLimits) -> None:
     workload = Workload.uniform(of)
 
     for rows, blocks in workload.decode.tolist():

@@ -3,7 +3,8 @@
 from hypothesis import strategies as st
 
 from tgi.limits import Limits
-from tgi.scheduler.shapes import Bucket, Space
+from tgi.planning.shapes import ShapeLimits
+from tgi.scheduler.buckets import Bucket
 
 limits = st.builds(
     Limits,
@@ -14,7 +15,7 @@ limits = st.builds(
     window=st.none() | st.integers(1, 1000),
 )
 spaces = st.builds(
-    lambda of, prefixes, blocks: Space.from_limits(of, prefixes=prefixes, blocks=blocks),
+    lambda of, prefixes, blocks: ShapeLimits.from_limits(of, prefixes=prefixes, blocks=blocks),
     limits,
     st.booleans(),
     st.integers(1, 500),
@@ -22,7 +23,7 @@ spaces = st.builds(
 
 
 @st.composite
-def shapes(draw: st.DrawFn, space: Space) -> Bucket:
+def shapes(draw: st.DrawFn, space: ShapeLimits) -> Bucket:
     """A step that the policy must have a bucket for."""
     if draw(st.booleans()):
         tokens = draw(st.integers(1, space.longest))

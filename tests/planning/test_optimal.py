@@ -9,18 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.scheduler.costs import Costs
-from tgi.scheduler.optimal import TooFewGraphs, optimal
-from tgi.scheduler.shapes import Bucket, Space
-from tgi.scheduler.workload import Workload
+from tgi.planning.costs import Costs
+from tgi.planning.optimal import TooFewGraphs, optimal
+from tgi.planning.shapes import ShapeLimits
+from tgi.planning.workload import Workload
+from tgi.scheduler.buckets import Bucket
 
-from .spaces import shapes, spaces
+from .shape_limits import shapes, spaces
 
 COSTS = Costs.of()
-SERVER = Space(
+SERVER = ShapeLimits(
     rows=128, prefill_rows=128, prefill_tokens=8192, longest=4096, total=4096, block=128, contexts=True
 )
-LONG = Space(
+LONG = ShapeLimits(
     rows=128, prefill_rows=128, prefill_tokens=32768, longest=32768, total=32768, block=128, contexts=True
 )
 
@@ -31,7 +32,7 @@ def cheapest(buckets: list[Bucket], shape: Bucket) -> float:
 
 @settings(deadline=None)
 @given(spaces, st.integers(4, 60), st.data())
-def test_every_step_has_a_bucket(of: Space, most: int, data: st.DataObject) -> None:
+def test_every_step_has_a_bucket(of: ShapeLimits, most: int, data: st.DataObject) -> None:
     shape = data.draw(shapes(of))
 
     buckets = optimal(of, Workload.uniform(of), COSTS, most)
@@ -44,7 +45,7 @@ def test_every_step_has_a_bucket(of: Space, most: int, data: st.DataObject) -> N
 
 @settings(deadline=None, max_examples=40)
 @given(spaces, st.sampled_from([0.5, 1.0, 2.0]), st.data())
-def test_no_step_is_padded_beyond_the_bound(of: Space, waste: float, data: st.DataObject) -> None:
+def test_no_step_is_padded_beyond_the_bound(of: ShapeLimits, waste: float, data: st.DataObject) -> None:
     shape = data.draw(shapes(of))
 
     buckets = optimal(of, Workload.uniform(of), COSTS, 400, waste)
@@ -62,7 +63,7 @@ def test_a_bound_that_takes_more_graphs_is_refused() -> None:
 
 
 @pytest.mark.parametrize("of", [SERVER, LONG])
-def test_choosing_is_fast_and_repeatable(of: Space) -> None:
+def test_choosing_is_fast_and_repeatable(of: ShapeLimits) -> None:
     began = time.process_time()
     buckets = optimal(of, Workload.uniform(of), COSTS, 100, 1.0)
 
@@ -71,10 +72,10 @@ def test_choosing_is_fast_and_repeatable(of: Space) -> None:
     assert 90 <= len(buckets) <= 100
 
 
-def small(seed: int) -> tuple[Space, Workload]:
+def small(seed: int) -> tuple[ShapeLimits, Workload]:
     """Up to 4 rows of up to 3 blocks, in any frequency, and a single prefill."""
     rng = np.random.default_rng(seed)
-    of = Space(rows=4, prefill_rows=1, prefill_tokens=1, longest=1, total=3, block=1, contexts=False)
+    of = ShapeLimits(rows=4, prefill_rows=1, prefill_tokens=1, longest=1, total=3, block=1, contexts=False)
     shapes = np.array([(rows, blocks) for rows in range(1, 5) for blocks in range(rows, 3 * rows + 1)])
     return of, Workload(shapes, rng.exponential(size=len(shapes)) ** 3, np.array([[1, 1, 0]]), np.ones(1))
 
@@ -120,7 +121,9 @@ def without_the_least_missed(buckets: list[Bucket], workload: Workload, keep: in
 
 
 def test_another_method_finds_nothing_better() -> None:
-    of = Space(rows=16, prefill_rows=1, prefill_tokens=1, longest=1, total=1024, block=128, contexts=False)
+    of = ShapeLimits(
+        rows=16, prefill_rows=1, prefill_tokens=1, longest=1, total=1024, block=128, contexts=False
+    )
     workload = Workload.uniform(of)
     every = sorted({of.clipped(Bucket(r, 1, b)) for r in range(1, 17) for b in range(r, 129, 4)})
     every.append(Bucket(16, 1, 128))

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tgi.config import OptionError
+from tgi.scheduler.buckets import Bucket
 
-from .shapes import Bucket, Space
+from .shapes import ShapeLimits
 
 QUANTILES = 32
 """Sizes that stand for all between two bounds."""
@@ -48,7 +49,7 @@ class Workload:
     prefill_weights: Floats
 
     @classmethod
-    def uniform(cls, space: Space) -> "Workload":
+    def uniform(cls, space: ShapeLimits) -> "Workload":
         """Everything is equally likely: for when nothing is known.
 
         Decode: any number of rows, whose contexts have any length on average, as far as there are blocks for
@@ -79,7 +80,7 @@ class Workload:
         )
 
     @classmethod
-    def counted(cls, counts: Mapping[Bucket, float], space: Space) -> "Workload":
+    def counted(cls, counts: Mapping[Bucket, float], space: ShapeLimits) -> "Workload":
         """What was counted, with a little of everything else, so that nothing is impossible."""
         supposed = cls.uniform(space)
         total = sum(counts.values())
@@ -102,7 +103,7 @@ class Workload:
         )
 
 
-def _fits(space: Space, rows: int, tokens: int) -> bool:
+def _fits(space: ShapeLimits, rows: int, tokens: int) -> bool:
     return rows <= space.prefill_rows and rows * tokens <= space.prefill_tokens
 
 

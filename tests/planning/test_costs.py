@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tgi.scheduler.costs import CARDS, LLAMA_8B, Costs, ModelSize
-from tgi.scheduler.shapes import Bucket
+from tgi.planning.costs import CARDS, LLAMA_8B, Costs, ModelSize
+from tgi.scheduler.buckets import Bucket
 
 # optimum-habana's CI, bfloat16, one row: parameters, tokens a second on gaudi2 and on gaudi3.
 PUBLISHED = [

@@ -20,10 +20,12 @@ import math
 
 import numpy as np
 
+from tgi.scheduler.buckets import Bucket
+
 from .costs import Costs
 from .grids import alone_grid, decode_buckets, decode_grid, joint_grid, prefill_buckets
 from .nesting import Cell, Cuts, Floats, Grid
-from .shapes import Bucket, Space
+from .shapes import ShapeLimits
 from .workload import Workload
 
 MUST = 1e6
@@ -41,7 +43,7 @@ class TooFewGraphs(Exception):
 
 
 def optimal(
-    space: Space, workload: Workload, costs: Costs, max_graphs: int, max_waste: float = math.inf
+    space: ShapeLimits, workload: Workload, costs: Costs, max_graphs: int, max_waste: float = math.inf
 ) -> list[Bucket]:
     """At most `max_graphs` buckets that dominate every shape. Raises TooFewGraphs."""
     search = _Search(space, workload, costs, 1 + max_waste)
@@ -64,7 +66,7 @@ def optimal(
 class _Search:
     """The cheapest set of buckets, for any price of a graph."""
 
-    def __init__(self, space: Space, workload: Workload, costs: Costs, most: float) -> None:
+    def __init__(self, space: ShapeLimits, workload: Workload, costs: Costs, most: float) -> None:
         self._space = space
         self._decode = decode_grid(space, workload, costs)
         self._alone = alone_grid(space, workload, costs)

@@ -6,32 +6,12 @@ import attrs
 from attrs import astuple
 
 from tgi.footprint import GATHERED
-from tgi.limits import Limits, span
-
-
-@attrs.frozen(order=True)
-class Bucket:
-    """A shape that steps are padded to; also the shape of a step without padding."""
-
-    rows: int
-    tokens: int
-    """Query tokens per row; 1 in a decode step."""
-    blocks: int
-    """Entries of block tables: of which, `DeviceSpec.flat` tells."""
-    prefill: bool = False
-
-    def dominates(self, other: "Bucket") -> bool:
-        """Whether a step of that shape can be padded to this one."""
-        return (
-            self.prefill == other.prefill
-            and self.rows >= other.rows
-            and self.tokens >= other.tokens
-            and self.blocks >= other.blocks
-        )
+from tgi.limits import Limits, seen_blocks
+from tgi.scheduler.buckets import Bucket
 
 
 @attrs.frozen
-class Reads:
+class AttentionWorkspace:
     """What the attention of steps copies at most, and needs memory for."""
 
     blocks: int = 0
@@ -41,13 +21,13 @@ class Reads:
     listed: int = 0
     """Blocks that a decode step lists."""
 
-    def within(self, other: "Reads") -> bool:
+    def within(self, other: "AttentionWorkspace") -> bool:
         """Whether it is no more in any respect."""
         return all(mine <= its for mine, its in zip(astuple(self), astuple(other), strict=True))
 
 
 @attrs.frozen(kw_only=True)
-class Space:
+class ShapeLimits:
     """The shapes that can come up on a device with flat block lists.
 
     Decode: 1 to `rows` rows, with as many block references in all as their sequences can have. Prefill: one
@@ -72,7 +52,7 @@ class Space:
     """Whether sequences share blocks: a decode step may then have more references than there are blocks."""
     pool: int | None = None
     """Blocks in the KV cache, if that is known."""
-    reads: Reads | None = None
+    reads: AttentionWorkspace | None = None
     """What a prefill of several rows may read, if there is memory for so much only."""
 
     @classmethod
@@ -82,13 +62,13 @@ class Space:
         *,
         prefixes: bool = True,
         blocks: int | None = None,
-        within: Reads | None = None,
-    ) -> "Space":
+        within: AttentionWorkspace | None = None,
+    ) -> "ShapeLimits":
         """`prefixes`: whether sequences share blocks; `blocks`: in the KV cache, if that is known.
 
         `within`: what there is memory for, if that is reserved already; `most_reads` of the same limits do.
         """
-        longest = min(limits.max_batch_prefill_tokens, limits.max_total_tokens)
+        longest = limits.longest_chunk
         return cls(
             rows=limits.max_batch_size,
             prefill_rows=min(limits.max_batch_size, limits.max_batch_prefill_tokens),
@@ -115,8 +95,7 @@ class Space:
 
     def _seen(self, tokens: int, more: int) -> int:
         """Of the blocks of so many tokens, those that a token and so `more` after it can see."""
-        every = -(-tokens // self.block)
-        return every if self.window is None else min(every, span(self.window + more, self.block))
+        return seen_blocks(tokens, more + 1, self.window, self.block)
 
     def decode_blocks(self, rows: int) -> int:
         """Most block references of a decode step of so many rows."""
@@ -141,10 +120,6 @@ class Space:
         most = self.prefill_tokens // rows
         return self.longest if most >= self.longest else most // self.block * self.block
 
-    def token_size(self, tokens: int) -> int:
-        """The least worthwhile size of a chunk of so many: whole blocks, or the longest chunk."""
-        return min(-(-tokens // self.block) * self.block, self.longest)
-
     def clipped(self, bucket: Bucket) -> Bucket:
         """The part of it that steps can need."""
         if bucket.prefill:
@@ -163,18 +138,20 @@ class Space:
         chosen |= set(self._missing(chosen))
         return sorted(chosen, key=lambda b: (b.prefill, b.rows * b.tokens, b.blocks, b.rows), reverse=True)
 
-    def most_reads(self, buckets: Iterable[Bucket]) -> Reads:
+    def most_reads(self, buckets: Iterable[Bucket]) -> AttentionWorkspace:
         """Of steps padded to these buckets, or to any others that `reads` is this for."""
         longest = Bucket(1, self.longest, self.context_blocks(1), prefill=True)
         every = [self._reads(bucket) for bucket in (longest, *buckets)]
-        return Reads(*map(max, zip(*map(astuple, every), strict=True)))
+        return AttentionWorkspace(*map(max, zip(*map(astuple, every), strict=True)))
 
-    def _reads(self, bucket: Bucket) -> Reads:
+    def _reads(self, bucket: Bucket) -> AttentionWorkspace:
         """A prefill gathers its context, and puts its own keys and values behind it: all are there twice."""
         if not bucket.prefill:
-            return Reads(min(bucket.blocks, GATHERED), listed=bucket.blocks)
+            return AttentionWorkspace(min(bucket.blocks, GATHERED), listed=bucket.blocks)
         seen = bucket.blocks * self.block + bucket.tokens
-        return Reads(2 * bucket.rows * -(-seen // self.block), bucket.rows * bucket.tokens * seen)
+        return AttentionWorkspace(
+            2 * bucket.rows * -(-seen // self.block), bucket.rows * bucket.tokens * seen
+        )
 
     def _allows(self, bucket: Bucket) -> bool:
         if not bucket.prefill or bucket.rows == 1:

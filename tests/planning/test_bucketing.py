@@ -12,14 +12,21 @@ from hypothesis import strategies as st
 
 from tgi.config import OptionError
 from tgi.limits import Limits
+from tgi.planning.bucketing import (
+    MAX_GRAPHS,
+    Bucketing,
+    Strategy,
+    attention_workspace,
+    geometric,
+    make_buckets,
+)
+from tgi.planning.costs import Costs
+from tgi.planning.ladders import Range, TooManyBuckets
+from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
 from tgi.plugins import DeviceSpec
-from tgi.scheduler.bucketing import MAX_GRAPHS, Bucketing, Strategy
-from tgi.scheduler.buckets import Buckets, geometric
-from tgi.scheduler.costs import Costs
-from tgi.scheduler.ladders import Range, TooManyBuckets
-from tgi.scheduler.shapes import Bucket, Reads, Space
+from tgi.scheduler.buckets import Bucket, Buckets
 
-from .spaces import limits, shapes
+from .shape_limits import limits, shapes
 
 STRATEGIES = get_args(Strategy)
 COSTS = Costs.of()
@@ -41,7 +48,7 @@ def device(of: Limits, *, compiles: bool = True, flat: bool = False) -> DeviceSp
 def make(of: Limits, strategy: str | None = None, *, prefixes: bool = True, **how: object) -> Buckets:
     """`strategy`: None stands for a device with a block table per row."""
     bucketing = Bucketing(strategy=strategy or "optimal", costs=COSTS, **how)  # type: ignore[arg-type]
-    return Buckets.from_limits(of, device(of, flat=strategy is not None), bucketing, prefixes=prefixes)
+    return make_buckets(of, device(of, flat=strategy is not None), bucketing, prefixes=prefixes)
 
 
 def cheapest(buckets: Buckets, shape: Bucket) -> float:
@@ -54,7 +61,7 @@ def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
     of: Limits, strategy: str, prefixes: bool, data: st.DataObject
 ) -> None:
     buckets = make(of, strategy, prefixes=prefixes)
-    shape = data.draw(shapes(Space.from_limits(of, prefixes=prefixes)))
+    shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes)))
 
     find = buckets.prefill if shape.prefill else lambda rows, _, blocks: buckets.decode(rows, blocks)
     bucket = find(shape.rows, shape.tokens, shape.blocks)
@@ -86,7 +93,7 @@ def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
 def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) -> None:
     buckets = make(of)
     rows = data.draw(st.integers(1, of.max_batch_size))
-    blocks = data.draw(st.integers(1, Space.from_limits(of).row_blocks))
+    blocks = data.draw(st.integers(1, ShapeLimits.from_limits(of).row_blocks))
     tokens = data.draw(st.integers(1, buckets.longest_prefill))
 
     decode, prefill = buckets.decode(rows, blocks), buckets.prefill(1, tokens, blocks)
@@ -98,7 +105,7 @@ def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) 
 
 
 def test_a_device_that_does_not_compile_has_every_shape() -> None:
-    buckets = Buckets.from_limits(SMALL, device(SMALL, compiles=False, flat=True))
+    buckets = make_buckets(SMALL, device(SMALL, compiles=False, flat=True))
 
     assert not buckets.padded
     assert not buckets.flat
@@ -137,8 +144,7 @@ def test_rows_are_joined_where_that_is_cheaper() -> None:
 def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
     of = Limits(max_batch_size=64, block_size=128)
     shared, own = (
-        Buckets.from_limits(of, device(of, flat=True), prefixes=prefixes, blocks=500)
-        for prefixes in (True, False)
+        make_buckets(of, device(of, flat=True), prefixes=prefixes, blocks=500) for prefixes in (True, False)
     )
 
     assert max(bucket.blocks for bucket in shared) == 64 * 32
@@ -147,15 +153,15 @@ def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
 
 def test_what_steps_read() -> None:
     """Blocks of 4 tokens: a decode of 40 blocks; prefill of 2 x 8 after 12, of 1 x 8 after 96 at most."""
-    space = Space.from_limits(
-        Limits(max_total_tokens=96, max_batch_prefill_tokens=8, max_batch_size=4, block_size=4)
-    )
+    of = Limits(max_total_tokens=96, max_batch_prefill_tokens=8, max_batch_size=4, block_size=4)
     shapes = [Bucket(4, 1, 40), Bucket(2, 4, 3, prefill=True), Bucket(1, 8, 2, prefill=True)]
 
-    assert Buckets(space, shapes, COSTS, flat=True).reads == Reads(2 * 26, 8 * 104, 40)
+    assert attention_workspace(of, Buckets(of, shapes, flat=True)) == AttentionWorkspace(2 * 26, 8 * 104, 40)
     more = [Bucket(4, 1, 60), Bucket(4, 4, 24, prefill=True), *shapes]
-    assert Buckets(space, more, COSTS, flat=True).reads == Reads(2 * 4 * 25, 16 * 100, 60)
-    assert Buckets(space, None, COSTS).reads == Reads()
+    assert attention_workspace(of, Buckets(of, more, flat=True)) == AttentionWorkspace(
+        2 * 4 * 25, 16 * 100, 60
+    )
+    assert attention_workspace(of, Buckets(of)) == AttentionWorkspace()
 
 
 @settings(deadline=None, max_examples=30)
@@ -165,12 +171,13 @@ def test_other_buckets_need_no_more_memory_than_was_planned_for(
 ) -> None:
     def choose(graphs: int, **known: Any) -> Buckets:
         flat, bucketing = device(of, flat=True), Bucketing(max_graphs=graphs, costs=COSTS)
-        return Buckets.from_limits(of, flat, bucketing, prefixes=prefixes, **known)
+        return make_buckets(of, flat, bucketing, prefixes=prefixes, **known)
 
     first = choose(60)
-    shape = data.draw(shapes(Space.from_limits(of, prefixes=prefixes, blocks=blocks)))
+    reserved = attention_workspace(of, first, prefixes=prefixes)
+    shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes, blocks=blocks)))
 
-    fewer = choose(data.draw(st.integers(2, 60)), blocks=blocks, within=first.reads)
+    fewer = choose(data.draw(st.integers(2, 60)), blocks=blocks, within=reserved)
 
     for buckets in (first, fewer):
         for bucket in buckets:
@@ -178,11 +185,11 @@ def test_other_buckets_need_no_more_memory_than_was_planned_for(
             if bucket.prefill:
                 assert bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
                 context = bucket.blocks * of.block_size + bucket.tokens
-                assert bucket.rows * bucket.tokens * context <= first.reads.pairs
-                assert 2 * bucket.rows * context <= first.reads.blocks * of.block_size
+                assert bucket.rows * bucket.tokens * context <= reserved.pairs
+                assert 2 * bucket.rows * context <= reserved.blocks * of.block_size
             else:
-                assert bucket.blocks <= first.reads.listed
-                assert min(bucket.blocks, 4096) <= first.reads.blocks
+                assert bucket.blocks <= reserved.listed
+                assert min(bucket.blocks, 4096) <= reserved.blocks
     assert fewer.find(shape) is not None
 
 
@@ -192,16 +199,16 @@ def test_a_decode_step_of_many_blocks_copies_a_part_of_them_at_once() -> None:
     buckets = make(of, "optimal")
 
     assert max(bucket.blocks for bucket in buckets if not bucket.prefill) == 4120
-    assert buckets.reads == Reads(4096, 16 * (103 * 16 + 16), 4120)
+    assert attention_workspace(of, buckets) == AttentionWorkspace(4096, 16 * (103 * 16 + 16), 4120)
 
 
 def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
     """Though sequences that share their blocks may have more of them in all than there are."""
     of = Limits(max_batch_size=64, max_total_tokens=131072, block_size=128)
     flat, bucketing = device(of, flat=True), Bucketing(costs=COSTS, max_graphs=64)
-    guessed = Buckets.from_limits(of, flat, bucketing)
+    guessed = make_buckets(of, flat, bucketing)
 
-    known = Buckets.from_limits(of, flat, bucketing, blocks=2000)
+    known = make_buckets(of, flat, bucketing, blocks=2000)
 
     assert known.decode(64, 64 * 1024).blocks == 64 * 1024
 
@@ -294,7 +301,7 @@ def test_other_devices_go_through_nothing_either() -> None:
     limits = Limits(
         max_total_tokens=2 * 10**9, max_batch_prefill_tokens=2 * 10**9, max_batch_size=10**6, block_size=16
     )
-    buckets = Buckets.from_limits(limits, device(limits, compiles=False))
+    buckets = make_buckets(limits, device(limits, compiles=False))
 
     assert buckets.prefill(1, 10**9 + 1, 1) == Bucket(1, 10**9 + 16, 125_000_000, prefill=True)
     assert buckets.largest()[0].tokens == 2 * 10**9

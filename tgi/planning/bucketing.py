@@ -1,17 +1,20 @@
 """Which buckets a device that compiles gets: a strategy, applied to the shapes that its limits allow."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import attrs
 
 from tgi.config import OptionError, Options, bucket_ranges
+from tgi.limits import Limits
+from tgi.plugins import DeviceSpec
+from tgi.scheduler.buckets import Bucket, Buckets
 
 from . import ladders
 from .costs import Costs
 from .optimal import TooFewGraphs, optimal
-from .shapes import Bucket, Space
+from .shapes import AttentionWorkspace, ShapeLimits
 from .workload import ShapeCounts, Workload
 
 Strategy = Literal["optimal", "linear", "exponential", "padding-aware"]
@@ -74,7 +77,7 @@ class Bucketing:
             costs=costs,
         )
 
-    def choose(self, space: Space, blocks: int | None = None) -> list[Bucket]:
+    def choose(self, space: ShapeLimits, blocks: int | None = None) -> list[Bucket]:
         """The buckets: prefill before decode, the largest first; `blocks`: in the KV cache, if that is known.
 
         Raises GraphsError where there would have to be more than --max-graphs.
@@ -87,7 +90,7 @@ class Bucketing:
             raise GraphsError(self.max_graphs, len(chosen), f" for `bucketing` = {self.strategy}")
         return chosen
 
-    def _optimal(self, space: Space) -> list[Bucket]:
+    def _optimal(self, space: ShapeLimits) -> list[Bucket]:
         workload = Workload.counted(self.counts, space)
         graphs = MAX_GRAPHS if self.max_graphs is None else self.max_graphs
         waste = MAX_WASTE if self.max_waste is None else self.max_waste
@@ -99,3 +102,58 @@ class Bucketing:
                     bound = f" for `max_waste` = {waste:g}" if waste < math.inf else ""
                     raise GraphsError(graphs, error.needed, bound) from error
                 waste = 2 * waste if waste < 100 else math.inf
+
+
+def make_buckets(
+    limits: Limits,
+    device: DeviceSpec,
+    bucketing: Bucketing | None = None,
+    *,
+    prefixes: bool = True,
+    blocks: int | None = None,
+    within: AttentionWorkspace | None = None,
+) -> Buckets:
+    """The buckets of a device. `prefixes`: whether sequences share blocks; `blocks`: in the KV cache.
+
+    `within`: the workspace that is reserved already; these buckets need no more. Takes up to a second where
+    the device compiles. Raises OptionError.
+    """
+    if not device.compiles:
+        return Buckets(limits)
+    bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
+    space = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
+    chosen = bucketing.choose(space, blocks) if device.flat else doubling(space)
+    return Buckets(limits, chosen, bucketing.costs.seconds, flat=device.flat)
+
+
+def attention_workspace(limits: Limits, buckets: Buckets, *, prefixes: bool = True) -> AttentionWorkspace:
+    """The largest workspace that the attention of steps padded to these buckets needs."""
+    if not buckets.flat:
+        return AttentionWorkspace()
+    return ShapeLimits.from_limits(limits, prefixes=prefixes).most_reads(buckets)
+
+
+def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[int, ...]:
+    """Sizes from `first` to `last`, each a multiple of `multiple` except the last, growing by about `ratio`.
+
+    What lies between two neighbours a < b wastes less than 1 - a/b of b: at most 1 - 1/ratio wherever the
+    multiples are fine enough to follow the ratio.
+    """
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        grown = int(size * ratio) // multiple * multiple
+        size = max(size + multiple, grown)
+    return (*sizes, last)
+
+
+def doubling(space: ShapeLimits) -> Iterator[Bucket]:
+    """For block tables of a row each: sizes that double, in every dimension."""
+    rows, blocks = geometric(1, space.rows, 2)[::-1], geometric(1, space.table_blocks, 2)[::-1]
+    for tokens in geometric(min(space.block, space.longest), space.longest, 2, space.block)[::-1]:
+        for count in rows:
+            if count == 1 or count * tokens <= space.prefill_tokens:
+                yield from (Bucket(count, tokens, size, prefill=True) for size in blocks)
+    for count in rows:
+        yield from (Bucket(count, 1, size) for size in geometric(1, space.row_blocks, 2)[::-1])

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from tgi.scheduler.buckets import Bucket
+
 from .costs import Costs
 from .nesting import Cell, Floats, Grid, Ints
-from .shapes import Bucket, Space
+from .shapes import ShapeLimits
 from .workload import Workload
 
 ROWS, BLOCKS = 24, 96
@@ -20,7 +22,7 @@ FLAT = 8
 """Sizes whose cost is not known by itself are even in log(size + FLAT)."""
 
 
-def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+def decode_grid(space: ShapeLimits, workload: Workload, costs: Costs) -> Grid:
     """Of (rows, 1, blocks)."""
     seen, weights = workload.decode, workload.decode_weights
     rows = _levels(_sizes(1, space.rows), ROWS, seen[:, 0], weights)
@@ -40,14 +42,14 @@ def decode_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     )
 
 
-def alone_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+def alone_grid(space: ShapeLimits, workload: Workload, costs: Costs) -> Grid:
     """Of (1, tokens, context), where the rows of all prefills go one by one."""
     shapes = workload.prefill * (0, 1, 1) + (1, 0, 0)
     weights = workload.prefill_weights * workload.prefill[:, 0]
     return _prefill_grid(space, costs, ([1], *_prefill_sizes(space, workload, costs)), shapes, weights)
 
 
-def joint_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
+def joint_grid(space: ShapeLimits, workload: Workload, costs: Costs) -> Grid:
     """Of (rows, tokens, context), for prefills of several rows; no bucket is needed here."""
     rows = [2**power for power in range(1, DOUBLINGS + 1) if 2**power <= space.prefill_rows]
     several = (workload.prefill[:, 0] > 1) & (workload.prefill[:, 0] <= max(rows, default=0))
@@ -55,7 +57,7 @@ def joint_grid(space: Space, workload: Workload, costs: Costs) -> Grid:
     return _prefill_grid(space, costs, (rows, *_prefill_sizes(space, workload, costs)), shapes, weights)
 
 
-def _prefill_sizes(space: Space, workload: Workload, costs: Costs) -> tuple[Ints, Ints]:
+def _prefill_sizes(space: ShapeLimits, workload: Workload, costs: Costs) -> tuple[Ints, Ints]:
     """Of tokens and context."""
     seen, weights = workload.prefill, workload.prefill_weights
     sizes = np.minimum(space.block * _sizes(1, -(-space.longest // space.block)), space.longest)
@@ -65,7 +67,7 @@ def _prefill_sizes(space: Space, workload: Workload, costs: Costs) -> tuple[Ints
 
 
 def _prefill_grid(
-    space: Space, costs: Costs, sizes: tuple[list[int], Ints, Ints], shapes: Ints, weights: Floats
+    space: ShapeLimits, costs: Costs, sizes: tuple[list[int], Ints, Ints], shapes: Ints, weights: Floats
 ) -> Grid:
     rows, tokens, context = np.array(sizes[0], np.int64), *sizes[1:]
     r, t, c = rows[:, None, None], tokens[None, :, None], context[None, None, :]
@@ -83,14 +85,14 @@ def _prefill_grid(
     )
 
 
-def decode_buckets(grid: Grid, cells: Sequence[Cell], space: Space) -> Iterator[Bucket]:
+def decode_buckets(grid: Grid, cells: Sequence[Cell], space: ShapeLimits) -> Iterator[Bucket]:
     """Of these cells."""
     rows, _, blocks = grid.levels
     for (_, row), _, (_, block) in cells:
         yield space.clipped(Bucket(int(rows[row]), 1, int(blocks[block])))
 
 
-def prefill_buckets(grid: Grid, cells: Sequence[Cell], space: Space) -> Iterator[Bucket]:
+def prefill_buckets(grid: Grid, cells: Sequence[Cell], space: ShapeLimits) -> Iterator[Bucket]:
     """Of these cells, without context that so many tokens cannot have."""
     rows, tokens, context = grid.levels
     for (_, row), (first, last), (_, block) in cells:
