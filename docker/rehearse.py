@@ -21,7 +21,7 @@ from pathlib import Path
 from dockerfile_parse import DockerfileParser
 
 REPOSITORY = Path(__file__).parents[1]
-DROPPED = ("__pycache__", "*.egg-info", "tests")
+DROPPED = ("__pycache__", "*.egg-info", "tests", "tgi-simulated-gaudi")
 """As .dockerignore has it."""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import attrs
 import msgspec
+from tgi_simulated_gaudi import Card, KVGuard
+from tgi_simulated_gaudi.device import SimulatedHpu
 
 from tgi.device.base import Device
 from tgi.limits import Limits
@@ -24,8 +26,6 @@ from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import TIES, Planned, Schedule, plan
 from tgi.scheduler.warming import warm_up_step
 from tgi.testing.driver import load_command
-from tgi.testing.simulated_gaudi import Card, KVGuard
-from tgi.testing.simulated_hpu import SimulatedHpu
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.stopping import StoppingCriteria

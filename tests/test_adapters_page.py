@@ -19,7 +19,7 @@ def test_the_table_is_what_is_there() -> None:
         for plugin in load_plugins().installed
     }
     rows = ["| adapter | architectures | lines of Python, about |", "| --- | --- | --- |"]
-    for folder in sorted(ADAPTERS.glob("tgi-*")):
+    for folder in sorted(path for path in ADAPTERS.glob("tgi-*") if offered[path.name]):
         lines = lines_of_code(folder)
         rows.append(f"| [`{folder.name}`]({folder.name}) | {', '.join(offered[folder.name])} | {lines} |")
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.compiling import open_compiling
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.quantization import read_fp8
@@ -17,7 +18,6 @@ from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.rank_threads import on_threads
 from tgi.testing.runs import decoded, random_prompt, transformers_logprobs, whole
-from tgi.testing.simulated_hpu import open_compiling
 from tgi.weights import CheckpointError
 
 FP8 = torch.float8_e4m3fn

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.compiling import COMPILING, open_compiling
 from tgi.device.base import Device
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.models import make_llama
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 VOCAB, LAYERS, WORKLOADS = 320, 2, 6
 NORM = 2  # normalised, times the weight

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
+from tgi_simulated_gaudi.rules import Ledger
 
+from tests.compiling import COMPILING, open_compiling
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.models import make_llama
-from tgi.testing.simulated_gaudi.rules import Ledger
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 from .gaudi_workloads import VOCAB, Engine, Trace, random_workload
 

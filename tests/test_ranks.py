@@ -17,13 +17,13 @@ import pytest
 import torch
 import trio
 from hypercorn.config import Config, Sockets
+from tgi_simulated_gaudi.device import card_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgi.config import Options
 from tgi.server import serve
 from tgi.testing.falcon import make_falcon
 from tgi.testing.models import make_llama, make_mistral
-from tgi.testing.simulated_hpu import card_environment
 
 PROMPTS = ("What is a violin?", "Deep learning", "The quick brown fox jumps over the lazy dog while the rain")
 SMALL: dict[str, Any] = {"max_total_tokens": 128, "max_batch_size": 4, "max_batch_prefill_tokens": 32}

@@ -9,19 +9,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tgi_simulated_gaudi.device import CARDS, open_card
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, FlatBlocks, HostRow
 from tgi.device.cpu.cpu_device import CpuDevice
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 BLOCK = 16
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20
 SLOPES = torch.tensor([0.5, 0.25, 1.0, 0.03, 0.01, 0.7])
 FOREIGN = 30.0
 """What stands in the cache where no token of the row is that it may see."""
-DEVICES = ["cpu", *(name for name in COMPILING if name != "plain"), "no kernels", "plain"]
+DEVICES = ["cpu", *CARDS, "no kernels", "plain"]
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def opened(name):
     if name in ("cpu", "plain"):
         yield (CpuDevice if name == "cpu" else Device)(1)
         return
-    with open_compiling(COMPILING[1] if name == "no kernels" else name) as device:
+    with open_card(CARDS[0] if name == "no kernels" else name) as device:
         if name == "no kernels":
             device.bridge = attrs.evolve(device.bridge, attention=None)
         yield device

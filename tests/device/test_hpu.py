@@ -7,6 +7,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
+from tgi_simulated_gaudi.device import CARDS, open_card
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
@@ -17,7 +18,6 @@ from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
 from tgi.device.static import attend_flat
 from tgi.plugins import ConfigError
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
@@ -25,9 +25,9 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 KERNELS = ("attention", "rms_norm", "rotary", "metric", "to_fp8", "from_fp8", "fp8_gemm")
 
 
-@pytest.fixture(params=[name for name in COMPILING if name != "plain"])
+@pytest.fixture(params=CARDS)
 def hpu(request):
-    with open_compiling(request.param) as device:
+    with open_card(request.param) as device:
         yield device
 
 
@@ -324,7 +324,7 @@ def test_parts_of_the_blocks_share_their_memory():
     """Some 50 blocks in parts of 6: by the card's own count of what a graph has at once."""
     used, outs = [], []
     for most in (64, 6):
-        with open_compiling("gaudi2-lazy") as device:
+        with open_card("gaudi2-lazy") as device:
             rows = Rows((250, 250, 250), 1, (4, 4, 64), torch.float32)
             batch = rows.batch(device, device.allocate_cache(2, 80 * BLOCK, 4, 64, torch.float32), True)
             keys = batch.cache.layers[1][0]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tgi_simulated_gaudi.device import SimulatedHpu, open_card
 
 from tgi.config import Options
 from tgi.device.base import Device
@@ -18,7 +19,6 @@ from tgi.doctor.machine import GIB, MIB, Machine
 from tgi.doctor.releases import check_driver, check_firmware, check_software
 from tgi.doctor.smi import read_smi
 from tgi.doctor.trial import try_device
-from tgi.testing.simulated_hpu import SimulatedHpu, open_compiling
 from tgi.weights import Shard
 
 from .hosts import PAGE, SOFTWARE, SOMEBODY, gaudi_host, plain_host
@@ -207,7 +207,7 @@ FAULTS |= {
 @contextlib.contextmanager
 def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
     """A simulated Gaudi2, some of whose methods are others."""
-    with open_compiling("gaudi2-lazy") as device, torch.inference_mode():
+    with open_card("gaudi2-lazy") as device, torch.inference_mode():
         assert isinstance(device, SimulatedHpu)
         for name, value in planted.items():
             setattr(device, name, value)

@@ -4,14 +4,15 @@ import random
 
 import pytest
 import torch
+from tgi_simulated_gaudi import KVGuard
+from tgi_simulated_gaudi.device import CARDS
 
+from tests.compiling import COMPILING, open_compiling
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
-from tgi.testing.simulated_gaudi import KVGuard
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
 
 from .rows import pack
@@ -141,7 +142,7 @@ def test_questions_about_the_prompt_are_answered(folder, device, top):
         assert len(mine[1]) == top * len(mine[0])
 
 
-@pytest.fixture(params=[name for name in COMPILING if name != "plain"])
+@pytest.fixture(params=CARDS)
 def card(request):
     """A simulated card's device."""
     with open_compiling(request.param) as opened:

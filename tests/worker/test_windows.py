@@ -4,11 +4,11 @@ import random
 
 import pytest
 
+from tests.compiling import COMPILING, open_compiling
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_mistral
 from tgi.testing.runs import random_prompt
-from tgi.testing.simulated_hpu import COMPILING, open_compiling
 
 VOCAB, TOP = 500, 5
 COUNTING = {"repetition_penalty": 1.4, "presence_penalty": 0.6, "frequency_penalty": 0.5}

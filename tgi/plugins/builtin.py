@@ -1,28 +1,28 @@
 """The devices that come with the server, through the same hook as anybody's."""
 
-from typing import Any
-
 from .device import DeviceSpec
 from .hookspecs import hookimpl
 
-_GAUDI: dict[str, Any] = {
+GAUDI = DeviceSpec(
+    name="hpu",
+    implementation="tgi.device.hpu.hpu_device:HpuDevice",
     # Weights are not shared between graphs as constants: each step's graph would be another one.
-    "environment": {"PT_HPU_WEIGHT_SHARING": "0"},
-    "block_size": 128,  # smaller ones leave the matrix engine idle
-    "batch_size": 64,
-    "prefill_tokens": 2048,
-    "compiles": True,
-    "flat": True,
-    "cards": ("HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"),
-    "card_files": "/dev/accel/accel[0-9]*",
-    "cache_dtypes": frozenset({"fp8_e4m3fn"}),
-    "memory_fraction": 0.9,  # as vLLM's; for what is fragmented, or needed more than estimated
-}
+    environment={"PT_HPU_WEIGHT_SHARING": "0"},
+    block_size=128,  # smaller ones leave the matrix engine idle
+    batch_size=64,
+    prefill_tokens=2048,
+    compiles=True,
+    flat=True,
+    cards=("HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"),
+    card_files="/dev/accel/accel[0-9]*",
+    cache_dtypes=frozenset({"fp8_e4m3fn"}),
+    memory_fraction=0.9,  # as vLLM's; for what is fragmented, or needed more than estimated
+)
 
 
 @hookimpl
 def tgi_devices() -> list[DeviceSpec]:
-    """The CPU, NVIDIA GPUs, Gaudi, and for tests: a simulated Gaudi, and what defines the others."""
+    """Return the CPU, NVIDIA GPUs and Gaudi."""
     return [
         DeviceSpec(
             name="cpu",
@@ -48,15 +48,5 @@ def tgi_devices() -> list[DeviceSpec]:
             card_files="/dev/nvidia[0-9]*",
             memory_fraction=0.9,  # graphs and libraries take some that nobody counts
         ),
-        DeviceSpec(name="hpu", implementation="tgi.device.hpu.hpu_device:HpuDevice", **_GAUDI),
-        DeviceSpec(name="hpu-sim", implementation="tgi.testing.simulated_hpu:SimulatedHpu", **_GAUDI),
-        DeviceSpec(
-            name="plain",
-            implementation="tgi.device.base:Device",
-            block_size=16,
-            batch_size=8,
-            prefill_tokens=256,
-            compiles=True,
-            flat=True,
-        ),
+        GAUDI,
     ]

@@ -35,16 +35,22 @@ from tgi.protocol import (
 
 from .driver import BLOCK_SIZE, lane_params, load_command
 from .runs import Logprobs
-from .simulated_hpu import card_environment
 
 R = TypeVar("R", Loaded, Allocated, Result)
 
 
 def on_ranks(
-    folder: Path, ranks: int, prompts: Sequence[Sequence[int]], vocab: int, card: str = ""
+    folder: Path,
+    ranks: int,
+    prompts: Sequence[Sequence[int]],
+    vocab: int,
+    device: str = "cpu",
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Logprobs]:
-    """After each prompt, by real rank processes: the whole distribution as the "top" of a step."""
-    device, environment = ("hpu-sim", card_environment(card)) if card else ("cpu", {})
+    """Return the distribution after each prompt, computed by real rank processes.
+
+    A step answers with the whole vocabulary as its "top" tokens.
+    """
     blocks = max(-(-len(prompt) // BLOCK_SIZE) for prompt in prompts)
     with open_ranks(ranks, environment) as (send, reports):
         send(load_command(folder, device=device, top=vocab))

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from tgi_llama.plugin import read_config
+from tgi_simulated_gaudi.device import card_environment
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
@@ -40,7 +41,8 @@ def test_two_ranks_and_sharded_files(tmp_path):
     assert len(list(folder.glob("*.safetensors"))) == 3
     check_architecture(folder, ranks=2, lengths=[20], cards=[])
     prompt = random_prompt(511, 20, 0)
-    (got,) = on_ranks(folder, 2, [prompt], 511, LAZY)  # processes, as a server has them
+    # Processes, as a server has them.
+    (got,) = on_ranks(folder, 2, [prompt], 511, "hpu-sim", card_environment(LAZY))
     (wanted,) = transformers_logprobs(folder, None, [prompt])
     assert (got - wanted[-1]).abs().max() < 1e-4
 

@@ -1,10 +1,9 @@
-"""Each rule of graphs with code that breaks it; docs/simulated-gaudi.md names these tests."""
+"""Each rule of graphs with code that breaks it; README.md names these tests."""
 
 import attrs
 import pytest
 import torch
-
-from tgi.testing.simulated_gaudi import OutOfMemoryError
+from tgi_simulated_gaudi import OutOfMemoryError
 
 from .simulated import graphed, hpu, refused, simulated
 
@@ -19,6 +18,7 @@ def double(x):
     return x * 2
 
 
+@pytest.mark.rule("S1")
 def test_a_new_shape_after_warm_up_is_refused(card):
     function = graphed(card, double)
     function(hpu(1, 2))
@@ -28,6 +28,7 @@ def test_a_new_shape_after_warm_up_is_refused(card):
         function(hpu(1, 2, 3))
 
 
+@pytest.mark.rule("S1")
 def test_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
     x = hpu(1, 2)
     (x + 1).cpu()
@@ -37,6 +38,7 @@ def test_a_new_operation_outside_of_graphs_after_warm_up_is_refused(card):
         (x - 1).cpu()
 
 
+@pytest.mark.rule("S2")
 def test_a_scalar_argument_that_takes_a_second_value_is_refused(card):
     function = graphed(card, lambda x, n: x * n)
     function(hpu(1, 2), 3)
@@ -45,6 +47,7 @@ def test_a_scalar_argument_that_takes_a_second_value_is_refused(card):
         function(hpu(1, 2), 4)
 
 
+@pytest.mark.rule("S2")
 def test_an_object_argument_counts_by_identity():
     @attrs.frozen
     class Metadata:
@@ -57,6 +60,7 @@ def test_an_object_argument_counts_by_identity():
             function(Metadata(hpu(1)))
 
 
+@pytest.mark.rule("S2")
 def test_the_same_shape_with_another_dtype_is_refused(card):
     function = graphed(card, double)
     function(hpu(1, 2))
@@ -64,6 +68,7 @@ def test_the_same_shape_with_another_dtype_is_refused(card):
         function(hpu(1, 2, dtype=torch.bfloat16))
 
 
+@pytest.mark.rule("S3")
 @pytest.mark.parametrize(
     "function",
     [
@@ -83,6 +88,7 @@ def test_a_shape_that_depends_on_data_is_refused_in_a_graph(card, function):
         graphed(card, lambda x: function(x.clone()))(x)
 
 
+@pytest.mark.rule("S4")
 @pytest.mark.parametrize(
     "function",
     [
@@ -105,6 +111,7 @@ def test_a_value_read_on_the_host_is_refused_in_a_graph(card, function):
         graphed(card, lambda x: function(x) is None or x)(x)
 
 
+@pytest.mark.rule("S4")
 def test_a_step_may_read_once(card):
     x = hpu(1, 2)
     with card.step():
@@ -114,12 +121,14 @@ def test_a_step_may_read_once(card):
         x.cpu()
 
 
+@pytest.mark.rule("S5")
 def test_a_branch_on_a_value_is_refused_in_a_graph(card):
     x = hpu(1, 2)
     with refused("S5"):
         graphed(card, lambda x: x * 2 if x.sum() > 0 else x)(x)
 
 
+@pytest.mark.rule("S6")
 def test_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
     x = hpu(1, 2)
     with refused("S6", "on the CPU"):
@@ -129,6 +138,7 @@ def test_a_tensor_on_the_cpu_among_the_arguments_is_refused(card):
     assert graphed(card, lambda x: x + torch.tensor(1.0).to("hpu"))(x).tolist() == [2, 3]
 
 
+@pytest.mark.rule("S7")
 def test_more_memory_than_the_card_has_is_refused():
     with simulated(memory_bytes=1 << 20):
         kept = torch.zeros(1 << 17, device="hpu")
@@ -139,6 +149,7 @@ def test_more_memory_than_the_card_has_is_refused():
         assert torch.hpu.mem_get_info() == (1 << 20, 1 << 20)
 
 
+@pytest.mark.rule("S7")
 def test_memory_beyond_the_budget_of_a_step_is_refused(card):
     kept = torch.zeros(1000, device="hpu")
     kept.clone()
@@ -150,6 +161,7 @@ def test_memory_beyond_the_budget_of_a_step_is_refused(card):
         _ = kept.clone(), kept.clone()
 
 
+@pytest.mark.rule("S8")
 def test_an_output_is_taken_away_by_the_next_replay():
     with simulated("gaudi2-lazy") as lazy:
         function = graphed(lazy, double)
@@ -162,6 +174,7 @@ def test_an_output_is_taken_away_by_the_next_replay():
                 stale + 1
 
 
+@pytest.mark.rule("S8")
 def test_compiled_functions_give_new_tensors():
     with simulated("gaudi2-compile") as compiled:
         function = graphed(compiled, double)
@@ -169,6 +182,7 @@ def test_compiled_functions_give_new_tensors():
         assert (first.tolist(), second.tolist()) == ([2, 4], [6, 8])
 
 
+@pytest.mark.rule("S9")
 def test_an_input_that_is_kept_past_the_call_cannot_be_used(card):
     kept = []
 
@@ -181,6 +195,7 @@ def test_an_input_that_is_kept_past_the_call_cannot_be_used(card):
         kept[0] + 1
 
 
+@pytest.mark.rule("S10")
 def test_python_runs_at_capture_only(card):
     calls = []
 
@@ -193,6 +208,7 @@ def test_python_runs_at_capture_only(card):
     assert calls == [1]
 
 
+@pytest.mark.rule("S10")
 def test_a_tensor_that_a_graph_computed_cannot_be_kept(card):
     table = []
 
@@ -208,6 +224,7 @@ def test_a_tensor_that_a_graph_computed_cannot_be_kept(card):
         graphed(card, cached)(hpu(1, 2))
 
 
+@pytest.mark.rule("S18")
 def test_a_capture_or_a_replay_within_a_capture_is_refused():
     with simulated("gaudi2-lazy") as lazy:
         x = hpu(1, 2)
@@ -224,6 +241,7 @@ def test_a_capture_or_a_replay_within_a_capture_is_refused():
             graph.capture_end()
 
 
+@pytest.mark.rule("S21")
 def test_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card):
     kept = torch.zeros(4, device="hpu")
     x = hpu(1, 2)
@@ -239,6 +257,7 @@ def test_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card)
     assert kept.tolist() == [1, 2, 1, 2]
 
 
+@pytest.mark.rule("S24")
 def test_random_numbers_are_refused_in_a_graph(card):
     x = hpu(1, 2)
     torch.rand_like(x)

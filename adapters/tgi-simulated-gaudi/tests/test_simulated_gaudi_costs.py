@@ -7,8 +7,7 @@ import sys
 
 import pytest
 import torch
-
-from tgi.testing.simulated_gaudi import GENERATIONS, Profile, install, uninstall
+from tgi_simulated_gaudi import GENERATIONS, Profile, install, uninstall
 
 from .simulated import PROFILES, graphed, hpu, simulated
 
@@ -34,8 +33,8 @@ def card(request):
 )
 def test_the_clock_agrees_with_published_decode_rates(name, parameters, published):
     """Rows of Intel's page for release 1.18: one row, bfloat16; every weight is read once per token."""
-    from tgi.testing.simulated_gaudi import costs
-    from tgi.testing.simulated_gaudi.operations import operation
+    from tgi_simulated_gaudi import costs
+    from tgi_simulated_gaudi.operations import operation
 
     profile = Profile.of(f"{name}-lazy")
     side = math.isqrt(int(parameters))

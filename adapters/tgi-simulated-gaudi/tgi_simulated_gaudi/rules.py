@@ -1,7 +1,7 @@
 """The rules that a simulated card holds code to: what each means, how it is found out, and what happens
 then.
 
-The numbers are those of the table in docs/simulated-gaudi.md. A rule raises where it is broken, unless a
+The numbers are those of the table in README.md. A rule raises where it is broken, unless a
 budget was given for it (`Ledger.allow`): then so many cases are counted and only the next one raises.
 """
 

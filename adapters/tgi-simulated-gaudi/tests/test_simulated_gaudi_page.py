@@ -1,14 +1,13 @@
-"""docs/simulated-gaudi.md says what the rules say, names a test for each, and its example runs."""
+"""README.md says what the rules say, names a test for each, and its example runs."""
 
 import re
 from pathlib import Path
 
 import pytest
+from tgi_simulated_gaudi import RULES, uninstall
+from tgi_simulated_gaudi.rules import Ledger
 
-from tgi.testing.simulated_gaudi import RULES, uninstall
-from tgi.testing.simulated_gaudi.rules import Ledger
-
-PAGE = (Path(__file__).parents[2] / "docs" / "simulated-gaudi.md").read_text()
+PAGE = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 TESTS = "\n".join(path.read_text() for path in sorted(Path(__file__).parent.glob("test_simulated_gaudi*.py")))
 
 
@@ -25,8 +24,8 @@ def test_every_rule_is_described_as_the_code_describes_it():
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_names_its_tests(rule):
     (row,) = [row for row in rows() if row[0].strip() == rule]
-    existing = re.findall(rf"^def (test_{rule.lower()}_\w+)", TESTS, re.M)
-    assert re.findall(r"`(\w+)`", row[4]) == existing != []
+    marked = rf'^@pytest.mark.rule\("{rule}"\)\n(?:[@ )].*\n)*def (test_\w+)'
+    assert re.findall(r"`(\w+)`", row[4]) == re.findall(marked, TESTS, re.M) != []
 
 
 def test_the_first_example_runs():

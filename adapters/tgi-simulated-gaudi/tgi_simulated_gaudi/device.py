@@ -1,51 +1,49 @@
-"""The device `hpu-sim`: the code of `tgi.device.hpu` on a simulated card."""
+"""The device `hpu-sim` of the tgi server: the code of `tgi.device.hpu` on a simulated card."""
 
 import os
 import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
-from tgi.device.base import Device
 from tgi.device.hpu.bridge import settle_mode
 from tgi.device.hpu.hpu_device import HpuDevice
 
-from .simulated_gaudi import Card, Profile, install, uninstall
+from .card import Card
+from .installation import install, uninstall
+from .profile import Profile
 
 GENERATION = "TGI_SIMULATED_GAUDI"
-"""The variable that says which card: "gaudi2", or "gaudi3"."""
-COMPILING = ("plain", "gaudi2-lazy", "gaudi2-compile", "gaudi3-lazy", "gaudi3-compile")
-"""Every device that steps are programs on: their definition, and the simulated cards."""
+"""Variable that chooses the card: "gaudi2" (the default) or "gaudi3"."""
+CARDS = ("gaudi2-lazy", "gaudi2-compile", "gaudi3-lazy", "gaudi3-compile")
+"""Names of all simulated cards: a generation and an engine of the bridge."""
 
 
 class SimulatedHpu(HpuDevice):
-    """Which engine, is said by the variable that the bridge itself reads, PT_HPU_LAZY_MODE."""
+    """A Gaudi whose card is simulated; PT_HPU_LAZY_MODE chooses the engine, as it does for the bridge."""
 
     card: Card
 
     def __init__(self, threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> None:
-        warnings.filterwarnings("ignore", "index_reduce", UserWarning)  # that it is new, on a CPU
+        warnings.filterwarnings("ignore", "index_reduce", UserWarning)  # torch calls it new, on a CPU
         settle_mode(environ)
         self.card = install(Profile.from_environment(environ, environ.get(GENERATION, "gaudi2")))
         super().__init__(threads, environ)
 
     def seal(self) -> None:
-        """From now on whatever compiles is refused."""
+        """Refuse to compile anything from now on."""
         super().seal()
         self.card.seal()
 
 
 def card_environment(name: str) -> dict[str, str]:
-    """The variables that choose a card of COMPILING for `hpu-sim`."""
+    """Return the variables with which `hpu-sim` opens a card of CARDS."""
     generation, engine = name.split("-")
     return {GENERATION: generation, "PT_HPU_LAZY_MODE": str(int(engine == "lazy"))}
 
 
 @contextmanager
-def open_compiling(name: str) -> Iterator[Device]:
-    """One of COMPILING; a simulated card is the process's until the body ends."""
-    if name == "plain":
-        yield Device(1)
-        return
+def open_card(name: str) -> Iterator[SimulatedHpu]:
+    """Open a card of CARDS in this process; it is taken away when the body ends."""
     try:
         yield SimulatedHpu(1, card_environment(name))
     finally:

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-
-from tgi.testing.simulated_gaudi import RULES, Card, GaudiRuleError, Profile, install, uninstall
+from tgi_simulated_gaudi import RULES, Card, GaudiRuleError, Profile, install, uninstall
 
 PROFILES = ("gaudi2-lazy", "gaudi2-compile", "gaudi3-lazy", "gaudi3-compile")
 

@@ -13,7 +13,7 @@ import sys
 import torch
 import torch.distributed as dist
 sys.path.insert(0, {root!r})
-from tgi.testing.simulated_gaudi import GaudiRuleError, Profile, install
+from tgi_simulated_gaudi import GaudiRuleError, Profile, install
 
 card = install(Profile.of({profile!r}, lazy_collectives={lazy_collectives}))
 from habana_frameworks.torch.distributed.hccl import initialize_distributed_hpu
@@ -113,6 +113,7 @@ print(x.tolist(), together.tolist(), card.clock.causes["collective"] > 0, len(ca
     )
 
 
+@pytest.mark.rule("S19")
 def test_ranks_that_issue_different_collectives_are_told_instead_of_hanging(tmp_path):
     body = """
 print(raised(dist.all_reduce, torch.zeros(2 + rank, device="hpu")))
@@ -127,6 +128,7 @@ print(raised(one if rank else two, on_hpu(2.0)))
             assert "ranks issue different collectives" in line
 
 
+@pytest.mark.rule("S19")
 def test_a_collective_in_a_lazy_graph_needs_lazy_collectives(tmp_path):
     body = "print(raised(graphed(reduced), on_hpu(1.0)))"
     ((line,),) = ranks(tmp_path, body, "gaudi2-lazy", size=1, lazy_collectives=False)
@@ -134,6 +136,7 @@ def test_a_collective_in_a_lazy_graph_needs_lazy_collectives(tmp_path):
     assert "PT_HPU_ENABLE_LAZY_COLLECTIVES" in line
 
 
+@pytest.mark.rule("S20")
 def test_integers_and_products_are_not_reduced(tmp_path):
     body = """
 print(raised(dist.all_reduce, on_hpu(1, dtype=torch.int32)))

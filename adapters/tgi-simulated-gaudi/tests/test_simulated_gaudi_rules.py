@@ -1,4 +1,4 @@
-"""Each rule that is not of graphs alone, with code that breaks it; docs/simulated-gaudi.md names them."""
+"""Each rule that is not of graphs alone, with code that breaks it; README.md names them."""
 
 import os
 import subprocess
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-
-from tgi.testing.simulated_gaudi import KVGuard
+from tgi_simulated_gaudi import KVGuard
 
 from .simulated import PROFILES, graphed, hpu, refused, simulated
 
@@ -24,6 +23,7 @@ def double(x):
     return x * 2
 
 
+@pytest.mark.rule("S11")
 def test_integers_beyond_32_bits_are_refused(card):
     with refused("S11", "4294967296"):
         torch.tensor([2**32]).to("hpu")
@@ -36,6 +36,7 @@ def test_integers_beyond_32_bits_are_refused(card):
         function(x)
 
 
+@pytest.mark.rule("S11")
 def test_where_it_is_only_counted_integers_wrap(card):
     card.ledger.allow("S11")
     assert (hpu(2**30, 5, dtype=torch.int64) * 5).tolist() == [2**30, 25]
@@ -44,6 +45,7 @@ def test_where_it_is_only_counted_integers_wrap(card):
         hpu(1, dtype=torch.int64)
 
 
+@pytest.mark.rule("S12")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.uint16, torch.uint32, torch.uint64])
 def test_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
     with refused("S12"):
@@ -57,11 +59,13 @@ def test_a_dtype_that_the_card_does_not_have_is_refused(card, dtype):
             graphed(card, lambda x: x.cumsum(0, dtype=torch.float64).float())(hpu(1, 2))
 
 
+@pytest.mark.rule("S12")
 def test_float16_is_counted(card):
     hpu(1, 2, dtype=torch.float16)
     assert card.ledger.counters["float16"] == 1
 
 
+@pytest.mark.rule("S13")
 @pytest.mark.parametrize(("profile", "limit"), [("gaudi2-lazy", 240), ("gaudi3-compile", 448)])
 def test_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
     with simulated(profile) as made:
@@ -75,6 +79,7 @@ def test_fp8_saturates_at_the_limit_of_the_generation(profile, limit):
         assert cache.copy_(x).float().tolist() == [limit, -limit, 96]
 
 
+@pytest.mark.rule("S13")
 def test_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
     with simulated("gaudi2-lazy"), refused("S13", "448.0, 240.0"):
         torch.tensor([448.0]).to(torch.float8_e4m3fn).to("hpu")
@@ -84,6 +89,7 @@ def test_a_checkpoint_for_the_wider_range_and_e5m2_are_refused():
             hpu(1).to(torch.float8_e5m2)
 
 
+@pytest.mark.rule("S14")
 @pytest.mark.parametrize(
     ("dtype", "function"),
     [
@@ -103,6 +109,7 @@ def test_a_dtype_without_a_kernel_falls_back_and_is_refused_in_a_graph(card, dty
         graphed(card, function)(x)
 
 
+@pytest.mark.rule("S15")
 def test_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_in_a_graph(card):
     from habana_frameworks.torch.hpu.metrics import metric_global
 
@@ -116,6 +123,7 @@ def test_an_operation_that_the_card_does_not_have_falls_back_and_is_refused_in_a
         graphed(card, torch.lgamma)(x)
 
 
+@pytest.mark.rule("S16")
 @pytest.mark.parametrize("wrong", [-1, 4])
 @pytest.mark.parametrize(
     "function",
@@ -144,6 +152,7 @@ def test_a_wrong_index_is_refused_at_once_and_at_a_replay(card, wrong, function)
     assert caught.op.startswith("aten.")
 
 
+@pytest.mark.rule("S17")
 def test_native_one_hot_is_refused(card):
     with refused("S17"):
         F.one_hot(hpu(0, 1, dtype=torch.int64), 2)
@@ -173,6 +182,7 @@ def cached(card):
     return guard, step, cache
 
 
+@pytest.mark.rule("S22")
 def test_a_foreign_block_is_neither_written_nor_read(card):
     guard, step, _ = cached(card)
     guard.own({"a": [0], "b": [1]}, shared=[2])
@@ -186,6 +196,7 @@ def test_a_foreign_block_is_neither_written_nor_read(card):
         guard.own({"a": [0], "b": [0]})
 
 
+@pytest.mark.rule("S22")
 def test_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
     guard, step, cache = cached(card)
     guard.own({"a": [0]})
@@ -196,6 +207,7 @@ def test_no_nan_comes_into_the_cache_and_padding_is_scrambled(card):
     assert cache.flatten().tolist() == [1, 2, 77, 77, 77, 77, 77, 77]
 
 
+@pytest.mark.rule("S23")
 def test_the_contiguous_layout_has_no_shared_block(card):
     guard, _, _ = cached(card)
     guard.check_layout([0, 1, 3, 3], [0, 1, 2, 2], rows=2, contiguous=True)
@@ -206,6 +218,7 @@ def test_the_contiguous_layout_has_no_shared_block(card):
         guard.check_layout([0], [-1], rows=2, contiguous=False)
 
 
+@pytest.mark.rule("S25")
 def test_compilation_costs_time_and_memory_and_has_a_budget(card):
     function = graphed(card, double)
     x = hpu(1, 2)
@@ -219,11 +232,12 @@ def test_compilation_costs_time_and_memory_and_has_a_budget(card):
         function(hpu(1, 2, 3))
 
 
+@pytest.mark.rule("S26")
 def test_a_child_after_a_fork_cannot_use_the_device():
     program = f"""
 import os, sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from tgi.testing.simulated_gaudi import GaudiRuleError, install
+from tgi_simulated_gaudi import GaudiRuleError, install
 install("gaudi2-lazy")
 x = torch.zeros(2, device="hpu")
 if os.fork() == 0:
@@ -238,6 +252,7 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
     assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == 26
 
 
+@pytest.mark.rule("S27")
 @pytest.mark.usefixtures("card")
 def test_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
     x, side = hpu(1, 2), torch.hpu.Stream()
@@ -254,6 +269,7 @@ def test_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
     assert (host.tolist(), host_ints.tolist()) == ([1, 2], [1, 2])
 
 
+@pytest.mark.rule("S27")
 @pytest.mark.usefixtures("card")
 def test_streams_wait_for_each_other():
     side = torch.hpu.Stream()
@@ -270,6 +286,7 @@ def test_streams_wait_for_each_other():
     assert x.add_(1).tolist() == [2, 3]
 
 
+@pytest.mark.rule("S27")
 def test_a_replay_waits_for_the_copy_of_its_output():
     with simulated("gaudi2-lazy") as lazy:
         side, function = torch.hpu.Stream(), graphed(lazy, double)
@@ -283,6 +300,7 @@ def test_a_replay_waits_for_the_copy_of_its_output():
         function(hpu(3, 4))
 
 
+@pytest.mark.rule("S27")
 @pytest.mark.usefixtures("card")
 def test_a_buffer_that_is_copied_from_is_not_changed_before_that():
     host = torch.tensor([1.0, 2.0])
@@ -292,6 +310,7 @@ def test_a_buffer_that_is_copied_from_is_not_changed_before_that():
         x.cpu()
 
 
+@pytest.mark.rule("S27")
 @pytest.mark.usefixtures("card")
 def test_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
     x, host = hpu(1, 2), torch.zeros(4)
@@ -317,6 +336,7 @@ def test_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
     torch.hpu.synchronize()
 
 
+@pytest.mark.rule("S28")
 @pytest.mark.parametrize("profile", PROFILES)
 def test_a_release_has_what_it_has(profile):
     with simulated(profile) as made:

@@ -1,6 +1,6 @@
 """The bridge's own kernels as single operations: fused attention, norm and rotary embedding, and fp8.
 
-Signatures are those of habana_frameworks (see docs/simulated-gaudi.md); computed with plain torch.
+Signatures are those of habana_frameworks (see README.md); computed with plain torch.
 """
 
 from collections.abc import Callable
