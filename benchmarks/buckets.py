@@ -22,10 +22,11 @@ from tgi.planning.ladders import Range
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Result, floats, ints
+from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Bucket, Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import Planned, Schedule, plan
+from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence
 from tgi.text.stopping import StoppingCriteria
 
@@ -139,7 +140,7 @@ class Run:
         commit(self.schedule, planned, result)
 
 
-def unpadded(planned: Planned, costs: Costs) -> float:
+def unpadded(planned: PlannedStep, costs: Costs) -> float:
     """Seconds of a step that computes every row by itself, and nothing else."""
     if not planned.step.prefill:
         return costs.seconds(planned.shape)
@@ -173,7 +174,7 @@ def measure(workload: str, card: str, strategy: str, buckets: Buckets, share: fl
 
 def serve(workload: str, card: str, buckets: Buckets, share: float, seed: int) -> Run:
     rng, make = random.Random(seed), WORKLOADS[workload]
-    run = Run(Schedule(LIMITS, buckets, BlockPool(BLOCKS, 128)), costs_of(card))
+    run = Run(Schedule(LIMITS, buckets, BlockAllocator(LIMITS, [BlockPool(BLOCKS, 128)])), costs_of(card))
     run.serve(iter(lambda: make(rng), None), share)
     return run
 

@@ -37,6 +37,7 @@ from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import LaneParams, Result, Step, decode_report, encode, floats, frame, ints, unpack_ints
 from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence, Token
+from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import Schedule, plan
@@ -175,7 +176,8 @@ class Sink:
 
 def running_schedule(rows: int, tokenizer: Tokenizer) -> Schedule:
     of = limits(rows)
-    schedule = Schedule(of, Buckets(of), BlockPool(40 * rows, DEVICE.block_size))
+    allocator = BlockAllocator(of, [BlockPool(40 * rows, DEVICE.block_size)])
+    schedule = Schedule(of, Buckets(of), allocator)
     rng = random.Random(0)
     for _ in range(rows):
         prompt = [rng.randrange(4, 260) for _ in range(100)]

@@ -21,9 +21,10 @@ from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Buckets, SamplingParams, Sequence, State
+from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import TIES, Planned, Schedule, plan
+from tgi.scheduler.policy import TIES, PlannedStep, Schedule, plan
 from tgi.scheduler.warming import warm_up_step
 from tgi.testing.driver import load_command
 from tgi.text.detokenizer import Detokenizer
@@ -161,7 +162,7 @@ class Engine:
     guard: KVGuard | None
     seen: Counter[str] = attrs.field(factory=Counter)
     """How often what happened, so that a test can tell that it did."""
-    _in_flight: deque[tuple[Planned, Callable[[], Result]]] = attrs.field(factory=deque)
+    _in_flight: deque[tuple[PlannedStep, Callable[[], Result]]] = attrs.field(factory=deque)
 
     @classmethod
     def open(cls, folder: Path, device: Device, dtype: str = "float32") -> "Engine":
@@ -191,7 +192,7 @@ class Engine:
             runner=runner,
             tokenizer=tokenizer,
             buckets=buckets,
-            schedule=Schedule(LIMITS, buckets, BlockPool(BLOCKS, LIMITS.block_size)),
+            schedule=make_schedule(buckets, BLOCKS),
             matchers={spec: compiler.compile(spec) for spec in GRAMMARS},
             card=card,
             guard=guard,
@@ -199,8 +200,8 @@ class Engine:
 
     def run(self, workload: Workload) -> list[Trace]:
         """Carry it out to the end; one trace per request."""
-        if not workload.warm or workload.blocks != self.schedule.pool.total:
-            self.schedule = Schedule(LIMITS, self.buckets, BlockPool(workload.blocks, LIMITS.block_size))
+        if not workload.warm or workload.blocks != self.schedule.allocator.widest.total:
+            self.schedule = make_schedule(self.buckets, workload.blocks)
         before = attrs.evolve(self.schedule)
         traces = [Trace() for _ in workload.requests]
         sequences = [self._sequence(*pair) for pair in zip(workload.requests, traces, strict=True)]
@@ -217,7 +218,7 @@ class Engine:
             trace.prompt_logprobs, trace.prompt_tops = sequence.prompt_logprobs, sequence.prompt_tops
         self.seen["preemptions"] += self.schedule.preemptions - before.preemptions
         self.seen["hits"] += self.schedule.prefix_hit_tokens - before.prefix_hit_tokens
-        assert self.schedule.pool.statistics().used == 0
+        assert self.schedule.allocator.statistics().used == 0
         return traces
 
     def _sequence(self, request: Request, trace: Trace) -> Sequence:
@@ -258,7 +259,7 @@ class Engine:
                 sequence.matcher.advance(sequence.tokens[-1])
                 sequence.matched += 1
 
-    def _launch(self, planned: Planned) -> Callable[[], Result]:
+    def _launch(self, planned: PlannedStep) -> Callable[[], Result]:
         step = planned.step
         self.seen["steps"] += 1
         self.seen["chunks"] += sum(row.draw < 0 for row in planned.rows)
@@ -276,7 +277,7 @@ class Engine:
         assert done["host_sync"] == 0, (done, step)
         return launched
 
-    def _direct(self, planned: Planned) -> Step:
+    def _direct(self, planned: PlannedStep) -> Step:
         """Devices with shapes as they come count the blocks of each row, those of the step included."""
         if not self.runner.device.dynamic:
             return planned.step
@@ -292,18 +293,24 @@ class Engine:
         assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
         return result
 
-    def _tell_owners(self, planned: Planned) -> None:
+    def _tell_owners(self, planned: PlannedStep) -> None:
         """Only a row writes its blocks, from its first new token on; and what nobody has is rubbish."""
         assert self.guard is not None
-        held = {block for sequence in self.schedule.running for block in sequence.blocks}
-        cached = self.schedule.pool._cached
+        held = {block for sequence in self.schedule.running for block in sequence.tables[0].blocks}
+        cached = self.schedule.allocator.widest._cached
         self.guard.own({}, shared=[*held, *cached])
         self.guard.scramble()
         size = LIMITS.block_size
         self.guard.own(
-            {row.sequence.number: row.sequence.blocks[row.start // size :] for row in planned.rows},
-            shared=[block for row in planned.rows for block in row.sequence.blocks[: row.start // size]],
+            {row.sequence.number: row.sequence.tables[0].blocks[row.start // size :] for row in planned.rows},
+            shared=[
+                block for row in planned.rows for block in row.sequence.tables[0].blocks[: row.start // size]
+            ],
         )
+
+
+def make_schedule(buckets: Buckets, blocks: int) -> Schedule:
+    return Schedule(LIMITS, buckets, BlockAllocator(LIMITS, [BlockPool(blocks, LIMITS.block_size)]))
 
 
 def _large(step: Step) -> int:

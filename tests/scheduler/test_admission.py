@@ -1,48 +1,29 @@
-"""When those that wait join those that run: tgi-behaviour Q11, Q12, and what of 12.8 holds here."""
+"""When waiting requests join running ones: tgi-behaviour Q11, Q12, and the parts of 12.8 that hold here."""
 
 import attrs
 import pytest
 
 from tgi.limits import Limits
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import Schedule, plan
-from tgi.scheduler.sequence import SamplingParams, Sequence
-from tgi.text.stopping import StoppingCriteria
+from tgi.testing.builders import make_schedule, make_sequence
 
 LIMITS = Limits(
     max_total_tokens=2048, max_batch_size=64, max_batch_prefill_tokens=2048, waiting_served_ratio=1.2
 )
 
 
-class Silent:
-    """A detokenizer for token ids that stand for nothing."""
-
-    def append(self, _token: int) -> str:
-        return ""
-
-
 def new_schedule(limits: Limits, blocks: int = 1000) -> Schedule:
-    pool = BlockPool(blocks, limits.block_size)
-    return Schedule(limits, Buckets(limits), pool, prefix_limit=0)
+    return make_schedule(limits, Buckets(limits), blocks, prefix_limit=0)
 
 
 def add(schedule: Schedule, count: int, length: int = 4, max_new_tokens: int = 500) -> None:
     for _ in range(count):
-        stopping = StoppingCriteria(max_new_tokens, frozenset())
-        schedule.add(
-            Sequence(
-                prompt=[5] * length,
-                max_new_tokens=max_new_tokens,
-                sampling=SamplingParams(),
-                stopping=stopping,
-                detokenizer=Silent(),  # type: ignore[arg-type]
-            )
-        )
+        schedule.add(make_sequence([5] * length, max_new_tokens))
 
 
 def admitted(running: int, waiting: int, steps: int, limits: Limits = LIMITS) -> int:
-    """How many of those that wait have joined the running ones in the course of these steps."""
+    """Number of waiting sequences that have joined the running ones after these steps."""
     schedule = new_schedule(limits)
     add(schedule, running)
     while schedule.waiting:
@@ -57,7 +38,7 @@ def admitted(running: int, waiting: int, steps: int, limits: Limits = LIMITS) ->
 @pytest.mark.parametrize(
     ("running", "waiting", "ratio", "joined"),
     [
-        (10, 11, 1.2, 0),  # 12 are needed
+        (10, 11, 1.2, 0),  # 12 would be enough
         (10, 12, 1.2, 12),
         (6, 1, 0.3, 1),
         (7, 1, 0.3, 0),
@@ -73,7 +54,7 @@ def test_a_few_do_not_interrupt_many(running: int, waiting: int, ratio: float, j
 
 
 @pytest.mark.contract("--max-waiting-tokens")
-def test_unless_they_have_waited_long_enough() -> None:
+def test_a_few_interrupt_many_after_enough_steps() -> None:
     """The step counter is 1 after a prefill, and 20 steps are the limit."""
     assert LIMITS.max_waiting_tokens == 20
     assert admitted(10, 1, 19) == 0
@@ -81,22 +62,22 @@ def test_unless_they_have_waited_long_enough() -> None:
 
 
 @pytest.mark.contract("--max-batch-size", "12.8")
-def test_no_more_run_than_the_largest_batch() -> None:
+def test_the_batch_size_bounds_running_sequences() -> None:
     limits = attrs.evolve(LIMITS, max_batch_size=4)
     assert admitted(4, 8, 100, limits) == 0
     assert admitted(3, 8, 100, limits) == 1
 
 
 def test_blocks_are_taken_when_they_are_needed() -> None:
-    """TGI takes those of the whole answer at once."""
+    """TGI takes the blocks of the whole answer at once."""
     schedule = new_schedule(LIMITS)
     add(schedule, 1, length=100, max_new_tokens=1000)
     plan(schedule)
-    assert len(schedule.running[0].blocks) == -(-101 // LIMITS.block_size)
+    assert len(schedule.running[0].tables[0].blocks) == -(-101 // LIMITS.block_size)
 
 
 def test_prompts_of_unequal_length_share_a_step_that_is_not_padded() -> None:
-    """TGI on Gaudi leaves the third behind: 3 x 1000 tokens are more than the budget."""
+    """TGI on Gaudi leaves the third out: 3 x 1000 tokens exceed its budget."""
     schedule = new_schedule(LIMITS)
     for length in (100, 1000, 100):
         add(schedule, 1, length)

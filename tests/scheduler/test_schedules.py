@@ -1,5 +1,4 @@
-"""Ten thousand random schedules of arrivals, departures, scarce blocks and grammars that take their time,
-against a rank that checks."""
+"""Ten thousand random schedules with aborts, scarce blocks and slow grammars, against a rank that checks."""
 
 import random
 from collections import deque
@@ -12,34 +11,17 @@ import pytest
 from tgi.limits import Limits
 from tgi.planning.bucketing import Bucketing, Strategy, make_buckets
 from tgi.planning.costs import Costs
-from tgi.plugins import DeviceSpec
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import Planned, Schedule, plan
-from tgi.scheduler.sequence import SamplingParams, Sequence, State
+from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.sequence import Sequence, State
+from tgi.testing.builders import make_device, make_schedule, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
-from tgi.text.stopping import StoppingCriteria
-
-
-class Silent:
-    """A detokenizer for token ids that stand for nothing."""
-
-    def append(self, _token: int) -> str:
-        return ""
 
 
 @cache
 def buckets_of(of: Limits, kind: str) -> Buckets:
-    device = DeviceSpec(
-        name="sim",
-        implementation="",
-        block_size=of.block_size,
-        batch_size=4,
-        prefill_tokens=8,
-        compiles=kind != "any",
-        flat=kind not in ("any", "tables"),
-    )
+    device = make_device(block_size=of.block_size, compiles=kind != "any", flat=kind not in ("any", "tables"))
     strategy: Any = kind if device.flat else "optimal"
     return make_buckets(of, device, Bucketing(strategy=strategy, costs=COSTS))
 
@@ -60,7 +42,7 @@ class Run:
     sequences: list[Sequence] = attrs.field(factory=list)
     oldest: tuple[int, int] = (-1, 0)
     """Number of the oldest sequence that is alive, and for how many turns it has been that."""
-    in_flight: deque[Planned] = attrs.field(factory=deque)
+    in_flight: deque[PlannedStep] = attrs.field(factory=deque)
     matching: list[tuple[Sequence, int, int]] = attrs.field(factory=list)
     """Sequences whose matchers have yet to see a token, until which turn at the latest."""
     turns: int = 0
@@ -83,10 +65,10 @@ class Run:
             window=rng.choice([None, None, 2, 3, longest // 2]),
         )
         least = limits.sequence_blocks
-        pool = BlockPool(least + rng.choice([0, 0, 1, least, 4 * least]), block, limits.window)
+        blocks = least + rng.choice([0, 0, 1, least, 4 * least])
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
         buckets = buckets_of(shape, rng.choice(KINDS))
-        schedule = Schedule(limits, buckets, pool, rng.choice([0, 8, None, None, None]))
+        schedule = make_schedule(limits, buckets, blocks, rng.choice([0, 8, None, None, None]))
         rank = SimulatedRank(block, flat=buckets.flat, window=limits.window)
         return cls(rng, schedule, rank, depth=rng.choice([1, 2, 2, 3]))
 
@@ -97,14 +79,8 @@ class Run:
             (at := self.rng.randrange(longest + 2)) : at + self.rng.randrange(1, longest)
         ]
         new = self.rng.randrange(1, longest - len(prompt) + 1)
-        sequence = Sequence(
-            prompt=prompt,
-            max_new_tokens=new,
-            sampling=SamplingParams(),
-            stopping=StoppingCriteria(new, frozenset([EOS]), []),
-            detokenizer=Silent(),  # type: ignore[arg-type]
-            matcher=SimulatedMatcher() if self.rng.random() < 0.4 else None,
-        )
+        matcher = SimulatedMatcher() if self.rng.random() < 0.4 else None
+        sequence = make_sequence(prompt, new, ends=frozenset([EOS]), matcher=matcher)
         self.sequences.append(sequence)
         self.schedule.add(sequence)
 
@@ -119,9 +95,9 @@ class Run:
         self.behind += sum(s.matcher is not None and s.matched < s.generated for s in self.schedule.waiting)
         self.match()
         self.turns += 1
-        self.slid += sum(any(s.blocks[: s.freed]) for s in self.schedule.running)
+        self.slid += sum(any(t.blocks[: t.freed]) for s in self.schedule.running for t in s.tables)
         self.check_order()
-        self.schedule.pool.check([s.blocks[s.freed :] for s in self.schedule.running])
+        self.schedule.allocator.check(self.schedule.running)
 
     def match(self) -> None:
         """Some matchers are done, in any order, whatever has become of their sequences."""
@@ -144,7 +120,7 @@ class Run:
         longest = self.schedule.limits.max_total_tokens
         assert not alive or self.oldest[1] < 20 + 11 * longest, "the oldest sequence starves"
 
-    def check_step(self, planned: Planned) -> None:
+    def check_step(self, planned: PlannedStep) -> None:
         bucket, rows = planned.bucket, planned.rows
         assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
         assert len(rows) <= bucket.rows
@@ -194,7 +170,7 @@ def test_random_schedules(thousand: int) -> None:
             else:
                 assert sequence.state is State.ABORTED
                 assert generated == wanted[: len(generated)], f"seed {seed}: {sequence}"
-        assert run.schedule.pool.available == run.schedule.pool.total
+        assert all(pool.available == pool.total for pool in run.schedule.allocator.pools)
         assert sorted(run.schedule.free_lanes) == list(range(run.schedule.limits.max_batch_size))
         preempted += run.schedule.preemptions
         behind += run.behind

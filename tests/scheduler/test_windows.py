@@ -1,4 +1,4 @@
-"""Models whose tokens see a window only: how many blocks that takes, and what becomes of those behind it."""
+"""Attention windows: how many blocks they take, and how blocks behind them are freed."""
 
 import attrs
 import pytest
@@ -7,23 +7,14 @@ from tgi.limits import Limits
 from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.planning.costs import Costs
 from tgi.planning.shapes import ShapeLimits
-from tgi.plugins import DeviceSpec
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import Planned, Schedule, plan
-from tgi.scheduler.sequence import SamplingParams, Sequence, State
+from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.sequence import Sequence, State
+from tgi.testing.builders import make_device, make_schedule, make_sequence
 from tgi.testing.simulated_rank import SimulatedRank, expected_tokens
-from tgi.text.stopping import StoppingCriteria
 
 LIMITS = Limits(max_total_tokens=400, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4, window=12)
 """A chunk and what it sees are in 8 blocks at most, the longest sequence in 100."""
-
-
-class Silent:
-    """A detokenizer for token ids that stand for nothing."""
-
-    def append(self, _token: int) -> str:
-        return ""
 
 
 @attrs.define
@@ -32,31 +23,17 @@ class Server:
 
     schedule: Schedule
     rank: SimulatedRank
-    steps: list[Planned] = attrs.field(factory=list)
+    steps: list[PlannedStep] = attrs.field(factory=list)
 
     @classmethod
     def of(cls, blocks: int, *, flat: bool = True) -> "Server":
-        device = DeviceSpec(
-            name="sim",
-            implementation="",
-            block_size=4,
-            batch_size=4,
-            prefill_tokens=16,
-            compiles=flat,
-            flat=flat,
-        )
+        device = make_device(block_size=4, compiles=flat, flat=flat)
         buckets = make_buckets(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
-        schedule = Schedule(LIMITS, buckets, BlockPool(blocks, 4, LIMITS.window))
+        schedule = make_schedule(LIMITS, buckets, blocks)
         return cls(schedule, SimulatedRank(4, flat=flat, window=LIMITS.window))
 
     def add(self, prompt: list[int], new: int = 20) -> Sequence:
-        sequence = Sequence(
-            prompt=prompt,
-            max_new_tokens=new,
-            sampling=SamplingParams(),
-            stopping=StoppingCriteria(new, frozenset()),
-            detokenizer=Silent(),  # type: ignore[arg-type]
-        )
+        sequence = make_sequence(prompt, new)
         self.schedule.add(sequence)
         return sequence
 
@@ -66,7 +43,7 @@ class Server:
             return False
         self.steps.append(planned)
         commit(self.schedule, planned, self.rank.execute(planned.step))
-        self.schedule.pool.check([s.blocks[s.freed :] for s in self.schedule.running])
+        self.schedule.allocator.check(self.schedule.running)
         return True
 
     def run(self) -> None:
@@ -75,7 +52,7 @@ class Server:
 
 
 def seen_blocks(start: int, length: int, size: int, window: int, *, context: bool) -> int:
-    """Counted one by one: in how many blocks the tokens of a chunk are, and those that they see."""
+    """Count one by one the blocks of a chunk's tokens and of the tokens that they attend to."""
     last = start if context else start + length
     positions = [k for k in range(last) if any(q - window < k <= q for q in range(start, start + length))]
     return len({position // size for position in positions})
@@ -84,7 +61,7 @@ def seen_blocks(start: int, length: int, size: int, window: int, *, context: boo
 @pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("window", [2, 3, 7, 30])
 @pytest.mark.parametrize("chunk", [1, 4, 5])
-def test_as_many_blocks_are_reckoned_with_as_there_can_be(size: int, window: int, chunk: int) -> None:
+def test_estimates_of_blocks_are_exact(size: int, window: int, chunk: int) -> None:
     limits = Limits(max_total_tokens=24, max_batch_prefill_tokens=chunk, block_size=size, window=window)
     space = ShapeLimits.from_limits(limits)
     chunks = [(start, length) for length in range(1, chunk + 1) for start in range(24 - length + 1)]
@@ -99,7 +76,7 @@ def test_as_many_blocks_are_reckoned_with_as_there_can_be(size: int, window: int
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_a_request_that_is_longer_than_the_cache_is_served(flat: bool) -> None:
+def test_a_request_longer_than_the_cache_is_served(flat: bool) -> None:
     server = Server.of(LIMITS.sequence_blocks, flat=flat)
     prompt = [5 + index % 7 for index in range(300)]
     sequence = server.add(prompt, 100)
@@ -115,7 +92,7 @@ def test_a_request_that_is_longer_than_the_cache_is_served(flat: bool) -> None:
         assert max(step.shape.blocks for step in server.steps) == 4
 
 
-def test_many_long_requests_share_a_cache_that_has_room_for_their_windows() -> None:
+def test_long_requests_share_a_cache_for_their_windows() -> None:
     """There is room for 12 tokens of each of 4 sequences, and a chunk of one, not for their 400 blocks."""
     server = Server.of(4 * 4 + LIMITS.sequence_blocks + 4)
     sequences = [server.add([number] * 200, 200) for number in range(10, 14)]
@@ -127,7 +104,7 @@ def test_many_long_requests_share_a_cache_that_has_room_for_their_windows() -> N
     assert len(together) > 150, "they were not served side by side"
 
 
-def test_an_answer_is_gone_on_with_where_only_the_end_of_it_is_cached() -> None:
+def test_a_prefix_hits_where_only_its_end_is_cached() -> None:
     """The next request of a conversation, whose beginning has left the cache meanwhile."""
     server = Server.of(20)
     first = server.add([5, 6, 7] * 40)
@@ -144,17 +121,15 @@ def test_an_answer_is_gone_on_with_where_only_the_end_of_it_is_cached() -> None:
 
 
 @pytest.mark.parametrize("steps", [1, 4, 12, 25])
-def test_no_block_is_lost_where_a_sequence_ends_or_gives_way_behind_whose_window_some_are_free(
-    steps: int,
-) -> None:
+def test_no_block_is_lost_by_abort_or_preemption_after_blocks_were_freed(steps: int) -> None:
     server = Server.of(40)
     stays, goes = server.add([5] * 60), server.add([6] * 60)
     for _ in range(steps):
         server.step()
     server.schedule.preempt(goes) if steps % 2 else server.schedule.remove(goes, State.ABORTED)
-    server.schedule.pool.check([s.blocks[s.freed :] for s in server.schedule.running])
+    server.schedule.allocator.check(server.schedule.running)
     server.run()
 
     assert stays.state is State.FINISHED
     assert goes.state is (State.FINISHED if steps % 2 else State.ABORTED)
-    assert server.schedule.pool.available == 40
+    assert server.schedule.allocator.widest.available == 40

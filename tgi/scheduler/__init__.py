@@ -1,4 +1,7 @@
-"""All state and all decisions. `plan` and `commit` are synchronous and pure; only `loop` is async."""
+"""All state of sequences, and all decisions about steps.
+
+`plan` and `commit` are synchronous functions of plain data; `loop`, `matching` and `warming` are async.
+"""
 
 from .buckets import Bucket, Buckets
 from .loop import Scheduler

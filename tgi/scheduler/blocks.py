@@ -1,17 +1,17 @@
-"""The KV blocks: which are free, which are shared, and what the full ones hold (the prefix cache).
+"""The KV blocks of a layer group: free, shared, and full ones with their content (the prefix cache).
 
-A block is *in use* (by one sequence or several), or free; a free block may still be *cached*: it keeps
-its tokens' keys and values until it is handed out again, least recently used first. A cached block is
-found by what it holds and all that came before it: the key is (serial number of the block before it,
-its own tokens). Serial numbers are never reused, so a key can neither collide nor go stale.
+A block is *in use* by one or more sequences, or free. A free block may still be *cached*: it keeps its
+tokens' keys and values until it is handed out again, least recently used first. The key of a cached block
+is (serial number of the block before it, its own tokens), so it stands for all tokens up to its end. Serial
+numbers are never reused, so a key can neither collide nor go stale.
 
                  take                      release
     free ──────────────────▶ in use ──────────────────▶ free
       ▲                        │ register (full block)    and, if registered, cached
       └── share (a cached block is found again) ◀─────────┘
 
-Where tokens see no more than a window, a sequence needs the blocks at the end of its chain only. So there the
-pool remembers for a while what blocks held that were handed out again: chains go on after them.
+With an attention window, a sequence needs only the blocks at the end of its chain. There the pool remembers
+for a while the keys of blocks that were handed out again, so that chains can be followed past them.
 """
 
 from array import array
@@ -23,65 +23,65 @@ import attrs
 from tgi.footprint import first_block
 
 ROOT = 0
-"""Serial number that stands before the first block of a sequence."""
+"""Serial number before the first block of a sequence."""
 REMEMBERED = 4
-"""Where there is a window, what blocks held is remembered of so many times as many as there are."""
+"""With a window: keys remembered of blocks that were handed out again, as a multiple of the pool's size."""
 
 
 @attrs.frozen
 class BlockStatistics:
-    """Counts of blocks; the padding block is in none of them."""
+    """Counts of blocks, without the padding block."""
 
     total: int
     used: int
     cached: int
-    """Free, but still holding a prefix."""
+    """Free blocks that still hold a prefix."""
 
 
 class BlockPool:
-    """Blocks 1 .. total; block 0 takes the writes of padding rows and is never handed out."""
+    """Blocks 1 to `total`. Block 0 takes the writes of padding rows and is never handed out."""
 
     def __init__(self, total: int, block_size: int, window: int | None = None) -> None:
-        """`window`: how many tokens a token sees; None: all."""
+        """`window` is the number of tokens that a token attends to, itself included; None: all."""
         self.total = total
         self.block_size = block_size
         self.window = window
         self._users = [0] * (total + 1)
         self._empty = bytearray(b"\0" + b"\1" * total)
-        """1 for each free block that caches nothing; a run of them is found by `find`."""
+        """1 for each free block that caches nothing; `find` finds a run of them."""
         self._empties = total
         self._cached: OrderedDict[int, None] = OrderedDict()
-        """Free and cached; the next to be reused comes first."""
+        """Free blocks that are cached, the next to be reused first."""
         self._block_of: dict[tuple[int, bytes], tuple[int, int]] = {}
-        """Key -> (block, serial); of a past one, block 0"""
+        """(block, serial) of each key; block 0 if it was handed out again."""
         self._key_of: dict[int, tuple[int, bytes]] = {}
         self._past: OrderedDict[tuple[int, bytes], None] = OrderedDict()
-        """Keys whose blocks were handed out again; the oldest comes first."""
+        """Keys whose blocks were handed out again, the oldest first."""
         self._serial = ROOT
         self._hand = 1
-        """Where the next sequence looks for room."""
+        """Block from which the next sequence looks for room."""
 
     @property
     def available(self) -> int:
-        """Blocks that `take` could give."""
+        """Number of blocks that `take` can give."""
         return self._empties + len(self._cached)
 
     def statistics(self) -> BlockStatistics:
-        """Counts for metrics and logs."""
+        """Count the blocks, for metrics and logs."""
         return BlockStatistics(self.total, self.total - self.available, len(self._cached))
 
     def __repr__(self) -> str:
         return f"<BlockPool {self.statistics()}>"
 
     def first_block(self, position: int) -> int:
-        """Number of the first of its blocks that a sequence needs for the token at this position."""
+        """Return the index in a sequence of the first block that the token at `position` attends to."""
         return first_block(position, self.window, self.block_size)
 
     def take(self, count: int, after: int = 0, room: int = 0) -> list[int]:
-        """Hand out `count` blocks, in ascending runs as long as possible: attention reads a run in place.
+        """Hand out `count` blocks in ascending runs, as long as possible: attention reads a run in place.
 
-        `after` is the last block the sequence has (0: none); `room`, for a new one, how many it may come to
-        need, so that its neighbours start beyond that. Raises IndexError if there are not enough.
+        `after` is the sequence's last block, or 0. `room` is the number of blocks that a new sequence may
+        come to need, so that the next one starts beyond them. Raises IndexError if too few are available.
         """
         if count > self.available:
             raise IndexError(f"{count} blocks wanted, {self.available} free")
@@ -98,18 +98,18 @@ class BlockPool:
         return taken
 
     def share(self, tokens: Sequence[int], limit: int) -> tuple[list[int], int]:
-        """The longest cached chain of at most `limit` full blocks that `tokens` begin with, and its serial.
+        """Return the longest cached chain of at most `limit` blocks that `tokens` begin with, and its serial.
 
-        Those that the token after them needs, `first_block` and on, are in use afterwards, like those of
-        `take`; for all before them there are zeros.
+        The blocks that the next token attends to, from `first_block` on, are in use afterwards, as those of
+        `take` are; zeros stand for the blocks before them.
         """
         size, serial, chain = self.block_size, ROOT, list[int]()
-        count, last, whole = 0, ROOT, 0  # `whole`: from there on no block is missing
+        count, last, whole = 0, ROOT, 0  # no block is missing from index `whole` on
         for start in range(0, limit * size, size):
-            found = self._block_of.get(self._key(serial, tokens[start : start + size]))
-            if found is None:
+            known = self._block_of.get(self._key(serial, tokens[start : start + size]))
+            if known is None:
                 break
-            block, serial = found
+            block, serial = known
             chain.append(block)
             if not block:
                 whole = len(chain)
@@ -123,9 +123,9 @@ class BlockPool:
         return [0] * first + chain[first:count], last
 
     def register(self, block: int, before: int, tokens: Sequence[int]) -> int:
-        """Say that a block in use is full of `tokens`, after a chain that ends in serial `before`.
+        """Record that a block in use is full of `tokens`, after a chain that ends in serial `before`.
 
-        Returns the serial of this content, whichever block holds it.
+        Returns the serial of this content, even if another block holds it.
         """
         key = self._key(before, tokens)
         known, serial = self._block_of.get(key, (0, 0))
@@ -140,7 +140,7 @@ class BlockPool:
         return serial
 
     def release(self, blocks: Sequence[int]) -> None:
-        """Give up blocks of one sequence; the end of its chain will be reused first."""
+        """Give up blocks of one sequence; the end of its chain is reused first."""
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:
@@ -151,7 +151,7 @@ class BlockPool:
                     self._empties += 1
 
     def check(self, tables: Sequence[Sequence[int]]) -> None:
-        """Assert that blocks are used by exactly these block tables and no block is lost. For tests."""
+        """Assert that exactly these block tables use blocks, and that no block is lost. For tests."""
         users = [0] * (self.total + 1)
         for table in tables:
             for block in table:
@@ -174,7 +174,7 @@ class BlockPool:
         return block
 
     def _take_run(self, count: int, room: int) -> list[int]:
-        """`count` empty blocks, in one run if there is one, with room to grow if there is."""
+        """Take `count` empty blocks, in one run if possible, with room to grow if possible."""
         for length in (room, count):
             start = self._find_run(length)
             if start > 0:
@@ -192,7 +192,7 @@ class BlockPool:
         return start if start > 0 else self._empty.find(run)
 
     def _take_any(self) -> int:
-        """One free block: an empty one, else the least recently used, whose content is forgotten."""
+        """Take one free block: an empty one, else the least recently used, whose content is forgotten."""
         if self._empties:
             return self._occupy(self._empty.find(1))
         block, _ = self._cached.popitem(last=False)

@@ -1,22 +1,22 @@
-"""What has come of a step: append its tokens, see who has finished, free what they had, tell the clients.
+"""`commit` applies a step's result: append tokens, check for ends, free blocks, send events to clients.
 
-A synchronous function of plain data, like `plan`; telling is `send_nowait` on unlimited channels.
+A synchronous function of plain data, like `plan`; sending is `send_nowait` on channels without a bound.
 """
 
 import time
 
 from tgi.protocol import Result, unpack_floats, unpack_ints
 
-from .policy import Planned, Schedule, register
+from .policy import PlannedStep, Schedule
 from .sequence import Sequence, State, Token
 
 Top = list[tuple[int, float]]
 
 
-def commit(schedule: Schedule, planned: Planned, result: Result) -> list[Sequence]:
-    """Apply the result of a planned step; returns the sequences whose matchers must see their new token.
+def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Sequence]:
+    """Apply the result of a step and return the sequences whose matchers have a new token to see.
 
-    Rows of sequences that have ended or were preempted since the step was planned are ignored.
+    Ignores rows of sequences that ended or were preempted after the step was planned.
     """
     if result.prompt_logprobs:
         _add_prompt_logprobs(planned, result)
@@ -39,7 +39,7 @@ def commit(schedule: Schedule, planned: Planned, result: Result) -> list[Sequenc
             sequence.reason = reason
             finished.append(sequence)
             continue
-        register(schedule, sequence)
+        schedule.allocator.register(sequence)
         if sequence.matcher is not None:
             matching.append(sequence)
     for sequence in finished:
@@ -48,20 +48,20 @@ def commit(schedule: Schedule, planned: Planned, result: Result) -> list[Sequenc
 
 
 def shortest(column: bytes) -> list[float]:
-    """float32 values as the Python floats that print with the fewest digits that identify the float32."""
+    """Convert float32 to the Python floats with the fewest digits that identify each float32."""
     return unpack_floats(column).astype("U").astype(float).tolist()  # type: ignore[no-any-return]
 
 
 def _finish(schedule: Schedule, sequence: Sequence) -> None:
     sequence.finished = time.monotonic()
-    register(schedule, sequence)
+    schedule.allocator.register(sequence)
     schedule.remove(sequence, State.FINISHED)
     if sequence.events is not None:
         sequence.events.close()
 
 
-def _add_prompt_logprobs(planned: Planned, result: Result) -> None:
-    """Such a step has one row."""
+def _add_prompt_logprobs(planned: PlannedStep, result: Result) -> None:
+    """Append the log-probabilities of a prompt's chunk; such a step has one row."""
     row = planned.rows[0]
     sequence = row.sequence
     if sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
@@ -73,8 +73,8 @@ def _add_prompt_logprobs(planned: Planned, result: Result) -> None:
         sequence.prompt_tops += tops[:wanted]
 
 
-def _top_tokens(planned: Planned, result: Result) -> list[Top]:
-    """For each sampled row its most likely tokens: as many as asked for, and those that tie with the last."""
+def _top_tokens(planned: PlannedStep, result: Result) -> list[Top]:
+    """Return the most likely tokens of each sampled row: as many as wanted, and ties with the last."""
     lists = []
     rows = (row for row in planned.rows if row.draw >= 0)
     for row, pairs in zip(
@@ -87,7 +87,7 @@ def _top_tokens(planned: Planned, result: Result) -> list[Top]:
 
 
 def _pairs(tokens: bytes, logprobs: bytes, width: int) -> list[Top]:
-    """Two columns of `width` values for each place, without what has no probability."""
+    """Pair two columns of `width` values per position, without padding (token -1)."""
     pairs = list(zip(unpack_ints(tokens).tolist(), shortest(logprobs), strict=True))
     return [
         [pair for pair in pairs[begin : begin + width] if pair[0] >= 0]

@@ -1,7 +1,7 @@
-"""The scheduler: one task that plans, sends, receives and commits; the only async part of the package.
+"""The scheduler: one task that plans, sends, receives and commits steps.
 
-The HTTP side joins with `generating`, and leaves by leaving its `with`: that is the abort, and it needs no
-await. The scheduler never waits for a client.
+A client joins with `generating`; leaving its `with` block aborts, without an await. The scheduler never
+waits for a client.
 """
 
 import math
@@ -20,23 +20,24 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.text.grammar import GrammarError
 
+from .allocator import BlockAllocator
 from .blocks import BlockPool, BlockStatistics
 from .buckets import Bucket, Buckets
 from .commit import commit
 from .matching import Matching
 from .observe import StepObserver
-from .policy import Planned, Schedule, plan
+from .policy import PlannedStep, Schedule, plan
 from .sequence import Sequence, State, Token, open_common_events, open_events
-from .warming import Report, WarmUp
+from .warming import OnBucket, WarmUp
 
 LEAD = 0.25
-"""The next step is sent when this share of the present one's expected time is left: early enough that the
-device never waits, late enough that most of those who arrive during a step are in the very next one."""
+"""Share of a step's expected time that is left when the next step is planned: early enough that the device
+never waits, late enough that most requests that arrive during a step are in the very next one."""
 
 
 @attrs.frozen
 class SchedulerStatistics:
-    """A snapshot."""
+    """Snapshot of the scheduler's state and of its counters since the start."""
 
     waiting: int
     running: int
@@ -61,32 +62,32 @@ class Scheduler:
         prefix_limit: int | None = None,
         count_shape: Callable[[Bucket], None] | None = None,
     ) -> None:
-        """`blocks` counts the KV blocks that the executor has reserved, the padding block not among them.
+        """`blocks` is the number of KV blocks that the ranks have reserved, without the padding block.
 
-        `prefix_limit`: see `Schedule`. `count_shape` is called with the shape of every step that serves
+        `prefix_limit` is `BlockAllocator`'s. `count_shape` is called with the shape of every step that serves
         requests, before padding.
         """
         self._executor = executor
         self._buckets = buckets
-        pool = BlockPool(blocks, limits.block_size, limits.window)
-        self._schedule = Schedule(limits, self._buckets, pool, prefix_limit)
+        pools = [BlockPool(blocks, limits.block_size, limits.window)]
+        self._schedule = Schedule(limits, buckets, BlockAllocator(limits, pools, prefix_limit))
         self._observer = StepObserver(metrics, self._schedule, count_shape)
-        self._in_flight: deque[tuple[Planned, float]] = deque()
-        """With the time each was sent; the first is being executed."""
+        self._in_flight: deque[tuple[PlannedStep, float]] = deque()
+        """Steps sent, with the time of sending; the first is being executed."""
         self._running_since = 0.0
-        """When the step before it ended."""
+        """End of the step before it."""
         self._seconds: dict[Bucket, float] = {}
-        """What the last step of each bucket took,"""
+        """Duration of the latest step of each bucket."""
         self._last_seconds = 0.0
-        """and the last of all."""
+        """Duration of the latest step."""
         self._work = trio.Event()
 
     @contextmanager
     def generating(self, sequence: Sequence) -> Iterator[trio.MemoryReceiveChannel[Token | ApiError]]:
-        """Generate while the body runs: the channel yields `Token`s, the last with `finish` set, and ends.
+        """Generate while the body runs. The channel yields `Token`s, the last with `finish` set, and ends.
 
-        An `ApiError` in the channel is the end of a generation that failed. Leaving before the end aborts:
-        the row and the blocks are free for the next step that is planned.
+        An `ApiError` in the channel ends a generation that failed. Leaving earlier aborts: the row and the
+        blocks are free for the next step that is planned.
         """
         receive = open_events(sequence)
         with self._holding([sequence]), receive:
@@ -96,9 +97,9 @@ class Scheduler:
     def generating_all(
         self, sequences: Items[Sequence]
     ) -> Iterator[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
-        """Like `generating` for several at once: each item comes with the index of its sequence.
+        """Generate several sequences at once; items come with the index of their sequence.
 
-        The channel ends when all have ended; leaving before that aborts those that have not.
+        The channel ends when all have ended. Leaving earlier aborts the others.
         """
         receive = open_common_events(sequences)
         with self._holding(sequences), receive:
@@ -121,20 +122,20 @@ class Scheduler:
 
     async def warm_up(
         self,
-        report: Report,
+        on_bucket: OnBucket,
         *,
         timeout: float = math.inf,
         skip: bool = False,
         budget: float = math.inf,
         fewer: Callable[[int], Buckets] | None = None,
     ) -> None:
-        """Run an ordinary step for each bucket; with `skip`, for the largest only.
+        """Run a step for each bucket; with `skip`, for the largest only.
 
-        If these let expect that all of them take more than `budget` seconds, `fewer` is asked for as many as
-        do not: it gives buckets that dominate every step, no more than it is told to where that is possible.
-        Raises EngineError where one bucket takes more than `timeout` seconds.
+        Where the largest buckets suggest that all take more than `budget` seconds, `fewer` is called with
+        the number that fits, and returns about that many buckets, which still dominate every step. Raises
+        EngineError where a bucket takes more than `timeout` seconds.
         """
-        warming = WarmUp(self._executor, self._observer, report, timeout)
+        warming = WarmUp(self._executor, self._observer, on_bucket, timeout)
         buckets = self._buckets.to_warm_up(everything=not skip)
         await warming.run(self._buckets.largest(), len(buckets))
         affordable = warming.affordable(budget)
@@ -145,7 +146,7 @@ class Scheduler:
         await warming.run(buckets)
 
     async def run(self) -> None:
-        """Schedule for ever. Ends with the executor's exception when the engine is lost."""
+        """Schedule until cancelled. Raises the executor's exception when the engine is lost."""
         async with trio.open_nursery() as nursery:
             matching = Matching(nursery, self._on_mask)
             try:
@@ -157,9 +158,9 @@ class Scheduler:
                     self._observer.lost(planned)
 
     async def _turn(self, matching: Matching) -> None:
-        """Plan a step, and commit what has come of the one before."""
+        """Send a step and commit the result of the one before it."""
         if not self._in_flight:
-            # Nobody could be sent ahead. Those who get their masks within a moment should share a step.
+            # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
             await matching.wait(LEAD * self._last_seconds)
             if not await self._send_next():
                 self._observer.state()
@@ -173,7 +174,7 @@ class Scheduler:
         await self._commit_next(matching)
 
     def fail_all(self, error: ApiError) -> None:
-        """End every sequence with an error that its client gets to see."""
+        """End every sequence with an error for its client."""
         for sequence in [*self._schedule.running, *self._schedule.waiting]:
             self._fail(sequence, error)
 
@@ -184,7 +185,7 @@ class Scheduler:
             sequence.events.close()
 
     def _on_mask(self, sequence: Sequence, error: GrammarError | None) -> None:
-        """A matcher has seen the last token of a sequence, which may have ended meanwhile."""
+        """Note that a matcher has seen its sequence's last token; the sequence may have ended meanwhile."""
         if sequence.state not in (State.WAITING, State.RUNNING):
             return
         if error is None:
@@ -194,7 +195,7 @@ class Scheduler:
         self._work.set()
 
     def statistics(self) -> SchedulerStatistics:
-        """What the scheduler holds now, and has done so far."""
+        """Take a snapshot."""
         schedule = self._schedule
         return SchedulerStatistics(
             waiting=len(schedule.waiting),
@@ -203,7 +204,7 @@ class Scheduler:
             preemptions=schedule.preemptions,
             prefix_hit_tokens=schedule.prefix_hit_tokens,
             prefix_query_tokens=schedule.prefix_query_tokens,
-            blocks=schedule.pool.statistics(),
+            blocks=schedule.allocator.statistics(),
         )
 
     def __repr__(self) -> str:
@@ -231,7 +232,7 @@ class Scheduler:
         self._observer.committed(planned, result, now - sent, began)
 
     def _time_to_plan(self) -> float:
-        """When to plan the step after the one that is running, on trio's clock."""
+        """Return when to plan the step after the one that is running, on trio's clock."""
         planned, sent = self._in_flight[0]
         expected = self._seconds.get(planned.bucket, 0.0)
         return max(sent, self._running_since) + (1 - LEAD) * expected

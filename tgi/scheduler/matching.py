@@ -1,6 +1,6 @@
-"""Shows matchers the tokens that their sequences have got, in threads: a mask takes up to milliseconds.
+"""Advances grammar matchers in threads, as a mask takes up to milliseconds.
 
-Nobody waits for it but the sequence itself, which is not planned while its matcher is behind.
+Only the sequence itself waits: it is not planned while its matcher is behind.
 """
 
 from collections import deque
@@ -19,16 +19,16 @@ THREADS = 4
 
 @attrs.define(eq=False)
 class Matching:
-    """Threads that work off one queue and end when it is empty; the event loop hears of what is done at once.
+    """Threads that work off one queue and end when it is empty, reporting each token to the event loop.
 
-    Threads, and not one per token: handing a call to a thread costs the event loop more than most masks take.
+    A thread takes many tokens, as handing over a call costs the event loop more than most masks take.
     """
 
     _nursery: trio.Nursery
     _on_done: Callable[[Sequence, GrammarError | None], None]
-    """Called on the event loop."""
+    """Called on the event loop with each sequence whose matcher has seen its token."""
     pending: int = attrs.field(default=0, init=False)
-    """Tokens that have been given to `start` and not been told of."""
+    """Number of tokens given to `start` that `_on_done` has not been called for."""
     _idle: trio.Event = attrs.field(factory=trio.Event, init=False)
     _tasks: int = attrs.field(default=0, init=False)
     _limiter: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(THREADS), init=False)
@@ -49,11 +49,11 @@ class Matching:
             self._nursery.start_soon(self._work)
 
     def stop(self) -> None:
-        """What has not been begun is left; to be called when the nursery is cancelled."""
+        """Drop the tokens that no thread has taken. Call when the nursery is cancelled."""
         self._todo.clear()
 
     async def wait(self, seconds: float) -> None:
-        """Until nothing is pending, but no longer than that."""
+        """Wait until nothing is pending, for at most `seconds`."""
         if self.pending:
             with trio.move_on_after(seconds):
                 await self._idle.wait()
@@ -64,8 +64,8 @@ class Matching:
         self._tasks -= 1
 
     def _advance_all(self) -> None:
-        """In a thread."""
-        with suppress(IndexError):  # the queue is empty
+        """Work off the queue, in a thread."""
+        with suppress(IndexError):  # until the queue is empty
             while True:
                 sequence, matcher, token = self._todo.popleft()
                 self._done.append((sequence, _advance(matcher, token)))

@@ -1,4 +1,4 @@
-"""What the metrics get to know of steps and of the schedule's state. Decides nothing."""
+"""Metrics of steps and of the schedule, and the times of sequences. Makes no scheduling decision."""
 
 import logging
 import time
@@ -10,22 +10,25 @@ from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
 
 from .buckets import Bucket
-from .policy import Planned, Schedule
+from .policy import PlannedStep, Schedule
 
 log = logging.getLogger(__name__)
 
 
 @attrs.define(eq=False)
 class StepObserver:
-    """Told by the scheduler of each event in the life of a step."""
+    """Told by the scheduler of each event in the life of a step.
+
+    Sets `started`, `first_token` and `last_token` of sequences, and nothing else.
+    """
 
     _metrics: Metrics
     _schedule: Schedule
     _count_shape: Callable[[Bucket], None] | None = None
     """Called with the shape of every step that serves requests, before padding."""
 
-    def planned(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
-        """It has been chosen, within `seconds`. `steps_since_prefill`: the schedule's, before that."""
+    def planned(self, planned: PlannedStep, seconds: float, steps_since_prefill: int) -> None:
+        """Record a step that took `seconds` to plan, `steps_since_prefill` (Schedule's, before) steps on."""
         metrics, method = self._metrics, _method(planned)
         if self._count_shape is not None:
             self._count_shape(planned.shape)
@@ -44,15 +47,15 @@ class StepObserver:
             self._blocks(planned, method)
         self.state()
 
-    def _blocks(self, planned: Planned, method: str) -> None:
-        """What there is of a decode step's list, and of the tables of a prefill, which are all as long."""
+    def _blocks(self, planned: PlannedStep, method: str) -> None:
+        """Count blocks and padding: of the one list of a decode step, or of a prefill's tables."""
         tables = planned.bucket.rows if planned.step.prefill else 1
         read = planned.shape.rows * planned.shape.blocks if planned.step.prefill else planned.shape.blocks
         self._metrics.batch_blocks.inc(read, method=method)
         self._metrics.batch_padding_blocks.inc(tables * planned.bucket.blocks - read, method=method)
 
-    def _admitted(self, planned: Planned, seconds: float, steps_since_prefill: int) -> None:
-        """Note who has begun, and whether others are being generated meanwhile (Q11)."""
+    def _admitted(self, planned: PlannedStep, seconds: float, steps_since_prefill: int) -> None:
+        """Set the start of new sequences and count why they could join running ones (Q11)."""
         new = [row.sequence for row in planned.rows if not row.sequence.started]
         if new and any(sequence.started for sequence in self._schedule.running):
             waited = steps_since_prefill >= self._schedule.limits.max_waiting_tokens
@@ -65,8 +68,8 @@ class StepObserver:
         for sequence in new:
             sequence.started = now
 
-    def committed(self, planned: Planned, result: Result, waited: float, began: float) -> None:
-        """Its result came `waited` seconds after it was sent; it has been committed since `began`."""
+    def committed(self, planned: PlannedStep, result: Result, waited: float, began: float) -> None:
+        """Record a step whose result came `waited` seconds after sending and is committed since `began`."""
         metrics, method = self._metrics, _method(planned)
         metrics.batch_decode_duration.observe(time.monotonic() - began, method=method)
         metrics.batch_inference_success.inc(method=method)
@@ -74,11 +77,11 @@ class StepObserver:
         metrics.batch_forward_duration.observe(result.seconds, method=method)
         self._device(planned.step, result, "serving")
         before: dict[float, int] = {}
-        """When the rows had their last token: mostly the same time for all."""
+        """Rows by the time of their last token, mostly the same for all."""
         for row in planned.rows:
             sequence = row.sequence
             if row.draw < 0 or sequence.generated != row.draw + 1:
-                continue  # no token was drawn, or it came too late
+                continue  # no token was drawn, or its sequence ended before
             if row.draw:
                 before[sequence.last_token] = before.get(sequence.last_token, 0) + 1
             else:
@@ -89,40 +92,44 @@ class StepObserver:
             metrics.request_time_between_tokens_duration.observe(began - then, times=rows)
 
     def warmed_up(self, step: Step, result: Result) -> None:
-        """The first step of a bucket is done."""
+        """Record the warm-up step of a bucket."""
         self._device(step, result, "warm-up")
 
     def _device(self, step: Step, result: Result, phase: str) -> None:
-        """What the device has done besides computing: nothing, once the server is ready."""
+        """Record compilations, graph misses and CPU fallbacks: none are expected once the server is ready."""
         metrics = self._metrics
         if result.compilations:
             metrics.graph_compilations.inc(result.compilations, phase=phase)
             if phase == "serving":
                 log.warning("%d graphs compiled while serving, for %s", result.compilations, shape_of(step))
-        metrics.graph_misses.inc(result.graph_misses)  # 0 as well: what is not there cannot be watched
+        metrics.graph_misses.inc(
+            result.graph_misses
+        )  # adding 0 makes the counter appear, so that alerts can watch it
         metrics.cpu_fallbacks.inc(result.cpu_fallbacks)
         if result.memory_bytes:
             metrics.device_memory_bytes.set(result.memory_bytes, state="used")
 
-    def lost(self, planned: Planned) -> None:
-        """It will have no result."""
+    def lost(self, planned: PlannedStep) -> None:
+        """Record a step that will have no result."""
         self._metrics.batch_inference_failure.inc(method=_method(planned))
 
     def state(self) -> None:
-        """Queue, rows and blocks, as they are now."""
+        """Set the gauges of queue, rows and blocks."""
         metrics, schedule = self._metrics, self._schedule
         metrics.queue_size.set(len(schedule.waiting))
         metrics.batch_current_size.set(len(schedule.running))
-        metrics.batch_current_max_tokens.set(schedule.pool.statistics().used * schedule.pool.block_size)
+        metrics.batch_current_max_tokens.set(
+            schedule.allocator.statistics().used * schedule.limits.block_size
+        )
 
 
 def shape_of(step: Step) -> str:
-    """The bucket of a step, for people."""
+    """Describe the bucket of a step in words."""
     rows, tokens, blocks = step.bucket_rows, step.bucket_tokens, step.bucket_blocks
     if step.prefill:
         return f"prefill of {rows} x {tokens} tokens, {blocks} blocks"
     return f"decode of {rows} rows, {blocks} blocks"
 
 
-def _method(planned: Planned) -> str:
+def _method(planned: PlannedStep) -> str:
     return "prefill" if planned.step.prefill else "decode"

@@ -1,4 +1,4 @@
-"""A sequence: the tokens of one generation, and all that the scheduler knows of it. No device, no HTTP."""
+"""A sequence: the tokens of one generation and its state in the scheduler."""
 
 import enum
 import itertools
@@ -59,7 +59,7 @@ class SamplingParams:
 
 
 class State(enum.Enum):
-    """Of a sequence. A preempted one is waiting again, its blocks freed."""
+    """State of a sequence. A preempted one is WAITING again, without blocks."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -69,37 +69,52 @@ class State(enum.Enum):
 
 @attrs.define(eq=False)
 class Token:
-    """One generated token, as it is handed to the client's stream."""
+    """A generated token, as the client's stream gets it."""
 
     id: int
     text: str
-    """What it adds to the text; "" while a character is incomplete."""
+    """Text that this token completes; "" while a character is incomplete."""
     logprob: float
     top: list[tuple[int, float]]
-    """The most likely tokens with their log-probabilities, best first; ties may exceed what was asked for."""
+    """Most likely tokens with log-probabilities, best first. Ties with the last wanted one are included."""
     finish: FinishReason | None
     """Set on the last token."""
 
 
 class Events(Protocol):
-    """Where a sequence's tokens go; a trio.MemorySendChannel, or what is like one."""
+    """Receiver of a sequence's tokens, such as a trio.MemorySendChannel without a bound."""
 
     def send_nowait(self, value: Token | ApiError) -> None:
-        """Hand over an item; never waits."""
+        """Hand over an item without waiting."""
 
     def close(self) -> None:
-        """Say that there will be no more."""
+        """End the stream."""
 
 
 class Matcher(Protocol):
-    """What the scheduler needs of a `tgi.text.grammar.Matcher`."""
+    """Part of `tgi.text.grammar.Matcher` that the scheduler uses."""
 
     @property
     def mask(self) -> bytes:
-        """Little-endian uint32 words, a bit for each token of the vocabulary; set: it may come next."""
+        """Little-endian uint32 words with a bit for each token of the vocabulary: set if it may come next."""
 
     def advance(self, token: int) -> None:
-        """Take a token and work out the next mask, in a thread. Raises GrammarError."""
+        """Take a token and compute the next mask; runs in a thread. Raises GrammarError."""
+
+
+@attrs.define(eq=False)
+class BlockTable:
+    """A running sequence's KV blocks in one layer group. Only `BlockAllocator` and `plan` write to it."""
+
+    blocks: list[int] = attrs.field(factory=list)
+    """Block ids in the order of the sequence's tokens; 0 where a cached prefix left out blocks that the
+    window does not reach."""
+    freed: int = 0
+    """Number of leading blocks that no longer belong to the sequence: no later token attends to them."""
+    sent: int = 0
+    """Number of leading blocks that the ranks know."""
+    serial: int = 0
+    """Serial number of the last block that was offered to the prefix cache."""
 
 
 @attrs.define(eq=False, kw_only=True, repr=False)
@@ -107,65 +122,66 @@ class Sequence:
     """One generation. The API makes it; afterwards only the scheduler writes to it."""
 
     prompt: list[int]
-    """Token ids, truncated, special tokens included; not empty."""
+    """Token ids after truncation, with special tokens; not empty."""
     max_new_tokens: int
-    """prompt + max_new_tokens <= max_total_tokens"""
+    """Bound on generated tokens; prompt and new tokens together are at most max_total_tokens."""
     sampling: SamplingParams
     stopping: StoppingCriteria
     detokenizer: Detokenizer
     wants_prompt_logprobs: bool = False
     prompt_top: int = 0
-    """How many of the most likely tokens to report for each position of the prompt; only beside
+    """Number of most likely tokens to report at each position of the prompt; needs
     `wants_prompt_logprobs`."""
     matcher: Matcher | None = None
-    """Says which tokens may come next. It is this sequence's own, and has seen no token yet."""
+    """Grammar that the text obeys. It belongs to this sequence alone and has seen no token yet."""
+    events: Events | None = None
+    """Receiver of the tokens while a client listens; never blocks the scheduler."""
 
+    # Written by `Schedule`, `plan` and `commit`:
     number: int = attrs.field(factory=lambda: next(_numbers))
     """Order of arrival."""
     state: State = State.WAITING
     tokens: list[int] = attrs.field(init=False)
-    """Prompt and everything generated and read back so far."""
+    """Prompt and all generated tokens that were read back."""
     prompt_logprobs: list[float] = attrs.field(factory=list)
-    """Of prompt tokens 1, 2, ...; complete when the first token has been generated."""
+    """Log-probabilities of prompt tokens 1, 2, …; complete when the first token has been generated."""
     prompt_tops: list[list[tuple[int, float]]] = attrs.field(factory=list)
-    """The `prompt_top` most likely tokens in the place of each of them, best first, the lower id first among
-    equals. Where the prompt's own token is among them, it has the very same log-probability."""
-    events: Events | None = None
-    """Set while somebody listens; unlimited, the scheduler never waits for a client."""
-
+    """The `prompt_top` most likely tokens at each of these positions, best first, lower ids first among
+    equals. The prompt's own token has exactly its value of `prompt_logprobs` here."""
+    reason: FinishReason | None = None
+    """Reason for the end, once it has finished."""
     lane: int = -1
-    blocks: list[int] = attrs.field(factory=list)
-    freed: int = 0
-    """How many of these, from the first on, are no longer its own: no token sees them any more."""
+    """Slot of the ranks' per-row state; -1 unless running."""
+    tables: list[BlockTable] = attrs.field(factory=list)
+    """One table per layer group; empty unless running."""
+    registered: int = 0
+    """Number of leading blocks that were offered to the prefix cache."""
     computed: int = 0
     """Tokens in the KV cache once every step that was sent has been executed."""
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
-    matched: int = 0
-    """Generated tokens that the matcher has seen; behind while it works on the last one."""
     prefill_end: int = 0
-    """Tokens to compute by prefill since it was last admitted: all that were known then."""
-    sent: int = 0
-    """Blocks that the ranks have been told of."""
-    registered: int = 0
-    """Blocks offered to the prefix cache,"""
-    serial: int = 0
-    """and the serial number of the last of them."""
+    """Tokens to prefill since the last admission: all that were known then."""
     epoch: int = 0
-    """Grows when it is preempted: results of steps sent before that are void."""
+    """Number of preemptions. Results of steps from an earlier epoch are void."""
 
+    # Written by the matching threads' callback:
+    matched: int = 0
+    """Generated tokens that the matcher has seen; one behind while it works on the last token."""
+
+    # Times by time.monotonic(); 0 before the event.
     arrived: float = attrs.field(factory=time.monotonic)
-    """Set anew by the API when validation began."""
+    """Start of validation; set by the API."""
     queued: float = 0.0
-    """When `Scheduler.generating` was entered."""
+    """Entry into `Scheduler.generating`."""
     started: float = 0.0
-    """When its first step was sent; 0 while it waits for the first time."""
+    """First step sent; set by `StepObserver`."""
     first_token: float = 0.0
+    """First token read back; set by `StepObserver`."""
     last_token: float = 0.0
-    """When the latest token was read back."""
+    """Latest token read back; set by `StepObserver`."""
     finished: float = 0.0
-    reason: FinishReason | None = None
-    """Why it has finished."""
+    """Last token committed; set by `commit`."""
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)
@@ -174,12 +190,12 @@ class Sequence:
 
     @property
     def prefilling(self) -> bool:
-        """Whether part of its known tokens is still to be computed by prefill."""
+        """Whether some of its known tokens are still to be prefilled."""
         return self.computed < self.prefill_end
 
     @property
     def decodable(self) -> bool:
-        """Whether one more token can be computed after those that were sent."""
+        """Whether a decode row can follow the steps that were sent."""
         return (
             self.computed >= self.prefill_end
             and self.sampled < self.max_new_tokens
@@ -188,18 +204,19 @@ class Sequence:
 
     @property
     def unmasked(self) -> bool:
-        """Whether its next token must wait for a mask: the last one is in flight, or with the matcher."""
+        """Whether its next token waits for a mask, as the last token is in flight or with the matcher."""
         return self.matcher is not None and self.matched != self.sampled
 
     @property
     def generated(self) -> int:
-        """Tokens generated and read back."""
+        """Number of tokens generated and read back."""
         return len(self.tokens) - len(self.prompt)
 
     def __repr__(self) -> str:
+        blocks = [len(table.blocks) for table in self.tables]
         return (
             f"<Sequence {self.number} {self.state.value} {len(self.prompt)}+{self.generated}"
-            f"/{self.max_new_tokens} lane {self.lane} blocks {len(self.blocks)}>"
+            f"/{self.max_new_tokens} lane {self.lane} blocks {blocks}>"
         )
 
 
@@ -211,7 +228,7 @@ def open_events(sequence: Sequence) -> trio.MemoryReceiveChannel[Token | ApiErro
 
 @attrs.frozen
 class _Numbered:
-    """One sequence's part in a channel of several."""
+    """Sender of one sequence into a channel that several share."""
 
     index: int
     channel: trio.MemorySendChannel[tuple[int, Token | ApiError]]
@@ -226,7 +243,10 @@ class _Numbered:
 def open_common_events(
     sequences: Items[Sequence],
 ) -> trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]:
-    """Give the sequences one channel, which ends when all have ended; items name the index of theirs."""
+    """Give the sequences one channel and return its receiving end.
+
+    Items come with the index of their sequence. The channel ends when all sequences have ended.
+    """
     send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](float("inf"))
     with send:
         for index, sequence in enumerate(sequences):

@@ -1,6 +1,6 @@
-"""The warm-up: an ordinary step for every bucket before there are requests, so that none of these compiles.
+"""The warm-up: one ordinary step per bucket before the server is ready, so that no request compiles one.
 
-The largest buckets come first: what they need is the most that any step does.
+The largest buckets come first, as they need the most memory.
 """
 
 import math
@@ -15,39 +15,40 @@ from tgi.protocol import Step, ints
 from .buckets import Bucket
 from .observe import StepObserver, shape_of
 
-Report = Callable[[int, int, str], None]
-"""Gets how many buckets are done, of how many, and the name of the next."""
+OnBucket = Callable[[int, int, str], None]
+"""Called before each bucket with the number done, the total, and a description of the next bucket."""
 
 
 @attrs.define(eq=False)
 class WarmUp:
-    """Knows what has been warmed up."""
+    """Progress of a warm-up."""
 
     executor: Executor
     observer: StepObserver
-    report: Report
+    on_bucket: OnBucket
     timeout: float = math.inf
-    """Seconds that a bucket may take."""
+    """Seconds after which a bucket counts as hanging."""
     done: set[Bucket] = attrs.field(factory=set)
+    """Buckets that are warm."""
     seconds: float = 0.0
-    """That all these have taken."""
+    """Time that they took together."""
 
     def affordable(self, budget: float) -> float:
-        """How many buckets so many seconds are enough for in all, if the others take as long as these."""
+        """Estimate how many buckets, those done included, `budget` seconds are enough for."""
         if not self.seconds:
             return math.inf
         return len(self.done) + (budget - self.seconds) / (self.seconds / len(self.done))
 
     async def run(self, buckets: Iterable[Bucket], total: int | None = None) -> None:
-        """Warm up those that are not yet, of `total` in all.
+        """Warm up the buckets that are not warm yet, of `total` in all.
 
-        Raises EngineError naming the one that takes too long.
+        Raises EngineError that names a bucket that takes too long.
         """
         left = [bucket for bucket in dict.fromkeys(buckets) if bucket not in self.done]
         total = len(self.done) + len(left) if total is None else total
         for bucket in left:
             step = warm_up_step(bucket)
-            self.report(len(self.done), total, shape_of(step))
+            self.on_bucket(len(self.done), total, shape_of(step))
             began = trio.current_time()
             await self._run(step, total)
             self.seconds += trio.current_time() - began
@@ -67,7 +68,7 @@ class WarmUp:
 
 
 def warm_up_step(bucket: Bucket) -> Step:
-    """A step of this shape, as full as its blocks allow; block tables point to the padding block."""
+    """Make a step that fills a bucket as far as its blocks allow; block tables stay empty (block 0)."""
     prefill = bucket.prefill
     rows = range(bucket.rows if prefill else min(bucket.rows, bucket.blocks))
     start = 0 if prefill else 1

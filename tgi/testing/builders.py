@@ -1,0 +1,51 @@
+"""Devices, sequences and schedules for tests, with defaults for everything a test does not care about."""
+
+from typing import Any
+
+from tgi.limits import Limits
+from tgi.plugins import DeviceSpec
+from tgi.scheduler import SamplingParams, Sequence
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.policy import Schedule
+from tgi.text.stopping import StoppingCriteria
+
+
+def make_device(**changed: Any) -> DeviceSpec:
+    """A device that computes every shape as it is, unless told otherwise."""
+    defaults: dict[str, Any] = {
+        "name": "sim",
+        "implementation": "",
+        "block_size": 16,
+        "batch_size": 4,
+        "prefill_tokens": 16,
+        "compiles": False,
+    }
+    return DeviceSpec(**{**defaults, **changed})
+
+
+class Silent:
+    """A detokenizer for token ids that stand for nothing."""
+
+    def append(self, _token: int) -> str:
+        """Add nothing to the text."""
+        return ""
+
+
+def make_sequence(
+    prompt: list[int], max_new_tokens: int, *, ends: frozenset[int] = frozenset(), **changed: Any
+) -> Sequence:
+    """A greedy generation that stops at `max_new_tokens` or a token of `ends`."""
+    defaults: dict[str, Any] = {
+        "sampling": SamplingParams(),
+        "stopping": StoppingCriteria(max_new_tokens, ends),
+        "detokenizer": Silent(),
+    }
+    return Sequence(prompt=prompt, max_new_tokens=max_new_tokens, **{**defaults, **changed})
+
+
+def make_schedule(limits: Limits, buckets: Buckets, blocks: int, prefix_limit: int | None = None) -> Schedule:
+    """A schedule over one layer group with `blocks` KV blocks."""
+    pool = BlockPool(blocks, limits.block_size, limits.window)
+    return Schedule(limits, buckets, BlockAllocator(limits, [pool], prefix_limit))
