@@ -1,4 +1,4 @@
-"""Grammars on the tokens of the demo model, and independent judges of what obeys them."""
+"""Grammars on the tokens of the demo model, and independent judges of the texts that obey them."""
 
 import datetime
 import json
@@ -55,7 +55,7 @@ def byte_tokens() -> dict[bytes, int]:
 
 
 def accepts(kind: str, source: Any, text: str) -> bool:
-    """Whether this may be the whole text, spelt in single bytes."""
+    """Return whether a grammar accepts a whole text, spelt in single bytes."""
     matcher = compiled(kind, source)
     try:
         for byte in text.encode():
@@ -66,7 +66,7 @@ def accepts(kind: str, source: Any, text: str) -> bool:
 
 
 def walk(matcher: Matcher, rng: random.Random, tokens: int, *, closes: bool = False) -> list[int] | None:
-    """A random text that ends before so many tokens; None: it did not end. `closes`: strings, often."""
+    """Return a random text of fewer than `tokens`, or None if it did not end. `closes`: end strings often."""
     generated: list[int] = []
     while len(generated) < tokens:
         choice = allowed(matcher)
@@ -80,5 +80,5 @@ def walk(matcher: Matcher, rng: random.Random, tokens: int, *, closes: bool = Fa
 
 
 def validate(text: str, schema: Any) -> None:
-    """Raises ValueError or jsonschema.ValidationError."""
+    """Raise ValueError or jsonschema.ValidationError for a text that does not obey a schema."""
     jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))

@@ -1,4 +1,4 @@
-"""Random JSON schemas and regular expressions, of all that is supported, whose texts tend to be short."""
+"""Random JSON schemas and regular expressions that use all supported keywords and have short texts."""
 
 import random
 import string
@@ -10,12 +10,12 @@ NAMES = ("name", "age", "id", "tags", "is ok", "größe", 'a "b"', "parent", "$x
 
 
 class SchemaMaker:
-    """Makes one schema. Definitions refer to one another, and to themselves where a text can avoid that."""
+    """Makes one random schema. Definitions refer to each other, and to themselves where a text can end."""
 
     def __init__(self, rng: random.Random, closed: bool) -> None:
         self.rng = rng
         self.closed = closed
-        """No object has as many properties as it likes."""
+        """Whether objects have only the properties that are listed."""
         self.definitions: list[str] = []
 
     def make(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ _CLASSES = (r"\d", r"\w", "[a-f]", '[^\\n"]', "[A-Z0-9_]", r"\s", ".", r"[\w.-]"
 
 
 def random_regex(rng: random.Random, depth: int = 0) -> str:
-    """In the syntax that Rust and Python share."""
+    """Return a random expression in the syntax that Rust and Python share."""
     draw = rng.random()
     if depth > 3 or draw < 0.25:
         letters = string.ascii_letters + string.digits + " _-:/\"'<>=%éж😀"

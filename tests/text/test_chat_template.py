@@ -1,4 +1,4 @@
-"""tgi-behaviour sections 4.1 to 4.4 and 12.4; transformers' apply_chat_template judges the rendering."""
+"""Chat templates (tgi-behaviour 4.1 to 4.4, 12.4), compared with transformers' apply_chat_template."""
 
 import json
 import logging
@@ -77,7 +77,7 @@ def judge() -> PreTrainedTokenizerFast:
 
 
 def expected(judge: PreTrainedTokenizerFast, template: str, messages: Messages, **options: Any) -> str | None:
-    """What transformers makes of it; None: an error."""
+    """Return the prompt of transformers, or None where it raises an error."""
     options = {"add_generation_prompt": True} | options
     try:
         text: str = judge.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
@@ -93,12 +93,12 @@ def rendered(template: str, messages: Messages, tools: Any = None, **extra: Any)
         return None
 
 
-def test_thirty_families_are_there() -> None:
+def test_templates_of_thirty_families_are_tried() -> None:
     assert len(TEMPLATES) >= 30
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_rendering_is_that_of_transformers(family: str, judge: PreTrainedTokenizerFast) -> None:
+def test_prompts_equal_those_of_transformers(family: str, judge: PreTrainedTokenizerFast) -> None:
     template = TEMPLATES[family]
     succeeded = 0
     for messages in CONVERSATIONS.values():
@@ -109,13 +109,16 @@ def test_rendering_is_that_of_transformers(family: str, judge: PreTrainedTokeniz
     assert succeeded >= 3, "the template refuses everything"
 
 
+@pytest.mark.contract("4.4")
 @pytest.mark.parametrize("family", TEMPLATES)
 @pytest.mark.parametrize(
     "content", ["The answer", " is\n\n4", "s", "assistant", "<think>\nHm.\n</think>\n\nIt is"]
 )
 def test_a_final_answer_is_continued(family: str, content: str, judge: PreTrainedTokenizerFast) -> None:
-    """Section 4.4, by transformers' continue_final_message. TGI fails where the template trims the content,
-    and where the text is found again in what the template prints behind it."""
+    """As with transformers' continue_final_message.
+
+    TGI fails where the template trims the content, and where it prints the text again after it.
+    """
     template = TEMPLATES[family]
     for before in ([HELLO], [SYSTEM, HELLO], [HELLO, ANSWER, AGAIN]):
         given_text = [*before, {"role": "assistant", "content": content}]
@@ -130,19 +133,18 @@ def test_a_final_answer_is_continued(family: str, content: str, judge: PreTraine
         assert rendered(template, given_text) == wanted
 
 
+@pytest.mark.contract("4.4")
 def test_a_final_answer_with_spaces_at_its_end_loses_them() -> None:
-    """Section 4.4: trailing whitespace is trimmed."""
     assert rendered("{{ messages[0].content }}</s>", [{"role": "assistant", "content": "so \n"}]) == "so"
 
 
-def test_a_final_answer_that_is_not_printed_is_not_continued() -> None:
+def test_final_answer_that_is_not_printed_is_not_continued() -> None:
     template = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
     assert rendered(template, [AGAIN, ANSWER]) == AGAIN["content"] + ">"
 
 
 @pytest.mark.contract("4.4")
 def test_an_empty_final_answer_is_only_trimmed() -> None:
-    """Section 4.4: nothing is cut except trailing whitespace."""
     messages = [HELLO, {"role": "assistant", "content": ""}]
     assert rendered(TEMPLATES["qwen2"], messages) == rendered(TEMPLATES["internlm"], messages).replace(  # type: ignore[union-attr]
         "<s>", "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
@@ -158,7 +160,7 @@ def test_a_final_call_is_not_continued(judge: PreTrainedTokenizerFast) -> None:
     assert rendered(template, messages) == expected(judge, template, messages)
 
 
-def test_further_variables(judge: PreTrainedTokenizerFast) -> None:
+def test_request_variables_reach_the_template(judge: PreTrainedTokenizerFast) -> None:
     template = TEMPLATES["qwen3"]
     wanted = expected(judge, template, [HELLO], enable_thinking=False)
     assert wanted is not None
@@ -174,14 +176,15 @@ def test_further_variables(judge: PreTrainedTokenizerFast) -> None:
     assert templates.render([{"role": "user", "content": "x"}], None, {"messages": [1]}) == "x"
 
 
-def test_every_special_token_is_a_variable_and_none_that_is_unset(judge: PreTrainedTokenizerFast) -> None:
-    """C18, but C19: what is unset is undefined here, and prints nothing."""
+@pytest.mark.contract("C18", "C19")
+def test_special_tokens_are_variables_unless_unset(judge: PreTrainedTokenizerFast) -> None:
+    """As in C18; other than in C19, an unset token is undefined and prints nothing."""
     template = "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ unk_token is defined }}{{ cls_token }}"
     assert rendered(template, [HELLO]) == expected(judge, template, [HELLO]) == "<s></s><pad>False"
 
 
 @pytest.mark.contract("C14")
-def test_the_date() -> None:
+def test_strftime_now_gives_the_date() -> None:
     assert rendered("{{ strftime_now('%Y') }}", [HELLO]) in (
         str(datetime.now().year),
         str(datetime.now().year - 1),
@@ -208,6 +211,7 @@ def test_values_print_as_in_transformers(judge: PreTrainedTokenizerFast, value: 
     assert rendered(template, messages, value=value) == expected(judge, template, messages, value=value)
 
 
+@pytest.mark.contract("V35", "12.4")
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -231,8 +235,8 @@ def test_values_print_as_in_transformers(judge: PreTrainedTokenizerFast, value: 
         ("{% break %}", "invalid operation: "),
     ],
 )
-def test_a_template_that_fails(template: str, message: str) -> None:
-    """V35 and 12.4; an exact message where TGI's is known."""
+def test_template_error_names_kind_and_line(template: str, message: str) -> None:
+    """The message is TGI's where that is known."""
     with pytest.raises(TemplateError) as raised:
         ChatTemplates({"default": template}, {}).render([HELLO])
     text = str(raised.value)
@@ -241,9 +245,8 @@ def test_a_template_that_fails(template: str, message: str) -> None:
     assert "(in <string>:" in text
 
 
-@pytest.mark.contract("C8")
-def test_a_model_without_a_template(tmp_path: Path) -> None:
-    """C8, V34."""
+@pytest.mark.contract("C8", "V34")
+def test_missing_template_is_an_error_of_the_request(tmp_path: Path) -> None:
     templates = ChatTemplates.from_folder(tmp_path)
     assert not templates.knows_tools()
     assert templates.source(False) is None
@@ -252,7 +255,7 @@ def test_a_model_without_a_template(tmp_path: Path) -> None:
 
 
 def write(folder: Path, **files: Any) -> Path:
-    """Files by name, `__` for a dot and `___` for a slash; what is not text is written as JSON."""
+    """Write files by name, `__` for a dot and `___` for a slash; values other than text become JSON."""
     for name, content in files.items():
         path = folder / name.replace("___", "/").replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -260,9 +263,9 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
-@pytest.mark.contract("C2")
-def test_where_templates_come_from(tmp_path: Path) -> None:
-    """C2, C3; a file that the operator names comes first."""
+@pytest.mark.contract("C2", "C3")
+def test_template_places_have_an_order(tmp_path: Path) -> None:
+    """A file that the operator names precedes those of the folder."""
     in_order = {
         "mine__jinja": "--chat-template",
         "mine__json": {"chat_template": "--tokenizer-config-path"},
@@ -283,7 +286,7 @@ def test_where_templates_come_from(tmp_path: Path) -> None:
     assert ChatTemplates.from_folder(tmp_path).source(False) is None
 
 
-def test_a_named_file_must_be_there(tmp_path: Path) -> None:
+def test_missing_file_of_the_operator_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         ChatTemplates.from_folder(tmp_path, template=tmp_path / "no.jinja")
     with pytest.raises(FileNotFoundError):
@@ -292,7 +295,7 @@ def test_a_named_file_must_be_there(tmp_path: Path) -> None:
 
 @pytest.mark.contract("C2", "--tokenizer-config-path")
 def test_a_named_tokenizer_config_replaces_the_folders(tmp_path: Path) -> None:
-    """C2: its tokens too; its template is missed nowhere else."""
+    """Its tokens count, too; a template that it lacks is looked for in the other places."""
     write(
         tmp_path,
         tokenizer_config__json={"bos_token": "<a>", "chat_template": "{{ bos_token }}"},
@@ -337,8 +340,8 @@ def test_the_folder_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.contract("C4")
-def test_named_templates(tmp_path: Path) -> None:
-    """C4, with tool_use; further files give names to the template of any place."""
+def test_tool_use_template_serves_requests_with_tools(tmp_path: Path) -> None:
+    """Named templates come from a list or from files, beside a template of any place."""
     named = [{"name": "rag", "template": "rag"}, {"name": "tool_use", "template": "tools"}]
     write(tmp_path, tokenizer_config__json={"chat_template": named})
     templates = ChatTemplates.from_folder(tmp_path)
@@ -357,9 +360,9 @@ def test_named_templates(tmp_path: Path) -> None:
     assert (templates.source(True), templates.source(False)) == ("{{ tools | length }}", "plain")
 
 
+@pytest.mark.contract("C5")
 @pytest.mark.parametrize("broken", ["{", "[]", '{"chat_template": 3}', '{"chat_template": [3, {"name": 1}]}'])
-def test_a_file_that_cannot_be_understood_is_passed_over(tmp_path: Path, broken: str) -> None:
-    """C5."""
+def test_malformed_configuration_files_are_ignored(tmp_path: Path, broken: str) -> None:
     write(tmp_path, chat_template__json=broken, tokenizer_config__json={"chat_template": "t", "bos_token": 3})
     assert ChatTemplates.from_folder(tmp_path).render([HELLO]) == "t"
 
@@ -367,7 +370,7 @@ def test_a_file_that_cannot_be_understood_is_passed_over(tmp_path: Path, broken:
 def test_a_template_that_does_not_compile_is_named_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """C7 is fixed: the server starts."""
+    """TGI does not start (C7); this server does."""
     write(tmp_path, chat_template__jinja="\n{% for %}")
     with caplog.at_level(logging.WARNING):
         templates = ChatTemplates.from_folder(tmp_path)
@@ -378,15 +381,15 @@ def test_a_template_that_does_not_compile_is_named_in_the_log(
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_which_templates_know_tools(family: str) -> None:
+def test_templates_that_read_tools_are_recognised(family: str) -> None:
     knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes command-r granite glm4
         functionary gpt-oss""".split()
     assert ChatTemplates({"default": TEMPLATES[family]}, {}).knows_tools() is (family in knowing)
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_what_templates_print(family: str) -> None:
-    """Judged by hand: calls as they come from a client, and results that answer none of them."""
+def test_abilities_of_known_templates(family: str) -> None:
+    """Expected values were found by hand: calls as clients send them, and results without calls."""
     knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes deepseek-r1 command-r granite
         glm4 functionary gpt-oss""".split()
     no_tool_role = "llama2 mistral-v1 gemma phi3 falcon zephyr vicuna alpaca deepseek-v2 yi olmo".split()
@@ -411,7 +414,7 @@ def test_what_templates_print(family: str) -> None:
         ("{{ raise_exception('no') }}", None, False),
     ],
 )
-def test_how_a_template_prints_calls(call: str, calls: Any, empty_content: bool) -> None:
+def test_form_of_printed_calls_is_found_by_trial(call: str, calls: Any, empty_content: bool) -> None:
     template = (
         f"{{% for m in messages %}}{{% if m.tool_calls %}}{call}{{% else %}}{{{{ m.content }}}}"
         "{% endif %}{% endfor %}"

@@ -19,7 +19,7 @@ def tokenizer_of(kind: str) -> Tokenizer:
 
 
 def texts_by_definition(tokenizer: Tokenizer, prompt: list[int], generated: list[int]) -> list[str]:
-    """tgi-behaviour 5.9, word for word, with the start clamped at 0 (S60)."""
+    """Decode by the definition of tgi-behaviour 5.9, with the start clamped at 0 (S60)."""
     ids = list(prompt)
     prefix, read = max(0, len(prompt) - CONTEXT), len(prompt)
     texts = []
@@ -36,7 +36,7 @@ def texts_by_definition(tokenizer: Tokenizer, prompt: list[int], generated: list
 
 
 def ids_for(kind: str) -> st.SearchStrategy[list[int]]:
-    """Arbitrary ids, one of them beyond the vocabulary, and real text cut anywhere."""
+    """Return a strategy for arbitrary ids, one of them beyond the vocabulary, and cuts of real text."""
     size = tokenizer_of(kind).vocab_size
     real = [tokenizer_of(kind).encode(text, add_special_tokens=False) for text in CORPUS]
     cut = st.tuples(st.sampled_from(real), st.integers(0, 60), st.integers(0, 60))
@@ -49,7 +49,7 @@ def ids_for(kind: str) -> st.SearchStrategy[list[int]]:
 @pytest.mark.parametrize("kind", ALL)
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
-def test_texts_are_those_of_the_definition(kind: str, data: st.DataObject) -> None:
+def test_incremental_text_equals_the_definition(kind: str, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(kind)
     prompt, generated = data.draw(ids_for(kind)), data.draw(ids_for(kind))
     detokenizer = Detokenizer(tokenizer, prompt)
@@ -93,7 +93,7 @@ def test_a_character_comes_with_the_token_that_completes_it() -> None:
 
 
 def test_the_prompts_first_token_keeps_its_context() -> None:
-    """S60: TGI's negative offset loses the space of the first word after a prompt of four tokens."""
+    """TGI's negative offset (S60) loses the space of the first word after a prompt of four tokens."""
     tokenizer = tokenizer_of("byte_fallback")
     words = tokenizer.encode("The quick", add_special_tokens=False)
     for length in range(1, 7):
@@ -103,8 +103,8 @@ def test_the_prompts_first_token_keeps_its_context() -> None:
         assert tokenizer.decode(prompt) + text == "The quick"
 
 
-def test_it_is_fast_enough_for_every_token_of_every_row() -> None:
-    """Aim 1.5 us; the bound leaves room for a busy machine."""
+def test_appending_a_token_takes_microseconds() -> None:
+    """The aim is 1.5 us; the bound leaves room for a busy machine."""
     tokenizer = tokenizer_of("byte_level")
     ids = tokenizer.encode(CORPUS[0] * 200)
     best = float("inf")

@@ -39,7 +39,7 @@ TGIS_REGEX = (
 
 
 @pytest.mark.contract("R2.52", "12.6")
-def test_has_at_most_one_space_at_a_joint_and_only_what_is_listed() -> None:
+def test_json_has_at_most_one_space_and_only_listed_properties() -> None:
     for text in ('{"a":"x"}', '{ "a" : "x" , "b" : 1 }', '{"a":"x","b":-0}'):
         assert accepts("json", OBJECT, text)
     for text in (
@@ -71,7 +71,7 @@ def test_has_at_most_one_space_at_a_joint_and_only_what_is_listed() -> None:
         ),
     ],
 )
-def test_regexes_are_of_the_whole_text(pattern: str, yes: list[str], no: list[str]) -> None:
+def test_regex_matches_the_whole_text(pattern: str, yes: list[str], no: list[str]) -> None:
     assert [text for text in yes if not accepts("regex", pattern, text)] == []
     assert [text for text in no if accepts("regex", pattern, text)] == []
 
@@ -107,7 +107,7 @@ def test_regexes_are_of_the_whole_text(pattern: str, yes: list[str], no: list[st
         ("lark", 'start: %json {"type": "strin"}', "Invalid type: strin"),
     ],
 )
-def test_what_cannot_be_obeyed_is_named_in_one_line(kind: str, source: Any, error: str) -> None:
+def test_invalid_grammar_is_named_in_one_line(kind: str, source: Any, error: str) -> None:
     with pytest.raises(GrammarError) as raised:
         compiled(kind, source)
     assert error in str(raised.value)
@@ -115,7 +115,7 @@ def test_what_cannot_be_obeyed_is_named_in_one_line(kind: str, source: Any, erro
     assert len(str(raised.value)) < 400
 
 
-def test_the_end_is_allowed_where_the_text_may_end_and_alone_where_it_must() -> None:
+def test_end_token_is_allowed_where_the_text_may_end() -> None:
     matcher = compiled("regex", "a?b*c{1}")
     for text, may, must in (("a", False, False), ("b", False, False), ("c", True, True)):
         matcher.advance(byte_tokens()[text.encode()])
@@ -129,7 +129,7 @@ def test_the_end_is_allowed_where_the_text_may_end_and_alone_where_it_must() -> 
     assert allowed(matcher) == [END]
 
 
-def test_a_token_that_may_not_come_is_refused() -> None:
+def test_token_outside_the_mask_is_refused() -> None:
     matcher = compiled("regex", "ab")
     for token in (END, byte_tokens()[b"x"]):
         with pytest.raises(GrammarError, match=r"may not come here|doesn't satisfy the grammar"):
@@ -138,7 +138,7 @@ def test_a_token_that_may_not_come_is_refused() -> None:
     assert allowed(matcher) == [byte_tokens()[b"b"]]
 
 
-def test_forks_go_their_own_ways() -> None:
+def test_forks_are_independent() -> None:
     first = compiled("regex", "(a|b)(a|b)c?")
     second = first.fork()
     first.advance(byte_tokens()[b"a"])
@@ -148,8 +148,8 @@ def test_forks_go_their_own_ways() -> None:
 
 
 @pytest.mark.parametrize("vocab_size", [1000, 4090, 4096, 4100, 5000])
-def test_masks_have_the_size_of_the_models_vocabulary(vocab_size: int) -> None:
-    """It may be smaller than the tokenizer's, or larger."""
+def test_mask_has_the_size_of_the_models_vocabulary(vocab_size: int) -> None:
+    """The vocabulary may be smaller than the tokenizer's, or larger."""
     matcher = demo_compiler(vocab_size).compile(GrammarSpec("regex", "(?s:.*)"))
     assert len(matcher.mask) == 4 * -(-vocab_size // 32)
     table = demo_tokenizer().bytes_of
@@ -170,7 +170,7 @@ def begins_utf8(data: bytes) -> bool:
     return True
 
 
-def test_no_token_of_a_smaller_model_may_be_left() -> None:
+def test_grammar_without_tokens_of_a_smaller_model_is_refused() -> None:
     names = [token for token in range(256, VOCABULARY) if demo_tokenizer().decode([token]) == " the"]
     word = demo_tokenizer().decode(names[:1])
     with pytest.raises(GrammarError, match="no token of the model continues the text"):
@@ -178,8 +178,8 @@ def test_no_token_of_a_smaller_model_may_be_left() -> None:
     assert word == " the"
 
 
-def test_special_tokens_are_no_text_whatever_their_names() -> None:
-    """Also those that only tokenizer_config.json or generation_config.json names; several may end a text."""
+def test_special_tokens_never_match_as_text() -> None:
+    """Tokens count that only other files than tokenizer.json name; several may end a text."""
     core = ALL["byte_level"]()
     word = core.token_to_id("two words")
     tokenizer = Tokenizer(core, [core.token_to_id("<|tool|>")], [END, word])
@@ -190,7 +190,7 @@ def test_special_tokens_are_no_text_whatever_their_names() -> None:
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "byte_fallback"])
-def test_text_of_both_kinds_of_tokenizers_obeys(kind: str) -> None:
+def test_generated_text_obeys_for_both_kinds_of_tokenizers(kind: str) -> None:
     core = ALL[kind]()
     compiler = GrammarCompiler(Tokenizer(core, [], [END]), core.get_vocab_size())
     pattern = r'The [é日😀 a-z]{1,9} fox(es)? "\d"\n'
@@ -204,14 +204,14 @@ def test_text_of_both_kinds_of_tokenizers_obeys(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["metaspace", "word_piece", "with_a_word_end"])
-def test_tokenizers_that_cannot_spell_everything_are_refused(kind: str) -> None:
+def test_tokenizer_that_cannot_spell_every_byte_is_refused(kind: str) -> None:
     core = ALL[kind]()
     compiler = GrammarCompiler(Tokenizer(core, [], [END]), core.get_vocab_size())
     with pytest.raises(GrammarError, match="this model's tokenizer cannot be constrained"):
         compiler.compile(GrammarSpec("regex", "a"))
 
 
-def test_a_model_without_an_end_is_refused() -> None:
+def test_model_without_an_end_token_is_refused() -> None:
     core = ALL["byte_level"]()
     with pytest.raises(GrammarError, match="no token that ends a text"):
         GrammarCompiler(Tokenizer(core, [], [5000]), 450).compile(GrammarSpec("regex", "a"))

@@ -55,7 +55,7 @@ def fields(count: int) -> dict[str, Any]:
 
 
 def chain(count: int, link: Any) -> dict[str, Any]:
-    """Definitions, each of which is made of the next."""
+    """Return definitions, each of which refers to the next."""
     definitions = {f"d{i}": link({"$ref": f"#/$defs/d{i + 1}"}) for i in range(count)}
     return {"$defs": {**definitions, f"d{count}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
 
@@ -75,7 +75,7 @@ TREE = {
 
 
 @pytest.mark.parametrize("count", [8, 16, 30, 300])
-def test_optional_fields_are_no_problem(trials: Trials, count: int) -> None:
+def test_schemas_with_optional_fields_are_allowed(trials: Trials, count: int) -> None:
     assert trials.ask("json", fields(count)).error == ""
 
 
@@ -94,7 +94,7 @@ def test_optional_fields_are_no_problem(trials: Trials, count: int) -> None:
         ("regex", "|".join(f"word{i}" for i in range(7000))),
     ],
 )
-def test_what_looks_like_a_bomb_and_is_none_is_allowed(trials: Trials, kind: str, source: Any) -> None:
+def test_harmless_large_grammars_are_allowed(trials: Trials, kind: str, source: Any) -> None:
     assert trials.ask(kind, source).error == ""
 
 
@@ -136,13 +136,13 @@ def test_bombs_are_refused_in_time(trials: Trials, kind: str, source: Any, error
     assert trials.ask("regex", "a").error == ""
 
 
-def test_memory_that_a_grammar_takes_is_told(trials: Trials) -> None:
+def test_memory_of_a_grammar_is_reported(trials: Trials) -> None:
     small = trials.ask("regex", "a").grown
     assert 0 < small < 10 << 20
     assert trials.ask("regex", "[a-z]" * 13_000).grown > small
 
 
-def test_it_ends_with_its_server_even_when_it_has_not_begun() -> None:
+def test_trial_process_ends_with_its_server() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "tgi.text.grammar_trial"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )

@@ -46,14 +46,14 @@ def prepared(schema: Any) -> dict[str, Any]:
         ({"x-guidance": {"lenient": True}}, {}),
     ],
 )
-def test_schemas_are_closed_and_rid_of_remarks(schema: Any, expected: Any) -> None:
+def test_schemas_are_closed_and_stripped_of_annotations(schema: Any, expected: Any) -> None:
     before = json.dumps(schema)
     assert prepared(schema) == (schema if expected is None else expected)
     assert json.dumps(schema) == before
 
 
 @pytest.mark.parametrize("schema", [False, None, 1, "{}", [], [{}]])
-def test_other_values_are_no_schemas(schema: Any) -> None:
+def test_values_that_are_no_schemas_are_refused(schema: Any) -> None:
     with pytest.raises(GrammarError, match="schema"):
         prepare_schema(schema)
 
@@ -77,7 +77,7 @@ def test_properties_keep_their_order() -> None:
     assert list(prepared(schema)["properties"]) == names
 
 
-def test_an_intersection_is_still_enforced() -> None:
+def test_intersections_are_enforced_without_closing() -> None:
     schema = {"allOf": [A, B]}
     assert accepts("json", schema, '{"a":1,"b":2}')
     assert accepts("json", schema, '{"b":2}')
@@ -96,14 +96,14 @@ def test_an_intersection_is_still_enforced() -> None:
         ),
     ],
 )
-def test_dates_are_such_as_libraries_read(format_: str, yes: list[str], no: list[str]) -> None:
+def test_dates_exclude_year_zero_and_leap_seconds(format_: str, yes: list[str], no: list[str]) -> None:
     schema = {"type": "string", "format": format_}
     assert [text for text in yes if not accepts("json", schema, f'"{text}"')] == []
     assert [text for text in no if accepts("json", schema, f'"{text}"')] == []
 
 
-def test_one_of_overlapping_schemas_is_taken_as_any() -> None:
-    """As TGI does: a text of both branches is no match by JSON Schema, and cannot be told in time."""
+def test_overlapping_one_of_is_enforced_as_any_of() -> None:
+    """As in TGI. By JSON Schema, a text of both branches is no match, which cannot be known in time."""
     schema = {"oneOf": [{"type": "number"}, {"type": "integer"}]}
     assert accepts("json", schema, "1.5")
     assert accepts("json", schema, "1")
@@ -121,8 +121,8 @@ def test_one_of_overlapping_schemas_is_taken_as_any() -> None:
         ("\n", False),
     ],
 )
-def test_strings_have_the_escapes_that_json_needs(text: str, yes: bool) -> None:
-    """TGI: two of them. Where a character needs none there is none."""
+def test_strings_have_only_necessary_escapes(text: str, yes: bool) -> None:
+    """TGI has two escapes only. A character that needs no escape has none."""
     assert accepts("json", {"type": "string"}, f'"{text}"') is yes
 
 
@@ -136,6 +136,6 @@ def test_strings_have_the_escapes_that_json_needs(text: str, yes: bool) -> None:
         (True, ["1", "[]", '"a"'], ["x"]),
     ],
 )
-def test_what_tgi_ignores_is_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
+def test_keywords_that_tgi_ignores_are_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
     assert [text for text in yes if not accepts("json", schema, text)] == []
     assert [text for text in no if accepts("json", schema, text)] == []

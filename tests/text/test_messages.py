@@ -1,4 +1,4 @@
-"""What templates are given: tgi-behaviour 4.3, T6 to T8 and 12.5, C33, C34 and T7 mended."""
+"""Messages and tools for chat templates (tgi-behaviour 4.3, T6 to T8, 12.5), with C33, C34 and T7 mended."""
 
 import json
 from collections.abc import Sequence as Items
@@ -45,6 +45,7 @@ def rendered(
     return templates.render(*prepared(template, messages, tools, **options))
 
 
+@pytest.mark.contract("C32", "12.5")
 @pytest.mark.parametrize(
     ("content", "text"),
     [
@@ -62,15 +63,14 @@ def rendered(
         ([], ""),
     ],
 )
-def test_content_is_joined(content: Any, text: str) -> None:
-    """C32 and 12.5."""
+def test_content_parts_are_joined(content: Any, text: str) -> None:
     assert prepared(PLAIN, [{"role": "user", "content": content}]) == (
         [{"role": "user", "content": text}],
         None,
     )
 
 
-def test_a_template_that_wants_parts_gets_them() -> None:
+def test_template_for_parts_gets_parts() -> None:
     messages = [USER, {"role": "assistant", "content": [{"type": "text", "text": "Warm."}]}]
     assert rendered(TEMPLATES["smolvlm-parts"], messages).endswith("Assistant: Warm.")
     assert "User: How warm" in rendered(TEMPLATES["smolvlm-parts"], messages)
@@ -97,13 +97,13 @@ def test_tools_are_explained_to_a_template_that_knows_none() -> None:
     )
 
 
-def test_where_a_call_is_not_required_the_model_is_told_so() -> None:
+def test_prompt_allows_text_unless_a_call_is_required() -> None:
     (message,), _ = prepared(PLAIN, [USER], [TOOL])
     assert message["content"].endswith(TOOL_PROMPT + MAY_ANSWER)
 
 
 @pytest.mark.contract("T6")
-def test_a_prompt_of_the_clients() -> None:
+def test_client_tool_prompt_replaces_the_default() -> None:
     (message,), _ = prepared(PLAIN, [USER], [TOOL], tool_prompt="Use them.")
     assert message["content"].endswith("}]\nUse them.")
     (message,), tools = prepared(TEMPLATES["qwen3"], [USER], [TOOL], tool_prompt="Use them.")
@@ -111,17 +111,17 @@ def test_a_prompt_of_the_clients() -> None:
     assert tools == [SHOWN]
 
 
-def test_a_template_that_teaches_its_format_needs_no_prompt() -> None:
+def test_no_prompt_for_a_template_that_teaches_its_format() -> None:
     assert prepared(TEMPLATES["qwen3"], [USER], [TOOL]) == ([USER], [SHOWN])
 
 
-def test_a_template_that_knows_tools_but_no_format_gets_the_prompt() -> None:
+def test_prompt_for_a_template_with_tools_but_no_known_format() -> None:
     (message,), tools = prepared("{{ tools }}{{ messages[0].content }}", [USER], [TOOL], required=True)
     assert message["content"] == f"How warm is it?\n---\n{TOOL_PROMPT}"
     assert tools == [SHOWN]
 
 
-def test_tools_show_all_that_templates_look_at() -> None:
+def test_described_tools_have_every_key_that_templates_read() -> None:
     tool = {"type": "function", "function": {"name": "now", "description": None, "parameters": {}}}
     empty = {"type": "object", "properties": {}}
     _, tools = prepared(TEMPLATES["hermes"], [USER], [tool])
@@ -131,7 +131,7 @@ def test_tools_show_all_that_templates_look_at() -> None:
     assert '"name": "now"' in rendered(TEMPLATES["hermes"], [USER], [tool])
 
 
-def test_the_prompt_is_never_part_of_an_answer_to_be_continued() -> None:
+def test_tool_prompt_is_not_appended_to_the_assistants_message() -> None:
     messages, _ = prepared(PLAIN, [USER, {"role": "assistant", "content": "It is"}], [TOOL])
     assert messages[1] == {"role": "assistant", "content": "It is"}
     assert messages[0]["content"].endswith(MAY_ANSWER)
@@ -141,12 +141,12 @@ def test_the_prompt_is_never_part_of_an_answer_to_be_continued() -> None:
 
 
 REFUSED = {("llama3.1-tools", 3), ("mistral-v3", 2), ("mistral-nemo", 2)}
-"""Two calls at once; a user who does not wait for what the model makes of a result."""
+"""Templates that refuse two calls at once, or a user's message directly after a result."""
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_every_template_shows_calls_and_results(family: str) -> None:
-    """With tools, and without them in a later request; in turns, where a template wants them."""
+    """Each is tried with tools and, as in a later request, without; turns where it requires them."""
     answer = {"role": "assistant", "content": "It is 21 °C."}
     two = [
         CALL,
@@ -178,8 +178,8 @@ def test_every_template_shows_calls_and_results(family: str) -> None:
             assert '\\"city' not in text
 
 
-def test_arguments_reach_a_template_as_it_can_print_them() -> None:
-    """C33: not as text within text."""
+def test_arguments_have_the_form_that_the_template_prints() -> None:
+    """Other than in TGI (C33), arguments are not JSON text within JSON text."""
     assert '"arguments": {"city": "Zürich"}' in rendered(TEMPLATES["qwen3"], [USER, CALLS, RESULT])
     as_text = (
         "{% for m in messages %}{% if m.tool_calls %}{{ m.content + m.tool_calls[0].function.arguments }}"
@@ -193,21 +193,21 @@ def test_arguments_reach_a_template_as_it_can_print_them() -> None:
     assert text == 'How warm is it?So: {"a": 1}21 °C'
 
 
-def test_arguments_that_are_no_json() -> None:
+def test_arguments_that_are_not_json_stay_text() -> None:
     broken = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{a"}}]}
     assert '"arguments": {a}' in rendered(TEMPLATES["qwen3"], [USER, broken, RESULT])
     assert '{"name": "f", "parameters": {a}' in rendered(PLAIN, [USER, broken, RESULT])
 
 
-def test_calls_as_text() -> None:
+def test_calls_become_text_for_a_template_without_calls() -> None:
     (_, call, result), _ = prepared(PLAIN, [USER, CALLS | {"content": "Let me see."}, RESULT])
     assert call["content"] == 'Let me see.\n{"name": "weather", "parameters": {"city": "Zürich"}}'
     assert "tool_calls" not in call
     assert result == RESULT
 
 
-def test_results_take_the_place_of_users_where_a_template_knows_no_tool() -> None:
-    """Turn by turn, as such templates want it."""
+def test_results_become_user_messages_for_a_template_without_tool_role() -> None:
+    """Such templates require turns: consecutive messages of users are joined where one is a result."""
     other = RESULT | {"content": "19 °C"}
     messages = [
         USER,
@@ -226,7 +226,7 @@ def test_results_take_the_place_of_users_where_a_template_knows_no_tool() -> Non
     )
 
 
-def test_mistrals_templates_get_ids_that_they_accept() -> None:
+def test_mistral_templates_get_ids_of_nine_characters() -> None:
     messages = [USER, CALLS, RESULT, CALLS | {"tool_calls": [CALL | {"id": "AbCd12345"}]}]
     messages += [{"role": "tool", "tool_call_id": "AbCd12345", "content": "x"}]
     done, _ = prepared(TEMPLATES["mistral-v3"], messages, [TOOL])

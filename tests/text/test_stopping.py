@@ -1,4 +1,4 @@
-"""tgi-behaviour 5.6 and 12.7, with S43 fixed."""
+"""Stopping criteria (tgi-behaviour 5.6, 12.7), with S43 mended."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ STOPPED = FinishReason.STOP_SEQUENCE
 def end_of(
     texts: list[str], stop: list[str], max_new_tokens: int = 100, min_tokens: int = 0
 ) -> tuple[int, str, FinishReason | None]:
-    """Number of tokens taken, the text after the cut, and why it ended."""
+    """Return the number of tokens taken, the text after the cut, and the reason of the end."""
     criteria = StoppingCriteria(max_new_tokens, frozenset([EOS]), stop, min_tokens)
     seen = ""
     for count, text in enumerate(texts, 1):
@@ -47,7 +47,7 @@ def test_stop_strings(
 
 
 @pytest.mark.contract("12.7")
-def test_length_is_looked_at_first() -> None:
+def test_length_precedes_other_reasons() -> None:
     assert end_of(["a", "</s>"], ["s"], max_new_tokens=2)[2] is FinishReason.LENGTH
     assert end_of(["a", "foo"], ["foo"], max_new_tokens=2)[2] is FinishReason.LENGTH
     assert end_of(["a", "b"], [], max_new_tokens=1)[0] == 1
@@ -63,13 +63,13 @@ def test_length_is_looked_at_first() -> None:
         (["a", "b", "c", "d"], [""], (4, "abcd", STOPPED)),
     ],
 )
-def test_nothing_ends_among_the_first_tokens_that_must_come(
+def test_only_length_ends_the_first_min_tokens(
     texts: list[str], stop: list[str], expected: tuple[int, str, FinishReason | None]
 ) -> None:
     assert end_of(texts, stop, min_tokens=3) == expected
 
 
-def test_the_length_counts_nevertheless() -> None:
+def test_length_ends_before_min_tokens() -> None:
     assert end_of(["a", "b", "c"], [], max_new_tokens=2, min_tokens=3) == (2, "ab", FinishReason.LENGTH)
 
 

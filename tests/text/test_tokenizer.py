@@ -39,11 +39,11 @@ def folder_with(path: Path, core: Core = CORE, **files: Any) -> Path:
         ({}, set()),
     ],
 )
-def test_which_tokens_end_a_generation(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
+def test_eos_ids_come_from_the_files(tmp_path: Path, files: dict[str, Any], expected: set[int]) -> None:
     assert Tokenizer.from_folder(folder_with(tmp_path, **files)).eos_ids == expected
 
 
-def test_special_are_the_flagged_and_the_named_tokens(tmp_path: Path) -> None:
+def test_special_tokens_are_flagged_or_named(tmp_path: Path) -> None:
     word = CORE.token_to_id("two words")
     plain = Tokenizer.from_folder(folder_with(tmp_path))
     assert plain.special_ids == {CORE.token_to_id(name) for name in SPECIAL}
@@ -55,7 +55,7 @@ def test_special_are_the_flagged_and_the_named_tokens(tmp_path: Path) -> None:
     assert named.special_ids == plain.special_ids | {word}
 
 
-def test_a_folder_without_a_tokenizer_is_an_error_in_one_line(tmp_path: Path) -> None:
+def test_unusable_tokenizer_is_an_error_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"has no tokenizer\.json"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
@@ -77,7 +77,7 @@ def test_truncation_settings_of_the_file_have_no_effect(tmp_path: Path) -> None:
 
 @given(st.text(max_size=40), st.integers(1, 20))
 def test_truncation_keeps_special_tokens_and_the_end(text: str, limit: int) -> None:
-    """Against the library's own left truncation."""
+    """Compared with the left truncation of the library."""
     core = byte_level_core()
     tokenizer = Tokenizer(core, [], [])
     truncating = byte_level_core()
@@ -93,7 +93,7 @@ def byte_level_core() -> Core:
 @pytest.mark.parametrize("kind", ALL)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=30))
-def test_places_are_bytes_of_the_text(kind: str, text: str) -> None:
+def test_token_places_are_bytes_of_the_text(kind: str, text: str) -> None:
     core = CORES[kind]
     data = text.encode()
     tokenizer = Tokenizer(core, [], [])
@@ -110,7 +110,7 @@ CORES = {kind: maker() for kind, maker in ALL.items()}
 
 
 @pytest.mark.contract("12.9")
-def test_offsets() -> None:
+def test_offsets_count_bytes() -> None:
     core = Core(models.WordLevel({"é": 0, "h": 1}, unk_token="é"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     pieces = Tokenizer(core, [], []).tokenize("é h")
@@ -137,13 +137,13 @@ def test_encoding_a_long_text_lets_other_threads_run() -> None:
     assert max(gaps) < sum(gaps) / 2
 
 
-def test_a_text_without_tokens_is_an_error() -> None:
+def test_text_without_tokens_is_an_error() -> None:
     core = Core(models.WordLevel({"a": 0}, unk_token="<missing>"))
     with pytest.raises(TokenizerError, match="WordLevel"):
         Tokenizer(core, [], []).encode("b")
 
 
-def test_a_token_alone() -> None:
+def test_decoding_a_single_token() -> None:
     core = CORES["byte_fallback"]
     tokenizer = Tokenizer(core, [], [])
     word = core.token_to_id("▁")
@@ -152,7 +152,7 @@ def test_a_token_alone() -> None:
 
 
 def test_spaces_are_never_cleaned_up(tmp_path: Path) -> None:
-    """Whatever the model's settings say; transformers 4 made `a , b` of it `a, b`."""
+    """A model's `clean_up_tokenization_spaces` is ignored; transformers 4 made `a, b` of `a , b`."""
     tokenizer = Tokenizer.from_folder(
         folder_with(tmp_path, tokenizer_config={"clean_up_tokenization_spaces": True})
     )

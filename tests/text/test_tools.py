@@ -1,4 +1,4 @@
-"""Every format's grammar is walked at random, and what the parser reads is checked with jsonschema."""
+"""Tool calls: random walks through the grammar of every format are parsed and checked with jsonschema."""
 
 import functools
 import itertools
@@ -131,7 +131,7 @@ def allowed(matcher: Matcher) -> list[int]:
 def walk(
     spec: GrammarSpec, seed: int, *, special: bool, opening: Sequence[str] = (), most: int = 400
 ) -> str | None:
-    """A random text that the grammar allows, begun with `opening`; None if it takes too many tokens."""
+    """Return a random text that a grammar allows, beginning with `opening`; None if it takes `most` tokens."""
     tokenizer = TOKENIZERS[special]
     chance = random.Random(seed)
     matcher = compiled(spec, special=special).fork()
@@ -151,7 +151,7 @@ def walk(
 
 
 def read(calling: ToolCalling, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
-    """The content and the calls that a parser makes of pieces of text, as a client puts them together."""
+    """Return content and calls that a parser reads from pieces of text, joined as clients join them."""
     parser = calling.format.parser()
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
     content, calls, ids = "", list[tuple[str, str]](), set[str]()
@@ -201,7 +201,9 @@ def ways_to_cut(text: str, seed: int) -> list[list[str]]:
 @pytest.mark.parametrize(
     "tools", [TOOLS, TOOLS[:1], TOOLS[1:2]], ids=["required", "named", "named, no parameters"]
 )
-def test_calls_that_are_required(name: str, special: bool, parallel: bool, tools: list[Tool]) -> None:
+def test_required_calls_obey_the_grammar_and_parse(
+    name: str, special: bool, parallel: bool, tools: list[Tool]
+) -> None:
     calling = calling_of(name, special=special)
     spec = calling.grammar(tools, required=True, parallel=parallel)
     numbers = set()
@@ -225,7 +227,7 @@ def test_calls_that_are_required(name: str, special: bool, parallel: bool, tools
 
 @every_format
 @both_kinds
-def test_several_calls(name: str, special: bool) -> None:
+def test_parallel_calls_only_where_allowed(name: str, special: bool) -> None:
     calling = calling_of(name, special=special)
     calls = [("get", "{}"), ("weather-2", "{ }"), ("get_weather", '{"city":"}]\\"", "unit": "\\\\"}')]
     for parallel in (False, True):
@@ -246,8 +248,7 @@ def test_several_calls(name: str, special: bool) -> None:
 
 @every_format
 @both_kinds
-def test_auto_text(name: str, special: bool) -> None:
-    """Any text without a call is an answer."""
+def test_auto_allows_any_text_without_a_call(name: str, special: bool) -> None:
     calling = calling_of(name, special=special)
     spec = calling.grammar(TOOLS, required=False, parallel=True)
     matcher = COMPILERS[special].compile(spec)
@@ -261,8 +262,8 @@ def test_auto_text(name: str, special: bool) -> None:
 
 @every_format
 @both_kinds
-def test_auto_calls(name: str, special: bool) -> None:
-    """Once it begins as a call it is one; before it there may be text where the format has a mark."""
+def test_auto_enforces_a_call_once_begun(name: str, special: bool) -> None:
+    """Text may precede a call if the format has a mark."""
     calling = calling_of(name, special=special)
     spec = calling.grammar(TOOLS, required=False, parallel=True)
     before = "Let me <think> {x.\n\n" if calling.format.mark else ""
@@ -284,8 +285,7 @@ def test_auto_calls(name: str, special: bool) -> None:
 
 @every_format
 @both_kinds
-def test_auto_with_a_schema_for_the_text(name: str, special: bool) -> None:
-    """response_format together with tools: an answer obeys the one, or is a call of the others."""
+def test_auto_with_a_response_schema_is_a_call_or_obeys_the_schema(name: str, special: bool) -> None:
     calling = calling_of(name, special=special)
     schema = {"type": "object", "properties": {"answer": CITY}, "required": ["answer"]}
     spec = calling.grammar(
@@ -306,7 +306,7 @@ def test_auto_with_a_schema_for_the_text(name: str, special: bool) -> None:
     assert kinds == {False, True}
 
 
-def test_auto_with_a_regex_for_the_text() -> None:
+def test_auto_with_a_response_regex_obeys_the_regex() -> None:
     calling = calling_of("hermes")
     spec = calling.grammar(TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
     texts = {walk(spec, seed, special=False, opening=[first]) for seed in range(9) for first in "a/\n"}
@@ -344,7 +344,7 @@ def test_a_mark_that_is_a_special_token_is_not_spelt(mark: str) -> None:
     assert allowed(core) == number
 
 
-def test_what_a_grammar_is_not_made_of() -> None:
+def test_invalid_parameters_and_response_formats_are_refused() -> None:
     calling = calling_of("generic")
     with pytest.raises(ToolError, match="the parameters of f are not valid: "):
         calling.grammar([Tool("f", None, [])], required=True, parallel=True)
@@ -370,8 +370,8 @@ def test_what_a_grammar_is_not_made_of() -> None:
         {"type": "object", "properties": {"a": {"type": "integer"}}, "if": {}, "then": {"required": ["a"]}},
     ],
 )
-def test_parameters_that_are_unusual(parameters: Any) -> None:
-    """Arguments are an object, and what cannot be enforced is passed over."""
+def test_unusual_parameters_still_give_objects(parameters: Any) -> None:
+    """Keywords that cannot be enforced are ignored."""
     calling = calling_of("hermes")
     spec = calling.grammar([Tool("f", None, parameters)], required=True, parallel=False)
     opening = ['<tool_call>\n{"name": "f", "arguments": {']
@@ -383,7 +383,7 @@ def test_parameters_that_are_unusual(parameters: Any) -> None:
         assert isinstance(json.loads(arguments), dict)
 
 
-def test_a_name_may_be_anything() -> None:
+def test_function_names_may_hold_any_characters() -> None:
     for name in ('a", "arguments": {"', "x\\", "é\n</tool_call>", "<s>", ""):
         for style in TEMPLATES_OF:
             calling = calling_of(style)
@@ -417,7 +417,7 @@ _layouts: st.SearchStrategy[Callable[[Any], str]] = st.sampled_from(
 @every_format
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
-def test_what_is_written_is_read(name: str, data: st.DataObject, places: list[int]) -> None:
+def test_parser_reads_what_the_format_writes(name: str, data: st.DataObject, places: list[int]) -> None:
     calling = calling_of(name)
     calls = [
         (called, data.draw(_layouts)(arguments))
@@ -431,7 +431,7 @@ def test_what_is_written_is_read(name: str, data: st.DataObject, places: list[in
 @every_format
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
-def test_what_only_resembles_a_call_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
+def test_incomplete_opening_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
     calling = calling_of(name)
     opening = calling.format.opening
     parts = [opening[:n] for n in range(1, len(opening))] + [" ", "\n", "a", '"', "}"]
@@ -444,8 +444,10 @@ def test_what_only_resembles_a_call_is_text(name: str, data: st.DataObject, plac
 @every_format
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places, length=st.integers(0, 10**4))
-def test_an_answer_that_is_cut_off(name: str, data: st.DataObject, places: list[int], length: int) -> None:
-    """Of the arguments there is what was generated; nothing behind the first call is text."""
+def test_truncated_answer_keeps_the_arguments_so_far(
+    name: str, data: st.DataObject, places: list[int], length: int
+) -> None:
+    """Content after the first call is empty."""
     calling = calling_of(name)
     calls = data.draw(st.lists(st.tuples(_names, _objects.map(json.dumps)), min_size=1, max_size=3))
     text = calling.format.write(calls)
@@ -462,8 +464,8 @@ def test_an_answer_that_is_cut_off(name: str, data: st.DataObject, places: list[
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
 @example(data=None, places=[])
-def test_anything_can_be_read(name: str, data: st.DataObject | None, places: list[int]) -> None:
-    """Whatever a model without a grammar writes: the same, however it comes."""
+def test_parsing_does_not_depend_on_pieces(name: str, data: st.DataObject | None, places: list[int]) -> None:
+    """Any text of a model without a grammar can be read."""
     calling = calling_of(name)
     parts = [*'ab {}[]"\n', *filter(None, (calling.format.opening, calling.format.middle))]
     parts += list(filter(None, (calling.format.tail, calling.format.separator, calling.format.end)))
@@ -471,8 +473,7 @@ def test_anything_can_be_read(name: str, data: st.DataObject | None, places: lis
     assert read(calling, cut(text, places)) == read(calling, [text])
 
 
-def test_pieces_are_passed_on_at_once() -> None:
-    """What a client sees while the model writes."""
+def test_parser_streams_content_and_arguments() -> None:
     parser = calling_of("hermes").format.parser()
     fed = [
         ("Well", ["Well"]),
@@ -531,8 +532,7 @@ def test_pieces_are_passed_on_at_once() -> None:
         for name in ("qwen2.5", "qwen3", "hermes")
     ],
 )
-def test_the_formats(name: str, text: str) -> None:
-    """As the families' documentation has them."""
+def test_written_calls_equal_the_families_documentation(name: str, text: str) -> None:
     assert calling_of(name).format.write([("f", '{"a": 1}'), ("g", "{}")]) == text
     assert calling_of(name).taught is not name.startswith("generic")
     assert calling_of(name).single is (name == "llama 3.1")
@@ -575,6 +575,6 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
 def test_text_that_must_come_is_spelt_even_where_it_looks_like_a_special_token(
     spec: GrammarSpec, special: bool
 ) -> None:
-    """llguidance would force the tokens `<tool_call>`, which it does not take, and `</s>`, which ends the text."""
+    """llguidance would force `<tool_call>`, which it then does not accept, and `</s>`, which ends the text."""
     texts = {walk(spec, seed, special=special) for seed in range(3)}
     assert {text.strip('"') for text in texts if text is not None} == {"a<tool_call>b</s>c"}

@@ -1,4 +1,4 @@
-"""Small tokenizers of the kinds that models have, trained on the spot."""
+"""Small trained tokenizers of every kind that models have."""
 
 from tokenizers import (
     AddedToken,
@@ -45,7 +45,7 @@ def _byte_fallback_vocabulary() -> dict[str, int]:
 
 
 def byte_fallback() -> Tokenizer:
-    """As Llama 2 has it."""
+    """Return a tokenizer like that of Llama 2."""
     vocabulary = _byte_fallback_vocabulary()
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -57,7 +57,7 @@ def byte_fallback() -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """As T5 has it."""
+    """Return a tokenizer like that of T5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
@@ -80,7 +80,7 @@ def word_piece() -> Tokenizer:
 
 
 def with_a_word_end() -> Tokenizer:
-    """As GPT-1 has it: what a token adds depends on whether it is the last."""
+    """Return a tokenizer like that of GPT-1, where the text of a token depends on whether it is the last."""
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
