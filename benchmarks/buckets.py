@@ -21,10 +21,10 @@ from tgi.planning.costs import CARDS, LLAMA_8B, Costs
 from tgi.planning.ladders import Range
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Result, floats, ints
+from tgi.protocol import Bucket, Result, floats, ints
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.buckets import Bucket, Buckets
+from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import SamplingParams, Sequence
@@ -142,7 +142,7 @@ class Run:
 
 def unpadded(planned: PlannedStep, costs: Costs) -> float:
     """Seconds of a step that computes every row by itself, and nothing else."""
-    if not planned.step.prefill:
+    if not planned.bucket.prefill:
         return costs.seconds(planned.shape)
     linear = max(costs.weights, sum(row.length for row in planned.rows) * costs.token)
     alone = [Bucket(1, row.length, -(-row.start // costs.block_size), prefill=True) for row in planned.rows]

@@ -17,7 +17,7 @@ from make_checkpoint import SHAPES
 
 from tgi.layers import Build
 from tgi.plugins import JsonReader, architectures, devices, load_plugins
-from tgi.protocol import LaneParams, Load, Step, ints
+from tgi.protocol import Bucket, LaneParams, Load, Step, ints
 from tgi.weights import DummyWeights, Shard
 from tgi.worker.runner import Runner, open_device
 
@@ -70,13 +70,13 @@ def decode(rows: int, context: int, sampling: bool) -> Step:
     )
     return Step(
         number=1,
-        prefill=False,
-        bucket_rows=rows,
-        bucket_tokens=1,
-        bucket_blocks=-(-(context + 1) // BLOCK),
+        bucket=Bucket(rows, 1, -(-(context + 1) // BLOCK)),
         lanes=ints(range(rows)),
         starts=ints([context] * rows),
+        lengths=ints([1] * rows),
+        samples=ints([1] * rows),
         draws=ints(range(1, rows + 1)),
+        tokens=ints([-1] * rows),
         params=params,
         **tables(rows, context + 1),
     )
@@ -86,15 +86,13 @@ def prefill(rows: int, tokens: int, cached: int = 0) -> Step:
     total = rows * tokens
     return Step(
         number=1,
-        prefill=True,
-        bucket_rows=rows,
-        bucket_tokens=tokens,
-        bucket_blocks=-(-(cached + tokens) // BLOCK),
+        bucket=Bucket(rows, tokens, -(-(cached + tokens) // BLOCK), prefill=True),
         lanes=ints(range(rows)),
         starts=ints([cached] * rows),
+        lengths=ints([tokens] * rows),
+        samples=ints([1] * rows),
         draws=ints([0] * rows),
         tokens=ints(i * 7 % 31000 for i in range(total)),
-        lengths=ints([tokens] * rows),
         **tables(rows, cached + tokens),
     )
 

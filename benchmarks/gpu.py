@@ -29,7 +29,7 @@ import torch
 from make_checkpoint import COMMON, SHAPES
 
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Load, Result, Step, ints
+from tgi.protocol import Bucket, Load, Result, Step, ints
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.driver import lane_params
 from tgi.testing.models import make_llama
@@ -91,15 +91,13 @@ class Work:
         lanes, length = range(first, first + len(tokens)), len(tokens[0])
         return Step(
             number=1,
-            prefill=True,
-            bucket_rows=len(tokens),
-            bucket_tokens=length,
-            bucket_blocks=0,
+            bucket=Bucket(len(tokens), length, 0, prefill=True),
             lanes=ints(lanes),
             starts=ints([0] * len(tokens)),
+            lengths=ints([length] * len(tokens)),
+            samples=ints([1] * len(tokens)),
             draws=ints([0] * len(tokens)),
             tokens=ints(token for prompt in tokens for token in prompt),
-            lengths=ints([length] * len(tokens)),
             params=tuple(lane_params(lane) for lane in lanes),
             **self.tables(lanes),
         )
@@ -110,13 +108,13 @@ class Work:
         more: dict[str, Any] = self.tables(lanes) if new else {}
         return Step(
             number=1,
-            prefill=False,
-            bucket_rows=self.rows,
-            bucket_tokens=1,
-            bucket_blocks=self.rows * self.blocks,
+            bucket=Bucket(self.rows, 1, self.rows * self.blocks),
             lanes=ints(lanes),
             starts=ints([position] * self.rows),
+            lengths=ints([1] * self.rows),
+            samples=ints([1] * self.rows),
             draws=ints([1 + position] * self.rows),
+            tokens=ints([-1] * self.rows),
             params=tuple(lane_params(lane) for lane in lanes) if new else (),
             **more,
         )

@@ -71,7 +71,7 @@ def token_of(params: LaneParams, draw: int) -> int:
 
 
 def answer(step: Step, rng: random.Random) -> Result:
-    rows = int((unpack_ints(step.draws) >= 0).sum())
+    rows = int(unpack_ints(step.samples).sum())
     tokens = ints([rng.randrange(4, 260) for _ in range(rows)])
     result = Result(number=step.number, tokens=tokens, logprobs=floats([-rng.random() for _ in range(rows)]))
     decoded = decode_report(encode(result))
@@ -215,7 +215,7 @@ def measure_engine(rows: int, steps: int) -> None:
         t4 = clock()
         commit(schedule, planned, result)
         t5 = clock()
-        if not planned.step.prefill and len(planned.rows) == rows:
+        if not planned.bucket.prefill and len(planned.rows) == rows:
             for name, seconds in zip(
                 parts, (t1 - t0, t2 - t1 + t4 - t3, t5 - t4, t2 - t0 + t5 - t3), strict=True
             ):

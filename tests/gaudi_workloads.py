@@ -282,7 +282,8 @@ class Engine:
         if not self.runner.device.dynamic:
             return planned.step
         reached = max(row.start + row.length for row in planned.rows)
-        return msgspec.structs.replace(planned.step, bucket_blocks=-(-reached // LIMITS.block_size))
+        bucket = msgspec.structs.replace(planned.bucket, blocks=-(-reached // LIMITS.block_size))
+        return msgspec.structs.replace(planned.step, bucket=bucket)
 
     def _wait(self, wait: Callable[[], Result]) -> Result:
         before = self.card.ledger.counters.copy() if self.card else Counter[str]()

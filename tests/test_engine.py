@@ -22,8 +22,8 @@ from tgi.planning.model import Model, describe_model
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
-from tgi.protocol import Loaded, Progress
-from tgi.scheduler import Bucket, Buckets
+from tgi.protocol import Bucket, Loaded, Progress
+from tgi.scheduler import Buckets
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))

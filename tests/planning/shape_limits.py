@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from tgi.limits import Limits
 from tgi.planning.shapes import ShapeLimits
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 limits = st.builds(
     Limits,

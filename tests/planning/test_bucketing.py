@@ -24,7 +24,8 @@ from tgi.planning.costs import Costs
 from tgi.planning.ladders import Range, TooManyBuckets
 from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
 from tgi.plugins import DeviceSpec
-from tgi.scheduler.buckets import Bucket, Buckets
+from tgi.protocol import Bucket
+from tgi.scheduler.buckets import Buckets
 
 from .shape_limits import limits, shapes
 

@@ -17,8 +17,8 @@ from tgi.planning.recipes import prepare_recipes
 from tgi.planning.setup import read_setup
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Loaded
-from tgi.scheduler import Bucket, Buckets
+from tgi.protocol import Bucket, Loaded
+from tgi.scheduler import Buckets
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))

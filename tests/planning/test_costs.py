@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tgi.planning.costs import CARDS, LLAMA_8B, Costs, ModelSize
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 # optimum-habana's CI, bfloat16, one row: parameters, tokens a second on gaudi2 and on gaudi3.
 PUBLISHED = [

@@ -15,7 +15,7 @@ from tgi.planning.ladders import (
     padding_aware_sizes,
 )
 from tgi.planning.shapes import ShapeLimits
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .shape_limits import shapes, spaces
 

@@ -13,7 +13,7 @@ from tgi.planning.costs import Costs
 from tgi.planning.optimal import TooFewGraphs, optimal
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import Workload
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .shape_limits import shapes, spaces
 

@@ -12,7 +12,7 @@ from tgi.planning.cards import installed_card, target
 from tgi.planning.plan import Plan, Setup, make_plan
 from tgi.planning.setup import cache_item
 from tgi.plugins import ConfigError, devices, load_plugins
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B, read
 

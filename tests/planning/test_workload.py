@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import SUPPOSED, ShapeCounts, ShapesError, Workload, quantiles, rounded
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .shape_limits import spaces
 

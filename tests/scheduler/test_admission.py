@@ -97,7 +97,7 @@ def test_a_long_prompt_is_prefilled_in_pieces_between_decode_steps() -> None:
     for _ in range(6):
         planned = plan(schedule)
         assert planned is not None
-        kinds.append((planned.step.prefill, max(row.length for row in planned.rows)))
+        kinds.append((planned.bucket.prefill, max(row.length for row in planned.rows)))
     prefills = [length for prefill, length in kinds if prefill]
     assert prefills == [256, 256, 88]
     assert [prefill for prefill, _ in kinds] == [False, True, False, True, False, True]

@@ -14,9 +14,8 @@ from tgi.metrics import Metrics
 from tgi.planning.bucketing import make_buckets
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Result, Step
+from tgi.protocol import Bucket, Result, Step
 from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence
-from tgi.scheduler.buckets import Bucket
 from tgi.testing.simulated_rank import SimulatedRank
 from tgi.text.stopping import StoppingCriteria
 

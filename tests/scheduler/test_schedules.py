@@ -125,7 +125,7 @@ class Run:
         assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
         assert len(rows) <= bucket.rows
         assert max(row.length for row in rows) <= bucket.tokens
-        if planned.step.prefill and len(rows) > 1:
+        if planned.bucket.prefill and len(rows) > 1:
             assert sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
         flying = {row.sequence for other in self.in_flight for row in other.rows if row.draw >= 0}
         constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]

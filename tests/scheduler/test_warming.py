@@ -13,8 +13,8 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Result, Step, unpack_ints
-from tgi.scheduler import Bucket, Buckets, Scheduler
+from tgi.protocol import Bucket, Result, Step, unpack_ints
+from tgi.scheduler import Buckets, Scheduler
 from tgi.scheduler.warming import warm_up_step
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
@@ -58,7 +58,7 @@ def warmed(
 def test_every_bucket_has_its_step_and_the_largest_of_a_kind_comes_first() -> None:
     rank = Rank()
     metrics, reports = warmed(rank)
-    shapes = [(s.prefill, s.bucket_rows, s.bucket_tokens, s.bucket_blocks) for s in rank.steps]
+    shapes = [(s.bucket.prefill, s.bucket.rows, s.bucket.tokens, s.bucket.blocks) for s in rank.steps]
     assert len(set(shapes)) == len(shapes) > 10
     for prefill in (True, False):
         sizes = [rows * tokens * max(blocks, 1) for kind, rows, tokens, blocks in shapes if kind is prefill]
@@ -89,10 +89,10 @@ def test_a_warm_up_that_is_skipped_still_shows_how_much_memory_is_needed() -> No
     all_steps, few = Rank(), Rank()
     warmed(all_steps)
     warmed(few, skip=True)
-    assert [step.prefill for step in few.steps] == [True, False]
+    assert [step.bucket.prefill for step in few.steps] == [True, False]
     for step in few.steps:
-        alike = [s for s in all_steps.steps if s.prefill == step.prefill]
-        assert step.bucket_rows * step.bucket_tokens == max(s.bucket_rows * s.bucket_tokens for s in alike)
+        alike = [s.bucket for s in all_steps.steps if s.bucket.prefill == step.bucket.prefill]
+        assert step.bucket.rows * step.bucket.tokens == max(b.rows * b.tokens for b in alike)
 
 
 def test_a_device_that_does_not_compile_is_warmed_up_by_its_largest_steps() -> None:
@@ -142,5 +142,5 @@ def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
 
 def test_a_step_has_no_more_rows_than_there_are_blocks_for() -> None:
     step = warm_up_step(Bucket(rows=8, tokens=1, blocks=3))
-    assert (step.bucket_rows, step.bucket_blocks) == (8, 3)
+    assert (step.bucket.rows, step.bucket.blocks) == (8, 3)
     assert len(unpack_ints(step.lanes)) == len(unpack_ints(step.starts)) == len(unpack_ints(step.draws)) == 3

@@ -100,7 +100,7 @@ def test_long_requests_share_a_cache_for_their_windows() -> None:
     server.run()
 
     assert all(sequence.state is State.FINISHED for sequence in sequences)
-    together = [step for step in server.steps if len(step.rows) == 4 and not step.step.prefill]
+    together = [step for step in server.steps if len(step.rows) == 4 and not step.bucket.prefill]
     assert len(together) > 150, "they were not served side by side"
 
 

@@ -2,7 +2,7 @@
 
 import trio
 
-from tgi.protocol import Result, Step, floats, ints, unpack_floats, unpack_ints
+from tgi.protocol import Bucket, Result, Step, floats, ints, unpack_floats, unpack_ints
 from tgi.testing.driver import lane_params
 from tgi.testing.fake_executor import FakeExecutor
 
@@ -11,15 +11,13 @@ def execute(**columns: object) -> Result:
     """A prefill step of two rows, for which the script draws 5."""
     step = {
         "number": 1,
-        "prefill": True,
-        "bucket_rows": 2,
-        "bucket_tokens": 3,
-        "bucket_blocks": 1,
+        "bucket": Bucket(2, 3, 1, prefill=True),
         "lanes": ints([0, 1]),
         "starts": ints([0, 0]),
+        "lengths": ints([3, 1]),
+        "samples": ints([1, 1]),
         "draws": ints([0, 0]),
         "tokens": ints([7, 8, 9, 7]),
-        "lengths": ints([3, 1]),
         "params": (lane_params(0), lane_params(1)),
     }
 
@@ -37,9 +35,9 @@ def tokens(**columns: object) -> list[int]:
 
 def test_the_script_decides_where_its_token_may_come() -> None:
     assert tokens() == [5, 5]
-    assert tokens(mask_rows=ints([1]), masks=(1 << 37 | 1 << 40).to_bytes(8, "little")) == [5, 37]
+    assert tokens(masked=ints([1]), masks=(1 << 37 | 1 << 40).to_bytes(8, "little")) == [5, 37]
     both = (1 << 5 | 1 << 3).to_bytes(4, "little") + (1 << 9 | 1 << 6).to_bytes(4, "little")
-    assert tokens(mask_rows=ints([0, 1]), masks=both) == [5, 6]
+    assert tokens(masked=ints([0, 1]), masks=both) == [5, 6]
 
 
 def test_ends_do_not_come_too_early() -> None:

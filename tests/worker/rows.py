@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tgi.device.cpu.cpu_device import CpuDevice
-from tgi.protocol import Step
+from tgi.protocol import Bucket, Step
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import FLOATS, INTS, Lanes
 from tgi.worker.sampler import Masks, Needs, Sampler, SamplerInputs
@@ -17,8 +17,8 @@ def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=N
     lanes = Lanes(len(params))
     changed = tuple(lane_params(lane, **one) for lane, one in enumerate(params))
     lanes.update(
-        Step(number=1, prefill=False, bucket_rows=1, bucket_tokens=1, bucket_blocks=1, lanes=b"", starts=b"",
-             draws=b"", params=changed)
+        Step(number=1, bucket=Bucket(1, 1, 1), lanes=b"", starts=b"", lengths=b"", samples=b"", draws=b"",
+             tokens=b"", params=changed)
     )  # fmt: skip
     count = len(params)
     index = np.arange(count, dtype=np.int32)

@@ -9,6 +9,7 @@ from tgi.device.base import Device
 from tgi.protocol import (
     Allocate,
     Allocated,
+    Bucket,
     Failed,
     FrameReader,
     Loaded,
@@ -25,6 +26,8 @@ from tgi.weights import Shard
 from tgi.worker import loop
 
 from .test_process import decode_step, first_step
+
+SHAPE = Bucket(2, 16, 0, prefill=True)
 
 
 class Slow(Device):
@@ -93,7 +96,7 @@ def rank(tmp_path, monkeypatch):
 @pytest.mark.parametrize("device", [Device, Slow])
 def test_a_step_is_launched_before_the_result_of_the_last_is_there(rank, device):
     steps = [
-        first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0),
+        first_step([2, 0], [5, 3, 9, 1], bucket=SHAPE),
         decode_step(2, [0, 2]),
         decode_step(3, [2, 0]),
     ]
@@ -106,14 +109,14 @@ def test_a_step_is_launched_before_the_result_of_the_last_is_there(rank, device)
 
 
 def test_a_result_that_fails_ends_the_rank(rank):
-    (_, _, failed), well = rank(Broken(1), [first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0)])
+    (_, _, failed), well = rank(Broken(1), [first_step([2, 0], [5, 3, 9, 1], bucket=SHAPE)])
     assert (failed.message, failed.kind) == ("ZeroDivisionError: integer division or modulo by zero", "error")
     assert "return lambda: 1 // 0" in failed.trace
     assert not well
 
 
 def test_a_bucket_that_was_not_warmed_up_is_a_miss(rank):
-    first = first_step([2, 0], [5, 3, 9, 1], bucket_blocks=0)
+    first = first_step([2, 0], [5, 3, 9, 1], bucket=SHAPE)
     commands = [first, Ready(), decode_step(2, [0, 2]), decode_step(3, [0, 2])]
     (_, _, *results), _ = rank(Device(1), commands)
     assert [result.graph_misses for result in results] == [0, 1, 0]

@@ -6,7 +6,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tgi.protocol import Allocate, Allocated, Failed, Loaded, Result, Step, ints, unpack_floats, unpack_ints
+from tgi.protocol import (
+    Allocate,
+    Allocated,
+    Bucket,
+    Failed,
+    Loaded,
+    Result,
+    Step,
+    ints,
+    unpack_floats,
+    unpack_ints,
+)
 from tgi.testing.driver import lane_params, load_command
 from tgi.testing.models import make_llama
 from tgi.testing.rank_processes import open_ranks
@@ -18,15 +29,13 @@ COUNT = 20
 def first_step(lanes, blocks, **changed):
     columns = {
         "number": 1,
-        "prefill": True,
-        "bucket_rows": len(lanes),
-        "bucket_tokens": 16,
-        "bucket_blocks": 4,
+        "bucket": Bucket(len(lanes), 16, 4, prefill=True),
         "lanes": ints(lanes),
         "starts": ints([0] * len(lanes)),
+        "lengths": ints([len(PROMPT)] * len(lanes)),
+        "samples": ints([1] * len(lanes)),
         "draws": ints([0] * len(lanes)),
         "tokens": ints(PROMPT * len(lanes)),
-        "lengths": ints([len(PROMPT)] * len(lanes)),
         "table_lanes": ints(lanes),
         "table_starts": ints([0] * len(lanes)),
         "table_counts": ints([2] * len(lanes)),
@@ -39,13 +48,13 @@ def first_step(lanes, blocks, **changed):
 def decode_step(number, lanes):
     return Step(
         number=number,
-        prefill=False,
-        bucket_rows=4,
-        bucket_tokens=1,
-        bucket_blocks=4,
+        bucket=Bucket(4, 1, 4),
         lanes=ints(lanes),
         starts=ints([len(PROMPT) + number - 2] * len(lanes)),
+        lengths=ints([1] * len(lanes)),
+        samples=ints([1] * len(lanes)),
         draws=ints([number - 1] * len(lanes)),
+        tokens=ints([-1] * len(lanes)),
     )
 
 

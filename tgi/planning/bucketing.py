@@ -9,7 +9,8 @@ import attrs
 from tgi.config import OptionError, Options, bucket_ranges
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
-from tgi.scheduler.buckets import Bucket, Buckets
+from tgi.protocol import Bucket
+from tgi.scheduler.buckets import Buckets
 
 from . import ladders
 from .costs import Costs

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import numpy as np
 
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 EFFICIENCY = 0.87
 SAMPLER_PASSES = 16

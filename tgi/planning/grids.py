@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .costs import Costs
 from .nesting import Cell, Floats, Grid, Ints

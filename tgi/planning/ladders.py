@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import attrs
 
 from tgi.config import OptionError
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .shapes import ShapeLimits
 

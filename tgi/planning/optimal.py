@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .costs import Costs
 from .grids import alone_grid, decode_buckets, decode_grid, joint_grid, prefill_buckets

@@ -9,7 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .memory import MIB
 from .plan import Plan, Speed

@@ -9,8 +9,8 @@ import attrs
 from tgi.footprint import block_bytes, first_block, graph_bytes, workspace_bytes
 from tgi.limits import Limits
 from tgi.plugins import ModelConfig
-from tgi.protocol import Loaded
-from tgi.scheduler.buckets import Bucket, Buckets
+from tgi.protocol import Bucket, Loaded
+from tgi.scheduler.buckets import Buckets
 
 from .bucketing import Bucketing, attention_workspace, make_buckets, warm_up_seconds
 from .cards import Target

@@ -8,7 +8,7 @@ import attrs
 
 from tgi.footprint import block_bytes
 from tgi.plugins import ModelConfig
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .costs import EFFICIENCY, Card, Costs, ModelSize
 

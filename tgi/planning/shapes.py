@@ -7,7 +7,7 @@ from attrs import astuple
 
 from tgi.footprint import GATHERED
 from tgi.limits import Limits, seen_blocks
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 
 @attrs.frozen

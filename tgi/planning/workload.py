@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tgi.config import OptionError
-from tgi.scheduler.buckets import Bucket
+from tgi.protocol import Bucket
 
 from .shapes import ShapeLimits
 

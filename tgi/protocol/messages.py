@@ -111,35 +111,55 @@ class LaneParams(msgspec.Struct, frozen=True, array_like=True):
     """int32; only with `min_tokens`."""
 
 
+class Bucket(msgspec.Struct, frozen=True, order=True, array_like=True):
+    """The shape that a step is padded to. Also the exact shape of a step, before padding."""
+
+    rows: int
+    tokens: int
+    """Query tokens of each row."""
+    blocks: int
+    """Entries of block tables, counted as `DeviceSpec.flat` says."""
+    prefill: bool = False
+    """The kind of bucket. True: rows may have more than one query token."""
+
+    def dominates(self, other: "Bucket") -> bool:
+        """Return whether a step of the other shape can be padded to this one."""
+        return (
+            self.prefill == other.prefill
+            and self.rows >= other.rows
+            and self.tokens >= other.tokens
+            and self.blocks >= other.blocks
+        )
+
+
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """One forward pass and the sampling after it, described completely.
 
-    A *prefill* step computes `lengths[i]` query tokens of each row, a *decode* step one, the row's last
-    sampled token, which stays on the device: the server sends step n+1 before it has read result n.
-    Rows are padded to the bucket: (bucket_rows, bucket_tokens, bucket_blocks).
+    A row is a run of query tokens of one sequence, of which the last `samples` give a token each: a decode
+    row has one query token and one sample, the last chunk of a prompt n and one, a chunk before it n and
+    none, a row with k guessed tokens k + 1 of both. The last token that was sampled for a lane stays on the
+    device, so the server can send step n + 1 before it has read result n.
     """
 
     number: int
-    prefill: bool
-    bucket_rows: int
-    bucket_tokens: int
-    """Query tokens per row after padding; 1 in a decode step."""
-    bucket_blocks: int
-    """Blocks per row after padding, enough for every row's tokens after this step."""
+    bucket: Bucket
     lanes: bytes
     """int32 [rows]: the lane of each row, in order. No lane appears twice."""
     starts: bytes
     """int32 [rows]: tokens of the row already in the KV cache, i.e. position of its first query token."""
+    lengths: bytes
+    """int32 [rows]: query tokens of each row."""
+    samples: bytes
+    """int32 [rows]: how many of the row's last query tokens give a token."""
     draws: bytes
-    """int32 [rows]: number of the random draw = index of the generated token; -1: do not sample this row
-    (a chunk of a prompt that is not its last)."""
-    tokens: bytes = b""
-    """int32 [sum of lengths], prefill only: the query tokens of all rows, one row after another."""
-    lengths: bytes = b""
-    """int32 [rows], prefill only."""
+    """int32 [rows]: index among the generated tokens of the first one that the row gives; the random number
+    of a token depends on its index. Without a meaning for a row that gives none."""
+    tokens: bytes
+    """int32 [sum of lengths]: the query tokens of all rows, one row after another. -1 stands for the token
+    that was last sampled for the row's lane."""
     targets: bytes = b""
-    """int32 [sum of lengths], only when prompt log-probabilities are wanted (of every row of the step): the
-    token after each query token; -1 where there is none."""
+    """int32 [sum of lengths]: the token after each query token whose log-probability is wanted, else -1.
+    Empty if none is wanted."""
     table_lanes: bytes = b""
     """int32 [n]: lanes whose block table grows in this step,"""
     table_starts: bytes = b""
@@ -154,10 +174,11 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """How many of the most likely tokens to report for each sampled row."""
     prompt_top: int = 0
     """And for each of the targets."""
-    mask_rows: bytes = b""
-    """int32 [m], ascending: rows, all of them sampled, that may give certain tokens only,"""
+    masked: bytes = b""
+    """int32 [m], ascending: the samples that have a mask, counted over all rows in order."""
     masks: bytes = b""
-    """uint32 [m, words]: and which, a bit for each token of the vocabulary, the lowest bit first."""
+    """uint32 [m, words]: the tokens that each of them may give, one bit per token of the vocabulary, the
+    lowest bit first."""
 
 
 class Progress(msgspec.Struct, tag=True, frozen=True):
@@ -214,7 +235,7 @@ class Allocated(msgspec.Struct, tag=True, frozen=True):
 
 
 class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """What a step gave, for its rows with draw >= 0, in the order of the step."""
+    """The tokens that a step gave: n is the sum of `Step.samples`, in the order of the rows."""
 
     number: int
     tokens: bytes

@@ -3,8 +3,8 @@
 `plan` and `commit` are synchronous functions of plain data; `loop`, `matching` and `warming` are async.
 """
 
-from .buckets import Bucket, Buckets
+from .buckets import Buckets
 from .loop import Scheduler
 from .sequence import SamplingParams, Sequence, State, Token
 
-__all__ = ["Bucket", "Buckets", "SamplingParams", "Scheduler", "Sequence", "State", "Token"]
+__all__ = ["Buckets", "SamplingParams", "Scheduler", "Sequence", "State", "Token"]

@@ -7,30 +7,8 @@ step that the policy can plan has one; there is no fallback. Any other device ha
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 
-import attrs
-
 from tgi.limits import Limits
-
-
-@attrs.frozen(order=True)
-class Bucket:
-    """A shape that steps are padded to; also the shape of a step without padding."""
-
-    rows: int
-    tokens: int
-    """Query tokens per row; 1 in a decode step."""
-    blocks: int
-    """Entries of block tables, counted as `DeviceSpec.flat` says."""
-    prefill: bool = False
-
-    def dominates(self, other: "Bucket") -> bool:
-        """Whether a step of that shape can be padded to this one."""
-        return (
-            self.prefill == other.prefill
-            and self.rows >= other.rows
-            and self.tokens >= other.tokens
-            and self.blocks >= other.blocks
-        )
+from tgi.protocol import Bucket
 
 
 class Buckets:

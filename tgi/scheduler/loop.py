@@ -18,11 +18,12 @@ from tgi.errors import ApiError, GenerationFailed
 from tgi.executor import Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.protocol import Bucket
 from tgi.text.grammar import GrammarError
 
 from .allocator import BlockAllocator
 from .blocks import BlockPool, BlockStatistics
-from .buckets import Bucket, Buckets
+from .buckets import Buckets
 from .commit import commit
 from .matching import Matching
 from .observe import StepObserver

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import attrs
 
 from tgi.metrics import Metrics
-from tgi.protocol import Result, Step
+from tgi.protocol import Bucket, Result, Step
 
-from .buckets import Bucket
 from .policy import PlannedStep, Schedule
 
 log = logging.getLogger(__name__)
@@ -35,7 +34,7 @@ class StepObserver:
         metrics.batch_filter_duration.observe(seconds, method=method)
         metrics.batch_inference_count.inc(method=method)
         tokens = len(planned.rows)
-        if planned.step.prefill:
+        if planned.bucket.prefill:
             tokens = sum(row.length for row in planned.rows)
             metrics.batch_next_size.observe(len(planned.rows))
             self._admitted(planned, seconds, steps_since_prefill)
@@ -49,8 +48,9 @@ class StepObserver:
 
     def _blocks(self, planned: PlannedStep, method: str) -> None:
         """Count blocks and padding: of the one list of a decode step, or of a prefill's tables."""
-        tables = planned.bucket.rows if planned.step.prefill else 1
-        read = planned.shape.rows * planned.shape.blocks if planned.step.prefill else planned.shape.blocks
+        prefill = planned.bucket.prefill
+        tables = planned.bucket.rows if prefill else 1
+        read = planned.shape.rows * planned.shape.blocks if prefill else planned.shape.blocks
         self._metrics.batch_blocks.inc(read, method=method)
         self._metrics.batch_padding_blocks.inc(tables * planned.bucket.blocks - read, method=method)
 
@@ -125,11 +125,11 @@ class StepObserver:
 
 def shape_of(step: Step) -> str:
     """Describe the bucket of a step in words."""
-    rows, tokens, blocks = step.bucket_rows, step.bucket_tokens, step.bucket_blocks
-    if step.prefill:
-        return f"prefill of {rows} x {tokens} tokens, {blocks} blocks"
-    return f"decode of {rows} rows, {blocks} blocks"
+    bucket = step.bucket
+    if bucket.prefill:
+        return f"prefill of {bucket.rows} x {bucket.tokens} tokens, {bucket.blocks} blocks"
+    return f"decode of {bucket.rows} rows, {bucket.blocks} blocks"
 
 
 def _method(planned: PlannedStep) -> str:
-    return "prefill" if planned.step.prefill else "decode"
+    return "prefill" if planned.bucket.prefill else "decode"

@@ -14,10 +14,10 @@ from collections.abc import Sequence as Items
 import attrs
 
 from tgi.limits import Limits
-from tgi.protocol import LaneParams, Step, floats, ints
+from tgi.protocol import Bucket, LaneParams, Step, floats, ints
 
 from .allocator import BlockAllocator
-from .buckets import Bucket, Buckets
+from .buckets import Buckets
 from .sequence import Sequence, State
 
 TIES = 8
@@ -257,22 +257,20 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> PlannedStep:
     bucket = schedule.buckets.find(shape)
     assert bucket is not None, f"no bucket for {shape}"
     schedule.number += 1
-    mask_rows, masks = _masks(rows)
+    masked, masks = _masks(rows)
     top = max([row.sequence.sampling.top_n_tokens for row in rows])
-    queries = [row.sequence.tokens[row.start : row.start + row.length] for row in rows] if prefill else []
+    queries = [row.sequence.tokens[row.start : row.start + row.length] if prefill else [-1] for row in rows]
     tables = [(row.sequence, table) for row in rows for table in row.sequence.tables]
     grown = [(sequence, table) for sequence, table in tables if table.sent < len(table.blocks)]
     step = Step(
         number=schedule.number,
-        prefill=prefill,
-        bucket_rows=bucket.rows,
-        bucket_tokens=bucket.tokens,
-        bucket_blocks=bucket.blocks,
+        bucket=bucket,
         lanes=ints([row.sequence.lane for row in rows]),
         starts=ints([row.start for row in rows]),
-        draws=ints([row.draw for row in rows]),
+        samples=ints([int(row.draw >= 0) for row in rows]),
+        draws=ints([max(row.draw, 0) for row in rows]),
         tokens=ints([token for query in queries for token in query]),
-        lengths=ints([row.length for row in rows]) if prefill else b"",
+        lengths=ints([row.length for row in rows]),
         targets=_targets(rows),
         params=tuple(_lane_params(sequence) for sequence, table in grown if not table.sent),
         table_lanes=ints([sequence.lane for sequence, _ in grown]),
@@ -281,7 +279,7 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> PlannedStep:
         table_blocks=ints([block for _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
         prompt_top=rows[0].sequence.prompt_top if prefill else 0,
-        mask_rows=mask_rows,
+        masked=masked,
         masks=masks,
     )
     for _, table in grown:
@@ -293,11 +291,12 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> PlannedStep:
 
 
 def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:
-    """Return the indices of sampled rows that obey a grammar, and their masks."""
+    """Return the columns `masked` and `masks` of a step: one mask per sample that must obey a grammar."""
+    sampled = [row for row in rows if row.draw >= 0]
     masks = [
         (index, matcher.mask)
-        for index, row in enumerate(rows)
-        if (matcher := row.sequence.matcher) is not None and row.draw >= 0
+        for index, row in enumerate(sampled)
+        if (matcher := row.sequence.matcher) is not None
     ]
     return ints([index for index, _ in masks]), b"".join([mask for _, mask in masks])
 

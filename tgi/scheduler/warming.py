@@ -10,9 +10,8 @@ import attrs
 import trio
 
 from tgi.executor import EngineError, Executor
-from tgi.protocol import Step, ints
+from tgi.protocol import Bucket, Step, ints
 
-from .buckets import Bucket
 from .observe import StepObserver, shape_of
 
 OnBucket = Callable[[int, int, str], None]
@@ -74,13 +73,11 @@ def warm_up_step(bucket: Bucket) -> Step:
     start = 0 if prefill else 1
     return Step(
         number=0,
-        prefill=prefill,
-        bucket_rows=bucket.rows,
-        bucket_tokens=bucket.tokens,
-        bucket_blocks=bucket.blocks,
+        bucket=bucket,
         lanes=ints(rows),
         starts=ints([start] * len(rows)),
+        lengths=ints([bucket.tokens] * len(rows)),
+        samples=ints([1] * len(rows)),
         draws=ints([0] * len(rows)),
-        tokens=ints([0] * (bucket.rows * bucket.tokens)) if prefill else b"",
-        lengths=ints([bucket.tokens] * bucket.rows) if prefill else b"",
+        tokens=ints([0 if prefill else -1] * (len(rows) * bucket.tokens)),
     )

@@ -12,7 +12,7 @@ import torch
 
 from tgi.device.base import Device
 from tgi.footprint import first_block
-from tgi.protocol import LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
+from tgi.protocol import Bucket, LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
@@ -118,8 +118,9 @@ class Driver:
         columns["prompt_top"] = prompt_top
         if targets is not None:
             columns["targets"] = ints(token for lane in tokens for token in targets[lane])
-        sampled = [lane not in set(unfinished) for lane in tokens]
-        columns |= _mask_columns(list(tokens), masks)
+        unfinished = set(unfinished)
+        sampled = [lane not in unfinished for lane in tokens]
+        columns |= _mask_columns([lane for lane in tokens if lane not in unfinished], masks)
         return self._step(list(tokens), lengths, sampled, pad, prefill=True, top=top, columns=columns)
 
     def decode(
@@ -132,6 +133,7 @@ class Driver:
     ) -> dict[int, Answer]:
         """One more token for each lane."""
         ones, every, columns = [1] * len(lanes), [True] * len(lanes), _mask_columns(lanes, masks)
+        columns["tokens"] = ints([-1] * len(lanes))
         return self._step(lanes, ones, every, pad, prefill=False, top=top, columns=columns)
 
     def _step(
@@ -152,15 +154,15 @@ class Driver:
         self._number += 1
         step = Step(
             number=self._number,
-            prefill=prefill,
-            bucket_rows=len(lanes) + pad[0],
-            bucket_tokens=max(lengths) + pad[1],
-            bucket_blocks=self._blocks(rows, prefill) + pad[2],
+            bucket=Bucket(
+                len(lanes) + pad[0], max(lengths) + pad[1], self._blocks(rows, prefill) + pad[2], prefill
+            ),
             lanes=ints(lanes),
             starts=ints(starts),
-            draws=ints(row.draws if drawn else -1 for row, drawn in zip(rows, sampled, strict=True)),
+            lengths=ints(lengths),
+            samples=ints(sampled),
+            draws=ints(row.draws for row in rows),
             params=tuple(lane_params(lane, **self.lanes[lane].params) for lane in fresh),
-            lengths=ints(lengths) if prefill else b"",
             top=top,
             **columns,
         )
@@ -219,8 +221,9 @@ class Driver:
 
 
 def _mask_columns(lanes: Sequence[int], masks: Mapping[int, bytes]) -> dict[str, bytes]:
-    rows = [row for row, lane in enumerate(lanes) if lane in masks]
-    return {"mask_rows": ints(rows), "masks": b"".join(masks[lanes[row]] for row in rows)}
+    """Return the columns of a step's masks; `lanes` are those that are sampled, in order."""
+    masked = [index for index, lane in enumerate(lanes) if lane in masks]
+    return {"masked": ints(masked), "masks": b"".join(masks[lanes[index]] for index in masked)}
 
 
 def lane_params(lane: int, **changed: Any) -> LaneParams:

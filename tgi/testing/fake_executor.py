@@ -47,12 +47,16 @@ class FakeExecutor:
     def _execute(self, step: Step) -> Result:
         for params in step.params:
             self._params[params.lane] = params
-        rows = zip(unpack_ints(step.lanes).tolist(), unpack_ints(step.draws).tolist(), strict=True)
+        columns = (unpack_ints(column).tolist() for column in (step.lanes, step.samples, step.draws))
+        sampled = [
+            (lane, first + later)
+            for lane, count, first in zip(*columns, strict=True)
+            for later in range(count)
+        ]
         masks = _masks(step)
         tokens = [
-            self._token(self._params[lane], draw, masks.get(row))
-            for row, (lane, draw) in enumerate(rows)
-            if draw >= 0
+            self._token(self._params[lane], draw, masks.get(index))
+            for index, (lane, draw) in enumerate(sampled)
         ]
         targets = unpack_ints(step.targets).tolist()
         top_tokens, top_logprobs = _followed(tokens, step.top)
@@ -78,8 +82,8 @@ class FakeExecutor:
 
 
 def _masks(step: Step) -> dict[int, frozenset[int]]:
-    """The tokens that the masked rows may give."""
-    rows = unpack_ints(step.mask_rows).tolist()
+    """Return the tokens that each masked sample may give."""
+    rows = unpack_ints(step.masked).tolist()
     bits = np.unpackbits(np.frombuffer(step.masks, np.uint8), bitorder="little").reshape(len(rows) or 1, -1)
     return {row: frozenset(np.flatnonzero(mask).tolist()) for row, mask in zip(rows, bits, strict=False)}
 

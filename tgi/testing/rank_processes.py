@@ -17,6 +17,7 @@ from tgi.protocol import (
     Allocated,
     Arrived,
     Begun,
+    Bucket,
     Command,
     FrameReader,
     Joined,
@@ -36,7 +37,7 @@ from tgi.protocol import (
 from .driver import BLOCK_SIZE, lane_params, load_command
 from .runs import Logprobs
 
-R = TypeVar("R", Loaded, Allocated, Result)
+R = TypeVar("R", Loaded, Allocated, Bucket, Result)
 
 
 def on_ranks(
@@ -70,15 +71,13 @@ def on_ranks(
 def _whole_distribution(prompt: Sequence[int], blocks: int, vocab: int) -> Step:
     return Step(
         number=1,
-        prefill=True,
-        bucket_rows=1,
-        bucket_tokens=len(prompt),
-        bucket_blocks=blocks,
+        bucket=Bucket(1, len(prompt), blocks, prefill=True),
         lanes=ints([0]),
         starts=ints([0]),
+        lengths=ints([len(prompt)]),
+        samples=ints([1]),
         draws=ints([0]),
         tokens=ints(prompt),
-        lengths=ints([len(prompt)]),
         table_lanes=ints([0]),
         table_starts=ints([0]),
         table_counts=ints([blocks]),

@@ -7,6 +7,7 @@ digest and of the draw, and of the mask where there is one, so a generation is r
 """
 
 from hashlib import blake2b
+from itertools import islice
 
 from tgi.protocol import Result, Step, floats, ints, unpack_ints
 
@@ -80,40 +81,43 @@ class SimulatedRank:
     def execute(self, step: Step) -> Result:
         """Carry out a step; AssertionError for anything that a device would compute wrongly."""
         self._update_tables(step)
-        lanes, starts, draws = (unpack_ints(c).tolist() for c in (step.lanes, step.starts, step.draws))
-        lengths = unpack_ints(step.lengths).tolist() if step.prefill else [1] * len(lanes)
-        given = iter(unpack_ints(step.tokens).tolist())
-        assert len(set(lanes)) == len(lanes) <= step.bucket_rows
-        assert max(lengths) <= step.bucket_tokens
-        assert self._blocks(step, starts, lengths) <= step.bucket_blocks
+        columns = (step.lanes, step.starts, step.lengths, step.samples, step.draws)
+        lanes, starts, lengths, samples, draws = (unpack_ints(column).tolist() for column in columns)
+        tokens = iter(unpack_ints(step.tokens).tolist())
+        assert len(set(lanes)) == len(lanes) <= step.bucket.rows
+        assert max(lengths) <= step.bucket.tokens
+        assert self._blocks(step, starts, lengths) <= step.bucket.blocks
         masks = self._masks(step)
-        sampled = []
-        for row, (lane, start, length, draw) in enumerate(zip(lanes, starts, lengths, draws, strict=True)):
-            queries = [next(given) for _ in range(length)] if step.prefill else [self.last[lane]]
-            state = self._compute(self.tables[lane], start, queries)
-            if draw >= 0:
-                self.last[lane] = next_token(state, draw, masks.pop(row, None))
+        sampled: list[int] = []
+        for lane, start, length, count, draw in zip(lanes, starts, lengths, samples, draws, strict=True):
+            assert count <= length, "more samples than query tokens"
+            queries = [self.last[lane] if token < 0 else token for token in islice(tokens, length)]
+            assert len(queries) == length, "a row without all of its tokens"
+            states = self._compute(self.tables[lane], start, queries)
+            for later in range(count):
+                state = states[length - count + later]
+                self.last[lane] = next_token(state, draw + later, masks.pop(len(sampled), None))
                 sampled.append(self.last[lane])
-        assert next(given, None) is None, "tokens that belong to no row"
-        assert not masks, "a mask for a row that is not sampled"
+        assert next(tokens, None) is None, "tokens that belong to no row"
+        assert not masks, "a mask for a token that is not sampled"
         return Result(number=step.number, tokens=ints(sampled), logprobs=floats([-1.0] * len(sampled)))
 
     def _blocks(self, step: Step, starts: list[int], lengths: list[int]) -> int:
         """How many a block list or a row's table must have room for."""
-        context_only = self.flat and step.prefill
+        context_only = self.flat and step.bucket.prefill
         blocks = []
         for start, length in zip(starts, lengths, strict=True):
             reached = start if context_only else start + length
             blocks.append(-(-reached // self.block_size) - self._first_seen(start) // self.block_size)
-        return sum(blocks) if self.flat and not step.prefill else max(blocks)
+        return sum(blocks) if self.flat and not step.bucket.prefill else max(blocks)
 
     def _first_seen(self, position: int) -> int:
         return 0 if self.window is None else max(0, position + 1 - self.window)
 
     def _masks(self, step: Step) -> dict[int, bytes]:
-        rows = unpack_ints(step.mask_rows).tolist()
-        assert len(step.masks) == 8 * len(rows)
-        return {row: step.masks[8 * index : 8 * index + 8] for index, row in enumerate(rows)}
+        masked = unpack_ints(step.masked).tolist()
+        assert len(step.masks) == 8 * len(masked)
+        return {sample: step.masks[8 * index : 8 * index + 8] for index, sample in enumerate(masked)}
 
     def _update_tables(self, step: Step) -> None:
         blocks = iter(unpack_ints(step.table_blocks).tolist())
@@ -126,7 +130,8 @@ class SimulatedRank:
         fresh = unpack_ints(step.table_lanes)[unpack_ints(step.table_starts) == 0]
         assert fresh.tolist() == [params.lane for params in step.params], "a new sequence without its params"
 
-    def _compute(self, table: list[int], start: int, queries: list[int]) -> int:
+    def _compute(self, table: list[int], start: int, queries: list[int]) -> list[int]:
+        """Write the slots of the query tokens, and return the digests after each."""
         size = self.block_size
         assert start + len(queries) <= len(table) * size, "no block for a query token"
         first = self._first_seen(start)
@@ -136,8 +141,10 @@ class SimulatedRank:
             before, after = self.slots[table[position // size], position % size]
             assert before == state or position == first > 0, "a slot holds another sequence's token"
             state = after
+        states = []
         for position, token in enumerate(queries, start):
             before, state = state, digest(state, token)
             self.slots[table[position // size], position % size] = (before, state)
+            states.append(state)
         self.computed += len(queries)
-        return state
+        return states

@@ -37,9 +37,9 @@ class Rows:
     def of(cls, step: Step, lanes: Lanes, device: Device) -> "Rows":
         """Those of a step on this kind of device."""
         real, starts = unpack_ints(step.lanes), unpack_ints(step.starts)
-        lengths = unpack_ints(step.lengths) if step.prefill else np.ones(len(real), np.int32)
-        count = step.bucket_rows
-        if not step.prefill:
+        lengths = unpack_ints(step.lengths)
+        count = step.bucket.rows
+        if not step.bucket.prefill:
             count = max(count, device.least_tokens)
             total, offsets = count, np.arange(len(real), dtype=np.int32)
         elif device.dynamic:
@@ -47,8 +47,8 @@ class Rows:
             count, total, offsets = len(real), max(int(ends[-1]), device.least_tokens), ends - lengths
         else:
             total, offsets = (
-                count * step.bucket_tokens,
-                np.arange(len(real), dtype=np.int32) * step.bucket_tokens,
+                count * step.bucket.tokens,
+                np.arange(len(real), dtype=np.int32) * step.bucket.tokens,
             )
         padded = np.full(count, lanes.count, np.int32)
         padded[: len(real)] = real
@@ -88,7 +88,7 @@ def token_columns(step: Step, rows: Rows, lanes: Lanes, block_size: int) -> Colu
         "slots": rows.place(blocks * block_size + positions % block_size),
         "lanes": rows.lanes,
     }
-    if step.prefill:
+    if step.bucket.prefill:
         columns["tokens"] = rows.place(unpack_ints(step.tokens))
     if step.targets:
         columns["targets"] = rows.place(unpack_ints(step.targets), -1)
@@ -122,7 +122,7 @@ def table_columns(rows: Rows, lanes: Lanes, blocks: int, block_size: int, window
 def _prompt_lengths(step: Step, rows: Rows, lanes: Lanes) -> Ints:
     """Of the real rows. Where the server does not say, the prompt is taken to end with this step."""
     said = lanes.prompt_lengths[rows.real_lanes]
-    reached = rows.starts + rows.lengths if step.prefill else np.zeros_like(rows.starts)
+    reached = rows.starts + rows.lengths if step.bucket.prefill else np.zeros_like(rows.starts)
     return np.where(said > 0, said, reached)
 
 
@@ -131,7 +131,7 @@ def sampler_columns(step: Step, rows: Rows, lanes: Lanes, dynamic: bool) -> tupl
 
     Rows that are not sampled are left out where shapes are cheap, else padding.
     """
-    draws = unpack_ints(step.draws)
+    draws = np.where(unpack_ints(step.samples) > 0, unpack_ints(step.draws), -1)
     keep = np.flatnonzero(draws >= 0).astype(np.int32)
     numbers = keep if dynamic else np.arange(rows.count, dtype=np.int32)
     real = numbers < len(draws)

@@ -45,9 +45,9 @@ def make_inputs(
     columns, numbers = sampler_columns(step, rows, lanes, device.dynamic)
     needs = Needs.of(columns, step.top)
     columns |= token_columns(step, rows, lanes, spec.block_size)
-    columns |= table_columns(rows, lanes, step.bucket_blocks, spec.block_size, spec.window)
+    columns |= table_columns(rows, lanes, step.bucket.blocks, spec.block_size, spec.window)
     given = _to_device(columns, device)
-    tokens = given["tokens"] if step.prefill else last_tokens[given["lanes"]]
+    tokens = given["tokens"] if step.bucket.prefill else last_tokens[given["lanes"]]
     batch = Batch(
         tokens=tokens,
         positions=given["positions"],
@@ -81,7 +81,7 @@ def _masks(step: Step, numbers: Ints, device: Device) -> Masks | None:
     """Of the rows that have one."""
     if not step.masks:
         return None
-    masked = unpack_ints(step.mask_rows)
+    masked = np.flatnonzero(unpack_ints(step.samples))[unpack_ints(step.masked)]
     words = unpack_ints(step.masks).reshape(len(masked), -1)
     places = np.searchsorted(numbers, masked)
     return Masks(*(torch.from_numpy(array).to(device.torch_device) for array in (words.copy(), places)))

@@ -7,29 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tgi.protocol import Bucket
+
 from .lanes import FLOATS, INTS, NEUTRAL
 
 INLINE_BIAS, INLINE_ENDS = 64, 16
 """Tokens with a bias, and tokens that end the text, that a sequence can bring with its first step."""
 NO_PROMPT_END = 2**30
 _FLOATS = frozenset((*FLOATS, "bias"))
-
-
-@attrs.frozen
-class Shape:
-    """Of the steps of one program: the bucket."""
-
-    prefill: bool
-    rows: int
-    tokens: int
-    """Query tokens of each row."""
-    blocks: int
-    """Prefill: blocks of each row that hold tokens of before the step. Decode: of all rows together."""
-
-    @property
-    def total(self) -> int:
-        """Query tokens of all rows."""
-        return self.rows * self.tokens
 
 
 @attrs.frozen
@@ -55,10 +40,10 @@ class Layout:
     """What a step without rows looks like."""
 
     @classmethod
-    def of(cls, shape: Shape, sizes: Sizes) -> "Layout":
+    def of(cls, bucket: Bucket, sizes: Sizes) -> "Layout":
         """The columns of a bucket, each with its padding."""
-        columns = _row_columns(shape, sizes)
-        columns |= _prompt_columns(shape, sizes) if shape.prefill else _decode_columns(shape, sizes)
+        columns = _row_columns(bucket, sizes)
+        columns |= _prompt_columns(bucket, sizes) if bucket.prefill else _decode_columns(bucket, sizes)
         places, parts, begin = {}, [], 0
         for name, column in columns.items():
             part = np.ascontiguousarray(column, np.float32 if name in _FLOATS else np.int32).view(np.int32)
@@ -85,8 +70,8 @@ class Layout:
         }
 
 
-def _row_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    rows = shape.rows
+def _row_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
+    rows = bucket.rows
     return {
         "lanes": np.full(rows, sizes.lanes),
         "sampled_lanes": np.full(rows, sizes.lanes),
@@ -97,39 +82,39 @@ def _row_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic
         **{name: np.zeros(rows) for name in INTS},
         **{name: np.full(rows, value) for name, value in zip(FLOATS, NEUTRAL, strict=True)},
         "masks": np.full(rows * sizes.mask_words, -1),
-        "positions": np.zeros(shape.total),
-        "contexts": np.zeros(shape.total),
-        "slots": np.arange(shape.total) % sizes.block_size,  # of block 0, seldom the same one twice
+        "positions": np.zeros(bucket.rows * bucket.tokens),
+        "contexts": np.zeros(bucket.rows * bucket.tokens),
+        "slots": np.arange(bucket.rows * bucket.tokens) % sizes.block_size,  # of block 0
     }
 
 
-def _decode_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
+def _decode_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
     if not sizes.flat:
-        return _table_columns(shape, sizes)
-    count = shape.blocks
+        return _table_columns(bucket, sizes)
+    count = bucket.blocks
     return {
         "block_ids": np.zeros(count),
-        "block_rows": np.full(count, shape.rows),
+        "block_rows": np.full(count, bucket.rows),
         "block_tokens": np.ones(count),
     }
 
 
-def _table_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    bases = {} if sizes.window is None else {"bases": np.zeros(shape.rows)}
-    return {"tables": np.zeros(shape.rows * shape.blocks), **bases}
+def _table_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
+    bases = {} if sizes.window is None else {"bases": np.zeros(bucket.rows)}
+    return {"tables": np.zeros(bucket.rows * bucket.blocks), **bases}
 
 
-def _prompt_columns(shape: Shape, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    rows = shape.rows
+def _prompt_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
+    rows = bucket.rows
     return {
-        "tokens": np.zeros(shape.total),
-        "targets": np.full(shape.total, -1),
-        **_table_columns(shape, sizes),
+        "tokens": np.zeros(bucket.rows * bucket.tokens),
+        "targets": np.full(bucket.rows * bucket.tokens, -1),
+        **_table_columns(bucket, sizes),
         "row_lengths": np.ones(rows),
         "prompt_ends": np.full(rows, NO_PROMPT_END),
         "cleared": np.full(rows, sizes.lanes),
         "marked": np.full(rows, sizes.lanes),
-        "history": np.full(rows * shape.blocks * sizes.block_size, -1),
+        "history": np.full(rows * bucket.blocks * sizes.block_size, -1),
         "biased_ids": np.full(rows * INLINE_BIAS, -1),
         "bias": np.zeros(rows * INLINE_BIAS),
         "ends": np.full(rows * INLINE_ENDS, -1),

@@ -15,9 +15,10 @@ from tgi.device.batch import Batch, FlatBlocks, KVCache
 from tgi.device.graphs import Program
 from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
+from tgi.protocol import Bucket
 
 from .lanes import FLOATS, INTS
-from .layout import Layout, Shape, Sizes
+from .layout import Layout, Sizes
 from .sampler import Masks, Needs, Sampler, SamplerInputs
 from .tables import Tables
 
@@ -71,7 +72,7 @@ class StepProgram(Program):
 
     regions: ClassVar[tuple[str, ...]] = ("unpack", "finish")
 
-    def __init__(self, shape: Shape, layout: Layout, parts: Parts) -> None:
+    def __init__(self, shape: Bucket, layout: Layout, parts: Parts) -> None:
         super().__init__()
         self._shape, self._layout, self._parts = shape, layout, parts
         self._needs = Needs.all(parts.top)
@@ -91,7 +92,7 @@ class StepProgram(Program):
         if shape.prefill:
             given["last"] = rows * shape.tokens + given["row_lengths"] - 1
             _enter(parts.sampler.tables, given, shape)
-            places = torch.arange(shape.total, device=packed.device)
+            places = torch.arange(shape.rows * shape.tokens, device=packed.device)
             parts.prompt.targets.index_copy_(0, places, given["targets"])
         else:
             given["last"] = rows
@@ -141,7 +142,7 @@ class StepProgram(Program):
         )
 
 
-def _enter(tables: Tables, given: Given, shape: Shape) -> None:
+def _enter(tables: Tables, given: Given, shape: Bucket) -> None:
     """Sequences enter lanes with what they bring, and the step's tokens are counted."""
     tables.clear(given["cleared"], given["marked"])
     tables.mark(

@@ -13,11 +13,11 @@ import torch
 
 from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
-from tgi.protocol import LaneParams, Step, unpack_ints
+from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
 
 from .columns import Columns, Ints, Rows, first_blocks, sampler_columns, table_columns, token_columns
 from .lanes import Lanes
-from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Shape, Sizes
+from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Sizes
 from .program import MarkProgram, Parts, PromptProgram, StepProgram
 from .tables import dense_bias, dense_counts, dense_ends
 
@@ -25,7 +25,9 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 
 @attrs.frozen(eq=False)
-class _Bucket:
+class CompiledBucket:
+    """The layout and the program of one bucket."""
+
     layout: Layout
     run: Run
 
@@ -36,7 +38,7 @@ class Programs:
     def __init__(self, parts: Parts, lanes: Lanes, vocab_size: int, head: Head | None) -> None:
         """Builds, and runs once, what is not of a bucket: nothing of it may be compiled later."""
         self._parts, self._lanes, self._vocab_size = parts, lanes, vocab_size
-        self._buckets: dict[Shape, _Bucket] = {}
+        self._buckets: dict[Bucket, CompiledBucket] = {}
         self._sealed = False
         device = parts.device
         self._mark = device.graph(MarkProgram(parts.sampler.tables, vocab_size))
@@ -58,7 +60,7 @@ class Programs:
 
         The latter gives the columns of a `Result`.
         """
-        shape = Shape(step.prefill, step.bucket_rows, step.bucket_tokens, step.bucket_blocks)
+        shape = step.bucket
         missed = self._sealed and shape not in self._buckets
         bucket = self._bucket(shape)
         device = self._parts.device
@@ -75,13 +77,13 @@ class Programs:
 
         return missed, wait
 
-    def _bucket(self, shape: Shape) -> _Bucket:
+    def _bucket(self, shape: Bucket) -> CompiledBucket:
         found = self._buckets.get(shape)
         if found is None:
             parts = self._parts
             layout = Layout.of(shape, parts.sizes)
             run = parts.device.graph(StepProgram(shape, layout, parts))
-            found = self._buckets[shape] = _Bucket(layout, run)
+            found = self._buckets[shape] = CompiledBucket(layout, run)
         return found
 
     def _columns(self, step: Step, rows: Rows) -> Columns:
@@ -89,24 +91,25 @@ class Programs:
         columns = token_columns(step, rows, lanes, sizes.block_size)
         if step.masks:
             masks = np.full((rows.count, sizes.mask_words), -1, np.int32)
-            masks[unpack_ints(step.mask_rows)] = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
+            sampled = np.flatnonzero(unpack_ints(step.samples))
+            masks[sampled[unpack_ints(step.masked)]] = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
             columns["masks"] = masks
-        if step.prefill:
+        if step.bucket.prefill:
             self._check(step, rows)
             return columns | self._prompt_columns(step, rows) | self._table_columns(step, rows)
         if sizes.flat:
-            return columns | flat_columns(rows, lanes, sizes, step.bucket_blocks)
+            return columns | flat_columns(rows, lanes, sizes, step.bucket.blocks)
         return columns | self._table_columns(step, rows)
 
     def _table_columns(self, step: Step, rows: Rows) -> Columns:
         sizes = self._parts.sizes
-        return table_columns(rows, self._lanes, step.bucket_blocks, sizes.block_size, sizes.window)
+        return table_columns(rows, self._lanes, step.bucket.blocks, sizes.block_size, sizes.window)
 
     def _check(self, step: Step, rows: Rows) -> None:
         """What the server must not ask for."""
         sizes = self._parts.sizes
         blocks = -(-rows.starts // sizes.block_size) - first_blocks(rows, sizes.block_size, sizes.window)
-        assert blocks.max(initial=0) <= step.bucket_blocks, "a context beyond the bucket"
+        assert blocks.max(initial=0) <= step.bucket.blocks, "a context beyond the bucket"
         assert rows.total <= len(self._parts.prompt.targets), "a prefill step beyond Load.prefill_tokens"
 
     def _prompt_columns(self, step: Step, rows: Rows) -> Columns:
@@ -115,7 +118,7 @@ class Programs:
         ends = lanes.prompt_lengths[rows.real_lanes]
         entered = np.full(count, lanes.count, np.int32)
         marked = entered.copy()
-        history = np.full((count, step.bucket_blocks * self._parts.sizes.block_size), -1, np.int32)
+        history = np.full((count, step.bucket.blocks * self._parts.sizes.block_size), -1, np.int32)
         biased = np.full((count, INLINE_BIAS), -1, np.int32)
         bias = np.zeros((count, INLINE_BIAS), np.float32)
         ending = np.full((count, INLINE_ENDS), -1, np.int32)
