@@ -22,12 +22,13 @@ from tgi.planning.ladders import Range
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, floats, ints
+from tgi.sampling import SamplingParams
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
-from tgi.scheduler.sequence import SamplingParams, Sequence
+from tgi.scheduler.sequence import Sequence
 from tgi.text.stopping import StoppingCriteria
 
 LIMITS = Limits(max_batch_size=128, max_total_tokens=4096, max_batch_prefill_tokens=4096, block_size=128)

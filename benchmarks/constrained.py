@@ -23,7 +23,8 @@ import trio
 from tgi.api.grammars import Grammars
 from tgi.config import DEMO_MODEL
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher

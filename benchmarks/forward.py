@@ -18,6 +18,7 @@ from make_checkpoint import SHAPES
 from tgi.layers import Build
 from tgi.plugins import JsonReader, architectures, devices, load_plugins
 from tgi.protocol import Bucket, LaneParams, Load, Step, ints
+from tgi.sampling import SamplingParams
 from tgi.weights import DummyWeights, Shard
 from tgi.worker.runner import Runner, open_device
 
@@ -64,7 +65,10 @@ def tables(rows: int, tokens: int) -> dict[str, bytes]:
 def decode(rows: int, context: int, sampling: bool) -> Step:
     params = tuple(
         LaneParams(
-            lane, lane, sampling, 0.8 if sampling else 1.0, 0, 0.95 if sampling else 1.0, 1, 1, 0, False, b""
+            lane=lane,
+            sampling=SamplingParams(seed=lane, sample=True, temperature=0.8, top_p=0.95)
+            if sampling
+            else SamplingParams(seed=lane),
         )
         for lane in range(rows)
     )

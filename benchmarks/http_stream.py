@@ -36,7 +36,8 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.plugins import DeviceSpec
 from tgi.protocol import LaneParams, Result, Step, decode_report, encode, floats, frame, ints, unpack_ints
-from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence, Token
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Buckets, Scheduler, Sequence, Token
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
@@ -67,7 +68,7 @@ def limits(rows: int) -> Limits:
 
 def token_of(params: LaneParams, draw: int) -> int:
     """A token that is text and ends none."""
-    return 4 + (params.seed + draw) % 250
+    return 4 + (params.sampling.seed + draw) % 250
 
 
 def answer(step: Step, rng: random.Random) -> Result:

@@ -19,8 +19,9 @@ from tgi.device.base import Device
 from tgi.limits import Limits
 from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Result, Step, unpack_ints
-from tgi.scheduler import Buckets, SamplingParams, Sequence, State
+from tgi.protocol import Result, Step
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Buckets, Sequence, State
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
@@ -317,7 +318,7 @@ def make_schedule(buckets: Buckets, blocks: int) -> Schedule:
 def _large(step: Step) -> int:
     """Sequences that enter with more than a step has room for: each is sent for itself."""
     return sum(
-        len(unpack_ints(params.bias_ids)) > INLINE_BIAS or len(unpack_ints(params.ends)) > INLINE_ENDS
+        len(params.sampling.logit_bias) > INLINE_BIAS or len(params.sampling.ends) > INLINE_ENDS
         for params in step.params
     )
 

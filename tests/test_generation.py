@@ -15,7 +15,8 @@ import trio
 
 from tgi.errors import ApiError
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Scheduler, Sequence, Token
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.engine import open_engine
 from tgi.testing.models import make_llama

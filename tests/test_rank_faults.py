@@ -18,7 +18,8 @@ from trio.testing import MockClock
 
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Sequence
 from tgi.testing.engine import open_engine
 from tgi.testing.installed import install
 from tgi.testing.models import make_llama

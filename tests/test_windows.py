@@ -11,7 +11,8 @@ import trio
 
 from tgi.errors import ApiError
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Scheduler, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Scheduler, Sequence
 from tgi.testing.engine import open_engine
 from tgi.testing.models import make_mistral
 from tgi.text.detokenizer import Detokenizer

@@ -98,7 +98,7 @@ async def test_choices_are_in_the_order_of_their_index_not_of_their_end(path: st
     """The choice with seed s says 44 - s tokens: the first one ends last."""
 
     def script(params: LaneParams, draw: int) -> int:
-        return 70 if draw < 44 - params.seed else EOS
+        return 70 if draw < 44 - params.sampling.seed else EOS
 
     async with serving(script, step_seconds=0.001) as server:
         body = {"messages": [USER], "prompt": "x", "n": 3, "seed": 40}

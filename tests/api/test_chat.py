@@ -251,7 +251,7 @@ async def test_the_parameters_reach_the_rank() -> None:
     seen = {}
 
     def script(params: Any, draw: int) -> int:
-        seen[draw] = params
+        seen[draw] = params.sampling
         return EOS
 
     async with serving(script) as server:

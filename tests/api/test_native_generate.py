@@ -150,7 +150,7 @@ async def test_p_default_a_bare_request_samples_with_a_seed_of_its_own() -> None
     drawn = set()
 
     def script(params: LaneParams, _draw: int) -> int:
-        drawn.add((params.sample, params.temperature, params.seed))
+        drawn.add((params.sampling.sample, params.sampling.temperature, params.sampling.seed))
         return EOS
 
     async with serving(script) as server:

@@ -16,7 +16,8 @@ from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream
 from tgi.api.validate import Generation
 from tgi.errors import ApiError, GenerationFailed
 from tgi.metrics import Metrics
-from tgi.scheduler import SamplingParams, Sequence, Token
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Sequence, Token
 from tgi.testing.fake_executor import counting, logprob
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import FinishReason, StoppingCriteria

@@ -6,6 +6,7 @@ import attrs
 import pytest
 
 from tgi.protocol import LaneParams
+from tgi.sampling import SamplingParams
 
 from .serving import BOS, EOS, LIMITS, Answer, Server, make_tokenizer, run, saying, serving
 
@@ -54,12 +55,12 @@ async def test_what_has_a_default_is_not_null(name: str) -> None:
         assert answer.body.decode().partition("target type: ")[2].startswith(text)
 
 
-def params_of(path: str, parameters: dict[str, Any]) -> LaneParams:
+def params_of(path: str, parameters: dict[str, Any]) -> SamplingParams:
     """What the rank is told."""
-    seen: list[LaneParams] = []
+    seen: list[SamplingParams] = []
 
     def script(params: LaneParams, _draw: int) -> int:
-        seen.append(params)
+        seen.append(params.sampling)
         return EOS
 
     async def main() -> None:
@@ -210,7 +211,7 @@ async def test_vertex_heeds_every_parameter() -> None:
     seen = set()
 
     def script(params: LaneParams, _draw: int) -> int:
-        seen.add((params.sample, params.temperature))
+        seen.add((params.sampling.sample, params.sampling.temperature))
         return EOS
 
     async with serving(script) as server:

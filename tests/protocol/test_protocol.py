@@ -30,24 +30,26 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
+from tgi.sampling import SamplingParams
 
 PARAMS = LaneParams(
-    1,
-    2**64 - 1,
-    True,
-    0.5,
-    3,
-    0.9,
-    0.8,
-    1.1,
-    0.2,
-    True,
-    ints([1, 2]),
-    min_p=0.1,
-    bias_ids=ints([7]),
-    bias_values=floats([-100.0]),
-    min_tokens=2,
-    ends=ints([1]),
+    lane=1,
+    sampling=SamplingParams(
+        seed=2**64 - 1,
+        sample=True,
+        temperature=0.5,
+        top_k=3,
+        top_p=0.9,
+        typical_p=0.8,
+        repetition_penalty=1.1,
+        frequency_penalty=0.2,
+        watermark=True,
+        min_p=0.1,
+        logit_bias=((7, -100.0),),
+        min_tokens=2,
+        ends=(1,),
+    ),
+    history=ints([1, 2]),
 )
 COMMANDS = [
     Ready(),

@@ -14,7 +14,8 @@ from tgi.errors import ApiError, GenerationFailed
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
-from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence, State, Token
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Buckets, Scheduler, Sequence, State, Token
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.grammar import GrammarError

@@ -15,7 +15,8 @@ from tgi.planning.bucketing import make_buckets
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step
-from tgi.scheduler import Buckets, SamplingParams, Scheduler, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Buckets, Scheduler, Sequence
 from tgi.testing.simulated_rank import SimulatedRank
 from tgi.text.stopping import StoppingCriteria
 

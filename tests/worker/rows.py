@@ -5,9 +5,10 @@ import torch
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.protocol import Bucket, Step
+from tgi.sampling import FLOATS, INTS
 from tgi.testing.driver import lane_params
-from tgi.worker.lanes import FLOATS, INTS, Lanes
-from tgi.worker.sampler import Masks, Needs, Sampler, SamplerInputs
+from tgi.worker.lanes import Lanes
+from tgi.worker.sampler import Masks, Sampler, SamplerInputs, needs_of
 
 GAMMA, DELTA = 0.25, 1.5
 
@@ -28,14 +29,16 @@ def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=N
     columns |= {name: lanes.floats[:count, i] for i, name in enumerate(FLOATS)}
     columns["barred"] = (draws < lanes.min_tokens[:count]).astype(np.int32)
     return SamplerInputs(
-        needs=Needs.of(columns, top),
+        needs=needs_of(columns),
         lanes=torch.arange(count),
         lengths=torch.tensor(lengths or [1] * count),
         previous=torch.tensor(previous or [0] * count),
         draw_high=torch.from_numpy(high).long(),
         draw_low=torch.from_numpy(low).long(),
         masks=masks,
-        **{name: torch.from_numpy(values.copy()) for name, values in columns.items()},
+        barred=torch.from_numpy(columns.pop("barred")),
+        params={name: torch.from_numpy(values.copy()) for name, values in columns.items()},
+        top=top,
     )
 
 

@@ -13,7 +13,8 @@ import trio
 
 from tgi.errors import ValidationError
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Sequence
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarError, GrammarSpec, Matcher
 from tgi.text.json_schema import read_schema

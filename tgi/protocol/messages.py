@@ -20,6 +20,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from tgi.sampling import SamplingParams
+
 
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """First command: read the model. Answered by `Progress` messages and one `Loaded`."""
@@ -70,45 +72,16 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     """The warm-up has ended: no step should compile anything any more. There is no answer."""
 
 
-class LaneParams(msgspec.Struct, frozen=True, array_like=True):
-    """What a rank keeps for a lane from the step that brings a sequence in until the next that does."""
+class LaneParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """State of a lane from the step that brings a sequence in until the next step that does."""
 
     lane: int
-    seed: int
-    """uint64; with the number of the draw it determines the random number of every token."""
-    sample: bool
-    """False: the most likely token (the warpers below are then neutral)."""
-    temperature: float
-    top_k: int
-    """0: off."""
-    top_p: float
-    """1: off."""
-    typical_p: float
-    """1: off."""
-    repetition_penalty: float
-    """1: off."""
-    frequency_penalty: float
-    """0: off."""
-    watermark: bool
-    history: bytes
-    """int32: all tokens of the sequence so far. Sent only when a penalty needs them, else empty."""
+    sampling: SamplingParams
+    history: bytes = b""
+    """int32: all tokens of the sequence so far. Sent only if a penalty needs them, otherwise empty."""
     prompt_length: int = 0
-    """Tokens of the prompt as the client sent it, whatever has been generated since: some kinds of RoPE
-    depend on it, and so do the penalties of what was generated. 0: what is computed first is the prompt."""
-    min_p: float = 0.0
-    """0: off."""
-    presence_penalty: float = 0.0
-    """0: off."""
-    count_penalty: float = 0.0
-    """0: off."""
-    bias_ids: bytes = b""
-    """int32, none twice: tokens whose scores are changed,"""
-    bias_values: bytes = b""
-    """float32: and by what."""
-    min_tokens: int = 0
-    """Draws with a lower number do not give one of `ends`."""
-    ends: bytes = b""
-    """int32; only with `min_tokens`."""
+    """Tokens of the prompt as the client sent it, which penalties and some kinds of RoPE depend on. 0: the
+    tokens of the sequence's first step are the prompt."""
 
 
 class Bucket(msgspec.Struct, frozen=True, order=True, array_like=True):

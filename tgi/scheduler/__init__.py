@@ -5,6 +5,6 @@
 
 from .buckets import Buckets
 from .loop import Scheduler
-from .sequence import SamplingParams, Sequence, State, Token
+from .sequence import Sequence, State, Token
 
-__all__ = ["Buckets", "SamplingParams", "Scheduler", "Sequence", "State", "Token"]
+__all__ = ["Buckets", "Scheduler", "Sequence", "State", "Token"]

@@ -14,7 +14,7 @@ from collections.abc import Sequence as Items
 import attrs
 
 from tgi.limits import Limits
-from tgi.protocol import Bucket, LaneParams, Step, floats, ints
+from tgi.protocol import Bucket, LaneParams, Step, ints
 
 from .allocator import BlockAllocator
 from .buckets import Buckets
@@ -311,26 +311,9 @@ def _targets(rows: Items[Row]) -> bytes:
 
 
 def _lane_params(sequence: Sequence) -> LaneParams:
-    sampling = sequence.sampling
-    min_tokens = 0 if sequence.matcher is not None else sampling.min_tokens
     return LaneParams(
         lane=sequence.lane,
-        seed=sampling.seed,
-        sample=sampling.sample,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        typical_p=sampling.typical_p,
-        repetition_penalty=sampling.repetition_penalty,
-        frequency_penalty=sampling.frequency_penalty,
-        watermark=sampling.watermark,
-        history=ints(sequence.tokens) if sampling.needs_history else b"",
+        sampling=sequence.sampling,
+        history=ints(sequence.tokens) if sequence.sampling.needs_history else b"",
         prompt_length=len(sequence.prompt),
-        min_p=sampling.min_p,
-        presence_penalty=sampling.presence_penalty,
-        count_penalty=sampling.count_penalty,
-        bias_ids=ints([token for token, _ in sampling.logit_bias]),
-        bias_values=floats([value for _, value in sampling.logit_bias]),
-        min_tokens=min_tokens,
-        ends=ints(sampling.ends) if min_tokens else b"",
     )

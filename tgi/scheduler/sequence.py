@@ -7,55 +7,15 @@ from collections.abc import Sequence as Items
 from typing import Protocol
 
 import attrs
+import msgspec
 import trio
 
 from tgi.errors import ApiError
+from tgi.sampling import SamplingParams
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
 _numbers = itertools.count()
-
-
-@attrs.frozen(kw_only=True)
-class SamplingParams:
-    """How tokens are drawn; neutral values by default (tgi-behaviour section 5)."""
-
-    sample: bool = False
-    """False: take the most likely token."""
-    seed: int = 0
-    """uint64"""
-    temperature: float = 1.0
-    top_k: int = 0
-    """0: off."""
-    top_p: float = 1.0
-    min_p: float = 0.0
-    """Least probability of a token as a share of that of the most likely one; 0: off."""
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    frequency_penalty: float = 0.0
-    """TGI's: by the share of the tokens so far, prompt and generated, that are this one."""
-    presence_penalty: float = 0.0
-    """Once for each token that has been generated."""
-    count_penalty: float = 0.0
-    """For each time that it has been generated: what OpenAI calls the frequency penalty."""
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    """Token ids, each once, with what is added to their scores."""
-    min_tokens: int = 0
-    """So many tokens are generated before one of `ends` may be. Without effect beside a matcher."""
-    ends: tuple[int, ...] = ()
-    watermark: bool = False
-    top_n_tokens: int = 0
-    """How many of the most likely tokens to report."""
-
-    @property
-    def needs_history(self) -> bool:
-        """Whether a penalty looks at the tokens so far."""
-        return (
-            self.repetition_penalty != 1.0
-            or self.frequency_penalty != 0.0
-            or self.presence_penalty != 0.0
-            or self.count_penalty != 0.0
-        )
 
 
 class State(enum.Enum):
@@ -187,6 +147,7 @@ class Sequence:
         self.tokens = list(self.prompt)
         if self.matcher is not None:
             self.stopping.min_tokens = 0  # the grammar alone says when the text may end
+            self.sampling = msgspec.structs.replace(self.sampling, min_tokens=0, ends=())
 
     @property
     def prefilling(self) -> bool:

@@ -4,7 +4,8 @@ from typing import Any
 
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
-from tgi.scheduler import SamplingParams, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Sequence
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets

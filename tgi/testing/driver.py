@@ -12,7 +12,8 @@ import torch
 
 from tgi.device.base import Device
 from tgi.footprint import first_block
-from tgi.protocol import Bucket, LaneParams, Load, Result, Step, floats, ints, unpack_floats, unpack_ints
+from tgi.protocol import Bucket, LaneParams, Load, Result, Step, ints, unpack_floats, unpack_ints
+from tgi.sampling import SamplingParams
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
@@ -226,28 +227,17 @@ def _mask_columns(lanes: Sequence[int], masks: Mapping[int, bytes]) -> dict[str,
     return {"masked": ints(masked), "masks": b"".join(masks[lanes[index]] for index in masked)}
 
 
-def lane_params(lane: int, **changed: Any) -> LaneParams:
-    """Parameters of a lane, neutral but for `changed`; `history` and `ends` may be lists of ids, `bias` is a
-    mapping from ids."""
-    values: dict[str, Any] = {
-        "seed": 0,
-        "sample": False,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "typical_p": 1.0,
-        "repetition_penalty": 1.0,
-        "frequency_penalty": 0.0,
-        "watermark": False,
-        "history": b"",
-    }
-    values.update(changed)
-    for name in ("history", "ends"):
-        if not isinstance(values.get(name, b""), bytes):
-            values[name] = ints(values[name])
-    bias = values.pop("bias", {})
-    values.update(bias_ids=ints(bias), bias_values=floats(bias.values()))
-    return LaneParams(lane=lane, **values)
+def lane_params(
+    lane: int, *, history: Iterable[int] = (), prompt_length: int = 0, **changed: Any
+) -> LaneParams:
+    """Parameters of a lane, neutral but for `changed`: fields of SamplingParams, and `bias`, a mapping from
+    token ids."""
+    if "bias" in changed:
+        changed["logit_bias"] = tuple(changed.pop("bias").items())
+    changed["ends"] = tuple(changed.get("ends", ()))
+    return LaneParams(
+        lane=lane, sampling=SamplingParams(**changed), history=ints(history), prompt_length=prompt_length
+    )
 
 
 def load_command(

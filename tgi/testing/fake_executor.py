@@ -17,7 +17,7 @@ Script = Callable[[LaneParams, int], int]
 
 def counting(vocab_size: int) -> Script:
     """Ids that count up from the row's seed, so that each seed has a text of its own."""
-    return lambda params, draw: (params.seed + draw) % vocab_size
+    return lambda params, draw: (params.sampling.seed + draw) % vocab_size
 
 
 class FakeExecutor:
@@ -75,7 +75,7 @@ class FakeExecutor:
 
     def _token(self, params: LaneParams, draw: int, allowed: frozenset[int] | None) -> int:
         token = self.script(params, draw)
-        barred = set(unpack_ints(params.ends).tolist()) if draw < params.min_tokens else set()
+        barred = set(params.sampling.ends) if draw < params.sampling.min_tokens else set()
         if token not in barred and (allowed is None or token in allowed):
             return token
         return min((allowed or set(range(len(barred) + 1))) - barred)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from tgi.device.base import Device
 from tgi.protocol import Step, unpack_ints
+from tgi.sampling import FLOATS, INTS
 
-from .lanes import FLOATS, INTS, Lanes
+from .lanes import Lanes
 
 Ints = npt.NDArray[np.int32]
 Columns = dict[str, npt.NDArray[np.generic]]

@@ -13,11 +13,12 @@ import torch
 from tgi.device.base import Device
 from tgi.device.batch import Batch, HostRow, KVCache
 from tgi.protocol import Step, unpack_ints
+from tgi.sampling import COLUMNS, FLOATS
 
 from .columns import Ints, Rows, sampler_columns, table_columns, token_columns
 from .kv_cache import KVCacheSpec
-from .lanes import FLOATS, INTS, Lanes
-from .sampler import Masks, Needs, SamplerInputs
+from .lanes import Lanes
+from .sampler import Masks, SamplerInputs, needs_of
 
 
 @attrs.define(eq=False)
@@ -43,7 +44,7 @@ def make_inputs(
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
     rows = Rows.of(step, lanes, device)
     columns, numbers = sampler_columns(step, rows, lanes, device.dynamic)
-    needs = Needs.of(columns, step.top)
+    needs = needs_of(columns)
     columns |= token_columns(step, rows, lanes, spec.block_size)
     columns |= table_columns(rows, lanes, step.bucket.blocks, spec.block_size, spec.window)
     given = _to_device(columns, device)
@@ -71,7 +72,8 @@ def make_inputs(
         draw_low=given["draw_low"],
         barred=given["barred"],
         masks=_masks(step, numbers, device),
-        **{name: given[name] for name in (*INTS, *FLOATS)},
+        params={name: given[name] for name in COLUMNS},
+        top=step.top,
     )
     places = rows.places if step.targets else np.empty(0, np.int32)
     return Inputs(batch, sampler, np.flatnonzero(numbers >= 0).astype(np.int32), places)

@@ -3,33 +3,14 @@
 One lane more than the server knows stands in for padding rows: its table is block 0, its parameters neutral.
 """
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
 
 from tgi.protocol import LaneParams, Step, unpack_ints
+from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
-FLOATS = (
-    "temperature",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "frequency_penalty",
-    "presence_penalty",
-    "count_penalty",
-)
-INTS = ("sample", "top_k", "watermark", "biased")
-NEUTRAL = (1.0, 1.0, -math.inf, 1.0, 1.0, 0.0, 0.0, 0.0)
-_RANGES = {
-    "temperature": (1e-4, 1e4),
-    "repetition_penalty": (1e-4, 1e4),
-    "presence_penalty": (-1e4, 1e4),
-    "count_penalty": (-1e4, 1e4),
-}
-"""What lies beyond has the effect of the bound: the scores stay finite in float32."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 DRAW_BITS = 26
 """Bits in each of the two halves of a random number."""
@@ -46,9 +27,9 @@ class Lanes:
         """Tokens in the sequence's prompt; 0 where the server does not say."""
         self.min_tokens = np.zeros(count + 1, np.int32)
         self.seeds = np.zeros(count + 1, np.uint64)
-        self.floats = np.tile(np.array(NEUTRAL, np.float32), (count + 1, 1))
-        """[lanes, len(FLOATS)]; min_p as its logarithm, which every device then has alike"""
-        self.ints = np.zeros((count + 1, len(INTS)), np.int32)
+        self.floats = np.tile(np.array([NEUTRAL[name] for name in FLOATS], np.float32), (count + 1, 1))
+        """[lanes, len(FLOATS)]"""
+        self.ints = np.tile(np.array([NEUTRAL[name] for name in INTS], np.int32), (count + 1, 1))
         """[lanes, len(INTS)]"""
 
     def update(self, step: Step) -> None:
@@ -80,10 +61,10 @@ class Lanes:
 
     def _set_params(self, params: Iterable[LaneParams]) -> None:
         for new in params:
-            self.floats[new.lane] = [_effective(name, getattr(new, name)) for name in FLOATS]
-            self.ints[new.lane] = [new.sample, new.top_k, new.watermark, bool(new.bias_ids)]
-            self.min_tokens[new.lane] = new.min_tokens
-            self.seeds[new.lane] = new.seed
+            self.floats[new.lane] = [COLUMNS[name].column(new.sampling) for name in FLOATS]
+            self.ints[new.lane] = [COLUMNS[name].column(new.sampling) for name in INTS]
+            self.min_tokens[new.lane] = new.sampling.min_tokens
+            self.seeds[new.lane] = new.sampling.seed
             self.prompt_lengths[new.lane] = new.prompt_length
 
     def _reserve(self, entries: int) -> None:
@@ -91,13 +72,6 @@ class Lanes:
         if entries > width:
             more = max(width, entries - width)
             self.tables = np.pad(self.tables, ((0, 0), (0, more)))
-
-
-def _effective(name: str, value: float) -> float:
-    if name == "min_p":
-        return math.log(min(value, 1.0)) if value > 0 else -math.inf
-    least, most = _RANGES.get(name, (value, value))
-    return min(max(value, least), most)
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -8,8 +8,7 @@ import numpy.typing as npt
 import torch
 
 from tgi.protocol import Bucket
-
-from .lanes import FLOATS, INTS, NEUTRAL
+from tgi.sampling import FLOATS, NEUTRAL
 
 INLINE_BIAS, INLINE_ENDS = 64, 16
 """Tokens with a bias, and tokens that end the text, that a sequence can bring with its first step."""
@@ -79,8 +78,7 @@ def _row_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.gener
         "draw_high": np.zeros(rows),
         "draw_low": np.zeros(rows),
         "barred": np.zeros(rows),
-        **{name: np.zeros(rows) for name in INTS},
-        **{name: np.full(rows, value) for name, value in zip(FLOATS, NEUTRAL, strict=True)},
+        **{name: np.full(rows, value) for name, value in NEUTRAL.items()},
         "masks": np.full(rows * sizes.mask_words, -1),
         "positions": np.zeros(bucket.rows * bucket.tokens),
         "contexts": np.zeros(bucket.rows * bucket.tokens),

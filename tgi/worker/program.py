@@ -16,10 +16,10 @@ from tgi.device.graphs import Program
 from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
 from tgi.protocol import Bucket
+from tgi.sampling import COLUMNS
 
-from .lanes import FLOATS, INTS
 from .layout import Layout, Sizes
-from .sampler import Masks, Needs, Sampler, SamplerInputs
+from .sampler import ALL_NEEDS, Masks, Sampler, SamplerInputs
 from .tables import Tables
 
 Given = dict[str, torch.Tensor]
@@ -75,7 +75,6 @@ class StepProgram(Program):
     def __init__(self, shape: Bucket, layout: Layout, parts: Parts) -> None:
         super().__init__()
         self._shape, self._layout, self._parts = shape, layout, parts
-        self._needs = Needs.all(parts.top)
 
     def forward(self, packed: torch.Tensor) -> torch.Tensor:
         """The whole step."""
@@ -104,10 +103,11 @@ class StepProgram(Program):
         """Choose the tokens and write them down."""
         parts, shape = self._parts, self._shape
         rows = SamplerInputs(
-            needs=self._needs,
+            needs=ALL_NEEDS,
             lanes=given["sampled_lanes"],
             masks=Masks(given["masks"].view(shape.rows, -1)),
-            **{name: given[name] for name in (*INTS, *FLOATS)},
+            params={name: given[name] for name in COLUMNS},
+            top=parts.top,
             **{name: given[name] for name in ("lengths", "previous", "draw_high", "draw_low", "barred")},
         )
         sampled = parts.sampler(logits, rows)

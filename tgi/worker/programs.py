@@ -14,6 +14,7 @@ import torch
 from tgi.footprint import PROMPT_SLICE
 from tgi.layers import Head
 from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
+from tgi.sampling import SamplingParams
 
 from .columns import Columns, Ints, Rows, first_blocks, sampler_columns, table_columns, token_columns
 from .lanes import Lanes
@@ -46,7 +47,7 @@ class Programs:
         positions = range(0, len(parts.prompt.targets), PROMPT_SLICE)
         self._slices = [device.upload(np.array([begin], np.int32)) for begin in positions]
         for _ in range(2):  # the first time they are compiled, the second they run as they will
-            self._replace(LaneParams(lanes.count, 0, False, 1, 0, 1, 1, 1, 0, False, b""), 0)
+            self._replace(LaneParams(lane=lanes.count, sampling=SamplingParams()), 0)
             if self._prompt is not None:
                 self._prompt(self._slices[0])
                 device.fetch(parts.prompt.answers)()
@@ -147,8 +148,10 @@ class Programs:
 
     def _marks(self, params: LaneParams) -> tuple[npt.NDArray[np.float32], Any, Any]:
         """Its bias [vocab], and which tokens have one, and which are ends."""
-        values = dense_bias(params, self._vocab_size) if params.bias_ids else np.zeros(0, np.float32)
-        ends = dense_ends(params, self._vocab_size) if params.ends else np.zeros(0, np.bool_)
+        values = (
+            dense_bias(params, self._vocab_size) if params.sampling.logit_bias else np.zeros(0, np.float32)
+        )
+        ends = dense_ends(params, self._vocab_size) if params.sampling.ends else np.zeros(0, np.bool_)
         return values, np.flatnonzero(values), np.flatnonzero(ends)
 
     def _replace(self, params: LaneParams, known: int) -> None:

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import attrs
-import numpy as np
 import numpy.typing as npt
 import torch
 
 from tgi.device.base import Device
 from tgi.protocol import LaneParams
+from tgi.sampling import COLUMNS, NEUTRAL
 
 from .lanes import DRAW_BITS
 from .tables import Tables
@@ -32,47 +32,17 @@ _SHORT = 256
 """Scores that are sorted first where shapes are free; hardly ever does a top-k or top-p need more."""
 
 
-@attrs.frozen(kw_only=True)
-class Needs:
-    """Which parts of the program the rows of a step need; decided on the host, before the program runs."""
+Needs = frozenset[str]
+"""Parameters that some row of a step uses, and "barred"; decided on the host, before the program runs."""
+ALL_NEEDS = frozenset((*COLUMNS, "barred"))
+_HISTORY_NEEDS = frozenset(("repetition_penalty", "frequency_penalty"))
+_GENERATED_NEEDS = frozenset(("presence_penalty", "count_penalty"))
 
-    sample: bool = False
-    top_k: bool = False
-    top_p: bool = False
-    min_p: bool = False
-    typical: bool = False
-    penalties: bool = False
-    """Of the whole sequence's tokens."""
-    occurrences: bool = False
-    """Penalties of generated tokens."""
-    bias: bool = False
-    bar: bool = False
-    watermark: bool = False
-    top: int = 0
-    """How many of the most likely tokens to report."""
 
-    @classmethod
-    def all(cls, top: int) -> "Needs":
-        """Whatever the parameters are."""
-        return cls(**{field.name: True for field in attrs.fields(cls) if field.name != "top"}, top=top)
-
-    @classmethod
-    def of(cls, columns: Mapping[str, npt.NDArray[Any]], top: int) -> "Needs":
-        """Of rows with these parameters."""
-        penalised = (columns["repetition_penalty"] != 1) | (columns["frequency_penalty"] != 0)
-        return cls(
-            sample=bool(columns["sample"].any()),
-            top_k=bool((columns["top_k"] > 0).any()),
-            top_p=bool((columns["top_p"] < 1).any()),
-            min_p=bool((columns["min_p"] > -np.inf).any()),
-            typical=bool((columns["typical_p"] < 1).any()),
-            penalties=bool(penalised.any()),
-            occurrences=bool(((columns["presence_penalty"] != 0) | (columns["count_penalty"] != 0)).any()),
-            bias=bool(columns["biased"].any()),
-            bar=bool(columns["barred"].any()),
-            watermark=bool(columns["watermark"].any()),
-            top=top,
-        )
+def needs_of(columns: Mapping[str, npt.NDArray[Any]]) -> Needs:
+    """The parameters that rows with these columns use."""
+    used = {name for name, neutral in NEUTRAL.items() if bool((columns[name] != neutral).any())}
+    return frozenset(used | {"barred"} if bool(columns["barred"].any()) else used)
 
 
 @attrs.define(eq=False)
@@ -98,21 +68,12 @@ class SamplerInputs:
     draw_high: torch.Tensor
     draw_low: torch.Tensor
     """The random number, DRAW_BITS bits each."""
-    sample: torch.Tensor
-    top_k: torch.Tensor
-    watermark: torch.Tensor
-    biased: torch.Tensor
     barred: torch.Tensor
     """Whether the lane's ends may not come yet."""
-    temperature: torch.Tensor
-    top_p: torch.Tensor
-    min_p: torch.Tensor
-    """Its logarithm."""
-    typical_p: torch.Tensor
-    repetition_penalty: torch.Tensor
-    frequency_penalty: torch.Tensor
-    presence_penalty: torch.Tensor
-    count_penalty: torch.Tensor
+    params: Mapping[str, torch.Tensor]
+    """The columns of `tgi.sampling.COLUMNS`, by name."""
+    top: int = 0
+    """Number of most likely tokens to report."""
     masks: Masks | None = None
 
 
@@ -149,12 +110,14 @@ class Sampler:
         best = device.argmax(scores)
         logprobs = scores.log_softmax(-1)
         tokens = (
-            torch.where(rows.sample > 0, draw(logprobs, rows, device), best) if rows.needs.sample else best
+            torch.where(rows.params["sample"] > 0, draw(logprobs, rows, device), best)
+            if "sample" in rows.needs
+            else best
         )
-        if rows.needs.penalties or rows.needs.occurrences:
+        if rows.needs & (_HISTORY_NEEDS | _GENERATED_NEEDS):
             self.tables.count(rows.lanes, tokens)
         chosen = logprobs.gather(1, tokens[:, None].long())[:, 0]
-        return Sampled(tokens, chosen, *device.most_likely(logprobs, rows.needs.top))
+        return Sampled(tokens, chosen, *device.most_likely(logprobs, rows.top))
 
 
 def process(
@@ -167,32 +130,32 @@ def process(
 ) -> torch.Tensor:
     """The float32 scores [rows, vocab] that a token is drawn from: penalised, warped, -inf where filtered."""
     needs = rows.needs
-    if needs.watermark:
-        green = green_list(rows.previous, scores.shape[1], gamma) & (rows.watermark > 0)[:, None]
+    if "watermark" in needs:
+        green = green_list(rows.previous, scores.shape[1], gamma) & (rows.params["watermark"] > 0)[:, None]
         scores = torch.where(green, scores + delta, scores)
-    if needs.penalties:
+    if needs & _HISTORY_NEEDS:
         scores = _penalise(scores, tables.counts.index_select(0, rows.lanes), rows)
-    if needs.occurrences:
+    if needs & _GENERATED_NEEDS:
         scores = _penalise_occurrences(scores, tables.generated.index_select(0, rows.lanes), rows)
-    if needs.bias:
+    if "logit_bias" in needs:
         scores = torch.where(
-            rows.biased[:, None] > 0, scores + tables.bias.index_select(0, rows.lanes), scores
+            rows.params["logit_bias"][:, None] > 0, scores + tables.bias.index_select(0, rows.lanes), scores
         )
-    if needs.bar:
+    if "barred" in needs:
         scores = scores.masked_fill(
             tables.ends.index_select(0, rows.lanes) & (rows.barred[:, None] > 0), -torch.inf
         )
     if rows.masks is not None:
         scores = _mask(scores, rows.masks)
-    if needs.sample:
-        scores = scores / rows.temperature[:, None]
-    if needs.top_k or needs.top_p:
+    if "sample" in needs:
+        scores = scores / rows.params["temperature"][:, None]
+    if "top_k" in needs or "top_p" in needs:
         scores = _filter_top(scores, rows, device.dynamic)
-    if needs.min_p:
-        least = scores.amax(-1, keepdim=True) + rows.min_p[:, None]
+    if "min_p" in needs:
+        least = scores.amax(-1, keepdim=True) + rows.params["min_p"][:, None]
         scores = scores.masked_fill(scores < least, -torch.inf)
-    if needs.typical:
-        scores = _filter_typical(scores, rows.typical_p[:, None], device)
+    if "typical_p" in needs:
+        scores = _filter_typical(scores, rows.params["typical_p"][:, None], device)
     return scores
 
 
@@ -248,17 +211,17 @@ def _hash(x: torch.Tensor) -> torch.Tensor:
 
 def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
     """Repetition penalty once per id that occurs; frequency penalty by its share of the sequence's tokens."""
-    repetition = rows.repetition_penalty[:, None]
+    repetition = rows.params["repetition_penalty"][:, None]
     penalised = torch.where(scores < 0, scores * repetition, scores / repetition)
     scores = torch.where(counts > 0, penalised, scores)
     share = counts / rows.lengths[:, None].float()
-    return scores - rows.frequency_penalty[:, None] * share
+    return scores - rows.params["frequency_penalty"][:, None] * share
 
 
 def _penalise_occurrences(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
     """Presence penalty once per id that was generated; count penalty for each time that it was."""
-    scores = scores - rows.presence_penalty[:, None] * (counts > 0)
-    return scores - rows.count_penalty[:, None] * counts
+    scores = scores - rows.params["presence_penalty"][:, None] * (counts > 0)
+    return scores - rows.params["count_penalty"][:, None] * counts
 
 
 def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
@@ -273,19 +236,21 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
 def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:
     """top-k, then top-p among what it left. Equal scores stay or go together."""
     size = scores.shape[1]
-    limited = rows.top_k[:, None] > 0
-    last_kept = torch.where(rows.top_k > 0, rows.top_k, size).clamp_max(size)[:, None].long() - 1
+    limited = rows.params["top_k"][:, None] > 0
+    last_kept = (
+        torch.where(rows.params["top_k"] > 0, rows.params["top_k"], size).clamp_max(size)[:, None].long() - 1
+    )
     for count in (min(_SHORT, size), size) if dynamic else (size,):
         best = scores.topk(count, -1).values if count < size else scores.sort(-1, descending=True).values
         top_k_cut = best.gather(1, last_kept.clamp_max(count - 1))
         cut, enough = top_k_cut, (last_kept < count) | ~limited
-        if rows.needs.top_p:
+        if "top_p" in rows.needs:
             left, best_left = (x.masked_fill((x < top_k_cut) & limited, -torch.inf) for x in (scores, best))
-            top_p_cut, reached = _top_p_cut(left, best_left, rows.top_p[:, None])
+            top_p_cut, reached = _top_p_cut(left, best_left, rows.params["top_p"][:, None])
             cut, enough = torch.maximum(cut, top_p_cut), enough & reached
         if count == size or bool(enough.all()):
             break
-    free = ~limited & (rows.top_p[:, None] >= 1)
+    free = ~limited & (rows.params["top_p"][:, None] >= 1)
     return scores.masked_fill((scores < cut) & ~free, -torch.inf)
 
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from tgi.device.base import Device
-from tgi.protocol import LaneParams, unpack_floats, unpack_ints
+from tgi.protocol import LaneParams, unpack_ints
 
 _MOST_BIAS = 1e4
 """What lies beyond has the effect of the bound: the scores stay finite in float32."""
@@ -18,16 +18,16 @@ _MOST_BIAS = 1e4
 def dense_bias(params: LaneParams, size: int) -> npt.NDArray[np.float32]:
     """[size]: what is added to each token's score."""
     bias = np.zeros(size, np.float32)
-    ids, values = unpack_ints(params.bias_ids), unpack_floats(params.bias_values)
-    bias[ids[ids < size]] = values[ids < size].clip(-_MOST_BIAS, _MOST_BIAS)
+    for token, value in params.sampling.logit_bias:
+        if token < size:
+            bias[token] = min(max(value, -_MOST_BIAS), _MOST_BIAS)
     return bias
 
 
 def dense_ends(params: LaneParams, size: int) -> npt.NDArray[np.bool_]:
     """[size]: whether each token would end the text; all false where nothing else would be left."""
     ends = np.zeros(size, np.bool_)
-    ids = unpack_ints(params.ends)
-    ends[ids[ids < size]] = True
+    ends[[token for token in params.sampling.ends if token < size]] = True
     return ends & (not ends.all())
 
 
@@ -68,9 +68,9 @@ class Tables:
                 (self.counts, self.generated), dense_counts(params, self._size), strict=True
             ):
                 self._write(table, params.lane, row)
-        if params.bias_ids:
+        if params.sampling.logit_bias:
             self._write(self.bias, params.lane, dense_bias(params, self._size))
-        if params.ends:
+        if params.sampling.ends:
             self._write(self.ends, params.lane, dense_ends(params, self._size))
 
     def count(self, lanes: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -9,7 +9,8 @@ import trio
 
 from tgi.errors import ApiError
 from tgi.limits import Limits
-from tgi.scheduler import SamplingParams, Sequence
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Sequence
 from tgi.testing.check_generation import check_generation
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer

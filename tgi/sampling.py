@@ -1,0 +1,308 @@
+"""Every sampling parameter, declared once.
+
+`SamplingParams` and the `Parameter` beside each of its fields give the fields of request bodies, the ranges
+and descriptions of the OpenAPI document, the parameters of a sequence, the message to the ranks, the columns
+of a lane, and the parts of the sampler that a step needs. A new parameter is a field here, the lines of the
+sampler that apply it, and their test.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import attrs
+import msgspec
+from msgspec import Meta
+
+Api = Literal["native", "openai"]
+I32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+
+
+@attrs.frozen(kw_only=True)
+class Range:
+    """The numbers that a client may give."""
+
+    gt: float = -math.inf
+    ge: float = -math.inf
+    lt: float = math.inf
+    le: float = math.inf
+
+    def __contains__(self, value: float) -> bool:
+        return self.gt < value < self.lt and self.ge <= value <= self.le
+
+    def __str__(self) -> str:
+        """In the words of TGI: "must be ..."."""
+        if self in (POSITIVE, COUNT):
+            return "strictly positive"
+        signs = (">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le)
+        return " and ".join(f"{sign} {bound}" for sign, bound in signs if math.isfinite(bound))
+
+    def schema(self) -> dict[str, float]:
+        """The keywords of JSON Schema."""
+        keywords = {
+            "exclusiveMinimum": self.gt,
+            "minimum": self.ge,
+            "exclusiveMaximum": self.lt,
+            "maximum": self.le,
+        }
+        return {keyword: bound for keyword, bound in keywords.items() if math.isfinite(bound)}
+
+
+POSITIVE = Range(gt=0.0)
+COUNT = Range(ge=1)
+_PENALTY = Range(ge=-2.0, le=2.0)
+_SHARE = Range(gt=0.0, lt=1.0)
+
+
+@attrs.frozen(kw_only=True)
+class Parameter:
+    """Everything about a sampling parameter beyond its name, type and neutral value."""
+
+    description: str
+    range: Range | None = None
+    native: str = ""
+    """Name in the body of TGI's own routes; "": the parameter is not offered there."""
+    openai: str = ""
+    """Name in the bodies of `/v1`; "": the parameter is not offered there."""
+    openai_range: Range | None = None
+    """Wider range of `/v1`: there, a value outside of `range` leaves the parameter without effect."""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Values beyond have the effect of the bound on a rank, so that scores stay finite in float32."""
+    column: Callable[[Any], float] | None = None
+    """Computes the number that a rank keeps for a lane; None: the value itself is kept, within `bounds`."""
+    on_host: bool = False
+    """Whether the sampler's program does without a column for it."""
+    history: bool = False
+    """Whether its effect depends on the tokens so far."""
+
+    def name(self, api: Api) -> str:
+        """Name in the bodies of an API, or ""."""
+        return self.native if api == "native" else self.openai
+
+    def documented_range(self, api: Api) -> Range | None:
+        """Range of the values that an API accepts."""
+        return self.openai_range or self.range if api == "openai" else self.range
+
+
+def _log(share: float) -> float:
+    return math.log(min(share, 1.0)) if share > 0 else -math.inf
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How the tokens of a sequence are drawn. The default of every field changes nothing.
+
+    Clients' values are checked in the order of the fields, which is TGI's.
+    """
+
+    sample: Annotated[bool, Parameter(description="Draw tokens; otherwise the most likely one is taken.")] = (
+        False
+    )
+    seed: Annotated[
+        int,
+        Parameter(
+            description="Random seed, uint64. A token's random number depends on it and the token's index.",
+            on_host=True,
+        ),
+    ] = 0
+    temperature: Annotated[
+        float,
+        Parameter(
+            description="Divides the logits: text is more random above 1 and less random below 1. "
+            "On `/v1`, 0 takes the most likely token.",
+            range=POSITIVE,
+            native="temperature",
+            openai="temperature",
+            openai_range=Range(ge=0.0),
+            bounds=(1e-4, 1e4),
+        ),
+    ] = 1.0
+    repetition_penalty: Annotated[
+        float,
+        Parameter(
+            description="Divides positive logits, and multiplies negative ones, of tokens that occur in the "
+            "prompt or the text. 1 has no effect.",
+            range=POSITIVE,
+            native="repetition_penalty",
+            openai="repetition_penalty",
+            bounds=(1e-4, 1e4),
+            history=True,
+        ),
+    ] = 1.0
+    frequency_penalty: Annotated[
+        float,
+        Parameter(
+            description="Lowers the logit of a token by its share of all tokens so far, prompt included.",
+            range=_PENALTY,
+            native="frequency_penalty",
+            history=True,
+        ),
+    ] = 0.0
+    count_penalty: Annotated[
+        float,
+        Parameter(
+            description="Lowers the logit of a token each time it is generated.",
+            range=_PENALTY,
+            openai="frequency_penalty",
+            bounds=(-1e4, 1e4),
+            history=True,
+        ),
+    ] = 0.0
+    presence_penalty: Annotated[
+        float,
+        Parameter(
+            description="Lowers the logit of a token once it has been generated.",
+            range=_PENALTY,
+            openai="presence_penalty",
+            bounds=(-1e4, 1e4),
+            history=True,
+        ),
+    ] = 0.0
+    min_p: Annotated[
+        float,
+        Parameter(
+            description="Leaves out tokens that are less likely than this share of the most likely one.",
+            range=Range(ge=0.0, le=1.0),
+            openai="min_p",
+            column=_log,
+        ),
+    ] = 0.0
+    top_p: Annotated[
+        float,
+        Parameter(
+            description="Samples from the most likely tokens that together have this probability.",
+            range=_SHARE,
+            native="top_p",
+            openai="top_p",
+            openai_range=Range(gt=0.0, le=1.0),
+        ),
+    ] = 1.0
+    typical_p: Annotated[
+        float,
+        Parameter(
+            description="Samples from the tokens of most typical information content that together have this "
+            "probability.",
+            range=_SHARE,
+            native="typical_p",
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        I32,
+        Parameter(
+            description="Samples from the k most likely tokens. On `/v1`, 0 and -1 have no effect.",
+            range=COUNT,
+            native="top_k",
+            openai="top_k",
+            openai_range=Range(ge=-1),
+        ),
+    ] = 0
+    watermark: Annotated[
+        bool,
+        Parameter(
+            description="Prefers a pseudo-random part of the vocabulary, so that the text can be recognised.",
+            native="watermark",
+        ),
+    ] = False
+    logit_bias: Annotated[
+        tuple[tuple[int, float], ...],
+        Parameter(
+            description="Number added to the logit of a token, by token id; each id occurs once.", column=bool
+        ),
+    ] = ()
+    min_tokens: Annotated[
+        int,
+        Parameter(
+            description="Number of tokens generated before one of `ends` may be. No effect beside a grammar.",
+            on_host=True,
+        ),
+    ] = 0
+    ends: Annotated[
+        tuple[int, ...],
+        Parameter(description="Tokens that end the text; given with `min_tokens` only.", on_host=True),
+    ] = ()
+    top_n_tokens: Annotated[
+        int, Parameter(description="Number of most likely tokens to report with each token.", on_host=True)
+    ] = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether a penalty looks at the tokens so far."""
+        return any(getattr(self, name) != neutral for name, neutral in _HISTORY)
+
+
+@attrs.frozen(kw_only=True)
+class Declared:
+    """A field of `SamplingParams` with its declaration."""
+
+    name: str
+    type: Any
+    """Type for msgspec, with the limits of the integers."""
+    neutral: Any
+    parameter: Parameter
+
+    def read(self, body: object, api: Api) -> Any:
+        """The value that a body asks for; neutral if it says nothing. Raises ValueError in TGI's words."""
+        given = self.parameter.name(api)
+        value = getattr(body, given) if given else None
+        if value is None:
+            return self.neutral
+        allowed = self.parameter.range
+        if allowed is None or value in allowed:
+            return value
+        if api == "openai" and self.parameter.openai_range and value in self.parameter.openai_range:
+            return self.neutral
+        raise ValueError(f"`{given}` must be {allowed}")
+
+    def column(self, params: SamplingParams) -> float:
+        """The number that a rank keeps for a lane with these parameters."""
+        value = getattr(params, self.name)
+        if self.parameter.column is not None:
+            return self.parameter.column(value)
+        least, most = self.parameter.bounds
+        return float(min(max(value, least), most))
+
+
+def _declared() -> tuple[Declared, ...]:
+    hints = get_type_hints(SamplingParams, include_extras=True)
+    found = []
+    for field in msgspec.structs.fields(SamplingParams):
+        kind, *extras = get_args(hints[field.name])
+        parameter = next(extra for extra in extras if isinstance(extra, Parameter))
+        for extra in extras:
+            kind = Annotated[kind, extra] if isinstance(extra, Meta) else kind
+        found.append(Declared(name=field.name, type=kind, neutral=field.default, parameter=parameter))
+    return tuple(found)
+
+
+DECLARED = _declared()
+COLUMNS = {declared.name: declared for declared in DECLARED if not declared.parameter.on_host}
+"""Parameters of which the sampler gets a column of numbers, one for each row."""
+FLOATS = tuple(name for name, declared in COLUMNS.items() if isinstance(declared.neutral, float))
+INTS = tuple(name for name in COLUMNS if name not in FLOATS)
+NEUTRAL = {name: declared.column(SamplingParams()) for name, declared in COLUMNS.items()}
+"""The number in each column that has no effect."""
+_HISTORY = tuple((declared.name, declared.neutral) for declared in DECLARED if declared.parameter.history)
+
+
+def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
+    """Fields for the body of an API, as `msgspec.defstruct` takes them: null and absence are neutral."""
+    fields: list[tuple[str, Any, Any]] = []
+    for declared in DECLARED:
+        name, allowed = declared.parameter.name(api), declared.parameter.documented_range(api)
+        if name:
+            meta = Meta(
+                description=declared.parameter.description,
+                extra_json_schema=allowed.schema() if allowed else None,
+            )
+            kind: Any = Annotated[declared.type, meta]
+            fields.append((name, kind, False) if declared.type is bool else (name, kind | None, None))
+    return fields
+
+
+def read_body(body: object, api: Api, **others: Any) -> SamplingParams:
+    """The parameters that a body asks for; `others` are those without a field of their own.
+
+    Raises ValueError in TGI's words for a value out of range.
+    """
+    values = {declared.name: declared.read(body, api) for declared in DECLARED if declared.name not in others}
+    return SamplingParams(**values, **others)
