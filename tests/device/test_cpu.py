@@ -11,7 +11,7 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, HostRow
 from tgi.device.cpu.cpu_device import CpuDevice, usable_cores
-from tgi.device.fp8 import Fp8Weight, Scale
+from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
@@ -52,9 +52,9 @@ def test_linear(devices, dtype, rows, out, into):
 def test_a_row_of_a_linear_layer_in_fp8_does_not_depend_on_its_neighbours(devices, dtype, rows):
     _, fast = devices
     numbers = normal(1000, 2048, dtype=torch.float32).to(torch.float8_e4m3fn)
-    weight = fast.prepare_fp8(Fp8Weight(numbers, torch.full((1000,), 0.1), Scale.of(torch.tensor(0.01))))
+    weight = fast.prepare_linear(Fp8Weight(numbers, torch.full((1000,), 0.1), Scale.of(torch.tensor(0.01))))
     x = normal(130, 2048, dtype=dtype, seed=1)
-    assert torch.equal(fast.linear_fp8(x[:rows], weight), fast.linear_fp8(x, weight)[:rows])
+    assert torch.equal(fast.multiply(x[:rows], weight), fast.multiply(x, weight)[:rows])
 
 
 def test_elementwise(devices, dtype):

@@ -12,12 +12,12 @@ from tgi_simulated_gaudi.device import CARDS, open_card
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, FlatBlocks
-from tgi.device.fp8 import Fp8Weight, Scale
 from tgi.device.graphs import Program
 from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
 from tgi.device.static import attend_flat
 from tgi.plugins import ConfigError
+from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
@@ -267,21 +267,21 @@ def test_linear_layers_in_fp8(fused, dtype):
     wanted = residual + exact.to(dtype)
     given = [(x.float() * scale).to(dtype), bias, residual]
 
-    got = fused.linear_fp8(
-        given[0].to("hpu"), fused.prepare_fp8(weight), *(one.to("hpu") for one in given[1:])
+    got = fused.multiply(
+        given[0].to("hpu"), fused.prepare_linear(weight), *(one.to("hpu") for one in given[1:])
     )
     assert_same(got, wanted, dtype)
-    assert_same(Device(1).linear_fp8(given[0], weight, *given[1:]), wanted, dtype)
+    assert_same(Device(1).multiply(given[0], weight, *given[1:]), wanted, dtype)
 
 
 def test_what_goes_into_a_linear_layer_is_limited_by_the_generation(fused):
     """A checkpoint's scale leaves room to 448 times itself, on a card with less too."""
-    weight = fused.prepare_fp8(
+    weight = fused.prepare_linear(
         Fp8Weight(torch.eye(3).to(torch.float8_e4m3fn), torch.ones(3), Scale.of(torch.tensor(0.5)))
     )
     x = torch.tensor([[224.0, -1e6, 1.0]])
     most = 2 * 0.5 * 240 if fused.fp8_limit == 240 else 0.5 * 448
-    assert fused.linear_fp8(x.to("hpu"), weight).cpu().tolist() == [[224.0, -most, 1.0]]
+    assert fused.multiply(x.to("hpu"), weight).cpu().tolist() == [[224.0, -most, 1.0]]
 
 
 def test_dtypes(hpu):

@@ -155,7 +155,7 @@ BROKEN = {
         lambda f: edit_config(f, rope_scaling={"type": "axial"}),
         "'axial' is not supported",
     ),
-    "no config": (lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "no config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
 }
 
 

@@ -17,11 +17,12 @@ from torch import nn
 
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
+from tgi.weights.formats import LinearWeight
+from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
 from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
-from .fp8 import FP8, FP8_LIMIT, Fp8Weight
 from .graphs import Counters, Program
 from .ranking import most_likely
 
@@ -118,22 +119,22 @@ class Device:
         y = F.linear(x, weight, bias)
         return y if residual is None else residual + y
 
-    def prepare_fp8(self, weight: Fp8Weight) -> Fp8Weight:
-        """Take a weight in the form in which `linear_fp8` is fastest."""
-        return weight.to(self.torch_device)
+    def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
+        """Take a weight of any format in the form in which `multiply` is fastest."""
+        return weight.prepare(self)
 
-    def linear_fp8(
+    def multiply(
         self,
         x: torch.Tensor,
-        weight: Fp8Weight,
+        weight: LinearWeight,
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `linear` with x rounded to numbers of 8 bits times the weight's input scale, in float32."""
-        numbers = (x.float() * weight.input.inverse).clamp(-self.fp8_limit, self.fp8_limit).to(FP8)
-        y = self.linear(numbers.float(), weight.numbers.float()) * weight.input.value * weight.scales
-        y = (y if bias is None else y + bias).to(x.dtype)
-        return y if residual is None else residual + y
+        """x [n, in] times a weight that `prepare_linear` gave, plus bias [out] and residual [n, out].
+
+        A device overrides it for the formats that it has a kernel for.
+        """
+        return weight.multiply(self, x, bias, residual)
 
     def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
         """Called while the model is built, where the checkpoint has scales [] for an fp8 KV cache."""

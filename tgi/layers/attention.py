@@ -7,7 +7,7 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch
 from tgi.plugins import ConfigError
 
-from .build import Build
+from .build import Build, CacheLayer
 
 
 class Attention(nn.Module):
@@ -43,7 +43,7 @@ class Attention(nn.Module):
             slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
         self._spec = AttentionSpec(scale, window, slopes, softcap)
-        build.device.use(self._spec)
+        build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
 
     def forward(
         self, qkv: torch.Tensor, batch: Batch, rotation: tuple[torch.Tensor, torch.Tensor] | None

@@ -1,4 +1,4 @@
-"""What every layer needs to build itself."""
+"""The context in which a model's layers build themselves."""
 
 import math
 from collections.abc import Sequence
@@ -6,74 +6,145 @@ from collections.abc import Sequence
 import attrs
 import torch
 
+from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.weights import Shard, Weights
+from tgi.plugins import ConfigError
+from tgi.protocol import CacheGroup, TensorInfo
+from tgi.weights import Shard, TensorPart, Weights
+from tgi.weights.formats import Dense, DenseWeight, LinearWeight, WeightFormat
+
+_DENSE = Dense()
 
 
 @attrs.frozen
-class Part:
-    """Of the tensor `name`, whose shape is `shape`, what `part` says of dimension `dim`; None: all."""
+class CacheLayer:
+    """Shape of the keys and values of one attention layer."""
 
-    name: str
-    shape: Sequence[int]
-    dim: int = 0
-    part: slice | None = None
-
-    @property
-    def size(self) -> list[int]:
-        """Its own shape."""
-        size = list(self.shape)
-        if self.part is not None:
-            size[self.dim] = len(range(size[self.dim])[self.part])
-        return size
+    window: int | None
+    kv_heads: int
+    """Key/value heads on this rank."""
+    all_kv_heads: int
+    """Key/value heads of all ranks."""
+    head_dim: int
 
 
 @attrs.define(eq=False)
 class Build:
-    """Where a layer's weights are, its share of them, what it runs on, and in which dtype."""
+    """Reads a rank's share of the weights for the layers, and keeps account of what they ask for."""
 
     weights: Weights
     shard: Shard
     device: Device
     dtype: torch.dtype
-    fp8: bool = False
-    """See `ModelConfig`."""
+    format: WeightFormat = _DENSE
+    """Format of the linear weights that are not dense."""
+    tensors: list[TensorInfo] = attrs.field(factory=list)
+    """Tensors that were read, in order, once for each time."""
+    cache: dict[int, CacheLayer] = attrs.field(factory=dict)
+    """Attention layers by number."""
+    changes_scores: bool = False
+    """Whether an attention layer has slopes or caps its scores."""
     widest: int = 0
-    """Most features that a linear layer gives one token on this rank; for the estimate of the workspace."""
+    """Largest number of output features of a linear layer on this rank."""
     _spare: torch.Tensor | None = None
-    """Memory of a weight that the device has made another form of, for the next one."""
+    """Memory of a weight that the device has copied, for the next one."""
 
-    def read(self, *parts: Part, rows: int = 0) -> torch.Tensor:
-        """Parts one below the other, in the model's dtype, padded with zeros to so many rows at least.
+    def __contains__(self, name: str) -> bool:
+        return name in self.weights
 
-        They go straight from the file to the device.
+    def has_shape(self, name: str, shape: list[int]) -> bool:
+        """Whether the checkpoint's tensor has that shape."""
+        return self.weights.fault(name, shape) is None
+
+    def read(self, *parts: TensorPart, rows: int = 0) -> torch.Tensor:
+        """Return parts of tensors, one below the other, on the device and in the model's dtype.
+
+        The numbers go straight from the file to the device. Zeros fill up to `rows` rows.
         """
         sizes = [part.size for part in parts]
         count = sum(size[0] for size in sizes)
         whole = self._empty(max(rows, count), *sizes[0][1:])
         begin = 0
         for part, size in zip(parts, sizes, strict=True):
-            out = whole[begin : begin + size[0]]
-            self.weights.read(part.name, part.shape, part.dim, part.part, out)
+            self._read(part, whole[begin : begin + size[0]], "dense")
             begin += size[0]
         whole[begin:].zero_()
         return whole
 
+    def read_raw(self, part: TensorPart, dtype: torch.dtype) -> torch.Tensor:
+        """Return a part of a tensor in the host's memory, where a format can change it."""
+        on_device = self.device.torch_device
+        place = on_device if on_device.type == "meta" else torch.device("cpu")
+        return self._read(part, torch.empty(part.size, dtype=dtype, device=place), self.format.name)
+
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor in the model's dtype on the device."""
+        """Return a tensor on the device, in the model's dtype."""
         return tensor.to(self.device.torch_device, self.dtype)
 
-    def linear(self, weight: torch.Tensor) -> torch.Tensor:
-        """A linear layer's weight [out, in], ready for `Device.linear`; as `prepare`."""
-        self.widest = max(self.widest, weight.shape[0])
-        return self.prepare(weight.to(self.dtype))
+    def linear(self, *parts: TensorPart) -> LinearWeight:
+        """Return the weight of a linear layer, ready for `Device.multiply`.
 
-    def prepare(self, weight: torch.Tensor) -> torch.Tensor:
-        """As `Device.prepare_weight`. `weight` is not to be used afterwards: the next may be there."""
-        prepared = self.device.prepare_weight(weight)
-        if prepared.is_mkldnn:
-            self._spare = torch.empty(0, dtype=self.dtype).set_(weight.untyped_storage())
+        Its rows are those of all parts ("….weight", [out, in]), one below the other, stored in the
+        checkpoint's format or dense. Raises ConfigError where some of them are stored so and some not.
+        """
+        missing = [self.format.missing(self, part) for part in parts]
+        lacking = [name for name in missing if name is not None]
+        if lacking and len(lacking) < len(parts):
+            raise ConfigError(f"the checkpoint has no tensor {lacking[0]!r}, though parts of the layer have")
+        stored = _DENSE if lacking else self.format
+        weight = self.prepare(stored.read(self, *parts))
+        self.widest = max(self.widest, sum(part.size[0] for part in parts))
+        return weight
+
+    def prepare(self, weight: LinearWeight) -> LinearWeight:
+        """Return a weight ready for `Device.multiply`.
+
+        The argument must not be used afterwards: its memory may hold the next weight.
+        """
+        prepared = self.device.prepare_linear(weight)
+        if (
+            isinstance(weight, DenseWeight)
+            and isinstance(prepared, DenseWeight)
+            and prepared.matrix.is_mkldnn
+        ):
+            self._spare = torch.empty(0, dtype=self.dtype).set_(weight.matrix.untyped_storage())
         return prepared
+
+    def attend(self, layer: int, spec: AttentionSpec, shape: CacheLayer) -> None:
+        """Announce the attention of a layer, before the first step."""
+        self.cache[layer] = shape
+        self.changes_scores |= spec.changes_scores
+        self.device.use(spec)
+
+    def scale_cache(self, layer: int, name: str) -> None:
+        """Give the device the scales of the keys and values of layer `name`, if the checkpoint has any."""
+        if scales := self.format.cache_scales(self, name):
+            self.device.scale_cache(layer, *scales)
+
+    def cache_groups(self, item: int) -> list[CacheGroup]:
+        """Group the layers whose keys and values have the same shape and window, numbers of `item` bytes."""
+        groups: dict[CacheLayer, list[int]] = {}
+        for layer in sorted(self.cache):
+            groups.setdefault(self.cache[layer], []).append(layer)
+        return [
+            CacheGroup(
+                window=shape.window,
+                layers=layers,
+                kv_heads=shape.kv_heads,
+                all_kv_heads=shape.all_kv_heads,
+                head_dim=shape.head_dim,
+                token_bytes=2 * len(layers) * shape.kv_heads * shape.head_dim * item,
+            )
+            for shape, layers in groups.items()
+        ]
+
+    def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
+        """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`."""
+        self.tensors.append(TensorInfo(name, list(shape), list(tensor.shape), stored, tensor.nbytes))
+
+    def _read(self, part: TensorPart, out: torch.Tensor, stored: str) -> torch.Tensor:
+        self.keep(part.name, part.shape, out, stored)
+        return self.weights.read(part.name, part.shape, part.dim, part.indices, out)
 
     def _empty(self, *shape: int) -> torch.Tensor:
         size, spare = math.prod(shape), self._spare

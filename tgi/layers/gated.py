@@ -12,7 +12,6 @@ from tgi.plugins.gated import GatedConfig
 
 from .attention import Attention
 from .build import Build
-from .fp8 import scale_cache
 from .linear import ColumnLinear, Embedding, Head, RowLinear
 from .norm import RMSNorm
 from .rotary import Rotary
@@ -30,7 +29,7 @@ class SelfAttention(nn.Module):
         pieces = [heads, kv_heads, kv_heads]
         sizes = [count * size for count in pieces]
         self.qkv = ColumnLinear(build, names, config.hidden_size, sizes, bias, pieces)
-        scale_cache(build, layer, name)
+        build.scale_cache(layer, name)
         self.attention = Attention(build, layer, heads, kv_heads, size, window=config.window)
         self.out = RowLinear(build, f"{name}.o_proj", heads * size, config.hidden_size, bias)
 

@@ -8,9 +8,10 @@ from torch import nn
 
 from tgi.device.batch import Batch
 from tgi.footprint import PROMPT_SLICE
+from tgi.weights import TensorPart
+from tgi.weights.formats import DenseWeight
 
-from .build import Build, Part
-from .fp8 import multiply, read_linear
+from .build import Build
 
 
 class ColumnLinear(nn.Module):
@@ -35,16 +36,16 @@ class ColumnLinear(nn.Module):
         whole: Sequence[int | None] = [None] * len(names) if pieces is None else pieces
         cuts = [build.shard.cut(*size) for size in zip(out_features, whole, strict=True)]
 
-        def fused(kind: str, *rest: int) -> list[Part]:
+        def fused(kind: str, *rest: int) -> list[TensorPart]:
             parts = zip(names, out_features, cuts, strict=True)
-            return [Part(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts]
+            return [TensorPart(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts]
 
-        self._weight = read_linear(build, *fused("weight", in_features))
+        self._weight = build.linear(*fused("weight", in_features))
         self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] to [T, this rank's part of all out_features]."""
-        return multiply(self._device, x, self._weight, self._bias)
+        return self._device.multiply(x, self._weight, self._bias)
 
 
 class GroupedQKV(nn.Module):
@@ -77,16 +78,16 @@ class GroupedQKV(nn.Module):
         parts = [rows(group, max(0, mine.start - group * readers), count) for group in groups]
         parts += [rows(group, head) for head in (readers, readers + 1) for group in groups]
 
-        def fused(kind: str, *rest: int) -> torch.Tensor:
+        def fused(kind: str, *rest: int) -> list[TensorPart]:
             shape = ((num_heads + 2 * num_kv_heads) * head_dim, *rest)
-            return build.read(*(Part(f"{name}.{kind}", shape, 0, part) for part in parts))
+            return [TensorPart(f"{name}.{kind}", shape, 0, part) for part in parts]
 
-        self._weight = build.linear(fused("weight", in_features))
-        self._bias = fused("bias") if bias else None
+        self._weight = build.linear(*fused("weight", in_features))
+        self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, in_features] to what `Attention` takes: this rank's queries, then keys, then values."""
-        return self._device.linear(x, self._weight, self._bias)
+        return self._device.multiply(x, self._weight, self._bias)
 
 
 class RowLinear(nn.Module):
@@ -99,8 +100,8 @@ class RowLinear(nn.Module):
         self._device = build.device
         self._shard = build.shard
         part = build.shard.cut(in_features)
-        self._weight = read_linear(build, Part(f"{name}.weight", (out_features, in_features), 1, part))
-        self._bias = build.read(Part(f"{name}.bias", (out_features,))) if bias else None
+        self._weight = build.linear(TensorPart(f"{name}.weight", (out_features, in_features), 1, part))
+        self._bias = build.read(TensorPart(f"{name}.bias", (out_features,))) if bias else None
 
     def forward(
         self,
@@ -122,7 +123,7 @@ class RowLinear(nn.Module):
 
     def _linear(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         bias = self._bias if self._shard.rank == 0 else None
-        return multiply(self._device, x, self._weight, bias, added)
+        return self._device.multiply(x, self._weight, bias, added)
 
 
 class Embedding(nn.Module):
@@ -158,7 +159,7 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        self._weight = build.prepare(_rows(build, f"{name}.weight", [vocab_size, size]))
+        self._weight = build.prepare(DenseWeight(_rows(build, f"{name}.weight", [vocab_size, size])))
         self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -172,7 +173,7 @@ class Head(nn.Module):
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         if not x.shape[0]:
             return x.new_empty(0, self._vocab_size)
-        logits = self._device.linear(x, self._weight, self._bias)
+        logits = self._device.multiply(x, self._weight, self._bias)
         return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
 
     def _answer_targets(self, x: torch.Tensor, batch: Batch, targets: torch.Tensor) -> None:
@@ -195,5 +196,5 @@ class Head(nn.Module):
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
     """This rank's rows of a tensor, padded with zeros to those of every rank and `more`."""
-    part = Part(name, shape, 0, build.shard.rows(shape[0]))
+    part = TensorPart(name, shape, 0, build.shard.rows(shape[0]))
     return build.read(part, rows=build.shard.share(shape[0]) + more)

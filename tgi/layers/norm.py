@@ -3,7 +3,9 @@
 import torch
 from torch import nn
 
-from .build import Build, Part
+from tgi.weights import TensorPart
+
+from .build import Build
 
 
 class RMSNorm(nn.Module):
@@ -13,7 +15,7 @@ class RMSNorm(nn.Module):
         super().__init__()
         self._device = build.device
         self._epsilon = epsilon
-        self._weight = build.read(Part(f"{name}.weight", (size,)))
+        self._weight = build.read(TensorPart(f"{name}.weight", (size,)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""
@@ -27,8 +29,8 @@ class LayerNorm(nn.Module):
         super().__init__()
         self._device = build.device
         self._epsilon = epsilon
-        self._weight = build.read(Part(f"{name}.weight", (size,)))
-        self._bias = build.read(Part(f"{name}.bias", (size,)))
+        self._weight = build.read(TensorPart(f"{name}.weight", (size,)))
+        self._bias = build.read(TensorPart(f"{name}.bias", (size,)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""

@@ -1,29 +1,17 @@
 """From the options to what a plan is made of: reads config.json and the headers of the weights."""
 
-import json
-import logging
 from collections.abc import Mapping
 from glob import glob
 from os import environ
 from pathlib import Path
-from typing import Any
 
 import attrs
 
 from tgi.config import DEMO_MODEL, OptionError, Options
 from tgi.hub import Source, find_config
 from tgi.limits import Limits, resolve_limits
-from tgi.plugins import (
-    ANY,
-    Architecture,
-    ConfigError,
-    DeviceSpec,
-    JsonReader,
-    ModelConfig,
-    architectures,
-    devices,
-    load_plugins,
-)
+from tgi.plugins import Architecture, ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
+from tgi.plugins.lookup import find_architecture, read_config_json
 
 from .bucketing import Bucketing
 from .cards import target
@@ -31,8 +19,6 @@ from .costs import CARDS, Costs
 from .plan import ITEM, Setup
 from .roofline import Roofline
 from .weights import rank_bytes, rank_numbers, read_shapes
-
-log = logging.getLogger(__name__)
 
 
 def read_setup(options: Options) -> Setup:
@@ -123,34 +109,6 @@ def read_architecture(folder: Path, options: Options) -> tuple[Architecture, Mod
 
     Raises ConfigError.
     """
-    data = _read_json(folder / "config.json")
+    data = read_config_json(folder)
     overrides = options.config_overrides(data)
-    data = {**data, **overrides}
-    plugins = load_plugins()
-    known = architectures(plugins)
-    names = JsonReader(data)(list, "architectures", [])
-    offered = [name for name in (*names, ANY) if name in known] if names else []
-    if not offered:
-        wanted = names[0] if names else "(none named)"
-        supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
-        reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}"
-        raise ConfigError("; ".join([reason, *plugins.left_out]))
-    architecture = known[offered[0]]
-    try:
-        config = architecture.config(JsonReader(data))
-    except ConfigError as error:
-        missed = plugins.left_out if architecture.name == ANY else []
-        raise ConfigError("; ".join([str(error), *missed])) from error
-    if architecture.name == ANY:
-        log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
-    return architecture, config, overrides
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is no JSON object")
-    return data
+    return *find_architecture(folder, data | overrides), overrides

@@ -3,6 +3,7 @@
 Both sides import this package; it knows nothing of either.
 """
 
+from .description import CacheGroup, Describe, Described, TensorInfo
 from .framing import FrameReader, frame
 from .messages import (
     Allocate,
@@ -38,7 +39,10 @@ __all__ = [
     "Arrived",
     "Begun",
     "Bucket",
+    "CacheGroup",
     "Command",
+    "Describe",
+    "Described",
     "Failed",
     "Finished",
     "FrameReader",
@@ -51,6 +55,7 @@ __all__ = [
     "Report",
     "Result",
     "Step",
+    "TensorInfo",
     "decode_command",
     "decode_report",
     "digest",

@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from tgi.sampling import SamplingParams
 
+from .description import Describe, Described
+
 
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """First command: read the model. Answered by `Progress` messages and one `Loaded`."""
@@ -249,8 +251,10 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     """When it failed, by the clock that all processes have: what other ranks suffer from it comes later."""
 
 
-Command: TypeAlias = Load | Allocate | Ready | Step
-Report: TypeAlias = Arrived | Joined | Progress | Loaded | Allocated | Begun | Result | Finished | Failed
+Command: TypeAlias = Describe | Load | Allocate | Ready | Step
+Report: TypeAlias = (
+    Described | Arrived | Joined | Progress | Loaded | Allocated | Begun | Result | Finished | Failed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _commands: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)

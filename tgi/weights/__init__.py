@@ -3,9 +3,20 @@
 from .checkpoint import Checkpoint, CheckpointError
 from .dummy import DummyWeights
 from .outline import Outline, check_outline
-from .shard import Shard
+from .shard import DivisionError, RecordingShard, Shard, TensorPart
 
 Weights = Checkpoint | DummyWeights | Outline
 """What a model is built from."""
 
-__all__ = ["Checkpoint", "CheckpointError", "DummyWeights", "Outline", "Shard", "Weights", "check_outline"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "DivisionError",
+    "DummyWeights",
+    "Outline",
+    "RecordingShard",
+    "Shard",
+    "TensorPart",
+    "Weights",
+    "check_outline",
+]

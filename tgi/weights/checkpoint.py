@@ -44,6 +44,14 @@ class Checkpoint:
         self._unread = dict.fromkeys(name for name in self._files if not name.endswith(_HARMLESS))
         self._done_bytes = 0
 
+    @staticmethod
+    def is_complete(folder: Path) -> bool:
+        """Whether the folder has files, all those that its index names."""
+        try:
+            return bool(_paths(folder))
+        except CheckpointError:
+            return False
+
     def __contains__(self, name: str) -> bool:
         return name in self._files
 

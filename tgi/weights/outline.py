@@ -1,4 +1,4 @@
-"""What a model would read of a checkpoint, found out before anything is read: all that is wrong at once."""
+"""Stand-in for a checkpoint while a model is built without numbers: all faults of the files at once."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,16 +8,20 @@ from .checkpoint import Checkpoint, CheckpointError
 
 
 class Outline:
-    """Stands in for a `Checkpoint` while a model is built on torch's device "meta", which has no numbers."""
+    """Tensors on torch's device "meta", and what is wrong with those of the checkpoint, if there is one.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._checkpoint = checkpoint
+    Without a checkpoint every tensor exists.
+    """
+
+    def __init__(self, checkpoint: Checkpoint | None = None) -> None:
+        self.checkpoint = checkpoint
         self._asked: set[str] = set()
         self._missing: dict[str, None] = {}
         self._misshaped: dict[str, str] = {}
+        self._checks = checkpoint is not None
 
     def __contains__(self, name: str) -> bool:
-        return name in self._checkpoint
+        return self.checkpoint is None or name in self.checkpoint
 
     def read(
         self,
@@ -27,11 +31,11 @@ class Outline:
         part: slice | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `Checkpoint.read`, but without numbers, and what is wrong is remembered."""
+        """As `Checkpoint.read`, but without numbers and errors."""
         self._asked.add(name)
-        if name not in self._checkpoint:
+        if name not in self:
             self._missing[name] = None
-        elif fault := self._checkpoint.fault(name, shape):
+        elif fault := self.fault(name, shape):
             self._misshaped[name] = fault
         lengths = list(shape)
         if part is not None:
@@ -40,31 +44,40 @@ class Outline:
 
     def fault(self, name: str, shape: Sequence[int]) -> str | None:
         """As `Checkpoint.fault`."""
-        return self._checkpoint.fault(name, shape)
+        return None if self.checkpoint is None else self.checkpoint.fault(name, shape)
 
     def dismiss(self, name: str) -> None:
         """As `Checkpoint.dismiss`."""
         self._asked.add(name)
 
+    def skip_check(self) -> None:
+        """Let `check` pass: the model reads the files in its own way, and finds their faults itself."""
+        self._checks = False
+
     def check(self) -> None:
         """Raise CheckpointError with everything that is wrong."""
-        extra = [name for name in self._checkpoint.unread if name not in self._asked]
+        if self.checkpoint is None or not self._checks:
+            return
+        extra = [name for name in self.checkpoint.unread if name not in self._asked]
         faults = list(self._misshaped.values())[:3]
         if len(self._misshaped) > len(faults):
             faults.append(f"{len(self._misshaped) - len(faults)} more tensors have other shapes too")
         if self._missing:
-            faults.append(f"{self._checkpoint.missing(list(self._missing))}")
+            faults.append(self.checkpoint.missing(list(self._missing)))
         if extra:
-            faults.append(self._checkpoint.superfluous(extra))
+            faults.append(self.checkpoint.superfluous(extra))
         if faults:
             raise CheckpointError("; ".join(faults))
 
 
 def check_outline(checkpoint: Checkpoint, build: Callable[[Outline], object]) -> None:
-    """Raise CheckpointError unless what `build` reads is the checkpoint. It gets no numbers."""
+    """Raise CheckpointError unless `build` reads exactly the tensors of the checkpoint.
+
+    A `build` that looks at numbers is not checked: reading them finds the first fault.
+    """
     outline = Outline(checkpoint)
     try:
         build(outline)
     except (NotImplementedError, RuntimeError):
-        return  # it looked at a number: then the first fault that reading meets must be enough
+        return
     outline.check()

@@ -1,8 +1,14 @@
-"""A rank's share of something that is divided over all ranks."""
+"""A rank's share of a tensor that is divided over all ranks."""
+
+from collections.abc import Sequence
 
 import attrs
 
 from tgi.plugins import ConfigError
+
+
+class DivisionError(ConfigError):
+    """Something cannot be divided evenly over this number of ranks."""
 
 
 @attrs.frozen
@@ -13,27 +19,72 @@ class Shard:
     size: int = 1
 
     def cut(self, total: int, pieces: int | None = None) -> slice:
-        """This rank's equal part of `total`, which may be cut into `pieces` only, or None: into any number.
+        """Return this rank's equal share of `total` indices.
 
-        Where there are more ranks than pieces, neighbours have the same piece. Raises ConfigError where that
-        does not come out even.
+        `pieces` stay whole, as heads do: more ranks than pieces have the same piece as their neighbours.
+        Raises DivisionError where the shares are not equal.
         """
-        ranks = self.size if pieces is None else min(pieces, self.size)
-        if total % ranks or self.size % ranks or (pieces is not None and pieces % ranks):
+        if not divides(total, pieces, self.size):
             what = f"{total}" if pieces in (None, total) else f"{total} in {pieces} pieces"
-            raise ConfigError(f"{what} cannot be divided over {self.size} ranks")
-        part, place = total // ranks, self.rank * ranks // self.size
-        return slice(place * part, (place + 1) * part)
+            raise DivisionError(f"{what} cannot be divided over {self.size} ranks")
+        shares = self.size if pieces is None else min(pieces, self.size)
+        length, place = total // shares, self.rank * shares // self.size
+        return slice(place * length, (place + 1) * length)
 
     def kv_heads(self, total: int) -> slice:
-        """The key/value heads of this rank: those that its share of the query heads reads."""
+        """Return the key/value heads that this rank's share of the query heads reads."""
         return self.cut(total, total)
 
     def rows(self, total: int) -> slice:
-        """This rank's part of any number of rows: `share` each, of which the last ranks may lack some."""
+        """Return this rank's share of any number of rows; the last ranks may have fewer than `share`."""
         share = self.share(total)
         return slice(min(total, self.rank * share), min(total, (self.rank + 1) * share))
 
     def share(self, total: int) -> int:
-        """Rows of every rank, with those that are missing."""
+        """Return the number of rows of every rank but the last ones."""
         return -(-total // self.size)
+
+
+@attrs.frozen(eq=False)
+class RecordingShard(Shard):
+    """The only rank of a model, remembering which divisions several ranks would need."""
+
+    cuts: set[tuple[int, int | None]] = attrs.field(factory=set)
+    """Arguments of `cut` so far."""
+
+    def cut(self, total: int, pieces: int | None = None) -> slice:
+        """Return everything."""
+        self.cuts.add((total, pieces))
+        return slice(0, total)
+
+    def possible_ranks(self, limit: int) -> list[int]:
+        """Return the numbers of ranks up to `limit` for which every cut is possible; 1 if nothing is cut."""
+        counts = range(1, limit + 1 if self.cuts else 2)
+        return [count for count in counts if all(divides(*cut, count) for cut in self.cuts)]
+
+
+def divides(total: int, pieces: int | None, ranks: int) -> bool:
+    """Whether `total` can be divided equally over the ranks, with `pieces` (None: every index) kept whole."""
+    shares = ranks if pieces is None else min(pieces, ranks)
+    return total % shares == 0 and ranks % shares == 0 and (pieces is None or pieces % shares == 0)
+
+
+@attrs.frozen
+class TensorPart:
+    """A rank's part of one tensor of the checkpoint."""
+
+    name: str
+    shape: Sequence[int]
+    """Shape of the whole tensor."""
+    dim: int = 0
+    """Dimension that is divided."""
+    indices: slice | None = None
+    """Indices of the part in `dim`; None: all."""
+
+    @property
+    def size(self) -> list[int]:
+        """The part's own shape."""
+        size = list(self.shape)
+        if self.indices is not None:
+            size[self.dim] = len(range(size[self.dim])[self.indices])
+        return size

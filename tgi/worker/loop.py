@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
+from tgi.layers.loading import describe
 from tgi.plugins import ConfigError
 from tgi.protocol import (
     Allocate,
     Allocated,
     Arrived,
     Begun,
+    Describe,
     Failed,
     Finished,
     FrameReader,
@@ -56,7 +58,9 @@ def serve(connection: socket.socket, shard: Shard, store: Path = Path()) -> bool
     try:
         for payload in payloads(connection):
             command = decode_command(payload)
-            if isinstance(command, Load):
+            if isinstance(command, Describe):
+                report(describe(command))
+            elif isinstance(command, Load):
                 runner = load(command, shard, store, report)
                 report(runner.loaded)
             elif runner is None:

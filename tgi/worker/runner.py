@@ -1,11 +1,8 @@
 """Loads a model and executes steps with it."""
 
-import json
-import pkgutil
 import time
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import attrs
 import numpy as np
@@ -17,9 +14,11 @@ from tgi.device.batch import KVCache
 from tgi.device.graphs import Counters
 from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.layers import Batch, Build, Head
-from tgi.plugins import ANY, ConfigError, JsonReader, ModelConfig, architectures, devices, load_plugins
+from tgi.layers.loading import Model, load_model
+from tgi.plugins import ModelConfig, devices, load_plugins
+from tgi.plugins.lookup import find_offer, import_named
 from tgi.protocol import Load, Loaded, Progress, Result, Step
-from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Shard, check_outline
+from tgi.weights import Shard
 
 from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
@@ -28,9 +27,6 @@ from .layout import Sizes
 from .program import Parts, Prompt
 from .programs import Programs
 from .sampler import Sampled, Sampler
-
-Model = Callable[[Batch], torch.Tensor]
-T = TypeVar("T")
 
 
 @attrs.define(eq=False)
@@ -59,22 +55,13 @@ class Runner:
     _before: Counters = attrs.field(factory=Counters)
 
     @classmethod
-    @torch.inference_mode()
     def load(
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
         """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
-        architecture = _find("architecture", command.architecture, architectures(load_plugins()))
-        config = architecture.config(JsonReader(_read_config(Path(command.folder)) | command.overrides))
-        dtype, make = device.dtype(command.dtype), _resolve(architecture.model)
-        weights = _open_weights(command, dtype, report)
-        if isinstance(weights, Checkpoint):
-            nowhere = _nowhere()
-            check_outline(weights, lambda it: make(config, Build(it, shard, nowhere, dtype, config.fp8)))
-        build = Build(weights, shard, device, dtype, config.fp8)
-        model = make(config, build).eval()
-        if isinstance(weights, Checkpoint) and weights.unread:
-            raise CheckpointError(weights.superfluous(weights.unread))
+        model, config, build = load_model(
+            command, shard, device, lambda done, total: report(Progress(done, total))
+        )
         return cls.of(model, config, build, command)
 
     @classmethod
@@ -193,32 +180,9 @@ class Runner:
 
 def open_device(name: str, threads: int) -> Device:
     """The device of that name. Raises ConfigError where no plugin offers it."""
-    device = _resolve(_find("device", name, devices(load_plugins())).implementation)(threads)
+    spec = find_offer("device", name, devices(load_plugins()))
+    device = import_named(spec.implementation)(threads)
     assert isinstance(device, Device)
-    return device
-
-
-def _resolve(place: str) -> Callable[..., Any]:
-    """What a plugin says is at "module:Class". Raises ConfigError."""
-    try:
-        found: Callable[..., Any] = pkgutil.resolve_name(place)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{place}, which a plugin names, cannot be imported: {error}") from error
-    return found
-
-
-def _open_weights(
-    command: Load, dtype: torch.dtype, report: Callable[[Progress], None]
-) -> Checkpoint | DummyWeights:
-    if command.dummy:
-        return DummyWeights(dtype)
-    return Checkpoint(Path(command.folder), lambda done, total: report(Progress(done, total)))
-
-
-def _nowhere() -> Device:
-    """Where tensors have a shape and nothing else."""
-    device = Device()
-    device.torch_device = torch.device("meta")
     return device
 
 
@@ -239,23 +203,6 @@ def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
         listed_blocks=command.listed_blocks,
         prefill_pairs=command.prefill_pairs,
     )
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / "config.json").read_bytes())
-    except ValueError as error:
-        raise ConfigError(f"{folder / 'config.json'} is not JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{folder / 'config.json'} is not a JSON object")
-    return data
-
-
-def _find(kind: str, name: str, known: Mapping[str, T]) -> T:
-    found = next((known[offered] for offered in (name, ANY) if offered in known), None)
-    if found is None:
-        raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
-    return found
 
 
 def _target_columns(batch: Batch, places: "np.ndarray[Any, Any]") -> dict[str, bytes]:

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 import transformers
@@ -19,9 +20,10 @@ from transformers.masking_utils import (
 from tgi.config import Options
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.layers.loading import describe, load_model
 from tgi.planning.setup import read_architecture
 from tgi.plugins import ConfigError, JsonReader
-from tgi.protocol import unpack_floats, unpack_ints
+from tgi.protocol import Describe, unpack_floats, unpack_ints
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.driver import load_command, make_driver
 from tgi.testing.models import make_llama
@@ -136,11 +138,33 @@ def found_positions(config):
     return tables[0].weight.shape[0] - getattr(tables[0], "offset", 0)
 
 
-def test_the_window_of_all_layers():
+def test_windows_of_layers():
     config = {**GENERAL, "architectures": ["Gemma2ForCausalLM"], "sliding_window": 8}
-    assert read_config(JsonReader(config)).window is None
-    for types, window in ((["full_attention", "sliding_attention"], None), (["sliding_attention"], 8)):
-        assert read_config(JsonReader({**config, "layer_types": types})).window == window
+    layers = config["num_hidden_layers"] = 3
+    found = read_config(JsonReader(config))
+    assert (found.window, found.windows) == (None, (None,) * layers)
+    full, sliding = "full_attention", "sliding_attention"
+    for types, window in (([sliding] * (layers - 1) + [full], None), ([sliding] * layers, 8)):
+        found = read_config(JsonReader({**config, "layer_types": types}))
+        assert found.window == window
+        assert found.windows == tuple(8 if kind == sliding else None for kind in types)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_descriptions(tmp_path, family):
+    """What a rank keeps is described without loading it; a tied head may be kept once only."""
+    folder = make_model(tmp_path, **FAMILIES[family])
+    config = json.loads((folder / "config.json").read_text())
+    (name,) = config["architectures"]
+    command = Describe(folder=str(folder), architecture=name, ranks=1, dtype="float32")
+    described = describe(command)
+    _, _, build = load_model(load_command(folder), Shard(), Device(1), lambda *_: None)
+    assert described.groups == build.cache_groups(4)
+    assert described.tensors == build.tensors
+    assert (described.widest, described.changes_scores) == (build.widest, build.changes_scores)
+    assert described.possible_ranks == [1]
+    with pytest.raises(ConfigError, match="on one rank only"):
+        describe(msgspec.structs.replace(command, ranks=2))
 
 
 GENERAL = {

@@ -16,8 +16,10 @@ from transformers.utils import logging
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.layers import Batch, Build, Head
+from tgi.layers.build import CacheLayer
 from tgi.plugins import ConfigError
-from tgi.weights import Checkpoint, CheckpointError, DummyWeights
+from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Outline
+from tgi.weights.formats import DenseWeight
 
 from .plugin import TransformersConfig
 from .trial import TOKENS, Trial, make_mask
@@ -76,14 +78,21 @@ class TransformersModel(nn.Module):
         super().__init__()
         config.check_ranks(build.shard.size)
         whole = _load(config, build)
+        for name, tensor in whole.named_parameters(remove_duplicate=False):
+            build.keep(name, tensor.shape, tensor)
         self._device = build.device
-        self._specs, inner = _take_apart(whole, config, build.device)
-        for spec in self._specs:
-            build.device.use(spec)
-        inner.set_attn_implementation(_PAGED)
-        self.decoder = Decoder(inner)
-        self.head = TransformersHead(whole, config, build.device)
-        _speed_up(self, build)
+        if isinstance(build.weights, Outline):
+            cap = 1.0 if config.changes_scores else None  # its value is not in a sketch
+            self._specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
+        else:
+            self._specs, inner = _take_apart(whole, config, build.device)
+            inner.set_attn_implementation(_PAGED)
+            self.decoder = Decoder(inner)
+            self.head = TransformersHead(whole, config, build.device)
+        for layer, (spec, window) in enumerate(zip(self._specs, config.windows, strict=True)):
+            heads = config.num_kv_heads
+            build.attend(layer, spec, CacheLayer(window, heads, heads, config.head_dim))
+        _speed_up(self if hasattr(self, "decoder") else whole, build)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of `batch.last`, [n, vocab_size]."""
@@ -143,12 +152,13 @@ class DeviceLinear(nn.Module):
     def __init__(self, build: Build, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         self._device = build.device
-        self.weight = build.linear(weight)
+        self.weight = build.prepare(DenseWeight(weight))
+        build.widest = max(build.widest, weight.shape[0])
         self.bias = bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        y = self._device.linear(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
+        y = self._device.multiply(x.reshape(-1, x.shape[-1]), self.weight, self.bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
@@ -168,7 +178,9 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
         elif isinstance(build.weights, DummyWeights):
             model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
         else:
-            raise NotImplementedError("transformers says by itself what is wrong with a checkpoint")
+            build.weights.skip_check()  # transformers finds the faults of a checkpoint itself
+            with torch.device("meta"):
+                model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
     except (ValueError, TypeError, AttributeError, KeyError) as error:  # settings that do not fit
         raise trial.error(f"{type(error).__name__}: {error}") from error
     model = model.eval().to(build.device.torch_device)

@@ -28,6 +28,8 @@ class TransformersConfig(ModelConfig):
     architecture: str
     json: Mapping[str, Any]
     """All of config.json."""
+    windows: tuple[int | None, ...]
+    """Number of tokens that a token sees in each layer, itself included; None: all before it."""
 
     def check_ranks(self, ranks: int) -> None:
         """Raises ConfigError for more than one."""
@@ -44,19 +46,21 @@ def read_config(get: JsonReader) -> TransformersConfig:
     _refuse(get, architecture)
     text = get.section("text_config") or get
     hidden, heads = _first(text, _HIDDEN), _first(text, _HEADS)
+    windows = _windows(text, _first(text, _LAYERS))
     rotated, plain = text(int, "qk_rope_head_dim", 0), text(int, "qk_nope_head_dim", 0)
     compressed = bool(plain)  # MLA: the KV cache here has the whole keys, of every head
     return TransformersConfig(
         vocab_size=text.size("vocab_size"),
         hidden_size=hidden,
-        num_layers=_first(text, _LAYERS),
+        num_layers=len(windows),
         num_heads=heads,
         num_kv_heads=heads if compressed else _kv_heads(text, heads),
         head_dim=rotated + plain if compressed else text.size("head_dim", hidden // heads),
         max_position=_first(text, _POSITIONS, 2048),
         learned_positions=_learned_positions(text),
         changes_scores=text(float, "attn_logit_softcapping", 0.0) > 0,
-        window=_window(text),
+        window=windows[0] if len(set(windows)) == 1 else None,
+        windows=windows,
         architecture=architecture,
         json=get.data,
     )
@@ -120,10 +124,13 @@ def _learned_positions(get: JsonReader) -> int | None:
     return None if any(key.startswith(_COMPUTED) for key in get.data) else _first(get, _POSITIONS, 2048)
 
 
-def _window(get: JsonReader) -> int | None:
-    """Where every layer is said to have one; a config.json without types of layers does not tell."""
-    types = set(get(list, "layer_types", []))
-    return get(int, "sliding_window", None) if types == {"sliding_attention"} else None
+def _windows(get: JsonReader, layers: int) -> tuple[int | None, ...]:
+    """The windows that config.json names. Without types of layers, every layer may see everything."""
+    types = get(list, "layer_types", [])
+    if len(types) != layers:
+        return (None,) * layers
+    window = get(int, "sliding_window", None)
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
 @hookimpl

@@ -57,9 +57,9 @@ class Trial:
         if missing:
             layers = ", ".join(map(str, missing))
             raise self.error(f"there is no attention that others can compute in layer {layers}")
-        window = self.config.window
-        if window is not None and any(spec.window != window for spec in self.specs.values()):
-            raise self.error(f"config.json has a window of {window} for all layers, which they have not")
+        for layer, window in enumerate(self.config.windows):
+            if window is not None and self.specs[layer].window != window:
+                raise self.error(f"config.json has a window of {window} for layer {layer}, which has another")
         return [self.specs[index] for index in range(self.config.num_layers)]
 
     def error(self, reason: str) -> ConfigError:

@@ -20,7 +20,6 @@ from torch import nn
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, KVCache
-from tgi.device.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 from tgi.device.graphs import Counters, Graphs, Program
 from tgi.device.static import (
     DecodePlan,
@@ -34,6 +33,8 @@ from tgi.device.static import (
 )
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
+from tgi.weights.formats import LinearWeight
+from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 
 from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
@@ -171,20 +172,16 @@ class HpuDevice(Device):
 
     # ---- numbers of 8 bits ---------------------------------------------------------------------------------
 
-    def prepare_fp8(self, weight: Fp8Weight) -> Fp8Weight:
-        """Within the range of the card: checkpoints are made for the wider one."""
-        return super().prepare_fp8(weight.halved() if self.fp8_limit < FP8_LIMIT else weight)
-
-    def linear_fp8(
+    def multiply(
         self,
         x: torch.Tensor,
-        weight: Fp8Weight,
+        weight: LinearWeight,
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """By the fused kernel."""
-        if self.bridge.fp8_gemm is None:
-            return super().linear_fp8(x, weight, bias, residual)
+        """Multiply with fp8 weights by the fused kernel."""
+        if not isinstance(weight, Fp8Weight) or self.bridge.fp8_gemm is None:
+            return super().multiply(x, weight, bias, residual)
         numbers, scale = self._narrow(x, weight.input), weight.input.value
         y = self.bridge.fp8_gemm(
             numbers, False, weight.numbers, True, None, x.dtype, scale, weight.scales, bias, False

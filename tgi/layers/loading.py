@@ -1,0 +1,125 @@
+"""Builds models: with their weights on a device, or without numbers on torch's device "meta"."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from tgi.device.base import Device
+from tgi.device.batch import Batch
+from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, load_plugins
+from tgi.plugins.lookup import find_offer, import_named, read_config_json
+from tgi.protocol import Describe, Described, Load
+from tgi.weights import (
+    Checkpoint,
+    CheckpointError,
+    DivisionError,
+    DummyWeights,
+    Outline,
+    RecordingShard,
+    Shard,
+    Weights,
+    check_outline,
+)
+from tgi.weights.formats import WeightFormat, read_format
+
+from .build import Build
+
+Model = Callable[[Batch], torch.Tensor]
+_CACHE_ITEM = {"fp8_e4m3fn": 1}
+"""Bytes of a number in a KV cache whose dtype is not the model's."""
+
+
+@attrs.frozen
+class Blueprint:
+    """A model's class and settings, from which any rank's share is built."""
+
+    make: Callable[[Any, Build], Any]
+    config: ModelConfig
+    format: WeightFormat
+    dtype: torch.dtype
+
+    @classmethod
+    def open(
+        cls, folder: Path, architecture: str, overrides: Mapping[str, Any], dtype: torch.dtype
+    ) -> "Blueprint":
+        """Read config.json. Raises ConfigError."""
+        offered = find_offer("architecture", architecture, architectures(load_plugins()))
+        reader = JsonReader(read_config_json(folder) | dict(overrides))
+        return cls(import_named(offered.model), offered.config(reader), read_format(reader), dtype)
+
+    @torch.inference_mode()
+    def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
+        """Build a rank's share."""
+        build = Build(weights, shard, device, self.dtype, self.format)
+        return self.make(self.config, build).eval(), build
+
+    def sketch(self, weights: Outline, shard: Shard) -> Build:
+        """Build a rank's share without numbers, and return what it asked for."""
+        device = Device()
+        device.torch_device = torch.device("meta")
+        return self.build(weights, shard, device)[1]
+
+
+def load_model(
+    command: Load, shard: Shard, device: Device, on_read: Callable[[int, int], None]
+) -> tuple[Model, ModelConfig, Build]:
+    """Read a rank's share of a model; `on_read` is that of `Checkpoint`.
+
+    Raises ConfigError, and CheckpointError with everything that is wrong with the files, before any number is
+    read if the model can be built without.
+    """
+    folder, dtype = Path(command.folder), device.dtype(command.dtype)
+    blueprint = Blueprint.open(folder, command.architecture, command.overrides, dtype)
+    weights = DummyWeights(dtype) if command.dummy else Checkpoint(folder, on_read)
+    if isinstance(weights, Checkpoint):
+        check_outline(weights, lambda outline: blueprint.sketch(outline, shard))
+    model, build = blueprint.build(weights, shard, device)
+    if isinstance(weights, Checkpoint) and weights.unread:
+        raise CheckpointError(weights.superfluous(weights.unread))
+    return model, blueprint.config, build
+
+
+def describe(command: Describe) -> Described:
+    """Describe a model from its config.json, and from the headers of its files where it has all of them.
+
+    Raises ConfigError, which names the possible numbers of ranks where `command.ranks` is none of them, and
+    CheckpointError.
+    """
+    dtype = torch.bfloat16 if command.dtype == "auto" else getattr(torch, command.dtype)
+    folder = Path(command.folder)
+    blueprint = Blueprint.open(folder, command.architecture, command.overrides, dtype)
+    config = blueprint.config
+    outline = Outline(_open_files(command, folder))
+    whole = RecordingShard()
+    build = blueprint.sketch(outline, whole)
+    possible = whole.possible_ranks(config.num_heads)
+    if command.ranks != 1:
+        try:
+            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks))
+        except DivisionError:
+            raise ConfigError(
+                f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
+                f"divided over {command.ranks} ranks; --num-shard can be {', '.join(map(str, possible))}"
+            ) from None
+    if command.check:
+        outline.check()
+    return Described(
+        tensors=build.tensors,
+        groups=build.cache_groups(_CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize)),
+        possible_ranks=possible,
+        item=dtype.itemsize,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        heads=config.num_heads // command.ranks,
+        widest=build.widest,
+        changes_scores=build.changes_scores,
+    )
+
+
+def _open_files(command: Describe, folder: Path) -> Checkpoint | None:
+    """Raises CheckpointError for files that are broken, and if they are needed for those that are missing."""
+    complete = command.check or Checkpoint.is_complete(folder)
+    return Checkpoint(folder) if complete and not command.dummy else None

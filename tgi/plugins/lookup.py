@@ -1,0 +1,68 @@
+"""The way from a model's folder to the plugin that runs it: config.json, the architecture, its classes."""
+
+import json
+import logging
+import pkgutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig
+from .manager import architectures, load_plugins
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def read_config_json(folder: Path) -> dict[str, Any]:
+    """Return the object in config.json. Raises ConfigError."""
+    path = folder / "config.json"
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} is no JSON object")
+    return data
+
+
+def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
+    """Return the first architecture of config.json's `data` that a plugin offers, and what it reads there.
+
+    Raises ConfigError.
+    """
+    plugins = load_plugins()
+    known = architectures(plugins)
+    names = JsonReader(data)(list, "architectures", [])
+    offered = [name for name in (*names, ANY) if name in known] if names else []
+    if not offered:
+        wanted = names[0] if names else "(none named)"
+        supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
+        reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}"
+        raise ConfigError("; ".join([reason, *plugins.left_out]))
+    architecture = known[offered[0]]
+    try:
+        config = architecture.config(JsonReader(data))
+    except ConfigError as error:
+        missed = plugins.left_out if architecture.name == ANY else []
+        raise ConfigError("; ".join([str(error), *missed])) from error
+    if architecture.name == ANY:
+        log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
+    return architecture, config
+
+
+def find_offer(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Return what plugins offer under that name, or under `ANY`. Raises ConfigError."""
+    offered = next((known[each] for each in (name, ANY) if each in known), None)
+    if offered is None:
+        raise ConfigError(f"no plugin offers the {kind} {name!r}, only {', '.join(sorted(known)) or 'none'}")
+    return offered
+
+
+def import_named(place: str) -> Callable[..., Any]:
+    """Return the class or function that a plugin names as "module:name". Raises ConfigError."""
+    try:
+        named: Callable[..., Any] = pkgutil.resolve_name(place)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{place}, which a plugin names, cannot be imported: {error}") from error
+    return named

@@ -1,0 +1,80 @@
+"""The description of a model, which a rank process makes without reading weights and without a device."""
+
+import msgspec
+
+
+class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Ask for a `Described` of a model; may come before `Load`, or alone."""
+
+    folder: str
+    """A checkpoint folder with config.json."""
+    architecture: str
+    """A name that a plugin offers, from config.json's "architectures"."""
+    ranks: int
+    """Number of ranks that the model is divided over."""
+    dtype: str
+    """"float32", "bfloat16", or "auto", which counts as bfloat16."""
+    kv_cache_dtype: str = ""
+    """"fp8_e4m3fn", or "": the model's."""
+    dummy: bool = False
+    """Whether weights are made up, so that no files are needed."""
+    check: bool = True
+    """Whether a tensor that the files lack, or that no layer reads, is an error."""
+    overrides: dict[str, object] = msgspec.field(default_factory=dict)
+    """Keys that replace those of config.json (`--rope-scaling`)."""
+
+
+class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
+    """One tensor of a checkpoint as a rank keeps it."""
+
+    name: str
+    shape: list[int]
+    """Shape in the checkpoint."""
+    part: list[int]
+    """Shape of the rank's part; of the rank that keeps most."""
+    format: str
+    """Name of the weight format."""
+    bytes: int
+    """Bytes of the part in the rank's memory."""
+
+
+class CacheGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Attention layers that share block tables, because their keys and values have one shape and window."""
+
+    window: int | None
+    """Number of tokens that a token sees, itself included; None: all before it."""
+    layers: list[int]
+    """Numbers of the layers, ascending."""
+    kv_heads: int
+    """Key/value heads on one rank."""
+    all_kv_heads: int
+    """Key/value heads on all ranks together."""
+    head_dim: int
+    token_bytes: int
+    """Bytes of one token's keys and values in all layers of the group, on one rank."""
+
+
+class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Answer to `Describe`; of the rank that keeps most where they differ."""
+
+    tensors: list[TensorInfo]
+    """Tensors in the order in which the layers read them; one that two layers keep is there twice."""
+    groups: list[CacheGroup]
+    """Groups of attention layers, by their first layer."""
+    possible_ranks: list[int]
+    """Numbers of ranks that the model can be divided over."""
+    item: int
+    """Bytes of a number in the model's dtype."""
+    vocab_size: int
+    hidden_size: int
+    heads: int
+    """Query heads of a rank."""
+    widest: int
+    """Largest number of output features of a linear layer on a rank, the head aside."""
+    changes_scores: bool
+    """Whether a layer does more to a score than scale and hide it, which takes memory: slopes, or a cap."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that a rank keeps."""
+        return sum(tensor.bytes for tensor in self.tensors)

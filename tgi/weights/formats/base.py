@@ -1,0 +1,102 @@
+"""The interface of a weight format.
+
+A *format* is how a checkpoint stores the weights of linear layers. Each has a file in this folder with one
+subclass of `WeightFormat`, which says when config.json means it and reads weights, and one of `LinearWeight`,
+which defines the product in plain torch. `Device.multiply` may be faster for weights that the device knows.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Protocol, Self
+
+import torch
+
+from tgi.plugins import JsonReader
+from tgi.weights.shard import TensorPart
+
+
+class Operations(Protocol):
+    """The part of a `tgi.device.Device` that formats use."""
+
+    torch_device: torch.device
+    fp8_limit: float
+
+    def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a dense weight [out, in] in the form in which `linear` is fastest."""
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Multiply with a prepared dense weight."""
+
+
+class Reader(Protocol):
+    """The part of a `tgi.layers.Build` that formats use."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the checkpoint has a tensor of that name."""
+
+    def has_shape(self, name: str, shape: list[int]) -> bool:
+        """Whether the checkpoint's tensor has that shape."""
+
+    def read(self, *parts: TensorPart, rows: int = 0) -> torch.Tensor:
+        """Return parts of dense tensors, one below the other, on the device and in the model's dtype."""
+
+    def read_raw(self, part: TensorPart, dtype: torch.dtype) -> torch.Tensor:
+        """Return a part of a tensor in the host's memory."""
+
+
+class LinearWeight(ABC):
+    """The weight [out, in] of a linear layer on one rank."""
+
+    @abstractmethod
+    def prepare(self, device: Operations) -> Self:
+        """Return the weight on the device, ready for `multiply`."""
+
+    @abstractmethod
+    def multiply(
+        self,
+        device: Operations,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Return x [n, in] times the weight's transpose, plus bias [out] and residual [n, out]."""
+
+
+class WeightFormat(ABC):
+    """A way to store weights, with its settings in one checkpoint."""
+
+    name: ClassVar[str]
+    """The format's name in `tgi plan`."""
+    methods: ClassVar[frozenset[str]] = frozenset()
+    """Values of "quant_method" in config.json that may mean this format."""
+    scope: ClassVar[str] = ""
+    """A noun phrase for the supported variants, for the error about any other."""
+
+    @classmethod
+    def fault(cls, config: JsonReader) -> str | None:
+        """Return the reason why a "quantization_config" with one of the `methods` is not this format."""
+        raise NotImplementedError
+
+    def missing(self, reader: Reader, part: TensorPart) -> str | None:  # noqa: ARG002
+        """Return the name of a tensor without which the weight `part` is not stored in this format.
+
+        Formats apply per tensor: a weight without these is dense.
+        """
+        return None
+
+    @abstractmethod
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read a linear weight whose rows are those of all parts, one below the other.
+
+        Each part is one of the dense weight "….weight" with the shape [out, in], by whose name the format
+        finds its own tensors.
+        """
+
+    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002
+        """Return the scales [] of the keys and the values of attention layer `name`; None: it has none."""
+        return None
