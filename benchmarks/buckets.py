@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+from vllm_strategies import STRATEGIES, Range
 
 from tgi.limits import Limits
 from tgi.planning.bucketing import SECONDS_PER_GRAPH, Bucketing, make_buckets
 from tgi.planning.costs import CARDS, LLAMA_8B, Costs
-from tgi.planning.ladders import Range
+from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, floats, ints
@@ -198,10 +199,12 @@ class NoPadding(Buckets):
 
 def others(card: str) -> Iterator[tuple[str, Buckets]]:
     """The strategies of TGI-Gaudi and vLLM, with up to one and up to 16 rows in a prefill."""
-    for strategy, rows in itertools.product(("linear", "exponential", "padding-aware"), (1, 16)):
-        if (strategy, rows) != ("linear", 16):  # thousands of graphs
-            ranges = {"PROMPT_BS": Range(last=rows)}
-            yield f"{strategy}, {rows}", buckets_of(card, strategy=strategy, ranges=ranges)
+    space = ShapeLimits.from_limits(LIMITS, blocks=BLOCKS)
+    for name, rows in itertools.product(STRATEGIES, (1, 16)):
+        if (name, rows) != ("linear", 16):  # thousands of graphs
+            chosen = STRATEGIES[name](space, {"PROMPT_BS": Range(last=rows)}, BLOCKS)
+            buckets = Buckets(LIMITS, space.closed(chosen), costs_of(card).seconds, flat=True)
+            yield f"{name}, {rows}", buckets
 
 
 def ours(card: str, counts: Mapping[Bucket, int]) -> Iterator[tuple[str, Buckets]]:

@@ -1,6 +1,5 @@
 """The parts of benchmarks/serve.py: checkpoints are complete, prompts exact, streams read; and all of it."""
 
-import importlib.util
 import json
 import socket
 import subprocess
@@ -9,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import pytest
@@ -18,18 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgi.config import DEMO_MODEL
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+from .benchmark_scripts import BENCHMARKS, load
+
 BIN = Path(sys.executable).parent
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 client = load("client")
@@ -175,9 +164,9 @@ def test_our_buckets_pad_less_with_half_the_graphs(workload: str) -> None:
     buckets = load("buckets")
     others = [buckets.measure(workload, "gaudi2", *other, 1) for other in buckets.others("gaudi2")]
     best = min(others, key=lambda figures: figures.waste)
-    seen = buckets.serve(workload, "gaudi2", buckets.make_buckets("gaudi2"), 1, seed=2).counts.counts
+    seen = buckets.serve(workload, "gaudi2", buckets.buckets_of("gaudi2"), 1, seed=2).counts.counts
     for graphs, counts in ((best.graphs // 2, {}), (122, seen)):
-        chosen = buckets.make_buckets("gaudi2", max_graphs=graphs, counts=counts)
+        chosen = buckets.buckets_of("gaudi2", max_graphs=graphs, counts=counts)
         ours = buckets.measure(workload, "gaudi2", "optimal", chosen, 1)
         assert ours.graphs <= best.graphs / 2
         assert ours.waste <= best.waste

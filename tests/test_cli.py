@@ -25,7 +25,6 @@ CHOICES = {
     "hostname": "127.0.0.1",
     "tokenizer_config_path": __file__,
     "chat_template": __file__,
-    "bucketing": "linear",
     "bucket_shapes": __file__,
     "aip_predict_route": "/predict",
     "aip_health_route": "/alive",

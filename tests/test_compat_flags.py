@@ -263,9 +263,6 @@ def test_no_foreign_option_is_missing_from_these_tables() -> None:
         ("HF_HUB_CACHE", "/data", {"huggingface_hub_cache": Path("/data")}),
         ("COMPUTE_TYPE", "1-gaudi2", {"compute_type": "1-gaudi2"}),
         ("VLLM_SKIP_WARMUP", "true", {"skip_warmup": True}),
-        ("VLLM_BUCKETING_STRATEGY", "exp", {"bucketing": "exponential"}),
-        ("VLLM_BUCKETING_STRATEGY", "lin", {"bucketing": "linear"}),
-        ("VLLM_BUCKETING_STRATEGY", "pad", {"bucketing": "padding-aware"}),
         ("HPU_MEMORY_FRACTION", "0.8", {"memory_fraction": 0.8}),
         ("TGI_GRAPH_RESERVED_MEM", "0.1", {"graph_memory_fraction": 0.1}),
         ("VLLM_GRAPH_RESERVED_MEM", "0.1", {"graph_memory_fraction": 0.1}),
@@ -289,7 +286,10 @@ def test_variables_that_are_no_flags_of_the_launcher(
     """ATTENTION DUMP_STACK ENABLE_HPU_GRAPH FLASH_ATTENTION_RECOMPUTE LIMIT_HPU_GRAPH PREFILL_CHUNKING
     REQUEST_LOGPROBS SKIP_TOKENIZER_IN_TGI TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN TGI_WIGGLE_ROOM
     USE_EXPERT_PARALLEL USE_FLASH_ATTENTION VLLM_CONTIGUOUS_PA VLLM_EXPONENTIAL_BUCKETING
-    VLLM_GRAPH_PROMPT_RATIO""".split(),
+    VLLM_GRAPH_PROMPT_RATIO VLLM_BUCKETING_STRATEGY VLLM_DECODE_BS_BUCKET_STEP VLLM_DECODE_BLOCK_BUCKET_MAX
+    VLLM_PROMPT_SEQ_BUCKET_MIN VLLM_PROMPT_QUERY_BUCKET_MIN VLLM_PROMPT_CTX_BUCKET_MIN
+    VLLM_PROMPT_BS_BUCKET_MAX BATCH_BUCKET_SIZE PREFILL_BATCH_BUCKET_SIZE
+    PAD_SEQUENCE_TO_MULTIPLE_OF""".split(),
 )
 def test_variables_of_a_gaudi_image_that_do_nothing(name: str) -> None:
     assert list(Options().checked({name: "1"})) == [

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 import pytest
 
-from tgi.config import OptionError, Options, bucket_ranges, map_legacy_variables
+from tgi.config import OptionError, Options, map_legacy_variables
 from tgi.limits import Limits, resolve_limits
 
 CPU = {"block_size": 16, "batch_size": 32, "prefill_tokens": 512}
@@ -234,45 +234,3 @@ def test_old_variables_of_the_hub() -> None:
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         Options().port = 1  # type: ignore[misc]
-
-
-def test_sizes_of_buckets_come_from_older_variables_of_tgi_unless_newer_ones_are_set() -> None:
-    environment = {
-        "BATCH_BUCKET_SIZE": "8",
-        "PREFILL_BATCH_BUCKET_SIZE": "4",
-        "PAD_SEQUENCE_TO_MULTIPLE_OF": "256",
-    }
-    assert bucket_ranges(environment) == {
-        "DECODE_BS": [None, 8, None],
-        "PROMPT_BS": [None, 4, None],
-        "PROMPT_QUERY": [None, 256, None],
-    }
-    assert bucket_ranges({"VLLM_DECODE_BS_BUCKET_STEP": "16", **environment})["DECODE_BS"] == [None, 16, None]
-    (warning,) = Options().checked(environment)
-    assert "PAD_SEQUENCE_TO_MULTIPLE_OF" in warning
-    assert not list(Options(bucketing="linear").checked(environment))
-
-
-def test_sizes_of_buckets_come_from_the_variables_of_vllm() -> None:
-    environment = {
-        "VLLM_DECODE_BS_BUCKET_STEP": "16",
-        "VLLM_DECODE_BS_BUCKET_MAX": "64",
-        "VLLM_PROMPT_SEQ_BUCKET_MIN": "128",
-        "VLLM_PROMPT_CTX_BUCKET_MIN": "0",
-        "VLLM_SKIP_WARMUP": "1",
-    }
-    assert bucket_ranges(environment) == {
-        "DECODE_BS": [None, 16, 64],
-        "PROMPT_QUERY": [128, None, None],
-        "PROMPT_CTX": [0, None, None],
-    }
-    with pytest.raises(OptionError, match=r"VLLM_DECODE_BS_BUCKET_MAX must be a whole number. Given: 'x'"):
-        bucket_ranges({"VLLM_DECODE_BS_BUCKET_MAX": "x"})
-
-
-def test_sizes_of_buckets_that_nobody_asks_for() -> None:
-    environment = {"VLLM_DECODE_BLOCK_BUCKET_STEP": "16"}
-    assert list(Options().checked(environment)) == [
-        "variables without effect on --bucketing optimal: VLLM_DECODE_BLOCK_BUCKET_STEP"
-    ]
-    assert not list(Options(bucketing="linear").checked(environment))

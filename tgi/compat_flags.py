@@ -15,6 +15,7 @@ from tgi.flags import REFUSED, refused, unused
 
 HARMLESS = (None, False, "", "0", "none", "auto")
 """Values with which a refused option is accepted, because they ask for nothing."""
+OTHER_BUCKETS = "buckets are chosen by cost: see --max-graphs, --max-waste and --bucket-shapes"
 UNUSED_VARIABLES = {
     "ATTENTION": "each device has one implementation of paged attention",
     "DUMP_STACK": "tracebacks are in the log",
@@ -29,8 +30,29 @@ UNUSED_VARIABLES = {
     "USE_EXPERT_PARALLEL": "mixture-of-experts models are not supported",
     "USE_FLASH_ATTENTION": "prompts always use the fused kernel where it is faster",
     "VLLM_CONTIGUOUS_PA": "blocks are shared between sequences, so attention gathers them",
-    "VLLM_EXPONENTIAL_BUCKETING": "--bucketing selects the strategy",
     "VLLM_GRAPH_PROMPT_RATIO": "all graphs share one memory reserve",
+    **dict.fromkeys(
+        (
+            "BATCH_BUCKET_SIZE",
+            "PAD_SEQUENCE_TO_MULTIPLE_OF",
+            "PREFILL_BATCH_BUCKET_SIZE",
+            "VLLM_BUCKETING_STRATEGY",
+            "VLLM_EXPONENTIAL_BUCKETING",
+        ),
+        OTHER_BUCKETS,
+    ),
+    **{
+        f"VLLM_{dimension}_BUCKET_{bound}": OTHER_BUCKETS
+        for dimension in (
+            "PROMPT_BS",
+            "PROMPT_SEQ",
+            "PROMPT_QUERY",
+            "PROMPT_CTX",
+            "DECODE_BS",
+            "DECODE_BLOCK",
+        )
+        for bound in ("MIN", "STEP", "MAX")
+    },
 }
 """Reason why a variable without a flag has no effect, by its name. TGI's images, its Gaudi backend and vLLM
 on Gaudi set or read these."""

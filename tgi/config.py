@@ -17,18 +17,6 @@ from tgi.flags import BATCH, BUCKETS, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, 
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """Folder of the checkpoint that ships with the package."""
-BUCKET_VARIABLES = {
-    "BATCH_BUCKET_SIZE": ("DECODE_BS", 1),
-    "PREFILL_BATCH_BUCKET_SIZE": ("PROMPT_BS", 1),
-    "PAD_SEQUENCE_TO_MULTIPLE_OF": ("PROMPT_QUERY", 1),
-    **{
-        f"VLLM_{name}_BUCKET_{bound}": (name.replace("SEQ", "QUERY"), place)
-        for name in ("PROMPT_BS", "PROMPT_SEQ", "PROMPT_QUERY", "PROMPT_CTX", "DECODE_BS", "DECODE_BLOCK")
-        for place, bound in enumerate(("MIN", "STEP", "MAX"))
-    },
-}
-"""Variable of TGI or vLLM on Gaudi -> dimension of buckets, and which of its first size, step and last size.
-Where several mean the same, the last one counts."""
 DTYPES = {
     None: "auto",
     "auto": "auto",
@@ -152,17 +140,12 @@ class Options:
     ] = True
     """Reuse the KV cache of prompts that begin with the same tokens."""
 
-    bucketing: Annotated[
-        Literal["optimal", "linear", "exponential", "padding-aware"],
-        flag(BUCKETS, "BUCKETING", "VLLM_BUCKETING_STRATEGY", split=flags.strategy),
-    ] = "optimal"
-    """Strategy for choosing buckets, the shapes that steps are padded to, on devices that compile them:
-    minimal padding, or one of vLLM's on Gaudi."""
     max_graphs: Annotated[Count | None, flag(BUCKETS, "MAX_GRAPHS")] = None
-    """Maximum number of buckets, each of which is a graph. Default: 64 with --bucketing optimal."""
+    """Maximum number of buckets, the shapes that steps are padded to on devices that compile them. Each is a
+    graph. Default: 64."""
     max_waste: Annotated[Amount | None, flag(BUCKETS, "MAX_WASTE")] = None
-    """Maximum time that padding may add to a step, as a share of the step, with --bucketing optimal.
-    Default: 1, or more if --max-graphs is too low for that."""
+    """Maximum time that padding may add to a step, as a share of the step. Default: 1, or more if
+    --max-graphs is too low for that."""
     bucket_shapes: Annotated[Path | None, flag(BUCKETS, "BUCKET_SHAPES"), flags.FILE] = None
     """File written by --record-shapes, whose shapes the buckets are chosen for. Default: all shapes are
     equally likely."""
@@ -266,8 +249,6 @@ class Options:
         if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
             yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
         yield from self.ignored.warnings(environment)
-        if (names := _bucket_variables(environment)) and self.bucketing == "optimal":
-            yield f"variables without effect on --bucketing optimal: {', '.join(names)}"
 
     def _check_shards(self) -> None:
         if self.num_shard is None:
@@ -317,21 +298,6 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
         if name in environment:
             return {"HF_TOKEN": environment[name]}
     return {}
-
-
-def bucket_ranges(environment: Mapping[str, str] = os.environ) -> dict[str, list[int | None]]:
-    """First size, step and last size of each dimension: VLLM_DECODE_BS_BUCKET_STEP=16. Raises OptionError."""
-    ranges: dict[str, list[int | None]] = {}
-    for name in _bucket_variables(environment):
-        if not environment[name].isdecimal():
-            raise OptionError(f"{name} must be a whole number. Given: {environment[name]!r}")
-        dimension, place = BUCKET_VARIABLES[name]
-        ranges.setdefault(dimension, [None, None, None])[place] = int(environment[name])
-    return ranges
-
-
-def _bucket_variables(environment: Mapping[str, str]) -> list[str]:
-    return [name for name in BUCKET_VARIABLES if name in environment]
 
 
 def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:

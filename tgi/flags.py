@@ -53,12 +53,6 @@ def origins(_type: Any, text: str, **_: Any) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def strategy(_type: Any, text: str, **_: Any) -> list[str]:
-    """Return the bucket strategy that a variable names, in our spelling or vLLM's."""
-    names = {"lin": "linear", "exp": "exponential", "pad": "padding-aware"}
-    return whole_text(_type, names.get(text, text))
-
-
 def keys(_type: Any, text: str, **_: Any) -> list[str]:
     """Split a variable at commas. Keep empty keys, which are then refused.
 

@@ -1,10 +1,9 @@
 """Every step that can be planned has a bucket that dominates it, and of those the cheapest."""
 
-import contextlib
 import itertools
 import sys
 import tracemalloc
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -15,13 +14,11 @@ from tgi.limits import Limits
 from tgi.planning.bucketing import (
     MAX_GRAPHS,
     Bucketing,
-    Strategy,
     attention_workspace,
     geometric,
     make_buckets,
 )
 from tgi.planning.costs import Costs
-from tgi.planning.ladders import Range, TooManyBuckets
 from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket
@@ -29,7 +26,6 @@ from tgi.scheduler.buckets import Buckets
 
 from .shape_limits import limits, shapes
 
-STRATEGIES = get_args(Strategy)
 COSTS = Costs.of()
 SMALL = Limits(max_total_tokens=512, max_batch_size=5, max_batch_prefill_tokens=128, block_size=16)
 
@@ -46,10 +42,10 @@ def device(of: Limits, *, compiles: bool = True, flat: bool = False) -> DeviceSp
     )
 
 
-def make(of: Limits, strategy: str | None = None, *, prefixes: bool = True, **how: object) -> Buckets:
-    """`strategy`: None stands for a device with a block table per row."""
-    bucketing = Bucketing(strategy=strategy or "optimal", costs=COSTS, **how)  # type: ignore[arg-type]
-    return make_buckets(of, device(of, flat=strategy is not None), bucketing, prefixes=prefixes)
+def make(of: Limits, *, flat: bool = True, prefixes: bool = True, **how: object) -> Buckets:
+    """Buckets of a device with flat block lists, or with a block table per row."""
+    bucketing = Bucketing(costs=COSTS, **how)  # type: ignore[arg-type]
+    return make_buckets(of, device(of, flat=flat), bucketing, prefixes=prefixes)
 
 
 def cheapest(buckets: Buckets, shape: Bucket) -> float:
@@ -57,11 +53,11 @@ def cheapest(buckets: Buckets, shape: Bucket) -> float:
 
 
 @settings(deadline=None, max_examples=60)
-@given(limits, st.sampled_from(STRATEGIES), st.booleans(), st.data())
+@given(limits, st.booleans(), st.data())
 def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
-    of: Limits, strategy: str, prefixes: bool, data: st.DataObject
+    of: Limits, prefixes: bool, data: st.DataObject
 ) -> None:
-    buckets = make(of, strategy, prefixes=prefixes)
+    buckets = make(of, prefixes=prefixes)
     shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes)))
 
     find = buckets.prefill if shape.prefill else lambda rows, _, blocks: buckets.decode(rows, blocks)
@@ -73,11 +69,11 @@ def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
 
 
 @settings(deadline=None, max_examples=60)
-@given(limits, st.sampled_from([*STRATEGIES, None]), st.data())
+@given(limits, st.booleans(), st.data())
 def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
-    of: Limits, strategy: str | None, data: st.DataObject
+    of: Limits, flat: bool, data: st.DataObject
 ) -> None:
-    buckets = make(of, strategy)
+    buckets = make(of, flat=flat)
     rows, tokens = data.draw(st.integers(2, 50)), data.draw(st.integers(1, buckets.longest_prefill))
     shape = Bucket(rows, tokens, data.draw(st.integers(0, 20)), prefill=True)
 
@@ -92,7 +88,7 @@ def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
 
 @given(limits, st.data())
 def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) -> None:
-    buckets = make(of)
+    buckets = make(of, flat=False)
     rows = data.draw(st.integers(1, of.max_batch_size))
     blocks = data.draw(st.integers(1, ShapeLimits.from_limits(of).row_blocks))
     tokens = data.draw(st.integers(1, buckets.longest_prefill))
@@ -116,9 +112,9 @@ def test_a_device_that_does_not_compile_has_every_shape() -> None:
     assert buckets.to_warm_up() == [Bucket(1, 128, 32, prefill=True), Bucket(5, 1, 32)]
 
 
-@pytest.mark.parametrize("strategy", [*STRATEGIES, None])
-def test_the_largest_come_first_and_all_are_warmed_up(strategy: str | None) -> None:
-    buckets = make(SMALL, strategy)
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_largest_come_first_and_all_are_warmed_up(flat: bool) -> None:
+    buckets = make(SMALL, flat=flat)
     everything = list(buckets)
 
     assert len(set(everything)) == len(everything)
@@ -126,7 +122,7 @@ def test_the_largest_come_first_and_all_are_warmed_up(strategy: str | None) -> N
     first, last = (next(b for b in everything if b.prefill is kind) for kind in (True, False))
     assert buckets.to_warm_up(everything=False) == buckets.largest() == [first, last]
     assert first.rows * first.tokens == max(b.rows * b.tokens for b in everything if b.prefill)
-    assert (last.rows, last.blocks) == (5, 160 if strategy else 32)
+    assert (last.rows, last.blocks) == (5, 160 if flat else 32)
     kinds = [bucket.prefill for bucket in everything]
     assert kinds == sorted(kinds, reverse=True)
 
@@ -134,7 +130,7 @@ def test_the_largest_come_first_and_all_are_warmed_up(strategy: str | None) -> N
 def test_rows_are_joined_where_that_is_cheaper() -> None:
     """Two short rows cost one reading of the weights less together; padding a short one to a long one more
     than that."""
-    buckets = make(Limits(max_batch_prefill_tokens=4096, block_size=128), None)
+    buckets = make(Limits(max_batch_prefill_tokens=4096, block_size=128), flat=False)
     short, long = buckets.prefill(1, 64, 1), buckets.prefill(1, 2048, 16)
 
     assert buckets.worth_joining(buckets.prefill(2, 64, 1), (short, short))
@@ -197,7 +193,7 @@ def test_other_buckets_need_no_more_memory_than_was_planned_for(
 def test_a_decode_step_of_many_blocks_copies_a_part_of_them_at_once() -> None:
     """40 rows of 103 blocks are more than the 4,096 that a device gathers; all of them are listed."""
     of = Limits(max_total_tokens=1648, max_batch_prefill_tokens=16, max_batch_size=40, block_size=16)
-    buckets = make(of, "optimal")
+    buckets = make(of)
 
     assert max(bucket.blocks for bucket in buckets if not bucket.prefill) == 4120
     assert attention_workspace(of, buckets) == AttentionWorkspace(4096, 16 * (103 * 16 + 16), 4120)
@@ -222,19 +218,17 @@ def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
 def test_graphs_are_as_few_as_asked_for() -> None:
     of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
 
-    assert MAX_GRAPHS - 4 <= len(list(make(of, "optimal"))) <= MAX_GRAPHS
-    assert 26 <= len(list(make(of, "optimal", max_graphs=30))) <= 30
-    with pytest.raises(OptionError, match=r"`max_graphs` must be >= \d+ for `bucketing` = exp.* Given: 30"):
-        make(of, "exponential", max_graphs=30)
+    assert MAX_GRAPHS - 4 <= len(list(make(of))) <= MAX_GRAPHS
+    assert 26 <= len(list(make(of, max_graphs=30))) <= 30
     with pytest.raises(OptionError, match=r"`max_graphs` must be >= \d+ for `max_waste` = 0.2. Given: 9"):
-        make(of, "optimal", max_graphs=9, max_waste=0.2)
+        make(of, max_graphs=9, max_waste=0.2)
     with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2\. Given: 1"):
-        make(of, "optimal", max_graphs=1)
+        make(of, max_graphs=1)
 
 
 def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> None:
     of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
-    bounded, tight = make(of, "optimal", max_waste=0.4), make(of, "optimal", max_graphs=4)
+    bounded, tight = make(of, max_waste=0.4), make(of, max_graphs=4)
 
     for rows, context in itertools.product((1, 5, 40, 64), (1, 7, 32)):
         shape = Bucket(rows, 1, rows * context)
@@ -245,20 +239,13 @@ def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> N
 def test_what_has_been_seen_is_padded_least() -> None:
     of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
     seen = Bucket(11, 1, 117)
-    supposed = make(of, "optimal", max_graphs=12)
-    counted = make(of, "optimal", max_graphs=12, counts={seen: 1000})
+    supposed = make(of, max_graphs=12)
+    counted = make(of, max_graphs=12, counts={seen: 1000})
 
     def waste(buckets: Buckets) -> float:
         return COSTS.seconds(buckets.decode(11, 117)) / COSTS.seconds(seen) - 1
 
     assert waste(counted) < 0.01 < waste(supposed)
-
-
-def test_variables_of_vllm_set_the_sizes_of_its_strategies() -> None:
-    of = Limits(max_batch_size=64, max_batch_prefill_tokens=1024, block_size=128)
-    buckets = make(of, "linear", ranges={"DECODE_BS": Range(step=16)})
-
-    assert {bucket.rows for bucket in buckets if not bucket.prefill} == {1, 2, 4, 8, 16, 32, 48, 64}
 
 
 @given(st.integers(1, 64), st.integers(0, 2000), st.sampled_from([1.25, 2.0]))
@@ -272,9 +259,8 @@ def test_geometric_sizes_bound_the_waste(first: int, more: int, ratio: float) ->
         assert smaller < larger <= max(smaller + 1, smaller * ratio)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("rows", "prefill"), [(64, 2048), (10**6, 2 * 10**9)])
-def test_no_limits_are_too_large_to_choose_buckets_for(strategy: str, rows: int, prefill: int) -> None:
+def test_no_limits_are_too_large_to_choose_buckets_for(rows: int, prefill: int) -> None:
     """Counted in calls and in bytes: nothing may go through all tokens, blocks or rows."""
     limits = Limits(
         max_total_tokens=2 * 10**9, max_batch_prefill_tokens=prefill, max_batch_size=rows, block_size=128
@@ -288,8 +274,7 @@ def test_no_limits_are_too_large_to_choose_buckets_for(strategy: str, rows: int,
     tracemalloc.start()
     sys.setprofile(count)
     try:
-        with contextlib.suppress(TooManyBuckets):
-            make(limits, strategy).to_warm_up()
+        make(limits).to_warm_up()
     finally:
         sys.setprofile(None)
         peak = tracemalloc.get_traced_memory()[1]

@@ -61,17 +61,11 @@ def test_the_same_numbers_as_json(small: Path, capsys: pytest.CaptureFixture[str
     assert all(speed["rate"] < speed["bound"] for speed in found["decode"])
 
 
-def test_buckets_are_chosen_as_the_options_say(
-    small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_buckets_are_chosen_as_the_options_say(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tgi(str(small), *README, "--json", "--max-graphs", "20") == 0
     assert json.loads(capsys.readouterr().out)["graphs"] == 20
     assert tgi(str(small), *README, "--max-graphs", "1") == 1
     assert "`max_graphs` must be >= " in capsys.readouterr().err
-    monkeypatch.setenv("BATCH_BUCKET_SIZE", "3")
-    assert tgi(str(small), *README, "--json", "--bucketing", "linear") == 0
-    rows = {b["rows"] for b in json.loads(capsys.readouterr().out)["buckets"] if not b["prefill"]}
-    assert rows == {1, 2, 3, 6, 8}
 
 
 def test_padding_of_what_was_recorded(

@@ -3,13 +3,12 @@
 import random
 from collections import deque
 from functools import cache
-from typing import Any, get_args
 
 import attrs
 import pytest
 
 from tgi.limits import Limits
-from tgi.planning.bucketing import Bucketing, Strategy, make_buckets
+from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.planning.costs import Costs
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
@@ -21,13 +20,13 @@ from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, exp
 
 @cache
 def buckets_of(of: Limits, kind: str) -> Buckets:
-    device = make_device(block_size=of.block_size, compiles=kind != "any", flat=kind not in ("any", "tables"))
-    strategy: Any = kind if device.flat else "optimal"
-    return make_buckets(of, device, Bucketing(strategy=strategy, costs=COSTS))
+    device = make_device(block_size=of.block_size, compiles=kind != "any", flat=kind in ("few", "flat"))
+    graphs = 4 if kind == "few" else None
+    return make_buckets(of, device, Bucketing(max_graphs=graphs, costs=COSTS))
 
 
 COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, block=1.0, row=1.0, block_size=4)
-KINDS = ("any", "any", "tables", *get_args(Strategy), "optimal")
+KINDS = ("any", "any", "tables", "few", "few", "flat", "flat", "flat")
 
 
 @attrs.define

@@ -1,24 +1,21 @@
-"""Which buckets a device that compiles gets: a strategy, applied to the shapes that its limits allow."""
+"""The choice of buckets for a device that compiles."""
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Literal
 
 import attrs
 
-from tgi.config import OptionError, Options, bucket_ranges
+from tgi.config import OptionError, Options
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket
 from tgi.scheduler.buckets import Buckets
 
-from . import ladders
 from .costs import Costs
 from .optimal import TooFewGraphs, optimal
 from .shapes import AttentionWorkspace, ShapeLimits
 from .workload import ShapeCounts, Workload
 
-Strategy = Literal["optimal", "linear", "exponential", "padding-aware"]
 MAX_GRAPHS = 64
 """Default of --max-graphs: some three minutes of warm-up."""
 MAX_WASTE = 1.0
@@ -27,11 +24,6 @@ SECONDS_PER_GRAPH = 2.5
 """What warming up a bucket takes for a model of medium size: 1.5 to 3 s by the logs of vLLM on Gaudi."""
 LAYERS = 32
 """Of such a model; more take longer in proportion."""
-_LADDERS = {
-    "linear": ladders.linear,
-    "exponential": ladders.exponential,
-    "padding-aware": ladders.padding_aware,
-}
 
 
 def warm_up_seconds(graphs: int, layers: int) -> float:
@@ -51,14 +43,11 @@ class GraphsError(OptionError):
 class Bucketing:
     """How buckets are chosen."""
 
-    strategy: Strategy = "optimal"
     max_graphs: int | None = None
     max_waste: float | None = None
-    """Most seconds that padding may add to those of a step, as a share of them; for `optimal`."""
+    """Most seconds that padding may add to those of a step, as a share of them."""
     counts: Mapping[Bucket, int] = attrs.field(factory=dict)
-    """Shapes of steps that have been seen; for `optimal`. Without any, all are taken to be as likely."""
-    ranges: ladders.Ranges = attrs.field(factory=dict)
-    """For the other strategies."""
+    """Shapes of steps that have been seen. Without any, all are taken to be as likely."""
     costs: Costs = attrs.field(factory=Costs.of)
     """Also decide which of the buckets that dominate a step is the cheapest."""
 
@@ -70,28 +59,17 @@ class Bucketing:
             counts = ShapeCounts.read(options.bucket_shapes, costs.block_size).counts
         limits = [limit for limit in (options.max_graphs, graphs) if limit is not None]
         return cls(
-            strategy=options.bucketing,
             max_graphs=min(limits, default=None),
             max_waste=options.max_waste,
             counts=counts,
-            ranges={name: ladders.Range(*sizes) for name, sizes in bucket_ranges().items()},
             costs=costs,
         )
 
-    def choose(self, space: ShapeLimits, blocks: int | None = None) -> list[Bucket]:
-        """The buckets: prefill before decode, the largest first; `blocks`: in the KV cache, if that is known.
+    def choose(self, space: ShapeLimits) -> list[Bucket]:
+        """The buckets: prefill before decode, the largest first.
 
         Raises GraphsError where there would have to be more than --max-graphs.
         """
-        if self.strategy == "optimal":
-            return self._optimal(space)
-        known = space.decode_blocks(space.rows) if blocks is None else blocks
-        chosen = space.closed(_LADDERS[self.strategy](space, self.ranges, known))
-        if self.max_graphs is not None and len(chosen) > self.max_graphs:
-            raise GraphsError(self.max_graphs, len(chosen), f" for `bucketing` = {self.strategy}")
-        return chosen
-
-    def _optimal(self, space: ShapeLimits) -> list[Bucket]:
         workload = Workload.counted(self.counts, space)
         graphs = MAX_GRAPHS if self.max_graphs is None else self.max_graphs
         waste = MAX_WASTE if self.max_waste is None else self.max_waste
@@ -123,7 +101,7 @@ def make_buckets(
         return Buckets(limits)
     bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
     space = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
-    chosen = bucketing.choose(space, blocks) if device.flat else doubling(space)
+    chosen = bucketing.choose(space) if device.flat else doubling(space)
     return Buckets(limits, chosen, bucketing.costs.seconds, flat=device.flat)
 
 

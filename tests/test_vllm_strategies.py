@@ -5,19 +5,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.planning.ladders import (
-    Range,
-    exponential,
-    exponential_sizes,
-    linear,
-    linear_sizes,
-    padding_aware,
-    padding_aware_sizes,
-)
 from tgi.planning.shapes import ShapeLimits
 from tgi.protocol import Bucket
 
-from .shape_limits import shapes, spaces
+from .benchmark_scripts import load
+from .planning.shape_limits import shapes, spaces
+
+strategies = load("vllm_strategies")
+Range, exponential, exponential_sizes = strategies.Range, strategies.exponential, strategies.exponential_sizes
+linear, linear_sizes = strategies.linear, strategies.linear_sizes
+padding_aware, padding_aware_sizes = strategies.padding_aware, strategies.padding_aware_sizes
 
 
 def space(rows: int, prefill_rows: int, budget: int, total: int) -> ShapeLimits:

@@ -11,17 +11,13 @@ from collections.abc import Mapping
 
 import attrs
 
-from tgi.config import OptionError
+from tgi.planning.shapes import ShapeLimits
 from tgi.protocol import Bucket
-
-from .shapes import ShapeLimits
 
 LONG = 8192
 """From this length on, exponential contexts count on prompts that come in chunks."""
 REFERENCES = 3
 """Of a block, by so many sequences, is what these servers prepare for."""
-MOST = 100_000
-"""Buckets that are still enumerated; to warm them up would take days."""
 
 
 @attrs.frozen
@@ -46,19 +42,8 @@ Ranges = Mapping[str, Range]
 _UNSET = Range()
 
 
-class TooManyBuckets(OptionError):
-    """The limits and variables ask for more than anybody could wait for."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            f"these limits have more than {MOST:,} buckets with this `bucketing`: larger "
-            "VLLM_*_BUCKET_STEP make it fewer, and `optimal` has as few as --max-graphs"
-        )
-
-
 def linear_sizes(first: int, step: int, last: int) -> list[int]:
     """first, twice that, … below step, then every multiple of step up to last; 0 is a size of its own."""
-    _check(last // step)
     sizes = [0] if first == 0 else []
     size = first or step
     while size < step and size <= last:
@@ -81,7 +66,6 @@ def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: fl
     That is so where it pads by no more than `most`, and by no more than `percent` of itself. Multiples of
     `most` always stay.
     """
-    _check(last // step)
     sizes = [first]
     while sizes[-1] < min(step, last):
         sizes.append(min(max(1, 2 * sizes[-1]), last))
@@ -162,7 +146,6 @@ def _product(space: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]
     contexts = sizes["PROMPT_CTX"] if space.contexts else [0]
     tokens, most = sorted(sizes["PROMPT_QUERY"]), space.prefill_tokens
     chunks = [(r, t) for r in sizes["PROMPT_BS"] for t in tokens[: bisect_right(tokens, most // max(r, 1))]]
-    _check(len(chunks) * len(contexts) + len(sizes["DECODE_BS"]) * len(sizes["DECODE_BLOCK"]))
     decode = itertools.product(sizes["DECODE_BS"], sizes["DECODE_BLOCK"])
     return [
         *(Bucket(r, t, c, prefill=True) for (r, t), c in itertools.product(chunks, contexts)),
@@ -170,6 +153,4 @@ def _product(space: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]
     ]
 
 
-def _check(count: int) -> None:
-    if count > MOST:
-        raise TooManyBuckets()
+STRATEGIES = {"linear": linear, "exponential": exponential, "padding-aware": padding_aware}
