@@ -22,7 +22,7 @@ from tgi.layers import (
 )
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
-from tgi.plugins.rope import read_rope
+from tgi.plugins.rope_config import read_rope
 from tgi.weights import Checkpoint, Shard
 
 VOCAB, SIZE = 50, 8

@@ -5,7 +5,7 @@ from typing import Any
 from tgi_llama.plugin import read_config
 
 from tgi.plugins import JsonReader
-from tgi.plugins.gated import GatedConfig
+from tgi.plugins.llama_config import LlamaConfig
 
 
 def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
@@ -31,5 +31,5 @@ MISTRAL_7B = llama(4096, 14336, 32, 32, 8, 32000)
 """Computed as a Llama is."""
 
 
-def read(config: dict[str, Any]) -> GatedConfig:
+def read(config: dict[str, Any]) -> LlamaConfig:
     return read_config(JsonReader(config))

@@ -5,8 +5,8 @@ from tgi.device.batch import Batch
 from .alibi import alibi_slopes
 from .attention import Attention
 from .build import Build
-from .gated import GatedDecoder, GatedLayer, GatedMLP, SelfAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
+from .llama import GatedMLP, LlamaDecoder, LlamaLayer, SelfAttention
 from .norm import LayerNorm, RMSNorm
 from .rotary import Rotary
 
@@ -16,12 +16,12 @@ __all__ = [
     "Build",
     "ColumnLinear",
     "Embedding",
-    "GatedDecoder",
-    "GatedLayer",
     "GatedMLP",
     "GroupedQKV",
     "Head",
     "LayerNorm",
+    "LlamaDecoder",
+    "LlamaLayer",
     "RMSNorm",
     "Rotary",
     "RowLinear",

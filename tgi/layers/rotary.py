@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tgi.device.batch import Batch
-from tgi.plugins.rope import RopeConfig
+from tgi.plugins.rope_config import RopeConfig
 
 from .build import Build
 

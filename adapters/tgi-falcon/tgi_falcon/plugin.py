@@ -3,7 +3,7 @@
 import attrs
 
 from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, Weight, hookimpl
-from tgi.plugins.rope import RopeConfig, read_rope
+from tgi.plugins.rope_config import RopeConfig, read_rope
 from tgi.plugins.weights import column_weights, grouped_qkv_weights, norm_weights, row_weights
 
 

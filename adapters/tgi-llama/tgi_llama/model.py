@@ -1,7 +1,7 @@
 """Llama for tgi: the layers. Imported in rank processes only."""
 
-from tgi.layers import GatedDecoder
+from tgi.layers import LlamaDecoder
 
 
-class Llama(GatedDecoder):
-    """Everything that config.json may switch is `GatedConfig`'s."""
+class Llama(LlamaDecoder):
+    """Everything that config.json may switch is `LlamaConfig`'s."""

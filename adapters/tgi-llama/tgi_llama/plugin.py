@@ -1,12 +1,12 @@
 """Llama for tgi: what the server must know of it. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.gated import GatedConfig, read_gated
+from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 
-def read_config(get: JsonReader) -> GatedConfig:
+def read_config(get: JsonReader) -> LlamaConfig:
     """Raises ConfigError where config.json asks for what this model cannot do."""
-    return read_gated(
+    return read_llama_config(
         get,
         attention_bias=get(bool, "attention_bias", False),
         mlp_bias=get(bool, "mlp_bias", False),

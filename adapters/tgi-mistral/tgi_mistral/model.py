@@ -1,7 +1,7 @@
 """Mistral for tgi: the layers. Imported in rank processes only."""
 
-from tgi.layers import GatedDecoder
+from tgi.layers import LlamaDecoder
 
 
-class Mistral(GatedDecoder):
+class Mistral(LlamaDecoder):
     """Its window is `ModelConfig.window`."""

@@ -1,16 +1,16 @@
 """Mistral for tgi: what the server must know of it. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.gated import GatedConfig, read_gated
+from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 
-def read_config(get: JsonReader) -> GatedConfig:
+def read_config(get: JsonReader) -> LlamaConfig:
     """What config.json leaves out is that of Mistral-7B-v0.1; a window of null is none.
 
     Raises ConfigError where it asks for what this model cannot do.
     """
     heads = get(int, "num_attention_heads")
-    return read_gated(
+    return read_llama_config(
         get,
         num_kv_heads=get(int, "num_key_value_heads", heads if "num_key_value_heads" in get.data else 8),
         max_position=get(int, "max_position_embeddings", 131072),

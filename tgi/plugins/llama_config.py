@@ -1,6 +1,6 @@
 """The decoder of Llama, which many families share: RMS norms, rotary positions, grouped queries, gated MLPs.
 
-What config.json says of it, without torch; the layers are in `tgi.layers.gated`.
+What config.json says of it, without torch; the layers are in `tgi.layers.llama`.
 """
 
 from typing import Any
@@ -9,12 +9,12 @@ import attrs
 
 from .architecture import ConfigError, JsonReader, ModelConfig, Weight
 from .quantization import read_fp8
-from .rope import RopeConfig, read_rope
+from .rope_config import RopeConfig, read_rope
 from .weights import attention_weights, gated_mlp_weights, norm_weights
 
 
 @attrs.frozen(kw_only=True)
-class GatedConfig(ModelConfig):
+class LlamaConfig(ModelConfig):
     """config.json of such a model."""
 
     intermediate_size: int
@@ -48,7 +48,7 @@ class GatedConfig(ModelConfig):
         return max(2 * self.intermediate_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim)
 
 
-def read_gated(get: JsonReader, **own: Any) -> GatedConfig:
+def read_llama_config(get: JsonReader, **own: Any) -> LlamaConfig:
     """Raises ConfigError where config.json asks for what no such model can do.
 
     `own` is what a family has beside the names and defaults of Llama, or instead.
@@ -74,4 +74,4 @@ def read_gated(get: JsonReader, **own: Any) -> GatedConfig:
         "fp8": read_fp8(get),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
-    return GatedConfig(**common | own)
+    return LlamaConfig(**common | own)

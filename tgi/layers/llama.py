@@ -1,6 +1,6 @@
 """The decoder that many families share, whole and in parts, under the names of a Llama's tensors.
 
-`tgi.plugins.gated` says the same without torch.
+`tgi.plugins.llama_config` says the same without torch.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 from tgi.device.batch import Batch
 from tgi.plugins import ModelConfig
-from tgi.plugins.gated import GatedConfig
+from tgi.plugins.llama_config import LlamaConfig
 
 from .attention import Attention
 from .build import Build
@@ -55,10 +55,10 @@ class GatedMLP(nn.Module):
         return self.down(self._device.silu_mul(self.gate_up(x)), residual)  # type: ignore[no-any-return]
 
 
-class GatedLayer(nn.Module):
+class LlamaLayer(nn.Module):
     """Attention and a gated MLP, each after a norm and added to what it got."""
 
-    def __init__(self, config: GatedConfig, build: Build, index: int) -> None:
+    def __init__(self, config: LlamaConfig, build: Build, index: int) -> None:
         super().__init__()
         at = f"model.layers.{index}"
         hidden, inner, epsilon = config.hidden_size, config.intermediate_size, config.rms_norm_eps
@@ -73,15 +73,15 @@ class GatedLayer(nn.Module):
         return self.mlp(self.mlp_norm(x), residual=x)  # type: ignore[no-any-return]
 
 
-class GatedDecoder(nn.Module):
+class LlamaDecoder(nn.Module):
     """The whole model."""
 
-    def __init__(self, config: GatedConfig, build: Build) -> None:
+    def __init__(self, config: LlamaConfig, build: Build) -> None:
         super().__init__()
         hidden, vocab = config.hidden_size, config.vocab_size
         self.rotary = Rotary(build, config.rope)
         self.embed = Embedding(build, "model.embed_tokens", vocab, hidden)
-        self.layers = nn.ModuleList(GatedLayer(config, build, index) for index in range(config.num_layers))
+        self.layers = nn.ModuleList(LlamaLayer(config, build, index) for index in range(config.num_layers))
         self.norm = RMSNorm(build, "model.norm", hidden, config.rms_norm_eps)
         if config.tie_word_embeddings:
             build.weights.dismiss("lm_head.weight")
