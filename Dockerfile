@@ -28,7 +28,7 @@ ENV DEVICE=cuda NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,ut
 FROM ${GAUDI_REGISTRY}/${GAUDI}/ubuntu${GAUDI_UBUNTU}/habanalabs/pytorch-installer-${GAUDI_TORCH}:latest AS base-hpu
 ARG GAUDI
 ARG GAUDI_TORCH
-COPY docker/pairing.py tgi/doctor/pairs.py /opt/tgi/docker/
+COPY docker/pairing.py tgi/device/hpu/gaudi_releases.py /opt/tgi/docker/
 RUN python3 /opt/tgi/docker/pairing.py --gaudi "$GAUDI" --torch "$GAUDI_TORCH"
 ENV DEVICE=hpu \
     HABANA_VISIBLE_DEVICES=all \

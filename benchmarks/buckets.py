@@ -1,7 +1,7 @@
 """Compares the strategies that choose buckets, on three generated workloads and two cards.
 
 The real scheduler plans and commits every step; what a step takes is told by the roofline of
-tgi/planning/costs.py for the bucket that it is padded to. So the figures are those of the policy and the
+tgi/device/costs.py for the bucket that it is padded to. So the figures are those of the policy and the
 buckets, not of a card. `python benchmarks/buckets.py --plot benchmarks/buckets.png` makes what README.md has.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import attrs
 from vllm_strategies import STRATEGIES, Range
 
+from tgi.device.costs import LLAMA_8B, Costs
+from tgi.device.hpu import SPEC as GAUDI
 from tgi.limits import Limits
 from tgi.planning.bucketing import SECONDS_PER_GRAPH, Bucketing, make_buckets
-from tgi.planning.costs import CARDS, LLAMA_8B, Costs
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
@@ -182,7 +183,7 @@ def serve(workload: str, card: str, buckets: Buckets, share: float, seed: int) -
 
 
 def costs_of(card: str) -> Costs:
-    return Costs.of(LLAMA_8B, CARDS[card])
+    return Costs.of(LLAMA_8B, GAUDI.cards[card])
 
 
 def buckets_of(card: str, **bucketing: Any) -> Buckets:
@@ -240,7 +241,7 @@ def draw(results: Mapping[tuple[str, str], list[Figures]], path: Path) -> None:
 
     figure, axes = plt.subplots(2, len(WORKLOADS), figsize=(11, 6), sharex=True, layout="constrained")
     for (workload, card), figures in results.items():
-        axis = axes[sorted(CARDS).index(card), list(WORKLOADS).index(workload)]
+        axis = axes[sorted(GAUDI.cards).index(card), list(WORKLOADS).index(workload)]
         for name in dict.fromkeys(f.strategy for f in figures[:-1]):
             points = [(f.graphs, 100 * f.waste) for f in figures if f.strategy == name]
             axis.plot(*zip(*points, strict=True), "o-" if len(points) > 1 else "s", label=name, markersize=4)
@@ -260,7 +261,9 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a picture")
     options = parser.parse_args()
     results = {
-        (workload, card): compare(workload, card, options.share) for workload in WORKLOADS for card in CARDS
+        (workload, card): compare(workload, card, options.share)
+        for workload in WORKLOADS
+        for card in GAUDI.cards
     }
     for workload in WORKLOADS:
         print(*table(results, workload), "", sep="\n")

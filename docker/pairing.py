@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_TABLES = (_HERE / "pairs.py", _HERE.parent / "tgi" / "doctor" / "pairs.py")
+_TABLES = (_HERE / "gaudi_releases.py", _HERE.parent / "tgi/device/hpu/gaudi_releases.py")
 """In the image, and in the repository."""
 RELEASES = runpy.run_path(str(next(path for path in _TABLES if path.exists())))["RELEASES"]
 OLDEST_PYTHON = (3, 11)

@@ -184,7 +184,7 @@ class Engine:
             assert runner.cache is not None
             parts = [part for layer in runner.cache.layers for part in layer]
             guard = KVGuard.watch(card, parts, LIMITS.block_size, pad_block=0)
-        for bucket in [] if device.dynamic else buckets.to_warm_up():
+        for bucket in buckets.to_warm_up() if device.compiles else []:
             runner.execute(warm_up_step(bucket))
         runner.seal()
         tokenizer = Tokenizer.from_folder(folder)
@@ -280,7 +280,7 @@ class Engine:
 
     def _direct(self, planned: PlannedStep) -> Step:
         """Devices with shapes as they come count the blocks of each row, those of the step included."""
-        if not self.runner.device.dynamic:
+        if self.runner.device.compiles:
             return planned.step
         reached = max(row.start + row.length for row in planned.rows)
         bucket = msgspec.structs.replace(planned.bucket, blocks=-(-reached // LIMITS.block_size))

@@ -137,9 +137,9 @@ class Columns:
     @classmethod
     def of(cls, device, rows, seen):
         decode, width = all(row.length == 1 for row in rows), max(row.length for row in rows)
-        count = len(rows) + (not device.dynamic)  # a row of padding
+        count = len(rows) + (device.compiles)  # a row of padding
         total, starts = count * width, [i * width for i in range(count)]
-        if device.dynamic:
+        if not device.compiles:
             starts, total = [0, *np.cumsum([row.length for row in rows])][:-1], sum(r.length for r in rows)
         places = [start + i for start, row in zip(starts, rows, strict=False) for i in range(row.length)]
         flat = [
@@ -164,15 +164,15 @@ class Columns:
             [slot for row in rows for slot in row.slots(range(row.start, row.end))],
             tables,
             None if seen is None else [*(first * BLOCK for first in firsts), 0][:count],
-            None if decode or device.dynamic else [*(row.length for row in rows), 1],
-            [*flat, *[(0, count, 1)] * 3] if decode and device.flat_decode else None,
-            host if device.dynamic else [],
+            None if decode or not device.compiles else [*(row.length for row in rows), 1],
+            [*flat, *[(0, count, 1)] * 3] if decode and device.flat else None,
+            [] if device.compiles else host,
         )
 
     @classmethod
     def of_history(cls, device, row, positions):
         places, slots = list(range(len(positions))), row.slots(positions)
-        lengths = None if device.dynamic else [len(positions)]
+        lengths = [len(positions)] if device.compiles else None
         return cls(
             places, len(places), places, slots, np.zeros((1, 0), np.int32), None, lengths, None, []
         )  # fmt: skip
@@ -186,7 +186,7 @@ class Columns:
 
 
 def make_batch(device, cache, step):
-    dtype = torch.int64 if device.dynamic else torch.int32
+    dtype = torch.int32 if device.compiles else torch.int64
 
     def ints(values):
         return None if values is None else torch.tensor(values, dtype=dtype).to(device.torch_device)

@@ -102,13 +102,13 @@ class Rows:
         key, value = (normal(total, kv_heads, head_dim, dtype=self.dtype, seed=s) for s in (2, 3))
         positions = [range(row.start, row.start + row.length) for row in self.rows]
         width = max(row.length for row in self.rows)
-        if device.dynamic:
+        if not device.compiles:
             places = torch.arange(total)
         else:
             places = torch.tensor(
                 [i * width + j for i, row in enumerate(self.rows) for j in range(row.length)]
             )
-        padded = total if device.dynamic else width * len(self.rows)
+        padded = width * len(self.rows) if device.compiles else total
 
         def place(values):
             column = values.new_zeros(padded, *values.shape[1:])

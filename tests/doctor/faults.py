@@ -8,22 +8,30 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from tgi_simulated_gaudi.device import SimulatedHpu, open_card
 
 from tgi.config import Options
 from tgi.device.base import Device
-from tgi.doctor import gaudi, host, nvidia, probe
-from tgi.doctor.check import Check
-from tgi.doctor.machine import GIB, MIB, Machine
-from tgi.doctor.releases import check_driver, check_firmware, check_software
-from tgi.doctor.smi import read_smi
+from tgi.device.cpu import SPEC as CPU
+from tgi.device.cpu import cpu_checks
+from tgi.device.cuda import nvidia_checks as nvidia
+from tgi.device.hpu import SPEC as GAUDI
+from tgi.device.hpu import gaudi_checks as gaudi
+from tgi.device.hpu import gaudi_probes, pci_folders
+from tgi.device.hpu.gaudi_versions import PLUGIN, check_driver, check_firmware, check_software
+from tgi.device.hpu.hl_smi import read_hl_smi
+from tgi.doctor import host, probe
 from tgi.doctor.trial import try_device
+from tgi.plugins.check import Check
+from tgi.plugins.machine import GIB, MIB, Machine
 from tgi.weights import Shard
 
 from .hosts import PAGE, SOFTWARE, SOMEBODY, gaudi_host, plain_host
 
 Fault = Callable[[Path], Check]
+DOCTOR = GAUDI.open_doctor()
 FAULTS: dict[str, Fault] = {}
 """By what is wrong, in the words of docs/doctor.md."""
 
@@ -61,8 +69,10 @@ FAULTS |= {
         plain_host(p, disk=lambda _: (64 * MIB, 64 * MIB)), Options(num_shard=2)
     ),
     "`ulimit -n 256`": lambda _: host.check_files(Options(), 256),
-    "a CPU without bfloat16": lambda p: host.check_bfloat16(plain_host(p, {"proc/cpuinfo": "flags : avx2"})),
-    "no huge pages": lambda p: host.check_huge_pages(
+    "a CPU without bfloat16": lambda p: cpu_checks.check_bfloat16(
+        plain_host(p, {"proc/cpuinfo": "flags : avx2"})
+    ),
+    "no huge pages": lambda p: cpu_checks.check_huge_pages(
         plain_host(p, {"sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]"})
     ),
 }
@@ -104,7 +114,7 @@ FAULTS |= {
         python="3.11.7", habana_torch_plugin="1.20.1.97", torch="2.6.0+hpu"
     ),
     "a release that nothing is known of": lambda _: software(habana_torch_plugin="1.31.0.5"),
-    "no card": lambda p: gaudi.check_cards(machine := plain_host(p), gaudi.pci_cards(machine)),
+    "no card": lambda p: gaudi.check_cards(machine := plain_host(p), pci_folders(machine)),
     "a driver older than the image": lambda p: driver(gaudi_host(p, driver="1.22.0-ee698fb")),
     "a driver newer than the image": lambda p: driver(gaudi_host(p, driver="1.25.0-12ab34c")),
     "no hl-smi": lambda p: driver(gaudi_host(p, run=lambda _: None)),
@@ -137,24 +147,26 @@ FAULTS |= {
 
 
 def driver(machine: Machine) -> Check:
-    return check_driver(read_smi(machine).driver, machine.software)
+    return check_driver(read_hl_smi(machine).driver, machine.versions((PLUGIN,)))
 
 
 def firmware(machine: Machine) -> Check:
-    smi = read_smi(machine)
+    smi = read_hl_smi(machine)
     return check_firmware(smi.firmware, smi.driver)
 
 
 def holders(machine: Machine, ranks: int) -> Check:
-    return gaudi.check_holders(machine, read_smi(machine), ranks)
+    return gaudi.check_holders(machine, read_hl_smi(machine), ranks)
 
 
 def visible(machine: Machine, ranks: int) -> Check:
-    return gaudi.check_visible(machine.environ, read_smi(machine), len(machine.files(gaudi.NODES)), ranks)
+    return gaudi.check_visible(
+        machine.environ, read_hl_smi(machine), len(machine.files(GAUDI.card_files)), ranks
+    )
 
 
 def numa(machine: Machine) -> Check:
-    return gaudi.check_numa(machine, gaudi.pci_cards(machine))
+    return gaudi.check_numa(machine, pci_folders(machine))
 
 
 @fault("a driver that is not loaded")
@@ -162,14 +174,14 @@ def no_driver(place: Path) -> Check:
     machine = gaudi_host(place)
     shutil.rmtree(place / "dev/accel")
     shutil.rmtree(place / "sys/module")
-    return gaudi.check_cards(machine, gaudi.pci_cards(machine))
+    return gaudi.check_cards(machine, pci_folders(machine))
 
 
 @fault("a container that did not get the cards")
 def no_cards_inside(place: Path) -> Check:
     machine = gaudi_host(place)
     shutil.rmtree(place / "dev/accel")
-    return gaudi.check_cards(machine, gaudi.pci_cards(machine))
+    return gaudi.check_cards(machine, pci_folders(machine))
 
 
 @fault("a process here at a card")
@@ -216,7 +228,7 @@ def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
 
 def probed(name: str, **planted: Any) -> Check:
     with simulated(**planted) as device:
-        return probe.attempt(name, lambda: probe.probes_of(device)[name](device))
+        return probe.attempt(name, probe.probes_of(device, DOCTOR)[name], DOCTOR)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -228,7 +240,7 @@ def raising(error: Exception) -> Callable[..., Any]:
 
 FAULTS |= {
     "a card that another process has": lambda _: probe.failure(
-        "device", RuntimeError("synStatus=8 [Device not found] Device acquire failed.")
+        "device", RuntimeError("synStatus=8 [Device not found] Device acquire failed."), DOCTOR
     ),
     "matrix products that are wrong": lambda _: probed(
         "numbers", linear=lambda x, weight: x @ weight.roll(1, 0).t()
@@ -250,14 +262,14 @@ FAULTS |= {
 def taken_memory(_: Path) -> Check:
     with simulated() as device:
         device.card.memory.take(90 * GIB)
-        return probe.probe_memory(device)
+        return probe.probe_memory(device, DOCTOR)
 
 
 @fault("a card without memory for a tensor")
 def no_memory(_: Path) -> Check:
     with simulated() as device:
         device.card.memory.take(device.card.memory.limit - 16)
-        return probe.attempt("graph", lambda: probe.probe_graph(device))
+        return probe.attempt("graph", lambda: probe.probe_graph(device, DOCTOR), DOCTOR)
 
 
 @fault("--device hpu without Intel's software")
@@ -283,13 +295,13 @@ class Changed(torch.overrides.TorchFunctionMode):
 @fault("int64 that is neither kept nor cut")
 def odd_int64(_: Path) -> Check:
     with Changed("cpu", torch.tensor([2**31 - 1])):
-        return probe.probe_int64(Device(1))
+        return gaudi_probes.probe_int64(Device(1))
 
 
 @fault("one_hot(-1) that is something else")
 def odd_one_hot(_: Path) -> Check:
     with Changed("one_hot", torch.tensor([[0, 1, 0], [0, 0, 1]])):
-        return probe.probe_one_hot(Device(1))
+        return gaudi_probes.probe_one_hot(Device(1))
 
 
 def stale(program: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -314,7 +326,9 @@ def vanishing(_: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def ranks_add_up(place: Path, **planted: Any) -> Check:
     with simulated(**({"connect": lambda *_: None} | planted)) as device:
-        return probe.attempt("all-reduce", lambda: probe.probe_ranks(device, Shard(0, 2), place / "ranks"))
+        return probe.attempt(
+            "all-reduce", lambda: probe.probe_ranks(device, DOCTOR, Shard(0, 2), place / "ranks"), DOCTOR
+        )
 
 
 # ---- processes that do not come back -------------------------------------------------------------------
@@ -327,7 +341,7 @@ def tried(place: Path, code: str, ranks: int = 1, patience: float = 60.0) -> Che
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(place), *([before] if before else [])])
     try:
-        [found] = try_device("cpu", 1, ranks, {}, patience)
+        [found] = try_device(attrs.evolve(CPU, environment={}), 1, ranks, patience)
     finally:
         del os.environ["PYTHONPATH"]
         os.environ |= {"PYTHONPATH": before} if before else {}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tgi.doctor.machine import GIB, Machine
+from tgi.plugins.machine import GIB, Machine
 
 SOFTWARE = {"python": "3.12.3", "torch": "2.11.0+hpu", "habana-torch-plugin": "1.24.1.7"}
 PAGE = """\
@@ -47,7 +47,7 @@ def plain_host(root: Path, files: Mapping[str, str] = {}, **other: Any) -> Machi
     given: dict[str, Any] = {
         "root": root,
         "environ": {},
-        "software": SOFTWARE,
+        "version": lambda name: SOFTWARE.get(name, ""),
         "run": lambda _: None,
         "may_use": lambda _: True,
         "disk": lambda path: (path.stat() and 64 * GIB, 32 * GIB),

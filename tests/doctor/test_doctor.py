@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from tgi.config import Options
-from tgi.doctor.gaudi import check_gaudi
-from tgi.doctor.host import check_cpu, check_host
-from tgi.doctor.machine import Machine
-from tgi.doctor.nvidia import check_nvidia
-from tgi.doctor.releases import RELEASES, check_software
+from tgi.device.cpu.cpu_checks import CpuDoctor
+from tgi.device.cuda.nvidia_checks import NvidiaDoctor
+from tgi.device.hpu.gaudi_checks import GaudiDoctor
+from tgi.device.hpu.gaudi_releases import RELEASES
+from tgi.device.hpu.gaudi_versions import check_software
+from tgi.device.hpu.hl_smi import parse_cards, parse_holders
+from tgi.doctor.host import check_host
 from tgi.doctor.show import examine
-from tgi.doctor.smi import parse_cards, parse_holders
+from tgi.plugins.machine import Machine
 
 from .faults import GPUS
 from .hosts import PAGE, SOMEBODY, gaudi_host, plain_host
@@ -24,8 +26,9 @@ DOCTOR = [sys.executable, "-m", "tgi", "doctor", "--port", "0"]
 
 
 def test_a_host_with_gaudi_in_order(tmp_path: Path) -> None:
-    machine, options = gaudi_host(tmp_path), Options(device="hpu", num_shard=8, port=0)
-    checks = [*check_host(machine, options), *check_gaudi(machine, options), *check_cpu(machine)]
+    machine, options = gaudi_host(tmp_path), Options(device="hpu", num_shard=8, port=0, recipe_cache=tmp_path)
+    doctors = (GaudiDoctor(), CpuDoctor())
+    checks = [*check_host(machine, options), *(c for d in doctors for c in d.checks(machine, options))]
     assert [check for check in checks if check.state != "ok"] == []
     found = {check.name: check.found for check in checks}
     assert found["cards"] == "8 Gaudi cards."
@@ -38,7 +41,7 @@ def test_a_host_with_gaudi_in_order(tmp_path: Path) -> None:
 def test_cards_that_nobody_asks_for(tmp_path: Path) -> None:
     found = next(c for c in examine(Options(port=0, threads=1), gaudi_host(tmp_path)) if c.name == "cards")
     assert found.state == "warn"
-    assert found.found == "There are 8 Gaudi cards, and --device is cpu."
+    assert found.found == "8 cards for --device hpu are here, and --device is cpu."
 
 
 def test_without_a_card_none_is_opened(tmp_path: Path) -> None:
@@ -48,9 +51,9 @@ def test_without_a_card_none_is_opened(tmp_path: Path) -> None:
 
 def test_a_host_with_gpus_in_order(tmp_path: Path) -> None:
     machine = plain_host(tmp_path, GPUS, run=lambda _: "0, 3, 570.86.15\n1, 3, 570.86.15\n")
-    found = list(check_nvidia(machine, Options(device="cuda", num_shard=2)))
+    found = list(NvidiaDoctor().checks(machine, Options(device="cuda", num_shard=2)))
     assert [check.state for check in found] == ["ok"] * 3
-    assert found[-1].found == "Nobody uses the GPUs. Driver 570.86.15."
+    assert found[-1].found == "No process uses the GPUs. Driver 570.86.15."
 
 
 def test_sharding_without_cards(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tgi.config import OptionError
+from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.bucketing import (
     MAX_GRAPHS,
@@ -18,7 +19,6 @@ from tgi.planning.bucketing import (
     geometric,
     make_buckets,
 )
-from tgi.planning.costs import Costs
 from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket

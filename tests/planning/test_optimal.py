@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tgi.planning.costs import Costs
+from tgi.device.costs import Costs
 from tgi.planning.optimal import TooFewGraphs, optimal
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import Workload
@@ -91,7 +91,9 @@ def expected(buckets: list[Bucket], workload: Workload, costs: Costs) -> float:
 @pytest.mark.parametrize("seed", range(8))
 def test_few_shapes_are_served_nearly_as_well_as_possible(seed: int) -> None:
     """Against all sets of three decode buckets and the largest."""
-    costs = Costs(start=0.2, weights=1.0, token=0.3, pair=0.01, block=0.5, row=0.2, block_size=1)
+    costs = Costs(
+        start=0.2, weights=1.0, token=0.3, pair=0.01, mapping=0.01, block=0.5, row=0.2, block_size=1
+    )
     of, workload = small(seed)
     every = [Bucket(r, 1, b) for r in range(1, 5) for b in range(r, 3 * r + 1)][:-1]
     largest = Bucket(4, 1, 12)

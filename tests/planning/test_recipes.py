@@ -5,12 +5,8 @@ from typing import Any
 
 import pytest
 
-from tgi.planning.recipes import (
-    installed_generation,
-    installed_software,
-    recipe_environment,
-    recipe_folder,
-)
+from tgi.device.hpu import recipe_variables
+from tgi.planning.recipes import recipe_folder
 
 ROOT = Path("/cache")
 KEY: dict[str, Any] = {
@@ -18,7 +14,7 @@ KEY: dict[str, Any] = {
     "config": {"hidden_size": 4096, "num_hidden_layers": 32},
     "dtype": "bfloat16",
     "ranks": 8,
-    "generation": "1020",
+    "card": "gaudi2",
     "software": {"torch": "2.6.0", "habana-torch-plugin": "1.21.0"},
     "buckets": [(1, 128, 0), (8, 1, 64)],
 }
@@ -27,7 +23,7 @@ KEY: dict[str, Any] = {
 def test_a_folder_can_be_told_from_others_by_people() -> None:
     folder = recipe_folder(ROOT, **KEY)
     assert folder.parent == ROOT
-    assert folder.name.startswith("Llama-3.1-8B-bfloat16-8x1020-")
+    assert folder.name.startswith("Llama-3.1-8B-bfloat16-8xgaudi2-")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +33,7 @@ def test_a_folder_can_be_told_from_others_by_people() -> None:
         ("config", {"hidden_size": 4096, "num_hidden_layers": 16}),
         ("dtype", "float32"),
         ("ranks", 4),
-        ("generation", "1060"),
+        ("card", "gaudi3"),
         ("software", {"torch": "2.6.0", "habana-torch-plugin": "1.22.0"}),
         ("buckets", [(1, 128, 0)]),
     ],
@@ -57,21 +53,5 @@ def test_a_name_has_nothing_that_separates_fields_or_folders() -> None:
     folder = recipe_folder(ROOT, **{**KEY, "model": "/models/a,b c"})
     assert folder.parent == ROOT
     assert not {",", " "} & set(folder.name)
-    value = recipe_environment(folder)["PT_HPU_RECIPE_CACHE_CONFIG"]
+    value = recipe_variables(folder)["PT_HPU_RECIPE_CACHE_CONFIG"]
     assert value.split(",") == [str(folder), "false", "8192", "false"]
-
-
-def test_versions_of_what_is_installed() -> None:
-    assert installed_software(["tgi", "no-such-distribution"]).keys() == {"tgi"}
-
-
-def test_generation_by_pci_ids(tmp_path: Path) -> None:
-    assert installed_generation(tmp_path / "none") == ""
-    for number, (vendor, device) in enumerate(
-        [("0x8086", "0x1020"), ("0x1da3", "0x1060"), ("0x1da3", "0x1060")]
-    ):
-        folder = tmp_path / f"0000:0{number}:00.0"
-        folder.mkdir()
-        (folder / "vendor").write_text(f"{vendor}\n")
-        (folder / "device").write_text(f"{device}\n")
-    assert installed_generation(tmp_path) == "1060"

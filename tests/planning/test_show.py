@@ -126,7 +126,7 @@ def test_a_picture_without_matplotlib(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--device", "hpu"], "a plan needs --device gaudi2, gaudi3 or cpu, not 'hpu'"),
+        (["--device", "hpu"], "a plan needs --device a100, cpu, gaudi2, gaudi3, h100, h200, not 'hpu'"),
         (["--device", "gaudi2", "--num-shard", "5"], "over 5 ranks; --num-shard can be 1, 2, 4, 8, 16, 32"),
         (["--device", "gaudi2", "--max-input-tokens", "9", "--max-total-tokens", "9"], "must be <"),
         (["--device", "gaudi2", "--plot", "/none/plan.png"], "--plot /none/plan.png: "),

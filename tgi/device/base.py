@@ -4,7 +4,7 @@ It is right rather than fast. A device inherits from `Device` and overrides what
 compare every override with this.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
-from tgi.plugins import ConfigError
+from tgi.plugins import ConfigError, DeviceSpec
+from tgi.plugins.check import Check
 from tgi.weights import Shard
 from tgi.weights.formats import LinearWeight
 from tgi.weights.formats.fp8 import FP8_LIMIT
@@ -27,6 +28,16 @@ from .graphs import Counters, Program
 from .ranking import most_likely
 
 _LONG = timedelta(days=1)
+PLAIN = DeviceSpec(
+    name="plain",
+    implementation="tgi.device.base:Device",
+    block_size=16,
+    batch_size=8,
+    prefill_tokens=256,
+    compiles=True,
+    flat=True,
+)
+"""The definition as a device of its own, for tests."""
 
 
 class Device:
@@ -34,12 +45,8 @@ class Device:
 
     torch_device = torch.device("cpu")
     distributed_backend = "gloo"
-    dynamic = False
-    """Whether shapes may follow the data, and results may be looked at on the way. Then the rows of a prefill
-    step follow one another without padding, and the sampler sorts no more than it must. Else a step is a
-    program, one for each bucket."""
-    flat_decode = False
-    """Whether decode steps list the blocks of all rows together, `Batch.flat`, instead of a table per row."""
+    spec = PLAIN
+    """Facts about the device that the server knows too."""
     keeps_graphs = False
     """Whether each program takes memory of its own."""
     workspaces = 1
@@ -55,6 +62,20 @@ class Device:
         self.threads = threads
         if threads:
             torch.set_num_threads(threads)
+
+    @property
+    def compiles(self) -> bool:
+        """Whether a step is a program of static shape; see `DeviceSpec`."""
+        return self.spec.compiles
+
+    @property
+    def flat(self) -> bool:
+        """Whether decode steps list the blocks of all rows together, in `Batch.flat`; see `DeviceSpec`."""
+        return self.spec.flat
+
+    def probes(self) -> Mapping[str, Callable[[], Check]]:
+        """Return probes of behaviour that this device alone has, by the names of their checks."""
+        return {}
 
     def dtype(self, name: str) -> torch.dtype:
         """The dtype of that name; for "auto" the one this device computes fastest in."""

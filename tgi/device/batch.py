@@ -48,11 +48,11 @@ class KVCache:
 @attrs.define(eq=False)
 class Batch:
     """What `forward` of a model takes. All tensors are on the device; integers are int64 where
-    `Device.dynamic` is true, else int32.
+    `Device.compiles` is false, else int32.
 
-    The tokens of all rows follow one another in one dimension of length T. Where `Device.dynamic` is false,
+    The tokens of all rows follow one another in one dimension of length T. Where `Device.compiles` is true,
     every row takes `T / rows` places, padded at its right, so that shapes depend on the bucket alone;
-    where it is true, rows of a prefill step take what they need.
+    where it is false, rows of a prefill step take what they need.
     """
 
     tokens: torch.Tensor
@@ -71,15 +71,15 @@ class Batch:
     """[n]: which of the T tokens get logits, ascending but for padding."""
     cache: KVCache
     host: Sequence[HostRow] = ()
-    """The rows that are not padding; only where `Device.dynamic` is true."""
+    """The rows that are not padding; only where `Device.compiles` is false."""
     lengths: torch.Tensor | None = None
     """[rows]: how many of a row's places have a token, at least 1; only of a prefill step, and only where
-    `Device.dynamic` is false."""
+    `Device.compiles` is true."""
     bases: torch.Tensor | None = None
     """[rows]: position of the first token of each row's table; None: 0. Beyond 0 only where no layer sees
     what is before."""
     flat: FlatBlocks | None = None
-    """Only of a decode step, where `Device.flat_decode` is true."""
+    """Only of a decode step, where `Device.flat` is true."""
     features: torch.Tensor | None = None
     """[at least T, hidden size]: where the head leaves what it got, for later questions about the prompt."""
     targets: torch.Tensor | None = None

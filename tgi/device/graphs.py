@@ -22,6 +22,19 @@ class Program(nn.Module):
         raise NotImplementedError
 
 
+class Tally(Program):
+    """A program for tests of a device: it adds up its inputs, and returns twice the sum."""
+
+    def __init__(self, torch_device: torch.device) -> None:
+        super().__init__()
+        self.sum = torch.zeros(4, dtype=torch.int32, device=torch_device)
+
+    def forward(self, packed: torch.Tensor) -> torch.Tensor:
+        """Add packed [4] to a sum that outlives the call."""
+        self.sum.add_(packed)
+        return self.sum * 2
+
+
 @attrs.frozen
 class Counters:
     """What a device has done since it was opened, and holds now."""

@@ -12,20 +12,18 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tgi.executor import rank_environment
-
-from .check import Check, fail
+from tgi.plugins import DeviceSpec
+from tgi.plugins.check import Check, fail
 
 PATIENCE = 180.0
 """Seconds for all probes: the first graph of a cold card takes some."""
 
 
-def try_device(
-    name: str, threads: int, ranks: int, environment: Mapping[str, str], patience: float = PATIENCE
-) -> list[Check]:
+def try_device(spec: DeviceSpec, threads: int, ranks: int, patience: float = PATIENCE) -> list[Check]:
     """What the probes come to, by rank 0, and whatever ends a rank."""
     with tempfile.TemporaryDirectory(prefix="tgi-") as place:
         folder = Path(place)
-        started = [_start(name, threads, rank, ranks, folder, environment) for rank in range(ranks)]
+        started = [_start(spec.name, threads, rank, ranks, folder, spec.environment) for rank in range(ranks)]
         try:
             late = _wait(started, patience)
         finally:
@@ -34,7 +32,7 @@ def try_device(
                     process.kill()
                 process.wait()
         checks, begun = _read(folder / "0.out")
-        return [*checks, *_endings(started, late, begun, folder, patience)]
+        return [*checks, *_endings(started, late, begun, folder, patience, spec.open_doctor().crash)]
 
 
 def _start(
@@ -98,14 +96,16 @@ def _read(path: Path) -> tuple[list[Check], str]:
 
 
 def _endings(
-    started: Sequence["subprocess.Popen[bytes]"], late: bool, begun: str, folder: Path, patience: float
+    started: Sequence["subprocess.Popen[bytes]"],
+    late: bool,
+    begun: str,
+    folder: Path,
+    patience: float,
+    advice: str,
 ) -> Iterator[Check]:
     """Of ranks that did not end as they should."""
     if late:
         found = f"It has not ended within {patience:g} s."
-        advice = (
-            "See dmesg and hl-smi for the state of the card, and whether all ranks see one; then reset it."
-        )
         yield fail(begun or "device", found, advice)
         return
     for rank, process in enumerate(started):
@@ -115,6 +115,5 @@ def _endings(
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with code {code}"
         said = (folder / f"{rank}.err").read_text(errors="replace").strip().splitlines()
         found = f"Rank {rank} ended {how}{': ' + said[-1][:200] if said else ''}."
-        advice = "Look for the reason in dmesg and in Gaudi's logs (HABANA_LOGS), and reset the card."
         yield fail(begun or "device" if rank == 0 else f"rank {rank}", found, advice)
         return

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping
 import attrs
 
 from tgi.config import OptionError, Options
+from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket
 from tgi.scheduler.buckets import Buckets
 
-from .costs import Costs
 from .optimal import TooFewGraphs, optimal
 from .shapes import AttentionWorkspace, ShapeLimits
 from .workload import ShapeCounts, Workload

@@ -2,19 +2,17 @@
 
 import logging
 from collections.abc import Sequence
-from os import environ
 from typing import Any
 
 from tgi.config import OptionError, Options
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
+from tgi.plugins.machine import Machine
 from tgi.protocol import Loaded
 from tgi.scheduler.buckets import Buckets
 
 from .bucketing import Bucketing, GraphsError, make_buckets, warm_up_seconds
-from .cards import installed_card
 from .model import Model, prefix_limit
-from .recipes import installed_generation
 from .setup import model_costs
 from .shapes import AttentionWorkspace
 from .workload import ShapeCounts
@@ -32,7 +30,7 @@ def choose_buckets(
     device = model.device
     if not device.compiles:
         return Buckets(limits)
-    card = installed_card(installed_generation(), environ)
+    _, card = device.card(Machine())
     costs = model_costs(model.folder, model.config, options, card, device)
     bucketing = Bucketing.from_options(options, costs, graphs)
     prefixes = prefix_limit(model, options) != 0

@@ -5,11 +5,7 @@ from collections.abc import Mapping
 import attrs
 import psutil  # type: ignore[import-untyped]
 
-from tgi.plugins import ConfigError, DeviceSpec
-
-from .costs import CARDS, Card
-
-GIB = 1 << 30
+from tgi.plugins import Card, ConfigError, DeviceSpec
 
 
 @attrs.frozen(kw_only=True)
@@ -26,24 +22,16 @@ class Target:
     """Bytes a second to all other cards of a box together, one way."""
 
 
-GAUDIS = {"gaudi2": (int(94.62 * GIB), 262.5e9), "gaudi3": (int(126.5 * GIB), 525e9)}
-"""Memory that logs show, and rate of the links: 21 of 24 ports, twice as fast in a Gaudi3."""
-
-
-def installed_card(pci: str, environment: Mapping[str, str]) -> str:
-    """Which of them a server runs on: by the PCI ids of this machine, or the variable of simulated ones."""
-    simulated = environment.get("TGI_SIMULATED_GAUDI", "")
-    if simulated in GAUDIS:
-        return simulated
-    return "gaudi3" if pci.startswith("106") else "gaudi2"
-
-
 def target(name: str, known: Mapping[str, DeviceSpec]) -> Target:
-    """The card of that name; `known` are the devices that plugins offer. Raises ConfigError."""
-    if name in GAUDIS:
-        memory, link = GAUDIS[name]
-        return Target(name=name, device=known["hpu"], memory_bytes=memory, card=CARDS[name], link=link)
-    if name == "cpu":
-        memory = psutil.virtual_memory().total
-        return Target(name=name, device=known["cpu"], memory_bytes=memory, card=None)
-    raise ConfigError(f"a plan needs --device {', '.join(GAUDIS)} or cpu, not {name!r}")
+    """Return the card of that name among those of all devices. Raises ConfigError."""
+    cards = {
+        name: (device, card)
+        for device in reversed(list(known.values()))
+        for name, card in device.cards.items()
+    }
+    if name not in cards:
+        raise ConfigError(f"a plan needs --device {', '.join(sorted(cards))}, not {name!r}")
+    device, card = cards[name]
+    memory = card.memory_bytes or psutil.virtual_memory().total
+    rates = card if card.flops else None
+    return Target(name=name, device=device, memory_bytes=memory, card=rates, link=card.link)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from tgi.device.costs import Costs
 from tgi.protocol import Bucket
 
-from .costs import Costs
 from .nesting import Cell, Floats, Grid, Ints
 from .shapes import ShapeLimits
 from .workload import Workload

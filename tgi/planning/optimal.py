@@ -20,9 +20,9 @@ import math
 
 import numpy as np
 
+from tgi.device.costs import Costs
 from tgi.protocol import Bucket
 
-from .costs import Costs
 from .grids import alone_grid, decode_buckets, decode_grid, joint_grid, prefill_buckets
 from .nesting import Cell, Cuts, Floats, Grid
 from .shapes import ShapeLimits

@@ -135,6 +135,7 @@ def _roofline(setup: Setup, numbers: int) -> Roofline | None:
     return Roofline.of(
         setup.config,
         setup.target.card,
+        device=setup.target.device,
         link=setup.target.link,
         ranks=setup.ranks,
         numbers=numbers,

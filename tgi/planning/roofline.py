@@ -1,4 +1,4 @@
-"""How fast a model can be on cards: `tgi.planning.costs` for the share of a model that one of several has.
+"""How fast a model can be on cards: `tgi.device.costs` for the share of a model that one of several has.
 
 Cards wait for each other twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its
 bytes over a card's links, an all-gather n - 1 times a card's part, and each takes a fixed time besides.
@@ -6,11 +6,10 @@ bytes over a card's links, an all-gather n - 1 times a card's part, and each tak
 
 import attrs
 
+from tgi.device.costs import EFFICIENCY, Costs, ModelSize
 from tgi.footprint import block_bytes
-from tgi.plugins import ModelConfig
+from tgi.plugins import Card, DeviceSpec, ModelConfig
 from tgi.protocol import Bucket
-
-from .costs import EFFICIENCY, Card, Costs, ModelSize
 
 COLLECTIVE_SECONDS = 20e-6
 """Of a collective, however small: an estimate."""
@@ -37,6 +36,7 @@ class Roofline:
         config: ModelConfig,
         card: Card,
         *,
+        device: DeviceSpec,
         link: float,
         ranks: int,
         numbers: int,
@@ -57,7 +57,7 @@ class Roofline:
         return cls(
             size=size,
             card=card,
-            costs=Costs.of(size, card, block_size),
+            costs=device.step_costs(size, card, block_size),
             ranks=ranks,
             hidden=2 * config.num_layers * config.hidden_size * item,
             logits=config.vocab_size / ranks * item,

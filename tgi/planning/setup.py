@@ -8,14 +8,14 @@ from pathlib import Path
 import attrs
 
 from tgi.config import DEMO_MODEL, OptionError, Options
+from tgi.device.costs import Costs
 from tgi.hub import Source, find_config
 from tgi.limits import Limits, resolve_limits
-from tgi.plugins import Architecture, ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
+from tgi.plugins import Architecture, Card, ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
 
 from .bucketing import Bucketing
 from .cards import target
-from .costs import CARDS, Costs
 from .plan import ITEM, Setup
 from .roofline import Roofline
 from .weights import rank_bytes, rank_numbers, read_shapes
@@ -60,7 +60,7 @@ def model_limits(config: ModelConfig, device: DeviceSpec, options: Options) -> L
 def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
     """How many ranks there shall be. Raises OptionError where they are more than cards, or not known."""
     name, cards = next(
-        ((name, environment[name]) for name in device.cards if environment.get(name)), ("", "all")
+        ((name, environment[name]) for name in device.card_variables if environment.get(name)), ("", "all")
     )
     listed = None if cards == "all" else len(cards.split(","))
     wanted = options.num_shard
@@ -77,12 +77,13 @@ def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, 
     return wanted
 
 
-def model_costs(folder: Path, config: ModelConfig, options: Options, card: str, device: DeviceSpec) -> Costs:
+def model_costs(folder: Path, config: ModelConfig, options: Options, card: Card, device: DeviceSpec) -> Costs:
     """What steps of the model of that folder cost on such cards. Raises ConfigError."""
     ranks, item, shapes = options.num_shard or 1, ITEM[options.compute_dtype], read_shapes(folder)
     roofline = Roofline.of(
         config,
-        CARDS[card],
+        card,
+        device=device,
         link=0.0,
         ranks=ranks,
         numbers=rank_numbers(config, shapes, ranks),

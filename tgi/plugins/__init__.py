@@ -5,7 +5,7 @@ functions marked `hookimpl`. `tgi.plugins.hookspecs` is the whole list of hooks.
 """
 
 from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig, Weight
-from .device import DeviceSpec
+from .device import Card, DeviceSpec
 from .hookspecs import hookimpl
 from .manager import PLUGIN_TRACE, Plugins, architectures, devices, load_plugins
 
@@ -13,6 +13,7 @@ __all__ = [
     "ANY",
     "PLUGIN_TRACE",
     "Architecture",
+    "Card",
     "ConfigError",
     "DeviceSpec",
     "JsonReader",

@@ -1,38 +1,113 @@
-"""What a device package says of itself."""
+"""Description of a device: facts as data, and the names of functions that are imported where they are
+needed."""
 
-from collections.abc import Mapping, Sequence
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import attrs
+
+from .check import Doctor
+from .machine import Machine
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """Model of a card: its size and its peak rates, for plans and for the choice of buckets."""
+
+    memory_bytes: int = 0
+    """Memory that a process can use, in bytes; 0: the memory of this machine, shared by its ranks."""
+    flops: float = 0.0
+    """Peak rate of matrix products in bfloat16, in operations per second; 0: unknown, so no time is
+    planned."""
+    bandwidth: float = 0.0
+    """Peak rate of reading the card's memory, in bytes per second."""
+    start: float = 0.0
+    """Fixed time of a step, in seconds."""
+    link: float = 0.0
+    """Rate of a card's links to all other cards of a box together, one way, in bytes per second."""
+
+
+REFERENCE = Card(memory_bytes=96 << 30, flops=432e12, bandwidth=2.46e12, start=0.8e-3)
+"""Card that a device without `cards` is taken for: only the ratios of these rates matter to its buckets."""
 
 
 @attrs.frozen(kw_only=True)
 class DeviceSpec:
-    """A kind of device that ranks can run on, with the sizes that suit it."""
+    """A kind of device that ranks can run on.
+
+    A "module:name" is imported when it is needed: `implementation` in ranks, which may import torch, the
+    others in the server, which may not.
+    """
 
     name: str
+    """Value of --device."""
     implementation: str
-    """"module:Class", a `tgi.device.base.Device`; imported in rank processes only."""
+    """"module:Class" of a `tgi.device.base.Device`, called with the number of threads."""
     environment: Mapping[str, str] = attrs.field(factory=dict)
-    """Variables that the rank process is started with, unless they are set already."""
+    """Variables that rank processes are started with, unless they are set already."""
     block_size: int
     """Tokens in a KV block."""
     batch_size: int
     """Default of --max-batch-size: rows of the largest decode step."""
     prefill_tokens: int
-    """Default of --max-batch-prefill-tokens: padded query tokens of the largest prefill step."""
+    """Default of --max-batch-prefill-tokens: query tokens, padding included, of the largest prefill step."""
     compiles: bool
-    """True: every shape costs a compilation, so there are few buckets, padded in all dimensions, and all are
-    warmed up. False: shapes are cheap, blocks are not padded, and only the largest buckets are warmed up."""
+    """Whether a step is a program of static shape: every bucket costs a compilation, so buckets are few,
+    padded in all dimensions, and warmed up. If false, the bucket of a step is its exact shape."""
     flat: bool = False
-    """How a device that compiles takes block tables. True: in decode as one list of the blocks of all rows,
-    in prefill as a table per row of what was computed before the step; a bucket's blocks count these. False:
-    as a table per row, with the blocks of the step itself."""
-    cards: Sequence[str] = ()
-    """Variables that list the cards that a server may use; the first that is set counts."""
+    """Form of block tables on a device that compiles. True: one list of the blocks of all rows in decode, and
+    in prefill a table per row of the blocks before the step; a bucket counts these blocks. False: a table per
+    row that includes the blocks of the step."""
+    mixes_rows: bool = False
+    """Whether a step may hold decode rows and chunks of prompts at once; not on a device that compiles."""
+    card_variables: Sequence[str] = ()
+    """Variables that list the cards a server may use; the first that is set counts."""
     card_files: str = ""
-    """Pattern of the files of all cards, for "all" in such a variable, and for none that is set."""
+    """Pattern of the device files of all cards; counted where no variable lists cards."""
     cache_dtypes: frozenset[str] = frozenset()
-    """Of --kv-cache-dtype, besides the model's own."""
+    """Values of --kv-cache-dtype that the device supports, besides the model's dtype."""
     memory_fraction: float = 1.0
-    """Default of --memory-fraction: the share of the memory beside weights and workspace that is used. What a
-    device says of its free memory may be without a reserve already."""
+    """Default of --memory-fraction: share of the free memory, after weights and workspace, that is used."""
+    cards: Mapping[str, Card] = attrs.field(factory=dict)
+    """Models of the card, by the names that `tgi plan --device` takes."""
+    installed: str = ""
+    """"module:function", from a `Machine` to the names in `cards` of the cards in it; "": the first of
+    `cards`."""
+    costs: str = "tgi.device.costs:Costs.of"
+    """"module:function", from a `ModelSize`, a `Card` and the block size to a `tgi.device.costs.Costs`."""
+    compile_cache: str = ""
+    """"module:function", from a folder to the variables that make ranks keep in it what they compile; "":
+    they cannot."""
+    compile_packages: Sequence[str] = ()
+    """Distributions, besides tgi and torch, whose versions decide whether a compiled program can be
+    reused."""
+    doctor: str = "tgi.plugins.check:Doctor"
+    """"module:Class" of a `tgi.plugins.check.Doctor`."""
+
+    def installed_cards(self, machine: Machine) -> Sequence[str]:
+        """Return the names of the cards in this machine, as far as they are known."""
+        cards: Sequence[str] = pkgutil.resolve_name(self.installed)(machine) if self.installed else ()
+        return cards
+
+    def card(self, machine: Machine) -> tuple[str, Card]:
+        """Return the name and the model of the card in this machine, or of the most usual one if it is
+        unknown."""
+        names = (*self.installed_cards(machine), *self.cards)
+        name = next((name for name in names if name in self.cards), self.name)
+        return name, self.cards.get(name, REFERENCE)
+
+    def step_costs(self, size: Any, card: Card, block_size: int) -> Any:
+        """Return the `Costs` of steps of a model of that `ModelSize` on a card."""
+        return pkgutil.resolve_name(self.costs)(size, card, block_size)
+
+    def compile_variables(self, folder: Path) -> Mapping[str, str]:
+        """Return the variables that make ranks keep compiled programs in a folder."""
+        function: Callable[[Path], Mapping[str, str]] = pkgutil.resolve_name(self.compile_cache)
+        return function(folder)
+
+    def open_doctor(self) -> Doctor:
+        """Return the checks of this device."""
+        doctor: Doctor = pkgutil.resolve_name(self.doctor)()
+        return doctor

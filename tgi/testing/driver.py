@@ -178,10 +178,10 @@ class Driver:
     def _blocks(self, rows: Sequence[Lane], prefill: bool) -> int:
         """What a bucket counts on this kind of device: blocks that a token sees."""
         device = self.runner.device
-        context = prefill and not device.dynamic
+        context = prefill and device.compiles
         ends = [-(-row.cached // BLOCK_SIZE) if context else len(row.table) for row in rows]
         counts = [end - self._passed(row) for end, row in zip(ends, rows, strict=True)]
-        return sum(counts) if device.flat_decode and not prefill else max(counts)
+        return sum(counts) if device.flat and not prefill else max(counts)
 
     def _passed(self, row: Lane) -> int:
         """How many of its blocks the window has left behind."""
@@ -207,7 +207,7 @@ class Driver:
         tokens, logprobs = unpack_ints(result.tokens), unpack_floats(result.logprobs)
         top_tokens = unpack_ints(result.top_tokens).reshape(len(tokens), top)
         top_logprobs = unpack_floats(result.top_logprobs).reshape(len(tokens), top)
-        packed = self.runner.device.dynamic
+        packed = not self.runner.device.compiles
         rows = range(len(tokens)) if packed else np.flatnonzero(sampled).tolist()
         logits = self._logits.to("cpu", torch.float32, copy=True)
         return [

@@ -9,11 +9,11 @@ from types import MappingProxyType
 
 import trio
 
+from tgi.device.costs import Costs
 from tgi.executor import open_executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.bucketing import Bucketing, make_buckets
-from tgi.planning.costs import Costs
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
 from tgi.scheduler import Scheduler

@@ -43,7 +43,7 @@ class Rows:
         if not step.bucket.prefill:
             count = max(count, device.least_tokens)
             total, offsets = count, np.arange(len(real), dtype=np.int32)
-        elif device.dynamic:
+        elif not device.compiles:
             ends = np.cumsum(lengths, dtype=np.int32)
             count, total, offsets = len(real), max(int(ends[-1]), device.least_tokens), ends - lengths
         else:

@@ -43,7 +43,7 @@ def make_inputs(
 ) -> Inputs:
     """The inputs of a step; `lanes` has been updated with it. `last_tokens` [lanes] is on the device."""
     rows = Rows.of(step, lanes, device)
-    columns, numbers = sampler_columns(step, rows, lanes, device.dynamic)
+    columns, numbers = sampler_columns(step, rows, lanes, not device.compiles)
     needs = needs_of(columns)
     columns |= token_columns(step, rows, lanes, spec.block_size)
     columns |= table_columns(rows, lanes, step.bucket.blocks, spec.block_size, spec.window)

@@ -66,7 +66,7 @@ class Programs:
         bucket = self._bucket(shape)
         device = self._parts.device
         rows = Rows.of(step, self._lanes, device)
-        columns, numbers = sampler_columns(step, rows, self._lanes, device.dynamic)
+        columns, numbers = sampler_columns(step, rows, self._lanes, not device.compiles)
         columns |= self._columns(step, rows)
         out = device.fetch(bucket.run(device.upload(bucket.layout.pack(columns))))
         answers = np.flatnonzero(numbers >= 0)

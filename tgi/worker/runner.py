@@ -81,7 +81,7 @@ class Runner:
             lanes=Lanes(command.lanes),
             sampler=sampler,
             last_tokens=torch.zeros(
-                rows, dtype=torch.int64 if device.dynamic else torch.int32, device=device.torch_device
+                rows, dtype=torch.int32 if device.compiles else torch.int64, device=device.torch_device
             ),
             workspace_bytes=device.workspaces * _workspace_bytes(config, build, command),
             prefill_tokens=command.prefill_tokens,
@@ -106,7 +106,7 @@ class Runner:
     def allocate(self, blocks: int) -> None:
         """Reserve the KV cache."""
         self.cache = self.spec.allocate(self.device, blocks)
-        if not self.device.dynamic:
+        if self.device.compiles:
             head = next((m for m in _modules(self.model) if isinstance(m, Head)), None)
             self.programs = Programs(self._parts(self.cache), self.lanes, self.config.vocab_size, head)
 
@@ -163,7 +163,7 @@ class Runner:
             last_tokens=self.last_tokens,
             prompt=Prompt.of(self.prefill_tokens, config.hidden_size, self.top, device, self.dtype),
             device=device,
-            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat_decode, self.spec.window),
+            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat, self.spec.window),
             top=self.top,
         )
 
@@ -183,6 +183,7 @@ def open_device(name: str, threads: int) -> Device:
     spec = find_offer("device", name, devices(load_plugins()))
     device = import_named(spec.implementation)(threads)
     assert isinstance(device, Device)
+    device.spec = spec
     return device
 
 

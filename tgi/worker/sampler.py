@@ -150,7 +150,7 @@ def process(
     if "sample" in needs:
         scores = scores / rows.params["temperature"][:, None]
     if "top_k" in needs or "top_p" in needs:
-        scores = _filter_top(scores, rows, device.dynamic)
+        scores = _filter_top(scores, rows, not device.compiles)
     if "min_p" in needs:
         least = scores.amax(-1, keepdim=True) + rows.params["min_p"][:, None]
         scores = scores.masked_fill(scores < least, -torch.inf)

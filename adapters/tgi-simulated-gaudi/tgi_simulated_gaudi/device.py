@@ -10,10 +10,9 @@ from tgi.device.hpu.hpu_device import HpuDevice
 
 from .card import Card
 from .installation import install, uninstall
+from .plugin import GENERATION
 from .profile import Profile
 
-GENERATION = "TGI_SIMULATED_GAUDI"
-"""Variable that chooses the card: "gaudi2" (the default) or "gaudi3"."""
 CARDS = ("gaudi2-lazy", "gaudi2-compile", "gaudi3-lazy", "gaudi3-compile")
 """Names of all simulated cards: a generation and an engine of the bridge."""
 

@@ -20,6 +20,8 @@ from tgi.device.base import Device
 from tgi.device.batch import Batch, HostRow, KVCache
 from tgi.device.ranking import most_likely_by_keys
 
+from . import SPEC
+
 _PACKED_FOR_ROWS = 32
 """The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
 
@@ -65,7 +67,7 @@ _Kind = tuple[int | None, bool]
 class CpuDevice(Device):
     """Any x86 or ARM processor that oneDNN supports."""
 
-    dynamic = True
+    spec = SPEC
     least_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
 
     def __init__(self, threads: int = 0) -> None:

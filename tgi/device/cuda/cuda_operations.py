@@ -15,6 +15,8 @@ from tgi.device.base import Device
 from tgi.device.batch import Batch
 from tgi.device.static import Kind, PromptPlan, attend_plainly, per_head, plan_prompt
 
+from . import SPEC
+
 _QUERIES = 256
 """Of a row, whose scores exist at once where no kernel hides them."""
 
@@ -34,7 +36,7 @@ class BlocksPlan(NamedTuple):
 class CudaLayers(Device):
     """The operations. They run wherever Triton does, its interpreter included."""
 
-    flat_decode = True
+    spec = SPEC
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads)

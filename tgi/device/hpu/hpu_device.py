@@ -8,7 +8,7 @@ good at, and scattered reads, which it is bad at, are of whole blocks.
 
 import os
 from collections import deque
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +32,23 @@ from tgi.device.static import (
     plan_prompt,
 )
 from tgi.plugins import ConfigError
+from tgi.plugins.check import Check
 from tgi.weights import Shard
 from tgi.weights.formats import LinearWeight
 from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 
+from . import SPEC
 from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
+from .gaudi_probes import gaudi_probes
 from .lazy_graphs import LazyGraphs
 
 
 class HpuDevice(Device):
     """One card."""
 
+    spec = SPEC
     distributed_backend = "hccl"
-    flat_decode = True
     asynchronous = True
 
     def __init__(self, threads: int = 0, environ: MutableMapping[str, str] = os.environ) -> None:
@@ -65,6 +68,10 @@ class HpuDevice(Device):
         """The event after the last copy to the host."""
         self._sent: deque[torch.Tensor] = deque(maxlen=8)
         """What is perhaps still being copied to the card."""
+
+    def probes(self) -> Mapping[str, Callable[[], Check]]:
+        """Return the probes of Gaudi."""
+        return gaudi_probes(self)
 
     def dtype(self, name: str) -> torch.dtype:
         """For "auto" bfloat16; float16 has no matrix kernels."""

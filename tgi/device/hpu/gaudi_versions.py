@@ -1,49 +1,45 @@
-"""Which versions of Gaudi's software, torch, Python, driver and firmware go together."""
+"""Checks that Gaudi's software, torch, Python, driver and firmware belong together."""
 
 import re
 from collections.abc import Mapping, Sequence
 
-from .check import Check, fail, ok, warn
-from .pairs import RELEASES
+from tgi.plugins.check import Check, fail, ok, warn
+
+from .gaudi_releases import RELEASES
 
 PLUGIN = "habana-torch-plugin"
-"""The package of the bridge."""
+"""Distribution of the bridge between torch and the cards."""
 _IMAGE = "Use Intel's PyTorch image of one release, and let nothing replace its torch."
 
 
-def check_software(software: Mapping[str, str]) -> Check:
-    """The bridge, torch and Python against each other. `software`: versions by package, and of "python"."""
-    name, plugin, torch = "software", software.get(PLUGIN), software.get("torch", "none")
+def check_software(versions: Mapping[str, str]) -> Check:
+    """Check the bridge, torch and Python. `versions` are by distribution, and of "python"."""
+    name, plugin, torch = "software", versions.get(PLUGIN), versions.get("torch", "none")
     if plugin is None:
-        found = f"The bridge of Gaudi's software, {PLUGIN}, is not installed."
-        return fail(name, found, _IMAGE)
+        return fail(name, f"The bridge of Gaudi's software, {PLUGIN}, is not installed.", _IMAGE)
     release = _numbers(plugin, 3)
     known = RELEASES.get(release) or RELEASES.get(_numbers(plugin, 2))
-    python = _numbers(software.get("python", ""), 2)
+    python = _numbers(versions.get("python", ""), 2)
     found = f"Gaudi software {release}, torch {torch}, Python {python}."
     if known is None:
-        advice = f"Nothing is known of this release; those that are known are {', '.join(RELEASES)}."
-        return warn(name, found, advice)
-    wanted, pythons = known
-    if torch.partition("+")[0] != wanted:
-        return fail(name, f"{found} That release is made for torch {wanted}.", _IMAGE)
+        return warn(name, found, f"This release is not known; the known ones are {', '.join(RELEASES)}.")
+    own_torch, pythons = known
+    if torch.partition("+")[0] != own_torch:
+        return fail(name, f"{found} That release is made for torch {own_torch}.", _IMAGE)
     if pythons and python not in pythons:
         return fail(name, f"{found} That release is made for Python {' or '.join(pythons)}.", _IMAGE)
     return ok(name, found)
 
 
-def check_driver(driver: str, software: Mapping[str, str]) -> Check:
-    """The driver of the host against the software here."""
-    name, plugin = "driver", software.get(PLUGIN, "")
+def check_driver(driver: str, versions: Mapping[str, str]) -> Check:
+    """Check the host's driver against the software of this process."""
+    name, plugin = "driver", versions.get(PLUGIN, "")
     if not driver:
-        advice = (
-            "Install hl-smi here (package habanalabs-firmware-tools), and look whether it lists the cards."
-        )
-        return warn(name, "The version of the driver is not known: hl-smi does not tell it.", advice)
-    found = f"Driver {driver}."
+        advice = "Install hl-smi here (package habanalabs-firmware-tools), and see if it lists the cards."
+        return warn(name, "The version of the driver is unknown: hl-smi does not report it.", advice)
     ours, theirs = _release(plugin), _release(driver)
     if not plugin or ours == theirs:
-        return ok(name, found)
+        return ok(name, f"Driver {driver}.")
     found = f"Driver {driver}, and Gaudi software {_numbers(plugin, 3)}."
     if theirs < ours:
         advice = (
@@ -55,13 +51,13 @@ def check_driver(driver: str, software: Mapping[str, str]) -> Check:
 
 
 def check_firmware(firmware: Sequence[str], driver: str) -> Check:
-    """What is in the flash of the cards against the driver."""
+    """Check the firmware in the cards' flash memory against the driver."""
     name = "firmware"
     if not firmware:
-        return ok(name, "hl-smi tells no version of the firmware.")
+        return ok(name, "hl-smi does not report the version of the firmware.")
     found = f"Firmware {', '.join(sorted(set(firmware)))}."
     if len({_release(version) for version in firmware}) > 1:
-        advice = "Bring all cards to that of the driver with hl-fw-loader."
+        advice = "Bring all cards to the driver's version with hl-fw-loader."
         return warn(name, f"{found} The cards differ.", advice)
     if driver and _release(firmware[0]) != _release(driver):
         advice = f"Update it on the host to that of driver {_numbers(driver, 3)}, with hl-fw-loader."
@@ -70,7 +66,7 @@ def check_firmware(firmware: Sequence[str], driver: str) -> Check:
 
 
 def _numbers(version: str, count: int) -> str:
-    """The first numbers of a version: "1.21" of "1.21.0.555"."""
+    """Return the first numbers of a version: "1.21" of "1.21.0.555"."""
     return ".".join(re.findall(r"\d+", version)[:count])
 
 

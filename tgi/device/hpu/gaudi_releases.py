@@ -1,4 +1,4 @@
-"""Releases of Gaudi's software, and what their images have. Imports nothing: the Dockerfile reads it too."""
+"""Releases of Gaudi's software with their torch and Python. Imports nothing: the Dockerfile reads it too."""
 
 RELEASES = {
     "1.16": ("2.2.2", ("3.10",)),
@@ -12,5 +12,5 @@ RELEASES = {
     "1.24.0": ("2.10.0", ("3.12",)),
     "1.24.1": ("2.11.0", ()),
 }
-"""Release of the software -> its torch, and its Pythons as far as they are known. By Intel's support matrices
-and images; of a release with two numbers all patches are alike."""
+"""Release -> version of torch, and versions of Python as far as they are known, from Intel's support matrices
+and images. A release with two numbers stands for all its patches."""

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from tgi.planning.costs import CARDS, LLAMA_8B, Costs, ModelSize
+from tgi.device import cuda, hpu
+from tgi.device.costs import LLAMA_8B, Costs, ModelSize
 from tgi.protocol import Bucket
 
 # optimum-habana's CI, bfloat16, one row: parameters, tokens a second on gaudi2 and on gaudi3.
@@ -21,12 +22,12 @@ def test_one_row_is_as_fast_as_published(name: str, parameters: float, gaudi2: f
         parameters=parameters, weight_bytes=2 * parameters, kv_bytes=0, width=0, vocabulary=32_000
     )
     for card, rate in (("gaudi2", gaudi2), ("gaudi3", gaudi3)):
-        seconds = Costs.of(size, CARDS[card]).seconds(Bucket(1, 1, 1))
+        seconds = hpu.SPEC.step_costs(size, hpu.SPEC.cards[card], 128).seconds(Bucket(1, 1, 1))
         assert 1 / seconds == pytest.approx(rate, rel=0.08), (name, card)
 
 
 def test_a_long_prefill_is_bound_by_multiplying() -> None:
-    costs = Costs.of(LLAMA_8B, CARDS["gaudi2"])
+    costs = Costs.of(LLAMA_8B, hpu.SPEC.cards["gaudi2"])
     linear = 2 * 8.03e9 * 4096 / 432e12 / 0.87
     attention = 4 * 32 * 4096 * (4096 * 4096 / 2) / 432e12 / 0.87
     assert costs.seconds(Bucket(1, 4096, 0, prefill=True)) == pytest.approx(
@@ -36,7 +37,7 @@ def test_a_long_prefill_is_bound_by_multiplying() -> None:
 
 def test_a_decode_step_reads_weights_and_blocks() -> None:
     """Blocks of 128 tokens of Llama-3.1-8B have 16 MiB."""
-    costs = Costs.of(LLAMA_8B, CARDS["gaudi3"])
+    costs = Costs.of(LLAMA_8B, hpu.SPEC.cards["gaudi3"])
     more = costs.seconds(Bucket(1, 1, 1001)) - costs.seconds(Bucket(1, 1, 1))
     assert more == pytest.approx(1000 * 2**24 / 3.67e12 / 0.87, rel=1e-3)
 
@@ -48,3 +49,10 @@ def test_larger_steps_cost_more() -> None:
         assert (np.diff(grown) > 0).all()
     assert (np.diff(costs.prefill(sizes, 300, 0)) > 0).all()
     assert (np.diff(costs.prefill(2, 300, sizes)) > 0).all()
+
+
+def test_attention_that_reads_blocks_where_they_are_costs_no_mapping() -> None:
+    """More rows over the same blocks then cost their linear layers and sampling alone."""
+    costs = cuda.SPEC.step_costs(LLAMA_8B, cuda.SPEC.cards["h100"], 32)
+    alone, among_many = (costs.decode(64, blocks) for blocks in (0, 1000))
+    assert among_many - alone == pytest.approx(1000 * 2**22 / 3.35e12 / 0.87, rel=1e-3)
