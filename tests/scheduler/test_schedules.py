@@ -25,7 +25,7 @@ def buckets_of(of: Limits, kind: str) -> Buckets:
     return make_buckets(of, device, Bucketing(max_graphs=graphs, costs=COSTS))
 
 
-COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, block=1.0, row=1.0, block_size=4)
+COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, mapping=0.01, block=1.0, row=1.0, block_size=4)
 KINDS = ("any", "any", "tables", "few", "few", "flat", "flat", "flat")
 
 
