@@ -16,6 +16,7 @@ import torch
 from make_checkpoint import SHAPES
 
 from tgi.layers import Build
+from tgi.layers.loading import LoadedModel
 from tgi.plugins import JsonReader, architectures, devices, load_plugins
 from tgi.protocol import Bucket, LaneParams, Load, Step, ints
 from tgi.sampling import SamplingParams
@@ -46,7 +47,7 @@ def make_runner(shape: str, dtype: str, threads: int) -> Runner:
         prefill_tokens=1024,
     )
     with torch.inference_mode():
-        runner = Runner.of(Llama(config, build).eval(), config, build, command)  # type: ignore[arg-type]
+        runner = Runner.of(LoadedModel(Llama(config, build).eval(), config, build), command)
     runner.allocate(LANES * 128)
     return runner
 

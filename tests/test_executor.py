@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tgi.executor import EngineError, RankExecutor, open_executor
-from tgi.protocol import Load, Progress
+from tgi.protocol import Describe, Load, Progress
 from tgi.testing.models import make_llama
 
 
@@ -51,9 +51,13 @@ def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Pa
 
     async def main() -> None:
         async with open_executor(2) as executor:
+            described = await executor.describe(
+                Describe(folder=str(tmp_path), architecture="LlamaForCausalLM", ranks=2, dtype="float32")
+            )
             loaded = await executor.load(command(tmp_path), seen.append)
             # one of 2 key/value heads each
             assert [rank.block_bytes for rank in loaded] == [2 * 2 * 16 * 16 * 4] * 2
+            assert [16 * group.token_bytes for group in described.groups] == [2 * 2 * 16 * 16 * 4]
             await executor.allocate(10)
 
     trio.run(main)

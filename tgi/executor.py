@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from os import environ
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -26,6 +26,8 @@ from tgi.protocol import (
     Arrived,
     Begun,
     Command,
+    Describe,
+    Described,
     Failed,
     Finished,
     FrameReader,
@@ -44,7 +46,7 @@ from tgi.protocol import (
 )
 
 log = logging.getLogger(__name__)
-R = TypeVar("R", Arrived, Joined, Loaded, Allocated, Result)
+R = TypeVar("R", Described, Arrived, Joined, Loaded, Allocated, Result)
 _RECEIVE_BYTES = 1 << 18
 _EXIT_SECONDS = 5.0
 """How long a rank may take to leave once its socket is closed, before it is killed."""
@@ -100,6 +102,14 @@ class RankExecutor:
     _agreement: Agreement | None
     """Where there are several ranks."""
     _ranks: list[_Rank] = attrs.field(factory=list)
+
+    async def describe(self, command: Describe) -> Described:
+        """Let the first rank describe the model, without reading its weights.
+
+        Raises EngineError (through the nursery of `open_executor`) if it cannot.
+        """
+        await self._send(self._ranks[:1], command)
+        return await self._report(self._ranks[0], Described)
 
     async def load(self, command: Load, on_progress: Callable[[list[Progress]], None]) -> list[Loaded]:
         """Let the ranks find each other and read the model; their answers, in their order.
@@ -215,11 +225,14 @@ class RankExecutor:
         return f"{names(absent)} did not reach {others} {within}"
 
     async def _send_all(self, command: Command) -> None:
+        await self._send(self._ranks, command)
+
+    async def _send(self, ranks: Sequence[_Rank], command: Command) -> None:
         payload = encode(command)
         if self._agreement is not None and isinstance(command, Step):
             self._agreement.sent(command.number, digest(payload), trio.current_time())
         data = frame(payload)
-        for rank in self._ranks:
+        for rank in ranks:
             try:
                 await rank.stream.send_all(data)
             except trio.BrokenResourceError:

@@ -63,9 +63,22 @@ class Blueprint:
         return self.build(weights, shard, device)[1]
 
 
+@attrs.frozen(eq=False)
+class LoadedModel:
+    """A rank's share of a model, in memory."""
+
+    model: Model
+    config: ModelConfig
+    build: Build
+
+    def describe(self, cache_dtype: torch.dtype) -> Described:
+        """Describe what this rank keeps, with a KV cache of that dtype."""
+        return _describe(self.config, self.build, cache_dtype.itemsize, [])
+
+
 def load_model(
     command: Load, shard: Shard, device: Device, on_read: Callable[[int, int], None]
-) -> tuple[Model, ModelConfig, Build]:
+) -> LoadedModel:
     """Read a rank's share of a model; `on_read` is that of `Checkpoint`.
 
     Raises ConfigError, and CheckpointError with everything that is wrong with the files, before any number is
@@ -79,7 +92,7 @@ def load_model(
     model, build = blueprint.build(weights, shard, device)
     if isinstance(weights, Checkpoint) and weights.unread:
         raise CheckpointError(weights.superfluous(weights.unread))
-    return model, blueprint.config, build
+    return LoadedModel(model, blueprint.config, build)
 
 
 def describe(command: Describe) -> Described:
@@ -106,14 +119,18 @@ def describe(command: Describe) -> Described:
             ) from None
     if command.check:
         outline.check()
+    return _describe(config, build, _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize), possible)
+
+
+def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks: list[int]) -> Described:
     return Described(
         tensors=build.tensors,
-        groups=build.cache_groups(_CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize)),
-        possible_ranks=possible,
-        item=dtype.itemsize,
+        groups=build.cache_groups(cache_item),
+        possible_ranks=possible_ranks,
+        item=build.dtype.itemsize,
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
-        heads=config.num_heads // command.ranks,
+        heads=config.num_heads // build.shard.size,
         widest=build.widest,
         changes_scores=build.changes_scores,
     )

@@ -14,7 +14,6 @@ import msgspec
 
 from tgi.config import Options
 from tgi.executor import EngineError
-from tgi.footprint import block_bytes
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec, ModelConfig
 from tgi.protocol import Loaded
@@ -204,7 +203,7 @@ def plan_memory(
 def _divided(rank: Loaded, config: ModelConfig, count: int, shards: int) -> Loaded:
     """What the rank would say if there were so many instead of `count`: its weights would be fewer."""
     weights = rank.weight_bytes * count // shards
-    kept, others = (block_bytes(config, ranks, 1, 1) for ranks in (count, shards))
+    kept, others = (-(-config.num_kv_heads // ranks) for ranks in (count, shards))
     return msgspec.structs.replace(
         rank,
         weight_bytes=weights,

@@ -17,7 +17,7 @@ from .cards import Target
 from .memory import MemoryPlan, for_pool, plan_memory
 from .roofline import Roofline
 from .shapes import AttentionWorkspace, ShapeLimits
-from .weights import rank_bytes, rank_numbers
+from .weights import described_by_config, rank_bytes, rank_numbers
 from .workload import Workload
 
 ITEM = {"auto": 2, "bfloat16": 2, "float32": 4}
@@ -155,11 +155,9 @@ def _memory(setup: Setup, attention: AttentionWorkspace, graphs: int) -> MemoryP
     item = ITEM[setup.dtype]
     # Ranks without cards share the memory of the machine, so that more of them do not help.
     total = target.memory_bytes if target.card else target.memory_bytes // setup.ranks
+    model = described_by_config(config, setup.ranks, item, setup.cache_item)
     workspace = workspace_bytes(
-        config,
-        ranks=setup.ranks,
-        item=item,
-        widest=-(-config.widest // setup.ranks),
+        model,
         lanes=limits.max_batch_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
         block_size=limits.block_size,
@@ -169,12 +167,12 @@ def _memory(setup: Setup, attention: AttentionWorkspace, graphs: int) -> MemoryP
     )
     loaded = Loaded(
         free_bytes=total - _weight_bytes(setup) - workspace,
-        block_bytes=block_bytes(config, setup.ranks, limits.block_size, setup.cache_item),
+        block_bytes=block_bytes(model.groups, limits.block_size),
         dtype=setup.dtype,
         total_bytes=total,
         weight_bytes=_weight_bytes(setup),
         workspace_bytes=workspace,
-        graph_bytes=graph_bytes(config),
+        graph_bytes=graph_bytes(config.num_layers),
     )
     given = setup.memory_fraction
     return plan_memory(

@@ -11,6 +11,8 @@ from tgi.footprint import block_bytes
 from tgi.plugins import Card, DeviceSpec, ModelConfig
 from tgi.protocol import Bucket
 
+from .weights import described_by_config
+
 COLLECTIVE_SECONDS = 20e-6
 """Of a collective, however small: an estimate."""
 
@@ -50,7 +52,7 @@ class Roofline:
         size = ModelSize(
             parameters=numbers,
             weight_bytes=weight_bytes,
-            kv_bytes=block_bytes(config, ranks, block_size, cache_item) / block_size,
+            kv_bytes=block_bytes(described_by_config(config, ranks, item, cache_item).groups, 1),
             width=config.num_layers * config.num_heads * config.head_dim / ranks,
             vocabulary=config.vocab_size,
         )

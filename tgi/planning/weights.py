@@ -7,6 +7,7 @@ from pathlib import Path
 import attrs
 
 from tgi.plugins import ConfigError, ModelConfig
+from tgi.protocol import CacheGroup, Described
 
 MOST_HEADER = 100 << 20
 """Bytes: that of safetensors itself."""
@@ -59,3 +60,27 @@ def _header(path: Path) -> dict[str, dict[str, list[int]]]:
     if not isinstance(header, dict):
         raise ConfigError(f"{path} is no safetensors file: its header is no object")
     return header
+
+
+def described_by_config(config: ModelConfig, ranks: int, item: int, cache_item: int) -> Described:
+    """Return the part of a description that `tgi.footprint` needs, as far as config.json tells."""
+    heads = -(-config.num_kv_heads // ranks)
+    group = CacheGroup(
+        window=config.window,
+        layers=list(range(config.num_layers)),
+        kv_heads=heads,
+        all_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        token_bytes=2 * config.num_layers * heads * config.head_dim * cache_item,
+    )
+    return Described(
+        tensors=[],
+        groups=[group],
+        possible_ranks=[],
+        item=item,
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        heads=config.num_heads // ranks,
+        widest=-(-config.widest // ranks),
+        changes_scores=config.changes_scores,
+    )

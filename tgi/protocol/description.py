@@ -1,5 +1,7 @@
 """The description of a model, which a rank process makes without reading weights and without a device."""
 
+import math
+
 import msgspec
 
 
@@ -73,6 +75,16 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Largest number of output features of a linear layer on a rank, the head aside."""
     changes_scores: bool
     """Whether a layer does more to a score than scale and hide it, which takes memory: slopes, or a cap."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that a rank keeps."""
+        return sum(math.prod(tensor.part) for tensor in self.tensors)
+
+    @property
+    def layers(self) -> int:
+        """Attention layers."""
+        return sum(len(group.layers) for group in self.groups)
 
     @property
     def weight_bytes(self) -> int:

@@ -13,11 +13,11 @@ from tgi.device.base import Device
 from tgi.device.batch import KVCache
 from tgi.device.graphs import Counters
 from tgi.footprint import graph_bytes, workspace_bytes
-from tgi.layers import Batch, Build, Head
-from tgi.layers.loading import Model, load_model
+from tgi.layers import Batch, Head
+from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.plugins import ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
-from tgi.protocol import Load, Loaded, Progress, Result, Step
+from tgi.protocol import Described, Load, Loaded, Progress, Result, Step
 from tgi.weights import Shard
 
 from .inputs import make_inputs
@@ -59,15 +59,14 @@ class Runner:
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
         """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
-        model, config, build = load_model(
-            command, shard, device, lambda done, total: report(Progress(done, total))
-        )
-        return cls.of(model, config, build, command)
+        loaded = load_model(command, shard, device, lambda done, total: report(Progress(done, total)))
+        return cls.of(loaded, command)
 
     @classmethod
     @torch.inference_mode()
-    def of(cls, model: Model, config: ModelConfig, build: Build, command: Load) -> "Runner":
+    def of(cls, loaded: LoadedModel, command: Load) -> "Runner":
         """Around a model that is in memory."""
+        model, config, build = loaded.model, loaded.config, loaded.build
         device, rows = build.device, command.lanes + 1
         if isinstance(model, nn.Module):
             device.prepare(model)
@@ -83,7 +82,7 @@ class Runner:
             last_tokens=torch.zeros(
                 rows, dtype=torch.int32 if device.compiles else torch.int64, device=device.torch_device
             ),
-            workspace_bytes=device.workspaces * _workspace_bytes(config, build, command),
+            workspace_bytes=device.workspaces * _workspace_bytes(loaded.describe(cache_dtype), command),
             prefill_tokens=command.prefill_tokens,
             top=command.top,
             dtype=build.dtype,
@@ -99,7 +98,7 @@ class Runner:
             total_bytes=self.device.total_bytes(),
             weight_bytes=self.device.counters().memory_bytes,
             workspace_bytes=self.workspace_bytes,
-            graph_bytes=graph_bytes(self.config) if self.device.keeps_graphs else 0,
+            graph_bytes=graph_bytes(self.config.num_layers) if self.device.keeps_graphs else 0,
         )
 
     @torch.inference_mode()
@@ -191,12 +190,9 @@ def _modules(model: Model) -> Iterable[nn.Module]:
     return model.modules() if isinstance(model, nn.Module) else ()
 
 
-def _workspace_bytes(config: ModelConfig, build: Build, command: Load) -> int:
+def _workspace_bytes(model: Described, command: Load) -> int:
     return workspace_bytes(
-        config,
-        ranks=build.shard.size,
-        item=build.dtype.itemsize,
-        widest=build.widest,
+        model,
         lanes=command.lanes,
         prefill_tokens=command.prefill_tokens,
         block_size=command.block_size,

@@ -158,7 +158,7 @@ def test_descriptions(tmp_path, family):
     (name,) = config["architectures"]
     command = Describe(folder=str(folder), architecture=name, ranks=1, dtype="float32")
     described = describe(command)
-    _, _, build = load_model(load_command(folder), Shard(), Device(1), lambda *_: None)
+    build = load_model(load_command(folder), Shard(), Device(1), lambda *_: None).build
     assert described.groups == build.cache_groups(4)
     assert described.tensors == build.tensors
     assert (described.widest, described.changes_scores) == (build.widest, build.changes_scores)
