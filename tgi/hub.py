@@ -1,64 +1,93 @@
-"""Model id -> local folder with config.json, *.safetensors and tokenizer.json.
+"""Turns the id of a model into a local folder with config.json, *.safetensors and tokenizer.json.
 
 A folder that has all three is used as it is. Anything else (looking an id up, downloading, converting old
-formats) happens in a child process, so that the server answers meanwhile, stays small, and can leave at any
-time: `python -m tgi.hub …` reports on stdout, one JSON object a line. It knows files, not what is in them.
+formats) happens in a child process, `python -m tgi.hub`, so that the server answers meanwhile, stays small,
+and can leave at any time. This module knows files, not their contents.
 """
 
 import contextlib
 import errno
-import json
+import importlib
 import os
 import shutil
-import subprocess
 import sys
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 
 import attrs
-import trio
+import msgspec
 
+from tgi.child import start_child
 from tgi.lifecycle import Lifecycle
+from tgi.parent import Parent
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = ("original/*", "consolidated*", "training_args.bin", "optimizer.*", "*.index.json.bak")
 _POLL_SECONDS = 1.0
 
-Report = Callable[[str, int, int], None]
-"""(stage, bytes done, bytes in total)"""
+OnProgress = Callable[["Stage"], None]
 
 
 class HubError(Exception):
-    """The model cannot be had; the message is one line that says what to do."""
+    """The model cannot be fetched; the message is one line that says what to do."""
+
+
+class Stage(msgspec.Struct, frozen=True, tag=True):
+    """Progress of the child process."""
+
+    name: str
+    """Activity for people: "downloading org/model"."""
+    done: int = 0
+    """Bytes that have arrived."""
+    total: int = 0
+    """Bytes to download; 0 if unknown."""
+
+
+class Fetched(msgspec.Struct, frozen=True, tag=True):
+    """Success of the child process."""
+
+    folder: str
+    """Path of the complete model."""
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """Failure of the child process."""
+
+    reason: str
+    """Message of a HubError."""
 
 
 @attrs.frozen
 class Source:
-    """Where a model comes from."""
+    """Place and form of a model."""
 
     model_id: str
-    """A folder, or an id on the Hub."""
+    """Folder, or id on the Hub."""
     revision: str | None = None
+    """Branch, tag or commit on the Hub; None for the main branch."""
     cache: Path | None = None
-    """The Hub's cache; None: huggingface_hub's default."""
+    """Folder of the Hub's cache; None for huggingface_hub's default."""
     extension: str = ".safetensors"
-    """Kind of weight files to prefer."""
+    """Preferred extension of weight files."""
     load_format: str = "auto"
-    """"safetensors": nothing is made of other weights; "dummy": no weights are needed."""
+    """"auto"; "safetensors" to convert no other weights; "dummy" if no weights are needed."""
 
 
-def find_model(source: Source, report: Report = lambda *_: None) -> Path:
-    """The folder of the model, downloaded and converted where necessary. Blocks; raises HubError."""
+def find_model(source: Source, on_progress: OnProgress = lambda _: None) -> Path:
+    """Return the folder of a model, downloaded and converted where necessary.
+
+    Blocks; importing torch and transformers if it has to convert. Raises HubError.
+    """
     folder = Path(source.model_id).expanduser()
     if not folder.is_dir():
-        folder = _download(source, report)
-    return _converted(folder, source, report)
+        folder = _download(source, on_progress)
+    return _converted(folder, source, on_progress)
 
 
 def find_config(source: Source) -> Path:
-    """The folder of the model with its config.json; only that is downloaded. Blocks; raises HubError."""
+    """Return the folder of a model, of which it downloads config.json only. Blocks; raises HubError."""
     folder = Path(source.model_id).expanduser()
     if folder.name == "config.json":
         folder = folder.parent
@@ -70,45 +99,27 @@ def find_config(source: Source) -> Path:
     return folder
 
 
-async def fetch_model(source: Source, lifecycle: Lifecycle, environment: dict[str, str]) -> Path:
-    """As `find_model`, in a child process with `environment`; cancelling it kills the child."""
+async def fetch_model(source: Source, lifecycle: Lifecycle, environment: Mapping[str, str]) -> Path:
+    """Do what `find_model` does in a child process with `environment`; cancelling it kills the child."""
     folder = Path(source.model_id).expanduser()
     if folder.is_dir() and _is_complete(folder, source):
         return folder
     lifecycle.enter("looking for the model")
-    command = [sys.executable, "-m", "tgi.hub", json.dumps(attrs.asdict(source), default=str)]
-    process = await trio.lowlevel.open_process(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        env={**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-    )
-    try:
-        async with contextlib.aclosing(_lines(process)) as lines:
-            async for line in lines:
-                match json.loads(line):
-                    case {"folder": found}:
-                        return Path(found)
-                    case {"error": message}:
-                        raise HubError(message)
-                    case {"stage": stage, "done": done, "total": total}:
-                        if stage != lifecycle.stage:
-                            lifecycle.enter(stage)
-                        lifecycle.done, lifecycle.total = done, total
-        raise HubError(f"looking for {source.model_id} ended with exit code {await process.wait()}")
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
-
-
-async def _lines(process: trio.Process) -> AsyncGenerator[bytes, None]:
-    buffer = b""
-    assert process.stdout is not None, "it was opened with a pipe"
-    async for data in process.stdout:
-        *lines, buffer = (buffer + data).split(b"\n")
-        for line in lines:
-            yield line
+    description = msgspec.json.encode(source, enc_hook=str).decode()
+    environment = {**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    child = await start_child("-m", "tgi.hub", description, environment=environment)
+    async with contextlib.aclosing(child):
+        while (payload := await child.receive()) is not None:
+            match msgspec.json.decode(payload, type=Stage | Fetched | Refused):
+                case Stage(name, done, total):
+                    if name != lifecycle.stage:
+                        lifecycle.enter(name)
+                    lifecycle.done, lifecycle.total = done, total
+                case Fetched(path):
+                    return Path(path)
+                case Refused(reason):
+                    raise HubError(reason)
+        raise HubError(f"looking for {source.model_id} {await child.ending()}")
 
 
 def _weights(folder: Path, suffix: str) -> list[Path]:
@@ -121,8 +132,8 @@ def _is_complete(folder: Path, source: Source) -> bool:
     return described and (source.load_format == "dummy" or bool(_weights(folder, ".safetensors")))
 
 
-def _converted(folder: Path, source: Source, report: Report) -> Path:
-    """`folder`, or a folder of links to it in which what was missing has been made."""
+def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
+    """Return `folder` if it is complete, or a folder of links to its files beside the files that it lacks."""
     if not (folder / "config.json").is_file():
         raise HubError(f"{folder} has no config.json: it is no model")
     if _is_complete(folder, source):
@@ -136,7 +147,7 @@ def _converted(folder: Path, source: Source, report: Report) -> Path:
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
     if _is_complete(target, source):
         return target
-    report("converting the model", 0, 0)
+    on_progress(Stage("converting the model"))
     work = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         work.mkdir(parents=True)
@@ -154,12 +165,13 @@ def _converted(folder: Path, source: Source, report: Report) -> Path:
 
 
 def _convert(folder: Path, target: Path) -> None:
-    """Make what `target` lacks from `folder`; in a process of its own, for it needs torch."""
-    command = [sys.executable, "-m", "tgi.weights.convert", str(folder), str(target)]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise HubError(f"{folder} lacks files that cannot be made of what it has: {last}")
+    """Make the files that `target` lacks from those of `folder`. Raises HubError."""
+    # By name: it imports torch, which is not for the server process.
+    converter = importlib.import_module("tgi.weights.convert")
+    try:
+        converter.convert(folder, target)
+    except converter.ConversionError as error:
+        raise HubError(f"{folder} lacks files that cannot be made of what it has: {error}") from error
 
 
 def _cache_folder(source: Source) -> Path:
@@ -175,9 +187,9 @@ def _check_id(source: Source) -> None:
         raise HubError(f"there is no folder {source.model_id}")
 
 
-def _download(source: Source, report: Report) -> Path:
+def _download(source: Source, on_progress: OnProgress) -> Path:
     _check_id(source)
-    with _progress(source, _cache_folder(source), report):
+    with _progress(source, _cache_folder(source), on_progress):
         if source.load_format == "dummy":
             return _snapshot(source, *DESCRIPTIONS)
         folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}")
@@ -188,7 +200,7 @@ def _download(source: Source, report: Report) -> Path:
 
 
 def _snapshot(source: Source, *patterns: str) -> Path:
-    """The files of the repository that match, downloaded unless they are there."""
+    """Return the folder of a repository's files that match, downloading those that are not in the cache."""
     from huggingface_hub import snapshot_download
 
     with _hub_errors(source):
@@ -203,17 +215,18 @@ def _snapshot(source: Source, *patterns: str) -> Path:
 
 
 @contextlib.contextmanager
-def _progress(source: Source, cache: Path, report: Report) -> Iterator[None]:
-    """Report how many bytes have arrived while the body downloads, counted on disk."""
+def _progress(source: Source, cache: Path, on_progress: OnProgress) -> Iterator[None]:
+    """Report how many bytes are on disk while the body downloads."""
     repository = cache / f"models--{source.model_id.replace('/', '--')}" / "blobs"
-    report(f"downloading {source.model_id}", 0, 0)
+    name = f"downloading {source.model_id}"
+    on_progress(Stage(name))
     finished = threading.Event()
 
     def count() -> None:
         total = _download_size(source)
         while not finished.wait(_POLL_SECONDS):
             done = sum(path.stat().st_size for path in repository.glob("*") if path.exists())
-            report(f"downloading {source.model_id}", min(done, total) if total else done, total)
+            on_progress(Stage(name, min(done, total) if total else done, total))
 
     thread = threading.Thread(target=count, daemon=True)
     thread.start()
@@ -224,7 +237,7 @@ def _progress(source: Source, cache: Path, report: Report) -> Iterator[None]:
 
 
 def _download_size(source: Source) -> int:
-    """Bytes of the weights on the Hub; 0 where that cannot be known."""
+    """Return the bytes of the weights on the Hub, or 0 if it does not say."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
@@ -238,7 +251,7 @@ def _download_size(source: Source) -> int:
 
 @contextlib.contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line with the cure."""
+    """Turn exceptions of huggingface_hub into a HubError that says what to do."""
     from huggingface_hub import errors
 
     name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
@@ -274,21 +287,19 @@ def _disk_error(error: OSError, folder: Path) -> HubError:
     return HubError(f"the model cannot be fetched: {' '.join(str(error).split())}")
 
 
-def _child(argument: str) -> None:
-    fields = json.loads(argument)
-    source = Source(**{**fields, "cache": Path(fields["cache"]) if fields["cache"] else None})
+def _main() -> None:
+    parent = Parent.of_this_process()
+    parent.leave_together()
 
-    def say(message: dict[str, object]) -> None:
-        print(json.dumps(message), flush=True)
+    def send(message: Stage | Fetched | Refused) -> None:
+        parent.send(msgspec.json.encode(message))
 
+    source = msgspec.json.decode(sys.argv[1], type=Source, dec_hook=lambda kind, value: kind(value))
     try:
-        folder = find_model(
-            source, lambda stage, done, total: say({"stage": stage, "done": done, "total": total})
-        )
-        say({"folder": str(folder)})
+        send(Fetched(str(find_model(source, send))))
     except HubError as error:
-        say({"error": str(error)})
+        send(Refused(str(error)))
 
 
 if __name__ == "__main__":
-    _child(sys.argv[1])
+    _main()

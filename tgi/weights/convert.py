@@ -1,12 +1,10 @@
 """Makes what an old checkpoint lacks: *.safetensors of *.bin, tokenizer.json of a slow tokenizer.
 
-A program of its own, `python -m tgi.weights.convert FOLDER TARGET`, since it takes the memory of a whole
-file and imports transformers. The last line on stderr is the reason of a failure. Pickles are read in
-torch's restricted mode: no code of a checkpoint is run.
+Takes the memory of a whole file; `tgi.hub` runs it in a child process. Pickles are read in torch's restricted
+mode: no code of a checkpoint is run.
 """
 
 import json
-import sys
 from pathlib import Path
 
 import torch
@@ -14,6 +12,24 @@ from safetensors.torch import save_file
 
 _INDEX = "model.safetensors.index.json"
 _OTHER_PICKLES = ("training_args.bin", "optimizer.bin", "scheduler.bin")
+
+
+class ConversionError(Exception):
+    """A file cannot be made; the message is one line that names it and gives the reason."""
+
+
+def convert(folder: Path, target: Path) -> None:
+    """Make the files that `target` lacks from those of `folder`. Raises ConversionError."""
+    wanted = "tokenizer.json"
+    try:
+        if not (target / "tokenizer.json").is_file():
+            convert_tokenizer(folder, target)
+        wanted = "*.safetensors"
+        if not list(target.glob("*.safetensors")):
+            convert_weights(folder, target)
+    except Exception as error:  # whatever an old checkpoint makes torch or transformers raise
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ConversionError(f"{wanted}: {reason}") from error
 
 
 def convert_weights(folder: Path, target: Path) -> None:
@@ -52,23 +68,3 @@ def _independent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         seen.add(tensor.untyped_storage().data_ptr())
         apart[name] = tensor.clone().contiguous() if shared else tensor.contiguous()
     return apart
-
-
-def main(folder: Path, target: Path) -> int:
-    """Convert what `target` lacks; gives the exit code."""
-    wanted = "tokenizer.json"
-    try:
-        if not (target / "tokenizer.json").is_file():
-            convert_tokenizer(folder, target)
-        wanted = "*.safetensors"
-        if not list(target.glob("*.safetensors")):
-            convert_weights(folder, target)
-    except Exception as error:  # whatever an old checkpoint makes torch or transformers raise
-        reason = " ".join(str(error).split()) or repr(error)
-        print(f"{wanted}: {reason}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
