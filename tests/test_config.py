@@ -158,13 +158,6 @@ def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> N
     assert said in warning
 
 
-def test_a_recipe_cache_that_is_set_twice(tmp_path: Path) -> None:
-    options = Options(recipe_cache=tmp_path)
-    assert not list(options.checked({}))
-    (warning,) = options.checked({"PT_HPU_RECIPE_CACHE_CONFIG": "/cache,false,1024"})
-    assert warning.startswith("--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG")
-
-
 @pytest.mark.contract("L1")
 def test_what_is_done_as_told_is_not_said() -> None:
     options = Options(hostname="localhost", dtype="bfloat16", api_key=("a b", "!~"), num_shard=1)

@@ -70,8 +70,8 @@ Ctrl-C or SIGTERM stops the server once running requests are finished; a second 
 """
 _PLAN = """Show the memory, buckets, warm-up time and speed of a server, without a card or weights.
 
-Takes the flags of `tgi serve`. --device names a card, such as gaudi2, gaudi3 or cpu; the folder of --model-id
-needs nothing but config.json. Exits with code 1 if the memory does not suffice.
+Takes the flags of `tgi serve`. --device names a card or cpu; an unknown name lists all. The folder of
+--model-id needs nothing but config.json. Exits with code 1 if the memory does not suffice.
 """
 _DOCTOR = """Check this machine and its cards, and say what to do about each fault.
 

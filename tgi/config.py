@@ -53,7 +53,7 @@ class Options:
     kv_cache_dtype: Annotated[
         Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
     ] = None
-    """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a Gaudi."""
+    """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a device that has it."""
     load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
     """Source of the weights. auto reads *.safetensors and converts *.bin if there are none; safetensors
     never converts; dummy makes weights up, for benchmarks."""
@@ -63,7 +63,7 @@ class Options:
     """CPU threads of all ranks together. 0 means one per core."""
     sharded: Annotated[Literal["true", "false"] | None, flag(MODEL, "SHARDED")] = None
     """Split the model over several ranks. true without --num-shard uses every card that the variables of
-    the device list (HABANA_VISIBLE_MODULES, CUDA_VISIBLE_DEVICES, …), or every card of the machine."""
+    the device list, such as CUDA_VISIBLE_DEVICES, or every card of the machine."""
     num_shard: Annotated[
         Count | None,
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
@@ -246,8 +246,6 @@ class Options:
             yield f"--hostname {self.hostname} is not an IP address: listening on 0.0.0.0"
         if "," in str(self.recipe_cache or ""):
             raise OptionError("the folder name of --recipe-cache must not contain a comma")
-        if self.recipe_cache is not None and "PT_HPU_RECIPE_CACHE_CONFIG" in environment:
-            yield "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept"
         yield from self.ignored.warnings(environment)
 
     def _check_shards(self) -> None:

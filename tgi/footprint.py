@@ -72,6 +72,6 @@ def workspace_bytes(
 def graph_bytes(layers: int) -> int:
     """Return the bytes that a graph keeps if its tensors are not cached: 10 MiB for a Llama of 32 layers.
 
-    vLLM for Gaudi plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
+    vLLM, too, plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
     """
     return layers * (10 << 20) // 32

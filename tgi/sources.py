@@ -89,7 +89,7 @@ def _texts(hint: Any, value: Any) -> list[str] | None:
         fits = isinstance(value, bool)
     elif kind in (int, float):
         fits = isinstance(value, int | kind) and not isinstance(value, bool)
-    else:  # a string option: everybody writes `sharded = true` and `cuda-graphs = 0`
+    else:  # a string option: everybody writes `sharded = true` and `revision = 1`
         fits = isinstance(value, str | bool | int | float)
     if not fits:
         return None

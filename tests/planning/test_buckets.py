@@ -35,7 +35,7 @@ def compiling(tmp_path: Path) -> Model:
 
 
 def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
-    compiling: Model, tmp_path: Path
+    compiling: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = Options(model_id="org/m", recipe_cache=tmp_path / "cache")
     buckets = choose_buckets(compiling, CARD_LIMITS, options)
@@ -49,6 +49,14 @@ def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
     )
     assert prepare_recipes(attrs.evolve(compiling, device=CPU), BUCKETS, options) == {}, "nothing is compiled"
     assert prepare_recipes(compiling, buckets, Options()) == {}
+    with monkeypatch.context() as patch:
+        patch.setenv("PT_HPU_RECIPE_CACHE_CONFIG", "/cache,false,1024")
+        assert prepare_recipes(compiling, buckets, options) == {}
+    said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert said == [
+        "--recipe-cache has no effect: cpu keeps nothing that it compiles",
+        "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept",
+    ]
     (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
         prepare_recipes(compiling, buckets, Options(recipe_cache=tmp_path / "file"))

@@ -21,7 +21,7 @@ MAX_GRAPHS = 64
 MAX_WASTE = 1.0
 """Default of --max-waste; doubled until --max-graphs is enough for it."""
 SECONDS_PER_GRAPH = 2.5
-"""What warming up a bucket takes for a model of medium size: 1.5 to 3 s by the logs of vLLM on Gaudi."""
+"""What warming up a bucket takes for a model of medium size: 1.5 to 3 s by the logs of vLLM."""
 LAYERS = 32
 """Of such a model; more take longer in proportion."""
 

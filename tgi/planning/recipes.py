@@ -6,6 +6,7 @@ set of buckets only. Each combination has its own folder in that of --recipe-cac
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,16 +20,20 @@ from tgi.scheduler.buckets import Buckets
 
 from .model import DEMO_ID, Model
 
+log = logging.getLogger(__name__)
+
 
 def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[str, str]:
-    """Make the folder for what a device compiles, if one is wanted; variables that tell the ranks of it.
+    """Make the folder for what a device compiles, if one is wanted, and return the variables for ranks.
 
     Raises OptionError.
     """
-    device = model.device
-    if options.recipe_cache is None or not device.compile_cache:
+    device, machine = model.device, Machine()
+    if options.recipe_cache is None:
         return {}
-    machine = Machine()
+    if not device.compile_cache:
+        log.warning("--recipe-cache has no effect: %s keeps nothing that it compiles", device.name)
+        return {}
     folder = recipe_folder(
         options.recipe_cache.absolute(),
         model=options.model_id or DEMO_ID,
@@ -39,11 +44,15 @@ def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[st
         software=machine.versions(("tgi", "torch", *device.compile_packages)),
         buckets=buckets,
     )
+    variables = dict(device.compile_variables(folder))
+    for name in variables.keys() & machine.environ.keys():
+        log.warning("--recipe-cache has no effect: %s says where recipes are kept", name)
+        return {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"--recipe-cache: {error.filename} cannot be made: {error.strerror}") from error
-    return dict(device.compile_variables(folder))
+    return variables
 
 
 def recipe_folder(
