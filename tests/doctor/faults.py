@@ -278,7 +278,8 @@ def no_software(place: Path) -> Check:
     os.environ.setdefault("PT_HPU_LAZY_MODE", "0")
     probe.run("hpu", 1, Shard(), place / "ranks", said.append)
     assert said[0] == "device"
-    return Check(**said[1])
+    assert isinstance(said[1], Check)
+    return said[1]
 
 
 class Changed(torch.overrides.TorchFunctionMode):
@@ -335,9 +336,10 @@ def ranks_add_up(place: Path, **planted: Any) -> Check:
 
 
 def tried(place: Path, code: str, ranks: int = 1, patience: float = 60.0) -> Check:
-    """`code` is run by the processes before anything else."""
+    """Return the result if the processes run `code` before anything else."""
     place.mkdir(exist_ok=True)
-    (place / "sitecustomize.py").write_text(f"import os, signal, sys\n{code}\n")
+    prelude = "import os, signal, sys\nfrom tgi.protocol import frame\n"
+    (place / "sitecustomize.py").write_text(f"{prelude}{code}\n")
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(place), *([before] if before else [])])
     try:
@@ -351,13 +353,13 @@ def tried(place: Path, code: str, ranks: int = 1, patience: float = 60.0) -> Che
 FAULTS |= {
     "a driver that ends the process": lambda p: tried(
         p,
-        'print(\'"graph"\'); print("Bad address", file=sys.stderr)\n'
-        "sys.stdout.flush(); sys.stderr.flush(); os.kill(os.getpid(), signal.SIGSEGV)",
+        "os.write(0, frame(b'\"graph\"')); print('Bad address', file=sys.stderr, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGSEGV)",
     ),
     "one of two ranks that ends": lambda p: tried(
         p, 'signal.pause() if os.environ["RANK"] == "0" else os.kill(os.getpid(), signal.SIGABRT)', 2
     ),
     "a card that does not answer": lambda p: tried(
-        p, "print('\"graph\"'); sys.stdout.flush(); signal.pause()", patience=2.0
+        p, "os.write(0, frame(b'\"graph\"')); signal.pause()", patience=2.0
     ),
 }

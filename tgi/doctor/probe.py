@@ -1,22 +1,22 @@
 """`python -m tgi.doctor.probe DEVICE THREADS RANK RANKS FILE`: tries what a server needs of a device.
 
-Writes a line of JSON with the name of each probe when it begins, and one with its result. Not part of the
-server process: it imports torch.
+Sends its parent the name of each probe when it begins, and its result. Not part of the server process: it
+imports torch.
 """
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import attrs
+import msgspec
 import numpy as np
 import torch
 
 from tgi.device.base import Device
 from tgi.device.graphs import Tally
+from tgi.parent import Parent
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.plugins.check import Check, Doctor, fail, ok, warn
 from tgi.plugins.machine import GIB
@@ -115,30 +115,33 @@ def failure(name: str, error: Exception, doctor: Doctor) -> Check:
 
 
 @torch.inference_mode()
-def run(name: str, threads: int, shard: Shard, store: Path, say: Callable[[object], None]) -> None:
+def run(name: str, threads: int, shard: Shard, store: Path, say: Callable[[str | Check], None]) -> None:
     """Open the device and run its probes; say the name of each when it begins, then its result."""
     doctor = devices(load_plugins())[name].open_doctor()
     say("device")
     try:
         device = open_device(name, threads)
     except Exception as error:
-        say(attrs.asdict(failure("device", error, doctor)))
+        say(failure("device", error, doctor))
         return
-    say(attrs.asdict(ok("device", f"{name} can be opened.")))
+    say(ok("device", f"{name} can be opened."))
     probes = probes_of(device, doctor)
     if shard.size > 1:
         probes["all-reduce"] = functools.partial(probe_ranks, device, doctor, shard, store)
     for title, probe in probes.items():
         say(title)
-        say(attrs.asdict(attempt(title, probe, doctor)))
+        say(attempt(title, probe, doctor))
 
 
 def main() -> None:
     """Run the probes of one rank, as the command line says."""
     name, threads, rank, ranks, store = sys.argv[1:]
 
-    def say(message: object) -> None:
-        print(json.dumps(message), flush=True)
+    parent = Parent.of_this_process()
+    parent.leave_together()
+
+    def say(message: str | Check) -> None:
+        parent.send(msgspec.json.encode(message))
 
     run(name, int(threads), Shard(int(rank), int(ranks)), Path(store), say)
 
