@@ -115,7 +115,7 @@ class IgnoredFlags:
     enable_chunked_prefill: Annotated[_Switch, unused(why="always on")] = None
     enable_auto_tool_choice: Annotated[_Switch, unused(why="tool calls are always enabled")] = None
     tool_call_parser: Annotated[_Text, unused(why="the format is recognised from the chat template")] = None
-    reasoning_parser: Annotated[_Text, unused(why="reasoning stays in the content of the answer")] = None
+    reasoning_parser: Annotated[_Text, unused(why="the format is recognised from the chat template")] = None
     seed: Annotated[_Text, unused(why="each request has its own seed")] = None
     block_size: Annotated[_Text, unused(why="the device sets the block size")] = None
     swap_space: Annotated[_Text, unused(why="preempted sequences are recomputed")] = None

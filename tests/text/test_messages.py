@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from tgi.text.answer_format import AnswerFormat
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.messages import MAY_ANSWER, TOOL_PROMPT, prepare_messages
-from tgi.text.tools import ToolCalling
 
 from .chat_templates import TEMPLATES
 from .test_tools import TOKENIZERS
@@ -34,8 +34,8 @@ def prepared(
     template: str, messages: list[dict[str, Any]], tools: Items[dict[str, Any]] = (), **options: Any
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     templates = ChatTemplates({"default": template}, {"bos_token": "<s>", "eos_token": "</s>"})
-    calling = ToolCalling.of(templates, TOKENIZERS[False]) if tools else None
-    return prepare_messages(messages, tools, templates, calling, **options)
+    style = AnswerFormat.of(templates, TOKENIZERS[False], bool(tools))
+    return prepare_messages(messages, tools, templates, style, **options)
 
 
 def rendered(

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 import tgi.demo
 from tgi.errors import ToolError, ValidationError
+from tgi.text.answer_format import AnswerFormat, AnswerParser
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
+from tgi.text.reasoning import Thoughts
 from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_formats import CallDelta, Tool
-from tgi.text.tools import ToolCalling
 
 from .chat_templates import TEMPLATES
 
@@ -113,8 +114,14 @@ every_format = pytest.mark.parametrize("name", TEMPLATES_OF)
 both_kinds = pytest.mark.parametrize("special", [False, True], ids=["marks are text", "marks are special"])
 
 
-def calling_of(name: str, *, special: bool = False) -> ToolCalling:
-    return ToolCalling.of(ChatTemplates({"default": TEMPLATES_OF[name]}, {}), TOKENIZERS[special])
+def style_of(name: str, *, special: bool = False) -> AnswerFormat:
+    return AnswerFormat.of(ChatTemplates({"default": TEMPLATES_OF[name]}, {}), TOKENIZERS[special])
+
+
+def grammar(style: AnswerFormat, tools: Sequence[Tool], **options: Any) -> GrammarSpec:
+    spec = style.grammar(tools, **options)
+    assert spec is not None
+    return spec
 
 
 @functools.cache
@@ -150,9 +157,9 @@ def walk(
     return None
 
 
-def read(calling: ToolCalling, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+def read(style: AnswerFormat, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
     """Return content and calls that a parser reads from pieces of text, joined as clients join them."""
-    parser = calling.format.parser()
+    parser = style.calls.parser()
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
     content, calls, ids = "", list[tuple[str, str]](), set[str]()
     for part in found:
@@ -172,6 +179,20 @@ def read(calling: ToolCalling, pieces: Iterable[str]) -> tuple[str, list[tuple[s
             calls[-1] = (calls[-1][0], calls[-1][1] + part.arguments)
     assert len(ids) == len(calls)
     return content, calls
+
+
+def read_all(
+    style: AnswerFormat, state: Thoughts, pieces: Sequence[str]
+) -> tuple[str, str, list[tuple[str, str]]]:
+    """Return thoughts, content and calls that a parser reads from pieces of text."""
+    parser = AnswerParser(style, state)
+    deltas = [parser.feed(piece) for piece in pieces] + [parser.feed("", last=True)]
+    calls: list[tuple[str, str]] = []
+    for call in (call for delta in deltas for call in delta.calls):
+        if call.name is not None:
+            calls.append((call.name, ""))
+        calls[-1] = (calls[-1][0], calls[-1][1] + call.arguments)
+    return "".join(d.thoughts for d in deltas), "".join(d.content for d in deltas), calls
 
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
@@ -204,81 +225,80 @@ def ways_to_cut(text: str, seed: int) -> list[list[str]]:
 def test_required_calls_obey_the_grammar_and_parse(
     name: str, special: bool, parallel: bool, tools: list[Tool]
 ) -> None:
-    calling = calling_of(name, special=special)
-    spec = calling.grammar(tools, required=True, parallel=parallel)
+    style = style_of(name, special=special)
+    spec = grammar(style, tools, required=True, parallel=parallel)
     numbers = set()
     for seed in range(6):
-        opening = [calling.format.mark] if calling.thinks else []
-        text = walk(spec, seed, special=special, opening=opening)
+        text = walk(spec, seed, special=special)
         if text is None:
             continue
-        content, calls = read(calling, [text])
+        content, calls = read(style, [text])
         assert content == ""
         assert {called for called, _ in calls} <= {tool.name for tool in tools}
         check_calls(calls)
-        assert calling.format.write(calls) == text
+        assert style.calls.write(calls) == text
         numbers.add(len(calls))
         for pieces in ways_to_cut(text, seed):
-            assert read(calling, pieces) == (content, calls)
+            assert read(style, pieces) == (content, calls)
     assert numbers
-    if calling.single or not parallel:
+    if style.single or not parallel:
         assert numbers == {1}
 
 
 @every_format
 @both_kinds
 def test_parallel_calls_only_where_allowed(name: str, special: bool) -> None:
-    calling = calling_of(name, special=special)
+    style = style_of(name, special=special)
     calls = [("get", "{}"), ("weather-2", "{ }"), ("get_weather", '{"city":"}]\\"", "unit": "\\\\"}')]
     for parallel in (False, True):
-        matcher = COMPILERS[special].compile(calling.grammar(TOOLS, required=True, parallel=parallel))
-        ids = TOKENIZERS[special].encode(calling.format.write(calls), add_special_tokens=False)
+        matcher = COMPILERS[special].compile(grammar(style, TOOLS, required=True, parallel=parallel))
+        ids = TOKENIZERS[special].encode(style.calls.write(calls), add_special_tokens=False)
         taken = 0
         while taken < len(ids) and ids[taken] in allowed(matcher):
             matcher.advance(ids[taken])
             taken += 1
-        if parallel and not calling.single:
+        if parallel and not style.single:
             assert taken == len(ids)
             assert 1 in allowed(matcher)
         else:
             assert taken < len(ids)
     check_calls(calls)
-    assert read(calling, list(calling.format.write(calls))) == ("", calls)
+    assert read(style, list(style.calls.write(calls))) == ("", calls)
 
 
 @every_format
 @both_kinds
 def test_auto_allows_any_text_without_a_call(name: str, special: bool) -> None:
-    calling = calling_of(name, special=special)
-    spec = calling.grammar(TOOLS, required=False, parallel=True)
+    style = style_of(name, special=special)
+    spec = grammar(style, TOOLS, required=False, parallel=True)
     matcher = COMPILERS[special].compile(spec)
     assert 1 in allowed(matcher), "an empty answer"
     for seed in range(3):
         text = walk(spec, seed, special=special, opening=['I think {"name" is <tool'], most=200)
         assert text is not None
         for pieces in ways_to_cut(text, seed):
-            assert read(calling, pieces) == (text, [])
+            assert read(style, pieces) == (text, [])
 
 
 @every_format
 @both_kinds
 def test_auto_enforces_a_call_once_begun(name: str, special: bool) -> None:
     """Text may precede a call if the format has a mark."""
-    calling = calling_of(name, special=special)
-    spec = calling.grammar(TOOLS, required=False, parallel=True)
-    before = "Let me <think> {x.\n\n" if calling.format.mark else ""
+    style = style_of(name, special=special)
+    spec = grammar(style, TOOLS, required=False, parallel=True)
+    before = "Let me <think> {x.\n\n" if style.calls.mark else ""
     read_any = False
     for seed in range(6):
-        text = walk(spec, seed, special=special, opening=[before, calling.format.mark or '{"name"'])
+        text = walk(spec, seed, special=special, opening=[before, style.calls.mark or '{"name"'])
         if text is None:
             continue
-        content, calls = read(calling, [text])
+        content, calls = read(style, [text])
         assert content == before.rstrip()
         assert calls
         check_calls(calls)
-        assert before + calling.format.write(calls) == text
+        assert before + style.calls.write(calls) == text
         for pieces in ways_to_cut(text, seed):
-            assert read(calling, pieces) == (content, calls)
+            assert read(style, pieces) == (content, calls)
         read_any = True
     assert read_any
 
@@ -286,18 +306,16 @@ def test_auto_enforces_a_call_once_begun(name: str, special: bool) -> None:
 @every_format
 @both_kinds
 def test_auto_with_a_response_schema_is_a_call_or_obeys_the_schema(name: str, special: bool) -> None:
-    calling = calling_of(name, special=special)
+    style = style_of(name, special=special)
     schema = {"type": "object", "properties": {"answer": CITY}, "required": ["answer"]}
-    spec = calling.grammar(
-        TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema))
-    )
+    spec = grammar(style, TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema)))
     kinds = set()
     for seed in range(12):
-        opening = [calling.format.mark if seed % 2 and calling.format.mark else '{"']
+        opening = [style.calls.mark if seed % 2 and style.calls.mark else '{"']
         text = walk(spec, seed, special=special, opening=opening)
         if text is None:
             continue
-        content, calls = read(calling, list(text))
+        content, calls = read(style, list(text))
         check_calls(calls)
         if not calls:
             jsonschema.validate(json.loads(content), schema)
@@ -307,51 +325,108 @@ def test_auto_with_a_response_schema_is_a_call_or_obeys_the_schema(name: str, sp
 
 
 def test_auto_with_a_response_regex_obeys_the_regex() -> None:
-    calling = calling_of("hermes")
-    spec = calling.grammar(TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
+    style = style_of("hermes")
+    spec = grammar(style, TOOLS, required=False, parallel=False, text=GrammarSpec("regex", "a|[/\n]{2}"))
     texts = {walk(spec, seed, special=False, opening=[first]) for seed in range(9) for first in "a/\n"}
     assert texts <= {"a", "//", "\n\n", "/\n", "\n/"}
     assert len(texts) > 3
     called = walk(spec, 0, special=False, opening=["<tool_call>\n{"])
-    assert called is None or read(calling, [called])[1]
+    assert called is None or read(style, [called])[1]
+
+
+THOUGHTS = '\nOne <tool_ could "call" {it.\n'
 
 
 @both_kinds
-def test_thoughts_may_precede_a_call_that_is_required(special: bool) -> None:
-    calling = calling_of("qwen3", special=special)
-    assert calling.thinks
-    spec = calling.grammar(TOOLS[:1], required=True, parallel=False)
-    thoughts = '<think>\nOne <tool_ could "call" {it.\n</think>'
-    text = None
-    for seed in range(9):
-        text = text or walk(spec, seed, special=special, opening=[thoughts, "\n\n", "<tool_call>"])
-    assert text is not None
-    content, calls = read(calling, list(text))
-    assert content == thoughts
-    assert len(calls) == 1
-    check_calls(calls)
+@pytest.mark.parametrize(("state", "begin"), [("possible", "<think>"), ("begun", "")])
+def test_thoughts_may_precede_a_required_call(special: bool, state: Thoughts, begin: str) -> None:
+    style = style_of("qwen3", special=special)
+    spec = grammar(style, TOOLS[:1], required=True, parallel=False, thoughts=state, max_thoughts=90)
+    opening = [begin, THOUGHTS, "</think>", "\n\n", "<tool_call>"]
+    text = next(filter(None, (walk(spec, seed, special=special, opening=opening) for seed in range(9))))
+    for pieces in ways_to_cut(text, 0):
+        thoughts, content, calls = read_all(style, state, pieces)
+        assert (thoughts, content, len(calls)) == (THOUGHTS.strip(), "", 1)
+        check_calls(calls)
+
+
+@both_kinds
+@pytest.mark.parametrize("state", ["none", "begun", "possible"])
+def test_a_required_call_comes_after_bounded_thoughts(special: bool, state: Thoughts) -> None:
+    """The model takes tokens of text as long as it can."""
+    style = style_of("qwen3", special=special)
+    tool = Tool("f", None, {"type": "object", "properties": {"city": CITY}, "required": ["city"]})
+    spec = grammar(style, [tool], required=True, parallel=False, thoughts=state, max_thoughts=20)
+    matcher, ids = COMPILERS[special].compile(spec), list[int]()
+    (word,) = TOKENIZERS[special].encode(" the", add_special_tokens=False)
+    while len(ids) < 200 and allowed(matcher) != [1]:
+        tokens = allowed(matcher)
+        ids.append(word if word in tokens else next(token for token in tokens if token != 1))
+        matcher.advance(ids[-1])
+    assert allowed(matcher) == [1], "no end of the answer"
+    thoughts, content, calls = read_all(style, state, [TOKENIZERS[special].decode(ids)])
+    assert bool(thoughts) == (state != "none")
+    assert (content, [name for name, _ in calls]) == ("", ["f"])
+
+
+@both_kinds
+def test_answers_without_thoughts_begin_with_the_required_call(special: bool) -> None:
+    spec = grammar(style_of("qwen3", special=special), TOOLS, required=True, thoughts="none")
+    with pytest.raises(AssertionError):
+        walk(spec, 0, special=special, opening=["<think>"])
+
+
+@both_kinds
+@pytest.mark.parametrize("tools", [[], TOOLS])
+@pytest.mark.parametrize(("state", "begin"), [("possible", "<think>"), ("begun", "")])
+def test_a_budget_ends_thoughts(special: bool, state: Thoughts, begin: str, tools: list[Tool]) -> None:
+    style = style_of("qwen3", special=special)
+    spec = grammar(style, tools, thoughts=state, max_thoughts=5)
     matcher = COMPILERS[special].compile(spec)
-    for token in TOKENIZERS[special].encode("<think>\nHm.", add_special_tokens=False):
+    (word,) = TOKENIZERS[special].encode(" the", add_special_tokens=False)
+    for token in TOKENIZERS[special].encode(begin, add_special_tokens=False):
         matcher.advance(token)
-    assert 1 not in allowed(matcher), "an answer without a call"
+    count = 0
+    while word in allowed(matcher):
+        matcher.advance(word)
+        count += 1
+    assert count == (5 if special else 1), "characters count where the mark is text"
+    assert 1 not in allowed(matcher)
+    for token in TOKENIZERS[special].encode("</think>", add_special_tokens=False):
+        matcher.advance(token)
+    matcher.advance(word)
+    assert 1 in allowed(matcher)
+
+
+@both_kinds
+def test_a_response_format_holds_after_thoughts_that_have_begun(special: bool) -> None:
+    style = style_of("qwen3", special=special)
+    schema = GrammarSpec("json", json.dumps({"type": "object", "properties": {"a": {"type": "boolean"}}}))
+    for tools in ([], TOOLS):
+        spec = grammar(style, tools, text=schema, thoughts="begun", max_thoughts=50)
+        text = walk(spec, 0, special=special, opening=["Hm.", "</think>", '{"a":true}'])
+        assert text is not None
+        assert read_all(style, "begun", [text]) == ("Hm.", '{"a":true}', [])
+    assert style.grammar([], text=schema, thoughts="possible") is schema
+    assert style.grammar([], thoughts="begun") is None
 
 
 @pytest.mark.parametrize("mark", ["<tool_call>", "[TOOL_CALLS]"])
 def test_a_mark_that_is_a_special_token_is_not_spelt(mark: str) -> None:
-    calling = calling_of("hermes" if mark[0] == "<" else "mistral", special=True)
-    core = COMPILERS[True].compile(calling.grammar(TOOLS, required=True, parallel=False))
+    style = style_of("hermes" if mark[0] == "<" else "mistral", special=True)
+    core = COMPILERS[True].compile(grammar(style, TOOLS, required=True, parallel=False))
     number = TOKENIZERS[True].encode(mark, add_special_tokens=False)
     assert allowed(core) == number
 
 
 def test_invalid_parameters_and_response_formats_are_refused() -> None:
-    calling = calling_of("generic")
+    style = style_of("generic")
     with pytest.raises(ToolError, match="the parameters of f are not valid: "):
-        calling.grammar([Tool("f", None, [])], required=True, parallel=True)
+        grammar(style, [Tool("f", None, [])], required=True, parallel=True)
     with pytest.raises(ToolError, match="the parameters of f are not valid: "):
-        calling.grammar([Tool("f", None, False)], required=True, parallel=True)
+        grammar(style, [Tool("f", None, False)], required=True, parallel=True)
     with pytest.raises(ValidationError, match="grammar is not valid: "):
-        calling.grammar(TOOLS, required=False, parallel=True, text=GrammarSpec("json", "{"))
+        grammar(style, TOOLS, required=False, parallel=True, text=GrammarSpec("json", "{"))
 
 
 @pytest.mark.parametrize(
@@ -372,13 +447,13 @@ def test_invalid_parameters_and_response_formats_are_refused() -> None:
 )
 def test_unusual_parameters_still_give_objects(parameters: Any) -> None:
     """Keywords that cannot be enforced are ignored."""
-    calling = calling_of("hermes")
-    spec = calling.grammar([Tool("f", None, parameters)], required=True, parallel=False)
+    style = style_of("hermes")
+    spec = grammar(style, [Tool("f", None, parameters)], required=True, parallel=False)
     opening = ['<tool_call>\n{"name": "f", "arguments": {']
     texts = [text for seed in range(8) if (text := walk(spec, seed, special=False, opening=opening))]
     assert texts
     for text in texts:
-        (_, arguments), *none = read(calling, [text])[1]
+        (_, arguments), *none = read(style, [text])[1]
         assert not none
         assert isinstance(json.loads(arguments), dict)
 
@@ -386,14 +461,13 @@ def test_unusual_parameters_still_give_objects(parameters: Any) -> None:
 def test_function_names_may_hold_any_characters() -> None:
     for name in ('a", "arguments": {"', "x\\", "é\n</tool_call>", "<s>", ""):
         for style in TEMPLATES_OF:
-            calling = calling_of(style)
-            if calling.format.middle in name:
+            style = style_of(style)
+            if style.calls.middle in name:
                 continue
-            spec = calling.grammar([Tool(name, None, None)], required=True, parallel=False)
-            opening = [calling.format.mark] if calling.thinks else []
-            text = walk(spec, 0, special=False, opening=opening)
+            spec = grammar(style, [Tool(name, None, None)], required=True, parallel=False)
+            text = walk(spec, 0, special=False)
             assert text is not None
-            ((read_name, arguments),) = read(calling, list(text))[1]
+            ((read_name, arguments),) = read(style, list(text))[1]
             assert (read_name, json.loads(arguments)) == (name, {})
 
 
@@ -418,27 +492,27 @@ _layouts: st.SearchStrategy[Callable[[Any], str]] = st.sampled_from(
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
 def test_parser_reads_what_the_format_writes(name: str, data: st.DataObject, places: list[int]) -> None:
-    calling = calling_of(name)
+    style = style_of(name)
     calls = [
         (called, data.draw(_layouts)(arguments))
         for called, arguments in data.draw(st.lists(st.tuples(_names, _objects), min_size=1, max_size=3))
     ]
-    before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if calling.format.mark else ""
-    text = before + calling.format.write(calls)
-    assert read(calling, cut(text, places)) == (before.rstrip(), calls)
+    before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if style.calls.mark else ""
+    text = before + style.calls.write(calls)
+    assert read(style, cut(text, places)) == (before.rstrip(), calls)
 
 
 @every_format
 @settings(max_examples=25, deadline=None)
 @given(data=st.data(), places=_places)
 def test_incomplete_opening_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
-    calling = calling_of(name)
-    opening = calling.format.opening
+    style = style_of(name)
+    opening = style.calls.opening
     parts = [opening[:n] for n in range(1, len(opening))] + [" ", "\n", "a", '"', "}"]
     text = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=6)))
     if opening in text:
         return
-    assert read(calling, cut(text, places)) == (text, [])
+    assert read(style, cut(text, places)) == (text, [])
 
 
 @every_format
@@ -448,11 +522,11 @@ def test_truncated_answer_keeps_the_arguments_so_far(
     name: str, data: st.DataObject, places: list[int], length: int
 ) -> None:
     """Content after the first call is empty."""
-    calling = calling_of(name)
+    style = style_of(name)
     calls = data.draw(st.lists(st.tuples(_names, _objects.map(json.dumps)), min_size=1, max_size=3))
-    text = calling.format.write(calls)
+    text = style.calls.write(calls)
     text = text[: length % (len(text) + 1)]
-    content, found = read(calling, cut(text, places))
+    content, found = read(style, cut(text, places))
     assert content == ("" if found else text)
     assert [called for called, _ in found] == [called for called, _ in calls][: len(found)]
     for (_, part), (_, whole) in zip(found[-1:], calls[len(found) - 1 :], strict=False):
@@ -466,15 +540,15 @@ def test_truncated_answer_keeps_the_arguments_so_far(
 @example(data=None, places=[])
 def test_parsing_does_not_depend_on_pieces(name: str, data: st.DataObject | None, places: list[int]) -> None:
     """Any text of a model without a grammar can be read."""
-    calling = calling_of(name)
-    parts = [*'ab {}[]"\n', *filter(None, (calling.format.opening, calling.format.middle))]
-    parts += list(filter(None, (calling.format.tail, calling.format.separator, calling.format.end)))
+    style = style_of(name)
+    parts = [*'ab {}[]"\n', *filter(None, (style.calls.opening, style.calls.middle))]
+    parts += list(filter(None, (style.calls.tail, style.calls.separator, style.calls.end)))
     text = "" if data is None else "".join(data.draw(st.lists(st.sampled_from(parts), max_size=12)))
-    assert read(calling, cut(text, places)) == read(calling, [text])
+    assert read(style, cut(text, places)) == read(style, [text])
 
 
 def test_parser_streams_content_and_arguments() -> None:
-    parser = calling_of("hermes").format.parser()
+    parser = style_of("hermes").calls.parser()
     fed = [
         ("Well", ["Well"]),
         (", <", [","]),
@@ -533,9 +607,9 @@ def test_parser_streams_content_and_arguments() -> None:
     ],
 )
 def test_written_calls_equal_the_families_documentation(name: str, text: str) -> None:
-    assert calling_of(name).format.write([("f", '{"a": 1}'), ("g", "{}")]) == text
-    assert calling_of(name).taught is not name.startswith("generic")
-    assert calling_of(name).single is (name == "llama 3.1")
+    assert style_of(name).calls.write([("f", '{"a": 1}'), ("g", "{}")]) == text
+    assert style_of(name).taught is not name.startswith("generic")
+    assert style_of(name).single is (name == "llama 3.1")
 
 
 @pytest.mark.parametrize(
@@ -543,7 +617,7 @@ def test_written_calls_equal_the_families_documentation(name: str, text: str) ->
 )
 def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
     templates = ChatTemplates({"default": TEMPLATES[family]}, {"bos_token": "<s>", "eos_token": "</s>"})
-    calling = ToolCalling.of(templates, TOKENIZERS[False])
+    style = AnswerFormat.of(templates, TOKENIZERS[False])
     call = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"a": ["é"]}}}
     tools = [
         {
@@ -559,7 +633,7 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
         ],
         tools,
     )
-    written = calling.format.write([("f", '{"a": ["é"]}')])
+    written = style.calls.write([("f", '{"a": ["é"]}')])
     assert written.removesuffix("}]") in text
 
 

@@ -74,6 +74,15 @@ _DOCS: dict[str, Doc] = {
     "ignore_eos": ("Do not end where the model would.", {}),
     "stop_token_ids": ("End at one of these tokens.", {}),
     "chat_template_kwargs": ("Further variables for the chat template.", {}),
+    "documents": ("Documents for the chat template, as its model expects them.", {}),
+    "reasoning_effort": ("Variable of the chat template; `none` also means `enable_thinking: false`.", {}),
+    "enable_thinking": ("Whether the model thinks before it answers, if the chat template knows that.", {}),
+    "include_reasoning": ("Whether the answer has the thoughts of the model; default: true.", {}),
+    "max_thinking_tokens": (
+        "Maximum number of tokens of thoughts. Default: no limit, or half of all tokens if a tool call is "
+        "required or an answer is constrained.",
+        {},
+    ),
     "echo": ("Put the prompt before the text, in `logprobs` too.", {}),
     "suffix": ("Not supported: anything but null is refused.", {"maxLength": 0}),
     # others'

@@ -66,6 +66,10 @@ class ChatMessageBody(msgspec.Struct):
 
     role: Literal["assistant"]
     content: str | None
+    reasoning_content: str | UnsetType = UNSET
+    """Thoughts before the content."""
+    reasoning: str | UnsetType = UNSET
+    """The same under its other common name."""
     tool_calls: list[ToolCallBody] | UnsetType = UNSET
 
 
@@ -111,6 +115,8 @@ class DeltaBody(msgspec.Struct):
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
     tool_calls: list[ToolCallDeltaBody] | UnsetType = UNSET
 
 

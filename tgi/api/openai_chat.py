@@ -6,10 +6,11 @@ import attrs
 
 from tgi.errors import ToolError
 from tgi.scheduler import Token
+from tgi.text.answer_format import AnswerFormat, AnswerParser
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
+from tgi.text.reasoning import Thoughts
 from tgi.text.tool_formats import CallDelta, Tool
-from tgi.text.tools import ToolCalling
 
 from .answers import aside
 from .generate import Finished
@@ -34,8 +35,10 @@ class ChatPrompt:
     text: str
     grammar: GrammarSpec | None
     """What the answer must obey."""
-    calling: ToolCalling | None
-    """How tool calls are written in it; None: there are no tools to call."""
+    answer: AnswerFormat | None
+    """How the model writes the answer; None if all of it is content."""
+    thoughts: Thoughts = "none"
+    """State of thoughts where the answer begins."""
 
 
 async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> ChatPrompt:
@@ -46,25 +49,45 @@ async def chat_prompt(body: ChatRequest, service: Service, engine: Engine) -> Ch
 def _chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     tools, required = _offered(body)
     grammar = None if body.response_format is None else grammar_spec(body.response_format)
-    calling = None
-    if tools:
-        calling = ToolCalling.of(engine.templates, engine.tokenizer)
-        grammar = calling.grammar(
-            [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
-            required=required,
-            parallel=body.parallel_tool_calls is not False and not _named(body),
-            text=grammar,
-        )
+    templates = engine.templates
+    answer = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
     messages, shown = prepare_messages(
         [_without_nulls(message) for message in body.messages],
         [_without_nulls(tool) for tool in tools],
-        engine.templates,
-        calling,
+        templates,
+        answer,
         body.tool_prompt or None,
         required=required,
     )
-    text = engine.templates.render(messages, shown, body.chat_template_kwargs)
-    return ChatPrompt(text, grammar, calling)
+    text = templates.render(messages, shown, _variables(body))
+    thoughts = answer.thoughts_after(text)
+    grammar = answer.grammar(
+        [Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
+        required=required,
+        parallel=body.parallel_tool_calls is not False and not _named(body),
+        text=grammar,
+        thoughts=thoughts,
+        max_thoughts=_max_thoughts(body, engine, required or grammar is not None),
+    )
+    return ChatPrompt(text, grammar, answer, thoughts)
+
+
+def _variables(body: ChatRequest) -> dict[str, object]:
+    """Return the variables of a request for the chat template."""
+    variables = {
+        "documents": body.documents,
+        "reasoning_effort": body.reasoning_effort,
+        "enable_thinking": False if body.reasoning_effort == "none" else body.enable_thinking,
+    }
+    given = {name: value for name, value in variables.items() if value is not None}
+    return given | (body.chat_template_kwargs or {})
+
+
+def _max_thoughts(body: ChatRequest, engine: Engine, is_forced: bool) -> int | None:
+    """Return the limit of tokens for thoughts: the client's, or half of all where an answer is forced."""
+    if body.max_thinking_tokens is not None or not is_forced:
+        return body.max_thinking_tokens
+    return max(1, (body.max_tokens or engine.limits.max_total_tokens) // 2)
 
 
 def _offered(body: ChatRequest) -> tuple[list[ToolDefinition], bool]:
@@ -93,10 +116,11 @@ def _without_nulls(record: Message | ToolDefinition) -> dict[str, object]:
 
 
 def choice_content(body: ChatRequest, prompt: ChatPrompt, engine: Engine) -> ChoiceContent:
-    """An empty choice of an answer to this prompt."""
-    parser = None if prompt.calling is None else prompt.calling.format.parser()
-    text = ChoiceText(engine.tokenizer, body.stop or [], with_special=parser is not None)
-    return ChoiceContent(text, parser)
+    """Return an empty choice of an answer to a prompt."""
+    answer, shown, parser = prompt.answer, frozenset[int](), None
+    if answer is not None:
+        shown, parser = answer.marks, AnswerParser(answer, prompt.thoughts)
+    return ChoiceContent(ChoiceText(engine.tokenizer, body.stop or [], shown=shown), parser)
 
 
 def chat_choice(
@@ -104,10 +128,12 @@ def chat_choice(
 ) -> ChatChoiceBody:
     """A whole choice (R3.41, R3.42)."""
     content = choice_content(body, prompt, engine)
-    pieces = [content.feed(token) for token in finished.tokens]
-    text = "".join(piece for piece, _ in pieces)
-    calls = _whole_calls([delta for _, deltas in pieces for delta in deltas])
+    deltas = [content.feed(token) for token in finished.tokens]
+    text, thoughts = "".join(d.content for d in deltas), "".join(d.thoughts for d in deltas)
+    calls = _whole_calls([call for delta in deltas for call in delta.calls])
     message = ChatMessageBody("assistant", text or None if calls else text)
+    if thoughts and body.include_reasoning is not False:
+        message.reasoning_content = message.reasoning = thoughts
     if calls:
         message.tool_calls = calls
     logprobs = chat_logprobs(body, engine, finished.tokens)

@@ -146,6 +146,11 @@ class ChatRequest:
     ignore_eos: bool | None = None
     stop_token_ids: list[U32] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    documents: list[dict[str, Any]] | None = None
+    reasoning_effort: str | None = None
+    enable_thinking: bool | None = None
+    include_reasoning: bool | None = None
+    max_thinking_tokens: U32 | None = None
 
 
 _PROMPTS = untagged("PromptDeserializer", str, list[str], list[U32], list[list[U32]])

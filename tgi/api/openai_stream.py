@@ -123,18 +123,21 @@ class ChatEvents(OpenAIEvents):
 
     def _event(self, index: int, token: Token) -> bytes:
         content, untold = self._contents[index], self._untold[index]
-        text, calls = content.feed(token)
+        pieces = content.feed(token)
+        thoughts = "" if self._body.include_reasoning is False else pieces.thoughts
         untold.append(token)
-        if content.parser is not None and not (text or calls or token.finish):
+        if content.parser is not None and not (thoughts or pieces.content or pieces.calls or token.finish):
             return b""
         delta = DeltaBody()
         if not content.begun:
             content.begun = True
             delta.role = "assistant"
-        if calls:
-            delta.tool_calls = [_call_delta(call) for call in calls]
-        if text or not calls:
-            delta.content = text
+        if thoughts:
+            delta.reasoning_content = delta.reasoning = thoughts
+        if pieces.calls:
+            delta.tool_calls = [_call_delta(call) for call in pieces.calls]
+        if pieces.content or not (pieces.calls or thoughts):
+            delta.content = pieces.content
         reason = None if token.finish is None else content.reason(token.finish)
         logprobs = chat_logprobs(self._body, self._engine, untold)
         untold.clear()

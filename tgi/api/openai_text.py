@@ -5,9 +5,9 @@ from collections.abc import Sequence as Items
 import attrs
 
 from tgi.scheduler import Sequence, Token
+from tgi.text.answer_format import AnswerDelta, AnswerParser
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import CallDelta, ToolCallParser
 
 from .openai_answers import (
     CompletionLogprobsBody,
@@ -23,9 +23,11 @@ class ChoiceText:
     What may be the beginning of a stop string is held back until the next token tells.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Items[str], *, with_special: bool = False) -> None:
-        """`with_special`: special tokens that end nothing are text (marks around tool calls are such)."""
-        self._hidden = tokenizer.eos_ids if with_special else tokenizer.eos_ids | tokenizer.special_ids
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Items[str], *, shown: frozenset[int] = frozenset()
+    ) -> None:
+        """`shown` are special tokens that are part of the text, like the marks around tool calls."""
+        self._hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown)
         self._stop = [text for text in stop if text]
         self._held = ""
 
@@ -53,29 +55,27 @@ class ChoiceText:
 
 @attrs.define(eq=False)
 class ChoiceContent:
-    """One choice of a chat answer: its text, and the tool calls that are read out of it."""
+    """One choice of a chat answer: its thoughts, its text, and the tool calls that are read out of it."""
 
     text: ChoiceText
-    parser: ToolCallParser | None
-    """None: there are no tools to call."""
+    parser: AnswerParser | None
+    """Reader of the answer; None if all of it is content."""
     begun: bool = False
     """Whether an event has told of it."""
     called: bool = False
+    """Whether it has a tool call."""
 
-    def feed(self, token: Token) -> tuple[str, list[CallDelta]]:
-        """What this token adds to the content, and to the calls."""
+    def feed(self, token: Token) -> AnswerDelta:
+        """Return the pieces of the answer that are certain with this token."""
         text = self.text.feed(token)
         if self.parser is None:
-            return text, []
-        deltas = self.parser.feed(text)
-        if token.finish:
-            deltas += self.parser.end()
-        calls = [delta for delta in deltas if isinstance(delta, CallDelta)]
-        self.called = self.called or bool(calls)
-        return "".join(delta for delta in deltas if isinstance(delta, str)), calls
+            return AnswerDelta(content=text)
+        delta = self.parser.feed(text, last=token.finish is not None)
+        self.called = self.called or bool(delta.calls)
+        return delta
 
     def reason(self, finish: FinishReason) -> Reason:
-        """Why the choice ended, in OpenAI's words."""
+        """Return OpenAI's reason for the end of the choice."""
         reason = openai_reason(finish)
         is_whole = self.parser is not None and not self.parser.is_within_arguments
         return "tool_calls" if self.called and is_whole and reason == "stop" else reason

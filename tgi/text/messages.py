@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .answer_format import AnswerFormat
 from .chat_template import Abilities, ChatTemplates
-from .tool_formats import GENERIC, ToolFormat
-from .tools import ToolCalling
+from .tool_formats import ToolFormat
 
 Message = dict[str, Any]
 
@@ -29,27 +29,27 @@ def prepare_messages(
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
     templates: ChatTemplates,
-    calling: ToolCalling | None,
+    answer: AnswerFormat,
     tool_prompt: str | None = None,
     *,
     required: bool = False,
 ) -> tuple[list[Message], list[dict[str, Any]] | None]:
     """Return the messages and the tools for `ChatTemplates.render`.
 
-    `messages` and `tools` have the shape of OpenAI's API. `calling` is None if the request has no tools.
-    `tool_prompt` explains to the model how to call tools; the default is TGI's text (T8) if the template does
-    not explain it. `required`: the answer must be a call.
+    `messages` and `tools` have the shape of OpenAI's API. `tool_prompt` explains to the model how to call
+    tools; the default is TGI's text (T8) if the template does not explain it. `required`: the answer must be
+    a call.
     """
     described = [_described(tool) for tool in tools]
     in_template = bool(described) and templates.knows_tools()
     abilities = templates.abilities(with_tools=in_template)
     source = templates.source(with_tools=in_template) or ""
     ids = _Ids() if re.search(r"length != 9\b", source) else None
-    style = GENERIC if calling is None else calling.format
+    style = answer.calls
     if "developer" not in source:  # OpenAI's newer name of the role
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
     converted = _merged([_converted(message, abilities, style, ids) for message in messages])
-    is_taught = in_template and calling is not None and calling.taught
+    is_taught = in_template and answer.taught
     if described and not (is_taught and tool_prompt is None):
         default = TOOL_PROMPT if required else TOOL_PROMPT + MAY_ANSWER
         text = default if tool_prompt is None else tool_prompt

@@ -18,6 +18,7 @@ import attrs
 from tgi.errors import ToolError
 
 from .json_schema import GrammarError, prepare_schema
+from .reasoning import undecided
 
 _ID_LENGTH = 9
 """Characters of a call's id. Chat templates of Mistral models refuse other lengths."""
@@ -81,6 +82,11 @@ class ToolFormat:
     def opening(self) -> str:
         """The text from the beginning of the first call to its name."""
         return self.begin + self.head
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts around names and arguments."""
+        return (self.begin, self.head, self.middle, self.tail, self.separator, self.end)
 
     def write(self, calls: Iterable[tuple[str, str]]) -> str:
         """Return the text of calls, each given as a name and the JSON text of its arguments."""
@@ -188,12 +194,9 @@ class ToolCallParser:
 
     def _undecided(self, opening: str) -> int:
         """Return how many characters at the end may begin calls, or are space before them."""
-        held = self._held
-        if not self._format.mark:
-            return len(held) if self._state == "start" and opening.startswith(held) else 0
-        sizes = range(min(len(opening) - 1, len(held)), 0, -1)
-        size = next((size for size in sizes if opening.startswith(held[-size:])), 0)
-        return len(held) - len(held[: len(held) - size].rstrip())
+        if self._format.mark:
+            return undecided(self._held, opening)
+        return len(self._held) if self._state == "start" and opening.startswith(self._held) else 0
 
     def _take_name(self, parts: list[str | CallDelta]) -> bool:
         name, middle, rest = self._held.partition(self._format.middle)

@@ -170,7 +170,7 @@ async def _chat_prediction(body: ChatRequest, service: Service, engine: Engine) 
     sequences = await validate(
         prompt.text, parameters, service, engine, extras=extras, grammar=prompt.grammar
     )
-    plain = attrs.evolve(prompt, calling=None)
+    plain = attrs.evolve(prompt, answer=None)
     return _Prediction(
         sequences, lambda finished: chat_choice(body, plain, engine, 0, finished[0]).message.content or ""
     )

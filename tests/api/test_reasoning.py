@@ -1,0 +1,166 @@
+"""Thoughts in chats: apart from the content, bounded, and before calls that are required."""
+
+import json
+from typing import Any
+
+import attrs
+import pytest
+
+from tgi.testing.fake_executor import Script
+
+from .serving import LIMITS, Answer, Server, make_tokenizer, saying, serving
+from .test_chat import chunks
+
+USER = {"role": "user", "content": "Weather?"}
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 5}},
+    "required": ["city"],
+}
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": SCHEMA}}
+CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+TEMPLATE = (
+    "{% if tools %}{{ tools }}"
+    'Answer <tool_call>\n{"name": n, "arguments": a}\n</tool_call>{% endif %}'
+    "{% for m in messages %}[{{ m.role }}]{{ m.content.split('</think>')[-1] }}{% endfor %}[assistant]"
+    "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+)
+"""A template in which the model itself begins thoughts, if it thinks."""
+OPENING = TEMPLATE + "<think>\n"
+"""A template that begins the thoughts of every answer."""
+
+
+def serving_thoughts(script: Script, template: str = TEMPLATE) -> Any:
+    limits = attrs.evolve(LIMITS, max_input_tokens=2000, max_total_tokens=2500)
+    return serving(script, template=template, limits=limits)
+
+
+async def chat(server: Server, **body: Any) -> Answer:
+    default = {"messages": [USER], "temperature": 0, "max_tokens": 400}
+    return await server.ask("POST", "/v1/chat/completions", default | body)
+
+
+def joined(answer: Answer) -> tuple[str, str, str]:
+    """Return thoughts, content and finish reason of an answer or a stream."""
+    if answer.headers["content-type"] == "application/json":
+        assert answer.status == 200, answer.body
+        choice = answer.json["choices"][0]
+        deltas, reason = [choice["message"]], choice["finish_reason"]
+    else:
+        choices = [event["choices"][0] for event in chunks(answer)]
+        deltas, reason = [choice["delta"] for choice in choices], choices[-1]["finish_reason"]
+    thoughts = "".join(delta.get("reasoning_content", "") for delta in deltas)
+    assert thoughts == "".join(delta.get("reasoning", "") for delta in deltas)
+    return thoughts, "".join(delta.get("content") or "" for delta in deltas), reason
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("template", "said", "thoughts", "content"),
+    [
+        (TEMPLATE, "<think>\nHm, <b>?\n</think>\n\nIt rains.", "Hm, <b>?", "It rains."),
+        (TEMPLATE, "It <think>rains</think>.", "", "It <think>rains</think>."),
+        (OPENING, "Hm.\n</think>\n\nIt rains.", "Hm.", "It rains."),
+        (OPENING, "\n</think>It rains.", "", "It rains."),
+        (TEMPLATE.replace("think>'", "x'"), "<think>Hm.</think>It rains.", "Hm.", "It rains."),
+        ("{{ messages[0].content }}", "<think>Hm.</think>It rains.", "", "<think>Hm.</think>It rains."),
+    ],
+)
+async def test_thoughts_are_apart_from_the_content(
+    template: str, said: str, thoughts: str, content: str, stream: bool
+) -> None:
+    async with serving_thoughts(saying(said), template) as server:
+        assert joined(await chat(server, stream=stream)) == (thoughts, content, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_that_are_cut_are_all_of_the_answer(stream: bool) -> None:
+    async with serving_thoughts(saying("Hello world"), OPENING) as server:
+        assert joined(await chat(server, stream=stream, max_tokens=1)) == ("Hello", "", "length")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_may_be_left_out(stream: bool) -> None:
+    async with serving_thoughts(saying("Hm.</think>It rains."), OPENING) as server:
+        answer = await chat(server, stream=stream, include_reasoning=False)
+        assert joined(answer) == ("", "It rains.", "stop")
+        assert b"Hm" not in answer.body
+
+
+async def test_native_routes_have_thoughts_in_the_text() -> None:
+    async with serving_thoughts(saying("<think>Hm.</think>It rains.")) as server:
+        assert (await server.generate({})).json["generated_text"] == "<think>Hm.</think>It rains."
+        body = {"instances": [{"messages": [USER]}]}
+        (text,) = (await server.ask("POST", "/vertex", body)).json["predictions"]
+        assert text == "<think>Hm.</think>It rains."
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", "weather"])
+@pytest.mark.parametrize("thinking", [None, False, True])
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING])
+async def test_a_required_call_comes_although_the_model_would_think(
+    template: str, thinking: bool | None, choice: str, stream: bool
+) -> None:
+    """The script would write text for ever."""
+    ids = make_tokenizer().encode("<think>Hello", add_special_tokens=False)
+    async with serving_thoughts(lambda _, draw: ids[min(draw, len(ids) - 1)], template) as server:
+        body = {"tools": [WEATHER], "tool_choice": choice, "stream": stream, "enable_thinking": thinking}
+        answer = await chat(server, **body, max_tokens=200)
+        _, content, reason = joined(answer)
+        assert (content, reason) == ("", "tool_calls")
+        assert b'"weather"' in answer.body
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING])
+async def test_a_required_call_may_come_after_thoughts(template: str) -> None:
+    said = ("" if template == OPENING else "<think>\n") + f"Paris?\n</think>\n\n{CALL}"
+    async with serving_thoughts(saying(said), template) as server:
+        message = (await chat(server, tools=[WEATHER], tool_choice="required")).json["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"]) == (None, "Paris?")
+        assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"city": "Paris"}
+
+
+async def test_a_response_format_holds_after_thoughts() -> None:
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    async with serving_thoughts(saying('Hm.</think>{"city":"Paris"}'), OPENING) as server:
+        answer = await chat(server, response_format=wanted)
+        assert joined(answer) == ("Hm.", '{"city":"Paris"}', "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("template", [TEMPLATE, OPENING])
+async def test_thoughts_have_a_budget(template: str, stream: bool) -> None:
+    hello = make_tokenizer().encode("Hello", add_special_tokens=False)
+    said = make_tokenizer().encode("" if template == OPENING else "<think>", add_special_tokens=False)
+    script = [*said, *hello * 100]
+    async with serving_thoughts(lambda _, draw: script[draw], template) as server:
+        answer = await chat(server, max_thinking_tokens=4, max_tokens=60, stream=stream)
+        thoughts, content, _ = joined(answer)
+        assert 0 < len(thoughts) <= 4 * len("Hello")
+        assert content.endswith("HelloHello")
+
+
+@pytest.mark.parametrize(
+    ("body", "variables"),
+    [
+        ({}, "||"),
+        ({"reasoning_effort": "low"}, "low||"),
+        ({"reasoning_effort": "none"}, "none|False|"),
+        ({"enable_thinking": True}, "|True|"),
+        ({"documents": [{"title": "t", "text": "x"}]}, "||t"),
+        ({"enable_thinking": True, "chat_template_kwargs": {"enable_thinking": False}}, "|False|"),
+    ],
+)
+async def test_fields_about_thoughts_and_documents_are_variables(body: Any, variables: str) -> None:
+    template = "{{ reasoning_effort }}|{{ enable_thinking }}|{{ (documents or [{}])[0].title }}"
+    async with serving(saying("x"), template=template) as server:
+        answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER], **body})
+        assert answer.json["templated_text"] == variables
+
+
+@pytest.mark.parametrize("tools", [None, [WEATHER]])
+async def test_special_tokens_are_no_content(tools: Any) -> None:
+    """Those of a format of calls are, if tools may be called."""
+    async with serving_thoughts(lambda _, draw: 0 if draw < 3 else 1) as server:
+        assert joined(await chat(server, tools=tools))[1:] == ("", "stop")
