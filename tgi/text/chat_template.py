@@ -36,8 +36,8 @@ _MARKER = "[-the-answer-goes-on-here-]"
 """Text appended to a message to find its end in the rendered prompt."""
 _PROBE = "probe-of-the-content"
 """Content of the messages with which a template is tried out."""
-_ARGUMENTS = {"probe-of-a-key": "probe-of-a-value"}
-_CALL_ID = "a1b2c3d4e"
+_ARGUMENTS = ("probe-of-a-value", "probe-of-another")
+_CALL_ID, _OTHER_ID = "a1b2c3d4e", "f5g6h7i8j"
 _TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "object", "properties": {}}}
 
 
@@ -60,6 +60,8 @@ class Abilities:
     """Whether it prints the content of a message only if that is a list of parts."""
     calls: Literal["objects", "texts"] | None = None
     """Form of the arguments with which it prints calls: an object or JSON text. None: it prints no calls."""
+    several_calls: bool = False
+    """Whether it prints every call of a message."""
     empty_content: bool = False
     """Whether a message with calls must have a content, even an empty one."""
     tool_role: bool = False
@@ -194,19 +196,22 @@ class ChatTemplates:
         wait = {"role": "assistant", "content": content("Wait.")}
         result = {"role": "tool", "tool_call_id": _CALL_ID, "name": "find", "content": content(_PROBE)}
         abilities = Abilities(parts, tool_role=_PROBE in printed(ask, wait, result))
-        objects: dict[Literal["objects", "texts"], Any] = {
-            "objects": _ARGUMENTS,
-            "texts": json.dumps(_ARGUMENTS),
-        }
-        for (form, arguments), empty in itertools.product(objects.items(), (False, True)):
-            call = {"id": _CALL_ID, "type": "function", "function": {"name": "find", "arguments": arguments}}
-            message = {"role": "assistant", "tool_calls": [call]} | (
-                {"content": content("")} if empty else {}
-            )
-            text = printed(ask, message, result)
-            if _PROBE in text and all(f'"{word}"' in text for pair in _ARGUMENTS.items() for word in pair):
-                return attrs.evolve(abilities, calls=form, empty_content=empty)
+        forms: tuple[Literal["objects", "texts"], ...] = ("objects", "texts")
+        for form, empty in itertools.product(forms, (False, True)):
+            first, second = ({"probe-of-a-key": value} for value in _ARGUMENTS)
+            message = {"role": "assistant"} | ({"content": content("")} if empty else {})
+            text = printed(ask, message | {"tool_calls": [_probing_call(_CALL_ID, first, form)]}, result)
+            if _PROBE in text and all(f'"{word}"' in text for word in ("probe-of-a-key", _ARGUMENTS[0])):
+                calls = [_probing_call(_CALL_ID, first, form), _probing_call(_OTHER_ID, second, form)]
+                results = result, result | {"tool_call_id": _OTHER_ID}
+                several = _ARGUMENTS[1] in printed(ask, message | {"tool_calls": calls}, *results)
+                return attrs.evolve(abilities, calls=form, several_calls=several, empty_content=empty)
         return abilities
+
+
+def _probing_call(id_: str, arguments: dict[str, str], form: Literal["objects", "texts"]) -> dict[str, Any]:
+    function = {"name": "find", "arguments": arguments if form == "objects" else json.dumps(arguments)}
+    return {"id": id_, "type": "function", "function": function}
 
 
 def _named(value: object) -> dict[str, str]:

@@ -4,9 +4,10 @@ Templates differ in whether they print calls, the role `tool`, and content in pa
 does not print becomes plain text that it does, so that every conversation reaches every model.
 """
 
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .answer_format import AnswerFormat
@@ -48,6 +49,8 @@ def prepare_messages(
     style = answer.calls
     if "developer" not in source:  # OpenAI's newer name of the role
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
+    if abilities.calls and not abilities.several_calls:
+        messages = list(_one_call_each(messages))
     converted = _merged([_converted(message, abilities, style, ids) for message in messages])
     is_taught = in_template and answer.taught
     if described and not (is_taught and tool_prompt is None):
@@ -61,6 +64,25 @@ def prepare_messages(
             if "content" in message:
                 message["content"] = [{"type": "text", "text": message["content"]}]
     return converted, described if in_template else None
+
+
+def _one_call_each(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield messages with one call each, followed by its results, in place of those with several."""
+    rest = list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls") or []
+        results = list(itertools.takewhile(lambda m: m["role"] == "tool", rest))
+        if len(calls) < 2:
+            yield message
+            continue
+        del rest[: len(results)]
+        for call in calls:
+            is_last = call is calls[-1]
+            yield {**message, "tool_calls": [call]}
+            message = {"role": message["role"]}
+            yield from [r for r in results if is_last or r.get("tool_call_id") == call.get("id")]
+            results = [r for r in results if r.get("tool_call_id") != call.get("id")]
 
 
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
