@@ -3,8 +3,7 @@
 No request waits for another's grammar longer than a trial takes, and none ends the server.
 """
 
-import subprocess
-import sys
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -13,18 +12,18 @@ import attrs
 import msgspec
 import trio
 
+from tgi.child import Child, start_child
 from tgi.errors import InternalError, Overloaded, ValidationError
-from tgi.protocol import FrameReader, frame
 from tgi.text.grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from tgi.text.grammar_trial import Start, Verdict
 
-COMMAND = [sys.executable, "-m", "tgi.text.grammar_trial"]
+log = logging.getLogger(__name__)
+COMMAND = ("-m", "tgi.text.grammar_trial")
 TRIALS = 2
 """At once; each has a process that holds the vocabulary."""
 CACHED_BYTES = 256 << 20
 _LEAST_BYTES = 65_536
 """What a grammar is taken for at the least."""
-_RECEIVE_BYTES = 65_536
 
 
 class Grammars:
@@ -111,49 +110,37 @@ class Grammars:
 
 @attrs.define(eq=False)
 class _Trials:
-    """A `grammar_trial` process."""
+    """A process of `grammar_trial`."""
 
-    process: trio.Process
-    reader: FrameReader = attrs.field(factory=FrameReader)
+    child: Child
     usable: bool = True
+    """The process is not in the middle of an answer, and has not ended."""
 
     @classmethod
     async def start(cls, compiler: GrammarCompiler) -> "_Trials":
-        process = await trio.lowlevel.open_process(
-            COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
-        trials = cls(process)
+        trials = cls(await start_child(*COMMAND))
         try:
             text = await trio.to_thread.run_sync(compiler.tokenizer_json)
-            await trials.send(Start(text, compiler.ends, compiler.vocab_size))
+            await trials._send(Start(text, compiler.ends, compiler.vocab_size))
         except BaseException:
             await trials.aclose()
             raise
         return trials
 
     async def ask(self, spec: GrammarSpec) -> Verdict | None:
-        """None: the process is gone."""
+        """Return the verdict; None if the process has ended."""
         self.usable = False
-        await self.send(spec)
-        assert self.process.stdout
-        while data := await self.process.stdout.receive_some(_RECEIVE_BYTES):
-            for payload in self.reader.feed(bytes(data)):
-                self.usable = True
-                return msgspec.json.decode(payload, type=Verdict)
-        return None
+        await self._send(spec)
+        payload = await self.child.receive()
+        if payload is None:
+            log.warning("a process that tries grammars %s", await self.child.ending())
+            return None
+        self.usable = True
+        return msgspec.json.decode(payload, type=Verdict)
 
-    async def send(self, message: object) -> None:
-        assert self.process.stdin
-        try:
-            await self.process.stdin.send_all(frame(msgspec.json.encode(message)))
-        except trio.BrokenResourceError:
-            self.usable = False
+    async def _send(self, message: object) -> None:
+        with suppress(trio.BrokenResourceError):  # then it has ended, which `ask` finds out
+            await self.child.send(msgspec.json.encode(message))
 
     async def aclose(self) -> None:
-        with trio.CancelScope(shield=True):
-            self.process.kill()
-            await self.process.wait()
-            assert self.process.stdin
-            assert self.process.stdout
-            await self.process.stdin.aclose()
-            await self.process.stdout.aclose()
+        await self.child.aclose()

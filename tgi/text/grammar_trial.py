@@ -1,8 +1,8 @@
 """Whether a grammar can be compiled and followed with little time and memory, tried where nothing is lost.
 
-`python -m tgi.text.grammar_trial` reads the vocabulary once, and forks for each grammar: the copy may run out
-of time, memory or stack, and is gone afterwards. `Start`, then `GrammarSpec`s come in on stdin; a `Verdict`
-for each goes out on stdout, all as frames of JSON. It ends with its stdin.
+`python -m tgi.text.grammar_trial`, a child of `tgi.child`, reads the vocabulary once, and forks for each
+grammar: the copy may run out of time, memory or stack, and is gone afterwards. Its parent sends `Start`, then
+`GrammarSpec`s, and receives a `Verdict` for each, all as JSON.
 """
 
 import contextlib
@@ -10,13 +10,12 @@ import os
 import random
 import resource
 import signal
-import sys
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import msgspec
 import tokenizers
 
-from tgi.protocol import frame
+from tgi.parent import Parent
 
 from .grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from .tokenizer import Tokenizer
@@ -55,27 +54,24 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 def main() -> None:
-    """Serve until stdin ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides
+    """Serve until the parent has no more to send, or has gone."""
     os.nice(10)
-    requests, answers = sys.stdin.buffer, sys.stdout.buffer
-    start = _read(requests, Start)
+    parent = Parent.of_this_process()  # without `leave_together`: a fork may have one thread only
+    start = _receive(parent, Start)
     if start is None:
         return
     core = tokenizers.Tokenizer.from_str(start.tokenizer)
     compiler = GrammarCompiler(Tokenizer(core, (), start.ends), start.vocab_size)
     with contextlib.suppress(GrammarError):  # each grammar will say it again
         compiler.load()
-    while spec := _read(requests, GrammarSpec):
-        answers.write(frame(msgspec.json.encode(try_grammar(compiler, spec))))
-        answers.flush()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while spec := _receive(parent, GrammarSpec):
+            parent.send(msgspec.json.encode(try_grammar(compiler, spec)))
 
 
-def _read(stream: BinaryIO, kind: type[T]) -> T | None:
-    length = stream.read(4)
-    if len(length) < 4:
-        return None
-    return msgspec.json.decode(stream.read(int.from_bytes(length, "little")), type=kind)
+def _receive(parent: Parent, kind: type[T]) -> T | None:
+    payload = parent.receive()
+    return None if payload is None else msgspec.json.decode(payload, type=kind)
 
 
 def try_grammar(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
@@ -108,6 +104,7 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_STACK, (STACK, STACK))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # standard error is kept in memory; panics need not be
     signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, CLOCK_SECONDS)
 
