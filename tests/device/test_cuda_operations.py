@@ -20,7 +20,7 @@ import torch
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.cuda import cuda_operations
-from tgi.device.cuda.cuda_operations import CudaLayers
+from tgi.device.cuda.cuda_operations import CudaOperations
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 
@@ -40,12 +40,12 @@ attention = load_attention_tests()
 def test_decode_attention(name):
     """Seven rows, the last of them padding, whose blocks fill parts in every way."""
     spec, seen = attention.SPECS[name]
-    attention.check(CudaLayers(1), attention.make_rows(attention.STEPS["decode"]), [spec], seen)
+    attention.check(CudaOperations(1), attention.make_rows(attention.STEPS["decode"]), [spec], seen)
 
 
 def test_decode_attention_over_many_parts():
     rows = attention.make_rows([(127, 1), (290, 1), (128, 1)])
-    attention.check(CudaLayers(1), rows, [AttentionSpec(0.2), AttentionSpec(0.2, window=7)])
+    attention.check(CudaOperations(1), rows, [AttentionSpec(0.2), AttentionSpec(0.2, window=7)])
 
 
 @pytest.mark.parametrize("step", ["prompts", "chunks"])
@@ -53,8 +53,8 @@ def test_attention_of_prompts(step, monkeypatch):
     monkeypatch.setattr(cuda_operations, "_QUERIES", 16)
     rows = attention.make_rows(attention.STEPS[step])
     for spec, seen in attention.SPECS.values():
-        attention.check(CudaLayers(1), rows, [spec], seen)
-    attention.check(CudaLayers(1), rows, [AttentionSpec(0.2)])
+        attention.check(CudaOperations(1), rows, [spec], seen)
+    attention.check(CudaOperations(1), rows, [AttentionSpec(0.2)])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_attention_of_prompts(step, monkeypatch):
 def test_attention_in_16_bits(step, dtype):
     """Triton's interpreter cannot multiply matrices of bfloat16."""
     specs = [attention.SPECS[name][0] for name in ("window", "slopes", "cap")]
-    attention.check(CudaLayers(1), attention.make_rows(attention.STEPS[step]), specs, None, dtype)
+    attention.check(CudaOperations(1), attention.make_rows(attention.STEPS[step]), specs, None, dtype)
 
 
 def normal(*shape, dtype, seed=0):
@@ -74,7 +74,7 @@ def normal(*shape, dtype, seed=0):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)
 def test_layers(dtype, tolerance):
-    plain, mine = Device(1), CudaLayers(1)
+    plain, mine = Device(1), CudaOperations(1)
 
     def same(got, wanted):
         assert got.dtype == wanted.dtype
@@ -94,9 +94,9 @@ def test_layers(dtype, tolerance):
 @pytest.mark.parametrize("size", [1, 7, 5000])
 def test_a_total_does_not_depend_on_other_rows(size):
     x = normal(50, size, dtype=torch.float32).exp()
-    together = CudaLayers(1).total(x)
+    together = CudaOperations(1).total(x)
     torch.testing.assert_close(together.double(), x.double().sum(-1, keepdim=True), atol=0, rtol=1e-6)
-    alone = torch.cat([CudaLayers(1).total(row[None]) for row in x])
+    alone = torch.cat([CudaOperations(1).total(row[None]) for row in x])
     assert torch.equal(together, alone)
 
 
@@ -104,7 +104,7 @@ def test_a_model(tmp_path):
     """Prompts in chunks and together, then decode steps, in programs of buckets with padding."""
     folder = make_llama(tmp_path)
     results = []
-    for device in (Device(1), CudaLayers(1)):
+    for device in (Device(1), CudaOperations(1)):
         driver = make_driver(folder, device)
         for lane, length in enumerate((20, 5)):
             driver.start(lane, prompt_length=length)

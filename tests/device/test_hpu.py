@@ -1,6 +1,5 @@
 """Every operation that Gaudi does its own way, on the simulated cards, against the definition."""
 
-import functools
 import random
 
 import attrs
@@ -15,7 +14,6 @@ from tgi.device.batch import Batch, FlatBlocks
 from tgi.device.graphs import Program
 from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
-from tgi.device.static import attend_flat
 from tgi.plugins import ConfigError
 from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
@@ -198,7 +196,7 @@ def test_attention(fused, dtype, starts, tokens, heads):
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_blocks_that_are_read_in_parts(fused, monkeypatch, dtype, most):
     """A row's blocks may be in several parts, or none in some."""
-    monkeypatch.setattr("tgi.device.hpu.hpu_device.attend_flat", functools.partial(attend_flat, most=most))
+    monkeypatch.setattr("tgi.device.static.GATHERED", most)
     rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype)
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
@@ -247,11 +245,10 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
         fused.store_kv(layer, x.to("hpu"), x.to("hpu"), batch)
     blocks = batch.plan.blocks[:1]
     place = int(batch.slots[0]) % BLOCK
-    scales = [*fused._scales[1], None]
-    for part, scale in zip((*cache.layers[1], cache.layers[0][0]), scales, strict=True):
-        kept = fused._read(part, blocks, BLOCK, scale).cpu()[0, place]
-        good = ((kept - x[0]).abs() <= x[0].abs() / 16 + 2.0**-22).all()
-        assert good == (scale is not None)
+    for layer, scaled in ((0, False), (1, True)):
+        for read in fused.read_blocks(layer, batch, blocks, BLOCK):
+            kept = read.cpu()[0, place]
+            assert ((kept - x[0]).abs() <= x[0].abs() / 16 + 2.0**-22).all() == scaled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -320,19 +317,17 @@ def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
     assert environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES") == ("true" if lazy else None)
 
 
-def test_parts_of_the_blocks_share_their_memory():
+def test_parts_of_the_blocks_share_their_memory(monkeypatch):
     """Some 50 blocks in parts of 6: by the card's own count of what a graph has at once."""
     used, outs = [], []
     for most in (64, 6):
         with open_card("gaudi2-lazy") as device:
             rows = Rows((250, 250, 250), 1, (4, 4, 64), torch.float32)
             batch = rows.batch(device, device.allocate_cache(2, 80 * BLOCK, 4, 64, torch.float32), True)
-            keys = batch.cache.layers[1][0]
+            monkeypatch.setattr("tgi.device.static.GATHERED", most)
 
-            def attend(query, device=device, batch=batch, keys=keys, most=most):
-                read = functools.partial(device._read, keys, size=BLOCK, scale=None)
-                both = lambda ids: (read(blocks=ids), read(blocks=ids))  # noqa: E731
-                return attend_flat(query, both, batch.plan, 0, SPEC, device.graphs.border, most)
+            def attend(query, device=device, batch=batch):
+                return device.attend_decode(1, query, batch, 0, SPEC)
 
             graph = device.graphs.graph(Attending(attend))
             outs.append(graph(normal(4, 4, 64).to("hpu")).cpu())

@@ -1,6 +1,6 @@
-"""Attention in static shapes: what is worked out once per step, and the maths where no kernel does it."""
+"""Base class of devices whose steps are programs of static shape, and its attention in plain torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,152 +8,259 @@ import torch
 from tgi.footprint import GATHERED
 
 from .attention import AttentionSpec, change_scores, distances
+from .base import Device
 from .batch import Batch, FlatBlocks
 
 Kind = tuple[int | None, bool]
-"""Of a layer: its window, and whether it changes scores."""
+"""Window of a layer, and whether the layer changes scores: layers of one kind share a mask."""
 _LOWEST = -1e30
-"""Stands for the greatest score of a block that is wholly hidden."""
-_LEAST = 1e-30
-"""What is divided by at least: rows of padding have no sum."""
+"""Greatest score of a block whose tokens are all hidden."""
+_MIN_SUM = 1e-30
+"""Least divisor of a row's values: rows of padding have a sum of 0."""
 
 
 class PromptPlan(NamedTuple):
-    """Of a prefill step."""
+    """Masks and indices of a prefill step."""
 
     slots: torch.Tensor
+    """[T] int64: slots that keys and values are written to."""
     lengths: torch.Tensor
-    """[rows]"""
+    """[rows] int32: tokens of each row."""
     blocks: torch.Tensor | None
-    """[rows * blocks]: what each row reads of the cache; None: no row has a context."""
+    """[rows * blocks]: blocks that each row reads from the cache; None if no row has a context."""
     biases: tuple[torch.Tensor | None, ...]
-    """For each kind of layer [rows, 1, tokens, context + tokens]: 0 for what a token sees, else -inf; None:
-    causal, by lengths."""
+    """[rows, 1, tokens, context + tokens] for each kind of layer: 0 where a token sees another, else -inf.
+    None: attention is causal within `lengths`, and needs no mask."""
     distance: torch.Tensor | None
-    """[rows, 1, tokens, context + tokens] float32: the key's position less the query's, if a layer asks."""
+    """[rows, 1, tokens, context + tokens] float32: the key's position minus the query's; None if no layer
+    needs it."""
 
 
 class DecodePlan(NamedTuple):
-    """Of a decode step with n blocks in all."""
+    """Masks and indices of a decode step with n blocks in all."""
 
     slots: torch.Tensor
+    """[rows] int64: slots that keys and values are written to."""
     blocks: torch.Tensor
+    """[n]: ids of the blocks."""
     rows: torch.Tensor
-    """[n] int64: whose block it is; the number of rows for padding."""
+    """[n] int64: row of each block; the number of rows for padding."""
     member: torch.Tensor
-    """[n, rows] float32: 1 where a block is a row's. Zero for padding."""
+    """[n, rows] float32: 1 where a block belongs to a row; 0 for padding."""
     biases: tuple[torch.Tensor, ...]
-    """For each kind of layer [n, 1, 1, block_size]: 0 for the tokens that the row sees, else -inf."""
+    """[n, 1, 1, block_size] for each kind of layer: 0 for tokens that the row sees, else -inf."""
     distance: torch.Tensor | None
-    """[n, 1, 1, block_size] float32: the key's position less the query's, if a layer asks."""
+    """[n, 1, 1, block_size] float32: the key's position minus the query's; None if no layer needs it."""
 
-    def part(self, some: slice) -> "DecodePlan":
-        """Of some of the blocks."""
-        far = None if self.distance is None else self.distance[some]
-        biases = tuple(bias[some] for bias in self.biases)
-        return DecodePlan(self.slots, self.blocks[some], self.rows[some], self.member[some], biases, far)
-
-
-Read = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From ids [n] to keys and values of these blocks, [n, block_size, kv_heads, head_dim]."""
+    def part(self, part: slice) -> "DecodePlan":
+        """Return the plan of a slice of the blocks."""
+        distance = None if self.distance is None else self.distance[part]
+        biases = tuple(bias[part] for bias in self.biases)
+        return DecodePlan(self.slots, self.blocks[part], self.rows[part], self.member[part], biases, distance)
 
 
-def plan_prompt(
-    batch: Batch, block_size: int, kinds: Sequence[Kind], shifts: bool, dtype: torch.dtype, fused: bool
-) -> PromptPlan:
-    """`shifts`: a layer asks for distances; `fused`: there is a kernel that needs no mask."""
-    assert batch.lengths is not None
-    slots, (rows, blocks) = batch.slots.long(), batch.tables.shape
-    tokens = batch.tokens.shape[0] // rows
+class StaticDevice(Device):
+    """A device whose attention reads whole blocks and hides what a row does not see by masks.
 
-    def masked(window: int | None, changed: bool) -> bool:
-        return bool(blocks) or not fused or changed or (window is not None and window < tokens)
+    Masks are made once per step and kind of layer. A subclass says by `fused` whether it has a kernel that
+    needs none for causal attention, and overrides `attend_prompt` and `attend_decode` where it has kernels.
+    """
 
-    if not any(masked(*kind) for kind in kinds):
-        return PromptPlan(slots, batch.lengths, None, (None,) * len(kinds), None)
-    starts = batch.positions.view(rows, tokens)[:, :1]
-    distance, hidden = distances(starts, batch.bases, blocks * block_size, tokens)
-    biases = tuple(
-        _hide(_beyond(window, distance, hidden))[:, None].to(dtype) if masked(window, changed) else None
-        for window, changed in kinds
-    )
-    read = batch.tables.reshape(-1) if blocks else None
-    return PromptPlan(slots, batch.lengths, read, biases, distance[:, None].float() if shifts else None)
+    def __init__(self, threads: int = 0) -> None:
+        super().__init__(threads)
+        self.model_dtype = torch.float32
+        """Dtype that the model computes in; set by `dtype`."""
+        self._kinds: list[Kind] = []
+        self._shifts = False
+        """Whether a layer has slopes, so that plans need distances."""
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype, and keep it for masks and for what is read from the cache."""
+        self.model_dtype = super().dtype(name)
+        return self.model_dtype
+
+    @property
+    def fused(self) -> bool:
+        """Whether `attend_prompt` needs no mask where no row has a context and no window hides a token."""
+        return False
+
+    def border(self) -> None:
+        """Separate two parts of a program that need not be optimised together; see `Graphs`."""
+
+    def use(self, spec: AttentionSpec) -> None:
+        """Remember the kind of a layer."""
+        if (kind := _kind(spec)) not in self._kinds:
+            self._kinds.append(kind)
+        self._shifts |= spec.slopes is not None
+
+    def plan(self, batch: Batch, block_size: int) -> object:
+        """Make the masks of all kinds of layers."""
+        if batch.flat is not None:
+            return self.plan_decode(batch, batch.flat, block_size)
+        return self.plan_prompt(batch, block_size)
+
+    def plan_prompt(self, batch: Batch, block_size: int) -> PromptPlan:
+        """Make the plan of a prefill step."""
+        assert batch.lengths is not None
+        slots, (rows, blocks) = batch.slots.long(), batch.tables.shape
+        tokens = batch.tokens.shape[0] // rows
+
+        def masked(window: int | None, changed: bool) -> bool:
+            return bool(blocks) or not self.fused or changed or (window is not None and window < tokens)
+
+        if not any(masked(*kind) for kind in self._kinds):
+            return PromptPlan(slots, batch.lengths, None, (None,) * len(self._kinds), None)
+        starts = batch.positions.view(rows, tokens)[:, :1]
+        distance, hidden = distances(starts, batch.bases, blocks * block_size, tokens)
+        biases = tuple(
+            _bias(window, distance, hidden)[:, None].to(self.model_dtype) if masked(window, changed) else None
+            for window, changed in self._kinds
+        )
+        read = batch.tables.reshape(-1) if blocks else None
+        far = distance[:, None].float() if self._shifts else None
+        return PromptPlan(slots, batch.lengths, read, biases, far)
+
+    def plan_decode(self, batch: Batch, flat: FlatBlocks, block_size: int) -> object:
+        """Make the plan of a decode step."""
+        return plan_flat(batch, flat, block_size, self._kinds, self._shifts)
+
+    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+        """Write key and value to the plan's slots."""
+        slots: torch.Tensor = batch.plan.slots  # type: ignore[attr-defined]
+        for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
+            cache.index_copy_(0, slots, new)
+
+    def read_blocks(
+        self, layer: int, batch: Batch, blocks: torch.Tensor, block_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return keys and values of whole blocks, [n, block_size, kv_heads, head_dim] each."""
+        keys, values = (
+            cache.view(-1, block_size, *cache.shape[1:]).index_select(0, blocks)
+            for cache in batch.cache.layers[layer]
+        )
+        return keys, values
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """Attend by the plan of the step: prompts over their context and themselves, else over blocks."""
+        kind = self._kinds.index(_kind(spec))
+        plan = batch.plan
+        if not isinstance(plan, PromptPlan):
+            return self.attend_decode(layer, query, batch, kind, spec)
+        bias, rows = plan.biases[kind], plan.lengths.shape[0]
+        q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
+        if plan.blocks is not None:
+            assert bias is not None
+            block_size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
+            context = self.read_blocks(layer, batch, plan.blocks, block_size)
+            k, v = (
+                torch.cat((old.reshape(rows, -1, *new.shape[2:]), new), 1)
+                for old, new in zip(context, (k, v), strict=True)
+            )
+        out = self.attend_prompt(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), bias, plan, spec)
+        return out.transpose(1, 2).reshape(query.shape)
+
+    def attend_prompt(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        plan: PromptPlan,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """Attend [rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
+        assert bias is not None
+        return attend_plainly(query, key, value, bias, plan.distance, spec)
+
+    def attend_decode(
+        self, layer: int, query: torch.Tensor, batch: Batch, kind: int, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Attend with a token per row, [rows, heads, head_dim], over the blocks of all rows.
+
+        At most GATHERED blocks are read at a time. Each block attends for itself, relative to its own
+        greatest score; then its share of its row's sum is found.
+        """
+        plan = batch.plan
+        assert isinstance(plan, DecodePlan)
+        block_size = plan.biases[kind].shape[-1]
+        if plan.blocks.shape[0] > GATHERED:
+            return self._attend_in_parts(layer, query, batch, plan, kind, spec)
+        keys, values = self.read_blocks(layer, batch, plan.blocks, block_size)
+        return join_blocks(query, keys, values, plan, kind, spec)
+
+    def _attend_in_parts(
+        self, layer: int, query: torch.Tensor, batch: Batch, plan: DecodePlan, kind: int, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Attend over parts of the blocks in turn, keeping each row's sums relative to its greatest score so
+        far.
+
+        Borders between the parts let each use the memory of the one before.
+        """
+        (rows, heads, head_dim), blocks = query.shape, plan.blocks.shape[0]
+        size, block_size = -(-blocks // -(-blocks // GATHERED)), plan.biases[kind].shape[-1]
+        greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
+        total, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
+        for begin in range(0, blocks, size):
+            self.border()
+            part = plan.part(slice(begin, begin + size))
+            read = self.read_blocks(layer, batch, part.blocks, block_size)
+            highest, sums, out = weigh_blocks(query, *read, part, kind, spec)
+            before, greatest = greatest, greatest.index_reduce(0, part.rows, highest, "amax")
+            adjustment = (highest - greatest.index_select(0, part.rows)).exp()
+            fading = (before - greatest)[:rows].exp()
+            total = total * fading + part.member.t() @ (sums * adjustment)
+            out = out * adjustment[:, :, None].to(out.dtype)
+            new = part.member.to(out.dtype).t() @ out.view(out.shape[0], -1)
+            values = values * fading[:, :, None] + new.view(values.shape).float()
+        self.border()
+        return (values / total.clamp_min(_MIN_SUM)[:, :, None]).to(query.dtype)
 
 
-def plan_decode(
+def plan_flat(
     batch: Batch, flat: FlatBlocks, block_size: int, kinds: Sequence[Kind], shifts: bool
 ) -> DecodePlan:
-    """`shifts`: a layer asks for distances."""
+    """Make the plan of a decode step; `shifts`: a layer needs distances."""
     device = batch.slots.device
-    every = torch.arange(batch.tokens.shape[0], dtype=torch.int32, device=device)
+    rows = torch.arange(batch.tokens.shape[0], dtype=torch.int32, device=device)
     within = torch.arange(block_size, dtype=torch.int32, device=device)
-    member = (flat.rows[:, None] == every).float()
+    member = (flat.rows[:, None] == rows).float()
     distance = within + 1 - flat.tokens[:, None]
     hidden = distance > 0
-    biases = tuple(_hide(_beyond(window, distance, hidden))[:, None, None] for window, _ in kinds)
+    biases = tuple(_bias(window, distance, hidden)[:, None, None] for window, _ in kinds)
     far = distance[:, None, None].float() if shifts else None
     return DecodePlan(batch.slots.long(), flat.ids, flat.rows.long(), member, biases, far)
 
 
-def attend_flat(
+def join_blocks(
     query: torch.Tensor,
-    read: Read,
+    keys: torch.Tensor,
+    values: torch.Tensor,
     plan: DecodePlan,
     kind: int,
     spec: AttentionSpec,
-    border: Callable[[], None],
-    most: int = GATHERED,
 ) -> torch.Tensor:
-    """Attention of a token per row over the blocks of all rows, of which `most` are read at a time.
-
-    Each block attends for itself, with its own greatest score; then its share of its row's whole is found.
-    `border`: see `Graphs`; between parts, so that each finds room where the one before was.
-    """
-    (rows, heads, _), blocks = query.shape, plan.blocks.shape[0]
-    if blocks > most:
-        return _attend_in_parts(query, read, plan, kind, spec, border, most)
-    highest, sums, out = _weigh(query, *read(plan.blocks), plan, kind, spec)
+    """Attend with query [rows, heads, head_dim] over all blocks at once."""
+    (rows, heads, _), blocks = query.shape, keys.shape[0]
+    highest, sums, out = weigh_blocks(query, keys, values, plan, kind, spec)
     table = highest.new_full((rows + 1, heads), -torch.inf)
     of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
     adjustment = (highest - of_row).exp()
     sums = sums * adjustment
-    whole = plan.member @ (plan.member.t() @ sums)
-    share = adjustment / torch.maximum(whole, sums)  # for padding the whole is 0
+    total = plan.member @ (plan.member.t() @ sums)
+    share = adjustment / torch.maximum(total, sums)  # the total of padding is 0
     out = out * share[:, :, None].to(out.dtype)
     return (plan.member.to(out.dtype).t() @ out.view(blocks, -1)).view(query.shape)
 
 
-def _attend_in_parts(
-    query: torch.Tensor,
-    read: Read,
-    plan: DecodePlan,
-    kind: int,
-    spec: AttentionSpec,
-    border: Callable[[], None],
-    most: int,
-) -> torch.Tensor:
-    """The rows' sums so far are kept, relative to the greatest score so far, from one part to the next."""
-    (rows, heads, head_dim), blocks = query.shape, plan.blocks.shape[0]
-    size = -(-blocks // -(-blocks // most))
-    greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
-    whole, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
-    for begin in range(0, blocks, size):
-        border()
-        some = plan.part(slice(begin, begin + size))
-        highest, sums, out = _weigh(query, *read(some.blocks), some, kind, spec)
-        before, greatest = greatest, greatest.index_reduce(0, some.rows, highest, "amax")
-        adjustment = (highest - greatest.index_select(0, some.rows)).exp()
-        fading = (before - greatest)[:rows].exp()
-        whole = whole * fading + some.member.t() @ (sums * adjustment)
-        out = out * adjustment[:, :, None].to(out.dtype)
-        new = some.member.to(out.dtype).t() @ out.view(out.shape[0], -1)
-        values = values * fading[:, :, None] + new.view(values.shape).float()
-    border()
-    return (values / whole.clamp_min(_LEAST)[:, :, None]).to(query.dtype)
-
-
-def _weigh(
+def weigh_blocks(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
@@ -161,14 +268,16 @@ def _weigh(
     kind: int,
     spec: AttentionSpec,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each block and head: the greatest score, the sum of all exp(score - that), and of the values so
-    weighted, [n, heads] float32 twice and [n, heads, head_dim]."""
+    """Attend within each block [block_size, kv_heads, head_dim].
+
+    Returns the greatest score and the sum of exp(score - greatest), [n, heads] float32 each, and the sum of
+    the values weighted by exp(score - greatest), [n, heads, head_dim].
+    """
     (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
-    bias = plan.biases[kind]
     member, groups = plan.member.to(query.dtype), heads // kv_heads
     spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, groups, head_dim)
     scores = (spread @ keys.permute(0, 2, 3, 1)).float() * spec.scale
-    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + bias
+    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + plan.biases[kind]
     highest = scores.amax(-1, keepdim=True)
     if spec.window is not None:
         highest = highest.clamp_min(_LOWEST)
@@ -185,23 +294,31 @@ def attend_plainly(
     distance: torch.Tensor | None,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """[rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
+    """Attend [rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
     key, value = per_head(key, value, query.shape[1])
     scores = change_scores((query @ key.transpose(2, 3)).float() * spec.scale, distance, spec) + bias
     return scores.softmax(-1).to(value.dtype) @ value
 
 
 def per_head(key: torch.Tensor, value: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values [rows, kv_heads, ...] for every query head of its own."""
+    """Repeat keys and values [rows, kv_heads, ...] for each query head."""
     groups = heads // key.shape[1]
     return key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
 
 
-def _beyond(window: int | None, distance: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
-    """What is hidden, and what lies before the window."""
-    return hidden if window is None else hidden | (distance <= -window)
+def shifted(bias: torch.Tensor, distance: torch.Tensor | None, spec: AttentionSpec) -> torch.Tensor:
+    """Add slope * distance to a mask [rows, 1, tokens, keys], which gives one for each head."""
+    assert spec.slopes is not None
+    assert distance is not None
+    return (bias + spec.slopes[:, None, None] * distance).to(bias.dtype)
 
 
-def _hide(hidden: torch.Tensor) -> torch.Tensor:
-    """float32: -inf where it is true, else 0."""
+def _kind(spec: AttentionSpec) -> Kind:
+    return spec.window, spec.changes_scores
+
+
+def _bias(window: int | None, distance: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+    """Return float32 -inf for what is hidden or lies before the window, else 0."""
+    if window is not None:
+        hidden = hidden | (distance <= -window)
     return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)

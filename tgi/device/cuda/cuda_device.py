@@ -19,7 +19,7 @@ from tgi.device.graphs import Counters, Program
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
-from .cuda_operations import CudaLayers
+from .cuda_operations import CudaOperations
 
 _BFLOAT16 = (8, 0)
 """The first generation that has it."""
@@ -84,7 +84,7 @@ class _Captured:
     """and leaves its output."""
 
 
-class CudaDevice(CudaLayers):
+class CudaDevice(CudaOperations):
     """One GPU: the one with the rank's number among those that the process may see."""
 
     distributed_backend = "nccl"
@@ -108,8 +108,7 @@ class CudaDevice(CudaLayers):
         """For "auto" bfloat16, or float16 on a GPU that is too old for it."""
         if name == "auto":
             name = "bfloat16" if torch.cuda.get_device_capability() >= _BFLOAT16 else "float16"
-        self._dtype = super().dtype(name)
-        return self._dtype
+        return super().dtype(name)
 
     def free_bytes(self) -> int:
         """As the driver has it, with what torch keeps for later given back."""

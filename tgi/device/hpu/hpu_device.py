@@ -18,19 +18,9 @@ import torch
 from torch import nn
 
 from tgi.device.attention import AttentionSpec
-from tgi.device.base import Device
 from tgi.device.batch import Batch, KVCache
 from tgi.device.graphs import Counters, Graphs, Program
-from tgi.device.static import (
-    DecodePlan,
-    Kind,
-    PromptPlan,
-    attend_flat,
-    attend_plainly,
-    per_head,
-    plan_decode,
-    plan_prompt,
-)
+from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
 from tgi.weights import Shard
@@ -44,7 +34,7 @@ from .gaudi_probes import gaudi_probes
 from .lazy_graphs import LazyGraphs
 
 
-class HpuDevice(Device):
+class HpuDevice(StaticDevice):
     """One card."""
 
     spec = SPEC
@@ -57,10 +47,6 @@ class HpuDevice(Device):
         self.torch_device, self.fp8_limit = torch.device("hpu"), self.bridge.fp8_limit
         self.keeps_graphs = self.bridge.lazy
         self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
-        self._dtype = torch.float32
-        self._kinds: list[Kind] = []
-        self._shifts = False
-        """Whether a layer has slopes."""
         self._scales: dict[int, tuple[Scale, Scale]] = {}
         """Of the keys and values of layers, where an fp8 cache has any."""
         self._side = self.bridge.hpu.Stream()
@@ -75,10 +61,10 @@ class HpuDevice(Device):
 
     def dtype(self, name: str) -> torch.dtype:
         """For "auto" bfloat16; float16 has no matrix kernels."""
-        self._dtype = torch.bfloat16 if name == "auto" else super().dtype(name)
-        if self._dtype == torch.float16:
+        dtype = super().dtype("bfloat16" if name == "auto" else name)
+        if dtype == torch.float16:
             raise ConfigError("float16 is not a dtype that a model can run in on Gaudi; bfloat16 is")
-        return self._dtype
+        return dtype
 
     def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
         """Also "fp8_e4m3fn"."""
@@ -214,8 +200,8 @@ class HpuDevice(Device):
 
     def _widen(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
         if self.bridge.from_fp8 is not None:
-            return self.bridge.from_fp8(x, None if scale is None else scale.value, self._dtype)
-        return x.to(self._dtype) if scale is None else (x.float() * scale.value).to(self._dtype)
+            return self.bridge.from_fp8(x, None if scale is None else scale.value, self.model_dtype)
+        return x.to(self.model_dtype) if scale is None else (x.float() * scale.value).to(self.model_dtype)
 
     # ---- the KV cache and attention ------------------------------------------------------------------------
 
@@ -230,96 +216,52 @@ class HpuDevice(Device):
 
         return KVCache([(part(), part()) for _ in range(layers)])
 
-    def use(self, spec: AttentionSpec) -> None:
-        """As defined."""
-        if (kind := _kind(spec)) not in self._kinds:
-            self._kinds.append(kind)
-        self._shifts |= spec.slopes is not None
+    @property
+    def fused(self) -> bool:
+        """Whether the bridge has its kernel."""
+        return self.bridge.attention is not None
 
-    def plan(self, batch: Batch, block_size: int) -> PromptPlan | DecodePlan:
-        """Masks."""
-        if batch.flat is not None:
-            return plan_decode(batch, batch.flat, block_size, self._kinds, self._shifts)
-        fused = self.bridge.attention is not None
-        return plan_prompt(batch, block_size, self._kinds, self._shifts, self._dtype, fused)
+    def border(self) -> None:
+        """Let the engine begin a new part."""
+        self.graphs.border()
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
-        """As defined; in fp8 the magnitude is limited to what the card has."""
-        assert isinstance(batch.plan, PromptPlan | DecodePlan)
-        scales = self._scales.get(layer, (None, None))
-        for cache, new, scale in zip(batch.cache.layers[layer], (key, value), scales, strict=True):
-            stored = self._narrow(new, scale) if cache.dtype == FP8 else new
-            cache.index_copy_(0, batch.plan.slots, stored)
+        """Write key and value, rounded to fp8 within the card's range if the cache is in fp8."""
+        if batch.cache.layers[layer][0].dtype == FP8:
+            key_scale, value_scale = self._scales.get(layer, (None, None))
+            key, value = self._narrow(key, key_scale), self._narrow(value, value_scale)
+        super().store_kv(layer, key, value, batch)
 
-    def attention(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        batch: Batch,
-        spec: AttentionSpec,
-    ) -> torch.Tensor:
-        """As defined."""
-        plan, (keys, values) = batch.plan, batch.cache.layers[layer]
+    def read_blocks(
+        self, layer: int, batch: Batch, blocks: torch.Tensor, block_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return whole blocks in the dtype of the model."""
+        keys, values = super().read_blocks(layer, batch, blocks, block_size)
+        if keys.dtype == self.model_dtype:
+            return keys, values
         key_scale, value_scale = self._scales.get(layer, (None, None))
-        assert isinstance(plan, PromptPlan | DecodePlan)
-        kind = self._kinds.index(_kind(spec))
-        if isinstance(plan, DecodePlan):
-            size = plan.biases[kind].shape[-1]
+        return self._widen(keys, key_scale), self._widen(values, value_scale)
 
-            def read(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                return (
-                    self._read(keys, blocks, size, key_scale),
-                    self._read(values, blocks, size, value_scale),
-                )
-
-            return attend_flat(query, read, plan, kind, spec, self.graphs.border)
-        bias = plan.biases[kind]
-        rows = plan.lengths.shape[0]
-        q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
-        if plan.blocks is not None:
-            assert bias is not None
-            size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
-            k, v = (
-                torch.cat(
-                    (self._read(cache, plan.blocks, size, scale).reshape(rows, -1, *new.shape[2:]), new), 1
-                )
-                for cache, new, scale in ((keys, k, key_scale), (values, v, value_scale))
-            )
-        out = self._attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), plan, bias, spec)
-        return out.transpose(1, 2).reshape(query.shape)
-
-    def _attend(
+    def attend_prompt(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        plan: PromptPlan,
         bias: torch.Tensor | None,
+        plan: PromptPlan,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """[rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
-        fused, scale = self.bridge.attention, spec.scale
-        if fused is None or spec.softcap is not None:
-            assert bias is not None
-            return attend_plainly(query, key, value, bias, plan.distance, spec)
+        """Attend by the fused kernel, which knows no soft cap."""
+        kernel, scale = self.bridge.attention, spec.scale
+        if kernel is None or spec.softcap is not None:
+            return super().attend_prompt(query, key, value, bias, plan, spec)
         mode = "fast" if query.dtype == torch.bfloat16 else "None"
         if bias is None:
-            return fused(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
-        if spec.slopes is not None:
-            # A mask for each head, which the kernel takes if each has keys of its own.
-            assert plan.distance is not None
-            bias = (bias + spec.slopes[:, None, None] * plan.distance).to(bias.dtype)
+            return kernel(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
+        if spec.slopes is not None:  # a mask for each head, which the kernel takes if each has its own keys
+            bias = shifted(bias, plan.distance, spec)
             key, value = per_head(key, value, query.shape[1])
-        return fused(query, key, value, bias, 0.0, False, scale, mode, True, None, "right")
-
-    def _read(
-        self, cache: torch.Tensor, blocks: torch.Tensor, size: int, scale: Scale | None
-    ) -> torch.Tensor:
-        """[n, size, kv_heads, head_dim]: whole blocks, in the dtype of the model."""
-        found = cache.view(-1, size, *cache.shape[1:]).index_select(0, blocks)
-        return found if found.dtype == self._dtype else self._widen(found, scale)
+        return kernel(query, key, value, bias, 0.0, False, scale, mode, True, None, "right")
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
@@ -339,7 +281,3 @@ class HpuDevice(Device):
         if shard.size > 1:
             self.graphs.border()
         return super().all_gather(x, shard)
-
-
-def _kind(spec: AttentionSpec) -> Kind:
-    return spec.window, spec.changes_scores
