@@ -11,10 +11,14 @@ STOPPED = FinishReason.STOP_SEQUENCE
 
 
 def end_of(
-    texts: list[str], stop: list[str], max_new_tokens: int = 100, min_tokens: int = 0
+    texts: list[str],
+    stop: list[str],
+    max_new_tokens: int = 100,
+    min_tokens: int = 0,
+    length_first: bool = True,
 ) -> tuple[int, str, FinishReason | None]:
     """Return the number of tokens taken, the text after the cut, and the reason of the end."""
-    criteria = StoppingCriteria(max_new_tokens, frozenset([EOS]), stop, min_tokens)
+    criteria = StoppingCriteria(max_new_tokens, frozenset([EOS]), stop, min_tokens, length_first=length_first)
     seen = ""
     for count, text in enumerate(texts, 1):
         seen += text
@@ -51,6 +55,22 @@ def test_length_precedes_other_reasons() -> None:
     assert end_of(["a", "</s>"], ["s"], max_new_tokens=2)[2] is FinishReason.LENGTH
     assert end_of(["a", "foo"], ["foo"], max_new_tokens=2)[2] is FinishReason.LENGTH
     assert end_of(["a", "b"], [], max_new_tokens=1)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "stop", "min_tokens", "expected"),
+    [
+        (["a", "</s>"], ["x"], 0, (2, "a</s>", FinishReason.EOS_TOKEN)),
+        (["a", "foo\n"], ["foo"], 0, (2, "afoo", STOPPED)),
+        (["a", "b"], ["foo"], 0, (2, "ab", FinishReason.LENGTH)),
+        (["a", "foo"], ["foo"], 2, (2, "afoo", FinishReason.LENGTH)),
+        (["a", "</s>"], ["foo"], 2, (2, "a</s>", FinishReason.LENGTH)),
+    ],
+)
+def test_length_is_the_last_reason_for_openai(
+    texts: list[str], stop: list[str], min_tokens: int, expected: tuple[int, str, FinishReason | None]
+) -> None:
+    assert end_of(texts, stop, max_new_tokens=2, min_tokens=min_tokens, length_first=False) == expected
 
 
 @pytest.mark.parametrize(

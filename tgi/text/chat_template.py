@@ -23,13 +23,14 @@ from jinja2.utils import Namespace
 
 from tgi.errors import TemplateError
 
+from .tokenizer import NAMED_TOKENS, token_text
+
 logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 WITH_TOOLS = "tool_use"
 """Names of the two templates that are used of a model with several."""
 
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields in which clients send back the reasoning of a model; templates read the first or the second."""
 _MARKER = "[-the-answer-goes-on-here-]"
@@ -107,7 +108,7 @@ class ChatTemplates:
                 for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))
             }
             sources |= next(filter(None, (_named(place.get("chat_template")) for place in places)), {})
-        return cls(sources, {name: text for name in _SPECIAL_TOKENS if (text := _text_of(tokens.get(name)))})
+        return cls(sources, {name: text for name in NAMED_TOKENS if (text := token_text(tokens.get(name)))})
 
     def knows_tools(self) -> bool:
         """Return whether the template for requests with tools reads them (T6)."""
@@ -223,13 +224,6 @@ def _named(value: object) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     return {name: text for name, text in value.items() if isinstance(name, str) and isinstance(text, str)}
-
-
-def _text_of(token: object) -> str | None:
-    """Return the text of a token, which tokenizer_config.json gives as a text or an object with it (C6)."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else None
 
 
 def _read_json(path: Path, optional: bool = True) -> dict[str, Any]:

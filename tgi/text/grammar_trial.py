@@ -1,8 +1,8 @@
-"""Whether a grammar can be compiled and followed with little time and memory, tried where nothing is lost.
+"""A process that tries whether grammars can be compiled and followed with little time and memory.
 
-`python -m tgi.text.grammar_trial`, a child of `tgi.child`, reads the vocabulary once, and forks for each
-grammar: the copy may run out of time, memory or stack, and is gone afterwards. Its parent sends `Start`, then
-`GrammarSpec`s, and receives a `Verdict` for each, all as JSON.
+`python -m tgi.text.grammar_trial`, a child of `tgi.child`, reads the vocabulary once and forks for each
+grammar: the fork may run out of time, memory or stack. The parent sends `Start`, then `GrammarSpec`s, and
+receives a `Verdict` for each, all as JSON.
 """
 
 import contextlib
@@ -21,36 +21,38 @@ from .grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from .tokenizer import Tokenizer
 
 CPU_SECONDS = 1.0
-"""For one grammar. Not of the clock: what is refused must not depend on how busy the machine is."""
+"""Maximum CPU time for a grammar, so that a busy machine refuses no more than an idle one."""
 CLOCK_SECONDS = 2.0
-"""After which it is given up, for others are waiting."""
+"""Maximum time for a grammar before it is given up without a verdict, because others wait."""
 MEMORY = 128 << 20
-"""Bytes that it may grow by."""
+"""Maximum bytes that the memory of the process may grow by."""
 STACK = 1 << 20
-"""Bytes; the server's threads have 2 MiB at the least."""
+"""Maximum bytes of the stack; the server's threads have 2 MiB or more."""
 STEPS = 32
-"""Tokens of a random text: some grammars are cheap to compile, and too complex to follow."""
+"""Number of tokens of a random text, because some grammars are cheap to compile but costly to follow."""
 
 T = TypeVar("T")
 
 
 class Start(msgspec.Struct, frozen=True):
-    """What a compiler is made of."""
+    """The parts of a grammar compiler."""
 
     tokenizer: str
+    """Text of tokenizer.json."""
     ends: list[int]
+    """Ids of the tokens that end a text."""
     vocab_size: int
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """The outcome for one grammar."""
+    """The outcome of the trial of one grammar."""
 
     error: str = ""
-    """Why it cannot be used; "": it can."""
+    """The reason why the grammar cannot be used; "" if it can."""
     grown: int = 0
-    """Bytes that it took."""
+    """Bytes that the memory of the process grew by."""
     late: bool = False
-    """The machine was too busy to find out."""
+    """Whether the machine was too busy for a verdict."""
 
 
 def main() -> None:
@@ -62,7 +64,7 @@ def main() -> None:
         return
     core = tokenizers.Tokenizer.from_str(start.tokenizer)
     compiler = GrammarCompiler(Tokenizer(core, (), start.ends), start.vocab_size)
-    with contextlib.suppress(GrammarError):  # each grammar will say it again
+    with contextlib.suppress(GrammarError):  # each grammar will raise it again
         compiler.load()
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         while spec := _receive(parent, GrammarSpec):
@@ -75,7 +77,7 @@ def _receive(parent: Parent, kind: type[T]) -> T | None:
 
 
 def try_grammar(compiler: GrammarCompiler, spec: GrammarSpec) -> Verdict:
-    """Compile and follow it in a fork of this process, which must have only one thread."""
+    """Compile and follow a grammar in a fork of this process, which must have only one thread."""
     receive, send = os.pipe()
     child = os.fork()
     if not child:
@@ -125,7 +127,7 @@ def _walk(matcher: Matcher, ends: int) -> None:
         allowed = int.from_bytes(matcher.mask, "little") & ~ends
         if not allowed:
             return
-        # The first allowed token from a random place on, or the first of all.
+        # Take the first allowed token from a random place on.
         start = rng.randrange(allowed.bit_length())
         rest = allowed >> start
         matcher.advance((rest & -rest).bit_length() - 1 + start)

@@ -1,4 +1,7 @@
-"""Stopping criteria: length, end-of-sequence token, stop string, in this order (tgi-behaviour S40-S44).
+"""Stopping criteria: length, end-of-sequence token, stop string (tgi-behaviour S40-S44).
+
+In TGI, the last token that may be generated ends the text by its length, even if it is an end-of-sequence
+token or completes a stop string. In OpenAI's API, the other reason counts.
 
 A stop string may end inside a token (TGI finds it only at the end of one). It stays in the generated text,
 and the text after it is cut off. Among the first `min_tokens` tokens, only the length counts.
@@ -19,16 +22,21 @@ class FinishReason(enum.Enum):
 class StoppingCriteria:
     """Stopping criteria of one sequence, with the end of its text."""
 
-    __slots__ = ("_eos", "_left", "_max", "_memory", "_stop", "_tail", "min_tokens", "surplus")
-
     def __init__(
-        self, max_new_tokens: int, eos: frozenset[int], stop: Sequence[str] = (), min_tokens: int = 0
+        self,
+        max_new_tokens: int,
+        eos: frozenset[int],
+        stop: Sequence[str] = (),
+        min_tokens: int = 0,
+        *,
+        length_first: bool = True,
     ) -> None:
         """Set the criteria; `eos` are the ids of all tokens that end the text."""
         self._max = self._left = max_new_tokens
         self._eos = eos
         self._stop = tuple(stop)
         self._memory = max((len(text) for text in self._stop), default=0) - 1
+        self._length_first = length_first
         self._tail = ""
         self.min_tokens = min_tokens
         """Number of tokens before end-of-sequence tokens and stop strings count."""
@@ -41,16 +49,16 @@ class StoppingCriteria:
         Called once for each generated token, in order.
         """
         self._left -= 1
-        if self._left <= 0:
+        is_last = self._left <= 0
+        if is_last and self._length_first:
             return FinishReason.LENGTH
         if self.min_tokens and self._max - self._left <= self.min_tokens:
             self._remember(self._tail + text)
-            return None
-        if token in self._eos:
+        elif token in self._eos:
             return FinishReason.EOS_TOKEN
-        if self._stop and self._stops(text):
+        elif self._stop and self._stops(text):
             return FinishReason.STOP_SEQUENCE
-        return None
+        return FinishReason.LENGTH if is_last else None
 
     def _stops(self, text: str) -> bool:
         """Look for the stop string that ends first; "" stops at once, after the whole token, as in TGI."""

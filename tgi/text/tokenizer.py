@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import tokenizers
 
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
 _INCOMPLETE = "\ufffd"
@@ -68,7 +68,7 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{path} cannot be read: {error}") from error
         settings = _read_json(folder / "tokenizer_config.json")
-        names = [settings.get(key) for key in _NAMED_TOKENS]
+        names = [settings.get(key) for key in NAMED_TOKENS]
         names += _list(settings.get("additional_special_tokens"))
         named = [number for name in names if (number := _id_of(core, name)) is not None]
         return cls(core, named, _eos_ids(folder, _id_of(core, settings.get("eos_token"))))
@@ -242,10 +242,15 @@ def _is_context_free(core: tokenizers.Tokenizer) -> bool:
 
 
 def _id_of(core: tokenizers.Tokenizer, name: object) -> int | None:
-    """Return the id of a token, which tokenizer_config.json gives as a text or an object with it."""
-    if isinstance(name, dict):
-        name = name.get("content")
-    return core.token_to_id(name) if isinstance(name, str) else None
+    text = token_text(name)
+    return None if text is None else core.token_to_id(text)
+
+
+def token_text(token: object) -> str | None:
+    """Return the text of a token, which tokenizer_config.json gives as a text or an object with it (C6)."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
 
 
 def _eos_ids(folder: Path, of_tokenizer: int | None) -> set[int]:
