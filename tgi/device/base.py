@@ -35,7 +35,7 @@ PLAIN = DeviceSpec(
     batch_size=8,
     prefill_tokens=256,
     compiles=True,
-    flat=True,
+    flat=False,
 )
 """The definition as a device of its own, for tests."""
 
