@@ -66,7 +66,10 @@ def faulty(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         ),
         ("NotSummed", "on 2 ranks: all is right on one rank: .* not summed"),
         ("SummedOnOne", "on 2 ranks: RanksApartError: .* not every rank calls the same collectives"),
-        ("Miscounting", r"rank 0 of 1 keeps [\d,]+ numbers, and `weights\(\)` .* a tensor is missing there"),
+        (
+            "Miscounting",
+            r"rank 0 of 1 keeps [\d,]+ bytes .* asked for [\d,]+: .* keeps one twice",
+        ),
     ],
 )
 def test_a_fault_is_told_in_words(faulty: Callable[[str], Path], name: str, words: str) -> None:

@@ -65,9 +65,11 @@ class Build:
         count = sum(size[0] for size in sizes)
         whole = self._empty(max(rows, count), *sizes[0][1:])
         begin = 0
-        for part, size in zip(parts, sizes, strict=True):
-            self._read(part, whole[begin : begin + size[0]], "dense")
-            begin += size[0]
+        for number, (part, size) in enumerate(zip(parts, sizes, strict=True), 1):
+            end = begin + size[0]
+            self.keep(part.name, part.shape, whole[begin : None if number == len(parts) else end])
+            self._read(part, whole[begin:end])
+            begin = end
         whole[begin:].zero_()
         return whole
 
@@ -75,7 +77,9 @@ class Build:
         """Return a part of a tensor in the host's memory, where a format can change it."""
         on_device = self.device.torch_device
         place = on_device if on_device.type == "meta" else torch.device("cpu")
-        return self._read(part, torch.empty(part.size, dtype=dtype, device=place), self.format.name)
+        out = torch.empty(part.size, dtype=dtype, device=place)
+        self.keep(part.name, part.shape, out, self.format.name)
+        return self._read(part, out)
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor on the device, in the model's dtype."""
@@ -142,8 +146,7 @@ class Build:
         """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`."""
         self.tensors.append(TensorInfo(name, list(shape), list(tensor.shape), stored, tensor.nbytes))
 
-    def _read(self, part: TensorPart, out: torch.Tensor, stored: str) -> torch.Tensor:
-        self.keep(part.name, part.shape, out, stored)
+    def _read(self, part: TensorPart, out: torch.Tensor) -> torch.Tensor:
         return self.weights.read(part.name, part.shape, part.dim, part.indices, out)
 
     def _empty(self, *shape: int) -> torch.Tensor:

@@ -33,7 +33,7 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
     shape: list[int]
     """Shape in the checkpoint."""
     part: list[int]
-    """Shape of the rank's part; of the rank that keeps most."""
+    """Shape of the first rank's part, with the rows that fill it up, if any."""
     format: str
     """Name of the weight format."""
     bytes: int

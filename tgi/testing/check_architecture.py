@@ -16,9 +16,10 @@ import torch
 
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.layers.loading import load_model
 from tgi.plugins import ConfigError
 from tgi.weights import CheckpointError, Shard
-from tgi.worker.runner import Runner
+from tgi.weights.formats import LinearWeight
 
 from . import words
 from .driver import BLOCK_SIZE, Driver, load_command, make_driver
@@ -229,13 +230,22 @@ def _compare_ranks(case: _Case, ranks: int) -> None:
 
 
 def _check_weights(folder: Path, shard: Shard) -> None:
-    runner = Runner.load(load_command(folder), shard, Device(1))
-    planned = sum(weight.size(shard.size) for weight in runner.config.weights())
-    assert isinstance(runner.model, torch.nn.Module)
-    held = [value for layer in runner.model.modules() for value in vars(layer).values()]
-    kept = sum(value.numel() for value in held if isinstance(value, torch.Tensor))
-    if planned and abs(kept - planned) > 0.01 * planned:
-        raise AssertionError(words.not_counted(shard.rank, shard.size, kept, planned))
+    loaded = load_model(load_command(folder), shard, Device(1), lambda *_: None)
+    described = loaded.describe(torch.float32).weight_bytes
+    assert isinstance(loaded.model, torch.nn.Module)
+    held = [value for layer in loaded.model.modules() for value in vars(layer).values()]
+    kept = sum(tensor.nbytes for value in held for tensor in _tensors(value))
+    if abs(kept - described) > 0.01 * described:
+        raise AssertionError(words.not_counted(shard.rank, shard.size, kept, described))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield a tensor, or those of a linear layer's weight."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, LinearWeight):
+        for part in attrs.astuple(value, recurse=False):  # type: ignore[arg-type]
+            yield from _tensors(part)
 
 
 @contextlib.contextmanager

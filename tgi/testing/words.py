@@ -77,7 +77,8 @@ fused tensor), the ranks' parts are not summed (`RowLinear`, or an `all_reduce` 
 too often), or each rank adds a bias or residual that one should
 """
 _NOT_COUNTED = """
-a tensor is missing there or counted twice, or its `split` is not the dimension that the layer divides
+a layer reads a tensor from `build.weights` instead of by `build.read` or `build.linear`, or keeps one
+twice: then nobody knows how much memory the model needs before it is loaded
 """
 
 
@@ -137,11 +138,11 @@ def failed(error: Exception) -> str:
     return f"it fails: {line}"
 
 
-def not_counted(rank: int, ranks: int, kept: int, planned: int) -> str:
-    """`ModelConfig.weights` and the layers do not agree."""
+def not_counted(rank: int, ranks: int, kept: int, described: int) -> str:
+    """A model keeps other tensors than it asked `Build` for."""
     return (
-        f"rank {rank} of {ranks} keeps {kept:,} numbers, and `weights()` of the config in plugin.py counts "
-        f"{planned:,}: {_line(_NOT_COUNTED)}"
+        f"rank {rank} of {ranks} keeps {kept:,} bytes of weights, and its layers have asked for "
+        f"{described:,}: {_line(_NOT_COUNTED)}"
     )
 
 
