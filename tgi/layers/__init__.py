@@ -2,11 +2,11 @@
 
 from tgi.device.batch import Batch
 
-from .alibi import alibi_slopes
-from .attention import Attention
+from .attention import Attention, alibi_slopes
 from .build import Build
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
 from .llama import GatedMLP, LlamaDecoder, LlamaLayer, SelfAttention
+from .moe import MixtureOfExperts
 from .norm import LayerNorm, RMSNorm
 from .rotary import Rotary
 
@@ -22,6 +22,7 @@ __all__ = [
     "LayerNorm",
     "LlamaDecoder",
     "LlamaLayer",
+    "MixtureOfExperts",
     "RMSNorm",
     "Rotary",
     "RowLinear",

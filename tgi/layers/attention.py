@@ -10,12 +10,27 @@ from tgi.plugins import ConfigError
 from .build import Build, CacheLayer
 
 
+def alibi_slopes(num_heads: int) -> torch.Tensor:
+    """Return the slopes of attention with linear biases, [num_heads] float32, for `Attention`.
+
+    Each head's scores lose its slope per token of distance (ALiBi; Press, Smith and Lewis 2021, arXiv
+    2108.12409): a geometric sequence that ends at 2 ** -8. If the number of heads is no power of two: that of
+    the power below, and every other one of that of the power above.
+    """
+    below = 1 << (num_heads.bit_length() - 1)
+    return torch.cat((_sequence(below), _sequence(2 * below)[::2][: num_heads - below]))
+
+
+def _sequence(count: int) -> torch.Tensor:
+    return (-8 * torch.arange(1, count + 1) / count).exp2()
+
+
 class Attention(nn.Module):
     """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
 
-    Heads are divided over the ranks, which share key/value heads where there are fewer. `scale` is
-    head_dim ** -0.5 unless given; `window`, `slopes` (of the heads of all ranks) and `softcap` are those of
-    `AttentionSpec`.
+    Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
+    them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads) and `softcap`
+    are those of `AttentionSpec`.
     """
 
     def __init__(
@@ -50,7 +65,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """[T, (heads + 2 kv_heads) * head_dim] of this rank, queries first, to [T, heads * head_dim].
 
-        `rotation` is what `Rotary` gave for the batch; None for a layer without positions.
+        `rotation` is the result of `Rotary`; None: positions do not count.
         """
         heads, kv_heads = self._heads, self._kv_heads
         all_heads = qkv.view(-1, heads + 2 * kv_heads, self._head_dim)

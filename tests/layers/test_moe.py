@@ -1,0 +1,55 @@
+"""A mixture of experts costs its adapter nothing but its names, and gives what transformers gives."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import MixtralConfig
+
+from tgi.layers.loading import describe
+from tgi.plugins import load_plugins
+from tgi.protocol import Describe
+from tgi.testing.check_architecture import check_architecture
+from tgi.testing.checkpoints import make_checkpoint
+from tgi.testing.installed import install
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mixtral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("site")
+    install(folder, "small-mixtral", (Path(__file__).parent / "small_mixtral.py").read_text())
+    sys.path.insert(0, str(folder))
+    load_plugins.cache_clear()
+    yield
+    sys.path.remove(str(folder))
+    sys.modules.pop("small_mixtral")
+    load_plugins.cache_clear()
+
+
+CONFIG = MixtralConfig(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    num_local_experts=5,
+    num_experts_per_tok=2,
+    sliding_window=None,
+)
+
+
+def test_mixtral(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, CONFIG)
+    check_architecture(folder)
+
+
+def test_a_rank_has_a_part_of_every_expert(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, CONFIG)
+    command = Describe(folder=str(folder), architecture="MixtralForCausalLM", ranks=2, dtype="float32")
+    parts = {each.name: each.part for each in describe(command).tensors if ".layers.1." in each.name}
+    for number in range(5):
+        name = f"model.layers.1.block_sparse_moe.experts.{number}"
+        assert (parts[f"{name}.w1.weight"], parts[f"{name}.w2.weight"]) == ([48, 64], [64, 48])
+    assert parts["model.layers.1.block_sparse_moe.gate.weight"] == [5, 64]
