@@ -1,4 +1,5 @@
-"""What tells the attention of one layer from that of another, and the maths that devices share."""
+"""Scores of attention: what distinguishes one layer's from another's, and the arithmetic that devices
+share."""
 
 import attrs
 import torch
@@ -6,15 +7,16 @@ import torch
 
 @attrs.frozen(eq=False)
 class AttentionSpec:
-    """A score is query · key * scale, then capped, then shifted by distance; then it may be hidden."""
+    """Scores of one layer: query · key * scale, then capped, then shifted by distance, then masked."""
 
     scale: float
+    """Factor of the product of a query and a key."""
     window: int | None = None
-    """How many tokens a token sees: itself and those just before it. None: all of them."""
+    """Number of tokens that a token sees: itself and the ones just before it; None for all of them."""
     slopes: torch.Tensor | None = None
-    """[heads of this rank] float32 on the device: slope * (key's position - query's) is added."""
+    """[heads of this rank] float32 on the device: slope * (key's position - query's) is added to a score."""
     softcap: float | None = None
-    """A score becomes softcap * tanh(score / softcap)."""
+    """Cap of a score, which becomes softcap * tanh(score / softcap)."""
 
     @property
     def changes_scores(self) -> bool:
@@ -28,8 +30,11 @@ def change_scores(
     spec: AttentionSpec,
     shape: tuple[int, ...] = (-1, 1, 1),
 ) -> torch.Tensor:
-    """Of scaled scores [rows, heads, queries, keys] with the keys' distances [rows, 1, queries, keys]; or of
-    those in other dimensions, of which the heads are like the slopes in this shape."""
+    """Cap and shift scaled scores [rows, heads, queries, keys].
+
+    `distance` [rows, 1, queries, keys] is the key's position minus the query's. In scores of another layout,
+    the heads are arranged as the slopes are in `shape`.
+    """
     if spec.softcap is not None:
         scores = (scores / spec.softcap).tanh() * spec.softcap
     if spec.slopes is not None:
@@ -41,10 +46,11 @@ def change_scores(
 def distances(
     starts: torch.Tensor, bases: torch.Tensor | None, context: int, tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """From each query to each key, and which keys it does not see, [rows, tokens, context + tokens] both.
+    """Return the distance from each query to each key, and whether the query does not see the key.
 
-    Rows have `context` places in the cache, from `bases` [rows] on, and new tokens from `starts` [rows, 1]
-    on: what the cache has from there on is not theirs.
+    Both are [rows, tokens, context + tokens]. A row has `context` places in the cache, from position `bases`
+    [rows] on, and new tokens from position `starts` [rows, 1] on; cached places from there on are not its
+    own.
     """
     place = torch.arange(tokens, dtype=torch.int32, device=starts.device)
     cached = torch.arange(context, dtype=torch.int32, device=starts.device).expand(starts.shape[0], -1)

@@ -1,4 +1,5 @@
-"""What the machine and the control groups (containers) around this process leave to it."""
+"""Memory and CPU time that the machine and the control groups (containers) around this process leave to
+it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +8,14 @@ import psutil  # type: ignore[import-untyped]
 
 _ROOT = Path("/sys/fs/cgroup")
 _RESERVE_SHARE = 0.05
+"""Share of the memory that is kept free for the server process and others."""
 _RESERVE_BYTES = 256 << 20
-"""Kept free for the server process and others: this much, or that share of all if it is more."""
+"""Least memory that is kept free for the server process and others, in bytes."""
 
 
 def free_bytes(root: Path = _ROOT) -> int:
-    """Bytes that can be allocated before the machine or a control group runs out, less a reserve."""
+    """Return the bytes that can be allocated before the machine or a control group runs out, less a
+    reserve."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     for group in _groups(root):
@@ -27,7 +30,7 @@ def free_bytes(root: Path = _ROOT) -> int:
 
 
 def cpu_quota(root: Path = _ROOT) -> float | None:
-    """CPUs' worth of time that the control groups grant; None where there is no limit."""
+    """Return the CPU quota of the control groups, in cores; None if they set no limit."""
     quotas = []
     for group in _groups(root):
         if (group / "cpu.max").exists():
@@ -41,7 +44,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """This process's control groups and all around them; in version 1 those of a container's root."""
+    """Yield this process's control groups and all around them; in version 1 those of a container's root."""
     yield from (root / "memory", root / "cpu")
     mine = Path("/proc/self/cgroup")
     for line in mine.read_text().splitlines() if mine.exists() else ():
@@ -52,7 +55,8 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _reclaimable(group: Path) -> int:
-    """File cache that the kernel drops before it refuses memory: the pages of a checkpoint just read."""
+    """Return the bytes of file cache, such as a checkpoint just read, that the kernel drops under
+    pressure."""
     stat = group / "memory.stat"
     lines = stat.read_text().splitlines() if stat.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -5,41 +5,40 @@ import torch.nn.functional as F
 
 
 def most_likely(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `Device.most_likely` says, with 32 bits only, whichever of equal values `topk` prefers.
+    """Compute `Device.most_likely` with 32-bit numbers, whichever of equal values `topk` prefers.
 
-    Two sets of candidates: what is above the last value that `topk` gives, and the lowest ids that have that
-    very value. Their ranks are counted by comparing each with each.
+    The candidates are those above the last value that `topk` gives, and the lowest ids that have exactly that
+    value. Their ranks are counted by comparing each with each.
     """
     size = logprobs.shape[1]
-    few = min(count, size)
-    if not few:
+    kept = min(count, size)
+    if not kept:
         return _padded(logprobs[:, :0].int(), logprobs[:, :0], count)
-    best, places = logprobs.topk(few, -1)
+    best, places = logprobs.topk(kept, -1)
     last = best[:, -1:]
     backwards = -torch.arange(size, device=logprobs.device, dtype=torch.float32)  # exact below 2^24
-    lowest = torch.where(logprobs == last, backwards, -torch.inf).topk(few, -1).values
-    nobody = size + torch.arange(2 * few, device=logprobs.device, dtype=torch.float32)
+    lowest = torch.where(logprobs == last, backwards, -torch.inf).topk(kept, -1).values
+    unused = size + torch.arange(2 * kept, device=logprobs.device, dtype=torch.float32)
     above, tied = best > last, lowest > -torch.inf
     valid = torch.cat((above, tied), -1)
     values = torch.cat((best, last.expand_as(best)), -1).masked_fill(~valid, -torch.inf)
-    ids = torch.where(valid, torch.cat((places.float(), -lowest), -1), nobody)
+    ids = torch.where(valid, torch.cat((places.float(), -lowest), -1), unused)
     before = values[:, None, :] > values[:, :, None]
     before |= (values[:, None, :] == values[:, :, None]) & (ids[:, None, :] < ids[:, :, None])
     rank = before.sum(-1, dtype=torch.int32)[:, :, None]
-    here = rank == torch.arange(few, device=logprobs.device, dtype=torch.int32)
-    found = torch.where(here, values[:, :, None], -torch.inf).amax(1)
-    found_ids = torch.where(here, ids[:, :, None], -1.0).amax(1).int()
-    return _padded(found_ids.masked_fill(found == -torch.inf, -1), found, count)
+    here = rank == torch.arange(kept, device=logprobs.device, dtype=torch.int32)
+    ranked = torch.where(here, values[:, :, None], -torch.inf).amax(1)
+    ranked_ids = torch.where(here, ids[:, :, None], -1.0).amax(1).int()
+    return _padded(ranked_ids.masked_fill(ranked == -torch.inf, -1), ranked, count)
 
 
 def most_likely_by_keys(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same with 64-bit keys, no two of which are alike: faster where there are 64 bits."""
+    """Compute the same with 64-bit keys that are all different: faster on devices that have 64 bits."""
     size = logprobs.shape[1]
-    few = min(count, size)
     bits = logprobs.view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     keys = (ordered << 32) | torch.arange(size - 1, -1, -1, device=logprobs.device)
-    best = keys.topk(few, -1).values
+    best = keys.topk(min(count, size), -1).values
     ids = size - 1 - (best & 0xFFFFFFFF)
     values = logprobs.gather(1, ids)
     return _padded(ids.masked_fill(values.isneginf(), -1), values, count)

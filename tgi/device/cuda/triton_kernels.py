@@ -1,10 +1,10 @@
-"""Kernels for NVIDIA GPUs in Triton: attention of decode steps over the paged cache, and elementwise ones.
+"""Kernels for NVIDIA GPUs in Triton: decode attention over the paged cache, and elementwise operations.
 
-Import it only where Triton is installed. Decode attention takes the blocks of all rows as one list
-(`FlatBlocks`): each program goes through a *part*, PART entries of it, whoever's they are. Within a part the
-blocks of one row are a *piece*. Pieces are numbered by part + row, which grows with every piece, so that
-those of a row follow one another; a second kernel puts the pieces of each row together. So the work is even
-whatever the lengths of the rows, and no shape depends on them.
+Import this module only if Triton is installed. Decode attention takes the blocks of all rows as one list
+(`FlatBlocks`): each program goes through a *part* of PART entries, which may belong to several rows. The
+blocks of one row within a part are a *piece*. Pieces are numbered by part + row, which grows with every
+piece, so that the pieces of a row follow one another; a second kernel joins them. The work is thus even for
+rows of any lengths, and no shape depends on the lengths.
 """
 
 import torch
@@ -14,13 +14,13 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from tgi.device.attention import AttentionSpec
 
 PART = 8
-"""Blocks that one program goes through."""
+"""Number of blocks that one program goes through."""
 _TOGETHER = 16
-"""Pieces of a row that are put together at once."""
-_LEAST_ROWS = 16
-"""Of a matrix that the tensor cores multiply."""
+"""Number of pieces of a row that are joined at once."""
+_MIN_ROWS = 16
+"""Least number of rows of a matrix that the tensor cores multiply."""
 _WIDTH = 1024
-"""Numbers that a program of an elementwise kernel computes at once."""
+"""Number of values that a program of an elementwise kernel computes at once."""
 
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
@@ -31,7 +31,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     GROUPS_UP: tl.constexpr, DIM_UP: tl.constexpr, WINDOW: tl.constexpr, SLOPES: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):  # fmt: skip
-    """Program (part, key/value head): scores and sums of each of the part's pieces."""
+    """Compute the scores and sums of each piece of a part; program (part, key/value head)."""
     part, kv_head = tl.program_id(0), tl.program_id(1)
     group, dim, within = tl.arange(0, GROUPS_UP), tl.arange(0, DIM_UP), tl.arange(0, BLOCK)
     heads = kv_head * GROUPS + group
@@ -41,7 +41,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
     peak = tl.full([GROUPS_UP], float("-inf"), tl.float32)
     total = tl.zeros([GROUPS_UP], tl.float32)
     out = tl.zeros([GROUPS_UP, DIM_UP], tl.float32)
-    before = tl.full([], 0, tl.int32) + rows  # nobody's; not a constant, whatever the number of rows
+    before = tl.full([], 0, tl.int32) + rows  # no row; not a compile-time constant
     end = tl.minimum(part * PART + PART, entries)
     for index in range(PART):
         entry = part * PART + index
@@ -50,7 +50,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         following = tl.load(owners + entry + 1, mask=entry + 1 < end, other=rows)
         count = tl.load(counts + entry, mask=inside, other=1)
         block = tl.load(ids + entry, mask=inside, other=0).to(tl.int64)
-        count = tl.where(row < rows, count, 0)  # of padding nothing is seen
+        count = tl.where(row < rows, count, 0)  # padding sees nothing
         distance = within + 1 - count
         seen = distance <= 0
         if WINDOW:
@@ -69,7 +69,7 @@ def _attend_part(  # type: ignore[no-untyped-def]
         same = row == before
         peak = tl.where(same, peak, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # nothing of the piece is seen so far
+        base = tl.where(higher == float("-inf"), 0.0, higher)  # no token of the piece is seen so far
         shrunk = tl.where(same, tl.exp(peak - base), 0.0)
         weights = tl.exp(scores - base[:, None])
         v = tl.load(values + place[:, None] + dim[None, :], mask=seen[:, None] & dim_mask[None, :], other=0.0)
@@ -89,7 +89,7 @@ def _join_pieces(  # type: ignore[no-untyped-def]
     starts, sums, peaks, outs, result,
     HEADS: tl.constexpr, DIM: tl.constexpr, PART: tl.constexpr, DIM_UP: tl.constexpr, TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """Program (row, head). A row without blocks, which is padding, gets zeros."""
+    """Join the pieces of a row; program (row, head). A row without blocks, which is padding, gets zeros."""
     row, head = tl.program_id(0), tl.program_id(1)
     dim, some = tl.arange(0, DIM_UP), tl.arange(0, TOGETHER)
     start, end = tl.load(starts + row), tl.load(starts + row + 1)
@@ -118,7 +118,7 @@ def _join_pieces(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
 def _silu_mul(gate_up, result, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Program (row, part of the row)."""
+    """Compute silu(gate) * up; program (row, slice of the row)."""
     row = tl.program_id(0).to(tl.int64)
     place = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     mask = place < size
@@ -134,7 +134,7 @@ def _rotate(  # type: ignore[no-untyped-def]
     x, cos, sin, result, stride,
     HEADS: tl.constexpr, DIM: tl.constexpr, SIZE: tl.constexpr, DIM_UP: tl.constexpr,
 ):  # fmt: skip
-    """Program (token, head); the first SIZE of DIM features are rotated."""
+    """Rotate the first SIZE of DIM features; program (token, head)."""
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     dim = tl.arange(0, DIM_UP)
     source = x + token * stride + head * DIM
@@ -150,7 +150,7 @@ def _rotate(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
 def _total(x, result, size, WIDTH: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Program (row), which alone adds it up: in which order does not depend on other rows."""
+    """Add up a row, in an order that does not depend on other rows; program (row)."""
     row = tl.program_id(0).to(tl.int64)
     sums = tl.zeros([WIDTH], tl.float32)
     for begin in range(0, size, WIDTH):
@@ -168,10 +168,10 @@ def attend_blocks(
     block_size: int,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """Attention of query [rows, heads, head_dim], a token each, over the cache [slots, kv_heads, head_dim].
+    """Attend with query [rows, heads, head_dim], a token each, over the cache [slots, kv_heads, head_dim].
 
-    `blocks`: ids, rows and tokens of `FlatBlocks`, [n] int32 each; `starts` [rows + 1] int32: where in that
-    list each row's begin, and where the last one's end.
+    `blocks` are ids, rows and tokens of `FlatBlocks`, [n] int32 each; `starts` [rows + 1] int32 are the
+    indices at which each row's blocks begin, and the index at which the last one's end.
     """
     (rows, heads, dim), kv_heads, entries = query.shape, keys.shape[1], blocks[0].shape[0]
     groups, parts = heads // kv_heads, triton.cdiv(entries, PART)
@@ -184,7 +184,7 @@ def attend_blocks(
         query.contiguous(), keys, values, *blocks, sums if spec.slopes is None else spec.slopes,
         sums, peaks, outs, entries, rows, spec.scale, spec.softcap or 1.0, spec.window or 0,
         KV_HEADS=kv_heads, GROUPS=groups, DIM=dim, BLOCK=block_size, PART=PART,
-        GROUPS_UP=max(_LEAST_ROWS, triton.next_power_of_2(groups)), DIM_UP=dim_up,
+        GROUPS_UP=max(_MIN_ROWS, triton.next_power_of_2(groups)), DIM_UP=dim_up,
         WINDOW=spec.window is not None, SLOPES=spec.slopes is not None, SOFTCAP=spec.softcap is not None,
         num_stages=3,
     )  # fmt: skip
@@ -196,7 +196,7 @@ def attend_blocks(
 
 
 def total(x: torch.Tensor) -> torch.Tensor:
-    """`Device.total`."""
+    """Compute `Device.total`."""
     x = x.contiguous()
     result = x.new_empty(len(x), 1)
     _total[(len(x),)](x, result, x.shape[1], WIDTH=4 * _WIDTH)
@@ -204,7 +204,7 @@ def total(x: torch.Tensor) -> torch.Tensor:
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
-    """`Device.silu_mul`, rounded once."""
+    """Compute `Device.silu_mul`, rounded once."""
     gate_up = gate_up.contiguous()
     size = gate_up.shape[-1] // 2
     result = gate_up.new_empty(*gate_up.shape[:-1], size)
@@ -214,7 +214,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """`Device.rotary`, rounded once; cos and sin as `Device.rotation` gives them."""
+    """Compute `Device.rotary`, rounded once; cos and sin are those of `Device.rotation`."""
     tokens, heads, dim = x.shape
     if x.stride()[1:] != (dim, 1):
         x = x.contiguous()

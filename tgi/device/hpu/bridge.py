@@ -1,7 +1,8 @@
-"""The one place that imports habana_frameworks: what this process's bridge has, opened once.
+"""The bridge between torch and the card: kernels and functions of this release, and None for those it lacks.
 
-Lazy or not, and how collectives work, is read from the environment when the bridge is imported; so both are
-settled before. docs/hpu-bridge-calls.md lists every call with its source and the releases that have it.
+No other module imports habana_frameworks. The bridge reads its mode (lazy or not) and that of collectives
+from the environment when it is imported, so both are set before. docs/hpu-bridge-calls.md lists every call
+with its source and the releases that have it.
 """
 
 from collections.abc import Callable, MutableMapping
@@ -13,23 +14,23 @@ import torch
 from tgi.plugins import ConfigError
 
 GAUDI2_FP8, GAUDI3_FP8 = 240.0, 448.0
-"""The greatest magnitude of an e4m3 number."""
+"""Greatest magnitude of an e4m3 number on each generation."""
 
 
 @attrs.frozen(kw_only=True)
 class Bridge:
-    """Made by `open_bridge`. A kernel that the release lacks is None."""
+    """Functions of the bridge, made by `open_bridge`. A kernel that the release lacks is None."""
 
     lazy: bool
     fp8_limit: float
     hpu: Any
-    """torch.hpu"""
+    """Module torch.hpu."""
     mark_step: Callable[[], None]
     attention: Callable[..., torch.Tensor] | None
     rms_norm: Callable[..., torch.Tensor] | None
     rotary: Callable[..., torch.Tensor] | None
     halves: Any
-    """The mode of `rotary` that pairs the halves of a head."""
+    """Mode of `rotary` that pairs the halves of a head."""
     to_fp8: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
     from_fp8: Callable[..., torch.Tensor] | None
     fp8_gemm: Callable[..., torch.Tensor] | None
@@ -37,7 +38,7 @@ class Bridge:
 
 
 def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
-    """Import the bridge. Raises ConfigError where there is none that can be used."""
+    """Import the bridge. Raises ConfigError if none can be used here."""
     lazy = settle_mode(environ)
     settle_card(environ)
     try:
@@ -70,7 +71,7 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
 
 
 def settle_mode(environ: MutableMapping[str, str]) -> bool:
-    """Set what the bridge reads when it is imported, where nobody has; returns whether it will be lazy."""
+    """Set the variables of the bridge's mode unless they are set; return whether it will be lazy."""
     lazy = environ.setdefault("PT_HPU_LAZY_MODE", "0") == "1"
     if lazy:
         environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
@@ -78,15 +79,15 @@ def settle_mode(environ: MutableMapping[str, str]) -> bool:
 
 
 def settle_card(environ: MutableMapping[str, str]) -> None:
-    """Tell the bridge which card is this rank's, where there are several ranks."""
+    """Set the variable that tells the bridge this rank's card, if there are several ranks."""
     if int(environ.get("WORLD_SIZE", "1")) > 1:
-        place = environ["LOCAL_RANK"]
+        rank = environ["LOCAL_RANK"]
         modules = environ.get("HABANA_VISIBLE_MODULES", "all")
-        environ["HLS_MODULE_ID"] = place if modules == "all" else modules.split(",")[int(place)]
+        environ["HLS_MODULE_ID"] = rank if modules == "all" else modules.split(",")[int(rank)]
 
 
 def join_ranks() -> None:
-    """Make the backend "hccl" known to torch.distributed."""
+    """Register the backend "hccl" with torch.distributed."""
     import habana_frameworks.torch.distributed.hccl  # type: ignore[import-not-found]  # noqa: F401
 
 
@@ -127,9 +128,9 @@ def _rotary() -> tuple[Callable[..., torch.Tensor] | None, Any]:
     return apply_rotary_pos_emb, RotaryPosEmbeddingMode.BLOCKWISE
 
 
-def _operator(found: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
+def _operator(operator: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
     try:
-        return found()
+        return operator()
     except AttributeError:
         return None
 
