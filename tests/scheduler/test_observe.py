@@ -253,7 +253,7 @@ def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_na
     assert metrics.graph_misses.value() == 1
     assert metrics.device_memory_bytes.value(state="used") == 6
     (record,) = caplog.records
-    assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 30 blocks"
+    assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 2 blocks"
 
 
 def test_what_a_device_shall_never_do_shows_as_0() -> None:

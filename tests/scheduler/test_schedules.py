@@ -14,19 +14,25 @@ from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
+from tgi.scheduler.step_costs import StepCosts
 from tgi.testing.builders import make_device, make_schedule, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 
 
 @cache
 def buckets_of(of: Limits, kind: str) -> Buckets:
-    device = make_device(block_size=of.block_size, compiles=kind != "any", flat=kind in ("few", "flat"))
+    device = make_device(
+        block_size=of.block_size,
+        compiles=kind not in ("any", "mixed"),
+        flat=kind in ("few", "flat"),
+        mixes_rows=kind == "mixed",
+    )
     graphs = 4 if kind == "few" else None
     return make_buckets(of, device, Bucketing(max_graphs=graphs, costs=COSTS))
 
 
 COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, mapping=0.01, block=1.0, row=1.0, block_size=4)
-KINDS = ("any", "any", "tables", "few", "few", "flat", "flat", "flat")
+KINDS = ("any", "mixed", "mixed", "tables", "few", "few", "flat", "flat")
 
 
 @attrs.define
@@ -49,6 +55,8 @@ class Run:
     """How often a sequence waited for blocks whose matcher was behind."""
     slid: int = 0
     """How often a sequence ran that had freed blocks of its own."""
+    mixed: int = 0
+    """Steps that held decode rows and chunks of prompts."""
 
     @classmethod
     def from_seed(cls, seed: int) -> "Run":
@@ -68,6 +76,8 @@ class Run:
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
         buckets = buckets_of(shape, rng.choice(KINDS))
         schedule = make_schedule(limits, buckets, blocks, rng.choice([0, 8, None, None, None]))
+        if buckets.mixes and rng.random() < 0.7:
+            schedule.costs = StepCosts(step=rng.choice([0.5, 3.0, 30.0]), token=1.0)
         rank = SimulatedRank(block, flat=buckets.flat, window=limits.window)
         return cls(rng, schedule, rank, depth=rng.choice([1, 2, 2, 3]))
 
@@ -84,8 +94,14 @@ class Run:
         self.schedule.add(sequence)
 
     def turn(self) -> None:
-        while len(self.in_flight) < self.depth and (planned := plan(self.schedule)) is not None:
+        while len(self.in_flight) < self.depth:
+            decodable = [(s, s.epoch) for s in self.schedule.running if s.decodable]
+            decoding = sum(not s.prefilling for s in self.schedule.running)
+            if (planned := plan(self.schedule)) is None:
+                break
             self.check_step(planned)
+            if self.schedule.buckets.mixes:
+                self.check_mixed_step(planned, [s for s, epoch in decodable if s.epoch == epoch], decoding)
             self.in_flight.append(planned)
         if self.in_flight:
             planned = self.in_flight.popleft()
@@ -121,14 +137,31 @@ class Run:
 
     def check_step(self, planned: PlannedStep) -> None:
         bucket, rows = planned.bucket, planned.rows
-        assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
+        if self.schedule.buckets.padded:
+            assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
+            assert bucket.dominates(planned.shape)
+        else:
+            assert bucket == planned.shape
         assert len(rows) <= bucket.rows
         assert max(row.length for row in rows) <= bucket.tokens
-        if planned.bucket.prefill and len(rows) > 1:
+        assert planned.bucket.prefill == any(row.chunk for row in rows)
+        if planned.bucket.prefill and len(rows) > 1 and not self.schedule.buckets.mixes:
             assert sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
+            assert all(row.chunk for row in rows), "a device that cannot mix rows"
         flying = {row.sequence for other in self.in_flight for row in other.rows if row.draw >= 0}
         constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]
         assert all(s.epoch or s not in flying for s in constrained), "no mask can be known yet"
+
+    def check_mixed_step(self, planned: PlannedStep, decodable: list[Sequence], decoding: int) -> None:
+        """Every sequence that can decode does, and chunks take no longer than the budget allows."""
+        decode = [row.sequence for row in planned.rows if not row.chunk]
+        assert decode == decodable
+        chunks = sum(row.length for row in planned.rows if row.chunk)
+        limits, costs = self.schedule.limits, self.schedule.costs
+        assert planned.tokens <= max(limits.max_batch_prefill_tokens, limits.max_batch_size)
+        if decoding and costs.step:
+            assert chunks <= max(limits.block_size, costs.seconds(decoding) / costs.token)
+        self.mixed += bool(decode and chunks)
 
     def abort_one(self) -> None:
         alive = [s for s in self.sequences if s.state in (State.WAITING, State.RUNNING)]
@@ -155,7 +188,7 @@ def run_to_end(seed: int) -> Run:
 @pytest.mark.parametrize("thousand", range(10))
 def test_random_schedules(thousand: int) -> None:
     """Every sequence gets its own tokens, every step its bucket, and at the end every block is free."""
-    finished = preempted = hits = matched = behind = slid = 0
+    finished = preempted = hits = matched = behind = slid = mixed = 0
     for seed in range(1000 * thousand, 1000 * (thousand + 1)):
         run = run_to_end(seed)
         for sequence in run.sequences:
@@ -174,6 +207,7 @@ def test_random_schedules(thousand: int) -> None:
         preempted += run.schedule.preemptions
         behind += run.behind
         slid += run.slid
+        mixed += run.mixed
         hits += run.schedule.prefix_hit_tokens
 
     assert finished > 3000
@@ -182,6 +216,7 @@ def test_random_schedules(thousand: int) -> None:
     assert preempted > 40, "the schedules do not reach what they are for"
     assert hits > 500
     assert slid > 1000
+    assert mixed > 150
 
 
 def test_the_simulated_rank_notices_a_foreign_block() -> None:

@@ -98,7 +98,7 @@ def make_buckets(
     the device compiles. Raises OptionError.
     """
     if not device.compiles:
-        return Buckets(limits)
+        return Buckets(limits, mixes=device.mixes_rows)
     bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
     space = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
     chosen = bucketing.choose(space) if device.flat else doubling(space)

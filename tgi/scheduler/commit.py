@@ -61,16 +61,17 @@ def _finish(schedule: Schedule, sequence: Sequence) -> None:
 
 
 def _add_prompt_logprobs(planned: PlannedStep, result: Result) -> None:
-    """Append the log-probabilities of a prompt's chunk; such a step has one row."""
-    row = planned.rows[0]
-    sequence = row.sequence
-    if sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
-        return
-    wanted = len(sequence.prompt) - 1 - row.start
-    sequence.prompt_logprobs += shortest(result.prompt_logprobs)[:wanted]
-    if width := planned.step.prompt_top:
-        tops = _pairs(result.prompt_top_tokens, result.prompt_top_logprobs, width)
-        sequence.prompt_tops += tops[:wanted]
+    """Append the log-probabilities of chunks of prompts to their sequences."""
+    logprobs, width = shortest(result.prompt_logprobs), planned.step.prompt_top
+    tops = _pairs(result.prompt_top_tokens, result.prompt_top_logprobs, width) if width else []
+    begin = 0
+    for row in planned.rows:
+        sequence, end = row.sequence, begin + row.targets
+        if sequence.state is State.RUNNING and sequence.epoch == row.epoch:
+            sequence.prompt_logprobs += logprobs[begin:end]
+            if sequence.prompt_top:
+                sequence.prompt_tops += [top[: sequence.prompt_top] for top in tops[begin:end]]
+        begin += row.length
 
 
 def _top_tokens(planned: PlannedStep, result: Result) -> list[Top]:

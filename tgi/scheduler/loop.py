@@ -78,7 +78,7 @@ class Scheduler:
         self._running_since = 0.0
         """End of the step before it."""
         self._seconds: dict[Bucket, float] = {}
-        """Duration of the latest step of each bucket."""
+        """Duration of the latest step of each bucket, where steps are padded."""
         self._last_seconds = 0.0
         """Duration of the latest step."""
         self._work = trio.Event()
@@ -228,12 +228,19 @@ class Scheduler:
         began = time.monotonic()
         if sequences := commit(self._schedule, planned, result):
             matching.start(sequences)
-        self._seconds[planned.bucket] = self._last_seconds = result.seconds
+        self._last_seconds = result.seconds
+        if self._buckets.padded:
+            self._seconds[planned.bucket] = result.seconds
+        else:
+            self._schedule.costs.add(planned.tokens, planned.shape.prefill, result.seconds)
         self._running_since = now = trio.current_time()
         self._observer.committed(planned, result, now - sent, began)
 
     def _time_to_plan(self) -> float:
         """Return when to plan the step after the one that is running, on trio's clock."""
         planned, sent = self._in_flight[0]
-        expected = self._seconds.get(planned.bucket, 0.0)
+        if self._buckets.padded:
+            expected = self._seconds.get(planned.bucket, 0.0)
+        else:
+            expected = self._schedule.costs.seconds(planned.tokens) or self._last_seconds
         return max(sent, self._running_since) + (1 - LEAD) * expected

@@ -33,14 +33,15 @@ class StepObserver:
             self._count_shape(planned.shape)
         metrics.batch_filter_duration.observe(seconds, method=method)
         metrics.batch_inference_count.inc(method=method)
-        tokens = len(planned.rows)
-        if planned.bucket.prefill:
-            tokens = sum(row.length for row in planned.rows)
-            metrics.batch_next_size.observe(len(planned.rows))
+        chunks = [row.length for row in planned.rows if row.chunk]
+        if chunks:
+            metrics.batch_next_size.observe(len(chunks))
+            metrics.batch_tokens.inc(sum(chunks), method="prefill")
             self._admitted(planned, seconds, steps_since_prefill)
-        metrics.batch_tokens.inc(tokens, method=method)
+        if decoding := len(planned.rows) - len(chunks):
+            metrics.batch_tokens.inc(decoding, method="decode")
         if self._schedule.buckets.padded:
-            padding = planned.bucket.rows * planned.bucket.tokens - tokens
+            padding = planned.bucket.rows * planned.bucket.tokens - planned.tokens
             metrics.batch_padding_tokens.inc(padding, method=method)
         if self._schedule.buckets.flat:
             self._blocks(planned, method)
@@ -60,7 +61,7 @@ class StepObserver:
         if new and any(sequence.started for sequence in self._schedule.running):
             waited = steps_since_prefill >= self._schedule.limits.max_waiting_tokens
             reason = "wait_exceeded" if waited else "backpressure"
-            if len(new) < len(planned.rows):
+            if len(new) < sum(row.chunk for row in planned.rows):
                 reason = "chunking"
             self._metrics.batch_concat.inc(reason=reason)
             self._metrics.batch_concat_duration.observe(seconds, method="decode")
@@ -132,4 +133,5 @@ def shape_of(step: Step) -> str:
 
 
 def _method(planned: PlannedStep) -> str:
+    """Return the label of a step: "prefill" if it computes some of a prompt."""
     return "prefill" if planned.bucket.prefill else "decode"

@@ -19,6 +19,7 @@ from tgi.protocol import Bucket, LaneParams, Step, ints
 from .allocator import BlockAllocator
 from .buckets import Buckets
 from .sequence import Sequence, State
+from .step_costs import StepCosts
 
 TIES = 8
 """Most likely tokens reported beyond those asked for: room for ties with the last."""
@@ -33,10 +34,21 @@ class Row:
     """Tokens in the KV cache before the step."""
     length: int
     """Number of query tokens."""
+    chunk: bool
+    """Whether these are known tokens, part of a prompt or of what a preempted sequence had; else the row
+    continues with the token that its last step sampled."""
     draw: int
     """Index of the token that the row generates, which selects its random numbers; -1: none."""
     epoch: int
     """Epoch of the sequence when the row was planned."""
+
+    @property
+    def targets(self) -> int:
+        """Number of leading query tokens whose next prompt token's log-probability is wanted."""
+        sequence = self.sequence
+        if not sequence.wants_prompt_logprobs or sequence.generated:
+            return 0
+        return max(min(self.length, len(sequence.prompt) - 1 - self.start), 0)
 
 
 @attrs.frozen(eq=False)
@@ -48,6 +60,11 @@ class PlannedStep:
     rows: list[Row]
     shape: Bucket
     """Shape before padding to the bucket."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of query tokens, without padding."""
+        return sum(row.length for row in self.rows)
 
 
 @attrs.define(eq=False)
@@ -61,14 +78,16 @@ class Schedule:
     # waiting, running, free_lanes         `add`, `remove` and `preempt`; `_admit`
     # preemptions                          `preempt`
     # prefix_hit_tokens, _query_tokens     `_admit`
-    # number                               `_step`
-    # steps_since_prefill, prefilled_last  `plan`
+    # number, steps_since_prefill,         `_step`
+    #   prefilled_last
+    # costs                                the `Scheduler`, from every result
     #
     # `remove` comes from `commit` for sequences that finish, and from the `Scheduler` for aborted ones.
 
     limits: Limits
     buckets: Buckets
     allocator: BlockAllocator
+    costs: StepCosts = attrs.field(factory=StepCosts)
     waiting: deque[Sequence] = attrs.field(factory=deque)
     """Sequences without a lane, by order of arrival."""
     running: list[Sequence] = attrs.field(factory=list)
@@ -124,18 +143,51 @@ class Schedule:
 def plan(schedule: Schedule) -> PlannedStep | None:
     """Return the next step, or None if nothing can be computed before a result or a request arrives.
 
-    Prefill and decode steps alternate while both have work, so that neither a long prompt nor a stream of
-    new ones holds up running sequences.
+    Where rows may not mix, prefill and decode steps alternate while both have work, so that neither a long
+    prompt nor a stream of new ones holds up running sequences.
     """
+    if schedule.buckets.mixes:
+        rows = _mixed_rows(schedule)
+        return _step(schedule, rows) if rows else None
     decoding = any(s.decodable for s in schedule.running)
     prefill_first = not (decoding and schedule.prefilled_last)
     for prefill in (prefill_first, not prefill_first):
         rows = _prefill_rows(schedule, decoding) if prefill else _decode_rows(schedule)
         if rows:
-            schedule.prefilled_last = prefill
-            schedule.steps_since_prefill = 1 if prefill else schedule.steps_since_prefill + 1
-            return _step(schedule, rows, prefill)
+            return _step(schedule, rows)
     return None
+
+
+def _mixed_rows(schedule: Schedule) -> list[Row]:
+    """Take every sequence that can go on, the oldest first, and new ones while chunks have room."""
+    rows: list[Row] = []
+    left = _chunk_tokens(schedule)
+    for sequence in list(schedule.running):
+        if sequence.state is State.RUNNING and sequence.decodable:
+            _add_row(schedule, rows, sequence, 1)
+        elif sequence.state is State.RUNNING and sequence.prefilling and not sequence.unmasked:
+            left -= _add_row(schedule, rows, sequence, left)
+    while left and schedule.waiting and schedule.free_lanes:
+        sequence = schedule.waiting[0]
+        if not _admit(schedule, sequence):
+            break
+        if not sequence.unmasked:
+            left -= _add_row(schedule, rows, sequence, left)
+    return rows
+
+
+def _chunk_tokens(schedule: Schedule) -> int:
+    """Return how many tokens of prompts the next step may compute beside the rows that decode.
+
+    They at most double the time between two tokens of a sequence, by measured cost, but for a block of
+    tokens that is always allowed. Without a sequence that waits for its next token, a step is full.
+    """
+    decoding = sum(not s.prefilling for s in schedule.running)
+    room = max(schedule.buckets.max_prefill - decoding, 1)
+    doubling = schedule.costs.doubling_tokens(decoding)
+    if not decoding or not doubling:
+        return room
+    return min(room, max(doubling, schedule.limits.block_size))
 
 
 def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
@@ -184,21 +236,14 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     """Add the next chunk of a prompt to a prefill step, if that is cheaper than a step of its own."""
     buckets = schedule.buckets
     length = min(sequence.prefill_end - sequence.computed, buckets.longest_prefill)
-    ends = sequence.computed + length == sequence.prefill_end
-    row = Row(sequence, sequence.computed, length, sequence.sampled if ends else -1, sequence.epoch)
     if rows:
         if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
             return False
-        total = length + sum(other.length for other in rows)
-        if total > buckets.max_prefill or not _worth_joining(schedule, rows, row):
+        if length + sum(row.length for row in rows) > buckets.max_prefill:
             return False
-    schedule.allocator.free_behind(sequence)
-    if not _grow(schedule, sequence, row.start + length):
-        return False
-    rows.append(row)
-    sequence.computed += length
-    sequence.sampled += ends
-    return True
+        if not _worth_joining(schedule, rows, _next_row(sequence, length)):
+            return False
+    return _add_row(schedule, rows, sequence, length) > 0
 
 
 def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
@@ -206,36 +251,52 @@ def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
     if not schedule.buckets.padded:
         return True
     joined, before, alone = (
-        schedule.buckets.find(_shape(schedule, step, prefill=True)) for step in ([*rows, row], rows, [row])
+        schedule.buckets.find(_shape(schedule, step)) for step in ([*rows, row], rows, [row])
     )
     return schedule.buckets.worth_joining(joined, (before, alone))
 
 
-def _shape(schedule: Schedule, rows: Items[Row], *, prefill: bool) -> Bucket:
+def _shape(schedule: Schedule, rows: Items[Row]) -> Bucket:
     """Return the shape of a step with these rows, before padding; `DeviceSpec.flat` says how blocks count."""
     flat, pool = schedule.buckets.flat, schedule.allocator.widest
+    prefill = any(row.chunk for row in rows)
     ends = [row.start if prefill and flat else row.start + row.length for row in rows]
     blocks = [
         -(-end // pool.block_size) - pool.first_block(row.start) for row, end in zip(rows, ends, strict=True)
     ]
-    if not prefill:
-        return Bucket(len(rows), 1, sum(blocks) if flat else max(blocks))
-    return Bucket(len(rows), max([row.length for row in rows]), max(blocks), prefill=True)
+    total = sum(blocks) if flat and not prefill else max(blocks)
+    return Bucket(len(rows), max([row.length for row in rows]), total, prefill)
 
 
 def _decode_rows(schedule: Schedule) -> list[Row]:
     """Take every sequence that can go on, the oldest first; the youngest make room if blocks run out."""
     rows: list[Row] = []
     for sequence in list(schedule.running):
-        if sequence.state is not State.RUNNING or not sequence.decodable:
-            continue
-        schedule.allocator.free_behind(sequence)
-        if not _grow(schedule, sequence, sequence.computed + 1):
-            continue
-        rows.append(Row(sequence, sequence.computed, 1, sequence.sampled, sequence.epoch))
-        sequence.computed += 1
-        sequence.sampled += 1
+        if sequence.state is State.RUNNING and sequence.decodable:
+            _add_row(schedule, rows, sequence, 1)
     return rows
+
+
+def _next_row(sequence: Sequence, length: int) -> Row:
+    """Make the row of a sequence's next `length` tokens; the end of its known tokens gives a new one."""
+    start, chunk = sequence.computed, sequence.prefilling
+    draw = sequence.sampled if start + length >= sequence.prefill_end else -1
+    return Row(sequence, start, length, chunk, draw, sequence.epoch)
+
+
+def _add_row(schedule: Schedule, rows: list[Row], sequence: Sequence, most: int) -> int:
+    """Add the next tokens of a sequence to a step, `most` of them at most, and return how many.
+
+    0: the sequence was the youngest, and was preempted for want of blocks.
+    """
+    length = min(sequence.prefill_end - sequence.computed, most) if sequence.prefilling else 1
+    schedule.allocator.free_behind(sequence)
+    if not length or not _grow(schedule, sequence, sequence.computed + length):
+        return 0
+    rows.append(row := _next_row(sequence, length))
+    sequence.computed += length
+    sequence.sampled += row.draw >= 0
+    return length
 
 
 def _grow(schedule: Schedule, sequence: Sequence, tokens: int) -> bool:
@@ -251,15 +312,18 @@ def _grow(schedule: Schedule, sequence: Sequence, tokens: int) -> bool:
     return True
 
 
-def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> PlannedStep:
+def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     """Write the rows down as columns, with the table entries and parameters that are new to the ranks."""
-    shape = _shape(schedule, rows, prefill=prefill)
+    shape = _shape(schedule, rows)
     bucket = schedule.buckets.find(shape)
     assert bucket is not None, f"no bucket for {shape}"
     schedule.number += 1
+    schedule.prefilled_last = shape.prefill
+    schedule.steps_since_prefill = 1 if shape.prefill else schedule.steps_since_prefill + 1
     masked, masks = _masks(rows)
+    targets = _targets(rows)
     top = max([row.sequence.sampling.top_n_tokens for row in rows])
-    queries = [row.sequence.tokens[row.start : row.start + row.length] if prefill else [-1] for row in rows]
+    queries = [row.sequence.tokens[row.start : row.start + row.length] if row.chunk else [-1] for row in rows]
     tables = [(row.sequence, table) for row in rows for table in row.sequence.tables]
     grown = [(sequence, table) for sequence, table in tables if table.sent < len(table.blocks)]
     step = Step(
@@ -271,21 +335,21 @@ def _step(schedule: Schedule, rows: list[Row], prefill: bool) -> PlannedStep:
         draws=ints([max(row.draw, 0) for row in rows]),
         tokens=ints([token for query in queries for token in query]),
         lengths=ints([row.length for row in rows]),
-        targets=_targets(rows),
+        targets=targets,
         params=tuple(_lane_params(sequence) for sequence, table in grown if not table.sent),
         table_lanes=ints([sequence.lane for sequence, _ in grown]),
         table_starts=ints([table.sent for _, table in grown]),
         table_counts=ints([len(table.blocks) - table.sent for _, table in grown]),
         table_blocks=ints([block for _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
-        prompt_top=rows[0].sequence.prompt_top if prefill else 0,
+        prompt_top=max([row.sequence.prompt_top for row in rows]) if targets else 0,
         masked=masked,
         masks=masks,
     )
     for _, table in grown:
         table.sent = len(table.blocks)
-    if prefill:
-        for row in rows:
+    for row in rows:
+        if row.chunk:
             schedule.allocator.register(row.sequence)
     return PlannedStep(step, bucket, rows, shape)
 
@@ -302,12 +366,14 @@ def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:
 
 
 def _targets(rows: Items[Row]) -> bytes:
-    """Return the tokens whose log-probabilities are wanted: the one after each query token of a prompt."""
-    sequence, row = rows[0].sequence, rows[0]
-    if not sequence.wants_prompt_logprobs or sequence.generated or row.start >= len(sequence.prompt):
+    """Return the column `targets`: the token after each query token whose log-probability is wanted."""
+    if not any(row.targets for row in rows):
         return b""
-    after = sequence.prompt[row.start + 1 : row.start + row.length + 1]
-    return ints([*after, *[-1] * (row.length - len(after))])
+    targets = []
+    for row in rows:
+        after = row.sequence.prompt[row.start + 1 : row.start + 1 + row.targets]
+        targets += [*after, *[-1] * (row.length - row.targets)]
+    return ints(targets)
 
 
 def _lane_params(sequence: Sequence) -> LaneParams:
