@@ -1,15 +1,11 @@
-"""Starts the rank processes, sends each command to all of them, and hands on what they report.
+"""Starts the rank processes, sends each command to all of them, and receives their reports.
 
-It knows bytes and processes, not what a step means. A rank that ends is the end of the engine: the error
-names the rank and the cause, and cancels everything that lives in the `async with`.
+It does not look into steps. A rank that ends is the end of the engine: the error names the rank and the
+cause, and cancels everything that runs in the `async with`.
 """
 
 import contextlib
 import logging
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from os import environ
@@ -20,6 +16,7 @@ import attrs
 import trio
 
 from tgi.agreement import Agreement, Patience, names
+from tgi.child import Child, start_child
 from tgi.protocol import (
     Allocate,
     Allocated,
@@ -30,7 +27,6 @@ from tgi.protocol import (
     Described,
     Failed,
     Finished,
-    FrameReader,
     Joined,
     Load,
     Loaded,
@@ -42,18 +38,16 @@ from tgi.protocol import (
     decode_report,
     digest,
     encode,
-    frame,
 )
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", Described, Arrived, Joined, Loaded, Allocated, Result)
-_RECEIVE_BYTES = 1 << 18
 _EXIT_SECONDS = 5.0
-"""How long a rank may take to leave once its socket is closed, before it is killed."""
+"""Seconds that a rank has to end once its socket is closed, before it is killed."""
 _BLAME_SECONDS = 0.5
-"""Within which all ranks that suffer from one's failure have told theirs."""
+"""Seconds within which all ranks report failures that follow from the failure of one."""
 _WATCH_SECONDS = 0.5
-"""How often it is looked whether ranks are late."""
+"""Seconds between two looks at whether ranks are late."""
 
 
 class EngineError(Exception):
@@ -68,10 +62,10 @@ class EngineError(Exception):
 
 
 class Executor(Protocol):
-    """What the scheduler needs: steps go in, their results come out in the same order."""
+    """Executes steps; their results come in the same order."""
 
     async def send(self, step: Step) -> None:
-        """Hand over a step; returns before it is executed."""
+        """Hand over a step; return before it is executed."""
 
     async def receive(self) -> Result:
         """Wait for the result of the oldest step that has none yet."""
@@ -82,16 +76,19 @@ class _Rank:
     """The server's side of one rank process."""
 
     index: int
-    process: trio.Process
-    stream: trio.SocketStream
+    child: Child
     send: trio.MemorySendChannel[Report]
     receive: trio.MemoryReceiveChannel[Report]
+    """Reports other than failures and those that `Agreement` compares."""
     arrived: bool = False
+    """The rank has started and is about to look for the others."""
     joined: bool = False
+    """The rank has found all others."""
     failed: Failed | None = None
+    """Reason that the rank gave before it ended."""
 
     def __str__(self) -> str:
-        return f"rank {self.index} (process {self.process.pid})"
+        return f"rank {self.index} (process {self.child.process.pid})"
 
 
 @attrs.define(eq=False)
@@ -100,7 +97,7 @@ class RankExecutor:
 
     _patience: Patience
     _agreement: Agreement | None
-    """Where there are several ranks."""
+    """Comparison of the ranks; None if there is one rank only."""
     _ranks: list[_Rank] = attrs.field(factory=list)
 
     async def describe(self, command: Describe) -> Described:
@@ -112,10 +109,10 @@ class RankExecutor:
         return await self._report(self._ranks[0], Described)
 
     async def load(self, command: Load, on_progress: Callable[[list[Progress]], None]) -> list[Loaded]:
-        """Let the ranks find each other and read the model; their answers, in their order.
+        """Let the ranks find each other and read the model; return their answers by rank.
 
-        `on_progress` gets how far each of them is. Raises EngineError (through the nursery of
-        `open_executor`) when a rank cannot.
+        Calls `on_progress` with the progress of every rank. Raises EngineError (through the nursery of
+        `open_executor`) if a rank cannot load its share.
         """
         await self._send_all(command)
         if len(self._ranks) > 1:
@@ -142,13 +139,13 @@ class RankExecutor:
             await self._report(rank, Allocated)
 
     async def ready(self) -> None:
-        """Say that the warm-up has ended; returns before the ranks know."""
+        """Tell the ranks that the warm-up has ended; return before they know."""
         await self._send_all(Ready())
         if self._agreement is not None:
             self._agreement.settle()
 
     async def send(self, step: Step) -> None:
-        """Hand a step to every rank; returns before it is executed."""
+        """Hand a step to every rank; return before it is executed."""
         await self._send_all(step)
 
     async def receive(self) -> Result:
@@ -156,24 +153,18 @@ class RankExecutor:
         return await self._report(self._ranks[0], Result)
 
     async def read_reports(self, rank: _Rank) -> None:
-        """Pass on what a rank reports until it ends; raises EngineError then: it never ends by itself."""
-        reader = FrameReader()
-        with contextlib.suppress(trio.BrokenResourceError):
-            while data := await rank.stream.receive_some(_RECEIVE_BYTES):
-                for payload in reader.feed(data):
-                    report = decode_report(payload)
-                    if self._agreement is not None and isinstance(report, Begun | Finished | Result):
-                        _compare(self._agreement, rank.index, report)
-                    if isinstance(report, Failed):
-                        rank.failed = report
-                    elif not isinstance(report, Begun | Finished):
-                        rank.send.send_nowait(report)
-        code = await rank.process.wait()
+        """Sort the reports of a rank until it ends; then raise EngineError, since no rank ends by itself."""
+        while (payload := await rank.child.receive()) is not None:
+            report = decode_report(payload)
+            if self._agreement is not None and isinstance(report, Begun | Finished | Result):
+                _compare(self._agreement, rank.index, report)
+            if isinstance(report, Failed):
+                rank.failed = report
+            elif not isinstance(report, Begun | Finished):
+                rank.send.send_nowait(report)
+        ending = await rank.child.ending()
         if rank.failed is None:
-            how = (
-                f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-            )
-            raise EngineError(f"{rank} {how}")
+            raise EngineError(f"{rank} {ending}")
         await self._blame()
 
     async def watch(self, agreement: Agreement) -> None:
@@ -185,9 +176,9 @@ class RankExecutor:
                 raise EngineError(complaint)
 
     async def _blame(self) -> None:
-        """Raise EngineError for the rank that failed first, of those that have."""
+        """Raise EngineError with the first failure of all ranks."""
         several = len(self._ranks) > 1
-        if several:  # one that was killed has told nothing, and raises for itself
+        if several:  # a rank that was killed reports nothing; its own reader raises
             await trio.sleep(_BLAME_SECONDS)
         reasons = [(rank.failed.at, rank.index, rank.failed) for rank in self._ranks if rank.failed]
         _, index, failed = min(reasons, key=lambda reason: reason[:2])
@@ -197,7 +188,7 @@ class RankExecutor:
         raise EngineError(where + failed.message, failed.kind)
 
     async def _join(self) -> None:
-        """Wait until every rank has heard of all others. Raises EngineError naming those that have not."""
+        """Wait until every rank has found all others. Raises EngineError with those that have not."""
 
         async def join(rank: _Rank) -> None:
             arrived = await self._report(rank, Arrived)
@@ -231,10 +222,9 @@ class RankExecutor:
         payload = encode(command)
         if self._agreement is not None and isinstance(command, Step):
             self._agreement.sent(command.number, digest(payload), trio.current_time())
-        data = frame(payload)
         for rank in ranks:
             try:
-                await rank.stream.send_all(data)
+                await rank.child.send(payload)
             except trio.BrokenResourceError:
                 # The rank has gone; its reader learns the cause, and cancels this task.
                 await trio.sleep_forever()
@@ -253,7 +243,7 @@ class RankExecutor:
 
 
 def _compare(agreement: Agreement, rank: int, report: Begun | Finished | Result) -> None:
-    """Raises EngineError where a rank does something else than the others."""
+    """Raise EngineError if a rank does something else than the others."""
     now = trio.current_time()
     if isinstance(report, Begun):
         complaint = agreement.begun(rank, report.digest, now)
@@ -270,14 +260,15 @@ async def open_executor(
     environment: Mapping[str, str] | None = None,
     patience: Patience = Patience(),  # noqa: B008 (frozen)
 ) -> AsyncIterator[RankExecutor]:
-    """Start `ranks` processes with `environment` where it is not set already; end them on leaving.
+    """Start `ranks` processes, and end them on leaving.
 
-    A rank that ends before that, or does not keep up with the others, raises EngineError (in an exception
-    group) and cancels the body.
+    `environment` are variables of the ranks, unless this process has them already. A rank that ends before
+    the body does, or does not keep up with the others, cancels the body and raises EngineError (in an
+    exception group).
     """
     agreement = Agreement(ranks, patience) if ranks > 1 else None
     started: list[_Rank] = []
-    # One rank has nobody to find, and may be where nothing can be written.
+    # A single rank has no other to find, and may run where no file can be written.
     meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
     with meeting as folder:
         try:
@@ -292,21 +283,18 @@ async def open_executor(
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                for rank in started:
-                    await rank.stream.aclose()
                 async with trio.open_nursery() as leaving:
                     for rank in started:
-                        leaving.start_soon(_end, rank.process)
+                        leaving.start_soon(rank.child.aclose)
 
 
-def rank_command(descriptor: int, rank: int, ranks: int, folder: Path) -> list[str]:
-    """What a rank process is started with; through a file in `folder` it finds the others."""
-    numbers = map(str, (descriptor, rank, ranks))
-    return [sys.executable, "-m", "tgi.worker", *numbers, str(folder / "ranks")]
+def rank_arguments(rank: int, ranks: int, folder: Path) -> list[str]:
+    """Return the arguments of Python for a rank, which finds the others through a file in `folder`."""
+    return ["-m", "tgi.worker", str(rank), str(ranks), str(folder / "ranks")]
 
 
 def rank_environment(rank: int, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Its variables: this process's, `environment` where these say nothing, and what it is among others."""
+    """Return all variables of a rank: `environment`, this process's, which prevail, and its place."""
     if ranks == 1:
         return {**environment, **environ}
     places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
@@ -315,27 +303,10 @@ def rank_environment(rank: int, ranks: int, environment: Mapping[str, str]) -> d
 
 
 async def _start_rank(index: int, ranks: int, folder: Path, environment: Mapping[str, str]) -> _Rank:
-    ours, theirs = socket.socketpair()
-    try:
-        process = await trio.lowlevel.open_process(
-            rank_command(theirs.fileno(), index, ranks, folder),
-            pass_fds=[theirs.fileno()],
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the server, which decides
-            env=rank_environment(index, ranks, environment),
-        )
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()
-    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
-    return _Rank(index, process, stream, *trio.open_memory_channel[Report](float("inf")))
-
-
-async def _end(process: trio.Process) -> None:
-    with trio.move_on_after(_EXIT_SECONDS):
-        await process.wait()
-    if process.returncode is None:
-        process.kill()
-        await process.wait()
+    child = await start_child(
+        *rank_arguments(index, ranks, folder),
+        environment=rank_environment(index, ranks, environment),
+        patience=_EXIT_SECONDS,
+        quiet=False,  # its libraries' warnings are for the operator, at once
+    )
+    return _Rank(index, child, *trio.open_memory_channel[Report](float("inf")))

@@ -44,6 +44,10 @@ class Parent:
             self._received.extend(self._reader.feed(data))
         return self._received.popleft()
 
+    def stop_receiving(self) -> None:
+        """Let `receive` return None once it has returned the messages that have arrived."""
+        self.connection.shutdown(socket.SHUT_RD)
+
     def send(self, payload: bytes) -> None:
         """Send a message. Raises BrokenPipeError or ConnectionResetError if the parent has gone."""
         with self._sending:

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from tgi.device.base import Device
+from tgi.parent import Parent
 from tgi.protocol import (
     Allocate,
     Allocated,
@@ -74,7 +75,7 @@ def rank(tmp_path, monkeypatch):
         monkeypatch.setattr(loop, "open_device", lambda *_: device)
         ours, theirs = socket.socketpair()
         ended = []
-        thread = threading.Thread(target=lambda: ended.append(loop.serve(theirs, Shard())))
+        thread = threading.Thread(target=lambda: ended.append(loop.serve(Parent(theirs), Shard())))
         with ours, theirs:
             thread.start()
             for command in (load_command(make_llama(tmp_path)), Allocate(16), *commands):

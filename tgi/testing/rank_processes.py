@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from tgi.executor import rank_command, rank_environment
+from tgi.executor import rank_arguments, rank_environment
+from tgi.parent import Parent
 from tgi.protocol import (
     Allocate,
     Allocated,
@@ -19,7 +21,6 @@ from tgi.protocol import (
     Begun,
     Bucket,
     Command,
-    FrameReader,
     Joined,
     Loaded,
     Progress,
@@ -28,7 +29,6 @@ from tgi.protocol import (
     Step,
     decode_report,
     encode,
-    frame,
     ints,
     unpack_floats,
     unpack_ints,
@@ -97,34 +97,32 @@ def _expect(reports: Iterator[Report], kind: type[R]) -> R:
 def open_ranks(
     ranks: int, environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[tuple[Any, Iterator[Report]]]:
-    """Real rank processes; yields what sends a command to all of them, and rank 0's reports."""
+    """Start rank processes; yield a function that sends a command to all of them, and rank 0's reports."""
     connections, processes = [], []
     folder = tempfile.TemporaryDirectory()
     for rank in range(ranks):
         ours, theirs = socket.socketpair()
-        command = rank_command(theirs.fileno(), rank, ranks, Path(folder.name))
+        command = [sys.executable, *rank_arguments(rank, ranks, Path(folder.name))]
         variables = {**rank_environment(rank, ranks, environment), **environment}
-        processes.append(subprocess.Popen(command, pass_fds=[theirs.fileno()], env=variables))
+        processes.append(subprocess.Popen(command, stdin=theirs.fileno(), env=variables))
         theirs.close()
-        connections.append(ours)
+        connections.append(Parent(ours))  # the ends of a connection are alike
 
     def send(command: Command) -> None:
         for connection in connections:
-            connection.sendall(frame(encode(command)))
+            connection.send(encode(command))
 
     def reports() -> Iterator[Report]:
-        reader = FrameReader()
-        while data := connections[0].recv(1 << 16):
-            for payload in reader.feed(data):
-                report = decode_report(payload)
-                if not isinstance(report, Arrived | Joined | Progress | Begun):
-                    yield report
+        while (payload := connections[0].receive()) is not None:
+            report = decode_report(payload)
+            if not isinstance(report, Arrived | Joined | Progress | Begun):
+                yield report
 
     try:
         yield send, reports()
     finally:
         for connection in connections:
-            connection.close()
+            connection.connection.close()
         for process in processes:
             process.wait(30)
         folder.cleanup()

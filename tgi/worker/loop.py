@@ -2,16 +2,16 @@
 
 import contextlib
 import queue
-import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from tgi.layers.loading import describe
+from tgi.parent import Parent
 from tgi.plugins import ConfigError
 from tgi.protocol import (
     Allocate,
@@ -21,7 +21,6 @@ from tgi.protocol import (
     Describe,
     Failed,
     Finished,
-    FrameReader,
     Joined,
     Load,
     Ready,
@@ -30,33 +29,28 @@ from tgi.protocol import (
     decode_command,
     digest,
     encode,
-    frame,
 )
 from tgi.weights import CheckpointError, Shard
 
 from .runner import Runner, open_device
 
-_RECEIVE_BYTES = 1 << 18
 
-
-def serve(connection: socket.socket, shard: Shard, store: Path = Path()) -> bool:
+def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
     """Carry out commands in order until the server closes the socket (True) or one fails (False).
 
     A failure is reported. `store` is a file through which ranks find each other, where there are several.
     """
-    sending = threading.Lock()
 
     def report(message: Report) -> None:
-        with sending:
-            connection.sendall(frame(encode(message)))
+        parent.send(encode(message))
 
     def answer(result: Result) -> None:
         report(result if shard.rank == 0 else Finished(digest(result.tokens)))
 
     runner: Runner | None = None
-    waiting = _Waiting(connection, answer)
+    waiting = _Waiting(parent, answer)
     try:
-        for payload in payloads(connection):
+        while (payload := parent.receive()) is not None:
             command = decode_command(payload)
             if isinstance(command, Describe):
                 report(describe(command))
@@ -102,8 +96,8 @@ def load(command: Load, shard: Shard, store: Path, report: Callable[[Report], No
 class _Waiting:
     """Waits for results in their order, in a thread, so that the next step can be launched meanwhile."""
 
-    def __init__(self, connection: socket.socket, answer: Callable[[Result], None]) -> None:
-        self._connection, self._answer = connection, answer
+    def __init__(self, parent: Parent, answer: Callable[[Result], None]) -> None:
+        self._parent, self._answer = parent, answer
         self._results: queue.SimpleQueue[Callable[[], Result] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._error: Exception | None = None
@@ -130,14 +124,7 @@ class _Waiting:
                 self._answer(result())
         except Exception as error:
             self._error = error
-            self._connection.shutdown(socket.SHUT_RD)  # as if the server had no more to say
-
-
-def payloads(connection: socket.socket) -> Iterator[bytes]:
-    """Every command until the socket is closed. What has been sent ahead waits in the socket's buffer."""
-    reader = FrameReader()
-    while data := connection.recv(_RECEIVE_BYTES):
-        yield from reader.feed(data)
+            self._parent.stop_receiving()
 
 
 def failure(error: Exception) -> Failed:
