@@ -28,6 +28,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 
+from tgi.api import transport
 from tgi.api.app import create_app
 from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
@@ -102,7 +103,7 @@ def run_server(ready: Connection, clients: int, step_seconds: float) -> None:
         )
         config = Config()
         config.bind = ["127.0.0.1:0"]
-        config.errorlog = None
+        transport.configure(config, keep_alive_seconds=75)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             bound = await nursery.start(serve, create_app(service), config)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -87,6 +88,25 @@ def test_a_second_signal_ends_it_at_once(start: Any) -> None:
     assert server.wait_exit(10) == 0
     thread.join(10)
     assert set(events[-1]) == {"error", "error_type"}
+
+
+def test_signals_in_quick_succession_end_it_with_code_0(start: Any) -> None:
+    server = start("tgi serve").wait_ready()
+    while server.process.poll() is None:
+        server.signal(signal.SIGTERM)
+    assert server.wait_exit(10) == 0
+
+
+def test_a_half_sent_body_does_not_delay_the_end(kind: str, start: Any) -> None:
+    server = start(kind).wait_ready()
+    head = (
+        "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(head.encode())
+        time.sleep(0.2)  # the server has begun to read the body
+        server.signal(signal.SIGTERM)
+        assert server.wait_exit(20) == 0
 
 
 def test_ctrl_c_in_a_terminal_reaches_every_process(kind: str, start: Any) -> None:

@@ -150,7 +150,6 @@ def test_options_that_are_refused(options: dict[str, Any], text: str) -> None:
     [
         ({"dtype": "float16"}, "computing in bfloat16"),
         ({"dtype": "half"}, "computing in bfloat16"),
-        ({"hostname": "pod-7"}, "--hostname pod-7 is not an IP address: listening on 0.0.0.0"),
     ],
 )
 def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> None:
@@ -162,21 +161,6 @@ def test_what_is_done_otherwise_is_said(options: dict[str, Any], said: str) -> N
 def test_what_is_done_as_told_is_not_said() -> None:
     options = Options(hostname="localhost", dtype="bfloat16", api_key=("a b", "!~"), num_shard=1)
     assert not list(options.checked({}))
-
-
-@pytest.mark.contract("--hostname")
-@pytest.mark.parametrize(
-    ("hostname", "address"),
-    [
-        ("127.0.0.1", "127.0.0.1"),
-        ("::1", "::1"),
-        ("localhost", "127.0.0.1"),
-        ("e3b0c44298fc", "0.0.0.0"),
-        ("", "0.0.0.0"),
-    ],
-)
-def test_a_host_name_that_is_no_address(hostname: str, address: str) -> None:
-    assert Options(hostname=hostname).address == address
 
 
 @pytest.mark.contract("--dtype")

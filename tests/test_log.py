@@ -1,9 +1,12 @@
 """The two forms of a line, and who is heard."""
 
 import inspect
+import io
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,10 +16,17 @@ from tgi import log as logs
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """What has been written to stdout; logging is as before afterwards."""
+    """Return the lines written to stdout so far; restore logging at the end."""
     root, ours = logging.getLogger(), logging.getLogger("tgi")
     before = root.handlers, root.level, ours.level
-    yield lambda: capsys.readouterr().out
+
+    def read() -> str:
+        for handler in root.handlers:
+            handler.close()
+        return capsys.readouterr().out
+
+    yield read
+    read()
     root.handlers = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
@@ -95,3 +105,53 @@ def test_an_exception_shows_its_traceback(lines: Callable[[], str], json_output:
     written = lines()
     assert "KeyError: 'lost'" in written
     assert written.count("\n") == (1 if json_output else 5)
+
+
+def test_text_of_a_client_forges_no_line(lines: Callable[[], str]) -> None:
+    logs.configure()
+    try:
+        raise ValueError("a\n2026 INFO tgi: forged\x1b[31m")
+    except ValueError:
+        logging.getLogger("tgi.api").exception("b\n2026 INFO: forged\u2028\x9b", extra={"path": "\nforged"})
+    first, *rest = lines().splitlines()
+    assert first.endswith(r"b\n2026 INFO: forged\u2028\x9b path='\nforged'")
+    assert rest
+    assert all(line.startswith("  ") and "\x1b" not in line for line in rest)
+
+
+def test_an_unread_pipe_blocks_nobody(monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]) -> None:
+    reader, writer = os.pipe()
+    with open(writer, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        handler = logs.configure()
+        for _ in range(logs.MAX_LINES + 2000):  # 64 kB are in the pipe, MAX_LINES in the queue
+            logging.getLogger("tgi").info("x" * 100)
+        assert logs.dropped_lines() > 1000
+        monkeypatch.undo()
+        os.close(reader)  # now the pipe is broken, and its lines are dropped one by one
+        handler.close()
+        assert not handler._thread.is_alive()
+    lines()
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_server_without_stdout_logs_nothing(
+    monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str], closed: bool
+) -> None:
+    stream = io.StringIO() if closed else None
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    handler = logs.configure()
+    logging.getLogger("tgi").info("nobody reads this")
+    handler.close()
+    assert logs.dropped_lines() == 1
+    monkeypatch.undo()
+    lines()
+
+
+def test_a_full_file_table_is_reported_once_a_minute(lines: Callable[[], str]) -> None:
+    logs.configure()
+    for _ in range(10):
+        logging.getLogger("trio.serve_listeners").error("accept returned EMFILE", exc_info=OSError())
+    assert len(lines().splitlines()) == 1

@@ -95,6 +95,7 @@ def test_every_name_type_label_and_bucket() -> None:
         *DURATIONS,
         *LIMITED,
         *OURS,
+        "tgi_log_dropped_lines",
         "tgi_batch_next_size",
         "tgi_request_skipped_tokens",
     }

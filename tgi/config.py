@@ -174,9 +174,13 @@ class Options:
     hostname: Annotated[
         str, flag(HTTP, "HOSTNAME", value="ADDRESS", vllm=["--host"], split=flags.address)
     ] = "0.0.0.0"
-    """IP address to listen on, or localhost. Any other name is treated as 0.0.0.0."""
+    """IP address or host name to listen on. :: listens on IPv4 too."""
     port: Annotated[Port, flag(HTTP, "PORT", short="-p")] = 3000
     """Port to listen on."""
+    uds: Annotated[Path | None, flag(HTTP, "UDS", value="PATH")] = None
+    """Unix socket to listen on instead of --hostname and --port."""
+    root_path: Annotated[str, flag(HTTP, "ROOT_PATH", value="PATH"), flags.ROUTE] = ""
+    """Prefix under which a proxy serves this server, such as /llm; paths with and without it are answered."""
     api_key: Annotated[
         tuple[str, ...], flag(HTTP, "API_KEY", "VLLM_API_KEY", value="KEY", split=flags.keys)
     ] = ()
@@ -242,8 +246,6 @@ class Options:
         self._check_keys()
         if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
-        if self.hostname != "localhost" and not flags.is_address(self.hostname):
-            yield f"--hostname {self.hostname} is not an IP address: listening on 0.0.0.0"
         if "," in str(self.recipe_cache or ""):
             raise OptionError("the folder name of --recipe-cache must not contain a comma")
         yield from self.ignored.warnings(environment)
@@ -263,13 +265,6 @@ class Options:
                 raise OptionError("an API key is empty: give a key, or leave out --api-key and API_KEY")
             if not (key.isascii() and key.isprintable()) or key != key.strip():
                 raise OptionError("an API key must be printable ASCII without surrounding spaces")
-
-    @property
-    def address(self) -> str:
-        """IP address to listen on."""
-        if self.hostname == "localhost":
-            return "127.0.0.1"
-        return self.hostname if flags.is_address(self.hostname) else "0.0.0.0"
 
     @property
     def compute_dtype(self) -> str:

@@ -31,7 +31,7 @@ def whole(_type: Any, tokens: Sequence[Token]) -> int:
 
 
 def _check_route(_type: Any, value: str | None) -> None:
-    if value is not None and (not value.startswith("/") or set("<>") & set(value)):
+    if value and (not value.startswith("/") or set("<>") & set(value)):
         raise ValueError("It must be a path, such as /predict.")
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from operator import mul
 
+from .log import dropped_lines
+
 CONTENT_TYPE = "text/plain; charset=utf-8"
 
 DURATIONS = tuple(accumulate([0.0001 * 1.5] + [1.5] * 34, mul))
@@ -237,6 +239,7 @@ class Metrics:
         self.preemptions = count("preemptions", "Sequences returned to the queue for lack of KV blocks")
         self.graph_compilations = count("graph_compilations", "Graphs compiled for steps", "phase")
         self.graph_misses = count("graph_misses", "Steps whose bucket had no graph")
+        self.log_dropped_lines = count("log_dropped_lines", "Lines of the log that could not be written")
         self.cpu_fallbacks = count("cpu_fallbacks", "Operations that fell back to the CPU")
         self.device_memory_bytes = gauge("device_memory_bytes", "Memory of the first device", "state")
 
@@ -247,6 +250,8 @@ class Metrics:
 
     def render(self) -> bytes:
         """Return the text that Prometheus scrapes, of type `CONTENT_TYPE`."""
+        if dropped := dropped_lines():
+            self.log_dropped_lines.set(dropped)
         return "".join(family.render() for family in self.families).encode()
 
 

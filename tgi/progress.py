@@ -17,10 +17,14 @@ _LINE_SECONDS = 10.0
 
 async def show_progress(lifecycle: Lifecycle, *, bar: bool | None = None) -> None:
     """Show the progress until the start is over; as a bar if stdout is a terminal or `bar` is true."""
-    if sys.stdout.isatty() if bar is None else bar:
+    if _is_terminal() if bar is None else bar:
         await _show_bar(lifecycle)
     else:
         await _write_lines(lifecycle)
+
+
+def _is_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
 
 
 async def _show_bar(lifecycle: Lifecycle) -> None:

@@ -8,12 +8,9 @@ finished or ended with an error event, ranks stopped.
 import functools
 import importlib.metadata
 import logging
-import math
-import os
 import platform
 import resource
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -24,6 +21,7 @@ from hypercorn.trio.run import worker_serve
 from hypercorn.utils import wrap_app
 
 from tgi import log as logs
+from tgi.api import transport
 from tgi.api.app import create_app
 from tgi.api.service import Service
 from tgi.config import OptionError, Options
@@ -33,6 +31,7 @@ from tgi.executor import EngineError
 from tgi.hub import HubError
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
+from tgi.listen import listen
 from tgi.metrics import Metrics
 from tgi.plugins import PLUGIN_TRACE, ConfigError
 from tgi.progress import show_progress
@@ -40,8 +39,6 @@ from tgi.progress import show_progress
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2.0
 """Seconds that connections have to send their last event once generation has ended; same for traces."""
-BACKLOG = 1024
-"""Length of the queue of connections waiting to be accepted."""
 MAX_FILES = 65_536
 """Limit of open files, hence of connections, to ask for: many systems allow only 1024 by default."""
 EXPECTED = (HubError, ConfigError, OptionError, EngineError)
@@ -50,17 +47,18 @@ EXPECTED = (HubError, ConfigError, OptionError, EngineError)
 
 def run(options: Options) -> int:
     """Serve until a signal or a failure; return the exit code."""
-    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     try:
-        listener = socket.create_server((options.address, options.port), family=family, backlog=BACKLOG)
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        return _explain(OptionError(f"cannot listen on {options.address} port {options.port}: {reason}"))
+        listeners = listen(options)
+    except OptionError as error:
+        return _explain(error)
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     try:
-        return trio.run(functools.partial(serve, options, Config(), Sockets([], [listener], []), signals))
+        return trio.run(functools.partial(serve, options, Config(), Sockets([], listeners, []), signals))
     except KeyboardInterrupt:
         return 130
+    finally:
+        if options.uds is not None:
+            options.uds.unlink(missing_ok=True)
 
 
 async def serve(
@@ -75,17 +73,22 @@ async def serve(
     A failure that the user can fix becomes one line on stderr; a defect raises.
     """
     traced = [PLUGIN_TRACE] if options.trace_plugins else []
-    logs.configure(options.log_level, json_output=options.json_output, traced=traced)
+    writer = logs.configure(options.log_level, json_output=options.json_output, traced=traced)
     _raise_file_limit()
     if options.env:
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
+    early: list[int] = []
+    for number in signals:  # before the receiver opens, and after it has closed
+        signal.signal(number, lambda number, _: early.append(number))
     try:
         for warning in options.checked():
             log.warning(warning)
         server.start_tracing()
         with trio.open_signal_receiver(*signals) as received:
             async with trio.open_nursery() as nursery:
+                for number in early:
+                    server.take_signal(number)
                 nursery.start_soon(server.count_signals, received)
                 if trigger is not None:
                     nursery.start_soon(server.await_trigger, trigger)
@@ -95,13 +98,14 @@ async def serve(
                 await server.live()
                 nursery.cancel_scope.cancel()
             await server.end_tracing()
-            with trio.move_on_after(0.01):  # take pending signals: trio raises those that nobody received
-                async for _ in received:
-                    pass
         if server.failure is not None:
             raise server.failure
     except Exception as error:
         return _explain(error)
+    finally:
+        writer.close()
+        for number in signals:  # one that comes while the process exits changes nothing
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 
@@ -146,12 +150,17 @@ class _Server:
 
     async def run_http(self, config: Config, sockets: Sockets) -> None:
         """Answer on the sockets until `closing`, then until every connection has ended."""
-        config.graceful_timeout = math.inf  # `live` decides when to cut connections
-        config.keep_alive_timeout = self.options.keep_alive_timeout
-        config.errorlog = config.accesslog = None
-        config.include_server_header = False
-        app = wrap_app(create_app(self.service), config.wsgi_max_body_size, "asgi")
-        await worker_serve(app, config, sockets=sockets, shutdown_trigger=self.closing.wait)
+        transport.configure(config, keep_alive_seconds=self.options.keep_alive_timeout)
+        app = create_app(self.service)
+        wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        async with trio.open_nursery() as nursery:
+
+            async def begin_to_close() -> None:
+                await self.closing.wait()
+                nursery.start_soon(transport.cut_bodies, app)
+
+            await worker_serve(wrapped, config, sockets=sockets, shutdown_trigger=begin_to_close)
+            nursery.cancel_scope.cancel()
         self.closed.set()
 
     async def run_engine(self) -> None:
@@ -163,14 +172,18 @@ class _Server:
             self.patience.cancel()
 
     async def count_signals(self, received: AsyncIterator[int]) -> None:
-        """Shut down at the first signal, at once at the second."""
+        """Take signals for ever."""
         async for number in received:
-            if self.patience.cancel_called:
-                continue
-            log.info("%s received, starting graceful shutdown", signal.Signals(number).name)
-            if self.stopping.is_set():
-                self.patience.cancel()
-            self.stopping.set()
+            self.take_signal(number)
+
+    def take_signal(self, number: int) -> None:
+        """Shut down at the first signal, at once at the second."""
+        if self.patience.cancel_called:
+            return
+        log.info("%s received, starting graceful shutdown", signal.Signals(number).name)
+        if self.stopping.is_set():
+            self.patience.cancel()
+        self.stopping.set()
 
     async def await_trigger(self, trigger: Callable[[], Awaitable[None]]) -> None:
         """Shut down when hypercorn does."""

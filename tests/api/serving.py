@@ -14,6 +14,7 @@ from hypercorn.trio import serve
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from tgi.api import transport
 from tgi.api.app import create_app
 from tgi.api.grammars import Grammars
 from tgi.api.service import Engine, ModelInfo, Service
@@ -189,8 +190,7 @@ async def serving(
         )
     config = Config()
     config.bind = ["127.0.0.1:0"]
-    config.errorlog = config.accesslog = None
-    config.keep_alive_timeout = keep_alive
+    transport.configure(config, keep_alive_seconds=keep_alive)
     async with aclosing(grammars), trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         (address,) = await nursery.start(functools.partial(serve, create_app(service), config))

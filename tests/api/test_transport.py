@@ -1,11 +1,18 @@
 """tgi-behaviour 1.2 to 1.4: methods, paths, media types, sizes, keys, CORS; and how connections end."""
 
+import contextlib
+import json
+import os
 import re
+from collections.abc import AsyncIterator
 
+import h2.events
 import pytest
 import trio
+from h2.config import H2Configuration
+from h2.connection import H2Connection
 
-from tgi.api import tcp
+from tgi.api import transport
 from tgi.api.app import create_app
 from tgi.config import Options
 from tgi.lifecycle import Phase
@@ -282,16 +289,16 @@ async def test_a_kept_connection_serves_request_after_request() -> None:
 
 async def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waited = trio.Event()
-    write = tcp.Connection._write
+    write = transport.Connection._write
 
-    async def write_and_tell(connection: tcp.Connection, data: bytes) -> None:
+    async def write_and_tell(connection: transport.Connection, data: bytes) -> None:
         try:
             await write(connection, data)
         finally:  # giving a client up may cancel the request that was writing
             waited.set()
 
-    monkeypatch.setattr(tcp, "STALLED_SECONDS", 0.3)
-    monkeypatch.setattr(tcp.Connection, "_write", write_and_tell)
+    monkeypatch.setattr(transport, "STALLED_SECONDS", 0.3)
+    monkeypatch.setattr(transport.Connection, "_write", write_and_tell)
     async with serving() as server, await server.connect() as stream:
         body = b'{"inputs":"%s"}' % (b"Hello " * 200_000)
         head = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -383,3 +390,122 @@ def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixtu
     run(main)
     assert "a defect while answering POST /generate_stream" in caplog.text
     assert "TypeError" in caplog.text
+
+
+async def raw(server: Server, request: bytes) -> bytes:
+    """Return the first bytes of the answer to these bytes."""
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        await stream.send_all(request)
+        return bytes(await stream.receive_some())
+
+
+@pytest.mark.parametrize("target", [b"?", b"?a=b", b"generate", b"#x"])
+async def test_a_target_that_is_no_path_is_400(target: bytes) -> None:
+    async with serving() as server:
+        answer = await raw(server, b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+async def test_a_status_has_its_reason_phrase() -> None:
+    async with serving() as server:
+        answer = await raw(server, b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
+
+
+@pytest.mark.parametrize(("size", "status"), [(60_000, b"200"), (70_000, b"431")])
+@pytest.mark.parametrize("piece", [1_000_000, 17_000, 30_000])
+async def test_headers_are_limited_however_tcp_cuts_them(size: int, status: bytes, piece: int) -> None:
+    request = b"GET /info HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCookie: " + b"x" * size + b"\r\n\r\n"
+    async with serving() as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        async with stream:
+            for begin in range(0, len(request), piece):
+                await stream.send_all(request[begin : begin + piece])
+                await trio.sleep(0.01)
+            answer = await stream.receive_some()
+    assert answer.split()[1] == status
+
+
+async def test_a_client_that_closes_leaves_no_socket_open() -> None:
+    async with serving(keep_alive=75) as server:
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(20):
+            stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+            async with stream:
+                await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert await stream.receive_some()
+        with trio.fail_after(5):
+            while len(os.listdir("/proc/self/fd")) > before:
+                await trio.sleep(0.01)
+
+
+class HTTP2:
+    """A client of HTTP/2 on one connection."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        self._connection.initiate_connection()
+        self.statuses: dict[int, str] = {}
+        self.ended: set[int] = set()
+
+    def begin(self, method: str, path: str, body: bytes | None = None, *, end: bool = True) -> int:
+        number: int = self._connection.get_next_available_stream_id()
+        names = {":method": method, ":path": path, ":scheme": "http", ":authority": "x"}
+        headers = [*names.items(), ("content-type", "application/json")]
+        self._connection.send_headers(number, headers, end_stream=body is None)
+        if body is not None:
+            self.send(number, body, end=end)
+        return number
+
+    def send(self, number: int, body: bytes, *, end: bool = True) -> None:
+        self._connection.send_data(number, body, end_stream=end)
+
+    async def finish(self, *numbers: int) -> None:
+        """Read until these streams have ended."""
+        await self._stream.send_all(self._connection.data_to_send())
+        while not self.ended.issuperset(numbers):
+            data = await self._stream.receive_some()
+            assert data, "the server has closed the connection"
+            for event in self._connection.receive_data(data):
+                if isinstance(event, h2.events.ResponseReceived):
+                    self.statuses[event.stream_id] = dict(event.headers)[":status"]
+                elif isinstance(event, h2.events.StreamEnded):
+                    self.ended.add(event.stream_id)
+                elif isinstance(event, h2.events.DataReceived):
+                    self._connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            await self._stream.send_all(self._connection.data_to_send())
+
+
+@contextlib.asynccontextmanager
+async def http2(server: Server) -> AsyncIterator[HTTP2]:
+    async with await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        yield HTTP2(stream)
+
+
+LONG = json.dumps({"inputs": "x", "parameters": {"max_new_tokens": 40}}).encode()
+
+
+async def test_http2_serves_more_than_a_thousand_requests_on_a_connection() -> None:
+    async with serving(step_seconds=0.01) as server, http2(server) as client:
+        for _ in range(999):
+            await client.finish(client.begin("GET", "/health"))
+        long = client.begin("POST", "/generate_stream", LONG)
+        await client.finish(*(client.begin("GET", "/health") for _ in range(5)))
+        await client.finish(long)
+        assert set(client.statuses.values()) == {"200"}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("POST", "/nope", "404"), ("PUT", "/generate", "405")]
+)
+async def test_http2_answers_before_the_end_of_a_body_without_cutting_others(
+    method: str, path: str, status: str
+) -> None:
+    async with serving(step_seconds=0.01) as server, http2(server) as client:
+        long = client.begin("POST", "/generate_stream", LONG)
+        refused = client.begin(method, path, b"x" * 1000, end=False)
+        await client.finish(refused)
+        client.send(refused, b"y" * 1000)
+        await client.finish(long)
+        assert client.statuses == {long: "200", refused: status}

@@ -10,12 +10,11 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
 
-from . import tcp
 from .answers import empty, json_answer, text_answer
-from .connection import HTTPConnection
 from .observe import begin_request
 from .routes import compat, docs, info, native, openai
 from .service import Service
+from .transport import HTTPConnection
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
@@ -24,14 +23,15 @@ VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
 def create_app(service: Service) -> QuartTrio:
-    """An ASGI application that answers for this service; needs hypercorn's trio worker, and adapts it."""
-    tcp.install()
+    """An ASGI application that answers for this service; needs `transport.configure`."""
     app = QuartTrio("tgi", static_folder=None)
     app.asgi_http_class = HTTPConnection
     app.config["RESPONSE_TIMEOUT"] = None  # a stream may take as long as it takes
     app.config["BODY_TIMEOUT"] = BODY_SECONDS
     app.config["MAX_CONTENT_LENGTH"] = service.options.payload_limit
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.config["RECEIVING"] = set()  # see HTTPConnection
+    app.config["ROOT_PATH"] = service.options.root_path.rstrip("/")
     app.url_map.merge_slashes = False
     app.register_blueprint(info.routes(service))
     app.register_blueprint(native.routes(service))

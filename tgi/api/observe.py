@@ -16,8 +16,8 @@ from tgi.errors import ApiError, DeadlineExceeded, ValidationError
 from tgi.metrics import Metrics
 from tgi.scheduler import Sequence
 
-from .connection import resources
 from .service import Service
+from .transport import resources
 
 if TYPE_CHECKING:
     from tgi.tracing import Tracer

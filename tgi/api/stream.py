@@ -16,8 +16,8 @@ from quart.wrappers.response import ResponseBody
 from tgi.errors import ApiError, DeadlineExceeded, IncompleteGenerationStream
 from tgi.scheduler import Token
 
-from .connection import resources
 from .generate import Receive
+from .transport import resources
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b":\n\n"

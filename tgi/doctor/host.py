@@ -3,10 +3,10 @@
 import errno
 import re
 import resource
-import socket
 from collections.abc import Iterator
 
 from tgi.config import Options
+from tgi.listen import ListenError, listen
 from tgi.plugins.check import Check, fail, ok, warn
 from tgi.plugins.machine import GIB, MIB, Machine
 
@@ -101,17 +101,14 @@ def check_files(options: Options, limit: int) -> Check:
 
 def check_port(options: Options) -> Check:
     """Check that the server could listen."""
-    name, address = "port", (options.address, options.port)
-    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind(address)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                advice = f"End that process (`ss -ltnp 'sport = :{options.port}'`), or choose another --port."
-                return fail(name, f"Port {options.port} is already in use.", advice)
-            found = f"The server cannot listen at {options.address}:{options.port}: {error.strerror}."
-            advice = "Choose a --port of 1024 or above, and a --hostname of this machine, such as 0.0.0.0."
-            return fail(name, found, advice)
+    name = "port"
+    try:
+        for listener in listen(options):
+            listener.close()
+    except ListenError as error:
+        if error.errno == errno.EADDRINUSE and options.uds is None:
+            advice = f"End that process (`ss -ltnp 'sport = :{options.port}'`), or choose another --port."
+            return fail(name, f"Port {options.port} is already in use.", advice)
+        advice = "Choose a --port of 1024 or above, and a --hostname of this machine, such as 0.0.0.0."
+        return fail(name, f"{error}.", advice)
     return ok(name, f"Port {options.port} is free.")

@@ -1,0 +1,217 @@
+"""Adaptations of hypercorn and quart-trio: their limits, their faults, and a shorter way to the socket.
+
+`configure` sets every default that matters, and replaces classes of hypercorn for which it has no setting.
+"""
+
+import http
+import logging
+import math
+import os
+from contextlib import ExitStack
+from typing import Any, cast
+
+import h2.events
+import h11
+import hypercorn.protocol
+import hypercorn.trio.run
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    H11SendableEvent,
+)
+from quart import request
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
+
+log = logging.getLogger(__name__)
+STALLED_SECONDS = 60.0
+"""Seconds after which a client that reads nothing is disconnected."""
+LAST_SEND_SECONDS = 30.0
+"""Seconds that the end of an answer may wait for a client that does not read."""
+LINGER_SECONDS = 1.0
+"""Seconds that a client may go on sending its body after it has been answered."""
+DRAIN_BODY_SECONDS = 5.0
+"""Seconds that clients have to complete their bodies once the server is shutting down."""
+MAX_HEADER_BYTES = 64 * 1024
+"""Maximum size of a request's headers; larger ones are answered with 431."""
+_RECEIVE_BYTES = 64 * 1024
+_REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
+_RESOURCES = "tgi.resources"
+
+
+def configure(config: Config, *, keep_alive_seconds: float) -> None:
+    """Set hypercorn's limits, and adapt it in this process."""
+    config.accesslog = config.errorlog = None  # requests are logged by tgi.api.observe
+    config.include_server_header = False
+    config.graceful_timeout = math.inf  # tgi.server decides when to cut connections
+    config.keep_alive_timeout = keep_alive_seconds
+    config.keep_alive_max_requests = 2**62  # HTTP/2 would close a connection under its running streams
+    config.read_timeout = None  # a client that reads a stream sends nothing
+    # Two reads more than may be accepted: h11 refuses only heads that are still incomplete, and so, with a
+    # smaller value, refuses the same head or not depending on how TCP cuts it.
+    config.h11_max_incomplete_size = MAX_HEADER_BYTES + 2 * _RECEIVE_BYTES
+    config.h2_max_header_list_size = MAX_HEADER_BYTES
+    config.h2_max_concurrent_streams = 256  # beyond, clients wait by themselves
+    hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[attr-defined,misc]
+    hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[attr-defined,misc]
+
+
+class Connection(TCPServer):
+    """A TCP connection that writes at once, limits how long a write may wait, and fails alone.
+
+    hypercorn writes through a lock, a cancel scope and trio's checkpoints; for the small events of hundreds
+    of streams that costs more than all else. It shields writes without a limit, so that a client that stops
+    reading could keep the process from ending. An error of one connection, such as a method of HTTP/2 that is
+    not ASCII, ends the server.
+    """
+
+    async def run(self) -> None:
+        """Serve the connection to its end and close it; raise nothing but a cancellation."""
+        try:
+            await super().run()
+        except* Exception as failures:
+            failed = failures.exceptions[0]
+            while isinstance(failed, ExceptionGroup):
+                failed = failed.exceptions[0]
+            shown = failures if log.isEnabledFor(logging.DEBUG) else None
+            log.warning("a connection was lost: %s: %s", type(failed).__name__, failed, exc_info=shown)
+
+    async def protocol_send(self, event: Event) -> None:
+        """Write, at once if the socket has room; return quietly if the client has gone."""
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+            return
+        data = event.data
+        if not self.send_lock.locked():
+            data = data[self._write_now(data) :]
+        if data:
+            async with self.send_lock:
+                await self._write(data)
+
+    def _write_now(self, data: bytes) -> int:
+        """Return the number of bytes that the socket took without waiting."""
+        if not isinstance(self.stream, trio.SocketStream):  # TLS
+            return 0
+        try:
+            return os.write(self.stream.socket.fileno(), data)
+        except OSError:  # full, or closed: `_write` finds out
+            return 0
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            with trio.fail_after(STALLED_SECONDS) as scope:
+                scope.shield = True
+                await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await trio.aclose_forcefully(self.stream)
+            await self.protocol.handle(Closed())
+
+    async def _read_data(self) -> None:
+        """Read until the client closes, then stop the keep-alive timer, which would keep the socket open."""
+        await super()._read_data()
+        await self.idle_task.stop()
+
+
+class _HTTP1(H11Protocol):
+    """HTTP/1.1 with reason phrases, which some clients show to people."""
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        if isinstance(event, h11.Response):
+            reason = _REASONS.get(event.status_code, b"")
+            event = h11.Response(status_code=event.status_code, headers=event.headers, reason=reason)
+        await super()._send_h11_event(event)
+
+
+class _HTTP2(H2Protocol):
+    """HTTP/2 that survives data for a stream that has been answered already."""
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
+                self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            else:
+                await super()._handle_events([event])
+        await self._flush()
+
+
+class HTTPConnection(TrioASGIHTTPConnection):
+    """One request, with a stack of resources that are released however it ends.
+
+    The end of an answer is shielded: hypercorn reports a disconnect as soon as it is sent, quart-trio cancels
+    the request for that, and hypercorn would never close the connection. It also waits for the end of the
+    body: hypercorn closes the connection of a client that is still sending, which would lose the answer.
+    """
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:  # noqa: D102
+        status = self._refusal()
+        if status:
+            headers = [(b"content-length", b"0"), (b"connection", b"close")]
+            await send(
+                {"type": "http.response.start", "status": status, "headers": headers, "trailers": False}
+            )
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        received = trio.Event()
+        receiving: set[trio.CancelScope] = self.app.config["RECEIVING"]
+
+        async def receive_and_note() -> ASGIReceiveEvent:
+            """Return the next message; a disconnect if `cut_bodies` gives up waiting for it."""
+            if received.is_set():
+                return await receive()
+            message: ASGIReceiveEvent = {"type": "http.disconnect"}
+            with trio.CancelScope() as scope:
+                receiving.add(scope)
+                try:
+                    message = await receive()
+                finally:
+                    receiving.remove(scope)
+            if not message.get("more_body", False):  # the end of the body, or of the connection
+                received.set()
+            return message
+
+        async def send_end_shielded(message: ASGISendEvent) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.move_on_after(LINGER_SECONDS):
+                    await received.wait()
+                with trio.move_on_after(LAST_SEND_SECONDS, shield=True):
+                    await send(message)
+            else:
+                await send(message)
+
+        with ExitStack() as stack:
+            cast(dict[str, Any], self.scope)[_RESOURCES] = stack
+            await super().__call__(receive_and_note, send_end_shielded)
+
+    def _refusal(self) -> int:
+        """Return the status for a request that quart cannot take, else 0; strip --root-path."""
+        if sum(len(name) + len(value) for name, value in self.scope["headers"]) > MAX_HEADER_BYTES:
+            return 431
+        path, root = self.scope["path"], self.app.config["ROOT_PATH"]
+        if root and (path == root or path.startswith(f"{root}/")):
+            path = self.scope["path"] = path[len(root) :] or "/"
+        return 0 if path.startswith("/") or "://" in path or path == "*" else 400
+
+
+async def cut_bodies(app: QuartTrio) -> None:
+    """End requests whose bodies are not complete, every DRAIN_BODY_SECONDS, until cancelled."""
+    while True:
+        await trio.sleep(DRAIN_BODY_SECONDS)
+        for scope in app.config["RECEIVING"]:
+            scope.cancel()
+
+
+def resources() -> ExitStack:
+    """Return the stack that is closed when the current request, its stream included, has ended.
+
+    Leaving what is entered here must not need an await.
+    """
+    return cast(ExitStack, cast(dict[str, Any], request.scope)[_RESOURCES])
