@@ -1,4 +1,4 @@
-"""Faults of a machine and its cards, each planted in a host that is else in order, or a simulated Gaudi."""
+"""Faults of a machine and its cards, each planted in an otherwise healthy host, or in a simulated Gaudi."""
 
 import contextlib
 import os
@@ -33,7 +33,7 @@ from .hosts import PAGE, SOFTWARE, SOMEBODY, gaudi_host, plain_host
 Fault = Callable[[Path], Check]
 DOCTOR = GAUDI.open_doctor()
 FAULTS: dict[str, Fault] = {}
-"""By what is wrong, in the words of docs/doctor.md."""
+"""Functions that plant a fault and make its check, by the fault's name in docs/doctor.md."""
 
 
 def fault(what: str) -> Callable[[Fault], Fault]:
@@ -218,7 +218,7 @@ FAULTS |= {
 
 @contextlib.contextmanager
 def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
-    """A simulated Gaudi2, some of whose methods are others."""
+    """Open a simulated Gaudi2 with some attributes replaced."""
     with open_card("gaudi2-lazy") as device, torch.inference_mode():
         assert isinstance(device, SimulatedHpu)
         for name, value in planted.items():
@@ -274,16 +274,16 @@ def no_memory(_: Path) -> Check:
 
 @fault("--device hpu without Intel's software")
 def no_software(place: Path) -> Check:
-    said: list[Any] = []
+    messages: list[Any] = []
     os.environ.setdefault("PT_HPU_LAZY_MODE", "0")
-    probe.run("hpu", 1, Shard(), place / "ranks", said.append)
-    assert said[0] == "device"
-    assert isinstance(said[1], Check)
-    return said[1]
+    probe.run("hpu", 1, Shard(), place / "ranks", messages.append)
+    assert messages[0] == "device"
+    assert isinstance(messages[1], Check)
+    return messages[1]
 
 
 class Changed(torch.overrides.TorchFunctionMode):
-    """A device on which a function gives something else."""
+    """Mode in which a function of torch returns something else."""
 
     def __init__(self, name: str, result: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hosts that are made up: a folder with the files that the doctor looks at, and what hl-smi would say."""
+"""Made-up hosts: a folder with the files that the doctor reads, and the output of hl-smi."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ def write(root: Path, files: Mapping[str, str]) -> None:
 
 
 def plain_host(root: Path, files: Mapping[str, str] = {}, **other: Any) -> Machine:
-    """One without cards, in which all is well but for `files` and `other`."""
+    """Return a host without cards, in which all is well but for `files` and `other`."""
     write(
         root,
         {
@@ -44,7 +44,7 @@ def plain_host(root: Path, files: Mapping[str, str] = {}, **other: Any) -> Machi
             **files,
         },
     )
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "root": root,
         "environ": {},
         "version": lambda name: SOFTWARE.get(name, ""),
@@ -54,7 +54,7 @@ def plain_host(root: Path, files: Mapping[str, str] = {}, **other: Any) -> Machi
         "cores": 8,
         "memory": (64 * GIB, 32 * GIB),
     }
-    return Machine(**(given | other))
+    return Machine(**(fields | other))
 
 
 def gaudi_host(
@@ -68,19 +68,20 @@ def gaudi_host(
     page: str = PAGE + NOBODY,
     **other: Any,
 ) -> Machine:
-    """One with Gaudi2 cards, four at each of two sockets, in which all is well but for what is given."""
-    made = {
+    """Return a host with Gaudi2 cards, four at each of two sockets, in which all is well but for the
+    arguments."""
+    present = {
         "proc/self/status": "Name:\tpython\nCpus_allowed_list:\t0-3,8-11\n",
         "sys/module/habanalabs/version": driver,
     }
     for number in range(cards):
         bus = f"sys/bus/pci/devices/0000:{number:02d}:00.0"
         node = str(number // 4) if cards > 4 else "0"
-        made |= {f"{bus}/vendor": "0x1da3\n", f"{bus}/device": "0x1020\n", f"{bus}/numa_node": f"{node}\n"}
-        made |= {f"dev/accel/accel{number}": "", f"dev/accel/accel_controlD{number}": ""}
-        made[f"sys/class/accel/accel{number}/device/status"] = "Operational\n"
+        present |= {f"{bus}/vendor": "0x1da3\n", f"{bus}/device": "0x1020\n", f"{bus}/numa_node": f"{node}\n"}
+        present |= {f"dev/accel/accel{number}": "", f"dev/accel/accel_controlD{number}": ""}
+        present[f"sys/class/accel/accel{number}/device/status"] = "Operational\n"
     for node, cores in enumerate(("0-3", "8-11")):
-        made[f"sys/devices/system/node/node{node}/cpulist"] = f"{cores}\n"
+        present[f"sys/devices/system/node/node{node}/cpulist"] = f"{cores}\n"
     table = "".join(
         f"{n}, HL-225, 0000:{n:02d}:00.0, {driver}, {n}, 98304 MiB, {used} MiB\n" for n in range(cards)
     )
@@ -92,4 +93,4 @@ def gaudi_host(
     def run(command: Sequence[str]) -> str | None:
         return {"-Q": table, "-L": listed}.get(command[1], "") if len(command) > 1 else page
 
-    return plain_host(root, {**made, **files}, **({"run": run} | other))
+    return plain_host(root, {**present, **files}, **({"run": run} | other))

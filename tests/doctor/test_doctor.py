@@ -1,4 +1,4 @@
-"""The doctor as a whole: nothing to say where nothing is wrong, and what a user gets to see."""
+"""The doctor as a whole: a healthy host has no faults, and the output is as promised."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from .hosts import PAGE, SOMEBODY, gaudi_host, plain_host
 DOCTOR = [sys.executable, "-m", "tgi", "doctor", "--port", "0"]
 
 
-def test_a_host_with_gaudi_in_order(tmp_path: Path) -> None:
+def test_a_healthy_host_with_gaudi(tmp_path: Path) -> None:
     machine, options = gaudi_host(tmp_path), Options(device="hpu", num_shard=8, port=0, recipe_cache=tmp_path)
     doctors = (GaudiDoctor(), CpuDoctor())
     checks = [*check_host(machine, options), *(c for d in doctors for c in d.checks(machine, options))]
@@ -38,38 +38,38 @@ def test_a_host_with_gaudi_in_order(tmp_path: Path) -> None:
     assert found["visible cards"] == "8 cards for 8 ranks."
 
 
-def test_cards_that_nobody_asks_for(tmp_path: Path) -> None:
+def test_idle_cards_are_reported(tmp_path: Path) -> None:
     found = next(c for c in examine(Options(port=0, threads=1), gaudi_host(tmp_path)) if c.name == "cards")
     assert found.state == "warn"
     assert found.found == "8 cards for --device hpu are here, and --device is cpu."
 
 
-def test_without_a_card_none_is_opened(tmp_path: Path) -> None:
+def test_a_device_without_cards_is_not_opened(tmp_path: Path) -> None:
     names = [check.name for check in examine(Options(device="hpu", port=0), plain_host(tmp_path))]
     assert names[-2:] == ["software", "cards"]
 
 
-def test_a_host_with_gpus_in_order(tmp_path: Path) -> None:
+def test_a_healthy_host_with_gpus(tmp_path: Path) -> None:
     machine = plain_host(tmp_path, GPUS, run=lambda _: "0, 3, 570.86.15\n1, 3, 570.86.15\n")
     found = list(NvidiaDoctor().checks(machine, Options(device="cuda", num_shard=2)))
     assert [check.state for check in found] == ["ok"] * 3
     assert found[-1].found == "No process uses the GPUs. Driver 570.86.15."
 
 
-def test_sharding_without_cards(tmp_path: Path) -> None:
+def test_sharding_without_cards_fails(tmp_path: Path) -> None:
     machine = plain_host(tmp_path, environ={"HABANA_VISIBLE_MODULES": "3"})
     [found] = examine(Options(device="hpu", sharded="true"), machine)
     assert (found.name, found.state) == ("ranks", "fail")
 
 
-def test_a_device_that_there_is_not(tmp_path: Path) -> None:
+def test_an_unknown_device_fails(tmp_path: Path) -> None:
     last = list(examine(Options(device="tpu", port=0), plain_host(tmp_path)))[-1]
     assert last.state == "fail"
     assert last.advice.startswith("Choose --device from cpu, ")
 
 
 @pytest.mark.parametrize("release", RELEASES)
-def test_every_release_goes_with_its_own_torch(release: str) -> None:
+def test_each_release_needs_its_own_torch(release: str) -> None:
     torch, pythons = RELEASES[release]
     plugin = f"{release}.0.555" if release.count(".") == 1 else f"{release}.555"
     versions = {
@@ -81,7 +81,7 @@ def test_every_release_goes_with_its_own_torch(release: str) -> None:
     assert check_software({**versions, "torch": "2.3.0"}).state == "fail"
 
 
-def test_what_hl_smi_says() -> None:
+def test_hl_smis_output_is_parsed() -> None:
     lines = (
         "0, HL-225, 0000:19:00.0, 1.24.1-3bf9e81, 3, 98304 MiB, 768 MiB",
         "# one",
@@ -100,7 +100,7 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_on_this_cpu_as_json() -> None:
+def test_this_cpu_as_json() -> None:
     done = run("--json", "--threads", "1")
     checks = {check["name"]: check for check in json.loads(done.stdout)}
     assert list(checks)[:5] == ["cores", "memory", "shared memory", "open files", "port"]
@@ -109,7 +109,7 @@ def test_on_this_cpu_as_json() -> None:
     assert done.returncode == any(check["state"] == "fail" for check in checks.values())
 
 
-def test_on_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
+def test_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
     done = run("--device", "hpu-sim", "--num-shard", "2", "--threads", "1", "--recipe-cache", str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
@@ -129,7 +129,7 @@ def test_on_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
     assert {shown[name] for name in (*probes, "all-reduce", "recipe cache")} == {"ok"}
 
 
-def test_this_machine_is_looked_at_without_torch() -> None:
+def test_this_machine_is_checked_without_torch() -> None:
     code = "import sys, tgi.doctor.show; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert Machine().cores == len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""docs/doctor.md lists faults with what the doctor says of them: each is planted, and it says so."""
+"""Each fault in docs/doctor.md is planted, and the doctor says of it what the page says."""
 
 from pathlib import Path
 
@@ -14,11 +14,11 @@ ROWS = {row[0]: row[1:] for row in LINES if len(row) == 5 and row[2] in ("warn",
 
 
 @pytest.mark.parametrize("what", FAULTS)
-def test_each_fault_is_told_with_what_to_do(what: str, tmp_path: Path) -> None:
+def test_each_fault_is_reported_with_advice(what: str, tmp_path: Path) -> None:
     found = FAULTS[what](tmp_path)
     assert found.state != "ok"
     assert [found.name, found.state, found.found, found.advice] == ROWS[what]
 
 
-def test_the_page_lists_these_faults_only() -> None:
+def test_the_page_lists_exactly_these_faults() -> None:
     assert list(ROWS) == list(FAULTS)
