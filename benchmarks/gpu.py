@@ -28,8 +28,9 @@ import attrs
 import torch
 from make_checkpoint import COMMON, SHAPES
 
+from tgi.layers.loading import describe
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Bucket, Load, Result, Step, ints
+from tgi.protocol import Bucket, Describe, Load, Result, Step, ints
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.driver import lane_params
 from tgi.testing.models import make_llama
@@ -221,7 +222,7 @@ def measure_decode(options: argparse.Namespace, folder: Path, rows: int, block: 
     times = run(runner, (work.decode(next(positions)) for _ in range(steps)))
     seconds = statistics.median(b - a for a, b in itertools.pairwise(times[2:]))
     config = runner.config
-    weights = sum(weight.size(1) for weight in config.weights()) - config.vocab_size * config.hidden_size
+    weights = parameters(folder) - config.vocab_size * config.hidden_size
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim
     cached = rows * (options.context + steps // 2) * token
     least = (weights + cached) * runner.dtype.itemsize / bandwidth(runner)
@@ -244,7 +245,7 @@ def measure_prefill(options: argparse.Namespace, folder: Path, rows: int, block:
     times = run(runner, (step for _ in range(12)))
     seconds = statistics.median(b - a for a, b in itertools.pairwise(times[2:]))
     config = runner.config
-    numbers = sum(weight.size(1) for weight in config.weights()) - 2 * config.vocab_size * config.hidden_size
+    numbers = parameters(folder) - 2 * config.vocab_size * config.hidden_size
     attention = 2 * config.num_layers * config.num_heads * config.head_dim * length * length * rows
     work_done = 2 * numbers * rows * length + attention
     least = work_done / multiplications(runner, 8192 if options.device == "cuda" else 512)
@@ -254,6 +255,12 @@ def measure_prefill(options: argparse.Namespace, folder: Path, rows: int, block:
         f"{'' if resting is None else f'{resting:.1%}'} |",
         flush=True,
     )
+
+
+def parameters(folder: Path) -> int:
+    """Numbers in the weights, those of the head apart from those of the embedding."""
+    command = Describe(folder=str(folder), architecture="LlamaForCausalLM", ranks=1, dtype="auto", dummy=True)
+    return describe(command).parameters
 
 
 def random_prompts(rows: int, length: int, vocab: int) -> list[list[int]]:

@@ -75,7 +75,8 @@ def resident() -> tuple[int, int]:
 
 
 def load_tgi(folder: Path, shard: tuple[int, int, str], dummy: bool, threads: int) -> dict[str, float]:
-    from tgi.protocol import Load
+    from tgi.layers.loading import describe
+    from tgi.protocol import Describe, Load
     from tgi.weights import Shard
     from tgi.worker.runner import Runner, open_device
 
@@ -95,9 +96,13 @@ def load_tgi(folder: Path, shard: tuple[int, int, str], dummy: bool, threads: in
         device.connect(Shard(rank, ranks), Path(store))
     with Peak() as peak:
         began, before = time.perf_counter(), time.process_time()
-        runner = Runner.load(command, Shard(rank, ranks), device)
+        Runner.load(command, Shard(rank, ranks), device)
         seconds, worked = time.perf_counter() - began, time.process_time() - before
-    kept = sum(weight.size(ranks) for weight in runner.config.weights()) * 2
+    kept = describe(
+        Describe(
+            folder=str(folder), architecture=command.architecture, ranks=ranks, dtype="bfloat16", dummy=dummy
+        )
+    ).weight_bytes
     return {"seconds": seconds, "cpu": worked, "own": peak.own, "mapped": peak.mapped, "weights": kept}
 
 

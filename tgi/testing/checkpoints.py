@@ -4,10 +4,14 @@ The weights are drawn so that the activations stay near unit variance and attent
 rotation, mask or scale changes the logits visibly, which it does not with those that transformers draws.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from tgi.layers.loading import describe
+from tgi.protocol import Describe, Described
 
 from .models import make_tokenizer
 
@@ -31,3 +35,13 @@ def make_checkpoint(folder: Path | str, config: Any, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     make_tokenizer(folder, config.vocab_size)
     return folder
+
+
+def describe_config(
+    folder: Path, config: dict[str, Any], *, ranks: int = 1, dtype: str = "bfloat16"
+) -> Described:
+    """Describe the model of a config.json, which is written to `folder`, without weights."""
+    (folder / "config.json").write_text(json.dumps(config))
+    (architecture, *_) = config["architectures"]
+    command = Describe(folder=str(folder), architecture=architecture, ranks=ranks, dtype=dtype, check=False)
+    return describe(command)

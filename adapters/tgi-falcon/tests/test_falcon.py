@@ -9,6 +9,7 @@ from transformers.models.falcon import modeling_falcon
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
+from tgi.testing.checkpoints import describe_config
 from tgi.testing.falcon import VARIANTS, falcon_config, falcon_tensors, make_falcon, repository_config
 
 SWITCHES = {
@@ -74,8 +75,8 @@ def test_defaults_of_the_code_in_the_models_repositories():
 
 
 @pytest.mark.parametrize("alibi", [True, False])
-def test_slopes_take_memory(alibi):
-    assert read_config(JsonReader(falcon_config("rw", alibi=alibi))).changes_scores == alibi
+def test_slopes_take_memory(tmp_path, alibi):
+    assert describe_config(tmp_path, falcon_config("rw", alibi=alibi)).changes_scores == alibi
 
 
 SLOPES_OF_12 = [2**-i for i in range(1, 9)] + [2 ** -(i + 0.5) for i in range(4)]
@@ -101,11 +102,11 @@ def test_alibi_is_not_rounded(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_weights_are_those_of_the_checkpoint(name):
+def test_weights_are_those_of_the_checkpoint(tmp_path, name):
     variant, changes = SWITCHES[name]
     config = falcon_config(variant, **changes)
-    shapes = {key: tuple(tensor.shape) for key, tensor in falcon_tensors(config).items()}
-    assert {w.name: w.shape for w in read_config(JsonReader(config)).weights()} == shapes
+    shapes = {key: list(tensor.shape) for key, tensor in falcon_tensors(config).items()}
+    assert {each.name: each.shape for each in describe_config(tmp_path, config).tensors} == shapes
 
 
 BIG = {
@@ -125,12 +126,11 @@ BIG = {
     ("variant", "parameters", "ranks"),
     [("rw", 1_414_647_808, 32), ("7b", 7_217_189_760, 1), ("180b", 179_522_565_120, 8)],
 )
-def test_models_that_everybody_knows(variant, parameters, ranks):
+def test_models_that_everybody_knows(tmp_path, variant, parameters, ranks):
     """By the metadata of their files, which have a head apart; but RW-1B's, which is 1,311,625,216."""
-    config = read_config(JsonReader(falcon_config(variant, **BIG[variant])))
-    assert sum(weight.size() for weight in config.weights()) == parameters
-    possible = [count for count in range(1, 65) if config.divides(count)]
-    assert possible[-1] == ranks, possible
+    described = describe_config(tmp_path, falcon_config(variant, **BIG[variant]))
+    assert described.parameters == parameters
+    assert [count for count in described.possible_ranks if count <= 64][-1] == ranks
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
+from tgi.testing.checkpoints import describe_config
 from tgi.testing.driver import make_driver
 from tgi.testing.models import llama_config, llama_tensors, make_llama
 from tgi.testing.rank_processes import on_ranks
@@ -150,12 +151,11 @@ def test_bfloat16_is_close_to_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
-def test_weights_are_those_of_the_checkpoint(config):
+def test_weights_are_those_of_the_checkpoint(tmp_path, config):
     config = {key: value for key, value in {**llama_config(), **config}.items() if value is not None}
     tensors = llama_tensors(config)
-    weights = read_config(JsonReader(config)).weights()
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    assert {weight.name: weight.shape for weight in weights} == shapes
+    shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    assert {each.name: each.shape for each in describe_config(tmp_path, config).tensors} == shapes
 
 
 SMALL = {
@@ -173,7 +173,7 @@ LARGE = {
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [(SMALL, 8_030_261_248), (LARGE, 70_553_706_496)])
-def test_parameters_of_models_that_everybody_knows(shape, parameters):
+def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
     """Llama-3.1-8B and 70B; Meta says 8.03 and 70.6 billion."""
     config = llama_config(vocab_size=128256, num_key_value_heads=8, **shape)
-    assert sum(weight.size() for weight in read_config(JsonReader(config)).weights()) == parameters
+    assert describe_config(tmp_path, config).parameters == parameters

@@ -6,6 +6,7 @@ from tgi_mistral.plugin import read_config
 from tgi.plugins import JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
+from tgi.testing.checkpoints import describe_config
 from tgi.testing.models import llama_tensors, make_mistral, mistral_config
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -42,11 +43,12 @@ def test_text_is_that_of_transformers(tmp_path, window):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_weights_are_those_of_the_checkpoint(name):
+def test_weights_are_those_of_the_checkpoint(tmp_path, name):
     config = mistral_config(**SWITCHES[name])
-    weights = read_config(JsonReader(config)).weights()
-    shapes = {key: tuple(tensor.shape) for key, tensor in llama_tensors(config).items()}
-    assert {weight.name: weight.shape for weight in weights} == shapes
+    described = describe_config(tmp_path, config)
+    shapes = {key: list(tensor.shape) for key, tensor in llama_tensors(config).items()}
+    assert {each.name: each.shape for each in described.tensors} == shapes
+    assert [group.window for group in described.groups] == [config["sliding_window"]]
 
 
 def test_what_config_json_leaves_out():
@@ -68,7 +70,7 @@ NEMO = {"hidden_size": 5120, "num_hidden_layers": 40, "vocab_size": 131072, "hea
 
 
 @pytest.mark.parametrize(("shape", "parameters"), [(V1, 7_241_732_096), (NEMO, 12_247_782_400)])
-def test_parameters_of_models_that_everybody_knows(shape, parameters):
+def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
     """Mistral-7B-v0.1 and Nemo, by the metadata of their files."""
     config = mistral_config(**SMALL, **shape)
-    assert sum(weight.size() for weight in read_config(JsonReader(config)).weights()) == parameters
+    assert describe_config(tmp_path, config).parameters == parameters
