@@ -25,12 +25,11 @@ from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, floats, ints
 from tgi.sampling import SamplingParams
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence
+from tgi.testing.builders import make_allocator
 from tgi.text.stopping import StoppingCriteria
 
 LIMITS = Limits(max_batch_size=128, max_total_tokens=4096, max_batch_prefill_tokens=4096, block_size=128)
@@ -177,7 +176,7 @@ def measure(workload: str, card: str, strategy: str, buckets: Buckets, share: fl
 
 def serve(workload: str, card: str, buckets: Buckets, share: float, seed: int) -> Run:
     rng, make = random.Random(seed), WORKLOADS[workload]
-    run = Run(Schedule(LIMITS, buckets, BlockAllocator(LIMITS, [BlockPool(BLOCKS, 128)])), costs_of(card))
+    run = Run(Schedule(LIMITS, buckets, make_allocator(LIMITS, BLOCKS)), costs_of(card))
     run.serve(iter(lambda: make(rng), None), share)
     return run
 

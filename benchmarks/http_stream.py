@@ -39,10 +39,9 @@ from tgi.plugins import DeviceSpec
 from tgi.protocol import LaneParams, Result, Step, decode_report, encode, floats, frame, ints, unpack_ints
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Scheduler, Sequence, Token
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import Schedule, plan
+from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor
 from tgi.testing.models import make_tokenizer
 from tgi.text.chat_template import ChatTemplates
@@ -88,7 +87,9 @@ def run_server(ready: Connection, clients: int, step_seconds: float) -> None:
         tokenizer = Tokenizer.from_folder(Path(folder))
         lifecycle = Lifecycle(phase=Phase.READY)
         of = limits(clients)
-        scheduler = Scheduler(FakeExecutor(token_of, step_seconds), of, Buckets(of), 40 * clients, Metrics())
+        scheduler = Scheduler(
+            FakeExecutor(token_of, step_seconds), of, Buckets(of), make_allocator(of, 40 * clients), Metrics()
+        )
         info = ModelInfo(
             model_id="fake", served_name="fake", dtype="none", device="fake", vocab_size=VOCABULARY
         )
@@ -178,8 +179,7 @@ class Sink:
 
 def running_schedule(rows: int, tokenizer: Tokenizer) -> Schedule:
     of = limits(rows)
-    allocator = BlockAllocator(of, [BlockPool(40 * rows, DEVICE.block_size)])
-    schedule = Schedule(of, Buckets(of), allocator)
+    schedule = Schedule(of, Buckets(of), make_allocator(of, 40 * rows))
     rng = random.Random(0)
     for _ in range(rows):
         prompt = [rng.randrange(4, 260) for _ in range(100)]

@@ -22,11 +22,10 @@ from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Sequence, State
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import TIES, PlannedStep, Schedule, plan
 from tgi.scheduler.warming import warm_up_step
+from tgi.testing.builders import make_allocator
 from tgi.testing.driver import load_command
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
@@ -193,7 +192,7 @@ class Engine:
             runner=runner,
             tokenizer=tokenizer,
             buckets=buckets,
-            schedule=make_schedule(buckets, BLOCKS),
+            schedule=Schedule(LIMITS, buckets, make_allocator(LIMITS, BLOCKS)),
             matchers={spec: compiler.compile(spec) for spec in GRAMMARS},
             card=card,
             guard=guard,
@@ -202,7 +201,7 @@ class Engine:
     def run(self, workload: Workload) -> list[Trace]:
         """Carry it out to the end; one trace per request."""
         if not workload.warm or workload.blocks != self.schedule.allocator.widest.total:
-            self.schedule = make_schedule(self.buckets, workload.blocks)
+            self.schedule = Schedule(LIMITS, self.buckets, make_allocator(LIMITS, workload.blocks))
         before = attrs.evolve(self.schedule)
         traces = [Trace() for _ in workload.requests]
         sequences = [self._sequence(*pair) for pair in zip(workload.requests, traces, strict=True)]
@@ -309,10 +308,6 @@ class Engine:
                 block for row in planned.rows for block in row.sequence.tables[0].blocks[: row.start // size]
             ],
         )
-
-
-def make_schedule(buckets: Buckets, blocks: int) -> Schedule:
-    return Schedule(LIMITS, buckets, BlockAllocator(LIMITS, [BlockPool(blocks, LIMITS.block_size)]))
 
 
 def _large(step: Step) -> int:

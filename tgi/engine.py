@@ -37,6 +37,8 @@ from tgi.planning.workload import ShapeCounts
 from tgi.plugins import ConfigError
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Scheduler
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
@@ -129,10 +131,11 @@ async def _warm_scheduler(
     if loaded[0].total_bytes:
         metrics.device_memory_bytes.set(loaded[0].total_bytes, state="total")
     await executor.allocate(blocks + 1)
+    pool = BlockPool(blocks, limits.block_size, limits.window)
+    allocator = BlockAllocator(limits, [pool], prefix_limit(model, options))
     scheduler = Scheduler(
-        executor, limits, buckets, blocks, metrics,
-        prefix_limit=prefix_limit(model, options), count_shape=None if shapes is None else shapes.add,
-    )  # fmt: skip
+        executor, limits, buckets, allocator, metrics, count_shape=None if shapes is None else shapes.add
+    )
     service.lifecycle.enter("warming up", expected=expected_warm_up(model, buckets))
     await scheduler.warm_up(
         _warm_up_report(service),

@@ -23,6 +23,7 @@ from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.scheduler import Buckets, Scheduler
+from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
@@ -174,7 +175,7 @@ async def serving(
     """A server with this model, ready unless another phase is given."""
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     executor = FakeExecutor(script or counting(290), step_seconds)
-    scheduler = Scheduler(executor, limits, Buckets(limits), BLOCKS, metrics)
+    scheduler = Scheduler(executor, limits, Buckets(limits), make_allocator(limits, BLOCKS), metrics)
     service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
     tokenizer = make_tokenizer(bos)
     grammars = Grammars(GrammarCompiler(tokenizer, info.vocab_size))

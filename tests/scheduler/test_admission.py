@@ -6,7 +6,7 @@ import pytest
 from tgi.limits import Limits
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.policy import Schedule, plan
-from tgi.testing.builders import make_schedule, make_sequence
+from tgi.testing.builders import make_allocator, make_sequence
 
 LIMITS = Limits(
     max_total_tokens=2048, max_batch_size=64, max_batch_prefill_tokens=2048, waiting_served_ratio=1.2
@@ -14,7 +14,7 @@ LIMITS = Limits(
 
 
 def new_schedule(limits: Limits, blocks: int = 1000) -> Schedule:
-    return make_schedule(limits, Buckets(limits), blocks, prefix_limit=0)
+    return Schedule(limits, Buckets(limits), make_allocator(limits, blocks, 0))
 
 
 def add(schedule: Schedule, count: int, length: int = 4, max_new_tokens: int = 500) -> None:

@@ -18,7 +18,7 @@ from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
 from tgi.scheduler import Buckets, Scheduler, Sequence, State, Token
 from tgi.scheduler.sequence import Matcher
-from tgi.testing.builders import make_sequence
+from tgi.testing.builders import make_allocator, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.grammar import GrammarError
 from tgi.text.stopping import FinishReason
@@ -94,7 +94,7 @@ def ids(items: list[Token | ApiError]) -> list[int]:
 @asynccontextmanager
 async def scheduling(rank: SlowRank) -> AsyncIterator[Scheduler]:
     """A scheduler that runs beside the body, and has freed every block in the end."""
-    scheduler = Scheduler(rank, LIMITS, Buckets(LIMITS), 90, Metrics())
+    scheduler = Scheduler(rank, LIMITS, Buckets(LIMITS), make_allocator(LIMITS, 90), Metrics())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(scheduler.run)
         yield scheduler

@@ -17,6 +17,7 @@ from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Scheduler, Sequence
+from tgi.testing.builders import make_allocator
 from tgi.testing.simulated_rank import SimulatedRank
 from tgi.text.stopping import StoppingCriteria
 
@@ -89,7 +90,7 @@ def observed(
             rank or Rank(),
             limits,
             make_buckets(limits, device),
-            90,
+            make_allocator(limits, 90),
             metrics,
             count_shape=shapes and shapes.add,
         )
@@ -136,7 +137,7 @@ def test_preempted_sequences_count_each_token_once() -> None:
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(), limits, Buckets(limits), 40, metrics)
+        scheduler = Scheduler(Rank(), limits, Buckets(limits), make_allocator(limits, 40), metrics)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scheduler.run)
             await generating(*((0.0, one) for one in sequences))(scheduler)
@@ -268,7 +269,7 @@ def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:
     metrics = Metrics()
 
     async def main() -> None:
-        scheduler = Scheduler(Rank(4), LIMITS, Buckets(LIMITS), 90, metrics)
+        scheduler = Scheduler(Rank(4), LIMITS, Buckets(LIMITS), make_allocator(LIMITS, 90), metrics)
         with scheduler.generating(sequence([5, 6], 20)):
             await scheduler.run()
 

@@ -15,7 +15,7 @@ from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
 from tgi.scheduler.step_costs import StepCosts
-from tgi.testing.builders import make_device, make_schedule, make_sequence
+from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 
 
@@ -75,7 +75,9 @@ class Run:
         blocks = least + rng.choice([0, 0, 1, least, 4 * least])
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
         buckets = buckets_of(shape, rng.choice(KINDS))
-        schedule = make_schedule(limits, buckets, blocks, rng.choice([0, 8, None, None, None]))
+        prefix_limit = rng.choice([0, 8, None, None, None])
+        allocator = make_allocator(limits, blocks, prefix_limit, [limits.window])
+        schedule = Schedule(limits, buckets, allocator)
         if buckets.mixes and rng.random() < 0.7:
             schedule.costs = StepCosts(step=rng.choice([0.5, 3.0, 30.0]), token=1.0)
         rank = SimulatedRank(block, flat=buckets.flat, window=limits.window)

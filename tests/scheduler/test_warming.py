@@ -16,6 +16,7 @@ from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler
 from tgi.scheduler.warming import warm_up_step
+from tgi.testing.builders import make_allocator
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
 DEVICE = DeviceSpec(
@@ -48,7 +49,7 @@ def warmed(
     metrics, reports = Metrics(), []
 
     async def main() -> None:
-        scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), 60, metrics)
+        scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, 60), metrics)
         await scheduler.warm_up(lambda *report: reports.append(report), **given)
 
     trio.run(main, clock=MockClock(autojump_threshold=0))
@@ -132,7 +133,9 @@ def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
     few = make_buckets(LIMITS, BUDGETS, Bucketing(max_graphs=20))
 
     async def main() -> Scheduler:
-        scheduler = Scheduler(Rank(), LIMITS, make_buckets(LIMITS, BUDGETS), 60, Metrics())
+        scheduler = Scheduler(
+            Rank(), LIMITS, make_buckets(LIMITS, BUDGETS), make_allocator(LIMITS, 60), Metrics()
+        )
         await scheduler.warm_up(lambda *_: None, budget=50.0, fewer=lambda _: few)
         return scheduler
 

@@ -10,7 +10,7 @@ from tgi.planning.shapes import ShapeLimits
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
-from tgi.testing.builders import make_device, make_schedule, make_sequence
+from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=400, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4, window=12)
@@ -29,7 +29,7 @@ class Server:
     def of(cls, blocks: int, *, flat: bool = True) -> "Server":
         device = make_device(block_size=4, compiles=flat, flat=flat)
         buckets = make_buckets(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
-        schedule = make_schedule(LIMITS, buckets, blocks)
+        schedule = Schedule(LIMITS, buckets, make_allocator(LIMITS, blocks, windows=[LIMITS.window]))
         return cls(schedule, SimulatedRank(4, flat=flat, window=LIMITS.window))
 
     def add(self, prompt: list[int], new: int = 20) -> Sequence:

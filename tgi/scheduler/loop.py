@@ -22,7 +22,7 @@ from tgi.protocol import Bucket
 from tgi.text.grammar import GrammarError
 
 from .allocator import BlockAllocator
-from .blocks import BlockPool, BlockStatistics
+from .blocks import BlockStatistics
 from .buckets import Buckets
 from .commit import commit
 from .matching import Matching
@@ -57,21 +57,18 @@ class Scheduler:
         executor: Executor,
         limits: Limits,
         buckets: Buckets,
-        blocks: int,
+        allocator: BlockAllocator,
         metrics: Metrics,
         *,
-        prefix_limit: int | None = None,
         count_shape: Callable[[Bucket], None] | None = None,
     ) -> None:
-        """`blocks` is the number of KV blocks that the ranks have reserved, without the padding block.
+        """The allocator's pools have as many blocks as the ranks have reserved, without the padding block.
 
-        `prefix_limit` is `BlockAllocator`'s. `count_shape` is called with the shape of every step that serves
-        requests, before padding.
+        `count_shape` is called with the shape of every step that serves requests, before padding.
         """
         self._executor = executor
         self._buckets = buckets
-        pools = [BlockPool(blocks, limits.block_size, limits.window)]
-        self._schedule = Schedule(limits, buckets, BlockAllocator(limits, pools, prefix_limit))
+        self._schedule = Schedule(limits, buckets, allocator)
         self._observer = StepObserver(metrics, self._schedule, count_shape)
         self._in_flight: deque[tuple[PlannedStep, float]] = deque()
         """Steps sent, with the time of sending; the first is being executed."""

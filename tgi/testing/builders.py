@@ -1,5 +1,6 @@
 """Devices, sequences and schedules for tests, with defaults for everything a test does not care about."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from tgi.limits import Limits
@@ -8,8 +9,6 @@ from tgi.sampling import SamplingParams
 from tgi.scheduler import Sequence
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
-from tgi.scheduler.buckets import Buckets
-from tgi.scheduler.policy import Schedule
 from tgi.text.stopping import StoppingCriteria
 
 
@@ -46,7 +45,12 @@ def make_sequence(
     return Sequence(prompt=prompt, max_new_tokens=max_new_tokens, **{**defaults, **changed})
 
 
-def make_schedule(limits: Limits, buckets: Buckets, blocks: int, prefix_limit: int | None = None) -> Schedule:
-    """A schedule over one layer group with `blocks` KV blocks."""
-    pool = BlockPool(blocks, limits.block_size, limits.window)
-    return Schedule(limits, buckets, BlockAllocator(limits, [pool], prefix_limit))
+def make_allocator(
+    limits: Limits,
+    blocks: int,
+    prefix_limit: int | None = None,
+    windows: Iterable[int | None] = (None,),
+) -> BlockAllocator:
+    """An allocator over `blocks` KV blocks in each layer group, one for each of `windows`."""
+    pools = [BlockPool(blocks, limits.block_size, window) for window in windows]
+    return BlockAllocator(limits, pools, prefix_limit)

@@ -17,6 +17,8 @@ from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
 from tgi.scheduler import Scheduler
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
 
 TEST_DEVICE = environ.get("TGI_TEST_DEVICE", "cpu")
 """What an engine runs on when nobody says."""
@@ -61,8 +63,9 @@ async def open_engine(
         await executor.load(load, lambda _: None)
         await executor.allocate(blocks + 1)
         costs = Costs.of(block_size=limits.block_size)
+        allocator = BlockAllocator(limits, [BlockPool(blocks, limits.block_size, limits.window)])
         buckets = make_buckets(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
-        scheduler = Scheduler(executor, limits, buckets, blocks, Metrics())
+        scheduler = Scheduler(executor, limits, buckets, allocator, Metrics())
         if spec.compiles:
             await scheduler.warm_up(lambda *_: None)
             await executor.ready()
