@@ -16,10 +16,11 @@ from tgi_simulated_gaudi import Card, KVGuard
 from tgi_simulated_gaudi.device import SimulatedHpu
 
 from tgi.device.base import Device
+from tgi.footprint import PROMPT_SLICE
 from tgi.limits import Limits
 from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Result, Step
+from tgi.protocol import Result, Step, unpack_ints
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Sequence, State
 from tgi.scheduler.commit import commit
@@ -32,8 +33,9 @@ from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 from tgi.weights import Shard
-from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
+from tgi.worker import programs
 from tgi.worker.runner import Runner
+from tgi.worker.tables import entries_of
 
 VOCAB = 384
 LIMITS = Limits(
@@ -98,8 +100,8 @@ def random_sampling(rng: random.Random) -> SamplingParams:
         return value if rng.random() < 1 / 3 else off
 
     sample = rng.random() < 2 / 3
-    biased = rng.sample(range(2, VOCAB), some(INLINE_BIAS + 30, 12))
-    ends = tuple(rng.sample(range(2, VOCAB), some(INLINE_ENDS + 40, 9)))
+    biased = rng.sample(range(2, VOCAB), some(programs.MAX_ENTRIES + 30, 12))
+    ends = tuple(rng.sample(range(2, VOCAB), some(programs.MAX_ENTRIES + 40, 9)))
     drawing = {
         "temperature": some(rng.uniform(0.3, 2), 1.0),
         "top_k": some(rng.randrange(1, 80), 0),
@@ -272,8 +274,10 @@ class Engine:
         before = self.card.ledger.counters.copy()
         launched = self.runner.launch(step)
         done = self.card.ledger.counters - before
-        assert done["h2d"] == 1 + _large(step), (done, step)
-        assert done["d2h"] == 1 + bool(step.targets), (done, step)
+        questions = (unpack_ints(step.targets) >= 0).sum()
+        slices = -(-int(questions) // PROMPT_SLICE)
+        assert done["h2d"] == 2 + 2 * _table_writes(step) + slices, (done, step)
+        assert done["d2h"] == 2 + 2 * slices, (done, step)
         assert done["host_sync"] == 0, (done, step)
         return launched
 
@@ -310,12 +314,9 @@ class Engine:
         )
 
 
-def _large(step: Step) -> int:
-    """Sequences that enter with more than a step has room for: each is sent for itself."""
-    return sum(
-        len(params.sampling.logit_bias) > INLINE_BIAS or len(params.sampling.ends) > INLINE_ENDS
-        for params in step.params
-    )
+def _table_writes(step: Step) -> int:
+    """Runs of the program that writes what the sequences of a step bring into the sampler's tables."""
+    return sum(-(-len(entries_of(params, VOCAB)[0]) // programs.MAX_ENTRIES) for params in step.params)
 
 
 @attrs.frozen

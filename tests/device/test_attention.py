@@ -13,7 +13,7 @@ from tgi_simulated_gaudi.device import CARDS, open_card
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.batch import Batch, FlatBlocks, HostRow
+from tgi.device.batch import Batch, FlatBlocks, GroupBatch
 from tgi.device.cpu.cpu_device import CpuDevice
 
 BLOCK = 16
@@ -130,9 +130,9 @@ class Columns:
     slots: list[int]
     tables: np.ndarray
     bases: list[int] | None
-    lengths: list[int] | None
+    starts: list[int]
+    lengths: list[int]
     flat: list[tuple[int, int, int]] | None
-    host: list[HostRow]
 
     @classmethod
     def of(cls, device, rows, seen):
@@ -149,14 +149,11 @@ class Columns:
             if number >= row.first(seen)
         ]
         firsts = [row.first(seen) for row in rows]
-        parts = [row.table[first : -(-row.start // BLOCK)] for row, first in zip(rows, firsts, strict=True)]
+        ends = [row.start if device.compiles else row.end for row in rows]
+        parts = [row.table[f : -(-end // BLOCK)] for row, f, end in zip(rows, firsts, ends, strict=True)]
         tables = np.zeros((count, max(map(len, parts))), np.int32)
         for table, part in zip(tables, parts, strict=False):
             table[: len(part)] = part
-        host = [
-            HostRow(start, row.length, row.start, np.array([0] * first + row.table[first:], np.int32))
-            for start, row, first in zip(starts, rows, firsts, strict=False)
-        ]
         return cls(
             places,
             total,
@@ -164,18 +161,17 @@ class Columns:
             [slot for row in rows for slot in row.slots(range(row.start, row.end))],
             tables,
             None if seen is None else [*(first * BLOCK for first in firsts), 0][:count],
-            None if decode or not device.compiles else [*(row.length for row in rows), 1],
+            [*(row.start for row in rows), 0][:count],
+            [*(row.length for row in rows), 1][:count],
             [*flat, *[(0, count, 1)] * 3] if decode and device.flat else None,
-            [] if device.compiles else host,
         )
 
     @classmethod
     def of_history(cls, device, row, positions):
         places, slots = list(range(len(positions))), row.slots(positions)
-        lengths = [len(positions)] if device.compiles else None
-        return cls(
-            places, len(places), places, slots, np.zeros((1, 0), np.int32), None, lengths, None, []
-        )  # fmt: skip
+        count = int(device.compiles)
+        starts, lengths, tables = [0] * count, [len(positions)] * count, np.zeros((count, 0), np.int32)
+        return cls(places, len(places), places, slots, tables, None, starts, lengths, None)
 
     def spread(self, parts, place):
         """[total, ...] of the real tokens' values."""
@@ -186,24 +182,26 @@ class Columns:
 
 
 def make_batch(device, cache, step):
-    dtype = torch.int32 if device.compiles else torch.int64
-
     def ints(values):
-        return None if values is None else torch.tensor(values, dtype=dtype).to(device.torch_device)
+        return None if values is None else torch.tensor(values, dtype=torch.int32).to(device.torch_device)
 
     positions = step.spread([ints(step.positions).cpu()], device.torch_device)
     batch = Batch(
         tokens=positions,
         positions=positions,
         contexts=positions,
-        slots=step.spread([ints(step.slots).cpu()], device.torch_device),
-        tables=ints(step.tables),
+        starts=ints(step.starts),
+        lengths=ints(step.lengths),
         last=positions[:0],
         cache=cache,
-        host=step.host,
-        lengths=ints(step.lengths),
-        bases=ints(step.bases),
-        flat=step.flat and FlatBlocks(*(ints(column) for column in zip(*step.flat, strict=True))),
+        groups=[
+            GroupBatch(
+                slots=step.spread([ints(step.slots).cpu()], device.torch_device),
+                tables=ints(step.tables),
+                bases=ints(step.bases),
+                flat=step.flat and FlatBlocks(*(ints(column) for column in zip(*step.flat, strict=True))),
+            )
+        ],
     )
     batch.plan = device.plan(batch, BLOCK)
     return batch

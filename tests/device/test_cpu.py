@@ -2,6 +2,7 @@
 
 import random
 
+import attrs
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from tgi.device import cgroups
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.batch import Batch, HostRow
+from tgi.device.batch import Batch, GroupBatch
 from tgi.device.cpu.cpu_device import CpuDevice, usable_cores
 from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
@@ -77,16 +78,24 @@ def test_argmax_takes_the_first_of_equals(devices):
     assert [device.argmax(x).tolist() for device in devices] == [[1, 1], [1, 1]]
 
 
+@attrs.frozen
+class Row:
+    """A row with that many tokens in the cache, and `length` new ones."""
+
+    start: int
+    length: int
+    blocks: np.ndarray
+
+
 class Rows:
     """Rows with given numbers of cached and query tokens, in blocks of a given order."""
 
     def __init__(self, sizes, order, heads, kv_heads, head_dim, dtype):
         blocks = iter(order)
-        self.rows, offset = [], 0
+        self.rows = []
         for start, length in sizes:
             table = np.array([next(blocks) for _ in range(-(-(start + length) // BLOCK))], np.int32)
-            self.rows.append(HostRow(offset, length, start, table))
-            offset += length
+            self.rows.append(Row(start, length, table))
         self.shape = (heads, kv_heads, head_dim)
         self.dtype = dtype
         self.slots = (max(order) + 1) * BLOCK
@@ -138,17 +147,21 @@ class Rows:
         key, value = (
             normal(len(slots), *self.shape[1:], dtype=self.dtype, seed=seed * 2 + i) for i in (0, 1)
         )
-        device.store_kv(1, key, value, self.batch(cache, slots, slots, []))
+        batch = self.batch(cache, slots, slots, [])
+        batch.plan = device.plan(batch, BLOCK)
+        device.store_kv(1, key, value, batch)
 
     @staticmethod
     def batch(cache, positions, slots, rows):
         blocks = max((len(row.blocks) for row in rows), default=0)
-        tables = torch.zeros(len(rows), blocks, dtype=torch.int64)
+        tables = torch.zeros(len(rows), blocks, dtype=torch.int32)
         for i, row in enumerate(rows):
-            tables[i, : len(row.blocks)] = torch.from_numpy(row.blocks.astype(np.int64))
+            tables[i, : len(row.blocks)] = torch.from_numpy(row.blocks)
+        sizes = [(row.start, row.length) for row in rows]
+        starts, lengths = torch.tensor(sizes, dtype=torch.int32).view(-1, 2).T
         return Batch(
-            tokens=positions, positions=positions, contexts=positions, slots=slots, tables=tables,
-            last=positions[:0], cache=cache, host=rows,
+            tokens=positions, positions=positions, contexts=positions, starts=starts, lengths=lengths,
+            last=positions[:0], cache=cache, groups=[GroupBatch(slots, tables)],
         )  # fmt: skip
 
 

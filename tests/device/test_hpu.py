@@ -10,7 +10,7 @@ from tgi_simulated_gaudi.device import CARDS, open_card
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.batch import Batch, FlatBlocks
+from tgi.device.batch import Batch, FlatBlocks, GroupBatch
 from tgi.device.graphs import Program
 from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
@@ -133,7 +133,8 @@ class Rows:
             slots,
             tables,
             self.flat(device) if flat and self.tokens == 1 else None,
-            [self.tokens] * self.count if self.tokens > 1 else None,
+            starts,
+            [self.tokens] * self.count,
         )
 
     def flat(self, device):
@@ -144,18 +145,19 @@ class Rows:
         return FlatBlocks(*(ints(column, device) for column in zip(*every, strict=True)))
 
     @staticmethod
-    def made(device, cache, positions, slots, tables, flat, lengths):
+    def made(device, cache, positions, slots, tables, flat, starts, lengths):
         positions = ints(positions, device)
         batch = Batch(
             tokens=positions,
             positions=positions,
             contexts=positions,
-            slots=ints(slots, device),
-            tables=torch.from_numpy(tables).to(device.torch_device),
+            starts=ints(starts, device),
+            lengths=ints(lengths, device),
             last=positions[:0],
             cache=cache,
-            flat=flat,
-            lengths=None if lengths is None else ints(lengths, device),
+            groups=[
+                GroupBatch(ints(slots, device), torch.from_numpy(tables).to(device.torch_device), flat=flat)
+            ],
         )
         device.use(SPEC)
         batch.plan = device.plan(batch, BLOCK)
@@ -168,7 +170,7 @@ class Rows:
             for i in (0, 1)
         )
         tables = np.zeros((1, 0 if flat else 1), np.int32)
-        batch = self.made(device, cache, slots, slots, tables, None, [len(slots)])
+        batch = self.made(device, cache, slots, slots, tables, None, [0], [len(slots)])
         device.store_kv(1, key.to(device.torch_device), value.to(device.torch_device), batch)
 
 
@@ -228,7 +230,7 @@ def test_fp8_is_limited_by_the_generation(fused):
     cache = hpu.allocate_cache(2, 60 * BLOCK, 1, 3, torch.float8_e4m3fn)
     batch = rows.batch(hpu, cache, True)
     hpu.store_kv(0, x.to("hpu"), x.to("hpu"), batch)
-    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.slots), None).cpu()
+    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.groups[0].slots), None).cpu()
     limit = hpu.bridge.fp8_limit
     assert kept.tolist() == [[[limit, -min(limit, 288.0), 3.0]]]
 
@@ -244,7 +246,7 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
     for layer in (0, 1):
         fused.store_kv(layer, x.to("hpu"), x.to("hpu"), batch)
     blocks = batch.plan.blocks[:1]
-    place = int(batch.slots[0]) % BLOCK
+    place = int(batch.groups[0].slots[0]) % BLOCK
     for layer, scaled in ((0, False), (1, True)):
         for read in fused.read_blocks(layer, batch, blocks, BLOCK):
             kept = read.cpu()[0, place]

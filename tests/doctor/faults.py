@@ -305,22 +305,22 @@ def odd_one_hot(_: Path) -> Check:
         return gaudi_probes.probe_one_hot(Device(1))
 
 
-def stale(program: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def stale(program: torch.nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:
     kept: list[torch.Tensor] = []
 
-    def run(packed: torch.Tensor) -> torch.Tensor:
+    def run(packed: torch.Tensor) -> tuple[torch.Tensor]:
         kept.append(packed)
         return program(kept[0])  # type: ignore[no-any-return]
 
     return run
 
 
-def vanishing(_: torch.nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+def vanishing(_: torch.nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:
     buffer = torch.zeros(4, dtype=torch.int32, device="hpu")
 
-    def run(_packed: torch.Tensor) -> torch.Tensor:
+    def run(_packed: torch.Tensor) -> tuple[torch.Tensor]:
         buffer.add_(9)
-        return buffer
+        return (buffer,)
 
     return run
 

@@ -65,43 +65,45 @@ def build(tmp_path):
     return make
 
 
-def make_batch(last, targets=None):
-    some = torch.zeros(0, dtype=torch.int64)
+def make_batch(last):
+    nothing = torch.zeros(0, dtype=torch.int32)
     return Batch(
-        tokens=some,
-        positions=some,
-        contexts=some,
-        slots=some,
-        tables=some,
-        last=torch.tensor(last, dtype=torch.int64),
+        tokens=nothing,
+        positions=nothing,
+        contexts=nothing,
+        starts=nothing,
+        lengths=nothing,
+        last=torch.tensor(last, dtype=torch.int32),
         cache=None,
-        host=[],
-        targets=targets,
+        groups=[],
     )
 
 
 @pytest.mark.parametrize("length", [1, 64, 65, 200])
 @pytest.mark.parametrize("top", [0, 1, 5, VOCAB + 2])
-def test_prompt_logprobs_in_slices(build, length, top):
+def test_prompt_logprobs(build, length, top):
     x = torch.randn(length, SIZE)
     targets = torch.randint(0, VOCAB, (length,))
     targets[length // 2] = -1
-    batch = make_batch([length - 1], targets)
-    batch.target_top = top
-    logits = Head(build(), "head", VOCAB, SIZE)(x, batch)
+    batch = make_batch([length - 1])
+    batch.features = torch.zeros(length, SIZE)
+    head = Head(build(), "head", VOCAB, SIZE)
+    logits = head(x, batch)
     wanted = x @ build.tensors["head.weight"].T
     torch.testing.assert_close(logits, wanted[-1:])
+    assert torch.equal(batch.features, x)
+    target_logprobs, top_tokens, top_logprobs = head.answer(batch.features, targets, top)
     logprobs = wanted.log_softmax(-1).gather(1, targets.clamp_min(0)[:, None])[:, 0]
-    assert batch.target_logprobs.isnan().tolist() == (targets < 0).tolist()
-    torch.testing.assert_close(batch.target_logprobs.nan_to_num(0), logprobs.masked_fill(targets < 0, 0))
+    assert target_logprobs.isnan().tolist() == (targets < 0).tolist()
+    torch.testing.assert_close(target_logprobs.nan_to_num(0), logprobs.masked_fill(targets < 0, 0))
     best = wanted.log_softmax(-1).topk(min(top, VOCAB))
-    assert torch.equal(batch.target_top_tokens[:, :VOCAB], best.indices)
-    torch.testing.assert_close(batch.target_top_logprobs[:, :VOCAB], best.values)
-    assert batch.target_top_tokens.shape == batch.target_top_logprobs.shape == (length, top)
-    chosen = (batch.target_top_tokens == targets[:, None]) & (targets >= 0)[:, None]
+    assert torch.equal(top_tokens[:, :VOCAB], best.indices)
+    torch.testing.assert_close(top_logprobs[:, :VOCAB], best.values)
+    assert top_tokens.shape == top_logprobs.shape == (length, top)
+    chosen = (top_tokens == targets[:, None]) & (targets >= 0)[:, None]
     places = chosen.any(1)
     assert top < VOCAB or (places == (targets >= 0)).all()
-    assert torch.equal(batch.target_top_logprobs[chosen], batch.target_logprobs[places]), "bit for bit"
+    assert torch.equal(top_logprobs[chosen], target_logprobs[places]), "bit for bit"
 
 
 def test_head_without_rows(build):

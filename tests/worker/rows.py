@@ -9,6 +9,7 @@ from tgi.sampling import FLOATS, INTS
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
 from tgi.worker.sampler import Masks, Sampler, SamplerInputs, needs_of
+from tgi.worker.tables import entries_of
 
 GAMMA, DELTA = 0.25, 1.5
 
@@ -25,19 +26,20 @@ def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=N
     index = np.arange(count, dtype=np.int32)
     draws = np.array(draws if draws is not None else [0] * count, np.int32)
     high, low = lanes.draw(index, draws)
-    columns = {name: lanes.ints[:count, i] for i, name in enumerate(INTS)}
-    columns |= {name: lanes.floats[:count, i] for i, name in enumerate(FLOATS)}
-    columns["barred"] = (draws < lanes.min_tokens[:count]).astype(np.int32)
+    ints, floats, barred = lanes.ints[:count].T, lanes.floats[:count].T, draws < lanes.min_tokens[:count]
     return SamplerInputs(
-        needs=needs_of(columns),
+        needs=needs_of(ints, floats, barred),
         lanes=torch.arange(count),
         lengths=torch.tensor(lengths or [1] * count),
         previous=torch.tensor(previous or [0] * count),
-        draw_high=torch.from_numpy(high).long(),
-        draw_low=torch.from_numpy(low).long(),
+        draw_high=torch.from_numpy(high),
+        draw_low=torch.from_numpy(low),
         masks=masks,
-        barred=torch.from_numpy(columns.pop("barred")),
-        params={name: torch.from_numpy(values.copy()) for name, values in columns.items()},
+        barred=torch.from_numpy(barred.astype(np.int32)),
+        params={
+            name: torch.from_numpy(values.copy())
+            for name, values in zip((*INTS, *FLOATS), (*ints, *floats), strict=True)
+        },
         top=top,
     )
 
@@ -59,5 +61,12 @@ def make_sampler(params, vocab, device=None):
     """With row i's sequence in lane i."""
     sampler = Sampler(len(params) + 1, vocab, device or CpuDevice(1), GAMMA, DELTA)
     for lane, one in enumerate(params):
-        sampler.start(lane_params(lane, **one))
+        enter(sampler, lane_params(lane, **one))
     return sampler
+
+
+def enter(sampler, params):
+    """Put a sequence into its lane, as a rank does before the sequence's first step."""
+    ids, numbers = entries_of(params, sampler.tables.size)
+    lane, anew = torch.tensor([[params.lane], [0]])
+    sampler.tables.enter(lane, anew, torch.from_numpy(ids), torch.from_numpy(numbers))

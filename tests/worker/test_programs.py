@@ -13,7 +13,7 @@ from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
-from tgi.worker.layout import INLINE_BIAS, INLINE_ENDS
+from tgi.worker import programs
 
 from .rows import pack
 
@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def params(lane, prompt):
-    """Each lane another mixture; 5 and 6 bring more than their first step has room for."""
+    """Each lane another mixture; 5 and 6 bring more than one run of the program for tables has room for."""
     rng = random.Random(lane)
     everything = {
         "repetition_penalty": 1.3,
@@ -47,8 +47,8 @@ def params(lane, prompt):
         2: everything,
         3: everything | drawn,
         4: {"repetition_penalty": 1.5, "history": prompt},
-        5: {"bias": {token: rng.uniform(-9, 9) for token in range(INLINE_BIAS + 200)}},
-        6: {"min_tokens": 5, "ends": rng.sample(range(VOCAB), INLINE_ENDS + 100)},
+        5: {"bias": {token: rng.uniform(-9, 9) for token in range(programs.MAX_ENTRIES + 60)}},
+        6: {"min_tokens": 5, "ends": rng.sample(range(VOCAB), programs.MAX_ENTRIES + 40)},
         7: {"presence_penalty": 2.0, "count_penalty": 1.0, "history": prompt},
     }[lane] | {"seed": lane, "prompt_length": len(prompt)}
 
@@ -166,7 +166,7 @@ def rounds(folder, device, count, before=None, **load):
         yield [(step[2].token, step[3].token) for step in answers]
 
 
-def test_a_step_is_one_copy_in_and_one_out_and_compiles_nothing(folder, card):
+def test_a_step_is_two_copies_in_and_two_out_and_compiles_nothing(folder, card):
     counters = card.card.ledger.counters
     names = ("h2d", "d2h", "graph_compilation", "cpu_fallback", "dynamic_shapes", "int64_truncations")
     seen = []
@@ -179,7 +179,7 @@ def test_a_step_is_one_copy_in_and_one_out_and_compiles_nothing(folder, card):
 
         def counted(step):
             begun = [counters[name] for name in names]
-            with card.card.step():
+            with card.card.step(copies_in=2 + 4 * bool(step.params), copies_out=2):
                 result = execute(step)
             seen.append([counters[name] - number for name, number in zip(names, begun, strict=True)])
             assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
@@ -189,7 +189,7 @@ def test_a_step_is_one_copy_in_and_one_out_and_compiles_nothing(folder, card):
 
     wanted = list(rounds(folder, CpuDevice(1), 3))
     assert list(rounds(folder, card, 3, watch)) == wanted
-    assert seen == [[1, 1, 0, 0, 0, 0]] * 8
+    assert seen == [[6, 2, 0, 0, 0, 0], *[[2, 2, 0, 0, 0, 0]] * 3] * 2
     assert not card.card.ledger.violations
 
 

@@ -21,7 +21,7 @@ from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
 from tgi.worker.sampler import _scaled, draw, green_list, process, weights
 
-from .rows import DELTA, GAMMA, make_masks, make_rows, make_sampler
+from .rows import DELTA, GAMMA, enter, make_masks, make_rows, make_sampler
 
 
 def processed(logits, params, **columns):
@@ -177,7 +177,7 @@ def test_what_is_drawn_is_penalised_whoever_the_lane_belonged_to():
     logits = logits_of(1, vocab)
     for prompt in ([3, 3], [5]):
         one = {"history": prompt, "prompt_length": len(prompt), **penalty}
-        sampler.start(lane_params(0, **one))
+        enter(sampler, lane_params(0, **one))
         tokens = [int(sampler(logits, make_rows([one])).tokens) for _ in range(vocab)]
         assert tokens == logits[0].argsort(descending=True).tolist()
 
@@ -195,7 +195,7 @@ def test_a_sequence_inherits_nothing_from_the_lane_it_enters():
         "ends": [4],
     }
     sampler = make_sampler([everything, everything], 10)
-    sampler.start(lane_params(0))
+    enter(sampler, lane_params(0))
     logits = logits_of(2, 10)
     got = process(
         logits, make_rows([{}, everything], lengths=[3, 3]), sampler.tables, Device(1), GAMMA, DELTA

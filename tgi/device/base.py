@@ -24,9 +24,10 @@ from tgi.weights.formats.fp8 import FP8_LIMIT
 from . import cgroups
 from .attention import AttentionSpec, change_scores, distances
 from .batch import Batch, KVCache
-from .graphs import Counters, Program
+from .graphs import Counters, Program, Run
 from .ranking import most_likely
 
+Array = npt.NDArray[np.generic]
 _LONG = timedelta(days=1)
 PLAIN = DeviceSpec(
     name="plain",
@@ -103,18 +104,18 @@ class Device:
     def prepare(self, model: nn.Module) -> None:
         """Called once with a model whose weights are loaded."""
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The program, fast from its second call on. A result is valid until the next call."""
+    def graph(self, program: Program) -> Run:
+        """Return the program, fast from its second call on. Results are valid until the next call."""
         return program
 
-    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
-        """Copy an array to the device. It must not be changed before what uses it has been fetched."""
-        return torch.from_numpy(packed)
+    def upload(self, *packed: Array) -> list[torch.Tensor]:
+        """Copy arrays to the device. They must not be changed before what uses them has been fetched."""
+        return [torch.from_numpy(array) for array in packed]
 
-    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
-        """Begin to copy a result to the host; what is returned waits for it."""
-        array: npt.NDArray[np.int32] = tensor.numpy()
-        return lambda: array
+    def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
+        """Begin to copy results to the host; what is returned waits for them."""
+        arrays: list[Array] = [tensor.numpy() for tensor in tensors]
+        return lambda: arrays
 
     def seal(self) -> None:
         """From now on nothing should have to be compiled."""
@@ -237,7 +238,7 @@ class Device:
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
         keys, values = batch.cache.layers[layer]
-        slots = batch.slots.long()
+        slots = batch.groups[0].slots.long()
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
 
@@ -257,10 +258,11 @@ class Device:
 
         Here a row reads from the cache what was there before the step, and its own tokens from the arguments.
         """
-        rows, block_size = batch.tables.shape[0], batch.plan
+        group, block_size = batch.groups[0], batch.plan
+        rows = group.tables.shape[0]
         assert isinstance(block_size, int)
         within = torch.arange(block_size, device=query.device)
-        slots = (batch.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
+        slots = (group.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
         (_, heads, head_dim), context = query.shape, slots.shape[1]
         groups = heads // key.shape[1]
 
@@ -271,8 +273,7 @@ class Device:
 
         keys, values = map(known, batch.cache.layers[layer], (key, value))
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
-        starts = batch.positions.view(rows, -1)[:, :1]
-        distance, hidden = distances(starts, batch.bases, context, queries.shape[2])
+        distance, hidden = distances(batch.starts[:, None], group.bases, context, queries.shape[2])
         if spec.window is not None:
             hidden = hidden | (distance <= -spec.window)
         scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)

@@ -1,58 +1,56 @@
-"""The input of one forward pass, on the device, and what the host knows of it."""
+"""The input of one forward pass, on the device."""
 
 from collections.abc import Sequence
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 import torch
-
-
-@attrs.frozen
-class HostRow:
-    """One row of a step as the host knows it, for devices that plan their work per row."""
-
-    offset: int
-    """Index of its first query token among all tokens of the batch."""
-    length: int
-    """Query tokens in this step, without padding."""
-    start: int
-    """Tokens of the row that were in the KV cache before this step."""
-    blocks: npt.NDArray[np.int32]
-    """Its block table: enough blocks for `start + length` tokens. Those that no layer sees any more may be
-    others' by now."""
 
 
 @attrs.define(eq=False)
 class FlatBlocks:
-    """The blocks of all rows of a decode step, one row's after another's; [n] each."""
+    """The blocks that the rows of a decode step see, one row's after another's; [n] each."""
 
     ids: torch.Tensor
-    """Padded with 0."""
+    """Block ids, padded with 0."""
     rows: torch.Tensor
-    """Whose block it is; the number of rows for padding."""
+    """Row that sees the block; the number of rows for padding."""
     tokens: torch.Tensor
-    """How many tokens of the row are in it or after it, the new one included; 1 for padding."""
+    """Tokens of the row in the block or after it, the new one included; 1 for padding."""
+
+
+@attrs.define(eq=False)
+class GroupBatch:
+    """Places of a step's tokens in the KV cache of one group of layers."""
+
+    slots: torch.Tensor
+    """[T]: slot that the token's key and value are written to. Padding goes to block 0."""
+    tables: torch.Tensor
+    """[rows, blocks]: block ids, padded with 0. On a device that compiles, the blocks that hold tokens of
+    before the step and that some layer of the group sees, none where `flat` has them; on any other device,
+    the blocks of the step too."""
+    bases: torch.Tensor | None = None
+    """[rows]: position of the first token of each row's table; None stands for 0."""
+    flat: FlatBlocks | None = None
+    """The blocks of all rows, in a decode step on a device with `Device.flat`."""
 
 
 @attrs.frozen(eq=False)
 class KVCache:
-    """Keys and values of all tokens in all layers. In which order, is the device's own affair."""
+    """Keys and values of all tokens in all layers. Their order is the device's own affair."""
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    """The keys and the values of each layer."""
+    """Keys and values of each layer."""
     whole: torch.Tensor | None = None
-    """All of them as one tensor, if the device has them so."""
+    """All keys and values as one tensor, on a device that keeps them so."""
 
 
 @attrs.define(eq=False)
 class Batch:
-    """What `forward` of a model takes. All tensors are on the device; integers are int64 where
-    `Device.compiles` is false, else int32.
+    """Input of a model's `forward`. All tensors are on the device; integers are int32.
 
-    The tokens of all rows follow one another in one dimension of length T. Where `Device.compiles` is true,
-    every row takes `T / rows` places, padded at its right, so that shapes depend on the bucket alone;
-    where it is false, rows of a prefill step take what they need.
+    The tokens of all rows follow one another in one dimension of length T. On a device that compiles, every
+    row takes T / rows places, padded at its right, so that shapes depend on the bucket alone; on any other,
+    rows take as many places as they have tokens, and padding comes after the last row.
     """
 
     tokens: torch.Tensor
@@ -60,37 +58,19 @@ class Batch:
     positions: torch.Tensor
     """[T]: position in the sequence."""
     contexts: torch.Tensor
-    """[T]: length of the sequence that a RoPE which depends on it reckons with: for a token of the prompt the
-    length of the prompt, for a generated one its position + 1."""
-    slots: torch.Tensor
-    """[T]: where in the KV cache the token's key and value go; padding goes to block 0."""
-    tables: torch.Tensor
-    """[rows, blocks]: block ids, padded with 0: at least those of the tokens before the step that any layer
-    sees, except in a decode step that has `flat`."""
+    """[T]: length of the sequence for a RoPE that depends on it: the length of the prompt for a token of the
+    prompt, and its position + 1 for a generated one."""
+    starts: torch.Tensor
+    """[rows]: tokens of the row that were in the KV cache before the step."""
+    lengths: torch.Tensor
+    """[rows]: places of the row that have a token; 1 for a row of padding."""
     last: torch.Tensor
-    """[n]: which of the T tokens get logits, ascending but for padding."""
+    """[n]: index among the T tokens of those that get logits. All of them, in order, if n is T."""
     cache: KVCache
-    host: Sequence[HostRow] = ()
-    """The rows that are not padding; only where `Device.compiles` is false."""
-    lengths: torch.Tensor | None = None
-    """[rows]: how many of a row's places have a token, at least 1; only of a prefill step, and only where
-    `Device.compiles` is true."""
-    bases: torch.Tensor | None = None
-    """[rows]: position of the first token of each row's table; None: 0. Beyond 0 only where no layer sees
-    what is before."""
-    flat: FlatBlocks | None = None
-    """Only of a decode step, where `Device.flat` is true."""
+    groups: Sequence[GroupBatch]
+    """Places in the KV cache, one entry per group of layers."""
     features: torch.Tensor | None = None
-    """[at least T, hidden size]: where the head leaves what it got, for later questions about the prompt."""
-    targets: torch.Tensor | None = None
-    """[T]: where log-probabilities of the prompt are wanted, the token after each token; -1 for none."""
-    target_logprobs: torch.Tensor | None = None
-    """[T] float32, what the model's head answers to `targets`; NaN where there is none."""
-    target_top: int = 0
-    """How many of the most likely tokens are wanted in the place of each target,"""
-    target_top_tokens: torch.Tensor | None = None
-    """[T, target_top] int64: the head's answer, as of `most_likely`,"""
-    target_top_logprobs: torch.Tensor | None = None
-    """[T, target_top] float32: equal to the target's own, bit for bit, where it is among them."""
+    """[at least T, hidden size]: memory to which the head copies its input, for questions about the prompt.
+    None if no question can come."""
     plan: object = None
-    """What `Device.plan` made of it, once for all layers."""
+    """Result of `Device.plan`, shared by all layers."""

@@ -1,4 +1,4 @@
-"""What a step is on a device that compiles: a program from one packed tensor to another, one per bucket."""
+"""Programs, and how a device makes them fast."""
 
 from collections.abc import Callable
 from typing import ClassVar, Protocol
@@ -7,19 +7,19 @@ import attrs
 import torch
 from torch import nn
 
+Run = Callable[..., tuple[torch.Tensor, ...]]
+"""Runs a `Program`: takes and gives what its `forward` does."""
+
 
 class Program(nn.Module):
-    """From one int32 tensor [n] to one int32 tensor, both on the device; shapes never change.
+    """A function on the device: its `forward` takes tensors [n] and returns a tuple of tensors.
 
-    What it keeps between calls are tensors that it changes in place. Its Python code may run once only.
+    All are int32 or float32, and their shapes never change. What it keeps between calls are tensors that it
+    changes in place. Its Python code may run once only.
     """
 
     regions: ClassVar[tuple[str, ...]] = ()
     """Methods that may be compiled on their own: tensors, and tuples and dicts of them, go in and out."""
-
-    def forward(self, packed: torch.Tensor) -> torch.Tensor:
-        """Carry it out."""
-        raise NotImplementedError
 
 
 class Tally(Program):
@@ -29,10 +29,10 @@ class Tally(Program):
         super().__init__()
         self.sum = torch.zeros(4, dtype=torch.int32, device=torch_device)
 
-    def forward(self, packed: torch.Tensor) -> torch.Tensor:
+    def forward(self, packed: torch.Tensor) -> tuple[torch.Tensor]:
         """Add packed [4] to a sum that outlives the call."""
         self.sum.add_(packed)
-        return self.sum * 2
+        return (self.sum * 2,)
 
 
 @attrs.frozen
@@ -52,8 +52,8 @@ class Graphs(Protocol):
     def prepare(self, model: nn.Module) -> None:
         """Called once with a loaded model, whose layers are the children of its `nn.ModuleList`s."""
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The program, captured or compiled by its first call. A result is valid until the next call."""
+    def graph(self, program: Program) -> Run:
+        """Return a program that is captured or compiled by its first call. Each call ends earlier results."""
 
     def border(self) -> None:
         """Between two parts of a program that need not be optimised together."""

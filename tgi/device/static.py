@@ -95,14 +95,14 @@ class StaticDevice(Device):
 
     def plan(self, batch: Batch, block_size: int) -> object:
         """Make the masks of all kinds of layers."""
-        if batch.flat is not None:
-            return self.plan_decode(batch, batch.flat, block_size)
+        if (flat := batch.groups[0].flat) is not None:
+            return self.plan_decode(batch, flat, block_size)
         return self.plan_prompt(batch, block_size)
 
     def plan_prompt(self, batch: Batch, block_size: int) -> PromptPlan:
         """Make the plan of a prefill step."""
-        assert batch.lengths is not None
-        slots, (rows, blocks) = batch.slots.long(), batch.tables.shape
+        group = batch.groups[0]
+        slots, (rows, blocks) = group.slots.long(), group.tables.shape
         tokens = batch.tokens.shape[0] // rows
 
         def masked(window: int | None, changed: bool) -> bool:
@@ -110,13 +110,12 @@ class StaticDevice(Device):
 
         if not any(masked(*kind) for kind in self._kinds):
             return PromptPlan(slots, batch.lengths, None, (None,) * len(self._kinds), None)
-        starts = batch.positions.view(rows, tokens)[:, :1]
-        distance, hidden = distances(starts, batch.bases, blocks * block_size, tokens)
+        distance, hidden = distances(batch.starts[:, None], group.bases, blocks * block_size, tokens)
         biases = tuple(
             _bias(window, distance, hidden)[:, None].to(self.model_dtype) if masked(window, changed) else None
             for window, changed in self._kinds
         )
-        read = batch.tables.reshape(-1) if blocks else None
+        read = group.tables.reshape(-1) if blocks else None
         far = distance[:, None].float() if self._shifts else None
         return PromptPlan(slots, batch.lengths, read, biases, far)
 
@@ -228,7 +227,8 @@ def plan_flat(
     batch: Batch, flat: FlatBlocks, block_size: int, kinds: Sequence[Kind], shifts: bool
 ) -> DecodePlan:
     """Make the plan of a decode step; `shifts`: a layer needs distances."""
-    device = batch.slots.device
+    slots = batch.groups[0].slots
+    device = slots.device
     rows = torch.arange(batch.tokens.shape[0], dtype=torch.int32, device=device)
     within = torch.arange(block_size, dtype=torch.int32, device=device)
     member = (flat.rows[:, None] == rows).float()
@@ -236,7 +236,7 @@ def plan_flat(
     hidden = distance > 0
     biases = tuple(_bias(window, distance, hidden)[:, None, None] for window, _ in kinds)
     far = distance[:, None, None].float() if shifts else None
-    return DecodePlan(batch.slots.long(), flat.ids, flat.rows.long(), member, biases, far)
+    return DecodePlan(slots.long(), flat.ids, flat.rows.long(), member, biases, far)
 
 
 def join_blocks(

@@ -68,7 +68,7 @@ def probe_graph(device: Device, doctor: Doctor) -> Check:
     for call in range(1, 4):
         packed = np.arange(4, dtype=np.int32) + call
         total += packed
-        result = device.fetch(graph(device.upload(packed)))().tolist()
+        result = device.fetch(*graph(*device.upload(packed)))()[0].tolist()
         expected = (2 * total).tolist()
         if result != expected:
             found = f"Call {call} of a graph returns {result} instead of {expected}."

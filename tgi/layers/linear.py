@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tgi.device.batch import Batch
-from tgi.footprint import PROMPT_SLICE
 from tgi.weights import TensorPart
 from tgi.weights.formats import DenseWeight
 
@@ -150,8 +149,7 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """From the last layer's features to logits. The vocabulary is divided over the ranks, padded if need be.
 
-    `name` is the embedding's where the two are tied. It also answers `Batch.targets`, in slices, so that the
-    logits of a long prompt never exist all at once.
+    `name` is the embedding's where the two are tied.
     """
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int, bias: bool = False) -> None:
@@ -164,8 +162,6 @@ class Head(nn.Module):
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
-        if batch.targets is not None:
-            self._answer_targets(x, batch, batch.targets)
         if batch.features is not None:
             batch.features.index_copy_(0, torch.arange(x.shape[0], device=x.device), x)
         return self._logits(x if batch.last.shape[0] == x.shape[0] else x.index_select(0, batch.last))
@@ -175,13 +171,6 @@ class Head(nn.Module):
             return x.new_empty(0, self._vocab_size)
         logits = self._device.multiply(x, self._weight, self._bias)
         return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
-
-    def _answer_targets(self, x: torch.Tensor, batch: Batch, targets: torch.Tensor) -> None:
-        slices = [slice(begin, begin + PROMPT_SLICE) for begin in range(0, len(targets), PROMPT_SLICE)]
-        answers = [self.answer(x[some], targets[some], batch.target_top) for some in slices]
-        batch.target_logprobs, batch.target_top_tokens, batch.target_top_logprobs = map(
-            torch.cat, zip(*answers, strict=True)
-        )
 
     def answer(
         self, x: torch.Tensor, targets: torch.Tensor, top: int

@@ -136,13 +136,15 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """int32 [sum of lengths]: the token after each query token whose log-probability is wanted, else -1.
     Empty if none is wanted."""
     table_lanes: bytes = b""
-    """int32 [n]: lanes whose block table grows in this step,"""
+    """int32 [n]: lanes with a block table that grows in this step."""
+    table_groups: bytes = b""
+    """int32 [n]: the group of layers whose table that is. Empty stands for zeros."""
     table_starts: bytes = b""
-    """int32 [n]: from which entry on (0: a new table),"""
+    """int32 [n]: index of the first new entry; 0 for a new table."""
     table_counts: bytes = b""
-    """int32 [n]: by how many entries,"""
+    """int32 [n]: number of new entries."""
     table_blocks: bytes = b""
-    """int32 [sum of table_counts]: and the block ids."""
+    """int32 [sum of table_counts]: block ids of the new entries."""
     params: tuple[LaneParams, ...] = ()
     """Of the lanes that a sequence enters with this step."""
     top: int = 0
@@ -222,11 +224,11 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     top_logprobs: bytes = b""
     """float32 [n, step.top]"""
     prompt_logprobs: bytes = b""
-    """float32 [sum of lengths]: of each of the step's targets; NaN for a target of -1."""
+    """float32 [m]: log-probabilities of the step's targets other than -1, in order."""
     prompt_top_tokens: bytes = b""
-    """int32 [sum of lengths, step.prompt_top]: in their places, as `top_tokens`."""
+    """int32 [m, step.prompt_top]: as `top_tokens`, in the places of these targets."""
     prompt_top_logprobs: bytes = b""
-    """float32 [sum of lengths, step.prompt_top]"""
+    """float32 [m, step.prompt_top]"""
     seconds: float = 0.0
     """Time of the step inside the rank."""
     compilations: int = 0

@@ -58,7 +58,7 @@ class FakeExecutor:
             self._token(self._params[lane], draw, masks.get(index))
             for index, (lane, draw) in enumerate(sampled)
         ]
-        targets = unpack_ints(step.targets).tolist()
+        targets = [target for target in unpack_ints(step.targets).tolist() if target >= 0]
         top_tokens, top_logprobs = _followed(tokens, step.top)
         prompt_top_tokens, prompt_top_logprobs = _followed(targets, step.prompt_top)
         return Result(
@@ -67,7 +67,7 @@ class FakeExecutor:
             logprobs=floats(map(logprob, tokens)),
             top_tokens=top_tokens,
             top_logprobs=top_logprobs,
-            prompt_logprobs=floats(logprob(target) if target >= 0 else float("nan") for target in targets),
+            prompt_logprobs=floats(map(logprob, targets)),
             prompt_top_tokens=prompt_top_tokens,
             prompt_top_logprobs=prompt_top_logprobs,
             seconds=self.step_seconds,

@@ -1,157 +1,162 @@
-"""From a Step to columns of numbers, on the host: lanes, positions, slots, sampling parameters.
-
-Rows are in the order of the step. Where shapes must not depend on the step there are as many rows as the
-bucket has, and every row has the same number of tokens; what is left over is padding.
-"""
+"""The columns of a step on the host: from the message and what is kept of each lane to numbers per token,
+row and sample."""
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tgi.device.base import Device
 from tgi.protocol import Step, unpack_ints
-from tgi.sampling import FLOATS, INTS
 
 from .lanes import Lanes
+from .layout import Columns, Dimensions, Sizes
 
 Ints = npt.NDArray[np.int32]
-Columns = dict[str, npt.NDArray[np.generic]]
 
 
 @attrs.frozen
 class Rows:
-    """Where the tokens of a step's rows go among the T of its batch."""
+    """The rows of a step without padding, and their places among the tokens and samples of its program."""
 
-    total: int
-    """T"""
-    count: int
-    """Rows, padding included."""
     lanes: Ints
-    """[count]"""
+    """[rows]"""
     starts: Ints
+    """[rows]: position of the first query token."""
     lengths: Ints
-    """[real rows]"""
-    offsets: Ints
-    """[real rows]: of the first token of each."""
+    """[rows]: query tokens."""
+    owners: Ints
+    """[sum of lengths]: row of each token."""
+    positions: Ints
+    """[sum of lengths]: position in the sequence of each token."""
+    places: Ints
+    """[sum of lengths]: index of each token among those of the program, padding included."""
+    sampled: Ints
+    """[samples]: index of each sampled token among the tokens without padding."""
+    draws: Ints
+    """[samples]: index of the generated token."""
+    answers: Ints
+    """[samples]: index of each sample among those of the program, padding included."""
 
     @classmethod
-    def of(cls, step: Step, lanes: Lanes, device: Device) -> "Rows":
-        """Those of a step on this kind of device."""
-        real, starts = unpack_ints(step.lanes), unpack_ints(step.starts)
-        lengths = unpack_ints(step.lengths)
-        count = step.bucket.rows
-        if not step.bucket.prefill:
-            count = max(count, device.least_tokens)
-            total, offsets = count, np.arange(len(real), dtype=np.int32)
-        elif not device.compiles:
-            ends = np.cumsum(lengths, dtype=np.int32)
-            count, total, offsets = len(real), max(int(ends[-1]), device.least_tokens), ends - lengths
-        else:
-            total, offsets = (
-                count * step.bucket.tokens,
-                np.arange(len(real), dtype=np.int32) * step.bucket.tokens,
-            )
-        padded = np.full(count, lanes.count, np.int32)
-        padded[: len(real)] = real
-        return cls(total, count, padded, starts, lengths, offsets)
-
-    @property
-    def real_lanes(self) -> Ints:
-        """[real rows]"""
-        return self.lanes[: len(self.lengths)]
-
-    @property
-    def places(self) -> Ints:
-        """[sum of lengths]: index among the T of every real token."""
-        return np.repeat(self.offsets, self.lengths) + self.within
-
-    @property
-    def within(self) -> Ints:
-        """[sum of lengths]: index of every real token within its row."""
-        ends = np.cumsum(self.lengths)
-        return np.arange(ends[-1], dtype=np.int32) - np.repeat(ends - self.lengths, self.lengths)
-
-    def place(self, values: Ints, padding: int = 0) -> Ints:
-        """[T] of a value for each real token."""
-        column = np.full(self.total, padding, np.int32)
-        column[self.places] = values
-        return column
+    def of(cls, step: Step, *, padded: bool) -> "Rows":
+        """Read a step. `padded`: each row has the places that the bucket gives it, also for a sample."""
+        columns = (step.lanes, step.starts, step.lengths, step.samples, step.draws)
+        lanes, starts, lengths, samples, draws = map(unpack_ints, columns)
+        owners, within = _spread(lengths)
+        sample_owners, later = _spread(samples)
+        ends = np.cumsum(lengths, dtype=np.int32)
+        return cls(
+            lanes=lanes,
+            starts=starts,
+            lengths=lengths,
+            owners=owners,
+            positions=starts[owners] + within,
+            places=owners * step.bucket.tokens + within if padded else np.arange(len(owners), dtype=np.int32),
+            sampled=(ends - samples)[sample_owners] + later,
+            draws=draws[sample_owners] + later,
+            answers=sample_owners if padded else np.arange(len(sample_owners), dtype=np.int32),
+        )
 
 
-def token_columns(step: Step, rows: Rows, lanes: Lanes, block_size: int) -> Columns:
-    """What the model takes of each token; padding has token, position and slot 0."""
-    positions = np.repeat(rows.starts, rows.lengths) + rows.within
-    prompts = np.repeat(_prompt_lengths(step, rows, lanes), rows.lengths)
-    blocks = lanes.tables[np.repeat(rows.real_lanes, rows.lengths), positions // block_size]
-    columns: Columns = {
-        "positions": rows.place(positions),
-        "contexts": rows.place(np.where(positions < prompts, prompts, positions + 1)),
-        "slots": rows.place(blocks * block_size + positions % block_size),
-        "lanes": rows.lanes,
+def _spread(counts: Ints) -> tuple[Ints, Ints]:
+    """For `counts[i]` things of each row i, return the row of each and its index among those of the row."""
+    owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    begins = np.cumsum(counts, dtype=np.int32) - counts
+    return owners, np.arange(len(owners), dtype=np.int32) - begins[owners]
+
+
+def step_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions, sizes: Sizes) -> Columns:
+    """Compute every column of a step whose changes `lanes` knows already."""
+    columns = _token_columns(step, rows, lanes, dimensions)
+    columns |= _sample_columns(rows, lanes, dimensions)
+    for group, window in enumerate(sizes.windows):
+        columns |= _group_columns(group, window, rows, lanes, dimensions, sizes)
+    if step.masks:
+        columns |= _mask_columns(step, rows, dimensions, sizes)
+    return columns
+
+
+def _place(places: Ints, values: Ints, size: int, padding: int = 0) -> Ints:
+    """Return a column of `size` with the values in their places."""
+    column = np.full(size, padding, np.int32)
+    column[places] = values
+    return column
+
+
+def _token_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
+    tokens, positions = unpack_ints(step.tokens), rows.positions
+    prompts = lanes.prompt_lengths[rows.lanes][rows.owners]
+    columns = {
+        # A token that is still on the device is named by its lane.
+        "tokens": np.where(tokens < 0, -1 - rows.lanes[rows.owners], tokens),
+        "positions": positions,
+        "contexts": np.where(positions < prompts, prompts, positions + 1),
     }
-    if step.bucket.prefill:
-        columns["tokens"] = rows.place(unpack_ints(step.tokens))
-    if step.targets:
-        columns["targets"] = rows.place(unpack_ints(step.targets), -1)
-    return columns
+    placed: Columns = {name: _place(rows.places, c, dimensions.tokens) for name, c in columns.items()}
+    return placed | {"starts": rows.starts, "lengths": rows.lengths}
 
 
-def first_blocks(rows: Rows, block_size: int, window: int | None) -> Ints:
-    """[real rows]: number of the first block that a token of the row sees; those before may be others'."""
-    if window is None:
-        return np.zeros_like(rows.starts)
-    return np.maximum(rows.starts + 1 - window, 0) // block_size
-
-
-def table_columns(rows: Rows, lanes: Lanes, blocks: int, block_size: int, window: int | None) -> Columns:
-    """The entries of each row's block table [count * blocks] from the first that it sees, and where that is;
-    the padding block beyond its tokens, for what a lane's table has there is of others, and what is masked is
-    read nevertheless."""
-    first, real = first_blocks(rows, block_size, window), len(rows.starts)
-    used = -(-(rows.starts + rows.lengths) // block_size)
-    entries = first[:, None] + np.arange(blocks, dtype=np.int32)
-    known = lanes.tables[rows.real_lanes[:, None], np.minimum(entries, lanes.tables.shape[1] - 1)]
-    tables = np.zeros((rows.count, blocks), np.int32)
-    tables[:real] = np.where(entries < used[:, None], known, 0)
-    columns: Columns = {"tables": tables.reshape(-1)}
-    if window is not None:
-        columns["bases"] = np.zeros(rows.count, np.int32)
-        columns["bases"][:real] = first * block_size
-    return columns
-
-
-def _prompt_lengths(step: Step, rows: Rows, lanes: Lanes) -> Ints:
-    """Of the real rows. Where the server does not say, the prompt is taken to end with this step."""
-    said = lanes.prompt_lengths[rows.real_lanes]
-    reached = rows.starts + rows.lengths if step.bucket.prefill else np.zeros_like(rows.starts)
-    return np.where(said > 0, said, reached)
-
-
-def sampler_columns(step: Step, rows: Rows, lanes: Lanes, dynamic: bool) -> tuple[Columns, Ints]:
-    """What the sampler takes, and which row of the step each of its rows is, -1: padding.
-
-    Rows that are not sampled are left out where shapes are cheap, else padding.
-    """
-    draws = np.where(unpack_ints(step.samples) > 0, unpack_ints(step.draws), -1)
-    keep = np.flatnonzero(draws >= 0).astype(np.int32)
-    numbers = keep if dynamic else np.arange(rows.count, dtype=np.int32)
-    real = numbers < len(draws)
-    index = np.where(real, numbers, 0)
-    sampled = real & (draws[index] >= 0)
-    row_lanes = np.where(sampled, rows.lanes[numbers], lanes.count).astype(np.int32)
-    lengths = np.where(sampled, rows.starts[index] + rows.lengths[index], 1)
-    ends = np.where(real, rows.offsets[index] + rows.lengths[index] - 1, 0)
-    drawn = np.where(sampled, draws[index], 0).astype(np.int32)
-    high, low = lanes.draw(row_lanes, drawn)
-    floats, ints = lanes.floats[row_lanes], lanes.ints[row_lanes]
-    columns: Columns = {
-        "last": ends,
-        "sampled_lanes": row_lanes,
-        "lengths": lengths,
+def _sample_columns(rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
+    owners = rows.owners[rows.sampled]
+    count = dimensions.samples
+    sample_lanes = _place(rows.answers, rows.lanes[owners], count, lanes.count)
+    draws = _place(rows.answers, rows.draws, count)
+    last_of_row = rows.sampled == np.cumsum(rows.lengths)[owners] - 1
+    high, low = lanes.draw(sample_lanes, draws)
+    last = np.arange(count, dtype=np.int32) * (dimensions.tokens // max(count, 1))
+    last[rows.answers] = rows.places[rows.sampled]
+    return {
+        "last": last,
+        "lanes": sample_lanes,
+        "next_lanes": _place(rows.answers[last_of_row], rows.lanes[owners[last_of_row]], count, lanes.count),
         "draw_high": high,
         "draw_low": low,
-        "barred": drawn < lanes.min_tokens[row_lanes],
-        **{name: ints[:, i] for i, name in enumerate(INTS)},
-        **{name: floats[:, i] for i, name in enumerate(FLOATS)},
+        "barred": draws < lanes.min_tokens[sample_lanes],
+        "ints": lanes.ints[sample_lanes].T,
+        "floats": lanes.floats[sample_lanes].T,
     }
-    return columns, np.where(sampled, numbers, -1).astype(np.int32)
+
+
+def _group_columns(
+    group: int, window: int | None, rows: Rows, lanes: Lanes, dimensions: Dimensions, sizes: Sizes
+) -> Columns:
+    """Compute the slots of the tokens, and the blocks that the rows see."""
+    size, blocks, tables = sizes.block_size, dimensions.blocks[group], lanes.tables[group]
+    owner_lanes, positions = rows.lanes[rows.owners], rows.positions
+    slots = tables[owner_lanes, positions // size] * size + positions % size
+    columns: Columns = {f"slots{group}": _place(rows.places, slots, dimensions.tokens)}
+    first = first_blocks(rows.starts, window, size)
+    ends = -(-(rows.starts + rows.lengths) // size)
+    if dimensions.flat:
+        owners, within = _spread(ends - first)
+        assert len(owners) <= blocks, "more blocks than the bucket has"
+        entries = first[owners] + within
+        return columns | {
+            f"ids{group}": tables[rows.lanes[owners], entries],
+            f"rows{group}": owners,
+            f"tokens{group}": rows.starts[owners] + 1 - entries * size,
+        }
+    # Entries beyond a row's tokens are block 0: stale ids would be read even though they are masked.
+    seen = first[:, None] + np.arange(blocks, dtype=np.int32)
+    known = tables[rows.lanes[:, None], np.minimum(seen, tables.shape[1] - 1)]
+    columns[f"tables{group}"] = np.where(seen < ends[:, None], known, 0)
+    if window is not None:
+        columns[f"bases{group}"] = first * size
+    return columns
+
+
+def first_blocks(starts: Ints, window: int | None, block_size: int) -> Ints:
+    """Return the number of the first block that each row sees; those before may be other rows'."""
+    if window is None:
+        return np.zeros_like(starts)
+    return np.maximum(starts + 1 - window, 0) // block_size
+
+
+def _mask_columns(step: Step, rows: Rows, dimensions: Dimensions, sizes: Sizes) -> Columns:
+    """Lay out the masks: of the masked samples alone, or one per sample if the program has room for all."""
+    masked = rows.answers[unpack_ints(step.masked)]
+    words = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
+    if dimensions.masks < dimensions.samples:
+        return {"masked": masked, "masks": words}
+    every = np.full((dimensions.masks, sizes.mask_words), -1, np.int32)
+    every[masked] = words
+    return {"masks": every}

@@ -1,119 +1,129 @@
-"""Where the columns of a bucket's steps are in its one packed tensor: the same on both sides of the copy."""
+"""Layout of a step's inputs in two packed tensors, one of integers and one of floats.
+
+On a device that compiles, the layout follows from the bucket. On any other, it is as large as the step.
+"""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import attrs
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from tgi.protocol import Bucket
-from tgi.sampling import FLOATS, NEUTRAL
+from tgi.sampling import FLOATS, INTS, NEUTRAL
 
-INLINE_BIAS, INLINE_ENDS = 64, 16
-"""Tokens with a bias, and tokens that end the text, that a sequence can bring with its first step."""
-NO_PROMPT_END = 2**30
-_FLOATS = frozenset((*FLOATS, "bias"))
+Array = npt.NDArray[np.generic]
+Columns = dict[str, Array]
+"""Columns of a step by name. A column may be shorter than its place in the layout: the rest is padding."""
+
+
+@attrs.frozen
+class Dimensions:
+    """Sizes of a step's columns."""
+
+    rows: int
+    tokens: int
+    """Query tokens of all rows, padding included."""
+    samples: int
+    masks: int
+    """Samples with a mask of their own. Equal to `samples` if the program does not depend on their number."""
+    blocks: tuple[int, ...]
+    """Entries of each row's block table, for each group of layers; of the one list of all rows if `flat`."""
+    flat: bool
 
 
 @attrs.frozen
 class Sizes:
-    """What all programs of a rank have in common."""
+    """Sizes that all steps of a rank share."""
 
     block_size: int
     lanes: int
-    """The padding's lane has this number."""
+    """Number of lanes, and the index of the padding lane."""
     mask_words: int
-    flat: bool
-    """Decode steps list the blocks of all rows together."""
-    window: int | None = None
-    """How many tokens a token sees, in any layer; None: all before it."""
+    """int32 words of a mask: one bit per token of the vocabulary."""
+    windows: tuple[int | None, ...]
+    """Tokens that a token sees, for each group of layers; None: all before it."""
 
 
 @attrs.frozen(eq=False)
 class Layout:
-    """Made by `of`."""
+    """Places of the columns. Made by `of`."""
 
-    places: Mapping[str, slice]
-    template: npt.NDArray[np.int32]
-    """What a step without rows looks like."""
+    ints: npt.NDArray[np.int32]
+    """Packed integers of a step without rows."""
+    floats: npt.NDArray[np.float32]
+    """Packed floats of a step without rows."""
+    places: Mapping[str, tuple[bool, slice, tuple[int, ...]]]
+    """Whether the column is of floats, its place, and its shape."""
 
     @classmethod
-    def of(cls, bucket: Bucket, sizes: Sizes) -> "Layout":
-        """The columns of a bucket, each with its padding."""
-        columns = _row_columns(bucket, sizes)
-        columns |= _prompt_columns(bucket, sizes) if bucket.prefill else _decode_columns(bucket, sizes)
-        places, parts, begin = {}, [], 0
-        for name, column in columns.items():
-            part = np.ascontiguousarray(column, np.float32 if name in _FLOATS else np.int32).view(np.int32)
-            places[name] = slice(begin, begin + len(part))
-            parts.append(part)
-            begin += len(part)
-        return cls(places, np.concatenate(parts))
+    @lru_cache(maxsize=256)
+    def of(cls, dimensions: Dimensions, sizes: Sizes) -> "Layout":
+        """Lay out the columns of steps of these dimensions."""
+        places = {}
+        packed: tuple[list[Array], list[Array]] = [], []
+        ends = [0, 0]
+        for name, column in _padding(dimensions, sizes).items():
+            floats = name == "floats"
+            begin = ends[floats]
+            ends[floats] = begin + column.size
+            places[name] = floats, slice(begin, ends[floats]), column.shape
+            packed[floats].append(column.reshape(-1))
+        ints, numbers = map(np.concatenate, packed)
+        return cls(ints.astype(np.int32), numbers.astype(np.float32), places)
 
-    def pack(self, columns: Mapping[str, npt.NDArray[np.generic]]) -> npt.NDArray[np.int32]:
-        """One array. Columns may be shorter than their places; those that have none are left out."""
-        packed = self.template.copy()
+    def pack(self, columns: Columns) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+        """Copy the columns to their places in new arrays."""
+        packed = self.ints.copy(), self.floats.copy()
         for name, column in columns.items():
-            place = self.places.get(name)
-            if place is not None:
-                target = packed[place].view(np.float32) if name in _FLOATS else packed[place]
-                target[: column.size] = column.reshape(-1)
+            floats, place, shape = self.places[name]
+            if column.ndim == 1:
+                packed[floats][place.start : place.start + column.size] = column
+            else:
+                height, width = column.shape
+                packed[floats][place].reshape(shape)[:height, :width] = column
         return packed
 
-    def unpack(self, packed: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Views of the packed tensor, int32 or float32."""
-        return {
-            name: packed[place].view(torch.float32) if name in _FLOATS else packed[place]
-            for name, place in self.places.items()
-        }
+    def unpack(self, ints: torch.Tensor, floats: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return views of the packed tensors, by column."""
+        packed = ints, floats
+        return {name: packed[kind][place].view(shape) for name, (kind, place, shape) in self.places.items()}
 
 
-def _row_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    rows = bucket.rows
-    return {
-        "lanes": np.full(rows, sizes.lanes),
-        "sampled_lanes": np.full(rows, sizes.lanes),
+def _padding(dimensions: Dimensions, sizes: Sizes) -> dict[str, Array]:
+    """Return every column of a step, filled with padding."""
+    rows, tokens, samples = dimensions.rows, dimensions.tokens, dimensions.samples
+    columns: dict[str, Array] = {
+        "tokens": np.zeros(tokens),
+        "positions": np.zeros(tokens),
+        "contexts": np.zeros(tokens),
+        "starts": np.zeros(rows),
         "lengths": np.ones(rows),
-        "draw_high": np.zeros(rows),
-        "draw_low": np.zeros(rows),
-        "barred": np.zeros(rows),
-        **{name: np.full(rows, value) for name, value in NEUTRAL.items()},
-        "masks": np.full(rows * sizes.mask_words, -1),
-        "positions": np.zeros(bucket.rows * bucket.tokens),
-        "contexts": np.zeros(bucket.rows * bucket.tokens),
-        "slots": np.arange(bucket.rows * bucket.tokens) % sizes.block_size,  # of block 0
     }
-
-
-def _decode_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    if not sizes.flat:
-        return _table_columns(bucket, sizes)
-    count = bucket.blocks
-    return {
-        "block_ids": np.zeros(count),
-        "block_rows": np.full(count, bucket.rows),
-        "block_tokens": np.ones(count),
+    slots = np.arange(tokens) % sizes.block_size  # of block 0, seldom the same one twice
+    for group, (blocks, window) in enumerate(zip(dimensions.blocks, sizes.windows, strict=True)):
+        columns[f"slots{group}"] = slots
+        if dimensions.flat:
+            columns[f"ids{group}"] = np.zeros(blocks)
+            columns[f"rows{group}"] = np.full(blocks, rows)
+            columns[f"tokens{group}"] = np.ones(blocks)
+        else:
+            columns[f"tables{group}"] = np.zeros((rows, blocks))
+            if window is not None:
+                columns[f"bases{group}"] = np.zeros(rows)
+    columns |= {
+        "last": np.arange(samples) * (tokens // max(samples, 1)),
+        "lanes": np.full(samples, sizes.lanes),
+        "next_lanes": np.full(samples, sizes.lanes),
+        "draw_high": np.zeros(samples),
+        "draw_low": np.zeros(samples),
+        "barred": np.zeros(samples),
+        "ints": np.tile([[NEUTRAL[name]] for name in INTS], samples),
+        "floats": np.tile([[NEUTRAL[name]] for name in FLOATS], samples),
     }
-
-
-def _table_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    bases = {} if sizes.window is None else {"bases": np.zeros(bucket.rows)}
-    return {"tables": np.zeros(bucket.rows * bucket.blocks), **bases}
-
-
-def _prompt_columns(bucket: Bucket, sizes: Sizes) -> dict[str, npt.NDArray[np.generic]]:
-    rows = bucket.rows
-    return {
-        "tokens": np.zeros(bucket.rows * bucket.tokens),
-        "targets": np.full(bucket.rows * bucket.tokens, -1),
-        **_table_columns(bucket, sizes),
-        "row_lengths": np.ones(rows),
-        "prompt_ends": np.full(rows, NO_PROMPT_END),
-        "cleared": np.full(rows, sizes.lanes),
-        "marked": np.full(rows, sizes.lanes),
-        "history": np.full(rows * bucket.blocks * sizes.block_size, -1),
-        "biased_ids": np.full(rows * INLINE_BIAS, -1),
-        "bias": np.zeros(rows * INLINE_BIAS),
-        "ends": np.full(rows * INLINE_ENDS, -1),
-    }
+    if dimensions.masks:
+        if dimensions.masks < samples:
+            columns["masked"] = np.zeros(dimensions.masks)
+        columns["masks"] = np.full((dimensions.masks, sizes.mask_words), -1)
+    return columns

@@ -1,33 +1,36 @@
-"""Runs steps on a device that compiles: a program per bucket, one copy in, one copy out.
+"""The programs of a rank, and what carries a step through one: pack, upload, run, fetch, unpack.
 
 A step is launched, and its result waited for, apart from one another, so that the next can be launched first.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import attrs
 import numpy as np
-import numpy.typing as npt
-import torch
 
+from tgi.device.graphs import Run
 from tgi.footprint import PROMPT_SLICE
-from tgi.layers import Head
-from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
+from tgi.protocol import LaneParams, Step, unpack_ints
 from tgi.sampling import SamplingParams
 
-from .columns import Columns, Ints, Rows, first_blocks, sampler_columns, table_columns, token_columns
+from .columns import Ints, Rows, first_blocks, step_columns
 from .lanes import Lanes
-from .layout import INLINE_BIAS, INLINE_ENDS, NO_PROMPT_END, Layout, Sizes
-from .program import MarkProgram, Parts, PromptProgram, StepProgram
-from .tables import dense_bias, dense_counts, dense_ends
+from .layout import Array, Columns, Dimensions, Layout, Sizes
+from .program import EnterProgram, PromptProgram, StepContext, StepProgram, Variant
+from .sampler import ALL_NEEDS, needs_of
+from .tables import entries_of
 
-Run = Callable[[torch.Tensor], torch.Tensor]
+MAX_ENTRIES = 256
+"""Tokens that one run of `EnterProgram` writes on a device that compiles."""
+_MAX_EAGER = 64
+"""Programs that are kept where they cost nothing to make."""
+Wait = Callable[[], dict[str, bytes]]
+"""Waits for results, and returns them as columns of a `Result`."""
 
 
 @attrs.frozen(eq=False)
 class CompiledBucket:
-    """The layout and the program of one bucket."""
+    """The program of a bucket, and the layout of what it takes."""
 
     layout: Layout
     run: Run
@@ -36,172 +39,152 @@ class CompiledBucket:
 class Programs:
     """All programs of a rank."""
 
-    def __init__(self, parts: Parts, lanes: Lanes, vocab_size: int, head: Head | None) -> None:
-        """Builds, and runs once, what is not of a bucket: nothing of it may be compiled later."""
-        self._parts, self._lanes, self._vocab_size = parts, lanes, vocab_size
-        self._buckets: dict[Bucket, CompiledBucket] = {}
+    def __init__(self, context: StepContext, lanes: Lanes, sizes: Sizes, top: int) -> None:
+        """On a device that compiles, run the programs that belong to no bucket, so that they are compiled.
+
+        There, every step reports `top` of the most likely tokens.
+        """
+        self._context, self._lanes, self._sizes, self._top = context, lanes, sizes, top
+        self._vocab_size = context.sampler.tables.size
+        self._device = context.device
+        self._compiled: dict[object, CompiledBucket] = {}
         self._sealed = False
-        device = parts.device
-        self._mark = device.graph(MarkProgram(parts.sampler.tables, vocab_size))
-        self._prompt = device.graph(PromptProgram(head, parts)) if head is not None else None
-        positions = range(0, len(parts.prompt.targets), PROMPT_SLICE)
-        self._slices = [device.upload(np.array([begin], np.int32)) for begin in positions]
-        for _ in range(2):  # the first time they are compiled, the second they run as they will
-            self._replace(LaneParams(lane=lanes.count, sampling=SamplingParams()), 0)
-            if self._prompt is not None:
-                self._prompt(self._slices[0])
-                device.fetch(parts.prompt.answers)()
+        self._enter = self._device.graph(EnterProgram(context.sampler.tables))
+        self._prompts: dict[int, Run] = {}
+        """Programs of questions, by the number of most likely tokens that they report."""
+        if self._device.compiles:
+            for _ in range(2):  # compiled by the first run; the second is like all others
+                self._write_tables(LaneParams(lane=lanes.count, sampling=SamplingParams()))
+                if context.head is not None:
+                    self._ask(np.zeros(1, np.int32), np.zeros(1, np.int32), 0)()
 
     def seal(self) -> None:
-        """From now on every bucket that is new is a miss."""
+        """Count every bucket as a miss that is new from now on."""
         self._sealed = True
 
-    def launch(self, step: Step) -> tuple[bool, Callable[[], dict[str, bytes]]]:
-        """Start a step, with which `lanes` have been updated: whether it was a miss, and what waits for it.
+    def launch(self, step: Step) -> tuple[bool, Wait]:
+        """Start a step whose changes the lanes know already.
 
-        The latter gives the columns of a `Result`.
+        Returns whether a bucket was missed, and what waits for the result.
         """
-        shape = step.bucket
-        missed = self._sealed and shape not in self._buckets
-        bucket = self._bucket(shape)
-        device = self._parts.device
-        rows = Rows.of(step, self._lanes, device)
-        columns, numbers = sampler_columns(step, rows, self._lanes, not device.compiles)
-        columns |= self._columns(step, rows)
-        out = device.fetch(bucket.run(device.upload(bucket.layout.pack(columns))))
-        answers = np.flatnonzero(numbers >= 0)
-        asked = self._ask(step, rows) if step.targets else None
+        eager = not self._device.compiles
+        for params in step.params:
+            if params.history or params.sampling.logit_bias or params.sampling.ends:
+                self._write_tables(params)
+        rows = Rows.of(step, padded=not eager)
+        dimensions = self._dimensions(step, rows)
+        columns = step_columns(step, rows, self._lanes, dimensions, self._sizes)
+        variant = self._variant(step, columns)
+        key = (dimensions, variant) if eager else (step.bucket, variant)
+        missed = self._sealed and not eager and key not in self._compiled
+        compiled = self._compiled.get(key) or self._compile(key, dimensions, variant)
+        if eager and variant.features:
+            self._context.features = self._context.features.new_empty(
+                dimensions.tokens, self._context.features.shape[1]
+            )
+        out = self._run(compiled.run, *compiled.layout.pack(columns))
+        asked = self._ask_of(step, rows) if variant.features and step.targets else None
 
         def wait() -> dict[str, bytes]:
-            results = _sampled_columns(out()[answers], step.top, self._parts.top)
+            ints, floats = (array[rows.answers, : 1 + step.top] for array in out())
+            results = {
+                "tokens": ints[:, 0].tobytes(),
+                "logprobs": floats[:, 0].tobytes(),
+                "top_tokens": ints[:, 1:].tobytes(),
+                "top_logprobs": floats[:, 1:].tobytes(),
+            }
             return results | asked() if asked else results
 
         return missed, wait
 
-    def _bucket(self, shape: Bucket) -> CompiledBucket:
-        found = self._buckets.get(shape)
-        if found is None:
-            parts = self._parts
-            layout = Layout.of(shape, parts.sizes)
-            run = parts.device.graph(StepProgram(shape, layout, parts))
-            found = self._buckets[shape] = CompiledBucket(layout, run)
-        return found
+    def _compile(self, key: object, dimensions: Dimensions, variant: Variant) -> CompiledBucket:
+        if not self._device.compiles and len(self._compiled) >= _MAX_EAGER:
+            self._compiled.clear()
+        layout = Layout.of(dimensions, self._sizes)
+        run = self._device.graph(StepProgram(self._context, dimensions, layout, variant))
+        compiled = self._compiled[key] = CompiledBucket(layout, run)
+        return compiled
 
-    def _columns(self, step: Step, rows: Rows) -> Columns:
-        sizes, lanes = self._parts.sizes, self._lanes
-        columns = token_columns(step, rows, lanes, sizes.block_size)
-        if step.masks:
-            masks = np.full((rows.count, sizes.mask_words), -1, np.int32)
-            sampled = np.flatnonzero(unpack_ints(step.samples))
-            masks[sampled[unpack_ints(step.masked)]] = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
-            columns["masks"] = masks
-        if step.bucket.prefill:
-            self._check(step, rows)
-            return columns | self._prompt_columns(step, rows) | self._table_columns(step, rows)
-        if sizes.flat:
-            return columns | flat_columns(rows, lanes, sizes, step.bucket.blocks)
-        return columns | self._table_columns(step, rows)
+    def _variant(self, step: Step, columns: Columns) -> Variant:
+        """Return the parts that the rows need; on a device that compiles, the least variant that has them."""
+        if not self._device.compiles:
+            needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
+            return Variant(needs, step.top, bool(step.targets))
+        assert step.top <= self._top, "more of the likeliest tokens than Load.top"
+        return Variant(ALL_NEEDS, self._top, step.bucket.prefill)
 
-    def _table_columns(self, step: Step, rows: Rows) -> Columns:
-        sizes = self._parts.sizes
-        return table_columns(rows, self._lanes, step.bucket.blocks, sizes.block_size, sizes.window)
-
-    def _check(self, step: Step, rows: Rows) -> None:
-        """What the server must not ask for."""
-        sizes = self._parts.sizes
-        blocks = -(-rows.starts // sizes.block_size) - first_blocks(rows, sizes.block_size, sizes.window)
-        assert blocks.max(initial=0) <= step.bucket.blocks, "a context beyond the bucket"
-        assert rows.total <= len(self._parts.prompt.targets), "a prefill step beyond Load.prefill_tokens"
-
-    def _prompt_columns(self, step: Step, rows: Rows) -> Columns:
-        """What sequences bring that enter lanes with this step, and how long rows are."""
-        lanes, count = self._lanes, len(rows.lengths)
-        ends = lanes.prompt_lengths[rows.real_lanes]
-        entered = np.full(count, lanes.count, np.int32)
-        marked = entered.copy()
-        history = np.full((count, step.bucket.blocks * self._parts.sizes.block_size), -1, np.int32)
-        biased = np.full((count, INLINE_BIAS), -1, np.int32)
-        bias = np.zeros((count, INLINE_BIAS), np.float32)
-        ending = np.full((count, INLINE_ENDS), -1, np.int32)
-        places = {lane: row for row, lane in enumerate(rows.real_lanes.tolist())}
-        for params in step.params:
-            row = places[params.lane]
-            known = unpack_ints(params.history)[: rows.starts[row]]
-            values, ids, end_ids = self._marks(params)
-            if len(ids) > INLINE_BIAS or len(end_ids) > INLINE_ENDS or len(known) > history.shape[1]:
-                self._replace(params, len(known))
-                continue
-            entered[row] = marked[row] = params.lane
-            history[row, : len(known)] = known
-            biased[row, : len(ids)], bias[row, : len(ids)] = ids, values[ids]
-            ending[row, : len(end_ids)] = end_ids
-        return {
-            "row_lengths": rows.lengths,
-            "prompt_ends": np.where(ends > 0, ends, NO_PROMPT_END),
-            "cleared": entered,
-            "marked": marked,
-            "history": history,
-            "biased_ids": biased,
-            "bias": bias,
-            "ends": ending,
-        }
-
-    def _marks(self, params: LaneParams) -> tuple[npt.NDArray[np.float32], Any, Any]:
-        """Its bias [vocab], and which tokens have one, and which are ends."""
-        values = (
-            dense_bias(params, self._vocab_size) if params.sampling.logit_bias else np.zeros(0, np.float32)
+    def _dimensions(self, step: Step, rows: Rows) -> Dimensions:
+        """Return the exact sizes of the step; on a device that compiles, those of its bucket."""
+        bucket, sizes = step.bucket, self._sizes
+        firsts = [first_blocks(rows.starts, window, sizes.block_size) for window in sizes.windows]
+        if not self._device.compiles:
+            ends = -(-(rows.starts + rows.lengths) // sizes.block_size)
+            return Dimensions(
+                rows=len(rows.lanes),
+                tokens=max(len(rows.owners), self._device.least_tokens),
+                samples=len(rows.answers),
+                masks=len(step.masked) // 4,
+                blocks=tuple(int((ends - first).max()) for first in firsts),
+                flat=False,
+            )
+        if bucket.prefill:
+            contexts = -(-rows.starts // sizes.block_size)
+            assert max(int((contexts - f).max()) for f in firsts) <= bucket.blocks, (
+                "a context beyond the bucket"
+            )
+            room = len(self._context.features)
+            assert bucket.rows * bucket.tokens <= room, "a prefill step beyond Load.prefill_tokens"
+        return Dimensions(
+            rows=bucket.rows,
+            tokens=bucket.rows * bucket.tokens,
+            samples=bucket.rows,
+            masks=bucket.rows,
+            blocks=(bucket.blocks,) * len(sizes.windows),
+            flat=self._device.flat and not bucket.prefill,
         )
-        ends = dense_ends(params, self._vocab_size) if params.sampling.ends else np.zeros(0, np.bool_)
-        return values, np.flatnonzero(values), np.flatnonzero(ends)
 
-    def _replace(self, params: LaneParams, known: int) -> None:
-        """Send the whole rows of a sequence with much bias, many ends or a history beyond the bucket: under a
-        window a step has fewer blocks than the sequence has tokens."""
-        size = self._vocab_size
-        floats = (*dense_counts(params, size, known), dense_bias(params, size))
-        rows = (*(row.view(np.int32) for row in floats), dense_ends(params, size).astype(np.int32))
-        self._mark(self._parts.device.upload(np.concatenate((np.array([params.lane], np.int32), *rows))))
+    def _run(self, run: Run, *packed: Array) -> Callable[[], list[Array]]:
+        """Upload, run, and begin to fetch the results; what is returned waits for them."""
+        return self._device.fetch(*run(*self._device.upload(*packed)))
 
-    def _ask(self, step: Step, rows: Rows) -> Callable[[], dict[str, bytes]]:
-        """Log-probabilities of the prompt, slice by slice, from what the step has left."""
-        assert self._prompt is not None, "the model has no Head"
-        for place in self._slices[: -(-rows.total // PROMPT_SLICE)]:
-            self._prompt(place)
-        out = self._parts.device.fetch(self._parts.prompt.answers)
-        most, top = self._parts.top, step.prompt_top
+    def _write_tables(self, params: LaneParams) -> None:
+        """Write what a sequence brings into the sampler's tables, a piece at a time if shapes are fixed."""
+        ids, numbers = entries_of(params, self._vocab_size)
+        size = max(len(ids), 1) if not self._device.compiles else MAX_ENTRIES
+        for begin in range(0, len(ids), size) or (0,):
+            piece = ids[begin : begin + size]
+            ints = np.full(2 + size, self._vocab_size, np.int32)
+            ints[:2] = params.lane, begin > 0
+            ints[2 : 2 + len(piece)] = piece
+            floats = np.zeros((4, size), np.float32)
+            floats[:, : len(piece)] = numbers[:, begin : begin + size]
+            self._enter(*self._device.upload(ints, floats.reshape(-1)))
+
+    def _ask_of(self, step: Step, rows: Rows) -> Wait | None:
+        targets = unpack_ints(step.targets)
+        asked = np.flatnonzero(targets >= 0)
+        return self._ask(rows.places[asked], targets[asked], step.prompt_top) if len(asked) else None
+
+    def _ask(self, places: Ints, targets: Ints, top: int) -> Wait:
+        """Ask for the log-probabilities of targets after the places of the step before."""
+        reported = top if not self._device.compiles else self._top
+        if reported not in self._prompts:
+            self._prompts[reported] = self._device.graph(PromptProgram(self._context, reported))
+        pieces = []
+        for begin in range(0, len(places), PROMPT_SLICE):
+            piece = slice(begin, begin + PROMPT_SLICE)
+            ints = np.stack((places[piece], targets[piece]))
+            if self._device.compiles:
+                ints = np.pad(ints, ((0, 0), (0, PROMPT_SLICE - ints.shape[1])))
+            pieces.append(self._run(self._prompts[reported], ints.reshape(-1)))
 
         def wait() -> dict[str, bytes]:
-            table = out()[rows.places]
+            fetched = [piece() for piece in pieces]
+            ints, floats = (np.concatenate(arrays)[: len(places)] for arrays in zip(*fetched, strict=True))
             return {
-                "prompt_logprobs": table[:, 0].tobytes(),
-                "prompt_top_tokens": table[:, 1 : 1 + top].tobytes(),
-                "prompt_top_logprobs": table[:, 1 + most : 1 + most + top].tobytes(),
+                "prompt_logprobs": floats[:, 0].tobytes(),
+                "prompt_top_tokens": ints[:, :top].tobytes(),
+                "prompt_top_logprobs": floats[:, 1 : 1 + top].tobytes(),
             }
 
         return wait
-
-
-def flat_columns(rows: Rows, lanes: Lanes, sizes: Sizes, blocks: int) -> dict[str, Any]:
-    """The blocks that the rows of a decode step see, in the order of rows, as `FlatBlocks` has them."""
-    tokens = rows.starts + 1
-    first = first_blocks(rows, sizes.block_size, sizes.window)
-    counts = -(-tokens // sizes.block_size) - first
-    owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    entry = np.arange(len(owner), dtype=np.int32) + np.repeat(first + counts - np.cumsum(counts), counts)
-    assert len(owner) <= blocks, "more blocks than the bucket has"
-    return {
-        "block_ids": lanes.tables[rows.lanes[owner], entry],
-        "block_rows": owner,
-        "block_tokens": tokens[owner] - entry * sizes.block_size,
-    }
-
-
-def _sampled_columns(table: Ints, top: int, most: int) -> dict[str, bytes]:
-    """Of the rows that the server asked for; the step may want fewer of the likeliest than there are."""
-    assert top <= most, "more of the likeliest tokens than Load.top"
-    return {
-        "tokens": table[:, 0].tobytes(),
-        "logprobs": table[:, 1].tobytes(),
-        "top_tokens": table[:, 2 : 2 + top].tobytes(),
-        "top_logprobs": table[:, 2 + most : 2 + most + top].tobytes(),
-    }

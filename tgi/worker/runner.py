@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
-import numpy as np
 import torch
 from torch import nn
 
@@ -13,20 +12,19 @@ from tgi.device.base import Device
 from tgi.device.batch import KVCache
 from tgi.device.graphs import Counters
 from tgi.footprint import graph_bytes, workspace_bytes
-from tgi.layers import Batch, Head
+from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.plugins import ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
 from tgi.protocol import Described, Load, Loaded, Progress, Result, Step
 from tgi.weights import Shard
 
-from .inputs import make_inputs
 from .kv_cache import KVCacheSpec
 from .lanes import Lanes
 from .layout import Sizes
-from .program import Parts, Prompt
+from .program import StepContext
 from .programs import Programs
-from .sampler import Sampled, Sampler
+from .sampler import Sampler
 
 
 @attrs.define(eq=False)
@@ -40,8 +38,6 @@ class Runner:
     spec: KVCacheSpec
     lanes: Lanes
     sampler: Sampler
-    last_tokens: torch.Tensor
-    """[lanes + 1]: the last sampled token of each lane."""
     workspace_bytes: int
     prefill_tokens: int
     """Query tokens, padding included, of the largest prefill step,"""
@@ -49,7 +45,6 @@ class Runner:
     """and likeliest tokens of any: see `Load`."""
     cache: KVCache | None = None
     programs: Programs | None = None
-    """Only on a device that compiles."""
     _ended: float = 0.0
     """When the last result was there."""
     _before: Counters = attrs.field(factory=Counters)
@@ -79,9 +74,6 @@ class Runner:
             spec=KVCacheSpec.of(config, build.shard, cache_dtype, command.block_size),
             lanes=Lanes(command.lanes),
             sampler=sampler,
-            last_tokens=torch.zeros(
-                rows, dtype=torch.int32 if device.compiles else torch.int64, device=device.torch_device
-            ),
             workspace_bytes=device.workspaces * _workspace_bytes(loaded.describe(cache_dtype), command),
             prefill_tokens=command.prefill_tokens,
             top=command.top,
@@ -105,12 +97,10 @@ class Runner:
     def allocate(self, blocks: int) -> None:
         """Reserve the KV cache."""
         self.cache = self.spec.allocate(self.device, blocks)
-        if self.device.compiles:
-            head = next((m for m in _modules(self.model) if isinstance(m, Head)), None)
-            self.programs = Programs(self._parts(self.cache), self.lanes, self.config.vocab_size, head)
+        self.programs = self._open_programs(self.cache)
 
     def seal(self) -> None:
-        """The warm-up has ended."""
+        """End the warm-up."""
         self.device.seal()
         if self.programs is not None:
             self.programs.seal()
@@ -125,13 +115,9 @@ class Runner:
 
         Results must be waited for in order, one at most may be waited for when the next step is launched.
         """
-        assert self.cache is not None, "a step before Allocate"
+        assert self.programs is not None, "a step before Allocate"
         began = time.perf_counter()
         self.lanes.update(step)
-        if self.programs is None:
-            columns = self._execute(step, self.cache)
-            result = Result(number=step.number, seconds=time.perf_counter() - began, **columns)
-            return lambda: result
         missed, wait = self.programs.launch(step)
         counters, before = self.device.counters(), self._before
         self._before = counters
@@ -152,29 +138,21 @@ class Runner:
 
         return finish
 
-    def _parts(self, cache: KVCache) -> Parts:
-        device, config = self.device, self.config
-        words = -(-config.vocab_size // 32)
-        return Parts(
+    def _open_programs(self, cache: KVCache) -> Programs:
+        device, config, spec = self.device, self.config, self.spec
+        positions = self.prefill_tokens if device.compiles else 0
+        context = StepContext(
             model=lambda batch: self.model(batch),
+            head=next((module for module in _modules(self.model) if isinstance(module, Head)), None),
             sampler=self.sampler,
             cache=cache,
-            last_tokens=self.last_tokens,
-            prompt=Prompt.of(self.prefill_tokens, config.hidden_size, self.top, device, self.dtype),
+            last_tokens=torch.zeros(self.lanes.count + 1, dtype=torch.int32, device=device.torch_device),
             device=device,
-            sizes=Sizes(self.spec.block_size, self.lanes.count, words, device.flat, self.spec.window),
-            top=self.top,
+            block_size=spec.block_size,
+            features=torch.zeros(positions, config.hidden_size, dtype=self.dtype, device=device.torch_device),
         )
-
-    def _execute(self, step: Step, cache: KVCache) -> dict[str, Any]:
-        for params in step.params:
-            self.sampler.start(params)
-        inputs = make_inputs(step, self.lanes, self.device, self.spec, cache, self.last_tokens)
-        logits = self.model(inputs.batch)
-        sampled = self.sampler(logits, inputs.sampler)
-        self.last_tokens.index_copy_(0, inputs.sampler.lanes, sampled.tokens)
-        columns: dict[str, Any] = _result_columns(sampled, inputs.answers)
-        return columns | _target_columns(inputs.batch, inputs.target_places)
+        sizes = Sizes(spec.block_size, self.lanes.count, -(-config.vocab_size // 32), (spec.window,))
+        return Programs(context, self.lanes, sizes, self.top)
 
 
 def open_device(name: str, threads: int) -> Device:
@@ -200,35 +178,3 @@ def _workspace_bytes(model: Described, command: Load) -> int:
         listed_blocks=command.listed_blocks,
         prefill_pairs=command.prefill_pairs,
     )
-
-
-def _target_columns(batch: Batch, places: "np.ndarray[Any, Any]") -> dict[str, bytes]:
-    """What the head has answered to the step's targets."""
-    names = {
-        "prompt_logprobs": batch.target_logprobs,
-        "prompt_top_tokens": batch.target_top_tokens,
-        "prompt_top_logprobs": batch.target_top_logprobs,
-    }
-    return {
-        name: (answer.cpu() if answer.is_floating_point() else answer.int().cpu()).numpy()[places].tobytes()
-        for name, answer in names.items()
-        if answer is not None
-    }
-
-
-def _result_columns(sampled: Sampled, answers: "np.ndarray[Any, Any]") -> dict[str, bytes]:
-    """The sampled rows that the server asked for, read back in one copy."""
-    parts = (
-        sampled.tokens.int()[:, None],
-        sampled.logprobs.view(torch.int32)[:, None],
-        sampled.top_tokens.int(),
-        sampled.top_logprobs.view(torch.int32),
-    )
-    table = torch.cat(parts, 1).cpu().numpy()[answers]
-    top = sampled.top_tokens.shape[1]
-    return {
-        "tokens": table[:, 0].tobytes(),
-        "logprobs": table[:, 1].tobytes(),
-        "top_tokens": table[:, 2 : 2 + top].tobytes(),
-        "top_logprobs": table[:, 2 + top :].tobytes(),
-    }

@@ -12,15 +12,14 @@ order a device adds, and need no float64.
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 import attrs
+import numpy as np
 import numpy.typing as npt
 import torch
 
 from tgi.device.base import Device
-from tgi.protocol import LaneParams
-from tgi.sampling import COLUMNS, NEUTRAL
+from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
 from .lanes import DRAW_BITS
 from .tables import Tables
@@ -32,17 +31,19 @@ _SHORT = 256
 """Scores that are sorted first where shapes are free; hardly ever does a top-k or top-p need more."""
 
 
+Numbers = npt.NDArray[np.generic]
 Needs = frozenset[str]
 """Parameters that some row of a step uses, and "barred"; decided on the host, before the program runs."""
 ALL_NEEDS = frozenset((*COLUMNS, "barred"))
+_NEUTRAL_INTS, _NEUTRAL_FLOATS = (np.array([[NEUTRAL[name]] for name in names]) for names in (INTS, FLOATS))
 _HISTORY_NEEDS = frozenset(("repetition_penalty", "frequency_penalty"))
 _GENERATED_NEEDS = frozenset(("presence_penalty", "count_penalty"))
 
 
-def needs_of(columns: Mapping[str, npt.NDArray[Any]]) -> Needs:
-    """The parameters that rows with these columns use."""
-    used = {name for name, neutral in NEUTRAL.items() if bool((columns[name] != neutral).any())}
-    return frozenset(used | {"barred"} if bool(columns["barred"].any()) else used)
+def needs_of(ints: Numbers, floats: Numbers, barred: Numbers) -> Needs:
+    """Return the needs of rows with these columns: [parameters, rows] twice, and [rows]."""
+    used = [*(ints != _NEUTRAL_INTS).any(1), *(floats != _NEUTRAL_FLOATS).any(1), barred.any()]
+    return frozenset(name for name, one in zip((*INTS, *FLOATS, "barred"), used, strict=True) if one)
 
 
 @attrs.define(eq=False)
@@ -99,10 +100,6 @@ class Sampler:
         self._device = device
         self._gamma, self._delta = gamma, delta
 
-    def start(self, params: LaneParams) -> None:
-        """A sequence enters a lane."""
-        self.tables.start(params)
-
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
         device = self._device
@@ -134,16 +131,16 @@ def process(
         green = green_list(rows.previous, scores.shape[1], gamma) & (rows.params["watermark"] > 0)[:, None]
         scores = torch.where(green, scores + delta, scores)
     if needs & _HISTORY_NEEDS:
-        scores = _penalise(scores, tables.counts.index_select(0, rows.lanes), rows)
+        scores = _penalise(scores, tables.rows(tables.counts, rows.lanes), rows)
     if needs & _GENERATED_NEEDS:
-        scores = _penalise_occurrences(scores, tables.generated.index_select(0, rows.lanes), rows)
+        scores = _penalise_occurrences(scores, tables.rows(tables.generated, rows.lanes), rows)
     if "logit_bias" in needs:
         scores = torch.where(
-            rows.params["logit_bias"][:, None] > 0, scores + tables.bias.index_select(0, rows.lanes), scores
+            rows.params["logit_bias"][:, None] > 0, scores + tables.rows(tables.bias, rows.lanes), scores
         )
     if "barred" in needs:
         scores = scores.masked_fill(
-            tables.ends.index_select(0, rows.lanes) & (rows.barred[:, None] > 0), -torch.inf
+            tables.rows(tables.ends, rows.lanes) & (rows.barred[:, None] > 0), -torch.inf
         )
     if rows.masks is not None:
         scores = _mask(scores, rows.masks)
@@ -230,7 +227,8 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
     barred = ((masks.words[:, :, None] & bits) == 0).flatten(1)[:, : scores.shape[1]]
     if masks.rows is None:
         return scores.masked_fill(barred, -torch.inf)
-    return scores.index_copy(0, masks.rows, scores[masks.rows].masked_fill(barred, -torch.inf))
+    rows = masks.rows.long()
+    return scores.index_copy(0, rows, scores[rows].masked_fill(barred, -torch.inf))
 
 
 def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""What the sampler keeps on the device for each lane: a value for every token of the vocabulary.
+"""Tables that the sampler keeps on the device: for each lane, numbers for every token of the vocabulary.
 
-A lane's rows hold what they held before unless the sequence that enters it has a use for them; whoever reads
-them looks at the lane's parameters first.
+A lane's rows are written when a sequence enters it that uses them, and are stale otherwise: a reader looks at
+the lane's parameters first.
 """
 
 import numpy as np
@@ -11,118 +11,75 @@ import torch
 from tgi.device.base import Device
 from tgi.protocol import LaneParams, unpack_ints
 
-_MOST_BIAS = 1e4
-"""What lies beyond has the effect of the bound: the scores stay finite in float32."""
+_MAX_BIAS = 1e4
+"""A greater bias has the effect of this one: the scores stay finite in float32."""
 
 
-def dense_bias(params: LaneParams, size: int) -> npt.NDArray[np.float32]:
-    """[size]: what is added to each token's score."""
-    bias = np.zeros(size, np.float32)
-    for token, value in params.sampling.logit_bias:
-        if token < size:
-            bias[token] = min(max(value, -_MOST_BIAS), _MOST_BIAS)
-    return bias
+def entries_of(params: LaneParams, size: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Return what a sequence brings into the tables: token ids [n], each once, and their numbers [4, n].
 
-
-def dense_ends(params: LaneParams, size: int) -> npt.NDArray[np.bool_]:
-    """[size]: whether each token would end the text; all false where nothing else would be left."""
-    ends = np.zeros(size, np.bool_)
-    ends[[token for token in params.sampling.ends if token < size]] = True
-    return ends & (not ends.all())
-
-
-def dense_counts(
-    params: LaneParams, size: int, known: int | None = None
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """[size] each: how often the history has each token, and how often of these it was generated; `known`:
-    of its first tokens only."""
+    The numbers are how often the sequence has the token, how often of these it was generated, the bias, and
+    1 if the token would end the text. Ids beyond the vocabulary are left out, and so are ends that would
+    leave no token at all.
+    """
     history = unpack_ints(params.history)
-    prompt = params.prompt_length or len(history)
-    every, generated = (
-        np.bincount(tokens, minlength=size).astype(np.float32)
-        for tokens in (history[:known], history[prompt:known])
-    )
-    return every, generated
+    generated = history[params.prompt_length or len(history) :]
+    biased = [token for token, _ in params.sampling.logit_bias]
+    ends = {token for token in params.sampling.ends if token < size}
+    if len(ends) == size:
+        ends = set()
+    ids = np.unique(np.concatenate((history, np.array([*biased, *ends], np.int32))))
+    numbers = np.zeros((4, len(ids)), np.float32)
+    np.add.at(numbers[0], np.searchsorted(ids, history), 1)
+    np.add.at(numbers[1], np.searchsorted(ids, generated), 1)
+    for token, bias in params.sampling.logit_bias:
+        numbers[2, np.searchsorted(ids, token)] = min(max(bias, -_MAX_BIAS), _MAX_BIAS)
+    numbers[3, np.searchsorted(ids, [*ends])] = 1
+    known = ids < size
+    return ids[known].astype(np.int32), numbers[:, known]
 
 
 class Tables:
-    """[lanes, vocab] each; together tgi.footprint.TABLE_BYTES for one token of one lane."""
+    """The tables of one rank, [lanes * vocab] each.
+
+    Together they take `tgi.footprint.TABLE_BYTES` for each token of each lane. They are flat because a device
+    that compiles may not update a tensor through a view of it.
+    """
 
     def __init__(self, lanes: int, vocab_size: int, device: Device) -> None:
-        def empty(dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(lanes, vocab_size, dtype=dtype, device=device.torch_device)
+        def table(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(lanes * vocab_size, dtype=dtype, device=device.torch_device)
 
-        self.counts = empty(torch.float32)
-        """How often the sequence has the token. In float32, since not every device adds integers by index."""
-        self.generated = empty(torch.float32)
-        """How often of these it was generated."""
-        self.bias = empty(torch.float32)
-        """What is added to the token's score."""
-        self.ends = empty(torch.bool)
+        self.size = vocab_size
+        # Counts are in float32, since not every device adds integers by index.
+        self.counts = table(torch.float32)
+        """How often the sequence has the token."""
+        self.generated = table(torch.float32)
+        """How often of these the token was generated."""
+        self.bias = table(torch.float32)
+        """Number added to the token's score."""
+        self.ends = table(torch.bool)
         """Whether the token would end the text."""
 
-    def start(self, params: LaneParams) -> None:
-        """A sequence enters a lane. Ids that the vocabulary does not have are passed over."""
-        if params.history:
-            for table, row in zip(
-                (self.counts, self.generated), dense_counts(params, self._size), strict=True
-            ):
-                self._write(table, params.lane, row)
-        if params.sampling.logit_bias:
-            self._write(self.bias, params.lane, dense_bias(params, self._size))
-        if params.sampling.ends:
-            self._write(self.ends, params.lane, dense_ends(params, self._size))
+    def rows(self, table: torch.Tensor, lanes: torch.Tensor) -> torch.Tensor:
+        """Read the rows of some lanes [n] from a table, [n, vocab]."""
+        return table.view(-1, self.size).index_select(0, lanes)
 
     def count(self, lanes: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Each lane's sequence goes on with a token that was generated."""
-        ones = torch.ones_like(tokens, dtype=torch.float32)
-        self.add(lanes, tokens, ones, ones)
+        """Count that the sequences of the lanes [n] go on with generated tokens [n]."""
+        places = (lanes * self.size + tokens).long()
+        ones = torch.ones_like(places, dtype=torch.float32)
+        self.counts.scatter_add_(0, places, ones)
+        self.generated.scatter_add_(0, places, ones)
 
-    # What follows is for programs: on the device, with shapes that do not change. All arguments are [n].
+    def enter(self, lane: torch.Tensor, keep: torch.Tensor, ids: torch.Tensor, numbers: torch.Tensor) -> None:
+        """Write a lane's [1] rows: `numbers` [4, n] of the tokens `ids` [n], as `entries_of` has them.
 
-    def add(
-        self, lanes: torch.Tensor, tokens: torch.Tensor, counted: torch.Tensor, generated: torch.Tensor
-    ) -> None:
-        """The lanes' sequences have these tokens, so many times; 0 for padding."""
-        places = self._places(lanes, tokens)
-        self.counts.view(-1).scatter_add_(0, places, counted.float())
-        self.generated.view(-1).scatter_add_(0, places, generated.float())
-
-    def clear(self, counted: torch.Tensor, marked: torch.Tensor) -> None:
-        """Nothing is counted in the one lanes, no token has a bias or is an end in the other."""
-        for lanes, tables in ((counted, (self.counts, self.generated)), (marked, (self.bias, self.ends))):
-            for table in tables:
-                nothing = table.new_zeros(lanes.shape[0], self._size)
-                table.index_copy_(0, lanes.long(), nothing)
-
-    def mark(self, lanes: torch.Tensor, biased: torch.Tensor, bias: torch.Tensor, ends: torch.Tensor) -> None:
-        """In lanes that are clear: tokens [n, m] with their bias, [n, k] that are ends; -1 for padding."""
-        places = self._places(lanes[:, None].expand_as(biased), biased.clamp_min(0)).flatten()
-        self.bias.view(-1).scatter_add_(0, places, bias.flatten())
-        spare = (self.counts.shape[0] - 1) * self._size  # of the padding's lane
-        places = torch.where(ends < 0, spare, self._places(lanes[:, None].expand_as(ends), ends))
-        self.ends.view(-1).scatter_(0, places.flatten(), True)
-
-    def replace(
-        self,
-        lane: torch.Tensor,
-        counts: torch.Tensor,
-        generated: torch.Tensor,
-        bias: torch.Tensor,
-        ends: torch.Tensor,
-    ) -> None:
-        """The whole rows of a lane [1], [vocab] each: `ends` are other than 0."""
-        self.counts.index_copy_(0, lane.long(), counts[None])
-        self.generated.index_copy_(0, lane.long(), generated[None])
-        self.bias.index_copy_(0, lane.long(), bias[None])
-        self.ends.index_copy_(0, lane.long(), (ends != 0)[None])
-
-    def _places(self, lanes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        return (lanes * self._size + tokens).long()
-
-    @property
-    def _size(self) -> int:
-        return self.counts.shape[1]
-
-    def _write(self, table: torch.Tensor, lane: int, row: npt.NDArray[np.generic]) -> None:
-        table[lane] = torch.from_numpy(row).to(table.device)
+        `keep` [1] is 1 to add to the rows, and 0 to begin them anew. The id of padding is the size of the
+        vocabulary.
+        """
+        rows = numbers.new_zeros(4, self.size + 1).scatter_(1, ids.long().expand(4, -1), numbers)
+        places = (lane * self.size + torch.arange(self.size, dtype=torch.int32, device=lane.device)).long()
+        for table, row in zip((self.counts, self.generated, self.bias, self.ends), rows, strict=True):
+            whole = row[: self.size] + keep * self.rows(table, lane)[0]
+            table.index_copy_(0, places, whole.to(table.dtype))

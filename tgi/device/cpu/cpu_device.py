@@ -6,18 +6,18 @@ cache in place.
 """
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import attrs
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from tgi.device import cgroups
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.batch import Batch, HostRow, KVCache
+from tgi.device.batch import Batch, KVCache
 from tgi.device.ranking import most_likely_by_keys
 
 from . import SPEC
@@ -54,14 +54,45 @@ class _Row:
 
 
 @attrs.frozen(eq=False)
+class _HostRow:
+    """A row of a step on the host."""
+
+    offset: int
+    """Index of its first query token among all tokens of the batch."""
+    length: int
+    start: int
+    """Position of its first query token."""
+    base: int
+    """Position of the first token of its table."""
+    table: npt.NDArray[np.int32]
+
+
+@attrs.frozen(eq=False)
 class _Plan:
+    """Rows as layers of one kind read them."""
+
     rows: list[_Row]
-    single: bool
-    """Every row is a single token, and none is masked."""
+    leading: int
+    """Number of rows at the beginning that are a single token each, and none masked."""
+    tokens: int
+
+    @classmethod
+    def of(cls, rows: list[_Row]) -> "_Plan":
+        leading = 0
+        while leading < len(rows) and rows[leading].length == 1 and not rows[leading].masked:
+            leading += 1
+        return cls(rows, leading, sum(row.length for row in rows))
 
 
 _Kind = tuple[int | None, bool]
 """Of a layer: its window, and whether it changes scores."""
+
+
+@attrs.frozen(eq=False)
+class _StepPlan:
+    slots: torch.Tensor
+    """[T] int64"""
+    kinds: dict[_Kind, _Plan]
 
 
 class CpuDevice(Device):
@@ -147,20 +178,30 @@ class CpuDevice(Device):
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """As defined."""
         keys, values = batch.cache.layers[layer]
-        keys.index_copy_(1, batch.slots, key.transpose(0, 1))
-        values.index_copy_(1, batch.slots, value.transpose(0, 1))
+        assert isinstance(batch.plan, _StepPlan)
+        keys.index_copy_(1, batch.plan.slots, key.transpose(0, 1))
+        values.index_copy_(1, batch.plan.slots, value.transpose(0, 1))
 
     def use(self, spec: AttentionSpec) -> None:
         """As defined."""
         self._kinds.add((spec.window, spec.changes_scores))
 
-    def plan(self, batch: Batch, block_size: int) -> dict[_Kind, _Plan]:
-        """The pieces of the cache that each row reads, as views for all layers."""
-        whole = batch.cache.whole
+    def plan(self, batch: Batch, block_size: int) -> "_StepPlan":
+        """Find the pieces of the cache that each row reads, as views for all layers."""
+        whole, group = batch.cache.whole, batch.groups[0]
         assert whole is not None
         layers, _, kv_heads, slots, head_dim = whole.shape
         flat = whole.view(layers * 2, 1, kv_heads, slots, head_dim)
-        return {kind: _plan(batch.host, block_size, flat, *kind) for kind in self._kinds}
+        bases = [0] * len(batch.starts) if group.bases is None else group.bases.tolist()
+        columns = batch.lengths.tolist(), batch.starts.tolist(), bases
+        rows, offset = list[_HostRow](), 0
+        for length, start, base, table in zip(*columns, group.tables.numpy(), strict=True):
+            rows.append(_HostRow(offset, length, start, base, table))
+            offset += length
+        kinds = {
+            kind: _Plan.of([_plan_row(row, block_size, flat, *kind) for row in rows]) for kind in self._kinds
+        }
+        return _StepPlan(group.slots.long(), kinds)
 
     def attention(
         self,
@@ -172,47 +213,57 @@ class CpuDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """Row by row by the fused kernel: over the cache without a mask, over a chunk itself with one."""
-        assert isinstance(batch.plan, dict)
-        plan: _Plan = batch.plan[spec.window, spec.changes_scores]
-        if plan.single:
-            return _attend_single(layer, query, plan.rows, batch.cache, spec.scale)
-        out = torch.zeros(query.shape, dtype=query.dtype)
-        for row in plan.rows:
-            mine = slice(row.offset, row.offset + row.length)
+        assert isinstance(batch.plan, _StepPlan)
+        plan = batch.plan.kinds[spec.window, spec.changes_scores]
+        (total, heads, head_dim), kv_heads = query.shape, key.shape[1]
+        folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim)
+        outs = []
+        for one, row in zip(folded[: plan.leading].unbind(0), plan.rows, strict=False):
             cached = _cached(row, layer, batch.cache)
-            if row.masked:
-                assert cached is not None
-                out[mine] = _attend_masked(query[mine], *cached, row, spec)
-                continue
-            parts = (
-                [_attend_causal(query[mine], key[mine], value[mine], spec.scale)] if row.length > 1 else []
-            )
-            if cached is not None:
-                parts.append(_attend(query[mine], *cached, spec.scale))
-            out[mine] = parts[0][0] if len(parts) == 1 else _merge(*parts)
-        return out
+            assert cached is not None
+            outs.append(_flash(one, *cached, scale=spec.scale)[0])
+        for row in plan.rows[plan.leading :]:
+            mine = slice(row.offset, row.offset + row.length)
+            out = _attend_row(query[mine], key[mine], value[mine], row, layer, batch.cache, spec)
+            outs.append(out.reshape(row.length, *folded.shape[2:]))
+        if missing := total - plan.tokens:
+            outs.append(query.new_zeros(missing, *folded.shape[2:]))
+        return torch.cat(outs).view(query.shape)
 
 
-def _plan(
-    host: Sequence[HostRow], block_size: int, flat: torch.Tensor, window: int | None, changed: bool
-) -> _Plan:
-    rows = [_plan_row(row, block_size, flat, window, changed) for row in host]
-    return _Plan(rows, not changed and all(row.length == 1 for row in host))
+def _attend_row(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row: _Row,
+    layer: int,
+    cache: KVCache,
+    spec: AttentionSpec,
+) -> torch.Tensor:
+    """Attend with the query tokens of a row, [length, heads, head_dim]."""
+    cached = _cached(row, layer, cache)
+    if row.masked:
+        assert cached is not None
+        return _attend_masked(query, *cached, row, spec)
+    parts = [_attend_causal(query, key, value, spec.scale)] if row.length > 1 else []
+    if cached is not None:
+        parts.append(_attend(query, *cached, spec.scale))
+    return parts[0][0] if len(parts) == 1 else _merge(*parts)
 
 
-def _plan_row(row: HostRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
+def _plan_row(row: _HostRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
     """A single query token reads itself from the cache too; a longer chunk that the window does not cut
     masks its own tokens."""
     end = row.start + row.length
     masked = changed or (window is not None and row.length > 1 and end > window)
     last = end if masked or row.length == 1 else row.start
-    first = 0 if window is None else max(0, row.start + 1 - window)
+    first = row.base if window is None else max(row.base, row.start + 1 - window)
     known = (row.offset, row.length, row.start, first, masked)
     if not last:
         return _Row(*known, None, None)
-    blocks = row.blocks[first // block_size : -(-last // block_size)].astype(np.int64)
-    skipped = first % block_size
-    count = last - first
+    skipped, count = first % block_size, last - first
+    used = slice((first - row.base) // block_size, -(-(last - row.base) // block_size))
+    blocks = row.table[used].astype(np.int64)
     if blocks[-1] - blocks[0] == len(blocks) - 1 and (np.diff(blocks) == 1).all():
         begin = int(blocks[0]) * block_size + skipped
         return _Row(*known, list(flat[:, :, :, begin : begin + count].unbind(0)), None)
@@ -229,21 +280,6 @@ def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.
     assert cache.whole is not None
     keys, values = cache.whole[layer].index_select(2, row.slots).unsqueeze(1).unbind(0)
     return keys, values
-
-
-def _attend_single(
-    layer: int, query: torch.Tensor, rows: list[_Row], cache: KVCache, scale: float
-) -> torch.Tensor:
-    """Attention of one token per row over the cache, which has that token too."""
-    (total, heads, head_dim), kv_heads = query.shape, cache.layers[layer][0].shape[0]
-    folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim).unbind(0)
-    outs = []
-    for one, row in zip(folded, rows, strict=False):  # what remains is padding
-        cached = _cached(row, layer, cache)
-        assert cached is not None
-        outs.append(_flash(one, *cached, scale=scale)[0])
-    outs += [torch.zeros_like(folded[0])] * (total - len(rows))
-    return torch.cat(outs).view(query.shape)
 
 
 def _attend_masked(

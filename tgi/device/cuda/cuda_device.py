@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from tgi.device.graphs import Counters, Program
+from tgi.device.base import Array
+from tgi.device.graphs import Counters, Program, Run
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
@@ -70,6 +69,10 @@ class _Pinned:
     def of(cls, size: int) -> "_Pinned":
         return cls(size, torch.empty(size, dtype=torch.int32, pin_memory=True), _event())
 
+    def part(self, count: int, dtype: torch.dtype) -> torch.Tensor:
+        """Return the first `count` numbers, int32 or float32."""
+        return self.numbers[:count].view(dtype)
+
     @property
     def free(self) -> bool:
         return not self.lent and bool(self.copied.query())  # type: ignore[no-untyped-call]
@@ -78,10 +81,10 @@ class _Pinned:
 @attrs.frozen(eq=False)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    given: torch.Tensor
-    """Where the graph reads its input,"""
-    result: torch.Tensor
-    """and leaves its output."""
+    given: list[torch.Tensor]
+    """Tensors that the graph reads."""
+    results: tuple[torch.Tensor, ...]
+    """Tensors that the graph leaves its results in."""
 
 
 class CudaDevice(CudaOperations):
@@ -129,62 +132,70 @@ class CudaDevice(CudaOperations):
 
     # ---- programs ------------------------------------------------------------------------------------------
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+    def graph(self, program: Program) -> Run:
         """The result of before must have been copied when it runs."""
         captured: _Captured | None = None
 
-        def run(packed: torch.Tensor) -> torch.Tensor:
+        def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
             nonlocal captured
             if self._copied is not None:
                 torch.cuda.current_stream().wait_event(self._copied)
             if captured is None:
-                result: torch.Tensor = program(packed)
+                results: tuple[torch.Tensor, ...] = program(*packed)
                 captured = self._capture(program, packed)
-                return result
-            captured.given.copy_(packed, non_blocking=True)
+                return results
+            for given, new in zip(captured.given, packed, strict=True):
+                given.copy_(new, non_blocking=True)
             captured.graph.replay()
-            return captured.result
+            return captured.results
 
         return run
 
-    def _capture(self, program: Program, packed: torch.Tensor) -> _Captured:
+    def _capture(self, program: Program, packed: tuple[torch.Tensor, ...]) -> _Captured:
         """Record the program without carrying it out. Another thread may wait for a result meanwhile."""
-        graph, given = torch.cuda.CUDAGraph(), packed.clone()
+        graph, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in packed]
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            result = program(given)
+            results = program(*given)
         self._captures += 1
-        return _Captured(graph, given, result)
+        return _Captured(graph, given, results)
 
-    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
-        """While the step before is computed. `packed` may be changed at once."""
-        buffer, (incoming, _) = self._buffers.take(packed.size), self._streams
-        host = buffer.numbers[: packed.size]
-        host.numpy()[:] = packed
-        with torch.cuda.stream(incoming):
-            there = host.to(self.torch_device, non_blocking=True)
-            buffer.copied.record()
-        current = torch.cuda.current_stream()
-        current.wait_event(buffer.copied)
-        there.record_stream(current)
-        return there
+    def upload(self, *packed: Array) -> list[torch.Tensor]:
+        """Copy while the step before is computed. `packed` may be changed at once."""
+        incoming, current = self._streams[0], torch.cuda.current_stream()
+        uploaded = []
+        for array in packed:
+            buffer, given = self._buffers.take(array.size), torch.from_numpy(array)
+            host = buffer.part(array.size, given.dtype).copy_(given)
+            with torch.cuda.stream(incoming):
+                there = host.to(self.torch_device, non_blocking=True)
+                buffer.copied.record()
+            current.wait_event(buffer.copied)
+            there.record_stream(current)
+            uploaded.append(there)
+        return uploaded
 
-    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
-        """While the step after it is computed, until that would overwrite it."""
-        buffer, (_, outgoing) = self._buffers.take(tensor.numel()), self._streams
-        buffer.lent = True
-        host = buffer.numbers[: tensor.numel()].view(tensor.shape)
+    def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
+        """Copy while the step after it is computed, until that would overwrite it."""
+        outgoing, fetched = self._streams[1], []
         outgoing.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(outgoing):
-            host.copy_(tensor, non_blocking=True)
-            buffer.copied.record()
-        tensor.record_stream(outgoing)
-        self._copied = buffer.copied
+        for tensor in tensors:
+            buffer = self._buffers.take(tensor.numel())
+            buffer.lent = True
+            host = buffer.part(tensor.numel(), tensor.dtype).view(tensor.shape)
+            with torch.cuda.stream(outgoing):
+                host.copy_(tensor, non_blocking=True)
+                buffer.copied.record()
+            tensor.record_stream(outgoing)
+            self._copied = buffer.copied
+            fetched.append((buffer, host))
 
-        def wait() -> npt.NDArray[np.int32]:
-            buffer.copied.synchronize()
-            array: npt.NDArray[np.int32] = host.numpy().copy()
-            buffer.lent = False
-            return array
+        def wait() -> list[Array]:
+            arrays = []
+            for buffer, host in fetched:
+                buffer.copied.synchronize()
+                arrays.append(host.numpy().copy())
+                buffer.lent = False
+            return arrays
 
         return wait
 

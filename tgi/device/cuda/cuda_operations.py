@@ -68,7 +68,9 @@ class CudaOperations(StaticDevice):
         """Find where each row's blocks begin."""
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
-        return BlocksPlan(batch.slots.long(), (flat.ids, flat.rows, flat.tokens), starts, block_size)
+        return BlocksPlan(
+            batch.groups[0].slots.long(), (flat.ids, flat.rows, flat.tokens), starts, block_size
+        )
 
     def attend_decode(
         self, layer: int, query: torch.Tensor, batch: Batch, kind: int, spec: AttentionSpec

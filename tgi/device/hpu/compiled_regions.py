@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import nn
 
-from tgi.device.graphs import Program
+from tgi.device.graphs import Program, Run
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -38,14 +38,14 @@ class CompiledRegions:
             for region in child if isinstance(child, nn.ModuleList) else (child,):
                 region.forward = _Region(region.forward, self)
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+    def graph(self, program: Program) -> Run:
         """Its regions are compiled when they are reached first."""
         for name in program.regions:
             setattr(program, name, _Region(getattr(program, name), self))
 
-        def run(packed: torch.Tensor) -> torch.Tensor:
+        def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
             self.program = program
-            return program(packed)  # type: ignore[no-any-return]
+            return program(*packed)  # type: ignore[no-any-return]
 
         return run
 

@@ -31,9 +31,9 @@ def gaudi_probes(device: Device) -> Mapping[str, Callable[[], Check]]:
 def probe_outputs(device: Device) -> Check:
     """Tell whether the next call of a graph overwrites its result."""
     name, graph = "static outputs", device.graph(Tally(device.torch_device))
-    first = graph(device.upload(np.full(4, 1, np.int32)))
+    (first,) = graph(*device.upload(np.full(4, 1, np.int32)))
     device.fetch(first)()
-    device.fetch(graph(device.upload(np.full(4, 2, np.int32))))()
+    device.fetch(*graph(*device.upload(np.full(4, 2, np.int32))))()
     try:
         later = first.cpu().tolist()
     except RuntimeError:

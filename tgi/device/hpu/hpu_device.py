@@ -12,14 +12,13 @@ from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from tgi.device.attention import AttentionSpec
+from tgi.device.base import Array
 from tgi.device.batch import Batch, KVCache
-from tgi.device.graphs import Counters, Graphs, Program
+from tgi.device.graphs import Counters, Graphs, Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
@@ -52,7 +51,7 @@ class HpuDevice(StaticDevice):
         self._side = self.bridge.hpu.Stream()
         self._copied: Any = None
         """The event after the last copy to the host."""
-        self._sent: deque[torch.Tensor] = deque(maxlen=8)
+        self._sent: deque[torch.Tensor] = deque(maxlen=16)
         """What is perhaps still being copied to the card."""
 
     def probes(self) -> Mapping[str, Callable[[], Check]]:
@@ -84,37 +83,38 @@ class HpuDevice(StaticDevice):
         """For the engine."""
         self.graphs.prepare(model)
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
+    def graph(self, program: Program) -> Run:
         """By the engine; the result of before must have been copied when it runs."""
         graphed, hpu = self.graphs.graph(program), self.bridge.hpu
 
-        def run(packed: torch.Tensor) -> torch.Tensor:
+        def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
             if self._copied is not None:
                 hpu.current_stream().wait_event(self._copied)
-            return graphed(packed)
+            return graphed(*packed)
 
         return run
 
-    def upload(self, packed: npt.NDArray[np.int32]) -> torch.Tensor:
-        """One copy, which the host does not wait for."""
-        host = torch.from_numpy(packed)
-        self._sent.append(host)
-        return host.to(self.torch_device, non_blocking=True)
+    def upload(self, *packed: Array) -> list[torch.Tensor]:
+        """Begin the copies, without waiting for them."""
+        hosts = [torch.from_numpy(array) for array in packed]
+        self._sent += hosts
+        return [host.to(self.torch_device, non_blocking=True) for host in hosts]
 
-    def fetch(self, tensor: torch.Tensor) -> Callable[[], npt.NDArray[np.int32]]:
-        """On a stream of its own, so that the next step need not be waited for."""
+    def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
+        """Begin the copies on a stream of their own, so that the next step need not be waited for."""
         hpu = self.bridge.hpu
-        host = torch.empty(tensor.shape, dtype=tensor.dtype)
+        hosts = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
         event = hpu.Event()
         self._side.wait_stream(hpu.current_stream())
         with hpu.stream(self._side):
-            host.copy_(tensor, non_blocking=True)
+            for host, tensor in zip(hosts, tensors, strict=True):
+                host.copy_(tensor, non_blocking=True)
             event.record()
         self._copied = event
 
-        def wait() -> npt.NDArray[np.int32]:
+        def wait() -> list[Array]:
             event.synchronize()
-            return host.numpy()
+            return [host.numpy() for host in hosts]
 
         return wait
 

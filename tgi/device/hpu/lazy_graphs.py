@@ -3,14 +3,12 @@
 There is one graph per wrapped program, since each is called with tensors of one shape only.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import attrs
-import torch
 from torch import nn
 
-from tgi.device.graphs import Program
+from tgi.device.graphs import Program, Run
 
 from .bridge import Bridge
 
@@ -29,8 +27,8 @@ class LazyGraphs:
                     layer.register_forward_pre_hook(self._cut)
                 layer.register_forward_hook(self._cut)
 
-    def graph(self, program: Program) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The result is one buffer, which the next replay overwrites."""
+    def graph(self, program: Program) -> Run:
+        """Results are in buffers, which the next replay overwrites."""
         hpu = self.bridge.hpu
         return hpu.wrap_in_hpu_graph(program, asynchronous=True, disable_tensor_cache=True)  # type: ignore[no-any-return]
 
