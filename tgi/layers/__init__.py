@@ -1,4 +1,4 @@
-"""The public building blocks of models. They take their weights from a checkpoint and run on any device."""
+"""The building blocks of models. They read their weights from a checkpoint and run on any device."""
 
 from tgi.device.batch import Batch
 

@@ -1,4 +1,4 @@
-"""Linear layers divided over the ranks, the token embedding, and the head that turns features into logits."""
+"""Linear layers that are divided over the ranks, the token embedding, and the head that gives logits."""
 
 from collections.abc import Sequence
 
@@ -14,11 +14,11 @@ from .build import Build
 
 
 class ColumnLinear(nn.Module):
-    """Output features divided over the ranks; several checkpoint tensors may be fused into one.
+    """A linear layer whose output features are divided over the ranks; it may fuse several of the checkpoint.
 
-    `out_features[i]` are those of the tensor `names[i]` on all ranks together, in `pieces[i]` pieces that
-    stay whole, as heads do; where there are more ranks than pieces, several have the same one. The output of
-    a rank is its part of the first tensor, then its part of the second, and so on.
+    `out_features[i]` counts the features of the tensor `names[i]` on all ranks. They come in `pieces[i]`
+    pieces that stay whole, as heads do; more ranks than pieces share them. The output of a rank is its part
+    of the first tensor's features, then its part of the second's, and so on.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class ColumnLinear(nn.Module):
 
         def fused(kind: str, *rest: int) -> list[TensorPart]:
             parts = zip(names, out_features, cuts, strict=True)
-            return [TensorPart(f"{n}.{kind}", (out, *rest), 0, cut) for n, out, cut in parts]
+            return [TensorPart(f"{name}.{kind}", (size, *rest), 0, cut) for name, size, cut in parts]
 
         self._weight = build.linear(*fused("weight", in_features))
         self._bias = build.read(*fused("bias")) if bias else None
@@ -48,10 +48,10 @@ class ColumnLinear(nn.Module):
 
 
 class GroupedQKV(nn.Module):
-    """Queries, keys and values of one tensor, in which each key/value head follows the queries that read it.
+    """A projection to queries, keys and values whose tensor has them by key/value head.
 
-    `name` has num_kv_heads times: num_heads / num_kv_heads query heads, a key head and a value head, of
-    `head_dim` rows each. A key/value head for each query head is a case of it, and multi-query another.
+    For each of the num_kv_heads there are num_heads / num_kv_heads query heads, a key head and a value head,
+    of `head_dim` rows each: one key/value head for all queries, and one for each, are special cases.
     """
 
     def __init__(
@@ -74,23 +74,26 @@ class GroupedQKV(nn.Module):
             start = (group * (readers + 2) + head) * head_dim
             return slice(start, start + heads * head_dim)
 
-        parts = [rows(group, max(0, mine.start - group * readers), count) for group in groups]
-        parts += [rows(group, head) for head in (readers, readers + 1) for group in groups]
+        cuts = [rows(group, max(0, mine.start - group * readers), count) for group in groups]
+        cuts += [rows(group, head) for head in (readers, readers + 1) for group in groups]
 
         def fused(kind: str, *rest: int) -> list[TensorPart]:
             shape = ((num_heads + 2 * num_kv_heads) * head_dim, *rest)
-            return [TensorPart(f"{name}.{kind}", shape, 0, part) for part in parts]
+            return [TensorPart(f"{name}.{kind}", shape, 0, cut) for cut in cuts]
 
         self._weight = build.linear(*fused("weight", in_features))
         self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in_features] to what `Attention` takes: this rank's queries, then keys, then values."""
+        """[T, in_features] to the input of `Attention`: this rank's queries, then keys, then values."""
         return self._device.multiply(x, self._weight, self._bias)
 
 
 class RowLinear(nn.Module):
-    """Input features divided over the ranks; the ranks' partial results are summed."""
+    """A linear layer whose input features are divided over the ranks, which sum their partial results.
+
+    Bias and residual must be in the sum once: the first rank adds them.
+    """
 
     def __init__(
         self, build: Build, name: str, in_features: int, out_features: int, bias: bool = False
@@ -110,30 +113,32 @@ class RowLinear(nn.Module):
     ) -> torch.Tensor:
         """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape.
 
-        Instead of a residual, `partial` is what another layer's `partial` gave on each rank: two layers whose
-        results are added need one sum over the ranks.
+        Two layers whose results are added need one sum over the ranks: instead of the residual, `partial` is
+        the result of the other's `partial`.
         """
-        y = self.partial(x, residual) if partial is None else self._linear(x, partial)
+        y = self.partial(x, residual) if partial is None else self._multiply(x, partial)
         return self._device.all_reduce(y, self._shard)
 
     def partial(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """What this rank adds to the result."""
-        return self._linear(x, residual if self._shard.rank == 0 else None)
+        """Return this rank's summand of the result."""
+        return self._multiply(x, self._once(residual))
 
-    def _linear(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        bias = self._bias if self._shard.rank == 0 else None
-        return self._device.multiply(x, self._weight, bias, added)
+    def _multiply(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
+        return self._device.multiply(x, self._weight, self._once(self._bias), added)
+
+    def _once(self, summand: torch.Tensor | None) -> torch.Tensor | None:
+        return summand if self._shard.rank == 0 else None
 
 
 class Embedding(nn.Module):
-    """The features of each token of the vocabulary, which is divided over the ranks, padded if need be."""
+    """The features of each token. The vocabulary is divided over the ranks, and filled up with zeros."""
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
         super().__init__()
         self._device = build.device
         self._shard = build.shard
-        nobody = build.shard.size > 1  # a row of zeros for the tokens of other ranks
-        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], int(nobody))
+        zeros = int(build.shard.size > 1)  # a row for the tokens of other ranks
+        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], zeros)
         self._first = build.shard.rows(vocab_size).start
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -141,9 +146,9 @@ class Embedding(nn.Module):
         if self._shard.size == 1:
             return F.embedding(tokens, self._weight)
         last = self._weight.shape[0] - 1
-        place = tokens - self._first
-        place = torch.where((place >= 0) & (place < last), place, last)
-        return self._device.all_reduce(F.embedding(place, self._weight), self._shard)
+        rows = tokens - self._first
+        rows = torch.where((rows >= 0) & (rows < last), rows, last)
+        return self._device.all_reduce(F.embedding(rows, self._weight), self._shard)
 
 
 class Head(nn.Module):
@@ -184,6 +189,6 @@ class Head(nn.Module):
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
-    """This rank's rows of a tensor, padded with zeros to those of every rank and `more`."""
+    """Read this rank's rows, filled up with zeros to the number that every rank has, and `more`."""
     part = TensorPart(name, shape, 0, build.shard.rows(shape[0]))
     return build.read(part, rows=build.shard.share(shape[0]) + more)

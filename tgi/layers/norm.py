@@ -1,4 +1,4 @@
-"""Normalisation."""
+"""Normalisation layers."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from .build import Build
 
 
 class RMSNorm(nn.Module):
-    """Root mean square layer normalisation (Zhang and Sennrich 2019, arXiv 1910.07467) over `size`."""
+    """Division by the root mean square (Zhang and Sennrich 2019, arXiv 1910.07467) over `size` features."""
 
     def __init__(self, build: Build, name: str, size: int, epsilon: float) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation (Ba, Kiros and Hinton 2016, arXiv 1607.06450) over `size`, with weight and bias."""
+    """Layer normalisation (Ba, Kiros and Hinton 2016, arXiv 1607.06450) over `size` features."""
 
     def __init__(self, build: Build, name: str, size: int, epsilon: float) -> None:
         super().__init__()

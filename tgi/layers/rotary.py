@@ -4,10 +4,10 @@ The formulas are those of the papers (linear: Chen et al. 2023, arXiv 2306.15595
 emozilla; YaRN: Peng et al. 2023, arXiv 2309.00071; LongRoPE: Ding et al. 2024, arXiv 2402.13753; llama3:
 Meta's reference code) as transformers' `modeling_rope_utils` computes them.
 
-Dynamic and LongRoPE depend on how long the sequence is. A token of the prompt reckons with the length of the
-whole prompt, a generated one with its position + 1 (`Batch.contexts`). That is what transformers' `generate`
-does for one sequence that stays within the original length, starts beyond it, or crosses it; and it makes
-every row independent of its neighbours and of how its prompt was cut into chunks.
+Dynamic and LongRoPE depend on the length of the sequence. For a token of the prompt that is the length of the
+whole prompt, for a generated one its position + 1 (`Batch.contexts`). transformers' `generate` does the same
+for a single sequence that stays within the original length, starts beyond it, or crosses it. So no row
+depends on its neighbours, or on how its prompt was cut into chunks.
 """
 
 import math
@@ -22,7 +22,7 @@ from .build import Build
 
 
 class Rotary(nn.Module):
-    """Turns positions into cos and sin. Layers that rotate alike share one."""
+    """Turns positions into cosines and sines. Layers that rotate alike share one."""
 
     def __init__(self, build: Build, config: RopeConfig) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class Rotary(nn.Module):
         self._dtype = build.dtype
         self._device = build.device
         self._factor = attention_factor(config)
-        place = build.device.torch_device
-        self._exponents = (torch.arange(0, config.dim, 2).float() / config.dim).to(place)
-        self._short = frequencies(config).to(place)
-        self._long = frequencies(config, beyond=True).to(place)
+        device = build.device.torch_device
+        self._exponents = (torch.arange(0, config.dim, 2).float() / config.dim).to(device)
+        self._short = frequencies(config).to(device)
+        self._long = frequencies(config, beyond=True).to(device)
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin as `Device.rotary` takes them, [T, 1, dim]."""
+        """Return cos and sin as `Device.rotary` takes them, [T, 1, dim]."""
         angles = batch.positions[:, None].float() * self._frequencies(batch)
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
         return self._device.rotation(cos.to(self._dtype), sin.to(self._dtype))
 
     def _frequencies(self, batch: Batch) -> torch.Tensor:
-        """[dim / 2], or [T, dim / 2] where they depend on the length of the sequence."""
+        """Return [dim / 2], or [T, dim / 2] if they depend on the length of the sequence."""
         config = self._config
         if config.kind == "longrope":
             return torch.where(
@@ -57,9 +57,9 @@ class Rotary(nn.Module):
 
 
 def frequencies(config: RopeConfig, beyond: bool = False) -> torch.Tensor:
-    """Radians per position of each pair of features, [dim / 2] float32.
+    """Return the radians per position of each pair of features, [dim / 2] float32.
 
-    `beyond`: for sequences beyond the original length, where the kind tells them apart (longrope).
+    `beyond` the original length, longrope has others.
     """
     wave = config.theta ** (torch.arange(0, config.dim, 2).float() / config.dim)
     if config.kind == "linear":
@@ -74,7 +74,7 @@ def frequencies(config: RopeConfig, beyond: bool = False) -> torch.Tensor:
 
 
 def attention_factor(config: RopeConfig) -> float:
-    """What cos and sin are multiplied by, so that attention stays as sharp over more tokens."""
+    """Return the factor of cos and sin by which attention stays as sharp over more tokens."""
     if config.attention_factor is not None:
         return config.attention_factor
     if config.factor <= 1:
@@ -90,10 +90,10 @@ def attention_factor(config: RopeConfig) -> float:
 
 
 def _yarn(config: RopeConfig, wave: torch.Tensor) -> torch.Tensor:
-    """Fast features keep their frequency, slow ones are interpolated, with a ramp between them."""
+    """Keep the frequency of fast features and interpolate slow ones, with a ramp between them."""
 
     def feature(rotations: float) -> float:
-        """Index of the feature that makes so many turns within the original length."""
+        """Return the index of the feature that makes that many turns within the original length."""
         turns = config.original_max_position / (rotations * 2 * math.pi)
         return config.dim * math.log(turns) / (2 * math.log(config.theta))
 
@@ -108,7 +108,7 @@ def _yarn(config: RopeConfig, wave: torch.Tensor) -> torch.Tensor:
 
 
 def _llama3(config: RopeConfig, frequency: torch.Tensor) -> torch.Tensor:
-    """Waves that fit often into the original length stay, long ones are stretched, with a smooth change."""
+    """Keep waves that fit often into the original length and stretch long ones, with a smooth change."""
     fits = config.original_max_position * frequency / (2 * math.pi)
     low, high = config.low_freq_factor, config.high_freq_factor
     smooth = ((fits - low) / (high - low)).clamp(0, 1)

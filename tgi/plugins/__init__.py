@@ -1,7 +1,7 @@
 """The public plugin interface: two hooks that return descriptions. Imports no torch.
 
-A package that offers a model or a device has an entry point in the group `tgi` that names a module with
-functions marked `hookimpl`. `tgi.plugins.hookspecs` is the whole list of hooks.
+A package that offers a model or a device has an entry point in the group `tgi`, which names a module with
+functions marked `hookimpl`. `tgi.plugins.hookspecs` has all hooks.
 """
 
 from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig, Weight

@@ -1,4 +1,4 @@
-"""What a model package says of itself, and typed reading of config.json."""
+"""The description of a model that its package gives, and typed reading of config.json."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,11 +8,11 @@ import attrs
 
 T = TypeVar("T")
 ANY = "*"
-"""The name of the architecture that is taken where nobody offers one of those in config.json."""
+"""Name of the architecture that runs models whose own architectures no package offers."""
 
 
 class ConfigError(Exception):
-    """config.json lacks something, or has it in a form that the architecture cannot use."""
+    """config.json lacks something, or asks for something that the architecture or the device cannot do."""
 
 
 @attrs.frozen
@@ -40,7 +40,7 @@ class Weight:
 
 @attrs.frozen(kw_only=True)
 class ModelConfig:
-    """What the server must know of any model; an architecture adds fields of its own by inheriting."""
+    """The facts about a model that the server needs; an architecture adds its own in a subclass."""
 
     vocab_size: int
     hidden_size: int
@@ -51,9 +51,10 @@ class ModelConfig:
     max_position: int
     """Tokens in the longest sequence that the model was made for."""
     learned_positions: int | None = None
-    """How many positions there are, where each has been learned by itself; None: any can be computed."""
+    """Number of positions of a model that has learned each of them; None: it computes them."""
     prefix_limit: int | None = None
-    """Prompts longer than this have keys that depend on their length, and share none; None: none has."""
+    """Length of the longest prompt whose keys do not depend on its length: longer ones share no prefix. None:
+    keys never do."""
     window: int | None = None
     """How many tokens a token sees at most in every layer, itself included; None where one sees all. What is
     behind it leaves the KV cache."""
@@ -93,14 +94,14 @@ class ModelConfig:
 
 
 class JsonReader:
-    """Typed reading of a JSON object: `get(int, "hidden_size")`, `get(float, "rope_theta", 10_000.0)`."""
+    """A JSON object, read by type: `get(int, "hidden_size")`, `get(float, "rope_theta", 10_000.0)`."""
 
     def __init__(self, data: Mapping[str, Any], name: str = "config.json") -> None:
         self._data = data
         self._name = name
 
     def __call__(self, kind: type[T], key: str, default: Any = attrs.NOTHING) -> T:
-        """The value of `key`; `default` where it is missing or null. Raises ConfigError naming the key."""
+        """Return the value of `key`, or `default` if missing or null. Raises ConfigError naming the key."""
         value = self._data.get(key)
         if value is None:
             if default is attrs.NOTHING:
@@ -113,7 +114,7 @@ class JsonReader:
         return value
 
     def size(self, key: str, default: Any = attrs.NOTHING) -> int:
-        """A whole number above 0, as a number of heads is. Raises ConfigError naming the key."""
+        """Return a whole number above 0, such as a number of heads. Raises ConfigError naming the key."""
         value = self(int, key, default)
         if value < 1:
             raise ConfigError(f"{self._name}: {key!r} is {value}, expected 1 or more")
@@ -125,17 +126,17 @@ class JsonReader:
         return self._data
 
     def section(self, key: str) -> "JsonReader | None":
-        """A reader of the object under `key`; None where it is missing or null."""
+        """Return a reader of the object under `key`; None if it is missing or null."""
         value = self(dict, key, None)
         return None if value is None else JsonReader(value, f"{self._name} {key!r}")
 
 
 @attrs.frozen
 class Architecture:
-    """One entry of config.json's "architectures" that a package can run."""
+    """A model class that a package offers for one of config.json's "architectures"."""
 
     name: str
     model: str
-    """"module:Class"; imported in rank processes only."""
+    """The model as "module:Class"; imported in rank processes only."""
     config: Callable[[JsonReader], ModelConfig]
-    """Reads config.json; raises ConfigError."""
+    """Reader of config.json; raises ConfigError."""

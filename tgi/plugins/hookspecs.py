@@ -1,4 +1,4 @@
-"""Every hook of the server. Results carry data; a plugin is never handed the application."""
+"""All hooks of the server. They return data; a plugin never gets the application."""
 
 from collections.abc import Sequence
 
@@ -13,9 +13,9 @@ hookimpl = pluggy.HookimplMarker("tgi")
 
 @hookspec
 def tgi_architectures() -> Sequence[Architecture]:  # type: ignore[empty-body]
-    """Say which architectures this package can run. Called once per process; must not import torch."""
+    """Return the architectures that this package runs. Called once per process; must not import torch."""
 
 
 @hookspec
 def tgi_devices() -> Sequence[DeviceSpec]:  # type: ignore[empty-body]
-    """Say which devices this package can run models on. Called once per process; must not import torch."""
+    """Return the devices that this package drives. Called once per process; must not import torch."""

@@ -1,4 +1,4 @@
-"""The way from a model's folder to the plugin that runs it: config.json, the architecture, its classes."""
+"""From a model's folder to the plugin that runs it: config.json, the architecture, its classes."""
 
 import json
 import logging

@@ -1,9 +1,9 @@
-"""Finds plugins by their entry points, and collects what they offer.
+"""Finds plugins by their entry points, and collects their offers.
 
-Entry points are loaded here and not by pluggy, which silently drops the second of two packages that choose
-the same entry-point name and hooks whose name is misspelt, and lets one plugin that fails to import stop the
-server. Here a plugin that is broken is left out, with the reason; and two that offer the same are an error
-only for who asks for just that.
+Entry points are loaded here and not by pluggy, which silently drops the second of two packages with the same
+entry-point name and hooks whose names are misspelt, and lets a plugin that fails to import stop the server.
+Here a broken plugin is left out, with the reason. Two plugins that offer the same thing are an error only for
+the user who asks for that thing.
 """
 
 import difflib
@@ -22,7 +22,7 @@ from .device import DeviceSpec
 
 log = logging.getLogger(__name__)
 PLUGIN_TRACE = f"{__name__}.trace"
-"""The logger that `--trace-plugins` turns on: every hook that is called, and what it gave."""
+"""Name of the logger that `--trace-plugins` turns on: every hook that is called, and its result."""
 GROUP = "tgi"
 HOOKS = {"tgi_architectures": Architecture, "tgi_devices": DeviceSpec}
 T = TypeVar("T", Architecture, DeviceSpec)
@@ -30,7 +30,7 @@ T = TypeVar("T", Architecture, DeviceSpec)
 
 @attrs.frozen
 class Plugin:
-    """One entry point of an installed distribution, and what it offers."""
+    """One entry point of an installed distribution, and its offers."""
 
     distribution: str
     version: str
@@ -39,14 +39,14 @@ class Plugin:
     architectures: tuple[Architecture, ...] = ()
     devices: tuple[DeviceSpec, ...] = ()
     problem: str | None = None
-    """Why it is left out, and what to do; None: it is not."""
+    """Reason why the plugin is left out, and the remedy; None: it works."""
 
     def __str__(self) -> str:
         return f"{self.distribution} {self.version} ({self.entry} = {self.module})"
 
 
 class Offers(Mapping[str, T], Generic[T]):
-    """What plugins offer of one kind, by name. Asking for a name that several offer raises ConfigError."""
+    """Offers of one kind by name. Looking up a name that several plugins offer raises ConfigError."""
 
     def __init__(self, kind: str, offered: Sequence[tuple[Plugin, T]]) -> None:
         self._kind = kind
@@ -71,7 +71,7 @@ class Offers(Mapping[str, T], Generic[T]):
 
     @property
     def conflicts(self) -> dict[str, str]:
-        """Of each name that several offer: who does, and what to do."""
+        """Messages about the names that several plugins offer, with the remedy."""
         return {
             name: self._conflict(name, [plugin for plugin, _ in offered])
             for name, offered in self._offered.items()
@@ -87,47 +87,47 @@ class Offers(Mapping[str, T], Generic[T]):
 
 @attrs.frozen
 class Plugins:
-    """All that is installed, in the order of the names."""
+    """All installed plugins, ordered by name."""
 
     installed: tuple[Plugin, ...]
 
     @property
     def left_out(self) -> list[str]:
-        """A line for each plugin that is broken."""
+        """One line about each broken plugin."""
         broken = [plugin for plugin in self.installed if plugin.problem is not None]
         return [f"plugin {plugin} is left out: {plugin.problem}" for plugin in broken]
 
     @property
     def problems(self) -> list[str]:
-        """A line for each plugin that is left out and for each name that several offer."""
+        """One line about each broken plugin, and each name that several plugins offer."""
         conflicts = [*architectures(self).conflicts.values(), *devices(self).conflicts.values()]
         return [*self.left_out, *conflicts]
 
 
 @functools.cache
 def load_plugins() -> Plugins:
-    """All that is installed in this process's environment."""
-    found: dict[tuple[str, str], Plugin] = {}
+    """Load the plugins that are installed in this process's environment, once."""
+    plugins: dict[tuple[str, str], Plugin] = {}
     for entry in importlib.metadata.entry_points(group=GROUP):
         name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("?", "?")
-        if (name, entry.name) not in found:  # one distribution may be found twice on sys.path
-            found[name, entry.name] = _load(Plugin(name, version, entry.name, entry.value), entry)
-    return Plugins(tuple(found[key] for key in sorted(found)))
+        if (name, entry.name) not in plugins:  # one distribution may be on sys.path twice
+            plugins[name, entry.name] = _load(Plugin(name, version, entry.name, entry.value), entry)
+    return Plugins(tuple(plugins[key] for key in sorted(plugins)))
 
 
 def architectures(plugins: Plugins) -> Offers[Architecture]:
-    """By name."""
+    """Return the offered architectures by name."""
     offered = [(plugin, item) for plugin in plugins.installed for item in plugin.architectures]
     return Offers("architecture", offered)
 
 
 def devices(plugins: Plugins) -> Offers[DeviceSpec]:
-    """By name."""
+    """Return the offered devices by name."""
     return Offers("device", [(plugin, item) for plugin in plugins.installed for item in plugin.devices])
 
 
 def _load(plugin: Plugin, entry: importlib.metadata.EntryPoint) -> Plugin:
-    """Import it and call its hooks."""
+    """Import a plugin and call its hooks."""
     try:
         module = entry.load()
     except (Exception, SystemExit) as error:
@@ -145,11 +145,11 @@ def _load(plugin: Plugin, entry: importlib.metadata.EntryPoint) -> Plugin:
 
 
 class _BrokenPluginError(Exception):
-    """Of a module that can be imported; the message says what its author must do."""
+    """A module can be imported but is no working plugin; the message tells its author the remedy."""
 
 
 def _hooks(plugin: Plugin, module: object) -> pluggy.PluginManager:
-    """The hooks of one plugin, which those of no other can disturb."""
+    """Return the hooks of one plugin, apart from all others'. Raises _BrokenPluginError."""
     manager = pluggy.PluginManager("tgi")
     manager.add_hookspecs(hookspecs)
     try:
@@ -172,7 +172,7 @@ def _hooks(plugin: Plugin, module: object) -> pluggy.PluginManager:
 
 
 def _call(hooks: pluggy.PluginManager, name: str) -> tuple[Any, ...]:
-    """What the plugin offers through that hook. Raises _BrokenPluginError."""
+    """Return the offers of a plugin through one hook. Raises _BrokenPluginError."""
     kind = HOOKS[name]
     try:
         offered = [item for result in getattr(hooks.hook, name)() for item in result]

@@ -1,4 +1,4 @@
-"""Reading of the rotary position embedding (RoPE) that a config.json names, for any architecture. No torch.
+"""Reads the settings of rotary position embeddings (RoPE) in config.json; `tgi.layers.rotary` computes them.
 
 Both spellings are understood: `rope_scaling` with `rope_theta` beside it, and `rope_parameters`.
 """
@@ -16,18 +16,18 @@ _ALIASES = {"su": "longrope"}
 
 @attrs.frozen(kw_only=True)
 class RopeConfig:
-    """A kind of RoPE with its parameters; those of other kinds have neutral values."""
+    """A kind of RoPE with its parameters; those of other kinds are neutral."""
 
     kind: str = "default"
     theta: float = 10_000.0
     dim: int
-    """How many of a head's features are rotated."""
+    """Number of features of a head that are rotated."""
     max_position: int
     original_max_position: int
     """Tokens in the longest sequence before the scaling."""
     factor: float = 1.0
     attention_factor: float | None = None
-    """What cos and sin are multiplied by; None: what the kind derives from its factor."""
+    """Factor of cos and sin; None: the kind derives it from `factor`."""
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
@@ -40,14 +40,14 @@ class RopeConfig:
 
     @property
     def depends_on_length_beyond(self) -> int | None:
-        """Prompts longer than this have keys that depend on how long the prompt is; None: no prompt has."""
+        """The `ModelConfig.prefix_limit` of a model with this RoPE."""
         if self.kind == "dynamic":
             return self.max_position
         return self.original_max_position if self.kind == "longrope" else None
 
 
 def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
-    """The RoPE of a config.json whose heads have `head_dim` features. Raises ConfigError."""
+    """Read the RoPE of a model whose heads have `head_dim` features. Raises ConfigError."""
     scaling = get.section("rope_scaling") or get.section("rope_parameters") or JsonReader({})
     kind = scaling(str, "rope_type", scaling(str, "type", "default"))
     kind = _ALIASES.get(kind, kind)
@@ -67,7 +67,7 @@ def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
 
 
 def _parameters(kind: str, scaling: JsonReader, common: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of one kind. Raises ConfigError where one is missing."""
+    """Read the parameters of one kind. Raises ConfigError if one is missing."""
     ratio = common["max_position"] / common["original_max_position"]
     if kind in ("linear", "dynamic"):
         return {"factor": scaling(float, "factor")}

@@ -1,4 +1,4 @@
-"""`tgi plugins`: lists what is installed, what it offers, and what is wrong."""
+"""`tgi plugins`: the list of installed plugins with their offers and problems."""
 
 import json
 from typing import Any
@@ -8,21 +8,21 @@ from .manager import Plugin, load_plugins
 
 
 def show_plugins(*, as_json: bool = False) -> int:
-    """Print the list. Returns the exit code: 1 where something is wrong."""
-    found = load_plugins()
+    """Print the list. Returns the exit code: 1 if something is wrong."""
+    plugins = load_plugins()
     if as_json:
         print(
             json.dumps(
-                {"plugins": [_row(plugin) for plugin in found.installed], "problems": found.problems},
+                {"plugins": [_row(plugin) for plugin in plugins.installed], "problems": plugins.problems},
                 indent=2,
             )
         )
     else:
-        for plugin in found.installed:
+        for plugin in plugins.installed:
             print(_text(plugin))
-        for problem in found.problems:
+        for problem in plugins.problems:
             print(f"\n! {problem}")
-    return 1 if found.problems else 0
+    return 1 if plugins.problems else 0
 
 
 def _row(plugin: Plugin) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Reading model weights: tensors by name, a rank's part only. Knows no layer and no device."""
+"""Reading of model weights: tensors by name, and only the rank's part. Knows no layer and no device."""
 
 from .checkpoint import Checkpoint, CheckpointError
 from .dummy import DummyWeights
@@ -6,7 +6,7 @@ from .outline import Outline, check_outline
 from .shard import DivisionError, RecordingShard, Shard, TensorPart
 
 Weights = Checkpoint | DummyWeights | Outline
-"""What a model is built from."""
+"""Sources that a model can be built from."""
 
 __all__ = [
     "Checkpoint",

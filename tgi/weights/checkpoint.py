@@ -1,7 +1,7 @@
 """The tensors of a checkpoint folder by name, over any number of *.safetensors files.
 
-Only what a rank needs is read from disk. What nobody has read in the end is reported, for a tensor that no
-layer asked for means that the model is not the one that the checkpoint was made for.
+Only the rank's part is read from disk. Tensors that no layer has asked for are reported in the end: they mean
+that the checkpoint was made for another model.
 """
 
 import json
@@ -10,22 +10,22 @@ from pathlib import Path
 
 import torch
 
-from .tensor_file import FileError, TensorFile, copy, open_file, some_of
+from .tensor_file import FileError, TensorFile, copy, list_names, open_file
 
 _HARMLESS = (".rotary_emb.inv_freq",)
-"""Ends of names of buffers that old checkpoints carry and that everybody computes anew."""
+"""Ends of the names of buffers in old checkpoints that models compute themselves."""
 
 
 class CheckpointError(Exception):
-    """The checkpoint is broken or not of this model; the message is one line that names the file."""
+    """The checkpoint is broken or of another model; the message is one line that names the file."""
 
 
 class Checkpoint:
     """The tensors of one folder, whose files stay open.
 
-    `on_read(done, total)` is called after each tensor with the bytes of the checkpoint dealt with so far; a
-    tensor counts whole, whatever part of it was read. Raises CheckpointError for a folder without weights or
-    with a broken file.
+    After each tensor `on_read(done, total)` gets the bytes of the checkpoint dealt with so far; a tensor of
+    which a part was read counts whole. Raises CheckpointError for a folder without weights or with a broken
+    file.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Checkpoint:
 
     @property
     def unread(self) -> list[str]:
-        """Names that nobody has read or dismissed, in the order of the files."""
+        """Names of the tensors that have been neither read nor dismissed, in the order of the files."""
         return list(self._unread)
 
     def read(
@@ -68,61 +68,61 @@ class Checkpoint:
         part: slice | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The tensor, in the dtype that it is stored in; with `part` only that of the dimension `dim`.
+        """Return a tensor in the dtype it is stored in, or only the indices `part` of the dimension `dim`.
 
-        `shape` is that of the whole tensor. With `out` it is written there, whatever the dtype and the device
-        of that are. Raises CheckpointError where it is missing, of another shape, or unreadable.
+        `shape` is that of the whole tensor. `out` receives the numbers in its own dtype and on its device.
+        Raises CheckpointError for a tensor that is missing, has another shape, or cannot be read.
         """
         fault = self.fault(name, shape)
         if fault is not None:
             raise CheckpointError(fault)
         file, lengths = self._files[name], list(shape)
-        some = range(shape[dim])[part] if part is not None else range(0)
+        indices = range(shape[dim])[part] if part is not None else range(0)
         if part is not None:
-            lengths[dim] = len(some)
+            lengths[dim] = len(indices)
         try:
             if out is None:
                 out = torch.empty(lengths, dtype=file.tensors[name].dtype)
-            copy(file, name, out, dim, some.start)
+            copy(file, name, out, dim, indices.start)
         except FileError as error:
             raise CheckpointError(f"{file.path}: {name!r} cannot be read: {error}") from error
         self.dismiss(name)
         return out
 
     def dismiss(self, name: str) -> None:
-        """Say that a tensor is known and not needed, so that it does not count as unread."""
+        """Take a tensor out of the unread ones: the model knows it and does not need it."""
         if name in self._unread:
             del self._unread[name]
             self._done_bytes += self._files[name].tensors[name].bytes
             self._on_read(self._done_bytes, self.total_bytes)
 
     def fault(self, name: str, shape: Sequence[int]) -> str | None:
-        """Why a tensor of that shape cannot be read; None: it can."""
+        """Return the reason why a tensor of that shape cannot be read; None: it can."""
         if name not in self._files:
             return self.missing([name])
         file = self._files[name]
-        found, wanted = list(file.tensors[name].shape), list(shape)
-        if found != wanted:
-            return f"{file.path}: {name!r} has shape {found}, config.json says {wanted}"
+        stored, expected = list(file.tensors[name].shape), list(shape)
+        if stored != expected:
+            return f"{file.path}: {name!r} has shape {stored}, config.json says {expected}"
         return None
 
     def missing(self, names: Sequence[str]) -> str:
-        """What to say of tensors that there are not."""
-        return f"{self.folder} has no tensor {some_of(names)}, which this model needs"
+        """Return the message about tensors that the checkpoint lacks."""
+        return f"{self.folder} has no tensor {list_names(names)}, which this model needs"
 
     def superfluous(self, names: Sequence[str]) -> str:
-        """What to say of tensors that nobody reads."""
-        return f"{self.folder} has tensors that no layer of this model reads: {some_of(names)}"
+        """Return the message about tensors that no layer reads."""
+        return f"{self.folder} has tensors that no layer of this model reads: {list_names(names)}"
 
 
 def _paths(folder: Path) -> list[Path]:
-    """The files that the index names, or without an index all of them."""
+    """Return the files that the index names, or all of them if it is missing. Raises CheckpointError."""
     index = folder / "model.safetensors.index.json"
     if not index.exists():
-        found = sorted(folder.glob("*.safetensors"))
-        if not found:
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
             raise CheckpointError(f"{folder} has no *.safetensors file")
-        return found
+        return files
     try:
         files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -1,4 +1,4 @@
-"""Weights for measurements that no file has: the same ones every time, over any number of ranks."""
+"""Made-up weights for measurements: the same ones every time, over any number of ranks."""
 
 import math
 import zlib
@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import torch
 
 _STARTS = 1 << 20
-"""Rows of a tensor begin at different places of the same noise, which goes round after so many numbers."""
+"""Length of the noise, which repeats. The rows of a tensor begin at different places in it."""
 _STEP = 611_953
-"""From one row to the next; prime, so that no two of so many rows are alike."""
+"""Distance from the beginning of one row to that of the next; prime, so that rows differ."""
 _SPREAD = 0.02
-"""Standard deviation: that which models begin their training with."""
-_ROWS = 1 << 24
-"""Numbers that are made at once, at least a row."""
+"""Standard deviation, the one that models begin their training with."""
+_CHUNK = 1 << 24
+"""Numbers that are written at once, or one row if that is longer."""
 
 
 class DummyWeights:
-    """Stands in for a `Checkpoint`: has any tensor that is asked for, of small numbers.
+    """A stand-in for a `Checkpoint` that has every tensor, with small numbers.
 
     Vectors are neutral, 1 in a weight and 0 in a bias, so that norms keep numbers in bounds.
     """
@@ -42,7 +42,7 @@ class DummyWeights:
         if part is not None:
             ranges[dim] = ranges[dim][part]
         if out is None:
-            out = torch.empty([len(some) for some in ranges], dtype=self._dtype)
+            out = torch.empty([len(indices) for indices in ranges], dtype=self._dtype)
         if len(shape) < 2:
             return out.fill_(0.0 if name.endswith("bias") else 1.0)
         if dim > 1:
@@ -64,13 +64,13 @@ class DummyWeights:
         noise = self._noise_for(width, out.dtype)  # on the host: where integers may have 64 bits
         windows = noise[columns.start :].unfold(0, len(columns), 1)
         first = zlib.crc32(name.encode())
-        count = max(1, _ROWS // max(1, len(columns)))
+        count = max(1, _CHUNK // max(1, len(columns)))
         for begin in range(0, len(rows), count):
-            some = torch.tensor(rows[begin : begin + count])
-            out[begin : begin + count].copy_(windows.index_select(0, (first + some * _STEP) % _STARTS))
+            numbers = torch.tensor(rows[begin : begin + count])
+            out[begin : begin + count].copy_(windows.index_select(0, (first + numbers * _STEP) % _STARTS))
 
     def _noise_for(self, width: int, dtype: torch.dtype) -> torch.Tensor:
-        """Enough for a row of that width from any start."""
+        """Return noise that is long enough for a row of that width from any start."""
         if len(self._noise) < _STARTS + width or self._noise.dtype != dtype:
             noise = torch.randn(_STARTS, generator=torch.Generator().manual_seed(0)).mul_(_SPREAD)
             rounds = 1 + -(-width // _STARTS)

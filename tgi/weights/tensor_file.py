@@ -1,8 +1,8 @@
-"""A *.safetensors file: what it has by its header, and copies of parts of its tensors.
+"""A *.safetensors file: its header, and copies of parts of its tensors.
 
-The file is mapped once. What has been copied is given back to the system piece by piece, so that a process
-never holds more than a piece of it beside the copy, whatever the size of the file. The format: the length of
-the header in 8 bytes, little-endian, the header, a JSON object, and then the numbers.
+The file is mapped once, and the pages that have been copied are given back to the system piece by piece: a
+process never holds more than a piece beside the copy. The format: the length of the header in 8 bytes,
+little-endian; the header, a JSON object; the numbers.
 """
 
 import json
@@ -29,12 +29,12 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MOST_HEADER = 100 << 20
-"""Bytes: that of safetensors itself."""
+MAX_HEADER = 100 << 20
+"""Maximum bytes of a header, the limit of the safetensors library itself."""
 PIECE = 32 << 20
 """Bytes of the file that are copied at once."""
 NAMED = 5
-"""Tensors of many that a message names."""
+"""Maximum number of tensors that a message names."""
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 """A file may be larger than the memory."""
 
@@ -49,29 +49,31 @@ class TensorFile:
 
     path: Path
     mapped: mmap.mmap
-    tensors: "dict[str, Stored]"
+    tensors: "dict[str, StoredTensor]"
 
 
 @attrs.frozen
-class Stored:
-    """Where a tensor is, and what it is."""
+class StoredTensor:
+    """A tensor in a file."""
 
     dtype: torch.dtype | None
-    """None: none that a model can have."""
+    """Dtype of the numbers; None: one that torch does not have."""
     shape: tuple[int, ...]
     begin: int
+    """Offset of its first byte in the file."""
     bytes: int
+    """Size in the file."""
 
 
 def open_file(path: Path) -> TensorFile:
-    """Read the header, map the rest. Raises FileError and OSError."""
+    """Read the header and map the rest. Raises FileError and OSError."""
     with path.open("rb") as file:
         total = path.stat().st_size
         start = file.read(8)
         if start == b"version ":
             raise FileError("it is a pointer of Git LFS, in place of which `git lfs pull` puts the file")
         size = int.from_bytes(start, "little")
-        if total < 8 or not 0 < size <= min(MOST_HEADER, total - 8):
+        if total < 8 or not 0 < size <= min(MAX_HEADER, total - 8):
             raise FileError("its header is cut off")
         header = _header(file.read(size))
         mapped = mmap.mmap(
@@ -82,14 +84,15 @@ def open_file(path: Path) -> TensorFile:
     }
     lost = [name for name, tensor in tensors.items() if tensor.begin + tensor.bytes > total]
     if lost:
-        raise FileError(f"it ends within or before {some_of(lost)}")
+        raise FileError(f"it ends within or before {list_names(lost)}")
     return TensorFile(path, mapped, tensors)
 
 
 def copy(file: TensorFile, name: str, out: torch.Tensor, dim: int = 0, first: int = 0) -> None:
-    """Copy to `out`, in its dtype and to its device, what a tensor has from index `first` of `dim` on.
+    """Copy a part of a tensor to `out`, in the dtype and on the device of that.
 
-    Of `dim` as much as `out` has; all else must be of the same size.
+    The part begins at index `first` of dimension `dim`, in which it has the length of `out`; all other
+    dimensions are whole.
     """
     source = view(file, name)
     if not out.numel():
@@ -109,7 +112,7 @@ def copy(file: TensorFile, name: str, out: torch.Tensor, dim: int = 0, first: in
 
 
 def view(file: TensorFile, name: str) -> torch.Tensor:
-    """The tensor in the file itself. Raises FileError where it has a dtype that torch has not."""
+    """Return the tensor in the mapped file. Raises FileError for a dtype that torch does not have."""
     stored = file.tensors[name]
     if stored.dtype is None:
         raise FileError("its dtype is not known")
@@ -121,13 +124,13 @@ def view(file: TensorFile, name: str) -> torch.Tensor:
 
 
 def release(file: TensorFile, begin: int, size: int) -> None:
-    """These bytes need not stay in memory; who reads them nevertheless finds them again."""
+    """Let the system take back the memory of these bytes; it reads them again when they are needed."""
     start = begin - begin % mmap.PAGESIZE
     file.mapped.madvise(mmap.MADV_DONTNEED, start, begin + size - start)
 
 
-def some_of(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+def list_names(names: Sequence[str]) -> str:
+    """Return the first names, quoted, and the number of the others."""
     more = len(names) - NAMED
     return ", ".join(map(repr, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
@@ -142,7 +145,7 @@ def _header(text: bytes) -> dict[str, Any]:
     return header
 
 
-def _stored(name: str, entry: Any, start: int) -> Stored:
+def _stored(name: str, entry: Any, start: int) -> StoredTensor:
     try:
         dtype, shape = DTYPES.get(entry["dtype"]), tuple(map(int, entry["shape"]))
         begin, end = map(int, entry["data_offsets"])
@@ -152,4 +155,4 @@ def _stored(name: str, entry: Any, start: int) -> Stored:
     wrong = dtype is not None and size != math.prod(shape) * dtype.itemsize
     if begin < 0 or size < 0 or min(shape, default=0) < 0 or wrong:
         raise FileError(f"its header contradicts itself about {name!r}")
-    return Stored(dtype, shape, start + begin, size)
+    return StoredTensor(dtype, shape, start + begin, size)
