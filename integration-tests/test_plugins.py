@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tgi.testing.installed import install, offer
+from tests.installed import install, offer
 
 HOOK = "from tgi.plugins import hookimpl\n@hookimpl\n"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tgi.testing.trace_collector import collecting
+from tests.trace_collector import collecting
 
 
 @pytest.mark.contract("--otlp-endpoint")

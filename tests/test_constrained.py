@@ -10,11 +10,10 @@ import trio
 from tgi.config import DEMO_MODEL
 from tgi.limits import Limits
 from tgi.sampling import SamplingParams
-from tgi.scheduler import Scheduler, Sequence, Token
-from tgi.testing.engine import open_engine
-from tgi.text.detokenizer import Detokenizer
+from tgi.scheduler import Scheduler
+from tgi.testing import engine
 from tgi.text.grammar import Matcher
-from tgi.text.stopping import FinishReason, StoppingCriteria
+from tgi.text.stopping import FinishReason
 
 from .text.matching import byte_tokens, compiled, demo_tokenizer, validate
 from .text.random_grammars import random_regex, random_schema
@@ -33,21 +32,13 @@ async def generate(scheduler: Scheduler, matcher: Matcher, seed: int) -> str | N
     """The text of one request at temperature 1; None: it did not finish."""
     tokenizer = demo_tokenizer()
     prompt = tokenizer.encode(PROMPT)
-    sequence = Sequence(
-        prompt=prompt,
-        max_new_tokens=NEW_TOKENS,
-        sampling=SamplingParams(sample=True, seed=seed, logit_bias=CLOSING),
-        stopping=StoppingCriteria(NEW_TOKENS, tokenizer.eos_ids),
-        detokenizer=Detokenizer(tokenizer, prompt),
-        matcher=matcher,
+    sampling = SamplingParams(sample=True, seed=seed, logit_bias=CLOSING)
+    ends = tokenizer.eos_ids
+    tokens = await engine.generate(
+        scheduler, tokenizer, prompt, NEW_TOKENS, sampling=sampling, ends=ends, matcher=matcher
     )
-    text, finish = "", None
-    with scheduler.generating(sequence) as tokens:
-        async for token in tokens:
-            assert isinstance(token, Token)
-            finish = token.finish
-            text += "" if token.id in tokenizer.special_ids else token.text
-    return text if finish is FinishReason.EOS_TOKEN else None
+    text = "".join(token.text for token in tokens if token.id not in tokenizer.special_ids)
+    return text if tokens[-1].finish is FinishReason.EOS_TOKEN else None
 
 
 async def sample(cases: list[tuple[Matcher, Check]]) -> int:
@@ -61,7 +52,7 @@ async def sample(cases: list[tuple[Matcher, Check]]) -> int:
             check(text)
             finished += 1
 
-    async with open_engine(DEMO_MODEL, LIMITS) as scheduler, trio.open_nursery() as nursery:
+    async with engine.open_engine(DEMO_MODEL, LIMITS) as scheduler, trio.open_nursery() as nursery:
         for seed, case in enumerate(cases):
             nursery.start_soon(one, scheduler, seed, *case)
     return finished

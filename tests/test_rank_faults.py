@@ -16,15 +16,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from tests.installed import install
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.limits import Limits
-from tgi.sampling import SamplingParams
-from tgi.scheduler import Sequence
-from tgi.testing.engine import open_engine
-from tgi.testing.installed import install
+from tgi.testing.engine import generate, open_engine
 from tgi.testing.models import make_llama
-from tgi.text.detokenizer import Detokenizer
-from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 
 FAULTY = """
@@ -147,21 +143,12 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
     return functools.partial(monkeypatch.setenv, "TEST_FAULT")
 
 
-async def generate(folder: Path, within: float) -> None:
+async def generate_on_two_ranks(folder: Path, within: float) -> None:
     """A few tokens, on two ranks."""
     limits = Limits(max_total_tokens=64, max_input_tokens=63, max_batch_size=2)
     with trio.fail_after(within):
         async with open_engine(folder, limits, threads=2, ranks=2) as scheduler:
-            sequence = Sequence(
-                prompt=list(range(9)),
-                max_new_tokens=20,
-                sampling=SamplingParams(),
-                stopping=StoppingCriteria(20, frozenset()),
-                detokenizer=Detokenizer(Tokenizer.from_folder(folder), list(range(9))),
-            )
-            with scheduler.generating(sequence) as events:
-                async for _ in events:
-                    pass
+            await generate(scheduler, Tokenizer.from_folder(folder), list(range(9)), 20)
     raise AssertionError("it has generated all the same")
 
 
@@ -169,7 +156,7 @@ def check_failure(
     folder: Path, message: str, capfd: pytest.CaptureFixture[str], jump: float = 0, clock: Any = None
 ) -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
-        trio.run(generate, folder, 120 + jump, clock=clock)
+        trio.run(generate_on_two_ranks, folder, 120 + jump, clock=clock)
     error: BaseException = caught.value
     while isinstance(error, BaseExceptionGroup):
         (error,) = error.exceptions

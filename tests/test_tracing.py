@@ -7,7 +7,7 @@ import time
 import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from tgi.testing.trace_collector import collecting, values
+from tests.trace_collector import collecting, values
 from tgi.tracing import Tracer, exporter_for
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -9,14 +9,11 @@ import torch
 import transformers
 import trio
 
-from tgi.errors import ApiError
 from tgi.limits import Limits
 from tgi.sampling import SamplingParams
-from tgi.scheduler import Scheduler, Sequence
-from tgi.testing.engine import open_engine
+from tgi.scheduler import Scheduler
+from tgi.testing import engine
 from tgi.testing.models import make_mistral
-from tgi.text.detokenizer import Detokenizer
-from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 
 NEW_TOKENS = 30
@@ -46,19 +43,9 @@ def reference(folder: Path, *prompts: list[int]) -> list[list[int]]:
 async def generate(
     scheduler: Scheduler, tokenizer: Tokenizer, prompt: list[int], penalty: float
 ) -> list[int]:
-    sequence = Sequence(
-        prompt=prompt,
-        max_new_tokens=NEW_TOKENS,
-        sampling=SamplingParams(presence_penalty=penalty),
-        stopping=StoppingCriteria(NEW_TOKENS, frozenset()),
-        detokenizer=Detokenizer(tokenizer, prompt),
-    )
-    tokens = []
-    with scheduler.generating(sequence) as events:
-        async for item in events:
-            assert not isinstance(item, ApiError), item
-            tokens.append(item.id)
-    return tokens
+    sampling = SamplingParams(presence_penalty=penalty)
+    tokens = await engine.generate(scheduler, tokenizer, prompt, NEW_TOKENS, sampling=sampling)
+    return [token.id for token in tokens]
 
 
 @pytest.mark.parametrize("device", LIMITS)
@@ -76,7 +63,7 @@ async def test_sequences_longer_than_the_cache(device: str, tmp_path: Path) -> N
     next_prompt = [*prompts[0], *wanted[0], 7]
     [next_answer] = reference(folder, next_prompt)
     scarce = attrs.evolve(limits, max_batch_total_tokens=blocks * limits.block_size)
-    async with open_engine(folder, scarce, device=device, threads=1) as scheduler:
+    async with engine.open_engine(folder, scarce, device=device, threads=1) as scheduler:
         tokenizer = Tokenizer.from_folder(folder)
         got: list[list[int]] = [[] for _ in prompts]
 

@@ -7,8 +7,8 @@ import pytest
 import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
+from tests.trace_collector import TraceCollector, collecting, values
 from tgi.testing.fake_executor import counting
-from tgi.testing.trace_collector import TraceCollector, collecting, values
 from tgi.tracing import Tracer
 
 from .serving import Server, run, serving

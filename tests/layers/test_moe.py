@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from transformers import MixtralConfig
 
+from tests.installed import install
 from tgi.layers.loading import describe
 from tgi.plugins import load_plugins
 from tgi.protocol import Describe
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.checkpoints import make_checkpoint
-from tgi.testing.installed import install
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.installed import install, offer
 from tgi.plugins import ConfigError, JsonReader, architectures, devices, load_plugins
-from tgi.testing.installed import install, offer
 
 HOOK = "from tgi.plugins import hookimpl\n@hookimpl\n"
 

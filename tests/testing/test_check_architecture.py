@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.installed import install
 from tgi.plugins import load_plugins
 from tgi.testing.check_architecture import check_architecture
-from tgi.testing.installed import install
 from tgi.testing.models import make_llama
 
 

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tgi_simulated_gaudi.device import card_environment
 
+from tests.rank_processes import on_ranks, open_ranks
 from tgi.protocol import (
     Allocate,
     Allocated,
@@ -20,8 +22,9 @@ from tgi.protocol import (
 )
 from tgi.testing.driver import lane_params, load_command
 from tgi.testing.models import make_llama
-from tgi.testing.rank_processes import open_ranks
+from tgi.testing.runs import random_prompt, transformers_logprobs
 
+CARD = "gaudi2-lazy"
 PROMPT = [0, 58, 346, 270, 388, 341, 224, 47, 293, 298, 34]
 COUNT = 20
 
@@ -172,3 +175,11 @@ def test_what_is_wrong_with_a_checkpoint_is_said_in_one_line(tmp_path, spoil, me
     assert message in failed.message
     assert "\n" not in failed.message
     assert capfd.readouterr().err == ""
+
+
+def test_rank_processes_on_simulated_cards_give_the_distribution_of_transformers(tmp_path):
+    folder = make_llama(tmp_path, shards=3, attention_bias=True, mlp_bias=True, vocab_size=511)
+    prompt = random_prompt(511, 20, 0)
+    (got,) = on_ranks(folder, 2, [prompt], 511, "hpu-sim", card_environment(CARD))
+    (wanted,) = transformers_logprobs(folder, None, [prompt])
+    assert (got - wanted[-1]).abs().max() < 1e-4

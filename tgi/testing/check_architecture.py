@@ -21,7 +21,7 @@ from tgi.plugins import ConfigError
 from tgi.weights import CheckpointError, Shard
 from tgi.weights.formats import LinearWeight
 
-from . import words
+from . import diagnosis
 from .driver import BLOCK_SIZE, Driver, load_command, make_driver
 from .rank_threads import on_threads
 from .runs import (
@@ -65,17 +65,17 @@ def check_architecture(
     """
     case = _load(Path(folder), lengths, tolerance)
     _compare_with_transformers(case, reference)
-    with _explained("with the CPU's operations", words.on_cpu):
+    with _explained("with the CPU's operations", diagnosis.on_cpu):
         case.compare(case.in_all_ways(CpuDevice(1)))
-    with _explained("with plain torch on static shapes", words.on_plain):
+    with _explained("with plain torch on static shapes", diagnosis.on_plain):
         case.compare(case.in_all_ways(Device(1), PADDING))
     if cards:
         from tgi_simulated_gaudi.device import open_card  # a distribution of its own
     for card in cards:
-        with open_card(card) as simulated, _explained(f"on a simulated {card}", words.on_card):
+        with open_card(card) as simulated, _explained(f"on a simulated {card}", diagnosis.on_card):
             case.compare(case.in_few_ways(simulated))
     for device in devices:
-        with _explained(f"on {type(device).__name__}", words.on_card):
+        with _explained(f"on {type(device).__name__}", diagnosis.on_card):
             case.compare(case.in_all_ways(device, PADDING))
     if ranks:
         _compare_ranks(case, ranks)
@@ -134,7 +134,7 @@ class _Case:
     def in_all_ways(
         self, device: Device, padding: tuple[int, int, int] | None = None
     ) -> "Iterator[_Computed]":
-        """The texts, by the names that `words` knows."""
+        """The texts, by the names that `diagnosis` knows."""
         yield "decode", self._decoded(self.drivers.make(device)), _generated(self.wanted)
         scattered = self.drivers.make(device, scattered=True)
         yield "scattered", self._decoded(scattered), _generated(self.wanted)
@@ -192,7 +192,7 @@ def _load(folder: Path, lengths: Sequence[int], tolerance: float) -> _Case:
     try:
         driver = drivers.make(device)
     except (ConfigError, CheckpointError) as error:
-        raise AssertionError(words.not_loaded(error)) from error
+        raise AssertionError(diagnosis.not_loaded(error)) from error
     prompts = [random_prompt(driver.runner.config.vocab_size, n, seed) for seed, n in enumerate(lengths)]
     texts = [prompt + generate(drivers.make(device), prompt) for prompt in prompts]
     rows = zip(texts, lengths, strict=True)
@@ -210,7 +210,7 @@ def _compare_with_transformers(case: _Case, reference: Any) -> None:
     mine = whole(drivers.make(CpuDevice(1)), case.texts[drivers.longest], 1)
     by_position = (mine - right[drivers.longest][:-1]).abs().amax(1)
     places = torch.nonzero(~(by_position <= case.tolerance)).flatten().tolist()
-    raise AssertionError(words.not_as_transformers(worst, places[0] if places else None))
+    raise AssertionError(diagnosis.not_as_transformers(worst, places[0] if places else None))
 
 
 def _compare_ranks(case: _Case, ranks: int) -> None:
@@ -221,7 +221,7 @@ def _compare_ranks(case: _Case, ranks: int) -> None:
     def run(driver: Driver) -> list[Logprobs]:
         return [decoded(driver, 0, text, length)]
 
-    with _explained(f"on {ranks} ranks", words.on_ranks):
+    with _explained(f"on {ranks} ranks", diagnosis.on_ranks):
         try:
             got = on_threads(drivers.folder, ranks, run, drivers.blocks)
         except (ConfigError, CheckpointError) as error:
@@ -236,7 +236,7 @@ def _check_weights(folder: Path, shard: Shard) -> None:
     held = [value for layer in loaded.model.modules() for value in vars(layer).values()]
     kept = sum(tensor.nbytes for value in held for tensor in _tensors(value))
     if abs(kept - described) > 0.01 * described:
-        raise AssertionError(words.not_counted(shard.rank, shard.size, kept, described))
+        raise AssertionError(diagnosis.not_counted(shard.rank, shard.size, kept, described))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
@@ -250,15 +250,15 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 @contextlib.contextmanager
 def _explained(where: str, explain: Callable[[Mapping[str, float]], str]) -> Iterator[None]:
-    """Turn what goes wrong in the body into an AssertionError with words."""
+    """Turn what goes wrong in the body into an AssertionError with diagnosis."""
     try:
         yield
     except _DifferencesError as error:
-        raise AssertionError(f"{where}: {explain(error.found)}; {words.sizes(error.found)}") from None
+        raise AssertionError(f"{where}: {explain(error.found)}; {diagnosis.sizes(error.found)}") from None
     except AssertionError:
         raise
     except Exception as error:
-        raise AssertionError(f"{where}: {words.failed(error)}") from error
+        raise AssertionError(f"{where}: {diagnosis.failed(error)}") from error
 
 
 def _difference(mine: Logprobs, other: Logprobs) -> float:

@@ -1,4 +1,4 @@
-"""A scheduler on real rank processes, without HTTP: for tests and benchmarks."""
+"""A scheduler on rank processes, without HTTP, for tests and benchmarks."""
 
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -6,26 +6,32 @@ from contextlib import asynccontextmanager
 from os import environ
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import trio
 
 from tgi.device.costs import Costs
+from tgi.errors import ApiError
 from tgi.executor import open_executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.bucketing import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
-from tgi.scheduler import Scheduler
+from tgi.scheduler import Scheduler, Token
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
+from tgi.text.detokenizer import Detokenizer
+from tgi.text.tokenizer import Tokenizer
+
+from .builders import make_sequence
 
 TEST_DEVICE = environ.get("TGI_TEST_DEVICE", "cpu")
-"""What an engine runs on when nobody says."""
+"""Default device of an engine."""
 GRAPHS = 16
-"""Where every shape is compiled, so that it is soon warm."""
-MOST_TOP = 28
-"""Likeliest tokens that a step may ask for: 20, and room for ties."""
+"""Maximum buckets on a device that compiles, so that the warm-up is short."""
+MAX_TOP = 28
+"""Maximum most likely tokens that a step may ask for: 20, and room for ties."""
 
 
 @asynccontextmanager
@@ -39,10 +45,10 @@ async def open_engine(
     environment: Mapping[str, str] = MappingProxyType({}),
     ranks: int = 1,
 ) -> AsyncIterator[Scheduler]:
-    """Load the model of `folder`, warm up what has to be, and schedule while the body runs.
+    """Load the model of `folder`, warm up if the device compiles, and schedule while the body runs.
 
-    `environment` is that of the ranks, beside what the device asks for. The KV cache holds max_batch_size
-    sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
+    `environment` is added to the variables that the device wants for its ranks. The KV cache holds
+    max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
     """
     spec = devices(load_plugins())[device]
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -55,7 +61,7 @@ async def open_engine(
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
         prefill_tokens=limits.max_batch_prefill_tokens,
-        top=MOST_TOP,
+        top=MAX_TOP,
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
@@ -73,3 +79,21 @@ async def open_engine(
             nursery.start_soon(scheduler.run)
             yield scheduler
             nursery.cancel_scope.cancel()
+
+
+async def generate(
+    scheduler: Scheduler, tokenizer: Tokenizer, prompt: list[int], max_new_tokens: int, **changed: Any
+) -> list[Token]:
+    """Generate after `prompt` and return the tokens; `changed` are arguments of `make_sequence`.
+
+    Raises the ApiError that ends a generation.
+    """
+    detokenizer = Detokenizer(tokenizer, prompt)
+    sequence = make_sequence(prompt, max_new_tokens, **{"detokenizer": detokenizer, **changed})
+    tokens = []
+    with scheduler.generating(sequence) as events:
+        async for event in events:
+            if isinstance(event, ApiError):
+                raise event
+            tokens.append(event)
+    return tokens

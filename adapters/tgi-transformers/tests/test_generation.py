@@ -7,14 +7,9 @@ import torch
 import transformers
 import trio
 
-from tgi.errors import ApiError
 from tgi.limits import Limits
-from tgi.sampling import SamplingParams
-from tgi.scheduler import Sequence
+from tgi.testing import engine
 from tgi.testing.check_generation import check_generation
-from tgi.testing.engine import open_engine
-from tgi.text.detokenizer import Detokenizer
-from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 
 from .random_models import FAMILIES, VOCAB, make_model
@@ -56,16 +51,7 @@ def reference(folder, prompts):
 
 
 async def generate(scheduler, tokenizer, prompt):
-    sequence = Sequence(
-        prompt=prompt,
-        max_new_tokens=NEW_TOKENS,
-        sampling=SamplingParams(),
-        stopping=StoppingCriteria(NEW_TOKENS, frozenset()),
-        detokenizer=Detokenizer(tokenizer, prompt),
-    )
-    with scheduler.generating(sequence) as events:
-        tokens = [item async for item in events]
-    assert not any(isinstance(token, ApiError) for token in tokens), tokens
+    tokens = await engine.generate(scheduler, tokenizer, prompt, NEW_TOKENS)
     return [token.id for token in tokens], [token.logprob for token in tokens]
 
 
@@ -87,7 +73,7 @@ async def test_text_of_an_engine_is_that_of_transformers(tmp_path, family):
         assert tokens == right[0]
         assert logprobs == pytest.approx(right[1], abs=1e-4)
 
-    async with open_engine(folder, LIMITS, device="cpu", threads=1) as scheduler:
+    async with engine.open_engine(folder, LIMITS, device="cpu", threads=1) as scheduler:
         await check(scheduler, prompts[0], wanted[0])
         hits = []
         for _ in range(2):

@@ -1,4 +1,4 @@
-"""Real rank processes without a server."""
+"""Rank processes without a server."""
 
 import contextlib
 import socket
@@ -33,9 +33,8 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
-
-from .driver import BLOCK_SIZE, lane_params, load_command
-from .runs import Logprobs
+from tgi.testing.driver import BLOCK_SIZE, lane_params, load_command
+from tgi.testing.runs import Logprobs
 
 R = TypeVar("R", Loaded, Allocated, Bucket, Result)
 

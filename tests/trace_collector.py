@@ -1,4 +1,4 @@
-"""A stand-in for an OpenTelemetry collector: takes traces over gRPC and over HTTP, and keeps them."""
+"""A stand-in for an OpenTelemetry collector that keeps traces it receives over gRPC and HTTP."""
 
 import http.server
 import threading
@@ -22,18 +22,18 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @attrs.define
 class TraceCollector(TraceServiceServicer):
-    """What has been received since it was started."""
+    """Everything received since the start."""
 
     grpc_endpoint: str = ""
     http_endpoint: str = ""
     spans: list[Span] = attrs.field(factory=list)
     resources: list[dict[str, str]] = attrs.field(factory=list)
-    """The attributes of each batch's sender."""
+    """Attributes of the sender of each batch."""
     ways: list[str] = attrs.field(factory=list)
-    """How each batch came: "grpc", or the path."""
+    """Transport of each batch: "grpc", or the path of the HTTP request."""
 
     def Export(self, request: ExportTraceServiceRequest, _context: Any) -> ExportTraceServiceResponse:
-        """The gRPC call."""
+        """Serve the gRPC method."""
         self.take(request, "grpc")
         return ExportTraceServiceResponse()
 
@@ -41,29 +41,29 @@ class TraceCollector(TraceServiceServicer):
         """Keep a batch."""
         self.ways.append(way)
         for batch in request.resource_spans:
-            self.resources.append({one.key: one.value.string_value for one in batch.resource.attributes})
+            self.resources.append({item.key: item.value.string_value for item in batch.resource.attributes})
             for scope in batch.scope_spans:
                 self.spans += scope.spans
 
     def named(self, name: str) -> Span:
-        """The only span of this name."""
+        """Return the only span of this name."""
         (span,) = [span for span in self.spans if span.name == name]
         return span
 
     def children(self, parent: Span) -> list[Span]:
-        """By the time they began."""
-        found = [span for span in self.spans if span.parent_span_id == parent.span_id]
-        return sorted(found, key=lambda span: span.start_time_unix_nano)
+        """Return the children of a span in the order of their starts."""
+        spans = [span for span in self.spans if span.parent_span_id == parent.span_id]
+        return sorted(spans, key=lambda span: span.start_time_unix_nano)
 
 
 def values(span: Span) -> dict[str, str | int]:
-    """Its attributes."""
-    return {one.key: getattr(one.value, str(one.value.WhichOneof("value"))) for one in span.attributes}
+    """Return the attributes of a span."""
+    return {item.key: getattr(item.value, str(item.value.WhichOneof("value"))) for item in span.attributes}
 
 
 @contextmanager
 def collecting() -> Iterator[TraceCollector]:
-    """A collector on two ports of its own."""
+    """Run a collector on two free ports."""
     collector = TraceCollector()
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What `check_architecture` says: from which ways of computing a text go wrong to what to look at."""
+"""Messages of `check_architecture`: the ways of computing a text that are wrong tell where to look."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ WAYS = {
 }
 DECODE = {"decode", "scattered", "together decode"}
 SMALL = 0.02
-"""A difference that a constant makes, and a mistake in the wiring does not."""
+"""Maximum difference of log-probabilities that a wrong constant makes; wrong wiring makes a larger one."""
 
 _NOT_LOADED = """
 A tensor that is missing has another name in model.py than in the checkpoint; one that nobody reads
@@ -83,18 +83,21 @@ twice: then nobody knows how much memory the model needs before it is loaded
 
 
 def sizes(found: Mapping[str, float]) -> str:
-    """How much log-probabilities differ, and in which ways of computing."""
+    """Return by how much log-probabilities differ, and in which ways of computing."""
     each = ", ".join(f"{WAYS[name]} by {difference:.1e}" for name, difference in found.items())
     return f"log-probabilities differ: {each}"
 
 
 def not_loaded(error: Exception) -> str:
-    """Where tensors are missing, left over or of another shape."""
+    """Return the message for tensors that are missing, left over or of the wrong shape."""
     return f"the model cannot be loaded: {_line(str(error))}. {_line(_NOT_LOADED)}"
 
 
 def not_as_transformers(difference: float, position: int | None) -> str:
-    """`position`: of the first token that is wrong in a prefill of one row alone."""
+    """Return the message for a model that differs from transformers.
+
+    `position` is the first wrong token in a prefill of the longest prompt alone; None if that is right.
+    """
     if position is None:
         what = "in some prompts but not in the longest: what depends on the length of a prompt"
     elif position < 2:
@@ -106,7 +109,7 @@ def not_as_transformers(difference: float, position: int | None) -> str:
 
 
 def on_cpu(found: Mapping[str, float]) -> str:
-    """A prefill of one whole row is as transformers has it, and something else is not."""
+    """Return the message if a prefill of one whole row is right, and another way is not."""
     wrong = set(found)
     if wrong == {"prefix"}:
         return _line(_PREFIX)
@@ -116,22 +119,22 @@ def on_cpu(found: Mapping[str, float]) -> str:
 
 
 def on_plain(found: Mapping[str, float]) -> str:
-    """On a CPU, which computes no padding, all is right."""
+    """Return the message if all is right on a CPU, which computes no padding, and not in plain torch."""
     return _line(_PADDED if set(found) <= {"padded", "padded decode"} else _PLAIN)
 
 
 def on_card(_: Mapping[str, float]) -> str:
-    """With plain torch all is right."""
+    """Return the message if everything is right in plain torch, and not on a card."""
     return _line(_CARD)
 
 
 def on_ranks(_: Mapping[str, float]) -> str:
-    """On one rank all is right."""
+    """Return the message if everything is right on one rank, and not on several."""
     return _line(_RANKS)
 
 
 def failed(error: Exception) -> str:
-    """An exception while computing."""
+    """Return the message for an exception while computing."""
     line = _line(f"{type(error).__name__}: {error}")
     if isinstance(error, RanksApartError):
         return f"{line}: not every rank calls the same collectives; an `if` on the rank, perhaps"
@@ -139,7 +142,7 @@ def failed(error: Exception) -> str:
 
 
 def not_counted(rank: int, ranks: int, kept: int, described: int) -> str:
-    """A model keeps other tensors than it asked `Build` for."""
+    """Return the message for a model that keeps other tensors than it asked `Build` for."""
     return (
         f"rank {rank} of {ranks} keeps {kept:,} bytes of weights, and its layers have asked for "
         f"{described:,}: {_line(_NOT_COUNTED)}"

@@ -1,4 +1,4 @@
-"""Plugins that are installed by being on a path: a module each, and what pip writes beside it."""
+"""Installs plugins by writing them to a folder on the path: a module each, and its metadata."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def tgi_architectures():
 
 
 def install(folder: Path, name: str, source: str, entry: str = "plugin") -> None:
-    """Distribution `name` 1.0, whose module is called alike with underscores."""
+    """Install version 1.0 of distribution `name`, whose module has the same name with underscores."""
     module = name.replace("-", "_")
     (folder / f"{module}.py").write_text(source)
     info = folder / f"{module}-1.0.dist-info"
@@ -22,5 +22,5 @@ def install(folder: Path, name: str, source: str, entry: str = "plugin") -> None
 
 
 def offer(folder: Path, name: str, architecture: str) -> None:
-    """A distribution that offers an architecture of which there is only the name."""
+    """Install a distribution that offers an architecture by name only."""
     install(folder, name, OFFER.format(name=architecture, module=name.replace("-", "_")))
