@@ -1,8 +1,8 @@
 """The whole test of a model package: `check_architecture(folder)` on a small float32 checkpoint.
 
 A text is computed in every way in which a server may compute it. All must give the same log-probabilities of
-the whole vocabulary, within one bound. What is simple comes first, and the first thing that is wrong ends the
-check, with what it may be: `AssertionError: only with context in the cache …`.
+the whole vocabulary, within one bound. Simple ways come first; the first that differs ends the check with its
+likely causes: `AssertionError: only with context in the cache …`.
 """
 
 import contextlib
@@ -38,11 +38,11 @@ from .runs import (
 )
 
 LENGTHS = (37, 5, 18)
-"""Tokens in the prompts that are tried."""
+"""Lengths of the prompts in tokens."""
 PADDING = (3, 5, 2)
-"""By which a bucket exceeds a step: rows, tokens, blocks."""
-FEWEST_BLOCKS = 255
-"""In a cache, so that they can be far apart."""
+"""Rows, tokens and blocks by which a bucket exceeds a step."""
+MIN_BLOCKS = 255
+"""Least number of blocks in a cache, so that those of a text can be far apart."""
 
 
 def check_architecture(
@@ -55,13 +55,13 @@ def check_architecture(
     cards: Sequence[str] = ("gaudi2-lazy", "gaudi3-compile"),
     devices: Sequence[Device] = (),
 ) -> None:
-    """Raise AssertionError where the model of `folder` is not right; its message says what to look at.
+    """Raise AssertionError if the model of `folder` is wrong; the message says where to look.
 
-    In this order: every tensor of the checkpoint is read, and none is missing; the model gives what
-    transformers gives (`reference`, or the model that it loads from the folder); decoding, prefill in chunks,
-    rows together, scattered blocks and a shared prefix give what a prefill of the whole text gives; so do
-    plain torch, padding, and simulated `cards`, whose steps are graphs; so do other `devices`; so do `ranks`
-    ranks (0: leave out); and `ModelConfig.weights` counts what the ranks keep.
+    The checks, in this order: every tensor of the checkpoint is read, and none is missing; the model gives
+    the results of transformers (of `reference`, or of the model that transformers loads from the folder);
+    decoding, prefill in chunks, rows together, scattered blocks and a shared prefix give the results of a
+    prefill of the whole text; so do plain torch, padding, simulated `cards`, whose steps are graphs, other
+    `devices`, and `ranks` ranks (0: skip); and the ranks keep the tensors that the layers ask for.
     """
     case = _load(Path(folder), lengths, tolerance)
     _compare_with_transformers(case, reference)
@@ -85,13 +85,13 @@ def check_architecture(
 
 @attrs.frozen(eq=False)
 class _Drivers:
-    """Drivers of the model of `folder`, with room for prompts of these lengths and what follows them."""
+    """Drivers of the model of `folder`, with room for texts whose prompts have these lengths."""
 
     folder: Path
     lengths: Sequence[int]
 
     def make(self, device: Device, *, scattered: bool = False) -> Driver:
-        """Its blocks are in order, or scattered over the cache, the same each time."""
+        """Make a driver whose blocks are in order, or scattered over the cache, the same each time."""
         order = list(self.blocks)
         if scattered:
             random.Random(0).shuffle(order)
@@ -100,41 +100,41 @@ class _Drivers:
 
     @property
     def longest(self) -> int:
-        """Which prompt is."""
+        """Index of the longest prompt."""
         return self.lengths.index(max(self.lengths))
 
     @property
     def blocks(self) -> range:
-        """For all texts at once, and two more that are shorter than two blocks."""
+        """Blocks for all texts at once, and two more that are shorter than two blocks."""
         each = (-(-(length + DECODED) // BLOCK_SIZE) for length in self.lengths)
-        return range(1, 1 + max(sum(each) + 2 * 2, FEWEST_BLOCKS))
+        return range(1, 1 + max(sum(each) + 2 * 2, MIN_BLOCKS))
 
 
 @attrs.frozen(eq=False)
 class _Case:
-    """Texts, and what they are known to give."""
+    """Texts and their right results."""
 
     drivers: _Drivers
     texts: list[list[int]]
-    """Prompts, each with what is generated after it."""
+    """Token ids of prompts and their continuations."""
     wanted: list[Logprobs]
-    """By a prefill for each position, one row alone."""
+    """Results of a prefill for each position, one row alone."""
     tolerance: float
 
     def compare(self, results: "Iterable[_Computed]") -> None:
-        """Raise _DifferencesError with those that are not as wanted."""
-        found = {}
+        """Raise _DifferencesError with the results that are not as wanted."""
+        wrong = {}
         for name, got, wanted in results:
             difference = max(map(_difference, got, wanted), default=0.0)
             if not difference <= self.tolerance:  # nor is NaN
-                found[name] = difference
-        if found:
-            raise _DifferencesError(found)
+                wrong[name] = difference
+        if wrong:
+            raise _DifferencesError(wrong)
 
     def in_all_ways(
         self, device: Device, padding: tuple[int, int, int] | None = None
     ) -> "Iterator[_Computed]":
-        """The texts, by the names that `diagnosis` knows."""
+        """Compute the texts in every way, by the names that `diagnosis` knows."""
         yield "decode", self._decoded(self.drivers.make(device)), _generated(self.wanted)
         scattered = self.drivers.make(device, scattered=True)
         yield "scattered", self._decoded(scattered), _generated(self.wanted)
@@ -145,7 +145,7 @@ class _Case:
         yield "prefix", *shared(self.drivers.make(device), self.texts[0])
 
     def in_few_ways(self, device: Device) -> "Iterator[_Computed]":
-        """Those that graphs may get wrong: each shape of a step takes a while to be made."""
+        """Compute them in the ways that graphs may get wrong: each shape of a step takes a while."""
         yield "chunks", self._chunked(device, 1), _prompted(self.wanted[:1])
         yield from self._together("padded", device, PADDING)
 
@@ -165,29 +165,29 @@ class _Case:
 
 
 _Computed = tuple[str, Sequence[Logprobs], Sequence[Logprobs]]
-"""Name of a way to compute, what it gave, and what it should have given."""
+"""Name of a way to compute, its results, and the right ones."""
 
 
 class _DifferencesError(Exception):
-    """`found`: by how much each of the ways to compute differs that does."""
+    """Differences of the ways to compute that give wrong results, by name."""
 
-    def __init__(self, found: Mapping[str, float]) -> None:
-        super().__init__(found)
-        self.found = found
+    def __init__(self, differences: Mapping[str, float]) -> None:
+        super().__init__(differences)
+        self.differences = differences
 
 
 def _prompted(rows: Iterable[Logprobs]) -> list[Logprobs]:
-    """What prefill steps gave,"""
+    """Return the results of prefill steps."""
     return [row[:1] for row in rows]
 
 
 def _generated(rows: Iterable[Logprobs]) -> list[Logprobs]:
-    """and what decode steps gave."""
+    """Return the results of decode steps."""
     return [row[1:] for row in rows]
 
 
 def _load(folder: Path, lengths: Sequence[int], tolerance: float) -> _Case:
-    """Raises AssertionError where the model cannot be loaded or run at all."""
+    """Compute the texts. Raises AssertionError if the model cannot be loaded or run at all."""
     device, drivers = CpuDevice(1), _Drivers(folder, lengths)
     try:
         driver = drivers.make(device)
@@ -214,7 +214,7 @@ def _compare_with_transformers(case: _Case, reference: Any) -> None:
 
 
 def _compare_ranks(case: _Case, ranks: int) -> None:
-    """The longest prompt is enough: ranks do not know of rows."""
+    """Compare the longest prompt, which is enough: ranks do not know of rows."""
     drivers, longest = case.drivers, case.drivers.longest
     text, length = case.texts[longest], drivers.lengths[longest]
 
@@ -250,11 +250,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 @contextlib.contextmanager
 def _explained(where: str, explain: Callable[[Mapping[str, float]], str]) -> Iterator[None]:
-    """Turn what goes wrong in the body into an AssertionError with diagnosis."""
+    """Turn an error of the body into an AssertionError with the likely causes."""
     try:
         yield
     except _DifferencesError as error:
-        raise AssertionError(f"{where}: {explain(error.found)}; {diagnosis.sizes(error.found)}") from None
+        raise AssertionError(
+            f"{where}: {explain(error.differences)}; {diagnosis.sizes(error.differences)}"
+        ) from None
     except AssertionError:
         raise
     except Exception as error:

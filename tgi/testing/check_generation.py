@@ -1,7 +1,7 @@
-"""`check_generation(folder)`: the text that a model writes, against that of transformers' `generate`.
+"""`check_generation(folder)`: the text of a model against that of transformers' `generate`.
 
-It is the slower and the plainer check beside `check_architecture`: many tokens, of which each depends on all
-before it, and nothing of ours in what they are compared with.
+The slower and plainer check beside `check_architecture`: many tokens, each of which depends on all before it,
+compared with a text in which nothing is ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ PAUSE = 3
 
 @attrs.frozen(eq=False)
 class Text:
-    """What transformers writes after a prompt, and the logits [tokens, vocab] that it did so by."""
+    """Continuation of a prompt by transformers, with its logits [tokens, vocab]."""
 
     prompt: list[int]
     tokens: list[int]
@@ -39,12 +39,12 @@ def check_generation(
     reference: Callable[[], Any] | None = None,
     cards: Sequence[str] = (),
 ) -> None:
-    """Raise AssertionError where the tokens after random prompts of these lengths are not transformers'.
+    """Raise AssertionError if the tokens after random prompts of these lengths are not transformers'.
 
-    Each alone, its prompt in two chunks; all in one batch, which they join one after another; and the last
-    once more after blocks that its prompt has left in the cache. `reference` makes the model to compare with,
-    if transformers does not know the folder. Each prompt has a new one: some RoPEs remember what they have
-    seen. On the CPU, and on simulated `cards` as `check_architecture` takes them.
+    The prompts run alone, each in two chunks; in one batch, which they join one after another; and the last
+    once more after blocks that it has left in the cache; on the CPU, and on simulated `cards` like those of
+    `check_architecture`. `reference` makes the model to compare with, if transformers does not know the
+    folder; each prompt gets a new one, for some RoPEs remember longer sequences.
     """
     texts = [_write(Path(folder), length, tokens, reference) for length in lengths]
     _check_device(folder, texts, CpuDevice(1), "on the CPU", tolerance)
@@ -110,7 +110,7 @@ def _mixed(driver: Driver, texts: Sequence[Text]) -> list[list[Answer]]:
 
 
 def _again(driver: Driver, text: Text, lane: int) -> list[Answer]:
-    """After all whole blocks that the lane before it has of the same prompt, but for the last token."""
+    """Compute the text again, after the whole blocks of its prompt that the lane before has."""
     shared = (len(text.prompt) - 1) // BLOCK_SIZE * BLOCK_SIZE
     driver.start(lane, prompt_length=len(text.prompt))
     driver.share(lane, lane - 1, shared)
@@ -118,9 +118,9 @@ def _again(driver: Driver, text: Text, lane: int) -> list[Answer]:
     return answers + [driver.decode([lane])[lane] for _ in text.tokens[1:]]
 
 
-def _compare(texts: Sequence[Text], found: Sequence[list[Answer]], how: str, tolerance: float) -> None:
-    for text, answers in zip(texts, found, strict=True):
+def _compare(texts: Sequence[Text], answers: Sequence[list[Answer]], how: str, tolerance: float) -> None:
+    for text, row in zip(texts, answers, strict=True):
         place = f"{how}, after a prompt of {len(text.prompt)}"
-        difference = (torch.stack([answer.logits for answer in answers]) - text.logits).abs().max().item()
+        difference = (torch.stack([answer.logits for answer in row]) - text.logits).abs().max().item()
         assert difference <= tolerance, f"{place}: logits differ by {difference:.1e}"
-        assert [answer.token for answer in answers] == text.tokens, f"{place}: other tokens"
+        assert [answer.token for answer in row] == text.tokens, f"{place}: other tokens"
