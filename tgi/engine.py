@@ -18,7 +18,7 @@ import trio
 
 from tgi.agreement import Patience
 from tgi.api.grammars import Grammars
-from tgi.api.openai_parameters import MOST_CHAT_LOGPROBS
+from tgi.api.openai.types import MAX_CHAT_LOGPROBS
 from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
 from tgi.executor import RankExecutor, open_executor
@@ -214,7 +214,7 @@ def load_command(model: Model, limits: Limits, attention: AttentionWorkspace, op
         prefill_pairs=attention.pairs,
         dummy=options.load_format == "dummy",
         kv_cache_dtype="" if options.kv_cache_dtype in (None, "auto") else options.kv_cache_dtype,
-        top=max(limits.max_top_n_tokens, MOST_CHAT_LOGPROBS) + TIES,
+        top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES,
         overrides=model.overrides,
         watermark_gamma=options.watermark_gamma,
         watermark_delta=options.watermark_delta,

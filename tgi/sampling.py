@@ -7,6 +7,7 @@ sampler that apply it, and their test.
 """
 
 import math
+import struct
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
@@ -83,6 +84,14 @@ class Parameter:
     def documented_range(self, api: Api) -> Range | None:
         """Range of the values that an API accepts."""
         return self.openai_range or self.range if api == "openai" else self.range
+
+
+def _float32(value: float) -> float:
+    """Return the nearest number that TGI, and every rank, can have."""
+    try:
+        return float(struct.unpack("f", struct.pack("f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _log(share: float) -> float:
@@ -210,9 +219,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         ),
     ] = ()
     min_tokens: Annotated[
-        int,
+        U32,
         Parameter(
-            description="Number of tokens generated before one of `ends` may be. No effect beside a grammar.",
+            description="Number of tokens generated before the text may end. No effect beside a grammar.",
+            openai="min_tokens",
             on_host=True,
         ),
     ] = 0
@@ -221,7 +231,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Parameter(description="Tokens that end the text; given with `min_tokens` only.", on_host=True),
     ] = ()
     top_n_tokens: Annotated[
-        int, Parameter(description="Number of most likely tokens to report with each token.", on_host=True)
+        U32,
+        Parameter(
+            description="Number of most likely tokens to report in the place of each token.",
+            native="top_n_tokens",
+            on_host=True,
+        ),
     ] = 0
 
     @property
@@ -246,6 +261,8 @@ class Declared:
         value = getattr(body, given) if given else None
         if value is None:
             return self.neutral
+        if isinstance(value, float):
+            value = _float32(value)
         allowed = self.parameter.range
         if allowed is None or value in allowed:
             return value
@@ -284,18 +301,24 @@ NEUTRAL = {name: declared.column(SamplingParams()) for name, declared in COLUMNS
 _HISTORY = tuple((declared.name, declared.neutral) for declared in DECLARED if declared.parameter.history)
 
 
+def about(description: str, **keywords: Any) -> Meta:
+    """Describe a field of a request for the OpenAPI document; JSON Schema keywords win over its type's.
+
+    They say what is accepted in the end: a value that fits the type but not these is refused in TGI's words.
+    """
+    return Meta(description=description, extra_json_schema={"x-accepted": keywords} if keywords else None)
+
+
 def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
-    """Fields for the body of an API, as `msgspec.defstruct` takes them: null and absence are neutral."""
+    """Return the fields for the body of an API, as `msgspec.defstruct` takes them; null is neutral."""
     fields: list[tuple[str, Any, Any]] = []
     for declared in DECLARED:
-        name, allowed = declared.parameter.name(api), declared.parameter.documented_range(api)
+        name, accepted = declared.parameter.name(api), declared.parameter.documented_range(api)
         if name:
-            meta = Meta(
-                description=declared.parameter.description,
-                extra_json_schema=allowed.schema() if allowed else None,
-            )
-            kind: Any = Annotated[declared.type, meta]
-            fields.append((name, kind, False) if declared.type is bool else (name, kind | None, None))
+            meta = about(declared.parameter.description, **(accepted.schema() if accepted else {}))
+            nullable = api == "openai" or declared.type is not bool
+            kind: Any = Annotated[declared.type | None if nullable else declared.type, meta]
+            fields.append((name, kind, None if nullable else declared.neutral))
     return fields
 
 

@@ -9,11 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from tgi.api.generate import Receive
-from tgi.api.native_answers import NativeEvents
+from tgi.api.native import NativeEvents
 from tgi.api.observe import Observer
-from tgi.api.schema import GenerateParameters
 from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream
-from tgi.api.validate import Generation
 from tgi.errors import ApiError, GenerationFailed
 from tgi.metrics import Metrics
 from tgi.sampling import SamplingParams
@@ -163,10 +161,7 @@ def stream_of(receive: Receive, held: ExitStack) -> EventStream:
         stopping=StoppingCriteria(9, frozenset([EOS])),
         detokenizer=Detokenizer(tokenizer, [0]),
     )
-    generation = Generation(
-        inputs="x", parameters=GenerateParameters(), sequences=[sequence], full_text=False
-    )
-    return EventStream(receive, NativeEvents(generation, tokenizer, Observer(Metrics())), held)
+    return EventStream(receive, NativeEvents(sequence, tokenizer, Observer(Metrics())), held)
 
 
 @attrs.define

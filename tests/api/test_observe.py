@@ -230,7 +230,7 @@ def test_a_body_that_cannot_be_read_is_no_request_and_is_not_quoted(
             answer = await server.ask("POST", "/generate", {"inputs": {"text": "Prompt-of-mine"}})
             assert answer.status == 422
             answer = await server.ask("POST", "/generate", {"inputs": "x", "parameters": "Prompt-of-mine"})
-            assert b"Prompt-of-mine" in answer.body
+            assert b"Prompt-of-mine" not in answer.body
             assert sample(server, "tgi_request_count") == 0
             assert sample(server, "tgi_request_failure") == 0
 

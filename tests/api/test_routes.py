@@ -24,7 +24,7 @@ def methods_by_path() -> dict[str, set[str]]:
     made = create_app(Service(limits=Limits(), lifecycle=Lifecycle(), metrics=Metrics()))
     found: dict[str, set[str]] = defaultdict(set)
     for rule in made.url_map.iter_rules():
-        path = rule.rule.replace("<path:name>", "some/model")
+        path = rule.rule.replace("<path:model>", "some/model")
         path = "/docs/swagger-ui.css" if path == "/docs/<name>" else re.sub("<[^>]*>", "x", path)
         found[path] |= (rule.methods or set()) & {"GET", "POST"}
     return found

@@ -2,19 +2,22 @@
 
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
-from quart import Response, g, request
+import attrs
+from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
 
-from .answers import empty, json_answer, text_answer
-from .observe import begin_request
-from .routes import compat, docs, info, native, openai
+from .call import Call, Route
+from .http import empty_answer, json_answer, text_answer
+from .info import health
+from .openapi import ROUTES
+from .platforms import vertex
 from .service import Service
-from .transport import HTTPConnection
+from .transport import HTTPConnection, current_exchange
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
@@ -23,7 +26,7 @@ VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
 def create_app(service: Service) -> QuartTrio:
-    """An ASGI application that answers for this service; needs `transport.configure`."""
+    """Return an ASGI application that answers for this service; it needs `transport.configure`."""
     app = QuartTrio("tgi", static_folder=None)
     app.asgi_http_class = HTTPConnection
     app.config["RESPONSE_TIMEOUT"] = None  # a stream may take as long as it takes
@@ -33,28 +36,27 @@ def create_app(service: Service) -> QuartTrio:
     app.config["RECEIVING"] = set()  # see HTTPConnection
     app.config["ROOT_PATH"] = service.options.root_path.rstrip("/")
     app.url_map.merge_slashes = False
-    app.register_blueprint(info.routes(service))
-    app.register_blueprint(native.routes(service))
-    app.register_blueprint(openai.routes(service))
-    app.register_blueprint(openai.model_routes(service))
-    app.register_blueprint(compat.routes(service))
-    app.register_blueprint(compat.kserve_routes(service))
-    app.register_blueprint(docs.routes(service))
+    for number, route in enumerate(_routes(service)):
+        app.add_url_rule(
+            route.path,
+            endpoint=f"{route.name} {number}",
+            view_func=_view(service, route),
+            methods=[route.method],
+        )
     app.register_error_handler(ApiError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_defect)
 
     @app.before_request
     async def answer_early() -> Response | None:
-        begin_request()
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
-            return empty(400, {"connection": "close"})  # RFC 9112, 6.1: two requests for a proxy before us
+            return empty_answer(400, {"connection": "close"})  # RFC 9112, 6.1
         if request.method == "OPTIONS":
             headers = {
                 "access-control-allow-methods": "GET,POST",
                 "access-control-allow-headers": "content-type,authorization,*",
             }
-            return empty(200, headers)
+            return empty_answer(200, headers)
         if service.options.api_key and _is_guarded() and not _is_authorized(service.options.api_key):
             raise Unauthorized
         return None
@@ -62,7 +64,7 @@ def create_app(service: Service) -> QuartTrio:
     @app.after_request
     async def decorate(response: Response) -> Response:
         response.headers["vary"] = VARY
-        response.headers["x-request-id"] = g.request_id
+        response.headers["x-request-id"] = current_exchange().id
         origin = _allowed_origin(service.options.cors_allow_origin)
         if origin is not None:
             response.headers["access-control-allow-origin"] = origin
@@ -72,6 +74,23 @@ def create_app(service: Service) -> QuartTrio:
         return response
 
     return app
+
+
+def _routes(service: Service) -> Iterator[Route]:
+    """Yield all routes, those at the paths that Vertex AI chooses among them."""
+    yield from ROUTES
+    options = service.options
+    for path, handler in ((options.aip_health_route, health), (options.aip_predict_route, vertex)):
+        if path is not None:
+            route = next(route for route in ROUTES if route.handler is handler)
+            yield attrs.evolve(route, path=path)
+
+
+def _view(service: Service, route: Route) -> Callable[..., Awaitable[Response]]:
+    async def answer(**arguments: str) -> Response:
+        return await route.handler(await Call.of_request(service, route, arguments))
+
+    return answer
 
 
 def _is_guarded() -> bool:
@@ -103,7 +122,7 @@ async def _answer_error(error: ApiError) -> Response:
     if isinstance(error, BodyError):
         return text_answer(str(error), error.status)
     if isinstance(error, Unauthorized):
-        return empty(error.status)
+        return empty_answer(error.status)
     return json_answer(error.to_body(), error.status, error.headers)
 
 
@@ -115,17 +134,14 @@ async def _answer_http_error(error: HTTPException) -> Response:
     if isinstance(error, MethodNotAllowed):
         valid = error.valid_methods or ()
         headers = {"allow": ",".join(method for method in ("POST", "GET", "HEAD") if method in valid)}
-    return empty(error.code or 500, headers)
+    return empty_answer(error.code or 500, headers)
 
 
 async def _answer_defect(error: Exception) -> Response:
     """A 500 in the form that errors have on this path."""
     log.error("a defect while answering %s %s", request.method, request.path, exc_info=error, extra=_id())
-    failure = InternalError()
-    if "observer" in g:
-        g.observer.failed(failure)
-    return await _answer_error(failure)
+    return await _answer_error(InternalError())
 
 
 def _id() -> dict[str, str]:
-    return {"request_id": g.request_id}
+    return {"request_id": current_exchange().id}

@@ -61,11 +61,6 @@ def best_first(finished: list[Finished]) -> list[Finished]:
     return [best, *(one for one in finished if one is not best)]
 
 
-def prompt_headers(text_length: int, compute_type: str) -> dict[str, str]:
-    """What is known before anything is generated (1.5); the length is in characters."""
-    return {"x-compute-type": compute_type, "x-compute-characters": str(text_length)}
-
-
 def timing_headers(finished: Items[tuple[Sequence, Timings]]) -> dict[str, str]:
     """What is known at the end, summed over sequences: milliseconds, but for x-compute-time."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 import trio
-from quart import g, request
 
-from tgi.errors import ApiError, DeadlineExceeded, ValidationError
+from tgi.errors import ApiError, DeadlineExceeded, InternalError
 from tgi.metrics import Metrics
 from tgi.scheduler import Sequence
-
-from .service import Service
-from .transport import resources
 
 if TYPE_CHECKING:
     from tgi.tracing import Tracer
@@ -25,19 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 CHUNK = 1024
 """TGI generates at most this many tokens in one go; limit check and metrics show it here too (R2.72)."""
-MAX_ID = 128
-"""Characters of the longest `x-request-id` that is taken over."""
-NAMES = {
-    "/": "compat_generate",
-    "/generate": "generate",
-    "/generate_stream": "generate_stream",
-    "/v1/chat/completions": "chat_completions",
-    "/v1/completions": "completions",
-    "/invocations": "sagemaker_compatibility",
-    "/vertex": "vertex_compatibility",
-}
-"""What TGI calls a request of these routes (O5); others are called like their endpoint."""
-
 OURS = (424, 500)
 """Statuses of failures that are not the client's."""
 
@@ -94,28 +76,6 @@ class Observer:
     _validated: list[Sequence] = attrs.field(factory=list, init=False)
     _finished: list[tuple[Sequence, Timings]] = attrs.field(factory=list, init=False)
 
-    @classmethod
-    def of_request(cls, service: Service) -> "Observer":
-        """The observer of the present request, the same for every caller; its client may leave from now on.
-
-        Raises ValidationError if its `x-request-timeout` is not a number of seconds.
-        """
-        if "observer" not in g:
-            seconds = _timeout()
-            arrived, route = g.arrived, str(request.url_rule)
-            observer = g.observer = cls(
-                service.metrics,
-                id=g.request_id,
-                route=route,
-                name=NAMES.get(route) or str(request.endpoint).rpartition(".")[2],
-                arrived=arrived,
-                deadline=trio.current_time() - (time.monotonic() - arrived) + seconds,
-                tracer=service.tracer,
-                traceparent=request.headers.get("traceparent"),
-            )
-            resources().callback(observer.closed)
-        return g.observer  # type: ignore[no-any-return]
-
     def received(self) -> None:
         """A generation request has been read."""
         self.metrics.request_count.inc()
@@ -130,6 +90,9 @@ class Observer:
                 raise DeadlineExceeded
         except ApiError as error:
             self.failed(error)
+            raise
+        except Exception:
+            self.failed(InternalError())
             raise
 
     def failed(self, error: ApiError) -> None:
@@ -219,27 +182,6 @@ class Observer:
         if self._validated:
             fields["parameters"] = str(self._validated[0].sampling)
         tracer.record(self.name, (self.arrived, now), self.traceparent, fields, parts, failure)
-
-
-def begin_request() -> None:
-    """Note when the present request came and what it is called; before anything else is done with it."""
-    g.arrived = time.monotonic()
-    given = request.headers.get("x-request-id", "")
-    usable = 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable()
-    g.request_id = given if usable else secrets.token_hex(16)
-
-
-def _timeout() -> float:
-    text = request.headers.get("x-request-timeout")
-    if text is None:
-        return math.inf
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise ValidationError("`x-request-timeout` must be a number of seconds above 0")
-    return seconds
 
 
 def duration_text(seconds: float) -> str:

@@ -1,23 +1,33 @@
-"""The OpenAPI document, made from the classes that read requests and write answers.
+"""All routes, and the OpenAPI document that is made of them.
 
-It is of version 3.0.3, as TGI's is: the Swagger UI that is served shows no newer one.
+The document is of version 3.0.3, as TGI's is: the Swagger UI that is served shows no newer one.
 """
 
 import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from quart import Response
 
 from tgi.limits import Limits
+from tgi.text.tokenizer import Piece
 
-from .field_docs import Docs
-from .json_schema import Schema, Schemas
-from .operations import DEFINITIONS, NAMES, OPERATIONS, Operation, reference
+from . import info, native, platforms
+from .call import Call, Route, get
+from .http import json_answer
+from .openai import routes as openai
+from .openai import types
 from .service import VERSION
 
+Schema = dict[str, Any]
 TAG = "Text Generation Inference"
+REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
     400: "The body is not JSON",
     401: "No API key, or none of this server's",
-    404: "There is no such model",
-    408: "It took longer than `x-request-timeout`, or the body came too slowly",
+    404: "No such model",
+    408: "The request took longer than `x-request-timeout`, or the body came too slowly",
     413: "The body is too large",
     415: "The body is not said to be JSON",
     422: "The request cannot be served as it is",
@@ -26,33 +36,120 @@ _ERRORS = {
     500: "The generation ended early",
     503: "The server is starting or ending",
 }
-_TEXT = (400, 413, 415, 422)
-"""Errors of bodies that could not be read, answered in plain text but on `/v1/*`."""
-_RETRIED = (429, 503)
+_TEXT_ERRORS = (400, 413, 415, 422)
+"""Statuses of bodies that cannot be read, which are answered in plain text except on `/v1`."""
+_RETRIED_ERRORS = (429, 503)
 _TIMINGS = {
-    "x-compute-type": ({"type": "string"}, "What computes"),
+    "x-compute-type": ({"type": "string"}, "Kind of the hardware"),
     "x-compute-characters": ({"type": "integer"}, "Characters of the prompt"),
     "x-compute-time": ({"type": "number"}, "Seconds that the request took"),
     "x-total-time": ({"type": "integer"}, "Milliseconds that the request took"),
     "x-validation-time": ({"type": "integer"}, "Milliseconds until the request was validated"),
-    "x-queue-time": ({"type": "integer"}, "Milliseconds that it waited"),
+    "x-queue-time": ({"type": "integer"}, "Milliseconds in the queue"),
     "x-inference-time": ({"type": "integer"}, "Milliseconds of generation"),
     "x-time-per-token": ({"type": "integer"}, "Milliseconds per token"),
     "x-prompt-tokens": ({"type": "integer"}, "Tokens of the prompt"),
-    "x-generated-tokens": ({"type": "integer"}, "Tokens that were generated"),
+    "x-generated-tokens": ({"type": "integer"}, "Generated tokens"),
 }
 
 
+class ErrorResponse(msgspec.Struct):
+    """An error on TGI's routes."""
+
+    error: str
+    error_type: str
+
+
+class OpenAIError(msgspec.Struct):
+    """Details of an error on `/v1`."""
+
+    message: str
+    type: str
+    param: str | None
+    code: int
+    http_status_code: int
+
+
+class OpenAIErrorResponse(msgspec.Struct):
+    """An error on `/v1`."""
+
+    error: OpenAIError
+    error_type: str
+
+
+async def openapi(call: Call[None]) -> Response:
+    """Answer with the OpenAPI document."""
+    engine = call.service.engine
+    if engine is None:
+        return json_answer(document(call.service.limits))
+    return json_answer(document(engine.limits, engine.model.vocab_size))
+
+
+ROUTES: tuple[Route, ...] = (
+    *native.ROUTES,
+    *openai.ROUTES,
+    *platforms.ROUTES,
+    *info.ROUTES,
+    get("/api-doc/openapi.json", "openapi", "This document", openapi, answer=dict[str, Any]),
+)
+
+_ALIASES: dict[str, Any] = {
+    "GrammarType": native.Grammar,
+    "MessageContent": types.MessageContent,
+    "MessageChunk": types.MessageChunk,
+    "Prompt": types.Prompt,
+    "ResponseFormat": types.ResponseFormat,
+    "ToolChoice": types.ToolChoice,
+    "TokenizeResponse": list[Piece],
+    "SagemakerRequest": (native.CompatGenerateRequest, types.ChatRequest, types.CompletionRequest),
+    "SagemakerResponse": (list[native.GenerateResponse], types.ChatCompletion, types.CompletionFinal),
+    "SagemakerStreamResponse": (native.StreamResponse, types.ChatCompletionChunk, types.CompletionFinal),
+    "Chunk": types.CompletionFinal,
+    "Completion": types.CompletionFinal,
+    "ToolCallMessage": types.OutputMessage,
+    "ToolCallDelta": types.ChatCompletionDelta,
+}
+"""Names in TGI's document of what has no class, or another class's, here."""
+_PARTS: dict[str, Schema] = {
+    "MessageBody": {
+        "type": "object",
+        "properties": {
+            "content": {"$ref": REFERENCE.format(name="MessageContent")},
+            "tool_calls": {"type": "array", "items": {"$ref": REFERENCE.format(name="ToolCall")}},
+        },
+    },
+    "TextMessage": {
+        "allOf": [{"$ref": REFERENCE.format(name="OutputMessage")}],
+        "type": "object",
+        "properties": {"tool_call_id": {"type": "string", "nullable": True}},
+    },
+}
+"""Classes of TGI's document that are parts of others here."""
+
+
+_RENAMED = {"TokenBody": "Token", "Piece": "SimpleToken"}
+"""Classes with another name in TGI's document."""
+
+
 def document(limits: Limits, vocab_size: int | None = None) -> Schema:
-    """The document of a server with these limits, and a model with this many tokens."""
-    schemas = Schemas(Docs(limits, vocab_size), NAMES)
+    """Return the document of a server with these limits and a model with this many tokens."""
+    routes = [route for route in ROUTES if route.documented]
+    kinds = [ErrorResponse, OpenAIErrorResponse, info.HealthResponse, *platforms.INSTANCES]
+    for route in routes:
+        kinds += [kind for kinds_ in (route.body, route.answer, route.stream) for kind in _kinds(kinds_)]
+    kinds += [kind for alias in _ALIASES.values() for kind in _kinds(alias)]
+    made, components = msgspec.json.schema_components(kinds, ref_template=REFERENCE)
+    schemas = dict(zip(map(repr, kinds), made, strict=True))
+    for name, alias in _ALIASES.items():
+        components[name] = _union([schemas[repr(kind)] for kind in _kinds(alias)])
+    components |= _PARTS
+    for name, other in _RENAMED.items():
+        components[other] = components.pop(name)
+    _set_limits(components, limits, vocab_size)
     paths: Schema = {}
-    for operation in OPERATIONS:
-        path = paths.setdefault(operation.path, {})
-        path[operation.method.lower()] = _operation(operation, schemas)
-    for name, schema in DEFINITIONS.items():
-        schemas.named[name] = schemas.of(schema)
-    return {
+    for route in routes:
+        paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, schemas)
+    whole = {
         "openapi": "3.0.3",
         "info": {
             "title": "Text Generation Inference",
@@ -62,42 +159,96 @@ def document(limits: Limits, vocab_size: int | None = None) -> Schema:
         },
         "paths": paths,
         "components": {
-            "schemas": dict(sorted(schemas.named.items())),
+            "schemas": dict(sorted(components.items())),
             "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer"}},
         },
         "tags": [{"name": TAG}],
     }
+    converted: Schema = _to_openapi_3_0(whole)
+    return converted
 
 
-def _operation(operation: Operation, schemas: Schemas) -> Schema:
+def _kinds(kinds: Any) -> Iterator[Any]:
+    """Yield the types that a route names: none, one, or a tuple."""
+    yield from kinds if isinstance(kinds, tuple) else () if kinds is None else (kinds,)
+
+
+def _union(schemas: list[Schema]) -> Schema:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _set_limits(components: Schema, limits: Limits, vocab_size: int | None) -> None:
+    """Add the ranges that differ from server to server."""
+    texts, top = limits.max_concurrent_requests, limits.max_top_n_tokens
+    maxima: dict[str, dict[str, int]] = {
+        "GenerateParameters": {
+            "best_of": limits.max_best_of,
+            "stop": limits.max_stop_sequences,
+            "truncate": limits.max_input_tokens,
+            "top_n_tokens": top,
+        },
+        "ChatRequest": {
+            "n": texts,
+            "stop": limits.max_stop_sequences,
+            "top_logprobs": max(top, types.MAX_CHAT_LOGPROBS),
+        },
+        "CompletionRequest": {
+            "n": texts,
+            "best_of": texts,
+            "stop": limits.max_stop_sequences,
+            "logprobs": max(top, types.MAX_COMPLETION_LOGPROBS),
+        },
+    }
+    for name, fields in maxima.items():
+        for field, maximum in fields.items():
+            schema = components[name]["properties"][field]
+            for option in schema.get("anyOf", [schema]):
+                if option.get("type") in ("integer", "array"):
+                    option["maximum" if option["type"] == "integer" else "maxItems"] = maximum
+    if vocab_size is not None:
+        for name, field in (
+            ("ChatRequest", "stop_token_ids"),
+            ("CompletionRequest", "stop_token_ids"),
+            ("DetokenizeRequest", "tokens"),
+        ):
+            schema = components[name]["properties"][field]
+            for option in schema.get("anyOf", [schema]):
+                if "items" in option:
+                    option["items"]["maximum"] = vocab_size - 1
+
+
+def _operation(route: Route, schemas: dict[str, Schema]) -> Schema:
     described: Schema = {
         "tags": [TAG],
-        "summary": operation.summary,
-        "operationId": operation.name,
-        "parameters": _parameters(operation),
-        "responses": {"200": _success(operation, schemas)},
+        "summary": route.summary,
+        "operationId": route.name,
+        "parameters": _parameters(route),
+        "responses": {"200": _success(route, schemas)},
     }
-    for status in sorted(operation.errors):
-        described["responses"][str(status)] = _error(operation, status)
-    if operation.body is not None:
-        content: Schema = {"schema": schemas.of(operation.body), "example": operation.example}
+    for status in sorted(route.errors):
+        described["responses"][str(status)] = _error(route, status)
+    if route.body:
+        content = {"schema": _schema(route.body, schemas), "example": route.example}
         described["requestBody"] = {"content": {"application/json": content}, "required": True}
-    if 401 in operation.errors:  # only where the server was started with keys
-        described["security"] = [{}, {"api_key": []}]
+        described["security"] = [{}, {"api_key": []}]  # only where the server was started with keys
     return described
 
 
-def _parameters(operation: Operation) -> list[Schema]:
+def _schema(kinds: Any, schemas: dict[str, Schema]) -> Schema:
+    return _union([schemas[repr(kind)] for kind in _kinds(kinds)])
+
+
+def _parameters(route: Route) -> list[Schema]:
     parameters: list[Schema] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"\{(\w+)\}", operation.path)
+        for name in re.findall(r"\{(\w+)\}", route.template)
     ]
     parameters.append(
         _header("x-request-id", {"type": "string"}, "For logs; up to 128 printable characters are answered")
     )
-    if operation.generates:
-        seconds = {"type": "number", "minimum": 0, "exclusiveMinimum": True}
-        parameters.append(_header("x-request-timeout", seconds, "Give up after so many seconds"))
+    if route.generates:
+        seconds = {"type": "number", "exclusiveMinimum": 0}
+        parameters.append(_header("x-request-timeout", seconds, "Give up after this many seconds"))
     return parameters
 
 
@@ -105,33 +256,69 @@ def _header(name: str, schema: Schema, description: str) -> Schema:
     return {"name": name, "in": "header", "schema": schema, "description": description}
 
 
-def _success(operation: Operation, schemas: Schemas) -> Schema:
+def _success(route: Route, schemas: dict[str, Schema]) -> Schema:
     content: Schema = {}
-    if operation.answer is not None:
-        content["application/json"] = {"schema": schemas.of(operation.answer)}
-    if operation.stream is not None:
-        content["text/event-stream"] = {"schema": schemas.of(operation.stream)}
-    if operation.text:
+    if route.answer is not None:
+        content["application/json"] = {"schema": _schema(route.answer, schemas)}
+    if route.stream is not None:
+        content["text/event-stream"] = {"schema": _schema(route.stream, schemas)}
+    if route.text:
         content["text/plain"] = {"schema": {"type": "string"}}
     headers: Schema = {"x-request-id": {"schema": {"type": "string"}, "description": "For logs"}}
-    if operation.generates:
+    if route.generates:
         for name, (schema, description) in _TIMINGS.items():
             headers[name] = {"schema": schema, "description": description}
     answer: Schema = {"description": "The answer", "headers": headers}
     return {**answer, "content": content} if content else answer
 
 
-def _error(operation: Operation, status: int) -> Schema:
+def _error(route: Route, status: int) -> Schema:
     answer: Schema = {"description": _ERRORS[status]}
-    openai = operation.path.startswith("/v1/")
+    is_openai = route.path.startswith("/v1/")
     content: Schema = {}
-    if status in _TEXT and not openai:
+    if status in _TEXT_ERRORS and not is_openai:
         content["text/plain"] = {"schema": {"type": "string"}}
-    if openai or status not in (400, 401, 413, 415):
-        name = "OpenAIErrorResponse" if openai else "ErrorResponse"
-        if operation.name in ("health", "ping", "root_health"):
-            name = "HealthResponse"
-        content["application/json"] = {"schema": reference(name)}
-    if status in _RETRIED:
+    if is_openai or status not in (400, 401, 413, 415):
+        kind: type = OpenAIErrorResponse if is_openai else ErrorResponse
+        kind = info.HealthResponse if route.handler is info.health else kind
+        content["application/json"] = {"schema": {"$ref": REFERENCE.format(name=kind.__name__)}}
+    if status in _RETRIED_ERRORS:
         answer["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds"}}
     return {**answer, "content": content} if content else answer
+
+
+def _to_openapi_3_0(value: Any) -> Any:
+    """Convert JSON Schema 2020-12, as msgspec makes it, to the dialect of OpenAPI 3.0."""
+    if isinstance(value, list):
+        return [_to_openapi_3_0(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    schema = {key: _to_openapi_3_0(item) for key, item in value.items()}
+    accepted = schema.pop("x-accepted", {})
+    if schema.get("description") == "":
+        del schema["description"]
+    if isinstance(schema.get("$ref"), str):
+        name = schema.pop("$ref").rpartition("/")[2]
+        reference = {"$ref": REFERENCE.format(name=_RENAMED.get(name, name))}
+        return {"allOf": [reference], **schema, **accepted} if schema or accepted else reference
+    options = schema.get("anyOf", [])
+    if _NULL in options and len(options) == 2 and "type" in options[0]:
+        schema = {**schema, **options[0], "nullable": True}
+        del schema["anyOf"]
+        if "enum" in schema:
+            schema["enum"] = [*schema["enum"], None]
+    schema.update(accepted)
+    if not schema.get("required", True):
+        del schema["required"]
+    for bound in ("Minimum", "Maximum"):
+        if not isinstance(schema.get(f"exclusive{bound}", True), bool):
+            schema[bound.lower()] = schema[f"exclusive{bound}"]
+            schema[f"exclusive{bound}"] = True
+    if schema.get("type") == "null":
+        return {**schema, **_NULL}
+    if "enum" in schema and "type" not in schema:
+        schema["type"] = "string"
+    return schema
+
+
+_NULL: Schema = {"type": "string", "nullable": True, "enum": [None]}

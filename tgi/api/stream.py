@@ -6,27 +6,19 @@ What the events look like is the writer's affair: TGI's own (native_answers) or 
 from collections.abc import Mapping
 from contextlib import ExitStack
 from types import TracebackType
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import msgspec
 import trio
-from quart import Response
 from quart.wrappers.response import ResponseBody
 
 from tgi.errors import ApiError, DeadlineExceeded, IncompleteGenerationStream
 from tgi.scheduler import Token
 
 from .generate import Receive
-from .transport import resources
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b":\n\n"
-HEADERS = {
-    "content-type": "text/event-stream",
-    "cache-control": "no-cache",
-    "x-accel-buffering": "no",
-}
-
 Item = tuple[int, Token | ApiError]
 _encode = msgspec.json.encode
 
@@ -49,23 +41,14 @@ class EventWriter(Protocol):
         """The events that end every generation that still runs with this error."""
 
 
-async def stream_answer(
-    receive: Receive, writer: EventWriter, held: ExitStack, deadline: float, headers: Mapping[str, str]
-) -> Response:
-    """The answer whose body is this stream, once its status is known.
-
-    Takes over what is `held`: given back with the last event, or when the request ends otherwise. Raises
-    ApiError, and then leaves it.
-    """
-    kept = resources().enter_context(ExitStack())
-    stream = EventStream(receive, writer, kept, deadline)
-    await stream.start()
-    kept.push(held.pop_all())
-    return Response(stream, 200, {**headers, **HEADERS})
-
-
 class EventStream(ResponseBody):
     """The body of a streamed answer. Closes `held` with the last event, before that is sent."""
+
+    headers: ClassVar[Mapping[str, str]] = {
+        "content-type": "text/event-stream",
+        "cache-control": "no-cache",
+        "x-accel-buffering": "no",
+    }
 
     def __init__(
         self, receive: Receive, writer: EventWriter, held: ExitStack, deadline: float = float("inf")

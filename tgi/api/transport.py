@@ -7,9 +7,13 @@ import http
 import logging
 import math
 import os
+import secrets
+import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any, cast
 
+import attrs
 import h2.events
 import h11
 import hypercorn.protocol
@@ -40,11 +44,13 @@ LINGER_SECONDS = 1.0
 """Seconds that a client may go on sending its body after it has been answered."""
 DRAIN_BODY_SECONDS = 5.0
 """Seconds that clients have to complete their bodies once the server is shutting down."""
+MAX_ID = 128
+"""Maximum length of an `x-request-id` that is taken over, in characters."""
 MAX_HEADER_BYTES = 64 * 1024
 """Maximum size of a request's headers; larger ones are answered with 431."""
 _RECEIVE_BYTES = 64 * 1024
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
-_RESOURCES = "tgi.resources"
+_EXCHANGE = "tgi.exchange"
 
 
 def configure(config: Config, *, keep_alive_seconds: float) -> None:
@@ -143,8 +149,20 @@ class _HTTP2(H2Protocol):
         await self._flush()
 
 
+@attrs.define(eq=False)
+class Exchange:
+    """A request and its answer, from the head of the request to the last byte or the client's departure."""
+
+    id: str
+    """The client's `x-request-id`, or a random one."""
+    resources: ExitStack
+    """Closed at the end of the exchange. Leaving a resource must not need an await."""
+    arrived: float = attrs.field(factory=time.monotonic)
+    """Time at which the head of the request had been read."""
+
+
 class HTTPConnection(TrioASGIHTTPConnection):
-    """One request, with a stack of resources that are released however it ends.
+    """One `Exchange`, whose resources are released however it ends.
 
     The end of an answer is shielded: hypercorn reports a disconnect as soon as it is sent, quart-trio cancels
     the request for that, and hypercorn would never close the connection. It also waits for the end of the
@@ -188,7 +206,7 @@ class HTTPConnection(TrioASGIHTTPConnection):
                 await send(message)
 
         with ExitStack() as stack:
-            cast(dict[str, Any], self.scope)[_RESOURCES] = stack
+            cast(dict[str, Any], self.scope)[_EXCHANGE] = Exchange(_request_id(self.scope["headers"]), stack)
             await super().__call__(receive_and_note, send_end_shielded)
 
     def _refusal(self) -> int:
@@ -209,9 +227,12 @@ async def cut_bodies(app: QuartTrio) -> None:
             scope.cancel()
 
 
-def resources() -> ExitStack:
-    """Return the stack that is closed when the current request, its stream included, has ended.
+def current_exchange() -> Exchange:
+    """Return the exchange of the request that this task answers."""
+    return cast(Exchange, cast(dict[str, Any], request.scope)[_EXCHANGE])
 
-    Leaving what is entered here must not need an await.
-    """
-    return cast(ExitStack, cast(dict[str, Any], request.scope)[_RESOURCES])
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    given = next((value.decode("latin-1") for name, value in headers if name.lower() == b"x-request-id"), "")
+    usable = 0 < len(given) <= MAX_ID and given.isascii() and given.isprintable()
+    return given if usable else secrets.token_hex(16)

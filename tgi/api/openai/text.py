@@ -9,11 +9,11 @@ from tgi.text.answer_format import AnswerDelta, AnswerParser
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 
-from .openai_answers import (
-    CompletionLogprobsBody,
+from .types import (
+    ChatCompletionLogprob,
+    ChatCompletionTopLogprob,
+    CompletionLogprobs,
     Reason,
-    TokenLogprobBody,
-    TopLogprobBody,
 )
 
 
@@ -86,10 +86,10 @@ def openai_reason(finish: FinishReason) -> Reason:
     return "length" if finish is FinishReason.LENGTH else "stop"
 
 
-def token_logprob(token: Token, tokenizer: Tokenizer, top: int) -> TokenLogprobBody:
+def token_logprob(token: Token, tokenizer: Tokenizer, top: int) -> ChatCompletionLogprob:
     """A token of a chat answer, with exactly `top` of the most likely ones, or fewer where there are."""
     data = tokenizer.bytes_alone(token.id)
-    return TokenLogprobBody(
+    return ChatCompletionLogprob(
         data.decode(errors="replace"),
         token.logprob,
         list(data),
@@ -97,12 +97,12 @@ def token_logprob(token: Token, tokenizer: Tokenizer, top: int) -> TokenLogprobB
     )
 
 
-def _top_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> TopLogprobBody:
+def _top_logprob(token: int, logprob: float, tokenizer: Tokenizer) -> ChatCompletionTopLogprob:
     data = tokenizer.bytes_alone(token)
-    return TopLogprobBody(data.decode(errors="replace"), logprob, list(data))
+    return ChatCompletionTopLogprob(data.decode(errors="replace"), logprob, list(data))
 
 
-class CompletionLogprobs:
+class LogprobColumns:
     """The columns of a completion's log-probabilities as its tokens come."""
 
     def __init__(self, tokenizer: Tokenizer, top: int) -> None:
@@ -111,13 +111,13 @@ class CompletionLogprobs:
         self._top = top
         self._offset = 0
 
-    def prompt(self, sequence: Sequence, text: str) -> CompletionLogprobsBody:
+    def prompt(self, sequence: Sequence, text: str) -> CompletionLogprobs:
         """Of the tokens of the prompt, before any others; nothing is known of the first one.
 
         `text` is what is shown of it: the tokeniser may have put a token of its own before it.
         """
         self._offset = len(text) - sum(len(self._text(token)) for token in sequence.prompt)
-        body = CompletionLogprobsBody([], [], [] if self._top else None, [])
+        body = CompletionLogprobs([], [], [] if self._top else None, [])
         tops: list[Items[tuple[int, float]]] = [(), *sequence.prompt_tops]
         for place, (token, logprob) in enumerate(
             zip(sequence.prompt, [None, *sequence.prompt_logprobs], strict=True)
@@ -125,16 +125,16 @@ class CompletionLogprobs:
             self._add(body, token, logprob, tops[place] if self._top else ())
         return body
 
-    def tokens(self, tokens: Items[Token]) -> CompletionLogprobsBody:
+    def tokens(self, tokens: Items[Token]) -> CompletionLogprobs:
         """Of generated tokens."""
-        body = CompletionLogprobsBody([], [], [] if self._top else None, [])
+        body = CompletionLogprobs([], [], [] if self._top else None, [])
         for token in tokens:
             self._add(body, token.id, token.logprob, token.top)
         return body
 
     def _add(
         self,
-        body: CompletionLogprobsBody,
+        body: CompletionLogprobs,
         token: int,
         logprob: float | None,
         top: Items[tuple[int, float]],
@@ -147,9 +147,9 @@ class CompletionLogprobs:
         if body.top_logprobs is not None:
             body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
 
-    def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float]:
+    def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float | None]:
         """By text; of tokens with the same text the most likely one, and the chosen one in any case."""
-        table: dict[str, float] = {}
+        table: dict[str, float | None] = {}
         for token, value in top[: self._top]:
             table.setdefault(self._text(token), value)
         table.setdefault(text, logprob)
@@ -159,12 +159,12 @@ class CompletionLogprobs:
         return self._tokenizer.bytes_alone(token).decode(errors="replace")
 
 
-def joined(first: CompletionLogprobsBody, second: CompletionLogprobsBody) -> CompletionLogprobsBody:
+def joined(first: CompletionLogprobs, second: CompletionLogprobs) -> CompletionLogprobs:
     """The columns of one after those of the other."""
     top = None
     if first.top_logprobs is not None and second.top_logprobs is not None:
         top = first.top_logprobs + second.top_logprobs
-    return CompletionLogprobsBody(
+    return CompletionLogprobs(
         first.tokens + second.tokens,
         first.token_logprobs + second.token_logprobs,
         top,

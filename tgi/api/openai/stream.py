@@ -5,26 +5,28 @@ from collections.abc import Sequence as Items
 import attrs
 from msgspec import UNSET, UnsetType
 
+from tgi.api.observe import Observer
+from tgi.api.service import Engine
+from tgi.api.stream import frame
 from tgi.errors import ApiError
 from tgi.scheduler import Sequence, Token
 from tgi.text.tool_formats import CallDelta
 
-from .observe import Observer
-from .openai_answers import (
-    ChatChunkBody,
-    ChatChunkChoiceBody,
-    CompletionBody,
-    CompletionChoiceBody,
-    DeltaBody,
-    FunctionDeltaBody,
-    ToolCallDeltaBody,
-    UsageBody,
+from .chat import ChatPrompt, chat_logprobs, choice_content
+from .text import ChoiceText, LogprobColumns, joined, openai_reason
+from .types import (
+    ChatCompletionChoice,
+    ChatCompletionChunk,
+    ChatCompletionDelta,
+    ChatRequest,
+    CompletionComplete,
+    CompletionFinal,
+    CompletionRequest,
+    DeltaToolCall,
+    Function,
+    StreamOptions,
+    Usage,
 )
-from .openai_chat import ChatPrompt, chat_logprobs, choice_content
-from .openai_schema import ChatRequest, CompletionRequest, StreamOptions
-from .openai_text import ChoiceText, CompletionLogprobs, joined, openai_reason
-from .service import Engine
-from .stream import frame
 
 DONE = b"data: [DONE]\n\n"
 _NO_OPTIONS = StreamOptions()
@@ -87,12 +89,12 @@ class OpenAIEvents:
         last = frame(self._usage_event()) if self._options.include_usage else b""
         return last + DONE
 
-    def _usage(self) -> UsageBody:
+    def _usage(self) -> Usage:
         """Of everything up to now."""
         prompt = sum(len(sequence.prompt) for sequence in self._prompts)
-        return UsageBody.of(prompt, sum(self._generated))
+        return Usage.of(prompt, sum(self._generated))
 
-    def _running_usage(self) -> UsageBody | None:
+    def _running_usage(self) -> Usage | None:
         return self._usage() if self._options.continuous_usage_stats else None
 
     def _event(self, index: int, token: Token) -> bytes:
@@ -128,7 +130,7 @@ class ChatEvents(OpenAIEvents):
         untold.append(token)
         if content.parser is not None and not (thoughts or pieces.content or pieces.calls or token.finish):
             return b""
-        delta = DeltaBody()
+        delta = ChatCompletionDelta()
         if not content.begun:
             content.begun = True
             delta.role = "assistant"
@@ -142,26 +144,24 @@ class ChatEvents(OpenAIEvents):
         logprobs = chat_logprobs(self._body, self._engine, untold)
         untold.clear()
         return frame(
-            self._chunk([ChatChunkChoiceBody(index, delta, logprobs, reason)], self._running_usage())
+            self._chunk([ChatCompletionChoice(index, delta, logprobs, reason)], self._running_usage())
         )
 
     def _usage_event(self) -> object:
         return self._chunk([], self._usage())
 
-    def _chunk(self, choices: list[ChatChunkChoiceBody], usage: UsageBody | None) -> ChatChunkBody:
+    def _chunk(self, choices: list[ChatCompletionChoice], usage: Usage | None) -> ChatCompletionChunk:
         head = self._head
-        return ChatChunkBody(
+        return ChatCompletionChunk(
             "chat.completion.chunk", head.id, head.created, head.model, head.fingerprint, choices, usage
         )
 
 
-def _call_delta(call: CallDelta) -> ToolCallDeltaBody:
+def _call_delta(call: CallDelta) -> DeltaToolCall:
     """Id, type and name come once: clients put strings that come again behind one another."""
     if call.id is None or call.name is None:
-        return ToolCallDeltaBody(call.index, FunctionDeltaBody(call.arguments))
-    return ToolCallDeltaBody(
-        call.index, FunctionDeltaBody(call.arguments, call.name), id=call.id, type="function"
-    )
+        return DeltaToolCall(call.index, Function(call.arguments))
+    return DeltaToolCall(call.index, Function(call.arguments, call.name), id=call.id, type="function")
 
 
 class CompletionEvents(OpenAIEvents):
@@ -180,9 +180,9 @@ class CompletionEvents(OpenAIEvents):
         self._count = len(sequences) // len(prompts)
         super().__init__(head, body.stream_options, sequences, sequences[:: self._count], observer)
         self._body = body
-        self._texts = [ChoiceText(engine.tokenizer, body.stop or []) for _ in sequences]
+        self._texts = [ChoiceText(engine.tokenizer, body.stops) for _ in sequences]
         self._echoes = [prompts[n // self._count] if body.echo else "" for n in range(len(sequences))]
-        self._logprobs = [CompletionLogprobs(engine.tokenizer, body.logprobs or 0) for _ in sequences]
+        self._logprobs = [LogprobColumns(engine.tokenizer, body.logprobs or 0) for _ in sequences]
 
     def _event(self, index: int, token: Token) -> bytes:
         echo, hidden = self._echoes[index], self._body.echo and self._body.max_tokens == 0
@@ -196,27 +196,25 @@ class CompletionEvents(OpenAIEvents):
         if self._is_echo(index):
             text = echo + text
         reason = None if token.finish is None else openai_reason(token.finish)
-        choice = CompletionChoiceBody(index, text, logprobs, reason)
+        choice = CompletionComplete(index, text, logprobs, reason)
         return frame(self._chunk([choice], self._event_usage(index, token)))
 
     def _is_echo(self, index: int) -> bool:
         return bool(self._body.echo) and self._generated[index] == 1
 
-    def _event_usage(self, index: int, token: Token) -> UsageBody | UnsetType | None:
+    def _event_usage(self, index: int, token: Token) -> Usage | UnsetType | None:
         """3.7: the last event of a prompt has its usage, where the client does not ask for that of all."""
         if self._options.include_usage:
             return self._running_usage()
         if token.finish is None:
             return UNSET
-        return UsageBody.of(len(self._sequences[index].prompt), self._generated[index])
+        return Usage.of(len(self._sequences[index].prompt), self._generated[index])
 
     def _usage_event(self) -> object:
         return self._chunk([], self._usage())
 
-    def _chunk(
-        self, choices: list[CompletionChoiceBody], usage: UsageBody | UnsetType | None
-    ) -> CompletionBody:
+    def _chunk(self, choices: list[CompletionComplete], usage: Usage | UnsetType | None) -> CompletionFinal:
         head = self._head
-        return CompletionBody(
+        return CompletionFinal(
             "text_completion", head.id, head.created, head.model, head.fingerprint, choices, usage
         )

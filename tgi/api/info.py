@@ -1,0 +1,157 @@
+"""GET routes about the server: health, `/info`, `/metrics`, and the documentation."""
+
+import msgspec
+import trio
+from msgspec import UNSET, UnsetType
+from quart import Response
+from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
+from werkzeug.exceptions import NotFound
+
+from tgi.errors import Unavailable
+from tgi.lifecycle import Phase
+from tgi.metrics import CONTENT_TYPE
+
+from .call import Call, get
+from .http import empty_answer, json_answer
+from .service import TOKENIZING_THREADS, VERSION, Service
+
+ASSETS = {
+    "swagger-ui.css": "text/css",
+    "swagger-ui-bundle.js": "text/javascript",
+    "favicon-32x32.png": "image/png",
+}
+"""Files of the Swagger UI that the page loads."""
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Text Generation Inference</title>
+<link rel="stylesheet" href="swagger-ui.css">
+<link rel="icon" href="favicon-32x32.png">
+<div id="page"></div>
+<script src="swagger-ui-bundle.js"></script>
+<script>
+  SwaggerUIBundle({url: "../api-doc/openapi.json", dom_id: "#page", deepLinking: true})
+</script>
+</html>
+"""
+
+
+class HealthResponse(msgspec.Struct):
+    """The progress of a server that is not ready."""
+
+    error: str
+    error_type: str
+    status: str
+    stage: str | UnsetType = UNSET
+    done: int | UnsetType = UNSET
+    total: int | UnsetType = UNSET
+    seconds_left: float | UnsetType | None = UNSET
+
+
+class Info(msgspec.Struct, kw_only=True):
+    """The model, the server and its limits: TGI's keys in its order (3.9), then ours."""
+
+    model_id: str
+    model_sha: str | None
+    model_pipeline_tag: str | None
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_input_tokens: int
+    max_total_tokens: int
+    validation_workers: int = TOKENIZING_THREADS
+    max_client_batch_size: int
+    router: str = "text-generation-router"
+    version: str = VERSION
+    sha: str | None = None
+    docker_label: str | None = None
+    max_input_length: int
+    model_dtype: str
+    model_device_type: str
+
+
+async def health(call: Call[None]) -> Response:
+    """Answer `/health`: empty if the server is ready, its progress otherwise."""
+    try:
+        call.service.ready_engine()
+    except Unavailable as error:
+        return json_answer(_progress(call.service, str(error)), error.status, error.headers)
+    return empty_answer(200)
+
+
+def _progress(service: Service, reason: str) -> HealthResponse:
+    lifecycle = service.lifecycle
+    progress = HealthResponse(reason, "healthcheck", lifecycle.phase.value)
+    if lifecycle.phase is Phase.STARTING:
+        progress.stage = lifecycle.stage
+        progress.done, progress.total = lifecycle.done, lifecycle.total
+        progress.seconds_left = lifecycle.seconds_left()
+    return progress
+
+
+async def info(call: Call[None]) -> Response:
+    """Answer `/info`."""
+    engine = call.service.loaded_engine()
+    limits, model = engine.limits, engine.model
+    body = Info(
+        model_id=model.model_id,
+        model_sha=model.sha,
+        model_pipeline_tag=model.pipeline_tag,
+        max_concurrent_requests=limits.max_concurrent_requests,
+        max_best_of=limits.max_best_of,
+        max_stop_sequences=limits.max_stop_sequences,
+        max_input_tokens=limits.max_input_tokens,
+        max_total_tokens=limits.max_total_tokens,
+        max_client_batch_size=limits.max_client_batch_size,
+        max_input_length=limits.max_input_tokens,
+        model_dtype=model.dtype,
+        model_device_type=model.device,
+    )
+    return json_answer(body)
+
+
+async def metrics(call: Call[None]) -> Response:
+    """Answer `/metrics`, with the scheduler's own counts as of now."""
+    metrics, engine = call.service.metrics, call.service.engine
+    if engine is not None:
+        statistics = engine.scheduler.statistics()
+        blocks = statistics.blocks
+        metrics.kv_blocks.set(blocks.used, state="used")
+        metrics.kv_blocks.set(blocks.cached, state="cached")
+        metrics.kv_blocks.set(blocks.total - blocks.used - blocks.cached, state="free")
+        metrics.batch_max_total_tokens.set(blocks.total * engine.limits.block_size)
+        metrics.prefix_cache_hit_tokens.set(statistics.prefix_hit_tokens)
+        metrics.prefix_cache_query_tokens.set(statistics.prefix_query_tokens)
+        metrics.preemptions.set(statistics.preemptions)
+    return Response(metrics.render(), 200, {"content-type": CONTENT_TYPE})
+
+
+async def docs(_call: Call[None]) -> Response:
+    """Answer `/docs`."""
+    return empty_answer(303, {"location": "/docs/"})
+
+
+async def docs_page(_call: Call[None]) -> Response:
+    """Answer `/docs/`, the Swagger UI."""
+    return Response(PAGE, 200, {"content-type": "text/html; charset=utf-8"})
+
+
+async def docs_asset(call: Call[None]) -> Response:
+    """Answer with a file of the Swagger UI."""
+    name = call.arguments["name"]
+    if name not in ASSETS:
+        raise NotFound
+    data = await trio.Path(str(swagger_ui_path / name)).read_bytes()
+    return Response(data, 200, {"content-type": ASSETS[name]})
+
+
+ROUTES = (
+    get("/", "root_health", "Whether the server is ready", health, errors=(503,)),
+    get("/health", "health", "Whether the server is ready", health, errors=(503,)),
+    get("/ping", "ping", "Whether the server is ready, for SageMaker", health, errors=(503,)),
+    get("/info", "get_model_info", "The model and the limits", info, answer=Info, errors=(503,)),
+    get("/metrics", "metrics", "Metrics for Prometheus", metrics, text=True),
+    get("/docs", "docs", "Documentation", docs, documented=False),
+    get("/docs/", "docs_page", "Documentation", docs_page, documented=False),
+    get("/docs/<name>", "docs_asset", "A file of the documentation", docs_asset, documented=False),
+)

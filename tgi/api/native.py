@@ -1,0 +1,456 @@
+"""TGI's own routes (tgi-behaviour 2.2, 3.1, 3.2): `/generate`, `/generate_stream`, POST `/`, `/tokenize`."""
+
+import functools
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from quart import Response
+
+from tgi.errors import ApiError, ValidationError
+from tgi.limits import Limits
+from tgi.sampling import U32, about, body_fields
+from tgi.scheduler import Sequence, Token
+from tgi.text.grammar import GrammarSpec
+from tgi.text.stopping import FinishReason
+from tgi.text.tokenizer import Piece, Tokenizer
+
+from .call import BODY_ERRORS, Call, post
+from .generate import Finished, best_first
+from .http import json_answer
+from .observe import Observer
+from .stream import frame
+from .validate import Generation, grammar_spec, make_sequences, sampling_params
+
+USize = Annotated[int, Meta(ge=0)]
+MAX_SEED = 2**64 - 1
+SEED = "Random seed. The same seed reproduces the same text; null picks one at random."
+
+# Requests
+
+Schema = Annotated[
+    Any,
+    about(
+        "A JSON schema, or a string that holds one.",
+        anyOf=[{"type": "object"}, {"type": "boolean"}, {"type": "string"}],
+    ),
+]
+
+
+class JsonGrammar(msgspec.Struct, tag_field="type", tag="json"):
+    """A JSON schema that the text obeys."""
+
+    value: Schema
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Grammar for the compiler. Raises ValidationError."""
+        return grammar_spec("json", self.value)
+
+
+class JsonObjectGrammar(JsonGrammar, tag="json_object"):
+    """Another name of the type `json`."""
+
+
+class RegexGrammar(msgspec.Struct, tag_field="type", tag="regex"):
+    """A regular expression that the whole text matches."""
+
+    value: str
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Grammar for the compiler."""
+        return grammar_spec("regex", self.value)
+
+
+class JsonSchemaConfig(msgspec.Struct):
+    """A JSON schema with a name."""
+
+    schema: Schema
+    name: str | None = None
+
+
+class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
+    """A JSON schema that the text obeys, with a name."""
+
+    value: JsonSchemaConfig
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Grammar for the compiler. Raises ValidationError."""
+        return grammar_spec("json", self.value.schema)
+
+
+Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchemaGrammar
+
+if TYPE_CHECKING:
+
+    class _Sampling(msgspec.Struct, kw_only=True):
+        """Fields of the sampling parameters, declared in tgi.sampling."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Sampling = msgspec.defstruct("_Sampling", body_fields("native"), kw_only=True)
+
+
+class GenerateParameters(_Sampling, kw_only=True):
+    """How to generate (tgi-behaviour 2.2)."""
+
+    best_of: Annotated[
+        USize | None,
+        about("Number of texts of which the one with the best mean log-probability counts."),
+    ] = None
+    do_sample: Annotated[bool, about("Draw the tokens even if no other parameter implies it.")] = False
+    max_new_tokens: Annotated[
+        U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
+    ] = None
+    return_full_text: Annotated[bool | None, about("Put the prompt before the text.")] = None
+    stop: Annotated[list[str], about("Strings that end the text.")] = msgspec.field(default_factory=list)
+    truncate: Annotated[
+        USize | None, about("Number of tokens at the end of the prompt that count; null: all.", minimum=1)
+    ] = None
+    details: Annotated[bool, about("Report each token.")] = False
+    decoder_input_details: Annotated[bool, about("Report each token of the prompt. Not for streams.")] = False
+    seed: Annotated[USize | None, about(f"{SEED} Not with `best_of`.", maximum=MAX_SEED)] = None
+    grammar: Annotated[Grammar | None, about("Grammar that the text obeys.")] = None
+    adapter_id: Annotated[str | None, about("A LoRA adapter. Ignored.")] = None
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and self.seed > MAX_SEED:
+            raise ValueError(f"Expected `seed` <= {MAX_SEED}")
+
+    def samples(self) -> bool:
+        """Return whether tokens are drawn (S1)."""
+        given = (self.top_k, self.top_p, self.typical_p)
+        return self.do_sample or self.temperature not in (None, 1.0) or any(x is not None for x in given)
+
+    def count(self, limits: Limits) -> int:
+        """Return the number of sequences (V03, V04); 0 counts as 1. Raises ValidationError."""
+        best_of = self.best_of or 1
+        if best_of > 1 and limits.max_best_of == 1:
+            raise ValidationError("`best_of` != 1 is not allowed for this endpoint")
+        if best_of > limits.max_best_of:
+            raise ValidationError(f"`best_of` must be > 0 and <= {limits.max_best_of}. Given: {best_of}")
+        return best_of
+
+    def check_streamable(self) -> None:
+        """Raise ValidationError if the answer cannot be streamed (V01, V02)."""
+        if self.best_of not in (None, 1):
+            raise ValidationError("`best_of` != 1 is not supported when streaming tokens")
+        if self.decoder_input_details:
+            raise ValidationError("`decoder_input_details` == true is not supported when streaming tokens")
+
+
+def default_parameters() -> GenerateParameters:
+    """Return the parameters of a request without any: it samples, one with an empty object does not."""
+    return GenerateParameters(do_sample=True)
+
+
+class GenerateRequest(msgspec.Struct):
+    """The body of `/generate`, `/generate_stream` and `/tokenize`."""
+
+    inputs: Annotated[str, about("The prompt.")]
+    parameters: Annotated[
+        GenerateParameters,
+        about("How to generate. Without it tokens are sampled; `{}` takes the most likely ones."),
+    ] = msgspec.field(default_factory=default_parameters)
+
+
+class CompatGenerateRequest(GenerateRequest):
+    """The body of `/`."""
+
+    stream: Annotated[bool, about("Answer with server-sent events, one for each token.")] = False
+
+
+# Answers
+
+Number: TypeAlias = float | None
+"""A number, or null for one that JSON does not have."""
+
+
+class TokenBody(msgspec.Struct):
+    """A generated token."""
+
+    id: int
+    text: str
+    logprob: Number
+    special: bool
+
+
+class PrefillToken(msgspec.Struct):
+    """A token of the prompt. The log-probability of the first one is null."""
+
+    id: int
+    text: str
+    logprob: Number
+
+
+class BestOfSequence(msgspec.Struct, kw_only=True):
+    """One of the sequences that `best_of` did not choose."""
+
+    generated_text: str
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[TokenBody]
+    top_tokens: list[list[TokenBody]] | UnsetType = UNSET
+
+
+class Details(msgspec.Struct, kw_only=True):
+    """Details of an answer."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[TokenBody]
+    best_of_sequences: list[BestOfSequence] | UnsetType = UNSET
+    top_tokens: list[list[TokenBody]] | UnsetType = UNSET
+
+
+class GenerateResponse(msgspec.Struct):
+    """The answer of `/generate`."""
+
+    generated_text: str
+    details: Details | UnsetType = UNSET
+
+
+class StreamDetails(msgspec.Struct):
+    """Details of a streamed answer."""
+
+    finish_reason: FinishReason
+    generated_tokens: int
+    seed: int | None
+    input_length: int
+
+
+class StreamResponse(msgspec.Struct, kw_only=True):
+    """One event of a stream."""
+
+    index: int
+    token: TokenBody
+    top_tokens: list[TokenBody] | UnsetType = UNSET
+    generated_text: str | None = None
+    details: StreamDetails | None = None
+
+
+# Handlers
+
+
+async def generate(call: Call[GenerateRequest]) -> Response:
+    """Answer `/generate`."""
+    full_text = bool(call.body.parameters.return_full_text)
+    answer, headers = await _generate(call, full_text=full_text)
+    return json_answer(answer, headers=headers)
+
+
+async def generate_stream(call: Call[GenerateRequest]) -> Response:
+    """Answer `/generate_stream`."""
+    return await _stream(call, full_text=bool(call.body.parameters.return_full_text))
+
+
+async def compat_generate(call: Call[CompatGenerateRequest]) -> Response:
+    """Answer POST `/`: a list of one answer, or a stream."""
+    full_text = call.body.parameters.return_full_text
+    if full_text is None:  # R2.70
+        full_text = call.engine.model.pipeline_tag in (None, "text-generation")
+    if call.body.stream:
+        return await _stream(call, full_text=full_text)
+    answer, headers = await _generate(call, full_text=full_text)
+    return json_answer([answer], headers=headers)
+
+
+async def tokenize(call: Call[GenerateRequest]) -> Response:
+    """Answer `/tokenize`."""
+    inputs = call.body.inputs
+    work = functools.partial(call.engine.tokenizer.tokenize, inputs)
+    return json_answer(await call.tokenized(work, len(inputs)))
+
+
+async def _generate(call: Call[Any], *, full_text: bool) -> tuple[GenerateResponse, dict[str, str]]:
+    """Return the answer and its headers."""
+    body: GenerateRequest = call.body
+    with call.generating():
+        call.take_permits(body.parameters.count(call.engine.limits))
+        sequences = await make_sequences(call, generation_of(body.inputs, body.parameters))
+        finished = best_first(await call.generate(sequences))
+        headers = call.prompt_headers(len(body.inputs)) | call.finish(finished[:1])
+        prefix = body.inputs if full_text else ""
+        return _response(body.parameters, finished, call.engine.tokenizer, prefix), headers
+
+
+async def _stream(call: Call[Any], *, full_text: bool) -> Response:
+    body: GenerateRequest = call.body
+    with call.generating():
+        body.parameters.check_streamable()
+        call.take_permits(1)
+        sequences = await make_sequences(call, generation_of(body.inputs, body.parameters))
+        events = NativeEvents(
+            sequences[0],
+            call.engine.tokenizer,
+            call.observer,
+            prefix=body.inputs if full_text else "",
+            details=body.parameters.details,
+        )
+        return await call.stream(sequences, events, call.prompt_headers(len(body.inputs)))
+
+
+def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
+    """Return what a request of TGI's API asks for (V06 to V12). Raises ValidationError."""
+    best_of = parameters.best_of or 1
+    warpers = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.typical_p)
+    if best_of > 1 and not (parameters.do_sample or any(value is not None for value in warpers)):
+        raise ValidationError("you must use sampling when `best_of` is > 1")
+    grammar = parameters.grammar
+    return Generation(
+        prompt=inputs,
+        sampling=sampling_params(parameters, "native", sample=parameters.samples()),
+        seed=parameters.seed,
+        count=best_of,
+        seed_for_several=False,
+        max_new_tokens=parameters.max_new_tokens,
+        stop=parameters.stop,
+        truncate=parameters.truncate,
+        grammar=None if grammar is None else lambda: grammar.spec,
+        prompt_top=0 if parameters.decoder_input_details else None,
+    )
+
+
+def generated_text(finished: Finished, special_ids: frozenset[int]) -> str:
+    """Return the text of a finished sequence, without its end token and what follows a stop string."""
+    return _final_text(finished.sequence, finished.tokens[-1], special_ids)
+
+
+def _final_text(sequence: Sequence, last: Token, special_ids: frozenset[int]) -> str:
+    text = sequence.detokenizer.text(leave_out_last=last.finish is FinishReason.EOS_TOKEN)
+    return text if last.id in special_ids else sequence.stopping.cut(text)
+
+
+def _response(
+    parameters: GenerateParameters, finished: list[Finished], tokenizer: Tokenizer, prefix: str
+) -> GenerateResponse:
+    """Return the answer for these sequences, the best one first."""
+    best, *others = [_best_of_sequence(parameters, one, tokenizer, prefix) for one in finished]
+    if not (parameters.details or parameters.decoder_input_details):
+        return GenerateResponse(best.generated_text)
+    details = Details(
+        finish_reason=best.finish_reason,
+        generated_tokens=best.generated_tokens,
+        seed=best.seed,
+        prefill=best.prefill,
+        tokens=best.tokens,
+        best_of_sequences=others or UNSET,
+        top_tokens=best.top_tokens,
+    )
+    return GenerateResponse(best.generated_text, details)
+
+
+def _best_of_sequence(
+    parameters: GenerateParameters, finished: Finished, tokenizer: Tokenizer, prefix: str
+) -> BestOfSequence:
+    tokens = finished.tokens
+    return BestOfSequence(
+        generated_text=prefix + generated_text(finished, tokenizer.special_ids),
+        finish_reason=finished.reason,
+        generated_tokens=len(tokens),
+        seed=_reported_seed(finished.sequence),
+        prefill=_prefill(finished.sequence, tokenizer),
+        tokens=[_token_body(token, tokenizer) for token in tokens],
+        top_tokens=[_top_tokens(token, tokenizer) for token in tokens] if parameters.top_n_tokens else UNSET,
+    )
+
+
+def _token_body(token: Token, tokenizer: Tokenizer) -> TokenBody:
+    return TokenBody(token.id, token.text, token.logprob, token.id in tokenizer.special_ids)
+
+
+def _top_tokens(token: Token, tokenizer: Tokenizer) -> list[TokenBody]:
+    """Return the most likely tokens in the place of this one, each decoded alone (S33)."""
+    special = tokenizer.special_ids
+    return [
+        TokenBody(id_, tokenizer.decode_alone(id_), logprob, id_ in special) for id_, logprob in token.top
+    ]
+
+
+def _prefill(sequence: Sequence, tokenizer: Tokenizer) -> list[PrefillToken]:
+    if not sequence.wants_prompt_logprobs:
+        return []
+    logprobs = [None, *sequence.prompt_logprobs]
+    return [
+        PrefillToken(token, tokenizer.decode_alone(token), logprob)
+        for token, logprob in zip(sequence.prompt, logprobs, strict=True)
+    ]
+
+
+def _reported_seed(sequence: Sequence) -> int | None:
+    """Return the seed if it mattered (R2.73)."""
+    return sequence.sampling.seed if sequence.sampling.sample else None
+
+
+class NativeEvents:
+    """Writes the events of one sequence, one for each token."""
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        tokenizer: Tokenizer,
+        observer: Observer,
+        *,
+        prefix: str = "",
+        details: bool = False,
+    ) -> None:
+        """`prefix` comes before the whole text in the last event."""
+        self.ended = False
+        self._sequence, self._tokenizer, self._observer = sequence, tokenizer, observer
+        self._prefix, self._details = prefix, details
+        self._count = 0
+
+    def write(self, _index: int, item: Token | ApiError) -> bytes:
+        """Return the event of a token, or of the failure that ends the sequence."""
+        if isinstance(item, ApiError):
+            return self.fail(item)
+        self._count += 1
+        body = StreamResponse(index=self._count, token=_token_body(item, self._tokenizer))
+        if item.top:
+            body.top_tokens = _top_tokens(item, self._tokenizer)
+        if item.finish is not None:
+            self._finish(body, item, item.finish)
+        return frame(body)
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return the event of an error (3.3)."""
+        self.ended = True
+        self._observer.failed(error)
+        return frame(error.to_body())
+
+    def _finish(self, body: StreamResponse, last: Token, reason: FinishReason) -> None:
+        self.ended = True
+        sequence = self._sequence
+        body.generated_text = self._prefix + _final_text(sequence, last, self._tokenizer.special_ids)
+        if self._details:
+            body.details = StreamDetails(reason, self._count, _reported_seed(sequence), len(sequence.prompt))
+        self._observer.finished(sequence)
+
+
+_EXAMPLE = {"inputs": "What is deep learning?", "parameters": {"max_new_tokens": 20}}
+ROUTES = (
+    post(
+        "/", "compat_generate", "Generate text: in one piece, or streamed if `stream` is true",
+        compat_generate, CompatGenerateRequest,
+        answer=list[GenerateResponse], stream=StreamResponse, example=_EXAMPLE,
+    ),
+    post(
+        "/generate", "generate", "Generate text", generate,
+        GenerateRequest, answer=GenerateResponse, example=_EXAMPLE,
+    ),
+    post(
+        "/generate_stream", "generate_stream", "Generate text, streamed as server-sent events",
+        generate_stream, GenerateRequest, stream=StreamResponse, example=_EXAMPLE,
+    ),
+    post(
+        "/tokenize", "tokenize", "The tokens of a text", tokenize,
+        GenerateRequest, answer=list[Piece], errors=(*BODY_ERRORS, 404), example={"inputs": "Hello"},
+    ),
+)  # fmt: skip

@@ -1,0 +1,566 @@
+"""Requests and answers of `/v1`, `/chat_tokenize`, `/detokenize` (tgi-behaviour 2.3, 2.4, 3.4 to 3.7, 4.3).
+
+Where OpenAI's API allows more than TGI does, a request is read as OpenAI means it.
+"""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from tgi.api.native import SEED, JsonGrammar, JsonSchemaConfig, RegexGrammar
+from tgi.api.validate import grammar_spec
+from tgi.sampling import U32, about, body_fields
+from tgi.text.grammar import GrammarSpec
+from tgi.text.tokenizer import Piece
+
+Reason = Literal["stop", "length", "tool_calls"]
+MAX_CHAT_LOGPROBS = 20
+"""OpenAI's maximum of `top_logprobs`; the server's own may be higher."""
+MAX_COMPLETION_LOGPROBS = 5
+"""OpenAI's maximum of `logprobs` in `/v1/completions`; the server's own may be higher."""
+
+# Messages and tools of requests
+
+
+class Url(msgspec.Struct):
+    """The place of an image."""
+
+    url: Annotated[str, about("An http(s) or data URL.")]
+
+
+class TextChunk(msgspec.Struct, tag_field="type", tag="text"):
+    """A text in a message (C31)."""
+
+    text: str
+
+
+class ImageChunk(msgspec.Struct, tag_field="type", tag="image_url"):
+    """An image in a message (C31)."""
+
+    image_url: Url
+
+
+MessageChunk: TypeAlias = TextChunk | ImageChunk
+MessageContent: TypeAlias = str | list[MessageChunk]
+
+
+class FunctionCall(msgspec.Struct):
+    """A function that the model called, as a later request tells of it."""
+
+    name: str
+    arguments: Annotated[Any, about("Usually the text of a JSON object.")] = UNSET
+    parameters: Annotated[Any, about("Another name of `arguments`.")] = UNSET
+    description: str | None = None
+
+    def __post_init__(self) -> None:
+        self.arguments = _one_of(arguments=self.arguments, parameters=self.parameters)
+        if self.arguments is UNSET:
+            raise ValueError("Object missing required field `arguments`")
+
+
+class ToolCall(msgspec.Struct):
+    """A call in a message of the assistant."""
+
+    function: Annotated[
+        FunctionCall, about("", anyOf=[{"required": ["arguments"]}, {"required": ["parameters"]}])
+    ]
+    id: str | None = None
+    type: str = "function"
+
+
+class Message(msgspec.Struct):
+    """A message of a conversation (C30)."""
+
+    role: str
+    content: MessageContent | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: Annotated[Any, about("Thoughts before an earlier answer.")] = None
+    reasoning: Annotated[Any, about("Another name of `reasoning_content`.")] = None
+    thinking: Annotated[Any, about("Another name of `reasoning_content`.")] = None
+
+    def __post_init__(self) -> None:
+        if self.content is None and self.tool_calls is None and self.role != "assistant":
+            raise ValueError("Object missing required field `content`")
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the message as chat templates expect it: a field that is not given is not there."""
+        message: dict[str, Any] = {"role": self.role}
+        if self.content is not None:
+            message["content"] = msgspec.to_builtins(self.content)
+        if self.tool_calls is not None:
+            message["tool_calls"] = [
+                {
+                    "id": call.id,
+                    "type": call.type,
+                    "function": {"name": call.function.name, "arguments": call.function.arguments},
+                }
+                for call in self.tool_calls
+            ]
+        for name in ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking"):
+            if isinstance(text := getattr(self, name), str):
+                message[name] = text
+        return message
+
+
+_MESSAGE = about(
+    "",
+    anyOf=[
+        {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
+        {"required": ["tool_calls"], "properties": {"tool_calls": {"not": {"type": "null"}}}},
+        {"properties": {"role": {"enum": ["assistant"]}}},
+    ],
+)
+
+
+class FunctionDefinition(msgspec.Struct):
+    """A function that the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: Annotated[Any, about("A JSON schema; without one the function takes nothing.")] = UNSET
+    arguments: Annotated[Any, about("Another name of `parameters`.")] = UNSET
+    strict: Annotated[bool | None, about("Without effect: the schema is always obeyed.")] = None
+
+    def __post_init__(self) -> None:
+        parameters = _one_of(parameters=self.parameters, arguments=self.arguments)
+        self.parameters = {} if parameters in (None, UNSET) else parameters
+
+
+class Tool(msgspec.Struct):
+    """A tool that the model may use."""
+
+    type: str
+    function: Annotated[FunctionDefinition, about("", **{"not": {"required": ["parameters", "arguments"]}})]
+
+
+class FunctionName(msgspec.Struct):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(msgspec.Struct):
+    """The choice of one function."""
+
+    function: FunctionName
+    type: Literal["function"] = "function"
+
+
+ToolChoice: TypeAlias = str | NamedTool
+"""`auto`, `none`, `required`, or the function to call (T2)."""
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
+    """Any text."""
+
+    @property
+    def spec(self) -> None:
+        """No grammar."""
+        return
+
+
+class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object"):
+    """A JSON object, or a value that obeys a schema in TGI's or LangChain's spelling."""
+
+    value: Any = None
+    schema: Any = None
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Grammar for the compiler. Raises ValidationError."""
+        return grammar_spec("json", _first_given(self.value, self.schema, {"type": "object"}))
+
+
+class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
+    """A value that obeys a schema, in OpenAI's, TGI's or llama.cpp's spelling."""
+
+    json_schema: JsonSchemaConfig | None = None
+    value: JsonSchemaConfig | None = None
+    schema: Any = None
+
+    def __post_init__(self) -> None:
+        if _first_given(self.json_schema, self.value, self.schema) is None:
+            raise ValueError("Object missing required field `json_schema`")
+
+    @property
+    def spec(self) -> GrammarSpec:
+        """Grammar for the compiler. Raises ValidationError."""
+        config = self.value or self.json_schema
+        return grammar_spec("json", self.schema if config is None else config.schema)
+
+
+ResponseFormat: TypeAlias = TextFormat | JsonGrammar | JsonObjectFormat | RegexGrammar | JsonSchemaFormat
+
+
+def _one_of(**names: Any) -> Any:
+    """Return the value of the one name that is given. Raises ValueError if several are."""
+    given = [name for name, value in names.items() if value is not UNSET]
+    if len(given) > 1:
+        raise ValueError(f"Object has both `{given[0]}` and `{given[1]}`")
+    return names[given[0]] if given else UNSET
+
+
+def _first_given(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+# Requests
+
+
+class StreamOptions(msgspec.Struct):
+    """Additions to a stream."""
+
+    include_usage: Annotated[
+        bool | None, about("Report the numbers of tokens in an event of its own at the end.")
+    ] = None
+    continuous_usage_stats: Annotated[bool | None, about("Report the numbers of tokens in every event.")] = (
+        None
+    )
+
+
+if TYPE_CHECKING:
+
+    class _Sampling(msgspec.Struct, kw_only=True):
+        """Fields of the sampling parameters, declared in tgi.sampling."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+else:
+    _Sampling = msgspec.defstruct("_Sampling", body_fields("openai"), kw_only=True)
+
+
+class _Request(_Sampling, kw_only=True):
+    """Fields that chat and completions share."""
+
+    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    max_tokens: Annotated[
+        U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
+    ] = None
+    stop: Annotated[str | list[str] | None, about("Strings that end the text.")] = None
+    seed: Annotated[
+        int | None,
+        about(SEED),
+    ] = None
+    stream: Annotated[bool | None, about("Answer with server-sent events.")] = False
+    stream_options: Annotated[StreamOptions | None, about("Additions to a stream.")] = None
+    n: Annotated[U32 | None, about("Number of texts to generate.", minimum=1)] = None
+    logit_bias: Annotated[
+        dict[str, float] | list[float] | None,
+        about("Numbers from -100 to 100 added to logits, by token id. A list is ignored."),
+    ] = None
+    ignore_eos: Annotated[bool | None, about("Go on after the model's end tokens.")] = None
+    stop_token_ids: Annotated[list[U32] | None, about("Tokens that end the text.")] = None
+
+    def __post_init__(self) -> None:
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError("Expected `seed` of 64 bits")
+
+    @property
+    def stops(self) -> list[str]:
+        """Strings that end the text."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class ChatRequest(_Request, kw_only=True):
+    """The body of `/v1/chat/completions` and `/chat_tokenize`."""
+
+    messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.")]
+    max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.", minimum=1)] = None
+    logprobs: Annotated[bool | None, about("Report the log-probability of each token.")] = None
+    top_logprobs: Annotated[U32 | None, about("Number of most likely tokens to report for each token.")] = (
+        None
+    )
+    tools: Annotated[list[Tool] | None, about("Functions that the model may call.")] = None
+    tool_choice: Annotated[
+        ToolChoice | None, about("`auto`, `none`, `required`, or the function to call.")
+    ] = None
+    tool_prompt: Annotated[
+        str | None, about("Text before the tools if the chat template does not know tools.")
+    ] = None
+    parallel_tool_calls: Annotated[
+        bool | None, about("Whether the model may make several calls; null: yes.")
+    ] = None
+    response_format: Annotated[ResponseFormat | None, about("Format that the text obeys.")] = None
+    chat_template_kwargs: Annotated[
+        dict[str, Any] | None, about("Further variables for the chat template.")
+    ] = None
+    documents: Annotated[
+        list[dict[str, Any]] | None, about("Documents for the chat template, as its model expects them.")
+    ] = None
+    reasoning_effort: Annotated[
+        str | None, about("Variable of the chat template; `none` also means `enable_thinking: false`.")
+    ] = None
+    enable_thinking: Annotated[
+        bool | None, about("Whether the model thinks before it answers, if the chat template knows that.")
+    ] = None
+    include_reasoning: Annotated[
+        bool | None, about("Whether the answer has the thoughts of the model; default: true.")
+    ] = None
+    max_thinking_tokens: Annotated[
+        U32 | None,
+        about(
+            "Maximum number of tokens of thoughts. Default: no limit, or half of all tokens if a tool call "
+            "is required or an answer is constrained."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("`max_tokens` and `max_completion_tokens` differ")
+            self.max_tokens = self.max_completion_tokens
+
+    @property
+    def chosen_function(self) -> str | None:
+        """Name of the one function that must be called."""
+        if isinstance(self.tool_choice, NamedTool):
+            return self.tool_choice.function.name
+        return None if self.tool_choice in (None, "auto", "none", "required") else self.tool_choice
+
+
+Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json_schema={"minItems": 1})]
+
+
+class CompletionRequest(_Request, kw_only=True):
+    """The body of `/v1/completions`."""
+
+    max_tokens: Annotated[
+        U32 | None,
+        about("Maximum number of tokens; null: as many as fit. 0 is for `echo` alone."),
+    ] = None
+    prompt: Annotated[Prompt, about("One prompt or several, as text or as token ids.")]
+    suffix: Annotated[str | None, about("Not supported.", maxLength=0)] = None
+    echo: Annotated[bool | None, about("Put the prompt before the text, also in `logprobs`.")] = None
+    logprobs: Annotated[
+        U32 | bool | None,
+        about("Number of most likely tokens to report for each token."),
+    ] = None
+    best_of: Annotated[
+        U32 | None,
+        about(
+            "Number of texts of which the `n` most likely are answered.",
+            minimum=1,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.logprobs, bool):
+            self.logprobs = 1 if self.logprobs else None
+        if isinstance(self.prompt, list):
+            if not self.prompt:
+                raise ValueError("Empty array detected. Do not use an empty array for the prompt.")
+            if len({type(item) for item in self.prompt}) > 1:
+                raise ValueError(
+                    "Expected texts, token ids or lists of token ids in `prompt`, not several of these"
+                )
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Prompts, each a text or token ids."""
+        if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+
+class DetokenizeRequest(msgspec.Struct):
+    """The body of `/detokenize`."""
+
+    tokens: Annotated[list[U32], about("Token ids.")]
+
+
+# Answers
+
+
+class Usage(msgspec.Struct):
+    """Tokens of prompts and answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+    @classmethod
+    def of(cls, prompt: int, completion: int) -> "Usage":
+        """With their sum."""
+        return cls(prompt, completion, prompt + completion)
+
+
+class ChatCompletionTopLogprob(msgspec.Struct):
+    """One of the most likely tokens in the place of another."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class ChatCompletionLogprob(msgspec.Struct):
+    """A generated token."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+    top_logprobs: list[ChatCompletionTopLogprob]
+
+
+class ChatCompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a chat answer."""
+
+    content: list[ChatCompletionLogprob]
+    refusal: None = None
+
+
+class OutputFunction(msgspec.Struct):
+    """What a tool call calls; `arguments` is JSON text."""
+
+    description: str | None
+    name: str
+    arguments: str
+
+
+class OutputToolCall(msgspec.Struct):
+    """A tool call."""
+
+    id: str
+    type: Literal["function"]
+    function: OutputFunction
+
+
+class OutputMessage(msgspec.Struct):
+    """The message of the model."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: Annotated[str | UnsetType, about("Thoughts before the content.")] = UNSET
+    reasoning: Annotated[str | UnsetType, about("Another name of `reasoning_content`.")] = UNSET
+    tool_calls: list[OutputToolCall] | UnsetType = UNSET
+
+
+class ChatCompletionComplete(msgspec.Struct):
+    """One of `n` answers."""
+
+    index: int
+    message: OutputMessage
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: Reason
+
+
+class ChatCompletion(msgspec.Struct):
+    """The answer of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion"]
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatCompletionComplete]
+    usage: Usage
+
+
+class Function(msgspec.Struct):
+    """A piece of a tool call; the name comes with the first one."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class DeltaToolCall(msgspec.Struct):
+    """A piece of tool call `index`; id and type come with the first one."""
+
+    index: int
+    function: Function
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class ChatCompletionDelta(msgspec.Struct):
+    """What an event adds to the message; the role comes with the first one."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[DeltaToolCall] | UnsetType = UNSET
+
+
+class ChatCompletionChoice(msgspec.Struct):
+    """What an event adds to one of `n` answers."""
+
+    index: int
+    delta: ChatCompletionDelta
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: Reason | None
+
+
+class ChatCompletionChunk(msgspec.Struct):
+    """An event of `/v1/chat/completions`."""
+
+    object: Literal["chat.completion.chunk"]
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatCompletionChoice]
+    usage: Usage | None
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a completion, a column each; null for the first token of a prompt."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None] | None] | None
+    text_offset: list[int]
+
+
+class CompletionComplete(msgspec.Struct):
+    """One answer to one of the prompts, or what an event adds to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Reason | None
+
+
+class CompletionFinal(msgspec.Struct):
+    """The answer of `/v1/completions`, and its events."""
+
+    object: Literal["text_completion"]
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionComplete]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ModelInfo(msgspec.Struct):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(msgspec.Struct):
+    """The answer of `/v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
+class DetokenizeResponse(msgspec.Struct):
+    """The answer of `/detokenize`."""
+
+    prompt: str
+
+
+class ChatTokenizeResponse(msgspec.Struct):
+    """The answer of `/chat_tokenize`."""
+
+    tokenize_response: list[Piece]
+    templated_text: str

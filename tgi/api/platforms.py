@@ -1,0 +1,286 @@
+"""Routes that other platforms expect: SageMaker, Vertex AI, KServe (tgi-behaviour 1.1, 3.11)."""
+
+import itertools
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import attrs
+import msgspec
+from msgspec import UNSET, Meta, Raw, UnsetType
+from quart import Response
+
+from tgi import __version__
+from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
+from tgi.sampling import about
+from tgi.scheduler import Sequence
+
+from .call import Call, get, post
+from .generate import Finished, best_first
+from .http import decode, json_answer
+from .native import (
+    CompatGenerateRequest,
+    GenerateParameters,
+    GenerateResponse,
+    StreamResponse,
+    USize,
+    compat_generate,
+    default_parameters,
+    generated_text,
+    generation_of,
+)
+from .openai.chat import chat_choice
+from .openai.routes import chat_completions, chat_sequences, completions
+from .openai.types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatRequest,
+    CompletionFinal,
+    CompletionRequest,
+)
+from .validate import make_sequences
+
+
+class GenerateVertexInstance(msgspec.Struct):
+    """A prompt for `/vertex`. TGI heeds `max_new_tokens` and `seed` only (R2.75)."""
+
+    inputs: Annotated[str, about("The prompt.")]
+    parameters: Annotated[GenerateParameters | None, about("How to generate.")] = None
+
+
+INSTANCES = GenerateVertexInstance, ChatRequest
+
+
+class VertexRequest(msgspec.Struct):
+    """The body of `/vertex`."""
+
+    instances: Annotated[
+        list[Raw],
+        about(
+            "Prompts and conversations.",
+            minItems=1,
+            items={"anyOf": [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in INSTANCES]},
+        ),
+    ]
+
+
+class VertexResponse(msgspec.Struct):
+    """The answer of `/vertex`, in the order of the instances."""
+
+    predictions: list[str]
+
+
+class Input(msgspec.Struct):
+    """A prompt for KServe."""
+
+    name: str
+    shape: Annotated[list[USize], about("Ignored.")]
+    datatype: Annotated[str, about("Ignored.")]
+    data: Annotated[list[Annotated[int, Meta(ge=0, le=255)]], about("The bytes of the text in UTF-8.")]
+
+
+class Output(msgspec.Struct):
+    """The name of an answer for KServe."""
+
+    name: str
+
+
+class InferenceRequest(msgspec.Struct):
+    """The body of KServe's `/v2/models/{name}/versions/{version}/infer`."""
+
+    id: str
+    inputs: Annotated[list[Input], about("Prompts.")]
+    outputs: Annotated[list[Output], about("As many as there are inputs.")]
+    parameters: Annotated[GenerateParameters, about("How to generate.")] = msgspec.field(
+        default_factory=default_parameters
+    )
+
+
+class InferenceOutput(msgspec.Struct):
+    """A generated text; `data` are its bytes in UTF-8."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[int]
+
+
+class InferenceResponse(msgspec.Struct):
+    """The answer of KServe's inference."""
+
+    id: str
+    outputs: list[InferenceOutput]
+
+
+class ServerMetadata(msgspec.Struct):
+    """The name and the abilities of a server or a model, for KServe."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Readiness(msgspec.Struct):
+    """The health of a server or a model, for KServe."""
+
+    live: bool
+    ready: bool | UnsetType = UNSET
+
+
+async def invocations(call: Call[Any]) -> Response:
+    """Answer a request of `/`, chat or completions, for SageMaker."""
+    if isinstance(call.body, CompatGenerateRequest):
+        return await compat_generate(call)
+    return await (chat_completions if isinstance(call.body, ChatRequest) else completions)(call)
+
+
+@attrs.frozen
+class _Prediction:
+    """A text to generate."""
+
+    sequences: list[Sequence]
+    text: Callable[[list[Finished]], str]
+    """Returns the text of the finished sequences."""
+
+
+async def vertex(call: Call[VertexRequest]) -> Response:
+    """Answer several prompts or conversations at once, for Vertex AI."""
+    instances: list[GenerateVertexInstance | ChatRequest] = [
+        decode(bytes(raw), *INSTANCES, at=f"$.instances[{index}]")
+        for index, raw in enumerate(call.body.instances)
+    ]
+    with call.generating():
+        if not instances:
+            raise NoInstances
+        limits = call.engine.limits
+        call.take_permits(
+            sum(
+                1 if isinstance(instance, ChatRequest) else (instance.parameters or _NOTHING).count(limits)
+                for instance in instances
+            )
+        )
+        predictions = [
+            await _chat_prediction(call, instance)
+            if isinstance(instance, ChatRequest)
+            else await _prediction(call, instance.inputs, instance.parameters or default_parameters())
+            for instance in instances
+        ]
+        return json_answer(VertexResponse(await _texts(call, predictions)))
+
+
+async def infer(call: Call[InferenceRequest]) -> Response:
+    """Answer several prompts at once, for KServe; any model's name will do (R1.27)."""
+    body = call.body
+    with call.generating():
+        if len(body.inputs) != len(body.outputs):
+            raise OutputsMismatch
+        call.take_permits(len(body.inputs) * body.parameters.count(call.engine.limits))
+        predictions = [await _prediction(call, _text_of(given), body.parameters) for given in body.inputs]
+        texts = await _texts(call, predictions)
+    encoded = [list(text.encode()) for text in texts]
+    outputs = [
+        InferenceOutput(output.name, [1, len(data)], "BYTES", data)
+        for output, data in zip(body.outputs, encoded, strict=True)
+    ]
+    return json_answer(InferenceResponse(body.id, outputs))
+
+
+async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParameters) -> _Prediction:
+    """Return the prediction of a prompt. Raises ValidationError."""
+    prefix = inputs if parameters.return_full_text else ""
+    special = call.engine.tokenizer.special_ids
+    return _Prediction(
+        await make_sequences(call, generation_of(inputs, parameters)),
+        lambda finished: prefix + generated_text(best_first(finished)[0], special),
+    )
+
+
+async def _chat_prediction(call: Call[Any], body: ChatRequest) -> _Prediction:
+    """Return the prediction of a conversation, with tool calls as they were written. Raises ApiError."""
+    body.n = None
+    prompt, sequences = await chat_sequences(call, body)
+    plain = attrs.evolve(prompt, answer=None)
+
+    def text(finished: list[Finished]) -> str:
+        return chat_choice(body, plain, call.engine, 0, finished[0]).message.content or ""
+
+    return _Prediction(sequences, text)
+
+
+async def _texts(call: Call[Any], predictions: list[_Prediction]) -> list[str]:
+    """Generate all predictions at once, and return their texts in order."""
+    sequences = [sequence for prediction in predictions for sequence in prediction.sequences]
+    call.observer.generations = len(sequences)
+    finished = await call.generate(sequences)
+    for one in finished:
+        call.observer.finished(one.sequence)
+    remaining = iter(finished)
+    return [
+        prediction.text(list(itertools.islice(remaining, len(prediction.sequences))))
+        for prediction in predictions
+    ]
+
+
+def _text_of(given: Input) -> str:
+    try:
+        return bytes(given.data).decode()
+    except UnicodeDecodeError as error:
+        raise NotUtf8(str(error)) from error
+
+
+async def live(_call: Call[None]) -> Response:
+    """Answer that the server lives."""
+    return json_answer(Readiness(live=True))
+
+
+async def ready(call: Call[None]) -> Response:
+    """Answer that the server is ready, for any model's name (R1.26). Raises Unavailable."""
+    call.service.ready_engine()
+    return json_answer(Readiness(live=True, ready=True))
+
+
+async def metadata(_call: Call[None]) -> Response:
+    """Answer with what KServe wants to know of the server."""
+    body = ServerMetadata("text-generation-inference", __version__, ["health", "models", "metrics"])
+    return json_answer(body)
+
+
+async def model_metadata(call: Call[None]) -> Response:
+    """Answer with what KServe wants to know of a model, whatever its name."""
+    return json_answer(ServerMetadata(call.arguments["name"], call.arguments["version"], ["infer", "ready"]))
+
+
+_NOTHING = GenerateParameters()
+_MODEL = "/v2/models/<name>/versions/<version>"
+_INPUTS = {"inputs": "What is deep learning?", "parameters": {"max_new_tokens": 20}}
+VERTEX = post(
+    "/vertex", "vertex_compatibility", "Several prompts or conversations at once, for Vertex AI", vertex,
+    VertexRequest, answer=VertexResponse, example={"instances": [_INPUTS]},
+)  # fmt: skip
+ROUTES = (
+    VERTEX,
+    post(
+        "/invocations", "sagemaker_compatibility", "The requests of `/`, chat or completions, for SageMaker",
+        invocations, CompatGenerateRequest, ChatRequest, CompletionRequest,
+        answer=(list[GenerateResponse], ChatCompletion, CompletionFinal),
+        stream=(StreamResponse, ChatCompletionChunk, CompletionFinal),
+        example=_INPUTS,
+    ),
+    post(
+        f"{_MODEL}/infer", "kserve_infer", "Several prompts at once, for KServe", infer,
+        InferenceRequest, answer=InferenceResponse,
+        example={
+            "id": "1",
+            "inputs": [{"name": "a", "shape": [5], "datatype": "BYTES", "data": list(b"Hello")}],
+            "outputs": [{"name": "a"}],
+            "parameters": {"max_new_tokens": 20},
+        },
+    ),
+    get("/v2", "kserve_metadata", "The server, for KServe", metadata, answer=ServerMetadata),
+    get("/v2/health/live", "kserve_live", "Whether there is a server", live, answer=Readiness),
+    get("/v2/health/ready", "kserve_ready", "Whether it is ready", ready, answer=Readiness, errors=(503,)),
+    get(_MODEL, "kserve_model_metadata", "The model, for KServe", model_metadata, answer=ServerMetadata),
+    get(
+        f"{_MODEL}/ready", "kserve_model_ready", "Whether the model is ready", ready,
+        answer=Readiness, errors=(503,),
+    ),
+)  # fmt: skip
