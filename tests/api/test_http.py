@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgi.api.http import MAX_DEPTH, decode
-from tgi.api.native import GenerateRequest, RegexGrammar, generation_of
-from tgi.api.openai.types import DetokenizeRequest
+from tgi.api.native import DetokenizeRequest, GenerateRequest, RegexGrammar, generation_of
 from tgi.api.openapi import ROUTES
 from tgi.api.platforms import INSTANCES
 from tgi.errors import BodyError, MalformedBody, ValidationError, WrongShape

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 
 from tgi.api.http import decode
-from tgi.api.native import CompatGenerateRequest
+from tgi.api.native import CompatGenerateRequest, DetokenizeRequest
 from tgi.api.openai.types import (
     ChatRequest,
     CompletionRequest,
-    DetokenizeRequest,
     FunctionCall,
     ImageChunk,
     Message,

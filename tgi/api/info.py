@@ -1,4 +1,6 @@
-"""GET routes about the server: health, `/info`, `/metrics`, and the documentation."""
+"""GET routes about the server: health, `/info`, `/v1/models`, `/metrics`, and the documentation."""
+
+from typing import Literal
 
 import msgspec
 import trio
@@ -7,7 +9,7 @@ from quart import Response
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 from werkzeug.exceptions import NotFound
 
-from tgi.errors import Unavailable
+from tgi.errors import Unavailable, UnknownModel
 from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE
 
@@ -70,6 +72,22 @@ class Info(msgspec.Struct, kw_only=True):
     model_device_type: str
 
 
+class ModelInfo(msgspec.Struct):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(msgspec.Struct):
+    """The answer of `/v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelInfo]
+
+
 async def health(call: Call[None]) -> Response:
     """Answer `/health`: empty if the server is ready, its progress otherwise."""
     try:
@@ -108,6 +126,24 @@ async def info(call: Call[None]) -> Response:
         model_device_type=model.device,
     )
     return json_answer(body)
+
+
+async def models(call: Call[None]) -> Response:
+    """Answer `/v1/models`: the one model."""
+    return json_answer(ModelList("list", [_served_model(call)]))
+
+
+async def model(call: Call[None]) -> Response:
+    """Answer `/v1/models/<model>` if the model has this name."""
+    served = _served_model(call)
+    if call.arguments["model"] != served.id:
+        raise UnknownModel(call.arguments["model"])
+    return json_answer(served)
+
+
+def _served_model(call: Call[None]) -> ModelInfo:
+    name = call.service.loaded_engine().model.served_name
+    return ModelInfo(name, "model", 0, name)
 
 
 async def metrics(call: Call[None]) -> Response:
@@ -150,8 +186,16 @@ ROUTES = (
     get("/health", "health", "Whether the server is ready", health, errors=(503,)),
     get("/ping", "ping", "Whether the server is ready, for SageMaker", health, errors=(503,)),
     get("/info", "get_model_info", "The model and the limits", info, answer=Info, errors=(503,)),
+    get(
+        "/v1/models", "openai_get_model_info", "The one model that is served", models,
+        answer=ModelList, errors=(404, 503),
+    ),
+    get(
+        "/v1/models/<path:model>", "openai_get_model", "The model, if it has this name", model,
+        answer=ModelInfo, errors=(404, 503),
+    ),
     get("/metrics", "metrics", "Metrics for Prometheus", metrics, text=True),
     get("/docs", "docs", "Documentation", docs, documented=False),
     get("/docs/", "docs_page", "Documentation", docs_page, documented=False),
     get("/docs/<name>", "docs_asset", "A file of the documentation", docs_asset, documented=False),
-)
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""TGI's own routes (tgi-behaviour 2.2, 3.1, 3.2): `/generate`, `/generate_stream`, POST `/`, `/tokenize`."""
+"""TGI's own routes (tgi-behaviour 2.2, 3.1, 3.2): `/generate`, POST `/`, `/tokenize` and so on."""
 
 import functools
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -20,7 +20,7 @@ from .generate import Finished, best_first
 from .http import json_answer
 from .observe import Observer
 from .stream import frame
-from .validate import Generation, grammar_spec, make_sequences, sampling_params
+from .validate import Generation, check_known, grammar_spec, make_sequences, sampling_params
 
 USize = Annotated[int, Meta(ge=0)]
 MAX_SEED = 2**64 - 1
@@ -157,6 +157,18 @@ class GenerateRequest(msgspec.Struct):
     ] = msgspec.field(default_factory=default_parameters)
 
 
+class DetokenizeRequest(msgspec.Struct):
+    """The body of `/detokenize`."""
+
+    tokens: Annotated[list[U32], about("Token ids.")]
+
+
+class DetokenizeResponse(msgspec.Struct):
+    """The answer of `/detokenize`."""
+
+    prompt: str
+
+
 class CompatGenerateRequest(GenerateRequest):
     """The body of `/`."""
 
@@ -267,6 +279,14 @@ async def tokenize(call: Call[GenerateRequest]) -> Response:
     inputs = call.body.inputs
     work = functools.partial(call.engine.tokenizer.tokenize, inputs)
     return json_answer(await call.tokenized(work, len(inputs)))
+
+
+async def detokenize(call: Call[DetokenizeRequest]) -> Response:
+    """Answer `/detokenize`."""
+    tokens = call.body.tokens
+    check_known(tokens, call.engine)
+    work = functools.partial(call.engine.tokenizer.decode, tokens)
+    return json_answer(DetokenizeResponse(await call.tokenized(work, len(tokens))))
 
 
 async def _generate(call: Call[Any], *, full_text: bool) -> tuple[GenerateResponse, dict[str, str]]:
@@ -448,6 +468,10 @@ ROUTES = (
     post(
         "/generate_stream", "generate_stream", "Generate text, streamed as server-sent events",
         generate_stream, GenerateRequest, stream=StreamResponse, example=_EXAMPLE,
+    ),
+    post(
+        "/detokenize", "detokenize", "The text of token ids", detokenize,
+        DetokenizeRequest, answer=DetokenizeResponse, errors=BODY_ERRORS, example={"tokens": [5, 6]},
     ),
     post(
         "/tokenize", "tokenize", "The tokens of a text", tokenize,

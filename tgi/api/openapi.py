@@ -16,8 +16,7 @@ from tgi.text.tokenizer import Piece
 from . import info, native, platforms
 from .call import Call, Route, get
 from .http import json_answer
-from .openai import routes as openai
-from .openai import types
+from .openai import chat, completions, types
 from .service import VERSION
 
 Schema = dict[str, Any]
@@ -87,7 +86,8 @@ async def openapi(call: Call[None]) -> Response:
 
 ROUTES: tuple[Route, ...] = (
     *native.ROUTES,
-    *openai.ROUTES,
+    *chat.ROUTES,
+    *completions.ROUTES,
     *platforms.ROUTES,
     *info.ROUTES,
     get("/api-doc/openapi.json", "openapi", "This document", openapi, answer=dict[str, Any]),

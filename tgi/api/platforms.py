@@ -28,8 +28,9 @@ from .native import (
     generated_text,
     generation_of,
 )
-from .openai.chat import chat_choice
-from .openai.routes import chat_completions, chat_sequences, completions
+from .openai.answer import VisibleText
+from .openai.chat import chat_completions, chat_sequences
+from .openai.completions import completions
 from .openai.types import (
     ChatCompletion,
     ChatCompletionChunk,
@@ -197,13 +198,9 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
 async def _chat_prediction(call: Call[Any], body: ChatRequest) -> _Prediction:
     """Return the prediction of a conversation, with tool calls as they were written. Raises ApiError."""
     body.n = None
-    prompt, sequences = await chat_sequences(call, body)
-    plain = attrs.evolve(prompt, answer=None)
-
-    def text(finished: list[Finished]) -> str:
-        return chat_choice(body, plain, call.engine, 0, finished[0]).message.content or ""
-
-    return _Prediction(sequences, text)
+    _, sequences = await chat_sequences(call, body)
+    text = VisibleText(call.engine.tokenizer, body.stops)
+    return _Prediction(sequences, lambda finished: "".join(map(text.feed, finished[0].tokens)))
 
 
 async def _texts(call: Call[Any], predictions: list[_Prediction]) -> list[str]:

@@ -1,72 +1,148 @@
-"""Chat: from messages to the prompt and the grammar of the answer, and from tokens to the answer."""
+"""`/v1/chat/completions` and `/chat_tokenize`: from a conversation to its answer, streamed or not."""
 
+import functools
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
+from typing import Any, TypeVar
 
 import attrs
 import msgspec
+from quart import Response
 
+from tgi.api.call import BODY_ERRORS, Call, post
 from tgi.api.generate import Finished
+from tgi.api.http import json_answer
 from tgi.api.service import Engine
+from tgi.api.validate import make_sequences
 from tgi.errors import ToolError
-from tgi.scheduler import Token
-from tgi.text.answer_format import AnswerFormat, AnswerParser
+from tgi.scheduler import Sequence, Token
+from tgi.text import tool_formats
+from tgi.text.answer_format import AnswerDelta, AnswerFormat, AnswerParser
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
 from tgi.text.reasoning import Thoughts
+from tgi.text.stopping import FinishReason
+from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_formats import CallDelta
-from tgi.text.tool_formats import Tool as FunctionTool
 
-from .text import ChoiceContent, ChoiceText, token_logprob
+from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
 from .types import (
+    MAX_CHAT_LOGPROBS,
+    ChatCompletion,
+    ChatCompletionChoice,
+    ChatCompletionChunk,
     ChatCompletionComplete,
+    ChatCompletionDelta,
+    ChatCompletionLogprob,
     ChatCompletionLogprobs,
+    ChatCompletionTopLogprob,
     ChatRequest,
+    ChatTokenizeResponse,
+    DeltaToolCall,
+    Function,
     OutputFunction,
     OutputMessage,
     OutputToolCall,
+    Reason,
     Tool,
     Usage,
 )
 
+T = TypeVar("T", ChatCompletionLogprob, ChatCompletionTopLogprob)
+
+
+async def chat_completions(call: Call[ChatRequest]) -> Response:
+    """Answer a conversation, streamed or not."""
+    body = call.body
+    with call.generating():
+        call.take_permits(check_count("n", body.n, call.engine.limits))
+        prompt, sequences = await chat_sequences(call, body)
+        answer = ChatAnswer(call, prompt, sequences)
+        headers = call.prompt_headers(len(prompt.text))
+        if body.stream:
+            return await call.stream(sequences, answer, headers)
+        finished = await call.generate(sequences)
+        headers |= call.finish(finished)
+    return json_answer(answer.whole(finished), headers=headers)
+
+
+async def chat_tokenize(call: Call[ChatRequest]) -> Response:
+    """Answer with the prompt that a conversation becomes, and its tokens."""
+    engine = call.engine
+    prompt = await call.run_in_thread_if_large(lambda: chat_prompt(call.body, engine))
+    work = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
+    pieces = await call.tokenized(work, len(prompt.text))
+    return json_answer(ChatTokenizeResponse(pieces, prompt.text))
+
+
+# From a conversation to its prompt and sequences
+
 
 @attrs.frozen
 class ChatPrompt:
-    """What a chat request asks the model."""
+    """A conversation as the model reads it, and how it writes the answer."""
 
     text: str
     grammar: GrammarSpec | None
-    """What the answer must obey."""
-    answer: AnswerFormat | None
-    """How the model writes the answer; None if all of it is content."""
-    thoughts: Thoughts = "none"
+    """Grammar of the answer; None if it may be any text."""
+    style: AnswerFormat
+    thoughts: Thoughts
     """State of thoughts where the answer begins."""
+
+
+async def chat_sequences(call: Call[Any], body: ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
+    """Return the prompt of a conversation and its sequences. Raises ApiError."""
+    prompt = await call.run_in_thread_if_large(lambda: chat_prompt(body, call.engine))
+    generation = make_generation(
+        call,
+        body,
+        prompt.text,
+        count=check_count("n", body.n, call.engine.limits),
+        max_tokens=body.max_tokens,
+        top=body.top_logprobs,
+        max_top_tokens=MAX_CHAT_LOGPROBS,
+        grammar=lambda: prompt.grammar,
+        add_special_tokens=False,
+    )
+    return prompt, await make_sequences(call, generation)
 
 
 def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
     tools, required = _offered(body)
-    grammar = None if body.response_format is None else body.response_format.spec
+    text_grammar = None if body.response_format is None else body.response_format.spec
     templates = engine.templates
-    answer = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
-    messages, shown = prepare_messages(
+    style = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
+    messages, described = prepare_messages(
         [message.to_template() for message in body.messages],
         [msgspec.to_builtins(tool) for tool in tools],
         templates,
-        answer,
+        style,
         body.tool_prompt or None,
         required=required,
     )
-    text = templates.render(messages, shown, _variables(body))
-    thoughts = answer.thoughts_after(text)
-    grammar = answer.grammar(
-        [FunctionTool(t.function.name, t.function.description, t.function.parameters) for t in tools],
+    text = templates.render(messages, described, _variables(body))
+    thoughts = style.thoughts_after(text)
+    grammar = style.grammar(
+        [tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
         required=required,
         parallel=body.parallel_tool_calls is not False and body.chosen_function is None,
-        text=grammar,
+        text=text_grammar,
         thoughts=thoughts,
-        max_thoughts=_max_thoughts(body, engine, required or grammar is not None),
+        max_thoughts=_max_thoughts(body, engine, is_forced=required or text_grammar is not None),
     )
-    return ChatPrompt(text, grammar, answer, thoughts)
+    return ChatPrompt(text, grammar, style, thoughts)
+
+
+def _offered(body: ChatRequest) -> tuple[list[Tool], bool]:
+    """Return the tools that the model may call, and whether it must call one (T2, T3, V33)."""
+    tools, name = body.tools or [], body.chosen_function
+    if name is None:
+        return [] if body.tool_choice == "none" else tools, body.tool_choice == "required" and bool(tools)
+    named = [tool for tool in tools if tool.function.name == name]
+    if not named:
+        raise ToolError(f"Tool with name {name} not found")
+    return named[:1], True
 
 
 def _variables(body: ChatRequest) -> dict[str, object]:
@@ -80,50 +156,126 @@ def _variables(body: ChatRequest) -> dict[str, object]:
     return given | (body.chat_template_kwargs or {})
 
 
-def _max_thoughts(body: ChatRequest, engine: Engine, is_forced: bool) -> int | None:
-    """Return the limit of tokens for thoughts: the client's, or half of all where an answer is forced."""
+def _max_thoughts(body: ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
+    """Return the limit of tokens for thoughts: the client's, or half of all tokens if an answer is forced."""
     if body.max_thinking_tokens is not None or not is_forced:
         return body.max_thinking_tokens
     return max(1, (body.max_tokens or engine.limits.max_total_tokens) // 2)
 
 
-def _offered(body: ChatRequest) -> tuple[list[Tool], bool]:
-    """Return the tools that the model may call, and whether it must (T2, T3, V33)."""
-    tools, name = body.tools or [], body.chosen_function
-    if name is None:
-        return [] if body.tool_choice == "none" else tools, body.tool_choice == "required" and bool(tools)
-    named = [tool for tool in tools if tool.function.name == name]
-    if not named:
-        raise ToolError(f"Tool with name {name} not found")
-    return named[:1], True
+# From tokens to the answer
 
 
-def choice_content(body: ChatRequest, prompt: ChatPrompt, engine: Engine) -> ChoiceContent:
-    """Return an empty choice of an answer to a prompt."""
-    answer, shown, parser = prompt.answer, frozenset[int](), None
-    if answer is not None:
-        shown, parser = answer.marks, AnswerParser(answer, prompt.thoughts)
-    return ChoiceContent(ChoiceText(engine.tokenizer, body.stops, shown=shown), parser)
+class _Choice:
+    """One of `n` answers as its tokens come: thoughts, content and tool calls."""
+
+    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, prompt: ChatPrompt) -> None:
+        self._text = VisibleText(tokenizer, body.stops, shown=prompt.style.marks)
+        self._parser = AnswerParser(prompt.style, prompt.thoughts)
+        self._hides_thoughts = body.include_reasoning is False
+        self._called = False
+        self.may_skip = prompt.style.with_tools or prompt.style.reasoning is not None
+        """Whether a token may have no event, because it only frames thoughts or a tool call."""
+        self.begun = False
+        """Whether an event has told of it."""
+        self.untold: list[Token] = []
+        """Tokens that no event has told of."""
+
+    def feed(self, token: Token) -> AnswerDelta:
+        """Return the pieces of the answer that are certain with the next token."""
+        delta = self._parser.feed(self._text.feed(token), last=token.finish is not None)
+        self._called = self._called or bool(delta.calls)
+        return attrs.evolve(delta, thoughts="") if self._hides_thoughts else delta
+
+    def reason(self, finish: FinishReason) -> Reason:
+        """Return OpenAI's name of the reason why the choice ended."""
+        reason = openai_reason(finish)
+        is_called = self._called and not self._parser.is_within_arguments
+        return "tool_calls" if is_called and reason == "stop" else reason
 
 
-def chat_choice(
-    body: ChatRequest, prompt: ChatPrompt, engine: Engine, index: int, finished: Finished
-) -> ChatCompletionComplete:
-    """A whole choice (R3.41, R3.42)."""
-    content = choice_content(body, prompt, engine)
-    deltas = [content.feed(token) for token in finished.tokens]
-    text, thoughts = "".join(d.content for d in deltas), "".join(d.thoughts for d in deltas)
-    calls = _whole_calls([call for delta in deltas for call in delta.calls])
-    message = OutputMessage("assistant", text or None if calls else text)
-    if thoughts and body.include_reasoning is not False:
-        message.reasoning_content = message.reasoning = thoughts
-    if calls:
-        message.tool_calls = calls
-    logprobs = chat_logprobs(body, engine, finished.tokens)
-    return ChatCompletionComplete(index, message, logprobs, content.reason(finished.reason))
+class ChatAnswer(Answer):
+    """The answer to a conversation: whole, or an event for each token that adds to it."""
+
+    def __init__(self, call: Call[ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]) -> None:
+        self._body = call.body
+        self._tokenizer = call.engine.tokenizer
+        self._choices = [_Choice(self._tokenizer, call.body, prompt) for _ in sequences]
+        named = call.body.model
+        super().__init__(
+            call,
+            call.body.stream_options,
+            sequences,
+            prefix="chatcmpl",
+            model=call.engine.model.served_name if named in (None, "tgi") else named,
+            per_prompt=len(sequences),
+        )
+
+    def whole(self, finished: Items[Finished]) -> ChatCompletion:
+        """Return the body of an answer that is not streamed (R3.41, R3.42)."""
+        choices = []
+        for index, (choice, one) in enumerate(zip(self._choices, finished, strict=True)):
+            deltas = [choice.feed(token) for token in one.tokens]
+            calls = _joined_calls(call for delta in deltas for call in delta.calls)
+            content = "".join(delta.content for delta in deltas)
+            message = OutputMessage("assistant", content or None if calls else content)
+            if thoughts := "".join(delta.thoughts for delta in deltas):
+                message.reasoning_content = message.reasoning = thoughts
+            if calls:
+                message.tool_calls = calls
+            self.generated[index] = len(one.tokens)
+            choices.append(
+                ChatCompletionComplete(index, message, self._logprobs(one.tokens), choice.reason(one.reason))
+            )
+        return ChatCompletion(choices=choices, usage=self.usage(), **self.head)
+
+    def event(self, index: int, token: Token) -> ChatCompletionChunk | None:
+        """Return the event of a token; None if it adds nothing that a client sees."""
+        choice = self._choices[index]
+        pieces = choice.feed(token)
+        choice.untold.append(token)
+        if choice.may_skip and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
+            return None
+        delta = ChatCompletionDelta()
+        if not choice.begun:
+            choice.begun = True
+            delta.role = "assistant"
+        if pieces.thoughts:
+            delta.reasoning_content = delta.reasoning = pieces.thoughts
+        if pieces.calls:
+            delta.tool_calls = [_call_delta(call) for call in pieces.calls]
+        if pieces.content or not (pieces.calls or pieces.thoughts):
+            delta.content = pieces.content
+        reason = None if token.finish is None else choice.reason(token.finish)
+        logprobs = self._logprobs(choice.untold)
+        choice.untold = []
+        return self._chunk([ChatCompletionChoice(index, delta, logprobs, reason)], self.running_usage())
+
+    def usage_event(self) -> ChatCompletionChunk:
+        """Return the event that tells the usage at the end (R3.54)."""
+        return self._chunk([], self.usage())
+
+    def _chunk(self, choices: list[ChatCompletionChoice], usage: Usage | None) -> ChatCompletionChunk:
+        return ChatCompletionChunk(choices=choices, usage=usage, **self.head)
+
+    def _logprobs(self, tokens: Items[Token]) -> ChatCompletionLogprobs | None:
+        """Return the log-probabilities of tokens if the client asks for them (R3.44)."""
+        if not self._body.logprobs:
+            return None
+        return ChatCompletionLogprobs([self._logprob(token) for token in tokens])
+
+    def _logprob(self, token: Token) -> ChatCompletionLogprob:
+        top = [
+            self._named(ChatCompletionTopLogprob, *one) for one in token.top[: self._body.top_logprobs or 0]
+        ]
+        return self._named(ChatCompletionLogprob, token.id, token.logprob, top_logprobs=top)
+
+    def _named(self, kind: type[T], token: int, logprob: float, **others: Any) -> T:
+        data = self._tokenizer.bytes_alone(token)
+        return kind(token=data.decode(errors="replace"), logprob=logprob, bytes=list(data), **others)
 
 
-def _whole_calls(deltas: list[CallDelta]) -> list[OutputToolCall]:
+def _joined_calls(deltas: Iterable[CallDelta]) -> list[OutputToolCall]:
     calls: list[OutputToolCall] = []
     for delta in deltas:
         if delta.id is not None:
@@ -132,15 +284,22 @@ def _whole_calls(deltas: list[CallDelta]) -> list[OutputToolCall]:
     return calls
 
 
-def chat_logprobs(body: ChatRequest, engine: Engine, tokens: Items[Token]) -> ChatCompletionLogprobs | None:
-    """Where the client wants them (R3.44)."""
-    if not body.logprobs:
-        return None
-    return ChatCompletionLogprobs(
-        [token_logprob(token, engine.tokenizer, body.top_logprobs or 0) for token in tokens]
-    )
+def _call_delta(call: CallDelta) -> DeltaToolCall:
+    """Return an event's piece of a call; id, type and name come once, for clients join strings."""
+    if call.id is None or call.name is None:
+        return DeltaToolCall(call.index, Function(call.arguments))
+    return DeltaToolCall(call.index, Function(call.arguments, call.name), id=call.id, type="function")
 
 
-def usage_of(finished: Items[Finished]) -> Usage:
-    """Of sequences that answer one prompt."""
-    return Usage.of(len(finished[0].sequence.prompt), sum(len(one.tokens) for one in finished))
+_EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
+ROUTES = (
+    post(
+        "/v1/chat/completions", "chat_completions", "Answer a conversation, as OpenAI's API does",
+        chat_completions, ChatRequest, answer=ChatCompletion, stream=ChatCompletionChunk, example=_EXAMPLE,
+    ),
+    post(
+        "/chat_tokenize", "get_chat_tokenize", "The prompt that a conversation becomes, and its tokens",
+        chat_tokenize, ChatRequest,
+        answer=ChatTokenizeResponse, errors=(*BODY_ERRORS, 404), example=_EXAMPLE,
+    ),
+)  # fmt: skip

@@ -1,66 +1,216 @@
-"""Completions: from prompts to sequences, and from tokens to the answer (tgi-behaviour 2.4, 3.6)."""
+"""`/v1/completions`: from prompts to their continuations, streamed or not (tgi-behaviour 2.4, 3.6, 3.7)."""
 
 import functools
+from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
-from tgi.api.call import Call
+from msgspec import UNSET, UnsetType
+from quart import Response
+
+from tgi.api.call import Call, post
 from tgi.api.generate import Finished
-from tgi.api.service import Engine
+from tgi.api.http import json_answer
+from tgi.api.validate import make_sequences
+from tgi.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
+from tgi.limits import Limits
+from tgi.scheduler import Sequence, Token
+from tgi.text.tokenizer import Tokenizer
 
-from .text import ChoiceText, LogprobColumns, joined, openai_reason
-from .types import CompletionComplete, CompletionLogprobs, CompletionRequest
+from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
+from .types import (
+    MAX_COMPLETION_LOGPROBS,
+    CompletionComplete,
+    CompletionFinal,
+    CompletionLogprobs,
+    CompletionRequest,
+    Usage,
+)
 
 
-async def prompt_texts(call: Call[CompletionRequest]) -> list[str]:
-    """Return the prompts as text, also those that came as ids."""
+async def completions(call: Call[CompletionRequest]) -> Response:
+    """Continue prompts, streamed or not."""
+    body = call.body
+    with call.generating():
+        per_prompt = _count(body, call.engine.limits)
+        call.take_permits(per_prompt * len(body.prompts))
+        sequences = await _sequences(call, per_prompt)
+        answer = CompletionAnswer(call, await _texts(call), sequences)
+        headers = call.prompt_headers(answer.characters)
+        if body.stream:
+            return await call.stream(sequences, answer, headers)
+        finished = await call.generate(sequences)
+        headers |= call.finish(finished)
+    del headers["x-compute-time"]  # as in TGI
+    return json_answer(answer.whole(finished), headers=headers)
+
+
+def _count(body: CompletionRequest, limits: Limits) -> int:
+    """Return the number of sequences of each prompt (V30, V31). Raises ApiError."""
+    if body.suffix is not None:
+        raise SuffixNotSupported
+    prompts = len(body.prompts)
+    if prompts > limits.max_client_batch_size:
+        raise BatchSizeExceeded(str(limits.max_client_batch_size))
+    count = check_count("n", body.n, limits)
+    best_of = count if body.best_of is None else check_count("best_of", body.best_of, limits)
+    if best_of < count:
+        raise ValidationError(f"`best_of` must be >= `n`. Given: {best_of} and {count}")
+    if best_of * prompts > limits.max_concurrent_requests:
+        raise ValidationError(
+            f"`n` or `best_of` times the prompts must be <= {limits.max_concurrent_requests}. "
+            f"Given: {best_of * prompts}"
+        )
+    if best_of > count and body.stream:
+        raise ValidationError("`best_of` > `n` is not supported when streaming tokens")
+    return best_of
+
+
+async def _sequences(call: Call[CompletionRequest], per_prompt: int) -> list[Sequence]:
+    """Return the sequences of all prompts, one prompt after another. Raises ValidationError."""
+    body, sequences = call.body, list[Sequence]()
+    for prompt in body.prompts:
+        generation = make_generation(
+            call,
+            body,
+            prompt,
+            count=per_prompt,
+            max_tokens=1 if body.is_prompt_only else body.max_tokens,
+            top=body.logprobs,
+            max_top_tokens=MAX_COMPLETION_LOGPROBS,
+            prompt_top=body.logprobs if body.echo else None,
+        )
+        sequences += await make_sequences(call, generation)
+    return sequences
+
+
+async def _texts(call: Call[CompletionRequest]) -> list[str]:
+    """Return the prompts as text, also those that are token ids."""
     texts = []
     for prompt in call.body.prompts:
-        if isinstance(prompt, str):
-            texts.append(prompt)
-        else:
+        if not isinstance(prompt, str):
             decode = functools.partial(call.engine.tokenizer.decode, prompt)
-            texts.append(await call.tokenized(decode, len(prompt)))
+            prompt = await call.tokenized(decode, len(prompt))
+        texts.append(prompt)
     return texts
 
 
-def completion_choices(
-    body: CompletionRequest, prompts: Items[str], engine: Engine, finished: Items[Finished]
-) -> list[CompletionComplete]:
-    """The choices for all prompts, of which `prompts` are the texts; by index.
+class CompletionAnswer(Answer):
+    """The continuations of prompts: whole, or an event for each token. Events of prompts mix."""
 
-    Of `best_of` the `n` with the best mean log-probability.
-    """
-    wanted = body.n or 1
-    count = len(finished) // len(prompts)
-    choices: list[CompletionComplete] = []
-    for number, text in enumerate(prompts):
-        of_prompt = finished[number * count : (number + 1) * count]
-        if count > wanted:
-            of_prompt = sorted(of_prompt, key=lambda one: one.mean_logprob, reverse=True)[:wanted]
-        for one in of_prompt:
-            choices.append(_choice(body, engine, len(choices), text, one))
-    return choices
+    def __init__(
+        self, call: Call[CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
+    ) -> None:
+        """`prompts` are texts; the sequences of a prompt follow one another."""
+        per_prompt = len(sequences) // len(prompts)
+        super().__init__(
+            call,
+            call.body.stream_options,
+            sequences,
+            prefix="cmpl",
+            model=call.engine.model.served_name,
+            per_prompt=per_prompt,
+        )
+        body, tokenizer = call.body, call.engine.tokenizer
+        self.characters = sum(map(len, prompts))
+        """Length of all prompts."""
+        self._body = body
+        self._per_prompt = per_prompt
+        self._echoes = {n: prompts[n // per_prompt] for n in range(len(sequences)) if body.echo}
+        """Prompts that are still to be put before the texts of their sequences."""
+        self._texts = [VisibleText(tokenizer, body.stops) for _ in sequences]
+        self._columns = [_LogprobColumns(tokenizer, body.logprobs or 0) for _ in sequences]
+
+    def whole(self, finished: Items[Finished]) -> CompletionFinal:
+        """Return the body of an answer that is not streamed: of `best_of` texts of a prompt, the best `n`."""
+        choices: list[CompletionComplete] = []
+        for first in range(0, len(finished), self._per_prompt):
+            indices = list(range(first, first + self._per_prompt))
+            if self._per_prompt > (wanted := self._body.n or 1):
+                indices.sort(key=lambda index: finished[index].mean_logprob, reverse=True)
+            for index in indices[:wanted]:
+                choices.append(self._choice(len(choices), index, finished[index].tokens))
+        self.generated = [len(one.tokens) for one in finished]
+        return CompletionFinal(choices=choices, usage=self.usage(), **self.head)
+
+    def event(self, index: int, token: Token) -> CompletionFinal:
+        """Return the event of a token, with the usage of a text at its end if none is asked for (3.7)."""
+        usage: Usage | UnsetType | None = UNSET
+        if self.options.include_usage:
+            usage = self.running_usage()
+        elif token.finish is not None:
+            usage = Usage.of(len(self.sequences[index].prompt), self.generated[index])
+        return CompletionFinal(choices=[self._choice(index, index, [token])], usage=usage, **self.head)
+
+    def usage_event(self) -> CompletionFinal:
+        """Return the event that tells the usage at the end."""
+        return CompletionFinal(choices=[], usage=self.usage(), **self.head)
+
+    def _choice(self, number: int, index: int, tokens: Items[Token]) -> CompletionComplete:
+        """Return the choice `number`, with what tokens add to the sequence `index`, or all of it."""
+        echo, finish = self._echoes.pop(index, None), tokens[-1].finish
+        tokens = [] if self._body.is_prompt_only else tokens
+        text = "".join([self._texts[index].feed(token) for token in tokens])
+        logprobs = None
+        if self._body.logprobs is not None:
+            prompt = () if echo is None else self._columns[index].begin(self.sequences[index], echo)
+            generated = [(token.id, token.logprob, token.top) for token in tokens]
+            logprobs = self._columns[index].of([*prompt, *generated])
+        reason = None if finish is None else openai_reason(finish)
+        return CompletionComplete(number, (echo or "") + text, logprobs, reason)
 
 
-def _choice(
-    body: CompletionRequest, engine: Engine, index: int, prompt: str, finished: Finished
-) -> CompletionComplete:
-    tokens = [] if body.echo and body.max_tokens == 0 else finished.tokens
-    visible = ChoiceText(engine.tokenizer, body.stops)
-    text = "".join([visible.feed(token) for token in tokens])
-    logprobs = None
-    if body.logprobs is not None:
-        logprobs = _logprobs(body, engine, prompt, finished, tokens=tokens)
-    return CompletionComplete(
-        index, prompt + text if body.echo else text, logprobs, openai_reason(finished.reason)
-    )
+_Entry = tuple[int, float | None, Items[tuple[int, float]]]
+"""A token, its log-probability if known, and the most likely tokens in its place."""
 
 
-def _logprobs(
-    body: CompletionRequest, engine: Engine, prompt: str, finished: Finished, tokens: Items[object]
-) -> CompletionLogprobs:
-    columns = LogprobColumns(engine.tokenizer, body.logprobs or 0)
-    generated = finished.tokens if tokens else []
-    if not body.echo:
-        return columns.tokens(generated)
-    return joined(columns.prompt(finished.sequence, prompt), columns.tokens(generated))
+class _LogprobColumns:
+    """Log-probabilities of a text and its prompt, in columns, as the tokens come."""
+
+    def __init__(self, tokenizer: Tokenizer, top: int) -> None:
+        """`top` is the number of most likely tokens to report beside the chosen one."""
+        self._tokenizer = tokenizer
+        self._top = top
+        self._offset = 0
+
+    def begin(self, sequence: Sequence, text: str) -> list[_Entry]:
+        """Return the entries of the prompt, of whose first token nothing is known.
+
+        `text` is the prompt as it is shown; the tokenizer may have put a token of its own before it.
+        """
+        self._offset = len(text) - sum(len(self._text(token)) for token in sequence.prompt)
+        logprobs = [None, *sequence.prompt_logprobs]
+        tops = [(), *sequence.prompt_tops] if self._top else [()] * len(logprobs)
+        return list(zip(sequence.prompt, logprobs, tops, strict=True))
+
+    def of(self, entries: Iterable[_Entry]) -> CompletionLogprobs:
+        """Return the columns of the next tokens."""
+        body = CompletionLogprobs([], [], [] if self._top else None, [])
+        for token, logprob, top in entries:
+            text = self._text(token)
+            body.tokens.append(text)
+            body.token_logprobs.append(logprob)
+            body.text_offset.append(max(0, self._offset))
+            self._offset += len(text)
+            if body.top_logprobs is not None:
+                body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
+        return body
+
+    def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float | None]:
+        """Return the most likely tokens by text, the more likely of equal texts, and the chosen token."""
+        table: dict[str, float | None] = {}
+        for token, value in top[: self._top]:
+            table.setdefault(self._text(token), value)
+        table.setdefault(text, logprob)
+        return table
+
+    def _text(self, token: int) -> str:
+        return self._tokenizer.bytes_alone(token).decode(errors="replace")
+
+
+ROUTES = (
+    post(
+        "/v1/completions", "completions", "Continue prompts, as OpenAI's API does", completions,
+        CompletionRequest, answer=CompletionFinal, stream=CompletionFinal,
+        example={"prompt": "Deep learning is", "max_tokens": 20},
+    ),
+)  # fmt: skip

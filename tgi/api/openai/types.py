@@ -1,4 +1,4 @@
-"""Requests and answers of `/v1`, `/chat_tokenize`, `/detokenize` (tgi-behaviour 2.3, 2.4, 3.4 to 3.7, 4.3).
+"""Requests and answers of `/v1` and `/chat_tokenize` (tgi-behaviour 2.3, 2.4, 3.4 to 3.7, 4.3).
 
 Where OpenAI's API allows more than TGI does, a request is read as OpenAI means it.
 """
@@ -232,8 +232,8 @@ else:
     _Sampling = msgspec.defstruct("_Sampling", body_fields("openai"), kw_only=True)
 
 
-class _Request(_Sampling, kw_only=True):
-    """Fields that chat and completions share."""
+class OpenAIRequest(_Sampling, kw_only=True):
+    """Fields that the bodies of chat and completions share."""
 
     model: Annotated[str | None, about("Any name: the server has one model.")] = None
     max_tokens: Annotated[
@@ -264,7 +264,7 @@ class _Request(_Sampling, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class ChatRequest(_Request, kw_only=True):
+class ChatRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/chat/completions` and `/chat_tokenize`."""
 
     messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.")]
@@ -325,7 +325,7 @@ class ChatRequest(_Request, kw_only=True):
 Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json_schema={"minItems": 1})]
 
 
-class CompletionRequest(_Request, kw_only=True):
+class CompletionRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/completions`."""
 
     max_tokens: Annotated[
@@ -360,17 +360,16 @@ class CompletionRequest(_Request, kw_only=True):
                 )
 
     @property
+    def is_prompt_only(self) -> bool:
+        """Whether the answer is the prompt alone; one token is generated all the same, but not shown."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    @property
     def prompts(self) -> list[str | list[int]]:
         """Prompts, each a text or token ids."""
         if isinstance(self.prompt, str) or isinstance(self.prompt[0], int):
             return [self.prompt]  # type: ignore[list-item]
         return self.prompt  # type: ignore[return-value]
-
-
-class DetokenizeRequest(msgspec.Struct):
-    """The body of `/detokenize`."""
-
-    tokens: Annotated[list[U32], about("Token ids.")]
 
 
 # Answers
@@ -448,10 +447,9 @@ class ChatCompletionComplete(msgspec.Struct):
     finish_reason: Reason
 
 
-class ChatCompletion(msgspec.Struct):
+class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
     """The answer of `/v1/chat/completions`."""
 
-    object: Literal["chat.completion"]
     id: str
     created: int
     model: str
@@ -495,10 +493,9 @@ class ChatCompletionChoice(msgspec.Struct):
     finish_reason: Reason | None
 
 
-class ChatCompletionChunk(msgspec.Struct):
+class ChatCompletionChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
     """An event of `/v1/chat/completions`."""
 
-    object: Literal["chat.completion.chunk"]
     id: str
     created: int
     model: str
@@ -525,38 +522,15 @@ class CompletionComplete(msgspec.Struct):
     finish_reason: Reason | None
 
 
-class CompletionFinal(msgspec.Struct):
+class CompletionFinal(msgspec.Struct, tag_field="object", tag="text_completion"):
     """The answer of `/v1/completions`, and its events."""
 
-    object: Literal["text_completion"]
     id: str
     created: int
     model: str
     system_fingerprint: str
     choices: list[CompletionComplete]
     usage: Usage | UnsetType | None = UNSET
-
-
-class ModelInfo(msgspec.Struct):
-    """A model that is served."""
-
-    id: str
-    object: Literal["model"]
-    created: int
-    owned_by: str
-
-
-class ModelList(msgspec.Struct):
-    """The answer of `/v1/models`."""
-
-    object: Literal["list"]
-    data: list[ModelInfo]
-
-
-class DetokenizeResponse(msgspec.Struct):
-    """The answer of `/detokenize`."""
-
-    prompt: str
 
 
 class ChatTokenizeResponse(msgspec.Struct):

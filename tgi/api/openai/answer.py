@@ -1,0 +1,205 @@
+"""Parts that chat and completions share: sampling of a request, visible text, and the events of a stream."""
+
+import abc
+import time
+from collections.abc import Sequence as Items
+from typing import Any
+
+from tgi.api.call import Call
+from tgi.api.generate import Finished
+from tgi.api.service import FINGERPRINT
+from tgi.api.stream import frame
+from tgi.api.validate import Generation, sampling_params
+from tgi.errors import ApiError, ValidationError
+from tgi.limits import Limits
+from tgi.scheduler import Sequence, Token
+from tgi.text.stopping import FinishReason
+from tgi.text.tokenizer import Tokenizer
+
+from .types import OpenAIRequest, Reason, StreamOptions, Usage
+
+_DONE = b"data: [DONE]\n\n"
+_MAX_BIAS = 100.0
+_MAX_ID_DIGITS = 10
+
+
+def make_generation(
+    call: Call[Any],
+    body: OpenAIRequest,
+    prompt: str | Items[int],
+    *,
+    max_tokens: int | None,
+    top: int | None,
+    **others: Any,
+) -> Generation:
+    """Return the generation that a request asks for. `top`: most likely tokens to report for each token.
+
+    Raises ValidationError.
+    """
+    size = call.engine.model.vocab_size
+    ends = body.stop_token_ids or ()
+    if (unknown := max(ends, default=0)) >= size:
+        raise ValidationError(f"`stop_token_ids`: the model has {size} tokens, and no token {unknown}")
+    greedy = body.temperature == 0
+    sampling = sampling_params(
+        body,
+        "openai",
+        sample=not greedy,
+        logit_bias=_bias(body.logit_bias, size),
+        top_n_tokens=top or 0,
+        **({"top_p": 1.0, "top_k": 0} if greedy else {}),
+    )
+    return Generation(
+        prompt=prompt,
+        sampling=sampling,
+        seed=body.seed,
+        max_new_tokens=max_tokens,
+        stop=body.stops,
+        ignore_eos=bool(body.ignore_eos),
+        stop_token_ids=ends,
+        **others,
+    )
+
+
+def check_count(name: str, value: int | None, limits: Limits) -> int:
+    """Return the number of texts that `n` or `best_of` asks for, each of which takes a permit.
+
+    Raises ValidationError.
+    """
+    count, maximum = 1 if value is None else value, limits.max_concurrent_requests
+    if not 0 < count <= maximum:
+        raise ValidationError(f"`{name}` must be > 0 and <= {maximum}. Given: {count}")
+    return count
+
+
+def _bias(bias: dict[str, float] | list[float] | None, size: int) -> tuple[tuple[int, float], ...]:
+    pairs = {}
+    for key, value in bias.items() if isinstance(bias, dict) else ():
+        is_number = key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS
+        token = int(key) if is_number else size
+        if token >= size:
+            raise ValidationError(f"`logit_bias`: {key[:40]!r} is no id of the model's {size} tokens")
+        if not -_MAX_BIAS <= value <= _MAX_BIAS:
+            raise ValidationError(f"`logit_bias` must be >= -100 and <= 100. Given: {value:g} for {key}")
+        pairs[token] = value
+    return tuple(pairs.items())
+
+
+class VisibleText:
+    """The text of one choice as its tokens come, without end tokens and stop strings.
+
+    Text that may begin a stop string is held back until the next token.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, stop: Items[str], *, shown: frozenset[int] = frozenset()
+    ) -> None:
+        """Hide special tokens unless they are `shown`, as the marks around tool calls are."""
+        self._hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown)
+        self._stop = [text for text in stop if text]
+        self._held = ""
+
+    def feed(self, token: Token) -> str:
+        """Return the text that is certain with the next token."""
+        ends_text = token.finish is FinishReason.EOS_TOKEN or token.id in self._hidden
+        text = "" if ends_text else token.text
+        if not self._stop:
+            return text
+        seen = self._held + text
+        if token.finish is FinishReason.STOP_SEQUENCE:
+            ends = [(at + len(stop), at) for stop in self._stop if (at := seen.find(stop)) >= 0]
+            return seen[: min(ends)[1]] if ends else seen
+        self._held = "" if token.finish else self._beginning_of_stop(seen)
+        return seen[: len(seen) - len(self._held)]
+
+    def _beginning_of_stop(self, text: str) -> str:
+        """Return the longest end of a text that may begin a stop string."""
+        longest = min(len(text), max(map(len, self._stop)) - 1)
+        for length in range(longest, 0, -1):
+            if any(stop.startswith(text[-length:]) for stop in self._stop):
+                return text[-length:]
+        return ""
+
+
+def openai_reason(finish: FinishReason) -> Reason:
+    """Return OpenAI's name of the reason why a generation ended."""
+    return "length" if finish is FinishReason.LENGTH else "stop"
+
+
+class Answer(abc.ABC):
+    """The answer to a request, as events (it is an `EventWriter`) or as a whole, which subclasses write."""
+
+    def __init__(
+        self,
+        call: Call[Any],
+        options: StreamOptions | None,
+        sequences: Items[Sequence],
+        *,
+        prefix: str,
+        model: str,
+        per_prompt: int,
+    ) -> None:
+        """`per_prompt` sequences answer one prompt; those of a prompt follow one another."""
+        self.ended = False
+        self.head: dict[str, Any] = {
+            "id": f"{prefix}-{call.exchange.id}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": FINGERPRINT,
+        }
+        """Fields that the answer, or every event of it, begins with."""
+        self.sequences = sequences
+        self.options = options or StreamOptions()
+        self.generated = [0] * len(sequences)
+        """Number of tokens of each sequence so far."""
+        self._prompt_tokens = sum(len(sequence.prompt) for sequence in sequences[::per_prompt])
+        self._open = len(sequences)
+        self._observer = call.observer
+        self._observer.generations = len(sequences)
+
+    def write(self, index: int, item: Token | ApiError) -> bytes:
+        """Return the event of a token, and those that close the stream after the last token."""
+        if isinstance(item, ApiError):
+            self._observer.failed(item)
+            return frame(item.to_openai_body()) + self._close(1)
+        self.generated[index] += 1
+        event = self.event(index, item)
+        data = b"" if event is None else frame(event)
+        if item.finish is None:
+            return data
+        self._observer.finished(self.sequences[index])
+        return data + self._close(1)
+
+    def fail(self, error: ApiError) -> bytes:
+        """Return the event of an error that ends all sequences (R3.59)."""
+        self._observer.failed(error)
+        return frame(error.to_openai_body()) + self._close(self._open)
+
+    def usage(self) -> Usage:
+        """Return the tokens of all prompts and sequences so far."""
+        return Usage.of(self._prompt_tokens, sum(self.generated))
+
+    def running_usage(self) -> Usage | None:
+        """Return the usage that an event tells if the client asks for it."""
+        return self.usage() if self.options.continuous_usage_stats else None
+
+    def _close(self, count: int) -> bytes:
+        """Return the events after the ends of `count` more sequences."""
+        self._open -= count
+        if self._open:
+            return b""
+        self.ended = True
+        last = frame(self.usage_event()) if self.options.include_usage else b""
+        return last + _DONE
+
+    @abc.abstractmethod
+    def event(self, index: int, token: Token) -> object | None:
+        """Return the event of the next token of a sequence; None if it has nothing to tell yet."""
+
+    @abc.abstractmethod
+    def usage_event(self) -> object:
+        """Return the event that tells the usage at the end."""
+
+    @abc.abstractmethod
+    def whole(self, finished: Items[Finished]) -> object:
+        """Return the body of an answer that is not streamed."""
