@@ -19,7 +19,7 @@ from vllm_strategies import STRATEGIES, Range
 from tgi.device.costs import LLAMA_8B, Costs
 from tgi.device.hpu import SPEC as GAUDI
 from tgi.limits import Limits
-from tgi.planning.bucketing import SECONDS_PER_GRAPH, Bucketing, make_buckets
+from tgi.planning.buckets import SECONDS_PER_GRAPH, Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec

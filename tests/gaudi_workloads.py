@@ -18,7 +18,7 @@ from tgi_simulated_gaudi.device import SimulatedHpu
 from tgi.device.base import Device
 from tgi.footprint import PROMPT_SLICE
 from tgi.limits import Limits
-from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Result, Step, unpack_ints
 from tgi.sampling import SamplingParams

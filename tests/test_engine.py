@@ -1,8 +1,8 @@
 """What ranks are told and the service shows while the engine starts."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import attrs
@@ -12,60 +12,63 @@ from trio.testing import MockClock
 
 from tgi.agreement import Patience
 from tgi.config import Options
-from tgi.engine import _load, _model_info, _source, load_command, open_ranks, save_shapes
+from tgi.engine import _load, _model_info, _source, check_memory, open_ranks, save_shapes
+from tgi.executor import EngineError
 from tgi.hub import Source
 from tgi.lifecycle import Lifecycle
 from tgi.limits import Limits
-from tgi.planning.bucketing import attention_workspace
-from tgi.planning.buckets import choose_buckets
-from tgi.planning.model import Model, describe_model
+from tgi.planning.memory import MemoryBudget, budget_memory
+from tgi.planning.setup import read_setup
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
-from tgi.protocol import Bucket, Loaded, Progress
-from tgi.scheduler import Buckets
+from tgi.protocol import Bucket, CacheGroup, Loaded, Progress
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
-CARD_LIMITS = Limits(max_total_tokens=1024, max_batch_size=8, max_batch_prefill_tokens=1024, block_size=128)
-
-
-@pytest.fixture
-def compiling(tmp_path: Path) -> Model:
-    """A model on a card that is not there."""
-    model = describe_model(make_llama(tmp_path / "model"), Options())
-    return attrs.evolve(model, device=GAUDI)
-
-
-def test_ranks_are_told_how_large_steps_will_be(compiling: Model) -> None:
-    options = Options(dtype="bfloat16", watermark_delta=3.0)
-    buckets = choose_buckets(compiling, CARD_LIMITS, options)
-    attention = attention_workspace(CARD_LIMITS, buckets)
-    command = load_command(compiling, CARD_LIMITS, attention, options)
-    made_up = attrs.evolve(options, load_format="dummy")
-    assert load_command(compiling, CARD_LIMITS, attention, made_up).dummy
-    assert not command.dummy
-    assert command.gathered_blocks >= 8 * 8
-    # A chunk of 1024 tokens has no context; one of 512 has 512 before it.
-    assert command.prefill_pairs >= 1024 * 1024
-    assert command.prefill_tokens >= max(bucket.rows * bucket.tokens for bucket in buckets)
-    assert command.top >= 20
-    assert (command.dtype, command.lanes, command.watermark_delta) == ("bfloat16", 8, 3.0)
-    model = attrs.evolve(compiling, device=CPU)
-    command = load_command(model, LIMITS, attention_workspace(LIMITS, Buckets(LIMITS)), options)
-    assert (command.gathered_blocks, command.prefill_pairs) == (0, 0)
 
 
 def test_ranks_get_more_time_where_something_is_compiled(
-    compiling: Model, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tgi.engine.open_executor", lambda *given: given)
-    options = Options(num_shard=2, warmup_timeout=300)
-    given: Any = open_ranks(compiling, options, {"A": "1"})
-    assert given == (2, {"A": "1"}, Patience(lag=60, step=60, compiling=300))
-    given = open_ranks(attrs.evolve(compiling, device=CPU), options, {})
-    assert given == (2, {}, Patience(lag=60, step=300))
+    setup = read_setup(make_llama(tmp_path), Options(num_shard=2, warmup_timeout=300), GAUDI)
+    given: Any = open_ranks(setup, {"A": "1"})
+    assert given == (2, {**GAUDI.environment, "A": "1"}, Patience(lag=60, step=60, compiling=300))
+    given = open_ranks(attrs.evolve(setup, device=CPU), {})
+    assert given == (2, CPU.environment, Patience(lag=60, step=300))
+
+
+def memory(free: int, limits: Limits = LIMITS) -> MemoryBudget:
+    """A rank with `free` KiB of which a block takes 1: the longest sequence takes 9, and all together 36."""
+    group = CacheGroup(window=None, layers=[0], kv_heads=1, all_kv_heads=1, head_dim=8, token_bytes=64)
+    loaded = Loaded(free_bytes=free * 1024 + 1, block_bytes=(1024,), dtype="float32")
+    return budget_memory([loaded], [group], limits)
+
+
+def test_the_division_of_the_memory_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    check_memory(memory(1000), LIMITS)
+    (record,) = caplog.records
+    assert "KV cache, 37 blocks of 16 tokens" in record.getMessage()
+
+
+def test_too_little_memory_ends_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(EngineError, match="Not enough memory to handle `max_total_tokens=129`") as caught:
+        check_memory(memory(9), LIMITS)
+    assert caught.value.kind == "memory"
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "more than there is room for" in record.getMessage()
+
+
+def test_a_cache_that_cannot_be_as_large_as_told(caplog: pytest.LogCaptureFixture) -> None:
+    limits = attrs.evolve(LIMITS, max_batch_total_tokens=320)
+    scarce = memory(16, limits)
+    check_memory(scarce, limits)
+    assert scarce.blocks == (15,)
+    assert "--max-batch-total-tokens 320: there is memory for 240 only" in caplog.text
 
 
 def test_shapes_are_saved_every_minute_and_at_the_end(tmp_path: Path) -> None:
@@ -103,7 +106,7 @@ def test_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, s
     """As the operator calls it; TGI asks the Hub for the spelling, and for the pipeline of what is there."""
     make_llama(tmp_path)
     given = Options(**options)  # type: ignore[arg-type]
-    info = _model_info(given, describe_model(tmp_path, given), "float32")
+    info = _model_info(read_setup(tmp_path, given, CPU), "float32")
     assert (info.model_id, info.served_name) == (name, served)
     assert info.pipeline_tag == "text-generation"
     assert info.sha is None
@@ -118,20 +121,20 @@ def test_where_the_model_comes_from() -> None:
 
 
 def test_it_shows_how_far_each_rank_has_loaded() -> None:
-    loaded = [Loaded(free_bytes=1025, block_bytes=1024, dtype="float32")]
+    loaded = [Loaded(free_bytes=1025, block_bytes=(1024,), dtype="float32")]
 
     class Ranks:
         async def load(self, command: object, on_progress: Callable[[list[Progress]], None]) -> list[Loaded]:
             assert command == "load"
             on_progress([Progress(3, 4), Progress(0, 0)])
-            shown.append(describe(service.lifecycle).partition(", ")[2])
+            shown.append(describe(lifecycle).partition(", ")[2])
             on_progress([Progress(3, 4), Progress(2, 4)])
-            shown.append(describe(service.lifecycle))
+            shown.append(describe(lifecycle))
             return loaded
 
     shown: list[str] = []
-    service: Any = SimpleNamespace(lifecycle=Lifecycle())
-    given: Any = (Ranks(), "load", service)
+    lifecycle = Lifecycle()
+    given: Any = (Ranks(), "load", lifecycle)
     assert trio.run(_load, *given) == loaded
     assert shown[0].endswith("(rank 0: 75 %, rank 1: 0 %)")
     assert shown[1].startswith("loading weights: 62 %")

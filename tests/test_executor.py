@@ -36,7 +36,7 @@ async def load(executor: RankExecutor, folder: Path) -> list[Progress]:
     (loaded,) = await executor.load(command(folder), lambda ranks: seen.extend(ranks))
     assert loaded.dtype == "float32"
     # K and V of 2 layers, 16 tokens, 2 heads of 16 float32 each
-    assert loaded.block_bytes == 2 * 2 * 16 * 2 * 16 * 4
+    assert loaded.block_bytes == (2 * 2 * 16 * 2 * 16 * 4,)
     assert 0 < loaded.free_bytes < psutil.virtual_memory().total
     return seen
 
@@ -56,7 +56,7 @@ def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Pa
             )
             loaded = await executor.load(command(tmp_path), seen.append)
             # one of 2 key/value heads each
-            assert [rank.block_bytes for rank in loaded] == [2 * 2 * 16 * 16 * 4] * 2
+            assert [rank.block_bytes for rank in loaded] == [(2 * 2 * 16 * 16 * 4,)] * 2
             assert [16 * group.token_bytes for group in described.groups] == [2 * 2 * 16 * 16 * 4]
             await executor.allocate(10)
 

@@ -1,17 +1,16 @@
 """Sizes against those that are known of models, and against what a rank really has."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from msgspec.structs import replace
 
 from tgi.device.base import Device
-from tgi.footprint import TABLE_BYTES, block_bytes, workspace_bytes
+from tgi.footprint import TABLE_BYTES, workspace_bytes
 from tgi.layers import Attention, Build
 from tgi.layers.loading import describe
-from tgi.protocol import CacheGroup, Describe, Described
+from tgi.protocol import AttentionWorkspace, CacheGroup, Describe, Described, Load
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama
 from tgi.weights import Outline, Shard
@@ -39,6 +38,16 @@ LLAMA_8B = Described(
     widest=28672,
     changes_scores=False,
 )
+LOAD = Load(
+    folder="",
+    architecture="",
+    device="",
+    dtype="bfloat16",
+    threads=0,
+    lanes=8,
+    prefill_tokens=2048,
+    block_size=128,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +68,8 @@ def test_keys_and_values_of_a_token(
     build = Build(Outline(), Shard(0, ranks), Device(1), torch.bfloat16)
     for layer in range(layers):
         Attention(build, layer, 16 * kv_heads, kv_heads, head_dim)
-    assert block_bytes(build.cache_groups(2), 128) == 128 * per_token
+    (group,) = build.cache_groups(2)
+    assert group.token_bytes == per_token
 
 
 def test_a_rank_says_the_same_of_itself(tmp_path: Path) -> None:
@@ -68,8 +78,10 @@ def test_a_rank_says_the_same_of_itself(tmp_path: Path) -> None:
     model = describe(
         Describe(folder=command.folder, architecture=command.architecture, ranks=2, dtype="float32")
     )
-    assert runner.loaded.block_bytes == block_bytes(model.groups, command.block_size)
-    assert runner.loaded.workspace_bytes == workspace_bytes(model, lanes=command.lanes, prefill_tokens=512)
+    assert runner.loaded.block_bytes == tuple(
+        group.token_bytes * command.block_size for group in model.groups
+    )
+    assert runner.loaded.workspace_bytes == workspace_bytes(model, command)
 
 
 def test_tables_of_the_sampler() -> None:
@@ -82,14 +94,20 @@ def test_a_device_that_gathers_keys_and_values_needs_room_for_them() -> None:
     """Of one layer: 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores, twice; for each block 32
     heads of 128 bfloat16 three times. In a list: its place in the 8 rows as float32 and bfloat16, and float32
     for its tokens three times."""
-    sizes: dict[str, Any] = {"lanes": 8, "prefill_tokens": 2048, "block_size": 128}
-    plain = workspace_bytes(LLAMA_8B, **sizes)
     of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2
-    assert workspace_bytes(LLAMA_8B, gathered_blocks=10, **sizes) - plain == 10 * of_block
-    assert workspace_bytes(LLAMA_8B, listed_blocks=10, **sizes) - plain == 10 * (8 * 6 + 3 * 128 * 4)
-    assert workspace_bytes(LLAMA_8B, prefill_pairs=100, **sizes) - plain == 100 * (4 + 1 + 4 + 2)
+    assert more(LLAMA_8B, gathered_blocks=10) == 10 * of_block
+    assert more(LLAMA_8B, listed_blocks=10) == 10 * (8 * 6 + 3 * 128 * 4)
+    assert more(LLAMA_8B, prefill_pairs=100) == 100 * (4 + 1 + 4 + 2)
     changing = replace(LLAMA_8B, changes_scores=True)
-    of_heads = 4 + 32 * (4 + 4 + 2)
-    assert workspace_bytes(changing, prefill_pairs=100, **sizes) - plain == 100 * (4 + 1 + 4 + 2 + of_heads)
-    wider = workspace_bytes(replace(LLAMA_8B, vocab_size=2 * 128256), **sizes)
-    assert wider - plain == 128256 * (64 * (2 + 40) + 9 * 13)
+    assert more(changing, prefill_pairs=100) == 100 * (4 + 1 + 4 + 2 + 4 + 32 * (4 + 4 + 2))
+    twice = replace(LLAMA_8B, groups=LLAMA_8B.groups * 2)
+    assert more(twice, listed_blocks=10) == 2 * more(LLAMA_8B, listed_blocks=10), "each group has its list"
+    assert more(twice, gathered_blocks=10) == 10 * of_block, "of one layer at a time"
+    wider = workspace_bytes(replace(LLAMA_8B, vocab_size=2 * 128256), LOAD)
+    assert wider - workspace_bytes(LLAMA_8B, LOAD) == 128256 * (64 * (2 + 40) + 9 * 13)
+
+
+def more(model: Described, **attention: int) -> int:
+    """Bytes that a step with such attention needs beside those of a step without."""
+    load = replace(LOAD, attention=AttentionWorkspace(**attention))
+    return workspace_bytes(model, load) - workspace_bytes(model, LOAD)

@@ -3,9 +3,7 @@
 Ranks measure with it how much they have left for the KV cache, and `tgi plan` how much they will have.
 """
 
-from collections.abc import Sequence
-
-from tgi.protocol import CacheGroup, Described
+from tgi.protocol import Described, Load
 
 PROMPT_SLICE = 64
 """Positions of a prompt whose logits exist at once."""
@@ -19,53 +17,40 @@ GATHERED = 4096
 parameters."""
 
 
-def block_bytes(groups: Sequence[CacheGroup], block_size: int) -> int:
-    """Return the bytes of keys and values in a KV block of every group."""
-    return block_size * sum(group.token_bytes for group in groups)
-
-
 def first_block(position: int, window: int | None, block_size: int) -> int:
     """Return the number of the first KV block that the token at this position sees; window None: all."""
     return 0 if window is None else max(position + 1 - window, 0) // block_size
 
 
-def workspace_bytes(
-    model: Described,
-    *,
-    lanes: int,
-    prefill_tokens: int,
-    block_size: int = 0,
-    gathered_blocks: int = 0,
-    listed_blocks: int = 0,
-    prefill_pairs: int = 0,
-) -> int:
+def workspace_bytes(model: Described, load: Load) -> int:
     """Estimate from above the bytes that the largest step needs, the sampler and its tables included.
 
-    The sizes are those of `Load`. Alive at once are: per query token six vectors of the hidden size and three
+    Alive at once are: per query token six vectors of the hidden size and three
     of the widest linear layer; the logits of each lane's row, or of a slice of a prompt; on a device that
     gathers keys and values those of one layer, with two float32 scores per head, and per block three vectors
-    of all heads; per listed block two maps to the rows, and two masks and distances in float32; per pair of a
+    of all heads; per listed block of each layer group two maps to the rows, and two
+    masks and distances in float32; per pair of a
     prompt's mask a distance, a bool, a float32, and a number of the model's dtype. Where scores are changed,
     a prompt also has each head's scores twice in float32 and once in the model's dtype, and the distances
     once more.
     """
-    item, heads = model.item, model.heads
-    tokens = max(prefill_tokens, lanes)
+    item, heads, lanes, block_size = model.item, model.heads, load.lanes, load.block_size
+    tokens = max(load.prefill_tokens, lanes)
     activations = tokens * (6 * model.hidden_size + 3 * model.widest) * item
     logits = max(lanes, PROMPT_SLICE) * model.vocab_size * (item + SAMPLER_BYTES)
     tables = (lanes + 1) * model.vocab_size * TABLE_BYTES
     head_dim = max(group.head_dim for group in model.groups)
     kept = max(2 * group.kv_heads * group.head_dim for group in model.groups) * item
     of_block = block_size * (kept + 2 * 4 * heads) + 3 * heads * head_dim * item
-    of_map = lanes * (4 + item) + 3 * 4 * block_size
+    of_map = len(model.groups) * (lanes * (4 + item) + 3 * 4 * block_size)
     of_pair = 4 + 1 + 4 + item + (4 + heads * (4 + 4 + item) if model.changes_scores else 0)
     return (
         activations
         + logits
         + tables
-        + gathered_blocks * of_block
-        + listed_blocks * of_map
-        + prefill_pairs * of_pair
+        + load.attention.gathered_blocks * of_block
+        + load.attention.listed_blocks * of_map
+        + load.attention.prefill_pairs * of_pair
     )
 
 

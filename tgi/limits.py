@@ -50,6 +50,10 @@ class Limits:
         """Most KV blocks that one sequence has at once."""
         return self.seen_blocks(self.max_batch_prefill_tokens)
 
+    def group_blocks(self, window: int | None) -> int:
+        """Most KV blocks that one sequence has at once in layers with that window."""
+        return seen_blocks(self.max_total_tokens, self.max_batch_prefill_tokens, window, self.block_size)
+
     def seen_blocks(self, queries: int) -> int:
         """Most KV blocks that `queries` tokens in a row of one sequence are in or see."""
         return seen_blocks(self.max_total_tokens, queries, self.window, self.block_size)

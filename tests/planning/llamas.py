@@ -2,11 +2,6 @@
 
 from typing import Any
 
-from tgi_llama.plugin import read_config
-
-from tgi.plugins import JsonReader
-from tgi.plugins.llama_config import LlamaConfig
-
 
 def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocabulary: int) -> dict[str, Any]:
     return {
@@ -27,9 +22,7 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
 LLAMA_31_8B = llama(4096, 14336, 32, 32, 8, 128256)
 LLAMA_31_70B = llama(8192, 28672, 80, 64, 8, 128256)
 LLAMA_2_7B = llama(4096, 11008, 32, 32, 32, 32000)
-MISTRAL_7B = llama(4096, 14336, 32, 32, 8, 32000)
-"""Computed as a Llama is."""
-
-
-def read(config: dict[str, Any]) -> LlamaConfig:
-    return read_config(JsonReader(config))
+MISTRAL_7B = llama(4096, 14336, 32, 32, 8, 32000) | {
+    "architectures": ["MistralForCausalLM"],
+    "sliding_window": None,
+}

@@ -1,142 +1,293 @@
-"""The buckets that a server chooses, and the folder that what is compiled for them goes to."""
+"""Every step that can be planned has a bucket that dominates it, and of those the cheapest."""
 
-import logging
-from pathlib import Path
+import itertools
+import sys
+import tracemalloc
 from typing import Any
 
-import attrs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tgi.config import OptionError, Options
+from tgi.config import OptionError
+from tgi.device.costs import Costs
 from tgi.limits import Limits
-from tgi.planning.bucketing import attention_workspace
-from tgi.planning.buckets import choose_buckets, fewer_buckets, fit_buckets, known_shapes
-from tgi.planning.model import Model, describe_model
-from tgi.planning.plan import make_plan
-from tgi.planning.recipes import prepare_recipes
-from tgi.planning.setup import read_setup
-from tgi.planning.workload import ShapeCounts
-from tgi.plugins import devices, load_plugins
-from tgi.protocol import Bucket, Loaded
-from tgi.scheduler import Buckets
-from tgi.testing.models import make_llama
+from tgi.planning.buckets import (
+    MAX_GRAPHS,
+    Bucketing,
+    attention_workspace,
+    geometric,
+    make_buckets,
+)
+from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
+from tgi.plugins import DeviceSpec
+from tgi.protocol import Bucket
+from tgi.scheduler.buckets import Buckets
 
-CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
-LIMITS = Limits(max_input_tokens=100, max_total_tokens=129, max_batch_size=4, block_size=16)
-BUCKETS = Buckets(LIMITS)
-CARD_LIMITS = Limits(max_total_tokens=1024, max_batch_size=8, max_batch_prefill_tokens=1024, block_size=128)
+from .shape_limits import limits, shapes
 
-
-@pytest.fixture
-def compiling(tmp_path: Path) -> Model:
-    """A model on a card that is not there."""
-    model = describe_model(make_llama(tmp_path / "model"), Options())
-    return attrs.evolve(model, device=GAUDI)
+COSTS = Costs.of()
+SMALL = Limits(max_total_tokens=512, max_batch_size=5, max_batch_prefill_tokens=128, block_size=16)
 
 
-def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
-    compiling: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def device(of: Limits, *, compiles: bool = True, flat: bool = False) -> DeviceSpec:
+    return DeviceSpec(
+        name="any",
+        implementation="",
+        block_size=of.block_size,
+        batch_size=1,
+        prefill_tokens=1,
+        compiles=compiles,
+        flat=flat,
+    )
+
+
+def make(of: Limits, *, flat: bool = True, prefixes: bool = True, **how: object) -> Buckets:
+    """Buckets of a device with flat block lists, or with a block table per row."""
+    bucketing = Bucketing(costs=COSTS, **how)  # type: ignore[arg-type]
+    return make_buckets(of, device(of, flat=flat), bucketing, prefixes=prefixes)
+
+
+def cheapest(buckets: Buckets, shape: Bucket) -> float:
+    return min(COSTS.seconds(bucket) for bucket in buckets if bucket.dominates(shape))
+
+
+@settings(deadline=None, max_examples=60)
+@given(limits, st.booleans(), st.data())
+def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
+    of: Limits, prefixes: bool, data: st.DataObject
 ) -> None:
-    options = Options(model_id="org/m", recipe_cache=tmp_path / "cache")
-    buckets = choose_buckets(compiling, CARD_LIMITS, options)
-    variables = prepare_recipes(compiling, buckets, options)
-    (folder,) = (tmp_path / "cache").iterdir()
-    assert folder.name.startswith("m-auto-1xgaudi2-")
-    assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
-    assert prepare_recipes(compiling, buckets, options) == variables
-    assert (
-        prepare_recipes(compiling, choose_buckets(compiling, CARD_LIMITS, options, 20), options) != variables
-    )
-    assert prepare_recipes(attrs.evolve(compiling, device=CPU), BUCKETS, options) == {}, "nothing is compiled"
-    assert prepare_recipes(compiling, buckets, Options()) == {}
-    with monkeypatch.context() as patch:
-        patch.setenv("PT_HPU_RECIPE_CACHE_CONFIG", "/cache,false,1024")
-        assert prepare_recipes(compiling, buckets, options) == {}
-    said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
-    assert said == [
-        "--recipe-cache has no effect: cpu keeps nothing that it compiles",
-        "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept",
-    ]
-    (tmp_path / "file").touch()
-    with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
-        prepare_recipes(compiling, buckets, Options(recipe_cache=tmp_path / "file"))
+    buckets = make(of, prefixes=prefixes)
+    shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes)))
+
+    find = buckets.prefill if shape.prefill else lambda rows, _, blocks: buckets.decode(rows, blocks)
+    bucket = find(shape.rows, shape.tokens, shape.blocks)
+
+    assert bucket is not None
+    assert bucket.dominates(shape)
+    assert COSTS.seconds(bucket) == cheapest(buckets, shape)
 
 
-def test_the_same_shapes_lead_to_the_same_folder_for_recipes(compiling: Model, tmp_path: Path) -> None:
-    """Also if there are more of each, which were seen in another order."""
-    counts = {Bucket(5, 1, 23): 7, Bucket(8, 1, 60): 31, Bucket(1, 200, 3, prefill=True): 9}
-    more = {shape: 3 * count for shape, count in reversed(counts.items())}
-    folders = []
-    for name, some in (("first", counts), ("second", more), ("third", {Bucket(2, 1, 2): 5})):
-        ShapeCounts(128, some).write(tmp_path / name)
-        options = Options(recipe_cache=tmp_path, bucket_shapes=tmp_path / name, max_graphs=12)
-        buckets = choose_buckets(compiling, CARD_LIMITS, options)
-        folders.append(prepare_recipes(compiling, buckets, options))
-    assert folders[0] == folders[1] != folders[2]
-
-
-def test_a_server_has_the_buckets_of_its_plan(compiling: Model) -> None:
-    options = Options(
-        model_id=str(compiling.folder), device="gaudi2", max_total_tokens=1024, max_batch_size=8
-    )
-    plan = make_plan(read_setup(options))
-    assert choose_buckets(compiling, plan.setup.limits, options).to_warm_up() == plan.buckets
-
-
-def test_buckets_are_chosen_as_the_options_say(compiling: Model, tmp_path: Path) -> None:
-    def chosen(**options: Any) -> list[Bucket]:
-        return choose_buckets(compiling, CARD_LIMITS, Options(**options)).to_warm_up()
-
-    assert len(chosen(max_graphs=12)) <= 12 < len(chosen())
-    with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2 for `max_waste` = 9. Given: 1"):
-        chosen(max_graphs=1, max_waste=9)
-    counts = ShapeCounts.open(tmp_path / "shapes.json", 128)
-    counts.counts[Bucket(5, 1, 23)] = 1000
-    counts.save()
-    assert Bucket(5, 1, 23) in chosen(bucket_shapes=tmp_path / "shapes.json", max_graphs=8)
-    with pytest.raises(OptionError, match="counts blocks of 128 tokens, and this device has 16"):
-        ShapeCounts.open(tmp_path / "shapes.json", 16)
-
-
-def test_graphs_are_as_few_as_there_is_memory_for(compiling: Model) -> None:
-    def fitted(fraction: float | None, free: int = 10_000) -> int:
-        options = Options(graph_memory_fraction=fraction, memory_fraction=0.8)
-        buckets = choose_buckets(compiling, CARD_LIMITS, options)
-        ranks = [
-            Loaded(free_bytes=size, block_bytes=1, dtype="float32", graph_bytes=100)
-            for size in (free, 20_000)
-        ]
-        attention = attention_workspace(CARD_LIMITS, buckets)
-        return len(fit_buckets(compiling, CARD_LIMITS, options, ranks, buckets, attention).to_warm_up())
-
-    every = fitted(None)
-    assert every > 20
-    assert fitted(0.9) == every
-    assert 8 < fitted(0.15) <= 12
-    with pytest.raises(OptionError, match=r"0\.01 is enough for 0 graphs, and there must be 2"):
-        fitted(0.01)
-
-
-@pytest.mark.parametrize(("graphs", "level"), [(24, logging.INFO), (1, logging.WARNING)])
-def test_a_budget_that_is_not_enough_for_anything_is_told(
-    graphs: int, level: int, compiling: Model, caplog: pytest.LogCaptureFixture
+@settings(deadline=None, max_examples=60)
+@given(limits, st.booleans(), st.data())
+def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
+    of: Limits, flat: bool, data: st.DataObject
 ) -> None:
-    caplog.set_level(logging.INFO)
-    buckets = fewer_buckets(compiling, CARD_LIMITS, Options(), graphs).to_warm_up()
-    assert len(buckets) == max(graphs, 2), "one for prefill and one for decode are the least"
-    (record,) = caplog.records
-    assert record.levelno == level
-    assert (
-        record.getMessage() == f"--warmup-budget is enough for {graphs} buckets: there will be {len(buckets)}"
+    buckets = make(of, flat=flat)
+    rows, tokens = data.draw(st.integers(2, 50)), data.draw(st.integers(1, buckets.longest_prefill))
+    shape = Bucket(rows, tokens, data.draw(st.integers(0, 20)), prefill=True)
+
+    bucket = buckets.prefill(shape.rows, shape.tokens, shape.blocks)
+
+    if bucket is None:
+        assert not any(other.dominates(shape) for other in buckets)
+    else:
+        assert bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
+        assert COSTS.seconds(bucket) == cheapest(buckets, shape)
+
+
+@given(limits, st.data())
+def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) -> None:
+    buckets = make(of, flat=False)
+    rows = data.draw(st.integers(1, of.max_batch_size))
+    blocks = data.draw(st.integers(1, ShapeLimits.from_limits(of).row_blocks))
+    tokens = data.draw(st.integers(1, buckets.longest_prefill))
+
+    decode, prefill = buckets.decode(rows, blocks), buckets.prefill(1, tokens, blocks)
+
+    assert rows <= decode.rows < 2 * rows
+    assert blocks <= decode.blocks < 2 * blocks
+    assert prefill is not None
+    assert tokens <= prefill.tokens < 2 * max(tokens, of.block_size)
+
+
+def test_a_device_that_does_not_compile_has_every_shape() -> None:
+    buckets = make_buckets(SMALL, device(SMALL, compiles=False, flat=True))
+
+    assert not buckets.padded
+    assert not buckets.flat
+    assert buckets.decode(3, 7) == Bucket(3, 1, 7)
+    assert buckets.prefill(5, 17, 7) == Bucket(5, 17, 7, prefill=True)
+    assert buckets.to_warm_up() == [Bucket(1, 128, 32, prefill=True), Bucket(5, 1, 32)]
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_largest_come_first_and_all_are_warmed_up(flat: bool) -> None:
+    buckets = make(SMALL, flat=flat)
+    everything = list(buckets)
+
+    assert len(set(everything)) == len(everything)
+    assert buckets.to_warm_up() == everything
+    first, last = (next(b for b in everything if b.prefill is kind) for kind in (True, False))
+    assert buckets.to_warm_up(everything=False) == buckets.largest() == [first, last]
+    assert first.rows * first.tokens == max(b.rows * b.tokens for b in everything if b.prefill)
+    assert (last.rows, last.blocks) == (5, 160 if flat else 32)
+    kinds = [bucket.prefill for bucket in everything]
+    assert kinds == sorted(kinds, reverse=True)
+
+
+def test_rows_are_joined_where_that_is_cheaper() -> None:
+    """Two short rows cost one reading of the weights less together; padding a short one to a long one more
+    than that."""
+    buckets = make(Limits(max_batch_prefill_tokens=4096, block_size=128), flat=False)
+    short, long = buckets.prefill(1, 64, 1), buckets.prefill(1, 2048, 16)
+
+    assert buckets.worth_joining(buckets.prefill(2, 64, 1), (short, short))
+    assert not buckets.worth_joining(buckets.prefill(2, 2048, 16), (long, short))
+    assert not buckets.worth_joining(None, (short, short))
+
+
+def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
+    of = Limits(max_batch_size=64, block_size=128)
+    shared, own = (
+        make_buckets(of, device(of, flat=True), prefixes=prefixes, blocks=500) for prefixes in (True, False)
     )
 
+    assert max(bucket.blocks for bucket in shared) == 64 * 32
+    assert max(bucket.blocks for bucket in own) == 500
 
-def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options = Options(record_shapes=tmp_path / "shapes.json")
-    assert known_shapes(GAUDI, Options()) is None
-    assert not caplog.records
-    assert known_shapes(CPU, options) is None
-    assert "--record-shapes has no effect: shapes do not matter on cpu" in caplog.text
-    assert not (tmp_path / "shapes.json").exists()
-    assert known_shapes(GAUDI, options) == ShapeCounts(128, {}, tmp_path / "shapes.json")
-    assert (tmp_path / "shapes.json").exists()
+
+def test_what_steps_read() -> None:
+    """Blocks of 4 tokens: a decode of 40 blocks; prefill of 2 x 8 after 12, of 1 x 8 after 96 at most."""
+    of = Limits(max_total_tokens=96, max_batch_prefill_tokens=8, max_batch_size=4, block_size=4)
+    shapes = [Bucket(4, 1, 40), Bucket(2, 4, 3, prefill=True), Bucket(1, 8, 2, prefill=True)]
+
+    assert attention_workspace(of, Buckets(of, shapes, flat=True)) == AttentionWorkspace(2 * 26, 40, 8 * 104)
+    more = [Bucket(4, 1, 60), Bucket(4, 4, 24, prefill=True), *shapes]
+    assert attention_workspace(of, Buckets(of, more, flat=True)) == AttentionWorkspace(
+        2 * 4 * 25, 60, 16 * 100
+    )
+    assert attention_workspace(of, Buckets(of)) == AttentionWorkspace()
+
+
+@settings(deadline=None, max_examples=30)
+@given(limits, st.booleans(), st.integers(1, 500), st.data())
+def test_other_buckets_need_no_more_memory_than_was_planned_for(
+    of: Limits, prefixes: bool, blocks: int, data: st.DataObject
+) -> None:
+    def choose(graphs: int, **known: Any) -> Buckets:
+        flat, bucketing = device(of, flat=True), Bucketing(max_graphs=graphs, costs=COSTS)
+        return make_buckets(of, flat, bucketing, prefixes=prefixes, **known)
+
+    first = choose(60)
+    reserved = attention_workspace(of, first, prefixes=prefixes)
+    shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes, blocks=blocks)))
+
+    fewer = choose(data.draw(st.integers(2, 60)), blocks=blocks, within=reserved)
+
+    for buckets in (first, fewer):
+        for bucket in buckets:
+            assert bucket.rows * bucket.tokens <= max(of.max_batch_prefill_tokens, of.max_batch_size)
+            if bucket.prefill:
+                assert bucket.rows * bucket.tokens <= of.max_batch_prefill_tokens
+                context = bucket.blocks * of.block_size + bucket.tokens
+                assert bucket.rows * bucket.tokens * context <= reserved.prefill_pairs
+                assert 2 * bucket.rows * context <= reserved.gathered_blocks * of.block_size
+            else:
+                assert bucket.blocks <= reserved.listed_blocks
+                assert min(bucket.blocks, 4096) <= reserved.gathered_blocks
+    assert fewer.find(shape) is not None
+
+
+def test_a_decode_step_of_many_blocks_copies_a_part_of_them_at_once() -> None:
+    """40 rows of 103 blocks are more than the 4,096 that a device gathers; all of them are listed."""
+    of = Limits(max_total_tokens=1648, max_batch_prefill_tokens=16, max_batch_size=40, block_size=16)
+    buckets = make(of)
+
+    assert max(bucket.blocks for bucket in buckets if not bucket.prefill) == 4120
+    assert attention_workspace(of, buckets) == AttentionWorkspace(4096, 4120, 16 * (103 * 16 + 16))
+
+
+def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
+    """Though sequences that share their blocks may have more of them in all than there are."""
+    of = Limits(max_batch_size=64, max_total_tokens=131072, block_size=128)
+    flat, bucketing = device(of, flat=True), Bucketing(costs=COSTS, max_graphs=64)
+    guessed = make_buckets(of, flat, bucketing)
+
+    known = make_buckets(of, flat, bucketing, blocks=2000)
+
+    assert known.decode(64, 64 * 1024).blocks == 64 * 1024
+
+    def few(buckets: Buckets) -> int:
+        return sum(not bucket.prefill and bucket.blocks <= 2000 for bucket in buckets)
+
+    assert few(known) >= 2 * few(guessed)
+
+
+def test_graphs_are_as_few_as_asked_for() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+
+    assert MAX_GRAPHS - 4 <= len(list(make(of))) <= MAX_GRAPHS
+    assert 26 <= len(list(make(of, max_graphs=30))) <= 30
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= \d+ for `max_waste` = 0.2. Given: 9"):
+        make(of, max_graphs=9, max_waste=0.2)
+    with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2\. Given: 1"):
+        make(of, max_graphs=1)
+
+
+def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+    bounded, tight = make(of, max_waste=0.4), make(of, max_graphs=4)
+
+    for rows, context in itertools.product((1, 5, 40, 64), (1, 7, 32)):
+        shape = Bucket(rows, 1, rows * context)
+        assert COSTS.seconds(bounded.decode(rows, rows * context)) <= 1.4 * COSTS.seconds(shape)
+    assert len(list(tight)) <= 4
+
+
+def test_what_has_been_seen_is_padded_least() -> None:
+    of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
+    seen = Bucket(11, 1, 117)
+    supposed = make(of, max_graphs=12)
+    counted = make(of, max_graphs=12, counts={seen: 1000})
+
+    def waste(buckets: Buckets) -> float:
+        return COSTS.seconds(buckets.decode(11, 117)) / COSTS.seconds(seen) - 1
+
+    assert waste(counted) < 0.01 < waste(supposed)
+
+
+@given(st.integers(1, 64), st.integers(0, 2000), st.sampled_from([1.25, 2.0]))
+def test_geometric_sizes_bound_the_waste(first: int, more: int, ratio: float) -> None:
+    """With a multiple of 1, no wanted size is padded by more than its ratio allows."""
+    sizes = geometric(first, first + more, ratio)
+
+    assert sizes[0] == first
+    assert sizes[-1] == first + more
+    for smaller, larger in itertools.pairwise(sizes):
+        assert smaller < larger <= max(smaller + 1, smaller * ratio)
+
+
+@pytest.mark.parametrize(("rows", "prefill"), [(64, 2048), (10**6, 2 * 10**9)])
+def test_no_limits_are_too_large_to_choose_buckets_for(rows: int, prefill: int) -> None:
+    """Counted in calls and in bytes: nothing may go through all tokens, blocks or rows."""
+    limits = Limits(
+        max_total_tokens=2 * 10**9, max_batch_prefill_tokens=prefill, max_batch_size=rows, block_size=128
+    )
+    calls = 0
+
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    tracemalloc.start()
+    sys.setprofile(count)
+    try:
+        make(limits).to_warm_up()
+    finally:
+        sys.setprofile(None)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert calls < 2_000_000
+    assert peak < 200 * 2**20
+
+
+def test_other_devices_go_through_nothing_either() -> None:
+    limits = Limits(
+        max_total_tokens=2 * 10**9, max_batch_prefill_tokens=2 * 10**9, max_batch_size=10**6, block_size=16
+    )
+    buckets = make_buckets(limits, device(limits, compiles=False))
+
+    assert buckets.prefill(1, 10**9 + 1, 1) == Bucket(1, 10**9 + 1, 1, prefill=True)
+    assert buckets.largest()[0].blocks == 125_000_000
+    assert buckets.largest()[0].tokens == 2 * 10**9

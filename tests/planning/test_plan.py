@@ -1,20 +1,20 @@
 """Plans against the worked examples of gaudi.md 2.4 and 8.5."""
 
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import attrs
 import pytest
 
 from tgi.config import Options
-from tgi.limits import resolve_limits
-from tgi.planning.bucketing import Bucketing
-from tgi.planning.cards import target
-from tgi.planning.plan import Plan, Setup, make_plan
-from tgi.planning.setup import cache_item
+from tgi.layers.loading import describe
+from tgi.planning.plan import Plan, find_card, make_plan
+from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Bucket
 
-from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B, read
+from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B
 
 GIB = 1 << 30
 README = {
@@ -24,42 +24,17 @@ README = {
     "max_batch_prefill_tokens": 2048,
 }
 """The flags of TGI's README for a Gaudi."""
+WINDOW = {"sliding_window": 4096}
 LARGE = {"max_total_tokens": 8192, "max_batch_size": 64, "max_batch_prefill_tokens": 4096}
 
 
-def planned(
-    config: dict[str, Any],
-    card: str = "gaudi2",
-    ranks: int = 1,
-    window: int | None = None,
-    **options: Any,
-) -> Plan:
-    model, place = attrs.evolve(read(config), window=window), target(card, devices(load_plugins()))
-    given = Options(**{**README, **options})
-    limits = resolve_limits(
-        given,
-        max_position=model.max_position,
-        block_size=place.device.block_size,
-        batch_size=place.device.batch_size,
-        prefill_tokens=place.device.prefill_tokens,
-        window=model.window,
-    )
-    return make_plan(
-        Setup(
-            model="model",
-            config=model,
-            shapes={},
-            target=place,
-            ranks=ranks,
-            dtype=given.compute_dtype,
-            cache_item=cache_item(given, place.device),
-            limits=limits,
-            bucketing=Bucketing(),
-            prefixes=True,
-            memory_fraction=given.memory_fraction,
-            graph_memory_fraction=given.graph_memory_fraction,
-        )
-    )
+def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **changed: Any) -> Plan:
+    options = Options(**{**README, "device": card, "num_shard": ranks, **changed})
+    device, rates = find_card(card, devices(load_plugins()).values())
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        setup = read_setup(Path(folder), options, device, {})
+        return make_plan("model", setup, describe(setup.describe_command()), rates)
 
 
 def test_llama_8b_on_a_gaudi2() -> None:
@@ -68,20 +43,20 @@ def test_llama_8b_on_a_gaudi2() -> None:
     plan = planned(LLAMA_31_8B, memory_fraction=0.9, graph_memory_fraction=0.1)
     assert plan.memory.weights == 2 * 8_030_261_248
     assert plan.memory.free / GIB == pytest.approx(79.22, rel=0.01)
-    assert plan.memory.block_bytes == 16 << 20
-    assert plan.memory.fitting == pytest.approx(4107, rel=0.01)
+    assert plan.memory.widest.block_bytes == 16 << 20
+    assert plan.memory.widest.fitting == pytest.approx(4107, rel=0.01)
     assert plan.refusal is None
     assert sum(size for _, size in plan.memory.rows()) == plan.memory.total == int(94.62 * GIB)
     # 8 sequences of 1024 tokens take 8 blocks each.
-    assert plan.memory.blocks == plan.memory.wanted == 64
+    assert plan.memory.widest.blocks == plan.memory.widest.wanted == 64
 
 
 def test_a_window_is_what_a_sequence_takes_however_long_it_is() -> None:
     """With a chunk of 2048 tokens behind it a window of 4096 is in 6143 tokens, 49 blocks if not aligned."""
     long = {"max_input_tokens": 32767, "max_total_tokens": 32768, "max_batch_size": 8}
-    whole, plan = planned(MISTRAL_7B, **long), planned(MISTRAL_7B, window=4096, **long)
-    assert (whole.memory.longest, plan.memory.longest) == (256, 49)
-    assert plan.memory.blocks == 8 * 49
+    whole, plan = planned(MISTRAL_7B, **long), planned(MISTRAL_7B | WINDOW, **long)
+    assert (whole.memory.widest.longest, plan.memory.widest.longest) == (256, 49)
+    assert plan.memory.blocks == (8 * 49,)
     assert max(bucket.blocks for bucket in plan.buckets if not bucket.prefill) == 8 * 33
     assert max(bucket.blocks for bucket in plan.buckets if bucket.prefill) == 33
     assert plan.decode[-1].seconds < whole.decode[-1].seconds
@@ -91,10 +66,10 @@ def test_a_window_is_what_a_sequence_takes_however_long_it_is() -> None:
 
 def test_llama_70b_on_eight_cards() -> None:
     plan = planned(LLAMA_31_70B, ranks=8, **LARGE)
-    assert plan.memory.block_bytes == 128 * (40 << 10), "40 KiB a token and card"
+    assert plan.memory.widest.block_bytes == 128 * (40 << 10), "40 KiB a token and card"
     assert plan.memory.weights == pytest.approx(2 * 70.55e9 / 8, rel=0.001)
     assert plan.refusal is None
-    assert plan.memory.blocks == 64 * 8192 // 128
+    assert plan.memory.blocks == (64 * 8192 // 128,)
     # 8 cards together read eight times as fast.
     alone = planned(LLAMA_31_70B, card="gaudi3", **LARGE)
     assert alone.refusal is not None
@@ -173,8 +148,8 @@ def test_buckets_their_number_and_their_time() -> None:
     assert 1.5 * len(plan.buckets) <= plan.warm_up_seconds <= 3 * len(plan.buckets)
     for speed in (*plan.decode, *plan.prefill):
         assert set(speed.buckets) <= set(plan.buckets)
-    assert plan.waste.keys() == {"prefill", "decode"}
-    assert all(share >= 0 for share in plan.waste.values())
+    assert plan.padding.keys() == {"prefill", "decode"}
+    assert all(share >= 0 for share in plan.padding.values())
     deeper = planned(LLAMA_31_70B, ranks=8)
     assert deeper.warm_up_seconds / len(deeper.buckets) == pytest.approx(
         80 / 32 * plan.warm_up_seconds / len(plan.buckets)
@@ -186,12 +161,12 @@ def test_short_prompts_share_steps() -> None:
     for model, card, ranks in ((LLAMA_31_70B, "gaudi2", 8), (LLAMA_31_8B, "gaudi3", 1)):
         plan = planned(model, card=card, ranks=ranks, **LARGE)
         assert any(bucket.prefill and bucket.rows >= 8 for bucket in plan.buckets)
-        assert plan.waste["prefill"] < 0.7
+        assert plan.padding["prefill"] < 0.7
 
 
 def test_keys_and_values_in_8_bits() -> None:
     plan, half = planned(LLAMA_31_8B), planned(LLAMA_31_8B, kv_cache_dtype="fp8_e4m3fn")
-    assert half.memory.block_bytes * 2 == plan.memory.block_bytes
+    assert half.memory.widest.block_bytes * 2 == plan.memory.widest.block_bytes
     assert half.memory.workspace == plan.memory.workspace
     assert half.decode[-1].bound is not None
     assert plan.decode[-1].bound is not None
@@ -208,7 +183,7 @@ def test_more_graphs_than_there_is_room_for() -> None:
 
 def test_a_cpu_has_no_graphs_and_no_peaks() -> None:
     plan = planned(LLAMA_31_8B, card="cpu")
-    assert (plan.buckets, plan.roofline, plan.decode, plan.prefill, plan.waste) == ([], None, [], [], {})
+    assert (plan.buckets, plan.roofline, plan.decode, plan.prefill, plan.padding) == ([], None, [], [], {})
     assert plan.memory.graph_count == 0
 
 

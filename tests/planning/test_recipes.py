@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
+from tgi.config import OptionError, Options
 from tgi.device.hpu import recipe_variables
-from tgi.planning.recipes import recipe_folder
+from tgi.planning.recipes import prepare_recipes, recipe_folder
+from tgi.planning.setup import read_setup
+from tgi.plugins import devices, load_plugins
+from tgi.testing.models import make_llama
 
+CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 ROOT = Path("/cache")
 KEY: dict[str, Any] = {
     "model": "meta-llama/Llama-3.1-8B",
@@ -16,7 +22,6 @@ KEY: dict[str, Any] = {
     "ranks": 8,
     "card": "gaudi2",
     "software": {"torch": "2.6.0", "habana-torch-plugin": "1.21.0"},
-    "buckets": [(1, 128, 0), (8, 1, 64)],
 }
 
 
@@ -35,7 +40,6 @@ def test_a_folder_can_be_told_from_others_by_people() -> None:
         ("ranks", 4),
         ("card", "gaudi3"),
         ("software", {"torch": "2.6.0", "habana-torch-plugin": "1.22.0"}),
-        ("buckets", [(1, 128, 0)]),
     ],
 )
 def test_recipes_are_not_shared_where_they_would_be_wrong(what: str, other: Any) -> None:
@@ -44,8 +48,7 @@ def test_recipes_are_not_shared_where_they_would_be_wrong(what: str, other: Any)
 
 def test_order_does_not_matter() -> None:
     config = dict(reversed(KEY["config"].items()))
-    turned = {**KEY, "buckets": KEY["buckets"][::-1], "config": config}
-    assert recipe_folder(ROOT, **turned) == recipe_folder(ROOT, **KEY)
+    assert recipe_folder(ROOT, **{**KEY, "config": config}) == recipe_folder(ROOT, **KEY)
 
 
 def test_a_name_has_nothing_that_separates_fields_or_folders() -> None:
@@ -55,3 +58,29 @@ def test_a_name_has_nothing_that_separates_fields_or_folders() -> None:
     assert not {",", " "} & set(folder.name)
     value = recipe_variables(folder)["PT_HPU_RECIPE_CACHE_CONFIG"]
     assert value.split(",") == [str(folder), "false", "8192", "false"]
+
+
+def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = Options(model_id="org/m", recipe_cache=tmp_path / "cache")
+    setup = read_setup(make_llama(tmp_path / "model"), options, GAUDI)
+    variables = prepare_recipes(setup)
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name.startswith("m-auto-1xgaudi2-")
+    assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
+    assert prepare_recipes(setup) == variables
+    assert prepare_recipes(attrs.evolve(setup, ranks=2)) != variables
+    assert prepare_recipes(attrs.evolve(setup, device=CPU)) == {}, "nothing is compiled"
+    assert prepare_recipes(attrs.evolve(setup, options=Options())) == {}
+    with monkeypatch.context() as patch:
+        patch.setenv("PT_HPU_RECIPE_CACHE_CONFIG", "/cache,false,1024")
+        assert prepare_recipes(setup) == {}
+    said = [record.getMessage() for record in caplog.records if "no effect" in record.getMessage()]
+    assert said == [
+        "--recipe-cache has no effect: cpu keeps nothing that it compiles",
+        "--recipe-cache has no effect: PT_HPU_RECIPE_CACHE_CONFIG says where recipes are kept",
+    ]
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match=r"--recipe-cache: .*file.* cannot be made: Not a directory"):
+        prepare_recipes(attrs.evolve(setup, options=Options(recipe_cache=tmp_path / "file")))

@@ -7,12 +7,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tgi.config import Options
 from tgi.planning.shapes import ShapeLimits
-from tgi.planning.workload import SUPPOSED, ShapeCounts, ShapesError, Workload, quantiles, rounded
+from tgi.planning.workload import (
+    ASSUMED,
+    ShapeCounts,
+    ShapesError,
+    Workload,
+    open_recording,
+    quantiles,
+    rounded,
+)
+from tgi.plugins import devices, load_plugins
 from tgi.protocol import Bucket
 
 from .shape_limits import spaces
 
+CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
 SERVER = ShapeLimits(
     rows=16, prefill_rows=4, prefill_tokens=512, longest=512, total=512, block=128, contexts=True
 )
@@ -68,11 +79,11 @@ def test_what_was_counted_counts_most() -> None:
         (*shape,): weight
         for shape, weight in zip(workload.decode.tolist(), workload.decode_weights, strict=True)
     }
-    assert seen[3, 7] / total == pytest.approx(0.6 * (1 - SUPPOSED), rel=0.06)
-    assert seen[16, 64] / total == pytest.approx(0.2 * (1 - SUPPOSED), rel=0.06)
+    assert seen[3, 7] / total == pytest.approx(0.6 * (1 - ASSUMED), rel=0.06)
+    assert seen[16, 64] / total == pytest.approx(0.2 * (1 - ASSUMED), rel=0.06)
     shapes, weights = workload.prefill.tolist()[-2:], workload.prefill_weights[-2:]
     assert shapes == [[1, 200, 1], [2, 200, 1]]
-    assert weights / total == pytest.approx([0.2 * (1 - SUPPOSED), 0.05 * (1 - SUPPOSED)], rel=0.06)
+    assert weights / total == pytest.approx([0.2 * (1 - ASSUMED), 0.05 * (1 - ASSUMED)], rel=0.06)
 
 
 def test_counts_go_through_a_file(tmp_path: Path) -> None:
@@ -136,3 +147,14 @@ def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCapture
     counts.path = tmp_path / "missing" / "shapes.json"
     counts.save()
     assert "No such file or directory" in caplog.text
+
+
+def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = Options(record_shapes=tmp_path / "shapes.json")
+    assert open_recording(Options(), GAUDI) is None
+    assert not caplog.records
+    assert open_recording(options, CPU) is None
+    assert "--record-shapes has no effect: shapes do not matter on cpu" in caplog.text
+    assert not (tmp_path / "shapes.json").exists()
+    assert open_recording(options, GAUDI) == ShapeCounts(128, {}, tmp_path / "shapes.json")
+    assert (tmp_path / "shapes.json").exists()

@@ -81,7 +81,7 @@ COMMANDS = [
 ]
 REPORTS = [
     Progress(1, 2),
-    Loaded(free_bytes=2**40, block_bytes=5, dtype="float32"),
+    Loaded(free_bytes=2**40, block_bytes=(5,), dtype="float32"),
     Allocated(),
     Result(number=1, tokens=ints([5]), logprobs=floats([-0.5]), prompt_top_tokens=ints([3])),
     Failed("no room", "memory"),

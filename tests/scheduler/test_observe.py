@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.planning.bucketing import make_buckets
+from tgi.planning.buckets import make_buckets
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from tgi.executor import EngineError
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler

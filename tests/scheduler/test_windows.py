@@ -5,7 +5,7 @@ import pytest
 
 from tgi.device.costs import Costs
 from tgi.limits import Limits
-from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan

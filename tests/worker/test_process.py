@@ -70,8 +70,8 @@ def test_greedy_is_transformers_generate_with_every_step_sent_ahead(tmp_path):
         loaded = next(reports)
         assert isinstance(loaded, Loaded)
         assert loaded.dtype == "float32"
-        assert (
-            loaded.block_bytes == 2 * 2 * 16 * 2 * 24 * 4
+        assert loaded.block_bytes == (
+            2 * 2 * 16 * 2 * 24 * 4,
         )  # keys and values, layers, tokens, heads, size, bytes
         assert loaded.free_bytes > 0
         send(Allocate(16))

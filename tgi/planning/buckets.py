@@ -1,100 +1,124 @@
-"""The buckets of a server: chosen before its model is loaded, and again where memory or time are short."""
+"""The choice of buckets for a device that compiles: a function of limits, costs and recorded shapes."""
 
-import logging
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping
 
-from tgi.config import OptionError, Options
+import attrs
+
+from tgi.config import OptionError
+from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
-from tgi.plugins.machine import Machine
-from tgi.protocol import Loaded
+from tgi.protocol import AttentionWorkspace, Bucket
 from tgi.scheduler.buckets import Buckets
 
-from .bucketing import Bucketing, GraphsError, make_buckets, warm_up_seconds
-from .model import Model, prefix_limit
-from .setup import model_costs
-from .shapes import AttentionWorkspace
-from .workload import ShapeCounts
+from .optimal import TooFewGraphs, optimal
+from .shapes import ShapeLimits
+from .workload import Workload
 
-log = logging.getLogger(__name__)
-
-
-def choose_buckets(
-    model: Model, limits: Limits, options: Options, graphs: int | None = None, **known: Any
-) -> Buckets:
-    """Those that steps are padded to, at most `graphs` of them; `known`: see `make_buckets`.
-
-    Takes a moment. Raises ConfigError and OptionError.
-    """
-    device = model.device
-    if not device.compiles:
-        return Buckets(limits)
-    _, card = device.card(Machine())
-    costs = model_costs(model.folder, model.config, options, card, device)
-    bucketing = Bucketing.from_options(options, costs, graphs)
-    prefixes = prefix_limit(model, options) != 0
-    return make_buckets(limits, device, bucketing, prefixes=prefixes, **known)
+MAX_GRAPHS = 64
+"""Default of --max-graphs: about three minutes of warm-up."""
+MAX_WASTE = 1.0
+"""Default of --max-waste; doubled until --max-graphs is enough for it."""
+SECONDS_PER_GRAPH = 2.5
+"""Time to warm up a bucket of a model of medium size: 1.5 to 3 s in the logs of vLLM."""
+LAYERS = 32
+"""Number of layers of such a model; the time is proportional to it."""
 
 
-def expected_warm_up(model: Model, buckets: Buckets) -> float | None:
-    """How many seconds it will take; None where nothing is compiled in it."""
-    if not model.device.compiles:
-        return None
-    return warm_up_seconds(len(buckets.to_warm_up()), model.config.num_layers)
+def warm_up_seconds(graphs: int, layers: int) -> float:
+    """Estimate the time of the warm-up; a compile cache that has everything makes it a fraction."""
+    return graphs * SECONDS_PER_GRAPH * layers / LAYERS
 
 
-def fewer_buckets(model: Model, limits: Limits, options: Options, graphs: int, **known: Any) -> Buckets:
-    """Buckets for a warm-up that shall not take long: so many, or as few as are possible. Takes a moment.
+class GraphsError(OptionError):
+    """Raised if --max-graphs is too low; `needed` would be enough."""
 
-    `known`: see `make_buckets`.
-    """
-    count = graphs
-    while True:
-        try:
-            buckets = choose_buckets(model, limits, options, count, **known)
-        except GraphsError as error:
-            count = error.needed
-            continue
-        log.log(
-            logging.INFO if count == graphs else logging.WARNING,
-            "--warmup-budget is enough for %d buckets: there will be %d",
-            graphs,
-            len(buckets.to_warm_up()),
-        )
-        return buckets
+    def __init__(self, given: int, needed: int, reason: str = "") -> None:
+        super().__init__(f"`max_graphs` must be >= {needed}{reason}. Given: {given}")
+        self.needed = needed
 
 
-def fit_buckets(
-    model: Model,
+@attrs.frozen(kw_only=True)
+class Bucketing:
+    """Aims of the choice."""
+
+    max_graphs: int | None = None
+    """Maximum number of buckets; None: MAX_GRAPHS."""
+    max_waste: float | None = None
+    """Maximum time that padding may add to a step, as a share of the step; None: MAX_WASTE, or more."""
+    counts: Mapping[Bucket, int] = attrs.field(factory=dict)
+    """Recorded shapes of steps, with their numbers. Without any, all shapes count as equally likely."""
+    costs: Costs = attrs.field(factory=Costs.of)
+    """Costs of steps, which also decide which of the buckets that dominate a step is the cheapest."""
+
+    def choose(self, shapes: ShapeLimits) -> list[Bucket]:
+        """Choose the buckets with which steps cost least: prefill before decode, the largest first.
+
+        Raises GraphsError if every step can only have a bucket with more than `max_graphs`.
+        """
+        workload = Workload.counted(self.counts, shapes)
+        graphs = MAX_GRAPHS if self.max_graphs is None else self.max_graphs
+        waste = MAX_WASTE if self.max_waste is None else self.max_waste
+        while True:
+            try:
+                return optimal(shapes, workload, self.costs, graphs, waste)
+            except TooFewGraphs as error:
+                if self.max_waste is not None or waste == math.inf:
+                    bound = f" for `max_waste` = {waste:g}" if waste < math.inf else ""
+                    raise GraphsError(graphs, error.needed, bound) from error
+                waste = 2 * waste if waste < 100 else math.inf
+
+
+def make_buckets(
     limits: Limits,
-    options: Options,
-    loaded: Sequence[Loaded],
-    buckets: Buckets,
-    within: AttentionWorkspace,
+    device: DeviceSpec,
+    bucketing: Bucketing | None = None,
+    *,
+    prefixes: bool = True,
+    blocks: int | None = None,
+    within: AttentionWorkspace | None = None,
 ) -> Buckets:
-    """Those, or fewer if --graph-memory-fraction is not enough for them. Raises OptionError if for none."""
-    device, graph_fraction = model.device, options.graph_memory_fraction
-    sizes = [rank for rank in loaded if rank.graph_bytes]
-    if not device.compiles or graph_fraction is None or not sizes:
-        return buckets
-    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = min(int(max(r.free_bytes, 0) * fraction * graph_fraction) // r.graph_bytes for r in sizes)
-    if graphs >= len(buckets.to_warm_up()):
-        return buckets
-    try:
-        return choose_buckets(model, limits, options, graphs, within=within)
-    except GraphsError as error:
-        raise OptionError(
-            f"--graph-memory-fraction {graph_fraction:g} is enough for {graphs} graphs, and there must be "
-            f"{error.needed}"
-        ) from error
+    """Return the buckets of a device; takes up to a second where it compiles. Raises OptionError.
+
+    `prefixes` tells whether sequences share blocks, `blocks` how many the KV cache has, if that is known. The
+    buckets need no more than the workspace `within`, if that is reserved already.
+    """
+    if not device.compiles:
+        return Buckets(limits, mixes=device.mixes_rows)
+    bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
+    shapes = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
+    chosen = bucketing.choose(shapes) if device.flat else doubling(shapes)
+    return Buckets(limits, chosen, bucketing.costs.seconds, flat=device.flat)
 
 
-def known_shapes(device: DeviceSpec, options: Options) -> ShapeCounts | None:
-    """What --record-shapes adds to; None where there is nothing to record. Raises OptionError."""
-    path = options.record_shapes
-    if path is not None and not (device.compiles and device.flat):
-        log.warning("--record-shapes has no effect: shapes do not matter on %s", device.name)
-        path = None
-    return None if path is None else ShapeCounts.open(path, device.block_size)
+def attention_workspace(limits: Limits, buckets: Buckets, *, prefixes: bool = True) -> AttentionWorkspace:
+    """Return the workspace of the attention of steps that are padded to these buckets."""
+    if not buckets.flat:
+        return AttentionWorkspace()
+    return ShapeLimits.from_limits(limits, prefixes=prefixes).workspace(buckets)
+
+
+def doubling(shapes: ShapeLimits) -> Iterator[Bucket]:
+    """Yield buckets whose sizes double in every dimension, for a device with a block table per row."""
+    rows, blocks = geometric(1, shapes.rows, 2)[::-1], geometric(1, shapes.table_blocks, 2)[::-1]
+    for tokens in geometric(min(shapes.block, shapes.longest), shapes.longest, 2, shapes.block)[::-1]:
+        for count in rows:
+            if count == 1 or count * tokens <= shapes.prefill_tokens:
+                yield from (Bucket(count, tokens, size, prefill=True) for size in blocks)
+    for count in rows:
+        yield from (Bucket(count, 1, size) for size in geometric(1, shapes.row_blocks, 2)[::-1])
+
+
+def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[int, ...]:
+    """Return sizes from `first` to `last` that grow by about `ratio`.
+
+    All but the last are multiples of `multiple`. A size between two neighbours a < b wastes less than 1 - a/b
+    of b: at most 1 - 1/ratio where the multiples are fine enough to follow the ratio.
+    """
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size = max(size + multiple, int(size * ratio) // multiple * multiple)
+    return (*sizes, last)

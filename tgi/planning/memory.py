@@ -1,71 +1,89 @@
-"""How the memory of a card is divided, before the KV cache is reserved for good.
+"""The division of a card's memory, before the KV cache is reserved for good.
 
-    total = in use + weights + workspace + reserve + graphs + KV cache + left over
+total = in use + weights + workspace + reserve + graphs + KV cache + left over
 
-Everything a step can need is in it, so that nothing runs out later. All ranks get the same number of blocks:
-the plan is that of the rank with the least room.
+Everything that a step can need is in it, so that nothing runs out later. All ranks get the same numbers of
+blocks: those of the rank with the least room.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 
 import attrs
 import msgspec
 
-from tgi.config import Options
-from tgi.executor import EngineError
 from tgi.limits import Limits
-from tgi.plugins import DeviceSpec, ModelConfig
-from tgi.protocol import Loaded
-from tgi.scheduler.buckets import Buckets
+from tgi.protocol import CacheGroup, Loaded
 
-from .bucketing import GraphsError
-
-log = logging.getLogger(__name__)
 MIB = 1 << 20
-FEWEST_GRAPHS = 2
-"""One of each kind."""
+MIN_GRAPHS = 2
+"""One graph of each kind of step."""
 
 
 @attrs.frozen(kw_only=True)
-class MemoryPlan:
-    """Bytes, where nothing else is said."""
+class GroupBudget:
+    """KV blocks of one layer group, the padding block aside."""
 
-    total: int
-    """0 where it is not known."""
-    weights: int
-    workspace: int
-    """Of the largest step."""
-    free: int
-    """What these two and others leave."""
-    reserve: int
-    """The part of it that is not planned with."""
-    graphs: int
-    graph_count: int
+    layers: int
+    """Number of layers in the group."""
+    window: int | None
+    """Number of tokens that a token sees; None: all before it."""
     block_bytes: int
-    block_size: int
-    """Tokens in a block."""
+    """Bytes of a block in all layers of the group."""
     longest: int
-    """Most blocks that one sequence has at once,"""
+    """Maximum blocks of one sequence at once."""
     wanted: int
-    """as many as can ever be in use, or as the options say,"""
+    """Maximum blocks that can be in use at once, or that the options allow."""
     fitting: int
-    """and as many as there is room for, beside the padding block."""
-    shards: int | None = None
-    """The least number of cards that would do where these do not, as far as can be told."""
+    """Blocks that there is room for."""
 
     @property
     def blocks(self) -> int:
-        """That are used."""
+        """Number of blocks that are used."""
         return min(self.wanted, self.fitting)
 
+
+@attrs.frozen(kw_only=True)
+class MemoryBudget:
+    """The memory of one rank, in bytes."""
+
+    total: int
+    """Memory of the card; 0 if it is unknown."""
+    weights: int
+    workspace: int
+    """Memory of the largest step."""
+    free: int
+    """Memory that weights, workspace and others leave."""
+    reserve: int
+    """Part of `free` that stays unused."""
+    graphs: int
+    """Part of `free` for graphs."""
+    graph_count: int
+    block_size: int
+    """Number of tokens in a block."""
+    groups: tuple[GroupBudget, ...]
+    fits: bool
+    """Whether there is room for one sequence at least."""
+    ranks_that_fit: int | None = None
+    """Smallest number of ranks that would do where these do not, if it is known."""
+
     @property
-    def fits(self) -> bool:
-        """Whether one sequence can be served at least."""
-        return self.fitting >= self.longest
+    def widest(self) -> GroupBudget:
+        """The group with the most blocks for a sequence."""
+        return max(self.groups, key=lambda group: group.longest)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Number of blocks in each group."""
+        return tuple(group.blocks for group in self.groups)
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that the KV cache holds."""
+        return self.widest.blocks * self.block_size
 
     def rows(self) -> Iterator[tuple[str, int]]:
-        """The table: what for, and how many bytes; in all they are `total`."""
+        """Yield the rows of the table: a name and its bytes, which add up to `total`."""
         used = self.total - self.free - self.weights - self.workspace
         if self.total and used > 0:
             yield "in use by others", used
@@ -77,11 +95,17 @@ class MemoryPlan:
             yield "reserve", self.reserve
         if self.graphs:
             yield f"graphs, {self.graph_count:,}", self.graphs
-        blocks = max(self.blocks if self.fits else self.longest, 0) + 1
-        cache = blocks * self.block_bytes
-        missing = "" if self.fits else ", of which there is no room for all"
-        yield f"KV cache, {blocks:,} blocks of {self.block_size} tokens{missing}", cache
-        yield "left over", self.free - self.reserve - self.graphs - cache
+        left = self.free - self.reserve - self.graphs
+        for group in self.groups:
+            blocks = max(group.blocks if self.fits else group.longest, 0) + 1
+            name = "KV cache" if len(self.groups) == 1 else f"KV cache of {group.layers} layers"
+            missing = "" if self.fits else ", more than there is room for"
+            yield (
+                f"{name}, {blocks:,} blocks of {self.block_size} tokens{missing}",
+                blocks * group.block_bytes,
+            )
+            left -= blocks * group.block_bytes
+        yield "left over", left
 
     def __str__(self) -> str:
         rows = list(self.rows())
@@ -91,11 +115,11 @@ class MemoryPlan:
         return "\n".join(f"{name:{width}} {size / MIB:12,.0f} MiB" for name, size in rows)
 
     def refusal(self, limits: Limits) -> str | None:
-        """Why it does not do, and which flags would help, in one line; None where it does."""
+        """Return, in one line, why the memory is too small and which flags would help; None if it is not."""
         if self.fits:
             return None
         room = self.free - self.reserve - self.graphs
-        needed = (self.longest + 1) * self.block_bytes
+        needed = sum((group.longest + 1) * group.block_bytes for group in self.groups)
         helps = ", ".join(self._remedies(limits, needed - room))
         return (
             f"Not enough memory to handle `max_total_tokens={limits.max_total_tokens}`: its KV cache takes "
@@ -103,14 +127,14 @@ class MemoryPlan:
         )
 
     def _remedies(self, limits: Limits, missing: int) -> Iterator[str]:
-        if self.fitting > 0:
-            yield f"--max-total-tokens {self.fitting * self.block_size}"
+        if self.widest.fitting > 0:
+            yield f"--max-total-tokens {self.widest.fitting * self.block_size}"
         chunk = self._chunk(limits)
         if chunk >= self.block_size:
             yield f"--max-batch-prefill-tokens {chunk}"
         if self.graph_count and missing < self.graphs:
             graphs = int((self.graphs - missing) * self.graph_count / self.graphs)
-            if graphs >= FEWEST_GRAPHS:
+            if graphs >= MIN_GRAPHS:
                 yield f"--max-graphs {graphs}"
         if missing <= self.reserve:
             yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2g}"
@@ -118,110 +142,80 @@ class MemoryPlan:
             if chunk < self.block_size:
                 yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
             yield f"less than --max-batch-size {limits.max_batch_size}"
-        if self.shards is not None:
-            yield f"more cards with --num-shard {self.shards}"
+        if self.ranks_that_fit is not None:
+            yield f"more cards with --num-shard {self.ranks_that_fit}"
 
     def _chunk(self, limits: Limits) -> int:
-        """Tokens of a prompt that a step could have beside a window."""
-        return 0 if limits.window is None else (self.fitting - 1) * self.block_size + 2 - limits.window
+        """Return the tokens of a prompt that a step could have besides a window."""
+        window = limits.window
+        return 0 if window is None else (self.widest.fitting - 1) * self.block_size + 2 - window
 
 
-def for_pool(buckets: Buckets, limits: Limits, blocks: int, choose: Callable[..., Buckets]) -> Buckets:
-    """Those, or better ones now that it is known that there are so many blocks in the KV cache.
-
-    `choose(graphs, blocks=)` gives at most so many; none of them needs more memory.
-    """
-    if not buckets.flat or blocks >= limits.max_batch_size * limits.sequence_blocks:
-        return buckets
-    try:
-        return choose(len(buckets.to_warm_up()), blocks=blocks)
-    except GraphsError:
-        return buckets
-
-
-def plan_blocks(
-    loaded: Sequence[Loaded],
-    device: DeviceSpec,
-    limits: Limits,
-    buckets: Buckets,
-    options: Options,
-    config: ModelConfig | None = None,
-) -> int:
-    """How many KV blocks to use beside the padding block; logs the plan of the memory.
-
-    Raises EngineError where not even the longest request fits.
-    """
-    fraction = device.memory_fraction if options.memory_fraction is None else options.memory_fraction
-    graphs = len(buckets.to_warm_up()) if device.compiles else 0
-    plan = plan_memory(
-        loaded, limits, config=config,
-        graphs=graphs, fraction=fraction, graph_fraction=options.graph_memory_fraction,
-    )  # fmt: skip
-    refusal = plan.refusal(limits)
-    log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", plan)
-    if refusal is not None:
-        raise EngineError(refusal, "memory")
-    if limits.max_batch_total_tokens is not None and plan.blocks < plan.wanted:
-        log.warning(
-            "--max-batch-total-tokens %d: there is memory for %d only",
-            limits.max_batch_total_tokens, plan.blocks * limits.block_size,
-        )  # fmt: skip
-    return plan.blocks
-
-
-def plan_memory(
+def budget_memory(
     ranks: Sequence[Loaded],
+    groups: Sequence[CacheGroup],
     limits: Limits,
     *,
     graphs: int = 0,
     fraction: float = 1.0,
     graph_fraction: float | None = None,
-    config: ModelConfig | None = None,
-) -> MemoryPlan:
-    """For ranks that have loaded the model and will have so many graphs.
+    possible_ranks: Sequence[int] = (),
+) -> MemoryBudget:
+    """Divide the memory of ranks that have loaded the model.
 
-    `fraction`: of what weights and workspace leave, the share that is planned with. `graph_fraction`: of
-    that, the share that is for graphs; None: as much as the ranks expect of each. `config`: tells whether
-    more ranks would help.
+    `fraction` of what weights and workspace leave is used. `graph_fraction` of that is for graphs, which may
+    be enough for fewer than `graphs`; None: what the ranks expect `graphs` to take. `possible_ranks` are the
+    numbers of ranks that the model can be divided over, to tell whether more would help.
     """
 
-    def plan(rank: Loaded) -> MemoryPlan:
-        return _plan(rank, limits, graphs, fraction, graph_fraction)
+    def budget(rank: Loaded) -> MemoryBudget:
+        return _budget(rank, groups, limits, graphs, fraction, graph_fraction)
 
-    count, rank = len(ranks), min(ranks, key=lambda rank: plan(rank).fitting)
-    if not rank.total_bytes:  # they share the memory of this machine
+    count, rank = len(ranks), min(ranks, key=lambda rank: budget(rank).widest.fitting)
+    if not rank.total_bytes:  # the ranks share the memory of the machine
         room = (rank.free_bytes + rank.workspace_bytes) // count - rank.workspace_bytes
-        return plan(msgspec.structs.replace(rank, free_bytes=room))
-    planned = plan(rank)
-    if planned.fits or config is None:
-        return planned
-    more = (shards for shards in range(count + 1, config.num_heads + 1) if config.divides(shards))
-    helpful = (shards for shards in more if plan(_divided(rank, config, count, shards)).fits)
-    return attrs.evolve(planned, shards=next(helpful, None))
+        return budget(msgspec.structs.replace(rank, free_bytes=room))
+    budgeted = budget(rank)
+    if budgeted.fits:
+        return budgeted
+    more = (number for number in possible_ranks if number > count)
+    helpful = (number for number in more if budget(_divide_over(rank, groups, count, number)).fits)
+    return attrs.evolve(budgeted, ranks_that_fit=next(helpful, None))
 
 
-def _divided(rank: Loaded, config: ModelConfig, count: int, shards: int) -> Loaded:
-    """What the rank would say if there were so many instead of `count`: its weights would be fewer."""
-    weights = rank.weight_bytes * count // shards
-    kept, others = (-(-config.num_kv_heads // ranks) for ranks in (count, shards))
+def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: int) -> Loaded:
+    """Return what the rank would report if there were `more` ranks instead of `count`."""
+    weights = rank.weight_bytes * count // more
+    heads = [(-(-group.all_kv_heads // ranks) for ranks in (count, more)) for group in groups]
     return msgspec.structs.replace(
         rank,
         weight_bytes=weights,
         free_bytes=rank.free_bytes + rank.weight_bytes - weights,
-        block_bytes=rank.block_bytes * others // kept,
+        block_bytes=tuple(
+            size * fewer // now for size, (now, fewer) in zip(rank.block_bytes, heads, strict=True)
+        ),
     )
 
 
-def _plan(
-    rank: Loaded, limits: Limits, graphs: int, fraction: float, graph_fraction: float | None
-) -> MemoryPlan:
-    longest = limits.sequence_blocks
-    wanted = longest * limits.max_batch_size
-    if limits.max_batch_total_tokens is not None:
-        wanted = max(limits.max_batch_total_tokens // limits.block_size, longest)
+def _budget(
+    rank: Loaded,
+    groups: Sequence[CacheGroup],
+    limits: Limits,
+    graphs: int,
+    fraction: float,
+    graph_fraction: float | None,
+) -> MemoryBudget:
     usable = min(int(rank.free_bytes * fraction), rank.free_bytes)
-    share = rank.graph_bytes * graphs if graph_fraction is None else int(usable * graph_fraction)
-    return MemoryPlan(
+    if graph_fraction is None:
+        share = rank.graph_bytes * graphs
+    else:
+        share = int(usable * graph_fraction)
+        if rank.graph_bytes:
+            graphs = min(graphs, max(share, 0) // rank.graph_bytes)
+    needs = [_need(group, size, limits) for group, size in zip(groups, rank.block_bytes, strict=True)]
+    room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
+    rest = room - sum(need.longest * need.block_bytes for need in needs)
+    return MemoryBudget(
         total=rank.total_bytes,
         weights=rank.weight_bytes,
         workspace=rank.workspace_bytes,
@@ -229,9 +223,51 @@ def _plan(
         reserve=rank.free_bytes - usable,
         graphs=share,
         graph_count=graphs,
-        block_bytes=rank.block_bytes,
         block_size=limits.block_size,
+        groups=tuple(_share_room(needs, room, rest)),
+        fits=rest >= 0,
+    )
+
+
+def _need(group: CacheGroup, block_bytes: int, limits: Limits) -> GroupBudget:
+    """Return a group's need of blocks, none of which fits yet."""
+    longest = limits.group_blocks(group.window)
+    wanted = longest * limits.max_batch_size
+    if limits.max_batch_total_tokens is not None:
+        given = max(limits.max_batch_total_tokens // limits.block_size, longest)
+        wanted = given if longest == limits.sequence_blocks else min(wanted, given)
+    return GroupBudget(
+        layers=len(group.layers),
+        window=None if group.window is None or group.window >= limits.max_total_tokens else group.window,
+        block_bytes=block_bytes,
         longest=longest,
         wanted=wanted,
-        fitting=(usable - share) // rank.block_bytes - 1,
+        fitting=0,
     )
+
+
+def _share_room(needs: Sequence[GroupBudget], room: int, rest: int) -> Iterator[GroupBudget]:
+    """Divide `room` bytes; `rest` is what one sequence of the longest kind leaves of them.
+
+    Beyond that sequence, every group gets the same share of what it wants, so that none runs out long before
+    the others. What is left when all are satisfied goes to the widest groups. If not even one sequence fits,
+    the blocks are those of the longest one that does.
+    """
+    widest = max(need.longest for need in needs)
+    if rest < 0:
+
+        def size(blocks: int) -> int:
+            return sum(min(blocks, need.longest) * need.block_bytes for need in needs)
+
+        fitting = max(bisect_right(range(widest + 1), room, key=size) - 1, 0)
+        yield from (attrs.evolve(need, fitting=min(fitting, need.longest)) for need in needs)
+        return
+    missing = sum((need.wanted - need.longest) * need.block_bytes for need in needs)
+    kept = sum(need.wanted * need.block_bytes for need in needs if need.longest < widest)
+    each = sum(need.block_bytes for need in needs if need.longest == widest)
+    for need in needs:
+        if rest < missing:
+            fitting = need.longest + rest * (need.wanted - need.longest) // missing
+        else:
+            fitting = need.wanted if need.longest < widest else (room - kept) // each
+        yield attrs.evolve(need, fitting=fitting)

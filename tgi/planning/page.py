@@ -12,20 +12,20 @@ from rich.text import Text
 from tgi.protocol import Bucket
 
 from .memory import MIB
-from .plan import Plan, Speed
+from .plan import Plan
+from .speeds import Speed
 
 
 def page(plan: Plan) -> RenderableType:
-    """All of it, 80 columns wide at most."""
-    setup = plan.setup
-    cards = f"{setup.ranks} x {setup.target.name}"
-    title = Text(f"{setup.model} on {cards}, {_dtype(plan)}", style="bold")
+    """Return the whole plan, at most 80 columns wide."""
+    limits, cards = plan.planner.limits, f"{plan.planner.setup.ranks} x {plan.card}"
+    title = Text(f"{plan.model} on {cards}, {_dtype(plan)}", style="bold")
     parts: list[RenderableType] = [title, _section("Memory of a card", _memory(plan))]
     if plan.buckets:
         parts.append(_section("Buckets", _buckets(plan.buckets), *_graphs(plan)))
     if plan.roofline is not None:
         floor = f"Reading the weights once takes {_ms(plan.roofline.floor)} ms of every step."
-        decode = f"Decode, all sequences {setup.limits.max_total_tokens:,} tokens long"
+        decode = f"Decode, all sequences {limits.max_total_tokens:,} tokens long"
         parts.append(_section(decode, _decode(plan.decode), floor))
         parts.append(_section("Prefill of one prompt", _prefill(plan.prefill)))
     if plan.refusal:
@@ -34,18 +34,18 @@ def page(plan: Plan) -> RenderableType:
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
-    """The same numbers; bytes, seconds, tokens a second, shares."""
-    setup, memory = plan.setup, plan.memory
+    """Return the same numbers, in bytes, seconds, tokens per second, and shares."""
+    limits, memory, widest = plan.planner.limits, plan.memory, plan.memory.widest
     return {
-        "model": setup.model,
-        "card": setup.target.name,
-        "cards": setup.ranks,
+        "model": plan.model,
+        "card": plan.card,
+        "cards": plan.planner.setup.ranks,
         "dtype": _dtype(plan),
-        "max_input_tokens": setup.limits.max_input_tokens,
-        "max_total_tokens": setup.limits.max_total_tokens,
-        "max_batch_size": setup.limits.max_batch_size,
-        "max_batch_prefill_tokens": setup.limits.max_batch_prefill_tokens,
-        "window": setup.limits.window,
+        "max_input_tokens": limits.max_input_tokens,
+        "max_total_tokens": limits.max_total_tokens,
+        "max_batch_size": limits.max_batch_size,
+        "max_batch_prefill_tokens": limits.max_batch_prefill_tokens,
+        "window": limits.window,
         "fits": memory.fits,
         "refusal": plan.refusal,
         "memory": {
@@ -54,14 +54,24 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "workspace": memory.workspace,
             "reserve": memory.reserve,
             "graphs": memory.graphs,
-            "kv_block": memory.block_bytes,
-            "kv_blocks": memory.blocks,
-            "kv_blocks_that_fit": memory.fitting,
-            "tokens_that_fit": memory.fitting * memory.block_size,
+            "kv_block": sum(group.block_bytes for group in memory.groups),
+            "kv_blocks": widest.blocks,
+            "kv_blocks_that_fit": widest.fitting,
+            "tokens_that_fit": widest.fitting * memory.block_size,
+            "kv_groups": [
+                {
+                    "layers": group.layers,
+                    "window": group.window,
+                    "block": group.block_bytes,
+                    "blocks": group.blocks,
+                    "blocks_that_fit": group.fitting,
+                }
+                for group in memory.groups
+            ],
         },
         "graphs": len(plan.buckets),
         "warm_up_seconds": plan.warm_up_seconds,
-        "padding": plan.waste,
+        "padding": plan.padding,
         "buckets": [
             {"prefill": b.prefill, "rows": b.rows, "tokens": b.tokens, "blocks": b.blocks}
             for b in plan.buckets
@@ -73,12 +83,13 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _speed(speed: Speed) -> dict[str, Any]:
-    found = {"rows": speed.rows, "tokens": speed.tokens, "seconds": speed.seconds, "rate": speed.rate}
-    return found if speed.bound is None else {**found, "bound": speed.computed / speed.bound}
+    numbers = {"rows": speed.rows, "tokens": speed.tokens, "seconds": speed.seconds, "rate": speed.rate}
+    return numbers if speed.bound is None else {**numbers, "bound": speed.computed / speed.bound}
 
 
 def _dtype(plan: Plan) -> str:
-    return "bfloat16" if plan.setup.dtype == "auto" else plan.setup.dtype
+    dtype = plan.planner.setup.options.compute_dtype
+    return "bfloat16" if dtype == "auto" else dtype
 
 
 def _section(title: str, *parts: RenderableType) -> RenderableType:
@@ -101,25 +112,29 @@ def _memory(plan: Plan) -> RenderableType:
     for name, size in memory.rows():
         table.add_row(name, f"{size / MIB:,.0f} MiB")
     table.add_row("all", f"{memory.total / MIB:,.0f} MiB", style="dim")
-    fitting = max(memory.fitting, 0)
-    each = _size(memory.block_bytes)
-    fit = f"{fitting:,} blocks fit, {fitting * memory.block_size:,} tokens; {each} a block."
-    window = plan.setup.limits.window
-    if window is None:
-        return Group(table, fit)
-    return Group(table, fit, f"A token sees {window:,}; a sequence has {memory.longest:,} blocks at most.")
+    return Group(table, *_cache(plan))
+
+
+def _cache(plan: Plan) -> Iterator[str]:
+    memory = plan.memory
+    for group in memory.groups:
+        fitting, each = max(group.fitting, 0), _size(group.block_bytes)
+        yield f"{fitting:,} blocks fit, {fitting * memory.block_size:,} tokens; {each} a block."
+        if group.window is not None:
+            sees = f"A token sees {group.window:,} in {group.layers} layers"
+            yield f"{sees}; a sequence has {group.longest:,} blocks at most."
 
 
 def _graphs(plan: Plan) -> Iterator[str]:
     yield f"{len(plan.buckets)} graphs; warming them up takes about {_duration(plan.warm_up_seconds)}."
-    waste = " and ".join(f"{share:.0%} to {kind}" for kind, share in plan.waste.items())
+    waste = " and ".join(f"{share:.0%} to {kind}" for kind, share in plan.padding.items())
     if waste:
-        likely = "they are as recorded" if plan.setup.bucketing.counts else "all shapes are equally likely"
+        likely = "they are as recorded" if plan.planner.counts else "all shapes are equally likely"
         yield f"Padding adds {waste} steps, if {likely}."
 
 
 def _buckets(buckets: Iterable[Bucket]) -> RenderableType:
-    """Those that differ in their blocks only share a line."""
+    """Return the table, with one line for buckets that differ in their blocks only."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column, justify in (("step", "left"), ("rows", "right"), ("tokens", "right"), ("blocks", "left")):
         table.add_column(column, justify=justify)  # type: ignore[arg-type]

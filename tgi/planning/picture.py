@@ -1,4 +1,4 @@
-"""A plan as a picture: where the memory goes, which buckets there are, how fast decode and prefill are.
+"""A plan as a picture: the memory, the buckets, and the speed of decode and prefill.
 
 Needs matplotlib, which the server does not install: `pip install tgi[plot]`.
 """
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 class PictureError(Exception):
-    """No picture can be drawn; the message is one line for people."""
+    """Raised if no picture can be drawn; the message is one line for people."""
 
 
 def draw(plan: Plan, path: Path) -> None:
-    """Write the picture; the end of the name decides the format. Raises PictureError."""
+    """Write the picture in the format of the file's suffix. Raises PictureError."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -31,7 +31,7 @@ def draw(plan: Plan, path: Path) -> None:
     columns = min(len(drawers), 2)
     lines = len(drawers) // columns
     figure = Figure(figsize=(6 * columns, 4 * lines), layout="constrained")
-    figure.suptitle(f"{plan.setup.model} on {plan.setup.ranks} x {plan.setup.target.name}")
+    figure.suptitle(f"{plan.model} on {plan.planner.setup.ranks} x {plan.card}")
     for drawer, axes in zip(drawers, figure.subplots(lines, columns, squeeze=False).flat, strict=True):
         drawer(axes, plan)
     try:
@@ -52,7 +52,7 @@ def _draw_memory(axes: "Axes", plan: Plan) -> None:
 
 
 def _draw_buckets(axes: "Axes", plan: Plan) -> None:
-    """Tokens against blocks: the two sizes that cost."""
+    """Plot tokens against blocks: the two sizes that cost time."""
     for prefill, name, color in ((True, "prefill", "#c1502e"), (False, "decode", "#2a6fbb")):
         chosen = [bucket for bucket in plan.buckets if bucket.prefill is prefill]
         axes.scatter(
@@ -74,12 +74,12 @@ def _draw_buckets(axes: "Axes", plan: Plan) -> None:
 def _draw_decode(axes: "Axes", plan: Plan) -> None:
     rows = [speed.rows for speed in plan.decode]
     bounds = [speed.rows / speed.bound for speed in plan.decode if speed.bound]
-    axes.plot(rows, bounds, "--", color="#888888", label="at most, by the peaks of the card")
+    axes.plot(rows, bounds, "--", color="#888888", label="maximum at the card's peak rates")
     axes.plot(rows, [speed.rate for speed in plan.decode], "o-", color="#2a6fbb", label="expected")
     axes.legend()
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
-    tokens = plan.setup.limits.max_total_tokens
+    tokens = plan.planner.limits.max_total_tokens
     axes.set(title=f"Decode, sequences of {tokens:,} tokens", xlabel="sequences", ylabel="tokens a second")
 
 

@@ -1,48 +1,46 @@
 """Folders in which a device keeps what it has compiled, so that the next start reads it instead.
 
-What is compiled (a recipe) is good for one software release, model of card, number of ranks, dtype, model and
-set of buckets only. Each combination has its own folder in that of --recipe-cache; ranks share it.
+A compiled program is good for one release of the software, model of card, number of ranks, dtype and model.
+Each combination has its own folder in that of --recipe-cache, which all ranks share.
 """
 
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
 
-from tgi.config import OptionError, Options
+from tgi.config import OptionError
 from tgi.plugins.machine import Machine
-from tgi.scheduler.buckets import Buckets
 
-from .model import DEMO_ID, Model
+from .setup import Setup
 
 log = logging.getLogger(__name__)
 
 
-def prepare_recipes(model: Model, buckets: Buckets, options: Options) -> dict[str, str]:
-    """Make the folder for what a device compiles, if one is wanted, and return the variables for ranks.
+def prepare_recipes(setup: Setup) -> dict[str, str]:
+    """Make the folder for what a device compiles, and return the variables that tell ranks of it.
 
-    Raises OptionError.
+    There are none if --recipe-cache has no effect. Raises OptionError.
     """
-    device, machine = model.device, Machine()
-    if options.recipe_cache is None:
+    device, root, machine = setup.device, setup.options.recipe_cache, Machine()
+    if root is None:
         return {}
     if not device.compile_cache:
         log.warning("--recipe-cache has no effect: %s keeps nothing that it compiles", device.name)
         return {}
     folder = recipe_folder(
-        options.recipe_cache.absolute(),
-        model=options.model_id or DEMO_ID,
-        config=attrs.asdict(model.config),
-        dtype=options.compute_dtype,
-        ranks=options.num_shard or 1,
+        root.absolute(),
+        model=setup.model_id,
+        config=attrs.asdict(setup.config),
+        dtype=setup.options.compute_dtype,
+        ranks=setup.ranks,
         card=device.card(machine)[0],
         software=machine.versions(("tgi", "torch", *device.compile_packages)),
-        buckets=buckets,
     )
     variables = dict(device.compile_variables(folder))
     for name in variables.keys() & machine.environ.keys():
@@ -64,13 +62,12 @@ def recipe_folder(
     ranks: int,
     card: str,
     software: Mapping[str, str],
-    buckets: Iterable[object],
 ) -> Path:
-    """The folder for these: its name can be read as far as that is short, and ends in a digest of all.
+    """Return the folder for a combination, whose name has its short parts and a digest of all.
 
-    `config`: the model's config.json as it is used. `buckets`: in any order; each is known by its repr.
+    `config` holds the fields of the model's config.json as they are used.
     """
-    key = [model, config, dtype, ranks, card, software, sorted(map(repr, buckets))]
+    key = [model, config, dtype, ranks, card, software]
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:16]
     words = [Path(model).name, dtype, f"{ranks}x{card}", digest]
     return root / re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(words))

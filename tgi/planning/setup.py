@@ -1,64 +1,156 @@
-"""From the options to what a plan is made of: reads config.json and the headers of the weights."""
+"""What is known before any rank has started: the options, the model's config.json and the device."""
 
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Iterable, Mapping
 from glob import glob
 from os import environ
 from pathlib import Path
 
 import attrs
 
-from tgi.config import DEMO_MODEL, OptionError, Options
-from tgi.device.costs import Costs
-from tgi.hub import Source, find_config
+from tgi.config import OptionError, Options
 from tgi.limits import Limits, resolve_limits
-from tgi.plugins import Architecture, Card, ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
+from tgi.plugins import ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
+from tgi.protocol import AttentionWorkspace, CacheGroup, Describe, Load
 
-from .bucketing import Bucketing
-from .cards import target
-from .plan import ITEM, Setup
-from .roofline import Roofline
-from .weights import rank_bytes, rank_numbers, read_shapes
+log = logging.getLogger(__name__)
+DEMO_ID = "tgi-demo"
+"""Name in `/info` of the model that comes with the package."""
 
 
-def read_setup(options: Options) -> Setup:
-    """Raises HubError, ConfigError and OptionError."""
-    place = options.weights_cache_override or options.model_id or DEMO_MODEL
-    folder = find_config(Source(str(place), options.revision, options.huggingface_hub_cache))
-    _, config, _ = read_architecture(folder, options)
-    card = target(options.device, devices(load_plugins()))
-    options = attrs.evolve(options, num_shard=count_ranks(options, card.device, {}))
+@attrs.frozen(kw_only=True)
+class Setup:
+    """A model, its device and the options: all that a plan is made from, besides the model's description."""
+
+    options: Options
+    folder: Path
+    """Folder of the checkpoint."""
+    architecture: str
+    """Name under which a plugin offers the model."""
+    config: ModelConfig
+    overrides: dict[str, object]
+    """Keys that the options replace in config.json."""
+    device: DeviceSpec
+    ranks: int
+
+    @property
+    def model_id(self) -> str:
+        """Name of the model, as the operator gives it."""
+        return self.options.model_id or DEMO_ID
+
+    @property
+    def prefix_limit(self) -> int | None:
+        """Longest prompt, in tokens, that may share prefixes; None: any, 0: none."""
+        return self.config.prefix_limit if self.options.prefix_caching else 0
+
+    @property
+    def memory_fraction(self) -> float:
+        """Share of the memory, after weights and workspace, that is used."""
+        fraction = self.options.memory_fraction
+        return self.device.memory_fraction if fraction is None else fraction
+
+    def limits(self, groups: Iterable[CacheGroup] = ()) -> Limits:
+        """Resolve the limits, those that depend on attention windows by the model's layer groups.
+
+        Without groups, the limits are preliminary. Raises OptionError.
+        """
+        windows = [group.window for group in groups]
+        options = self.options if windows else attrs.evolve(self.options, max_batch_total_tokens=None)
+        return resolve_limits(
+            options,
+            max_position=self.config.max_position,
+            learned_positions=self.config.learned_positions,
+            block_size=self.device.block_size,
+            batch_size=self.device.batch_size,
+            prefill_tokens=self.device.prefill_tokens,
+            window=widest_window(windows),
+        )
+
+    def describe_command(self) -> Describe:
+        """Return the command that asks a rank for the description. Raises ConfigError."""
+        cache_dtype = self._cache_dtype()
+        if cache_dtype and cache_dtype not in self.device.cache_dtypes:
+            raise ConfigError(f"a KV cache of {cache_dtype!r} is not supported on this device")
+        return Describe(
+            folder=str(self.folder),
+            architecture=self.architecture,
+            ranks=self.ranks,
+            dtype=self.options.compute_dtype,
+            kv_cache_dtype=cache_dtype,
+            dummy=self.options.load_format == "dummy",
+            check=False,
+            overrides=self.overrides,
+        )
+
+    def load_command(self, limits: Limits, attention: AttentionWorkspace, *, top: int = 0) -> Load:
+        """Return the command that loads the model, with the extent of the largest steps.
+
+        A step reports up to `top` most likely tokens.
+        """
+        options = self.options
+        return Load(
+            folder=str(self.folder),
+            architecture=self.architecture,
+            device=self.device.name,
+            dtype=options.compute_dtype,
+            threads=options.threads,
+            lanes=limits.max_batch_size,
+            block_size=limits.block_size,
+            prefill_tokens=limits.max_batch_prefill_tokens,
+            attention=attention,
+            dummy=options.load_format == "dummy",
+            kv_cache_dtype=self._cache_dtype(),
+            top=top,
+            overrides=self.overrides,
+            watermark_gamma=options.watermark_gamma,
+            watermark_delta=options.watermark_delta,
+        )
+
+    def _cache_dtype(self) -> str:
+        name = self.options.kv_cache_dtype
+        return "" if name in (None, "auto") else name
+
+
+def read_setup(
+    folder: Path, options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ
+) -> Setup:
+    """Read config.json and find who runs the model. Raises ConfigError and OptionError."""
+    data = read_config_json(folder)
+    overrides = options.config_overrides(data)
+    architecture, config = find_architecture(folder, data | overrides)
     return Setup(
-        model=str(place),
+        options=options,
+        folder=folder,
+        architecture=architecture.name,
         config=config,
-        shapes=read_shapes(folder),
-        target=card,
-        ranks=options.num_shard or 1,
-        dtype=options.compute_dtype,
-        cache_item=cache_item(options, card.device),
-        limits=model_limits(config, card.device, options),
-        bucketing=Bucketing.from_options(options, Costs.of(block_size=card.device.block_size)),
-        prefixes=options.prefix_caching and config.prefix_limit != 0,
-        memory_fraction=options.memory_fraction,
-        graph_memory_fraction=options.graph_memory_fraction,
+        overrides=overrides,
+        device=device,
+        ranks=count_ranks(options, device, environment),
     )
 
 
-def model_limits(config: ModelConfig, device: DeviceSpec, options: Options) -> Limits:
-    """What the options come to for this model on this device. Raises OptionError."""
-    return resolve_limits(
-        options,
-        max_position=config.max_position,
-        learned_positions=config.learned_positions,
-        block_size=device.block_size,
-        batch_size=device.batch_size,
-        prefill_tokens=device.prefill_tokens,
-        window=config.window,
-    )
+def widest_window(windows: Iterable[int | None]) -> int | None:
+    """Return the widest of some attention windows; None if one sees everything, or if there are none."""
+    sizes = [math.inf if window is None else window for window in windows]
+    widest = max(sizes, default=math.inf)
+    return None if widest == math.inf else int(widest)
+
+
+def find_device(name: str) -> DeviceSpec:
+    """Return the device of that name, and log what is wrong with plugins. Raises OptionError."""
+    plugins = load_plugins()
+    for problem in plugins.problems:
+        log.warning("%s", problem)
+    known = devices(plugins)
+    if name not in known:
+        raise OptionError(f"there is no device {name!r}; there are {', '.join(sorted(known))}")
+    return known[name]
 
 
 def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
-    """How many ranks there shall be. Raises OptionError where they are more than cards, or not known."""
+    """Return the number of ranks. Raises OptionError if it is unknown, or more than there are cards."""
     name, cards = next(
         ((name, environment[name]) for name in device.card_variables if environment.get(name)), ("", "all")
     )
@@ -75,41 +167,3 @@ def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, 
     if listed is not None and wanted > listed:
         raise OptionError(f"--num-shard {wanted} is more than the {listed} cards in {name}")
     return wanted
-
-
-def model_costs(folder: Path, config: ModelConfig, options: Options, card: Card, device: DeviceSpec) -> Costs:
-    """What steps of the model of that folder cost on such cards. Raises ConfigError."""
-    ranks, item, shapes = options.num_shard or 1, ITEM[options.compute_dtype], read_shapes(folder)
-    roofline = Roofline.of(
-        config,
-        card,
-        device=device,
-        link=0.0,
-        ranks=ranks,
-        numbers=rank_numbers(config, shapes, ranks),
-        weight_bytes=rank_bytes(config, shapes, ranks, item),
-        item=item,
-        cache_item=cache_item(options, device),
-        block_size=device.block_size,
-    )
-    return roofline.costs
-
-
-def cache_item(options: Options, device: DeviceSpec) -> int:
-    """Bytes of a number in the KV cache. Raises ConfigError where the device has no such dtype."""
-    name = options.kv_cache_dtype
-    if name in (None, "auto"):
-        return ITEM[options.compute_dtype]
-    if name not in device.cache_dtypes:
-        raise ConfigError(f"a KV cache of {name!r} is not supported on this device")
-    return 1
-
-
-def read_architecture(folder: Path, options: Options) -> tuple[Architecture, ModelConfig, dict[str, object]]:
-    """Who runs the model of that folder, what it is, and what the options replace in its config.json.
-
-    Raises ConfigError.
-    """
-    data = read_config_json(folder)
-    overrides = options.config_overrides(data)
-    return *find_architecture(folder, data | overrides), overrides

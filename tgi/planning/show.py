@@ -7,22 +7,25 @@ from pathlib import Path
 from rich.console import Console
 
 from tgi.config import OptionError, Options
+from tgi.executor import EngineError
 from tgi.hub import HubError
 from tgi.plugins import ConfigError
 
 from .page import as_json, page
 from .picture import PictureError, draw
-from .plan import make_plan
-from .setup import read_setup
+from .plan import Plan, read_plan
 
 
 def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = False) -> int:
-    """Print the page, or JSON. Returns the exit code: 1 where there can be no plan, or too little memory."""
+    """Print the plan as a page, or as JSON, and draw it. Return the exit code.
+
+    It is 1 if the plan cannot be made, or if the memory is too small.
+    """
     try:
-        plan = make_plan(read_setup(options))
+        plan = _read(options)
         if picture is not None:
             draw(plan, picture)
-    except (ConfigError, HubError, OptionError, PictureError) as error:
+    except (ConfigError, EngineError, HubError, OptionError, PictureError) as error:
         print(f"tgi: {error}", file=sys.stderr)
         return 1
     if as_text:
@@ -30,3 +33,10 @@ def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = 
     else:
         Console(highlight=False).print(page(plan))
     return 0 if plan.refusal is None else 1
+
+
+def _read(options: Options) -> Plan:
+    try:
+        return read_plan(options)
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None

@@ -1,4 +1,4 @@
-"""How often steps of which shape come up: supposed, or counted while serving."""
+"""How often steps of each shape occur: assumed, or counted while serving."""
 
 import json
 import logging
@@ -10,121 +10,126 @@ import attrs
 import numpy as np
 import numpy.typing as npt
 
-from tgi.config import OptionError
+from tgi.config import OptionError, Options
+from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket
 
 from .shapes import ShapeLimits
 
 QUANTILES = 32
-"""Sizes that stand for all between two bounds."""
+"""Number of sizes that stand for all between two bounds."""
 CONTEXTS = 8
-"""The same for contexts, which are one more dimension,"""
+"""Number of sizes that stand for all contexts."""
 ROWS = 256
-"""and for rows."""
+"""Number of sizes that stand for all numbers of rows."""
 SIGNIFICANT = 6
-"""Sizes are counted rounded up to so many binary digits: few counts, and at most 3 % too large."""
-SUPPOSED = 0.05
-"""Share of the uniform distribution that is mixed with what was counted: nothing is impossible."""
+"""Binary digits to which counted sizes are rounded up: few counts, and at most 3 % too large."""
+ASSUMED = 0.05
+"""Share of the uniform distribution that is mixed with the counted shapes, so that nothing is impossible."""
 JOINED = (1, 2, 4, 8)
-"""Rows of a prefill that came one by one may have done so because there was no bucket for several: so many
-times as many are supposed to be likely too, by the inverse of the square."""
+"""Multiples of the rows of a counted prefill that count as likely too, by the inverse of the square: rows may
+have come one by one because there was no bucket for several."""
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 
 class ShapesError(OptionError):
-    """A file of shapes that cannot be used; the message is one line for people."""
+    """Raised for a file of shapes that cannot be used; the message is one line for people."""
 
 
 @attrs.frozen(eq=False)
 class Workload:
-    """Shapes of steps before padding, and how many there are of each, in any unit."""
+    """Shapes of steps before padding, with their weights in any unit."""
 
     decode: Ints
-    """[n, 2]: rows, blocks."""
+    """[n, 2]: rows and blocks of decode steps."""
     decode_weights: Floats
+    """[n]: weights of `decode`."""
     prefill: Ints
-    """[m, 3]: rows, tokens, blocks of context."""
+    """[m, 3]: rows, tokens and blocks of context of prefill steps."""
     prefill_weights: Floats
+    """[m]: weights of `prefill`."""
 
     @classmethod
-    def uniform(cls, space: ShapeLimits) -> "Workload":
-        """Everything is equally likely: for when nothing is known.
+    def uniform(cls, limits: ShapeLimits) -> "Workload":
+        """Assume that everything is equally likely.
 
         Decode: any number of rows, whose contexts have any length on average, as far as there are blocks for
         them. Prefill: any (rows, tokens) that there can be a bucket for, half of them with no context and
         half with one of any length. Half of all tokens are generated, in decode steps of half of the rows.
         """
         decode, prefill = [], []
-        for rows in quantiles(1, space.rows, ROWS):
-            blocks = quantiles(rows, space.likely_blocks(rows), QUANTILES)
+        for rows in quantiles(1, limits.rows, ROWS):
+            blocks = quantiles(rows, limits.likely_blocks(rows), QUANTILES)
             decode += [(rows, size, 1 / len(blocks)) for size in blocks]
-        for rows in quantiles(1, space.prefill_rows, ROWS):
-            longest = space.joint_tokens(rows)
+        for rows in quantiles(1, limits.prefill_rows, ROWS):
+            longest = limits.joint_tokens(rows)
             sizes = quantiles(1, longest, QUANTILES)
             for tokens in sizes:
-                contexts = quantiles(1, space.context_blocks(tokens), CONTEXTS)
+                contexts = quantiles(1, limits.context_blocks(tokens), CONTEXTS)
                 contexts = [0] * max(1, len(contexts)) + contexts
                 weight = longest / len(sizes) / len(contexts)
                 prefill += [(rows, tokens, context, weight) for context in contexts]
-        *shapes, weights = np.array(decode).T
-        *prompts, chances = np.array(prefill).T
-        chances /= chances.sum()
-        steps = (prompts[0] * prompts[1] * chances).sum() / (space.rows / 2)
+        *decode_shapes, decode_weights = np.array(decode).T
+        *prefill_shapes, prefill_weights = np.array(prefill).T
+        prefill_weights /= prefill_weights.sum()
+        prefill_tokens = (prefill_shapes[0] * prefill_shapes[1] * prefill_weights).sum()
         return cls(
-            np.array(shapes, np.int64).T,
-            weights * steps / weights.sum(),
-            np.array(prompts, np.int64).T,
-            chances,
+            np.array(decode_shapes, np.int64).T,
+            decode_weights * prefill_tokens / (limits.rows / 2) / decode_weights.sum(),
+            np.array(prefill_shapes, np.int64).T,
+            prefill_weights,
         )
 
     @classmethod
-    def counted(cls, counts: Mapping[Bucket, float], space: ShapeLimits) -> "Workload":
-        """What was counted, with a little of everything else, so that nothing is impossible."""
-        supposed = cls.uniform(space)
+    def counted(cls, counts: Mapping[Bucket, float], limits: ShapeLimits) -> "Workload":
+        """Take what was counted, with a little of everything else."""
+        assumed = cls.uniform(limits)
         total = sum(counts.values())
         if not total:
-            return supposed
-        clipped = [(space.clipped(shape), count / total) for shape, count in counts.items()]
+            return assumed
+        clipped = [(limits.clipped(shape), count / total) for shape, count in counts.items()]
         decode = [([s.rows, s.blocks], count) for s, count in clipped if not s.prefill]
         prefill = [
             ([shape.rows * times, shape.tokens, shape.blocks], count / times**2)
             for shape, count in clipped
             for times in JOINED
-            if shape.prefill and (times == 1 or _fits(space, shape.rows * times, shape.tokens))
+            if shape.prefill and (times == 1 or _fits(limits, shape.rows * times, shape.tokens))
         ]
-        share = SUPPOSED / (1 - SUPPOSED) / (supposed.decode_weights.sum() + supposed.prefill_weights.sum())
+        share = ASSUMED / (1 - ASSUMED) / (assumed.decode_weights.sum() + assumed.prefill_weights.sum())
         return cls(
-            np.array([*supposed.decode.tolist(), *(shape for shape, _ in decode)]),
-            np.array([*(supposed.decode_weights * share), *(count for _, count in decode)]),
-            np.array([*supposed.prefill.tolist(), *(shape for shape, _ in prefill)]),
-            np.array([*(supposed.prefill_weights * share), *(count for _, count in prefill)]),
+            np.array([*assumed.decode.tolist(), *(shape for shape, _ in decode)]),
+            np.array([*(assumed.decode_weights * share), *(count for _, count in decode)]),
+            np.array([*assumed.prefill.tolist(), *(shape for shape, _ in prefill)]),
+            np.array([*(assumed.prefill_weights * share), *(count for _, count in prefill)]),
         )
 
 
-def _fits(space: ShapeLimits, rows: int, tokens: int) -> bool:
-    return rows <= space.prefill_rows and rows * tokens <= space.prefill_tokens
+def _fits(limits: ShapeLimits, rows: int, tokens: int) -> bool:
+    return rows <= limits.prefill_rows and rows * tokens <= limits.prefill_tokens
 
 
-def quantiles(first: int, last: int, most: int) -> list[int]:
-    """Up to `most` sizes that stand for equal shares of first..last; none where last is smaller."""
-    count = min(most, last - first + 1)
+def quantiles(first: int, last: int, count: int) -> list[int]:
+    """Return up to `count` sizes that stand for equal shares of first..last; none if last is smaller."""
+    count = min(count, last - first + 1)
     return [first + ((2 * index + 1) * (last - first + 1)) // (2 * count) for index in range(count)]
 
 
 @attrs.define
 class ShapeCounts:
-    """Counts the shapes of steps, on top of those that a file has already."""
+    """Counts of the shapes of steps, on top of those in a file."""
 
     block_size: int
+    """Number of tokens in a block."""
     counts: dict[Bucket, int] = attrs.field(factory=dict)
+    """Number of steps of each rounded shape."""
     path: Path | None = None
-    """Where they are kept."""
+    """File that `save` writes."""
 
     @classmethod
     def open(cls, path: Path, block_size: int) -> "ShapeCounts":
-        """The counts of a file, which is made if there is none. Raises ShapesError."""
+        """Read the counts of a file, or make one. Raises ShapesError."""
         opened = cls.read(path, block_size) if path.exists() else cls(block_size)
         opened.path = path
         try:
@@ -134,7 +139,7 @@ class ShapeCounts:
         return opened
 
     def save(self) -> None:
-        """Write them where they are kept; if that fails, it is logged."""
+        """Write the counts to `path`; log a failure."""
         assert self.path is not None
         try:
             self.write(self.path)
@@ -143,7 +148,7 @@ class ShapeCounts:
 
     @classmethod
     def read(cls, path: Path, block_size: int) -> "ShapeCounts":
-        """The counts of a file. Raises ShapesError."""
+        """Read the counts of a file. Raises ShapesError."""
         try:
             data = json.loads(path.read_text("utf-8"))
             counts = {Bucket(r, 1, b): n for r, b, n in data["decode"]}
@@ -164,7 +169,7 @@ class ShapeCounts:
         self.counts[key] = self.counts.get(key, 0) + 1
 
     def write(self, path: Path) -> None:
-        """Replace the file at once. Raises OSError."""
+        """Replace the file in one step. Raises OSError."""
         lines: dict[str, Any] = {"block_size": self.block_size, "decode": [], "prefill": []}
         for shape, count in sorted(self.counts.items()):
             if shape.prefill:
@@ -176,7 +181,16 @@ class ShapeCounts:
         new.replace(path)
 
 
+def open_recording(options: Options, device: DeviceSpec) -> ShapeCounts | None:
+    """Open the file of --record-shapes; None if nothing is recorded. Raises ShapesError."""
+    path = options.record_shapes
+    if path is not None and not (device.compiles and device.flat):
+        log.warning("--record-shapes has no effect: shapes do not matter on %s", device.name)
+        path = None
+    return None if path is None else ShapeCounts.open(path, device.block_size)
+
+
 def rounded(size: int) -> int:
-    """Up, to SIGNIFICANT binary digits."""
+    """Round up to SIGNIFICANT binary digits."""
     unit = 1 << max(size.bit_length() - SIGNIFICANT, 0)
     return -(-size // unit) * unit

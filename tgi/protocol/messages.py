@@ -25,6 +25,22 @@ from tgi.sampling import SamplingParams
 from .description import Describe, Described
 
 
+class AttentionWorkspace(msgspec.Struct, frozen=True):
+    """Upper bounds of what the attention of a step holds in memory, on a device that compiles."""
+
+    gathered_blocks: int = 0
+    """KV blocks whose keys and values are copied at once."""
+    listed_blocks: int = 0
+    """KV blocks that a decode step lists."""
+    prefill_pairs: int = 0
+    """Pairs of a query token and a token that it might see, in the mask of a prefill step."""
+
+    def within(self, other: "AttentionWorkspace") -> bool:
+        """Return whether it exceeds the other in nothing."""
+        pairs = zip(msgspec.structs.astuple(self), msgspec.structs.astuple(other), strict=True)
+        return all(mine <= others for mine, others in pairs)
+
+
 class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """First command: read the model. Answered by `Progress` messages and one `Loaded`."""
 
@@ -44,12 +60,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Tokens in a KV block."""
     prefill_tokens: int = 512
     """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
-    gathered_blocks: int = 0
-    """KV blocks that a step copies together, at most, on a device that does so; likewise."""
-    listed_blocks: int = 0
-    """KV blocks that a decode step lists, at most; likewise."""
-    prefill_pairs: int = 0
-    """Pairs of a query token and a token that it might see, at most, where a step has a mask; likewise."""
+    attention: AttentionWorkspace = AttentionWorkspace()
+    """Extent of the largest steps' attention; likewise."""
     top: int = 0
     """Most of `Step.top` and `Step.prompt_top`: where every shape is compiled, all steps report so many."""
     dummy: bool = False
@@ -170,8 +182,8 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
     free_bytes: int
     """Device memory left for the KV cache after the workspace of the largest step; below 0: what lacks."""
-    block_bytes: int
-    """What one KV block costs on this rank, all layers together."""
+    block_bytes: tuple[int, ...]
+    """Bytes of one KV block on this rank in all layers of each layer group."""
     dtype: str
     """The dtype that was chosen."""
     total_bytes: int = 0

@@ -15,7 +15,7 @@ from tgi.errors import ApiError
 from tgi.executor import open_executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.planning.bucketing import Bucketing, make_buckets
+from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Load
 from tgi.scheduler import Scheduler, Token

@@ -16,7 +16,7 @@ from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.plugins import ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
-from tgi.protocol import Described, Load, Loaded, Progress, Result, Step
+from tgi.protocol import Load, Loaded, Progress, Result, Step
 from tgi.weights import Shard
 
 from .kv_cache import KVCacheSpec
@@ -74,7 +74,7 @@ class Runner:
             spec=KVCacheSpec.of(config, build.shard, cache_dtype, command.block_size),
             lanes=Lanes(command.lanes),
             sampler=sampler,
-            workspace_bytes=device.workspaces * _workspace_bytes(loaded.describe(cache_dtype), command),
+            workspace_bytes=device.workspaces * workspace_bytes(loaded.describe(cache_dtype), command),
             prefill_tokens=command.prefill_tokens,
             top=command.top,
             dtype=build.dtype,
@@ -85,7 +85,7 @@ class Runner:
         """What the server plans the KV cache with."""
         return Loaded(
             free_bytes=self.device.free_bytes() - self.workspace_bytes,
-            block_bytes=self.spec.block_bytes,
+            block_bytes=(self.spec.block_bytes,),
             dtype=str(self.dtype).removeprefix("torch."),
             total_bytes=self.device.total_bytes(),
             weight_bytes=self.device.counters().memory_bytes,
@@ -166,15 +166,3 @@ def open_device(name: str, threads: int) -> Device:
 
 def _modules(model: Model) -> Iterable[nn.Module]:
     return model.modules() if isinstance(model, nn.Module) else ()
-
-
-def _workspace_bytes(model: Described, command: Load) -> int:
-    return workspace_bytes(
-        model,
-        lanes=command.lanes,
-        prefill_tokens=command.prefill_tokens,
-        block_size=command.block_size,
-        gathered_blocks=command.gathered_blocks,
-        listed_blocks=command.listed_blocks,
-        prefill_pairs=command.prefill_pairs,
-    )

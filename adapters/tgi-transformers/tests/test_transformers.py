@@ -17,12 +17,11 @@ from transformers.masking_utils import (
     sliding_window_causal_mask_function,
 )
 
-from tgi.config import Options
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.layers.loading import describe, load_model
-from tgi.planning.setup import read_architecture
 from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins.lookup import find_architecture, read_config_json
 from tgi.protocol import Describe, unpack_floats, unpack_ints
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.driver import load_command, make_driver
@@ -111,14 +110,15 @@ def test_bfloat16(tmp_path):
 def test_the_log_says_who_runs_it(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     folder = make_model(tmp_path / "qwen", **FAMILIES["Qwen3"])
-    architecture, config, _ = read_architecture(folder, Options())
+    architecture, config = find_architecture(folder, read_config_json(folder))
     assert architecture.model == "tgi_transformers.model:TransformersModel"
     assert (config.head_dim, config.num_kv_heads, config.max_position) == (16, 2, 512)
     assert "no adapter offers Qwen3ForCausalLM" in caplog.text
 
 
 def test_an_adapter_of_its_own_goes_first(tmp_path, caplog):
-    architecture, _, _ = read_architecture(make_llama(tmp_path), Options())
+    folder = make_llama(tmp_path)
+    architecture, _ = find_architecture(folder, read_config_json(folder))
     assert architecture.model == "tgi_llama.model:Llama"
     assert not caplog.text
 

@@ -1,0 +1,152 @@
+"""The plan of a model on a device: its buckets and its memory, for the running server and for `tgi plan`."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import attrs
+
+from tgi.config import OptionError
+from tgi.device.costs import Costs, ModelSize
+from tgi.limits import Limits
+from tgi.plugins import Card
+from tgi.plugins.device import REFERENCE
+from tgi.protocol import AttentionWorkspace, Bucket, Described, Loaded
+from tgi.scheduler.buckets import Buckets
+
+from .buckets import Bucketing, GraphsError, attention_workspace, make_buckets, warm_up_seconds
+from .memory import MemoryBudget, budget_memory
+from .setup import Setup
+from .workload import ShapeCounts
+
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Planner:
+    """Chooses buckets and divides memory."""
+
+    setup: Setup
+    described: Described
+    limits: Limits
+    costs: Costs
+    counts: Mapping[Bucket, int] = attrs.field(factory=dict)
+    """Recorded shapes of steps, which the buckets are chosen for."""
+
+    @classmethod
+    def open(cls, setup: Setup, described: Described, card: Card) -> "Planner":
+        """Plan for a model of a card. Reads --bucket-shapes. Raises OptionError."""
+        device, path = setup.device, setup.options.bucket_shapes
+        rates = card if card.flops else REFERENCE
+        counts: Mapping[Bucket, int] = {}
+        if path is not None and device.compiles:
+            counts = ShapeCounts.read(path, device.block_size).counts
+        return cls(
+            setup=setup,
+            described=described,
+            limits=setup.limits(described.groups),
+            costs=device.step_costs(model_size(described), rates, device.block_size),
+            counts=counts,
+        )
+
+    def choose(
+        self,
+        graphs: int | None = None,
+        *,
+        blocks: int | None = None,
+        within: AttentionWorkspace | None = None,
+    ) -> Buckets:
+        """Choose buckets, at most `graphs` of them if given; `blocks` and `within` are `make_buckets`'.
+
+        Takes up to a second. Raises GraphsError.
+        """
+        options = self.setup.options
+        maxima = [number for number in (options.max_graphs, graphs) if number is not None]
+        bucketing = Bucketing(
+            max_graphs=min(maxima, default=None),
+            max_waste=options.max_waste,
+            counts=self.counts,
+            costs=self.costs,
+        )
+        return make_buckets(
+            self.limits, self.setup.device, bucketing, prefixes=self.prefixes, blocks=blocks, within=within
+        )
+
+    def choose_few(self, graphs: int, blocks: int, within: AttentionWorkspace) -> Buckets:
+        """Choose `graphs` buckets at most, for --warmup-budget, or as few as are possible."""
+        count = graphs
+        while True:
+            try:
+                buckets = self.choose(count, blocks=blocks, within=within)
+            except GraphsError as error:
+                count = error.needed
+                continue
+            log.log(
+                logging.INFO if count == graphs else logging.WARNING,
+                "--warmup-budget is enough for %d buckets: there will be %d",
+                graphs,
+                len(buckets.to_warm_up()),
+            )
+            return buckets
+
+    def choose_again(self, buckets: Buckets, memory: MemoryBudget, within: AttentionWorkspace) -> Buckets:
+        """Choose buckets for the memory that there is; they need no more of it.
+
+        There may be fewer graphs than `buckets`, because of --graph-memory-fraction, or fewer KV blocks than
+        the sequences of the limits can have. Raises OptionError if there is memory for too few graphs.
+        """
+        limits, count = self.limits, len(buckets.to_warm_up())
+        blocks = memory.widest.blocks
+        scarce = blocks < limits.max_batch_size * limits.sequence_blocks
+        fewer = self.setup.device.compiles and memory.graph_count < count
+        if not fewer and not (buckets.flat and scarce):
+            return buckets
+        try:
+            return self.choose(
+                min(count, memory.graph_count), blocks=blocks if scarce else None, within=within
+            )
+        except GraphsError as error:
+            if not fewer:
+                return buckets
+            raise OptionError(
+                f"--graph-memory-fraction {self.setup.options.graph_memory_fraction:g} is enough for "
+                f"{memory.graph_count} graphs, and there must be {error.needed}"
+            ) from error
+
+    def attention(self, buckets: Buckets) -> AttentionWorkspace:
+        """Return the workspace of attention that these buckets need."""
+        return attention_workspace(self.limits, buckets, prefixes=self.prefixes)
+
+    def divide_memory(self, ranks: Sequence[Loaded], buckets: Buckets) -> MemoryBudget:
+        """Divide the memory of ranks that have loaded the model."""
+        setup, described = self.setup, self.described
+        return budget_memory(
+            ranks,
+            described.groups,
+            self.limits,
+            graphs=len(buckets.to_warm_up()) if setup.device.compiles else 0,
+            fraction=setup.memory_fraction,
+            graph_fraction=setup.options.graph_memory_fraction,
+            possible_ranks=described.possible_ranks,
+        )
+
+    def warm_up_seconds(self, buckets: Buckets) -> float | None:
+        """Estimate the time of the warm-up; None if nothing is compiled."""
+        if not self.setup.device.compiles:
+            return None
+        return warm_up_seconds(len(buckets.to_warm_up()), self.described.layers)
+
+    @property
+    def prefixes(self) -> bool:
+        """Whether sequences share blocks."""
+        return self.setup.prefix_limit != 0
+
+
+def model_size(model: Described) -> ModelSize:
+    """Return the sizes of a rank's part of a model, for the costs of steps."""
+    return ModelSize(
+        parameters=model.parameters,
+        weight_bytes=model.weight_bytes,
+        kv_bytes=sum(group.token_bytes for group in model.groups),
+        width=sum(len(group.layers) * group.head_dim for group in model.groups) * model.heads,
+        vocabulary=model.vocab_size,
+    )
