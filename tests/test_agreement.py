@@ -1,4 +1,4 @@
-"""What ranks tell of their steps, compared: who differs, and who is late."""
+"""Which rank differs from the others, and which is late."""
 
 import pytest
 
@@ -8,7 +8,7 @@ ONE, TWO = b"one", b"two"
 
 
 def agreement(ranks: int = 2) -> Agreement:
-    """With two steps on the way, sent at 0 and 1."""
+    """Return an agreement about two steps on the way, sent at 0 and 1."""
     made = Agreement(ranks, Patience(lag=10, step=100))
     made.sent(1, ONE, 0)
     made.sent(2, TWO, 1)

@@ -1,7 +1,7 @@
-"""Whether all ranks do the same, and in time: what they tell of each step, compared.
+"""Checks that all ranks do the same, and in time.
 
-Ranks wait for each other many times in a step. If one does something else, or nothing, the others would
-wait for ever; so each tells the digest of a step before it begins, and of the tokens when it has finished.
+Ranks wait for each other many times in a step. If one does something else, or nothing, the others would wait
+for ever; so each reports the digest of a step before it begins, and that of the tokens when it has finished.
 Knows no clock and no processes; complaints are one line for people.
 """
 
@@ -13,16 +13,17 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Patience:
-    """How many seconds ranks may take before the engine counts as lost."""
+    """Seconds that ranks may take before the engine counts as lost."""
 
     join: float = 120.0
-    """To find each other when they start."""
+    """Seconds in which all ranks must find each other when they start."""
     lag: float = 60.0
-    """To do what another one has done."""
+    """Maximum seconds that a rank may be behind another."""
     step: float = 900.0
-    """For a step, all together."""
+    """Maximum seconds for a step until the first rank has finished it."""
     compiling: float = 0.0
-    """Beside that for both, until the warm-up has ended: what one compiles, another may have already."""
+    """Seconds added to `lag` and `step` until the warm-up has ended: one rank may compile a program that
+    another has in its cache."""
 
 
 @attrs.define
@@ -30,35 +31,37 @@ class _Step:
     number: int
     digest: bytes
     since: float
-    """When all ranks had what they need to begin."""
+    """Time from which all ranks could begin."""
     begun: dict[int, float] = attrs.field(factory=dict)
+    """Times at which ranks began."""
     finished: dict[int, float] = attrs.field(factory=dict)
+    """Times at which ranks finished."""
     tokens: tuple[int, bytes] | None = None
-    """Who has finished first, and with which."""
+    """First rank that finished, and the digest of its tokens."""
 
     def __str__(self) -> str:
         return f"step {self.number}" if self.number else "a step of the warm-up"
 
 
 class Agreement:
-    """Of `ranks` ranks about the steps that none, or not all of them, have finished."""
+    """Progress of `ranks` ranks in the steps that not all of them have finished."""
 
     def __init__(self, ranks: int, patience: Patience) -> None:
         self._ranks = range(ranks)
         self._patience = patience
-        self._more = patience.compiling
+        self._extra = patience.compiling
         self._steps: deque[_Step] = deque()
 
     def settle(self) -> None:
-        """From now on nothing is compiled."""
-        self._more = 0.0
+        """Note that nothing is compiled from now on."""
+        self._extra = 0.0
 
     def sent(self, number: int, digest: bytes, now: float) -> None:
-        """A step is handed to all ranks."""
+        """Note that a step is handed to all ranks."""
         self._steps.append(_Step(number, digest, now))
 
     def begun(self, rank: int, digest: bytes, now: float) -> str | None:
-        """A rank says that it begins with its next step; what is wrong with that."""
+        """Note that a rank begins its next step; return a complaint if it is another one."""
         step = next((step for step in self._steps if rank not in step.begun), None)
         if step is None:
             return f"rank {rank} begins with a step that it was not given"
@@ -68,7 +71,7 @@ class Agreement:
         return None
 
     def finished(self, rank: int, tokens: bytes, now: float) -> str | None:
-        """A rank has finished its oldest step with tokens of this digest; what is wrong with that."""
+        """Note that a rank finished its oldest step; return a complaint if its tokens differ."""
         step = next((step for step in self._steps if rank not in step.finished), None)
         if step is None or rank not in step.begun:
             return f"rank {rank} has finished a step that it has not begun"
@@ -84,11 +87,11 @@ class Agreement:
         return None
 
     def overdue(self, now: float) -> str | None:
-        """Which rank is late, if one is."""
+        """Return a complaint if a rank is late."""
         if not self._steps:
             return None
         step = self._steps[0]
-        lag, longest = (seconds + self._more for seconds in (self._patience.lag, self._patience.step))
+        lag, longest = (seconds + self._extra for seconds in (self._patience.lag, self._patience.step))
         for done, verb in ((step.finished, "finished"), (step.begun, "begun with")):
             late = [rank for rank in self._ranks if rank not in done]
             if done and late and now - min(done.values()) > lag:
@@ -102,7 +105,7 @@ class Agreement:
 
 
 def names(ranks: Iterable[int]) -> str:
-    """As in "rank 0" and "ranks 0, 1"."""
+    """Return "rank 0" or "ranks 0, 1"."""
     each = [str(rank) for rank in ranks]
     return f"rank{'s' if len(each) > 1 else ''} {', '.join(each)}"
 

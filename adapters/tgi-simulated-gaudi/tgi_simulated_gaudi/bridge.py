@@ -1,6 +1,6 @@
-"""The modules that stand in for habana_frameworks, and `torch.hpu`: names and signatures are the bridge's.
+"""Stand-ins for the modules of habana_frameworks and for `torch.hpu`, with the bridge's names and signatures.
 
-What a release does not have is not there: the graph functions exist in lazy mode only.
+Functions that a release lacks are missing: those of graphs exist in lazy mode only.
 """
 
 import sys
@@ -20,20 +20,20 @@ _ROOT = "habana_frameworks"
 
 
 class synDeviceType(Enum):
-    """Generations."""
+    """Generations of cards."""
 
     synDeviceGaudi2 = 4
     synDeviceGaudi3 = 5
 
 
 class Metric:
-    """What `metric_global` gives; counts from when it was made if `local`."""
+    """Result of `metric_global`, or of `metric_localcontext` (`local`), which counts from its start."""
 
     def __init__(self, card: Card, name: str, local: bool = False) -> None:
         self._card, self._name = card, name
-        self._before = dict(self._now()) if local else {}
+        self._before = dict(self._current()) if local else {}
 
-    def _now(self) -> list[tuple[str, Any]]:
+    def _current(self) -> list[tuple[str, Any]]:
         counters, recipes = self._card.ledger.counters, self._card.recipes
         if self._name == "graph_compilation":
             return [("TotalNumber", recipes.number), ("TotalTime", int(recipes.seconds * 1e9))]
@@ -44,11 +44,11 @@ class Metric:
         return [("TotalNumber", 0)]
 
     def stats(self) -> list[tuple[str, Any]]:
-        """Names and numbers."""
-        numbers = [(name, value - self._before.get(name, 0)) for name, value in self._now()]
-        found = dict(numbers)
+        """Return names and numbers."""
+        numbers = [(name, value - self._before.get(name, 0)) for name, value in self._current()]
+        values = dict(numbers)
         if self._name == "graph_compilation":
-            numbers.append(("AvgTime", found["TotalTime"] / max(1, found["TotalNumber"])))
+            numbers.append(("AvgTime", values["TotalTime"] / max(1, values["TotalNumber"])))
         if self._name == "cpu_fallback":
             prefix = "cpu_fallback "
             names = [name for name in self._card.ledger.counters if name.startswith(prefix)]
@@ -60,7 +60,7 @@ Members = dict[str, Any]
 
 
 def build(card: Card) -> dict[str, ModuleType]:
-    """All modules by their full names."""
+    """Return all modules by their full names."""
     contents: dict[str, Members] = {
         "": {"__version__": card.profile.release},
         ".torch": {"__version__": card.profile.release},
@@ -94,7 +94,7 @@ def build(card: Card) -> dict[str, ModuleType]:
 
 
 def _nothing(*_: Any, **__: Any) -> None:
-    """Without effect here."""
+    """Do nothing."""
 
 
 def _core(card: Card) -> Members:
@@ -169,14 +169,14 @@ def _memory(card: Card) -> Members:
 
     def reset_peak(device: Any = None) -> None:
         del device
-        memory.most = memory.in_use
+        memory.peak = memory.in_use
 
     def memory_stats(device: Any = None) -> dict[str, int]:
         del device
         return {
             "Limit": memory.limit,
             "InUse": memory.in_use,
-            "MaxInUse": memory.most,
+            "MaxInUse": memory.peak,
             "NumAllocs": memory.allocations,
             "NumFrees": memory.frees,
             "ActiveAllocs": memory.allocations - memory.frees,
@@ -188,7 +188,7 @@ def _memory(card: Card) -> Members:
         "memory_stats": memory_stats,
         "mem_get_info": lambda device=None: (memory.limit - memory.in_use, memory.limit),  # noqa: ARG005
         "memory_allocated": lambda device=None: memory.in_use,  # noqa: ARG005
-        "max_memory_allocated": lambda device=None: memory.most,  # noqa: ARG005
+        "max_memory_allocated": lambda device=None: memory.peak,  # noqa: ARG005
         "memory_reserved": lambda device=None: memory.limit,  # noqa: ARG005
         "reset_peak_memory_stats": reset_peak,
     }
@@ -217,12 +217,12 @@ def _experimental(card: Card) -> Members:
 
 
 def put(modules: dict[str, ModuleType]) -> None:
-    """Let `import habana_frameworks` find them."""
+    """Let `import habana_frameworks` find the modules."""
     sys.modules.update(modules)
     torch.hpu = sys.modules["torch.hpu"] = modules[f"{_ROOT}.torch.hpu"]  # type: ignore[attr-defined]
 
 
 def remove() -> None:
-    """Take them out again."""
+    """Undo `put`."""
     for name in [name for name in sys.modules if name == _ROOT or name.startswith(f"{_ROOT}.")]:
         del sys.modules[name]

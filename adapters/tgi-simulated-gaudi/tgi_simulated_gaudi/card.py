@@ -1,6 +1,6 @@
-"""The state of the simulated card: memory in use, simulated time, what was compiled, what has been sealed.
+"""State of the simulated card: memory in use, simulated time, compiled recipes, the seal.
 
-There is one card per process, as for the bridge. Knows no tensors; dispatch.py and recording.py report to
+A process has one card, as with the bridge. The card knows no tensors; dispatch.py and recording.py report to
 it.
 """
 
@@ -19,24 +19,30 @@ from .streams import Streams
 
 
 class OutOfMemoryError(RuntimeError):
-    """As the bridge has it: an ordinary RuntimeError."""
+    """Memory of the card is exhausted; the bridge raises an ordinary RuntimeError, too."""
 
 
 @attrs.define(eq=False)
 class Memory:
-    """Bytes on the card."""
+    """Memory of the card, in bytes."""
 
     limit: int
+    """Bytes that the process can use."""
     in_use: int = 0
-    most: int = 0
+    """Bytes that are allocated now."""
+    peak: int = 0
+    """Maximum of `in_use` so far."""
     allocations: int = 0
+    """Number of allocations so far."""
     frees: int = 0
+    """Number of freed allocations so far."""
     largest: int = 0
+    """Bytes of the largest allocation so far."""
     workspace: int = 0
-    """What the intermediate results of the largest graph take; all graphs share it."""
+    """Bytes of the intermediate results of the largest graph; all graphs share them."""
 
     def take(self, size: int) -> None:
-        """Raises OutOfMemoryError."""
+        """Allocate bytes. Raises OutOfMemoryError."""
         if self.in_use + size > self.limit:
             free = self.limit - self.in_use
             raise OutOfMemoryError(
@@ -44,23 +50,23 @@ class Memory:
             )
         self.in_use += size
         self.allocations += 1
-        self.most = max(self.most, self.in_use)
+        self.peak = max(self.peak, self.in_use)
         self.largest = max(self.largest, size)
 
     def give(self, size: int) -> None:
-        """Free so much."""
+        """Free bytes."""
         self.in_use -= size
         self.frees += 1
 
     def reserve_workspace(self, size: int) -> None:
-        """A graph needs so much beside its inputs and outputs."""
+        """Make room for the intermediate results of a graph."""
         if size > self.workspace:
             self.take(size - self.workspace)
             self.workspace = size
 
 
 class Allocation:
-    """Memory of one storage, given back when the last tensor in it has gone."""
+    """Memory of one storage, freed when the last tensor in it has gone."""
 
     __slots__ = ("memory", "read", "size", "written")
 
@@ -68,9 +74,9 @@ class Allocation:
         if memory is not None:
             memory.take(size)
         self.memory, self.size = memory, size
+        # (stream, tick) of the last write, and of the last read by a copy; see streams.py.
         self.written: tuple[int, int] | None = None
         self.read: tuple[int, int] | None = None
-        """By which stream and when, see streams.py."""
 
     def __del__(self) -> None:
         memory = getattr(self, "memory", None)
@@ -80,33 +86,37 @@ class Allocation:
 
 @attrs.define
 class Clock:
-    """Simulated seconds by cause; a roofline, see profile.py and costs.py."""
+    """Simulated time by the roofline of profile.py and costs.py."""
 
     causes: Counter[str] = attrs.field(factory=Counter)
+    """Seconds by cause: "compute", "launch", "h2d", "d2h", "collective" or "compile"."""
 
     @property
     def seconds(self) -> float:
-        """All of them."""
+        """Seconds of all causes."""
         return float(sum(self.causes.values()))
 
     def spend(self, cause: str, seconds: float) -> None:
-        """For "compute", "launch", "h2d", "d2h", "collective" or "compile"."""
+        """Add seconds to a cause."""
         self.causes[cause] += seconds  # type: ignore[assignment]
 
 
 @attrs.define
 class Recipes:
-    """What has been compiled, in this process and, where there is a folder, before."""
+    """Compiled recipes of this process, and those that earlier ones left in the folder for recipes."""
 
     profile: Profile
     known: set[str] = attrs.field(factory=set)
-    """Hashes of their keys, which are long."""
+    """Hashes of the keys of recipes, which are long."""
     number: int = 0
+    """Number of compilations."""
     seconds: float = 0.0
+    """Simulated seconds of all compilations."""
     cache_hits: int = 0
+    """Number of compilations that found their recipe in the folder."""
 
     def compile(self, key: Hashable, operations: int, base_seconds: float) -> float | None:
-        """Simulated seconds that it took; None: known already."""
+        """Return the simulated seconds of compiling a recipe; None if it is known already."""
         name = hashlib.sha256(f"{self.profile.name} {key!r}".encode()).hexdigest()[:32]
         if name in self.known:
             return None
@@ -130,7 +140,7 @@ class Recipes:
 
 @attrs.define(eq=False)
 class Card:
-    """One per process; `dispatch.active` is it."""
+    """The simulated card of this process; `dispatch.active` returns it."""
 
     profile: Profile
     ledger: Ledger = attrs.field(factory=Ledger)
@@ -139,20 +149,23 @@ class Card:
     recipes: Recipes = attrs.field(init=False)
     streams: Streams = attrs.field(init=False)
     recorder: Any = None
-    """The Recorder of the capture that is going on."""
-    in_replay: bool = False
+    """The `Recorder` of the capture that is running, if one is."""
     sealed: bool = False
+    """Whether the warm-up has ended."""
     forked: bool = False
+    """Whether this process is a fork of the one that opened the card (S26)."""
     compile_budget: float = float("inf")
-    """Simulated seconds of compilation before S25 raises."""
+    """Maximum simulated seconds of compilation (S25)."""
     step_bytes: float = float("inf")
-    """What may be allocated beyond what was in use at `seal` (S7)."""
+    """Maximum bytes in use beyond those at `seal` (S7)."""
     sealed_bytes: int = 0
+    """Bytes in use at `seal`."""
     pending: list[Hashable] = attrs.field(factory=list)
-    """Lazy mode: operations outside of graphs since the last cut."""
+    """Operations outside of graphs since the last cut, in lazy mode."""
     collectives: "hashlib._Hash" = attrs.field(factory=hashlib.sha256)
+    """Hash of all collectives so far."""
     guards: dict[str, Any] = attrs.field(factory=dict)
-    """The KV cache's guard, see kv.py."""
+    """State of other modules: "kv" (kv.py), "arena" (recording.py), "collectives" (collectives.py)."""
 
     def __attrs_post_init__(self) -> None:
         self.memory = Memory(self.profile.memory_bytes)
@@ -166,12 +179,12 @@ class Card:
         return self.profile.engine == "lazy"
 
     def seal(self, step_bytes: float = float("inf")) -> None:
-        """Warm-up has ended: nothing compiles any more (S1), no more memory than that is allocated (S7)."""
+        """End the warm-up: refuse compilations (S1), and more than `step_bytes` of further memory (S7)."""
         self.cut()
         self.sealed, self.step_bytes, self.sealed_bytes = True, step_bytes, self.memory.in_use
 
     def report(self) -> dict[str, Any]:
-        """What happened so far, as plain data."""
+        """Return everything that happened so far as plain data."""
         return {
             "profile": self.profile.name,
             "violations": [attrs.asdict(violation) for violation in self.ledger.violations],
@@ -179,28 +192,28 @@ class Card:
             "seconds": dict(self.clock.causes),
             "memory": {
                 "in_use": self.memory.in_use,
-                "most": self.memory.most,
+                "peak": self.memory.peak,
                 "workspace": self.memory.workspace,
             },
             "recipes": {"number": self.recipes.number, "seconds": self.recipes.seconds},
         }
 
     def unseal(self) -> None:
-        """Take `seal` back."""
+        """Undo `seal`."""
         self.sealed, self.step_bytes = False, float("inf")
 
     def allocate(self, size: int, label: str) -> Allocation:
-        """Memory for a tensor outside of graphs."""
+        """Allocate memory for a tensor outside of graphs."""
         made = Allocation(self.memory, size)
         if self.sealed and self.memory.in_use - self.sealed_bytes > self.step_bytes:
             over = self.memory.in_use - self.sealed_bytes
             self.ledger.violate(
-                "S7", label, f"{over} bytes beyond what was in use at seal(), {self.step_bytes} allowed"
+                "S7", label, f"{over} bytes more than at seal() are in use, {self.step_bytes} are allowed"
             )
         return made
 
     def compile(self, key: Hashable, operations: int, label: str, base_seconds: float | None = None) -> None:
-        """A recipe is needed: compile it unless it is known (S1, S25)."""
+        """Compile a recipe unless it is known (S1, S25)."""
         base = self.profile.segment_seconds if base_seconds is None else base_seconds
         seconds = self.recipes.compile(key, operations, base)
         if seconds is None:
@@ -216,7 +229,7 @@ class Card:
             self.ledger.violate("S25", label, f"{spent}, {self.compile_budget:.1f} allowed")
 
     def ran(self, key: Hashable, label: str) -> None:
-        """An operation outside of graphs, which needs a recipe of its own or becomes part of the next."""
+        """Note an operation outside of graphs: a recipe of its own, or in lazy mode a part of the next."""
         if self.lazy:
             self.pending.append(key)
         else:
@@ -224,7 +237,7 @@ class Card:
             self.clock.spend("launch", 20e-6)
 
     def cut(self) -> None:
-        """Lazy mode: compile and launch what has piled up."""
+        """Compile and launch the pending operations, in lazy mode."""
         if not self.pending:
             return
         key, count = tuple(self.pending), len(self.pending)
@@ -234,7 +247,7 @@ class Card:
 
     @contextmanager
     def step(self, host_reads: int = 1, copies_in: int = 1, copies_out: int = 1) -> Iterator[None]:
-        """One step of the engine: how often it may read from, and copy to and from, the card (S4)."""
+        """Limit the reads of values and the copies to and from the card in the body, one step (S4)."""
         names = {"host_sync": host_reads, "h2d": copies_in, "d2h": copies_out}
         before = {name: self.ledger.counters[name] for name in names}
         yield
@@ -244,7 +257,7 @@ class Card:
                 self.ledger.violate("S4", name, f"{done} in one step, {allowed} allowed")
 
     def host_sync(self, label: str) -> None:
-        """The host waits for a value."""
+        """Note that the host waits for a value."""
         if self.recorder is not None:
             self.ledger.violate("S4", label, "a value is read on the host while a graph is captured")
         self.cut()

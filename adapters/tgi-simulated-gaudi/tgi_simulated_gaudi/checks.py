@@ -1,4 +1,4 @@
-"""What is checked of each operation, before and after it ran, and at every replay."""
+"""Checks of each operation, before and after it runs, and at every replay."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,29 +17,29 @@ _ARITHMETIC = names(
     arange full fill_ scalar_tensor full_like new_full floor_divide
     """
 )
-"""What can make an integer that does not fit into 32 bits."""
+"""Operations that can make an integer that does not fit into 32 bits."""
 
 
 def check_kernel(card: Card, info: Operation, args: Sequence[Any]) -> None:
-    """Whether the card has the operation for these plain arguments (S3, S14, S15, S17, S24)."""
+    """Check that the card has a kernel for these plain arguments (S3, S14, S15, S24)."""
     ledger, in_graph = card.ledger, card.recorder is not None
     if info.name in DYNAMIC or _by_mask(info, args):
         ledger.counters["dynamic_shapes"] += 1
         if in_graph:
-            ledger.violate("S3", info.label, "the shape of its result depends on data")
+            ledger.violate("S3", info.label, "the shape of the result depends on data")
         return
     if info.name in RANDOM:
         ledger.counters["random"] += 1
         if in_graph:
-            ledger.violate("S24", info.label, "draws random numbers while a graph is captured")
+            ledger.violate("S24", info.label, "random numbers are drawn while a graph is captured")
     dtypes = ALLOWED.get(info.name)
     problem = None
     if dtypes is None:
-        rule, problem = "S15", "has no kernel"
+        rule, problem = "S15", "the operation has no kernel"
     else:
         dtype = _deciding_dtype(info, args)
         if dtype is not None and dtype not in dtypes:
-            rule, problem = "S14", f"has no kernel for {dtype}"
+            rule, problem = "S14", f"the operation has no kernel for {dtype}"
     if problem is not None:
         ledger.counters["cpu_fallback"] += 1
         ledger.counters[f"cpu_fallback {info.label}"] += 1
@@ -48,11 +48,11 @@ def check_kernel(card: Card, info: Operation, args: Sequence[Any]) -> None:
 
 
 def check_new(card: Card, tensor: torch.Tensor, label: str) -> None:
-    """A tensor comes to be on the card (S12, S13)."""
+    """Check a new tensor on the card (S12, S13)."""
     if tensor.dtype in FORBIDDEN_DTYPES:
-        card.ledger.violate("S12", label, f"a tensor of {tensor.dtype}")
+        card.ledger.violate("S12", label, f"a tensor of {tensor.dtype} is made")
     elif tensor.layout != torch.strided:
-        card.ledger.violate("S12", label, f"a tensor of {tensor.layout}")
+        card.ledger.violate("S12", label, f"a tensor of {tensor.layout} is made")
     elif tensor.dtype == torch.float8_e5m2:
         card.ledger.violate("S13", label, "e5m2 is not supported")
     elif tensor.dtype == torch.float16:
@@ -60,21 +60,21 @@ def check_new(card: Card, tensor: torch.Tensor, label: str) -> None:
 
 
 def check_from_host(card: Card, tensor: torch.Tensor, label: str) -> None:
-    """A tensor arrives from the host (S11, S13)."""
+    """Check a tensor that comes from the host (S11, S13)."""
     if tensor.dtype == torch.int64:
         if card.profile.strict_int64:
             card.ledger.violate("S11", label, "an int64 tensor is sent to the device")
         check_int32(card, tensor, label)
     elif tensor.dtype == torch.float8_e4m3fn and tensor.numel():
-        limit, most = card.profile.generation.fp8_limit, float(tensor.float().abs().max())
-        if not most <= limit:
+        limit, largest = card.profile.generation.fp8_limit, float(tensor.float().abs().max())
+        if not largest <= limit:
             card.ledger.violate(
-                "S13", label, f"an fp8 tensor has the magnitude {most}, {limit} is the greatest"
+                "S13", label, f"an fp8 tensor holds the magnitude {largest}, and at most {limit} is possible"
             )
 
 
 def check_int32(card: Card, tensor: torch.Tensor, label: str) -> None:
-    """The values of an int64 tensor fit into 32 bits, else they wrap as on the device (S11)."""
+    """Check that the values of an int64 tensor fit into 32 bits; else wrap them as the device does (S11)."""
     if not tensor.numel():
         return
     low, high = (int(value) for value in torch.aminmax(tensor))
@@ -85,29 +85,29 @@ def check_int32(card: Card, tensor: torch.Tensor, label: str) -> None:
 
 
 def check_positive(card: Card, indices: torch.Tensor, label: str) -> None:
-    """No index is negative (S16); what is too great is found by the operation itself."""
+    """Check that no index is negative (S16); the operation itself refuses one that is too great."""
     if indices.numel() and int(indices.min()) < 0:
-        card.ledger.violate("S16", label, f"a negative index, {int(indices.min())}")
+        card.ledger.violate("S16", label, f"the index {int(indices.min())} is negative")
 
 
 def guards_before(card: Card, info: Operation, args: Sequence[Any]) -> list[Guard]:
-    """What to check each time before the operation runs."""
+    """Return the checks for each time before an operation runs."""
     if info.name not in INDEXING:
         return []
     indices = args[INDEXING[info.name]]
-    found: list[Guard] = []
+    guards: list[Guard] = []
     for tensor in indices if isinstance(indices, (list, tuple)) else [indices]:
         if isinstance(tensor, torch.Tensor) and tensor.dtype != torch.bool:
             if info.name in WRAPPING:
-                found.append((check_positive, (card, tensor, info.label)))
+                guards.append((check_positive, (card, tensor, info.label)))
             kv = card.guards.get("kv")
             if kv is not None and kv.watches(storage_of(args[0])):
-                found.append((kv.check, (info, args, tensor)))
-    return found
+                guards.append((kv.check, (info, args, tensor)))
+    return guards
 
 
 def guards_after(card: Card, info: Operation, results: Sequence[torch.Tensor]) -> list[Guard]:
-    """What to check each time after it ran."""
+    """Return the checks for each time after an operation ran."""
     if info.name not in _ARITHMETIC:
         return []
     return [(check_int32, (card, result, info.label)) for result in results if result.dtype == torch.int64]

@@ -1,4 +1,4 @@
-"""Collectives of the simulated card: the backend "hccl" is gloo, with the bridge's restrictions."""
+"""Collectives of the simulated card: a backend "hccl" that is gloo with the bridge's restrictions."""
 
 import functools
 import hashlib
@@ -31,24 +31,24 @@ _NAMES = {
     "send": "send",
     "recv_": "recv",
 }
-"""What the bridge has; scatter and receiving from anyone it does not."""
+"""Names of the collectives that the bridge has; it lacks scatter, and receiving from any rank."""
 
 
 def initialize_distributed_hpu() -> tuple[int, int, int]:
-    """World size, rank and local rank, from the environment."""
+    """Return world size, rank and local rank, from the environment."""
     environ = os.environ
     rank = int(environ.get("RANK", "0"))
     return int(environ.get("WORLD_SIZE", "1")), rank, int(environ.get("LOCAL_RANK", str(rank)))
 
 
 def register_backend() -> None:
-    """`init_process_group("hccl")`, once per process."""
+    """Let `init_process_group("hccl")` find the backend; once per process."""
     if "HCCL" not in dir(dist.Backend):
         dist.Backend.register_backend("hccl", _gloo, devices=["hpu", "cpu"])
 
 
 def watch() -> None:
-    """See which reduction is asked for: the operation that arrives here does not tell."""
+    """Check the reductions of torch.distributed's functions: the operations that arrive here lack them."""
     for name, original in _originals.items():
         setattr(dist, name, functools.partial(_watched, name, original))
 
@@ -64,7 +64,7 @@ def _watched(name: str, original: Callable[..., Any], *args: Any, **kwargs: Any)
     reduction = given.arguments.get("op", dist.ReduceOp.SUM)
     tensors = [value for value in given.arguments.values() if isinstance(value, HpuTensor)]
     if tensors and reduction not in _REDUCTIONS:
-        dispatch.active().ledger.violate("S20", name, f"by {reduction}; there are sum, min and max")
+        dispatch.active().ledger.violate("S20", name, f"the reduction is {reduction}")
     return original(*args, **kwargs)
 
 
@@ -73,7 +73,7 @@ def _gloo(store: Any, rank: int, size: int, timeout: Any) -> Any:
 
 
 def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """A collective with tensors on the device."""
+    """Run a collective with tensors on the device."""
     del kwargs
     name = _NAMES.get(op._opname)
     if name is None:
@@ -111,23 +111,25 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
 
 def _check(card: Card, name: str, used: Sequence[HpuTensor]) -> None:
     if card.recorder is not None and card.lazy and not card.profile.lazy_collectives:
-        card.ledger.violate("S19", name, "a collective in a graph needs PT_HPU_ENABLE_LAZY_COLLECTIVES")
+        card.ledger.violate("S19", name, "a collective in a graph without PT_HPU_ENABLE_LAZY_COLLECTIVES")
     if "reduce" not in name:
         return
     for tensor in used:
         if tensor.dtype not in FLOAT:
-            card.ledger.violate("S20", name, f"of {tensor.dtype}; only float32 and bfloat16 are reduced")
+            card.ledger.violate("S20", name, f"the tensor is of {tensor.dtype}")
 
 
 def _agree(group: Any, issued: str, card: Card) -> None:
-    """All ranks of the group are about to issue the same (S19)."""
+    """Check that all ranks of the group are about to issue the same collectives (S19)."""
     if group.size() == 1:
         return
     mine = torch.frombuffer(bytearray(hashlib.sha256(issued.encode()).digest()[:8]), dtype=torch.uint8)
     everyone = [[torch.empty_like(mine) for _ in range(group.size())]]
     group._get_backend(torch.device("cpu")).allgather(everyone, [mine]).wait()
     if any(not torch.equal(mine, other) for other in everyone[0]):
-        card.ledger.violate("S19", issued.split()[0], f"ranks issue different collectives; here: {issued}")
+        card.ledger.violate(
+            "S19", issued.split()[0], f"ranks issue different collectives; this rank: {issued}"
+        )
 
 
 def _again(op: Any, args: Sequence[Any]) -> None:

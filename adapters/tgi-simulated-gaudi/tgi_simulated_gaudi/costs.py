@@ -1,7 +1,7 @@
-"""How long an operation takes by the roofline: matrix engine, memory on the card, memory on the die.
+"""Time of an operation by the roofline: matrix engine, memory on the card (HBM), memory on the die (SRAM).
 
-What is read from or written to tensors that outlive the graph goes through HBM, as do results too large for
-the SRAM; other intermediate results stay on the die.
+Reads and writes of tensors that outlive the graph go through HBM, as do results too large for the SRAM; other
+intermediate results stay on the die.
 """
 
 import math
@@ -23,7 +23,7 @@ def seconds(
     results: Tensors,
     on_die: Callable[[torch.Tensor], bool],
 ) -> float:
-    """Of one operation with these plain tensors; `on_die` tells which are intermediate results."""
+    """Return the seconds of an operation on plain tensors; `on_die` says which are intermediate results."""
     card = profile.generation
     peak = card.fp8_flops if arguments and arguments[0].dtype in FP8 else card.bf16_flops
     hbm = sram = 0
@@ -37,7 +37,7 @@ def seconds(
 
 
 def matmul_flops(name: str, arguments: Tensors, results: Tensors) -> int:
-    """Floating-point operations on the matrix engine."""
+    """Return the number of floating-point operations on the matrix engine."""
     if name in ("mm", "bmm"):
         return 2 * results[0].numel() * arguments[0].shape[-1]
     if name in ("addmm", "baddbmm", "addmm_", "baddbmm_"):
@@ -51,7 +51,7 @@ def matmul_flops(name: str, arguments: Tensors, results: Tensors) -> int:
 
 
 def collective_seconds(profile: Profile, size: int, ranks: int, gathers: bool) -> float:
-    """Of an all-reduce of so many bytes, or an all-gather of so many from each rank."""
+    """Return the seconds of an all-reduce of `size` bytes, or an all-gather of `size` bytes per rank."""
     share = (ranks - 1) / ranks
     moved = size * (ranks - 1) if gathers else 2 * size * share
     return 20e-6 + moved / profile.generation.link_rate / profile.efficiency
@@ -62,7 +62,7 @@ def _rows(tensor: torch.Tensor) -> int:
 
 
 def _traffic(info: Operation, arguments: Tensors, results: Tensors) -> list[tuple[torch.Tensor, int]]:
-    """What is read or written, and how much of it; a lookup reads only what it finds."""
+    """Return the tensors that are read or written, with the bytes; a lookup reads only its results."""
     read: list[tuple[torch.Tensor, int]] = [(t, _bytes(t)) for t in arguments]
     if info.name in INDEXING and arguments:
         moved = sum(size for _, size in read[1:]) if info.mutates else sum(_bytes(t) for t in results)
@@ -76,11 +76,11 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def tensors(values: Any) -> list[torch.Tensor]:
-    """The tensors among arguments or results, which may be in lists."""
-    found: list[torch.Tensor] = []
+    """Return the tensors among arguments or results, also in lists."""
+    leaves: list[torch.Tensor] = []
     for value in values if isinstance(values, (list, tuple)) else [values]:
         if isinstance(value, torch.Tensor):
-            found.append(value)
+            leaves.append(value)
         elif isinstance(value, (list, tuple)):
-            found += tensors(value)
-    return found
+            leaves += tensors(value)
+    return leaves

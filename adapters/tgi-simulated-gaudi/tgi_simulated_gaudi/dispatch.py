@@ -1,5 +1,5 @@
-"""Where every operation on a device tensor arrives: checked, carried out on the plain tensors, accounted,
-recorded."""
+"""Receives every operation on a device tensor: checks it, runs it on the plain tensors, accounts and records
+it."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -17,35 +17,35 @@ _cards: list[Card] = []
 _CPU = torch.device("cpu")
 _RESHAPING = frozenset({"t_", "transpose_", "squeeze_", "unsqueeze_", "as_strided_", "resize_", "set_"})
 FUSED: dict[str, Operation] = {}
-"""The bridge's own operations, by name; put here by kernels.py."""
+"""Operations of the bridge's own by name, which kernels.py puts here."""
 FOREIGN: dict[str, Callable[..., Any]] = {}
-"""Who carries out the operations of other namespaces; put here by collectives.py."""
+"""Functions that run the operations of other namespaces, which collectives.py puts here."""
 
 
 def active() -> Card:
-    """The card that operations run on."""
+    """Return the card that operations run on."""
     if not _cards:
-        raise RuntimeError("there is no simulated card; call tgi.testing.simulated_gaudi.install() first")
+        raise RuntimeError("there is no simulated card: call tgi_simulated_gaudi.install() first")
     return _cards[-1]
 
 
 def use_card(card: Card | None) -> None:
-    """Let operations run on this card, or on none."""
+    """Let operations run on a card, or on none."""
     _cards.clear()
     if card is not None:
         _cards.append(card)
 
 
 def run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Carry out an operation of which an argument or the result is on the device."""
+    """Run an operation that has an argument or its result on the device."""
     card = active()
     if card.forked:
-        card.ledger.violate("S26", str(op), "the device is used after a fork")
+        card.ledger.violate("S26", str(op), "the device is used in a child of the process that opened it")
     if op.namespace in FOREIGN:
         return FOREIGN[op.namespace](card, op, args, kwargs)
     info = operation(op) if op.namespace != "hpu" else FUSED[op._opname]
     if info.name == "one_hot":
-        card.ledger.violate("S17", info.label, "write a comparison with arange instead")
+        card.ledger.violate("S17", info.label, "native one_hot is called")
     if info.composite:
         result = op.decompose(*args, **kwargs)
         if result is not NotImplemented:
@@ -57,7 +57,7 @@ def run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def execute(card: Card, info: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Carry out an operation all of whose tensors are on the device."""
+    """Run an operation that has all of its tensors on the device."""
     used: list[HpuTensor] = []
     plain_args = [unwrap(card, info, value, used) for value in args]
     plain_kwargs = {name: unwrap(card, info, value, used) for name, value in kwargs.items()}
@@ -83,7 +83,7 @@ def execute(card: Card, info: Operation, args: Sequence[Any], kwargs: dict[str, 
 def _guarded(
     card: Card, info: Operation, args: list[Any], kwargs: dict[str, Any], used: Sequence[HpuTensor]
 ) -> Any:
-    """Run with checks before and after, now and at replays."""
+    """Run an operation with the checks before and after it, now and at replays."""
     recorder = card.recorder
     targets = [args[i] if i < len(args) else kwargs[name] for i, name in info.mutates]
     changed = [tensor for tensor in used if any(tensor.plain is target for target in targets)]
@@ -126,7 +126,7 @@ def _account(
     results: Sequence[torch.Tensor],
     key: Hashable,
 ) -> None:
-    """An operation outside of graphs."""
+    """Charge an operation outside of graphs."""
     if not info.name.startswith(("empty", "new_empty")):
         card.ran(key, info.label)
     card.clock.spend(
@@ -135,7 +135,7 @@ def _account(
 
 
 def new_tensor(card: Card, label: str, plain: torch.Tensor) -> HpuTensor:
-    """Put a result on the device: memory of its own, or an intermediate result of the capture."""
+    """Put a result on the device: in memory of its own, or as an intermediate result of the capture."""
     check_new(card, plain, label)
     recorder = card.recorder
     if recorder is None:
@@ -148,7 +148,7 @@ def new_tensor(card: Card, label: str, plain: torch.Tensor) -> HpuTensor:
 
 
 def unwrap(card: Card, info: Operation, value: Any, used: list[HpuTensor]) -> Any:
-    """The plain tensor of a device tensor, which is added to `used`; also within lists."""
+    """Return the plain tensors of device tensors, also in lists, and add these to `used`."""
     if isinstance(value, HpuTensor):
         usable(card, value, info.label)
         used.append(value)
@@ -163,19 +163,19 @@ def unwrap(card: Card, info: Operation, value: Any, used: list[HpuTensor]) -> An
 
 
 def usable(card: Card, tensor: HpuTensor, label: str) -> None:
-    """A tensor is used (S8, S9, S10)."""
+    """Check that a tensor may still be used (S8, S9, S10)."""
     lease = tensor.lease
     if lease is not None and lease.rule:
         card.ledger.violate(lease.rule, label, lease.reason)
 
 
 def describe(label: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Hashable:
-    """What a recipe is known by: operation, shapes, dtypes, contiguity, and the values of scalars."""
+    """Return the key of a recipe: operation, shapes, dtypes, contiguity, and the values of scalars."""
     return (label, *map(_describe, args), *((name, _describe(value)) for name, value in kwargs.items()))
 
 
 def reading(tensor: HpuTensor, label: str, rule: str) -> None:
-    """Python looks at a value."""
+    """Check and charge a read of a value by Python."""
     card = active()
     usable(card, tensor, label)
     if card.recorder is not None:
@@ -252,7 +252,7 @@ def _to_copy(card: Card, info: Operation, args: Sequence[Any], kwargs: dict[str,
 
 
 def _place(card: Card, info: Operation, plain: torch.Tensor) -> HpuTensor:
-    """What a copy from the host gives; within a graph it is a constant."""
+    """Return the target of a copy from the host; within a graph it is a constant."""
     recorder, card.recorder = card.recorder, None
     try:
         return new_tensor(card, info.label, plain)
@@ -261,7 +261,7 @@ def _place(card: Card, info: Operation, plain: torch.Tensor) -> HpuTensor:
 
 
 def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor, later: bool) -> None:
-    """Copy from the host."""
+    """Copy from the host, perhaps asynchronously (`later`)."""
     usable(card, target, info.label)
     if card.recorder is not None and source.dim() > 0:
         card.ledger.violate("S6", info.label, "a tensor is copied from the host while a graph is captured")
@@ -283,14 +283,14 @@ def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor,
 def _unchanged(card: Card, info: Operation, source: torch.Tensor, before: torch.Tensor) -> None:
     if not torch.equal(*(tensor.contiguous().flatten().view(torch.uint8) for tensor in (source, before))):
         card.ledger.violate(
-            "S27", info.label, "a buffer on the host was changed before its copy was waited for"
+            "S27", info.label, "a buffer on the host was changed while its copy was unfinished"
         )
 
 
 def download(
     card: Card, info: Operation, source: HpuTensor, target: torch.Tensor, later: bool
 ) -> torch.Tensor:
-    """Copy to the host."""
+    """Copy to the host, perhaps asynchronously (`later`)."""
     usable(card, source, info.label)
     if card.recorder is not None:
         card.ledger.violate("S4", info.label, "a tensor is copied to the host while a graph is captured")

@@ -1,8 +1,7 @@
 """Graphs: HPUGraph and its wrappers (lazy mode), and `torch.compile(backend="hpu_backend")` (compile mode).
 
-In both a function's Python body runs once per signature and is replayed afterwards. Dynamo itself is not
-simulated: there are no graph breaks, and what a real `torch.compile` would guard on outside of the
-arguments is not looked at.
+In both the Python body of a function runs once per signature and is replayed afterwards. Dynamo itself is not
+simulated: nothing breaks a graph, and a graph has no guards on values other than its arguments.
 """
 
 import functools
@@ -21,15 +20,15 @@ from .streams import Stream
 from .tensor import HpuTensor, Lease, wrap
 
 _REGIONS = 32
-"""Compiled regions that cost as much launch and memory as one graph: a model of so many layers then does."""
+"""Number of compiled regions that cost as much launch time and memory as one graph: a model's layers."""
 
 
 @contextmanager
 def capturing(name: str, copy_inputs: bool = False) -> Iterator[Recorder]:
-    """What runs within is recorded; the recorder must be finished by the caller."""
+    """Record the body; the caller must finish the recorder."""
     card = dispatch.active()
     if card.recorder is not None:
-        card.ledger.violate("S18", name, "a capture begins within a capture")
+        card.ledger.violate("S18", name, f"a capture begins while {card.recorder.name} is captured")
     card.cut()
     before = card.recorder
     card.recorder = Recorder(card, name, copy_inputs, stream=card.streams.current.number)
@@ -40,7 +39,7 @@ def capturing(name: str, copy_inputs: bool = False) -> Iterator[Recorder]:
 
 
 class HPUGraph:
-    """`torch.hpu.HPUGraph`: everything made within the capture and still referred to afterwards is static."""
+    """`torch.hpu.HPUGraph`: tensors of the capture that are still referred to afterwards are static."""
 
     def __init__(self) -> None:
         self._capture: Any = None
@@ -60,9 +59,9 @@ class HPUGraph:
         self._recording = recorder.finish([tensor.plain for tensor in recorder.alive()])
 
     def replay(self, asynchronous: bool = False) -> None:  # noqa: ARG002
-        """Carry it out again, on the same tensors."""
+        """Run the graph again, on the same tensors."""
         if self._recording is None:
-            raise RuntimeError("HPUGraph: replay without a capture")
+            raise RuntimeError("HPUGraph: replay() before a capture")
         with torch.inference_mode():
             self._recording.replay(dispatch.active().profile.generation.launch_seconds)
 
@@ -71,18 +70,18 @@ class HPUGraph:
         self._recording = None
 
     def clear_inputs(self) -> None:
-        """Nothing to free: inputs are the caller's tensors."""
+        """Do nothing: inputs are the caller's tensors."""
 
     def mark_user_inputs(self, tensors: list[torch.Tensor]) -> None:
-        """Without effect here."""
+        """Do nothing."""
 
     def mark_user_outputs(self, tensors: list[torch.Tensor]) -> None:
-        """Without effect here."""
+        """Do nothing."""
 
 
 @contextmanager
 def graph(hpu_graph: HPUGraph, stream: Stream | None = None, dry_run: bool = False) -> Iterator[None]:
-    """`torch.hpu.graph`: capture what runs within."""
+    """`torch.hpu.graph`: capture the body."""
     streams = dispatch.active().streams
     before = streams.current
     streams.current = stream or before
@@ -117,7 +116,7 @@ class GraphFunction:
         self._methods: weakref.WeakKeyDictionary[Any, GraphFunction] = weakref.WeakKeyDictionary()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Capture or replay."""
+        """Replay the graph of these arguments, or capture it."""
         card = dispatch.active()
         if kwargs.pop("bypass_hpu_graphs", False) or (not self._lazy and card.recorder is not None):
             return self._function(*args, **kwargs)
@@ -132,15 +131,15 @@ class GraphFunction:
             dispatch.usable(card, tensor, self._name)
             card.streams.reads(tensor.allocation, self._name)
         key = (leaves.key, torch.is_autocast_enabled())
-        found = self._graphs.get(key)
-        if found is None:
+        graph = self._graphs.get(key)
+        if graph is None:
             if self._max_graphs is not None and len(self._graphs) >= self._max_graphs:
                 return self._function(*args, **kwargs)
             return self._capture(card, key, args, kwargs)
-        return found.run(leaves.tensors)
+        return graph.run(leaves.tensors)
 
     def __get__(self, instance: Any, owner: Any) -> Any:
-        """As a method: graphs of its own for each object."""
+        """Return the method of an object, which has graphs of its own."""
         if instance is None:
             return self
         if instance not in self._methods:
@@ -153,7 +152,7 @@ class GraphFunction:
         self._graphs.clear()
 
     def clear_inputs(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
     def _capture(self, card: Card, key: Hashable, args: Any, kwargs: Any) -> Any:
         if card.sealed:
@@ -177,15 +176,15 @@ class GraphFunction:
 
 
 class _Slot:
-    """Where in a result the n-th tensor goes."""
+    """Place of a tensor in a result."""
 
-    def __init__(self, found: list[HpuTensor], tensor: HpuTensor) -> None:
-        self.number = len(found)
-        found.append(tensor)
+    def __init__(self, tensors: list[HpuTensor], tensor: HpuTensor) -> None:
+        self.number = len(tensors)
+        tensors.append(tensor)
 
 
 class _Graph:
-    """One signature's."""
+    """The graph of one signature."""
 
     def __init__(
         self, card: Card, recording: Recording, template: Any, outputs: list[HpuTensor], static: bool
@@ -208,7 +207,7 @@ class _Graph:
         return self.results()
 
     def results(self) -> Any:
-        """Static tensors that the next call takes away, or, compiled, new ones."""
+        """Return static tensors that the next call invalidates, or new ones in compile mode."""
         if self._static:
             self._lease.end(
                 "S8", f"an output of the graph {self._recording.name} is used after its next replay"
@@ -231,7 +230,7 @@ def wrap_in_hpu_graph(
     dry_run: bool = False,  # noqa: ARG001
     max_graphs: int | None = None,
 ) -> torch.nn.Module:
-    """The module itself, whose `forward` captures and replays."""
+    """Return the module itself, with a `forward` that captures and replays."""
     name = type(module).__name__
     graphs = GraphFunction(
         module.forward, name, lazy=True, keep_tensors=not disable_tensor_cache, max_graphs=max_graphs
@@ -249,13 +248,13 @@ def wrap_in_hpu_graph_func(
     dry_run: bool = False,  # noqa: ARG001
     max_graphs: int | None = None,
 ) -> Callable[..., Any]:
-    """A function that captures and replays."""
+    """Return a function that captures and replays."""
     name = getattr(func, "__name__", "function")
     return GraphFunction(func, name, lazy=True, keep_tensors=not disable_tensor_cache, max_graphs=max_graphs)
 
 
 class CompiledModule(torch.nn.Module):
-    """As torch's OptimizedModule: everything but calls goes to the module itself."""
+    """A compiled module, like torch's OptimizedModule: everything but calls goes to the module itself."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
@@ -263,7 +262,7 @@ class CompiledModule(torch.nn.Module):
         self._graphs = GraphFunction(module.__call__, type(module).__name__, lazy=False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Compile or run."""
+        """Run the graph of these arguments, or compile it."""
         return self._graphs(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -274,7 +273,7 @@ class CompiledModule(torch.nn.Module):
 
 
 def compile_for_hpu(model: Any = None, **options: Any) -> Any:
-    """`torch.compile(model, backend="hpu_backend", ...)`; the options are taken and change nothing."""
+    """`torch.compile(model, backend="hpu_backend", …)`; other options are accepted and change nothing."""
     if model is None:
         return functools.partial(compile_for_hpu, **options)
     if isinstance(model, torch.nn.Module):
@@ -291,7 +290,7 @@ def make_graphed_callables(
     disable_tensor_cache: bool = False,
     dry_run: bool = False,
 ) -> Any:
-    """One callable or several, each captured with its sample arguments."""
+    """Return one callable or several, each captured with its sample arguments."""
     del warmups, allow_unused_input
     several = isinstance(callables, tuple)
     made = []

@@ -1,4 +1,4 @@
-"""Makes the simulated card the process's `hpu` device, and takes it away again."""
+"""Makes the simulated card the `hpu` device of this process, and removes it again."""
 
 import os
 from typing import Any
@@ -16,9 +16,9 @@ _torch_compile = torch.compile
 
 
 def install(profile: Profile | str) -> Card:
-    """Open a new card and let `import habana_frameworks` find the stand-in. Returns the card.
+    """Open a new card, let `import habana_frameworks` find the stand-in, and return the card.
 
-    Tensors of an earlier card keep working, but on the new one.
+    `profile` may be a name that `Profile.of` takes. Tensors of an earlier card move to the new one.
     """
     card = Card(Profile.of(profile) if isinstance(profile, str) else profile)
     if not _libraries:
@@ -31,7 +31,7 @@ def install(profile: Profile | str) -> Card:
 
 
 def uninstall() -> None:
-    """Take away what can be taken away; torch keeps knowing a device named hpu."""
+    """Remove the card and the stand-in; torch keeps knowing a device named hpu."""
     dispatch.use_card(None)
     bridge.remove()
     collectives.unwatch()
@@ -39,7 +39,7 @@ def uninstall() -> None:
 
 
 def _register() -> None:
-    """What torch takes once per process only."""
+    """Register with torch, which a process can do only once."""
     _setup_privateuseone_for_python_backend("hpu")
     fallback = torch.library.Library("_", "IMPL")  # type: ignore[no-untyped-call]
     fallback.fallback(_fallback, "PrivateUse1")  # type: ignore[no-untyped-call]

@@ -41,7 +41,7 @@ def _sdpa(
     scale: float | None,
     left: bool,
 ) -> Tensor:
-    """[b, heads, s, d] over [b, kv_heads, t, d]; `lengths` [b]: valid tokens, the others are padding."""
+    """Attention of [b, heads, s, d] over [b, kv_heads, t, d]; tokens beyond `lengths` [b] are padding."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (part.repeat_interleave(groups, 1) for part in (key, value))
@@ -78,7 +78,7 @@ class FusedSDPA:
         return_dropout_mask: bool = False,
         return_attn_probs: bool = False,
     ) -> Tensor:
-        """Attention of [b, heads, s, d]. Raises ValueError for what the kernel does not take."""
+        """Return the attention of [b, heads, s, d]. Raises ValueError for arguments that do not fit."""
         del recompute_mode
         if softmax_mode not in ("None", "fast", "fp32"):
             raise ValueError(f"FusedSDPA: softmax_mode {softmax_mode!r}")
@@ -89,7 +89,7 @@ class FusedSDPA:
         if seq_padding_type not in ("left", "right"):
             raise ValueError(f"FusedSDPA: seq_padding_type {seq_padding_type!r}")
         if dropout_p or return_dropout_mask or return_attn_probs:
-            raise ValueError("FusedSDPA: dropout and probabilities are for training, not simulated")
+            raise ValueError("FusedSDPA: dropout and probabilities are not simulated, which training needs")
         left = seq_padding_type == "left"
         return _run(_SDPA, query, key, value, attn_mask, valid_seq_len, is_causal, scale, left)  # type: ignore[no-any-return]
 
@@ -117,7 +117,7 @@ class FusedRMSNorm:
         bwd_mode: int = 0,
         fast_math: bool = False,
     ) -> Tensor:
-        """Over the last dimension. Raises ValueError unless input and gamma have one dtype."""
+        """Normalise the last dimension. Raises ValueError unless input and gamma have the same dtype."""
         del use_stages, bwd_mode, fast_math
         if data_in.dtype != gamma.dtype:
             raise ValueError(f"FusedRMSNorm: input is {data_in.dtype} and gamma {gamma.dtype}")
@@ -125,10 +125,10 @@ class FusedRMSNorm:
 
 
 class RotaryPosEmbeddingMode(Enum):
-    """How the halves of a rotation are laid out."""
+    """Pairs of features that are rotated together."""
 
     BLOCKWISE = 0
-    """The first half with the second (NeoX)."""
+    """Features of the first half with those of the second (NeoX)."""
     PAIRWISE = 1
     """Neighbours (GPT-J)."""
 
@@ -159,7 +159,7 @@ def apply_rotary_pos_emb(
     offset: int = 0,
     mode: RotaryPosEmbeddingMode = RotaryPosEmbeddingMode.BLOCKWISE,
 ) -> Tensor:
-    """Rotate p; the last dimension of cos and sin must be p's. Raises ValueError otherwise."""
+    """Rotate p. Raises ValueError unless the last dimension of cos and sin is p's."""
     if cos.shape[-1] != p.shape[-1] or sin.shape[-1] != p.shape[-1]:
         raise ValueError(f"apply_rotary_pos_emb: cos has {cos.shape[-1]} dimensions, p has {p.shape[-1]}")
     pairwise = mode is RotaryPosEmbeddingMode.PAIRWISE
@@ -167,7 +167,7 @@ def apply_rotary_pos_emb(
 
 
 class RotaryPosEmbeddingHelperV2:
-    """The same with position ids, as the bridge's autograd function."""
+    """`apply_rotary_pos_emb` with position ids, as an autograd function of the bridge."""
 
     @staticmethod
     def apply(p: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def _fp8_gemm(
     accumulate: bool = False,
     b_scale_shape: Any = None,
 ) -> Tensor:
-    """A times B in float32, scaled back; a scale has one value, or one per row of A or column of B."""
+    """Return A times B in float32, scaled back; a scale has one value, or one per row of A or column of B."""
     del b_scale_shape
     left = a.float().transpose(-1, -2) if trans_a else a.float()
     right = b.float().transpose(-1, -2) if trans_b else b.float()
@@ -257,10 +257,10 @@ DTYPES = {
     "cast_from_fp8": FP8,
     "fp8_gemm_v2": FP8,
 }
-"""What the kernels take, as operations.ALLOWED says of others."""
+"""Dtypes that the kernels take, as `operations.ALLOWED` has them for other operations."""
 
 
 def define_operators(library: torch.library.Library) -> None:
-    """`torch.ops.hpu.*`, once per process."""
+    """Define `torch.ops.hpu.*`; once per process."""
     for name, schema in _SCHEMAS.items():
         library.define(name + schema)  # type: ignore[no-untyped-call]

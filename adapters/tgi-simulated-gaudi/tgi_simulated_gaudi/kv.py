@@ -1,4 +1,4 @@
-"""Who may write which block of the KV cache: checked where somebody tells (S22, S23)."""
+"""Checks of reads and writes of a KV cache against the owners of its blocks (S22, S23)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,18 +14,23 @@ from .tensor import HpuTensor
 
 @attrs.define(eq=False)
 class KVGuard:
-    """`KVGuard.watch(card, ...)`, then `own` before each step."""
+    """A watched KV cache. Made by `KVGuard.watch`; `own` names the owners before each step."""
 
     card: Card
     block_size: int
+    """Tokens in a block."""
     pad_block: int
+    """Number of the block that padding reads and writes."""
     _storages: dict[int, torch.Tensor] = attrs.field(factory=dict)
+    """Tensors of the cache by storage."""
     _writable: frozenset[int] | None = None
+    """Blocks that the step may write; None before the first `own`."""
     _readable: frozenset[int] = frozenset()
+    """Blocks that the step may read."""
 
     @classmethod
     def watch(cls, card: Card, tensors: Sequence[torch.Tensor], block_size: int, pad_block: int) -> "KVGuard":
-        """Of keys and values [blocks * block_size, kv_heads, head_dim], before any graph is captured."""
+        """Watch keys and values [blocks * block_size, kv_heads, head_dim]; before any graph is captured."""
         guard = cls(card, block_size, pad_block)
         for tensor in tensors:
             assert isinstance(tensor, HpuTensor)
@@ -34,7 +39,7 @@ class KVGuard:
         return guard
 
     def own(self, writable: Mapping[object, Sequence[int]], shared: Sequence[int] = ()) -> None:
-        """The blocks that each sequence of the next step may write and read, and those it may read only."""
+        """Set the blocks that each sequence of the next step may write, and `shared` ones to read."""
         owners: dict[int, object] = {}
         for owner, blocks in writable.items():
             for block in blocks:
@@ -45,9 +50,9 @@ class KVGuard:
         self._readable = self._writable | frozenset(shared)
 
     def scramble(self) -> None:
-        """Put finite rubbish into every block that nobody may read, the pad block included.
+        """Put finite rubbish into every block that no sequence may read, the pad block included.
 
-        A result that then differs has read what it must not.
+        A result that then differs has read one of them.
         """
         free = set(range(self._blocks)) - (self._readable or frozenset())
         for plain in self._storages.values():
@@ -58,28 +63,31 @@ class KVGuard:
     def check_layout(
         self, block_list: Sequence[int], block_groups: Sequence[int], rows: int, contiguous: bool
     ) -> None:
-        """The metadata of a decode step: groups are 0..rows (rows: padding), no block twice if contiguous."""
+        """Check the block list of a decode step.
+
+        Groups are rows, or `rows` for padding; in the contiguous layout no block occurs twice.
+        """
         if any(not 0 <= group <= rows for group in block_groups):
-            self.card.ledger.violate("S16", "kv.check_layout", f"a group beyond 0..{rows}")
+            self.card.ledger.violate("S16", "kv.check_layout", f"a group is beyond 0..{rows}")
         real = [block for block, group in zip(block_list, block_groups, strict=True) if group < rows]
         if contiguous and len(set(real)) != len(real):
-            self.card.ledger.violate("S23", "kv.check_layout", "a block is shared in the contiguous layout")
+            self.card.ledger.violate("S23", "kv.check_layout", "a block occurs twice")
 
     def watches(self, storage: int) -> bool:
-        """Whether it is the cache's."""
+        """Whether a storage belongs to the cache."""
         return storage in self._storages
 
     def check(self, info: Operation, args: Sequence[Any], indices: torch.Tensor) -> None:
-        """An operation reads or writes the cache by these indices, of slots or of blocks."""
+        """Check an operation that reads or writes the cache by these indices, of slots or of blocks."""
         if self._writable is None:
             return
         slots = args[0].shape[0] == self._blocks * self.block_size
         blocks = set((indices // self.block_size if slots else indices).flatten().tolist()) - {self.pad_block}
         writes = info.name in WHOLE_UPDATES
-        strange = blocks - (self._writable if writes else self._readable)
-        if strange:
-            problem = f"{'writes' if writes else 'reads'} the blocks {sorted(strange)}"
-            self.card.ledger.violate("S22", info.label, f"{problem}, which no sequence of the step has")
+        foreign = blocks - (self._writable if writes else self._readable)
+        if foreign:
+            problem = f"{'writes' if writes else 'reads'} the blocks {sorted(foreign)}"
+            self.card.ledger.violate("S22", info.label, f"{problem}, which no sequence of the step owns")
         if writes and not bool(torch.isfinite(args[-1].float()).all()):
             self.card.ledger.violate("S22", info.label, "writes NaN or infinity into the cache")
 

@@ -1,8 +1,8 @@
-"""What is known of each aten operation: its kind, the dtypes that have a kernel, its out variant.
+"""Facts about each aten operation: its kind, the dtypes that have a kernel, its out variant.
 
-The list follows the bridge's table of supported operators (docs/Pytorch_Operators.rst of release 1.19), for
-what inference needs. Differences: int32 may be multiplied, subtracted and negated, on which inference stacks
-rely, and float16 matrix products count as missing. An operation that is not listed runs on the host on a card
+The list is the part of the bridge's table of supported operators (docs/Pytorch_Operators.rst of release 1.19)
+that inference needs. Differences: int32 may be multiplied, subtracted and negated, on which inference stacks
+rely, and float16 matrix products count as missing. With a card, the host runs an operation that is not listed
 ("CPU fallback").
 """
 
@@ -35,7 +35,7 @@ FORBIDDEN_DTYPES = frozenset(
 
 
 def names(words: str) -> frozenset[str]:
-    """A table of names."""
+    """Split a table of names."""
     return frozenset(words.split())
 
 
@@ -109,42 +109,46 @@ INDEXING = {
     "scatter_reduce_": 2,
     "embedding": 1,
 }
-"""Where in the arguments the indices are."""
+"""Position of the indices in the arguments."""
 WRAPPING = names("index index_put index_put_ index_fill index_fill_")
-"""Those that take negative indices on the CPU; the others refuse them."""
+"""Operations that take negative indices on the CPU; the others refuse them."""
 WHOLE_UPDATES = names(
     """
     index_copy_ index_put_ scatter_ scatter_add_ scatter_reduce_ index_add_ index_reduce_
     """
 )
-"""What may change an input of a graph."""
+"""Operations that may change an input of a graph."""
 _HIDDEN_VIEWS = frozenset({"_unsafe_view", "_reshape_alias", "lift_fresh", "lift"})
 
 
 @attrs.frozen(eq=False)
 class Operation:
-    """One overload."""
+    """One overload of an operation."""
 
     op: Any
     name: str
-    """Without namespace and overload."""
+    """Name without namespace and overload."""
     label: str
+    """Name for messages: "aten.add.Tensor"."""
     call: Callable[..., Any]
+    """Function that runs the operation on plain tensors."""
     composite: bool
+    """Whether it consists of other operations."""
     view: bool
+    """Whether its results are views of its argument."""
     mutates: tuple[tuple[int, str], ...]
     """Positions and names of the arguments that it changes."""
     out: Callable[..., Any] | None
-    """The variant that writes into given tensors,"""
+    """Variant that writes into given tensors, if it has one."""
     out_names: tuple[str, ...] = ()
-    """what it calls them,"""
+    """Names of these tensors among the variant's arguments."""
     out_keywords: frozenset[str] = frozenset()
-    """and the other keywords it takes."""
+    """Names of the variant's other keyword arguments."""
 
 
 @functools.cache
 def operation(op: Op) -> Operation:
-    """What is known of it; looked at once."""
+    """Return the facts about an overload."""
     schema = op._schema
     name = op._opname
     writes = [
@@ -169,7 +173,7 @@ def operation(op: Op) -> Operation:
 
 
 def _index_copy(target: torch.Tensor, dim: int, index: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """A CPU has it for every dtype but fp8, which it moves as bytes."""
+    """Run `index_copy_`, which CPUs lack for fp8, on bytes in that case."""
     if target.dtype in FP8:
         target.view(torch.uint8).index_copy_(dim, index, source.view(torch.uint8))
         return target
@@ -177,7 +181,7 @@ def _index_copy(target: torch.Tensor, dim: int, index: torch.Tensor, source: tor
 
 
 def _find_out(op: Op) -> tuple[Callable[..., Any] | None, tuple[str, ...], frozenset[str]]:
-    """The overload with the same positional arguments that writes its results into keyword arguments."""
+    """Find the overload with the same positional arguments that writes its results into keyword arguments."""
     nothing: tuple[None, tuple[str, ...], frozenset[str]] = (None, (), frozenset())
     if op.namespace != "aten" or any(str(r.type) != "Tensor" for r in op._schema.returns):
         return nothing

@@ -1,5 +1,4 @@
-"""What the simulated cards are: sizes, peaks and costs of a generation, and what a release of the bridge
-can do."""
+"""Simulated cards: sizes, peaks and costs of a generation, and the abilities of a release of the bridge."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,21 +14,27 @@ class Generation:
     """A kind of card. Rates are bytes or operations per second."""
 
     name: str
+    """"gaudi2" or "gaudi3"."""
     memory_bytes: int
-    """What a process sees of the memory."""
+    """Bytes of memory that a process can use."""
     fp8_limit: float
-    """The greatest magnitude that e4m3 has."""
+    """Largest magnitude of e4m3."""
     bf16_flops: float
+    """Peak rate of matrix products in bfloat16."""
     fp8_flops: float
+    """Peak rate of matrix products in fp8."""
     hbm_rate: float
+    """Rate of the memory on the card."""
     sram_rate: float
+    """Rate of the memory on the die."""
     sram_bytes: int
+    """Bytes of memory on the die."""
     host_rate: float
-    """To or from the host, one way."""
+    """Rate to or from the host, one way."""
     link_rate: float
-    """To the other cards of the box, one way."""
+    """Rate to all other cards of the box together, one way."""
     launch_seconds: float
-    """Of a step beside the roofline."""
+    """Fixed seconds of a step, besides the roofline."""
 
 
 GENERATIONS = {
@@ -60,8 +65,9 @@ GENERATIONS = {
         launch_seconds=1.5e-3,
     ),
 }
-"""Peaks of Intel's Hot Chips 2024 deck; the memory that logs show. Gaudi2's SRAM rate and Gaudi3's share of
-links inside a box are estimates. The launch time is fitted to published single-row decode rates."""
+"""Generations by name: peaks of Intel's Hot Chips 2024 deck, memory as logs show it. Gaudi2's SRAM rate and
+Gaudi3's share of links inside a box are estimates. The launch time is fitted to published single-row decode
+rates."""
 
 
 @attrs.frozen(kw_only=True)
@@ -70,34 +76,37 @@ class Profile:
 
     generation: Generation
     engine: Engine
+    """Mode of the bridge."""
     memory_bytes: int
+    """Bytes of memory that the process can use."""
     lazy_collectives: bool = False
-    """Collectives are graph nodes (PT_HPU_ENABLE_LAZY_COLLECTIVES)."""
+    """Whether collectives are graph nodes in lazy mode (PT_HPU_ENABLE_LAZY_COLLECTIVES)."""
     strict_int64: bool = False
-    """Refuse int64 tensors that are sent to the device or made on it, not only values that do not fit."""
+    """Whether to refuse int64 tensors that the host sends, besides values that do not fit into 32 bits."""
     efficiency: float = 0.87
-    """Share of the peaks that is reached."""
+    """Share of the peak rates that operations reach."""
     graph_bytes: int = 10 << 20
-    """What each graph keeps."""
+    """Bytes that each graph keeps, besides tensors."""
     segment_seconds: float = 0.2
+    """Fixed seconds of a compilation."""
     op_seconds: float = 0.01
-    """A compilation takes one of the first and one of the second per operation."""
+    """Seconds of a compilation per operation."""
     recipe_cache: str = ""
-    """Folder in which compiled recipes outlive the process (PT_HPU_RECIPE_CACHE_CONFIG)."""
+    """Folder in which compiled recipes outlive the process (PT_HPU_RECIPE_CACHE_CONFIG); "" for none."""
 
     @property
     def name(self) -> str:
-        """As `of` takes it."""
+        """Name that `Profile.of` takes."""
         return f"{self.generation.name}-{self.engine}"
 
     @property
     def release(self) -> str:
-        """The bridge's release whose behaviour this is."""
+        """Release of the bridge that is simulated."""
         return "1.21.0" if self.engine == "lazy" else "1.24.0"
 
     @classmethod
     def of(cls, name: str, **changes: Any) -> "Profile":
-        """From "gaudi2-lazy", "gaudi3-compile", and so on. Raises ValueError for another name."""
+        """Return the profile "gaudi2-lazy", "gaudi3-compile" and so on. Raises ValueError for other names."""
         generation, _, engine = name.partition("-")
         if generation not in GENERATIONS or engine not in ("lazy", "compile"):
             raise ValueError(f"{name!r} is not gaudi2-lazy, gaudi2-compile, gaudi3-lazy or gaudi3-compile")
@@ -107,7 +116,7 @@ class Profile:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], generation: str = "gaudi2") -> "Profile":
-        """By the variables that the bridge itself reads."""
+        """Return the profile for the variables that the bridge itself reads."""
         lazy = environ.get("PT_HPU_LAZY_MODE", "0") == "1"
         folder = environ.get("PT_HPU_RECIPE_CACHE_CONFIG", "").split(",")[0]
         collectives = environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES", "").lower() in ("1", "true")

@@ -1,10 +1,9 @@
-"""What a graph is here: the operations of one run with the tensors they worked on, carried out again at
-each replay.
+"""Graphs as recorded operations: each replay runs the operations of the capture again, on the same tensors.
 
-Views cost nothing at a replay, operations write into the tensors of the capture through their out variants.
-After the capture all intermediate results are laid out in one arena that all graphs share, by when they are
-in use, as the graph compiler does: the arena's size is the workspace, and a result that somebody kept is
-overwritten.
+Views cost nothing at a replay; operations write into the tensors of the capture through their out variants.
+After the capture all intermediate results are laid out in one arena that all graphs share, by their times of
+use, as the graph compiler does: the arena's size is the workspace, and later replays overwrite a result that
+is still referred to.
 """
 
 import weakref
@@ -21,19 +20,19 @@ from .rules import GaudiRuleError
 from .tensor import HpuTensor, Lease, wrap
 
 Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], str]
-"""What to call with what, and its name for messages."""
+"""Function, arguments, keyword arguments, and the operation's name for messages."""
 _ALIGNMENT = 128
 _COPIED_BYTES = 1 << 22
-"""Inputs up to this size are copied at a replay; the tensors of greater ones are pointed to them."""
+"""Maximum bytes of an input that is copied at a replay; tensors of a larger input are pointed to it."""
 
 
 def storage_of(tensor: torch.Tensor) -> int:
-    """Which storage it is in."""
+    """Return the identity of a tensor's storage."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def size_of(tensor: torch.Tensor) -> int:
-    """Bytes of its storage."""
+    """Return the bytes of a tensor's storage."""
     return tensor.untyped_storage().nbytes()
 
 
@@ -42,23 +41,25 @@ def _byte_offset(tensor: torch.Tensor) -> int:
 
 
 def _point(tensor: torch.Tensor, storage: torch.UntypedStorage, offset: int) -> None:
-    """Let it be in another storage, `offset` in bytes."""
+    """Move a tensor to `offset` bytes in another storage."""
     tensor.set_(storage, offset // tensor.element_size(), tensor.shape, tensor.stride())
 
 
 @attrs.define(eq=False)
 class Input:
-    """A tensor that the graph gets at each replay."""
+    """An argument of a graph."""
 
     plain: torch.Tensor
-    """As the captured code sees it,"""
+    """Tensor that the captured code uses."""
     given: torch.Tensor
-    """and as the caller does."""
+    """Tensor that the caller passed at the capture."""
     views: list[torch.Tensor] = attrs.field(factory=list)
+    """Views of `plain` that the captured code made."""
     changed: bool = False
+    """Whether the captured code changes it in place."""
 
     def bind(self, given: torch.Tensor) -> None:
-        """Use this data, of the same shape and dtype, in the next replay."""
+        """Use this tensor, of the same shape and dtype, in the next replay."""
         if given.data_ptr() == self.plain.data_ptr() and storage_of(given) == storage_of(self.plain):
             return
         if not self.changed and given.numel() * given.element_size() <= _COPIED_BYTES:
@@ -71,36 +72,43 @@ class Input:
 
 @attrs.define(eq=False)
 class Recorder:
-    """A capture that is going on."""
+    """A capture that is running."""
 
     card: Card
     name: str
+    """Name of the graph, for messages."""
     copy_inputs: bool
     """Whether inputs get buffers of their own."""
     lease: Lease = attrs.field(factory=Lease)
-    """Of intermediate results,"""
+    """Permission to use intermediate results."""
     input_lease: Lease = attrs.field(factory=Lease)
-    """and of the inputs as the captured code sees them."""
+    """Permission to use the inputs that the captured code got."""
     stream: int = 0
+    """Number of the stream on which the capture began."""
     steps: list[Step] = attrs.field(factory=list)
+    """Recorded operations and checks."""
     touched: list[set[int]] = attrs.field(factory=list)
     """Storages that each step uses."""
     born: dict[int, list[torch.Tensor]] = attrs.field(factory=dict)
-    """Tensors in each storage that the capture made."""
+    """Tensors by storage, for storages that the capture made."""
     inputs: list[Input] = attrs.field(factory=list)
     _input_of: dict[int, Input] = attrs.field(factory=dict)
-    """By the identity of plain tensors: the inputs themselves and views of them."""
+    """Inputs by the identity of plain tensors: their own, and those of views."""
     outside: dict[int, Allocation] = attrs.field(factory=dict)
+    """Memory from outside that the graph uses, by identity."""
     written: dict[int, Allocation] = attrs.field(factory=dict)
+    """Memory from outside that the graph writes, by identity."""
     segments: list[list[Hashable]] = attrs.field(factory=lambda: [[]])
-    """What is compiled: operations between two mark_steps."""
+    """Keys of the operations between two `mark_step`; each segment is compiled by itself."""
     collectives: list[str] = attrs.field(factory=list)
+    """Names, shapes and dtypes of the collectives."""
     seconds: float = 0.0
+    """Simulated seconds of one replay, without launch."""
     wrappers: list["weakref.ref[HpuTensor]"] = attrs.field(factory=list)
-    """All that the capture made."""
+    """All tensors that the capture made."""
 
     def input(self, given: HpuTensor) -> HpuTensor:
-        """How the captured code sees an argument."""
+        """Return the tensor that the captured code gets for an argument."""
         plain = given.plain
         if self.copy_inputs and plain.numel() * plain.element_size() <= _COPIED_BYTES:
             static = torch.empty_strided(plain.shape, plain.stride(), dtype=plain.dtype).copy_(plain)
@@ -111,19 +119,19 @@ class Recorder:
         return wrap(static, given.allocation, self.input_lease)
 
     def made(self, wrapper: HpuTensor) -> None:
-        """A result or a view of one."""
+        """Note a tensor that the capture made: a result or a view."""
         self.wrappers.append(weakref.ref(wrapper))
 
     def alive(self) -> list[HpuTensor]:
-        """What the captured code made and somebody still has."""
+        """Return the tensors that the capture made and that are still referred to."""
         return [found for reference in self.wrappers if (found := reference()) is not None]
 
     def on_die(self, tensor: torch.Tensor) -> bool:
-        """Whether it is an intermediate result."""
+        """Whether a tensor is an intermediate result."""
         return storage_of(tensor) in self.born
 
     def see_view(self, base: torch.Tensor, views: Sequence[torch.Tensor]) -> None:
-        """Views of a tensor were made."""
+        """Note views of a tensor."""
         key = storage_of(base)
         if key in self.born:
             self.born[key] += views
@@ -132,13 +140,13 @@ class Recorder:
             self._input_of.update((id(view), found) for view in views)
 
     def use(self, tensors: Sequence[HpuTensor]) -> None:
-        """Tensors are read; what comes from outside is kept alive by the graph."""
+        """Note the use of tensors; the graph keeps those from outside alive."""
         for tensor in tensors:
             if tensor.allocation.memory is not None:
                 self.outside[id(tensor.allocation)] = tensor.allocation
 
     def change(self, info: Operation, target: HpuTensor) -> None:
-        """A tensor is changed in place (S21)."""
+        """Check a change in place (S21)."""
         plain = target.plain
         if storage_of(plain) in self.born:
             return
@@ -162,7 +170,7 @@ class Recorder:
         results: Sequence[torch.Tensor],
         key: Hashable,
     ) -> None:
-        """An operation was carried out with plain tensors."""
+        """Record an operation that ran on plain tensors."""
         arguments = costs.tensors((*args, *kwargs.values()))
         self.seconds += costs.seconds(self.card.profile, info, arguments, results, self.on_die)
         if info.mutates or not results:
@@ -176,26 +184,26 @@ class Recorder:
             self.append(step, [*arguments, *results])
 
     def append(self, step: Step, tensors: Sequence[torch.Tensor]) -> None:
-        """A step that uses these tensors."""
+        """Add a step that uses these tensors."""
         self.steps.append(step)
         self.touched.append({storage_of(tensor) for tensor in tensors})
 
     def mark_step(self) -> None:
-        """Later operations belong to another recipe."""
+        """Begin another recipe."""
         if self.segments[-1]:
             self.segments.append([])
 
     def finish(
         self, outputs: Sequence[torch.Tensor], keep_tensors: bool = False, share: int = 1
     ) -> "Recording":
-        """The capture has ended with these outputs.
+        """End the capture, with these outputs.
 
-        `keep_tensors`: intermediate results are not shared. `share`: it is such a part of a graph.
+        With `keep_tensors` intermediate results are not shared with other graphs. `share` is the number of
+        such recordings that cost as much memory as one graph.
         """
         card, profile = self.card, self.card.profile
-        for one in self.inputs:
-            if one.changed:
-                one.given.copy_(one.plain)
+        for changed in (item for item in self.inputs if item.changed):
+            changed.given.copy_(changed.plain)
         kept = {storage_of(tensor) for tensor in outputs}
         static = sum(size_of(self.born[key][0]) for key in kept if key in self.born)
         temporary = {key: tensors for key, tensors in self.born.items() if key not in kept}
@@ -228,18 +236,21 @@ class Recording:
     steps: list[Step]
     inputs: list[Input]
     seconds: float
-    """Simulated, of one replay, without launch."""
+    """Simulated seconds of one replay, without launch."""
     written: list[Allocation]
+    """Memory from outside that a replay writes."""
     outside: list[Allocation]
+    """Memory from outside, kept alive."""
     allocation: Allocation
-    """What the graph keeps."""
+    """Memory of the graph itself and its outputs."""
     workspace: int
-    """Bytes of intermediate results that are in use at once."""
+    """Bytes of the intermediate results that are in use at once."""
     collectives: str
+    """Names, shapes and dtypes of all collectives."""
     replays: int = 0
 
     def replay(self, launch_seconds: float) -> None:
-        """Carry it out again, with what is bound to the inputs."""
+        """Run the steps again, on the tensors that are bound to the inputs."""
         card = self.card
         if card.recorder is not None:
             card.ledger.violate("S18", self.name, "a graph is replayed while another is captured")
@@ -263,20 +274,20 @@ class Recording:
 
 
 class Arena:
-    """Memory for the intermediate results of whichever graph runs."""
+    """Memory for the intermediate results of the running graph."""
 
     def __init__(self) -> None:
         self.storage = torch.empty(0, dtype=torch.uint8).untyped_storage()
 
     def lay_out(self, storages: dict[int, list[torch.Tensor]], touched: Sequence[set[int]]) -> int:
-        """Move the tensors of these storages here; returns bytes needed."""
+        """Move the tensors of these storages here; return the bytes that they need."""
         first: dict[int, int] = {}
         last: dict[int, int] = {}
         for number, keys in enumerate(touched):
             for key in keys & storages.keys():
                 first.setdefault(key, number)
                 last[key] = number
-        live: list[tuple[int, int, int]] = []  # offset, end, last step, in the order of offsets
+        live: list[tuple[int, int, int]] = []  # (offset, end, last step), by offset
         places, total = {}, 0
         for key in sorted(first, key=lambda key: first[key]):
             size = -(-max(1, size_of(storages[key][0])) // _ALIGNMENT) * _ALIGNMENT
@@ -297,15 +308,15 @@ class Arena:
 
 
 def card_arena(card: Card) -> Arena:
-    """The card's."""
-    found = card.guards.get("arena")
-    if found is None:
-        found = card.guards["arena"] = Arena()
-    return found
+    """Return the arena of a card."""
+    arena = card.guards.get("arena")
+    if arena is None:
+        arena = card.guards["arena"] = Arena()
+    return arena
 
 
 def refuse_index(card: Card, label: str, error: Exception) -> NoReturn:
-    """Raise for an error of a plain operation: S16 if it is about indices, else as it is."""
+    """Raise the error of a plain operation, as S16 if it is about indices."""
     if isinstance(error, IndexError) or "out of bounds" in str(error) or "out of range" in str(error):
         card.ledger.violate("S16", label, str(error).splitlines()[0])
     raise error
@@ -314,7 +325,7 @@ def refuse_index(card: Card, label: str, error: Exception) -> NoReturn:
 def _into(
     info: Operation, args: Sequence[Any], kwargs: dict[str, Any], results: Sequence[torch.Tensor]
 ) -> Step:
-    """A step that computes the results again, in place where there is a variant for it."""
+    """Return a step that computes the results again, in place if the operation has an out variant."""
     if info.out is not None and len(info.out_names) == len(results):
         keywords = {name: value for name, value in kwargs.items() if name in info.out_keywords}
         keywords |= dict(zip(info.out_names, results, strict=True))

@@ -1,8 +1,7 @@
-"""The rules that a simulated card holds code to: what each means, how it is found out, and what happens
-then.
+"""Rules that the simulated card enforces, and the ledger of broken ones.
 
-The numbers are those of the table in README.md. A rule raises where it is broken, unless a
-budget was given for it (`Ledger.allow`): then so many cases are counted and only the next one raises.
+README.md has the same table. A broken rule raises GaudiRuleError, unless it has a budget (`Ledger.allow`):
+then that many cases are counted, and only the next one raises.
 """
 
 import contextlib
@@ -19,21 +18,25 @@ _PASSED_OVER = (str(Path(__file__).parent), contextlib.__file__, functools.__fil
 
 @attrs.frozen
 class Rule:
-    """One thing that works on a CPU and not, or not for long, on a card."""
+    """A restriction of the card that a CPU does not have."""
 
     id: str
+    """Number of the rule, "S1"."""
     title: str
+    """The rule itself."""
     why: str
-    """What happens on a card."""
+    """Consequence on a card."""
     detected: str
-    """How the simulation finds it; where it cannot, the reason."""
+    """Evidence by which the simulation finds a violation."""
+    remedy: str
+    """Advice for code that breaks the rule."""
 
 
 class GaudiRuleError(RuntimeError):
-    """Code did what a card does not allow. Names the rule, the operation and the place in the code."""
+    """Code broke a rule. The message names the rule, the operation and the place, and says what to do."""
 
     def __init__(self, rule: Rule, op: str, place: str, detail: str) -> None:
-        super().__init__(f"{rule.id} {rule.title}: {detail} [{op} at {place}]")
+        super().__init__(f"{rule.id} {rule.title}: {detail} [{op} at {place}]. To do: {rule.remedy}.")
         self.rule, self.op, self.place = rule.id, op, place
 
 
@@ -42,25 +45,31 @@ class Violation:
     """One case of a broken rule."""
 
     rule: str
+    """Id of the rule."""
     op: str
+    """Name of the operation or graph."""
     place: str
+    """File and line of the code that broke the rule."""
     detail: str
+    """Values that broke the rule."""
 
 
 @attrs.define
 class Ledger:
-    """What happened: violations in order, and how often everything else."""
+    """Violations in order, and counts of other events."""
 
     counters: Counter[str] = attrs.field(factory=Counter)
+    """Number of events by name, and of violations by rule."""
     violations: list[Violation] = attrs.field(factory=list)
     _budgets: dict[str, float] = attrs.field(factory=dict)
+    """Number of cases left before a rule raises."""
 
     def allow(self, rule: str, cases: float = float("inf")) -> None:
-        """Count so many further cases of a rule before one raises."""
+        """Only count the next `cases` violations of a rule."""
         self._budgets[_known(rule).id] = cases
 
     def violate(self, rule: str, op: str, detail: str) -> None:
-        """Record a case of a broken rule, and raise GaudiRuleError unless there is a budget for it."""
+        """Record a violation, and raise GaudiRuleError unless the rule has a budget left."""
         known, place = _known(rule), place_in_code()
         self.violations.append(Violation(rule, op, place, detail))
         self.counters[rule] += 1
@@ -72,7 +81,7 @@ class Ledger:
 
 
 def place_in_code() -> str:
-    """File and line of the innermost code that is neither torch's nor the simulation's."""
+    """Return file and line of the innermost code that is neither torch's nor the simulation's."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -84,7 +93,7 @@ def place_in_code() -> str:
 
 def _known(rule: str) -> Rule:
     if rule not in RULES:
-        raise KeyError(f"no rule {rule!r}")
+        raise KeyError(f"there is no rule {rule!r}")
     return RULES[rule]
 
 
@@ -94,169 +103,199 @@ _TABLE = (
         "nothing compiles after warm-up",
         "a new shape costs seconds while users wait",
         "every graph and every recipe has a key; after `seal()` an unknown one is refused",
+        "warm up this shape, or pad it to one that was warmed up",
     ),
     Rule(
         "S2",
         "only tensors cross the border of a graph",
         "the bridge hashes scalars by value and objects by identity, and leaves the dtype out of its key",
-        "an argument that is no tensor takes a second value, or one shape comes with a second dtype",
+        "an argument that is not a tensor takes a second value, or a shape comes with a second dtype",
+        "pass the value as a tensor of one dtype, or make a function for each value",
     ),
     Rule(
         "S3",
         "shapes do not depend on data",
         "an operation whose output size is known only after it ran cannot be part of a graph",
-        "a table of operations (nonzero, unique, boolean indices, ...); outside of a graph they are counted",
+        "a table of operations (nonzero, unique, boolean indices, …); outside of graphs they are counted",
+        "use `where` or a mask of fixed shape",
     ),
     Rule(
         "S4",
-        "nothing is read on the host within a graph, and once per step outside",
+        "no value is read on the host in a graph, and outside at most once in a step",
         "the host waits for the card, and a capture fails",
         "`item`, copies to the CPU, `equal`, printing; outside of graphs `step()` holds a budget",
+        "keep the value on the device, or return it from the graph and read it once with all results",
     ),
     Rule(
         "S5",
-        "no Python control flow on tensor values within a graph",
+        "no Python control flow on tensor values in a graph",
         "the branch taken at capture is taken for ever",
         "`bool(tensor)` while a graph is captured",
+        "compute both branches and choose with `where`",
     ),
     Rule(
         "S6",
         "no CPU tensor among the arguments of a device operation",
-        "an implicit copy; a capture fails or bakes the value in",
+        "an implicit copy; a capture fails, or bakes the value in",
         "a plain tensor with dimensions as an argument, or any copy from the host within a capture",
+        "copy the tensor to the device before the graph, and pass it as an argument",
     ),
     Rule(
         "S7",
         "no memory beyond the plan",
         "the process dies under load",
         "every allocation is counted against the card's memory, and after `seal()` against a budget per step",
+        "allocate before `seal()`, or free tensors of earlier steps",
     ),
     Rule(
         "S8",
         "a graph's outputs are one static buffer",
         "the next replay overwrites what the last one returned",
         "outputs of an earlier replay, and views of them, cannot be used",
+        "copy the output, or fetch it, before the next replay",
     ),
     Rule(
         "S9",
         "a graph's inputs are static buffers",
         "an input kept past the call shows the data of later calls",
         "a tensor that the captured code got as an argument cannot be used after the capture",
+        "keep a copy that is made in the graph and returned from it",
     ),
     Rule(
         "S10",
         "Python runs only at capture",
         "later calls never enter the function: what it leaves in Python objects stays as it was",
-        "the body runs once; replays carry out what it recorded; a tensor computed within cannot be kept",
+        "the body runs once; replays run what it recorded; a tensor computed within cannot be kept",
+        "return the tensor from the graph",
     ),
     Rule(
         "S11",
         "integers fit into 32 bits",
         "int64 is silently int32 on the device (PT_ENABLE_INT64_SUPPORT is off in lazy mode)",
         "values of int64 tensors are checked where they arise; `strict_int64` refuses the tensors",
+        "use int32, and keep larger numbers on the host",
     ),
     Rule(
         "S12",
         "no float64, complex, sparse or unsigned 16 to 64 bit tensors",
         "not supported; float16 is, slowly, and counted",
-        "the dtype and layout of every tensor that comes to be",
+        "the dtype and layout of every new tensor",
+        "use float32, bfloat16 or int32",
     ),
     Rule(
         "S13",
         "fp8 is e4m3 up to 240 (Gaudi2) or 448 (Gaudi3)",
         "Gaudi2 has another range than the dtype's name says",
         "casts saturate there; an fp8 tensor from the host with greater values, and e5m2, are refused",
+        "halve the values and double their scale, or convert the tensor on the device",
     ),
     Rule(
         "S14",
         "kernels exist for some dtypes only",
         "matrix products of integers or float16, sorts of integers and the like run on the host",
         "a table of dtypes per operation; an error in a graph, else counted as CPU fallback",
+        "convert to a dtype that has a kernel, float32 or bfloat16 in most cases",
     ),
     Rule(
         "S15",
         "every operation has a kernel",
         "an unknown one runs on the host, and aborts a capture",
         "a list of operations; an error in a graph, else counted as CPU fallback",
+        "write it with operations that have a kernel",
     ),
     Rule(
         "S16",
         "indices are in range and not negative",
         "the device checks nothing and reads or writes elsewhere",
         "values of indices are checked at every run and every replay",
+        "clamp the indices, or give padding a place of its own",
     ),
     Rule(
         "S17",
         "no native one_hot",
         "-1 gives a row of zeros on the device and an error on the CPU",
         "`torch.nn.functional.one_hot` is refused",
+        "compare the indices with `arange`",
     ),
     Rule(
         "S18",
         "captures do not nest",
         "fatal on the device, as is a replay within a capture or an end on another stream",
-        "the recorder knows whether, and on which stream, a capture is going on",
+        "the recorder knows whether, and on which stream, a capture is running",
+        "capture the outer function only, and end the capture on its stream",
     ),
     Rule(
         "S19",
         "all ranks issue the same collectives, in graphs only where they are graph nodes",
         "another order or size hangs all ranks; lazy mode needs PT_HPU_ENABLE_LAZY_COLLECTIVES",
         "ranks exchange a hash of name, shape and dtype before each collective and each replay",
+        "let no collective depend on the rank; set PT_HPU_ENABLE_LAZY_COLLECTIVES=true for graphs in "
+        "lazy mode",
     ),
     Rule(
         "S20",
         "collectives are sum, min and max of float32 or bfloat16",
         "other dtypes are silently converted to float32, product and average do not exist",
         "arguments of the collective",
+        "convert before the collective; divide a sum for an average",
     ),
     Rule(
         "S21",
         "a graph changes inputs and kept tensors as a whole",
         "in-place updates of views are not captured faithfully",
         "an operation in place on a part of a tensor from outside, or on an input (but for index_copy_)",
+        "write with `index_copy_` or `scatter_` into the whole tensor",
     ),
     Rule(
         "S22",
         "the KV cache is written by owners, and holds no NaN",
         "silent corruption of another request",
         "`KVGuard.watch` names the cache and its pad block, `own` the owners; reads and writes are checked",
+        "correct the slots or the block table of the step; write zeros for padding",
     ),
     Rule(
         "S23",
         "the contiguous layout has no shared block",
         "an entry has one owner; wrong rows otherwise",
         "`KVGuard.check_layout` of the metadata that the host built",
+        "turn off sharing of prefixes, or use the layout with a list of blocks",
     ),
     Rule(
         "S24",
         "no random generator within a graph",
         "a shared generator makes seeds depend on neighbours",
         "random operations in a graph; outside they are counted",
+        "pass random numbers as an input, or compute them from a seed and a counter",
     ),
     Rule(
         "S25",
         "compilation costs time and memory",
         "a warm-up of minutes to hours, and graphs that eat the memory",
         "each new recipe adds to the simulated clock and to the memory in use; `compile_budget` refuses more",
+        "use fewer shapes, or keep recipes in a folder",
     ),
     Rule(
         "S26",
         "no fork after the device was opened",
         "the child hangs",
         "a hook of the process: the child cannot use the device",
+        "start the child with spawn, or before the device is opened",
     ),
     Rule(
         "S27",
-        "what another stream does is waited for",
+        "the work of another stream is waited for",
         "races",
-        "streams have vector clocks; a host buffer holds rubbish until an event after the copy, and is not "
-        "used again before",
+        "streams have vector clocks; a host buffer holds rubbish until an event after the copy, and "
+        "is not used again before",
+        "record an event after the work, and wait for it before the memory is used",
     ),
     Rule(
         "S28",
         "releases differ",
         "HPU graphs exist in lazy mode only, int64 and collectives differ",
-        "the profile: what a release does not have is not there, or refused",
+        "the profile: what a release does not have is missing, or refused",
+        "look for the function before it is used, as code for a card must",
     ),
 )
 RULES = {rule.id: rule for rule in _TABLE}
+"""All rules by their ids."""

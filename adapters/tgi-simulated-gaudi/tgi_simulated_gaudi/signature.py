@@ -1,9 +1,7 @@
-"""The arguments of a graph: which tensors are among them, what the graph is known by, and the same with
-other tensors.
+"""Arguments of graphs: the tensors among them, and the key of the graph.
 
-In lazy mode the bridge looks into lists, tuples and dicts only; anything else counts by its hash. Dynamo
-looks into objects as well, so in compile mode the fields of attrs classes and dataclasses are arguments
-too.
+In lazy mode the bridge looks into lists, tuples and dicts only; anything else counts by its hash. Dynamo also
+looks into objects, so in compile mode the fields of attrs classes and dataclasses are arguments, too.
 """
 
 import copy
@@ -20,16 +18,18 @@ from .tensor import HpuTensor
 
 @attrs.define
 class Leaves:
-    """What was found in the arguments of one call."""
+    """Tensors and other values in the arguments of one call."""
 
     into_objects: bool
+    """Whether to look into attrs classes and dataclasses."""
     tensors: list[HpuTensor] = attrs.field(factory=list)
     scalars: dict[str, Hashable] = attrs.field(factory=dict)
-    """By their path."""
+    """Identities of values other than tensors, by their path."""
     structure: list[Hashable] = attrs.field(factory=list)
+    """Paths and kinds of all values but scalars."""
 
     def walk(self, value: Any, path: str) -> None:
-        """Look into a value."""
+        """Add a value and all values in it."""
         if isinstance(value, HpuTensor):
             self.structure.append((path, "tensor"))
             self.tensors.append(value)
@@ -46,12 +46,12 @@ class Leaves:
 
     @property
     def key(self) -> Hashable:
-        """Equal for calls that may use the same graph."""
+        """Key that is equal for calls that may use the same graph."""
         return (tuple(self.structure), tuple(map(_tensor_key, self.tensors)), tuple(self.scalars.items()))
 
 
 def replace(value: Any, kind: type, new: Callable[[Any], Any], into_objects: bool) -> Any:
-    """The same value with something else for all that is of a kind."""
+    """Return a value with every object of class `kind` in it replaced by `new` of it."""
     if isinstance(value, kind):
         return new(value)
     children = _children(value, into_objects)
@@ -74,27 +74,30 @@ def replace(value: Any, kind: type, new: Callable[[Any], Any], into_objects: boo
 
 @attrs.define
 class Seen:
-    """What the calls of one graph function have been so far (S2)."""
+    """Arguments in earlier calls of one graph function (S2)."""
 
     name: str
+    """Name of the function."""
     ledger: Ledger
     scalars: dict[str, Hashable] = attrs.field(factory=dict)
+    """First value by path."""
     dtypes: dict[Hashable, Hashable] = attrs.field(factory=dict)
+    """First dtypes by structure and shapes."""
 
     def check(self, leaves: Leaves) -> None:
-        """Scalars keep their values, and a shape keeps its dtype."""
+        """Check that scalars keep their values, and shapes their dtypes."""
         for path, value in leaves.scalars.items():
             before = self.scalars.setdefault(path, value)
             if before != value:
                 self.ledger.violate(
-                    "S2", self.name, f"{path} is {value!r}, and was {before!r}: a graph for each value"
+                    "S2", self.name, f"{path} is {value!r}, and was {before!r}: each value needs a graph"
                 )
         shapes = (tuple(leaves.structure), tuple(tuple(t.shape) for t in leaves.tensors))
         dtypes = tuple(str(t.dtype) for t in leaves.tensors)
         before = self.dtypes.setdefault(shapes, dtypes)
         if before != dtypes:
             self.ledger.violate(
-                "S2", self.name, f"the same shapes with the dtypes {dtypes}, and before with {before}"
+                "S2", self.name, f"the dtypes are {dtypes}, and were {before} with the same shapes"
             )
 
 

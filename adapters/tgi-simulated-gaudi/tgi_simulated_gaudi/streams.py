@@ -1,8 +1,8 @@
 """Streams and events of the simulated card, and the copies between host and device that they order.
 
-Work is done at once; only what the order allows to be seen is simulated. Every stream has a clock, and
-knows how far it has waited for each other stream (a vector clock). A copy to the host leaves rubbish in its
-buffer until the host has waited for an event after the copy.
+Operations run at once; only their visibility is simulated. Every stream counts its work in ticks, and knows
+up to which tick it has waited for each other stream (a vector clock). A copy to the host leaves rubbish in
+its buffer until the host has waited for an event after the copy.
 """
 
 import threading
@@ -17,7 +17,7 @@ from .rules import Ledger
 
 
 class Moments(Protocol):
-    """When memory was last written, and read by a copy: (stream, tick)."""
+    """(stream, tick) of the last write to memory, and of the last read of it by a copy."""
 
     written: tuple[int, int] | None
     read: tuple[int, int] | None
@@ -28,13 +28,15 @@ class Arrival:
     """A copy between host and device that the host has not waited for."""
 
     tick: int
+    """Tick of its stream at which it is done."""
     host: torch.Tensor
-    """Its buffer on the host."""
+    """Buffer on the host."""
     to_host: bool
     finish: Callable[[], None]
+    """Makes the copy visible, or checks that its source is unchanged."""
 
     def uses(self, tensor: torch.Tensor) -> bool:
-        """Whether its buffer and that tensor have memory in common."""
+        """Whether the buffer and a tensor share memory."""
         (first, last), (begin, end) = _extent(self.host), _extent(tensor)
         return first < end and begin < last
 
@@ -46,37 +48,38 @@ class Stream:
     streams: "Streams"
     number: int
     tick: int = 0
+    """Number of operations so far that matter to other streams."""
     seen: dict[int, int] = attrs.field(factory=dict)
-    """How far each stream is that this one has waited for."""
+    """Ticks of other streams that this one has waited for."""
     arrivals: deque[Arrival] = attrs.field(factory=deque)
-    """The oldest first."""
+    """Unfinished copies, the oldest first."""
 
     def wait_event(self, event: "Event") -> None:
-        """Later work here comes after the event."""
+        """Let later work wait for the event."""
         _merge(self.seen, event.seen)
 
     def wait_stream(self, stream: "Stream") -> None:
-        """Later work here comes after all that the other has now."""
+        """Let later work wait for all present work of another stream."""
         _merge(self.seen, stream.position)
 
     def record_event(self, event: "Event | None" = None) -> "Event":
-        """An event after all work here."""
+        """Record and return an event after all present work."""
         made = Event(self.streams) if event is None else event
         made.record(self)
         return made
 
     def query(self) -> bool:
-        """Whether all work is done; then the host may read what was copied."""
+        """Return whether all work is done, and the host may read copies: always, since it waits."""
         self.synchronize()
         return True
 
     def synchronize(self) -> None:
-        """The host waits."""
+        """Let the host wait for all present work."""
         self.streams.host_waits(self.position)
 
     @property
     def position(self) -> dict[int, int]:
-        """What has happened when all work here is done."""
+        """Ticks of all streams that are reached when all present work is done."""
         return self.seen | {self.number: self.tick}
 
 
@@ -90,17 +93,17 @@ class Event:
         self._asked = False
 
     def record(self, stream: Stream | None = None) -> None:
-        """Happens after all work of the stream."""
+        """Place the event after all present work of the stream."""
         self.seen = dict((stream or self.streams.current).position)
         self.seconds = self.streams.seconds()
         self._asked = False
 
     def wait(self, stream: Stream | None = None) -> None:
-        """The stream waits."""
+        """Let later work of the stream wait for the event."""
         (stream or self.streams.current).wait_event(self)
 
     def query(self) -> bool:
-        """False the first time, so that code that asks learns to wait."""
+        """Return False the first time, so that code that asks has to wait."""
         if not self._asked and self.seen:
             self._asked = True
             return False
@@ -108,11 +111,11 @@ class Event:
         return True
 
     def synchronize(self) -> None:
-        """The host waits."""
+        """Let the host wait for the event."""
         self.streams.host_waits(self.seen)
 
     def elapsed_time(self, end: "Event") -> float:
-        """Simulated milliseconds."""
+        """Return the simulated milliseconds until another event."""
         return (end.seconds - self.seconds) * 1000
 
 
@@ -124,17 +127,16 @@ class Streams:
         self.all: list[Stream] = []
         self.current = self.default = self.new()
         self._host_seen: dict[int, int] = {}
-        self._lock = threading.RLock()
-        """Results are often waited for in another thread than steps are launched from."""
+        self._lock = threading.RLock()  # one thread may launch steps while another waits for results
         self.seconds: Callable[[], float] = lambda: 0.0
 
     def new(self) -> Stream:
-        """Another stream."""
+        """Add a stream."""
         self.all.append(Stream(self, len(self.all)))
         return self.all[-1]
 
     def host_waits(self, position: dict[int, int]) -> None:
-        """Everything up to there has happened: copies arrive."""
+        """Let the host wait for these ticks, and finish the copies up to them."""
         with self._lock:
             _merge(self._host_seen, position)
             for stream in self.all:
@@ -143,46 +145,46 @@ class Streams:
                     stream.arrivals.popleft().finish()
 
     def host_waits_for_all(self) -> None:
-        """`torch.hpu.synchronize`."""
+        """Let the host wait for all work, as `torch.hpu.synchronize` does."""
         for stream in self.all:
             stream.synchronize()
 
     def arrive(self, host: torch.Tensor, to_host: bool, finish: Callable[[], None]) -> None:
-        """Finish a copy when the host waits for what is now the last work of the current stream."""
+        """Begin a copy on the current stream, which `finish` ends when the host has waited for it."""
         self.current.tick += 1
         self.current.arrivals.append(Arrival(self.current.tick, host, to_host, finish))
 
     def uses_host(self, host: torch.Tensor, label: str, to_host: bool) -> None:
-        """A copy begins from or to a buffer on the host. Several may only copy from one, all the same."""
+        """Check that no unfinished copy uses a buffer on the host, unless all copy from it (S27)."""
         with self._lock:
             pending = [copy for stream in self.all for copy in stream.arrivals if copy.uses(host)]
         for copy in pending:
             if to_host or copy.to_host:
                 self._ledger.violate(
-                    "S27", label, "a buffer on the host is used again before its first copy was waited for"
+                    "S27", label, "a buffer on the host is used again while its first copy is unfinished"
                 )
             else:
                 copy.finish()
 
     def reads(self, memory: Moments, label: str, copy: bool = False) -> None:
-        """The current stream reads memory."""
+        """Check a read by the current stream (S27)."""
         if len(self.all) == 1:
             return
         self._must_have_seen(
-            memory.written, label, "reads what another stream writes, and has not waited for it"
+            memory.written, label, "reads memory that another stream writes, and has not waited for it"
         )
         if copy:
             memory.read = (self.current.number, self.current.tick + 1)
 
     def writes(self, memory: Moments, label: str) -> None:
-        """The current stream writes memory."""
+        """Check a write by the current stream (S27)."""
         if len(self.all) == 1:
             return
         self._must_have_seen(
-            memory.written, label, "writes what another stream writes, and has not waited for it"
+            memory.written, label, "writes memory that another stream writes, and has not waited for it"
         )
         self._must_have_seen(
-            memory.read, label, "overwrites what another stream copies, and has not waited for it"
+            memory.read, label, "overwrites memory that another stream copies, and has not waited for it"
         )
         self.current.tick += 1
         memory.written, memory.read = (self.current.number, self.current.tick), None
@@ -196,7 +198,7 @@ class Streams:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Addresses of its first byte and behind its last."""
+    """Return the addresses of a tensor's first byte and behind its last."""
     if not tensor.numel():
         return 0, 0
     sizes = zip(tensor.shape, tensor.stride(), strict=True)

@@ -1,5 +1,4 @@
-"""A tensor whose device is hpu:0 and whose data is a plain CPU tensor, and what it may be used for how
-long."""
+"""Tensors whose device is hpu:0 and whose data is a plain CPU tensor."""
 
 from typing import Any, ClassVar
 
@@ -9,7 +8,7 @@ from .card import Allocation
 
 
 class Lease:
-    """How long tensors of a graph may be used; ended, it names the rule that forbids them."""
+    """Permission to use tensors of a graph; once it has ended, it names the rule that forbids them."""
 
     __slots__ = ("reason", "rule")
 
@@ -17,20 +16,20 @@ class Lease:
         self.rule = self.reason = ""
 
     def end(self, rule: str, reason: str) -> None:
-        """From now on whoever uses the tensors breaks the rule."""
+        """Let every later use of the tensors break the rule."""
         self.rule, self.reason = rule, reason
 
 
 class HpuTensor(torch.Tensor):
-    """Made by `wrap`; operations on it arrive in dispatch.py."""
+    """A tensor on the simulated card, made by `wrap`; operations on it arrive in dispatch.py."""
 
     plain: torch.Tensor
     allocation: Allocation
     lease: Lease | None
     dispatch: ClassVar[Any]
-    """dispatch.run, put here by it."""
+    """`dispatch.run`, which dispatch.py puts here."""
     reading: ClassVar[Any]
-    """dispatch.reading: called before a value is shown to Python."""
+    """`dispatch.reading`, called before Python sees a value."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -51,17 +50,17 @@ class HpuTensor(torch.Tensor):
         return format(self.plain, spec)
 
     def tolist(self) -> Any:
-        """As of any tensor; a read on the host."""
+        """Return the values; a read on the host."""
         HpuTensor.reading(self, "tolist", "S4")
         return self.plain.tolist()
 
     def numpy(self, **_: Any) -> Any:
-        """Refused, as by the bridge."""
+        """Raise TypeError, as the bridge does."""
         raise TypeError("can't convert hpu:0 device type tensor to numpy. Use Tensor.cpu() first")
 
 
 def wrap(plain: torch.Tensor, allocation: Allocation, lease: Lease | None = None) -> HpuTensor:
-    """On the device, with that data; no copy."""
+    """Return a device tensor with this data, without a copy."""
     made: HpuTensor = torch.Tensor._make_wrapper_subclass(
         HpuTensor,
         plain.shape,
