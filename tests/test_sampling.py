@@ -8,7 +8,10 @@ import pytest
 from tgi.sampling import COLUMNS, DECLARED, FLOATS, INTS, NEUTRAL, SamplingParams, body_fields, read_body
 
 BOTH = {"temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p"}
-NAMES = {"native": BOTH | {"typical_p", "watermark"}, "openai": BOTH | {"presence_penalty", "min_p"}}
+NAMES = {
+    "native": BOTH | {"typical_p", "watermark", "top_n_tokens"},
+    "openai": BOTH | {"presence_penalty", "min_p", "min_tokens"},
+}
 OUTSIDE = [
     ("native", "temperature", 0.0, "`temperature` must be strictly positive"),
     ("native", "temperature", float("nan"), "`temperature` must be strictly positive"),

@@ -179,11 +179,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     top_p: Annotated[
         float,
         Parameter(
-            description="Samples from the most likely tokens that together have this probability.",
+            description="Samples from the most likely tokens that together have this probability. "
+            "On `/v1`, 1 has no effect, and 0 takes the most likely token.",
             range=_SHARE,
             native="top_p",
             openai="top_p",
-            openai_range=Range(gt=0.0, le=1.0),
+            openai_range=Range(ge=0.0, le=1.0),
         ),
     ] = 1.0
     typical_p: Annotated[

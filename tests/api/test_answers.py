@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import trio
 
-from tgi.api.generate import Finished, best_first
+from tgi.api.stream import Finished, best_first
 from tgi.errors import ApiError, GenerationFailed
 from tgi.protocol import LaneParams
 from tgi.scheduler import Sequence, Token

@@ -272,8 +272,10 @@ async def test_the_parameters_reach_the_rank() -> None:
         assert (params.presence_penalty, params.count_penalty, params.frequency_penalty) == (0.5, -1, 0)
         assert (params.repetition_penalty, params.min_p, params.top_k) == (1.5, 0.25, 7)
         assert (params.top_p, params.temperature, params.seed) == (0.5, 0.75, 5)
-        await chat(server, temperature=0)
-        assert not seen[0].sample
+        for greedy in ({"temperature": 0}, {"top_p": 0}, {"top_p": 0, "top_k": 5, "temperature": 2}):
+            await chat(server, **greedy)
+            assert not seen[0].sample
+            assert (seen[0].top_p, seen[0].top_k) == (1, 0)
         await chat(server)
         assert seen[0].sample
         assert seen[0].temperature == 1

@@ -1,5 +1,6 @@
 """`/generate_stream` and `/` with stream: tgi-behaviour 1.5, 1.6, 3.2, 3.3."""
 
+import json
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,10 +9,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from tgi.api.generate import Receive
 from tgi.api.native import NativeEvents
 from tgi.api.observe import Observer
-from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream
+from tgi.api.stream import KEEP_ALIVE_SECONDS, EventStream, Receive, frame
 from tgi.errors import ApiError, GenerationFailed
 from tgi.metrics import Metrics
 from tgi.sampling import SamplingParams
@@ -220,6 +220,14 @@ def test_all_events_that_are_ready_are_one_write() -> None:
         [(0, token(5)), (0, token(6)), (0, token(7)), (1, token(8, FinishReason.LENGTH))]
     )
     assert [data.count(b"data: ") for _, data in writes] == [3, 1]
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85"])
+def test_characters_at_which_clients_end_lines_are_escaped(character: str) -> None:
+    data = frame({"text": f"é{character}"})
+    assert character.encode() not in data
+    assert json.loads(data.removeprefix(b"data: ")) == {"text": f"é{character}"}
+    assert len(data.decode().splitlines()) == 2
 
 
 @pytest.mark.contract("2.6", "3.3")

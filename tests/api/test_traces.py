@@ -8,7 +8,6 @@ import trio
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from tests.trace_collector import TraceCollector, collecting, values
-from tgi.testing.fake_executor import counting
 from tgi.tracing import Tracer
 
 from .serving import Server, run, serving
@@ -24,7 +23,7 @@ def traced(ask: Callable[[Server], Awaitable[None]], step_seconds: float = 0.0) 
 
         async def main() -> None:
             tracer = Tracer.start(collector.grpc_endpoint, "x")
-            async with serving(counting(200), step_seconds=step_seconds) as server:
+            async with serving(lambda _params, _draw: 70, step_seconds=step_seconds) as server:
                 server.service.tracer = tracer
                 await ask(server)
             await trio.to_thread.run_sync(tracer.shutdown)

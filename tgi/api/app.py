@@ -1,4 +1,4 @@
-"""The application: what holds for every route (errors, CORS, the API key), and the routes themselves."""
+"""The application: all routes, and the rules that hold for each: errors, CORS, the API key."""
 
 import hmac
 import logging
@@ -21,7 +21,7 @@ from .transport import HTTPConnection, current_exchange
 
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
-"""How long a client may take to send its body."""
+"""Maximum time that a client may take to send its body."""
 VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
@@ -77,7 +77,7 @@ def create_app(service: Service) -> QuartTrio:
 
 
 def _routes(service: Service) -> Iterator[Route]:
-    """Yield all routes, those at the paths that Vertex AI chooses among them."""
+    """Yield all routes, also those at the paths that Vertex AI chooses."""
     yield from ROUTES
     options = service.options
     for path, handler in ((options.aip_health_route, health), (options.aip_predict_route, vertex)):
@@ -94,8 +94,11 @@ def _view(service: Service, route: Route) -> Callable[..., Awaitable[Response]]:
 
 
 def _is_guarded() -> bool:
-    """R1.50, R1.33: every POST makes the model or the tokenizer work, and needs the API key; so does a wrong
-    method where there is nothing but a POST."""
+    """Return whether the request needs the API key (R1.33, R1.50).
+
+    Every POST does, because it makes the model or the tokenizer work, and so does a wrong method of a path
+    that has a POST only.
+    """
     if request.url_rule is not None:
         return request.method == "POST"
     error = request.routing_exception
@@ -103,7 +106,7 @@ def _is_guarded() -> bool:
 
 
 def _is_authorized(keys: tuple[str, ...]) -> bool:
-    """R1.51, but for the key itself case counts; compared in constant time, with all of them."""
+    """Return whether the request has one of the keys, in constant time (R1.51; case counts in the key)."""
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
     return scheme.lower() == "bearer" and any(matches)
@@ -117,6 +120,7 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 
 
 async def _answer_error(error: ApiError) -> Response:
+    """Answer with an error in the shape of the API that was called."""
     if request.path.startswith("/v1/"):
         return json_answer(error.to_openai_body(), error.status, error.headers)
     if isinstance(error, BodyError):
@@ -127,7 +131,7 @@ async def _answer_error(error: ApiError) -> Response:
 
 
 async def _answer_http_error(error: HTTPException) -> Response:
-    """What the framework refuses: an empty body (R1.30, R1.31), but for too large ones (R1.35)."""
+    """Answer to a request that the framework refuses: without a body (R1.30, R1.31) in most cases."""
     if isinstance(error, RequestEntityTooLarge):
         return await _answer_error(BodyTooLarge())
     headers: Mapping[str, str] = {}
@@ -138,7 +142,7 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 async def _answer_defect(error: Exception) -> Response:
-    """A 500 in the form that errors have on this path."""
+    """Log a defect, and answer with 500."""
     log.error("a defect while answering %s %s", request.method, request.path, exc_info=error, extra=_id())
     return await _answer_error(InternalError())
 

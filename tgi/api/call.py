@@ -17,11 +17,10 @@ from tgi.errors import ValidationError
 from tgi.scheduler import Sequence
 from tgi.text.tokenizer import TokenizerError
 
-from .generate import Finished, generate, timing_headers
 from .http import check_media_type, decode
-from .observe import Observer
+from .observe import Observer, timing_headers
 from .service import Engine, Service
-from .stream import EventStream, EventWriter
+from .stream import EventStream, EventWriter, Finished, generate
 from .transport import Exchange, current_exchange
 
 B = TypeVar("B")

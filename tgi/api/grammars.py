@@ -1,6 +1,6 @@
-"""Grammars, compiled off the event loop: tried in a process of its own first, then compiled here, and kept.
+"""Compiled grammars: each is tried in a child process first, then compiled in a thread, and kept.
 
-No request waits for another's grammar longer than a trial takes, and none ends the server.
+A request waits for another's grammar no longer than a trial takes, and no grammar ends the server.
 """
 
 import logging
@@ -20,19 +20,20 @@ from tgi.text.grammar_trial import Start, Verdict
 log = logging.getLogger(__name__)
 COMMAND = ("-m", "tgi.text.grammar_trial")
 TRIALS = 2
-"""At once; each has a process that holds the vocabulary."""
+"""Maximum number of trials at once, each in a process that holds the vocabulary."""
 CACHED_BYTES = 256 << 20
-_LEAST_BYTES = 65_536
-"""What a grammar is taken for at the least."""
+"""Maximum size of the grammars that are kept."""
+_MIN_BYTES = 65_536
+"""Minimum size that is assumed for a grammar."""
 
 
 class Grammars:
-    """A cache of compiled grammars. To be closed."""
+    """A cache of compiled grammars. Close it with `aclose`."""
 
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
         self._known: OrderedDict[GrammarSpec, tuple[Matcher | str, int]] = OrderedDict()
-        """With the most recent last: the start of any text, or why there is none; and its size."""
+        """Matchers at the start of a text, or reasons why there is none, and sizes; latest use last."""
         self._size = 0
         self._idle: list[_Trials] = []
         self._closed = False
@@ -40,35 +41,36 @@ class Grammars:
         self._compiling = trio.CapacityLimiter(1)
 
     async def prepare(self) -> None:
-        """Read the vocabulary. To be done before there are requests: llguidance holds the GIL, for a second
-        or more where there are 100,000 tokens.
+        """Read the vocabulary before there are requests.
+
+        llguidance holds the GIL meanwhile, for a second or more with 100,000 tokens.
         """
-        with suppress(GrammarError):  # each grammar will say it again
+        with suppress(GrammarError):  # each grammar fails with the same error later
             await trio.to_thread.run_sync(self._compiler.load)
 
     async def matcher(self, spec: GrammarSpec) -> Matcher:
-        """A matcher at the start of its text.
+        """Return a matcher at the start of its text.
 
-        Raises ValidationError for a grammar that cannot be used, Overloaded if that could not be found out.
+        Raises ValidationError for a grammar that cannot be used, Overloaded if the trial had no time.
         """
         if spec not in self._known:
             async with self._trying:
                 if spec not in self._known:
                     self._keep(spec, *await self._compile(spec))
         self._known.move_to_end(spec)
-        found, _ = self._known[spec]
-        if isinstance(found, str):
-            raise ValidationError(f"grammar is not valid: {found}")
-        return found.fork()
+        matcher, _ = self._known[spec]
+        if isinstance(matcher, str):
+            raise ValidationError(f"grammar is not valid: {matcher}")
+        return matcher.fork()
 
     async def aclose(self) -> None:
-        """End the processes; nothing may be compiled afterwards."""
+        """End the processes. Nothing may be compiled afterwards."""
         self._closed = True
         while self._idle:
             await self._idle.pop().aclose()
 
     async def _compile(self, spec: GrammarSpec) -> tuple[Matcher | str, int]:
-        size = _LEAST_BYTES + len(spec.source)
+        size = _MIN_BYTES + len(spec.source)
         verdict = await self._try(spec)
         if verdict.late:
             raise Overloaded
@@ -81,7 +83,7 @@ class Grammars:
         return matcher, size + verdict.grown
 
     async def _try(self, spec: GrammarSpec) -> Verdict:
-        for _ in range(2):  # a process that was idle may be gone
+        for _ in range(2):  # an idle process may have ended
             async with self._trials() as trials:
                 if verdict := await trials.ask(spec):
                     return verdict
@@ -89,7 +91,7 @@ class Grammars:
 
     @asynccontextmanager
     async def _trials(self) -> AsyncIterator["_Trials"]:
-        """A process that is not busy. One that was left in the middle of an answer is not used again."""
+        """Lend an idle process. A process that is left in the middle of an answer is not used again."""
         trials = self._idle.pop() if self._idle else await _Trials.start(self._compiler)
         try:
             yield trials
@@ -99,9 +101,9 @@ class Grammars:
             else:
                 await trials.aclose()
 
-    def _keep(self, spec: GrammarSpec, found: Matcher | str, size: int) -> None:
-        if spec not in self._known:  # two may have asked for it at once
-            self._known[spec] = found, size
+    def _keep(self, spec: GrammarSpec, matcher: Matcher | str, size: int) -> None:
+        if spec not in self._known:  # unless another request was faster
+            self._known[spec] = matcher, size
             self._size += size
         while self._size > CACHED_BYTES and len(self._known) > 1:
             _, (_, freed) = self._known.popitem(last=False)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ def _check_fields(data: bytes, kind: type) -> None:
         record = dict(pairs)
         if len(record) == len(pairs):
             return record
-        repeated.extend(key for key in record if sum(key == other for other, _ in pairs) > 1)
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         return _Repeated()
 
     try:

@@ -16,10 +16,9 @@ from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Piece, Tokenizer
 
 from .call import BODY_ERRORS, Call, post
-from .generate import Finished, best_first
 from .http import json_answer
 from .observe import Observer
-from .stream import frame
+from .stream import Finished, best_first, frame
 from .validate import Generation, check_known, grammar_spec, make_sequences, sampling_params
 
 USize = Annotated[int, Meta(ge=0)]

@@ -1,9 +1,10 @@
-"""One request as metrics, log and traces see it: what it asks for, how long each part takes, how it ends."""
+"""One generation request as metrics, log and traces show it: its size, its times, its end."""
 
 import logging
 import math
 import time
 from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 CHUNK = 1024
-"""TGI generates at most this many tokens in one go; limit check and metrics show it here too (R2.72)."""
+"""Maximum number of tokens that TGI generates in one go; a limit and a metric depend on it (R2.72)."""
 OURS = (424, 500)
-"""Statuses of failures that are not the client's."""
+"""Statuses of failures that are not the client's fault."""
 
 
 @attrs.frozen
 class Timings:
-    """Where the time of a finished sequence went, in seconds."""
+    """Times of a finished sequence in seconds."""
 
     total: float
     validation: float
@@ -36,7 +37,7 @@ class Timings:
 
     @classmethod
     def of(cls, sequence: Sequence) -> "Timings":
-        """Up to now."""
+        """Return the times of a sequence that has just finished."""
         now = time.monotonic()
         inference = now - sequence.started
         return cls(
@@ -48,41 +49,59 @@ class Timings:
         )
 
 
+def timing_headers(finished: Items[tuple[Sequence, Timings]]) -> dict[str, str]:
+    """Return the headers of an answer: sums over sequences in milliseconds, except x-compute-time."""
+
+    def milliseconds(name: str) -> str:
+        return str(sum(int(getattr(timings, name) * 1000) for _, timings in finished))
+
+    return {
+        "x-compute-time": str(max(timings.total for _, timings in finished)),
+        "x-total-time": milliseconds("total"),
+        "x-validation-time": milliseconds("validation"),
+        "x-queue-time": milliseconds("queue"),
+        "x-inference-time": milliseconds("inference"),
+        "x-time-per-token": milliseconds("per_token"),
+        "x-prompt-tokens": str(sum(len(sequence.prompt) for sequence, _ in finished)),
+        "x-generated-tokens": str(sum(sequence.generated for sequence, _ in finished)),
+    }
+
+
 @attrs.define(eq=False)
 class Observer:
-    """Told by the route of each event in the life of a generation request.
+    """Records the events in the life of a generation request.
 
-    That has one end: success, failure, or that its client has gone.
+    The life has one end: success, failure, or the departure of the client.
     """
 
     metrics: Metrics
     id: str = ""
-    """The client's `x-request-id`, or one that was made."""
+    """Id of the request in logs."""
     route: str = ""
-    """The path as the route's rule has it."""
+    """Rule of the route's path."""
     name: str = ""
-    """What logs and traces call such a request."""
+    """Name of such requests in logs and traces."""
     arrived: float = attrs.field(factory=time.monotonic)
-    """When the head of the request had been read."""
+    """Time at which the head of the request had been read."""
     deadline: float = math.inf
-    """On trio's clock; the client's `x-request-timeout` after its arrival."""
+    """Time on trio's clock at which the client gives up."""
     tracer: "Tracer | None" = None
     traceparent: str | None = None
-    """The client's; see W3C Trace Context."""
+    """The client's W3C trace context."""
     generations: int = 1
-    """How many must finish for a success. To be set before the first does, if it is not one."""
+    """Number of sequences that must finish for a success; set before the first one does."""
 
     _ended: bool = attrs.field(default=False, init=False)
     _validated: list[Sequence] = attrs.field(factory=list, init=False)
     _finished: list[tuple[Sequence, Timings]] = attrs.field(factory=list, init=False)
 
     def received(self) -> None:
-        """A generation request has been read."""
+        """Count a generation request."""
         self.metrics.request_count.inc()
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Take note of an ApiError that passes. Raises DeadlineExceeded at the deadline."""
+        """Record an error that passes. Raises DeadlineExceeded at the deadline."""
         try:
             with trio.move_on_at(self.deadline) as patience:
                 yield
@@ -96,18 +115,18 @@ class Observer:
             raise
 
     def failed(self, error: ApiError) -> None:
-        """The request ends with this error. What comes after the end of a request does not count."""
+        """Record the error that ends the request. Nothing counts after the end."""
         if not self._ended:
             self._end(error.failure, error)
 
     def validated(self, sequence: Sequence) -> None:
-        """It may be served; once for each prompt."""
+        """Record the first sequence of a prompt that may be served."""
         self._validated.append(sequence)
         self.metrics.request_input_length.observe(len(sequence.prompt))
         self.metrics.request_max_new_tokens.observe(min(sequence.max_new_tokens, CHUNK))
 
     def finished(self, sequence: Sequence) -> Timings:
-        """A generation has finished, after so much time; with the last one the request."""
+        """Record a finished sequence and return its times; the last one ends the request."""
         metrics, timings = self.metrics, Timings.of(sequence)
         metrics.request_duration.observe(timings.total)
         metrics.request_validation_duration.observe(timings.validation)
@@ -123,12 +142,12 @@ class Observer:
         return timings
 
     def closed(self) -> None:
-        """The connection has done with the request: if it has not ended, then its client has gone."""
+        """Record the end of the exchange: if the request has not ended, its client has gone."""
         if not self._ended:
             self._end("dropped")
 
     def _end(self, failure: str = "", error: ApiError | None = None) -> None:
-        """Tell log and trace, once; a failure is counted under its label."""
+        """Write log and trace, and count a failure under its label."""
         self._ended = True
         if failure:
             self.metrics.request_failure.inc(err=failure)
@@ -143,7 +162,7 @@ class Observer:
                 self._trace(self.tracer, fields, failure)
 
     def _fields(self, error: ApiError | None) -> dict[str, object]:
-        """What log and trace tell of the request: never its text. O6, and ours."""
+        """Return the fields of log and trace, which never hold the text (O6, and ours)."""
         fields: dict[str, object] = {"request_id": self.id, "route": self.route}
         if error is not None:
             fields |= {"error_type": error.error_type, "status": error.status}
@@ -151,7 +170,7 @@ class Observer:
         if not done:
             return {**fields, "total_time": duration_text(time.monotonic() - self.arrived)}
         sequences = [sequence for sequence, _ in done]
-        first, timings = sequences[0], max((timings for _, timings in done), key=lambda its: its.total)
+        first, timings = sequences[0], max((timings for _, timings in done), key=lambda times: times.total)
         return {
             **fields,
             "finish_reason": ",".join(one.reason.value for one in sequences if one.reason is not None),
@@ -185,7 +204,7 @@ class Observer:
 
 
 def duration_text(seconds: float) -> str:
-    """As TGI's logs and traces have it (O6): 12.345678ms."""
+    """Return a duration as TGI's logs and traces write it, like 12.345678ms (O6)."""
     nanoseconds = round(seconds * 1e9)
     for unit, digits in (("s", 9), ("ms", 6), ("µs", 3)):
         if nanoseconds >= 10**digits:

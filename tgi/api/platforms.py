@@ -15,7 +15,6 @@ from tgi.sampling import about
 from tgi.scheduler import Sequence
 
 from .call import Call, get, post
-from .generate import Finished, best_first
 from .http import decode, json_answer
 from .native import (
     CompatGenerateRequest,
@@ -38,6 +37,7 @@ from .openai.types import (
     CompletionFinal,
     CompletionRequest,
 )
+from .stream import Finished, best_first
 from .validate import make_sequences
 
 

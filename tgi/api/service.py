@@ -1,4 +1,4 @@
-"""What the routes need of the rest of the server: one object, filled as the server comes up."""
+"""The rest of the server as the routes see it: one object, filled as the server starts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,31 +24,31 @@ if TYPE_CHECKING:
 
 TOKENIZING_THREADS = 2
 VERSION = f"3.3.7+tgi.{__version__}"
-"""The version of TGI that clients may take this server for, and our own."""
+"""Version of TGI whose behaviour clients find, and our own version."""
 FINGERPRINT = f"{VERSION}-native"
-""""system_fingerprint" on `/v1/*`."""
+"""Value of `system_fingerprint` on `/v1`."""
 
 
 @attrs.frozen(kw_only=True)
 class ModelInfo:
-    """The model as `/info` tells of it."""
+    """Facts about the model for `/info`."""
 
     model_id: str
     served_name: str
-    """What answers call the model: --served-model-name, or the id."""
+    """Name of the model in answers: --served-model-name, or the id."""
     sha: str | None = None
     """Commit on the Hub; None for a local folder."""
     pipeline_tag: str | None = None
-    """On the Hub; None where it was not asked."""
+    """Task on the Hub; None if the Hub was not asked."""
     dtype: str
     device: str
     vocab_size: int
-    """Token ids from here on are not the model's, even if its tokenizer has them."""
+    """Number of tokens that the model knows; its tokenizer may have more."""
 
 
 @attrs.frozen(kw_only=True)
 class Engine:
-    """What there is once the model is loaded and warmed up."""
+    """The parts of a server whose model is loaded and warmed up."""
 
     scheduler: Scheduler
     tokenizer: Tokenizer
@@ -60,22 +60,22 @@ class Engine:
 
 @attrs.define(eq=False, kw_only=True)
 class Service:
-    """The state of the HTTP side. Written by the server's start and end; `in_flight` by `permits`."""
+    """State of the HTTP side. The server's start and end write it; `permits` writes `in_flight`."""
 
     limits: Limits
     lifecycle: Lifecycle
     metrics: Metrics
     options: Options = attrs.field(factory=Options)
     engine: Engine | None = None
-    """None until it is ready."""
+    """None until the model is ready."""
     in_flight: int = 0
-    """Generations that hold a permit."""
+    """Number of permits that are held."""
     tracer: "Tracer | None" = None
-    """Where traces go, if anywhere."""
+    """Sender of traces, if they are wanted."""
     tokenizing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(TOKENIZING_THREADS))
 
     def ready_engine(self) -> Engine:
-        """The engine. Raises Unavailable before it is ready and while the server is draining."""
+        """Return the engine. Raises Unavailable before it is ready and while the server is draining."""
         if self.lifecycle.phase is Phase.DRAINING:
             raise Unavailable("shutting down")
         if self.lifecycle.phase is Phase.STARTING or self.engine is None:
@@ -83,7 +83,7 @@ class Service:
         return self.engine
 
     def loaded_engine(self) -> Engine:
-        """The engine, also of a server that is draining. Raises Unavailable before it is ready."""
+        """Return the engine, also of a server that is draining. Raises Unavailable before it is ready."""
         return self.ready_engine() if self.engine is None else self.engine
 
     @contextmanager

@@ -1,48 +1,102 @@
-"""Generations as server-sent events: one write for all events that are ready (tgi-behaviour 1.6).
+"""Tokens of sequences, collected or as server-sent events.
 
-What the events look like is the writer's affair: TGI's own (native_answers) or OpenAI's (openai_stream).
+A write has all events that are ready (tgi-behaviour 1.6). An `EventWriter` gives events the form of its API.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Protocol
 
+import attrs
 import msgspec
 import trio
 from quart.wrappers.response import ResponseBody
 
-from tgi.errors import ApiError, DeadlineExceeded, IncompleteGenerationStream
-from tgi.scheduler import Token
-
-from .generate import Receive
+from tgi.errors import ApiError, DeadlineExceeded, IncompleteGeneration, IncompleteGenerationStream
+from tgi.scheduler import Scheduler, Sequence, Token
+from tgi.text.stopping import FinishReason
 
 KEEP_ALIVE_SECONDS = 15.0
 KEEP_ALIVE = b":\n\n"
+_LINE_ENDS = {b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029", b"\xc2\x85": rb"\u0085"}
+"""Characters at which some clients end a line, and their escapes in JSON."""
+
 Item = tuple[int, Token | ApiError]
-_encode = msgspec.json.encode
+"""A token of a sequence, or the error that ends it, with the index of the sequence."""
+Receive = trio.MemoryReceiveChannel[Item]
+
+
+@attrs.frozen
+class Finished:
+    """A finished sequence with its tokens."""
+
+    sequence: Sequence
+    tokens: list[Token]
+
+    @property
+    def reason(self) -> FinishReason:
+        """Reason for its end."""
+        reason = self.tokens[-1].finish
+        assert reason is not None
+        return reason
+
+    @property
+    def mean_logprob(self) -> float:
+        """Measure by which `best_of` chooses (R3.10)."""
+        return sum(token.logprob for token in self.tokens) / len(self.tokens)
+
+
+async def generate(scheduler: Scheduler, sequences: Items[Sequence]) -> list[Finished]:
+    """Generate sequences to their ends and return them in order.
+
+    Raises ApiError if one fails. Leaving early, also by cancellation, aborts all.
+    """
+    finished = [Finished(sequence, []) for sequence in sequences]
+    with scheduler.generating_all(sequences) as receive:
+        async for index, item in receive:
+            if isinstance(item, ApiError):
+                raise item
+            finished[index].tokens.append(item)
+    if any(not sequence.tokens or sequence.tokens[-1].finish is None for sequence in finished):
+        raise IncompleteGeneration
+    return finished
+
+
+def best_first(finished: list[Finished]) -> list[Finished]:
+    """Put the sequence with the best mean log-probability first; of equals, or NaN, the earlier (R3.10)."""
+    best = finished[0]
+    for other in finished[1:]:
+        if other.mean_logprob > best.mean_logprob:
+            best = other
+    return [best, *(other for other in finished if other is not best)]
 
 
 def frame(body: object) -> bytes:
-    """One event (R1.80)."""
-    return b"data: " + _encode(body) + b"\n\n"
+    """Return one event (R1.80)."""
+    data = msgspec.json.encode(body)
+    if not data.isascii():
+        for character, escape in _LINE_ENDS.items():
+            data = data.replace(character, escape)
+    return b"data: " + data + b"\n\n"
 
 
 class EventWriter(Protocol):
-    """Turns what is generated into events, and tells the observer."""
+    """Turns tokens into events, and tells the observer."""
 
     ended: bool
-    """All generations have ended, and the last event has been written."""
+    """Whether all sequences have ended and the last event has been written."""
 
     def write(self, index: int, item: Token | ApiError) -> bytes:
-        """The events of the next item of sequence `index`; b"" where there is nothing to say yet."""
+        """Return the events of the next item of sequence `index`; b"" if none is complete yet."""
 
     def fail(self, error: ApiError) -> bytes:
-        """The events that end every generation that still runs with this error."""
+        """Return the events that end all running sequences with this error."""
 
 
 class EventStream(ResponseBody):
-    """The body of a streamed answer. Closes `held` with the last event, before that is sent."""
+    """The body of a streamed answer. It closes `held` with the last event, before that is sent."""
 
     headers: ClassVar[Mapping[str, str]] = {
         "content-type": "text/event-stream",
@@ -53,15 +107,15 @@ class EventStream(ResponseBody):
     def __init__(
         self, receive: Receive, writer: EventWriter, held: ExitStack, deadline: float = float("inf")
     ) -> None:
-        """`deadline`: on trio's clock; the stream then ends with an error."""
+        """At the deadline, a time on trio's clock, the stream ends with an error."""
         self._receive = receive
         self._writer = writer
         self._held = held
         self._deadline = deadline
         self._ready: list[Item] | None = None
-        """Received but not yet sent; empty: nothing came in time."""
+        """Items that were received and not sent yet; empty if none came in time."""
         self._failure: ApiError | None = None
-        """What ends the stream after the items that are ready."""
+        """Error that ends the stream after the items that are ready."""
 
     async def __aenter__(self) -> "EventStream":
         return self
@@ -69,13 +123,13 @@ class EventStream(ResponseBody):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held here."""
+        """Hold nothing: `held` is closed elsewhere."""
 
     def __aiter__(self) -> "EventStream":
         return self
 
     async def start(self) -> None:
-        """Wait for the first token, up to `KEEP_ALIVE_SECONDS`: a failure before it still gets a true status.
+        """Wait up to KEEP_ALIVE_SECONDS for the first token, so that a failure before it has a true status.
 
         Raises ApiError.
         """
@@ -103,7 +157,7 @@ class EventStream(ResponseBody):
                 return data or KEEP_ALIVE
 
     async def _receive_ready(self) -> list[Item]:
-        """Wait for an item, and take all that are there; none if nothing comes in `KEEP_ALIVE_SECONDS`."""
+        """Wait up to KEEP_ALIVE_SECONDS for an item, and return all that are there."""
         items: list[Item] = []
         until = min(trio.current_time() + KEEP_ALIVE_SECONDS, self._deadline)
         with trio.move_on_at(until) as patience:

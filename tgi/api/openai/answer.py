@@ -6,9 +6,8 @@ from collections.abc import Sequence as Items
 from typing import Any
 
 from tgi.api.call import Call
-from tgi.api.generate import Finished
 from tgi.api.service import FINGERPRINT
-from tgi.api.stream import frame
+from tgi.api.stream import Finished, frame
 from tgi.api.validate import Generation, sampling_params
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
@@ -40,7 +39,7 @@ def make_generation(
     ends = body.stop_token_ids or ()
     if (unknown := max(ends, default=0)) >= size:
         raise ValidationError(f"`stop_token_ids`: the model has {size} tokens, and no token {unknown}")
-    greedy = body.temperature == 0
+    greedy = body.temperature == 0 or body.top_p == 0
     sampling = sampling_params(
         body,
         "openai",

@@ -8,8 +8,8 @@ from msgspec import UNSET, UnsetType
 from quart import Response
 
 from tgi.api.call import Call, post
-from tgi.api.generate import Finished
 from tgi.api.http import json_answer
+from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
 from tgi.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
 from tgi.limits import Limits
