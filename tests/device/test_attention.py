@@ -13,7 +13,7 @@ from tgi_simulated_gaudi.device import CARDS, open_card
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.batch import Batch, FlatBlocks, GroupBatch
+from tgi.device.batch import Batch, FlatBlocks, GroupBatch, KVCache
 from tgi.device.cpu.cpu_device import CpuDevice
 
 BLOCK = 16
@@ -52,16 +52,18 @@ class Row:
     def end(self):
         return self.start + self.length
 
-    def known(self, layer, dtype):
+    def known(self, layer, group, dtype):
         """Keys and values of all its tokens, [2, end, kv_heads, head_dim]."""
-        return normal(2, self.end, KV_HEADS, HEAD_DIM, seed=1000 * layer + self.number).to(dtype)
+        shape = 2, self.end, group.kv_heads, group.head_dim
+        return normal(*shape, seed=1000 * layer + self.number).to(dtype)
 
-    def asked(self, layer, dtype):
+    def asked(self, layer, group, dtype):
         """Queries of its new tokens."""
-        return (normal(self.length, HEADS, HEAD_DIM, seed=500 + 1000 * layer + self.number) * 2).to(dtype)
+        shape = self.length, HEADS, group.head_dim
+        return (normal(*shape, seed=500 + 1000 * layer + self.number) * 2).to(dtype)
 
     def first(self, seen):
-        """Of its blocks, the first that a layer sees where all see so many tokens."""
+        """Index of the first of its blocks that a layer sees, if no layer sees more than `seen` tokens."""
         return 0 if seen is None else max(0, self.start + 1 - seen) // BLOCK
 
     def slots(self, positions):
@@ -73,13 +75,24 @@ def make_rows(sizes, seed=0):
     return [Row(i, s, n, [next(free) for _ in range(-(-(s + n) // BLOCK))]) for i, (s, n) in enumerate(sizes)]
 
 
-def expected(row, layer, spec, dtype):
+@attrs.frozen
+class Group:
+    """A group of layers: its rows with their blocks in it, and the specs by layer."""
+
+    rows: list[Row]
+    specs: dict[int, AttentionSpec]
+    seen: int | None
+    kv_heads: int = KV_HEADS
+    head_dim: int = HEAD_DIM
+
+
+def expected(row, layer, group, spec, dtype):
     """[length, heads, head_dim] in float64, head by head and token by token."""
-    keys, values = row.known(layer, dtype).double().numpy()
-    queries = row.asked(layer, dtype).double().numpy()
+    keys, values = row.known(layer, group, dtype).double().numpy()
+    queries = row.asked(layer, group, dtype).double().numpy()
     out = np.zeros(queries.shape)
     for place, head in np.ndindex(row.length, HEADS):
-        position, read = row.start + place, head * KV_HEADS // HEADS
+        position, read = row.start + place, head * group.kv_heads // HEADS
         first = 0 if spec.window is None else max(0, position - spec.window + 1)
         scores = keys[first : position + 1, read] @ queries[place, head] * spec.scale
         if spec.softcap is not None:
@@ -92,31 +105,48 @@ def expected(row, layer, spec, dtype):
 
 
 def check(device, rows, specs, seen=None, dtype=torch.float32):
-    """Layers of these specs, one after another, where no layer sees more than `seen` tokens."""
+    """Compare layers of these specs, one after another, of which none sees more than `seen` tokens."""
+    check_groups(device, [Group(rows, dict(enumerate(specs)), seen)], dtype)
+
+
+def check_groups(device, groups, dtype=torch.float32):
     place = device.torch_device
     device.dtype(str(dtype).removeprefix("torch."))
-    specs = [s if s.slopes is None else attrs.evolve(s, slopes=s.slopes.to(place)) for s in specs]
-    for spec in specs:
-        device.use(spec)
-    cache = device.allocate_cache(len(specs), 100 * BLOCK, KV_HEADS, HEAD_DIM, dtype)
+    specs = {
+        layer: s if s.slopes is None else attrs.evolve(s, slopes=s.slopes.to(place))
+        for group in groups
+        for layer, s in group.specs.items()
+    }
+    for layer, spec in specs.items():
+        device.use(layer, spec)
+    caches = [
+        device.allocate_cache(len(group.specs), 100 * BLOCK, group.kv_heads, group.head_dim, dtype)
+        for group in groups
+    ]
+    cache = KVCache.joined(caches, [list(group.specs) for group in groups])
     for tensor in (tensor for layer in cache.layers for tensor in layer):
         tensor.fill_(FOREIGN)
-    step = Columns.of(device, rows, seen)
     tolerance = 2e-5 if dtype == torch.float32 else 3e-2
-    for row in rows:  # what earlier steps have left
-        if old := range(row.first(seen) * BLOCK, row.start):
-            before = make_batch(device, cache, Columns.of_history(device, row, old))
-            for layer in range(len(specs)):
-                device.store_kv(layer, *row.known(layer, dtype)[:, old.start : old.stop].to(place), before)
-    batch = make_batch(device, cache, step)
-    for layer, spec in enumerate(specs):
-        query = step.spread([row.asked(layer, dtype) for row in rows], place)
-        new = [row.known(layer, dtype)[:, row.start :] for row in rows]
+    for group in groups:
+        for row in group.rows:  # left by earlier steps
+            if old := range(row.first(group.seen) * BLOCK, row.start):
+                history = Columns.of_history(device, row, old)
+                before = make_batch(device, cache, [history] * len(groups))
+                for layer in group.specs:
+                    known = row.known(layer, group, dtype)[:, old.start : old.stop]
+                    device.store_kv(layer, *known.to(place), before)
+    steps = [Columns.of(device, group.rows, group.seen) for group in groups]
+    batch = make_batch(device, cache, steps)
+    for layer, spec in sorted(specs.items()):
+        number = cache.groups[layer]
+        group, step = groups[number], steps[number]
+        query = step.spread([row.asked(layer, group, dtype) for row in group.rows], place)
+        new = [row.known(layer, group, dtype)[:, row.start :] for row in group.rows]
         key, value = (step.spread([both[i] for both in new], place) for i in (0, 1))
         device.store_kv(layer, key, value, batch)
         out = device.attention(layer, query, key, value, batch, spec).cpu()
         assert out.isfinite().all()
-        wanted = torch.cat([expected(row, layer, spec, dtype) for row in rows])
+        wanted = torch.cat([expected(row, layer, group, spec, dtype) for row in group.rows])
         torch.testing.assert_close(out[step.places].double(), wanted, atol=tolerance, rtol=tolerance)
 
 
@@ -181,7 +211,10 @@ class Columns:
         return column.to(place)
 
 
-def make_batch(device, cache, step):
+def make_batch(device, cache, steps):
+    """Return the batch of a step, from its columns in each group of layers."""
+    step = steps[0]
+
     def ints(values):
         return None if values is None else torch.tensor(values, dtype=torch.int32).to(device.torch_device)
 
@@ -201,6 +234,7 @@ def make_batch(device, cache, step):
                 bases=ints(step.bases),
                 flat=step.flat and FlatBlocks(*(ints(column) for column in zip(*step.flat, strict=True))),
             )
+            for step in steps
         ],
     )
     batch.plan = device.plan(batch, BLOCK)
@@ -240,6 +274,24 @@ def test_layers_of_several_kinds(name, step):
     sloped = AttentionSpec(0.3, window=7, slopes=SLOPES)
     with opened(name) as device:
         check(device, make_rows(STEPS[step]), [near, plain, far, capped, sloped])
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", DEVICES)
+def test_groups_of_layers_have_their_own_blocks(name, step):
+    """Groups differ in window and in the shape of a token's keys, and their layers alternate."""
+    with opened(name) as device:
+        check_groups(device, alternating(STEPS[step]))
+
+
+def alternating(sizes):
+    near, full = AttentionSpec(0.2, window=21), AttentionSpec(0.3)
+    shifted = attrs.evolve(full, slopes=SLOPES)
+    return [
+        Group(make_rows(sizes, seed=1), {0: near, 2: near}, 21),
+        Group(make_rows(sizes, seed=2), {1: full, 4: shifted}, None, kv_heads=3, head_dim=16),
+        Group(make_rows(sizes, seed=3), {3: AttentionSpec(0.2, window=50, softcap=3.0)}, 50, kv_heads=6),
+    ]
 
 
 @pytest.mark.parametrize("step", STEPS)

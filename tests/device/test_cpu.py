@@ -103,6 +103,8 @@ class Rows:
     def run(self, device):
         """Attention of the query tokens, all rows one after another, [T, heads, head_dim]."""
         heads, kv_heads, head_dim = self.shape
+        for layer in (0, 1):
+            device.use(layer, SPEC)
         cache = device.allocate_cache(2, self.slots, kv_heads, head_dim, self.dtype)
         for seed, row in enumerate(self.rows):  # what earlier steps have left in the cache
             self.store(device, cache, row, range(row.start), 100 + seed)
@@ -135,7 +137,6 @@ class Rows:
             place(torch.tensor(slots)),
             self.rows,
         )
-        device.use(SPEC)
         batch.plan = device.plan(batch, BLOCK)
         device.store_kv(1, place(key), place(value), batch)
         return device.attention(1, place(query), place(key), place(value), batch, SPEC)[places]

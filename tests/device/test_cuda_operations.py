@@ -43,6 +43,11 @@ def test_decode_attention(name):
     attention.check(CudaOperations(1), attention.make_rows(attention.STEPS["decode"]), [spec], seen)
 
 
+@pytest.mark.parametrize("step", attention.STEPS)
+def test_groups_of_layers_have_their_own_blocks(step):
+    attention.check_groups(CudaOperations(1), attention.alternating(attention.STEPS[step]))
+
+
 def test_decode_attention_over_many_parts():
     rows = attention.make_rows([(127, 1), (290, 1), (128, 1)])
     attention.check(CudaOperations(1), rows, [AttentionSpec(0.2), AttentionSpec(0.2, window=7)])

@@ -159,7 +159,8 @@ class Rows:
                 GroupBatch(ints(slots, device), torch.from_numpy(tables).to(device.torch_device), flat=flat)
             ],
         )
-        device.use(SPEC)
+        for layer in (0, 1):
+            device.use(layer, SPEC)
         batch.plan = device.plan(batch, BLOCK)
         return batch
 
@@ -245,7 +246,7 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
     batch = rows.batch(fused, cache, True)
     for layer in (0, 1):
         fused.store_kv(layer, x.to("hpu"), x.to("hpu"), batch)
-    blocks = batch.plan.blocks[:1]
+    blocks = batch.plan[0].blocks[:1]
     place = int(batch.groups[0].slots[0]) % BLOCK
     for layer, scaled in ((0, False), (1, True)):
         for read in fused.read_blocks(layer, batch, blocks, BLOCK):
@@ -329,7 +330,7 @@ def test_parts_of_the_blocks_share_their_memory(monkeypatch):
             monkeypatch.setattr("tgi.device.static.GATHERED", most)
 
             def attend(query, device=device, batch=batch):
-                return device.attend_decode(1, query, batch, 0, SPEC)
+                return device.attend_decode(1, query, batch, batch.plan[0], SPEC)
 
             graph = device.graphs.graph(Attending(attend))
             outs.append(graph(normal(4, 4, 64).to("hpu")).cpu())

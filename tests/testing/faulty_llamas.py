@@ -37,7 +37,7 @@ class Attending(Llama):
         for module in self.modules():
             if isinstance(module, Attention):
                 module._spec = attrs.evolve(module._spec, **self.change)
-                build.device.use(module._spec)
+                build.device.use(module._layer, module._spec)
 
 
 class Scale(Attending):

@@ -4,6 +4,9 @@ share."""
 import attrs
 import torch
 
+Kind = tuple[int | None, bool]
+"""Window of a layer, and whether the layer changes scores."""
+
 
 @attrs.frozen(eq=False)
 class AttentionSpec:
@@ -17,6 +20,11 @@ class AttentionSpec:
     """[heads of this rank] float32 on the device: slope * (key's position - query's) is added to a score."""
     softcap: float | None = None
     """Cap of a score, which becomes softcap * tanh(score / softcap)."""
+
+    @property
+    def kind(self) -> Kind:
+        """Facts that make layers share a mask."""
+        return self.window, self.changes_scores
 
     @property
     def changes_scores(self) -> bool:

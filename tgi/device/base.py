@@ -22,7 +22,7 @@ from tgi.weights.formats import LinearWeight
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
-from .attention import AttentionSpec, change_scores, distances
+from .attention import AttentionSpec, Kind, change_scores, distances
 from .batch import Batch, KVCache
 from .graphs import Counters, Program, Run
 from .ranking import most_likely
@@ -61,6 +61,8 @@ class Device:
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads
+        self._kinds: dict[int, Kind] = {}
+        """Kind of each layer's attention."""
         if threads:
             torch.set_num_threads(threads)
 
@@ -223,13 +225,19 @@ class Device:
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:
-        """Keys and values of each layer: [slots, kv_heads, head_dim]."""
+        """Return a group of layers' keys and values, [slots, kv_heads, head_dim] each here, filled with 0."""
         shape = (layers, 2, slots, kv_heads, head_dim)
         whole = torch.zeros(shape, dtype=dtype, device=self.torch_device)
-        return KVCache([(layer[0], layer[1]) for layer in whole], whole)
+        return KVCache.of_group([(layer[0], layer[1]) for layer in whole], whole)
 
-    def use(self, spec: AttentionSpec) -> None:
-        """Called for each layer while the model is built: `plan` prepares no other attention than these."""
+    def use(self, layer: int, spec: AttentionSpec) -> None:
+        """Take note of a layer's attention while the model is built; `plan` prepares for these."""
+        self._kinds[layer] = spec.kind
+
+    def kinds(self, cache: KVCache, group: int) -> list[Kind]:
+        """Return the kinds of the layers of a group."""
+        used = (self._kinds[layer] for layer, of in enumerate(cache.groups) if of == group)
+        return list(dict.fromkeys(used))
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
@@ -238,7 +246,7 @@ class Device:
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
         keys, values = batch.cache.layers[layer]
-        slots = batch.groups[0].slots.long()
+        slots = batch.groups[batch.cache.groups[layer]].slots.long()
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
 
@@ -258,7 +266,7 @@ class Device:
 
         Here a row reads from the cache what was there before the step, and its own tokens from the arguments.
         """
-        group, block_size = batch.groups[0], batch.plan
+        group, block_size = batch.groups[batch.cache.groups[layer]], batch.plan
         rows = group.tables.shape[0]
         assert isinstance(block_size, int)
         within = torch.arange(block_size, device=query.device)

@@ -36,12 +36,35 @@ class GroupBatch:
 
 @attrs.frozen(eq=False)
 class KVCache:
-    """Keys and values of all tokens in all layers. Their order is the device's own affair."""
+    """Keys and values of all tokens in all layers. Their layout is the device's own affair."""
 
     layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
     """Keys and values of each layer."""
-    whole: torch.Tensor | None = None
-    """All keys and values as one tensor, on a device that keeps them so."""
+    wholes: Sequence[torch.Tensor | None]
+    """Keys and values of each group as one tensor, on a device that keeps them so."""
+    groups: Sequence[int]
+    """Group of each layer."""
+    places: Sequence[int]
+    """Index of each layer among the layers of its group."""
+
+    @classmethod
+    def of_group(
+        cls, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
+    ) -> "KVCache":
+        """Return the cache of a model with one group of layers."""
+        return cls(layers, [whole], [0] * len(layers), range(len(layers)))
+
+    @classmethod
+    def joined(cls, caches: Sequence["KVCache"], members: Sequence[Sequence[int]]) -> "KVCache":
+        """Return the cache of a model from the caches of its groups, and the layers of each."""
+        order = sorted(
+            (layer, group, place)
+            for group, layers in enumerate(members)
+            for place, layer in enumerate(layers)
+        )
+        layers = [caches[group].layers[place] for _, group, place in order]
+        groups, places = [group for _, group, _ in order], [place for _, _, place in order]
+        return cls(layers, [cache.wholes[0] for cache in caches], groups, places)
 
 
 @attrs.define(eq=False)

@@ -1,18 +1,15 @@
 """Base class of devices whose steps are programs of static shape, and its attention in plain torch."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from tgi.footprint import GATHERED
 
-from .attention import AttentionSpec, change_scores, distances
+from .attention import AttentionSpec, Kind, change_scores, distances
 from .base import Device
 from .batch import Batch, FlatBlocks
 
-Kind = tuple[int | None, bool]
-"""Window of a layer, and whether the layer changes scores: layers of one kind share a mask."""
 _LOWEST = -1e30
 """Greatest score of a block whose tokens are all hidden."""
 _MIN_SUM = 1e-30
@@ -28,7 +25,7 @@ class PromptPlan(NamedTuple):
     """[rows] int32: tokens of each row."""
     blocks: torch.Tensor | None
     """[rows * blocks]: blocks that each row reads from the cache; None if no row has a context."""
-    biases: tuple[torch.Tensor | None, ...]
+    biases: dict[Kind, torch.Tensor | None]
     """[rows, 1, tokens, context + tokens] for each kind of layer: 0 where a token sees another, else -inf.
     None: attention is causal within `lengths`, and needs no mask."""
     distance: torch.Tensor | None
@@ -47,7 +44,7 @@ class DecodePlan(NamedTuple):
     """[n] int64: row of each block; the number of rows for padding."""
     member: torch.Tensor
     """[n, rows] float32: 1 where a block belongs to a row; 0 for padding."""
-    biases: tuple[torch.Tensor, ...]
+    biases: dict[Kind, torch.Tensor]
     """[n, 1, 1, block_size] for each kind of layer: 0 for tokens that the row sees, else -inf."""
     distance: torch.Tensor | None
     """[n, 1, 1, block_size] float32: the key's position minus the query's; None if no layer needs it."""
@@ -55,7 +52,7 @@ class DecodePlan(NamedTuple):
     def part(self, part: slice) -> "DecodePlan":
         """Return the plan of a slice of the blocks."""
         distance = None if self.distance is None else self.distance[part]
-        biases = tuple(bias[part] for bias in self.biases)
+        biases = {kind: bias[part] for kind, bias in self.biases.items()}
         return DecodePlan(self.slots, self.blocks[part], self.rows[part], self.member[part], biases, distance)
 
 
@@ -70,7 +67,6 @@ class StaticDevice(Device):
         super().__init__(threads)
         self.model_dtype = torch.float32
         """Dtype that the model computes in; set by `dtype`."""
-        self._kinds: list[Kind] = []
         self._shifts = False
         """Whether a layer has slopes, so that plans need distances."""
 
@@ -87,45 +83,57 @@ class StaticDevice(Device):
     def border(self) -> None:
         """Separate two parts of a program that need not be optimised together; see `Graphs`."""
 
-    def use(self, spec: AttentionSpec) -> None:
-        """Remember the kind of a layer."""
-        if (kind := _kind(spec)) not in self._kinds:
-            self._kinds.append(kind)
+    def use(self, layer: int, spec: AttentionSpec) -> None:
+        """Take note of a layer's attention."""
+        super().use(layer, spec)
         self._shifts |= spec.slopes is not None
 
-    def plan(self, batch: Batch, block_size: int) -> object:
-        """Make the masks of all kinds of layers."""
-        if (flat := batch.groups[0].flat) is not None:
-            return self.plan_decode(batch, flat, block_size)
-        return self.plan_prompt(batch, block_size)
+    def plan(self, batch: Batch, block_size: int) -> tuple[Any, ...]:
+        """Make the masks of each group of layers, for each kind in it."""
+        return tuple(
+            self.plan_prompt(batch, number, block_size)
+            if group.flat is None
+            else self.plan_decode(batch, number, group.flat, block_size)
+            for number, group in enumerate(batch.groups)
+        )
 
-    def plan_prompt(self, batch: Batch, block_size: int) -> PromptPlan:
-        """Make the plan of a prefill step."""
-        group = batch.groups[0]
+    def plan_prompt(self, batch: Batch, number: int, block_size: int) -> PromptPlan:
+        """Make the plan of a group for a prefill step."""
+        group, kinds = batch.groups[number], self.kinds(batch.cache, number)
         slots, (rows, blocks) = group.slots.long(), group.tables.shape
         tokens = batch.tokens.shape[0] // rows
 
         def masked(window: int | None, changed: bool) -> bool:
             return bool(blocks) or not self.fused or changed or (window is not None and window < tokens)
 
-        if not any(masked(*kind) for kind in self._kinds):
-            return PromptPlan(slots, batch.lengths, None, (None,) * len(self._kinds), None)
+        if not any(masked(*kind) for kind in kinds):
+            return PromptPlan(slots, batch.lengths, None, dict.fromkeys(kinds), None)
         distance, hidden = distances(batch.starts[:, None], group.bases, blocks * block_size, tokens)
-        biases = tuple(
-            _bias(window, distance, hidden)[:, None].to(self.model_dtype) if masked(window, changed) else None
-            for window, changed in self._kinds
-        )
+        biases = {
+            kind: _bias(kind[0], distance, hidden)[:, None].to(self.model_dtype) if masked(*kind) else None
+            for kind in kinds
+        }
         read = group.tables.reshape(-1) if blocks else None
         far = distance[:, None].float() if self._shifts else None
         return PromptPlan(slots, batch.lengths, read, biases, far)
 
-    def plan_decode(self, batch: Batch, flat: FlatBlocks, block_size: int) -> object:
-        """Make the plan of a decode step."""
-        return plan_flat(batch, flat, block_size, self._kinds, self._shifts)
+    def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
+        """Make the plan of a group for a decode step over the blocks of all rows."""
+        rows = torch.arange(batch.tokens.shape[0], dtype=torch.int32, device=flat.rows.device)
+        within = torch.arange(block_size, dtype=torch.int32, device=flat.rows.device)
+        member = (flat.rows[:, None] == rows).float()
+        distance = within + 1 - flat.tokens[:, None]
+        hidden = distance > 0
+        biases = {
+            kind: _bias(kind[0], distance, hidden)[:, None, None] for kind in self.kinds(batch.cache, number)
+        }
+        far = distance[:, None, None].float() if self._shifts else None
+        slots = batch.groups[number].slots.long()
+        return DecodePlan(slots, flat.ids, flat.rows.long(), member, biases, far)
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
-        """Write key and value to the plan's slots."""
-        slots: torch.Tensor = batch.plan.slots  # type: ignore[attr-defined]
+        """Write key and value to the slots of the layer's group."""
+        slots = self._plan_of(layer, batch).slots
         for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
             cache.index_copy_(0, slots, new)
 
@@ -149,11 +157,10 @@ class StaticDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """Attend by the plan of the step: prompts over their context and themselves, else over blocks."""
-        kind = self._kinds.index(_kind(spec))
-        plan = batch.plan
+        plan = self._plan_of(layer, batch)
         if not isinstance(plan, PromptPlan):
-            return self.attend_decode(layer, query, batch, kind, spec)
-        bias, rows = plan.biases[kind], plan.lengths.shape[0]
+            return self.attend_decode(layer, query, batch, plan, spec)
+        bias, rows = plan.biases[spec.kind], plan.lengths.shape[0]
         q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
         if plan.blocks is not None:
             assert bias is not None
@@ -179,24 +186,27 @@ class StaticDevice(Device):
         assert bias is not None
         return attend_plainly(query, key, value, bias, plan.distance, spec)
 
+    def _plan_of(self, layer: int, batch: Batch) -> Any:
+        assert isinstance(batch.plan, tuple)
+        return batch.plan[batch.cache.groups[layer]]
+
     def attend_decode(
-        self, layer: int, query: torch.Tensor, batch: Batch, kind: int, spec: AttentionSpec
+        self, layer: int, query: torch.Tensor, batch: Batch, plan: Any, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend with a token per row, [rows, heads, head_dim], over the blocks of all rows.
 
         At most GATHERED blocks are read at a time. Each block attends for itself, relative to its own
         greatest score; then its share of its row's sum is found.
         """
-        plan = batch.plan
         assert isinstance(plan, DecodePlan)
-        block_size = plan.biases[kind].shape[-1]
+        block_size = plan.biases[spec.kind].shape[-1]
         if plan.blocks.shape[0] > GATHERED:
-            return self._attend_in_parts(layer, query, batch, plan, kind, spec)
+            return self._attend_in_parts(layer, query, batch, plan, spec)
         keys, values = self.read_blocks(layer, batch, plan.blocks, block_size)
-        return join_blocks(query, keys, values, plan, kind, spec)
+        return join_blocks(query, keys, values, plan, spec)
 
     def _attend_in_parts(
-        self, layer: int, query: torch.Tensor, batch: Batch, plan: DecodePlan, kind: int, spec: AttentionSpec
+        self, layer: int, query: torch.Tensor, batch: Batch, plan: DecodePlan, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend over parts of the blocks in turn, keeping each row's sums relative to its greatest score so
         far.
@@ -204,14 +214,14 @@ class StaticDevice(Device):
         Borders between the parts let each use the memory of the one before.
         """
         (rows, heads, head_dim), blocks = query.shape, plan.blocks.shape[0]
-        size, block_size = -(-blocks // -(-blocks // GATHERED)), plan.biases[kind].shape[-1]
+        size, block_size = -(-blocks // -(-blocks // GATHERED)), plan.biases[spec.kind].shape[-1]
         greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
         total, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
         for begin in range(0, blocks, size):
             self.border()
             part = plan.part(slice(begin, begin + size))
             read = self.read_blocks(layer, batch, part.blocks, block_size)
-            highest, sums, out = weigh_blocks(query, *read, part, kind, spec)
+            highest, sums, out = weigh_blocks(query, *read, part, spec)
             before, greatest = greatest, greatest.index_reduce(0, part.rows, highest, "amax")
             adjustment = (highest - greatest.index_select(0, part.rows)).exp()
             fading = (before - greatest)[:rows].exp()
@@ -223,33 +233,16 @@ class StaticDevice(Device):
         return (values / total.clamp_min(_MIN_SUM)[:, :, None]).to(query.dtype)
 
 
-def plan_flat(
-    batch: Batch, flat: FlatBlocks, block_size: int, kinds: Sequence[Kind], shifts: bool
-) -> DecodePlan:
-    """Make the plan of a decode step; `shifts`: a layer needs distances."""
-    slots = batch.groups[0].slots
-    device = slots.device
-    rows = torch.arange(batch.tokens.shape[0], dtype=torch.int32, device=device)
-    within = torch.arange(block_size, dtype=torch.int32, device=device)
-    member = (flat.rows[:, None] == rows).float()
-    distance = within + 1 - flat.tokens[:, None]
-    hidden = distance > 0
-    biases = tuple(_bias(window, distance, hidden)[:, None, None] for window, _ in kinds)
-    far = distance[:, None, None].float() if shifts else None
-    return DecodePlan(slots.long(), flat.ids, flat.rows.long(), member, biases, far)
-
-
 def join_blocks(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     plan: DecodePlan,
-    kind: int,
     spec: AttentionSpec,
 ) -> torch.Tensor:
     """Attend with query [rows, heads, head_dim] over all blocks at once."""
     (rows, heads, _), blocks = query.shape, keys.shape[0]
-    highest, sums, out = weigh_blocks(query, keys, values, plan, kind, spec)
+    highest, sums, out = weigh_blocks(query, keys, values, plan, spec)
     table = highest.new_full((rows + 1, heads), -torch.inf)
     of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
     adjustment = (highest - of_row).exp()
@@ -265,7 +258,6 @@ def weigh_blocks(
     keys: torch.Tensor,
     values: torch.Tensor,
     plan: DecodePlan,
-    kind: int,
     spec: AttentionSpec,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attend within each block [block_size, kv_heads, head_dim].
@@ -277,7 +269,7 @@ def weigh_blocks(
     member, groups = plan.member.to(query.dtype), heads // kv_heads
     spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, groups, head_dim)
     scores = (spread @ keys.permute(0, 2, 3, 1)).float() * spec.scale
-    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + plan.biases[kind]
+    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + plan.biases[spec.kind]
     highest = scores.amax(-1, keepdim=True)
     if spec.window is not None:
         highest = highest.clamp_min(_LOWEST)
@@ -311,10 +303,6 @@ def shifted(bias: torch.Tensor, distance: torch.Tensor | None, spec: AttentionSp
     assert spec.slopes is not None
     assert distance is not None
     return (bias + spec.slopes[:, None, None] * distance).to(bias.dtype)
-
-
-def _kind(spec: AttentionSpec) -> Kind:
-    return spec.window, spec.changes_scores
 
 
 def _bias(window: int | None, distance: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:

@@ -118,7 +118,7 @@ class Build:
         """Announce the attention of a layer, before the first step."""
         self.cache[layer] = shape
         self.changes_scores |= spec.changes_scores
-        self.device.use(spec)
+        self.device.use(layer, spec)
 
     def scale_cache(self, layer: int, name: str) -> None:
         """Give the device the scales of the keys and values of layer `name`, if the checkpoint has any."""

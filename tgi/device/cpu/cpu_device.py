@@ -5,8 +5,10 @@ Linear weights are kept in oneDNN's blocked layout only, in which few rows read 
 cache in place.
 """
 
+import itertools
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from tgi.device import cgroups
-from tgi.device.attention import AttentionSpec
+from tgi.device.attention import AttentionSpec, Kind
 from tgi.device.base import Device
 from tgi.device.batch import Batch, KVCache
 from tgi.device.ranking import most_likely_by_keys
@@ -44,55 +46,55 @@ class _Row:
     first: int
     """Position of the first token that is read from the cache."""
     masked: bool
-    """Its own tokens are read from the cache too, and what each sees is said by a mask."""
+    """Whether its own tokens are read from the cache too, and a mask hides what each does not see."""
     views: list[torch.Tensor] | None
-    """Its cached tokens, layer by layer the keys and the values, [1, kv_heads, n, head_dim], where they
-    follow one another;"""
+    """Keys and values of its cached tokens, layer by layer, [1, kv_heads, n, head_dim]; None if their slots
+    do not follow one another, or it has none."""
     slots: torch.Tensor | None
-    """else their slots. They are copied together then, and not read piece by piece, so that the result does
-    not depend on where the blocks lie. Both are None for a row without cached tokens."""
+    """Slots of its cached tokens if they do not follow one another. They are copied together, not read piece
+    by piece, so that the result does not depend on the places of the blocks."""
 
 
-@attrs.frozen(eq=False)
-class _HostRow:
-    """A row of a step on the host."""
+class _StepRow(NamedTuple):
+    """A row of a step as a group of layers has it."""
 
     offset: int
     """Index of its first query token among all tokens of the batch."""
     length: int
+    """Number of its query tokens."""
     start: int
     """Position of its first query token."""
     base: int
     """Position of the first token of its table."""
     table: npt.NDArray[np.int32]
+    """Ids of its blocks."""
 
 
 @attrs.frozen(eq=False)
-class _Plan:
+class _KindPlan:
     """Rows as layers of one kind read them."""
 
     rows: list[_Row]
     leading: int
-    """Number of rows at the beginning that are a single token each, and none masked."""
+    """Number of rows at the beginning that are single, unmasked tokens: their queries need no copies."""
     tokens: int
+    """Number of tokens of all rows, without padding."""
 
     @classmethod
-    def of(cls, rows: list[_Row]) -> "_Plan":
+    def of(cls, rows: list[_Row]) -> "_KindPlan":
         leading = 0
         while leading < len(rows) and rows[leading].length == 1 and not rows[leading].masked:
             leading += 1
         return cls(rows, leading, sum(row.length for row in rows))
 
 
-_Kind = tuple[int | None, bool]
-"""Of a layer: its window, and whether it changes scores."""
-
-
 @attrs.frozen(eq=False)
-class _StepPlan:
+class _GroupPlan:
+    """Rows as the layers of a group read them."""
+
     slots: torch.Tensor
-    """[T] int64"""
-    kinds: dict[_Kind, _Plan]
+    """[T] int64: slots that keys and values are written to."""
+    kinds: dict[Kind, _KindPlan]
 
 
 class CpuDevice(Device):
@@ -103,7 +105,6 @@ class CpuDevice(Device):
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads or usable_cores())
-        self._kinds: set[_Kind] = set()
 
     def dtype(self, name: str) -> torch.dtype:
         """For "auto" bfloat16 where the processor multiplies it natively, else float32."""
@@ -173,35 +174,32 @@ class CpuDevice(Device):
         A head's keys follow one another, which makes decode attention twice as fast over 1,000 tokens.
         """
         whole = torch.zeros(layers, 2, kv_heads, slots, head_dim, dtype=dtype)
-        return KVCache([(layer[0], layer[1]) for layer in whole], whole)
+        return KVCache.of_group([(layer[0], layer[1]) for layer in whole], whole)
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """As defined."""
         keys, values = batch.cache.layers[layer]
-        assert isinstance(batch.plan, _StepPlan)
-        keys.index_copy_(1, batch.plan.slots, key.transpose(0, 1))
-        values.index_copy_(1, batch.plan.slots, value.transpose(0, 1))
+        slots = _plan_of(layer, batch).slots
+        keys.index_copy_(1, slots, key.transpose(0, 1))
+        values.index_copy_(1, slots, value.transpose(0, 1))
 
-    def use(self, spec: AttentionSpec) -> None:
-        """As defined."""
-        self._kinds.add((spec.window, spec.changes_scores))
-
-    def plan(self, batch: Batch, block_size: int) -> "_StepPlan":
-        """Find the pieces of the cache that each row reads, as views for all layers."""
-        whole, group = batch.cache.whole, batch.groups[0]
-        assert whole is not None
-        layers, _, kv_heads, slots, head_dim = whole.shape
-        flat = whole.view(layers * 2, 1, kv_heads, slots, head_dim)
-        bases = [0] * len(batch.starts) if group.bases is None else group.bases.tolist()
-        columns = batch.lengths.tolist(), batch.starts.tolist(), bases
-        rows, offset = list[_HostRow](), 0
-        for length, start, base, table in zip(*columns, group.tables.numpy(), strict=True):
-            rows.append(_HostRow(offset, length, start, base, table))
-            offset += length
-        kinds = {
-            kind: _Plan.of([_plan_row(row, block_size, flat, *kind) for row in rows]) for kind in self._kinds
-        }
-        return _StepPlan(group.slots.long(), kinds)
+    def plan(self, batch: Batch, block_size: int) -> list[_GroupPlan]:
+        """Find the pieces of the cache that each row reads, as views for all layers of a group."""
+        lengths, starts = batch.lengths.tolist(), batch.starts.tolist()
+        offsets = [0, *itertools.accumulate(lengths)][:-1]
+        plans = []
+        for number, group in enumerate(batch.groups):
+            whole = batch.cache.wholes[number]
+            assert whole is not None
+            flat = whole.view(-1, 1, *whole.shape[2:])
+            bases = [0] * len(starts) if group.bases is None else group.bases.tolist()
+            rows = list(map(_StepRow, offsets, lengths, starts, bases, group.tables.numpy()))
+            kinds = {
+                kind: _KindPlan.of([_plan_row(row, block_size, flat, *kind) for row in rows])
+                for kind in self.kinds(batch.cache, number)
+            }
+            plans.append(_GroupPlan(group.slots.long(), kinds))
+        return plans
 
     def attention(
         self,
@@ -212,9 +210,8 @@ class CpuDevice(Device):
         batch: Batch,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Row by row by the fused kernel: over the cache without a mask, over a chunk itself with one."""
-        assert isinstance(batch.plan, _StepPlan)
-        plan = batch.plan.kinds[spec.window, spec.changes_scores]
+        """Attend row by row with the fused kernel: unmasked over the cache, masked over a chunk itself."""
+        plan = _plan_of(layer, batch).kinds[spec.kind]
         (total, heads, head_dim), kv_heads = query.shape, key.shape[1]
         folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim)
         outs = []
@@ -251,7 +248,13 @@ def _attend_row(
     return parts[0][0] if len(parts) == 1 else _merge(*parts)
 
 
-def _plan_row(row: _HostRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
+def _plan_of(layer: int, batch: Batch) -> _GroupPlan:
+    assert isinstance(batch.plan, list)
+    plan: _GroupPlan = batch.plan[batch.cache.groups[layer]]
+    return plan
+
+
+def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
     """A single query token reads itself from the cache too; a longer chunk that the window does not cut
     masks its own tokens."""
     end = row.start + row.length
@@ -273,12 +276,14 @@ def _plan_row(row: _HostRow, block_size: int, flat: torch.Tensor, window: int | 
 
 def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Keys and values of a layer, [1, kv_heads, n, head_dim] each; None for a row without cached tokens."""
+    place = cache.places[layer]
     if row.views is not None:
-        return row.views[2 * layer], row.views[2 * layer + 1]
+        return row.views[2 * place], row.views[2 * place + 1]
     if row.slots is None:
         return None
-    assert cache.whole is not None
-    keys, values = cache.whole[layer].index_select(2, row.slots).unsqueeze(1).unbind(0)
+    whole = cache.wholes[cache.groups[layer]]
+    assert whole is not None
+    keys, values = whole[place].index_select(2, row.slots).unsqueeze(1).unbind(0)
     return keys, values
 
 

@@ -5,7 +5,7 @@ right, where no token looks. Whatever needs a mask has one of each kind for all 
 Decode steps read the cache where it is.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,23 +64,21 @@ class CudaOperations(StaticDevice):
 
         return kernels.total(x)
 
-    def plan_decode(self, batch: Batch, flat: FlatBlocks, block_size: int) -> BlocksPlan:
+    def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> BlocksPlan:
         """Find where each row's blocks begin."""
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
-        return BlocksPlan(
-            batch.groups[0].slots.long(), (flat.ids, flat.rows, flat.tokens), starts, block_size
-        )
+        slots = batch.groups[number].slots.long()
+        return BlocksPlan(slots, (flat.ids, flat.rows, flat.tokens), starts, block_size)
 
     def attend_decode(
-        self, layer: int, query: torch.Tensor, batch: Batch, kind: int, spec: AttentionSpec
+        self, layer: int, query: torch.Tensor, batch: Batch, plan: Any, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend by a kernel that reads blocks where they are."""
-        del kind
         from . import triton_kernels as kernels
 
-        plan, (keys, values) = batch.plan, batch.cache.layers[layer]
         assert isinstance(plan, BlocksPlan)
+        keys, values = batch.cache.layers[layer]
         return kernels.attend_blocks(query, keys, values, plan.blocks, plan.starts, plan.size, spec)
 
     def attend_prompt(

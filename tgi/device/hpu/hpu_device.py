@@ -214,7 +214,7 @@ class HpuDevice(StaticDevice):
         def part() -> torch.Tensor:
             return torch.zeros(slots, kv_heads, head_dim, dtype=dtype, device=self.torch_device)
 
-        return KVCache([(part(), part()) for _ in range(layers)])
+        return KVCache.of_group([(part(), part()) for _ in range(layers)])
 
     @property
     def fused(self) -> bool:
