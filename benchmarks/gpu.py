@@ -8,7 +8,7 @@ for, as a server does. A decode step must read the weights and what is cached: t
 limit is the time that this takes at the bandwidth of a large copy, measured at once, over the time of the
 step. A prefill step must multiply: likewise with the rate of a large product. *Idle* is the share of the wall
 time in which no kernel and no copy runs. Then the same requests are generated here, all rows together from
-the first token to the last, and by transformers' continuous batching. `--device plain --shape tiny` tries
+the first token to the last, and by transformers' continuous batching. `--device hpu-sim --shape tiny` tries
 the program itself on a CPU.
 """
 
