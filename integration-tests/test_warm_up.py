@@ -26,7 +26,7 @@ def test_nothing_is_compiled_once_the_server_is_ready(start: Any) -> None:
     server.end()
     output = server.output()
     for row in ("weights", "workspace of the largest step", "reserve", "graphs, 6", "KV cache", "left over"):
-        assert re.search(rf"^{row}.* MiB$", output, re.MULTILINE), output
+        assert re.search(rf" INFO tgi\.engine: {row}.* MiB$", output, re.MULTILINE), output
 
 
 def test_a_budget_leaves_buckets_out(start: Any) -> None:
@@ -48,7 +48,7 @@ def test_too_little_memory_is_told_with_the_plan_before_anything_is_reserved(sta
     server = start("tgi serve", **CARD, memory_fraction=1e-9)
     assert server.wait_exit(90) == 1
     output = server.output()
-    assert "KV cache, 4 blocks of 128 tokens, of which there is no room for all" in output
+    assert "KV cache, 4 blocks of 128 tokens, more than there is room for" in output
     last = output.splitlines()[-1]
     assert last.startswith("tgi: Not enough memory to handle `max_total_tokens=384`: ")
     assert "a larger --memory-fraction than " in last

@@ -150,7 +150,8 @@ async def _warm_up(
 def check_memory(memory: MemoryBudget, limits: Limits) -> None:
     """Log the division of the memory. Raises EngineError if not even the longest request fits."""
     refusal = memory.refusal(limits)
-    log.log(logging.INFO if refusal is None else logging.ERROR, "Memory\n%s", memory)
+    for line in str(memory).splitlines():
+        log.log(logging.INFO if refusal is None else logging.ERROR, "%s", line)
     if refusal is not None:
         raise EngineError(refusal, "memory")
     if limits.max_batch_total_tokens is not None and memory.widest.fitting < memory.widest.wanted:
