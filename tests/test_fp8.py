@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from tests.compiling import open_compiling
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
-from tgi.plugins.quantization import read_fp8
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.rank_threads import on_threads
 from tgi.testing.runs import decoded, random_prompt, transformers_logprobs, whole
 from tgi.weights import CheckpointError
+from tgi.weights.formats import Dense, read_format
 
 FP8 = torch.float8_e4m3fn
 PART: dict[str, Any] = {
@@ -177,14 +177,14 @@ def groups(**changes: Any) -> dict[str, Any]:
 )
 def test_any_other_quantization_is_refused(config: dict[str, Any], fault: str) -> None:
     with pytest.raises(ConfigError, match=fault) as caught:
-        read_fp8(JsonReader({"quantization_config": config}))
+        read_format(JsonReader({"quantization_config": config}))
     assert "only e4m3" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_configs_without_quantization() -> None:
     for config in ({}, {"quantization_config": None}, {"quantization_config": {}}):
-        assert read_fp8(JsonReader(config)) is False
+        assert isinstance(read_format(JsonReader(config)), Dense)
 
 
 def test_a_scale_that_is_missing_is_named(tmp_path: Path) -> None:

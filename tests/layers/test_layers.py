@@ -23,7 +23,8 @@ from tgi.layers import (
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.rope_config import read_rope
-from tgi.weights import Checkpoint, Shard
+from tgi.weights import Checkpoint, DummyWeights, Shard
+from tgi.weights.formats.fp8 import Fp8
 
 VOCAB, SIZE = 50, 8
 
@@ -248,3 +249,29 @@ def test_from_which_length_on_keys_depend_on_it():
         == 40
     )
     assert read_rope(JsonReader({}), 8).depends_on_length_beyond is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_grouped_heads_in_fp8(tmp_path, size):
+    """A fused tensor has one scale, and each rank its rows of the numbers."""
+    numbers = torch.randn(30, 8).to(torch.float8_e4m3fn)
+    scales = {"x.weight_scale": torch.tensor([0.5]), "x.input_scale": torch.tensor([0.25])}
+    save_file({"x.weight": numbers, **scales}, tmp_path / "model.safetensors")
+    x = torch.randint(-8, 8, (4, 8)) / 4
+    for rank in range(size):
+        shard = Shard(rank, size)
+        stored = Build(Checkpoint(tmp_path), shard, Device(1), torch.float32, Fp8())
+        whole = Build(DenseNumbers(numbers.float() * 0.5), shard, Device(1), torch.float32)
+        got, wanted = (GroupedQKV(build, "x", 8, 6, 2, 3)(x) for build in (stored, whole))
+        torch.testing.assert_close(got, wanted)
+
+
+class DenseNumbers(DummyWeights):
+    """One tensor under any name."""
+
+    def __init__(self, numbers):
+        super().__init__(torch.float32)
+        self.numbers = numbers
+
+    def read(self, name, shape, dim=0, part=None, out=None):  # noqa: ARG002
+        return out.copy_(self.numbers[part])

@@ -4,7 +4,7 @@ A package that offers a model or a device has an entry point in the group `tgi`,
 functions marked `hookimpl`. `tgi.plugins.hookspecs` has all hooks.
 """
 
-from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig, Weight
+from .architecture import ANY, Architecture, ConfigError, JsonReader, ModelConfig
 from .device import Card, DeviceSpec
 from .hookspecs import hookimpl
 from .manager import PLUGIN_TRACE, Plugins, architectures, devices, load_plugins
@@ -19,7 +19,6 @@ __all__ = [
     "JsonReader",
     "ModelConfig",
     "Plugins",
-    "Weight",
     "architectures",
     "devices",
     "hookimpl",

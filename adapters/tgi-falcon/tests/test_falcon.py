@@ -137,7 +137,6 @@ def test_models_that_everybody_knows(tmp_path, variant, parameters, ranks):
     ("change", "message"),
     [
         ({"activation": "relu"}, "'activation' is 'relu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
         ({"hidden_size": "big"}, "'hidden_size' is 'big'"),
         ({"num_attention_heads": None}, "no 'num_attention_heads'"),
     ],
@@ -145,3 +144,11 @@ def test_models_that_everybody_knows(tmp_path, variant, parameters, ranks):
 def test_config_errors(change, message):
     with pytest.raises(ConfigError, match=message):
         read_config(JsonReader(falcon_config("40b") | change))
+
+
+def test_formats_of_weights(tmp_path):
+    config = falcon_config("40b", quantization_config={"quant_method": "fp8", "activation_scheme": "static"})
+    formats = {each.name: each.format for each in describe_config(tmp_path, config).tensors}
+    assert formats["transformer.h.0.self_attention.query_key_value.weight"] == "fp8"
+    with pytest.raises(ConfigError, match="'quant_method' is 'gptq'; only e4m3 weights"):
+        describe_config(tmp_path, config | {"quantization_config": {"quant_method": "gptq"}})

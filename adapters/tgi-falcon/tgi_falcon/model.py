@@ -23,18 +23,18 @@ Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class FalconLayer(nn.Module):
-    """Attention and an MLP, one after the other, or side by side with one sum over the ranks for both."""
+    """Attention and an MLP, one after the other, or in parallel with one sum over the ranks for both."""
 
     def __init__(self, config: FalconConfig, build: Build, index: int) -> None:
         super().__init__()
         self._device, self._parallel = build.device, config.parallel
-        at = f"transformer.h.{index}"
-        attention, mlp = f"{at}.self_attention", f"{at}.mlp"
+        layer = f"transformer.h.{index}"
+        attention, mlp = f"{layer}.self_attention", f"{layer}.mlp"
         hidden, inner, bias = config.hidden_size, config.inner_size, config.bias
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        # Its authors add ALiBi before the scale.
+        # Falcon's ALiBi is added before the scale.
         slopes = alibi_slopes(heads) * size**-0.5 if config.rope is None else None
-        norms = [LayerNorm(build, f"{at}.{name}", hidden, config.epsilon) for name in config.norms]
+        norms = [LayerNorm(build, f"{layer}.{name}", hidden, config.epsilon) for name in config.norms]
         self.norms = nn.ModuleList(norms)
         self.qkv = GroupedQKV(build, f"{attention}.query_key_value", hidden, heads, kv_heads, size, bias)
         self.attention = Attention(build, index, heads, kv_heads, size, slopes=slopes)

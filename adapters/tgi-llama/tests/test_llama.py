@@ -118,7 +118,6 @@ def test_dynamic_rope_forgets(tmp_path):
     ("change", "message"),
     [
         ({"hidden_act": "gelu"}, "'hidden_act' is 'gelu'"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "only e4m3 weights"),
         ({"rope_scaling": {"rope_type": "axial"}}, "'axial' is not supported"),
         ({"rope_scaling": {"rope_type": "linear"}}, "'factor'"),
         ({"rope_scaling": {"rope_type": "longrope", **FACTORS, "short_factor": [1.0]}}, "'short_factor'"),
@@ -130,6 +129,12 @@ def test_config_errors(change, message):
     config = {**llama_config(), **change}
     with pytest.raises(ConfigError, match=message):
         read_config(JsonReader(config))
+
+
+def test_a_format_of_weights_that_is_not_supported(tmp_path):
+    config = llama_config(quantization_config={"quant_method": "gptq"})
+    with pytest.raises(ConfigError, match="'quant_method' is 'gptq'; only e4m3 weights"):
+        describe_config(tmp_path, config)
 
 
 def test_bfloat16_is_close_to_transformers(tmp_path):

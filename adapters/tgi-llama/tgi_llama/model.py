@@ -4,4 +4,4 @@ from tgi.layers import LlamaDecoder
 
 
 class Llama(LlamaDecoder):
-    """Everything that config.json may switch is `LlamaConfig`'s."""
+    """The decoder that other families share."""

@@ -1,11 +1,11 @@
-"""Llama for tgi: what the server must know of it. Imports no torch."""
+"""Llama for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
 from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 
 def read_config(get: JsonReader) -> LlamaConfig:
-    """Raises ConfigError where config.json asks for what this model cannot do."""
+    """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
     return read_llama_config(
         get,
         attention_bias=get(bool, "attention_bias", False),
@@ -15,5 +15,5 @@ def read_config(get: JsonReader) -> LlamaConfig:
 
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """The decoder with a language-model head."""
+    """Return the decoder with a language-model head."""
     return [Architecture("LlamaForCausalLM", "tgi_llama.model:Llama", read_config)]

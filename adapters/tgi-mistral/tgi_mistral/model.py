@@ -4,4 +4,4 @@ from tgi.layers import LlamaDecoder
 
 
 class Mistral(LlamaDecoder):
-    """Its window is `ModelConfig.window`."""
+    """A Llama with the window of its config."""

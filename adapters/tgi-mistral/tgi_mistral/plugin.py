@@ -1,13 +1,13 @@
-"""Mistral for tgi: what the server must know of it. Imports no torch."""
+"""Mistral for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
 from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 
 def read_config(get: JsonReader) -> LlamaConfig:
-    """What config.json leaves out is that of Mistral-7B-v0.1; a window of null is none.
+    """Read config.json, with the defaults of Mistral-7B-v0.1. A window of null is none.
 
-    Raises ConfigError where it asks for what this model cannot do.
+    Raises ConfigError if it asks for something that the layers cannot do.
     """
     heads = get(int, "num_attention_heads")
     return read_llama_config(
@@ -20,5 +20,5 @@ def read_config(get: JsonReader) -> LlamaConfig:
 
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """The decoder with a language-model head."""
+    """Return the decoder with a language-model head."""
     return [Architecture("MistralForCausalLM", "tgi_mistral.model:Mistral", read_config)]

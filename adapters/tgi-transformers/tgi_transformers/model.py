@@ -76,13 +76,17 @@ class TransformersModel(nn.Module):
 
     def __init__(self, config: TransformersConfig, build: Build) -> None:
         super().__init__()
-        config.check_ranks(build.shard.size)
+        if build.shard.size > 1:
+            raise ConfigError(
+                f"{config.architecture} runs by way of transformers, on one rank only; "
+                f"--num-shard {build.shard.size} needs an adapter of its own"
+            )
         whole = _load(config, build)
         for name, tensor in whole.named_parameters(remove_duplicate=False):
             build.keep(name, tensor.shape, tensor)
         self._device = build.device
         if isinstance(build.weights, Outline):
-            cap = 1.0 if config.changes_scores else None  # its value is not in a sketch
+            cap = 1.0 if config.softcap else None  # its value is not in a sketch
             self._specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
         else:
             self._specs, inner = _take_apart(whole, config, build.device)

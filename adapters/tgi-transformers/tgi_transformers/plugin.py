@@ -28,16 +28,10 @@ class TransformersConfig(ModelConfig):
     architecture: str
     json: Mapping[str, Any]
     """All of config.json."""
+    softcap: bool
+    """Whether attention caps its scores."""
     windows: tuple[int | None, ...]
     """Number of tokens that a token sees in each layer, itself included; None: all before it."""
-
-    def check_ranks(self, ranks: int) -> None:
-        """Raises ConfigError for more than one."""
-        if ranks > 1:
-            raise ConfigError(
-                f"{self.architecture} runs by way of transformers, on one rank only; "
-                f"--num-shard {ranks} needs an adapter of its own"
-            )
 
 
 def read_config(get: JsonReader) -> TransformersConfig:
@@ -58,7 +52,7 @@ def read_config(get: JsonReader) -> TransformersConfig:
         head_dim=rotated + plain if compressed else text.size("head_dim", hidden // heads),
         max_position=_first(text, _POSITIONS, 2048),
         learned_positions=_learned_positions(text),
-        changes_scores=text(float, "attn_logit_softcapping", 0.0) > 0,
+        softcap=text(float, "attn_logit_softcapping", 0.0) > 0,
         window=windows[0] if len(set(windows)) == 1 else None,
         windows=windows,
         architecture=architecture,
