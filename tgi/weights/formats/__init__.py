@@ -22,7 +22,7 @@ def read_format(config: JsonReader) -> WeightFormat:
         if method in kind.methods:
             reason = kind.fault(section)
             if reason is None:
-                return kind()
+                return kind.from_config(section)
             fault = fault or reason
     scopes = ", or ".join(kind.scope for kind in _known() if kind.scope)
     fault = fault or f"'quant_method' is {method!r}"

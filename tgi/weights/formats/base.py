@@ -82,6 +82,11 @@ class WeightFormat(ABC):
         """Return the reason why a "quantization_config" with one of the `methods` is not this format."""
         raise NotImplementedError
 
+    @classmethod
+    def from_config(cls, config: JsonReader) -> Self:  # noqa: ARG003
+        """Return the format with the settings of a "quantization_config" that has no `fault`."""
+        return cls()
+
     def missing(self, reader: Reader, part: TensorPart) -> str | None:  # noqa: ARG002
         """Return the name of a tensor without which the weight `part` is not stored in this format.
 
