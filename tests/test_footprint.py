@@ -91,9 +91,9 @@ def test_tables_of_the_sampler() -> None:
 
 
 def test_a_device_that_gathers_keys_and_values_needs_room_for_them() -> None:
-    """Of one layer: 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores, twice; for each block 32
-    heads of 128 bfloat16 three times. In a list: its place in the 8 rows as float32 and bfloat16, and float32
-    for its tokens three times."""
+    """One layer gathers 8 key and 8 value heads of 128 bfloat16, and 32 float32 scores twice; each block has
+    32 heads of 128 bfloat16 three times. A listed block has its place in the 8 rows as float32 and bfloat16,
+    and three float32 for each token."""
     of_block = 128 * (2 * 8 * 128 * 2 + 2 * 32 * 4) + 3 * 32 * 128 * 2
     assert more(LLAMA_8B, gathered_blocks=10) == 10 * of_block
     assert more(LLAMA_8B, listed_blocks=10) == 10 * (8 * 6 + 3 * 128 * 4)

@@ -1,4 +1,4 @@
-"""Checkpoints in fp8: what config.json may say, and logits against transformers with rounded layers."""
+"""Checkpoints in fp8: settings in config.json, and logits of transformers with rounded layers."""
 
 import json
 from pathlib import Path
@@ -90,7 +90,7 @@ def make_fp8(folder: Path, config: dict[str, Any], shape: tuple[int, ...] = (1,)
 
 
 def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
-    """Nearly all to the last digit; a number that lies between two of 8 bits may go to the other one."""
+    """Nearly all logits are equal; a number halfway between two of 8 bits may go to the other one."""
     error = (got - wanted).abs()
     assert error.median() < 1e-4
     assert error.max() < 0.05
@@ -138,7 +138,7 @@ def test_keys_and_values_in_fp8_by_the_scales_of_the_checkpoint(tmp_path: Path) 
 
 
 def test_weights_that_are_made_up(tmp_path: Path) -> None:
-    """The same on a card as on a CPU."""
+    """A card gives the results of the CPU."""
     make_fp8(tmp_path, GROUPS)
     wanted = whole(make_driver(tmp_path, CpuDevice(1), dummy=True), [*PROMPT, 0], len(PROMPT))
     with open_compiling("gaudi3-lazy") as device:

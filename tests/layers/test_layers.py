@@ -1,4 +1,4 @@
-"""What the layers add to the device's operations: parts for ranks, prompt log-probabilities, frequencies."""
+"""Layers beyond the device's operations: parts for ranks, prompt log-probabilities, frequencies."""
 
 import pytest
 import torch
@@ -112,7 +112,7 @@ def test_head_without_rows(build):
 
 
 def test_parts_of_ranks_make_the_whole(build):
-    """Also for a vocabulary that does not divide: 50 over 4."""
+    """The vocabulary of 50 does not divide by 4."""
     x = torch.randn(3, SIZE)
     head, column, row = [], [], OneAfterAnother()
     wide, residual = torch.randn(3, 12), torch.randn(3, SIZE)
@@ -134,7 +134,7 @@ def test_parts_of_ranks_make_the_whole(build):
 
 @pytest.mark.parametrize("tokens", [torch.int32, torch.int64], ids=str)
 def test_each_token_is_one_ranks(build, tokens):
-    """Of a vocabulary of 50; over 7 ranks the last has 2 rows, and the others 8."""
+    """A vocabulary of 50 over 7 ranks: the last has 2 rows, the others 8."""
     ids = torch.tensor([0, 12, 13, 26, 38, 39, 47, 48, 49], dtype=tokens)
     for size in (1, 4, 7):
         device = OneAfterAnother()
@@ -148,7 +148,7 @@ def test_each_token_is_one_ranks(build, tokens):
 @pytest.mark.parametrize("size", [1, 2, 3, 6])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 1), (6, 6), (12, 6), (30, 6)])
 def test_grouped_heads_on_ranks(tmp_path, heads, kv_heads, size):
-    """Against a tensor whose rows say what they are: query or key or value, which head, which feature."""
+    """Rows of the tensor name themselves: query, key or value; head; feature."""
     readers = heads // kv_heads
     rows = []
     for group in range(kv_heads):
@@ -182,7 +182,7 @@ def test_two_layers_share_one_sum_over_the_ranks(build):
 
 
 def test_layer_norm(tmp_path):
-    """Against its definition."""
+    """The definition, by hand."""
     weight, bias = torch.randn(5, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
     save_file({"n.weight": weight, "n.bias": bias}, tmp_path / "model.safetensors")
     x = torch.tensor([[1.0, 2, 3, 4, 5], [-7, 0, 0, 0, 7]], dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_layer_norm(tmp_path):
 
 @pytest.mark.parametrize("heads", [1, 2, 4, 5, 7, 12, 32, 64, 71])
 def test_slopes_are_those_of_transformers(heads):
-    """Of the position 1, but for its rounding to bfloat16."""
+    """transformers has the slopes at position 1, rounded to bfloat16."""
     rounded = build_alibi_tensor(torch.ones(1, 2, dtype=torch.int64), heads, torch.float32)[:, 0, 1]
     assert torch.equal(alibi_slopes(heads).bfloat16().float(), rounded)
 
@@ -225,7 +225,7 @@ ROPES = [
 @pytest.mark.parametrize("rope", ROPES, ids=str)
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
 def test_frequencies_are_those_of_transformers(rope, theta):
-    """For heads of 64 and as many frequencies as real models have."""
+    """Heads of 64 have as many frequencies as real models."""
     data = {
         "hidden_size": 256,
         "num_attention_heads": 4,

@@ -1,4 +1,4 @@
-"""What pluggy does not check by itself: clashing names, misspelt hooks, plugins that cannot be imported."""
+"""Faults of plugins that pluggy does not find: clashing names, misspelt hooks, failing imports."""
 
 import importlib
 import json
@@ -18,7 +18,7 @@ HOOK = "from tgi.plugins import hookimpl\n@hookimpl\n"
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where distributions that are installed are found, in this process and in those that it starts."""
+    """Folder in which this process and its children find installed distributions."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     importlib.invalidate_caches()

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint is said all at once, by name, and before any number is read."""
+"""All faults of a checkpoint are named at once, before any number is read."""
 
 import pytest
 import torch

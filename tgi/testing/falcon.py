@@ -1,4 +1,4 @@
-"""Small random Falcon checkpoints of each kind that there is, under the names of either code for them."""
+"""Small random Falcon checkpoints of every kind, named as in transformers or in the models' own code."""
 
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
     },
 }
-"""What tells them apart, beside sizes: RefinedWeb's (1B and 7B, 2023), 7B, 40B, 180B, and 11B (2024)."""
+"""Settings of RefinedWeb's models (1B and 7B, 2023), 7B, 40B, 180B, and 11B (2024)."""
 REPOSITORY_NAMES = {
     "num_attention_heads": "n_head",
     "num_kv_heads": "n_head_kv",
     "num_hidden_layers": "n_layer",
 }
-"""What the code in the models' own repositories calls them; `n_head_kv` means the new architecture."""
+"""Names of keys in the code of the models' own repositories; `n_head_kv` means the new architecture."""
 
 
 def make_falcon(
@@ -59,7 +59,7 @@ def make_falcon(
 
 
 def falcon_config(variant: str, *, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
-    """A config.json of a tiny Falcon."""
+    """Return a config.json of a tiny Falcon."""
     config = {
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
@@ -76,7 +76,7 @@ def falcon_config(variant: str, *, dtype: str = "float32", **overrides: Any) -> 
 
 
 def repository_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The same for the code in the models' own repositories, of 2023."""
+    """Return the config.json for the code in the models' own repositories, of 2023."""
     written = {REPOSITORY_NAMES.get(key, key): value for key, value in config.items()}
     new = written.pop("new_decoder_architecture", False)
     kind = "RefinedWeb" if new else "RefinedWebModel"
@@ -84,7 +84,7 @@ def repository_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def falcon_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
-    """Random float32 tensors for such a config, of transformers' names."""
+    """Draw float32 tensors for a config, under the names of transformers."""
     draw = Draw.from_seed(seed)
     hidden, heads, bias = config["hidden_size"], config["num_attention_heads"], config.get("bias", False)
     inner = config.get("ffn_hidden_size", 4 * hidden)

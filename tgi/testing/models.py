@@ -1,4 +1,4 @@
-"""Small random checkpoints, complete with tokenizer and chat template, for anybody's tests.
+"""Small random checkpoints with tokenizer and chat template, for tests.
 
 The weights are drawn so that the activations stay near unit variance and attention is not uniform: a wrong
 rotation, mask or scale changes the logits visibly.
@@ -46,13 +46,13 @@ def make_llama(
 def make_mistral(
     folder: Path | str, seed: int = 0, dtype: str = "float32", shards: int = 1, **config: Any
 ) -> Path:
-    """A random Mistral checkpoint, as `make_llama` makes one."""
+    """Write a random Mistral checkpoint, with the arguments of `make_llama`."""
     whole = mistral_config(dtype=dtype, **config)
     return save_checkpoint(Path(folder), whole, llama_tensors(whole, seed), shards)
 
 
 def llama_config(*, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
-    """A config.json of a tiny Llama with grouped-query attention."""
+    """Return a config.json of a tiny Llama with grouped-query attention."""
     config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -80,14 +80,14 @@ def llama_config(*, dtype: str = "float32", **overrides: Any) -> dict[str, Any]:
 
 
 def mistral_config(*, sliding_window: int | None = 24, **overrides: Any) -> dict[str, Any]:
-    """A config.json of a tiny Mistral; a `sliding_window` of None is written as null."""
+    """Return a config.json of a tiny Mistral; a `sliding_window` of None is written as null."""
     config = llama_config(architectures=["MistralForCausalLM"], model_type="mistral", **overrides)
     del config["attention_bias"], config["mlp_bias"]
     return config | {"sliding_window": sliding_window}
 
 
 def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random float32 tensors for such a config, under the names of a Llama checkpoint, or a Mistral one."""
+    """Draw float32 tensors for a config, under the names of Llama's and Mistral's checkpoints."""
     draw = Draw.from_seed(seed)
     hidden, inter, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
@@ -113,25 +113,25 @@ def llama_tensors(config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tens
 
 @attrs.frozen
 class Draw:
-    """Random float32 tensors of a checkpoint, drawn one after another."""
+    """A checkpoint's random float32 tensors, drawn one after another."""
 
     generator: torch.Generator
     tensors: dict[str, torch.Tensor] = attrs.field(factory=dict)
 
     @classmethod
     def from_seed(cls, seed: int) -> "Draw":
-        """The same for every program of the same calls."""
+        """Begin with a seed: the same calls draw the same numbers."""
         return cls(torch.Generator().manual_seed(seed))
 
     def linear(self, name: str, out: int, into: int, gain: float = 1.0, bias: bool = False) -> None:
-        """Keeps the variance of what it gets, times gain squared."""
+        """Draw a layer that multiplies the variance of its input by gain squared."""
         weight = torch.randn(out, into, generator=self.generator) * (gain * into**-0.5)
         self.tensors[f"{name}.weight"] = weight
         if bias:
             self.tensors[f"{name}.bias"] = torch.randn(out, generator=self.generator) * 0.1
 
     def norm(self, name: str, size: int, bias: bool = False) -> None:
-        """Nearly 1, and nearly 0."""
+        """Draw a norm's weight near 1, and its bias near 0."""
         self.tensors[f"{name}.weight"] = 1 + 0.1 * torch.randn(size, generator=self.generator)
         if bias:
             self.tensors[f"{name}.bias"] = 0.1 * torch.randn(size, generator=self.generator)

@@ -37,7 +37,7 @@ class DummyWeights:
         part: slice | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `Checkpoint.read`."""
+        """Do as `Checkpoint.read`."""
         ranges = [range(length) for length in shape]
         if part is not None:
             ranges[dim] = ranges[dim][part]
@@ -54,11 +54,11 @@ class DummyWeights:
         return out
 
     def fault(self, _name: str, _shape: Sequence[int]) -> str | None:
-        """As `Checkpoint.fault`."""
+        """Do as `Checkpoint.fault`."""
         return None
 
     def dismiss(self, name: str) -> None:
-        """As `Checkpoint.dismiss`."""
+        """Do as `Checkpoint.dismiss`."""
 
     def _fill(self, out: torch.Tensor, name: str, rows: range, columns: range, width: int) -> None:
         noise = self._noise_for(width, out.dtype)  # on the host: where integers may have 64 bits

@@ -8,7 +8,7 @@ from .checkpoint import Checkpoint, CheckpointError
 
 
 class Outline:
-    """Tensors on torch's device "meta", and what is wrong with those of the checkpoint, if there is one.
+    """Tensors on torch's device "meta", and the faults of those in the checkpoint, if there is one.
 
     Without a checkpoint every tensor exists.
     """
@@ -31,7 +31,7 @@ class Outline:
         part: slice | None = None,
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As `Checkpoint.read`, but without numbers and errors."""
+        """Do as `Checkpoint.read`, but without numbers and errors."""
         self._asked.add(name)
         if name not in self:
             self._missing[name] = None
@@ -43,11 +43,11 @@ class Outline:
         return torch.empty(lengths, device="meta") if out is None else out
 
     def fault(self, name: str, shape: Sequence[int]) -> str | None:
-        """As `Checkpoint.fault`."""
+        """Do as `Checkpoint.fault`."""
         return None if self.checkpoint is None else self.checkpoint.fault(name, shape)
 
     def dismiss(self, name: str) -> None:
-        """As `Checkpoint.dismiss`."""
+        """Do as `Checkpoint.dismiss`."""
         self._asked.add(name)
 
     def skip_check(self) -> None:

@@ -37,7 +37,7 @@ SWITCHES = {
 LAZY, COMPILED = "gaudi2-lazy", "gaudi3-compile"
 CARDS = {"rw": [LAZY, COMPILED], "7b": [COMPILED], "40b": [LAZY], "180b": [COMPILED], "11b": [LAZY]}
 RANKS = {"rw": 4, "40b": 4, "180b": 2, "11b": 4, "7b": 2, "40b with biases and ALiBi": 2}
-"""With as many key/value heads, fewer, more, as many again; with one; and with as many and slopes."""
+"""Numbers of ranks: as many as key/value heads, more, fewer, as many again; with one; with slopes."""
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -54,7 +54,7 @@ def test_text_is_that_of_transformers(tmp_path, variant):
 
 @pytest.mark.parametrize("variant", ["rw", "7b", "40b"])
 def test_names_of_the_code_in_the_models_repositories(tmp_path, variant):
-    """Of those that have been published so."""
+    """Only these variants have been published with code of their own."""
     other = make_falcon(tmp_path / "other", variant)
     folder = make_falcon(tmp_path / "own", variant, repository=True)
     reference = FalconForCausalLM.from_pretrained(other, dtype=torch.float32)
@@ -62,7 +62,7 @@ def test_names_of_the_code_in_the_models_repositories(tmp_path, variant):
 
 
 def test_defaults_of_the_code_in_the_models_repositories():
-    """Of configuration_RW.py, which are not those of transformers."""
+    """The defaults of configuration_RW.py are not those of transformers."""
     names = {"hidden_size", "n_head", "n_layer", "vocab_size", "model_type"}
     few = {key: value for key, value in repository_config(falcon_config("7b")).items() if key in names}
     read = read_config(JsonReader(few))
@@ -80,7 +80,7 @@ def test_slopes_take_memory(tmp_path, alibi):
 
 
 SLOPES_OF_12 = [2**-i for i in range(1, 9)] + [2 ** -(i + 0.5) for i in range(4)]
-"""Of 8 heads, and every other one of 16."""
+"""The slopes of 8 heads, and every other one of 16."""
 
 
 def test_alibi_is_not_rounded(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ BIG = {
     [("rw", 1_414_647_808, 32), ("7b", 7_217_189_760, 1), ("180b", 179_522_565_120, 8)],
 )
 def test_models_that_everybody_knows(tmp_path, variant, parameters, ranks):
-    """By the metadata of their files, which have a head apart; but RW-1B's, which is 1,311,625,216."""
+    """The metadata of their files count the head apart, except RW-1B's (1,311,625,216)."""
     described = describe_config(tmp_path, falcon_config(variant, **BIG[variant]))
     assert described.parameters == parameters
     assert [count for count in described.possible_ranks if count <= 64][-1] == ranks

@@ -90,7 +90,7 @@ ROPES = {
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
 def test_rope(tmp_path, rope):
-    """In its newer spelling, and it is the same in the older one."""
+    """Both spellings are read alike; the newer one is run."""
     theta = {"rope_theta": 500.0}
     new = llama_config(rope_parameters=rope | theta, max_position_embeddings=64)
     old = llama_config(rope_scaling=rope, **theta, max_position_embeddings=64)

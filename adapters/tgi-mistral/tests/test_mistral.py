@@ -28,7 +28,7 @@ SWITCHES = {
 LAZY, COMPILED = "gaudi2-lazy", "gaudi3-compile"
 CARDS = {"a window of 24": [LAZY], "no window": [COMPILED], "a window within a block": [COMPILED]}
 RANKS = {"one key/value head": 4, "every head its own": 2, "a window of 24": 2, "heads of another size": 4}
-"""With fewer key/value heads, more, as many, and fewer again."""
+"""Numbers of ranks: more than key/value heads, fewer, as many, and more again."""
 
 
 @pytest.mark.parametrize("name", SWITCHES)
@@ -52,7 +52,7 @@ def test_weights_are_those_of_the_checkpoint(tmp_path, name):
 
 
 def test_what_config_json_leaves_out():
-    """As transformers' MistralConfig has it: missing is one thing, null another."""
+    """A key that is missing has the default of transformers' MistralConfig; null is a value."""
     config = mistral_config()
     for key in ("sliding_window", "num_key_value_heads", "max_position_embeddings"):
         del config[key]

@@ -16,7 +16,7 @@ from .random_models import FAMILIES, VOCAB, make_model
 
 NEW_TOKENS = 64
 ENGINE = ("Gemma 2", "OPT")
-"""With windows and other switches in its layers; with positions that are learned."""
+"""Families: one with windows and other switches in its layers, one that has learned its positions."""
 LIMITS = Limits(max_total_tokens=256, max_input_tokens=192, max_batch_size=8, max_batch_prefill_tokens=48)
 
 

@@ -132,7 +132,7 @@ def test_positions_that_are_learned_have_an_end(tmp_path, family):
 
 
 def found_positions(config):
-    """How many position embeddings transformers makes, OPT's offset of 2 left out."""
+    """The number of position embeddings that transformers makes, less OPT's offset of 2."""
     model = transformers.AutoModelForCausalLM.from_config(config)
     tables = [m for n, m in model.named_modules() if n.endswith(("wpe", "embed_positions"))]
     return tables[0].weight.shape[0] - getattr(tables[0], "offset", 0)
@@ -152,7 +152,7 @@ def test_windows_of_layers():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_descriptions(tmp_path, family):
-    """What a rank keeps is described without loading it; a tied head may be kept once only."""
+    """A description without numbers is that of the loaded model."""
     folder = make_model(tmp_path, **FAMILIES[family])
     config = json.loads((folder / "config.json").read_text())
     (name,) = config["architectures"]

@@ -26,7 +26,7 @@ from .trial import TOKENS, Trial, make_mask
 
 Attending = Callable[..., torch.Tensor]
 _PAGED, _TRIAL = "tgi_paged", "tgi_trial"
-"""The two names of `_attend`; where masks are not known under the name, transformers makes none."""
+"""The two names of `_attend`; transformers makes no masks for the name under which none are registered."""
 
 
 def _attend(
@@ -38,7 +38,7 @@ def _attend(
     tgi: Attending | None = None,
     **given: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The attention of a layer as transformers calls it; `tgi` has come through all layers above."""
+    """Attention of a layer, called by transformers; `tgi` has come through all layers above."""
     if tgi is None:
         reason = "what a model is given does not reach its attention"
         raise ConfigError(f"{type(module).__name__} cannot be run by way of transformers: {reason}")
@@ -72,7 +72,7 @@ class Paged:
 
 
 class TransformersModel(nn.Module):
-    """Any of them: what is before the head, and the head."""
+    """Any model of transformers: a decoder and a head. Without numbers it has neither, and cannot run."""
 
     def __init__(self, config: TransformersConfig, build: Build) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class TransformersModel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """All before the head."""
+    """The part of a model before the head."""
 
     def __init__(self, inner: PreTrainedModel) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ class Decoder(nn.Module):
 
 
 class TransformersHead(Head):
-    """What a model does with the features that its decoder gives, in whose place `whole` has a `_Given`."""
+    """The part of a model after its decoder, in whose place `whole` has a `_Given`."""
 
     def __init__(self, whole: PreTrainedModel, config: TransformersConfig, device: Device) -> None:
         nn.Module.__init__(self)  # a Head reads weights, of which transformers has read all
@@ -136,14 +136,14 @@ class TransformersHead(Head):
 
 
 class _Given(nn.Module):
-    """In the place of a decoder: gives the embeddings that it gets."""
+    """Stand-in for a decoder that returns the embeddings it gets."""
 
     def forward(self, *_: Any, inputs_embeds: torch.Tensor, **__: Any) -> "_Output":
         return _Output(last_hidden_state=inputs_embeds)
 
 
 class _Output(BaseModelOutputWithPast):
-    """With all that decoders of some kind give besides, which a head passes on: it is None."""
+    """Output of a decoder in which everything else that a head may pass on is None."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -151,7 +151,7 @@ class _Output(BaseModelOutputWithPast):
 
 
 class DeviceLinear(nn.Module):
-    """A linear layer by the device's own operation."""
+    """A linear layer computed by the device."""
 
     def __init__(self, build: Build, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ class DeviceLinear(nn.Module):
 
 
 def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
-    """Raises ConfigError and CheckpointError."""
+    """Build the model by transformers. Raises ConfigError and CheckpointError."""
     trial = Trial(config)
     kind: Any = getattr(transformers, config.architecture)
     if not kind.is_backend_compatible():
@@ -193,7 +193,7 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
 
 
 def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> Any:
-    """By transformers' own loading, which knows what old checkpoints call a tensor."""
+    """Load the model by transformers, which knows the names of tensors in old checkpoints."""
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
@@ -224,9 +224,9 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
 def _take_apart(
     whole: PreTrainedModel, config: TransformersConfig, device: Device
 ) -> tuple[list[AttentionSpec], PreTrainedModel]:
-    """The attention of all layers, and the decoder, in whose place `whole` has another from then on.
+    """Return the attention of all layers, and the decoder, which `_Given` replaces in `whole`.
 
-    Raises ConfigError where a short run shows that the model is not made for this.
+    Raises ConfigError if a short run shows that the model cannot be run so.
     """
     trial = Trial(config)
     decoder = whole.get_decoder()  # type: ignore[no-untyped-call]
@@ -256,7 +256,7 @@ def _take_apart(
 
 
 def _speed_up(model: nn.Module, build: Build) -> None:
-    """Let the device do the linear layers."""
+    """Let the device compute the linear layers."""
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear:
             model.set_submodule(name, DeviceLinear(build, module.weight.data, module.bias))

@@ -1,4 +1,4 @@
-"""Models of transformers for tgi: what the server must know of any of them. Imports no torch."""
+"""Models of transformers for tgi: their description. Imports no torch."""
 
 import importlib.metadata
 import importlib.util
@@ -23,11 +23,11 @@ _BY_LENGTH = ("dynamic", "longrope", "su")
 
 @attrs.frozen(kw_only=True)
 class TransformersConfig(ModelConfig):
-    """What is common to all of them, and the rest for transformers itself."""
+    """The settings that all models have, and the rest for transformers itself."""
 
     architecture: str
     json: Mapping[str, Any]
-    """All of config.json."""
+    """The object in config.json."""
     softcap: bool
     """Whether attention caps its scores."""
     windows: tuple[int | None, ...]
@@ -35,7 +35,7 @@ class TransformersConfig(ModelConfig):
 
 
 def read_config(get: JsonReader) -> TransformersConfig:
-    """Raises ConfigError where transformers has no such model, or one that cannot be run here."""
+    """Read config.json. Raises ConfigError if transformers lacks the model, or it cannot be run here."""
     architecture = _choose(get)
     _refuse(get, architecture)
     text = get.section("text_config") or get
@@ -61,8 +61,10 @@ def read_config(get: JsonReader) -> TransformersConfig:
 
 
 def _choose(get: JsonReader) -> str:
-    """The first of the architectures that transformers has, by the text of its table: to import it is to
-    import torch."""
+    """Return the first architecture in the text of transformers' table; importing that would import torch.
+
+    Raises ConfigError.
+    """
     names = get(list, "architectures")
     package = importlib.util.find_spec("transformers")
     assert package is not None
@@ -81,7 +83,7 @@ def _choose(get: JsonReader) -> str:
 
 
 def _refuse(get: JsonReader, architecture: str) -> None:
-    """Raise ConfigError for what is known to go wrong without any sign of it."""
+    """Raise ConfigError for models that would go wrong without any sign of it."""
     reasons = {
         "it has an encoder": get(bool, "is_encoder_decoder", False),
         "its weights are quantized": get.section("quantization_config") is not None,
@@ -94,7 +96,7 @@ def _refuse(get: JsonReader, architecture: str) -> None:
 
 
 def _rope_kinds(config: Mapping[str, Any]) -> Iterator[str]:
-    """Of all layers; there may be parameters for each type of layer."""
+    """Yield the kinds of RoPE; each type of layer may have its own."""
     for key, value in config.items():
         if isinstance(value, Mapping) and key not in ("vision_config", "audio_config"):
             yield from _rope_kinds(value)
@@ -114,7 +116,7 @@ def _kv_heads(get: JsonReader, heads: int) -> int:
 
 
 def _learned_positions(get: JsonReader) -> int | None:
-    """Taken to be learned where nothing tells how they are computed."""
+    """Return the number of positions if nothing in config.json tells how they are computed."""
     return None if any(key.startswith(_COMPUTED) for key in get.data) else _first(get, _POSITIONS, 2048)
 
 
@@ -129,5 +131,5 @@ def _windows(get: JsonReader, layers: int) -> tuple[int | None, ...]:
 
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """Whatever no other adapter offers."""
+    """Return the fallback for architectures that no other adapter offers."""
     return [Architecture(ANY, "tgi_transformers.model:TransformersModel", read_config)]

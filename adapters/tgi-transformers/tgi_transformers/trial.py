@@ -1,5 +1,7 @@
-"""A run of a model of transformers on three tokens, to learn what its attention does, or that it cannot be
-run here. Imported in rank processes only."""
+"""A run of a model of transformers on three tokens, which tells its attention, or that it cannot be run here.
+
+Imported in rank processes only.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,16 +17,16 @@ from .plugin import TransformersConfig
 
 TOKENS = 3
 _UNDERSTOOD = frozenset({"dropout", "scaling", "softcap", "sliding_window", "is_causal", "position_ids"})
-"""What the attention of a layer may be given besides; the window is taken from the mask."""
+"""Other arguments that the attention of a layer may get; the window is taken from the mask."""
 
 
 @attrs.define(eq=False)
 class Trial:
-    """Attention that looks at what it is given, and gives something that is good enough to go on with."""
+    """Attention that takes note of its arguments, and returns something to go on with."""
 
     config: TransformersConfig
     specs: dict[int, AttentionSpec] = attrs.field(factory=dict)
-    """Of the layers that have been there."""
+    """Attention of the layers that have been called."""
 
     def __call__(
         self,
@@ -52,7 +54,7 @@ class Trial:
         return value.repeat_interleave(query.shape[1] // value.shape[1], 1).transpose(1, 2).contiguous()
 
     def finish(self) -> list[AttentionSpec]:
-        """Of all layers. Raises ConfigError where one has not been there."""
+        """Return the attention of all layers. Raises ConfigError if one has not been called."""
         missing = sorted(set(range(self.config.num_layers)) - set(self.specs))
         if missing:
             layers = ", ".join(map(str, missing))
@@ -63,7 +65,7 @@ class Trial:
         return [self.specs[index] for index in range(self.config.num_layers)]
 
     def error(self, reason: str) -> ConfigError:
-        """That this model is not one of those that can be run."""
+        """Return an error for a model that cannot be run here."""
         return ConfigError(f"{self.config.architecture} cannot be run by way of transformers: {reason}")
 
     def _check_shapes(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
@@ -80,7 +82,7 @@ class Trial:
             )
 
     def window(self, mask: torch.Tensor | None) -> int | None:
-        """What a mask of `make_mask` says. None: a token sees all before it."""
+        """Return the window in a mask of `make_mask`; None: a token sees all before it."""
         if mask is None or mask.shape[-2] != 2:
             raise self.error("its attention masks are its own")
         before, last = mask.view(2, -1).cpu()
@@ -94,9 +96,9 @@ class Trial:
 
 
 def make_mask(mask_function: Any, config: Any, **_: Any) -> torch.Tensor:
-    """Registered with transformers for the trial: what two tokens far behind see of all before, [1, 1, 2, n].
+    """Return the mask [1, 1, 2, n] of two tokens behind many others, for the attention of a trial.
 
-    That is more than the trial itself needs, which is shorter than any window.
+    The trial itself is shorter than any window.
     """
     size = 2 * max(getattr(config, "max_position_embeddings", 0), 1 << 15)
     query, key = torch.arange(size - 2, size)[:, None], torch.arange(size)
