@@ -257,6 +257,21 @@ def test_a_part_of_a_kept_tensor_or_an_input_changed_in_a_graph_is_refused(card)
     assert kept.tolist() == [1, 2, 1, 2]
 
 
+@pytest.mark.rule("S21")
+def test_a_tensor_from_outside_changed_by_a_view_in_a_graph_is_refused(card):
+    """However much of it the view shows, and whether the view was made before the capture."""
+    kept = torch.zeros(2, 4, device="hpu")
+    before = kept.view(-1)
+    index, values = hpu(1, dtype=torch.int64), hpu(5.0)
+    for view in (lambda: kept.view(-1), lambda: before, lambda: kept.unsqueeze(0)[0].flatten()):
+        with refused("S21", "by a view of it, of shape"):
+            graphed(card, lambda x, view=view: view().index_copy_(0, index, x))(values)
+    flat = torch.zeros(8, device="hpu")
+    graphed(card, lambda x: flat.detach().index_copy_(0, index, x) * 2)(values)
+    assert flat.view(2, 4).cpu()[0, 1] == 5
+    assert graphed(card, lambda x: flat.view(2, 4)[0] + x)(values).cpu().tolist() == [5, 10, 5, 5]
+
+
 @pytest.mark.rule("S24")
 def test_random_numbers_are_refused_in_a_graph(card):
     x = hpu(1, 2)
@@ -265,3 +280,10 @@ def test_random_numbers_are_refused_in_a_graph(card):
     for function in (torch.rand_like, lambda x: x.clone().exponential_(), lambda x: x.multinomial(1)):
         with refused("S24"):
             graphed(card, function)(x)
+
+
+@pytest.mark.rule("S29")
+def test_a_bit_cast_is_refused_in_a_graph(card):
+    with refused("S29", "the bits of torch.int32 are read as torch.float32"):
+        graphed(card, lambda x: x.view(torch.float32) * 2)(hpu(1, dtype=torch.int32))
+    assert hpu(1.0).view(torch.int32).cpu().tolist() == [0x3F800000]

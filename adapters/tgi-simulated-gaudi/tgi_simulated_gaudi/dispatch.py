@@ -16,6 +16,8 @@ from .tensor import HpuTensor, wrap
 _cards: list[Card] = []
 _CPU = torch.device("cpu")
 _RESHAPING = frozenset({"t_", "transpose_", "squeeze_", "unsqueeze_", "as_strided_", "resize_", "set_"})
+_ALIASES = frozenset({"detach", "alias", "lift", "lift_fresh"})
+"""Operations that return their argument in another Python object."""
 FUSED: dict[str, Operation] = {}
 """Operations of the bridge's own by name, which kernels.py puts here."""
 FOREIGN: dict[str, Callable[..., Any]] = {}
@@ -64,7 +66,7 @@ def execute(card: Card, info: Operation, args: Sequence[Any], kwargs: dict[str, 
     if "device" in plain_kwargs:
         plain_kwargs["device"] = _CPU
     if info.view:
-        return _wrap_views(card, used[0], info.call(*plain_args, **plain_kwargs))
+        return _wrap_views(card, info, used[0], info.call(*plain_args, **plain_kwargs))
     if info.name in _RESHAPING:
         raise NotImplementedError(f"{info.label}: the simulated device does not change shapes in place")
     check_kernel(card, info, plain_args)
@@ -194,14 +196,18 @@ def _describe(value: Any) -> Hashable:
     return value if isinstance(value, (int, float, bool)) else str(value)
 
 
-def _wrap_views(card: Card, base: HpuTensor, result: Any) -> Any:
+def _wrap_views(card: Card, info: Operation, base: HpuTensor, result: Any) -> Any:
     views = costs.tensors(result)
     if card.recorder is not None:
+        if views[0].dtype != base.dtype:
+            detail = f"the bits of {base.dtype} are read as {views[0].dtype}"
+            card.ledger.violate("S29", info.label, detail)
         card.recorder.see_view(base.plain, views)
-    wrapped = [wrap(view, base.allocation, base.lease) for view in views]
+    is_view = base.is_view or info.name not in _ALIASES
+    wrapped = [wrap(view, base.allocation, base.lease, is_view) for view in views]
     if card.recorder is not None:
-        for one in wrapped:
-            card.recorder.made(one)
+        for view in wrapped:
+            card.recorder.made(view)
     return wrapped[0] if isinstance(result, torch.Tensor) else type(result)(wrapped)
 
 

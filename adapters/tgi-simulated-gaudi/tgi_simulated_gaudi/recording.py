@@ -151,10 +151,14 @@ class Recorder:
         if storage_of(plain) in self.born:
             return
         given = self._input_of.get(id(plain))
+        what = "an input" if given else "a tensor from outside of the graph"
         if plain.numel() * plain.element_size() != size_of(plain) or not plain.is_contiguous():
-            what = "an input" if given else "a tensor from outside of the graph"
             self.card.ledger.violate(
                 "S21", info.label, f"changes a part of {what}, of shape {tuple(plain.shape)}"
+            )
+        elif target.is_view:
+            self.card.ledger.violate(
+                "S21", info.label, f"changes {what} by a view of it, of shape {tuple(plain.shape)}"
             )
         elif given and info.name not in WHOLE_UPDATES:
             self.card.ledger.violate("S21", info.label, "changes an input of the graph")

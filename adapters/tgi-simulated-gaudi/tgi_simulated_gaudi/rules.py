@@ -243,8 +243,9 @@ _TABLE = (
         "S21",
         "a graph changes inputs and kept tensors as a whole",
         "in-place updates of views are not captured faithfully",
-        "an operation in place on a part of a tensor from outside, or on an input (but for index_copy_)",
-        "write with `index_copy_` or `scatter_` into the whole tensor",
+        "an operation in place on a part or a view of a tensor from outside, or on an input (but for "
+        "index_copy_)",
+        "keep the tensor in the shape that is written, and write with `index_copy_` or `scatter_`",
     ),
     Rule(
         "S22",
@@ -295,6 +296,14 @@ _TABLE = (
         "HPU graphs exist in lazy mode only, int64 and collectives differ",
         "the profile: what a release does not have is missing, or refused",
         "look for the function before it is used, as code for a card must",
+    ),
+    Rule(
+        "S29",
+        "no bit-casts in a graph",
+        "`view(dtype)` keeps the old dtype in a lazy graph, so that bits are read as numbers; compiled, it "
+        "runs on the host",
+        "`view` to another dtype while a graph is captured",
+        "pass integers and floats as tensors of their own",
     ),
 )
 RULES = {rule.id: rule for rule in _TABLE}

@@ -26,6 +26,8 @@ class HpuTensor(torch.Tensor):
     plain: torch.Tensor
     allocation: Allocation
     lease: Lease | None
+    is_view: bool
+    """Whether it is a view of another shape or place, not just an alias."""
     dispatch: ClassVar[Any]
     """`dispatch.run`, which dispatch.py puts here."""
     reading: ClassVar[Any]
@@ -59,7 +61,9 @@ class HpuTensor(torch.Tensor):
         raise TypeError("can't convert hpu:0 device type tensor to numpy. Use Tensor.cpu() first")
 
 
-def wrap(plain: torch.Tensor, allocation: Allocation, lease: Lease | None = None) -> HpuTensor:
+def wrap(
+    plain: torch.Tensor, allocation: Allocation, lease: Lease | None = None, is_view: bool = False
+) -> HpuTensor:
     """Return a device tensor with this data, without a copy."""
     made: HpuTensor = torch.Tensor._make_wrapper_subclass(
         HpuTensor,
@@ -69,5 +73,5 @@ def wrap(plain: torch.Tensor, allocation: Allocation, lease: Lease | None = None
         dtype=plain.dtype,
         device="hpu:0",  # type: ignore[arg-type]
     )
-    made.plain, made.allocation, made.lease = plain, allocation, lease
+    made.plain, made.allocation, made.lease, made.is_view = plain, allocation, lease, is_view
     return made
