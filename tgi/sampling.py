@@ -76,6 +76,8 @@ class Parameter:
     """Whether the sampler's program does without a column for it."""
     history: bool = False
     """Whether its effect depends on the tokens so far."""
+    warper: bool = False
+    """Whether tokens are drawn on TGI's own routes if it is given there."""
 
     def name(self, api: Api) -> str:
         """Name in the bodies of an API, or ""."""
@@ -124,6 +126,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             openai="temperature",
             openai_range=Range(ge=0.0),
             bounds=(1e-4, 1e4),
+            warper=True,
         ),
     ] = 1.0
     repetition_penalty: Annotated[
@@ -174,6 +177,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             range=Range(ge=0.0, le=1.0),
             openai="min_p",
             column=_log,
+            warper=True,
         ),
     ] = 0.0
     top_p: Annotated[
@@ -185,6 +189,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             native="top_p",
             openai="top_p",
             openai_range=Range(ge=0.0, le=1.0),
+            warper=True,
         ),
     ] = 1.0
     typical_p: Annotated[
@@ -194,6 +199,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "probability.",
             range=_SHARE,
             native="typical_p",
+            warper=True,
         ),
     ] = 1.0
     top_k: Annotated[
@@ -204,6 +210,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             native="top_k",
             openai="top_k",
             openai_range=Range(ge=-1),
+            warper=True,
         ),
     ] = 0
     watermark: Annotated[
@@ -257,7 +264,7 @@ class Declared:
     parameter: Parameter
 
     def read(self, body: object, api: Api) -> Any:
-        """The value that a body asks for; neutral if it says nothing. Raises ValueError in TGI's words."""
+        """Return the value that a body asks for, or the neutral one. Raises ValueError in TGI's words."""
         given = self.parameter.name(api)
         value = getattr(body, given) if given else None
         if value is None:
@@ -272,7 +279,7 @@ class Declared:
         raise ValueError(f"`{given}` must be {allowed}")
 
     def column(self, params: SamplingParams) -> float:
-        """The number that a rank keeps for a lane with these parameters."""
+        """Return the number that a rank keeps for a lane with these parameters."""
         value = getattr(params, self.name)
         if self.parameter.column is not None:
             return self.parameter.column(value)
@@ -282,23 +289,24 @@ class Declared:
 
 def _declared() -> tuple[Declared, ...]:
     hints = get_type_hints(SamplingParams, include_extras=True)
-    found = []
+    declared = []
     for field in msgspec.structs.fields(SamplingParams):
         kind, *extras = get_args(hints[field.name])
         parameter = next(extra for extra in extras if isinstance(extra, Parameter))
         for extra in extras:
             kind = Annotated[kind, extra] if isinstance(extra, Meta) else kind
-        found.append(Declared(name=field.name, type=kind, neutral=field.default, parameter=parameter))
-    return tuple(found)
+        declared.append(Declared(name=field.name, type=kind, neutral=field.default, parameter=parameter))
+    return tuple(declared)
 
 
 DECLARED = _declared()
 COLUMNS = {declared.name: declared for declared in DECLARED if not declared.parameter.on_host}
-"""Parameters of which the sampler gets a column of numbers, one for each row."""
+"""Parameters of which the sampler gets a column, with a number for each row."""
 FLOATS = tuple(name for name, declared in COLUMNS.items() if isinstance(declared.neutral, float))
 INTS = tuple(name for name in COLUMNS if name not in FLOATS)
 NEUTRAL = {name: declared.column(SamplingParams()) for name, declared in COLUMNS.items()}
-"""The number in each column that has no effect."""
+"""Number in each column that has no effect."""
+WARPERS = tuple(declared for declared in DECLARED if declared.parameter.warper)
 _HISTORY = tuple((declared.name, declared.neutral) for declared in DECLARED if declared.parameter.history)
 
 
@@ -324,7 +332,7 @@ def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
 
 
 def read_body(body: object, api: Api, **others: Any) -> SamplingParams:
-    """The parameters that a body asks for; `others` are those without a field of their own.
+    """Return the parameters that a body asks for; `others` have no field of that name, or another meaning.
 
     Raises ValueError in TGI's words for a value out of range.
     """

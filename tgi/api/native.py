@@ -9,7 +9,7 @@ from quart import Response
 
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
-from tgi.sampling import U32, about, body_fields
+from tgi.sampling import U32, WARPERS, about, body_fields
 from tgi.scheduler import Sequence, Token
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
@@ -121,8 +121,15 @@ class GenerateParameters(_Sampling, kw_only=True):
 
     def samples(self) -> bool:
         """Return whether tokens are drawn (S1)."""
-        given = (self.top_k, self.top_p, self.typical_p)
-        return self.do_sample or self.temperature not in (None, 1.0) or any(x is not None for x in given)
+        return self.do_sample or any(value != neutral for value, neutral in self.warpers())
+
+    def warpers(self) -> list[tuple[float, float]]:
+        """Return the warpers that are given, with their neutral values."""
+        return [
+            (value, warper.neutral)
+            for warper in WARPERS
+            if warper.parameter.native and (value := getattr(self, warper.parameter.native)) is not None
+        ]
 
     def count(self, limits: Limits) -> int:
         """Return the number of sequences (V03, V04); 0 counts as 1. Raises ValidationError."""
@@ -319,8 +326,7 @@ async def _stream(call: Call[Any], *, full_text: bool) -> Response:
 def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
     """Return what a request of TGI's API asks for (V06 to V12). Raises ValidationError."""
     best_of = parameters.best_of or 1
-    warpers = (parameters.temperature, parameters.top_k, parameters.top_p, parameters.typical_p)
-    if best_of > 1 and not (parameters.do_sample or any(value is not None for value in warpers)):
+    if best_of > 1 and not (parameters.do_sample or parameters.warpers()):
         raise ValidationError("you must use sampling when `best_of` is > 1")
     grammar = parameters.grammar
     return Generation(
