@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -197,13 +197,3 @@ async def serving(
         (address,) = await nursery.start(functools.partial(serve, create_app(service), config))
         yield Server(int(address.rpartition(":")[2]), service, executor)
         nursery.cancel_scope.cancel()
-
-
-def run(test: Callable[..., Any], *arguments: Any, seconds: float = 60) -> None:
-    """Run an async test, with a limit on its time."""
-
-    async def limited() -> None:
-        with trio.fail_after(seconds):
-            await test(*arguments)
-
-    trio.run(limited)

@@ -10,7 +10,7 @@ from tgi.config import Options
 from tgi.errors import GenerationFailed
 from tgi.protocol import LaneParams
 
-from .serving import LIMITS, Server, run, saying, serving
+from .serving import LIMITS, Server, saying, serving
 
 USER = {"role": "user", "content": "Hello"}
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -69,7 +69,7 @@ def endless(_params: LaneParams, _draw: int) -> int:
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    """After `REQUESTS`, one that is refused, and two that run together."""
+    """The page after `REQUESTS`, one that is refused, and two that run together."""
     pages = []
 
     async def main() -> None:
@@ -83,7 +83,7 @@ def page() -> str:
                 nursery.start_soon(server.generate, {"max_new_tokens": 2})
             pages.append(await server.metrics())
 
-    run(main)
+    trio.run(main)
     return pages[0]
 
 

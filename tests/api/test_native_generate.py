@@ -10,32 +10,26 @@ import trio
 from tgi.protocol import LaneParams
 from tgi.testing.fake_executor import counting, logprob
 
-from .serving import BOS, EOS, INFO, LIMITS, Answer, make_tokenizer, run, saying, serving
+from .serving import BOS, EOS, INFO, LIMITS, Answer, make_tokenizer, saying, serving
 
 HELLO, WORLD = make_tokenizer().encode("Hello world", add_special_tokens=False)
 
 
-def answer_to(
+async def answer_to(
     parameters: dict[str, Any], text: str = "Hello world", inputs: str = "what is", **given: Any
 ) -> Answer:
-    answers = []
-
-    async def main() -> None:
-        async with serving(saying(text), **given) as server:
-            answers.append(await server.generate(parameters, inputs))
-
-    run(main)
-    return answers[0]
+    async with serving(saying(text), **given) as server:
+        return await server.generate(parameters, inputs)
 
 
 @pytest.mark.contract("R1.2", "3.1")
-def test_without_details_there_is_only_the_text() -> None:
-    assert answer_to({}).body == b'{"generated_text":"Hello world"}'
+async def test_without_details_there_is_only_the_text() -> None:
+    assert (await answer_to({})).body == b'{"generated_text":"Hello world"}'
 
 
 @pytest.mark.contract("3.1")
-def test_details_and_all_their_keys_in_order() -> None:
-    details = answer_to({"details": True}).json["details"]
+async def test_details_and_all_their_keys_in_order() -> None:
+    details = (await answer_to({"details": True})).json["details"]
     assert list(details) == ["finish_reason", "generated_tokens", "seed", "prefill", "tokens"]
     assert details == {
         "finish_reason": "eos_token",
@@ -51,8 +45,8 @@ def test_details_and_all_their_keys_in_order() -> None:
 
 
 @pytest.mark.contract("3.1")
-def test_prefill_has_every_prompt_token_and_the_first_without_logprob() -> None:
-    details = answer_to({"decoder_input_details": True}).json["details"]
+async def test_prefill_has_every_prompt_token_and_the_first_without_logprob() -> None:
+    details = (await answer_to({"decoder_input_details": True})).json["details"]
     tokenizer = make_tokenizer()
     prompt = tokenizer.encode("what is")
     assert prompt[0] == BOS
@@ -64,8 +58,8 @@ def test_prefill_has_every_prompt_token_and_the_first_without_logprob() -> None:
 
 
 @pytest.mark.contract("3.1")
-def test_top_tokens_are_there_when_asked_for() -> None:
-    details = answer_to({"details": True, "top_n_tokens": 2}).json["details"]
+async def test_top_tokens_are_there_when_asked_for() -> None:
+    details = (await answer_to({"details": True, "top_n_tokens": 2})).json["details"]
     assert list(details)[-1] == "top_tokens"
     assert [len(top) for top in details["top_tokens"]] == [2, 2, 2]
     assert details["top_tokens"][0][0] == {
@@ -99,8 +93,8 @@ async def test_best_of_returns_the_sequence_with_the_highest_mean_logprob() -> N
 
 
 @pytest.mark.contract("R3.11")
-def test_the_full_text_begins_with_the_inputs() -> None:
-    assert answer_to({"return_full_text": True}).json["generated_text"] == "what isHello world"
+async def test_the_full_text_begins_with_the_inputs() -> None:
+    assert (await answer_to({"return_full_text": True})).json["generated_text"] == "what isHello world"
 
 
 @pytest.mark.contract("R1.1", "R2.70")
@@ -123,8 +117,8 @@ async def test_full_text_is_the_default_of_the_compatible_route(
 
 
 @pytest.mark.contract("1.5")
-def test_the_headers_of_an_answer() -> None:
-    headers = answer_to({}, inputs="é what").headers
+async def test_the_headers_of_an_answer() -> None:
+    headers = (await answer_to({}, inputs="é what")).headers
     assert headers["content-type"] == "application/json"
     assert headers["x-compute-type"] == "gpu+optimized"
     assert headers["x-compute-characters"] == "6"
@@ -139,8 +133,8 @@ def test_the_headers_of_an_answer() -> None:
 
 
 @pytest.mark.contract("R1.70")
-def test_errors_carry_none_of_these_headers() -> None:
-    answer = answer_to({"top_k": 0})
+async def test_errors_carry_none_of_these_headers() -> None:
+    answer = await answer_to({"top_k": 0})
     assert answer.status == 422
     assert [name for name in answer.headers if name.startswith("x-")] == ["x-request-id"]
 
@@ -193,15 +187,19 @@ async def test_the_seed_is_reported_if_it_mattered() -> None:
         ({"stop": ["</s>"]}, "Hello world", "eos_token", 3),
     ],
 )
-def test_where_a_generation_ends(parameters: dict[str, Any], text: str, reason: str, tokens: int) -> None:
-    body = answer_to({"details": True, **parameters}).json
+async def test_where_a_generation_ends(
+    parameters: dict[str, Any], text: str, reason: str, tokens: int
+) -> None:
+    body = (await answer_to({"details": True, **parameters})).json
     assert body["generated_text"] == text
     assert body["details"]["finish_reason"] == reason
     assert body["details"]["generated_tokens"] == len(body["details"]["tokens"]) == tokens
 
 
-def test_truncate_keeps_the_first_token_and_the_end() -> None:
-    details = answer_to({"decoder_input_details": True, "truncate": 2}, inputs="Hello world").json["details"]
+async def test_truncate_keeps_the_first_token_and_the_end() -> None:
+    details = (await answer_to({"decoder_input_details": True, "truncate": 2}, inputs="Hello world")).json[
+        "details"
+    ]
     assert [token["id"] for token in details["prefill"]] == [BOS, WORLD]
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from trio.testing import MockClock
 
 from tgi.api.native import NativeEvents
 from tgi.api.observe import Observer
@@ -182,41 +181,40 @@ def token(number: int, finish: FinishReason | None = None) -> Token:
     return Token(number, "x", -1.0, [], finish)
 
 
-def on_virtual_time(items: list[tuple[float, Token | ApiError]]) -> list[tuple[float, bytes]]:
-    """The writes of a stream whose items come after these pauses, and which then ends."""
+async def writes_of(items: list[tuple[float, Token | ApiError]]) -> list[tuple[float, bytes]]:
+    """Return the writes of a stream whose items come after these pauses, and which then ends."""
     wire = Wire()
-
-    async def main() -> None:
-        send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wire.read, stream_of(receive, ExitStack()))
-            for pause, item in items:
-                if pause:
-                    await trio.sleep(pause)
-                send.send_nowait((0, item))
-            send.close()
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.read, stream_of(receive, ExitStack()))
+        for pause, item in items:
+            if pause:
+                await trio.sleep(pause)
+            send.send_nowait((0, item))
+        send.close()
     return wire.writes
 
 
+@pytest.mark.autojump
 @pytest.mark.contract("R1.82")
-def test_a_comment_keeps_the_stream_alive_after_15_seconds_without_an_event() -> None:
+async def test_a_comment_keeps_the_stream_alive_after_15_seconds_without_an_event() -> None:
     assert KEEP_ALIVE_SECONDS == 15
-    writes = on_virtual_time([(1, token(5)), (40, token(6)), (10, token(7, FinishReason.LENGTH))])
+    writes = await writes_of([(1, token(5)), (40, token(6)), (10, token(7, FinishReason.LENGTH))])
     assert [(at, data) for at, data in writes if not data.startswith(b"data: ")] == [
         (16, b":\n\n"), (31, b":\n\n"),
     ]  # fmt: skip
     assert [at for at, data in writes if data.startswith(b"data: ")] == [1, 41, 51]
 
 
-def test_headers_do_not_wait_for_a_slow_first_token_for_ever() -> None:
-    writes = on_virtual_time([(100, token(5, FinishReason.LENGTH))])
+@pytest.mark.autojump
+async def test_headers_do_not_wait_for_a_slow_first_token_for_ever() -> None:
+    writes = await writes_of([(100, token(5, FinishReason.LENGTH))])
     assert writes[0] == (15, b":\n\n")
 
 
-def test_all_events_that_are_ready_are_one_write() -> None:
-    writes = on_virtual_time(
+@pytest.mark.autojump
+async def test_all_events_that_are_ready_are_one_write() -> None:
+    writes = await writes_of(
         [(0, token(5)), (0, token(6)), (0, token(7)), (1, token(8, FinishReason.LENGTH))]
     )
     assert [data.count(b"data: ") for _, data in writes] == [3, 1]
@@ -230,9 +228,10 @@ def test_characters_at_which_clients_end_lines_are_escaped(character: str) -> No
     assert len(data.decode().splitlines()) == 2
 
 
+@pytest.mark.autojump
 @pytest.mark.contract("2.6", "3.3")
-def test_a_stream_whose_tokens_end_early_says_so() -> None:
-    writes = on_virtual_time([(0, token(5)), (1, token(6))])
+async def test_a_stream_whose_tokens_end_early_says_so() -> None:
+    writes = await writes_of([(0, token(5)), (1, token(6))])
     assert writes[-1][1].endswith(
         b'data: {"error":"Incomplete generation stream","error_type":"incomplete_generation_stream"}\n\n'
     )

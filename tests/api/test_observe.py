@@ -3,7 +3,6 @@
 import json
 import logging
 import re
-import sys
 from typing import Any
 
 import attrs
@@ -16,7 +15,7 @@ from tgi.api.observe import duration_text
 from tgi.errors import GenerationFailed
 from tgi.testing.fake_executor import counting
 
-from .serving import LIMITS, Server, run, saying, serving
+from .serving import LIMITS, Server, saying, serving
 
 USER = {"role": "user", "content": "Prompt-of-mine"}
 BODIES: dict[str, dict[str, Any]] = {
@@ -115,7 +114,7 @@ async def test_a_request_ends_at_its_own_deadline(path: str) -> None:
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream"])
 async def test_a_deadline_counts_while_a_grammar_is_tried(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process that would try it never answers."""
-    monkeypatch.setattr(grammars, "COMMAND", [sys.executable, "-c", "import time; time.sleep(60)"])
+    monkeypatch.setattr(grammars, "COMMAND", ("-c", "import time; time.sleep(60)"))
     async with serving() as server:
         body = {"inputs": "x", "parameters": {"grammar": {"type": "regex", "value": "a"}}}
         answer = await server.ask("POST", path, body, {"X-Request-Timeout": "0.05"})
@@ -134,16 +133,13 @@ async def test_a_stream_ends_at_its_deadline_with_an_event() -> None:
         assert last["error_type"] == "deadline_exceeded"
 
 
-def test_one_line_for_each_finished_request_and_none_of_its_text(
+async def test_one_line_for_each_finished_request_and_none_of_its_text(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        async with serving(saying("Answer-to-it")) as server:
-            for number, (path, body) in enumerate(BODIES.items()):
-                answer = await server.ask("POST", path, body, {"X-Request-Id": f"r{number}"})
-                assert answer.status == 200
-
-    run(main)
+    async with serving(saying("Answer-to-it")) as server:
+        for number, (path, body) in enumerate(BODIES.items()):
+            answer = await server.ask("POST", path, body, {"X-Request-Id": f"r{number}"})
+            assert answer.status == 200
     lines = spans(logged)
     assert [line["name"] for line in lines] == NAMES
     assert [line["request_id"] for line in lines] == [f"r{number}" for number in range(len(lines))]
@@ -159,13 +155,10 @@ def test_one_line_for_each_finished_request_and_none_of_its_text(
     assert "Answer" not in everything
 
 
-def test_the_seed_as_tgi_writes_it(logged: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            await server.generate({"seed": 18446744073709551615, "do_sample": True})
-            await server.generate({"do_sample": False})
-
-    run(main)
+async def test_the_seed_as_tgi_writes_it(logged: pytest.LogCaptureFixture) -> None:
+    async with serving() as server:
+        await server.generate({"seed": 18446744073709551615, "do_sample": True})
+        await server.generate({"do_sample": False})
     assert [line["seed"] for line in spans(logged)] == ["Some(18446744073709551615)", "None"]
 
 
@@ -180,77 +173,62 @@ SEVERAL: list[tuple[str, dict[str, Any], int]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "tokens"), SEVERAL)
-def test_a_request_of_several_generations_counts_once(
+async def test_a_request_of_several_generations_counts_once(
     path: str, body: dict[str, Any], tokens: int, logged: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        async with serving(lambda _params, _draw: 5) as server:  # a token that ends nothing
-            assert (await server.ask("POST", path, body)).status == 200
-            assert sample(server, "tgi_request_count") == 1
-            assert sample(server, "tgi_request_success") == 1
-            assert sample(server, "tgi_request_failure") == 0
-            assert sample(server, "tgi_request_generated_tokens_sum") == tokens
-
-    run(main)
+    async with serving(lambda _params, _draw: 5) as server:  # a token that ends nothing
+        assert (await server.ask("POST", path, body)).status == 200
+        assert sample(server, "tgi_request_count") == 1
+        assert sample(server, "tgi_request_success") == 1
+        assert sample(server, "tgi_request_failure") == 0
+        assert sample(server, "tgi_request_generated_tokens_sum") == tokens
     (line,) = spans(logged)
     assert line["generated_tokens"] == tokens
 
 
-def test_a_refused_request_is_logged_with_its_reason(logged: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            await server.ask("POST", "/generate", {"inputs": ""}, {"X-Request-Id": "mine"})
-
-    run(main)
+async def test_a_refused_request_is_logged_with_its_reason(logged: pytest.LogCaptureFixture) -> None:
+    async with serving() as server:
+        await server.ask("POST", "/generate", {"inputs": ""}, {"X-Request-Id": "mine"})
     (line,) = spans(logged, "Input validation error: `inputs` cannot be empty")
     assert (line["request_id"], line["status"], line["error_type"]) == ("mine", 422, "validation")
     assert [record.levelname for record in logged.records if "span" in vars(record)] == ["INFO"]
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_every_refusal_is_a_failure(path: str, logged: pytest.LogCaptureFixture) -> None:
+async def test_every_refusal_is_a_failure(path: str, logged: pytest.LogCaptureFixture) -> None:
     """V03 and V04 too, which TGI does not count."""
 
-    async def main() -> None:
-        async with serving() as server:
-            for parameters in ({"best_of": 9, "do_sample": True}, {"temperature": 0.0}):
-                assert (await server.generate(parameters, path=path)).status == 422
-            assert 'tgi_request_failure{err="validation"} 2' in await server.metrics()
-            assert sample(server, "tgi_request_failure") == 2
-
-    run(main)
+    async with serving() as server:
+        for parameters in ({"best_of": 9, "do_sample": True}, {"temperature": 0.0}):
+            assert (await server.generate(parameters, path=path)).status == 422
+        assert 'tgi_request_failure{err="validation"} 2' in await server.metrics()
+        assert sample(server, "tgi_request_failure") == 2
     assert len([record for record in logged.records if "span" in vars(record)]) == 2
 
 
-def test_a_body_that_cannot_be_read_is_no_request_and_is_not_quoted(
+async def test_a_body_that_cannot_be_read_is_no_request_and_is_not_quoted(
     logged: pytest.LogCaptureFixture,
 ) -> None:
-    async def main() -> None:
-        async with serving() as server:
-            answer = await server.ask("POST", "/generate", {"inputs": {"text": "Prompt-of-mine"}})
-            assert answer.status == 422
-            answer = await server.ask("POST", "/generate", {"inputs": "x", "parameters": "Prompt-of-mine"})
-            assert b"Prompt-of-mine" not in answer.body
-            assert sample(server, "tgi_request_count") == 0
-            assert sample(server, "tgi_request_failure") == 0
-
-    run(main)
+    async with serving() as server:
+        answer = await server.ask("POST", "/generate", {"inputs": {"text": "Prompt-of-mine"}})
+        assert answer.status == 422
+        answer = await server.ask("POST", "/generate", {"inputs": "x", "parameters": "Prompt-of-mine"})
+        assert b"Prompt-of-mine" not in answer.body
+        assert sample(server, "tgi_request_count") == 0
+        assert sample(server, "tgi_request_failure") == 0
     assert [record.levelname for record in logged.records] == ["DEBUG", "DEBUG"]
     assert "Prompt-of-mine" not in "".join(str(vars(record)) for record in logged.records)
 
 
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])
-def test_a_failure_of_ours_is_an_error_in_the_log(path: str, logged: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving(step_seconds=60) as server, trio.open_nursery() as nursery:
-            nursery.start_soon(server.ask, "POST", path, BODIES[path])
-            engine = server.service.engine
-            assert engine is not None
-            while not engine.scheduler.statistics().running:
-                await trio.sleep(0.001)
-            engine.scheduler.fail_all(GenerationFailed("broken"))
-
-    run(main)
+async def test_a_failure_of_ours_is_an_error_in_the_log(path: str, logged: pytest.LogCaptureFixture) -> None:
+    async with serving(step_seconds=60) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(server.ask, "POST", path, BODIES[path])
+        engine = server.service.engine
+        assert engine is not None
+        while not engine.scheduler.statistics().running:
+            await trio.sleep(0.001)
+        engine.scheduler.fail_all(GenerationFailed("broken"))
     (record,) = [record for record in logged.records if "span" in vars(record)]
     assert (record.levelname, record.getMessage()) == (
         "ERROR",
@@ -258,39 +236,33 @@ def test_a_failure_of_ours_is_an_error_in_the_log(path: str, logged: pytest.LogC
     )
 
 
-def test_generations_that_fail_together_are_one_failure(logged: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving(counting(200), step_seconds=0.02) as server, await server.connect() as stream:
-            await stream.send_all(
-                posted("/v1/chat/completions", {"messages": [USER], "n": 2, "stream": True})
-            )
-            received = b""
-            while b"data: " not in received:
-                received += await stream.receive_some(65536)
-            assert server.service.engine is not None
-            server.service.engine.scheduler.fail_all(GenerationFailed("broken"))
-            while b"[DONE]" not in received:
-                received += await stream.receive_some(65536)
-            assert received.count(b"broken") == 2
-            assert sample(server, "tgi_request_count") == sample(server, "tgi_request_failure") == 1
-
-    run(main)
+async def test_generations_that_fail_together_are_one_failure(logged: pytest.LogCaptureFixture) -> None:
+    async with serving(counting(200), step_seconds=0.02) as server, await server.connect() as stream:
+        await stream.send_all(posted("/v1/chat/completions", {"messages": [USER], "n": 2, "stream": True}))
+        received = b""
+        while b"data: " not in received:
+            received += await stream.receive_some(65536)
+        assert server.service.engine is not None
+        server.service.engine.scheduler.fail_all(GenerationFailed("broken"))
+        while b"[DONE]" not in received:
+            received += await stream.receive_some(65536)
+        assert received.count(b"broken") == 2
+        assert sample(server, "tgi_request_count") == sample(server, "tgi_request_failure") == 1
     assert len(spans(logged, "Request failed during generation: broken")) == 1
 
 
 @pytest.mark.contract("tgi_request_failure")
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/v1/completions"])
-def test_a_client_that_leaves_is_counted_and_logged_once(path: str, logged: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving(step_seconds=60) as server:
-            with trio.move_on_after(0.2):
-                await server.ask("POST", path, BODIES[path])
-            while not sample(server, "tgi_request_failure"):
-                await trio.sleep(0.01)
-            assert 'tgi_request_failure{err="dropped"} 1' in await server.metrics()
-            assert sample(server, "tgi_request_count") == 1
-
-    run(main)
+async def test_a_client_that_leaves_is_counted_and_logged_once(
+    path: str, logged: pytest.LogCaptureFixture
+) -> None:
+    async with serving(step_seconds=60) as server:
+        with trio.move_on_after(0.2):
+            await server.ask("POST", path, BODIES[path])
+        while not sample(server, "tgi_request_failure"):
+            await trio.sleep(0.01)
+        assert 'tgi_request_failure{err="dropped"} 1' in await server.metrics()
+        assert sample(server, "tgi_request_count") == 1
     assert len(spans(logged, "The client has gone")) == 1
 
 

@@ -8,7 +8,7 @@ import pytest
 from tgi.protocol import LaneParams
 from tgi.sampling import SamplingParams
 
-from .serving import BOS, EOS, LIMITS, Answer, Server, make_tokenizer, run, saying, serving
+from .serving import BOS, EOS, LIMITS, Answer, Server, make_tokenizer, saying, serving
 
 USER = {"role": "user", "content": "Hello"}
 OPTIONAL = {
@@ -55,26 +55,23 @@ async def test_what_has_a_default_is_not_null(name: str) -> None:
         assert answer.body.decode().partition("target type: ")[2] == text
 
 
-def params_of(path: str, parameters: dict[str, Any]) -> SamplingParams:
-    """What the rank is told."""
+async def params_of(path: str, parameters: dict[str, Any]) -> SamplingParams:
+    """Return the parameters that reach the rank."""
     seen: list[SamplingParams] = []
 
     def script(params: LaneParams, _draw: int) -> int:
         seen.append(params.sampling)
         return EOS
 
-    async def main() -> None:
-        async with serving(script) as server:
-            answer = await server.ask("POST", path, body_of(path, parameters))
-            assert answer.status == 200, answer.body
-
-    run(main)
+    async with serving(script) as server:
+        answer = await server.ask("POST", path, body_of(path, parameters))
+        assert answer.status == 200, answer.body
     return seen[0]
 
 
 @pytest.mark.contract("2.2")
 @pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_the_parameters_reach_the_rank(path: str) -> None:
+async def test_the_parameters_reach_the_rank(path: str) -> None:
     given = {
         "temperature": 0.5,
         "repetition_penalty": 1.25,
@@ -85,23 +82,23 @@ def test_the_parameters_reach_the_rank(path: str) -> None:
         "seed": 2**64 - 1,
         "watermark": True,
     }
-    params = params_of(path, given)
+    params = await params_of(path, given)
     assert {name: getattr(params, name) for name in given} == given
     assert params.sample
-    neutral = params_of(path, {})
+    neutral = await params_of(path, {})
     assert (neutral.temperature, neutral.repetition_penalty, neutral.frequency_penalty) == (1, 1, 0)
     assert (neutral.top_k, neutral.top_p, neutral.typical_p, neutral.watermark) == (0, 1, 1, False)
     assert not neutral.sample
 
 
 @pytest.mark.contract("2.3", "2.4")
-def test_the_parameters_of_completions_reach_the_rank() -> None:
+async def test_the_parameters_of_completions_reach_the_rank() -> None:
     given = {"temperature": 0.5, "repetition_penalty": 1.25, "top_p": 0.25, "seed": 5}
-    params = params_of("/v1/completions", given)
+    params = await params_of("/v1/completions", given)
     assert {name: getattr(params, name) for name in given} == given
     for temperature, sampled in ((0, False), (0.0, False), (-0.0, False), (None, True), (1, True)):
-        assert params_of("/v1/completions", {"temperature": temperature}).sample == sampled
-        assert params_of("/v1/chat/completions", {"temperature": temperature}).sample == sampled
+        assert (await params_of("/v1/completions", {"temperature": temperature})).sample == sampled
+        assert (await params_of("/v1/chat/completions", {"temperature": temperature})).sample == sampled
 
 
 BROKEN: dict[str, dict[str, Any]] = {

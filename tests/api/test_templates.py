@@ -8,31 +8,25 @@ from typing import Any
 
 import pytest
 
-from .serving import TEMPLATE, Answer, run, serving
+from .serving import TEMPLATE, Answer, serving
 
 USER = {"role": "user", "content": "Hello"}
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 
 
-def answer_of(path: str, template: str | None, messages: Any = (USER,), **body: Any) -> Answer:
-    answers = []
-
-    async def main() -> None:
-        async with serving(template=template) as server:
-            answers.append(await server.ask("POST", path, {"messages": list(messages), **body}))
-
-    run(main)
-    return answers[0]
+async def answer_of(path: str, template: str | None, messages: Any = (USER,), **body: Any) -> Answer:
+    async with serving(template=template) as server:
+        return await server.ask("POST", path, {"messages": list(messages), **body})
 
 
-def rendered(template: str, messages: Any = (USER,), **body: Any) -> str:
-    answer = answer_of("/chat_tokenize", template, messages, **body)
+async def rendered(template: str, messages: Any = (USER,), **body: Any) -> str:
+    answer = await answer_of("/chat_tokenize", template, messages, **body)
     assert answer.status == 200, answer.body
     return str(answer.json["templated_text"])
 
 
-def error_of(template: str, messages: Any = (USER,)) -> str:
-    answer = answer_of("/v1/chat/completions", template, messages)
+async def error_of(template: str, messages: Any = (USER,)) -> str:
+    answer = await answer_of("/v1/chat/completions", template, messages)
     assert (answer.status, answer.json["error_type"]) == (422, "template_error")
     return str(answer.json["error"]["message"]).removeprefix("Template error: ")
 
@@ -49,8 +43,8 @@ def error_of(template: str, messages: Any = (USER,)) -> str:
         ("{{ '<&>' }}", {}, "<&>"),
     ],
 )
-def test_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
-    assert rendered(template, chat_template_kwargs=variables) == text
+async def test_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
+    assert await rendered(template, chat_template_kwargs=variables) == text
 
 
 @pytest.mark.parametrize(
@@ -65,8 +59,8 @@ def test_what_is_the_same(template: str, variables: dict[str, Any], text: str) -
         ("{{ x|tojson }}", {"x": {"b": "<'&>é", "a": 1}}, '{"b": "<\'&>é", "a": 1}'),
     ],
 )
-def test_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
-    assert rendered(template, chat_template_kwargs=variables) == text
+async def test_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
+    assert await rendered(template, chat_template_kwargs=variables) == text
 
 
 @pytest.mark.contract("V35", "C12", "C14", "C35", "12.4")
@@ -78,27 +72,29 @@ def test_what_is_as_in_transformers(template: str, variables: dict[str, Any], te
         ("{{ raise_exception('M') }}", [USER], "syntax error: M (in <string>:1)"),
     ],
 )
-def test_errors(template: str, messages: list[Any], message: str) -> None:
-    assert error_of(template, messages) == message
+async def test_errors(template: str, messages: list[Any], message: str) -> None:
+    assert await error_of(template, messages) == message
 
 
-def test_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
+async def test_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
     """TGI's detail: tried to use + operator on unsupported types string and none."""
-    message = error_of("{{ 'a' + none }}")
+    message = await error_of("{{ 'a' + none }}")
     assert message == 'invalid operation: can only concatenate str (not "NoneType") to str (in <string>:1)'
 
 
-def test_strftime_has_pythons_codes() -> None:
+async def test_strftime_has_pythons_codes() -> None:
     """%f are microseconds there, and nanoseconds in TGI."""
-    assert len(rendered("{{ strftime_now('%f') }}")) == 6
+    assert len(await rendered("{{ strftime_now('%f') }}")) == 6
 
 
 @pytest.mark.contract("C16")
-def test_all_of_pythons_methods() -> None:
+async def test_all_of_pythons_methods() -> None:
     """minijinja's `get` takes one argument, and there is no removeprefix."""
-    assert rendered("{{ {'a': 1}.get('b', 2) }}{{ 'abc'.removeprefix('a') }}") == "2bc"
+    assert await rendered("{{ {'a': 1}.get('b', 2) }}{{ 'abc'.removeprefix('a') }}") == "2bc"
     methods = "{{ ' aB '.strip().upper().lower().title() }}{{ 'a,b'.split(',')[1] }}{{ [1, 1].count(1) }}"
-    assert rendered(methods + "{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}") == "Abb2x1"
+    assert (
+        await rendered(methods + "{% for k, v in {'x': 1}.items() %}{{ k }}{{ v }}{% endfor %}") == "Abb2x1"
+    )
 
 
 @pytest.mark.contract("C17")
@@ -109,50 +105,50 @@ def test_all_of_pythons_methods() -> None:
         "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
     ],
 )
-def test_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
-    assert rendered(template) == "Hello"
+async def test_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
+    assert await rendered(template) == "Hello"
 
 
 @pytest.mark.contract("C17")
-def test_what_tgi_rewrites_works_as_it_is() -> None:
+async def test_what_tgi_rewrites_works_as_it_is() -> None:
     template = "{% for m in messages[::-1] %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
-    assert rendered(template, [USER, {"role": "user", "content": "You"}]) == "YouHello"
-    assert rendered(template.replace("{% gen", "{%- gen"), [USER]) == "Hello"
+    assert await rendered(template, [USER, {"role": "user", "content": "You"}]) == "YouHello"
+    assert await rendered(template.replace("{% gen", "{%- gen"), [USER]) == "Hello"
 
 
 @pytest.mark.contract("C18")
-def test_the_variables() -> None:
+async def test_the_variables() -> None:
     template = "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ messages | length }}{{ tools }}"
-    assert rendered(template) == "<s></s>True1None"
+    assert await rendered(template) == "<s></s>True1None"
 
 
-def test_the_name_of_a_message_reaches_the_template() -> None:
+async def test_the_name_of_a_message_reaches_the_template() -> None:
     template = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
-    assert rendered(template, [{**USER, "name": "Al"}]) == "Al: Hello"
-    assert rendered(template) == ": Hello"
+    assert await rendered(template, [{**USER, "name": "Al"}]) == "Al: Hello"
+    assert await rendered(template) == ": Hello"
 
 
-def test_so_does_the_id_of_the_call_that_a_result_answers() -> None:
+async def test_so_does_the_id_of_the_call_that_a_result_answers() -> None:
     messages = [USER, {"role": "tool", "content": "21", "tool_call_id": "c1"}]
     assert (
-        rendered("{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", messages)
+        await rendered("{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", messages)
         == "Helloc121"
     )
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
-def test_what_the_model_thought_before_reaches_the_template_under_every_name(name: str) -> None:
+async def test_what_the_model_thought_before_reaches_the_template_under_every_name(name: str) -> None:
     template = "{% for m in messages %}({{ m.reasoning_content }}){{ m.content }}{% endfor %}"
     answer = {"role": "assistant", "content": "4", name: "2 and 2"}
-    assert rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
-    assert rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
+    assert await rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
+    assert await rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
 
 
 @pytest.mark.contract("C35")
-def test_no_messages() -> None:
+async def test_no_messages() -> None:
     """Whether that renders is the template's affair."""
-    assert rendered(TEMPLATE, []) == "<s>[assistant]"
-    assert answer_of("/v1/chat/completions", TEMPLATE, []).status == 200
+    assert await rendered(TEMPLATE, []) == "<s>[assistant]"
+    assert (await answer_of("/v1/chat/completions", TEMPLATE, [])).status == 200
 
 
 def calls(arguments: Any) -> dict[str, Any]:
@@ -185,14 +181,14 @@ CALL = '{"name": "f", "parameters": {"a": 1}}'
         ),
     ],
 )
-def test_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
-    assert rendered(PLAIN, [message, USER]) == f"{text}<user>Hello"
+async def test_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
+    assert await rendered(PLAIN, [message, USER]) == f"{text}<user>Hello"
 
 
-def test_what_a_template_sees_of_tools() -> None:
+async def test_what_a_template_sees_of_tools() -> None:
     """TGI: the parameters as JSON text under `arguments`."""
     parameters = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
     function = {"name": "f", "description": "d", "parameters": parameters}
     tools = [{"type": "function", "function": function, "strict": True}]
-    text = rendered("{{ tools | tojson if tools else '' }}", tools=tools)
+    text = await rendered("{{ tools | tojson if tools else '' }}", tools=tools)
     assert text == json.dumps([{"type": "function", "function": function}])

@@ -18,7 +18,7 @@ from tgi.config import Options
 from tgi.lifecycle import Phase
 
 from .json_rows import ACCEPTED_HERE, PATHS, REFUSED_HERE, ROWS
-from .serving import Server, run, saying, serving
+from .serving import Server, saying, serving
 
 POSTS = [
     "/generate", "/generate_stream", "/", "/tokenize", "/chat_tokenize", "/detokenize", "/invocations",
@@ -343,25 +343,22 @@ async def test_a_request_with_two_lengths_is_refused_and_what_follows_is_not_rea
 
 
 @pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", "/v1/completions", "/vertex"])
-def test_a_large_body_is_read_in_a_thread_and_keeps_nobody_waiting(path: str) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server, trio.open_nursery() as nursery:
-            threads = server.service.tokenizing
-            busy = [object() for _ in range(int(threads.total_tokens))]
-            for one in busy:
-                await threads.acquire_on_behalf_of(one)
-            nursery.start_soon(ask_large, server, path)
-            while not threads.statistics().tasks_waiting:
-                await trio.sleep(0.001)
-            assert (await server.generate({})).json == {"generated_text": "Hello"}
-            for one in busy:
-                threads.release_on_behalf_of(one)
-
-    async def ask_large(server: Server, path: str) -> None:
+async def test_a_large_body_is_read_in_a_thread_and_keeps_nobody_waiting(path: str) -> None:
+    async def ask_large(server: Server) -> None:
         body = b'{"inputs":1,"messages":1,"prompt":1,"instances":1,"more":[%s1]}' % (b"[]," * 10_000)
         assert (await server.ask("POST", path, body)).status == 422
 
-    run(main)
+    async with serving(saying("Hello")) as server, trio.open_nursery() as nursery:
+        threads = server.service.tokenizing
+        borrowers = [object() for _ in range(int(threads.total_tokens))]
+        for borrower in borrowers:
+            await threads.acquire_on_behalf_of(borrower)
+        nursery.start_soon(ask_large, server)
+        while not threads.statistics().tasks_waiting:
+            await trio.sleep(0.001)
+        assert (await server.generate({})).json == {"generated_text": "Hello"}
+        for borrower in borrowers:
+            threads.release_on_behalf_of(borrower)
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])
@@ -374,20 +371,17 @@ async def test_before_and_after_service_every_generation_is_503_with_retry_after
             assert answer.json["error_type"] == "unavailable"
 
 
-def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        async with serving(saying("Hello")) as server:
-            assert server.service.engine is not None
-            scheduler = server.service.engine.scheduler
-            scheduler.generating_all = None  # type: ignore[assignment,method-assign]
-            for path in ("/generate", "/generate_stream"):
-                answer = await server.generate({}, path=path)
-                assert answer.status == 500
-                assert answer.json == {"error": "Internal server error", "error_type": "internal"}
-                assert server.service.in_flight == 0
-            assert (await server.ask("GET", "/health")).status == 200
-
-    run(main)
+async def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(saying("Hello")) as server:
+        assert server.service.engine is not None
+        scheduler = server.service.engine.scheduler
+        scheduler.generating_all = None  # type: ignore[assignment,method-assign]
+        for path in ("/generate", "/generate_stream"):
+            answer = await server.generate({}, path=path)
+            assert answer.status == 500
+            assert answer.json == {"error": "Internal server error", "error_type": "internal"}
+            assert server.service.in_flight == 0
+        assert (await server.ask("GET", "/health")).status == 200
     assert "a defect while answering POST /generate_stream" in caplog.text
     assert "TypeError" in caplog.text
 
