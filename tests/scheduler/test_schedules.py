@@ -12,7 +12,7 @@ from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
 from tgi.scheduler.step_costs import StepCosts
 from tgi.testing.builders import make_allocator, make_device, make_sequence
@@ -99,11 +99,15 @@ class Run:
         while len(self.in_flight) < self.depth:
             decodable = [(s, s.epoch) for s in self.schedule.running if s.decodable]
             decoding = sum(not s.prefilling for s in self.schedule.running)
+            prompts = sum(s.prefill_end - s.computed for s in self.schedule.running if s.prefilling)
+            prompts += sum(len(s.tokens) for s in self.schedule.waiting)
             if (planned := plan(self.schedule)) is None:
                 break
             self.check_step(planned)
             if self.schedule.buckets.mixes:
-                self.check_mixed_step(planned, [s for s, epoch in decodable if s.epoch == epoch], decoding)
+                self.check_mixed_step(
+                    planned, [s for s, epoch in decodable if s.epoch == epoch], decoding, prompts
+                )
             self.in_flight.append(planned)
         if self.in_flight:
             planned = self.in_flight.popleft()
@@ -154,15 +158,17 @@ class Run:
         constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]
         assert all(s.epoch or s not in flying for s in constrained), "no mask can be known yet"
 
-    def check_mixed_step(self, planned: PlannedStep, decodable: list[Sequence], decoding: int) -> None:
-        """Every sequence that can decode does, and chunks take no longer than the budget allows."""
+    def check_mixed_step(
+        self, planned: PlannedStep, decodable: list[Sequence], decoding: int, prompts: int
+    ) -> None:
+        """Every sequence that can decode does, and chunks of short prompts take no longer than it does."""
         decode = [row.sequence for row in planned.rows if not row.chunk]
         assert decode == decodable
         chunks = sum(row.length for row in planned.rows if row.chunk)
         limits, costs = self.schedule.limits, self.schedule.costs
         assert planned.tokens <= max(limits.max_batch_prefill_tokens, limits.max_batch_size)
-        if decoding and costs.step:
-            assert chunks <= max(limits.block_size, costs.seconds(decoding) / costs.token)
+        if decoding and costs.step and prompts <= SPREAD_STEPS * costs.doubling_tokens(decoding):
+            assert chunks <= max(limits.block_size, costs.doubling_tokens(decoding))
         self.mixed += bool(decode and chunks)
 
     def abort_one(self) -> None:

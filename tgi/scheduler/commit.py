@@ -71,7 +71,7 @@ def _add_prompt_logprobs(planned: PlannedStep, result: Result) -> None:
             sequence.prompt_logprobs += logprobs[begin:end]
             if sequence.prompt_top:
                 sequence.prompt_tops += [top[: sequence.prompt_top] for top in tops[begin:end]]
-        begin += row.length
+        begin = end
 
 
 def _top_tokens(planned: PlannedStep, result: Result) -> list[Top]:

@@ -10,6 +10,7 @@ grammar waits, for its last token and the mask that follows from it.
 from bisect import insort
 from collections import deque
 from collections.abc import Sequence as Items
+from itertools import islice
 
 import attrs
 
@@ -23,6 +24,8 @@ from .step_costs import StepCosts
 
 TIES = 8
 """Most likely tokens reported beyond those asked for: room for ties with the last."""
+SPREAD_STEPS = 4
+"""Steps of double duration over which prompts are spread, if these are enough for all of them."""
 
 
 @attrs.define(eq=False)
@@ -173,21 +176,25 @@ def _mixed_rows(schedule: Schedule) -> list[Row]:
             break
         if not sequence.unmasked:
             left -= _add_row(schedule, rows, sequence, left)
-    return rows
+    return sorted(rows, key=lambda row: row.chunk)  # devices treat single tokens together
 
 
 def _chunk_tokens(schedule: Schedule) -> int:
     """Return how many tokens of prompts the next step may compute beside the rows that decode.
 
-    They at most double the time between two tokens of a sequence, by measured cost, but for a block of
-    tokens that is always allowed. Without a sequence that waits for its next token, a step is full.
+    Short prompts at most double the time between two tokens of a running sequence, by measured cost. What
+    takes more than SPREAD_STEPS such steps is computed in full ones: spread over small steps, it would keep
+    requests from their first token for longer, and the device from its best speed.
     """
     decoding = sum(not s.prefilling for s in schedule.running)
     room = max(schedule.buckets.max_prefill - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:
         return room
-    return min(room, max(doubling, schedule.limits.block_size))
+    doubling = max(doubling, schedule.limits.block_size)
+    backlog = sum(s.prefill_end - s.computed for s in schedule.running if s.prefilling)
+    backlog += sum(len(s.tokens) for s in islice(schedule.waiting, len(schedule.free_lanes)))
+    return min(room, doubling) if backlog <= SPREAD_STEPS * doubling else room
 
 
 def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:

@@ -13,6 +13,7 @@ SPEC = DeviceSpec(
     batch_size=32,
     prefill_tokens=512,
     compiles=False,
+    mixes_rows=True,
     cards={"cpu": Card()},
     doctor="tgi.device.cpu.cpu_checks:CpuDoctor",
 )
