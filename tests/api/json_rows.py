@@ -68,7 +68,7 @@ ROWS: list[tuple[str, str, int, str]] = [
     ('C', '{"messages":[{"role":"user","content":[{"type":"image_url","image_url":"x"}]}]}', 422, 'Expected `object`, got `str` - at `$.messages[0].content[0].image_url`'),
     ('C', '{"messages":[{"role":"user","content":[{"type":"input_audio"}]}]}', 422, "Invalid value 'input_audio' - at `$.messages[0].content[0].type`"),
     ('C', '{"messages":[{"role":"assistant","content":null,"tool_calls":[{"id":"0","type":"function","function":{"name":"f","arguments":"{}"}}]}]}', 0, ''),
-    ('C', '{"messages":[{"role":"assistant","tool_calls":[{"id":"0","type":"function","function":{"name":"f"}}]}]}', 422, 'Object missing required field `arguments` - at `$.messages[0].tool_calls[0].function`'),
+    ('C', '{"messages":[{"role":"assistant","tool_calls":[{"id":"0","type":"function","function":{"name":"f"}}]}]}', 0, ''),
     ('C', '{"messages":[{"role":"tool","content":"6","tool_call_id":"0"}]}', 0, ''),
     ('C', '{"messages":[{"role":"user","content":"x","name":null}]}', 0, ''),
     ('C', '{"messages":[{"role":"user","content":"x"}],"stream_options":{}}', 0, ''),

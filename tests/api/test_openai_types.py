@@ -62,11 +62,62 @@ def test_templates_get_the_fields_that_are_given() -> None:
     assert message({"role": "user", "content": parts}).to_template() == {"role": "user", "content": parts}
 
 
-@pytest.mark.parametrize("missing", ["id", "type"])
-def test_a_call_without_an_id_or_a_type_is_kept(missing: str) -> None:
-    call = {key: value for key, value in CALL.items() if key != missing}
-    (read,) = message({"role": "assistant", "content": "", "tool_calls": [call]}).tool_calls or []
-    assert (read.type, read.function.name) == ("function", "f")
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"type": "function", "function": {"name": "f", "arguments": {}}},
+        {"id": "0", "function": {"name": "f", "arguments": {}}},
+        {"id": None, "type": None, "function": {"name": "f", "parameters": {}}},
+        {"function": {"name": "f"}},
+    ],
+)
+def test_incomplete_calls_are_kept(call: dict[str, Any]) -> None:
+    read = message({"role": "assistant", "content": "", "tool_calls": [call, CALL]})
+    (first, second) = read.to_template()["tool_calls"]
+    assert (first["type"], first["function"]) == ("function", {"name": "f", "arguments": {}})
+    assert second == CALL
+
+
+def test_older_and_rarer_forms_of_messages_reach_the_template() -> None:
+    for fields, expected in (
+        ({"role": "assistant", "content": None, "refusal": "No."}, {"role": "assistant", "content": "No."}),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+        ),
+        (
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "assistant", "tool_calls": [{**CALL, "id": None}]},
+        ),
+        (
+            {"role": "function", "name": "f", "content": "6"},
+            {"role": "tool", "name": "f", "content": "6"},
+        ),
+    ):
+        assert message(fields).to_template() == expected
+
+
+NULLABLE = (
+    "frequency_penalty logit_bias logprobs max_completion_tokens max_tokens metadata modalities n "
+    "parallel_tool_calls prediction presence_penalty reasoning_effort response_format seed stop store "
+    "stream_options temperature tool_choice tools top_logprobs top_p user"
+).split()
+COMPLETION_NULLABLE = "best_of echo logprobs n suffix stop seed max_tokens logit_bias user".split()
+
+
+def test_null_means_that_a_field_is_not_given() -> None:
+    """The fields are those of OpenAI's published schema."""
+    assert chat("".join(f',"{name}":null' for name in NULLABLE)) == chat()
+    body = {"prompt": "x"} | dict.fromkeys(COMPLETION_NULLABLE)
+    assert decode(json.dumps(body).encode(), CompletionRequest).prompts == ["x"]
+
+
+@pytest.mark.parametrize(
+    "part", [{"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {}}, {"text": "t"}]
+)
+def test_unknown_parts_of_content_are_refused_by_name(part: dict[str, Any]) -> None:
+    with pytest.raises(WrongShape, match=r"\$\.messages\[0\]\.content\[0\]"):
+        message({"role": "user", "content": [part]})
 
 
 @pytest.mark.parametrize("fields", [{}, {"content": None}, {"content": None, "tool_calls": None}])
@@ -128,18 +179,31 @@ def test_a_response_format_without_schema_is_refused() -> None:
 
 @pytest.mark.contract("T2")
 @pytest.mark.parametrize(
-    ("written", "chosen"),
+    ("written", "mode", "names"),
     [
-        ('"auto"', None),
-        ('"none"', None),
-        ('"required"', None),
-        ("null", None),
-        ('"f"', "f"),
-        ('{"type":"function","function":{"name":"f"}}', "f"),
+        ('"auto"', "auto", None),
+        ('"none"', "none", None),
+        ('"required"', "required", None),
+        ("null", "auto", None),
+        ('"f"', "named", ["f"]),
+        ('{"function":{"name":"f"}}', "named", ["f"]),
+        ('{"type":"function","function":{"name":"f"}}', "named", ["f"]),
+        (
+            '{"type":"allowed_tools","allowed_tools":{"mode":"required","tools":'
+            '[{"type":"function","function":{"name":"f"}},{"type":"function","function":{"name":"g"}}]}}',
+            "required",
+            ["f", "g"],
+        ),
     ],
 )
-def test_tool_choice(written: str, chosen: str | None) -> None:
-    assert chat(f',"tool_choice":{written}').chosen_function == chosen
+def test_tool_choice(written: str, mode: str, names: list[str] | None) -> None:
+    assert chat(f',"tool_choice":{written}').chosen_tools == (mode, names)
+
+
+@pytest.mark.parametrize("written", ["{}", '{"type":"allowed_tools"}', '{"type":"custom"}', "5"])
+def test_other_tool_choices_are_refused_by_name(written: str) -> None:
+    with pytest.raises(WrongShape, match=r"\$\.tool_choice"):
+        chat(f',"tool_choice":{written}')
 
 
 def test_tools_may_lack_parameters_or_call_them_arguments() -> None:

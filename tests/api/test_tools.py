@@ -151,6 +151,19 @@ async def test_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
         assert answer.json["templated_text"] == "<s>[user]Weather in Paris?[assistant]"
 
 
+@pytest.mark.parametrize("mode", ["auto", "required"])
+async def test_a_choice_among_allowed_tools(mode: str) -> None:
+    allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "clock"}}]}
+    choice = {"type": "allowed_tools", "allowed_tools": allowed}
+    text = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    async with serving_tools(saying(text), HERMES) as server:
+        message, reason = message_of(await chat(server, tool_choice=choice))
+        assert [call["function"]["name"] for call in message["tool_calls"]] == ["clock"]
+        assert reason == "tool_calls"
+        body = {"messages": [USER], "tools": [WEATHER, CLOCK], "tool_choice": choice}
+        assert b"weather" not in (await server.ask("POST", "/chat_tokenize", body)).body
+
+
 @pytest.mark.contract("V33")
 async def test_a_tool_that_is_not_there() -> None:
     async with serving_tools(saying("x")) as server:

@@ -109,7 +109,8 @@ async def chat_sequences(call: Call[Any], body: ChatRequest) -> tuple[ChatPrompt
 
 def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
-    tools, required = _offered(body)
+    tools, mode = _offered(body)
+    required = bool(tools) and mode in ("required", "named")
     text_grammar = None if body.response_format is None else body.response_format.spec
     templates = engine.templates
     style = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
@@ -126,7 +127,7 @@ def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     grammar = style.grammar(
         [tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
         required=required,
-        parallel=body.parallel_tool_calls is not False and body.chosen_function is None,
+        parallel=body.parallel_tool_calls is not False and mode != "named",
         text=text_grammar,
         thoughts=thoughts,
         max_thoughts=_max_thoughts(body, engine, is_forced=required or text_grammar is not None),
@@ -134,15 +135,15 @@ def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     return ChatPrompt(text, grammar, style, thoughts)
 
 
-def _offered(body: ChatRequest) -> tuple[list[Tool], bool]:
-    """Return the tools that the model may call, and whether it must call one (T2, T3, V33)."""
-    tools, name = body.tools or [], body.chosen_function
-    if name is None:
-        return [] if body.tool_choice == "none" else tools, body.tool_choice == "required" and bool(tools)
-    named = [tool for tool in tools if tool.function.name == name]
-    if not named:
-        raise ToolError(f"Tool with name {name} not found")
-    return named[:1], True
+def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
+    """Return the tools that the model may call, and the mode of the choice (T2, T3, V33)."""
+    tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
+    mode, names = body.chosen_tools
+    if names is None:
+        return [] if mode == "none" else body.tools or [], mode
+    if missing := [name for name in names if name not in tools]:
+        raise ToolError(f"Tool with name {missing[0]} not found")
+    return [tools[name] for name in names], mode
 
 
 def _variables(body: ChatRequest) -> dict[str, object]:

@@ -41,7 +41,13 @@ class ImageChunk(msgspec.Struct, tag_field="type", tag="image_url"):
     image_url: Url
 
 
-MessageChunk: TypeAlias = TextChunk | ImageChunk
+class RefusalChunk(msgspec.Struct, tag_field="type", tag="refusal"):
+    """A refusal of the assistant, which is text to the model."""
+
+    refusal: str
+
+
+MessageChunk: TypeAlias = TextChunk | ImageChunk | RefusalChunk
 MessageContent: TypeAlias = str | list[MessageChunk]
 
 
@@ -49,24 +55,26 @@ class FunctionCall(msgspec.Struct):
     """A function that the model called, as a later request tells of it."""
 
     name: str
-    arguments: Annotated[Any, about("Usually the text of a JSON object.")] = UNSET
+    arguments: Annotated[Any, about("Usually the text of a JSON object; default: no arguments.")] = UNSET
     parameters: Annotated[Any, about("Another name of `arguments`.")] = UNSET
     description: str | None = None
 
     def __post_init__(self) -> None:
-        self.arguments = _one_of(arguments=self.arguments, parameters=self.parameters)
-        if self.arguments is UNSET:
-            raise ValueError("Object missing required field `arguments`")
+        arguments = _one_of(arguments=self.arguments, parameters=self.parameters)
+        self.arguments = {} if arguments is UNSET else arguments
 
 
 class ToolCall(msgspec.Struct):
     """A call in a message of the assistant."""
 
-    function: Annotated[
-        FunctionCall, about("", anyOf=[{"required": ["arguments"]}, {"required": ["parameters"]}])
-    ]
+    function: FunctionCall
     id: str | None = None
-    type: str = "function"
+    type: str | None = "function"
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the call as chat templates expect it."""
+        function = {"name": self.function.name, "arguments": self.function.arguments}
+        return {"id": self.id, "type": "function", "function": function}
 
 
 class Message(msgspec.Struct):
@@ -77,28 +85,32 @@ class Message(msgspec.Struct):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    refusal: Annotated[str | None, about("Text of an answer without content.")] = None
+    function_call: Annotated[FunctionCall | None, about("Older form of `tool_calls`.")] = None
     reasoning_content: Annotated[Any, about("Thoughts before an earlier answer.")] = None
     reasoning: Annotated[Any, about("Another name of `reasoning_content`.")] = None
     thinking: Annotated[Any, about("Another name of `reasoning_content`.")] = None
 
     def __post_init__(self) -> None:
-        if self.content is None and self.tool_calls is None and self.role != "assistant":
+        if self.content is None and self.tool_calls is None and self.role not in ("assistant", "function"):
             raise ValueError("Object missing required field `content`")
 
     def to_template(self) -> dict[str, Any]:
         """Return the message as chat templates expect it: a field that is not given is not there."""
-        message: dict[str, Any] = {"role": self.role}
-        if self.content is not None:
-            message["content"] = msgspec.to_builtins(self.content)
-        if self.tool_calls is not None:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": call.type,
-                    "function": {"name": call.function.name, "arguments": call.function.arguments},
-                }
-                for call in self.tool_calls
+        message: dict[str, Any] = {"role": "tool" if self.role == "function" else self.role}
+        if isinstance(self.content, list):
+            message["content"] = [
+                {"type": "text", "text": part.refusal}
+                if isinstance(part, RefusalChunk)
+                else msgspec.to_builtins(part)
+                for part in self.content
             ]
+        elif self.content is not None or self.refusal is not None:
+            message["content"] = self.refusal if self.content is None else self.content
+        if self.tool_calls is not None:
+            message["tool_calls"] = [call.to_template() for call in self.tool_calls]
+        elif self.function_call is not None:
+            message["tool_calls"] = [ToolCall(self.function_call).to_template()]
         for name in ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking"):
             if isinstance(text := getattr(self, name), str):
                 message[name] = text
@@ -110,7 +122,7 @@ _MESSAGE = about(
     anyOf=[
         {"required": ["content"], "properties": {"content": {"not": {"type": "null"}}}},
         {"required": ["tool_calls"], "properties": {"tool_calls": {"not": {"type": "null"}}}},
-        {"properties": {"role": {"enum": ["assistant"]}}},
+        {"properties": {"role": {"enum": ["assistant", "function"]}}},
     ],
 )
 
@@ -142,15 +154,28 @@ class FunctionName(msgspec.Struct):
     name: str
 
 
+class AllowedTools(msgspec.Struct):
+    """The choice among some of the tools."""
+
+    mode: Literal["auto", "required"]
+    tools: list["NamedTool"]
+
+
 class NamedTool(msgspec.Struct):
-    """The choice of one function."""
+    """The choice of one function, or among the allowed tools."""
 
-    function: FunctionName
-    type: Literal["function"] = "function"
+    function: FunctionName | None = None
+    allowed_tools: AllowedTools | None = None
+    type: Literal["function", "allowed_tools"] = "function"
+
+    def __post_init__(self) -> None:
+        if getattr(self, self.type) is None:
+            raise ValueError(f"Object missing required field `{self.type}`")
 
 
+_NAMED_TOOL = [{"required": ["function"]}, {"required": ["allowed_tools"]}]
 ToolChoice: TypeAlias = str | NamedTool
-"""`auto`, `none`, `required`, or the function to call (T2)."""
+"""`auto`, `none`, `required`, the function to call, or some of the tools (T2)."""
 
 
 class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
@@ -275,7 +300,11 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     )
     tools: Annotated[list[Tool] | None, about("Functions that the model may call.")] = None
     tool_choice: Annotated[
-        ToolChoice | None, about("`auto`, `none`, `required`, or the function to call.")
+        ToolChoice | None,
+        about(
+            "`auto`, `none`, `required`, the function to call, or some of the tools.",
+            **{"not": {"type": "object", "not": {"anyOf": _NAMED_TOOL}}},
+        ),
     ] = None
     tool_prompt: Annotated[
         str | None, about("Text before the tools if the chat template does not know tools.")
@@ -315,11 +344,16 @@ class ChatRequest(OpenAIRequest, kw_only=True):
             self.max_tokens = self.max_completion_tokens
 
     @property
-    def chosen_function(self) -> str | None:
-        """Name of the one function that must be called."""
-        if isinstance(self.tool_choice, NamedTool):
-            return self.tool_choice.function.name
-        return None if self.tool_choice in (None, "auto", "none", "required") else self.tool_choice
+    def chosen_tools(self) -> tuple[str, list[str] | None]:
+        """Mode, which is `named` if one function must be called, and the functions if not all are meant."""
+        choice = "auto" if self.tool_choice is None else self.tool_choice
+        if isinstance(choice, str):
+            return (choice, None) if choice in ("auto", "none", "required") else ("named", [choice])
+        if choice.allowed_tools is None:
+            assert choice.function is not None
+            return "named", [choice.function.name]
+        allowed = choice.allowed_tools
+        return allowed.mode, [tool.function.name for tool in allowed.tools if tool.function is not None]
 
 
 Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json_schema={"minItems": 1})]
