@@ -24,7 +24,6 @@ from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Lifecycle, Phase
-from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.memory import MemoryBudget
 from tgi.planning.planner import Planner
@@ -77,12 +76,12 @@ async def run_engine(service: Service, options: Options) -> None:
                     nursery.start_soon(grammars.prepare)
                 loaded = await _load(executor, load, lifecycle)
             memory = planner.divide_memory(loaded, buckets)
-            check_memory(memory, limits)
+            check_memory(memory)
             buckets = await in_thread(planner.choose_again, buckets, memory, attention)
-            if memory.total:
-                service.metrics.device_memory_bytes.set(memory.total, state="total")
-            (blocks,) = memory.blocks
-            await executor.allocate(blocks + 1)
+            if memory.rank.total_bytes:
+                service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
+            (group,) = memory.groups
+            await executor.allocate(group.blocks + 1)
             pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
             allocator = BlockAllocator(limits, pools, setup.prefix_limit)
             count_shape = None if shapes is None else shapes.add
@@ -147,18 +146,15 @@ async def _warm_up(
     )
 
 
-def check_memory(memory: MemoryBudget, limits: Limits) -> None:
+def check_memory(memory: MemoryBudget) -> None:
     """Log the division of the memory. Raises EngineError if not even the longest request fits."""
-    refusal = memory.refusal(limits)
+    refusal, tokens = memory.refusal, memory.limits.max_batch_total_tokens
     for line in str(memory).splitlines():
         log.log(logging.INFO if refusal is None else logging.ERROR, "%s", line)
     if refusal is not None:
         raise EngineError(refusal, "memory")
-    if limits.max_batch_total_tokens is not None and memory.widest.fitting < memory.widest.wanted:
-        log.warning(
-            "--max-batch-total-tokens %d: there is memory for %d only",
-            limits.max_batch_total_tokens, memory.tokens,
-        )  # fmt: skip
+    if tokens is not None and memory.widest.fitting < memory.widest.wanted:
+        log.warning("--max-batch-total-tokens %d: there is memory for %d only", tokens, memory.tokens)
 
 
 def _log_ready(info: ModelInfo, memory: MemoryBudget) -> None:

@@ -41,12 +41,12 @@ def test_llama_8b_on_a_gaudi2() -> None:
     """gaudi.md 2.4: 79.22 GiB are free with the weights loaded and one step run, a block takes 16 MiB, and
     with 0.9 of the memory and 0.1 of that for graphs there are 4107 blocks."""
     plan = planned(LLAMA_31_8B, memory_fraction=0.9, graph_memory_fraction=0.1)
-    assert plan.memory.weights == 2 * 8_030_261_248
-    assert plan.memory.free / GIB == pytest.approx(79.22, rel=0.01)
+    assert plan.memory.rank.weight_bytes == 2 * 8_030_261_248
+    assert plan.memory.rank.free_bytes / GIB == pytest.approx(79.22, rel=0.01)
     assert plan.memory.widest.block_bytes == 16 << 20
     assert plan.memory.widest.fitting == pytest.approx(4107, rel=0.01)
-    assert plan.refusal is None
-    assert sum(size for _, size in plan.memory.rows()) == plan.memory.total == int(94.62 * GIB)
+    assert plan.memory.refusal is None
+    assert sum(size for _, size in plan.memory.rows()) == plan.memory.rank.total_bytes == int(94.62 * GIB)
     # 8 sequences of 1024 tokens take 8 blocks each.
     assert plan.memory.widest.blocks == plan.memory.widest.wanted == 64
 
@@ -56,7 +56,7 @@ def test_a_window_is_what_a_sequence_takes_however_long_it_is() -> None:
     long = {"max_input_tokens": 32767, "max_total_tokens": 32768, "max_batch_size": 8}
     whole, plan = planned(MISTRAL_7B, **long), planned(MISTRAL_7B | WINDOW, **long)
     assert (whole.memory.widest.longest, plan.memory.widest.longest) == (256, 49)
-    assert plan.memory.blocks == (8 * 49,)
+    assert plan.memory.widest.blocks == 8 * 49
     assert max(bucket.blocks for bucket in plan.buckets if not bucket.prefill) == 8 * 33
     assert max(bucket.blocks for bucket in plan.buckets if bucket.prefill) == 33
     assert plan.decode[-1].seconds < whole.decode[-1].seconds
@@ -67,13 +67,13 @@ def test_a_window_is_what_a_sequence_takes_however_long_it_is() -> None:
 def test_llama_70b_on_eight_cards() -> None:
     plan = planned(LLAMA_31_70B, ranks=8, **LARGE)
     assert plan.memory.widest.block_bytes == 128 * (40 << 10), "40 KiB a token and card"
-    assert plan.memory.weights == pytest.approx(2 * 70.55e9 / 8, rel=0.001)
-    assert plan.refusal is None
-    assert plan.memory.blocks == (64 * 8192 // 128,)
+    assert plan.memory.rank.weight_bytes == pytest.approx(2 * 70.55e9 / 8, rel=0.001)
+    assert plan.memory.refusal is None
+    assert plan.memory.widest.blocks == 64 * 8192 // 128
     # 8 cards together read eight times as fast.
     alone = planned(LLAMA_31_70B, card="gaudi3", **LARGE)
-    assert alone.refusal is not None
-    assert "more cards with --num-shard" in alone.refusal
+    assert alone.memory.refusal is not None
+    assert "more cards with --num-shard" in alone.memory.refusal
 
 
 # Model, ms to read the weights once on a Gaudi2 and a Gaudi3 (gaudi.md 8.5), published tokens a second (8.3).
@@ -167,7 +167,7 @@ def test_short_prompts_share_steps() -> None:
 def test_keys_and_values_in_8_bits() -> None:
     plan, half = planned(LLAMA_31_8B), planned(LLAMA_31_8B, kv_cache_dtype="fp8_e4m3fn")
     assert half.memory.widest.block_bytes * 2 == plan.memory.widest.block_bytes
-    assert half.memory.workspace == plan.memory.workspace
+    assert half.memory.rank.workspace_bytes == plan.memory.rank.workspace_bytes
     assert half.decode[-1].bound is not None
     assert plan.decode[-1].bound is not None
     assert half.decode[-1].bound < plan.decode[-1].bound

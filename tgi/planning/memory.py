@@ -47,20 +47,14 @@ class GroupBudget:
 class MemoryBudget:
     """The memory of one rank, in bytes."""
 
-    total: int
-    """Memory of the card; 0 if it is unknown."""
-    weights: int
-    workspace: int
-    """Memory of the largest step."""
-    free: int
-    """Memory that weights, workspace and others leave."""
+    rank: Loaded
+    """Report of the rank with the least room."""
+    limits: Limits
     reserve: int
-    """Part of `free` that stays unused."""
+    """Part of the free memory that stays unused."""
     graphs: int
-    """Part of `free` for graphs."""
+    """Part of the free memory for graphs."""
     graph_count: int
-    block_size: int
-    """Number of tokens in a block."""
     groups: tuple[GroupBudget, ...]
     fits: bool
     """Whether there is room for one sequence at least."""
@@ -73,82 +67,76 @@ class MemoryBudget:
         return max(self.groups, key=lambda group: group.longest)
 
     @property
-    def blocks(self) -> tuple[int, ...]:
-        """Number of blocks in each group."""
-        return tuple(group.blocks for group in self.groups)
-
-    @property
     def tokens(self) -> int:
         """Number of tokens that the KV cache holds."""
-        return self.widest.blocks * self.block_size
+        return self.widest.blocks * self.limits.block_size
+
+    @property
+    def room(self) -> int:
+        """Memory for the KV cache."""
+        return self.rank.free_bytes - self.reserve - self.graphs
 
     def rows(self) -> Iterator[tuple[str, int]]:
-        """Yield the rows of the table: a name and its bytes, which add up to `total`."""
-        used = self.total - self.free - self.weights - self.workspace
-        if self.total and used > 0:
-            yield "in use by others", used
-        if self.weights:
-            yield "weights", self.weights
-        if self.workspace:
-            yield "workspace of the largest step", self.workspace
-        if self.reserve:
-            yield "reserve", self.reserve
-        if self.graphs:
-            yield f"graphs, {self.graph_count:,}", self.graphs
-        left = self.free - self.reserve - self.graphs
+        """Yield the rows of the table: a name and its bytes, which add up to the memory of the card."""
+        rank, left = self.rank, self.room
+        used = rank.total_bytes - rank.free_bytes - rank.weight_bytes - rank.workspace_bytes
+        shares = {
+            "in use by others": max(used, 0) if rank.total_bytes else 0,
+            "weights": rank.weight_bytes,
+            "workspace of the largest step": rank.workspace_bytes,
+            "reserve": self.reserve,
+            f"graphs, {self.graph_count:,}": self.graphs,
+        }
+        yield from ((name, size) for name, size in shares.items() if size)
         for group in self.groups:
             blocks = max(group.blocks if self.fits else group.longest, 0) + 1
             name = "KV cache" if len(self.groups) == 1 else f"KV cache of {group.layers} layers"
             missing = "" if self.fits else ", more than there is room for"
-            yield (
-                f"{name}, {blocks:,} blocks of {self.block_size} tokens{missing}",
-                blocks * group.block_bytes,
-            )
-            left -= blocks * group.block_bytes
+            size = blocks * group.block_bytes
+            yield f"{name}, {blocks:,} blocks of {self.limits.block_size} tokens{missing}", size
+            left -= size
         yield "left over", left
 
     def __str__(self) -> str:
         rows = list(self.rows())
-        if self.total:
-            rows.insert(0, ("memory of a card", self.total))
+        if self.rank.total_bytes:
+            rows.insert(0, ("memory of a card", self.rank.total_bytes))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}} {size / MIB:12,.0f} MiB" for name, size in rows)
 
-    def refusal(self, limits: Limits) -> str | None:
-        """Return, in one line, why the memory is too small and which flags would help; None if it is not."""
+    @property
+    def refusal(self) -> str | None:
+        """Why the memory is too small, and which flags would help, in one line; None if it fits."""
         if self.fits:
             return None
-        room = self.free - self.reserve - self.graphs
         needed = sum((group.longest + 1) * group.block_bytes for group in self.groups)
-        helps = ", ".join(self._remedies(limits, needed - room))
+        helps = ", ".join(self._remedies(needed - self.room))
         return (
-            f"Not enough memory to handle `max_total_tokens={limits.max_total_tokens}`: its KV cache takes "
-            f"{needed / MIB:,.0f} MiB, and {max(room, 0) / MIB:,.0f} MiB are left for it. What helps: {helps}"
+            f"Not enough memory to handle `max_total_tokens={self.limits.max_total_tokens}`: its KV cache "
+            f"takes {needed / MIB:,.0f} MiB, and {max(self.room, 0) / MIB:,.0f} MiB are left for it. "
+            f"What helps: {helps}"
         )
 
-    def _remedies(self, limits: Limits, missing: int) -> Iterator[str]:
-        if self.widest.fitting > 0:
-            yield f"--max-total-tokens {self.widest.fitting * self.block_size}"
-        chunk = self._chunk(limits)
-        if chunk >= self.block_size:
+    def _remedies(self, missing: int) -> Iterator[str]:
+        limits, fitting = self.limits, self.widest.fitting
+        if fitting > 0:
+            yield f"--max-total-tokens {fitting * limits.block_size}"
+        # Tokens of a prompt that a step could have besides the window.
+        chunk = 0 if limits.window is None else (fitting - 1) * limits.block_size + 2 - limits.window
+        if chunk >= limits.block_size:
             yield f"--max-batch-prefill-tokens {chunk}"
         if self.graph_count and missing < self.graphs:
             graphs = int((self.graphs - missing) * self.graph_count / self.graphs)
             if graphs >= MIN_GRAPHS:
                 yield f"--max-graphs {graphs}"
         if missing <= self.reserve:
-            yield f"a larger --memory-fraction than {1 - self.reserve / self.free:.2g}"
-        if missing <= self.workspace:
-            if chunk < self.block_size:
+            yield f"a larger --memory-fraction than {1 - self.reserve / self.rank.free_bytes:.2g}"
+        if missing <= self.rank.workspace_bytes:
+            if chunk < limits.block_size:
                 yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"
             yield f"less than --max-batch-size {limits.max_batch_size}"
         if self.ranks_that_fit is not None:
             yield f"more cards with --num-shard {self.ranks_that_fit}"
-
-    def _chunk(self, limits: Limits) -> int:
-        """Return the tokens of a prompt that a step could have besides a window."""
-        window = limits.window
-        return 0 if window is None else (self.widest.fitting - 1) * self.block_size + 2 - window
 
 
 def budget_memory(
@@ -216,14 +204,11 @@ def _budget(
     room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
     rest = room - sum(need.longest * need.block_bytes for need in needs)
     return MemoryBudget(
-        total=rank.total_bytes,
-        weights=rank.weight_bytes,
-        workspace=rank.workspace_bytes,
-        free=rank.free_bytes,
+        rank=rank,
+        limits=limits,
         reserve=rank.free_bytes - usable,
         graphs=share,
         graph_count=graphs,
-        block_size=limits.block_size,
         groups=tuple(_share_room(needs, room, rest)),
         fits=rest >= 0,
     )

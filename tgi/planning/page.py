@@ -28,8 +28,8 @@ def page(plan: Plan) -> RenderableType:
         decode = f"Decode, all sequences {limits.max_total_tokens:,} tokens long"
         parts.append(_section(decode, _decode(plan.decode), floor))
         parts.append(_section("Prefill of one prompt", _prefill(plan.prefill)))
-    if plan.refusal:
-        parts.append(Text(f"\n{plan.refusal}", style="bold red"))
+    if plan.memory.refusal:
+        parts.append(Text(f"\n{plan.memory.refusal}", style="bold red"))
     return Group(*parts)
 
 
@@ -47,17 +47,17 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "max_batch_prefill_tokens": limits.max_batch_prefill_tokens,
         "window": limits.window,
         "fits": memory.fits,
-        "refusal": plan.refusal,
+        "refusal": plan.memory.refusal,
         "memory": {
-            "total": memory.total,
-            "weights": memory.weights,
-            "workspace": memory.workspace,
+            "total": memory.rank.total_bytes,
+            "weights": memory.rank.weight_bytes,
+            "workspace": memory.rank.workspace_bytes,
             "reserve": memory.reserve,
             "graphs": memory.graphs,
             "kv_block": sum(group.block_bytes for group in memory.groups),
             "kv_blocks": widest.blocks,
             "kv_blocks_that_fit": widest.fitting,
-            "tokens_that_fit": widest.fitting * memory.block_size,
+            "tokens_that_fit": widest.fitting * limits.block_size,
             "kv_groups": [
                 {
                     "layers": group.layers,
@@ -111,15 +111,14 @@ def _memory(plan: Plan) -> RenderableType:
     table.add_column(justify="right")
     for name, size in memory.rows():
         table.add_row(name, f"{size / MIB:,.0f} MiB")
-    table.add_row("all", f"{memory.total / MIB:,.0f} MiB", style="dim")
+    table.add_row("all", f"{memory.rank.total_bytes / MIB:,.0f} MiB", style="dim")
     return Group(table, *_cache(plan))
 
 
 def _cache(plan: Plan) -> Iterator[str]:
-    memory = plan.memory
-    for group in memory.groups:
+    for group in plan.memory.groups:
         fitting, each = max(group.fitting, 0), _size(group.block_bytes)
-        yield f"{fitting:,} blocks fit, {fitting * memory.block_size:,} tokens; {each} a block."
+        yield f"{fitting:,} blocks fit, {fitting * plan.planner.limits.block_size:,} tokens; {each} a block."
         if group.window is not None:
             sees = f"A token sees {group.window:,} in {group.layers} layers"
             yield f"{sees}; a sequence has {group.longest:,} blocks at most."

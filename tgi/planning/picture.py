@@ -47,7 +47,7 @@ def _draw_memory(axes: "Axes", plan: Plan) -> None:
     axes.barh(names, sizes, color=["#bbbbbb" if name == "left over" else "#2a6fbb" for name in names])
     for place, size in enumerate(sizes):
         axes.annotate(f" {size:.1f}", (max(size, 0), place), va="center", fontsize=8)
-    axes.set(title=f"Memory of a card, {plan.memory.total / MIB / 1024:.1f} GiB", xlabel="GiB")
+    axes.set(title=f"Memory of a card, {plan.memory.rank.total_bytes / MIB / 1024:.1f} GiB", xlabel="GiB")
     axes.margins(x=0.12)
 
 

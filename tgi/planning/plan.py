@@ -41,11 +41,6 @@ class Plan:
     decode: list[Speed]
     prefill: list[Speed]
 
-    @property
-    def refusal(self) -> str | None:
-        """Reason why the memory is too small; None if it is not."""
-        return self.memory.refusal(self.planner.limits)
-
 
 def read_plan(options: Options) -> Plan:
     """Plan for the options. A process of its own describes the model: this one does not import torch.

@@ -32,7 +32,7 @@ def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = 
         print(json.dumps(as_json(plan), indent=2))
     else:
         Console(highlight=False).print(page(plan))
-    return 0 if plan.refusal is None else 1
+    return 0 if plan.memory.refusal is None else 1
 
 
 def _read(options: Options) -> Plan:
