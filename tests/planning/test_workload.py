@@ -113,8 +113,18 @@ def test_counts_go_through_a_file(tmp_path: Path) -> None:
             '{"block_size": 16, "decode": [], "prefill": []}',
             "counts blocks of 16 tokens",
         ),
-        ('{"block_size": 128, "decode": [[1, 2, 0]], "prefill": []}', "no positive whole number"),
-        ('{"block_size": 128, "decode": [[1, 2.5, 3]], "prefill": []}', "no positive whole number"),
+        (
+            '{"block_size": 128, "decode": [[1, 2, 0]], "prefill": []}',
+            r"Expected `int` >= 1 - at `\$\.decode",
+        ),
+        (
+            '{"block_size": 128, "decode": [[1, 2.5, 3]], "prefill": []}',
+            r"Expected `int`, got `float` - at `\$\.decode",
+        ),
+        (
+            '{"block_size": 128, "decode": [], "prefill": [[1, 5, -1, 3]]}',
+            r"Expected `int` >= 0 - at `\$\.prefill",
+        ),
     ],
 )
 def test_a_file_of_something_else_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -1,13 +1,13 @@
-"""The cheapest way to cut a grid of three dimensions into nested cells: dynamic programming, nothing else.
+"""The cheapest way to cut a grid of three dimensions into nested cells, by dynamic programming.
 
-The levels of the first dimension are cut into slabs; in each slab anew, those of the second into pieces; in
-each piece anew, those of the third into cells. A cell costs its mass times the price at its upper corner, and
-something for being there. With C the cheapest way to cut a line, the three are one formula
+The levels of the first dimension are cut into slabs; within each slab, those of the second into pieces;
+within each piece, those of the third into cells. A cell costs its mass times the price at its upper corner,
+plus a fixed price. With C the cost of the cheapest way to cut a line, all three follow one formula
 
     C(j) = min over i < j of C(i) + cost of the part from i to j
 
-where the cost of a slab is that of cutting its second dimension, and so on. What lies beyond the last part of
-a line is left out, at a cost of its own.
+where the cost of a slab is that of cutting its second dimension, and so on. Levels beyond the last part of a
+line are left out, at a cost of their own.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Cell = tuple[tuple[int, int], ...]
-"""Of each dimension the first and the last level that it covers."""
+"""First and last level that a cell covers, of each dimension."""
 
 
 @attrs.frozen(eq=False)
@@ -33,21 +33,22 @@ class Grid:
 
     levels: tuple[Ints, Ints, Ints]
     mass: Floats
+    """Weight of the shapes of each combination."""
     price: Floats
-    """Of a bucket with these sizes; infinite where there can be none."""
+    """Price of a bucket with these sizes; infinite if it is not allowed."""
     least: Floats
     """Price of the smallest of the shapes."""
     needed: Bools
     """Whether any of the shapes must have a bucket."""
     unbound: Bools
-    """Whether a cell of this combination alone is allowed in any case."""
+    """Whether a cell of this combination alone is always allowed."""
 
 
 class Cuts:
-    """The cheapest cut of a grid for any price of a cell; what does not depend on that is done once."""
+    """Finds the cheapest cut of a grid for any price of a cell, doing once what does not depend on it."""
 
-    def __init__(self, grid: Grid, order: tuple[int, int, int], most: float) -> None:
-        """`order`: the dimensions, outermost first. No cell may have a price above `most` times its least."""
+    def __init__(self, grid: Grid, order: tuple[int, int, int], max_ratio: float) -> None:
+        """`order` has the dimensions, outermost first; a cell costs at most `max_ratio` times its least."""
         self._order = order
         mass, price, least, unbound = (
             np.transpose(array, order) for array in (grid.mass, grid.price, grid.least, grid.unbound)
@@ -62,16 +63,16 @@ class Cuts:
         self._a, self._b, masses = a, b, _box(_sums(mass), a, b)
         corner, single = price[a[:, 1], b[:, 1]][:, None, :], ((a[:, 0] == a[:, 1]) & (b[:, 0] == b[:, 1]))
         alone = single[:, None] & unbound[a[:, 1], b[:, 1]]
-        allowed = corner <= most * least[a[:, 0], b[:, 0]][:, :, None]
+        allowed = corner <= max_ratio * least[a[:, 0], b[:, 0]][:, :, None]
         allowed |= alone[:, :, None] & np.eye(price.shape[2], dtype=bool)
         allowed &= np.isfinite(corner)
         costs = (masses[:, None, 1:] - masses[:, :-1, None]) * np.where(np.isfinite(corner), corner, 0.0)
         self._cells = np.where(allowed, costs, np.inf)
 
     def cheapest(self, each: float, skip: npt.NDArray[Any]) -> tuple[float, list[Cell]]:
-        """The least cost and its cells, where every cell costs `each` besides.
+        """Return the least cost and its cells, if every cell costs `each` besides.
 
-        `skip`, like the arrays of the grid: what it costs, all in all, to leave the shapes out.
+        `skip` has the cost of leaving out all shapes of each combination.
         """
         sums = _sums(np.transpose(skip, self._order))
         skips = _box(sums, self._a, self._b)
@@ -101,7 +102,8 @@ class Cuts:
 class _Lines:
     """Cheapest cuts of many lines at once.
 
-    `costs` [lines, from, to] of a part with both ends; `tails` [lines, levels + 1] of all from a level on.
+    `costs` [lines, from, to] are those of a part with both ends; `tails` [lines, levels + 1] those of leaving
+    out all from a level on.
     """
 
     def __init__(self, costs: Floats, tails: Floats, each: float = 0.0) -> None:
@@ -119,7 +121,7 @@ class _Lines:
         self.total: Floats = ends[lines, self._ends]
 
     def parts(self, line: int) -> Iterator[tuple[int, int]]:
-        """The parts of one line, the last first."""
+        """Yield the parts of one line, the last first."""
         end = int(self._ends[line])
         while end:
             begin = int(self._before[line, end])
@@ -128,7 +130,7 @@ class _Lines:
 
 
 def _parts(size: int) -> Ints:
-    """All (first, last) within so many levels; `_number` tells where each is."""
+    """Return all (first, last) within `size` levels; `_number` is the index of each."""
     return np.array([(first, last) for last in range(size) for first in range(last + 1)], np.int64).reshape(
         -1, 2
     )
@@ -140,13 +142,13 @@ def _number(part: tuple[int, int]) -> int:
 
 
 def _sums(array: npt.NDArray[Any]) -> Floats:
-    """Of everything before each place."""
+    """Return the sums of everything before each place."""
     sums: Floats = np.pad(array, ((1, 0),) * 3).cumsum(0).cumsum(1).cumsum(2)
     return sums
 
 
 def _box(sums: Floats, a: Ints, b: Ints) -> Floats:
-    """[n, levels + 1]: of the n parts a x b, as `sums` along the third dimension."""
+    """Return the sums of n parts a x b along the third dimension, [n, levels + 1]."""
     (a0, a1), (b0, b1) = a.T, b.T
     box: Floats = sums[a1 + 1, b1 + 1] - sums[a0, b1 + 1] - sums[a1 + 1, b0] + sums[a0, b0]
     return box

@@ -1,12 +1,12 @@
 """How often steps of each shape occur: assumed, or counted while serving."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import attrs
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -32,6 +32,8 @@ have come one by one because there was no bucket for several."""
 log = logging.getLogger(__name__)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_Positive = Annotated[int, msgspec.Meta(gt=0)]
 
 
 class ShapesError(OptionError):
@@ -116,6 +118,14 @@ def quantiles(first: int, last: int, count: int) -> list[int]:
     return [first + ((2 * index + 1) * (last - first + 1)) // (2 * count) for index in range(count)]
 
 
+class _ShapesFile(msgspec.Struct):
+    """Content of a file of shapes: rows, tokens unless they are 1, blocks, and the number of steps."""
+
+    block_size: _Positive
+    decode: list[tuple[_Positive, _Count, _Positive]]
+    prefill: list[tuple[_Positive, _Positive, _Count, _Positive]]
+
+
 @attrs.define
 class ShapeCounts:
     """Counts of the shapes of steps, on top of those in a file."""
@@ -150,18 +160,15 @@ class ShapeCounts:
     def read(cls, path: Path, block_size: int) -> "ShapeCounts":
         """Read the counts of a file. Raises ShapesError."""
         try:
-            data = json.loads(path.read_text("utf-8"))
-            counts = {Bucket(r, 1, b): n for r, b, n in data["decode"]}
-            counts |= {Bucket(r, t, b, prefill=True): n for r, t, b, n in data["prefill"]}
-            size = data["block_size"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ShapesError(f"{path} holds no shapes of steps: {error!r}") from error
-        if size != block_size:
+            file = msgspec.json.decode(path.read_bytes(), type=_ShapesFile)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ShapesError(f"{path} holds no shapes of steps: {error}") from error
+        if file.block_size != block_size:
+            size = file.block_size
             raise ShapesError(f"{path} counts blocks of {size} tokens, and this device has {block_size}")
-        numbers = [number for s, n in counts.items() for number in (s.rows, s.tokens, s.blocks + 1, n)]
-        if not all(type(number) is int and number > 0 for number in numbers):
-            raise ShapesError(f"{path} has a size or a count that is no positive whole number")
-        return cls(size, counts)
+        counts = {Bucket(rows, 1, blocks): count for rows, blocks, count in file.decode}
+        counts |= {Bucket(*shape[:3], prefill=True): shape[3] for shape in file.prefill}
+        return cls(block_size, counts)
 
     def add(self, shape: Bucket) -> None:
         """Count one step."""
@@ -170,14 +177,14 @@ class ShapeCounts:
 
     def write(self, path: Path) -> None:
         """Replace the file in one step. Raises OSError."""
-        lines: dict[str, Any] = {"block_size": self.block_size, "decode": [], "prefill": []}
-        for shape, count in sorted(self.counts.items()):
-            if shape.prefill:
-                lines["prefill"].append([shape.rows, shape.tokens, shape.blocks, count])
-            else:
-                lines["decode"].append([shape.rows, shape.blocks, count])
+        shapes = sorted(self.counts.items())
+        file = _ShapesFile(
+            block_size=self.block_size,
+            decode=[(s.rows, s.blocks, count) for s, count in shapes if not s.prefill],
+            prefill=[(s.rows, s.tokens, s.blocks, count) for s, count in shapes if s.prefill],
+        )
         new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(lines) + "\n", "utf-8")
+        new.write_bytes(msgspec.json.encode(file) + b"\n")
         new.replace(path)
 
 
