@@ -234,6 +234,7 @@ def _check_weights(folder: Path, shard: Shard) -> None:
     described = loaded.describe(torch.float32).weight_bytes
     assert isinstance(loaded.model, torch.nn.Module)
     held = [value for layer in loaded.model.modules() for value in vars(layer).values()]
+    held += loaded.model.parameters()
     kept = sum(tensor.nbytes for value in held for tensor in _tensors(value))
     if abs(kept - described) > 0.01 * described:
         raise AssertionError(diagnosis.not_counted(shard.rank, shard.size, kept, described))
