@@ -118,8 +118,54 @@ async def test_echo_without_anything_to_generate() -> None:
         choice = answer.json["choices"][0]
         assert choice["text"] == "what is"
         assert len(choice["logprobs"]["tokens"]) == len(PROMPT)
-        assert choice["logprobs"]["top_logprobs"] is None
+        tables = choice["logprobs"]["top_logprobs"]
+        assert tables[0] is None
+        assert [list(table) for table in tables[1:]] == [[text] for text in choice["logprobs"]["tokens"][1:]]
+        assert answer.json["usage"]["completion_tokens"] == 0
+        assert answer.headers["x-generated-tokens"] == "0"
+        events = chunks(await complete(server, echo=True, max_tokens=0, n=2, stream=True))
+        assert [event["choices"][0]["text"] for event in events] == ["what is"] * 2
+        assert [event["usage"]["completion_tokens"] for event in events] == [0, 0]
         assert (await complete(server, max_tokens=0)).status == 422
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+async def test_offsets_are_those_of_characters_of_several_tokens(echo: bool, stream: bool) -> None:
+    said = "é 😀 x"
+    async with serving(saying(said), bos=False) as server:
+        body = {"max_tokens": 20, "logprobs": 0, "echo": echo, "stream": stream}
+        answer = await complete(server, "a 🎻 b", **body)
+        choices = [event["choices"][0] for event in chunks(answer)] if stream else answer.json["choices"]
+        text = "".join(choice["text"] for choice in choices)
+        assert text == ("a 🎻 b" if echo else "") + said
+        columns = [choice["logprobs"] for choice in choices]
+        tokens = [token for column in columns for token in column["tokens"]]
+        offsets = [offset for column in columns for offset in column["text_offset"]]
+        assert len(tokens) > len(text), "no character of several tokens"
+        for token, offset in zip(tokens[:-1], offsets[:-1], strict=True):
+            if "\ufffd" not in token:
+                assert text[offset:].startswith(token)
+            else:
+                assert text[offset] in "é😀🎻"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("said", "stop", "text"),
+    [("Hello world", " world", "Hello"), ("Hello world", "wor", "Hello "), ("Hello", None, "Hello")],
+)
+async def test_the_last_possible_token_may_end_the_text(
+    said: str, stop: str | None, text: str, stream: bool
+) -> None:
+    """By a stop string, or as an end token; TGI's own routes say `length` then."""
+    async with serving(saying(said)) as server:
+        answer = await complete(server, stop=stop, max_tokens=2, stream=stream)
+        choices = [event["choices"][0] for event in chunks(answer)] if stream else answer.json["choices"]
+        assert "".join(choice["text"] for choice in choices) == text
+        assert choices[-1]["finish_reason"] == "stop"
+        native = await server.generate({"max_new_tokens": 2, "details": True, "stop": [stop] if stop else []})
+        assert native.json["details"]["finish_reason"] == "length"
 
 
 async def test_n_and_best_of() -> None:

@@ -41,6 +41,8 @@ class Generation:
     max_new_tokens: int | None = None
     """None: as many as fit."""
     stop: Items[str] = ()
+    length_first: bool = True
+    """Whether the last token that may be generated ends the text by its length in any case, as in TGI."""
     truncate: int | None = None
     """Number of tokens at the end of the prompt that count; None: all."""
     grammar: Callable[[], GrammarSpec | None] | None = None
@@ -105,7 +107,9 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
             prompt=ids,
             max_new_tokens=max_new_tokens,
             sampling=_seeded(generation, number, ends),
-            stopping=StoppingCriteria(max_new_tokens, ends, generation.stop, min_tokens=min_tokens),
+            stopping=StoppingCriteria(
+                max_new_tokens, ends, generation.stop, min_tokens, length_first=generation.length_first
+            ),
             detokenizer=Detokenizer(tokenizer, ids),
             matcher=matcher if matcher is None or not number else matcher.fork(),
             wants_prompt_logprobs=generation.prompt_top is not None,

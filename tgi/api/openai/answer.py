@@ -54,6 +54,7 @@ def make_generation(
         seed=body.seed,
         max_new_tokens=max_tokens,
         stop=body.stops,
+        length_first=False,
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=ends,
         **others,
@@ -151,6 +152,8 @@ class Answer(abc.ABC):
         self.options = options or StreamOptions()
         self.generated = [0] * len(sequences)
         """Number of tokens of each sequence so far."""
+        self.counts_tokens = True
+        """Whether generated tokens are part of the usage."""
         self._prompt_tokens = sum(len(sequence.prompt) for sequence in sequences[::per_prompt])
         self._open = len(sequences)
         self._observer = call.observer
@@ -161,7 +164,7 @@ class Answer(abc.ABC):
         if isinstance(item, ApiError):
             self._observer.failed(item)
             return frame(item.to_openai_body()) + self._close(1)
-        self.generated[index] += 1
+        self.generated[index] += self.counts_tokens
         event = self.event(index, item)
         data = b"" if event is None else frame(event)
         if item.finish is None:

@@ -1,5 +1,6 @@
 """`/v1/completions`: from prompts to their continuations, streamed or not (tgi-behaviour 2.4, 3.6, 3.7)."""
 
+import codecs
 import functools
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
@@ -40,8 +41,10 @@ async def completions(call: Call[CompletionRequest]) -> Response:
             return await call.stream(sequences, answer, headers)
         finished = await call.generate(sequences)
         headers |= call.finish(finished)
+    whole = answer.whole(finished)
+    headers["x-generated-tokens"] = str(sum(answer.generated))
     del headers["x-compute-time"]  # as in TGI
-    return json_answer(answer.whole(finished), headers=headers)
+    return json_answer(whole, headers=headers)
 
 
 def _count(body: CompletionRequest, limits: Limits) -> int:
@@ -113,6 +116,7 @@ class CompletionAnswer(Answer):
         body, tokenizer = call.body, call.engine.tokenizer
         self.characters = sum(map(len, prompts))
         """Length of all prompts."""
+        self.counts_tokens = not body.is_prompt_only
         self._body = body
         self._per_prompt = per_prompt
         self._echoes = {n: prompts[n // per_prompt] for n in range(len(sequences)) if body.echo}
@@ -129,7 +133,8 @@ class CompletionAnswer(Answer):
                 indices.sort(key=lambda index: finished[index].mean_logprob, reverse=True)
             for index in indices[:wanted]:
                 choices.append(self._choice(len(choices), index, finished[index].tokens))
-        self.generated = [len(one.tokens) for one in finished]
+        if self.counts_tokens:
+            self.generated = [len(one.tokens) for one in finished]
         return CompletionFinal(choices=choices, usage=self.usage(), **self.head)
 
     def event(self, index: int, token: Token) -> CompletionFinal:
@@ -171,28 +176,30 @@ class _LogprobColumns:
         self._tokenizer = tokenizer
         self._top = top
         self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        """Decoder of the text, of which a character may be several tokens."""
 
     def begin(self, sequence: Sequence, text: str) -> list[_Entry]:
         """Return the entries of the prompt, of whose first token nothing is known.
 
         `text` is the prompt as it is shown; the tokenizer may have put a token of its own before it.
         """
-        self._offset = len(text) - sum(len(self._text(token)) for token in sequence.prompt)
+        data = b"".join(map(self._tokenizer.bytes_alone, sequence.prompt))
+        self._offset = len(text) - len(data.decode(errors="replace"))
         logprobs = [None, *sequence.prompt_logprobs]
         tops = [(), *sequence.prompt_tops] if self._top else [()] * len(logprobs)
         return list(zip(sequence.prompt, logprobs, tops, strict=True))
 
     def of(self, entries: Iterable[_Entry]) -> CompletionLogprobs:
-        """Return the columns of the next tokens."""
-        body = CompletionLogprobs([], [], [] if self._top else None, [])
+        """Return the columns of the next tokens; the offset of a token is that of its first character."""
+        body = CompletionLogprobs([], [], [], [])
         for token, logprob, top in entries:
             text = self._text(token)
             body.tokens.append(text)
             body.token_logprobs.append(logprob)
             body.text_offset.append(max(0, self._offset))
-            self._offset += len(text)
-            if body.top_logprobs is not None:
-                body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
+            self._offset += len(self._decoder.decode(self._tokenizer.bytes_alone(token)))
+            body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
         return body
 
     def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float | None]:

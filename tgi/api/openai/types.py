@@ -543,7 +543,7 @@ class CompletionLogprobs(msgspec.Struct):
 
     tokens: list[str]
     token_logprobs: list[float | None]
-    top_logprobs: list[dict[str, float | None] | None] | None
+    top_logprobs: list[dict[str, float | None] | None]
     text_offset: list[int]
 
 
