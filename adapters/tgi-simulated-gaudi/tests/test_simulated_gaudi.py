@@ -57,7 +57,7 @@ CASES = {
     "parts": (lambda x, _: [p * 2 for p in (*x.split([2, 3, 3], -1), *x.unbind(0), *x.chunk(2))], 0),
     "in place": (lambda x, _: x.clone().add_(1).mul_(2).clamp_(-1, 1).masked_fill_(x > 0.5, -torch.inf), 0),
     "where": (lambda x, i: torch.where(i[:, None] > 1, x, -x) + (x > 0) * (i[:, None] & 1), 0),
-    "packed": (lambda _, i: i.view(torch.float32).view(torch.int32) * 2 + (i >> 1) - (1 << i), 0),
+    "integers": (lambda _, i: i.view(2, 2).flatten() * 2 + (i >> 1) - (1 << i), 0),
     "reductions": (lambda x, _: (x.argmax(-1), x.amax(0), x.mean(), x.std(), x.logsumexp(-1), x.prod(-1)), 0),
     "bfloat16": (lambda x, _: (x.bfloat16() @ x.bfloat16().t()).float() + x.bfloat16().sum(), 0),
     "repeat": (lambda x, _: x.repeat_interleave(2, 0) * x.repeat(2, 1) + F.pad(x, (0, 0, 2, 2)), 0),

@@ -258,15 +258,37 @@ def test_a_copy_to_the_host_shows_rubbish_until_its_event_was_waited_for():
     x, side = hpu(1, 2), torch.hpu.Stream()
     ints = hpu(1, 2, dtype=torch.int32)
     done = torch.hpu.Event()
+    host = torch.empty(2).pin_memory(device="hpu")
+    host_ints = torch.empty(2, dtype=torch.int32).pin_memory()
     side.wait_stream(torch.hpu.current_stream())
     with torch.hpu.stream(side):
-        host, host_ints = x.to("cpu", non_blocking=True), ints.to("cpu", non_blocking=True)
+        host.copy_(x, non_blocking=True)
+        host_ints.copy_(ints, non_blocking=True)
         done.record(side)
     assert host.isnan().all()
     assert host_ints.tolist() == [2**31 - 2] * 2
     assert not done.query()
     done.synchronize()
     assert (host.tolist(), host_ints.tolist()) == ([1, 2], [1, 2])
+
+
+@pytest.mark.rule("S27")
+@pytest.mark.usefixtures("card")
+def test_an_event_does_not_cover_a_copy_into_memory_that_is_not_pinned():
+    x = hpu(1, 2)
+    pinned = torch.empty(4).pin_memory(device="hpu")
+    host = x.to("cpu", non_blocking=True)
+    pinned[2:].copy_(x, non_blocking=True)
+    stream = torch.hpu.current_stream()
+    stream.record_event().synchronize()
+    stream.synchronize()
+    assert (pinned.is_pinned(), pinned[2:].is_pinned(), host.is_pinned()) == (True, True, False)
+    assert pinned[2:].tolist() == [1, 2]
+    assert host.isnan().all()
+    with refused("S27", "used again"):
+        host.copy_(x, non_blocking=True)
+    torch.hpu.synchronize()
+    assert host.tolist() == [1, 2]
 
 
 @pytest.mark.rule("S27")
@@ -313,7 +335,7 @@ def test_a_buffer_that_is_copied_from_is_not_changed_before_that():
 @pytest.mark.rule("S27")
 @pytest.mark.usefixtures("card")
 def test_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
-    x, host = hpu(1, 2), torch.zeros(4)
+    x, host = hpu(1, 2), torch.zeros(4).pin_memory(device="hpu")
     host[:2].copy_(x, non_blocking=True)
     first = torch.hpu.current_stream().record_event()
     for again in (lambda: host[1:3].copy_(x), lambda: x.copy_(host[:2]), lambda: host[:2].copy_(x + 1)):
@@ -324,7 +346,7 @@ def test_a_buffer_is_not_used_again_before_its_first_copy_was_waited_for():
     assert host[:2].tolist() == [1, 2]
     host[:2].copy_(x + 1, non_blocking=True)
 
-    source = torch.tensor([1.0, 2.0])
+    source = torch.tensor([1.0, 2.0]).pin_memory(device="hpu")
     x.copy_(source, non_blocking=True)
     (x + 0).copy_(source, non_blocking=True)  # to read it twice is allowed
     with refused("S27", "used again"):

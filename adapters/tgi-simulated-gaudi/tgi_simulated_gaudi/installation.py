@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from . import bridge, collectives, dispatch, graphs, kernels
+from . import bridge, collectives, dispatch, graphs, kernels, pinning
 from .card import Card
 from .operations import ALLOWED
 from .profile import Profile
@@ -26,6 +26,7 @@ def install(profile: Profile | str) -> Card:
     dispatch.use_card(card)
     bridge.put(bridge.build(card))
     collectives.watch()
+    pinning.watch()
     torch.compile = _compile
     return card
 
@@ -35,6 +36,7 @@ def uninstall() -> None:
     dispatch.use_card(None)
     bridge.remove()
     collectives.unwatch()
+    pinning.unwatch()
     torch.compile = _torch_compile
 
 

@@ -286,9 +286,9 @@ _TABLE = (
         "S27",
         "the work of another stream is waited for",
         "races",
-        "streams have vector clocks; a host buffer holds rubbish until an event after the copy, and "
-        "is not used again before",
-        "record an event after the work, and wait for it before the memory is used",
+        "streams have vector clocks; a host buffer holds rubbish until an event after the copy (if it is not "
+        "pinned, until all is synchronised), and is not used again before",
+        "wait for an event after the work before the memory is used, and copy to the host into pinned memory",
     ),
     Rule(
         "S28",

@@ -2,7 +2,8 @@
 
 Operations run at once; only their visibility is simulated. Every stream counts its work in ticks, and knows
 up to which tick it has waited for each other stream (a vector clock). A copy to the host leaves rubbish in
-its buffer until the host has waited for an event after the copy.
+its buffer until the host has waited for an event after the copy. If the buffer is not pinned, events do not
+cover the copy: the bridge copies into a buffer of its own, and from there later, in a thread.
 """
 
 import threading
@@ -13,6 +14,7 @@ from typing import Protocol
 import attrs
 import torch
 
+from .pinning import extent, is_pinned
 from .rules import Ledger
 
 
@@ -32,12 +34,14 @@ class Arrival:
     host: torch.Tensor
     """Buffer on the host."""
     to_host: bool
+    in_events: bool
+    """Whether an event after the copy covers it."""
     finish: Callable[[], None]
     """Makes the copy visible, or checks that its source is unchanged."""
 
     def uses(self, tensor: torch.Tensor) -> bool:
         """Whether the buffer and a tensor share memory."""
-        (first, last), (begin, end) = _extent(self.host), _extent(tensor)
+        (first, last), (begin, end) = extent(self.host), extent(tensor)
         return first < end and begin < last
 
 
@@ -135,24 +139,30 @@ class Streams:
         self.all.append(Stream(self, len(self.all)))
         return self.all[-1]
 
-    def host_waits(self, position: dict[int, int]) -> None:
-        """Let the host wait for these ticks, and finish the copies up to them."""
+    def host_waits(self, position: dict[int, int], everything: bool = False) -> None:
+        """Let the host wait for these ticks, and finish the copies up to them that events cover.
+
+        With `everything` finish the other copies, too.
+        """
         with self._lock:
             _merge(self._host_seen, position)
             for stream in self.all:
                 reached = self._host_seen.get(stream.number, 0)
-                while stream.arrivals and stream.arrivals[0].tick <= reached:
-                    stream.arrivals.popleft().finish()
+                for arrival in [item for item in stream.arrivals if item.tick <= reached]:
+                    if arrival.in_events or everything:
+                        stream.arrivals.remove(arrival)
+                        arrival.finish()
 
     def host_waits_for_all(self) -> None:
         """Let the host wait for all work, as `torch.hpu.synchronize` does."""
         for stream in self.all:
-            stream.synchronize()
+            self.host_waits(stream.position, everything=True)
 
     def arrive(self, host: torch.Tensor, to_host: bool, finish: Callable[[], None]) -> None:
         """Begin a copy on the current stream, which `finish` ends when the host has waited for it."""
         self.current.tick += 1
-        self.current.arrivals.append(Arrival(self.current.tick, host, to_host, finish))
+        in_events = not to_host or is_pinned(host)
+        self.current.arrivals.append(Arrival(self.current.tick, host, to_host, in_events, finish))
 
     def uses_host(self, host: torch.Tensor, label: str, to_host: bool) -> None:
         """Check that no unfinished copy uses a buffer on the host, unless all copy from it (S27)."""
@@ -195,15 +205,6 @@ class Streams:
         number, tick = moment
         if max(self.current.seen.get(number, 0), self._host_seen.get(number, 0)) < tick:
             self._ledger.violate("S27", label, f"stream {self.current.number} {problem}")
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the addresses of a tensor's first byte and behind its last."""
-    if not tensor.numel():
-        return 0, 0
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
-    last = sum((size - 1) * stride for size, stride in sizes)
-    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
 
 
 def _merge(into: dict[int, int], other: dict[int, int]) -> None:

@@ -7,7 +7,7 @@ good at, and scattered reads, which it is bad at, are of whole blocks.
 """
 
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ class HpuDevice(StaticDevice):
         self._scales: dict[int, tuple[Scale, Scale]] = {}
         """Of the keys and values of layers, where an fp8 cache has any."""
         self._side = self.bridge.hpu.Stream()
+        self._spare: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
+        """Pinned buffers on the host that no copy uses, by shape and dtype."""
         self._copied: Any = None
         """The event after the last copy to the host."""
         self._sent: deque[torch.Tensor] = deque(maxlen=16)
@@ -103,7 +105,7 @@ class HpuDevice(StaticDevice):
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
         """Begin the copies on a stream of their own, so that the next step need not be waited for."""
         hpu = self.bridge.hpu
-        hosts = [torch.empty(tensor.shape, dtype=tensor.dtype) for tensor in tensors]
+        hosts = [self._pinned(tensor) for tensor in tensors]
         event = hpu.Event()
         self._side.wait_stream(hpu.current_stream())
         with hpu.stream(self._side):
@@ -114,9 +116,19 @@ class HpuDevice(StaticDevice):
 
         def wait() -> list[Array]:
             event.synchronize()
-            return [host.numpy() for host in hosts]
+            arrays: list[Array] = [host.numpy().copy() for host in hosts]
+            for host in hosts:
+                self._spare[host.shape, host.dtype].append(host)
+            return arrays
 
         return wait
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a pinned buffer for a tensor: events do not cover copies into other memory of the host."""
+        spare = self._spare[tensor.shape, tensor.dtype]
+        if spare:
+            return spare.pop()
+        return torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory(device="hpu")
 
     def counters(self) -> Counters:
         """From the bridge's metrics, where it has them."""
