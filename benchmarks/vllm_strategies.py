@@ -79,12 +79,12 @@ def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: fl
 
 def linear(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=lin. `blocks`: in the KV cache, here and below."""
-    block = space.block
+    block = space.block_size
     defaults = {
         "PROMPT_BS": (1, 1, space.prefill_rows),
-        "PROMPT_QUERY": (block, block, space.prefill_tokens),
-        "PROMPT_CTX": (0, 1, max(space.total - block, 0) // block),
-        "DECODE_BS": (1, 32, space.rows),
+        "PROMPT_QUERY": (block, block, space.max_batch_prefill_tokens),
+        "PROMPT_CTX": (0, 1, max(space.max_total_tokens - block, 0) // block),
+        "DECODE_BS": (1, 32, space.max_batch_size),
         "DECODE_BLOCK": (1, block, _references(space, blocks)),
     }
     return _product(space, {name: linear_sizes(*_range(ranges, name, *defaults[name])) for name in defaults})
@@ -92,32 +92,33 @@ def linear(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
 
 def exponential(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=exp, VLLM_EXPONENTIAL_BUCKETING=true: their default."""
-    block, most = space.block, _references(space, blocks)
-    context = -(-(space.total - (space.prefill_tokens if space.total >= LONG else block)) // block)
+    block, most, query = space.block_size, _references(space, blocks), space.max_batch_prefill_tokens
+    chunk = space.max_batch_prefill_tokens if space.max_total_tokens >= LONG else block
+    context = -(-(space.max_total_tokens - chunk) // block)
     defaults = {
         "PROMPT_BS": (1, 2, space.prefill_rows, _doublings(space.prefill_rows) + 1),
-        "PROMPT_QUERY": (block, block, space.prefill_tokens, _doublings(space.prefill_tokens)),
+        "PROMPT_QUERY": (block, block, query, _doublings(query)),
         "PROMPT_CTX": (0, 1, max(context, 1), 2 if context <= 1 else _doublings(context) + 1),
-        "DECODE_BS": (1, 2, space.rows, _doublings(space.rows) + 1),
-        "DECODE_BLOCK": (1, space.rows, most, _doublings(most) + 1),
+        "DECODE_BS": (1, 2, space.max_batch_size, _doublings(space.max_batch_size) + 1),
+        "DECODE_BLOCK": (1, space.max_batch_size, most, _doublings(most) + 1),
     }
     sizes = {
         name: exponential_sizes(*_range(ranges, name, first, step, last), count)
         for name, (first, step, last, count) in defaults.items()
     }
-    every = {space.clipped(b) for b in _product(space, sizes) if b.tokens <= space.total}
+    every = {space.clipped(b) for b in _product(space, sizes) if b.tokens <= space.max_total_tokens}
     return sorted(b for b in every if b.prefill or b.rows <= b.blocks)
 
 
 def padding_aware(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=pad."""
-    block, rows, query = space.block, space.prefill_rows, space.prefill_tokens
-    most, context = _references(space, blocks), -(-max(space.total - block, 0) // block)
+    block, rows, query = space.block_size, space.prefill_rows, space.max_batch_prefill_tokens
+    most, context = _references(space, blocks), -(-max(space.max_total_tokens - block, 0) // block)
     defaults = {
         "PROMPT_BS": (1, 1, rows, -(-rows // 4)),
         "PROMPT_QUERY": (block, block, query, -(-query // 4)),
         "PROMPT_CTX": (0, 2, context, -(-query // block)),
-        "DECODE_BS": (1, 2, space.rows, -(-space.rows // 4)),
+        "DECODE_BS": (1, 2, space.max_batch_size, -(-space.max_batch_size // 4)),
         "DECODE_BLOCK": (block, block, most, -(-most // 4)),
     }
     sizes = {
@@ -134,7 +135,7 @@ def _range(ranges: Ranges, name: str, first: int, step: int, last: int) -> tuple
 
 
 def _references(space: ShapeLimits, blocks: int) -> int:
-    return min(space.decode_blocks(space.rows), REFERENCES * blocks)
+    return min(space.decode_blocks(space.max_batch_size), REFERENCES * blocks)
 
 
 def _doublings(size: int) -> int:
@@ -144,7 +145,7 @@ def _doublings(size: int) -> int:
 def _product(space: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]:
     """All combinations within the budget of a prefill."""
     contexts = sizes["PROMPT_CTX"] if space.contexts else [0]
-    tokens, most = sorted(sizes["PROMPT_QUERY"]), space.prefill_tokens
+    tokens, most = sorted(sizes["PROMPT_QUERY"]), space.max_batch_prefill_tokens
     chunks = [(r, t) for r in sizes["PROMPT_BS"] for t in tokens[: bisect_right(tokens, most // max(r, 1))]]
     decode = itertools.product(sizes["DECODE_BS"], sizes["DECODE_BLOCK"])
     return [

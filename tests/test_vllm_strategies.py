@@ -18,15 +18,11 @@ padding_aware, padding_aware_sizes = strategies.padding_aware, strategies.paddin
 
 
 def space(rows: int, prefill_rows: int, budget: int, total: int) -> ShapeLimits:
-    return ShapeLimits(
-        rows=rows,
-        prefill_rows=prefill_rows,
-        prefill_tokens=budget,
-        longest=min(budget, total),
-        total=total,
-        block=128,
-        contexts=True,
+    kind = type("Prompts", (ShapeLimits,), {"prefill_rows": prefill_rows})
+    limits: ShapeLimits = kind(
+        max_batch_size=rows, max_batch_prefill_tokens=budget, max_total_tokens=total, block_size=128
     )
+    return limits
 
 
 # Counted by another implementation of the formulas: prompts, those without context, linear prompts without.
@@ -89,7 +85,7 @@ def test_what_is_set_replaces_the_defaults() -> None:
 @given(of=spaces, data=st.data())
 def test_what_they_forget_is_added(strategy: object, of: ShapeLimits, data: st.DataObject) -> None:
     shape = data.draw(shapes(of))
-    blocks = data.draw(st.integers(of.row_blocks, 2 * of.decode_blocks(of.rows)))
+    blocks = data.draw(st.integers(of.seen_blocks(1), 2 * of.decode_blocks(of.max_batch_size)))
 
     buckets = of.closed(strategy(of, {}, blocks))  # type: ignore[operator]
 

@@ -26,8 +26,8 @@ spaces = st.builds(
 def shapes(draw: st.DrawFn, space: ShapeLimits) -> Bucket:
     """A step that the policy must have a bucket for."""
     if draw(st.booleans()):
-        tokens = draw(st.integers(1, space.longest))
+        tokens = draw(st.integers(1, space.longest_chunk))
         context = draw(st.integers(0, space.context_blocks(tokens)))
         return Bucket(1, tokens, context, prefill=True)
-    rows = draw(st.integers(1, space.rows))
+    rows = draw(st.integers(1, space.max_batch_size))
     return Bucket(rows, 1, draw(st.integers(rows, space.decode_blocks(rows))))

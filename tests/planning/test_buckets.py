@@ -90,7 +90,7 @@ def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
 def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) -> None:
     buckets = make(of, flat=False)
     rows = data.draw(st.integers(1, of.max_batch_size))
-    blocks = data.draw(st.integers(1, ShapeLimits.from_limits(of).row_blocks))
+    blocks = data.draw(st.integers(1, of.seen_blocks(1)))
     tokens = data.draw(st.integers(1, buckets.longest_prefill))
 
     decode, prefill = buckets.decode(rows, blocks), buckets.prefill(1, tokens, blocks)

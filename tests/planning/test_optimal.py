@@ -18,12 +18,14 @@ from tgi.protocol import Bucket
 from .shape_limits import shapes, spaces
 
 COSTS = Costs.of()
-SERVER = ShapeLimits(
-    rows=128, prefill_rows=128, prefill_tokens=8192, longest=4096, total=4096, block=128, contexts=True
-)
-LONG = ShapeLimits(
-    rows=128, prefill_rows=128, prefill_tokens=32768, longest=32768, total=32768, block=128, contexts=True
-)
+SERVER = ShapeLimits(max_batch_size=128, max_batch_prefill_tokens=8192, max_total_tokens=4096, block_size=128)
+LONG = ShapeLimits(max_batch_size=128, max_batch_prefill_tokens=32768, max_total_tokens=32768, block_size=128)
+
+
+class DecodeOnly(ShapeLimits):
+    """Prompts of one token, without context: a single bucket is enough for them."""
+
+    contexts = False
 
 
 def cheapest(buckets: list[Bucket], shape: Bucket) -> float:
@@ -75,7 +77,7 @@ def test_choosing_is_fast_and_repeatable(of: ShapeLimits) -> None:
 def small(seed: int) -> tuple[ShapeLimits, Workload]:
     """Up to 4 rows of up to 3 blocks, in any frequency, and a single prefill."""
     rng = np.random.default_rng(seed)
-    of = ShapeLimits(rows=4, prefill_rows=1, prefill_tokens=1, longest=1, total=3, block=1, contexts=False)
+    of = DecodeOnly(max_batch_size=4, max_batch_prefill_tokens=1, max_total_tokens=3, block_size=1)
     shapes = np.array([(rows, blocks) for rows in range(1, 5) for blocks in range(rows, 3 * rows + 1)])
     return of, Workload(shapes, rng.exponential(size=len(shapes)) ** 3, np.array([[1, 1, 0]]), np.ones(1))
 
@@ -123,9 +125,7 @@ def without_the_least_missed(buckets: list[Bucket], workload: Workload, keep: in
 
 
 def test_another_method_finds_nothing_better() -> None:
-    of = ShapeLimits(
-        rows=16, prefill_rows=1, prefill_tokens=1, longest=1, total=1024, block=128, contexts=False
-    )
+    of = DecodeOnly(max_batch_size=16, max_batch_prefill_tokens=1, max_total_tokens=1024, block_size=128)
     workload = Workload.uniform(of)
     every = sorted({of.clipped(Bucket(r, 1, b)) for r in range(1, 17) for b in range(r, 129, 4)})
     every.append(Bucket(16, 1, 128))

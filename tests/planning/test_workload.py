@@ -24,9 +24,7 @@ from tgi.protocol import Bucket
 from .shape_limits import spaces
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
-SERVER = ShapeLimits(
-    rows=16, prefill_rows=4, prefill_tokens=512, longest=512, total=512, block=128, contexts=True
-)
+SERVER = ShapeLimits(max_batch_size=16, max_batch_prefill_tokens=512, max_total_tokens=512, block_size=128)
 
 
 @given(st.integers(0, 10**6))
@@ -53,12 +51,12 @@ def test_what_is_supposed_is_possible(of: ShapeLimits) -> None:
     workload = Workload.uniform(of)
 
     for rows, blocks in workload.decode.tolist():
-        assert 1 <= rows <= of.rows
+        assert 1 <= rows <= of.max_batch_size
         assert rows <= blocks <= of.decode_blocks(rows)
     for rows, tokens, context in workload.prefill.tolist():
         assert 1 <= rows <= of.prefill_rows
-        assert rows == 1 or rows * tokens <= of.prefill_tokens
-        assert 1 <= tokens <= of.longest
+        assert rows == 1 or rows * tokens <= of.max_batch_prefill_tokens
+        assert 1 <= tokens <= of.longest_chunk
         assert 0 <= context <= of.context_blocks(tokens)
     assert workload.prefill_weights.sum() == pytest.approx(1)
 

@@ -66,8 +66,9 @@ def test_estimates_of_blocks_are_exact(size: int, window: int, chunk: int) -> No
     space = ShapeLimits.from_limits(limits)
     chunks = [(start, length) for length in range(1, chunk + 1) for start in range(24 - length + 1)]
     every = [seen_blocks(*each, size, window, context=False) for each in chunks]
-    assert limits.sequence_blocks == space.table_blocks == max(every)
-    assert space.row_blocks == max(seen_blocks(start, 1, size, window, context=False) for start in range(24))
+    assert limits.sequence_blocks == space.seen_blocks(space.longest_chunk) == max(every)
+    ones = [seen_blocks(start, 1, size, window, context=False) for start in range(24)]
+    assert space.seen_blocks(1) == max(ones)
     for tokens in range(1, chunk + 1):
         contexts = [
             seen_blocks(start, tokens, size, window, context=True) for start in range(24 - tokens + 1)

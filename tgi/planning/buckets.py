@@ -88,7 +88,7 @@ def make_buckets(
         return Buckets(limits, mixes=device.mixes_rows)
     bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
     shapes = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
-    chosen = bucketing.choose(shapes) if device.flat else doubling(shapes)
+    chosen = bucketing.choose(shapes) if device.flat else doubling(limits)
     return Buckets(limits, chosen, bucketing.costs.seconds, flat=device.flat)
 
 
@@ -99,15 +99,19 @@ def attention_workspace(limits: Limits, buckets: Buckets, *, prefixes: bool = Tr
     return ShapeLimits.from_limits(limits, prefixes=prefixes).workspace(buckets)
 
 
-def doubling(shapes: ShapeLimits) -> Iterator[Bucket]:
+def doubling(limits: Limits) -> Iterator[Bucket]:
     """Yield buckets whose sizes double in every dimension, for a device with a block table per row."""
-    rows, blocks = geometric(1, shapes.rows, 2)[::-1], geometric(1, shapes.table_blocks, 2)[::-1]
-    for tokens in geometric(min(shapes.block, shapes.longest), shapes.longest, 2, shapes.block)[::-1]:
+    longest, size = limits.longest_chunk, limits.block_size
+    rows = geometric(1, limits.max_batch_size, 2)[::-1]
+    blocks = geometric(1, limits.seen_blocks(longest), 2)[::-1]
+    for tokens in geometric(min(size, longest), longest, 2, size)[::-1]:
         for count in rows:
-            if count == 1 or count * tokens <= shapes.prefill_tokens:
-                yield from (Bucket(count, tokens, size, prefill=True) for size in blocks)
+            if count == 1 or count * tokens <= limits.max_batch_prefill_tokens:
+                yield from (
+                    Bucket(count, tokens, each, prefill=True) for each in geometric(1, blocks, 2)[::-1]
+                )
     for count in rows:
-        yield from (Bucket(count, 1, size) for size in geometric(1, shapes.row_blocks, 2)[::-1])
+        yield from (Bucket(count, 1, each) for each in geometric(1, limits.seen_blocks(1), 2)[::-1])
 
 
 def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[int, ...]:

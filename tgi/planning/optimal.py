@@ -115,8 +115,8 @@ def _served(grid: Grid, cells: list[Cell]) -> Floats:
 def decode_grid(limits: ShapeLimits, workload: Workload, costs: Costs) -> Grid:
     """Return the grid of (rows, 1, blocks)."""
     seen, weights = workload.decode, workload.decode_weights
-    rows = _levels(_sizes(1, limits.rows), ROWS, seen[:, 0], weights)
-    sizes, middle = _sizes(1, limits.decode_blocks(limits.rows)), limits.rows // 2 + 1
+    rows = _levels(_sizes(1, limits.max_batch_size), ROWS, seen[:, 0], weights)
+    sizes, middle = _sizes(1, limits.decode_blocks(limits.max_batch_size)), limits.max_batch_size // 2 + 1
     blocks = _levels(sizes, BLOCKS, seen[:, 1], weights, lambda blocks: costs.decode(middle, blocks))
     maxima = np.array([limits.decode_blocks(size) for size in rows.tolist()])[:, None, None]
     r, b = rows[:, None, None], blocks[None, None, :]
@@ -136,7 +136,9 @@ def prefill_grids(limits: ShapeLimits, workload: Workload, costs: Costs) -> tupl
     """Return the grids of (1, tokens, context), where all rows go one by one, and of (rows, tokens, context)
     for two or more rows, which need no bucket."""
     shapes, weights = workload.prefill, workload.prefill_weights
-    chunks = np.minimum(limits.block * _sizes(1, -(-limits.longest // limits.block)), limits.longest)
+    chunks = np.minimum(
+        limits.block_size * _sizes(1, -(-limits.longest_chunk // limits.block_size)), limits.longest_chunk
+    )
     tokens = _levels(chunks, TOKENS, shapes[:, 1], weights, lambda tokens: costs.prefill(1, tokens, 0))
     contexts = _levels(_sizes(0, limits.context_blocks(1)), CONTEXT, shapes[:, 2], weights)
     rows = [2**power for power in range(1, DOUBLINGS + 1) if 2**power <= limits.prefill_rows]
@@ -161,7 +163,7 @@ def _prefill_grid(
     return Grid(
         levels=levels,
         mass=_mass(levels, shapes, weights),
-        price=np.where(alone | (r * t <= limits.prefill_tokens), costs.prefill(r, t, c), np.inf),
+        price=np.where(alone | (r * t <= limits.max_batch_prefill_tokens), costs.prefill(r, t, c), np.inf),
         least=costs.prefill(r // 2 + 1, fewest, shortest),
         needed=alone & (shortest <= longest),
         unbound=alone,

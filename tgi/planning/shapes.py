@@ -11,30 +11,14 @@ from tgi.protocol import AttentionWorkspace, Bucket
 
 
 @attrs.frozen(kw_only=True)
-class ShapeLimits:
-    """Bounds of the shapes of steps.
+class ShapeLimits(Limits):
+    """Limits, with bounds of the shapes of steps that they allow.
 
-    Decode: 1 to `rows` rows, with as many block references in all as their sequences can have. Prefill: one
-    row of 1 to `longest` tokens, after a context of any length that leaves it within `total` tokens; or
-    several such rows, where there is a bucket for them.
+    Decode: 1 to `max_batch_size` rows, with as many block references in all as their sequences can have.
+    Prefill: one row of 1 to `longest_chunk` tokens, after a context of any length that leaves it within
+    `max_total_tokens`; or several such rows, where there is a bucket for them.
     """
 
-    rows: int
-    """Maximum rows of a decode step."""
-    prefill_rows: int
-    """Maximum rows of a prefill step."""
-    prefill_tokens: int
-    """Maximum query tokens, padding included, of a prefill step of several rows."""
-    longest: int
-    """Number of tokens in the largest chunk of a prompt."""
-    total: int
-    """Number of tokens in the longest sequence."""
-    window: int | None = None
-    """Number of tokens that a token sees in the layers that see most; None: all before it."""
-    block: int
-    """Number of tokens in a block."""
-    contexts: bool
-    """Whether a prefill may have a context: prompts share prefixes, or come in chunks."""
     shared: bool = True
     """Whether sequences share blocks, so that a decode step may reference more blocks than there are."""
     pool: int | None = None
@@ -55,60 +39,50 @@ class ShapeLimits:
 
         `within` is the `workspace` for the same limits, if it is reserved already.
         """
-        return cls(
-            rows=limits.max_batch_size,
-            prefill_rows=min(limits.max_batch_size, limits.max_batch_prefill_tokens),
-            prefill_tokens=limits.max_batch_prefill_tokens,
-            longest=limits.longest_chunk,
-            total=limits.max_total_tokens,
-            window=limits.window,
-            block=limits.block_size,
-            contexts=prefixes or limits.longest_chunk < limits.max_total_tokens - 1,
-            shared=prefixes,
-            pool=blocks,
-            reserved=within,
-        )
+        return cls(**attrs.asdict(limits), shared=prefixes, pool=blocks, reserved=within)
 
     @property
-    def row_blocks(self) -> int:
-        """Maximum blocks that a token sees."""
-        return self._seen(self.total, 1)
+    def prefill_rows(self) -> int:
+        """Maximum rows of a prefill step."""
+        return min(self.max_batch_size, self.max_batch_prefill_tokens)
 
     @property
-    def table_blocks(self) -> int:
-        """Maximum blocks that a chunk of a prompt is in or sees."""
-        return self._seen(self.total, self.longest)
-
-    def _seen(self, tokens: int, queries: int) -> int:
-        return seen_blocks(tokens, queries, self.window, self.block)
+    def contexts(self) -> bool:
+        """Whether a prefill may have a context: prompts share prefixes, or come in chunks."""
+        return self.shared or self.longest_chunk < self.max_total_tokens - 1
 
     def decode_blocks(self, rows: int) -> int:
         """Return the maximum block references of a decode step of `rows` rows."""
-        return rows * self.row_blocks if self.shared else self.likely_blocks(rows)
+        return rows * self.seen_blocks(1) if self.shared else self.likely_blocks(rows)
 
     def likely_blocks(self, rows: int) -> int:
         """As `decode_blocks`, assuming that sequences share no blocks."""
-        blocks = rows * self.row_blocks
-        return blocks if self.pool is None else min(blocks, max(self.pool, self.row_blocks, rows))
+        row = self.seen_blocks(1)
+        return rows * row if self.pool is None else min(rows * row, max(self.pool, row, rows))
 
     def context_blocks(self, tokens: int) -> int:
         """Return the maximum blocks of context of a row of `tokens` tokens."""
-        return self._seen(max(self.total - tokens, 0), 0) if self.contexts else 0
+        before = max(self.max_total_tokens - tokens, 0)
+        return seen_blocks(before, 0, self.window, self.block_size) if self.contexts else 0
 
     def joint_tokens(self, rows: int) -> int:
         """Return the maximum tokens of each of `rows` rows that a prefill bucket can have; 0: none."""
         if rows == 1:
-            return self.longest
-        tokens = self.prefill_tokens // rows
-        return self.longest if tokens >= self.longest else tokens // self.block * self.block
+            return self.longest_chunk
+        tokens = self.max_batch_prefill_tokens // rows
+        return (
+            self.longest_chunk
+            if tokens >= self.longest_chunk
+            else tokens // self.block_size * self.block_size
+        )
 
     def clipped(self, bucket: Bucket) -> Bucket:
         """Return the part of a bucket that steps can need."""
         if bucket.prefill:
             rows = min(bucket.rows, self.prefill_rows)
-            tokens = min(bucket.tokens, self.longest)
+            tokens = min(bucket.tokens, self.longest_chunk)
             return Bucket(rows, tokens, min(bucket.blocks, self.context_blocks(1)), prefill=True)
-        rows = min(bucket.rows, self.rows)
+        rows = min(bucket.rows, self.max_batch_size)
         return Bucket(rows, 1, min(bucket.blocks, self.decode_blocks(rows)))
 
     def closed(self, buckets: Iterable[Bucket]) -> list[Bucket]:
@@ -122,7 +96,7 @@ class ShapeLimits:
 
     def workspace(self, buckets: Iterable[Bucket]) -> AttentionWorkspace:
         """Return the workspace of steps padded to these buckets, or to any that are `reserved` for."""
-        longest = Bucket(1, self.longest, self.context_blocks(1), prefill=True)
+        longest = Bucket(1, self.longest_chunk, self.context_blocks(1), prefill=True)
         needs = [msgspec.structs.astuple(self._workspace(bucket)) for bucket in (longest, *buckets)]
         return AttentionWorkspace(*map(max, zip(*needs, strict=True)))
 
@@ -130,9 +104,9 @@ class ShapeLimits:
         # A prefill gathers its context and puts its own keys and values behind it: both are there twice.
         if not bucket.prefill:
             return AttentionWorkspace(min(bucket.blocks, GATHERED), listed_blocks=bucket.blocks)
-        seen = bucket.blocks * self.block + bucket.tokens
+        seen = bucket.blocks * self.block_size + bucket.tokens
         return AttentionWorkspace(
-            gathered_blocks=2 * bucket.rows * -(-seen // self.block),
+            gathered_blocks=2 * bucket.rows * -(-seen // self.block_size),
             prefill_pairs=bucket.rows * bucket.tokens * seen,
         )
 
@@ -140,14 +114,14 @@ class ShapeLimits:
         if not bucket.prefill or bucket.rows == 1:
             return True
         fits = self.reserved is None or self._workspace(bucket).within(self.reserved)
-        return fits and bucket.rows * bucket.tokens <= self.prefill_tokens
+        return fits and bucket.rows * bucket.tokens <= self.max_batch_prefill_tokens
 
     def _missing(self, chosen: set[Bucket]) -> Iterator[Bucket]:
         """Yield the largest shapes that no bucket dominates; what dominates these dominates all others."""
-        largest = Bucket(self.rows, 1, self.decode_blocks(self.rows))
+        largest = Bucket(self.max_batch_size, 1, self.decode_blocks(self.max_batch_size))
         if largest not in chosen:
             yield largest
-        reach = {self.longest: -1}  # the context that the buckets of each number of tokens allow
+        reach = {self.longest_chunk: -1}  # the context that the buckets of each number of tokens allow
         for bucket in chosen:
             if bucket.prefill:
                 reach[bucket.tokens] = max(reach.get(bucket.tokens, -1), bucket.blocks)

@@ -62,7 +62,7 @@ class Workload:
         half with one of any length. Half of all tokens are generated, in decode steps of half of the rows.
         """
         decode, prefill = [], []
-        for rows in quantiles(1, limits.rows, ROWS):
+        for rows in quantiles(1, limits.max_batch_size, ROWS):
             blocks = quantiles(rows, limits.likely_blocks(rows), QUANTILES)
             decode += [(rows, size, 1 / len(blocks)) for size in blocks]
         for rows in quantiles(1, limits.prefill_rows, ROWS):
@@ -79,7 +79,7 @@ class Workload:
         prefill_tokens = (prefill_shapes[0] * prefill_shapes[1] * prefill_weights).sum()
         return cls(
             np.array(decode_shapes, np.int64).T,
-            decode_weights * prefill_tokens / (limits.rows / 2) / decode_weights.sum(),
+            decode_weights * prefill_tokens / (limits.max_batch_size / 2) / decode_weights.sum(),
             np.array(prefill_shapes, np.int64).T,
             prefill_weights,
         )
@@ -109,7 +109,7 @@ class Workload:
 
 
 def _fits(limits: ShapeLimits, rows: int, tokens: int) -> bool:
-    return rows <= limits.prefill_rows and rows * tokens <= limits.prefill_tokens
+    return rows <= limits.prefill_rows and rows * tokens <= limits.max_batch_prefill_tokens
 
 
 def quantiles(first: int, last: int, count: int) -> list[int]:
