@@ -8,7 +8,7 @@ import trio
 
 from tgi.testing.fake_executor import logprob
 
-from .serving import EOS, Answer, Server, make_tokenizer, saying, serving
+from .serving import EOS, LIMITS, Answer, Server, make_tokenizer, saying, serving
 from .test_chat import chunks
 
 PATH = "/v1/completions"
@@ -37,6 +37,7 @@ async def test_the_answer() -> None:
             "prompt_tokens": len(PROMPT),
             "completion_tokens": 3,
             "total_tokens": len(PROMPT) + 3,
+            "prompt_tokens_details": {"cached_tokens": 0},
         }
         assert answer.headers["x-prompt-tokens"] == str(len(PROMPT))
         assert answer.headers["x-compute-characters"] == "7"
@@ -244,6 +245,7 @@ async def test_each_prompt_and_choice_takes_a_permit() -> None:
 async def test_models() -> None:
     async with serving() as server:
         entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
+        entry |= {"root": "some/model", "max_model_len": LIMITS.max_total_tokens}
         answer = await server.ask("GET", "/v1/models")
         assert answer.json == {"object": "list", "data": [entry]}
         assert (await server.ask("GET", "/v1/models/some/model")).json == entry

@@ -78,7 +78,7 @@ async def test_an_incomplete_character_waits_for_its_end() -> None:
 async def test_the_headers_of_a_stream() -> None:
     async with serving(saying("Hello")) as server:
         headers = (await server.generate({}, "é", path="/generate_stream")).headers
-        assert headers["content-type"] == "text/event-stream"
+        assert headers["content-type"] == "text/event-stream; charset=utf-8"
         assert headers["cache-control"] == "no-cache"
         assert headers["x-accel-buffering"] == "no"
         assert headers["x-compute-type"] == "gpu+optimized"

@@ -109,7 +109,7 @@ async def test_a_stream_is_chunked_and_not_buffered(path: str, body: dict[str, A
         assert answer.status == 200
         for name, value in {
             "transfer-encoding": "chunked",
-            "content-type": "text/event-stream",
+            "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-cache",
             "x-accel-buffering": "no",
             "x-compute-type": "1-gaudi2",

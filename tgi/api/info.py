@@ -79,6 +79,10 @@ class ModelInfo(msgspec.Struct):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    """Folder or id from which the model was loaded."""
+    max_model_len: int
+    """Maximum number of tokens of a prompt and its answer."""
 
 
 class ModelList(msgspec.Struct):
@@ -142,8 +146,9 @@ async def model(call: Call[None]) -> Response:
 
 
 def _served_model(call: Call[None]) -> ModelInfo:
-    name = call.service.loaded_engine().model.served_name
-    return ModelInfo(name, "model", 0, name)
+    engine = call.service.loaded_engine()
+    model, length = engine.model, engine.limits.max_total_tokens
+    return ModelInfo(model.served_name, "model", 0, model.served_name, model.model_id, length)
 
 
 async def metrics(call: Call[None]) -> Response:

@@ -99,7 +99,7 @@ class EventStream(ResponseBody):
     """The body of a streamed answer. It closes `held` with the last event, before that is sent."""
 
     headers: ClassVar[Mapping[str, str]] = {
-        "content-type": "text/event-stream",
+        "content-type": "text/event-stream; charset=utf-8",
         "cache-control": "no-cache",
         "x-accel-buffering": "no",
     }

@@ -235,6 +235,8 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     schedule.waiting.popleft()
     insort(schedule.running, sequence, key=lambda s: s.number)
     schedule.prefix_hit_tokens += sequence.computed
+    if not sequence.epoch:
+        sequence.cached = sequence.computed
     schedule.prefix_query_tokens += known
     return True
 

@@ -118,6 +118,8 @@ class Sequence:
     """Number of leading blocks that were offered to the prefix cache."""
     computed: int = 0
     """Tokens in the KV cache once every step that was sent has been executed."""
+    cached: int = 0
+    """Tokens of the prompt that the prefix cache had at the first admission."""
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
     prefill_end: int = 0

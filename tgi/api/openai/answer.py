@@ -154,7 +154,7 @@ class Answer(abc.ABC):
         """Number of tokens of each sequence so far."""
         self.counts_tokens = True
         """Whether generated tokens are part of the usage."""
-        self._prompt_tokens = sum(len(sequence.prompt) for sequence in sequences[::per_prompt])
+        self._prompts = sequences[::per_prompt]
         self._open = len(sequences)
         self._observer = call.observer
         self._observer.generations = len(sequences)
@@ -165,8 +165,7 @@ class Answer(abc.ABC):
             self._observer.failed(item)
             return frame(item.to_openai_body()) + self._close(1)
         self.generated[index] += self.counts_tokens
-        event = self.event(index, item)
-        data = b"" if event is None else frame(event)
+        data = b"".join(map(frame, self.events(index, item)))
         if item.finish is None:
             return data
         self._observer.finished(self.sequences[index])
@@ -179,7 +178,7 @@ class Answer(abc.ABC):
 
     def usage(self) -> Usage:
         """Return the tokens of all prompts and sequences so far."""
-        return Usage.of(self._prompt_tokens, sum(self.generated))
+        return Usage.of(self._prompts, sum(self.generated))
 
     def running_usage(self) -> Usage | None:
         """Return the usage that an event tells if the client asks for it."""
@@ -195,8 +194,8 @@ class Answer(abc.ABC):
         return last + _DONE
 
     @abc.abstractmethod
-    def event(self, index: int, token: Token) -> object | None:
-        """Return the event of the next token of a sequence; None if it has nothing to tell yet."""
+    def events(self, index: int, token: Token) -> Items[object]:
+        """Return the events of the next token of a sequence; none if it adds nothing that a client sees."""
 
     @abc.abstractmethod
     def usage_event(self) -> object:

@@ -230,16 +230,19 @@ class ChatAnswer(Answer):
             )
         return ChatCompletion(choices=choices, usage=self.usage(), **self.head)
 
-    def event(self, index: int, token: Token) -> ChatCompletionChunk | None:
-        """Return the event of a token; None if it adds nothing that a client sees."""
+    def events(self, index: int, token: Token) -> list[ChatCompletionChunk]:
+        """Return the event of a token that adds something; the end has one of its own if it is the first.
+
+        OpenAI's client ignores the end in the first event of a choice.
+        """
         choice = self._choices[index]
         pieces = choice.feed(token)
         choice.untold.append(token)
         if choice.may_skip and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
-            return None
+            return []
         delta = ChatCompletionDelta()
-        if not choice.begun:
-            choice.begun = True
+        is_first, choice.begun = not choice.begun, True
+        if is_first:
             delta.role = "assistant"
         if pieces.thoughts:
             delta.reasoning_content = delta.reasoning = pieces.thoughts
@@ -248,9 +251,13 @@ class ChatAnswer(Answer):
         if pieces.content or not (pieces.calls or pieces.thoughts):
             delta.content = pieces.content
         reason = None if token.finish is None else choice.reason(token.finish)
-        logprobs = self._logprobs(choice.untold)
+        told = ChatCompletionChoice(index, delta, self._logprobs(choice.untold), reason)
         choice.untold = []
-        return self._chunk([ChatCompletionChoice(index, delta, logprobs, reason)], self.running_usage())
+        if not (is_first and reason):
+            return [self._chunk([told], self.running_usage())]
+        told.finish_reason = None
+        end = ChatCompletionChoice(index, ChatCompletionDelta(), None, reason)
+        return [self._chunk([part], self.running_usage()) for part in (told, end)]
 
     def usage_event(self) -> ChatCompletionChunk:
         """Return the event that tells the usage at the end (R3.54)."""

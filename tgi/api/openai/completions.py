@@ -137,14 +137,14 @@ class CompletionAnswer(Answer):
             self.generated = [len(one.tokens) for one in finished]
         return CompletionFinal(choices=choices, usage=self.usage(), **self.head)
 
-    def event(self, index: int, token: Token) -> CompletionFinal:
+    def events(self, index: int, token: Token) -> list[CompletionFinal]:
         """Return the event of a token, with the usage of a text at its end if none is asked for (3.7)."""
         usage: Usage | UnsetType | None = UNSET
         if self.options.include_usage:
             usage = self.running_usage()
         elif token.finish is not None:
-            usage = Usage.of(len(self.sequences[index].prompt), self.generated[index])
-        return CompletionFinal(choices=[self._choice(index, index, [token])], usage=usage, **self.head)
+            usage = Usage.of([self.sequences[index]], self.generated[index])
+        return [CompletionFinal(choices=[self._choice(index, index, [token])], usage=usage, **self.head)]
 
     def usage_event(self) -> CompletionFinal:
         """Return the event that tells the usage at the end."""

@@ -3,6 +3,7 @@
 Where OpenAI's API allows more than TGI does, a request is read as OpenAI means it.
 """
 
+from collections.abc import Sequence as Items
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -11,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from tgi.api.native import SEED, JsonGrammar, JsonSchemaConfig, RegexGrammar
 from tgi.api.validate import grammar_spec
 from tgi.sampling import U32, about, body_fields
+from tgi.scheduler import Sequence
 from tgi.text.grammar import GrammarSpec
 from tgi.text.tokenizer import Piece
 
@@ -409,17 +411,26 @@ class CompletionRequest(OpenAIRequest, kw_only=True):
 # Answers
 
 
+class PromptTokensDetails(msgspec.Struct):
+    """Tokens of prompts by their origin."""
+
+    cached_tokens: Annotated[int, about("Number of tokens that the prefix cache had.")]
+
+
 class Usage(msgspec.Struct):
-    """Tokens of prompts and answers."""
+    """Numbers of tokens of prompts and answers."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
     @classmethod
-    def of(cls, prompt: int, completion: int) -> "Usage":
-        """With their sum."""
-        return cls(prompt, completion, prompt + completion)
+    def of(cls, prompts: Items[Sequence], completion: int) -> "Usage":
+        """Return the usage of prompts, given by a sequence each, and of generated tokens."""
+        tokens = sum(len(sequence.prompt) for sequence in prompts)
+        cached = sum(sequence.cached for sequence in prompts)
+        return cls(tokens, completion, tokens + completion, PromptTokensDetails(cached))
 
 
 class ChatCompletionTopLogprob(msgspec.Struct):
