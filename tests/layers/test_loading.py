@@ -14,7 +14,7 @@ from tgi.plugins import ConfigError
 from tgi.protocol import Describe, Described
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama, make_mistral
-from tgi.weights import CheckpointError, Shard
+from tgi.weights import CheckpointError, Shard, TensorPart
 from tgi.worker.runner import Runner
 
 LLAMA_31_8B = {
@@ -165,3 +165,14 @@ def test_overrides_replace_keys_of_config_json(tmp_path: Path) -> None:
     folder = make_llama(tmp_path)
     with pytest.raises(ConfigError, match="'axial' is not supported"):
         described(folder, overrides={"rope_scaling": {"type": "axial"}})
+
+
+def test_a_model_that_looks_at_numbers_while_it_is_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(_config: Any, build: Any) -> None:
+        build.read(TensorPart("model.norm.weight", (64,))).max().item()
+
+    monkeypatch.setattr("tgi_llama.model.Llama", look)
+    with pytest.raises(ConfigError, match="LlamaForCausalLM looks at numbers while it is built"):
+        described(make_llama(tmp_path))

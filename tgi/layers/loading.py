@@ -96,10 +96,10 @@ def load_model(
 
 
 def describe(command: Describe) -> Described:
-    """Describe a model from its config.json, and from the headers of its files where it has all of them.
+    """Describe a model from its config.json, and from the headers of its files if it has all of them.
 
-    Raises ConfigError, which names the possible numbers of ranks where `command.ranks` is none of them, and
-    CheckpointError.
+    Raises CheckpointError, and ConfigError, which names the possible numbers of ranks if `command.ranks` is
+    none of them.
     """
     dtype = torch.bfloat16 if command.dtype == "auto" else getattr(torch, command.dtype)
     folder = Path(command.folder)
@@ -107,16 +107,21 @@ def describe(command: Describe) -> Described:
     config = blueprint.config
     outline = Outline(_open_files(command, folder))
     whole = RecordingShard()
-    build = blueprint.sketch(outline, whole)
-    possible = whole.possible_ranks(config.num_heads)
-    if command.ranks != 1:
-        try:
+    possible: list[int] = []
+    try:
+        build = blueprint.sketch(outline, whole)
+        possible = whole.possible_ranks(config.num_heads)
+        if command.ranks != 1:
             build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks))
-        except DivisionError:
-            raise ConfigError(
-                f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
-                f"divided over {command.ranks} ranks; --num-shard can be {', '.join(map(str, possible))}"
-            ) from None
+    except DivisionError:
+        raise ConfigError(
+            f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
+            f"divided over {command.ranks} ranks; --num-shard can be {', '.join(map(str, possible))}"
+        ) from None
+    except (NotImplementedError, RuntimeError) as error:
+        raise ConfigError(
+            f"{command.architecture} looks at numbers while it is built, so nobody can plan for it: {error}"
+        ) from error
     if command.check:
         outline.check()
     return _describe(config, build, _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize), possible)
@@ -137,6 +142,6 @@ def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks
 
 
 def _open_files(command: Describe, folder: Path) -> Checkpoint | None:
-    """Raises CheckpointError for files that are broken, and if they are needed for those that are missing."""
+    """Open the files if there are any, or if they must be checked. Raises CheckpointError."""
     complete = command.check or Checkpoint.is_complete(folder)
     return Checkpoint(folder) if complete and not command.dummy else None
