@@ -39,7 +39,7 @@ class Range:
         signs = (">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le)
         return " and ".join(f"{sign} {bound}" for sign, bound in signs if math.isfinite(bound))
 
-    def schema(self) -> dict[str, float]:
+    def schema(self) -> dict[str, Any]:
         """The keywords of JSON Schema."""
         keywords = {
             "exclusiveMinimum": self.gt,
@@ -66,6 +66,8 @@ class Parameter:
     """Name in the body of TGI's own routes; "": the parameter is not offered there."""
     openai: str = ""
     """Name in the bodies of `/v1`; "": the parameter is not offered there."""
+    limit: str = ""
+    """Name of the server's limit that is the maximum, if there is one."""
     openai_range: Range | None = None
     """Wider range of `/v1`: there, a value outside of `range` leaves the parameter without effect."""
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -243,6 +245,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Parameter(
             description="Number of most likely tokens to report in the place of each token.",
             native="top_n_tokens",
+            limit="max_top_n_tokens",
             on_host=True,
         ),
     ] = 0
@@ -310,12 +313,17 @@ WARPERS = tuple(declared for declared in DECLARED if declared.parameter.warper)
 _HISTORY = tuple((declared.name, declared.neutral) for declared in DECLARED if declared.parameter.history)
 
 
-def about(description: str, **keywords: Any) -> Meta:
-    """Describe a field of a request for the OpenAPI document; JSON Schema keywords win over its type's.
+def about(description: str = "", *, limit: str = "", at_least: int = 0, **keywords: Any) -> Meta:
+    """Describe a field of a request for the OpenAPI document.
 
-    They say what is accepted in the end: a value that fits the type but not these is refused in TGI's words.
+    `limit` names the limit of the server that is the field's maximum, if it is not below `at_least`. Further
+    keywords are JSON Schema's and win over those of the field's type. Values that fit the type but not these
+    are refused by validation, in TGI's words.
     """
-    return Meta(description=description, extra_json_schema={"x-accepted": keywords} if keywords else None)
+    extra: dict[str, Any] = {"x-accepted": keywords} if keywords else {}
+    if limit:
+        extra["x-limit"] = {"name": limit, "at_least": at_least}
+    return Meta(description=description or None, extra_json_schema=extra or None)
 
 
 def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
@@ -324,7 +332,8 @@ def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
     for declared in DECLARED:
         name, accepted = declared.parameter.name(api), declared.parameter.documented_range(api)
         if name:
-            meta = about(declared.parameter.description, **(accepted.schema() if accepted else {}))
+            keywords = accepted.schema() if accepted else {}
+            meta = about(declared.parameter.description, limit=declared.parameter.limit, **keywords)
             nullable = api == "openai" or declared.type is not bool
             kind: Any = Annotated[declared.type | None if nullable else declared.type, meta]
             fields.append((name, kind, None if nullable else declared.neutral))

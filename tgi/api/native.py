@@ -98,16 +98,25 @@ class GenerateParameters(_Sampling, kw_only=True):
 
     best_of: Annotated[
         USize | None,
-        about("Number of texts of which the one with the best mean log-probability counts."),
+        about(
+            "Number of texts of which the one with the best mean log-probability counts.", limit="max_best_of"
+        ),
     ] = None
     do_sample: Annotated[bool, about("Draw the tokens even if no other parameter implies it.")] = False
     max_new_tokens: Annotated[
         U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
     ] = None
     return_full_text: Annotated[bool | None, about("Put the prompt before the text.")] = None
-    stop: Annotated[list[str], about("Strings that end the text.")] = msgspec.field(default_factory=list)
+    stop: Annotated[list[str], about("Strings that end the text.", limit="max_stop_sequences")] = (
+        msgspec.field(default_factory=list)
+    )
     truncate: Annotated[
-        USize | None, about("Number of tokens at the end of the prompt that count; null: all.", minimum=1)
+        USize | None,
+        about(
+            "Number of tokens at the end of the prompt that count; null: all.",
+            limit="max_input_tokens",
+            minimum=1,
+        ),
     ] = None
     details: Annotated[bool, about("Report each token.")] = False
     decoder_input_details: Annotated[bool, about("Report each token of the prompt. Not for streams.")] = False

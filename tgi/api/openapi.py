@@ -4,9 +4,10 @@ The document is of version 3.0.3, as TGI's is: the Swagger UI that is served sho
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import attrs
 import msgspec
 from quart import Response
 
@@ -109,7 +110,7 @@ _ALIASES: dict[str, Any] = {
     "ToolCallMessage": types.OutputMessage,
     "ToolCallDelta": types.ChatCompletionDelta,
 }
-"""Names in TGI's document of what has no class, or another class's, here."""
+"""Names in TGI's document of types that have no class or another one here."""
 _PARTS: dict[str, Schema] = {
     "MessageBody": {
         "type": "object",
@@ -145,7 +146,6 @@ def document(limits: Limits, vocab_size: int | None = None) -> Schema:
     components |= _PARTS
     for name, other in _RENAMED.items():
         components[other] = components.pop(name)
-    _set_limits(components, limits, vocab_size)
     paths: Schema = {}
     for route in routes:
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route, schemas)
@@ -164,7 +164,8 @@ def document(limits: Limits, vocab_size: int | None = None) -> Schema:
         },
         "tags": [{"name": TAG}],
     }
-    converted: Schema = _to_openapi_3_0(whole)
+    maxima = attrs.asdict(limits) | ({} if vocab_size is None else {"last_token": vocab_size - 1})
+    converted: Schema = _to_openapi_3_0(whole, maxima)
     return converted
 
 
@@ -175,46 +176,6 @@ def _kinds(kinds: Any) -> Iterator[Any]:
 
 def _union(schemas: list[Schema]) -> Schema:
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
-
-
-def _set_limits(components: Schema, limits: Limits, vocab_size: int | None) -> None:
-    """Add the ranges that differ from server to server."""
-    texts, top = limits.max_concurrent_requests, limits.max_top_n_tokens
-    maxima: dict[str, dict[str, int]] = {
-        "GenerateParameters": {
-            "best_of": limits.max_best_of,
-            "stop": limits.max_stop_sequences,
-            "truncate": limits.max_input_tokens,
-            "top_n_tokens": top,
-        },
-        "ChatRequest": {
-            "n": texts,
-            "stop": limits.max_stop_sequences,
-            "top_logprobs": max(top, types.MAX_CHAT_LOGPROBS),
-        },
-        "CompletionRequest": {
-            "n": texts,
-            "best_of": texts,
-            "stop": limits.max_stop_sequences,
-            "logprobs": max(top, types.MAX_COMPLETION_LOGPROBS),
-        },
-    }
-    for name, fields in maxima.items():
-        for field, maximum in fields.items():
-            schema = components[name]["properties"][field]
-            for option in schema.get("anyOf", [schema]):
-                if option.get("type") in ("integer", "array"):
-                    option["maximum" if option["type"] == "integer" else "maxItems"] = maximum
-    if vocab_size is not None:
-        for name, field in (
-            ("ChatRequest", "stop_token_ids"),
-            ("CompletionRequest", "stop_token_ids"),
-            ("DetokenizeRequest", "tokens"),
-        ):
-            schema = components[name]["properties"][field]
-            for option in schema.get("anyOf", [schema]):
-                if "items" in option:
-                    option["items"]["maximum"] = vocab_size - 1
 
 
 def _operation(route: Route, schemas: dict[str, Schema]) -> Schema:
@@ -287,16 +248,14 @@ def _error(route: Route, status: int) -> Schema:
     return {**answer, "content": content} if content else answer
 
 
-def _to_openapi_3_0(value: Any) -> Any:
-    """Convert JSON Schema 2020-12, as msgspec makes it, to the dialect of OpenAPI 3.0."""
+def _to_openapi_3_0(value: Any, limits: Mapping[str, int]) -> Any:
+    """Convert JSON Schema 2020-12, as msgspec and `about` make it, to the dialect of OpenAPI 3.0."""
     if isinstance(value, list):
-        return [_to_openapi_3_0(item) for item in value]
+        return [_to_openapi_3_0(item, limits) for item in value]
     if not isinstance(value, dict):
         return value
-    schema = {key: _to_openapi_3_0(item) for key, item in value.items()}
-    accepted = schema.pop("x-accepted", {})
-    if schema.get("description") == "":
-        del schema["description"]
+    schema = {key: _to_openapi_3_0(item, limits) for key, item in value.items()}
+    accepted, limit = schema.pop("x-accepted", {}), schema.pop("x-limit", None)
     if isinstance(schema.get("$ref"), str):
         name = schema.pop("$ref").rpartition("/")[2]
         reference = {"$ref": REFERENCE.format(name=_RENAMED.get(name, name))}
@@ -308,6 +267,10 @@ def _to_openapi_3_0(value: Any) -> Any:
         if "enum" in schema:
             schema["enum"] = [*schema["enum"], None]
     schema.update(accepted)
+    if limit is not None and limit["name"] in limits:
+        for option in schema.get("anyOf", [schema]):
+            if keyword := _MAXIMUM.get(option["type"]):
+                option[keyword] = max(limits[limit["name"]], limit["at_least"])
     if not schema.get("required", True):
         del schema["required"]
     for bound in ("Minimum", "Maximum"):
@@ -322,3 +285,5 @@ def _to_openapi_3_0(value: Any) -> Any:
 
 
 _NULL: Schema = {"type": "string", "nullable": True, "enum": [None]}
+_MAXIMUM = {"integer": "maximum", "array": "maxItems"}
+"""Keywords for the maximum of a type."""

@@ -67,8 +67,8 @@ def configure(config: Config, *, keep_alive_seconds: float) -> None:
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.h2_max_concurrent_streams = 256  # beyond, clients wait by themselves
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[attr-defined,misc]
-    hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[attr-defined,misc]
+    hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[attr-defined]
+    hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[attr-defined]
 
 
 class Connection(TCPServer):

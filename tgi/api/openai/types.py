@@ -259,6 +259,9 @@ else:
     _Sampling = msgspec.defstruct("_Sampling", body_fields("openai"), kw_only=True)
 
 
+TokenId = Annotated[U32, about(limit="last_token")]
+
+
 class OpenAIRequest(_Sampling, kw_only=True):
     """Fields that the bodies of chat and completions share."""
 
@@ -266,20 +269,24 @@ class OpenAIRequest(_Sampling, kw_only=True):
     max_tokens: Annotated[
         U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
     ] = None
-    stop: Annotated[str | list[str] | None, about("Strings that end the text.")] = None
+    stop: Annotated[
+        str | list[str] | None, about("Strings that end the text.", limit="max_stop_sequences")
+    ] = None
     seed: Annotated[
         int | None,
         about(SEED),
     ] = None
     stream: Annotated[bool | None, about("Answer with server-sent events.")] = False
     stream_options: Annotated[StreamOptions | None, about("Additions to a stream.")] = None
-    n: Annotated[U32 | None, about("Number of texts to generate.", minimum=1)] = None
+    n: Annotated[
+        U32 | None, about("Number of texts to generate.", limit="max_concurrent_requests", minimum=1)
+    ] = None
     logit_bias: Annotated[
         dict[str, float] | list[float] | None,
         about("Numbers from -100 to 100 added to logits, by token id. A list is ignored."),
     ] = None
     ignore_eos: Annotated[bool | None, about("Go on after the model's end tokens.")] = None
-    stop_token_ids: Annotated[list[U32] | None, about("Tokens that end the text.")] = None
+    stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
 
     def __post_init__(self) -> None:
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
@@ -297,9 +304,14 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.")]
     max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.", minimum=1)] = None
     logprobs: Annotated[bool | None, about("Report the log-probability of each token.")] = None
-    top_logprobs: Annotated[U32 | None, about("Number of most likely tokens to report for each token.")] = (
-        None
-    )
+    top_logprobs: Annotated[
+        U32 | None,
+        about(
+            "Number of most likely tokens to report for each token.",
+            limit="max_top_n_tokens",
+            at_least=MAX_CHAT_LOGPROBS,
+        ),
+    ] = None
     tools: Annotated[list[Tool] | None, about("Functions that the model may call.")] = None
     tool_choice: Annotated[
         ToolChoice | None,
@@ -373,12 +385,17 @@ class CompletionRequest(OpenAIRequest, kw_only=True):
     echo: Annotated[bool | None, about("Put the prompt before the text, also in `logprobs`.")] = None
     logprobs: Annotated[
         U32 | bool | None,
-        about("Number of most likely tokens to report for each token."),
+        about(
+            "Number of most likely tokens to report for each token.",
+            limit="max_top_n_tokens",
+            at_least=MAX_COMPLETION_LOGPROBS,
+        ),
     ] = None
     best_of: Annotated[
         U32 | None,
         about(
             "Number of texts of which the `n` most likely are answered.",
+            limit="max_concurrent_requests",
             minimum=1,
         ),
     ] = None
