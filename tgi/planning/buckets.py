@@ -88,7 +88,7 @@ def make_buckets(
         return Buckets(limits, mixes=device.mixes_rows)
     bucketing = bucketing or Bucketing(costs=Costs.of(block_size=limits.block_size))
     shapes = ShapeLimits.from_limits(limits, prefixes=prefixes, blocks=blocks, within=within)
-    chosen = bucketing.choose(shapes) if device.flat else doubling(limits)
+    chosen = bucketing.choose(shapes) if device.flat else simple_buckets(limits)
     return Buckets(limits, chosen, bucketing.costs.seconds, flat=device.flat)
 
 
@@ -99,30 +99,23 @@ def attention_workspace(limits: Limits, buckets: Buckets, *, prefixes: bool = Tr
     return ShapeLimits.from_limits(limits, prefixes=prefixes).workspace(buckets)
 
 
-def doubling(limits: Limits) -> Iterator[Bucket]:
+def simple_buckets(limits: Limits) -> Iterator[Bucket]:
     """Yield buckets whose sizes double in every dimension, for a device with a block table per row."""
-    longest, size = limits.longest_chunk, limits.block_size
-    rows = geometric(1, limits.max_batch_size, 2)[::-1]
-    blocks = geometric(1, limits.seen_blocks(longest), 2)[::-1]
-    for tokens in geometric(min(size, longest), longest, 2, size)[::-1]:
+    longest = limits.longest_chunk
+    rows = doubling(1, limits.max_batch_size)[::-1]
+    for tokens in doubling(min(limits.block_size, longest), longest)[::-1]:
         for count in rows:
             if count == 1 or count * tokens <= limits.max_batch_prefill_tokens:
-                yield from (
-                    Bucket(count, tokens, each, prefill=True) for each in geometric(1, blocks, 2)[::-1]
-                )
+                for blocks in doubling(1, limits.seen_blocks(longest))[::-1]:
+                    yield Bucket(count, tokens, blocks, prefill=True)
     for count in rows:
-        yield from (Bucket(count, 1, each) for each in geometric(1, limits.seen_blocks(1), 2)[::-1])
+        yield from (Bucket(count, 1, blocks) for blocks in doubling(1, limits.seen_blocks(1))[::-1])
 
 
-def geometric(first: int, last: int, ratio: float, multiple: int = 1) -> tuple[int, ...]:
-    """Return sizes from `first` to `last` that grow by about `ratio`.
-
-    All but the last are multiples of `multiple`. A size between two neighbours a < b wastes less than 1 - a/b
-    of b: at most 1 - 1/ratio where the multiples are fine enough to follow the ratio.
-    """
+def doubling(first: int, last: int) -> list[int]:
+    """Return the first size, twice that, and so on below the last, and the last."""
     sizes = []
-    size = first
-    while size < last:
-        sizes.append(size)
-        size = max(size + multiple, int(size * ratio) // multiple * multiple)
-    return (*sizes, last)
+    while first < last:
+        sizes.append(first)
+        first *= 2
+    return [*sizes, last]

@@ -15,6 +15,7 @@ from tgi.plugins import Card
 from tgi.protocol import Bucket, Described
 from tgi.scheduler.buckets import Buckets
 
+from .buckets import doubling
 from .workload import Workload
 
 COLLECTIVE_SECONDS = 20e-6
@@ -84,7 +85,7 @@ def decode_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Itera
     """Yield the speed of one token for each of 1, 2, 4, … sequences of the greatest length."""
     context, size = limits.max_total_tokens, limits.block_size
     blocks = -(-context // size) - first_block(context - 1, limits.window, size)
-    for rows in _doubling(limits.max_batch_size):
+    for rows in doubling(1, limits.max_batch_size):
         bucket = buckets.decode(rows, blocks * (rows if buckets.flat else 1))
         yield Speed(
             rows=rows,
@@ -98,7 +99,7 @@ def decode_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Itera
 def prefill_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iterator[Speed]:
     """Yield the speed of prompts of 1, 2, 4, … blocks and of the longest, each alone and in chunks."""
     size, longest = limits.block_size, limits.max_input_tokens
-    lengths = {min(size * blocks, longest) for blocks in _doubling(-(-longest // size))}
+    lengths = {min(size * blocks, longest) for blocks in doubling(1, -(-longest // size))}
     for tokens in sorted(lengths):
         chunks = []
         for start in range(0, tokens, buckets.longest_prefill):
@@ -134,10 +135,3 @@ def _alone(buckets: Buckets, tokens: int, blocks: int) -> Bucket:
     bucket = buckets.prefill(1, tokens, blocks)
     assert bucket is not None, "every single row has a bucket"
     return bucket
-
-
-def _doubling(last: int) -> list[int]:
-    sizes = [1]
-    while sizes[-1] * 2 <= last:
-        sizes.append(sizes[-1] * 2)
-    return sizes if sizes[-1] == last else [*sizes, last]
