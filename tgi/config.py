@@ -126,9 +126,11 @@ class Options:
     max_batch_total_tokens: Annotated[Count | None, flag(BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
     """Tokens that the KV cache holds. Default: as many as fit in memory."""
     waiting_served_ratio: Annotated[Amount, flag(BATCH, "WAITING_SERVED_RATIO")] = 0.3
-    """Ratio of waiting to running requests at which the running batch is interrupted for a prefill."""
+    """Ratio of waiting to running requests at which the running batch is interrupted for a prefill.
+    Without effect on the CPU, whose steps mix prefill and decode."""
     max_waiting_tokens: Annotated[Count, flag(BATCH, "MAX_WAITING_TOKENS")] = 20
-    """Decode steps after which waiting requests are prefilled regardless of --waiting-served-ratio."""
+    """Decode steps after which waiting requests are prefilled regardless of --waiting-served-ratio.
+    Without effect on the CPU, whose steps mix prefill and decode."""
     prefix_caching: Annotated[
         bool,
         flag(

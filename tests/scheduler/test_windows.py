@@ -30,7 +30,7 @@ class Server:
         device = make_device(block_size=4, compiles=flat, flat=flat)
         buckets = make_buckets(LIMITS, device, Bucketing(costs=Costs.of(block_size=4)))
         schedule = Schedule(LIMITS, buckets, make_allocator(LIMITS, blocks, windows=[LIMITS.window]))
-        return cls(schedule, SimulatedRank(4, flat=flat, window=LIMITS.window))
+        return cls(schedule, SimulatedRank(4, flat=flat, windows=[LIMITS.window]))
 
     def add(self, prompt: list[int], new: int = 20) -> Sequence:
         sequence = make_sequence(prompt, new)

@@ -8,7 +8,7 @@ from collections.abc import Sequence as Items
 
 import attrs
 
-from tgi.limits import Limits, seen_blocks
+from tgi.limits import Limits
 
 from .blocks import BlockPool, BlockStatistics
 from .sequence import BlockTable, Sequence
@@ -52,7 +52,10 @@ class BlockAllocator:
         shared = self._share(sequence)
         hit = len(shared[0].blocks)
         wanted = _count(len(sequence.prompt) + sequence.max_new_tokens, size)
-        ends = [table.freed + self._most(pool) for pool, table in zip(self.pools, shared, strict=True)]
+        ends = [
+            table.freed + self.limits.group_blocks(pool.window)
+            for pool, table in zip(self.pools, shared, strict=True)
+        ]
         missing = [min(_count(known + 1, size), end) - hit for end in ends]
         if any(p.available < count + running for p, count in zip(self.pools, missing, strict=True)):
             self._release(shared)
@@ -138,12 +141,6 @@ class BlockAllocator:
                 return tables
             self._release(tables)
             limit = min(hits)
-
-    def _most(self, pool: BlockPool) -> int:
-        """Return how many blocks of a pool a sequence has at once at most."""
-        limits = self.limits
-        chunk = limits.max_batch_prefill_tokens
-        return seen_blocks(limits.max_total_tokens, chunk, pool.window, pool.block_size)
 
     def _release(self, tables: Items[BlockTable]) -> None:
         for pool, table in zip(self.pools, tables, strict=True):

@@ -24,7 +24,7 @@ from .step_costs import StepCosts
 
 TIES = 8
 """Most likely tokens reported beyond those asked for: room for ties with the last."""
-SPREAD_STEPS = 4
+SPREAD_STEPS = 2
 """Steps of double duration over which prompts are spread, if these are enough for all of them."""
 
 
@@ -333,8 +333,12 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     targets = _targets(rows)
     top = max([row.sequence.sampling.top_n_tokens for row in rows])
     queries = [row.sequence.tokens[row.start : row.start + row.length] if row.chunk else [-1] for row in rows]
-    tables = [(row.sequence, table) for row in rows for table in row.sequence.tables]
-    grown = [(sequence, table) for sequence, table in tables if table.sent < len(table.blocks)]
+    grown = [
+        (group, row.sequence.lane, table)
+        for row in rows
+        for group, table in enumerate(row.sequence.tables)
+        if table.sent < len(table.blocks)
+    ]
     step = Step(
         number=schedule.number,
         bucket=bucket,
@@ -345,17 +349,18 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
         tokens=ints([token for query in queries for token in query]),
         lengths=ints([row.length for row in rows]),
         targets=targets,
-        params=tuple(_lane_params(sequence) for sequence, table in grown if not table.sent),
-        table_lanes=ints([sequence.lane for sequence, _ in grown]),
-        table_starts=ints([table.sent for _, table in grown]),
-        table_counts=ints([len(table.blocks) - table.sent for _, table in grown]),
-        table_blocks=ints([block for _, table in grown for block in table.blocks[table.sent :]]),
+        params=tuple(_lane_params(row.sequence) for row in rows if not row.sequence.tables[0].sent),
+        table_groups=ints([group for group, _, _ in grown]) if len(schedule.allocator.pools) > 1 else b"",
+        table_lanes=ints([lane for _, lane, _ in grown]),
+        table_starts=ints([table.sent for _, _, table in grown]),
+        table_counts=ints([len(table.blocks) - table.sent for _, _, table in grown]),
+        table_blocks=ints([block for _, _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
         prompt_top=max([row.sequence.prompt_top for row in rows]) if targets else 0,
         masked=masked,
         masks=masks,
     )
-    for _, table in grown:
+    for _, _, table in grown:
         table.sent = len(table.blocks)
     for row in rows:
         if row.chunk:

@@ -6,6 +6,7 @@ digest and of the draw, and of the mask where there is one, so a generation is r
 `expected_tokens`.
 """
 
+from collections.abc import Sequence
 from hashlib import blake2b
 from itertools import islice
 
@@ -66,15 +67,19 @@ def expected_tokens(prompt: list[int], max_new_tokens: int, *, matched: bool = F
 class SimulatedRank:
     """Executes steps in order."""
 
-    def __init__(self, block_size: int, *, flat: bool = False, window: int | None = None) -> None:
-        """`flat`: as in `DeviceSpec`; `window`: how many tokens a token sees, 2 or more, None: all."""
+    def __init__(
+        self, block_size: int, *, flat: bool = False, windows: Sequence[int | None] = (None,)
+    ) -> None:
+        """`flat` is `DeviceSpec.flat`. `windows` are those of the layer groups: the number of tokens that a
+        token sees, 2 or more; None: all."""
         self.block_size = block_size
         self.flat = flat
-        self.window = window
-        self.tables: dict[int, list[int]] = {}
+        self.windows = windows
+        self.tables: dict[tuple[int, int], list[int]] = {}
+        """Block table of each (group, lane)."""
         self.last: dict[int, int] = {}
-        self.slots: dict[tuple[int, int], tuple[int, int]] = {}
-        """(block, offset) -> digests before and after the token it holds."""
+        self.slots: dict[tuple[int, int, int], tuple[int, int]] = {}
+        """Digests before and after the token in each (group, block, offset)."""
         self.computed = 0
         """Query tokens of all steps, padding not counted."""
 
@@ -93,7 +98,11 @@ class SimulatedRank:
             assert count <= length, "more samples than query tokens"
             queries = [self.last[lane] if token < 0 else token for token in islice(tokens, length)]
             assert len(queries) == length, "a row without all of its tokens"
-            states = self._compute(self.tables[lane], start, queries)
+            states, *others = (
+                self._compute(group, lane, start, queries) for group in range(len(self.windows))
+            )
+            assert all(other == states for other in others)
+            self.computed += length
             for later in range(count):
                 state = states[length - count + later]
                 self.last[lane] = next_token(state, draw + later, masks.pop(len(sampled), None))
@@ -103,16 +112,14 @@ class SimulatedRank:
         return Result(number=step.number, tokens=ints(sampled), logprobs=floats([-1.0] * len(sampled)))
 
     def _blocks(self, step: Step, starts: list[int], lengths: list[int]) -> int:
-        """How many a block list or a row's table must have room for."""
+        """Count the blocks that a block list or a row's table must have room for, in the widest group."""
+        window = None if None in self.windows else max(w for w in self.windows if w)
         context_only = self.flat and step.bucket.prefill
         blocks = []
         for start, length in zip(starts, lengths, strict=True):
             reached = start if context_only else start + length
-            blocks.append(-(-reached // self.block_size) - self._first_seen(start) // self.block_size)
+            blocks.append(-(-reached // self.block_size) - _first_seen(start, window) // self.block_size)
         return sum(blocks) if self.flat and not step.bucket.prefill else max(blocks)
-
-    def _first_seen(self, position: int) -> int:
-        return 0 if self.window is None else max(0, position + 1 - self.window)
 
     def _masks(self, step: Step) -> dict[int, bytes]:
         masked = unpack_ints(step.masked).tolist()
@@ -121,30 +128,36 @@ class SimulatedRank:
 
     def _update_tables(self, step: Step) -> None:
         blocks = iter(unpack_ints(step.table_blocks).tolist())
-        columns = (step.table_lanes, step.table_starts, step.table_counts)
-        for lane, start, count in zip(*(unpack_ints(c).tolist() for c in columns), strict=True):
-            table = self.tables.setdefault(lane, [])
+        groups = step.table_groups or bytes(len(step.table_lanes))
+        columns = (groups, step.table_lanes, step.table_starts, step.table_counts)
+        for group, lane, start, count in zip(*(unpack_ints(c).tolist() for c in columns), strict=True):
+            table = self.tables.setdefault((group, lane), [])
             del table[start:]
             assert len(table) == start, "a gap in a block table"
             table += [next(blocks) for _ in range(count)]
-        fresh = unpack_ints(step.table_lanes)[unpack_ints(step.table_starts) == 0]
-        assert fresh.tolist() == [params.lane for params in step.params], "a new sequence without its params"
+        for group in range(len(self.windows)):
+            of_group = (unpack_ints(step.table_starts) == 0) & (unpack_ints(groups) == group)
+            fresh = unpack_ints(step.table_lanes)[of_group].tolist()
+            assert fresh == [params.lane for params in step.params], "a new sequence without its params"
 
-    def _compute(self, table: list[int], start: int, queries: list[int]) -> list[int]:
+    def _compute(self, group: int, lane: int, start: int, queries: list[int]) -> list[int]:
         """Write the slots of the query tokens, and return the digests after each."""
-        size = self.block_size
+        size, table = self.block_size, self.tables[group, lane]
         assert start + len(queries) <= len(table) * size, "no block for a query token"
-        first = self._first_seen(start)
+        first = _first_seen(start, self.windows[group])
         assert 0 not in table[first // size :], "the padding block belongs to no sequence"
         state = 0
         for position in range(first, start):
-            before, after = self.slots[table[position // size], position % size]
+            before, after = self.slots[group, table[position // size], position % size]
             assert before == state or position == first > 0, "a slot holds another sequence's token"
             state = after
         states = []
         for position, token in enumerate(queries, start):
             before, state = state, digest(state, token)
-            self.slots[table[position // size], position % size] = (before, state)
+            self.slots[group, table[position // size], position % size] = (before, state)
             states.append(state)
-        self.computed += len(queries)
         return states
+
+
+def _first_seen(position: int, window: int | None) -> int:
+    return 0 if window is None else max(0, position + 1 - window)
