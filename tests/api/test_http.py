@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import time
 from typing import Any
 
 import pytest
@@ -183,6 +184,22 @@ def test_keys_that_come_twice_where_any_json_is_allowed_are_accepted() -> None:
     schema = '{"type":"object","type":"object","properties":{"a":{},"a":{}}}'
     body = f'{{"inputs":"a","x":{schema},"parameters":{{"grammar":{{"type":"json","value":{schema}}}}}}}'
     assert read("G", body).parameters.grammar.value == json.loads(schema)
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b'{"a":1,' + b",".join(b'"%d":1' % number for number in range(200_000)) + b',"a":1}',
+        b"[" * 60 + b"]" * 60 + b"," + b",".join([b"{}"] * 400_000),
+        b'"' + b"\\[" * 500_000 + b'"',
+        b"1" * 1_000_000,
+    ],
+)
+def test_hostile_bodies_take_a_time_in_proportion_to_their_length(inside: bytes) -> None:
+    begin = time.process_time()
+    with contextlib.suppress(BodyError):
+        decode(b'{"inputs":"a","x":[' + inside + b"]}", GenerateRequest)
+    assert time.process_time() - begin < 5
 
 
 def test_a_long_list_is_refused_where_its_item_is() -> None:

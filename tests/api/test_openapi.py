@@ -124,6 +124,13 @@ def test_every_field_is_described(name: str) -> None:
     assert plain in ([], ["stream_options"], ["id"])
 
 
+def test_descriptions_name_no_ids_of_the_contract() -> None:
+    text = json.dumps(ours())
+    assert "A text in a message." in text
+    assert "tgi-behaviour" not in text
+    assert not re.search(r"\([A-Z]+\d", text)
+
+
 REFUSED_LATER = {
     '{"inputs":"a","parameters":{"top_k":-1}}',
     '{"inputs":"a","parameters":{"grammar":{"type":"json","value":[1]}}}',
