@@ -1,13 +1,14 @@
-"""What the metrics say of steps, on a simulated rank and trio's virtual clock."""
+"""Metrics of steps, on a simulated rank and trio's virtual clock."""
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
 
 import attrs
 import msgspec
 import pytest
 import trio
-from trio.testing import MockClock
 
 from tgi.limits import Limits
 from tgi.metrics import Metrics
@@ -15,28 +16,19 @@ from tgi.planning.buckets import make_buckets
 from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step
-from tgi.sampling import SamplingParams
-from tgi.scheduler import Buckets, Scheduler, Sequence
-from tgi.testing.builders import make_allocator
+from tgi.scheduler import Scheduler, Sequence
+from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import SimulatedRank
-from tgi.text.stopping import StoppingCriteria
 
-DEVICE = DeviceSpec(
-    name="sim", implementation="", block_size=2, batch_size=4, prefill_tokens=8, compiles=False
-)
+DEVICE = make_device(block_size=2)
 LIMITS = Limits(
     max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=8, block_size=2, max_waiting_tokens=5
 )
 IMPATIENT = attrs.evolve(LIMITS, waiting_served_ratio=10.0)
 
 
-class Silent:
-    def append(self, _token: int) -> str:
-        return ""
-
-
 class Rank:
-    """One second for each step, until it breaks after `steps` of them."""
+    """A rank that takes a second for each step and breaks after `steps` of them."""
 
     def __init__(self, steps: float = float("inf"), *, flat: bool = False) -> None:
         self.rank = SimulatedRank(2, flat=flat)
@@ -57,72 +49,56 @@ class Rank:
         if self.left < 0:
             raise OSError
         self.pending.popleft()
-        return timed(self.rank.execute(step))
+        return msgspec.structs.replace(self.rank.execute(step), seconds=1.0)
 
 
-def timed(result: Result) -> Result:
-    """The same, with the time that it took."""
-    return Result(number=result.number, tokens=result.tokens, logprobs=result.logprobs, seconds=1.0)
-
-
-def sequence(prompt: list[int], max_new_tokens: int) -> Sequence:
-    return Sequence(
-        prompt=prompt,
-        max_new_tokens=max_new_tokens,
-        sampling=SamplingParams(),
-        stopping=StoppingCriteria(max_new_tokens, frozenset(), []),
-        detokenizer=Silent(),  # type: ignore[arg-type]
-    )
-
-
-def observed(
-    body: Callable[[Scheduler], Awaitable[None]],
+@asynccontextmanager
+async def scheduling(
     limits: Limits = LIMITS,
     device: DeviceSpec = DEVICE,
     rank: Rank | None = None,
     shapes: ShapeCounts | None = None,
-) -> Metrics:
-    """The metrics when `body` has run beside a scheduler, on a clock that jumps."""
-    metrics = Metrics()
-
-    async def main() -> None:
-        scheduler = Scheduler(
-            rank or Rank(),
-            limits,
-            make_buckets(limits, device),
-            make_allocator(limits, 90),
-            metrics,
-            count_shape=shapes and shapes.add,
-        )
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(scheduler.run)
-            await body(scheduler)
-            nursery.cancel_scope.cancel()
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    return metrics
+    blocks: int = 90,
+) -> AsyncIterator[tuple[Scheduler, Metrics]]:
+    """A scheduler that runs beside the body, and its metrics."""
+    metrics, buckets = Metrics(), make_buckets(limits, device)
+    count_shape = None if shapes is None else shapes.add
+    scheduler = Scheduler(
+        rank or Rank(), limits, buckets, make_allocator(limits, blocks), metrics, count_shape=count_shape
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        yield scheduler, metrics
+        nursery.cancel_scope.cancel()
 
 
-def generating(*arrivals: tuple[float, Sequence]) -> Callable[[Scheduler], Awaitable[None]]:
-    """All of these to their ends, each from its second on."""
+async def generate(scheduler: Scheduler, *arrivals: tuple[float, Sequence]) -> None:
+    """Generate each sequence from its second on, all to their ends."""
 
-    async def read(scheduler: Scheduler, when: float, of: Sequence) -> None:
+    async def read(when: float, sequence: Sequence) -> None:
         await trio.sleep(when)
-        with scheduler.generating(of) as events:
+        with scheduler.generating(sequence) as events:
             async for _ in events:
                 pass
 
-    async def body(scheduler: Scheduler) -> None:
-        async with trio.open_nursery() as nursery:
-            for when, of in arrivals:
-                nursery.start_soon(read, scheduler, when, of)
-
-    return body
+    async with trio.open_nursery() as nursery:
+        for arrival in arrivals:
+            nursery.start_soon(read, *arrival)
 
 
-def test_every_token_but_the_first_comes_after_another() -> None:
-    sequences = [sequence([5, 6, 7], 25), sequence([9], 1), sequence([4] * 20, 7)]
-    metrics = observed(generating(*((number * 1.3, one) for number, one in enumerate(sequences))))
+async def observed(*arrivals: tuple[float, Sequence], **options: Any) -> Metrics:
+    """Generate sequences, and return the metrics."""
+    async with scheduling(**options) as (scheduler, metrics):
+        await generate(scheduler, *arrivals)
+    return metrics
+
+
+pytestmark = pytest.mark.autojump
+
+
+async def test_every_token_but_the_first_comes_after_another() -> None:
+    sequences = [make_sequence([5, 6, 7], 25), make_sequence([9], 1), make_sequence([4] * 20, 7)]
+    metrics = await observed(*((number * 1.3, one) for number, one in enumerate(sequences)))
     assert metrics.request_time_to_first_token_duration.count() == 3
     assert metrics.request_time_between_tokens_duration.count() == 24 + 6
     for one in sequences:
@@ -130,56 +106,46 @@ def test_every_token_but_the_first_comes_after_another() -> None:
         assert one.reason is not None
 
 
-def test_preempted_sequences_count_each_token_once() -> None:
-    """With blocks for two and a half of them."""
+async def test_preempted_sequences_count_each_token_once() -> None:
+    """The cache has blocks for two and a half sequences."""
     limits = attrs.evolve(LIMITS, max_total_tokens=40)
-    sequences = [sequence([3, token], 30) for token in range(4, 8)]
-    metrics = Metrics()
-
-    async def main() -> None:
-        scheduler = Scheduler(Rank(), limits, Buckets(limits), make_allocator(limits, 40), metrics)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(scheduler.run)
-            await generating(*((0.0, one) for one in sequences))(scheduler)
-            assert scheduler.statistics().preemptions > 0
-            nursery.cancel_scope.cancel()
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
+    async with scheduling(limits, blocks=40) as (scheduler, metrics):
+        await generate(scheduler, *((0.0, make_sequence([3, token], 30)) for token in range(4, 8)))
+        assert scheduler.statistics().preemptions > 0
     assert metrics.request_time_to_first_token_duration.count() == 4
     assert metrics.request_time_between_tokens_duration.count() == 4 * 29
 
 
-def test_a_token_that_comes_too_late_is_none() -> None:
-    async def body(scheduler: Scheduler) -> None:
-        with scheduler.generating(sequence([5, 6], 50)) as events:
+async def test_a_token_after_an_abort_does_not_count() -> None:
+    async with scheduling() as (scheduler, metrics):
+        with scheduler.generating(make_sequence([5, 6], 50)) as events:
             for _ in range(4):
                 await events.receive()
         await trio.sleep(5)
+    assert metrics.request_time_between_tokens_duration.count() == 3
 
-    assert observed(body).request_time_between_tokens_duration.count() == 3
 
-
-def test_tokens_and_padding() -> None:
+async def test_tokens_and_padding() -> None:
     """Buckets of 2, 4 or 8 query tokens, and of 1, 2 or 4 rows."""
     device = attrs.evolve(DEVICE, compiles=True)
-    metrics = observed(generating((0.0, sequence([5, 6, 7, 8, 9], 3))), device=device)
+    metrics = await observed((0.0, make_sequence([5, 6, 7, 8, 9], 3)), device=device)
     assert metrics.batch_tokens.value(method="prefill") == 5
     assert metrics.batch_padding_tokens.value(method="prefill") == 3
     assert metrics.batch_tokens.value(method="decode") == 2
     assert metrics.batch_padding_tokens.value(method="decode") == 0
 
-    metrics = observed(generating(*((0.0, sequence([5, token], 4)) for token in (3, 4, 5))), device=device)
+    metrics = await observed(*((0.0, make_sequence([5, token], 4)) for token in (3, 4, 5)), device=device)
     assert metrics.batch_tokens.value(method="decode") == 9
     assert metrics.batch_padding_tokens.value(method="decode") == 3
 
 
-def test_shapes_are_counted_as_they_are_without_padding() -> None:
+async def test_shapes_are_counted_without_padding() -> None:
     """Blocks have two tokens; those of a prefill are of what was computed before."""
     rank, counts = Rank(), ShapeCounts(2)
     rank.rank.flat = True
     device = attrs.evolve(DEVICE, compiles=True, flat=True)
-    alone, other = sequence([5, 6, 7, 8, 9], 3), sequence([7] * 10, 2)
-    observed(generating((0.0, alone), (20.0, other)), device=device, rank=rank, shapes=counts)
+    alone, other = make_sequence([5, 6, 7, 8, 9], 3), make_sequence([7] * 10, 2)
+    await observed((0.0, alone), (20.0, other), device=device, rank=rank, shapes=counts)
 
     assert counts.counts == {
         Bucket(1, 5, 0, prefill=True): 1,
@@ -191,21 +157,21 @@ def test_shapes_are_counted_as_they_are_without_padding() -> None:
     }
 
 
-def test_blocks_are_counted_where_steps_take_them_as_one_list() -> None:
+async def test_blocks_are_counted_where_steps_take_them_as_one_list() -> None:
     """Blocks of 2 tokens; with 5 tokens in the cache and one more, a row of a decode step reads 3 blocks."""
     device = attrs.evolve(DEVICE, compiles=True, flat=True)
-    metrics = observed(generating((0.0, sequence([5, 6, 7, 8, 9], 3))), device=device, rank=Rank(flat=True))
+    metrics = await observed((0.0, make_sequence([5, 6, 7, 8, 9], 3)), device=device, rank=Rank(flat=True))
     assert metrics.batch_blocks.value(method="prefill") == 0, "no context"
     assert metrics.batch_blocks.value(method="decode") == 3 + 4
     assert metrics.batch_padding_blocks.value(method="decode") >= 0
     prompt = list(range(5, 25))
-    long = observed(generating((0.0, sequence(prompt, 1))), device=device, rank=Rank(flat=True))
+    long = await observed((0.0, make_sequence(prompt, 1)), device=device, rank=Rank(flat=True))
     # Chunks of 8, 8 and 4 tokens come after 0, 4 and 8 blocks.
     assert long.batch_blocks.value(method="prefill") == 12
 
 
-def test_a_device_that_computes_no_padding_has_none() -> None:
-    metrics = observed(generating((0.0, sequence([5, 6, 7, 8, 9], 3))))
+async def test_a_device_that_computes_no_padding_has_none() -> None:
+    metrics = await observed((0.0, make_sequence([5, 6, 7, 8, 9], 3)))
     assert metrics.batch_tokens.value(method="prefill") == 5
     assert metrics.batch_padding_tokens.value(method="prefill") == 0
 
@@ -219,23 +185,23 @@ def test_a_device_that_computes_no_padding_has_none() -> None:
         (LIMITS, [(0.0, [4] * 20), (1.2, [7])], "chunking"),
     ],
 )
-def test_why_a_request_could_join_others(
+async def test_reason_why_a_request_could_join_others(
     limits: Limits, arrivals: list[tuple[float, list[int]]], reason: str
 ) -> None:
-    metrics = observed(generating(*((when, sequence(prompt, 20)) for when, prompt in arrivals)), limits)
+    metrics = await observed(*((when, make_sequence(prompt, 20)) for when, prompt in arrivals), limits=limits)
     for known in ("backpressure", "wait_exceeded", "chunking"):
         assert metrics.batch_concat.value(reason=known) == (known == reason), known
     assert metrics.batch_concat_duration.count(method="decode") == 1
 
 
-def test_who_finds_nobody_joins_nobody() -> None:
-    metrics = observed(
-        generating((0.0, sequence([5], 3)), (10.0, sequence([6], 3)), (10.0, sequence([7], 3)))
+async def test_requests_without_running_ones_join_none() -> None:
+    metrics = await observed(
+        (0.0, make_sequence([5], 3)), (10.0, make_sequence([6], 3)), (10.0, make_sequence([7], 3))
     )
     assert metrics.batch_concat.value(reason="backpressure") == 0
 
 
-def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_named(
+async def test_compilations_fallbacks_and_misses_are_counted_and_named(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class Compiling(Rank):
@@ -247,7 +213,7 @@ def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_na
                 )
             return result
 
-    metrics = observed(generating((0.0, sequence([5, 6], 6))), rank=Compiling())
+    metrics = await observed((0.0, make_sequence([5, 6], 6)), rank=Compiling())
     assert metrics.graph_compilations.value(phase="serving") == 4
     assert metrics.graph_compilations.value(phase="warm-up") == 0
     assert metrics.cpu_fallbacks.value() == 5
@@ -257,25 +223,33 @@ def test_what_a_device_does_besides_computing_is_counted_and_a_compilation_is_na
     assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 2 blocks"
 
 
-def test_what_a_device_shall_never_do_shows_as_0() -> None:
+async def test_faults_of_a_device_are_0_and_not_absent() -> None:
     """An alert on a counter that appears with its first event would miss that."""
-    text = observed(generating((0.0, sequence([5, 6], 2)))).render().decode()
+    text = (await observed((0.0, make_sequence([5, 6], 2)))).render().decode()
     assert "\ntgi_graph_misses 0\n" in text
     assert "\ntgi_cpu_fallbacks 0\n" in text
 
 
 @pytest.mark.contract("tgi_batch_inference_failure")
-def test_the_steps_that_a_lost_rank_leaves_are_failures() -> None:
-    metrics = Metrics()
-
-    async def main() -> None:
-        scheduler = Scheduler(Rank(4), LIMITS, Buckets(LIMITS), make_allocator(LIMITS, 90), metrics)
-        with scheduler.generating(sequence([5, 6], 20)):
-            await scheduler.run()
-
+async def test_steps_that_a_lost_rank_leaves_are_failures() -> None:
     with pytest.RaisesGroup(OSError, allow_unwrapped=True, flatten_subgroups=True):
-        trio.run(main, clock=MockClock(autojump_threshold=0))
+        async with scheduling(rank=Rank(4)) as (scheduler, metrics):
+            await generate(scheduler, (0.0, make_sequence([5, 6], 20)))
     assert metrics.batch_inference_success.value(method="prefill") == 1
     assert metrics.batch_inference_success.value(method="decode") == 3
     sent = metrics.batch_inference_count.value(method="decode")
     assert metrics.batch_inference_failure.value(method="decode") == sent - 3 > 0
+
+
+async def test_a_mixed_step_counts_its_tokens_by_kind() -> None:
+    """The second request joins the first one's second decode step."""
+    device = attrs.evolve(DEVICE, mixes_rows=True)
+    metrics = await observed(
+        (0.0, make_sequence([5, 6, 7], 4)), (1.5, make_sequence([8, 9], 1)), device=device
+    )
+    assert metrics.batch_tokens.value(method="prefill") == 5
+    assert metrics.batch_tokens.value(method="decode") == 3
+    assert metrics.batch_inference_count.value(method="prefill") == 2
+    assert metrics.batch_inference_count.value(method="decode") == 2
+    assert metrics.batch_next_size.count() == 2
+    assert metrics.batch_padding_tokens.value(method="prefill") == 0

@@ -150,21 +150,23 @@ def plan(schedule: Schedule) -> PlannedStep | None:
     prompt nor a stream of new ones holds up running sequences.
     """
     if schedule.buckets.mixes:
-        rows = _mixed_rows(schedule)
+        rows = _mixed_rows(schedule, _chunk_tokens(schedule))
         return _step(schedule, rows) if rows else None
     decoding = any(s.decodable for s in schedule.running)
     prefill_first = not (decoding and schedule.prefilled_last)
     for prefill in (prefill_first, not prefill_first):
-        rows = _prefill_rows(schedule, decoding) if prefill else _decode_rows(schedule)
+        rows = _prefill_rows(schedule, decoding) if prefill else _mixed_rows(schedule, 0)
         if rows:
             return _step(schedule, rows)
     return None
 
 
-def _mixed_rows(schedule: Schedule) -> list[Row]:
-    """Take every sequence that can go on, the oldest first, and new ones while chunks have room."""
+def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
+    """Take every sequence that can decode, and chunks of prompts of up to `left` tokens, oldest first.
+
+    Younger sequences make room if blocks run out. New ones are admitted while chunks have room.
+    """
     rows: list[Row] = []
-    left = _chunk_tokens(schedule)
     for sequence in list(schedule.running):
         if sequence.state is State.RUNNING and sequence.decodable:
             _add_row(schedule, rows, sequence, 1)
@@ -275,15 +277,6 @@ def _shape(schedule: Schedule, rows: Items[Row]) -> Bucket:
     ]
     total = sum(blocks) if flat and not prefill else max(blocks)
     return Bucket(len(rows), max([row.length for row in rows]), total, prefill)
-
-
-def _decode_rows(schedule: Schedule) -> list[Row]:
-    """Take every sequence that can go on, the oldest first; the youngest make room if blocks run out."""
-    rows: list[Row] = []
-    for sequence in list(schedule.running):
-        if sequence.state is State.RUNNING and sequence.decodable:
-            _add_row(schedule, rows, sequence, 1)
-    return rows
 
 
 def _next_row(sequence: Sequence, length: int) -> Row:
