@@ -6,7 +6,6 @@ from typing import Any
 import attrs
 import pytest
 import trio
-from trio.testing import MockClock
 
 from tgi.executor import EngineError
 from tgi.limits import Limits
@@ -16,17 +15,17 @@ from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler
 from tgi.scheduler.warming import warm_up_step
-from tgi.testing.builders import make_allocator
+from tgi.testing.builders import make_allocator, make_device
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
-DEVICE = DeviceSpec(
-    name="sim", implementation="", block_size=4, batch_size=4, prefill_tokens=16, compiles=True
-)
+DEVICE = make_device(block_size=4, compiles=True)
+FLAT = make_device(block_size=4, compiles=True, flat=True)
+pytestmark = pytest.mark.autojump
 
 
 @attrs.define
 class Rank:
-    """A step takes `seconds`, and one is like no other before it when it compiles."""
+    """A rank whose every step takes `seconds` and compiles three graphs; one may hang."""
 
     seconds: float = 2.0
     hangs_at: int = -1
@@ -42,108 +41,94 @@ class Rank:
         return Result(number=0, tokens=b"", logprobs=b"", compilations=3, memory_bytes=1000 + len(self.steps))
 
 
-def warmed(
-    rank: Rank, device: DeviceSpec = DEVICE, **given: Any
+async def warmed(
+    rank: Rank, device: DeviceSpec = DEVICE, **options: Any
 ) -> tuple[Metrics, list[tuple[int, int, str]]]:
-    """What the metrics say, and the reports."""
-    metrics, reports = Metrics(), []
-
-    async def main() -> None:
-        scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, 60), metrics)
-        await scheduler.warm_up(lambda *report: reports.append(report), **given)
-
-    trio.run(main, clock=MockClock(autojump_threshold=0))
-    return metrics, reports
+    """Warm up; return the metrics and the progress that was reported."""
+    metrics, progress = Metrics(), []
+    scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, 60), metrics)
+    await scheduler.warm_up(lambda *bucket: progress.append(bucket), **options)
+    return metrics, progress
 
 
-def test_every_bucket_has_its_step_and_the_largest_of_a_kind_comes_first() -> None:
+async def test_every_bucket_is_warmed_up_the_largest_first() -> None:
     rank = Rank()
-    metrics, reports = warmed(rank)
+    metrics, progress = await warmed(rank)
     shapes = [(s.bucket.prefill, s.bucket.rows, s.bucket.tokens, s.bucket.blocks) for s in rank.steps]
     assert len(set(shapes)) == len(shapes) > 10
     for prefill in (True, False):
         sizes = [rows * tokens * max(blocks, 1) for kind, rows, tokens, blocks in shapes if kind is prefill]
         assert sizes[0] == max(sizes)
-    assert [report[:2] for report in reports] == [(done, len(shapes)) for done in range(len(shapes))]
-    assert reports[-1][2].startswith("decode of 1 rows, ")
+    assert [entry[:2] for entry in progress] == [(done, len(shapes)) for done in range(len(shapes))]
+    assert progress[-1][2].startswith("decode of 1 rows, ")
     assert metrics.graph_compilations.value(phase="warm-up") == 3 * len(shapes)
     assert metrics.graph_compilations.value(phase="serving") == 0
     assert metrics.device_memory_bytes.value(state="used") == 1000 + len(shapes)
 
 
-def test_a_bucket_that_takes_too_long_is_named() -> None:
+async def test_a_bucket_that_takes_too_long_is_named() -> None:
     rank = Rank(hangs_at=2)
     with pytest.raises(
         EngineError, match=r"prefill of \d+ x \d+ tokens, .* bucket 3 of \d+, .* 10 s\."
     ) as caught:
-        warmed(rank, timeout=10.0)
+        await warmed(rank, timeout=10.0)
     assert "--warmup-timeout" in str(caught.value)
     assert len(rank.steps) == 2
 
 
-def test_time_that_suffices_is_enough() -> None:
-    assert warmed(Rank(seconds=9.9), timeout=10.0)
+async def test_a_bucket_may_take_as_long_as_the_timeout() -> None:
+    assert await warmed(Rank(seconds=9.9), timeout=10.0)
 
 
-def test_a_warm_up_that_is_skipped_still_shows_how_much_memory_is_needed() -> None:
+async def test_a_skipped_warm_up_still_runs_the_largest_steps() -> None:
     """By the largest step of each kind."""
     all_steps, few = Rank(), Rank()
-    warmed(all_steps)
-    warmed(few, skip=True)
+    await warmed(all_steps)
+    await warmed(few, skip=True)
     assert [step.bucket.prefill for step in few.steps] == [True, False]
     for step in few.steps:
         alike = [s.bucket for s in all_steps.steps if s.bucket.prefill == step.bucket.prefill]
         assert step.bucket.rows * step.bucket.tokens == max(b.rows * b.tokens for b in alike)
 
 
-def test_a_device_that_does_not_compile_is_warmed_up_by_its_largest_steps() -> None:
+async def test_a_device_that_does_not_compile_is_warmed_up_by_its_largest_steps() -> None:
     rank = Rank()
-    warmed(rank, attrs.evolve(DEVICE, compiles=False))
+    await warmed(rank, attrs.evolve(DEVICE, compiles=False))
     assert len(rank.steps) == 2
 
 
-BUDGETS = DeviceSpec(
-    name="sim", implementation="", block_size=4, batch_size=4, prefill_tokens=16, compiles=True, flat=True
-)
-
-
 @pytest.mark.parametrize(("budget", "graphs"), [(44.0, 22), (60.0, 30), (47.9, 23)])
-def test_as_many_buckets_as_there_is_time_for(budget: float, graphs: int) -> None:
-    """Two seconds each; the first two, the largest of their kinds, tell."""
+async def test_a_budget_bounds_the_number_of_buckets(budget: float, graphs: int) -> None:
+    """Each takes two seconds; the first two, the largest of their kinds, show it."""
     asked = []
 
     def fewer(count: int) -> Buckets:
         asked.append(count)
-        return make_buckets(LIMITS, BUDGETS, Bucketing(max_graphs=count))
+        return make_buckets(LIMITS, FLAT, Bucketing(max_graphs=count))
 
     rank = Rank()
-    warmed(rank, BUDGETS, budget=budget, fewer=fewer)
+    await warmed(rank, FLAT, budget=budget, fewer=fewer)
     assert asked == [graphs]
     assert 2 * len(rank.steps) <= budget + 2 * 2, "the largest may be others than before"
 
 
-def test_a_budget_that_is_enough_changes_nothing() -> None:
+async def test_a_budget_that_is_enough_changes_nothing() -> None:
     everything, rank = Rank(), Rank()
-    warmed(everything, BUDGETS)
-    warmed(rank, BUDGETS, budget=1000.0, fewer=lambda _: pytest.fail("it is enough"))
+    await warmed(everything, FLAT)
+    await warmed(rank, FLAT, budget=1000.0, fewer=lambda _: pytest.fail("it is enough"))
     assert rank.steps == everything.steps
 
 
-def test_steps_are_padded_to_the_buckets_that_there_are_in_the_end() -> None:
-    few = make_buckets(LIMITS, BUDGETS, Bucketing(max_graphs=20))
+async def test_steps_are_padded_to_the_buckets_that_remain() -> None:
+    few = make_buckets(LIMITS, FLAT, Bucketing(max_graphs=20))
 
-    async def main() -> Scheduler:
-        scheduler = Scheduler(
-            Rank(), LIMITS, make_buckets(LIMITS, BUDGETS), make_allocator(LIMITS, 60), Metrics()
-        )
-        await scheduler.warm_up(lambda *_: None, budget=50.0, fewer=lambda _: few)
-        return scheduler
-
-    scheduler = trio.run(main, clock=MockClock(autojump_threshold=0))
+    buckets = make_buckets(LIMITS, FLAT)
+    scheduler = Scheduler(Rank(), LIMITS, buckets, make_allocator(LIMITS, 60), Metrics())
+    await scheduler.warm_up(lambda *_: None, budget=50.0, fewer=lambda _: few)
     assert scheduler._schedule.buckets is few
 
 
-def test_a_step_has_no_more_rows_than_there_are_blocks_for() -> None:
+async def test_a_warm_up_step_has_no_more_rows_than_there_are_blocks_for() -> None:
     step = warm_up_step(Bucket(rows=8, tokens=1, blocks=3))
     assert (step.bucket.rows, step.bucket.blocks) == (8, 3)
     assert len(unpack_ints(step.lanes)) == len(unpack_ints(step.starts)) == len(unpack_ints(step.draws)) == 3

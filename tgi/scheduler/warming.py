@@ -13,6 +13,7 @@ from tgi.executor import EngineError, Executor
 from tgi.protocol import Bucket, Step, ints
 
 from .observe import StepObserver, shape_of
+from .step_costs import StepCosts
 
 OnBucket = Callable[[int, int, str], None]
 """Called before each bucket with the number done, the total, and a description of the next bucket."""
@@ -24,6 +25,8 @@ class WarmUp:
 
     executor: Executor
     observer: StepObserver
+    costs: StepCosts
+    """Learns from every step."""
     on_bucket: OnBucket
     timeout: float = math.inf
     """Seconds after which a bucket counts as hanging."""
@@ -56,7 +59,9 @@ class WarmUp:
     async def _run(self, step: Step, total: int) -> None:
         with trio.move_on_after(self.timeout) as scope:
             await self.executor.send(step)
-            self.observer.warmed_up(step, await self.executor.receive())
+            result = await self.executor.receive()
+            self.observer.warmed_up(step, result)
+            self.costs.add(len(step.tokens) // 4, step.bucket.prefill, result.seconds)
         if scope.cancelled_caught:
             place = f"{shape_of(step)}, bucket {len(self.done) + 1} of {total}"
             raise EngineError(
