@@ -1,4 +1,4 @@
-"""What derives from the declaration of the sampling parameters."""
+"""Fields, checks, messages and columns that derive from the declaration of the sampling parameters."""
 
 from types import SimpleNamespace
 

@@ -9,7 +9,7 @@ sampler that apply it, and their test.
 import math
 import struct
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import attrs
 import msgspec
@@ -67,7 +67,7 @@ class Parameter:
     openai: str = ""
     """Name in the bodies of `/v1`; "": the parameter is not offered there."""
     limit: str = ""
-    """Name of the server's limit that is the maximum, if there is one."""
+    """Name of the server's limit that is the maximum; "": none is."""
     openai_range: Range | None = None
     """Wider range of `/v1`: there, a value outside of `range` leaves the parameter without effect."""
     bounds: tuple[float, float] = (-math.inf, math.inf)
@@ -347,3 +347,18 @@ def read_body(body: object, api: Api, **others: Any) -> SamplingParams:
     """
     values = {declared.name: declared.read(body, api) for declared in DECLARED if declared.name not in others}
     return SamplingParams(**values, **others)
+
+
+if TYPE_CHECKING:
+
+    class NativeFields(msgspec.Struct, kw_only=True):
+        """Fields for bodies of TGI's own routes."""
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    class OpenAIFields(NativeFields, kw_only=True):
+        """Fields for bodies of `/v1`."""
+
+else:
+    NativeFields = msgspec.defstruct("NativeFields", body_fields("native"), kw_only=True)
+    OpenAIFields = msgspec.defstruct("OpenAIFields", body_fields("openai"), kw_only=True)

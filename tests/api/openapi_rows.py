@@ -1,4 +1,4 @@
-"""What TGI's own OpenAPI document has: paths with operation and statuses, schemas with properties."""
+"""Contents of TGI's own OpenAPI document: paths with operation and statuses, schemas with properties."""
 # ruff: noqa: E501
 
 OPERATIONS = {

@@ -1,4 +1,4 @@
-"""What answers are made of, where more than one generation or a failure is behind them: tgi-behaviour 3."""
+"""Answers made of several generations, and answers after failures (tgi-behaviour 3)."""
 
 import itertools
 import math

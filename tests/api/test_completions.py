@@ -91,7 +91,7 @@ async def test_several_prompts_in_one_stream() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_echo_with_log_probabilities_of_the_prompt(stream: bool) -> None:
-    """What lm-evaluation-harness asks for."""
+    """lm-evaluation-harness sends such requests."""
     async with serving(saying("Hello")) as server:
         body = {"max_tokens": 1, "logprobs": 1, "echo": True, "temperature": 0, "seed": 1234}
         answer = await complete(server, [PROMPT], **body, stream=stream)

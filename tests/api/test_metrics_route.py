@@ -156,7 +156,7 @@ def test_every_family_with_its_type_label_and_buckets(name: str, page: str) -> N
 
 
 def expected_bounds(name: str) -> list[str]:
-    """As Rust prints them, which is as Python does but for whole numbers."""
+    """Rust and Python print floats alike, except whole numbers."""
     if name.endswith("duration"):
         return DURATIONS
     if name == "tgi_batch_next_size":

@@ -238,7 +238,7 @@ async def test_a_stream_whose_tokens_end_early_says_so() -> None:
 
 
 async def test_the_permit_is_given_back_before_the_last_event_is_sent() -> None:
-    """Else a client that sends its next request at once could be refused."""
+    """Otherwise a client that sends its next request at once could be refused."""
     send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](100)
     held, given_back = ExitStack(), trio.Event()
     held.callback(given_back.set)

@@ -31,7 +31,7 @@ NAMES = [
     "generate", "generate_stream", "compat_generate", "chat_completions", "completions",
     "sagemaker_compatibility", "vertex_compatibility",
 ]  # fmt: skip
-"""What tgi-behaviour O5 calls them."""
+"""Names of the requests in `BODIES` (tgi-behaviour O5)."""
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ async def test_a_timeout_that_is_none_is_refused_by_name(given: str) -> None:
     "path", [path for path in BODIES if path not in ("/generate_stream", "/invocations")]
 )
 async def test_a_request_ends_at_its_own_deadline(path: str) -> None:
-    """And its row is free then. The model would take a minute for its first token."""
+    """The row is free afterwards. The model would take a minute for its first token."""
     async with serving(step_seconds=60) as server:
         answer = await server.ask("POST", path, BODIES[path], {"X-Request-Timeout": "0.05"})
         assert answer.status == 408
@@ -286,11 +286,11 @@ GRAFANA = {
     "tgi_batch_concat_duration": ("histogram", {"method"}),
     "tgi_batch_concat": ("counter", {"reason"}),
 }
-"""What TGI's dashboard queries (its assets/tgi_grafana.json)."""
+"""Metrics that TGI's dashboard queries (assets/tgi_grafana.json in its repository)."""
 
 
 async def test_every_panel_of_tgis_dashboard_has_something_to_show() -> None:
-    """Of a server that has answered every kind of request, two of them at the same time."""
+    """The server has answered every kind of request, two of them at the same time."""
     async with serving(counting(200), step_seconds=0.005) as server:
         for path, body in BODIES.items():
             await server.ask("POST", path, body)
@@ -311,7 +311,7 @@ async def test_every_panel_of_tgis_dashboard_has_something_to_show() -> None:
 
 
 async def test_the_end_of_every_request_is_counted_once() -> None:
-    """Successes and failures add up to the requests, whatever happens to them."""
+    """Successes and failures add up to the number of requests."""
     limits = attrs.evolve(LIMITS, max_concurrent_requests=1)
     async with serving(counting(200), step_seconds=0.01, limits=limits) as server:
         async with trio.open_nursery() as nursery:

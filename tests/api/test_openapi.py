@@ -50,7 +50,7 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def properties(schema: dict[str, Any]) -> set[str]:
-    """Of the schema and of all that it is made of."""
+    """Return the properties of a schema and of its parts."""
     schema = resolved(schema)
     found = set(schema.get("properties", {}))
     for keyword in ("allOf", "anyOf", "oneOf"):
@@ -62,7 +62,7 @@ def properties(schema: dict[str, Any]) -> set[str]:
 
 
 def required(schema: dict[str, Any]) -> set[str]:
-    """What every value of this schema must have."""
+    """Return the properties that every value of a schema has."""
     schema = resolved(schema)
     found = set(schema.get("required", []))
     for one in schema.get("allOf", []):
@@ -136,7 +136,7 @@ REFUSED_LATER = {
     '{"inputs":"a","parameters":{"grammar":{"type":"json","value":[1]}}}',
     '{"instances":[]}',
 }
-"""What is read but refused by a rule of 2.6, and so by the document."""
+"""Bodies that are decoded but refused by a rule of 2.6, and by the document."""
 
 
 def fits(kind: str, body: str) -> bool:

@@ -121,7 +121,7 @@ BROKEN: dict[str, dict[str, Any]] = {
     "`inputs` must have less than 63 tokens. Given: 64": {"inputs": "Hello" * 63},
     "grammar is not supported": {"grammar": {"type": "json", "value": [1]}},
 }
-"""What breaks each rule of 2.6 from V06 on, in the order of the rules; V07 is left out, for it breaks V06."""
+"""A request that breaks each rule of 2.6 from V06 on, in order; V07 is left out because it breaks V06."""
 
 
 def broken(names: list[str]) -> dict[str, Any]:

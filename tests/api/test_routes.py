@@ -1,4 +1,4 @@
-"""What all routes have in common, asked of the application itself: tgi-behaviour 1.1, 1.2, 1.4, 1.5, 1.7."""
+"""Behaviour that all routes share (tgi-behaviour 1.1, 1.2, 1.4, 1.5, 1.7)."""
 
 import re
 from collections import defaultdict
@@ -152,7 +152,7 @@ async def test_bodies_in_chunks_and_after_a_pause(headers: bytes, body: bytes, s
 
 @pytest.mark.contract("1.5")
 async def test_the_headers_of_completions_are_sums() -> None:
-    """Also the time per token is one, and there is no x-compute-time."""
+    """The time per token is a sum too; x-compute-time is missing."""
     async with serving(saying("Hello world"), step_seconds=0.02) as server:
         answer = await server.ask("POST", "/v1/completions", {"prompt": ["é", "Hello"]})
         headers = {name: value for name, value in answer.headers.items() if name.startswith("x-")}

@@ -1,7 +1,7 @@
 """TGI's own routes (tgi-behaviour 2.2, 3.1, 3.2): `/generate`, POST `/`, `/tokenize` and so on."""
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -9,7 +9,7 @@ from quart import Response
 
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
-from tgi.sampling import U32, WARPERS, about, body_fields
+from tgi.sampling import U32, WARPERS, NativeFields, about
 from tgi.scheduler import Sequence, Token
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
@@ -82,18 +82,8 @@ class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
 
 Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchemaGrammar
 
-if TYPE_CHECKING:
 
-    class _Sampling(msgspec.Struct, kw_only=True):
-        """Fields of the sampling parameters, declared in tgi.sampling."""
-
-        def __getattr__(self, name: str) -> Any: ...
-
-else:
-    _Sampling = msgspec.defstruct("_Sampling", body_fields("native"), kw_only=True)
-
-
-class GenerateParameters(_Sampling, kw_only=True):
+class GenerateParameters(NativeFields, kw_only=True):
     """How to generate (tgi-behaviour 2.2)."""
 
     best_of: Annotated[

@@ -236,13 +236,13 @@ async def ready(call: Call[None]) -> Response:
 
 
 async def metadata(_call: Call[None]) -> Response:
-    """Answer with what KServe wants to know of the server."""
+    """Answer with the metadata of the server, for KServe."""
     body = ServerMetadata("text-generation-inference", __version__, ["health", "models", "metrics"])
     return json_answer(body)
 
 
 async def model_metadata(call: Call[None]) -> Response:
-    """Answer with what KServe wants to know of a model, whatever its name."""
+    """Answer with the metadata of a model of any name, for KServe."""
     return json_answer(ServerMetadata(call.arguments["name"], call.arguments["version"], ["infer", "ready"]))
 
 
@@ -273,7 +273,7 @@ ROUTES = (
         },
     ),
     get("/v2", "kserve_metadata", "The server, for KServe", metadata, answer=ServerMetadata),
-    get("/v2/health/live", "kserve_live", "Whether there is a server", live, answer=Readiness),
+    get("/v2/health/live", "kserve_live", "Whether the server lives", live, answer=Readiness),
     get("/v2/health/ready", "kserve_ready", "Whether it is ready", ready, answer=Readiness, errors=(503,)),
     get(_MODEL, "kserve_model_metadata", "The model, for KServe", model_metadata, answer=ServerMetadata),
     get(

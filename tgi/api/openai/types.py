@@ -4,14 +4,14 @@ Where OpenAI's API allows more than TGI does, a request is read as OpenAI means 
 """
 
 from collections.abc import Sequence as Items
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tgi.api.native import SEED, JsonGrammar, JsonSchemaConfig, RegexGrammar
 from tgi.api.validate import grammar_spec
-from tgi.sampling import U32, about, body_fields
+from tgi.sampling import U32, OpenAIFields, about
 from tgi.scheduler import Sequence
 from tgi.text.grammar import GrammarSpec
 from tgi.text.tokenizer import Piece
@@ -248,21 +248,10 @@ class StreamOptions(msgspec.Struct):
     )
 
 
-if TYPE_CHECKING:
-
-    class _Sampling(msgspec.Struct, kw_only=True):
-        """Fields of the sampling parameters, declared in tgi.sampling."""
-
-        def __getattr__(self, name: str) -> Any: ...
-
-else:
-    _Sampling = msgspec.defstruct("_Sampling", body_fields("openai"), kw_only=True)
-
-
 TokenId = Annotated[U32, about(limit="last_token")]
 
 
-class OpenAIRequest(_Sampling, kw_only=True):
+class OpenAIRequest(OpenAIFields, kw_only=True):
     """Fields that the bodies of chat and completions share."""
 
     model: Annotated[str | None, about("Any name: the server has one model.")] = None
