@@ -21,7 +21,7 @@ async def chat(server: Server, **body: Any) -> Answer:
 
 
 def chunks(answer: Answer) -> list[Any]:
-    """The events of a stream, which ends as R1.81 says."""
+    """Return the events of a stream, which ends as R1.81 requires."""
     assert answer.status == 200, answer.body
     blocks = answer.body.decode().split("\n\n")
     assert blocks.pop() == ""
@@ -30,7 +30,7 @@ def chunks(answer: Answer) -> list[Any]:
 
 
 @pytest.mark.contract("R1.4", "3.4", "R3.41", "R3.43", "C20")
-async def test_the_answer() -> None:
+async def test_answer_has_the_keys_of_openai() -> None:
     async with serving(saying("Hello world")) as server:
         answer = await chat(server, temperature=0)
         assert answer.status == 200
@@ -63,13 +63,13 @@ async def test_the_answer() -> None:
 @pytest.mark.parametrize(
     ("asked", "told"), [(None, "some/model"), ("tgi", "some/model"), ("dummy", "dummy"), ("gpt-4", "gpt-4")]
 )
-async def test_any_model_name_is_accepted_and_told_back(asked: str | None, told: str) -> None:
+async def test_any_model_name_is_accepted_and_echoed(asked: str | None, told: str) -> None:
     async with serving(saying("Hello")) as server:
         assert (await chat(server, model=asked)).json["model"] == told
 
 
 @pytest.mark.contract("1.5", "R2.74")
-async def test_the_headers_of_chat() -> None:
+async def test_headers_tell_prompt_and_times() -> None:
     async with serving(saying("Hello")) as server:
         headers = (await chat(server)).headers
         text = "<s>[user]Hello[assistant]"
@@ -88,7 +88,7 @@ async def test_the_headers_of_chat() -> None:
 
 
 @pytest.mark.contract("R1.4", "R1.80", "R1.81", "3.5", "R3.50", "R3.51", "R3.52", "R3.53", "R3.55")
-async def test_the_events() -> None:
+async def test_each_token_is_an_event() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await chat(server, stream=True, temperature=0))
         for event in events:
@@ -109,7 +109,7 @@ def _choice(delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
 
 
 @pytest.mark.contract("R3.54")
-async def test_the_usage_chunk() -> None:
+async def test_usage_comes_in_an_event_of_its_own() -> None:
     async with serving(saying("Hello")) as server:
         events = chunks(await chat(server, stream=True, stream_options={"include_usage": True}))
         assert events[-1]["choices"] == []
@@ -123,7 +123,7 @@ async def test_the_usage_chunk() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_usage_tells_the_tokens_that_the_prefix_cache_had(stream: bool) -> None:
+async def test_usage_counts_cached_tokens(stream: bool) -> None:
     async with serving(saying("Hello")) as server:
         messages = [{"role": "user", "content": "x" * 40}]
         cached = []
@@ -181,7 +181,7 @@ async def test_stop_strings_are_not_part_of_the_text(stop: Any, text: str, strea
 
 
 @pytest.mark.contract("2.3", "R3.43", "R3.52")
-async def test_a_text_that_was_cut_says_length() -> None:
+async def test_truncated_text_ends_by_length() -> None:
     async with serving(saying("Hello world")) as server:
         for name in ("max_tokens", "max_completion_tokens"):
             choice = (await chat(server, **{name: 1})).json["choices"][0]
@@ -191,8 +191,8 @@ async def test_a_text_that_was_cut_says_length() -> None:
         assert last["choices"] == [_choice({}, "length")], "OpenAI's client ignores it in the first event"
 
 
-async def test_n_answers() -> None:
-    """The fake model counts up from the seed, so that each choice has a text of its own."""
+async def test_n_choices_have_seeds_of_their_own() -> None:
+    """The fake model counts up from the seed, so each choice has a text of its own."""
     async with serving() as server:
         answer = await chat(server, n=3, seed=40, max_tokens=2, stream=False)
         choices = answer.json["choices"]
@@ -232,7 +232,7 @@ async def test_n_answers() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_not_possible_is_refused_with_a_true_status(
+async def test_impossible_requests_are_refused_with_a_true_status(
     body: dict[str, Any], message: str, stream: bool
 ) -> None:
     async with serving(limits=LIMITS) as server:
@@ -263,7 +263,7 @@ async def test_neutral_values_that_tgi_refuses_are_accepted() -> None:
 
 
 @pytest.mark.contract("2.3")
-async def test_the_parameters_reach_the_rank() -> None:
+async def test_sampling_parameters_reach_the_rank() -> None:
     seen = {}
 
     def script(params: Any, draw: int) -> int:
@@ -308,7 +308,7 @@ async def test_ignore_eos_stop_tokens_and_min_tokens() -> None:
 
 
 @pytest.mark.contract("R3.59")
-async def test_an_error_in_a_stream() -> None:
+async def test_error_ends_a_stream_as_an_event() -> None:
     async with serving(step_seconds=0.01) as server:
         assert server.service.engine is not None
         scheduler = server.service.engine.scheduler
@@ -341,7 +341,7 @@ async def test_parts_are_joined_and_images_keep_their_place() -> None:
 
 
 @pytest.mark.contract("R1.9", "3.8", "C20")
-async def test_chat_tokenize() -> None:
+async def test_chat_tokenize_answers_prompt_and_tokens() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER]})
         text = "<s>[user]Hello[assistant]"
@@ -355,7 +355,7 @@ async def test_chat_tokenize() -> None:
 
 
 @pytest.mark.contract("4.4")
-async def test_a_final_assistant_message_is_continued() -> None:
+async def test_final_assistant_message_is_continued() -> None:
     async with serving() as server:
         messages = [USER, {"role": "assistant", "content": "It is "}]
         answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})
@@ -371,7 +371,7 @@ async def test_a_final_assistant_message_is_continued() -> None:
         ("{% if %}", None),
     ],
 )
-async def test_a_template_that_cannot_be_used(template: str | None, message: str | None) -> None:
+async def test_unusable_template_fails_the_request(template: str | None, message: str | None) -> None:
     async with serving(saying("Hello"), template=template) as server:
         for stream in (False, True):
             answer = await chat(server, stream=stream)
@@ -399,7 +399,7 @@ async def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
 @pytest.mark.parametrize(
     ("template", "role"), [(TEMPLATE, "system"), (TEMPLATE + "{# developer #}", "developer")]
 )
-async def test_a_developer_is_the_system_to_templates_that_do_not_know_one(template: str, role: str) -> None:
+async def test_role_developer_is_system_to_older_templates(template: str, role: str) -> None:
     async with serving(template=template) as server:
         messages = [{"role": "developer", "content": "Be brief."}, USER]
         answer = await server.ask("POST", "/chat_tokenize", {"messages": messages})

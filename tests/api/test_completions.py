@@ -21,7 +21,7 @@ async def complete(server: Server, prompt: Any = "what is", **body: Any) -> Answ
 
 
 @pytest.mark.contract("R1.5", "2.4", "3.6")
-async def test_the_answer() -> None:
+async def test_answer_has_the_keys_of_openai() -> None:
     async with serving(saying("Hello world")) as server:
         answer = await complete(server, temperature=0, model="any")
         body = answer.json
@@ -63,7 +63,7 @@ async def test_prompts_are_texts_or_ids_alone_or_in_a_list(prompt: Any, lengths:
 
 
 @pytest.mark.contract("R1.5", "R1.81", "3.7")
-async def test_the_events() -> None:
+async def test_each_token_is_an_event() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await complete(server, stream=True))
         assert [event["choices"] for event in events] == [
@@ -80,7 +80,7 @@ async def test_the_events() -> None:
 
 
 @pytest.mark.contract("3.7")
-async def test_several_prompts_in_one_stream() -> None:
+async def test_events_of_several_prompts_mix() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await complete(server, ["what is", "Hello", "a"], stream=True))
         for index in range(3):
@@ -132,7 +132,7 @@ async def test_echo_without_anything_to_generate() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("echo", [False, True])
-async def test_offsets_are_those_of_characters_of_several_tokens(echo: bool, stream: bool) -> None:
+async def test_offset_of_a_token_is_that_of_its_character(echo: bool, stream: bool) -> None:
     said = "é 😀 x"
     async with serving(saying(said), bos=False) as server:
         body = {"max_tokens": 20, "logprobs": 0, "echo": echo, "stream": stream}
@@ -159,7 +159,7 @@ async def test_offsets_are_those_of_characters_of_several_tokens(echo: bool, str
 async def test_the_last_possible_token_may_end_the_text(
     said: str, stop: str | None, text: str, stream: bool
 ) -> None:
-    """By a stop string, or as an end token; TGI's own routes say `length` then."""
+    """It completes a stop string, or is an end token; the native routes say `length`."""
     async with serving(saying(said)) as server:
         answer = await complete(server, stop=stop, max_tokens=2, stream=stream)
         choices = [event["choices"][0] for event in chunks(answer)] if stream else answer.json["choices"]
@@ -169,7 +169,7 @@ async def test_the_last_possible_token_may_end_the_text(
         assert native.json["details"]["finish_reason"] == "length"
 
 
-async def test_n_and_best_of() -> None:
+async def test_best_of_answers_the_n_most_likely() -> None:
     """The fake model counts up from the seed; token t has the log-probability -(t % 8) / 8."""
     async with serving() as server:
         decode = make_tokenizer().decode
@@ -187,7 +187,7 @@ async def test_n_and_best_of() -> None:
 
 @pytest.mark.contract("R1.90", "V30", "V31", "--max-client-batch-size")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_suffix_and_too_many_prompts(stream: bool) -> None:
+async def test_suffix_and_too_many_prompts_are_refused(stream: bool) -> None:
     async with serving() as server:
         answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
         assert (answer.status, answer.json["error_type"]) == (422, "suffix not supported")
@@ -220,7 +220,7 @@ async def test_suffix_and_too_many_prompts(stream: bool) -> None:
         ),
     ],
 )
-async def test_what_is_not_possible_is_refused(body: dict[str, Any], message: str) -> None:
+async def test_impossible_requests_are_refused(body: dict[str, Any], message: str) -> None:
     async with serving() as server:
         for stream in (False, True):
             answer = await server.ask("POST", PATH, {"prompt": "a", **body, "stream": stream})
@@ -242,7 +242,7 @@ async def test_each_prompt_and_choice_takes_a_permit() -> None:
 
 
 @pytest.mark.contract("R1.13", "3.10")
-async def test_models() -> None:
+async def test_models_lists_the_served_model() -> None:
     async with serving() as server:
         entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
         entry |= {"root": "some/model", "max_model_len": LIMITS.max_total_tokens}
@@ -254,7 +254,7 @@ async def test_models() -> None:
         assert answer.json["error"]["message"] == "The model other does not exist"
 
 
-async def test_detokenize() -> None:
+async def test_detokenize_answers_text() -> None:
     async with serving() as server:
         answer = await server.ask("POST", "/detokenize", {"tokens": [0, HELLO, WORLD, EOS]})
         assert answer.json == {"prompt": "<s>Hello world</s>"}

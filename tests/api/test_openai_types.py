@@ -214,7 +214,7 @@ def test_tools_may_lack_parameters_or_call_them_arguments() -> None:
     assert [tool.function.parameters for tool in read] == [{}, {}, {"a": 1}]
 
 
-def test_openais_spellings_of_the_rest() -> None:
+def test_other_fields_in_openais_spellings() -> None:
     assert chat(',"stop":"a"').stops == chat(',"stop":["a"]').stops == ["a"]
     assert chat(',"max_completion_tokens":6').max_tokens == 6
     assert chat(',"max_completion_tokens":6,"max_tokens":6').max_tokens == 6
@@ -280,7 +280,7 @@ def test_instances_are_prompts_or_chats() -> None:
     assert isinstance(second, ChatRequest)
 
 
-def test_the_bodies_of_kserve_and_detokenize() -> None:
+def test_bodies_of_kserve_and_detokenize() -> None:
     data = {"name": "in", "shape": [1], "datatype": "BYTES", "data": [97]}
     body = {"id": "7", "inputs": [data], "outputs": [{"name": "out"}]}
     request = decode(json.dumps(body).encode(), InferenceRequest)

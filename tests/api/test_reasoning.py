@@ -99,7 +99,7 @@ async def test_native_routes_have_thoughts_in_the_text() -> None:
 @pytest.mark.parametrize("choice", ["required", "weather"])
 @pytest.mark.parametrize("thinking", [None, False, True])
 @pytest.mark.parametrize("template", [TEMPLATE, OPENING])
-async def test_a_required_call_comes_although_the_model_would_think(
+async def test_required_call_comes_although_the_model_would_think(
     template: str, thinking: bool | None, choice: str, stream: bool
 ) -> None:
     """The script would write text for ever."""

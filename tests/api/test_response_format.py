@@ -49,17 +49,17 @@ async def content(server: Server, wanted: dict[str, Any], stream: bool) -> str:
 @pytest.mark.contract("4.7")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("wanted", "schema"), FORMATS)
-async def test_the_content_obeys_the_schema_in_every_spelling(
+async def test_content_obeys_the_schema_in_every_spelling(
     wanted: dict[str, Any], schema: dict[str, Any], stream: bool
 ) -> None:
-    """The model would say something else, or go on."""
+    """The script writes other text, or goes on."""
     async with serving(saying("{} and so on"), limits=ROOM) as server:
         jsonschema.validate(json.loads(await content(server, wanted, stream)), schema)
 
 
 @pytest.mark.contract("4.7")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_regex_and_no_format_at_all(stream: bool) -> None:
+async def test_regex_and_text_formats(stream: bool) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         text = await content(server, {"type": "regex", "value": "[ab]{2}"}, stream)
         assert re.fullmatch("[ab]{2}", text)
@@ -67,7 +67,7 @@ async def test_a_regex_and_no_format_at_all(stream: bool) -> None:
 
 
 @pytest.mark.contract("4.7")
-async def test_the_prompt_does_not_tell_of_the_format() -> None:
+async def test_format_is_not_in_the_prompt() -> None:
     async with serving() as server:
         texts = [
             (await server.ask("POST", "/chat_tokenize", {"messages": [USER], **more})).json
@@ -85,14 +85,14 @@ async def test_the_prompt_does_not_tell_of_the_format() -> None:
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_is_no_grammar_is_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
+async def test_invalid_formats_are_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         answer = await chat(server, response_format=wanted, stream=stream)
         assert answer.status == 422
         assert answer.json["error"]["message"] == f"Input validation error: {message}"
 
 
-async def test_v22a_grammars_can_be_switched_off() -> None:
+async def test_grammars_can_be_switched_off() -> None:
     async with serving(options=Options(disable_grammar_support=True)) as server:
         answer = await chat(server, response_format=FORMATS[0][0])
         assert answer.status == 422

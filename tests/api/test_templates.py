@@ -43,7 +43,7 @@ async def error_of(template: str, messages: Any = (USER,)) -> str:
         ("{{ '<&>' }}", {}, "<&>"),
     ],
 )
-async def test_what_is_the_same(template: str, variables: dict[str, Any], text: str) -> None:
+async def test_rendered_as_in_tgi(template: str, variables: dict[str, Any], text: str) -> None:
     assert await rendered(template, chat_template_kwargs=variables) == text
 
 
@@ -59,7 +59,7 @@ async def test_what_is_the_same(template: str, variables: dict[str, Any], text: 
         ("{{ x|tojson }}", {"x": {"b": "<'&>é", "a": 1}}, '{"b": "<\'&>é", "a": 1}'),
     ],
 )
-async def test_what_is_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
+async def test_rendered_as_in_transformers(template: str, variables: dict[str, Any], text: str) -> None:
     assert await rendered(template, chat_template_kwargs=variables) == text
 
 
@@ -72,23 +72,23 @@ async def test_what_is_as_in_transformers(template: str, variables: dict[str, An
         ("{{ raise_exception('M') }}", [USER], "syntax error: M (in <string>:1)"),
     ],
 )
-async def test_errors(template: str, messages: list[Any], message: str) -> None:
+async def test_template_errors_have_tgis_texts(template: str, messages: list[Any], message: str) -> None:
     assert await error_of(template, messages) == message
 
 
-async def test_an_operation_that_is_not_possible_is_told_in_pythons_words() -> None:
-    """TGI's detail: tried to use + operator on unsupported types string and none."""
+async def test_invalid_operation_has_pythons_detail() -> None:
+    """The detail in TGI is: tried to use + operator on unsupported types string and none."""
     message = await error_of("{{ 'a' + none }}")
     assert message == 'invalid operation: can only concatenate str (not "NoneType") to str (in <string>:1)'
 
 
 async def test_strftime_has_pythons_codes() -> None:
-    """%f are microseconds there, and nanoseconds in TGI."""
+    """%f is microseconds in Python and nanoseconds in TGI."""
     assert len(await rendered("{{ strftime_now('%f') }}")) == 6
 
 
 @pytest.mark.contract("C16")
-async def test_all_of_pythons_methods() -> None:
+async def test_strings_have_pythons_methods() -> None:
     """minijinja's `get` takes one argument, and there is no removeprefix."""
     assert await rendered("{{ {'a': 1}.get('b', 2) }}{{ 'abc'.removeprefix('a') }}") == "2bc"
     methods = "{{ ' aB '.strip().upper().lower().title() }}{{ 'a,b'.split(',')[1] }}{{ [1, 1].count(1) }}"
@@ -105,30 +105,30 @@ async def test_all_of_pythons_methods() -> None:
         "{% for m in messages %}{{ m.content[0].text }}{% endfor %}",
     ],
 )
-async def test_a_template_that_wants_parts_gets_them_however_it_is_written(template: str) -> None:
+async def test_templates_for_parts_get_parts(template: str) -> None:
     assert await rendered(template) == "Hello"
 
 
 @pytest.mark.contract("C17")
-async def test_what_tgi_rewrites_works_as_it_is() -> None:
+async def test_expressions_that_tgi_rewrites_work() -> None:
     template = "{% for m in messages[::-1] %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}"
     assert await rendered(template, [USER, {"role": "user", "content": "You"}]) == "YouHello"
     assert await rendered(template.replace("{% gen", "{%- gen"), [USER]) == "Hello"
 
 
 @pytest.mark.contract("C18")
-async def test_the_variables() -> None:
+async def test_variables_of_templates() -> None:
     template = "{{ bos_token }}{{ eos_token }}{{ add_generation_prompt }}{{ messages | length }}{{ tools }}"
     assert await rendered(template) == "<s></s>True1None"
 
 
-async def test_the_name_of_a_message_reaches_the_template() -> None:
+async def test_name_of_a_message_reaches_the_template() -> None:
     template = "{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}"
     assert await rendered(template, [{**USER, "name": "Al"}]) == "Al: Hello"
     assert await rendered(template) == ": Hello"
 
 
-async def test_so_does_the_id_of_the_call_that_a_result_answers() -> None:
+async def test_id_of_the_answered_call_reaches_the_template() -> None:
     messages = [USER, {"role": "tool", "content": "21", "tool_call_id": "c1"}]
     assert (
         await rendered("{% for m in messages %}{{ m.tool_call_id }}{{ m.content }}{% endfor %}", messages)
@@ -137,7 +137,7 @@ async def test_so_does_the_id_of_the_call_that_a_result_answers() -> None:
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
-async def test_what_the_model_thought_before_reaches_the_template_under_every_name(name: str) -> None:
+async def test_earlier_thoughts_reach_the_template_under_every_name(name: str) -> None:
     template = "{% for m in messages %}({{ m.reasoning_content }}){{ m.content }}{% endfor %}"
     answer = {"role": "assistant", "content": "4", name: "2 and 2"}
     assert await rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
@@ -145,8 +145,8 @@ async def test_what_the_model_thought_before_reaches_the_template_under_every_na
 
 
 @pytest.mark.contract("C35")
-async def test_no_messages() -> None:
-    """Whether that renders is the template's affair."""
+async def test_empty_conversation_is_rendered() -> None:
+    """The template decides whether it renders."""
     assert await rendered(TEMPLATE, []) == "<s>[assistant]"
     assert (await answer_of("/v1/chat/completions", TEMPLATE, [])).status == 200
 
@@ -181,12 +181,12 @@ CALL = '{"name": "f", "parameters": {"a": 1}}'
         ),
     ],
 )
-async def test_what_a_template_sees_of_a_message(message: dict[str, Any], text: str) -> None:
+async def test_templates_see_messages_without_nulls(message: dict[str, Any], text: str) -> None:
     assert await rendered(PLAIN, [message, USER]) == f"{text}<user>Hello"
 
 
-async def test_what_a_template_sees_of_tools() -> None:
-    """TGI: the parameters as JSON text under `arguments`."""
+async def test_templates_see_tools_as_objects() -> None:
+    """TGI gives the parameters as JSON text under `arguments`."""
     parameters = {"type": "object", "properties": {"b": {"type": "string"}, "a": {"type": "integer"}}}
     function = {"name": "f", "description": "d", "parameters": parameters}
     tools = [{"type": "function", "function": function, "strict": True}]

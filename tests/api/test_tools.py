@@ -35,7 +35,7 @@ async def chat(server: Server, **body: Any) -> Answer:
 
 
 def message_of(answer: Answer) -> tuple[dict[str, Any], str]:
-    """Message and finish reason of an answer, a stream put together as a client does."""
+    """Return message and finish reason of an answer, or of a stream joined as clients join it."""
     if answer.headers["content-type"] == "application/json":
         assert answer.status == 200, answer.body
         choice = answer.json["choices"][0]
@@ -62,7 +62,7 @@ def message_of(answer: Answer) -> tuple[dict[str, Any], str]:
 
 
 def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
-    """Tools make long prompts."""
+    """Serve with limits for the long prompts that tools make."""
     limits = attrs.evolve(LIMITS, max_input_tokens=2000, max_total_tokens=2500)
     return serving(script, template=template, limits=limits)
 
@@ -71,7 +71,7 @@ def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [None, "auto", "required", "weather", {"name": "weather"}])
 @pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
-async def test_a_call(choice: Any, template: str, text: str, stream: bool) -> None:
+async def test_call_of_every_choice_and_format(choice: Any, template: str, text: str, stream: bool) -> None:
     async with serving_tools(saying(text), template) as server:
         named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice
         message, reason = message_of(await chat(server, tool_choice=named, stream=stream))
@@ -85,8 +85,8 @@ async def test_a_call(choice: Any, template: str, text: str, stream: bool) -> No
         assert len(call["id"]) == 9
 
 
-async def test_a_stream_tells_the_log_probability_of_every_token() -> None:
-    """Also of those that only frame a call, with the next event."""
+async def test_stream_has_the_log_probability_of_every_token() -> None:
+    """Tokens that only frame a call are in the next event."""
     async with serving_tools(saying(HERMES_CALL), HERMES) as server:
         whole = (await chat(server, logprobs=True)).json["choices"][0]["logprobs"]["content"]
         assert "".join(entry["token"] for entry in whole) == HERMES_CALL + "</s>"
@@ -127,8 +127,8 @@ async def test_a_named_function_is_called_once() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_the_model_cannot_but_call(stream: bool) -> None:
-    """The script wants to say something else; the mask lets it only write a call."""
+async def test_required_call_is_enforced(stream: bool) -> None:
+    """The script writes other text; the mask leaves it a call only."""
     async with serving_tools(saying("Nothing but text, as often as it takes.")) as server:
         answer = await chat(server, tool_choice="required", stream=stream, tools=[WEATHER])
         message, reason = message_of(answer)
@@ -142,7 +142,7 @@ async def test_the_model_cannot_but_call(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("tools", "choice"), [([WEATHER], "none"), ([], "required"), ([], None), (None, None)]
 )
-async def test_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
+async def test_choice_none_hides_the_tools(tools: Any, choice: Any) -> None:
     async with serving_tools(saying(CALL)) as server:
         message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
         assert (message, reason) == ({"role": "assistant", "content": CALL}, "stop")
@@ -152,7 +152,7 @@ async def test_as_if_there_were_no_tools(tools: Any, choice: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "required"])
-async def test_a_choice_among_allowed_tools(mode: str) -> None:
+async def test_allowed_tools_limit_the_choice(mode: str) -> None:
     allowed = {"mode": mode, "tools": [{"type": "function", "function": {"name": "clock"}}]}
     choice = {"type": "allowed_tools", "allowed_tools": allowed}
     text = '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
@@ -165,7 +165,7 @@ async def test_a_choice_among_allowed_tools(mode: str) -> None:
 
 
 @pytest.mark.contract("V33")
-async def test_a_tool_that_is_not_there() -> None:
+async def test_choice_of_an_unknown_tool_is_refused() -> None:
     async with serving_tools(saying("x")) as server:
         for stream in (False, True):
             answer = await chat(server, tool_choice="nope", stream=stream)
@@ -182,7 +182,7 @@ async def test_a_tool_that_is_not_there() -> None:
         ({"properties": {"a": {"pattern": "("}}}, "validation", "unclosed group"),
     ],
 )
-async def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: str, problem: str) -> None:
+async def test_invalid_parameters_are_refused(parameters: Any, kind: str, problem: str) -> None:
     async with serving_tools(saying("x")) as server:
         broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
         answer = await chat(server, tools=[WEATHER, broken])
@@ -191,7 +191,7 @@ async def test_parameters_that_are_no_schema_are_refused(parameters: Any, kind: 
 
 
 @pytest.mark.contract("T6", "T8")
-async def test_the_tools_are_in_the_prompt() -> None:
+async def test_tools_are_described_in_the_prompt() -> None:
     async with serving_tools(saying("x")) as server:
         body: dict[str, Any] = {"messages": [USER], "tools": [WEATHER], "tool_prompt": "Use them."}
         text = (await server.ask("POST", "/chat_tokenize", body)).json["templated_text"]
@@ -208,7 +208,7 @@ async def test_the_tools_are_in_the_prompt() -> None:
         assert rest.endswith("[user]Weather in Paris?[assistant]")
 
 
-async def test_calls_and_results_are_fed_back() -> None:
+async def test_calls_and_results_reach_the_template() -> None:
     function = {"name": "weather", "arguments": '{"city": "Paris"}'}
     messages = [
         USER,
@@ -225,7 +225,7 @@ async def test_calls_and_results_are_fed_back() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_response_format_together_with_tools(stream: bool) -> None:
+async def test_response_format_holds_beside_tools(stream: bool) -> None:
     schema = {"type": "object", "properties": {"rain": {"type": "boolean"}}, "required": ["rain"]}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     for said, calls in (('{"rain": true}', 0), (HERMES_CALL, 1)):
@@ -238,7 +238,7 @@ async def test_response_format_together_with_tools(stream: bool) -> None:
                 jsonschema.validate(json.loads(message["content"]), schema)
 
 
-async def test_a_call_that_is_cut_says_length() -> None:
+async def test_truncated_call_ends_by_length() -> None:
     async with serving_tools(saying(CALL)) as server:
         message, reason = message_of(await chat(server, tool_choice="required", max_tokens=40))
         assert reason == "length"
@@ -250,7 +250,7 @@ async def test_a_call_that_is_cut_says_length() -> None:
 @pytest.mark.parametrize(
     "cut", [{"stop": "Par"}, {"stop_token_ids": make_tokenizer().encode("P", add_special_tokens=False)}]
 )
-async def test_a_call_that_ends_within_its_arguments_is_none_to_make(
+async def test_call_that_stops_within_its_arguments_is_not_reported_as_a_call(
     cut: dict[str, Any], stream: bool
 ) -> None:
     async with serving_tools(saying(CALL)) as server:
@@ -261,8 +261,8 @@ async def test_a_call_that_ends_within_its_arguments_is_none_to_make(
 
 @pytest.mark.contract("T13")
 @pytest.mark.parametrize("stream", [False, True])
-async def test_arguments_are_as_the_model_wrote_them(stream: bool) -> None:
-    """TGI: without spaces, unless they are streamed."""
+async def test_arguments_are_not_reformatted(stream: bool) -> None:
+    """TGI removes spaces unless it streams."""
     for arguments in ('{"city": "Paris"}', '{"city":"Paris"}'):
         text = HERMES_CALL.replace('{"city": "Paris"}', arguments)
         async with serving_tools(saying(text), HERMES) as server:

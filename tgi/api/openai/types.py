@@ -440,7 +440,7 @@ class Usage(msgspec.Struct):
 
 
 class ChatCompletionTopLogprob(msgspec.Struct):
-    """One of the most likely tokens in the place of another."""
+    """One of the most likely tokens in the place of a generated one."""
 
     token: str
     logprob: float | None
@@ -464,7 +464,7 @@ class ChatCompletionLogprobs(msgspec.Struct):
 
 
 class OutputFunction(msgspec.Struct):
-    """What a tool call calls; `arguments` is JSON text."""
+    """The function of a tool call; `arguments` is JSON text."""
 
     description: str | None
     name: str
@@ -510,14 +510,14 @@ class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
 
 
 class Function(msgspec.Struct):
-    """A piece of a tool call; the name comes with the first one."""
+    """A piece of a tool call; the first one has the name."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
 class DeltaToolCall(msgspec.Struct):
-    """A piece of tool call `index`; id and type come with the first one."""
+    """A piece of tool call `index`; the first one has id and type."""
 
     index: int
     function: Function
@@ -526,7 +526,7 @@ class DeltaToolCall(msgspec.Struct):
 
 
 class ChatCompletionDelta(msgspec.Struct):
-    """What an event adds to the message; the role comes with the first one."""
+    """The addition of an event to the message; the first one has the role."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -536,7 +536,7 @@ class ChatCompletionDelta(msgspec.Struct):
 
 
 class ChatCompletionChoice(msgspec.Struct):
-    """What an event adds to one of `n` answers."""
+    """The addition of an event to one of `n` answers."""
 
     index: int
     delta: ChatCompletionDelta
@@ -556,7 +556,7 @@ class ChatCompletionChunk(msgspec.Struct, tag_field="object", tag="chat.completi
 
 
 class CompletionLogprobs(msgspec.Struct):
-    """Log-probabilities of a completion, a column each; null for the first token of a prompt."""
+    """Log-probabilities of a completion, in columns; null for the first token of a prompt."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -565,7 +565,7 @@ class CompletionLogprobs(msgspec.Struct):
 
 
 class CompletionComplete(msgspec.Struct):
-    """One answer to one of the prompts, or what an event adds to it."""
+    """One answer to a prompt, or the addition of an event to it."""
 
     index: int
     text: str
