@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tgi.device.base import Device
-from tgi.layers.loading import describe
+from tgi.layers.loading import describe, load_model
 from tgi.plugins import ConfigError
 from tgi.protocol import Describe, Described
 from tgi.testing.driver import load_command
@@ -174,5 +174,8 @@ def test_a_model_that_looks_at_numbers_while_it_is_built_is_refused(
         build.read(TensorPart("model.norm.weight", (64,))).max().item()
 
     monkeypatch.setattr("tgi_llama.model.Llama", look)
-    with pytest.raises(ConfigError, match="LlamaForCausalLM looks at numbers while it is built"):
-        described(make_llama(tmp_path))
+    folder = make_llama(tmp_path)
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM .* looks at numbers while it is built"):
+        described(folder)
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM .* looks at numbers while it is built"):
+        load_model(load_command(folder), Shard(), Device(1), lambda *_: None)

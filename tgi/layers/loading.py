@@ -21,7 +21,6 @@ from tgi.weights import (
     RecordingShard,
     Shard,
     Weights,
-    check_outline,
 )
 from tgi.weights.formats import WeightFormat, read_format
 
@@ -36,6 +35,7 @@ _CACHE_ITEM = {"fp8_e4m3fn": 1}
 class Blueprint:
     """A model's class and settings, from which any rank's share is built."""
 
+    name: str
     make: Callable[[Any, Build], Any]
     config: ModelConfig
     format: WeightFormat
@@ -48,7 +48,8 @@ class Blueprint:
         """Read config.json. Raises ConfigError."""
         offered = find_offer("architecture", architecture, architectures(load_plugins()))
         reader = JsonReader(read_config_json(folder) | dict(overrides))
-        return cls(import_named(offered.model), offered.config(reader), read_format(reader), dtype)
+        make, config = import_named(offered.model), offered.config(reader)
+        return cls(architecture, make, config, read_format(reader), dtype)
 
     @torch.inference_mode()
     def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
@@ -57,10 +58,14 @@ class Blueprint:
         return self.make(self.config, build).eval(), build
 
     def sketch(self, weights: Outline, shard: Shard) -> Build:
-        """Build a rank's share without numbers, and return what it asked for."""
+        """Build a rank's share without numbers, and return what it asked for. Raises ConfigError."""
         device = Device()
         device.torch_device = torch.device("meta")
-        return self.build(weights, shard, device)[1]
+        try:
+            return self.build(weights, shard, device)[1]
+        except (NotImplementedError, RuntimeError) as error:
+            reason = f"it looks at numbers while it is built: {error}"
+            raise ConfigError(f"{self.name} cannot be planned for, because {reason}") from error
 
 
 @attrs.frozen(eq=False)
@@ -81,14 +86,15 @@ def load_model(
 ) -> LoadedModel:
     """Read a rank's share of a model; `on_read` is that of `Checkpoint`.
 
-    Raises ConfigError, and CheckpointError with everything that is wrong with the files, before any number is
-    read if the model can be built without.
+    Raises ConfigError, and before any number is read CheckpointError with all faults of the files.
     """
     folder, dtype = Path(command.folder), device.dtype(command.dtype)
     blueprint = Blueprint.open(folder, command.architecture, command.overrides, dtype)
     weights = DummyWeights(dtype) if command.dummy else Checkpoint(folder, on_read)
     if isinstance(weights, Checkpoint):
-        check_outline(weights, lambda outline: blueprint.sketch(outline, shard))
+        outline = Outline(weights)
+        blueprint.sketch(outline, shard)
+        outline.check()
     model, build = blueprint.build(weights, shard, device)
     if isinstance(weights, Checkpoint) and weights.unread:
         raise CheckpointError(weights.superfluous(weights.unread))
@@ -118,10 +124,6 @@ def describe(command: Describe) -> Described:
             f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
             f"divided over {command.ranks} ranks; --num-shard can be {', '.join(map(str, possible))}"
         ) from None
-    except (NotImplementedError, RuntimeError) as error:
-        raise ConfigError(
-            f"{command.architecture} looks at numbers while it is built, so nobody can plan for it: {error}"
-        ) from error
     if command.check:
         outline.check()
     return _describe(config, build, _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize), possible)

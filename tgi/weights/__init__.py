@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint, CheckpointError
 from .dummy import DummyWeights
-from .outline import Outline, check_outline
+from .outline import Outline
 from .shard import DivisionError, RecordingShard, Shard, TensorPart
 
 Weights = Checkpoint | DummyWeights | Outline
@@ -18,5 +18,4 @@ __all__ = [
     "Shard",
     "TensorPart",
     "Weights",
-    "check_outline",
 ]
