@@ -101,6 +101,9 @@ class Device:
         """Memory of the device; 0: not known."""
         return 0
 
+    def settle(self) -> None:
+        """Finish pending copies to the device, so that they hold no memory. Called after each weight."""
+
     # ---- programs, where shapes are fixed ----------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:

@@ -71,6 +71,7 @@ class Build:
             self._read(part, whole[begin:end])
             begin = end
         whole[begin:].zero_()
+        self.device.settle()
         return whole
 
     def read_raw(self, part: TensorPart, dtype: torch.dtype) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """Each rule of graphs with code that breaks it; README.md names these tests."""
 
+from contextlib import nullcontext
+
 import attrs
 import pytest
 import torch
@@ -12,6 +14,10 @@ from .simulated import graphed, hpu, refused, simulated
 def card(request):
     with simulated(request.param) as made:
         yield made
+
+
+def refused_memory():
+    return pytest.raises(OutOfMemoryError, match="Allocation failed")
 
 
 def double(x):
@@ -160,6 +166,24 @@ def test_memory_beyond_the_budget_of_a_step_is_refused(card):
         kept.clone()
     with refused("S7", "8000 bytes more than"):
         _ = kept.clone(), kept.clone()
+
+
+@pytest.mark.rule("S7")
+def test_pending_copies_into_parts_of_a_tensor_take_memory_in_lazy_mode():
+    mib = 1 << 18  # float32 numbers
+    parts = torch.zeros(6, mib)
+    for profile, marks in (("gaudi2-lazy", False), ("gaudi2-lazy", True), ("gaudi2-compile", False)):
+        with simulated(profile, memory_bytes=10 << 20) as card:
+            import habana_frameworks.torch.core as core
+
+            whole = torch.empty(6, mib, device="hpu")
+            with refused_memory() if (profile, marks) == ("gaudi2-lazy", False) else nullcontext():
+                for part, source in zip(whole, parts, strict=True):
+                    part.copy_(source)
+                    if marks:
+                        core.mark_step()
+                assert card.memory.peak <= 7 << 20
+                assert not whole.any().cpu()
 
 
 @pytest.mark.rule("S8")

@@ -162,6 +162,8 @@ class Card:
     """Bytes in use at `seal`."""
     pending: list[Hashable] = attrs.field(factory=list)
     """Operations outside of graphs since the last cut, in lazy mode."""
+    _temporaries: list[Allocation] = attrs.field(factory=list)
+    """Memory that pending operations need until the next cut."""
     collectives: "hashlib._Hash" = attrs.field(factory=hashlib.sha256)
     """Hash of all collectives so far."""
     guards: dict[str, Any] = attrs.field(factory=dict)
@@ -236,12 +238,21 @@ class Card:
             self.compile(("op", key), 1, label, 0.02)
             self.clock.spend("launch", 20e-6)
 
+    def defer_insert(self, key: Hashable, size: int, label: str) -> None:
+        """Note a copy from the host into a part of a tensor, in lazy mode.
+
+        The bridge copies into a temporary tensor of `size` bytes, which pending work inserts later.
+        """
+        self._temporaries.append(self.allocate(size, label))
+        self.pending.append(("insert", key))
+
     def cut(self) -> None:
         """Compile and launch the pending operations, in lazy mode."""
         if not self.pending:
             return
         key, count = tuple(self.pending), len(self.pending)
         self.pending.clear()
+        self._temporaries.clear()
         self.compile(("lazy", key), count, "a lazy graph", 0.02)
         self.clock.spend("launch", 50e-6)
 

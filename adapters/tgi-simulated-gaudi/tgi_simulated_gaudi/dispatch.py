@@ -274,12 +274,13 @@ def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor,
     check_from_host(card, source, info.label)
     card.streams.uses_host(source, info.label, to_host=False)
     target.plain.copy_(source)
-    card.cut()
+    size = target.numel() * target.element_size()
+    if card.lazy and card.recorder is None and size < size_of(target.plain):
+        card.defer_insert(describe(info.label, (target.plain,), {}), size, info.label)
+    sent = source.numel() * source.element_size()
     card.ledger.counters["h2d"] += 1
-    card.ledger.counters["h2d_bytes"] += source.numel() * source.element_size()
-    card.clock.spend(
-        "h2d", 10e-6 + source.numel() * source.element_size() / card.profile.generation.host_rate
-    )
+    card.ledger.counters["h2d_bytes"] += sent
+    card.clock.spend("h2d", 10e-6 + sent / card.profile.generation.host_rate)
     card.streams.writes(target.allocation, info.label)
     if later:
         before = source.detach().clone()

@@ -144,8 +144,9 @@ _TABLE = (
         "S7",
         "no memory beyond the plan",
         "the process dies under load",
-        "every allocation is counted against the card's memory, and after `seal()` against a budget per step",
-        "allocate before `seal()`, or free tensors of earlier steps",
+        "every allocation is counted against the card's memory, also temporary ones of pending lazy work, "
+        "and after `seal()` against a budget per step",
+        "allocate before `seal()`, free tensors of earlier steps, and launch pending work with `mark_step`",
     ),
     Rule(
         "S8",

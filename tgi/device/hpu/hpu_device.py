@@ -79,6 +79,15 @@ class HpuDevice(StaticDevice):
         """Of the card."""
         return int(self.bridge.hpu.mem_get_info()[1])
 
+    def settle(self) -> None:
+        """Launch pending work and wait for it.
+
+        In lazy mode a copy into a part of a tensor is a temporary tensor until then: a model that is loaded
+        without it takes twice its memory.
+        """
+        self.bridge.mark_step()
+        self.bridge.hpu.synchronize()
+
     # ---- programs ------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
