@@ -1,9 +1,11 @@
 """A plan as a page for a terminal, and as JSON."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
+import attrs
+import msgspec
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -58,24 +60,12 @@ def as_json(plan: Plan) -> dict[str, Any]:
             "kv_blocks": widest.blocks,
             "kv_blocks_that_fit": widest.fitting,
             "tokens_that_fit": widest.fitting * limits.block_size,
-            "kv_groups": [
-                {
-                    "layers": group.layers,
-                    "window": group.window,
-                    "block": group.block_bytes,
-                    "blocks": group.blocks,
-                    "blocks_that_fit": group.fitting,
-                }
-                for group in memory.groups
-            ],
+            "kv_groups": [attrs.asdict(group) for group in memory.groups],
         },
         "graphs": len(plan.buckets),
         "warm_up_seconds": plan.warm_up_seconds,
         "padding": plan.padding,
-        "buckets": [
-            {"prefill": b.prefill, "rows": b.rows, "tokens": b.tokens, "blocks": b.blocks}
-            for b in plan.buckets
-        ],
+        "buckets": [msgspec.structs.asdict(bucket) for bucket in plan.buckets],
         "weights_seconds": plan.roofline and plan.roofline.floor,
         "decode": [_speed(speed) for speed in plan.decode],
         "prefill": [_speed(speed) for speed in plan.prefill],
@@ -97,21 +87,20 @@ def _section(title: str, *parts: RenderableType) -> RenderableType:
     return Group("", Text(title, style="bold"), *indented)
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        table.add_column(column, justify="right")
+def _table(columns: Mapping[str, str], rows: Iterable[Iterable[str]], *, header: bool = True) -> Table:
+    """Return a table; `columns` maps headings to "left" or "right"."""
+    table = Table(box=None, pad_edge=False, show_header=header, header_style="dim")
+    for column, justify in columns.items():
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _memory(plan: Plan) -> RenderableType:
-    memory = plan.memory
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, size in memory.rows():
-        table.add_row(name, f"{size / MIB:,.0f} MiB")
-    table.add_row("all", f"{memory.rank.total_bytes / MIB:,.0f} MiB", style="dim")
+    rows = [(name, f"{size / MIB:,.0f} MiB") for name, size in plan.memory.rows()]
+    table = _table({"part": "left", "size": "right"}, rows, header=False)
+    table.add_row("all", f"{plan.memory.rank.total_bytes / MIB:,.0f} MiB", style="dim")
     return Group(table, *_cache(plan))
 
 
@@ -134,32 +123,30 @@ def _graphs(plan: Plan) -> Iterator[str]:
 
 def _buckets(buckets: Iterable[Bucket]) -> RenderableType:
     """Return the table, with one line for buckets that differ in their blocks only."""
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column, justify in (("step", "left"), ("rows", "right"), ("tokens", "right"), ("blocks", "left")):
-        table.add_column(column, justify=justify)  # type: ignore[arg-type]
 
     def key(bucket: Bucket) -> tuple[bool, int, int]:
         return not bucket.prefill, bucket.rows, bucket.tokens
 
-    for (decode, rows, tokens), group in groupby(sorted(buckets, key=key), key):
+    rows = []
+    for (decode, *sizes), group in groupby(sorted(buckets, key=key), key):
         blocks = ", ".join(str(size) for size in sorted(bucket.blocks for bucket in group))
-        table.add_row("decode" if decode else "prefill", str(rows), str(tokens), blocks)
-    return table
+        rows.append(("decode" if decode else "prefill", *map(str, sizes), blocks))
+    return _table({"step": "left", "rows": "right", "tokens": "right", "blocks": "left"}, rows)
 
 
 def _decode(speeds: Iterable[Speed]) -> RenderableType:
-    table = _table("sequences", "ms a token", "tokens/s", "at most tokens/s")
-    for speed in speeds:
-        bound = "" if speed.bound is None else f"{speed.rows / speed.bound:,.0f}"
-        table.add_row(f"{speed.rows:,}", _ms(speed.seconds), f"{speed.rate:,.0f}", bound)
-    return table
+    columns = ("sequences", "ms a token", "tokens/s", "at most tokens/s")
+    rows = [
+        (f"{s.rows:,}", _ms(s.seconds), f"{s.rate:,.0f}", f"{s.rows / s.bound:,.0f}" if s.bound else "")
+        for s in speeds
+    ]
+    return _table(dict.fromkeys(columns, "right"), rows)
 
 
 def _prefill(speeds: Iterable[Speed]) -> RenderableType:
-    table = _table("tokens", "steps", "ms", "tokens/s")
-    for speed in speeds:
-        table.add_row(f"{speed.tokens:,}", str(len(speed.buckets)), _ms(speed.seconds), f"{speed.rate:,.0f}")
-    return table
+    columns = ("tokens", "steps", "ms", "tokens/s")
+    rows = [(f"{s.tokens:,}", str(len(s.buckets)), _ms(s.seconds), f"{s.rate:,.0f}") for s in speeds]
+    return _table(dict.fromkeys(columns, "right"), rows)
 
 
 def _ms(seconds: float) -> str:
