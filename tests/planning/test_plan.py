@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -185,6 +186,14 @@ def test_a_cpu_has_no_graphs_and_no_peaks() -> None:
     plan = planned(LLAMA_31_8B, card="cpu")
     assert (plan.buckets, plan.roofline, plan.decode, plan.prefill, plan.padding) == ([], None, [], [], {})
     assert plan.memory.graph_count == 0
+
+
+def test_more_ranks_are_no_help_where_they_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(total=100 * GIB))
+    refusal = planned(LLAMA_31_70B, card="cpu").memory.refusal or ""
+    assert "Not enough memory" in refusal
+    assert "--num-shard" not in refusal
+    assert "--num-shard 2" in (planned(LLAMA_31_70B, card="gaudi3").memory.refusal or "")
 
 
 def test_heads_that_cannot_be_divided() -> None:

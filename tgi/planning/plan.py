@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import attrs
+import msgspec
 import psutil  # type: ignore[import-untyped]
 import trio
 
@@ -74,6 +75,8 @@ def find_card(name: str, known: Iterable[DeviceSpec]) -> tuple[DeviceSpec, Card]
 
 def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Plan:
     """Plan for a described model on such cards. Raises OptionError."""
+    if not card.memory_bytes:  # ranks share the memory of the machine, so more of them do not help
+        described = msgspec.structs.replace(described, possible_ranks=[])
     planner = Planner.open(setup, described, card)
     limits, buckets = planner.limits, planner.choose()
     attention = planner.attention(buckets)
@@ -111,7 +114,6 @@ def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Pla
 def estimate_loaded(planner: Planner, attention: AttentionWorkspace, card: Card) -> Loaded:
     """Return what each rank is going to report when it has loaded the model."""
     setup, model, limits = planner.setup, planner.described, planner.limits
-    # Ranks without cards share the memory of the machine, so more of them do not help.
     total = card.memory_bytes or psutil.virtual_memory().total // setup.ranks
     workspace = workspace_bytes(model, setup.load_command(limits, attention))
     return Loaded(
