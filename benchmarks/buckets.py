@@ -1,8 +1,8 @@
-"""Compares the strategies that choose buckets, on three generated workloads and two cards.
+"""Compare strategies that choose buckets, on three generated workloads and two cards.
 
-The real scheduler plans and commits every step; what a step takes is told by the roofline of
-tgi/device/costs.py for the bucket that it is padded to. So the figures are those of the policy and the
-buckets, not of a card. `python benchmarks/buckets.py --plot benchmarks/buckets.png` makes what README.md has.
+The real scheduler plans and commits every step; the roofline of tgi/device/costs.py tells the time of a step
+from the bucket that it is padded to. So the figures show the policy and the buckets, not a card. The tables
+and the picture of README.md come from `python benchmarks/buckets.py --plot benchmarks/buckets.png`.
 """
 
 import argparse
@@ -22,32 +22,21 @@ from tgi.limits import Limits
 from tgi.planning.buckets import SECONDS_PER_GRAPH, Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import ShapeCounts
-from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, floats, ints
-from tgi.sampling import SamplingParams
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence
-from tgi.testing.builders import make_allocator
-from tgi.text.stopping import StoppingCriteria
+from tgi.testing.builders import make_allocator, make_device, make_sequence
 
 LIMITS = Limits(max_batch_size=128, max_total_tokens=4096, max_batch_prefill_tokens=4096, block_size=128)
 BLOCKS = 4107
-"""In the KV cache that Llama-3.1-8B leaves on a gaudi2."""
-DEVICE = DeviceSpec(
-    name="gaudi",
-    implementation="",
-    block_size=128,
-    batch_size=128,
-    prefill_tokens=4096,
-    compiles=True,
-    flat=True,
-)
+"""Number of KV blocks that fit beside Llama-3.1-8B on a gaudi2."""
+DEVICE = make_device(block_size=128, compiles=True, flat=True)
 CLIENTS = (128, 12, 64, 3, 96, 32, 1, 48)
-"""How many clients there are, one after the other; each asks again when it has its answer."""
+"""Numbers of clients, one after the other; each client asks again when it has its answer."""
 SYSTEM = list(range(10, 10 + 384))
-"""A system prompt that half of the chats begin with."""
+"""System prompt that half of the chats begin with."""
 
 
 @attrs.frozen
@@ -57,19 +46,19 @@ class Request:
 
 
 def chat(rng: random.Random) -> Request:
-    """Short prompts, some after a long common one, and answers of a few hundred tokens."""
+    """Make a short prompt, perhaps after a long common one, and an answer of a few hundred tokens."""
     prompt = [rng.randrange(1000, 100_000) for _ in range(_between(rng.lognormvariate(5.0, 1.0), 4, 2500))]
     return Request(SYSTEM * (rng.random() < 0.5) + prompt, _between(rng.lognormvariate(5.2, 0.8), 8, 1000))
 
 
 def long_prompt(rng: random.Random) -> Request:
-    """Documents, and short answers."""
+    """Make a document and a short answer."""
     prompt = [rng.randrange(1000, 100_000) for _ in range(rng.randint(1200, 3900))]
     return Request(prompt, rng.randint(16, 180))
 
 
 def uniform(rng: random.Random) -> Request:
-    """Any length is as likely, of prompts and of answers."""
+    """Make a prompt and an answer of any length, all equally likely."""
     prompt = [rng.randrange(1000, 100_000) for _ in range(rng.randint(1, 3000))]
     return Request(prompt, rng.randint(1, 1000))
 
@@ -83,13 +72,6 @@ WORKLOADS: dict[str, Callable[[random.Random], Request]] = {
 
 def _between(value: float, least: int, most: int) -> int:
     return min(max(int(value), least), most)
-
-
-class Silent:
-    """A detokenizer for token ids that stand for nothing."""
-
-    def append(self, _token: int) -> str:
-        return ""
 
 
 @attrs.define
@@ -106,7 +88,7 @@ class Run:
     generated: int = 0
 
     def serve(self, requests: Iterator[Request], share: float) -> None:
-        """Each client asks about `share` times; how many there are changes as it goes."""
+        """Let each client ask about `share` times, while their number changes."""
         asked: list[Sequence] = []
         for clients in CLIENTS:
             left = math.ceil(share * clients)
@@ -118,13 +100,7 @@ class Run:
                 asked = waiting
 
     def _ask(self, request: Request) -> Sequence:
-        sequence = Sequence(
-            prompt=request.prompt,
-            max_new_tokens=request.answer,
-            sampling=SamplingParams(),
-            stopping=StoppingCriteria(request.answer, frozenset(), []),
-            detokenizer=Silent(),  # type: ignore[arg-type]
-        )
+        sequence = make_sequence(request.prompt, request.answer)
         self.schedule.add(sequence)
         return sequence
 
@@ -143,7 +119,7 @@ class Run:
 
 
 def unpadded(planned: PlannedStep, costs: Costs) -> float:
-    """Seconds of a step that computes every row by itself, and nothing else."""
+    """Return the seconds of a step that computes every row by itself, and nothing else."""
     if not planned.bucket.prefill:
         return costs.seconds(planned.shape)
     linear = max(costs.weights, sum(row.length for row in planned.rows) * costs.token)
@@ -157,14 +133,14 @@ def unpadded(planned: PlannedStep, costs: Costs) -> float:
 
 @attrs.frozen
 class Figures:
-    """Of one strategy under one workload on one card."""
+    """Figures of one strategy under one workload on one card."""
 
     strategy: str
     graphs: int
     waste: float
-    """Seconds that padding adds to the steps, as a share of those without."""
+    """Time that padding adds to the steps, as a share of the time without it."""
     rate: float
-    """Generated tokens a second."""
+    """Generated tokens per second."""
 
 
 def measure(workload: str, card: str, strategy: str, buckets: Buckets, share: float) -> Figures:
@@ -191,24 +167,24 @@ def buckets_of(card: str, **bucketing: Any) -> Buckets:
 
 
 class NoPadding(Buckets):
-    """A graph for every shape: what no strategy can reach."""
+    """A graph for every shape, which no strategy can reach."""
 
     def find(self, shape: Bucket) -> Bucket:
         return shape
 
 
 def others(card: str) -> Iterator[tuple[str, Buckets]]:
-    """The strategies of TGI-Gaudi and vLLM, with up to one and up to 16 rows in a prefill."""
-    space = ShapeLimits.from_limits(LIMITS, blocks=BLOCKS)
+    """Yield the strategies of TGI-Gaudi and vLLM, with up to one and up to 16 rows in a prefill."""
+    limits = ShapeLimits.from_limits(LIMITS, blocks=BLOCKS)
     for name, rows in itertools.product(STRATEGIES, (1, 16)):
         if (name, rows) != ("linear", 16):  # thousands of graphs
-            chosen = STRATEGIES[name](space, {"PROMPT_BS": Range(last=rows)}, BLOCKS)
-            buckets = Buckets(LIMITS, space.closed(chosen), costs_of(card).seconds, flat=True)
+            chosen = STRATEGIES[name](limits, {"PROMPT_BS": Range(last=rows)}, BLOCKS)
+            buckets = Buckets(LIMITS, limits.closed(chosen), costs_of(card).seconds, flat=True)
             yield f"{name}, {rows}", buckets
 
 
 def ours(card: str, counts: Mapping[Bucket, int]) -> Iterator[tuple[str, Buckets]]:
-    """For any workload, and for one that was recorded before."""
+    """Yield our buckets for any workload, and for one that was recorded before."""
     for graphs in (32, 64, 122, 256, 512):
         yield "optimal", buckets_of(card, max_graphs=graphs)
     for graphs in (32, 64, 122, 256):
@@ -216,7 +192,7 @@ def ours(card: str, counts: Mapping[Bucket, int]) -> Iterator[tuple[str, Buckets
 
 
 def compare(workload: str, card: str, share: float) -> list[Figures]:
-    """Every strategy, the one without padding last. Shapes are recorded with other requests."""
+    """Measure every strategy, and steps without padding last. Shapes are recorded with other requests."""
     counts = serve(workload, card, buckets_of(card), share, seed=2).counts.counts
     every = [*others(card), *ours(card, counts)]
     figures = [measure(workload, card, name, buckets, share) for name, buckets in every]
@@ -225,7 +201,7 @@ def compare(workload: str, card: str, share: float) -> list[Figures]:
 
 
 def table(results: Mapping[tuple[str, str], list[Figures]], workload: str) -> Iterator[str]:
-    """Both cards, in Markdown."""
+    """Yield the lines of a table of both cards, in Markdown."""
     yield f"| {workload} | graphs | warm-up, min | padded / real, gaudi2 | tokens/s | gaudi3 | tokens/s |"
     yield "| --- " * 7 + "|"
     for two, three in zip(results[workload, "gaudi2"], results[workload, "gaudi3"], strict=True):
@@ -235,7 +211,7 @@ def table(results: Mapping[tuple[str, str], list[Figures]], workload: str) -> It
 
 
 def draw(results: Mapping[tuple[str, str], list[Figures]], path: Path) -> None:
-    """Padding by number of graphs."""
+    """Draw the padding by the number of graphs."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, len(WORKLOADS), figsize=(11, 6), sharex=True, layout="constrained")

@@ -1,7 +1,7 @@
-"""The bucket strategies of TGI-Gaudi and of vLLM on Gaudi, with the variables that they have there.
+"""The bucket strategies of TGI-Gaudi and of vLLM on Gaudi, with their variables.
 
-Each chooses the sizes of every dimension apart from the others and takes all combinations. Steps that these
-lack a bucket for, so that those servers compile while they serve, are for `ShapeLimits.closed` to add.
+Each chooses the sizes of every dimension apart from the others and takes all combinations. Some steps then
+have no bucket, so those servers compile while they serve; `ShapeLimits.closed` adds what is missing.
 """
 
 import itertools
@@ -15,9 +15,9 @@ from tgi.planning.shapes import ShapeLimits
 from tgi.protocol import Bucket
 
 LONG = 8192
-"""From this length on, exponential contexts count on prompts that come in chunks."""
+"""Length, in tokens, from which exponential contexts count on prompts that come in chunks."""
 REFERENCES = 3
-"""Of a block, by so many sequences, is what these servers prepare for."""
+"""Number of sequences that reference a block, which these servers prepare for."""
 
 
 @attrs.frozen
@@ -28,8 +28,8 @@ class Range:
     step: int | None = None
     last: int | None = None
 
-    def given(self, first: int, step: int, last: int) -> tuple[int, int, int]:
-        """What is set, and else these defaults."""
+    def within(self, first: int, step: int, last: int) -> tuple[int, int, int]:
+        """Return the bounds that are set, and else these defaults."""
         return (
             first if self.first is None else self.first,
             step if self.step is None else self.step,
@@ -38,12 +38,12 @@ class Range:
 
 
 Ranges = Mapping[str, Range]
-"""By dimension: PROMPT_BS, PROMPT_QUERY, PROMPT_CTX, DECODE_BS, DECODE_BLOCK."""
+"""Ranges by dimension: PROMPT_BS, PROMPT_QUERY, PROMPT_CTX, DECODE_BS, DECODE_BLOCK."""
 _UNSET = Range()
 
 
 def linear_sizes(first: int, step: int, last: int) -> list[int]:
-    """first, twice that, … below step, then every multiple of step up to last; 0 is a size of its own."""
+    """Return first, twice that, … below step, then all multiples of step up to last; 0 stands by itself."""
     sizes = [0] if first == 0 else []
     size = first or step
     while size < step and size <= last:
@@ -53,7 +53,7 @@ def linear_sizes(first: int, step: int, last: int) -> list[int]:
 
 
 def exponential_sizes(first: int, step: int, last: int, count: int) -> list[int]:
-    """At most `count` sizes in geometric progression, rounded up to multiples of step, up to last."""
+    """Return at most `count` sizes in geometric progression up to last, rounded up to multiples of step."""
     low = step if first in (0, 1) else first
     powers = [index / (count - 1) for index in range(count)] if count > 1 else [1.0]
     sizes = {math.ceil(low * (last / low) ** power / step) * step for power in powers}
@@ -61,7 +61,7 @@ def exponential_sizes(first: int, step: int, last: int, count: int) -> list[int]
 
 
 def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: float = 25) -> list[int]:
-    """Like linear, but without the multiples that the next one can stand in for.
+    """Return linear sizes without the multiples that the next one can stand in for.
 
     That is so where it pads by no more than `most`, and by no more than `percent` of itself. Multiples of
     `most` always stay.
@@ -77,75 +77,75 @@ def padding_aware_sizes(first: int, step: int, last: int, most: int, percent: fl
     return sizes if sizes[-1] == last else [*sizes, last]
 
 
-def linear(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
-    """VLLM_BUCKETING_STRATEGY=lin. `blocks`: in the KV cache, here and below."""
-    block = space.block_size
+def linear(limits: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
+    """VLLM_BUCKETING_STRATEGY=lin, for a KV cache of `blocks` blocks."""
+    block = limits.block_size
     defaults = {
-        "PROMPT_BS": (1, 1, space.prefill_rows),
-        "PROMPT_QUERY": (block, block, space.max_batch_prefill_tokens),
-        "PROMPT_CTX": (0, 1, max(space.max_total_tokens - block, 0) // block),
-        "DECODE_BS": (1, 32, space.max_batch_size),
-        "DECODE_BLOCK": (1, block, _references(space, blocks)),
+        "PROMPT_BS": (1, 1, limits.prefill_rows),
+        "PROMPT_QUERY": (block, block, limits.max_batch_prefill_tokens),
+        "PROMPT_CTX": (0, 1, max(limits.max_total_tokens - block, 0) // block),
+        "DECODE_BS": (1, 32, limits.max_batch_size),
+        "DECODE_BLOCK": (1, block, _references(limits, blocks)),
     }
-    return _product(space, {name: linear_sizes(*_range(ranges, name, *defaults[name])) for name in defaults})
+    return _product(limits, {name: linear_sizes(*_range(ranges, name, *defaults[name])) for name in defaults})
 
 
-def exponential(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
+def exponential(limits: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=exp, VLLM_EXPONENTIAL_BUCKETING=true: their default."""
-    block, most, query = space.block_size, _references(space, blocks), space.max_batch_prefill_tokens
-    chunk = space.max_batch_prefill_tokens if space.max_total_tokens >= LONG else block
-    context = -(-(space.max_total_tokens - chunk) // block)
+    block, most, query = limits.block_size, _references(limits, blocks), limits.max_batch_prefill_tokens
+    chunk = limits.max_batch_prefill_tokens if limits.max_total_tokens >= LONG else block
+    context = -(-(limits.max_total_tokens - chunk) // block)
     defaults = {
-        "PROMPT_BS": (1, 2, space.prefill_rows, _doublings(space.prefill_rows) + 1),
+        "PROMPT_BS": (1, 2, limits.prefill_rows, _doublings(limits.prefill_rows) + 1),
         "PROMPT_QUERY": (block, block, query, _doublings(query)),
         "PROMPT_CTX": (0, 1, max(context, 1), 2 if context <= 1 else _doublings(context) + 1),
-        "DECODE_BS": (1, 2, space.max_batch_size, _doublings(space.max_batch_size) + 1),
-        "DECODE_BLOCK": (1, space.max_batch_size, most, _doublings(most) + 1),
+        "DECODE_BS": (1, 2, limits.max_batch_size, _doublings(limits.max_batch_size) + 1),
+        "DECODE_BLOCK": (1, limits.max_batch_size, most, _doublings(most) + 1),
     }
     sizes = {
         name: exponential_sizes(*_range(ranges, name, first, step, last), count)
         for name, (first, step, last, count) in defaults.items()
     }
-    every = {space.clipped(b) for b in _product(space, sizes) if b.tokens <= space.max_total_tokens}
+    every = {limits.clipped(b) for b in _product(limits, sizes) if b.tokens <= limits.max_total_tokens}
     return sorted(b for b in every if b.prefill or b.rows <= b.blocks)
 
 
-def padding_aware(space: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
+def padding_aware(limits: ShapeLimits, ranges: Ranges, blocks: int) -> list[Bucket]:
     """VLLM_BUCKETING_STRATEGY=pad."""
-    block, rows, query = space.block_size, space.prefill_rows, space.max_batch_prefill_tokens
-    most, context = _references(space, blocks), -(-max(space.max_total_tokens - block, 0) // block)
+    block, rows, query = limits.block_size, limits.prefill_rows, limits.max_batch_prefill_tokens
+    most, context = _references(limits, blocks), -(-max(limits.max_total_tokens - block, 0) // block)
     defaults = {
         "PROMPT_BS": (1, 1, rows, -(-rows // 4)),
         "PROMPT_QUERY": (block, block, query, -(-query // 4)),
         "PROMPT_CTX": (0, 2, context, -(-query // block)),
-        "DECODE_BS": (1, 2, space.max_batch_size, -(-space.max_batch_size // 4)),
+        "DECODE_BS": (1, 2, limits.max_batch_size, -(-limits.max_batch_size // 4)),
         "DECODE_BLOCK": (block, block, most, -(-most // 4)),
     }
     sizes = {
         name: padding_aware_sizes(*_range(ranges, name, first, step, last), limit)
         for name, (first, step, last, limit) in defaults.items()
     }
-    return _product(space, sizes)
+    return _product(limits, sizes)
 
 
 def _range(ranges: Ranges, name: str, first: int, step: int, last: int) -> tuple[int, int, int]:
-    """What is set of a dimension, within what there is; a first size is never beyond the last."""
-    first, step, last = ranges.get(name, _UNSET).given(first, step, last)
+    """Return the range of a dimension; a first size is never beyond the last."""
+    first, step, last = ranges.get(name, _UNSET).within(first, step, last)
     return min(first, last), max(step, 1), last
 
 
-def _references(space: ShapeLimits, blocks: int) -> int:
-    return min(space.decode_blocks(space.max_batch_size), REFERENCES * blocks)
+def _references(limits: ShapeLimits, blocks: int) -> int:
+    return min(limits.decode_blocks(limits.max_batch_size), REFERENCES * blocks)
 
 
 def _doublings(size: int) -> int:
     return math.ceil(math.log2(size)) if size > 1 else 0
 
 
-def _product(space: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]:
-    """All combinations within the budget of a prefill."""
-    contexts = sizes["PROMPT_CTX"] if space.contexts else [0]
-    tokens, most = sorted(sizes["PROMPT_QUERY"]), space.max_batch_prefill_tokens
+def _product(limits: ShapeLimits, sizes: Mapping[str, list[int]]) -> list[Bucket]:
+    """Return all combinations within the budget of a prefill."""
+    contexts = sizes["PROMPT_CTX"] if limits.contexts else [0]
+    tokens, most = sorted(sizes["PROMPT_QUERY"]), limits.max_batch_prefill_tokens
     chunks = [(r, t) for r in sizes["PROMPT_BS"] for t in tokens[: bisect_right(tokens, most // max(r, 1))]]
     decode = itertools.product(sizes["DECODE_BS"], sizes["DECODE_BLOCK"])
     return [

@@ -1,9 +1,9 @@
-"""What ranks are told and the service shows while the engine starts."""
+"""The start of the engine: its ranks, its memory, and what it shows of both."""
 
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import attrs
 import pytest
@@ -102,7 +102,7 @@ def test_shapes_are_saved_every_minute_and_at_the_end(tmp_path: Path) -> None:
         ({}, "tgi-demo", "tgi-demo"),
     ],
 )
-def test_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, served: str) -> None:
+def test_names_of_the_model(tmp_path: Path, options: dict[str, str], name: str, served: str) -> None:
     """As the operator calls it; TGI asks the Hub for the spelling, and for the pipeline of what is there."""
     make_llama(tmp_path)
     given = Options(**options)  # type: ignore[arg-type]
@@ -113,14 +113,14 @@ def test_what_it_is_called(tmp_path: Path, options: dict[str, str], name: str, s
 
 
 @pytest.mark.contract("--revision", "--huggingface-hub-cache", "--weights-cache-override")
-def test_where_the_model_comes_from() -> None:
+def test_source_of_the_model() -> None:
     found = _source(Options(model_id="org/model", revision="r", huggingface_hub_cache=Path("/cache")))
     assert found == Source("org/model", "r", Path("/cache"))
     assert _source(Options(model_id="org/model", weights_cache_override=Path("/w"))) == Source("/w")
     assert _source(Options(model_id="a", load_format="dummy")) == Source("a", load_format="dummy")
 
 
-def test_it_shows_how_far_each_rank_has_loaded() -> None:
+async def test_progress_of_each_rank_shows_while_it_loads() -> None:
     loaded = [Loaded(free_bytes=1025, block_bytes=(1024,), dtype="float32")]
 
     class Ranks:
@@ -134,8 +134,8 @@ def test_it_shows_how_far_each_rank_has_loaded() -> None:
 
     shown: list[str] = []
     lifecycle = Lifecycle()
-    given: Any = (Ranks(), "load", lifecycle)
-    assert trio.run(_load, *given) == loaded
+    ranks, command = cast(Any, Ranks()), cast(Any, "load")
+    assert await _load(ranks, command, lifecycle) == loaded
     assert shown[0].endswith("(rank 0: 75 %, rank 1: 0 %)")
     assert shown[1].startswith("loading weights: 62 %")
     assert shown[1].endswith("(rank 0: 75 %, rank 1: 50 %)")

@@ -1,4 +1,4 @@
-"""Random spaces of shapes, and random shapes within."""
+"""Random limits, and random shapes of steps within them."""
 
 from hypothesis import strategies as st
 

@@ -23,6 +23,7 @@ from tgi.planning.shapes import AttentionWorkspace, ShapeLimits
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket
 from tgi.scheduler.buckets import Buckets
+from tgi.testing.builders import make_device
 
 from .shape_limits import limits, shapes
 
@@ -31,15 +32,7 @@ SMALL = Limits(max_total_tokens=512, max_batch_size=5, max_batch_prefill_tokens=
 
 
 def device(of: Limits, *, compiles: bool = True, flat: bool = False) -> DeviceSpec:
-    return DeviceSpec(
-        name="any",
-        implementation="",
-        block_size=of.block_size,
-        batch_size=1,
-        prefill_tokens=1,
-        compiles=compiles,
-        flat=flat,
-    )
+    return make_device(block_size=of.block_size, compiles=compiles, flat=flat)
 
 
 def make(of: Limits, *, flat: bool = True, prefixes: bool = True, **how: object) -> Buckets:
@@ -147,7 +140,7 @@ def test_blocks_that_are_not_shared_bound_those_of_a_step() -> None:
     assert max(bucket.blocks for bucket in own) == 500
 
 
-def test_what_steps_read() -> None:
+def test_the_workspace_is_that_of_the_largest_steps() -> None:
     """Blocks of 4 tokens: a decode of 40 blocks; prefill of 2 x 8 after 12, of 1 x 8 after 96 at most."""
     of = Limits(max_total_tokens=96, max_batch_prefill_tokens=8, max_batch_size=4, block_size=4)
     shapes = [Bucket(4, 1, 40), Bucket(2, 4, 3, prefill=True), Bucket(1, 8, 2, prefill=True)]
@@ -198,8 +191,8 @@ def test_a_decode_step_of_many_blocks_copies_a_part_of_them_at_once() -> None:
     assert attention_workspace(of, buckets) == AttentionWorkspace(4096, 4120, 16 * (103 * 16 + 16))
 
 
-def test_a_small_cache_is_what_buckets_are_chosen_for() -> None:
-    """Though sequences that share their blocks may have more of them in all than there are."""
+def test_buckets_are_chosen_for_a_small_cache() -> None:
+    """Sequences that share blocks may still have more of them in all than there are."""
     of = Limits(max_batch_size=64, max_total_tokens=131072, block_size=128)
     flat, bucketing = device(of, flat=True), Bucketing(costs=COSTS, max_graphs=64)
     guessed = make_buckets(of, flat, bucketing)
@@ -235,7 +228,7 @@ def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> N
     assert len(list(tight)) <= 4
 
 
-def test_what_has_been_seen_is_padded_least() -> None:
+def test_recorded_shapes_are_padded_least() -> None:
     of = Limits(max_batch_size=64, max_batch_prefill_tokens=4096, block_size=128)
     seen = Bucket(11, 1, 117)
     supposed = make(of, max_graphs=12)
@@ -259,7 +252,7 @@ def test_sizes_that_double_bound_the_waste(first: int, more: int) -> None:
 
 @pytest.mark.parametrize(("rows", "prefill"), [(64, 2048), (10**6, 2 * 10**9)])
 def test_no_limits_are_too_large_to_choose_buckets_for(rows: int, prefill: int) -> None:
-    """Counted in calls and in bytes: nothing may go through all tokens, blocks or rows."""
+    """Nothing may go through all tokens, blocks or rows: calls and bytes are counted."""
     limits = Limits(
         max_total_tokens=2 * 10**9, max_batch_prefill_tokens=prefill, max_batch_size=rows, block_size=128
     )
@@ -281,7 +274,7 @@ def test_no_limits_are_too_large_to_choose_buckets_for(rows: int, prefill: int) 
     assert peak < 200 * 2**20
 
 
-def test_other_devices_go_through_nothing_either() -> None:
+def test_no_limits_are_too_large_for_a_device_that_does_not_compile() -> None:
     limits = Limits(
         max_total_tokens=2 * 10**9, max_batch_prefill_tokens=2 * 10**9, max_batch_size=10**6, block_size=16
     )

@@ -1,4 +1,4 @@
-"""The plan against vLLM's worked example (gaudi.md 2.4), and what it says when there is too little."""
+"""The division of memory: vLLM's worked example (gaudi.md 2.4), scarce memory, and layer groups."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -60,7 +60,7 @@ def test_the_rank_with_the_least_room_decides() -> None:
 
 
 def test_ranks_without_memory_of_their_own_share_that_of_the_machine() -> None:
-    """Each says what is free for all, less its own workspace: two of 4 KiB and twice 10 blocks are 28 KiB."""
+    """Each reports the free memory less its own workspace: two of 4 KiB and twice 10 blocks are 28 KiB."""
     ranks = [rank(24 * 1024, workspace_bytes=4 * 1024)] * 2
     assert budget(ranks).widest.fitting + 1 == 10
 
@@ -88,7 +88,7 @@ def test_with_a_window_smaller_chunks_help() -> None:
 
 
 @pytest.mark.parametrize(("weights", "shards"), [(10, 2), (5, 4), (2, 8), (1, None)])
-def test_more_cards_are_said_to_help_where_they_do(weights: int, shards: int | None) -> None:
+def test_more_cards_are_suggested_where_they_help(weights: int, shards: int | None) -> None:
     """A sequence takes 10 KiB. On two cards that is 5 on each, and half of the weights is somewhere else; 16
     cards have no less to keep of a sequence than 8, which is the number of key/value heads."""
     loaded = rank(0, total_bytes=GIB, weight_bytes=weights * 1024)
@@ -97,7 +97,7 @@ def test_more_cards_are_said_to_help_where_they_do(weights: int, shards: int | N
     assert shards is None or refusal.endswith(f"--num-shard {shards}")
 
 
-def test_graphs_take_what_the_ranks_say_of_each_or_the_share_that_is_given() -> None:
+def test_graphs_take_what_ranks_report_or_the_share_that_is_given() -> None:
     loaded = rank(1000 * 1024, graph_bytes=10 * 1024)
     assert budget([loaded], graphs=40).widest.fitting == 600 - 1
     assert budget([loaded], graphs=40, graph_fraction=0.5, fraction=0.5).widest.fitting == 250 - 1
@@ -156,7 +156,7 @@ def test_too_little_memory_for_one_sequence(loaded: Loaded, how: dict[str, float
     assert "KV cache, 10 blocks of 16 tokens, more than there is room for" in str(plan)
 
 
-def test_no_fewer_graphs_than_there_must_be_are_said_to_help() -> None:
+def test_fewer_graphs_than_there_must_be_are_not_suggested() -> None:
     plan = budget([rank(11 * 1024, graph_bytes=1024)], graphs=3)
     assert "--max-graphs" not in (plan.refusal or "--max-graphs")
     more = budget([rank(12 * 1024, graph_bytes=1024)], graphs=3)
@@ -164,7 +164,7 @@ def test_no_fewer_graphs_than_there_must_be_are_said_to_help() -> None:
 
 
 @pytest.mark.parametrize(("free", "graphs", "fraction"), [(60, 55, 1.0), (12, 0, 0.5), (40, 33, 0.9)])
-def test_what_is_said_to_help_helps(free: int, graphs: int, fraction: float) -> None:
+def test_what_is_suggested_helps(free: int, graphs: int, fraction: float) -> None:
     loaded = rank(free * 1024, graph_bytes=1024)
     plan = budget([loaded], graphs=graphs, fraction=fraction)
     assert not plan.fits

@@ -31,7 +31,7 @@ def compiling(tmp_path: Path) -> Setup:
 
 
 def planner(setup: Setup, **options: Any) -> Planner:
-    """What plans with other options."""
+    """A planner with other options."""
     setup = attrs.evolve(setup, options=attrs.evolve(setup.options, **options))
     return Planner.open(setup, describe(setup.describe_command()), REFERENCE)
 
@@ -110,7 +110,7 @@ def test_a_small_cache_has_buckets_of_its_own(compiling: Setup) -> None:
 
 
 @pytest.mark.parametrize(("graphs", "level"), [(24, logging.INFO), (1, logging.WARNING)])
-def test_a_budget_that_is_not_enough_for_anything_is_told(
+def test_a_budget_that_is_too_short_is_logged(
     graphs: int, level: int, compiling: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

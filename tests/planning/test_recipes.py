@@ -1,4 +1,4 @@
-"""Folders for recipes: one for each thing that makes compiled recipes useless for another."""
+"""Folders for recipes: everything that makes a recipe useless elsewhere has its own."""
 
 from pathlib import Path
 from typing import Any

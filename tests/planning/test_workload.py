@@ -1,4 +1,4 @@
-"""How often shapes come up: supposed, counted, written and read."""
+"""Workloads: assumed, counted, written and read."""
 
 from pathlib import Path
 
@@ -47,7 +47,7 @@ def test_quantiles_have_the_mean_of_all(first: int, more: int, most: int) -> Non
 
 @settings(deadline=None, max_examples=40)
 @given(spaces)
-def test_what_is_supposed_is_possible(of: ShapeLimits) -> None:
+def test_assumed_shapes_are_possible(of: ShapeLimits) -> None:
     workload = Workload.uniform(of)
 
     for rows, blocks in workload.decode.tolist():
@@ -61,14 +61,14 @@ def test_what_is_supposed_is_possible(of: ShapeLimits) -> None:
     assert workload.prefill_weights.sum() == pytest.approx(1)
 
 
-def test_half_of_all_tokens_are_supposed_to_be_generated() -> None:
+def test_half_of_all_tokens_are_assumed_to_be_generated() -> None:
     workload = Workload.uniform(SERVER)
 
     prompt = (workload.prefill[:, 0] * workload.prefill[:, 1]) @ workload.prefill_weights
     assert workload.decode[:, 0] @ workload.decode_weights == pytest.approx(prompt, rel=0.1)
 
 
-def test_what_was_counted_counts_most() -> None:
+def test_counted_shapes_have_most_weight() -> None:
     counts = {Bucket(3, 1, 7): 30, Bucket(99, 1, 9999): 10, Bucket(1, 200, 1, prefill=True): 10}
     workload = Workload.counted(counts, SERVER)
 
