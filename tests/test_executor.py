@@ -1,4 +1,4 @@
-"""Real rank processes: how they are started, how they end, and what is said of it."""
+"""Rank processes: how they start, how they end, and what the error says."""
 
 import os
 import signal
@@ -45,22 +45,19 @@ def children() -> list[psutil.Process]:
     return psutil.Process().children()
 
 
-def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Path) -> None:
+async def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Path) -> None:
     make_llama(tmp_path)
     seen: list[list[Progress]] = []
 
-    async def main() -> None:
-        async with open_executor(2) as executor:
-            described = await executor.describe(
-                Describe(folder=str(tmp_path), architecture="LlamaForCausalLM", ranks=2, dtype="float32")
-            )
-            loaded = await executor.load(command(tmp_path), seen.append)
-            # one of 2 key/value heads each
-            assert [rank.block_bytes for rank in loaded] == [(2 * 2 * 16 * 16 * 4,)] * 2
-            assert [16 * group.token_bytes for group in described.groups] == [2 * 2 * 16 * 16 * 4]
-            await executor.allocate(10)
-
-    trio.run(main)
+    async with open_executor(2) as executor:
+        described = await executor.describe(
+            Describe(folder=str(tmp_path), architecture="LlamaForCausalLM", ranks=2, dtype="float32")
+        )
+        loaded = await executor.load(command(tmp_path), seen.append)
+        # one of 2 key/value heads each
+        assert [rank.block_bytes for rank in loaded] == [(2 * 2 * 16 * 16 * 4,)] * 2
+        assert [16 * group.token_bytes for group in described.groups] == [2 * 2 * 16 * 16 * 4]
+        await executor.allocate(10)
 
     total = seen[-1][0].total
     assert seen[-1] == [Progress(total, total)] * 2
@@ -72,19 +69,20 @@ def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Pa
     assert children() == []
 
 
-def test_a_rank_loads_and_is_named_with_its_signal_when_it_is_killed(tmp_path: Path) -> None:
+async def load_and_kill(folder: Path, seen: list[Progress]) -> None:
+    async with open_executor() as executor:
+        seen.extend(await load(executor, folder))
+        await executor.allocate(10)
+        os.kill(children()[0].pid, signal.SIGKILL)
+        await executor.receive()
+
+
+async def test_a_rank_loads_and_is_named_with_its_signal_when_it_is_killed(tmp_path: Path) -> None:
     make_llama(tmp_path)
     seen: list[Progress] = []
 
-    async def main() -> None:
-        async with open_executor() as executor:
-            seen.extend(await load(executor, tmp_path))
-            await executor.allocate(10)
-            os.kill(children()[0].pid, signal.SIGKILL)
-            await executor.receive()
-
     with pytest.raises(BaseExceptionGroup) as caught:
-        trio.run(main)
+        await load_and_kill(tmp_path, seen)
 
     assert isinstance(error := only_error(caught.value), EngineError)
     assert "rank 0" in str(error)
@@ -94,17 +92,14 @@ def test_a_rank_loads_and_is_named_with_its_signal_when_it_is_killed(tmp_path: P
     assert children() == []
 
 
-def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
+async def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
     make_llama(tmp_path)
     (weights,) = tmp_path.glob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
 
-    async def main() -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
         async with open_executor() as executor:
             await load(executor, tmp_path)
-
-    with pytest.raises(BaseExceptionGroup) as caught:
-        trio.run(main)
 
     assert isinstance(error := only_error(caught.value), EngineError)
     assert error.kind == "model"
@@ -113,25 +108,23 @@ def test_a_rank_that_cannot_load_says_why(tmp_path: Path) -> None:
     assert children() == []
 
 
-def test_an_error_in_the_body_takes_the_rank_along() -> None:
-    async def main() -> None:
-        async with open_executor():
-            assert len(children()) == 1
-            raise KeyError("from the body")
+async def raise_in_the_body() -> None:
+    async with open_executor():
+        assert len(children()) == 1
+        raise KeyError("from the body")
 
+
+async def test_an_error_in_the_body_takes_the_rank_along() -> None:
     with pytest.raises(BaseExceptionGroup) as caught:
-        trio.run(main)
+        await raise_in_the_body()
 
     assert isinstance(only_error(caught.value), KeyError)
     assert children() == []
 
 
-def test_cancellation_takes_the_rank_along() -> None:
-    async def main() -> None:
-        with trio.move_on_after(0.05):
-            async with open_executor():
-                await trio.sleep_forever()
-
-    trio.run(main)
+async def test_cancellation_takes_the_rank_along() -> None:
+    with trio.move_on_after(0.05):
+        async with open_executor():
+            await trio.sleep_forever()
 
     assert children() == []
