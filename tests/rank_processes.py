@@ -55,7 +55,7 @@ def on_ranks(
     with open_ranks(ranks, environment) as (send, reports):
         send(load_command(folder, device=device, top=vocab))
         _expect(reports, Loaded)
-        send(Allocate(1 + blocks))
+        send(Allocate((1 + blocks,)))
         _expect(reports, Allocated)
         results = []
         for prompt in prompts:

@@ -80,8 +80,7 @@ async def run_engine(service: Service, options: Options) -> None:
             buckets = await in_thread(planner.choose_again, buckets, memory, attention)
             if memory.rank.total_bytes:
                 service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
-            (group,) = memory.groups
-            await executor.allocate(group.blocks + 1)
+            await executor.allocate(*(group.blocks + 1 for group in memory.groups))
             pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
             allocator = BlockAllocator(limits, pools, setup.prefix_limit)
             count_shape = None if shapes is None else shapes.add

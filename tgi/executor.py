@@ -132,8 +132,8 @@ class RankExecutor:
                 nursery.start_soon(follow, rank)
         return [loaded[rank.index] for rank in self._ranks]
 
-    async def allocate(self, blocks: int) -> None:
-        """Reserve `blocks` KV blocks on every rank."""
+    async def allocate(self, *blocks: int) -> None:
+        """Reserve that many KV blocks for each layer group on every rank."""
         await self._send_all(Allocate(blocks))
         for rank in self._ranks:
             await self._report(rank, Allocated)

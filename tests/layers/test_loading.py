@@ -78,8 +78,9 @@ def test_a_rank_keeps_what_is_described(tmp_path: Path, ranks: int, kv_heads: in
     angles = 3 * 4 * 8  # of the rotary embedding
     assert found.weight_bytes == sum(tensor.nbytes for tensor in tensors) - angles
     (group,) = found.groups
-    assert group.token_bytes * 16 == runner.spec.block_bytes
-    assert (group.kv_heads, group.all_kv_heads) == (runner.spec.kv_heads, kv_heads)
+    assert (group.token_bytes * 16,) == runner.loaded.block_bytes
+    assert [group] == runner.groups
+    assert group.all_kv_heads == kv_heads
 
 
 @pytest.mark.parametrize(

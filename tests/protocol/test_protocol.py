@@ -63,7 +63,7 @@ COMMANDS = [
         block_size=16,
         overrides={"a": [1]},
     ),
-    Allocate(7),
+    Allocate((7, 3)),
     Step(
         number=1,
         bucket=Bucket(2, 16, 4, prefill=True),

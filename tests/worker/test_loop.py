@@ -78,7 +78,7 @@ def rank(tmp_path, monkeypatch):
         thread = threading.Thread(target=lambda: ended.append(loop.serve(Parent(theirs), Shard())))
         with ours, theirs:
             thread.start()
-            for command in (load_command(make_llama(tmp_path)), Allocate(16), *commands):
+            for command in (load_command(make_llama(tmp_path)), Allocate((16,)), *commands):
                 ours.sendall(frame(encode(command)))
             reports, reader = [], FrameReader()
             answers = 2 + sum(not isinstance(command, Ready) for command in commands)

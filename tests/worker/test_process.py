@@ -74,7 +74,7 @@ def test_greedy_is_transformers_generate_with_every_step_sent_ahead(tmp_path):
             2 * 2 * 16 * 2 * 24 * 4,
         )  # keys and values, layers, tokens, heads, size, bytes
         assert loaded.free_bytes > 0
-        send(Allocate(16))
+        send(Allocate((16,)))
         targets = [*PROMPT[1:], -1, *PROMPT[1:], -1]
         send(first_step([2, 0], [5, 3, 9, 1], targets=ints(targets), top=2))
         grown = {

@@ -77,9 +77,10 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Allocate(msgspec.Struct, tag=True, frozen=True):
-    """Reserve the KV cache: `blocks` blocks in every layer. Block 0 takes the writes of padding rows."""
+    """Reserve the KV cache. Block 0 of each group takes the writes of padding rows."""
 
-    blocks: int
+    blocks: tuple[int, ...]
+    """Blocks of each layer group, in the order of `Described.groups`."""
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):

@@ -177,7 +177,9 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
         if not _admit(schedule, sequence):
             break
         if not sequence.unmasked:
-            left -= _add_row(schedule, rows, sequence, left)
+            if not (length := _add_row(schedule, rows, sequence, left)):
+                break
+            left -= length
     return sorted(rows, key=lambda row: row.chunk)  # devices treat single tokens together
 
 

@@ -63,7 +63,7 @@ class Driver:
             self._logits = torch.zeros(
                 MOST_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
             )
-        runner.allocate(max(self.free) + 1)
+        runner.allocate(*[max(self.free) + 1] * len(runner.groups))
         model = runner.model
 
         def recording(batch: Any) -> torch.Tensor:
@@ -184,23 +184,27 @@ class Driver:
         return sum(counts) if device.flat and not prefill else max(counts)
 
     def _passed(self, row: Lane) -> int:
-        """How many of its blocks the window has left behind."""
-        return first_block(row.cached, self.runner.config.window, BLOCK_SIZE)
+        """Return how many of a lane's blocks no layer sees any more."""
+        windows = [group.window for group in self.runner.groups]
+        widest = None if None in windows else max(window for window in windows if window)
+        return first_block(row.cached, widest, BLOCK_SIZE)
 
     def _grow(self, lanes: Sequence[int], lengths: Sequence[int]) -> dict[str, bytes]:
-        grown = []
+        grown: list[tuple[int, int, int, list[int]]] = []
         for lane, length in zip(lanes, lengths, strict=True):
             row = self.lanes[lane]
             while len(row.table) * BLOCK_SIZE < row.cached + length:
                 row.table.append(self.free.pop(0))
             if len(row.table) > row.sent:
-                grown.append((lane, row.sent, row.table[row.sent :]))
+                new = row.table[row.sent :]
+                grown += [(group, lane, row.sent, new) for group in range(len(self.runner.groups))]
                 row.sent = len(row.table)
         return {
-            "table_lanes": ints(lane for lane, _, _ in grown),
-            "table_starts": ints(start for _, start, _ in grown),
-            "table_counts": ints(len(blocks) for _, _, blocks in grown),
-            "table_blocks": ints(block for _, _, blocks in grown for block in blocks),
+            "table_groups": ints(group for group, _, _, _ in grown),
+            "table_lanes": ints(lane for _, lane, _, _ in grown),
+            "table_starts": ints(start for _, _, start, _ in grown),
+            "table_counts": ints(len(blocks) for _, _, _, blocks in grown),
+            "table_blocks": ints(block for _, _, _, blocks in grown for block in blocks),
         }
 
     def _answers(self, result: Result, sampled: Sequence[bool], top: int) -> list[Answer]:

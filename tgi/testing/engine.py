@@ -17,7 +17,7 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Load
+from tgi.protocol import Describe, Load
 from tgi.scheduler import Scheduler, Token
 from tgi.scheduler.allocator import BlockAllocator
 from tgi.scheduler.blocks import BlockPool
@@ -66,10 +66,14 @@ async def open_engine(
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
     async with open_executor(ranks, {**spec.environment, **environment}) as executor:
+        described = await executor.describe(
+            Describe(folder=str(folder), architecture=architecture, ranks=ranks, dtype=dtype, check=False)
+        )
         await executor.load(load, lambda _: None)
-        await executor.allocate(blocks + 1)
+        await executor.allocate(*[blocks + 1] * len(described.groups))
         costs = Costs.of(block_size=limits.block_size)
-        allocator = BlockAllocator(limits, [BlockPool(blocks, limits.block_size, limits.window)])
+        pools = [BlockPool(blocks, limits.block_size, group.window) for group in described.groups]
+        allocator = BlockAllocator(limits, pools)
         buckets = make_buckets(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
         scheduler = Scheduler(executor, limits, buckets, allocator, Metrics())
         if spec.compiles:

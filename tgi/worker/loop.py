@@ -60,7 +60,7 @@ def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
             elif runner is None:
                 raise RuntimeError(f"{type(command).__name__} came before Load")
             elif isinstance(command, Allocate):
-                runner.allocate(command.blocks)
+                runner.allocate(*command.blocks)
                 report(Allocated())
             elif isinstance(command, Ready):
                 runner.seal()

@@ -1,7 +1,7 @@
 """Loads a model and executes steps with it."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import attrs
@@ -16,10 +16,9 @@ from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.plugins import ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
-from tgi.protocol import Load, Loaded, Progress, Result, Step
+from tgi.protocol import CacheGroup, Load, Loaded, Progress, Result, Step
 from tgi.weights import Shard
 
-from .kv_cache import KVCacheSpec
 from .lanes import Lanes
 from .layout import Sizes
 from .program import StepContext
@@ -35,7 +34,10 @@ class Runner:
     config: ModelConfig
     model: Model
     dtype: torch.dtype
-    spec: KVCacheSpec
+    groups: Sequence[CacheGroup]
+    """Groups of layers with block tables of their own."""
+    cache_dtype: torch.dtype
+    block_size: int
     lanes: Lanes
     sampler: Sampler
     workspace_bytes: int
@@ -66,13 +68,16 @@ class Runner:
         if isinstance(model, nn.Module):
             device.prepare(model)
         cache_dtype = device.cache_dtype(command.kv_cache_dtype, build.dtype)
+        groups = build.cache_groups(cache_dtype.itemsize)
         sampler = Sampler(rows, config.vocab_size, device, command.watermark_gamma, command.watermark_delta)
         return cls(
             device=device,
             config=config,
             model=model,
-            spec=KVCacheSpec.of(config, build.shard, cache_dtype, command.block_size),
-            lanes=Lanes(command.lanes),
+            groups=groups,
+            cache_dtype=cache_dtype,
+            block_size=command.block_size,
+            lanes=Lanes(command.lanes, len(groups)),
             sampler=sampler,
             workspace_bytes=device.workspaces * workspace_bytes(loaded.describe(cache_dtype), command),
             prefill_tokens=command.prefill_tokens,
@@ -85,7 +90,7 @@ class Runner:
         """What the server plans the KV cache with."""
         return Loaded(
             free_bytes=self.device.free_bytes() - self.workspace_bytes,
-            block_bytes=(self.spec.block_bytes,),
+            block_bytes=tuple(group.token_bytes * self.block_size for group in self.groups),
             dtype=str(self.dtype).removeprefix("torch."),
             total_bytes=self.device.total_bytes(),
             weight_bytes=self.device.counters().memory_bytes,
@@ -94,9 +99,15 @@ class Runner:
         )
 
     @torch.inference_mode()
-    def allocate(self, blocks: int) -> None:
-        """Reserve the KV cache."""
-        self.cache = self.spec.allocate(self.device, blocks)
+    def allocate(self, *blocks: int) -> None:
+        """Reserve the KV cache: that many blocks for each layer group."""
+        caches = [
+            self.device.allocate_cache(
+                len(group.layers), count * self.block_size, group.kv_heads, group.head_dim, self.cache_dtype
+            )
+            for group, count in zip(self.groups, blocks, strict=True)
+        ]
+        self.cache = KVCache.joined(caches, [group.layers for group in self.groups])
         self.programs = self._open_programs(self.cache)
 
     def seal(self) -> None:
@@ -139,7 +150,7 @@ class Runner:
         return finish
 
     def _open_programs(self, cache: KVCache) -> Programs:
-        device, config, spec = self.device, self.config, self.spec
+        device, config = self.device, self.config
         positions = self.prefill_tokens if device.compiles else 0
         context = StepContext(
             model=lambda batch: self.model(batch),
@@ -148,10 +159,11 @@ class Runner:
             cache=cache,
             last_tokens=torch.zeros(self.lanes.count + 1, dtype=torch.int32, device=device.torch_device),
             device=device,
-            block_size=spec.block_size,
+            block_size=self.block_size,
             features=torch.zeros(positions, config.hidden_size, dtype=self.dtype, device=device.torch_device),
         )
-        sizes = Sizes(spec.block_size, self.lanes.count, -(-config.vocab_size // 32), (spec.window,))
+        windows = tuple(group.window for group in self.groups)
+        sizes = Sizes(self.block_size, self.lanes.count, -(-config.vocab_size // 32), windows)
         return Programs(context, self.lanes, sizes, self.top)
 
 
