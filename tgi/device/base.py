@@ -1,4 +1,4 @@
-"""The definition of every operation that a model is made of, in plain torch and with static shapes.
+"""Definition of every operation that a model is made of, in plain torch and with static shapes.
 
 It is right rather than fast. A device inherits from `Device` and overrides what it does faster; the tests
 compare every override with this.
@@ -28,7 +28,8 @@ from .graphs import Counters, Program, Run
 from .ranking import most_likely
 
 Array = npt.NDArray[np.generic]
-_LONG = timedelta(days=1)
+_NEVER = timedelta(days=1)
+"""Time-out of collectives, which ranks must not end by themselves."""
 PLAIN = DeviceSpec(
     name="plain",
     implementation="tgi.device.base:Device",
@@ -42,27 +43,27 @@ PLAIN = DeviceSpec(
 
 
 class Device:
-    """Plain torch on the CPU. Tensor arguments are not changed unless the description says so."""
+    """Plain torch on the CPU. An operation changes its arguments only if its description says so."""
 
     torch_device = torch.device("cpu")
     distributed_backend = "gloo"
     spec = PLAIN
     """Facts about the device that the server knows too."""
     keeps_graphs = False
-    """Whether each program takes memory of its own."""
+    """Whether each program holds memory of its own."""
     workspaces = 1
-    """The working memory of how many steps it holds at once."""
+    """Number of steps whose working memory exists at once."""
     asynchronous = False
-    """Whether work goes on after `graph`ed programs and `fetch` have returned."""
+    """Whether programs and `fetch` return before the device has done their work."""
     fp8_limit = FP8_LIMIT
-    """The greatest number of 8 bits."""
+    """Greatest number in 8 bits."""
     least_tokens = 1
-    """Tokens that a step is padded to at least."""
+    """Least number of tokens of a step, padding included."""
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads
         self._kinds: dict[int, Kind] = {}
-        """Kind of each layer's attention."""
+        """Kind of attention of each layer."""
         if threads:
             torch.set_num_threads(threads)
 
@@ -81,24 +82,24 @@ class Device:
         return {}
 
     def dtype(self, name: str) -> torch.dtype:
-        """The dtype of that name; for "auto" the one this device computes fastest in."""
-        found = torch.float32 if name == "auto" else getattr(torch, name, None)
-        if found not in (torch.float32, torch.bfloat16, torch.float16):
+        """Return the dtype of that name; for "auto", the one in which this device computes fastest."""
+        dtype = torch.float32 if name == "auto" else getattr(torch, name, None)
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise ConfigError(f"{name!r} is not a dtype that a model can run in")
-        return found
+        return dtype
 
     def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """The dtype of keys and values for a model in `dtype`; "" is the model's own."""
+        """Return the dtype of keys and values for a model in `dtype`; "" means the model's own."""
         if name:
             raise ConfigError(f"a KV cache of {name!r} is not supported on this device")
         return dtype
 
     def free_bytes(self) -> int:
-        """Memory that can still be allocated, in bytes, less a reserve for others."""
+        """Return the bytes that can still be allocated, less a reserve for others."""
         return cgroups.free_bytes()
 
     def total_bytes(self) -> int:
-        """Memory of the device; 0: not known."""
+        """Return the memory of the device in bytes; 0 if unknown."""
         return 0
 
     def settle(self) -> None:
@@ -107,32 +108,33 @@ class Device:
     # ---- programs, where shapes are fixed ----------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
-        """Called once with a model whose weights are loaded."""
+        """Prepare a model whose weights are loaded. Called once."""
 
     def graph(self, program: Program) -> Run:
-        """Return the program, fast from its second call on. Results are valid until the next call."""
+        """Return a program that is fast from its second call on. Results are valid until the next call."""
         return program
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
-        """Copy arrays to the device. They must not be changed before what uses them has been fetched."""
+        """Copy arrays to the device. They must not change before the results that depend on them are
+        fetched."""
         return [torch.from_numpy(array) for array in packed]
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
-        """Begin to copy results to the host; what is returned waits for them."""
+        """Begin to copy results to the host, and return a function that waits for them."""
         arrays: list[Array] = [tensor.numpy() for tensor in tensors]
         return lambda: arrays
 
     def seal(self) -> None:
-        """From now on nothing should have to be compiled."""
+        """End the warm-up: nothing should be compiled from now on."""
 
     def counters(self) -> Counters:
-        """What has been done so far."""
+        """Return counters of what the device has done so far."""
         return Counters()
 
     # ---- linear algebra ----------------------------------------------------------------------------------
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Take a linear layer's weight [out, in] in the form in which `linear` is fastest."""
+        """Return a linear layer's weight [out, in] in the form in which `linear` is fastest."""
         return weight.to(self.torch_device)
 
     def linear(
@@ -142,12 +144,12 @@ class Device:
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [n, in] times the prepared weight's transpose, plus bias [out] and residual [n, out]."""
+        """Multiply x [n, in] by a prepared weight's transpose, and add bias [out] and residual [n, out]."""
         y = F.linear(x, weight, bias)
         return y if residual is None else residual + y
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
-        """Take a weight of any format in the form in which `multiply` is fastest."""
+        """Return a weight of any format in the form in which `multiply` is fastest."""
         return weight.prepare(self)
 
     def multiply(
@@ -157,17 +159,20 @@ class Device:
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """x [n, in] times a weight that `prepare_linear` gave, plus bias [out] and residual [n, out].
+        """Multiply x [n, in] by a weight that `prepare_linear` gave, and add bias [out] and residual [n,
+        out].
 
-        A device overrides it for the formats that it has a kernel for.
+        A device overrides it for the formats that it has kernels for.
         """
         return weight.multiply(self, x, bias, residual)
 
     def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
-        """Called while the model is built, where the checkpoint has scales [] for an fp8 KV cache."""
+        """Take a layer's scales [] for an fp8 KV cache, while the model is built, if the checkpoint has
+        them."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """x over the root of its mean square along the last dimension (in float32), times weight."""
+        """Divide x by the root of its mean square along the last dimension, in float32, and multiply by
+        weight."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         return wide.to(x.dtype) * weight
@@ -175,20 +180,21 @@ class Device:
     def layer_norm(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
     ) -> torch.Tensor:
-        """x less its mean along the last dimension, over its standard deviation, times weight, plus bias."""
+        """Normalise x to mean 0 and variance 1 along the last dimension, multiply by weight, and add bias."""
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
     def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """x times the share of the normal distribution below it."""
+        """Multiply x by the share of the normal distribution below it."""
         return F.gelu(x)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up, where gate and up are the halves of the last dimension."""
+        """Return silu(gate) * up, where gate and up are the halves of the last dimension."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here the first half of sin is negated."""
+        """Return cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here the first half of sin is
+        negated."""
         return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -205,21 +211,24 @@ class Device:
     # ---- the sampler, in which a row must not depend on how many there are ------------------------------
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """Index of the greatest of each row of x [n, m] float32, the first of equals; [n] integers."""
+        """Return the index of the greatest value of each row of x [n, m] float32, the first of equals;
+        [n]."""
         return x.argmax(-1)
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
-        """The sum of each row of x [n, m] float32, [n, 1]."""
+        """Return the sum of each row of x [n, m] float32, [n, 1]."""
         return x.cumsum(-1)[:, -1:]
 
     def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Index of the first in each row of `ascending` [n, m] int32 that exceeds target [n, 1]; [n]."""
+        """Return the index of the first value in each row of `ascending` [n, m] int32 above target [n, 1];
+        [n]."""
         return (ascending <= target).sum(-1, dtype=torch.int32)
 
     def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and log-probabilities [rows, count] of the best of each row of [rows, vocab] float32.
+        """Return ids and log-probabilities [rows, count] of the best tokens in each row of [rows, vocab]
+        float32.
 
-        The lower id comes first among equals. Where fewer have a probability the id is -1.
+        Among equals, the lower id comes first. Past the tokens that have a probability, the id is -1.
         """
         return most_likely(logprobs, count)
 
@@ -243,7 +252,7 @@ class Device:
         return list(dict.fromkeys(used))
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
-        """What can be worked out once per step for the attention of all layers; kept as `batch.plan`."""
+        """Return what the attention of all layers shares in a step; it becomes `batch.plan`."""
         return block_size
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
@@ -262,12 +271,13 @@ class Device:
         batch: Batch,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Causal attention of query [T, heads, head_dim] over a layer's cache, in the same shape.
+        """Attend causally with query [T, heads, head_dim] over a layer's cache; the result has the same
+        shape.
 
-        Query head h reads key/value head h * kv_heads // heads. `key` and `value` are those of the T tokens;
-        they are in the cache already. What comes out for padding is arbitrary but finite.
+        Query head h reads key/value head h * kv_heads // heads. `key` and `value` are those of the T tokens,
+        and are in the cache already. The result for padding is arbitrary but finite.
 
-        Here a row reads from the cache what was there before the step, and its own tokens from the arguments.
+        Here a row reads the tokens before the step from the cache, and its own tokens from the arguments.
         """
         group, block_size = batch.groups[batch.cache.groups[layer]], batch.plan
         rows = group.tables.shape[0]
@@ -278,7 +288,7 @@ class Device:
         groups = heads // key.shape[1]
 
         def known(cached: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-            """[rows, heads, context + tokens, head_dim]"""
+            """Return [rows, heads, context + tokens, head_dim]."""
             both = torch.cat((cached[slots], new.view(rows, -1, *new.shape[1:])), 1)
             return both.repeat_interleave(groups, 2).transpose(1, 2)
 
@@ -294,10 +304,10 @@ class Device:
     # ---- ranks -------------------------------------------------------------------------------------------
 
     def connect(self, shard: Shard, store: Path) -> None:
-        """Find the other ranks, by a file that only they know, and hear of each. They share CPU threads.
+        """Find the other ranks through a file, wait for all of them, and divide the CPU threads among them.
 
-        Called once, before any collective, where there are several. Whoever started the ranks knows how long
-        they may wait for each other.
+        Called once, before any collective, if there are several ranks. It never times out: the process that
+        started the ranks ends them if they wait too long.
         """
         if self.threads:
             self.threads = max(1, self.threads // shard.size)
@@ -307,23 +317,23 @@ class Device:
             init_method=f"file://{store}",
             rank=shard.rank,
             world_size=shard.size,
-            timeout=_LONG,
+            timeout=_NEVER,
         )
         self.meet(shard)
 
     def meet(self, shard: Shard) -> None:
-        """Wait until every rank is here."""
-        heard = self.all_reduce(torch.ones(1, device=self.torch_device), shard).cpu()
-        assert heard.tolist() == [shard.size], f"the sum of {shard.size} ones is {heard.tolist()}"
+        """Wait until every rank has called this."""
+        total = self.all_reduce(torch.ones(1, device=self.torch_device), shard).cpu()
+        assert total.tolist() == [shard.size], f"the sum of {shard.size} ones is {total.tolist()}"
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """The sum of x over all ranks; may change x."""
+        """Return the sum of x over all ranks; may change x."""
         if shard.size > 1:
             dist.all_reduce(x)
         return x
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """The ranks' x one after another along the last dimension."""
+        """Return the ranks' x joined along the last dimension."""
         if shard.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(shard.size)]

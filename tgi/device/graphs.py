@@ -8,18 +8,19 @@ import torch
 from torch import nn
 
 Run = Callable[..., tuple[torch.Tensor, ...]]
-"""Runs a `Program`: takes and gives what its `forward` does."""
+"""A `Program` as a function, with the arguments and results of its `forward`."""
 
 
 class Program(nn.Module):
     """A function on the device: its `forward` takes tensors [n] and returns a tuple of tensors.
 
-    All are int32 or float32, and their shapes never change. What it keeps between calls are tensors that it
-    changes in place. Its Python code may run once only.
+    All are int32 or float32, and their shapes never change. It keeps state between calls in tensors that it
+    changes in place. Its Python code may run only once.
     """
 
     regions: ClassVar[tuple[str, ...]] = ()
-    """Methods that may be compiled on their own: tensors, and tuples and dicts of them, go in and out."""
+    """Names of methods that may be compiled alone: they take and return tensors, or tuples and dicts of
+    them."""
 
 
 class Tally(Program):
@@ -37,23 +38,24 @@ class Tally(Program):
 
 @attrs.frozen
 class Counters:
-    """What a device has done since it was opened, and holds now."""
+    """Counts of what a device has done since it was opened, and its memory in use."""
 
     compilations: int = 0
+    """Number of programs, or parts of them, that were compiled or captured."""
     cpu_fallbacks: int = 0
-    """Operations that were left to the CPU."""
+    """Number of operations that the device left to the CPU."""
     memory_bytes: int = 0
-    """0: not known."""
+    """Memory in use, in bytes; 0 if unknown."""
 
 
 class Graphs(Protocol):
-    """How a device makes programs fast."""
+    """Engine that makes programs fast on a device."""
 
     def prepare(self, model: nn.Module) -> None:
-        """Called once with a loaded model, whose layers are the children of its `nn.ModuleList`s."""
+        """Prepare a loaded model, whose layers are the children of its `nn.ModuleList`s. Called once."""
 
     def graph(self, program: Program) -> Run:
         """Return a program that is captured or compiled by its first call. Each call ends earlier results."""
 
     def border(self) -> None:
-        """Between two parts of a program that need not be optimised together."""
+        """Separate two parts of a program that need not be optimised together."""

@@ -1,8 +1,8 @@
-"""The CPU: what oneDNN and the fused attention kernel do faster than plain torch.
+"""The CPU: operations that oneDNN and the fused attention kernel do faster than plain torch.
 
-Linear weights are kept in oneDNN's blocked layout only, in which few rows read memory at its full speed
-(1.7 times as fast as a plain weight in bfloat16, two to three times in float32). Attention reads the KV
-cache in place.
+Linear weights are kept in oneDNN's blocked layout only, in which few rows read memory at full speed (1.7
+times as fast as a plain weight in bfloat16, two to three times in float32). Attention reads the KV cache in
+place.
 """
 
 import itertools
@@ -25,10 +25,10 @@ from tgi.device.ranking import most_likely_by_keys
 from . import SPEC
 
 _PACKED_FOR_ROWS = 32
-"""The layout hardly depends on this; 32 is good from 1 to 1024 rows."""
+"""Number of rows that weights are packed for. It hardly matters; 32 is good from 1 to 1024 rows."""
 
 _PIECE = 128
-"""Query tokens of a chunk that are masked together: the mask is as large as their scores."""
+"""Query tokens of a chunk that share a mask, which is as large as their scores."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _linear = torch.ops.mkldnn._linear_pointwise.default
@@ -37,10 +37,12 @@ _linear_add = torch.ops.mkldnn._linear_pointwise.binary
 
 @attrs.frozen(eq=False)
 class _Row:
-    """Where a row's tokens are, in the batch and in the cache."""
+    """Places of a row's tokens in the batch and in the cache."""
 
     offset: int
+    """Index of its first query token among all tokens of the batch."""
     length: int
+    """Number of its query tokens."""
     start: int
     """Position of its first query token."""
     first: int
@@ -107,13 +109,13 @@ class CpuDevice(Device):
         super().__init__(threads or usable_cores())
 
     def dtype(self, name: str) -> torch.dtype:
-        """For "auto" bfloat16 where the processor multiplies it natively, else float32."""
+        """Return the dtype: for "auto" bfloat16 if the processor multiplies it natively, else float32."""
         if name == "auto":
             return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
         return super().dtype(name)
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """A copy in oneDNN's blocked layout; only `linear` can read it."""
+        """Return a copy in oneDNN's blocked layout, which only `linear` can read."""
         return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _PACKED_FOR_ROWS)  # type: ignore[no-any-return]
 
     def linear(
@@ -123,10 +125,10 @@ class CpuDevice(Device):
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """With the residual added before the result is rounded.
+        """Multiply, and add the residual before the result is rounded.
 
-        For two or more rows a row's result does not depend on how many they are; a single one goes through
-        another kernel with another order of sums, so it is padded.
+        With two or more rows, the result of a row does not depend on their number; a single row would take a
+        kernel with another order of sums, and is padded.
         """
         if len(x) == 1:
             more = None if residual is None else residual.expand(self.least_tokens, -1)
@@ -136,48 +138,48 @@ class CpuDevice(Device):
         return _linear_add(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """As defined, but rounded once."""
+        """Normalise, and round once."""
         wide = x.float()
         norm = torch.linalg.vector_norm(wide, 2, -1, True)
         scale = torch.addcmul(norm.new_full((), epsilon), norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (wide * scale).mul_(weight).to(x.dtype)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As defined."""
+        """Multiply in place, rounding as defined."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """As defined, with one rounding less."""
+        """Rotate with one rounding less."""
         size = cos.shape[-1]
         if size != x.shape[-1]:
             return super().rotary(x, cos, sin)
         return (x * cos).addcmul_(x.roll(size // 2, -1), sin)
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """As defined; numpy's is ten times as fast as torch's."""
+        """Return numpy's argmax, which is ten times as fast as torch's."""
         return torch.from_numpy(x.numpy().argmax(-1))
 
     def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """As defined, by bisection."""
+        """Find the index by bisection."""
         return torch.searchsorted(ascending, target, right=True)[:, 0]
 
     def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """As defined."""
+        """Rank by 64-bit keys."""
         return most_likely_by_keys(logprobs, count)
 
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:
-        """Keys and values of each layer: [kv_heads, slots, head_dim].
+        """Return keys and values of each layer, [kv_heads, slots, head_dim].
 
-        A head's keys follow one another, which makes decode attention twice as fast over 1,000 tokens.
+        The keys of a head follow one another, which makes decode attention over 1,000 tokens twice as fast.
         """
         whole = torch.zeros(layers, 2, kv_heads, slots, head_dim, dtype=dtype)
         return KVCache.of_group([(layer[0], layer[1]) for layer in whole], whole)
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
-        """As defined."""
+        """Write key and value to the slots of the layer's group."""
         keys, values = batch.cache.layers[layer]
         slots = _plan_of(layer, batch).slots
         keys.index_copy_(1, slots, key.transpose(0, 1))
@@ -255,8 +257,11 @@ def _plan_of(layer: int, batch: Batch) -> _GroupPlan:
 
 
 def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
-    """A single query token reads itself from the cache too; a longer chunk that the window does not cut
-    masks its own tokens."""
+    """Find the tokens that a row reads from the cache.
+
+    A single query token, or one of a masked row, is read from the cache too; other chunks read their own
+    tokens from the arguments.
+    """
     end = row.start + row.length
     masked = changed or (window is not None and row.length > 1 and end > window)
     last = end if masked or row.length == 1 else row.start
@@ -275,7 +280,8 @@ def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | 
 
 
 def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Keys and values of a layer, [1, kv_heads, n, head_dim] each; None for a row without cached tokens."""
+    """Return a layer's keys and values, [1, kv_heads, n, head_dim] each; None for a row without cached
+    tokens."""
     place = cache.places[layer]
     if row.views is not None:
         return row.views[2 * place], row.views[2 * place + 1]
@@ -290,7 +296,7 @@ def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.
 def _attend_masked(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, row: _Row, spec: AttentionSpec
 ) -> torch.Tensor:
-    """Attention of a row's tokens over the cache, which has them too; as `_attend`, in pieces."""
+    """Attend with a row's tokens over the cache, which has them too, in pieces."""
     parts = []
     for begin in range(0, row.length, _PIECE):
         piece = query[begin : begin + _PIECE]
@@ -314,7 +320,8 @@ def _attend_piece(
     hidden: torch.Tensor,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """As `_attend`, with what each token sees and from how far, [q, n] both."""
+    """Attend with query [q, heads, head_dim], where `distance` and `hidden` [q, n] tell what each token
+    sees."""
     folded = _fold(query, keys.shape[1])
     groups = query.shape[1] // keys.shape[1]
     bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[None, :, None]
@@ -331,7 +338,7 @@ def _attend_piece(
 def _attend(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Unmasked attention of query [q, heads, head_dim] over keys and values [1, kv_heads, n, head_dim].
+    """Attend without a mask with query [q, heads, head_dim] over keys and values [1, kv_heads, n, head_dim].
 
     Returns [q, heads, head_dim] and the log-sum-exp of the scores, [q, heads].
     """
@@ -340,7 +347,7 @@ def _attend(
 
 
 def _fold(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
-    """[q, heads, head_dim] to [1, kv_heads, q * groups, head_dim].
+    """Reshape [q, heads, head_dim] to [1, kv_heads, q * groups, head_dim].
 
     The query heads of a key/value head become rows of one matrix, so that keys and values are read once.
     """
@@ -350,7 +357,7 @@ def _fold(query: torch.Tensor, kv_heads: int) -> torch.Tensor:
 
 
 def _unfold(folded: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Back to the shape of `like`."""
+    """Undo `_fold`, to the shape of `like`."""
     count, heads, head_dim = like.shape
     kv_heads = folded.shape[1]
     return folded.view(kv_heads, count, heads // kv_heads, head_dim).transpose(0, 1).reshape(like.shape)
@@ -359,7 +366,7 @@ def _unfold(folded: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 def _attend_causal(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention of a chunk's tokens over themselves and those before them; results as of `_attend`.
+    """Attend with a chunk's tokens over themselves and those before them; returns what `_attend` does.
 
     Keys and values [q, kv_heads, head_dim] are copied for every query head that reads them: the kernel's own
     grouping is ten times as slow.
@@ -371,15 +378,16 @@ def _attend_causal(
 
 
 def _merge(
-    some: tuple[torch.Tensor, torch.Tensor], others: tuple[torch.Tensor, torch.Tensor]
+    first: tuple[torch.Tensor, torch.Tensor], second: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """Attention over the union of two disjoint sets of keys, from the results over each."""
-    weight = torch.sigmoid(others[1] - some[1])[..., None]
-    return torch.lerp(some[0], others[0], weight.to(some[0].dtype))
+    """Return the attention over the union of two disjoint sets of keys from the results over each."""
+    weight = torch.sigmoid(second[1] - first[1])[..., None]
+    return torch.lerp(first[0], second[0], weight.to(first[0].dtype))
 
 
 def usable_cores() -> int:
-    """Physical cores that this process may run on, within the CPU quota of its container."""
+    """Return the number of physical cores that this process may use, within the CPU quota of its
+    container."""
     allowed = os.sched_getaffinity(0)
     cores = set()
     for cpu in allowed:

@@ -1,8 +1,8 @@
-"""NVIDIA GPUs: each program is a CUDA graph, and copies go over streams of their own.
+"""NVIDIA GPUs: each program is a CUDA graph, and copies have streams of their own.
 
-The first call of a program runs it as it is and captures it afterwards, so that no step is carried out
-twice; the others replay. All graphs share one pool of memory: with the largest captured first, which the
-warm-up does, the others fit into what it took. The host waits for nothing but results.
+The first call of a program runs it eagerly and captures it afterwards, so that no step is executed twice;
+later calls replay it. All graphs share one pool of memory: the warm-up captures the largest first, and the
+others fit into its memory. The host waits for nothing but results.
 """
 
 import functools
@@ -21,33 +21,33 @@ from tgi.weights import Shard
 from .cuda_operations import CudaOperations
 
 _BFLOAT16 = (8, 0)
-"""The first generation that has it."""
+"""First compute capability that has bfloat16."""
 _event: Callable[[], torch.cuda.Event] = torch.cuda.Event
 _stream: Callable[[], torch.cuda.Stream] = torch.cuda.Stream
 
 
 class Reusable(Protocol):
-    """Memory that copies go through."""
+    """Memory for copies."""
 
     size: int
 
     @property
     def free(self) -> bool:
-        """Whether nothing is copied from or to it any more, and nobody reads it."""
+        """Whether no copy and no reader uses it any more."""
 
 
 B = TypeVar("B", bound=Reusable)
 
 
 class Buffers(Generic[B]):
-    """Buffers that are used again, but never before they are free."""
+    """Buffers that are reused once they are free."""
 
     def __init__(self, make: Callable[[int], B]) -> None:
         self._make = make
         self._made: list[B] = []
 
     def take(self, size: int) -> B:
-        """The smallest free one that is large enough, or a new one."""
+        """Return the smallest free buffer that is large enough, or a new one."""
         fitting = [buffer for buffer in self._made if buffer.size >= size and buffer.free]
         if fitting:
             return min(fitting, key=lambda buffer: buffer.size)
@@ -57,13 +57,13 @@ class Buffers(Generic[B]):
 
 @attrs.define(eq=False)
 class _Pinned:
-    """Implements `Reusable`, in memory that the GPU copies from and to by itself."""
+    """`Reusable` in pinned memory, which the GPU copies from and to by itself."""
 
     size: int
     numbers: torch.Tensor
     copied: torch.cuda.Event
     lent: bool = False
-    """Whether a result is in it, or will be, that has not been taken out."""
+    """Whether it holds, or will hold, a result that has not been read."""
 
     @classmethod
     def of(cls, size: int) -> "_Pinned":
@@ -88,7 +88,7 @@ class _Captured:
 
 
 class CudaDevice(CudaOperations):
-    """One GPU: the one with the rank's number among those that the process may see."""
+    """One GPU: the one with the rank's number among the visible ones."""
 
     distributed_backend = "nccl"
     keeps_graphs = True
@@ -102,38 +102,38 @@ class CudaDevice(CudaOperations):
         self.torch_device = torch.device("cuda")
         self._captures = 0
         self._sealed_bytes = 0
-        """Memory in use when the warm-up ended: it takes torch a while to say, and changes little."""
+        """Memory in use when the warm-up ended, in bytes: torch takes long to tell, and it changes little."""
         self._buffers = Buffers(_Pinned.of)
         self._copied: torch.cuda.Event | None = None
-        """After the last copy to the host."""
+        """Event after the last copy to the host."""
 
     def dtype(self, name: str) -> torch.dtype:
-        """For "auto" bfloat16, or float16 on a GPU that is too old for it."""
+        """Return the dtype: for "auto" bfloat16, or float16 on a GPU that lacks it."""
         if name == "auto":
             name = "bfloat16" if torch.cuda.get_device_capability() >= _BFLOAT16 else "float16"
         return super().dtype(name)
 
     def free_bytes(self) -> int:
-        """As the driver has it, with what torch keeps for later given back."""
+        """Return the free bytes that the driver reports, after torch has returned its cached memory."""
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info()[0]
 
     def total_bytes(self) -> int:
-        """Of the GPU."""
+        """Return the memory of the GPU in bytes."""
         return torch.cuda.mem_get_info()[1]
 
     def seal(self) -> None:
-        """As defined."""
+        """Take note of the memory in use."""
         self._sealed_bytes = torch.cuda.memory_allocated()
 
     def counters(self) -> Counters:
-        """Graphs that were captured; nothing is ever left to the CPU."""
+        """Return the number of captured graphs; nothing is ever left to the CPU."""
         return Counters(self._captures, 0, self._sealed_bytes or torch.cuda.memory_allocated())
 
     # ---- programs ------------------------------------------------------------------------------------------
 
     def graph(self, program: Program) -> Run:
-        """The result of before must have been copied when it runs."""
+        """Return the program as a CUDA graph; it runs once the results before have been copied."""
         captured: _Captured | None = None
 
         def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -152,7 +152,7 @@ class CudaDevice(CudaOperations):
         return run
 
     def _capture(self, program: Program, packed: tuple[torch.Tensor, ...]) -> _Captured:
-        """Record the program without carrying it out. Another thread may wait for a result meanwhile."""
+        """Capture the program without executing it. Another thread may wait for a result meanwhile."""
         graph, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in packed]
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = program(*given)
@@ -160,7 +160,7 @@ class CudaDevice(CudaOperations):
         return _Captured(graph, given, results)
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
-        """Copy while the step before is computed. `packed` may be changed at once."""
+        """Copy while the step before is computed. The arrays may be changed at once."""
         incoming, current = self._streams[0], torch.cuda.current_stream()
         uploaded = []
         for array in packed:
@@ -175,7 +175,7 @@ class CudaDevice(CudaOperations):
         return uploaded
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
-        """Copy while the step after it is computed, until that would overwrite it."""
+        """Copy while the next step is computed, until that would overwrite the results."""
         outgoing, fetched = self._streams[1], []
         outgoing.wait_stream(torch.cuda.current_stream())
         for tensor in tensors:
@@ -201,7 +201,7 @@ class CudaDevice(CudaOperations):
 
     @functools.cached_property
     def _streams(self) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-        """For copies in and out; made when it is known which GPU is this rank's."""
+        """Streams for copies in and out, made once this rank's GPU is known."""
         return _stream(), _stream()
 
     @functools.cached_property
@@ -211,7 +211,7 @@ class CudaDevice(CudaOperations):
     # ---- ranks ---------------------------------------------------------------------------------------------
 
     def connect(self, shard: Shard, store: Path) -> None:
-        """As defined, after taking the rank's GPU."""
+        """Choose the rank's GPU, and find the other ranks."""
         count = torch.cuda.device_count()
         if shard.size > count:
             raise ConfigError(f"{shard.size} ranks need as many GPUs, and CUDA shows {count}")
@@ -220,7 +220,7 @@ class CudaDevice(CudaOperations):
 
 
 def _reason() -> str:
-    """Why torch has no CUDA device."""
+    """Return the reason why torch has no CUDA device."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA; install a build with it"
     return f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU; check the driver"

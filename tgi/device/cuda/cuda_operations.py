@@ -1,8 +1,8 @@
-"""What a model is made of on an NVIDIA GPU: kernels in Triton where plain torch would take many.
+"""Operations on an NVIDIA GPU: kernels in Triton for those that take plain torch many.
 
-Prompts without a context are attended to by torch's flash attention, which needs no mask: padding is at the
-right, where no token looks. Whatever needs a mask has one of each kind for all layers, made once per step.
-Decode steps read the cache where it is.
+Torch's flash attention serves prompts without a context and needs no mask: padding is at the right, where no
+token looks. Other prompts have masks, made once per step and kind of layer. Decode steps read the cache in
+place.
 """
 
 from typing import Any, NamedTuple
@@ -17,23 +17,24 @@ from tgi.device.static import PromptPlan, StaticDevice, attend_plainly, per_head
 from . import SPEC
 
 _QUERIES = 256
-"""Of a row, whose scores exist at once where no kernel hides them."""
+"""Query tokens of a row whose scores are in memory at once, for layers that change scores."""
 
 
 class BlocksPlan(NamedTuple):
-    """Of a decode step with n blocks in all."""
+    """Indices of a decode step with n blocks in all."""
 
     slots: torch.Tensor
+    """[rows] int64: slots that keys and values are written to."""
     blocks: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-    """[n] each, int32: ids, rows and tokens, as `FlatBlocks` has them."""
+    """[n] int32 each: ids, rows and tokens of `FlatBlocks`."""
     starts: torch.Tensor
-    """[rows + 1] int32: where each row's begin, and where the last one's end."""
+    """[rows + 1] int32: index at which each row's blocks begin, and at which the last one's end."""
     size: int
     """Tokens in a block."""
 
 
 class CudaOperations(StaticDevice):
-    """The operations. They run wherever Triton does, its interpreter included."""
+    """Operations that run wherever Triton does, its interpreter included."""
 
     spec = SPEC
 
@@ -43,23 +44,23 @@ class CudaOperations(StaticDevice):
         return True
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """By torch's fused kernel, which rounds once."""
+        """Normalise with torch's fused kernel, which rounds once."""
         return F.rms_norm(x, weight.shape, weight, epsilon)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As defined, but rounded once."""
+        """Compute as defined, but round once."""
         from . import triton_kernels as kernels
 
         return kernels.silu_mul(gate_up)
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """As defined, but rounded once."""
+        """Compute as defined, but round once."""
         from . import triton_kernels as kernels
 
         return kernels.rotate(x, cos, sin)
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
-        """As defined; in which order torch adds depends on how many rows there are."""
+        """Sum with a kernel whose order does not depend on the number of rows, as torch's does."""
         from . import triton_kernels as kernels
 
         return kernels.total(x)

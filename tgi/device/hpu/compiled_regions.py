@@ -1,8 +1,8 @@
-"""Programs of regions that are compiled one by one, with `torch.compile`: the bridge's eager mode.
+"""Engine that compiles the regions of programs one by one with `torch.compile`, in the bridge's eager mode.
 
-Regions are each layer, each other child of the model, and what a program says of itself. Between them Python
-runs in every step. Each region of each program is a function with code of its own: torch keeps what it has
-compiled by code object, and looks through all of it at every call.
+Regions are each layer, each other child of the model, and a program's own `regions`. Between them Python runs
+in every step. Each region of each program is a function with its own code object: torch keeps compiled
+functions by code object, and searches all of one at every call.
 """
 
 import types
@@ -19,27 +19,27 @@ Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def compile_for_hpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    """By the bridge, for the shapes of the first call."""
+    """Compile a function with the bridge, for the shapes of its first call."""
     options: dict[str, Any] = {"force_static_compile": True}
     return torch.compile(function, backend="hpu_backend", dynamic=False, options=options)
 
 
 @attrs.define(eq=False)
 class CompiledRegions:
-    """Implements `Graphs`."""
+    """`Graphs` that compiles each region for each program."""
 
     compile: Compile = compile_for_hpu
     program: Program | None = None
-    """Which one runs."""
+    """Program that runs now."""
 
     def prepare(self, model: nn.Module) -> None:
-        """Make regions of the layers and of all that is beside them."""
+        """Make regions of the layers and of the model's other children."""
         for child in model.children():
             for region in child if isinstance(child, nn.ModuleList) else (child,):
                 region.forward = _Region(region.forward, self)
 
     def graph(self, program: Program) -> Run:
-        """Its regions are compiled when they are reached first."""
+        """Return the program; its regions are compiled when they are first reached."""
         for name in program.regions:
             setattr(program, name, _Region(getattr(program, name), self))
 
@@ -50,7 +50,7 @@ class CompiledRegions:
         return run
 
     def border(self) -> None:
-        """Regions are borders enough."""
+        """Do nothing: regions are parts already."""
 
 
 class _Region:

@@ -1,9 +1,9 @@
-"""Intel Gaudi: what its kernels do faster than plain torch, and what it must do otherwise.
+"""Intel Gaudi: operations that its kernels do faster than plain torch, and those that it must do otherwise.
 
 Integers are 32 bits wide, shapes never depend on data, and a step is a program that one of two engines makes
-fast: HPU graphs in the bridge's lazy mode, `torch.compile` else. Attention over the paged cache is made of
-matrix products: rows and their blocks meet through a matrix of zeros and ones, which the matrix engine is
-good at, and scattered reads, which it is bad at, are of whole blocks.
+fast: HPU graphs in the bridge's lazy mode, `torch.compile` otherwise. Attention over the paged cache is made
+of matrix products, which suit the matrix engine: a matrix of zeros and ones maps rows to their blocks and
+back. Scattered reads, which do not suit it, are of whole blocks.
 """
 
 import os
@@ -34,7 +34,7 @@ from .lazy_graphs import LazyGraphs
 
 
 class HpuDevice(StaticDevice):
-    """One card."""
+    """One Gaudi card."""
 
     spec = SPEC
     distributed_backend = "hccl"
@@ -47,36 +47,36 @@ class HpuDevice(StaticDevice):
         self.keeps_graphs = self.bridge.lazy
         self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
         self._scales: dict[int, tuple[Scale, Scale]] = {}
-        """Of the keys and values of layers, where an fp8 cache has any."""
+        """Scales of the keys and values of layers for an fp8 cache, if the checkpoint has them."""
         self._side = self.bridge.hpu.Stream()
         self._spare: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
         """Pinned buffers on the host that no copy uses, by shape and dtype."""
         self._copied: Any = None
-        """The event after the last copy to the host."""
+        """Event after the last copy to the host."""
         self._sent: deque[torch.Tensor] = deque(maxlen=16)
-        """What is perhaps still being copied to the card."""
+        """Host tensors that may still be being copied to the card."""
 
     def probes(self) -> Mapping[str, Callable[[], Check]]:
         """Return the probes of Gaudi."""
         return gaudi_probes(self)
 
     def dtype(self, name: str) -> torch.dtype:
-        """For "auto" bfloat16; float16 has no matrix kernels."""
+        """Return the dtype: bfloat16 for "auto", and never float16, for which no matrix kernels exist."""
         dtype = super().dtype("bfloat16" if name == "auto" else name)
         if dtype == torch.float16:
             raise ConfigError("float16 is not a dtype that a model can run in on Gaudi; bfloat16 is")
         return dtype
 
     def cache_dtype(self, name: str, dtype: torch.dtype) -> torch.dtype:
-        """Also "fp8_e4m3fn"."""
+        """Return the dtype of the cache, which may be "fp8_e4m3fn" too."""
         return FP8 if name == "fp8_e4m3fn" else super().cache_dtype(name, dtype)
 
     def free_bytes(self) -> int:
-        """As the bridge has it."""
+        """Return the free bytes that the bridge reports."""
         return int(self.bridge.hpu.mem_get_info()[0])
 
     def total_bytes(self) -> int:
-        """Of the card."""
+        """Return the memory of the card in bytes."""
         return int(self.bridge.hpu.mem_get_info()[1])
 
     def settle(self) -> None:
@@ -91,11 +91,11 @@ class HpuDevice(StaticDevice):
     # ---- programs ------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
-        """For the engine."""
+        """Prepare the model for the engine."""
         self.graphs.prepare(model)
 
     def graph(self, program: Program) -> Run:
-        """By the engine; the result of before must have been copied when it runs."""
+        """Return the engine's program; it runs once the results before have been copied."""
         graphed, hpu = self.graphs.graph(program), self.bridge.hpu
 
         def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -106,7 +106,7 @@ class HpuDevice(StaticDevice):
         return run
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
-        """Begin the copies, without waiting for them."""
+        """Begin the copies without waiting for them."""
         hosts = [torch.from_numpy(array) for array in packed]
         self._sent += hosts
         return [host.to(self.torch_device, non_blocking=True) for host in hosts]
@@ -140,7 +140,7 @@ class HpuDevice(StaticDevice):
         return torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory(device="hpu")
 
     def counters(self) -> Counters:
-        """From the bridge's metrics, where it has them."""
+        """Return the bridge's metrics, as far as this release has them."""
         return Counters(
             self._metric("graph_compilation"),
             self._metric("cpu_fallback"),
@@ -155,19 +155,19 @@ class HpuDevice(StaticDevice):
     # ---- layers --------------------------------------------------------------------------------------------
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """By the fused kernel, which takes three dimensions."""
+        """Normalise with the fused kernel, which takes three dimensions."""
         if self.bridge.rms_norm is None:
             return super().rms_norm(x, weight, epsilon)
         return self.bridge.rms_norm(x[None], weight, epsilon)[0]
 
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The fused kernel negates the sine itself."""
+        """Return cos and sin unnegated: the fused kernel negates the sine itself."""
         if self.bridge.rotary is None:
             return super().rotation(cos, sin)
         return torch.cat((cos, cos), -1)[:, None], torch.cat((sin, sin), -1)[:, None]
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """By the fused kernel."""
+        """Rotate with the fused kernel."""
         if self.bridge.rotary is None:
             return super().rotary(x, cos, sin)
         size = cos.shape[-1]
@@ -175,16 +175,16 @@ class HpuDevice(StaticDevice):
         return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """The lowest of the places that have the greatest value: which one a kernel takes is not said."""
+        """Return the lowest index of the greatest value: which of equals a kernel returns is undocumented."""
         places = torch.arange(x.shape[1], dtype=torch.int32, device=x.device)
         best = torch.where(x == x.amax(-1, keepdim=True), places, x.shape[1]).amin(-1)
         return best.clamp_max(x.shape[1] - 1)  # beyond only after NaN
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
-        """A reduction, not a scan."""
+        """Sum by a reduction, not a scan."""
         return x.sum(-1, keepdim=True)
 
-    # ---- numbers of 8 bits ---------------------------------------------------------------------------------
+    # ---- fp8 ----------------------------------------------------------------------------------------------
 
     def multiply(
         self,
@@ -203,14 +203,14 @@ class HpuDevice(StaticDevice):
         return y if residual is None else residual + y
 
     def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
-        """As defined; they are for the wider range."""
+        """Keep the scales, doubled on a card with half the range that they are made for."""
         key, value = Scale.of(key_scale), Scale.of(value_scale)
         if self.fp8_limit < FP8_LIMIT:
             key, value = key.doubled(), value.doubled()
         self._scales[layer] = key.to(self.torch_device), value.to(self.torch_device)
 
     def _narrow(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
-        """To fp8, within the range of the card."""
+        """Round to fp8, within the range of the card."""
         limit, cast = self.fp8_limit, self.bridge.to_fp8
         if cast is None:
             return (x if scale is None else x.float() * scale.inverse).clamp(-limit, limit).to(FP8)
@@ -229,8 +229,10 @@ class HpuDevice(StaticDevice):
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:
-        """Tensors of their own for each layer: a graph may only change whole ones. Zeros, since what is
-        masked is read nevertheless."""
+        """Return a tensor for each layer's keys and values: a graph can only change whole tensors.
+
+        They are zeros because masked places are read too.
+        """
 
         def part() -> torch.Tensor:
             return torch.zeros(slots, kv_heads, head_dim, dtype=dtype, device=self.torch_device)
@@ -272,7 +274,7 @@ class HpuDevice(StaticDevice):
         plan: PromptPlan,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Attend by the fused kernel, which knows no soft cap."""
+        """Attend with the fused kernel, which has no soft cap."""
         kernel, scale = self.bridge.attention, spec.scale
         if kernel is None or spec.softcap is not None:
             return super().attend_prompt(query, key, value, bias, plan, spec)
@@ -287,18 +289,18 @@ class HpuDevice(StaticDevice):
     # ---- ranks ---------------------------------------------------------------------------------------------
 
     def connect(self, shard: Shard, store: Path) -> None:
-        """As defined."""
+        """Register the backend of collectives, and find the other ranks."""
         join_ranks()
         super().connect(shard, store)
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """As defined."""
+        """Add up over ranks in a part of the program of its own."""
         if shard.size > 1:
             self.graphs.border()
         return super().all_reduce(x, shard)
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """As defined."""
+        """Join over ranks in a part of the program of its own."""
         if shard.size > 1:
             self.graphs.border()
         return super().all_gather(x, shard)

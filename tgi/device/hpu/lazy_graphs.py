@@ -1,6 +1,7 @@
-"""Programs as HPU graphs, in the bridge's lazy mode: captured by the first call, replayed by the others.
+"""Engine that makes HPU graphs of programs, in the bridge's lazy mode: the first call captures, others
+replay.
 
-There is one graph per wrapped program, since each is called with tensors of one shape only.
+Each wrapped program has one graph, since it is called with tensors of one shape only.
 """
 
 from typing import Any
@@ -15,12 +16,12 @@ from .bridge import Bridge
 
 @attrs.frozen
 class LazyGraphs:
-    """Implements `Graphs`."""
+    """`Graphs` that captures each program whole."""
 
     bridge: Bridge
 
     def prepare(self, model: nn.Module) -> None:
-        """Cut the graph at the borders of layers: all layers alike then share one recipe, compiled once."""
+        """Cut graphs between layers: equal layers then share one recipe, compiled once."""
         for layers in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
             for index, layer in enumerate(layers):
                 if index == 0:
@@ -28,12 +29,12 @@ class LazyGraphs:
                 layer.register_forward_hook(self._cut)
 
     def graph(self, program: Program) -> Run:
-        """Results are in buffers, which the next replay overwrites."""
+        """Return the wrapped program; the next replay overwrites its results."""
         hpu = self.bridge.hpu
         return hpu.wrap_in_hpu_graph(program, asynchronous=True, disable_tensor_cache=True)  # type: ignore[no-any-return]
 
     def border(self) -> None:
-        """Within a capture a new sub-graph begins."""
+        """Begin a new sub-graph."""
         self.bridge.mark_step()
 
     def _cut(self, *_: Any) -> None:
