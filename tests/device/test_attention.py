@@ -110,6 +110,14 @@ def check(device, rows, specs, seen=None, dtype=torch.float32):
 
 
 def check_groups(device, groups, dtype=torch.float32):
+    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
+    for layer, (group, spec, out) in attend(device, groups, dtype).items():
+        wanted = torch.cat([expected(row, layer, group, spec, dtype) for row in group.rows])
+        torch.testing.assert_close(out.double(), wanted, atol=tolerance, rtol=tolerance)
+
+
+def attend(device, groups, dtype=torch.float32):
+    """Return group, spec and output [tokens of all rows, heads, head_dim] of each layer."""
     place = device.torch_device
     device.dtype(str(dtype).removeprefix("torch."))
     specs = {
@@ -126,7 +134,6 @@ def check_groups(device, groups, dtype=torch.float32):
     cache = KVCache.joined(caches, [list(group.specs) for group in groups])
     for tensor in (tensor for layer in cache.layers for tensor in layer):
         tensor.fill_(FOREIGN)
-    tolerance = 2e-5 if dtype == torch.float32 else 3e-2
     for group in groups:
         for row in group.rows:  # left by earlier steps
             if old := range(row.first(group.seen) * BLOCK, row.start):
@@ -137,6 +144,7 @@ def check_groups(device, groups, dtype=torch.float32):
                     device.store_kv(layer, *known.to(place), before)
     steps = [Columns.of(device, group.rows, group.seen) for group in groups]
     batch = make_batch(device, cache, steps)
+    outputs = {}
     for layer, spec in sorted(specs.items()):
         number = cache.groups[layer]
         group, step = groups[number], steps[number]
@@ -146,8 +154,8 @@ def check_groups(device, groups, dtype=torch.float32):
         device.store_kv(layer, key, value, batch)
         out = device.attention(layer, query, key, value, batch, spec).cpu()
         assert out.isfinite().all()
-        wanted = torch.cat([expected(row, layer, group, spec, dtype) for row in group.rows])
-        torch.testing.assert_close(out[step.places].double(), wanted, atol=tolerance, rtol=tolerance)
+        outputs[layer] = group, spec, out[step.places]
+    return outputs
 
 
 @attrs.frozen
@@ -254,6 +262,7 @@ STEPS = {
     "decode": [(0, 1), (15, 1), (16, 1), (47, 1), (48, 1), (130, 1)],
     "prompts": [(0, 22), (0, 40), (0, 1)],
     "chunks": [(16, 9), (33, 24), (0, 5), (100, 3), (5, 1)],
+    "decode and chunks": [(130, 1), (47, 1), (0, 22), (15, 1), (33, 24)],
 }
 
 
@@ -300,6 +309,18 @@ def test_bfloat16(name, step):
     specs = [spec for spec, seen in SPECS.values()]
     with opened(name) as device:
         check(device, make_rows(STEPS[step]), specs, None, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_cpus_bits_of_a_row_do_not_depend_on_its_neighbours(dtype):
+    """Decode rows and chunks in one step, in any order, against each row alone."""
+    sizes = [(130, 1), (47, 1), (0, 22), (33, 24), (15, 1), (0, 1), (100, 3)]
+    together = attend(CpuDevice(1), alternating(sizes), dtype)
+    for number, (_, length) in enumerate(sizes):
+        begin = sum(length for _, length in sizes[:number])
+        alone = [attrs.evolve(group, rows=[group.rows[number]]) for group in alternating(sizes)]
+        for layer, (_, _, out) in attend(CpuDevice(1), alone, dtype).items():
+            assert torch.equal(together[layer][2][begin : begin + length], out), (number, layer)
 
 
 @pytest.mark.parametrize("window", [100, 150, 299, 341])
