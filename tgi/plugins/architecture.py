@@ -31,8 +31,6 @@ class ModelConfig:
     prefix_limit: int | None = None
     """Length of the longest prompt whose keys do not depend on its length: longer ones share no prefix. None:
     keys never do."""
-    window: int | None = None
-    """Number of tokens that a token sees in every layer, itself included; None: some layer sees all."""
 
 
 class JsonReader:

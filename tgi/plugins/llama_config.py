@@ -16,6 +16,8 @@ class LlamaConfig(ModelConfig):
     rms_norm_eps: float
     rope: RopeConfig
     tie_word_embeddings: bool
+    window: int | None = None
+    """Number of tokens that a token sees, itself included; None: all before it."""
     attention_bias: bool = False
     mlp_bias: bool = False
 

@@ -142,11 +142,10 @@ def test_windows_of_layers():
     config = {**GENERAL, "architectures": ["Gemma2ForCausalLM"], "sliding_window": 8}
     layers = config["num_hidden_layers"] = 3
     found = read_config(JsonReader(config))
-    assert (found.window, found.windows) == (None, (None,) * layers)
+    assert found.windows == (None,) * layers
     full, sliding = "full_attention", "sliding_attention"
-    for types, window in (([sliding] * (layers - 1) + [full], None), ([sliding] * layers, 8)):
+    for types in ([sliding] * (layers - 1) + [full], [sliding] * layers):
         found = read_config(JsonReader({**config, "layer_types": types}))
-        assert found.window == window
         assert found.windows == tuple(8 if kind == sliding else None for kind in types)
 
 

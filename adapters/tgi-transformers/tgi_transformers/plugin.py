@@ -53,7 +53,6 @@ def read_config(get: JsonReader) -> TransformersConfig:
         max_position=_first(text, _POSITIONS, 2048),
         learned_positions=_learned_positions(text),
         softcap=text(float, "attn_logit_softcapping", 0.0) > 0,
-        window=windows[0] if len(set(windows)) == 1 else None,
         windows=windows,
         architecture=architecture,
         json=get.data,
