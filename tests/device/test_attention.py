@@ -20,7 +20,7 @@ BLOCK = 16
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20
 SLOPES = torch.tensor([0.5, 0.25, 1.0, 0.03, 0.01, 0.7])
 FOREIGN = 30.0
-"""What stands in the cache where no token of the row is that it may see."""
+"""Number in the cache at places that a row may not read."""
 DEVICES = ["cpu", *CARDS, "no kernels", "plain"]
 
 
@@ -41,7 +41,7 @@ def normal(*shape, seed):
 
 @attrs.frozen
 class Row:
-    """A row of a step: so many tokens before, so many new ones, and all its blocks."""
+    """A row of a step: its tokens before the step, its new ones, and all its blocks."""
 
     number: int
     start: int
@@ -160,7 +160,7 @@ def attend(device, groups, dtype=torch.float32):
 
 @attrs.frozen
 class Columns:
-    """A step as a kind of device takes it; `places` are those of the real tokens."""
+    """A step as a kind of device takes it; `places` are the indices of the real tokens."""
 
     places: list[int]
     total: int
@@ -212,7 +212,7 @@ class Columns:
         return cls(places, len(places), places, slots, tables, None, starts, lengths, None)
 
     def spread(self, parts, place):
-        """[total, ...] of the real tokens' values."""
+        """Return [total, ...] with the real tokens' values at their places."""
         values = torch.cat(parts)
         column = values.new_zeros(self.total, *values.shape[1:])
         column[self.places] = values
@@ -268,7 +268,7 @@ STEPS = {
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", DEVICES)
-def test_each_kind_of_layer(name, step):
+def test_each_kind_of_layer_agrees_with_scores_one_by_one(name, step):
     with opened(name) as device:
         for spec, seen in SPECS.values():
             check(device, make_rows(STEPS[step]), [spec], seen)
@@ -276,8 +276,8 @@ def test_each_kind_of_layer(name, step):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", DEVICES)
-def test_layers_of_several_kinds(name, step):
-    """Of a row whose blocks are all there, since one layer sees everything."""
+def test_layers_of_several_kinds_share_a_step(name, step):
+    """All blocks of a row are there, since one layer sees everything."""
     plain, capped = AttentionSpec(0.2), AttentionSpec(0.4, softcap=5.0)
     near, far = AttentionSpec(0.2, window=7), AttentionSpec(0.4, window=50, softcap=5.0)
     sloped = AttentionSpec(0.3, window=7, slopes=SLOPES)
@@ -305,7 +305,7 @@ def alternating(sizes):
 
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("name", DEVICES)
-def test_bfloat16(name, step):
+def test_all_kinds_in_bfloat16(name, step):
     specs = [spec for spec, seen in SPECS.values()]
     with opened(name) as device:
         check(device, make_rows(STEPS[step]), specs, None, torch.bfloat16)
@@ -324,14 +324,14 @@ def test_the_cpus_bits_of_a_row_do_not_depend_on_its_neighbours(dtype):
 
 
 @pytest.mark.parametrize("window", [100, 150, 299, 341])
-def test_a_chunk_that_is_longer_than_what_the_cpu_masks_at_once(window):
+def test_the_cpu_masks_a_long_chunk_in_pieces(window):
     spec = AttentionSpec(0.2, window=window)
     check(CpuDevice(1), make_rows([(41, 300), (0, 2)]), [spec, attrs.evolve(spec, slopes=SLOPES)], window)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_any_rows(data):
+def test_random_rows_agree_with_scores_one_by_one(data):
     window = data.draw(st.none() | st.integers(1, 70))
     spec = AttentionSpec(
         0.3,

@@ -1,4 +1,4 @@
-"""The regions that are compiled, by torch's own compiler: the simulated card does not simulate it."""
+"""Compiled regions, by torch's own compiler, which the simulated card does not simulate."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Every operation that the CPU does its own way, against the definition in plain torch."""
+"""Each operation that the CPU overrides, against the definition in plain torch."""
 
 import random
 
@@ -11,7 +11,7 @@ from tgi.device import cgroups
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, GroupBatch
-from tgi.device.cpu.cpu_device import CpuDevice, usable_cores
+from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
@@ -40,7 +40,7 @@ def assert_same(got, wanted, dtype):
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 17, 130])
 @pytest.mark.parametrize(("out", "into"), [(64, 32), (77, 33), (1, 5), (1000, 768)])
-def test_linear(devices, dtype, rows, out, into):
+def test_linear_agrees_with_the_definition(devices, dtype, rows, out, into):
     plain, fast = devices
     x, weight = normal(rows, into, dtype=dtype), normal(out, into, dtype=dtype, seed=1) * into**-0.5
     bias, residual = normal(out, dtype=dtype, seed=2), normal(rows, out, dtype=dtype, seed=3)
@@ -58,7 +58,7 @@ def test_a_row_of_a_linear_layer_in_fp8_does_not_depend_on_its_neighbours(device
     assert torch.equal(fast.multiply(x[:rows], weight), fast.multiply(x, weight)[:rows])
 
 
-def test_elementwise(devices, dtype):
+def test_elementwise_operations_agree_with_the_definition(devices, dtype):
     plain, fast = devices
     for rows in (1, 16):
         x = normal(rows, 64, dtype=dtype) * 3
@@ -101,12 +101,12 @@ class Rows:
         self.slots = (max(order) + 1) * BLOCK
 
     def run(self, device):
-        """Attention of the query tokens, all rows one after another, [T, heads, head_dim]."""
+        """Attend with the query tokens, all rows one after another, [T, heads, head_dim]."""
         heads, kv_heads, head_dim = self.shape
         for layer in (0, 1):
             device.use(layer, SPEC)
         cache = device.allocate_cache(2, self.slots, kv_heads, head_dim, self.dtype)
-        for seed, row in enumerate(self.rows):  # what earlier steps have left in the cache
+        for seed, row in enumerate(self.rows):  # left by earlier steps
             self.store(device, cache, row, range(row.start), 100 + seed)
         total = sum(row.length for row in self.rows)
         query = normal(total, heads, head_dim, dtype=self.dtype, seed=1)
@@ -187,7 +187,7 @@ IN_TWO = [block for pair in zip(range(1, 100, 3), range(2, 100, 3), strict=False
     ids=str,
 )
 @pytest.mark.parametrize("heads", [(4, 4, 16), (6, 2, 32), (8, 1, 20)], ids=str)
-def test_attention(devices, dtype, sizes, order, heads):
+def test_attention_agrees_with_the_definition(devices, dtype, sizes, order, heads):
     plain, fast = (Rows(sizes, order, *heads, dtype).run(device) for device in devices)
     assert_same(fast, plain, dtype)
 
@@ -203,7 +203,7 @@ def test_the_definition_of_attention_is_that_of_torch():
     assert_same(rows.run(Device(1)), wanted[0].transpose(0, 1), torch.float32)
 
 
-def test_dtypes():
+def test_only_dtypes_that_models_run_in():
     assert CpuDevice(1).dtype("float32") is torch.float32
     assert CpuDevice(1).dtype("auto") in (torch.float32, torch.bfloat16)
     with pytest.raises(Exception, match="'int8' is not a dtype"):
@@ -212,7 +212,7 @@ def test_dtypes():
 
 def test_threads_are_those_asked_for_or_the_usable_cores():
     CpuDevice(0)
-    assert torch.get_num_threads() == usable_cores()
+    assert torch.get_num_threads() == cgroups.usable_cores()
     CpuDevice(1)
     assert torch.get_num_threads() == 1
 

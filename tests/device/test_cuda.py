@@ -1,4 +1,4 @@
-"""What of a GPU's device does not need a GPU: buffers, and what is said where there is none."""
+"""Parts of the GPU device that need no GPU: buffers, and the error without one."""
 
 import attrs
 import pytest
@@ -30,6 +30,6 @@ def test_a_buffer_is_used_again_when_it_is_free_and_large_enough():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_reason_is_said():
+def test_without_a_gpu_the_error_has_the_reason():
     with pytest.raises(ConfigError, match=r"no CUDA device can be used here: torch .*(built without|no GPU)"):
         open_device("cuda", 1)

@@ -1,7 +1,6 @@
-"""What GPUs do their own way, in Triton's interpreter on the CPU, against the definitions.
+"""Each operation that GPUs override, in Triton's interpreter on the CPU, against the definitions.
 
-Skipped where there is no Triton, which is large; a GPU's torch brings it along. That a GPU computes the same,
-benchmarks/gpu.py shows where there is one.
+Skipped without Triton, which is large and comes with a GPU's torch. benchmarks/gpu.py compares a GPU itself.
 """
 
 import importlib.util
@@ -37,7 +36,7 @@ attention = load_attention_tests()
 
 
 @pytest.mark.parametrize("name", attention.SPECS)
-def test_decode_attention(name):
+def test_decode_attention_agrees_with_scores_one_by_one(name):
     """Seven rows, the last of them padding, whose blocks fill parts in every way."""
     spec, seen = attention.SPECS[name]
     attention.check(CudaOperations(1), attention.make_rows(attention.STEPS["decode"]), [spec], seen)
@@ -54,7 +53,7 @@ def test_decode_attention_over_many_parts():
 
 
 @pytest.mark.parametrize("step", ["prompts", "chunks"])
-def test_attention_of_prompts(step, monkeypatch):
+def test_attention_of_prompts_agrees_with_scores_one_by_one(step, monkeypatch):
     monkeypatch.setattr(cuda_operations, "_QUERIES", 16)
     rows = attention.make_rows(attention.STEPS[step])
     for spec, seen in attention.SPECS.values():
@@ -78,7 +77,7 @@ def normal(*shape, dtype, seed=0):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)], ids=str)
-def test_layers(dtype, tolerance):
+def test_layers_agree_with_the_definition(dtype, tolerance):
     plain, mine = Device(1), CudaOperations(1)
 
     def same(got, wanted):
@@ -105,7 +104,7 @@ def test_a_total_does_not_depend_on_other_rows(size):
     assert torch.equal(together, alone)
 
 
-def test_a_model(tmp_path):
+def test_a_model_computes_what_the_definition_does(tmp_path):
     """Prompts in chunks and together, then decode steps, in programs of buckets with padding."""
     folder = make_llama(tmp_path)
     results = []
@@ -149,7 +148,7 @@ for name in ("_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"):
 
 
 @pytest.mark.parametrize("generation", ["90"])
-def test_kernels_are_what_the_compiler_takes(generation, tmp_path):
+def test_the_compiler_takes_the_kernels(generation, tmp_path):
     """Triton's interpreter takes more than its compiler, which needs no GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}

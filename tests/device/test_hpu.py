@@ -1,4 +1,4 @@
-"""Every operation that Gaudi does its own way, on the simulated cards, against the definition."""
+"""Each operation that Gaudi overrides, on the simulated cards, against the definition."""
 
 import random
 
@@ -31,7 +31,7 @@ def hpu(request):
 
 @pytest.fixture(params=[True, False], ids=["kernels", "no kernels"])
 def fused(request, hpu):
-    """With the bridge's kernels, and with a bridge that has none of them."""
+    """A card with the bridge's kernels, and one whose bridge has none of them."""
     if not request.param:
         hpu.bridge = attrs.evolve(hpu.bridge, **dict.fromkeys(KERNELS))
     return hpu
@@ -48,7 +48,7 @@ def assert_same(got, wanted, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layers(fused, dtype):
+def test_layers_agree_with_the_definition(fused, dtype):
     plain = Device(1)
     x, weight = normal(5, 64, dtype=dtype) * 3, normal(64, dtype=dtype, seed=1)
     assert_same(fused.rms_norm(x.to("hpu"), weight.to("hpu"), 1e-5), plain.rms_norm(x, weight, 1e-5), dtype)
@@ -62,7 +62,7 @@ def test_layers(fused, dtype):
         assert_same(fused.rotary(heads.to("hpu"), *rotation), wanted, dtype)
 
 
-def test_what_the_sampler_asks_for(hpu):
+def test_operations_of_the_sampler_agree_with_the_definition(hpu):
     plain = Device(1)
     x = torch.tensor([[0.0, 2.0, 2.0, 1.0], [-torch.inf, -1.0, -5.0, -1.0], [torch.nan, 1.0, 2.0, 3.0]])
     assert hpu.argmax(x[:2].to("hpu")).cpu().tolist() == [1, 1]
@@ -79,7 +79,7 @@ def test_what_the_sampler_asks_for(hpu):
 
 
 class Rows:
-    """Rows with so many tokens in the cache before, and as many new ones each, in scattered blocks."""
+    """Rows with given numbers of cached tokens and the same number of new ones, in scattered blocks."""
 
     def __init__(self, starts, tokens, heads, dtype, padding=1):
         self.starts, self.tokens, self.dtype, self.padding = starts, tokens, dtype, padding
@@ -89,11 +89,11 @@ class Rows:
         self.tables = [[next(free) for _ in range(-(-(start + tokens) // BLOCK))] for start in starts]
 
     def run(self, device, flat, cache_dtype=None):
-        """Attention of the new tokens of all rows, [rows, tokens, heads, head_dim]."""
+        """Attend with the new tokens of all rows, [rows, tokens, heads, head_dim]."""
         place = device.torch_device
         device.dtype(str(self.dtype).removeprefix("torch."))
         cache = device.allocate_cache(2, 60 * BLOCK, self.kv_heads, self.head_dim, cache_dtype or self.dtype)
-        for row, start in enumerate(self.starts):  # what earlier steps have left
+        for row, start in enumerate(self.starts):  # left by earlier steps
             if start:
                 self.store(device, cache, row, range(start), flat)
         key, value = (
@@ -190,14 +190,14 @@ STEPS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("starts", "tokens"), STEPS, ids=str)
 @pytest.mark.parametrize("heads", [(4, 4, 16), (6, 2, 32), (8, 1, 20)], ids=str)
-def test_attention(fused, dtype, starts, tokens, heads):
+def test_attention_agrees_with_the_definition(fused, dtype, starts, tokens, heads):
     rows = Rows(starts, tokens, heads, dtype)
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("most", [1, 3, 7])
-def test_blocks_that_are_read_in_parts(fused, monkeypatch, dtype, most):
+def test_blocks_can_be_read_in_parts(fused, monkeypatch, dtype, most):
     """A row's blocks may be in several parts, or none in some."""
     monkeypatch.setattr("tgi.device.static.GATHERED", most)
     rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype)
@@ -255,7 +255,7 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_linear_layers_in_fp8(fused, dtype):
+def test_linear_layers_in_fp8_agree_with_float64(fused, dtype):
     """Against float64, with input that needs no rounding, and nothing so near 0 that half of it does."""
     numbers, x = ((normal(size, 32, seed=size) * 99).clamp(-448, 448) for size in (24, 5))
     numbers, x = (values.masked_fill(values.abs() < 1, 1).to(torch.float8_e4m3fn) for values in (numbers, x))
@@ -274,7 +274,7 @@ def test_linear_layers_in_fp8(fused, dtype):
     assert_same(Device(1).multiply(given[0], weight, *given[1:]), wanted, dtype)
 
 
-def test_what_goes_into_a_linear_layer_is_limited_by_the_generation(fused):
+def test_input_of_a_linear_layer_is_limited_by_the_generation(fused):
     """A checkpoint's scale leaves room to 448 times itself, on a card with less too."""
     weight = fused.prepare_linear(
         Fp8Weight(torch.eye(3).to(torch.float8_e4m3fn), torch.ones(3), Scale.of(torch.tensor(0.5)))
@@ -284,7 +284,7 @@ def test_what_goes_into_a_linear_layer_is_limited_by_the_generation(fused):
     assert fused.multiply(x.to("hpu"), weight).cpu().tolist() == [[224.0, -most, 1.0]]
 
 
-def test_dtypes(hpu):
+def test_dtypes_without_kernels_are_refused(hpu):
     assert hpu.dtype("auto") is torch.bfloat16
     assert hpu.dtype("float32") is torch.float32
     with pytest.raises(ConfigError, match="float16"):

@@ -1,4 +1,4 @@
-"""What is settled before Gaudi's bridge is imported."""
+"""Variables that are set before Gaudi's bridge is imported."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The most likely tokens, and what stands among equals: with 64-bit keys and with 32 bits only."""
+"""The most likely tokens, and their order among equals: with 64-bit keys and with 32 bits only."""
 
 import pytest
 import torch

@@ -1,6 +1,6 @@
-"""Memory and CPU time that the machine and the control groups (containers) around this process leave to
-it."""
+"""Memory and CPU time that the machine and its control groups (containers) leave to this process."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,6 +41,18 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
         if v1 is not None and v1_period and v1 > 0:
             quotas.append(v1 / v1_period)
     return min(quotas, default=None)
+
+
+def usable_cores() -> int:
+    """Return the number of physical cores that this process may use, within the CPU quota of its
+    container."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    quota = cpu_quota()
+    return max(1, min(len(cores), int(quota) if quota else len(cores)))
 
 
 def _groups(root: Path) -> Iterator[Path]:

@@ -6,7 +6,6 @@ place.
 """
 
 import itertools
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,7 +105,7 @@ class CpuDevice(Device):
     least_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
 
     def __init__(self, threads: int = 0) -> None:
-        super().__init__(threads or usable_cores())
+        super().__init__(threads or cgroups.usable_cores())
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype: for "auto" bfloat16 if the processor multiplies it natively, else float32."""
@@ -383,18 +382,6 @@ def _merge(
     """Return the attention over the union of two disjoint sets of keys from the results over each."""
     weight = torch.sigmoid(second[1] - first[1])[..., None]
     return torch.lerp(first[0], second[0], weight.to(first[0].dtype))
-
-
-def usable_cores() -> int:
-    """Return the number of physical cores that this process may use, within the CPU quota of its
-    container."""
-    allowed = os.sched_getaffinity(0)
-    cores = set()
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
-    quota = cgroups.cpu_quota()
-    return max(1, min(len(cores), int(quota) if quota else len(cores)))
 
 
 def _multiplies_bfloat16() -> bool:
