@@ -1,4 +1,4 @@
-"""When waiting requests join running ones: tgi-behaviour Q11, Q12, and the parts of 12.8 that hold here."""
+"""Admission beside running requests: tgi-behaviour Q11, Q12, and the parts of 12.8 that hold here."""
 
 import attrs
 import pytest

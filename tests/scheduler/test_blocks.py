@@ -76,7 +76,7 @@ TestPool.settings = settings(max_examples=200, stateful_step_count=40, deadline=
 
 
 class WindowMachine(PoolMachine):
-    """The same where tokens see three tokens only."""
+    """Sequences whose tokens see three tokens."""
 
     window = 3
 

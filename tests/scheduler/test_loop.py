@@ -262,7 +262,7 @@ class InstantRank(SlowRank):
 
 @pytest.mark.seconds(30)
 async def test_constrained_sequences_share_their_steps() -> None:
-    """Where no other sequence can be computed, a step waits a moment for the masks that are being made."""
+    """If no other sequence can be computed, a step waits a moment for the masks that are being made."""
     rank = InstantRank()
     prompts = [[3, 4], [9, 9], [5, 6]]
     lengths = {len(expected_tokens(prompt, 12, matched=True)) for prompt in prompts}

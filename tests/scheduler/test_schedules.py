@@ -129,7 +129,7 @@ class Run:
         self.schedule.allocator.check(self.schedule.running)
 
     def match(self) -> None:
-        """Some matchers are done, in any order, whatever has become of their sequences."""
+        """Advance some matchers, in any order, even those of sequences that have ended."""
         for entry in self.rng.sample(self.matching, len(self.matching)):
             sequence, token, latest = entry
             if self.turns >= latest or self.rng.random() < 0.3:
@@ -160,7 +160,7 @@ class Run:
         assert max(row.length for row in rows) <= bucket.tokens
         assert planned.bucket.prefill == any(row.chunk for row in rows)
         if planned.bucket.prefill and len(rows) > 1 and not self.schedule.buckets.mixes:
-            assert sum(row.length for row in rows) <= self.schedule.buckets.max_prefill
+            assert sum(row.length for row in rows) <= self.schedule.limits.max_batch_prefill_tokens
             assert all(row.chunk for row in rows), "a device that cannot mix rows"
         flying = {row.sequence for other in self.in_flight for row in other.rows if row.draw >= 0}
         constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]

@@ -14,7 +14,7 @@ from .blocks import BlockPool, BlockStatistics
 from .sequence import BlockTable, Sequence
 
 GROW_BLOCKS = 4
-"""Blocks that a decoding sequence takes at once while there are plenty, so that its table stays in runs."""
+"""Blocks that a decoding sequence takes at once while plenty are free, so that its table stays in runs."""
 
 
 @attrs.define(eq=False)
@@ -69,7 +69,7 @@ class BlockAllocator:
     def grow(self, sequence: Sequence, tokens: int, running: int) -> bool:
         """Make sure that a sequence has blocks for `tokens` tokens; False: nothing was given.
 
-        Takes some ahead while there are plenty for all `running` sequences.
+        Takes some ahead while plenty are free for all `running` sequences.
         """
         size = self.block_size
         missing = [max(_count(tokens, size) - len(table.blocks), 0) for table in sequence.tables]

@@ -1,7 +1,7 @@
 """The look-up of the bucket that a step is padded to; `tgi.planning` chooses the buckets.
 
 On a device that compiles, a step gets the cheapest bucket that dominates it. Every step that the policy can
-plan has one; there is no fallback. On any other device the bucket of a step is its exact shape.
+plan has one. On any other device the bucket of a step is its exact shape.
 """
 
 from bisect import bisect_left
@@ -28,15 +28,13 @@ class Buckets:
         `seconds` is the cost of a bucket.
         """
         self.padded = chosen is not None
-        """Whether steps are padded, so that the device computes more query tokens than there are."""
+        """Whether steps are padded: the device then computes padding as well as query tokens."""
         self.flat = flat
         """See `DeviceSpec.flat`."""
         self.mixes = mixes
         """See `DeviceSpec.mixes_rows`."""
         self.longest_prefill = limits.longest_chunk
         """Query tokens of the largest chunk of one sequence."""
-        self.max_prefill = limits.max_batch_prefill_tokens
-        """Most query tokens of a prefill step of several rows."""
         self._seconds = seconds
         if chosen is None:
             longest, rows = limits.longest_chunk, limits.max_batch_size
@@ -50,7 +48,7 @@ class Buckets:
         )
 
     def find(self, shape: Bucket) -> Bucket | None:
-        """Return the bucket of a step; None if there is none for so many rows of a prefill."""
+        """Return the bucket of a step; None if no bucket has that many prefill rows."""
         if not self.padded:
             return shape
         finder = self._prefill if shape.prefill else self._decode
@@ -63,7 +61,7 @@ class Buckets:
         return bucket
 
     def prefill(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
-        """Return the bucket for rows of up to `tokens` query tokens; None if there is none for several rows.
+        """Return the bucket for rows of up to `tokens` query tokens; None if no bucket has that many rows.
 
         `blocks` are those of the row that has most, of its context alone if `flat`.
         """

@@ -76,7 +76,7 @@ class Schedule:
 
     # Field                                written by
     # ------------------------------------------------------------------------------------------
-    # limits, allocator                    nobody; the allocator writes to itself and to sequences
+    # limits, allocator                    never replaced; the allocator changes itself and sequences
     # buckets                              the warm-up, if it cannot afford all of them
     # waiting, running, free_lanes         `add`, `remove` and `preempt`; `_admit`
     # preemptions                          `preempt`
@@ -191,7 +191,7 @@ def _chunk_tokens(schedule: Schedule) -> int:
     requests from their first token for longer, and the device from its best speed.
     """
     decoding = sum(not s.prefilling for s in schedule.running)
-    room = max(schedule.buckets.max_prefill - decoding, 1)
+    room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:
         return room
@@ -252,7 +252,7 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     if rows:
         if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
             return False
-        if length + sum(row.length for row in rows) > buckets.max_prefill:
+        if length + sum(row.length for row in rows) > schedule.limits.max_batch_prefill_tokens:
             return False
         if not _worth_joining(schedule, rows, _next_row(sequence, length)):
             return False

@@ -2,7 +2,7 @@
 
 Instead of keys and values a slot holds the digest of all tokens up to its position; a row's context is
 right if its slots hold exactly the chain of digests of its tokens. The next token is a function of that
-digest and of the draw, and of the mask where there is one, so a generation is right if and only if it equals
+digest, of the draw, and of the mask if the row has one, so a generation is right if and only if it equals
 `expected_tokens`.
 """
 
@@ -50,7 +50,7 @@ class SimulatedMatcher:
 
 
 def expected_tokens(prompt: list[int], max_new_tokens: int, *, matched: bool = False) -> list[int]:
-    """What a sequence must give, alone or in any company; `matched`: one with a SimulatedMatcher."""
+    """Return the tokens of a sequence, the same in any company; `matched`: with a SimulatedMatcher."""
     state = 0
     for token in prompt:
         state = digest(state, token)
