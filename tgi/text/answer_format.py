@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 import attrs
+import msgspec
 
 from tgi.errors import ValidationError
 
@@ -176,13 +177,12 @@ class AnswerFormat:
         )
 
 
-@attrs.frozen
-class AnswerDelta:
+class AnswerDelta(msgspec.Struct):
     """The next pieces of an answer."""
 
     thoughts: str = ""
     content: str = ""
-    calls: list[CallDelta] = attrs.field(factory=list)
+    calls: list[CallDelta] = []
 
 
 class AnswerParser:

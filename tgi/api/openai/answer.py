@@ -141,12 +141,7 @@ class Answer(abc.ABC):
     ) -> None:
         """`per_prompt` sequences answer one prompt; those of a prompt follow one another."""
         self.ended = False
-        self.head: dict[str, Any] = {
-            "id": f"{prefix}-{call.exchange.id}",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": FINGERPRINT,
-        }
+        self.head = f"{prefix}-{call.exchange.id}", int(time.time()), model, FINGERPRINT
         """Fields that the answer, or every event of it, begins with."""
         self.sequences = sequences
         self.options = options or StreamOptions()
@@ -165,7 +160,7 @@ class Answer(abc.ABC):
             self._observer.failed(item)
             return frame(item.to_openai_body()) + self._close(1)
         self.generated[index] += self.counts_tokens
-        data = b"".join(map(frame, self.events(index, item)))
+        data = b"".join([frame(event) for event in self.events(index, item)])
         if item.finish is None:
             return data
         self._observer.finished(self.sequences[index])

@@ -45,7 +45,6 @@ from .types import (
     OutputToolCall,
     Reason,
     Tool,
-    Usage,
 )
 
 T = TypeVar("T", ChatCompletionLogprob, ChatCompletionTopLogprob)
@@ -172,27 +171,37 @@ class _Choice:
 
     def __init__(self, tokenizer: Tokenizer, body: ChatRequest, prompt: ChatPrompt) -> None:
         self._text = VisibleText(tokenizer, body.stops, shown=prompt.style.marks)
-        self._parser = AnswerParser(prompt.style, prompt.thoughts)
+        self._parser: AnswerParser | None = None
+        if prompt.style.with_tools or prompt.style.reasoning is not None:
+            self._parser = AnswerParser(prompt.style, prompt.thoughts)
         self._hides_thoughts = body.include_reasoning is False
         self._called = False
-        self.may_skip = prompt.style.with_tools or prompt.style.reasoning is not None
-        """Whether a token may have no event, because it only frames thoughts or a tool call."""
         self.begun = False
         """Whether an event has told of it."""
         self.untold: list[Token] = []
-        """Tokens that no event has told of."""
+        """Tokens whose log-probabilities no event has told."""
 
     def feed(self, token: Token) -> AnswerDelta:
         """Return the pieces of the answer that are certain with the next token."""
-        delta = self._parser.feed(self._text.feed(token), last=token.finish is not None)
+        text = self._text.feed(token)
+        if self._parser is None:
+            return AnswerDelta("", text)
+        delta = self._parser.feed(text, last=token.finish is not None)
         self._called = self._called or bool(delta.calls)
-        return attrs.evolve(delta, thoughts="") if self._hides_thoughts else delta
+        if self._hides_thoughts:
+            delta.thoughts = ""
+        return delta
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether a token may add nothing, because it only frames thoughts or a tool call."""
+        return self._parser is not None
 
     def reason(self, finish: FinishReason) -> Reason:
         """Return OpenAI's name of the reason why the choice ended."""
         reason = openai_reason(finish)
-        is_called = self._called and not self._parser.is_within_arguments
-        return "tool_calls" if is_called and reason == "stop" else reason
+        is_whole = self._parser is not None and not self._parser.is_within_arguments
+        return "tool_calls" if self._called and is_whole and reason == "stop" else reason
 
 
 class ChatAnswer(Answer):
@@ -228,7 +237,7 @@ class ChatAnswer(Answer):
             choices.append(
                 ChatCompletionComplete(index, message, self._logprobs(one.tokens), choice.reason(one.reason))
             )
-        return ChatCompletion(choices=choices, usage=self.usage(), **self.head)
+        return ChatCompletion(*self.head, choices, self.usage())
 
     def events(self, index: int, token: Token) -> list[ChatCompletionChunk]:
         """Return the event of a token that adds something; the end has one of its own if it is the first.
@@ -237,8 +246,9 @@ class ChatAnswer(Answer):
         """
         choice = self._choices[index]
         pieces = choice.feed(token)
-        choice.untold.append(token)
-        if choice.may_skip and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
+        if self._body.logprobs:
+            choice.untold.append(token)
+        if choice.is_parsed and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
             return []
         delta = ChatCompletionDelta()
         is_first, choice.begun = not choice.begun, True
@@ -252,19 +262,16 @@ class ChatAnswer(Answer):
             delta.content = pieces.content
         reason = None if token.finish is None else choice.reason(token.finish)
         told = ChatCompletionChoice(index, delta, self._logprobs(choice.untold), reason)
-        choice.untold = []
+        choice.untold.clear()
         if not (is_first and reason):
-            return [self._chunk([told], self.running_usage())]
+            return [ChatCompletionChunk(*self.head, [told], self.running_usage())]
         told.finish_reason = None
         end = ChatCompletionChoice(index, ChatCompletionDelta(), None, reason)
-        return [self._chunk([part], self.running_usage()) for part in (told, end)]
+        return [ChatCompletionChunk(*self.head, [part], self.running_usage()) for part in (told, end)]
 
     def usage_event(self) -> ChatCompletionChunk:
         """Return the event that tells the usage at the end (R3.54)."""
-        return self._chunk([], self.usage())
-
-    def _chunk(self, choices: list[ChatCompletionChoice], usage: Usage | None) -> ChatCompletionChunk:
-        return ChatCompletionChunk(choices=choices, usage=usage, **self.head)
+        return ChatCompletionChunk(*self.head, [], self.usage())
 
     def _logprobs(self, tokens: Items[Token]) -> ChatCompletionLogprobs | None:
         """Return the log-probabilities of tokens if the client asks for them (R3.44)."""

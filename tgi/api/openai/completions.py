@@ -135,7 +135,7 @@ class CompletionAnswer(Answer):
                 choices.append(self._choice(len(choices), index, finished[index].tokens))
         if self.counts_tokens:
             self.generated = [len(one.tokens) for one in finished]
-        return CompletionFinal(choices=choices, usage=self.usage(), **self.head)
+        return CompletionFinal(*self.head, choices, self.usage())
 
     def events(self, index: int, token: Token) -> list[CompletionFinal]:
         """Return the event of a token, with the usage of a text at its end if none is asked for (3.7)."""
@@ -144,11 +144,11 @@ class CompletionAnswer(Answer):
             usage = self.running_usage()
         elif token.finish is not None:
             usage = Usage.of([self.sequences[index]], self.generated[index])
-        return [CompletionFinal(choices=[self._choice(index, index, [token])], usage=usage, **self.head)]
+        return [CompletionFinal(*self.head, [self._choice(index, index, [token])], usage)]
 
     def usage_event(self) -> CompletionFinal:
         """Return the event that tells the usage at the end."""
-        return CompletionFinal(choices=[], usage=self.usage(), **self.head)
+        return CompletionFinal(*self.head, [], self.usage())
 
     def _choice(self, number: int, index: int, tokens: Items[Token]) -> CompletionComplete:
         """Return the choice `number`, with what tokens add to the sequence `index`, or all of it."""
