@@ -61,30 +61,30 @@ class Request:
     """One generation of a workload."""
 
     turn: int
-    """When it arrives."""
+    """Turn in which it arrives."""
     prompt: list[int]
     new_tokens: int
     sampling: SamplingParams
     grammar: GrammarSpec | None
     prompt_top: int | None
-    """None: no questions about the prompt."""
+    """Number of most likely tokens per position of the prompt; None for no log-probabilities of it."""
     leaves: int | None
-    """After so many tokens its client is gone; None: stays. 0: soon after its arrival."""
+    """Number of tokens after which the client leaves, 0 for soon after its arrival; None if it stays."""
 
 
 @attrs.frozen
 class Workload:
-    """What arrives, and in how large a KV cache."""
+    """Requests, and the size of the KV cache."""
 
     requests: list[Request]
     blocks: int
     warm: bool
-    """The cache is that of the workload before."""
+    """Whether the cache still holds the blocks of the workload before."""
 
 
 @attrs.define
 class Trace:
-    """What has come of a request."""
+    """Results of a request."""
 
     tokens: list[int] = attrs.field(factory=list)
     logprobs: list[float] = attrs.field(factory=list)
@@ -94,7 +94,7 @@ class Trace:
 
 
 def random_sampling(rng: random.Random) -> SamplingParams:
-    """Each option is on in one of three, drawing in two of three."""
+    """Draw parameters: each option is on in one of three, sampling in two of three."""
 
     def some(value: Any, off: Any) -> Any:
         return value if rng.random() < 1 / 3 else off
@@ -126,7 +126,7 @@ def random_sampling(rng: random.Random) -> SamplingParams:
 
 
 def random_workload(number: int) -> Workload:
-    """Of up to eight requests; some of their prompts begin alike, within a workload and beyond."""
+    """Draw up to eight requests; some prompts share a beginning, within a workload and beyond."""
     rng = random.Random(number)
     common = random.Random(number // 5).choices(range(4, VOCAB), k=80)
     scarce = number % 3 == 0
@@ -153,7 +153,7 @@ def random_workload(number: int) -> Workload:
 
 @attrs.define(eq=False)
 class Engine:
-    """A scheduler's turns without a clock. Made by `open`."""
+    """The turns of a scheduler without a clock. Made by `Engine.open`."""
 
     runner: Runner
     tokenizer: Tokenizer
@@ -163,7 +163,7 @@ class Engine:
     card: Card | None
     guard: KVGuard | None
     seen: Counter[str] = attrs.field(factory=Counter)
-    """How often what happened, so that a test can tell that it did."""
+    """Number of events by name, by which a test sees that they happened."""
     _in_flight: deque[tuple[PlannedStep, Callable[[], Result]]] = attrs.field(factory=deque)
 
     @classmethod
@@ -201,7 +201,7 @@ class Engine:
         )
 
     def run(self, workload: Workload) -> list[Trace]:
-        """Carry it out to the end; one trace per request."""
+        """Run a workload to the end; return one trace per request."""
         if not workload.warm or workload.blocks != self.schedule.allocator.widest.total:
             self.schedule = Schedule(LIMITS, self.buckets, make_allocator(LIMITS, workload.blocks))
         before = attrs.evolve(self.schedule)
@@ -250,7 +250,7 @@ class Engine:
                 self.seen["aborts"] += 1
 
     def _turn(self) -> None:
-        """Launch the next step, then commit the one before: as the server does."""
+        """Launch the next step, then commit the one before, as the server does."""
         planned = plan(self.schedule)
         if planned is not None:
             self._in_flight.append((planned, self._launch(planned)))
@@ -299,7 +299,7 @@ class Engine:
         return result
 
     def _tell_owners(self, planned: PlannedStep) -> None:
-        """Only a row writes its blocks, from its first new token on; and what nobody has is rubbish."""
+        """Let only a row write its blocks, from its first new token on; fill free blocks with rubbish."""
         assert self.guard is not None
         held = {block for sequence in self.schedule.running for block in sequence.tables[0].blocks}
         cached = self.schedule.allocator.widest._cached
@@ -321,7 +321,7 @@ def _table_writes(step: Step) -> int:
 
 @attrs.frozen
 class _Into:
-    """Events of a sequence, which become its trace."""
+    """Receiver of a sequence's events, which fill its trace."""
 
     trace: Trace
 

@@ -1,6 +1,6 @@
-"""What is said of one of two ranks that fails or hangs, and that it is said in time.
+"""Errors about one of two ranks that fails or hangs: the text, and that it comes in time.
 
-A fault is planted by a plug-in that changes the code of one rank when this looks for plug-ins.
+A plugin plants the fault: it changes the code of one rank when that loads plugins.
 """
 
 import contextlib
@@ -65,12 +65,12 @@ COLLECTIVE = "CpuDevice.all_reduce = after({}, {}, CpuDevice.all_reduce)"
 
 
 def arrived(*ranks: int) -> Callable[[RankExecutor], bool]:
-    """Whether these ranks have, and no other."""
+    """Return whether exactly these ranks have arrived."""
     return lambda executor: [rank.index for rank in executor._ranks if rank.arrived] == list(ranks)
 
 
 def begun(number: int, *ranks: int) -> Callable[[RankExecutor], bool]:
-    """Whether these ranks have begun with that step, no other has, and all have finished those before."""
+    """Return whether exactly these ranks have begun that step, and all have finished those before."""
 
     def look(executor: RankExecutor) -> bool:
         assert executor._agreement is not None
@@ -126,7 +126,7 @@ HANGS = {
         "ranks 0, 1 did not reach each other within 120 s",
     ),
 }
-"""By when it can be seen, the seconds until it is, and what is said."""
+"""Fault, condition by which it shows, seconds until it is noticed, and the error, by name."""
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def plant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 
 
 async def generate_on_two_ranks(folder: Path, within: float) -> None:
-    """A few tokens, on two ranks."""
+    """Generate a few tokens on two ranks."""
     limits = Limits(max_total_tokens=64, max_input_tokens=63, max_batch_size=2)
     with trio.fail_after(within):
         async with open_engine(folder, limits, threads=2, ranks=2) as scheduler:
@@ -186,7 +186,7 @@ def test_a_rank_that_hangs_is_named_in_time(
     message: str,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The clock goes as others do, but for one jump when the rank hangs."""
+    """The clock runs at its usual rate, except for one jump when the rank hangs."""
     plant(fault)
     clock = MockClock(rate=1)
 

@@ -123,8 +123,8 @@ async def fetch_model(source: Source, lifecycle: Lifecycle, environment: Mapping
 
 
 def _weights(folder: Path, suffix: str) -> list[Path]:
-    found = sorted(folder.glob(f"*{suffix}"))
-    return [path for path in found if not any(path.match(pattern) for pattern in UNWANTED)]
+    paths = sorted(folder.glob(f"*{suffix}"))
+    return [path for path in paths if not any(path.match(pattern) for pattern in UNWANTED)]
 
 
 def _is_complete(folder: Path, source: Source) -> bool:

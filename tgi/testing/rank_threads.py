@@ -1,7 +1,7 @@
-"""Ranks that are threads of this process: what `check_architecture` divides a model over.
+"""Ranks that are threads of this process, over which `check_architecture` divides a model.
 
-Starting processes takes longer than all they do. What they send one another goes through a list here; all
-else is as in a rank process on a CPU.
+Starting processes would take longer than all of their work. Ranks exchange tensors through a list; everything
+else is as in rank processes on a CPU.
 """
 
 import threading
@@ -18,16 +18,16 @@ from tgi.worker.runner import Runner
 from .driver import Driver, load_command
 
 WAIT_SECONDS = 60.0
-"""Until a rank is thought to wait for what another one will never send."""
+"""Seconds after which a rank is taken to wait for a tensor that another one never sends."""
 _END = torch.empty(0)
 
 
 class RanksApartError(Exception):
-    """A rank is in a collective that another one has not called."""
+    """A rank is in a collective that another rank has not called."""
 
 
 class _Meeting:
-    """Where all ranks hand in a tensor, and each gets all of them."""
+    """An exchange of tensors: each rank hands in one, and gets those of all ranks."""
 
     def __init__(self, ranks: int) -> None:
         self.barrier = threading.Barrier(ranks, timeout=WAIT_SECONDS)
@@ -48,33 +48,33 @@ class _Meeting:
         return tensors
 
     def end(self, rank: int) -> None:
-        """This rank has nothing more to send, and nor should another."""
+        """Note that this rank sends nothing more, and check that no other does."""
         self.exchange(rank, _END)
 
 
 class _RankThread(CpuDevice):
-    """The CPU, for one rank of several in a process."""
+    """The CPU as one rank of several in a process."""
 
     def __init__(self, meeting: _Meeting) -> None:
         super().__init__(1)
         self._meeting = meeting
 
     def connect(self, shard: Shard, store: Path) -> None:
-        """They are together from the beginning."""
+        """Do nothing: threads need not find each other."""
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """The sum, in the order of the ranks."""
+        """Return the sum, added in the order of the ranks."""
         return torch.stack(self._meeting.exchange(shard.rank, x)).sum(0)
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """One after another."""
+        """Return the tensors of all ranks, one after another."""
         return torch.cat(self._meeting.exchange(shard.rank, x), -1)
 
 
 def on_threads(
     folder: Path, ranks: int, run: Callable[[Driver], list[torch.Tensor]], blocks: Iterable[int]
 ) -> list[torch.Tensor]:
-    """What `run` gives on rank 0, while it runs on every rank of the model of that folder."""
+    """Run `run` on every rank of the model of `folder`; return the result of rank 0."""
     meeting, order = _Meeting(ranks), list(blocks)
 
     def live(rank: int) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Ways to compute the same text: what `check_architecture` compares.
+"""Ways to compute the same text, which `check_architecture` compares.
 
 Each gives the logarithms of the probabilities of the whole vocabulary, after the last token of the prompt and
 after each that has been generated.
@@ -14,18 +14,18 @@ import torch
 from .driver import BLOCK_SIZE, Driver
 
 Logprobs = torch.Tensor
-"""[tokens, vocab] float32: after the last prompt token and after each generated one."""
+"""Log-probabilities [tokens, vocab], float32, after the last prompt token and each generated one."""
 DECODED = 6
-"""Tokens generated after each prompt."""
+"""Number of tokens generated after each prompt."""
 
 
 def random_prompt(vocab: int, length: int, seed: int) -> list[int]:
-    """Token ids."""
+    """Return random token ids."""
     return random.Random(seed).choices(range(vocab), k=length)
 
 
 def generate(driver: Driver, prompt: Sequence[int]) -> list[int]:
-    """DECODED tokens after the prompt, most likely first."""
+    """Return the DECODED tokens that follow a prompt greedily."""
     driver.start(0, prompt_length=len(prompt))
     tokens = [driver.prefill({0: prompt})[0].token]
     while len(tokens) < DECODED:
@@ -34,7 +34,7 @@ def generate(driver: Driver, prompt: Sequence[int]) -> list[int]:
 
 
 def whole(driver: Driver, text: Sequence[int], length: int) -> Logprobs:
-    """Each position by a prefill of its own, from the beginning: nothing of the cache is read."""
+    """Compute each position by a prefill from the beginning, which reads nothing of the cache."""
     rows = []
     for end in range(length, len(text)):
         driver.start(0, prompt_length=length)
@@ -43,7 +43,7 @@ def whole(driver: Driver, text: Sequence[int], length: int) -> Logprobs:
 
 
 def decoded(driver: Driver, lane: int, text: Sequence[int], length: int) -> Logprobs:
-    """The prompt by prefill, each further token by a decode step."""
+    """Compute the prompt by prefill, and each further token by a decode step."""
     driver.start(lane, prompt_length=length)
     rows = [driver.prefill({lane: text[:length]})[lane]]
     rows += [driver.decode([lane])[lane] for _ in range(len(text) - length - 1)]
@@ -51,7 +51,7 @@ def decoded(driver: Driver, lane: int, text: Sequence[int], length: int) -> Logp
 
 
 def chunked(driver: Driver, prompt: Sequence[int]) -> Logprobs:
-    """The prompt in chunks of 9, 1, 7, 7, … tokens; after its last token only.
+    """Compute the last token of the prompt, in chunks of 9, 1, 7, 7, … tokens.
 
     The last chunk is of more tokens than a step that might be taken for a decode step.
     """
@@ -67,7 +67,7 @@ def chunked(driver: Driver, prompt: Sequence[int]) -> Logprobs:
 def together(
     driver: Driver, texts: Sequence[Sequence[int]], lengths: Sequence[int], pad: tuple[int, int, int]
 ) -> list[Logprobs]:
-    """All rows in the same steps, in an order that changes from step to step."""
+    """Compute all rows in the same steps, in an order that changes from step to step."""
     lanes = list(range(len(texts)))
     for lane in lanes:
         driver.start(lane, prompt_length=lengths[lane])
@@ -99,7 +99,7 @@ def shared(driver: Driver, text: Sequence[int]) -> tuple[list[Logprobs], list[Lo
 
 
 def transformers_logprobs(folder: Path, reference: Any, texts: Sequence[Sequence[int]]) -> list[Logprobs]:
-    """What transformers' model gives after each token, by a forward pass without a cache."""
+    """Return the log-probabilities of transformers' model, by a forward pass without a cache."""
     if reference is None:
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging

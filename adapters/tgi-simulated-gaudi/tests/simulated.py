@@ -1,4 +1,4 @@
-"""What the tests of the simulated card share."""
+"""Helpers of the tests of the simulated card."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +30,7 @@ def graphed(card: Card, function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def refused(rule: str, saying: str = "") -> Iterator[GaudiRuleError]:
-    """The rule is broken within, and the error names the place here."""
+    """Check that the body breaks the rule, and that the error names its place."""
     caught = GaudiRuleError(RULES[rule], "", "", "")
     with pytest.raises(GaudiRuleError, match=saying or None) as raised:
         yield caught
@@ -48,7 +48,7 @@ def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def same(got: Any, want: Any, tolerance: float = 0.0) -> None:
-    """What is on the device equals what is on the CPU, in the same containers."""
+    """Check that results on the device equal those on the CPU, in the same containers."""
     if isinstance(want, torch.Tensor):
         assert got.device.type == "hpu"
         torch.testing.assert_close(got.cpu(), want, rtol=tolerance, atol=tolerance)
@@ -58,5 +58,5 @@ def same(got: Any, want: Any, tolerance: float = 0.0) -> None:
             same(got[name], want[name], tolerance)
     else:
         assert type(got) is type(want)
-        for one, other in zip(got, want, strict=True):
-            same(one, other, tolerance)
+        for mine, theirs in zip(got, want, strict=True):
+            same(mine, theirs, tolerance)

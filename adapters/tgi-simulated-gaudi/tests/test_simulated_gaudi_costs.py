@@ -1,4 +1,4 @@
-"""What the simulated card says of time, memory and compilation, and that it leaves no trace."""
+"""Estimates of time, memory and compilation, and that an uninstalled card leaves no trace."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Each rule of graphs with code that breaks it; README.md names these tests."""
+"""Code that breaks each rule of graphs; README.md names these tests."""
 
 from contextlib import nullcontext
 

@@ -60,7 +60,7 @@ os._exit(0)
 
 
 def ranks(tmp_path, body, profile="gaudi2-compile", size=2, lazy_collectives=True):
-    """What each rank prints."""
+    """Return the lines that each rank prints."""
     program = PROGRAM.format(
         root=str(Path(__file__).parents[2]),
         profile=profile,

@@ -1,4 +1,4 @@
-"""Each rule that is not of graphs alone, with code that breaks it; README.md names them."""
+"""Code that breaks each rule that is not of graphs alone; README.md names these tests."""
 
 import os
 import subprocess

@@ -60,9 +60,9 @@ def unwatch() -> None:
 
 
 def _watched(name: str, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    given = inspect.signature(original).bind(*args, **kwargs)
-    reduction = given.arguments.get("op", dist.ReduceOp.SUM)
-    tensors = [value for value in given.arguments.values() if isinstance(value, HpuTensor)]
+    arguments = inspect.signature(original).bind(*args, **kwargs).arguments
+    reduction = arguments.get("op", dist.ReduceOp.SUM)
+    tensors = [value for value in arguments.values() if isinstance(value, HpuTensor)]
     if tensors and reduction not in _REDUCTIONS:
         dispatch.active().ledger.violate("S20", name, f"the reduction is {reduction}")
     return original(*args, **kwargs)
