@@ -41,6 +41,12 @@ def test_values_out_of_range_are_refused_in_the_words_of_tgi(api, name, value, w
     assert str(refusal.value) == words
 
 
+@pytest.mark.parametrize("api", NAMES)
+def test_numbers_beyond_float32_are_within_open_ends(api):
+    params = read_body(body(api, temperature=1e39, repetition_penalty=1e308), api)
+    assert COLUMNS["temperature"].column(params) == COLUMNS["repetition_penalty"].column(params) == 1e4
+
+
 def test_values_that_are_neutral_in_openai_have_no_effect():
     assert read_body(body("openai", temperature=0, top_p=1, top_k=-1), "openai") == SamplingParams()
     assert read_body(body("openai", top_k=0), "openai") == SamplingParams()

@@ -30,7 +30,8 @@ class Range:
     le: float = math.inf
 
     def __contains__(self, value: float) -> bool:
-        return self.gt < value < self.lt and self.ge <= value <= self.le
+        below = value < self.lt or self.lt == math.inf  # an infinite value is within an open end
+        return self.gt < value and self.ge <= value <= self.le and below
 
     def __str__(self) -> str:
         """In the words of TGI: "must be ..."."""
