@@ -3,6 +3,7 @@
 A step is launched, and its result waited for, apart from one another, so that the next can be launched first.
 """
 
+import operator
 from collections.abc import Callable
 
 import attrs
@@ -10,18 +11,21 @@ import numpy as np
 
 from tgi.device.graphs import Run
 from tgi.footprint import PROMPT_SLICE
-from tgi.protocol import LaneParams, Step, unpack_ints
+from tgi.limits import span
+from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
 from tgi.sampling import SamplingParams
 
 from .columns import Ints, Rows, first_blocks, step_columns
 from .lanes import Lanes
 from .layout import Array, Columns, Dimensions, Layout, Sizes
 from .program import EnterProgram, PromptProgram, StepContext, StepProgram, Variant
-from .sampler import ALL_NEEDS, needs_of
+from .sampler import ALL_NEEDS, Needs, needs_of
 from .tables import entries_of
 
 MAX_ENTRIES = 256
 """Tokens that one run of `EnterProgram` writes on a device that compiles."""
+COMPILED_NEEDS: tuple[Needs, ...] = (ALL_NEEDS,)
+"""Needs for which a device that compiles has a program of each bucket, the least first."""
 _MAX_EAGER = 64
 """Programs that are kept where they cost nothing to make."""
 Wait = Callable[[], dict[str, bytes]]
@@ -107,11 +111,12 @@ class Programs:
 
     def _variant(self, step: Step, columns: Columns) -> Variant:
         """Return the parts that the rows need; on a device that compiles, the least variant that has them."""
+        needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
         if not self._device.compiles:
-            needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
             return Variant(needs, step.top, bool(step.targets))
         assert step.top <= self._top, "more of the likeliest tokens than Load.top"
-        return Variant(ALL_NEEDS, self._top, step.bucket.prefill)
+        compiled = next(compiled for compiled in COMPILED_NEEDS if needs <= compiled)
+        return Variant(compiled, self._top, step.bucket.prefill)
 
     def _dimensions(self, step: Step, rows: Rows) -> Dimensions:
         """Return the exact sizes of the step; on a device that compiles, those of its bucket."""
@@ -127,11 +132,12 @@ class Programs:
                 blocks=tuple(int((ends - first).max()) for first in firsts),
                 flat=False,
             )
+        # A bucket with room for several samples of a row, for speculation, does not exist yet.
+        assert unpack_ints(step.samples).max() <= 1, "several samples of a row"
+        blocks = tuple(self._listed_blocks(bucket, window) for window in sizes.windows)
         if bucket.prefill:
-            contexts = -(-rows.starts // sizes.block_size)
-            assert max(int((contexts - f).max()) for f in firsts) <= bucket.blocks, (
-                "a context beyond the bucket"
-            )
+            contexts = [int((-(-rows.starts // sizes.block_size) - first).max()) for first in firsts]
+            assert all(map(operator.le, contexts, blocks)), "a context beyond the bucket"
             room = len(self._context.features)
             assert bucket.rows * bucket.tokens <= room, "a prefill step beyond Load.prefill_tokens"
         return Dimensions(
@@ -139,9 +145,17 @@ class Programs:
             tokens=bucket.rows * bucket.tokens,
             samples=bucket.rows,
             masks=bucket.rows,
-            blocks=(bucket.blocks,) * len(sizes.windows),
+            blocks=blocks,
             flat=self._device.flat and not bucket.prefill,
         )
+
+    def _listed_blocks(self, bucket: Bucket, window: int | None) -> int:
+        """Return the entries of a group's block tables, or of its list: the bucket's, if a window needs no
+        fewer."""
+        if window is None:
+            return bucket.blocks
+        seen = span(window if self._device.flat else window + bucket.tokens - 1, self._sizes.block_size)
+        return min(bucket.blocks, seen if bucket.prefill or not self._device.flat else seen * bucket.rows)
 
     def _run(self, run: Run, *packed: Array) -> Callable[[], list[Array]]:
         """Upload, run, and begin to fetch the results; what is returned waits for them."""
