@@ -7,6 +7,9 @@ from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
@@ -134,3 +137,43 @@ def test_no_block_is_lost_by_abort_or_preemption_after_blocks_were_freed(steps: 
     assert stays.state is State.FINISHED
     assert goes.state is (State.FINISHED if steps % 2 else State.ABORTED)
     assert server.schedule.allocator.widest.available == 40
+
+
+def two_groups(full: int, windowed: int) -> Server:
+    """A server whose model has layers that see everything, and layers with a window."""
+    limits = attrs.evolve(LIMITS, window=None)
+    pools = [BlockPool(full, 4), BlockPool(windowed, 4, LIMITS.window)]
+    schedule = Schedule(limits, Buckets(limits, mixes=True), BlockAllocator(limits, pools))
+    return Server(schedule, SimulatedRank(4, windows=[None, LIMITS.window]))
+
+
+def test_windowed_layers_free_the_blocks_that_full_ones_keep() -> None:
+    least = LIMITS.group_blocks(LIMITS.window)
+    server = two_groups(100, least)
+    prompt = [5 + index % 7 for index in range(300)]
+    sequence = server.add(prompt, 100)
+    used = []
+    while server.step():
+        used.append([pool.statistics().used for pool in server.schedule.allocator.pools])
+    expected = expected_tokens(prompt, 100)
+    assert sequence.tokens[300 : 300 + len(expected)] == expected
+    assert server.schedule.preemptions == 0
+    assert [max(column) for column in zip(*used, strict=True)] == [100, least]
+
+
+def test_a_prefix_hits_as_far_as_every_group_has_it() -> None:
+    """Other sequences take the cached blocks of the windowed layers; the full ones still have theirs."""
+    server = two_groups(400, LIMITS.group_blocks(LIMITS.window))
+    prompt = [5 + index % 7 for index in range(100)]
+    server.add(prompt, 1)
+    server.run()
+    again = server.add(prompt, 1)
+    server.run()
+    assert server.schedule.prefix_hit_tokens == again.cached == 96
+    for number in range(3):
+        server.add([20 + number] * 100, 1)
+    server.run()
+    late = server.add(prompt, 1)
+    server.run()
+    assert late.cached == 0
+    assert late.tokens[-1] == again.tokens[-1] == expected_tokens(prompt, 1)[0]
