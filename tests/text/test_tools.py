@@ -5,7 +5,7 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.reasoning import Thoughts
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import CallDelta, Tool
+from tgi.text.tool_formats import CallDelta, Tool, ToolCallParser, ToolFormat
 
 from .chat_templates import TEMPLATES
 
@@ -635,6 +635,56 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
     )
     written = style.calls.write([("f", '{"a": ["é"]}')])
     assert written.removesuffix("}]") in text
+
+
+class Lines(ToolFormat):
+    """A format of another shape: a line `!NAME` and a line `KEY=INTEGER` for each argument."""
+
+    def write(self, calls: Iterable[tuple[str, str]]) -> str:
+        return "".join(
+            f"!{name}\n" + "".join(f"{key}={value}\n" for key, value in json.loads(rest).items())
+            for name, rest in calls
+        )
+
+    def rules(self, tools: Sequence[Tool], literal: Callable[[str], str], **_options: bool) -> Iterator[str]:
+        yield "calls: " + " | ".join(f"call_{number}" for number in range(len(tools)))
+        yield r"INTEGER: /-?[0-9]{1,3}/"
+        for number, tool in enumerate(tools):
+            keys = [
+                f"{literal(key + '=')} INTEGER {literal(chr(10))}" for key in tool.parameters["properties"]
+            ]
+            yield f"call_{number}: {literal(tool.name + chr(10))} {' '.join(keys)}"
+
+    def parser(self) -> ToolCallParser:
+        return LinesParser(self)
+
+
+class LinesParser(ToolCallParser):
+    def __init__(self, style: ToolFormat) -> None:
+        super().__init__(style)
+        self._lines = ""
+
+    def feed(self, text: str) -> list[str | CallDelta]:
+        self._lines += text
+        return []
+
+    def end(self) -> list[str | CallDelta]:
+        name, *lines = self._lines.removeprefix("!").splitlines()
+        values = {key: int(value) for key, value in (line.split("=") for line in lines)}
+        return [CallDelta(0, "a1b2c3d4e", name, ""), CallDelta(0, None, None, json.dumps(values))]
+
+
+def test_a_format_of_another_shape_overrides_its_methods() -> None:
+    style = AnswerFormat(calls=Lines(mark="!"))
+    tool = Tool("add", None, {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}})
+    for seed in range(5):
+        text = walk(grammar(style, [tool], required=True), seed, special=False)
+        assert text is not None
+        assert text.startswith("!add\na=")
+        content, calls = read(style, list(text))
+        assert content == ""
+        assert sorted(json.loads(calls[0][1])) == ["a", "b"]
+        assert style.calls.write([(name, rest) for name, rest in calls]).count("\n") == 3
 
 
 @both_kinds
