@@ -57,7 +57,7 @@ class Device:
     """Whether programs and `fetch` return before the device has done their work."""
     fp8_limit = FP8_LIMIT
     """Greatest number in 8 bits."""
-    least_tokens = 1
+    min_tokens = 1
     """Least number of tokens of a step, padding included."""
 
     def __init__(self, threads: int = 0) -> None:

@@ -94,4 +94,4 @@ class Machine:
 
     def versions(self, packages: Iterable[str]) -> dict[str, str]:
         """Return the versions of the distributions that are installed, by name."""
-        return {package: found for package in packages if (found := self.version(package))}
+        return {package: version for package in packages if (version := self.version(package))}

@@ -126,7 +126,7 @@ class Programs:
             ends = -(-(rows.starts + rows.lengths) // sizes.block_size)
             return Dimensions(
                 rows=len(rows.lanes),
-                tokens=max(len(rows.owners), self._device.least_tokens),
+                tokens=max(len(rows.owners), self._device.min_tokens),
                 samples=len(rows.answers),
                 masks=len(step.masked) // 4,
                 blocks=tuple(int((ends - first).max()) for first in firsts),

@@ -102,7 +102,7 @@ class CpuDevice(Device):
     """Any x86 or ARM processor that oneDNN supports."""
 
     spec = SPEC
-    least_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
+    min_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
 
     def __init__(self, threads: int = 0) -> None:
         super().__init__(threads or cgroups.usable_cores())
@@ -130,8 +130,8 @@ class CpuDevice(Device):
         kernel with another order of sums, and is padded.
         """
         if len(x) == 1:
-            more = None if residual is None else residual.expand(self.least_tokens, -1)
-            return self.linear(x.expand(self.least_tokens, -1), weight, bias, more)[:1]
+            more = None if residual is None else residual.expand(self.min_tokens, -1)
+            return self.linear(x.expand(self.min_tokens, -1), weight, bias, more)[:1]
         if residual is None:
             return _linear(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         return _linear_add(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
@@ -216,10 +216,10 @@ class CpuDevice(Device):
         (total, heads, head_dim), kv_heads = query.shape, key.shape[1]
         folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim)
         outs = []
-        for one, row in zip(folded[: plan.leading].unbind(0), plan.rows, strict=False):
+        for single, row in zip(folded[: plan.leading].unbind(0), plan.rows, strict=False):
             cached = _cached(row, layer, batch.cache)
             assert cached is not None
-            outs.append(_flash(one, *cached, scale=spec.scale)[0])
+            outs.append(_flash(single, *cached, scale=spec.scale)[0])
         for row in plan.rows[plan.leading :]:
             mine = slice(row.offset, row.offset + row.length)
             out = _attend_row(query[mine], key[mine], value[mine], row, layer, batch.cache, spec)

@@ -81,7 +81,7 @@ class _Pinned:
 @attrs.frozen(eq=False)
 class _Captured:
     graph: torch.cuda.CUDAGraph
-    given: list[torch.Tensor]
+    inputs: list[torch.Tensor]
     """Tensors that the graph reads."""
     results: tuple[torch.Tensor, ...]
     """Tensors that the graph leaves its results in."""
@@ -144,8 +144,8 @@ class CudaDevice(CudaOperations):
                 results: tuple[torch.Tensor, ...] = program(*packed)
                 captured = self._capture(program, packed)
                 return results
-            for given, new in zip(captured.given, packed, strict=True):
-                given.copy_(new, non_blocking=True)
+            for held, new in zip(captured.inputs, packed, strict=True):
+                held.copy_(new, non_blocking=True)
             captured.graph.replay()
             return captured.results
 
@@ -153,19 +153,19 @@ class CudaDevice(CudaOperations):
 
     def _capture(self, program: Program, packed: tuple[torch.Tensor, ...]) -> _Captured:
         """Capture the program without executing it. Another thread may wait for a result meanwhile."""
-        graph, given = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in packed]
+        graph, inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in packed]
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            results = program(*given)
+            results = program(*inputs)
         self._captures += 1
-        return _Captured(graph, given, results)
+        return _Captured(graph, inputs, results)
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
         """Copy while the step before is computed. The arrays may be changed at once."""
         incoming, current = self._streams[0], torch.cuda.current_stream()
         uploaded = []
         for array in packed:
-            buffer, given = self._buffers.take(array.size), torch.from_numpy(array)
-            host = buffer.part(array.size, given.dtype).copy_(given)
+            buffer, source = self._buffers.take(array.size), torch.from_numpy(array)
+            host = buffer.part(array.size, source.dtype).copy_(source)
             with torch.cuda.stream(incoming):
                 there = host.to(self.torch_device, non_blocking=True)
                 buffer.copied.record()

@@ -91,7 +91,7 @@ def _join_pieces(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Join the pieces of a row; program (row, head). A row without blocks, which is padding, gets zeros."""
     row, head = tl.program_id(0), tl.program_id(1)
-    dim, some = tl.arange(0, DIM_UP), tl.arange(0, TOGETHER)
+    dim, within = tl.arange(0, DIM_UP), tl.arange(0, TOGETHER)
     start, end = tl.load(starts + row), tl.load(starts + row + 1)
     first = start // PART + row
     last = tl.where(end > start, (end - 1) // PART + row, first - 1)
@@ -99,12 +99,12 @@ def _join_pieces(  # type: ignore[no-untyped-def]
     total = tl.zeros([1], tl.float32)
     out = tl.zeros([DIM_UP], tl.float32)
     for begin in range(first, last + 1, TOGETHER):
-        here = begin + some <= last
-        piece = (begin + some).to(tl.int64) * HEADS + head
-        found = tl.load(peaks + piece, mask=here, other=float("-inf"))
-        higher = tl.maximum(peak, tl.max(found, 0))
+        here = begin + within <= last
+        piece = (begin + within).to(tl.int64) * HEADS + head
+        local = tl.load(peaks + piece, mask=here, other=float("-inf"))
+        higher = tl.maximum(peak, tl.max(local, 0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
-        shares = tl.exp(found - base)
+        shares = tl.exp(local - base)
         shrunk = tl.exp(peak - base)
         total = total * shrunk + tl.sum(shares * tl.load(sums + piece, mask=here, other=0.0), 0)
         mask = here[:, None] & (dim < DIM)[None, :]
