@@ -159,7 +159,7 @@ def budget_memory(
     def budget(rank: Loaded) -> MemoryBudget:
         return _budget(rank, groups, limits, graphs, fraction, graph_fraction)
 
-    count, rank = len(ranks), min(ranks, key=lambda rank: budget(rank).widest.fitting)
+    count, rank = len(ranks), min(ranks, key=lambda rank: (budget(rank).widest.fitting, budget(rank).room))
     if not rank.total_bytes:  # the ranks share the memory of the machine
         room = (rank.free_bytes + rank.workspace_bytes) // count - rank.workspace_bytes
         return budget(msgspec.structs.replace(rank, free_bytes=room))

@@ -73,20 +73,15 @@ class Planner:
 
     def choose_few(self, graphs: int, blocks: int, within: AttentionWorkspace) -> Buckets:
         """Choose `graphs` buckets at most, for --warmup-budget, or as few as are possible."""
-        count = graphs
-        while True:
-            try:
-                buckets = self.choose(count, blocks=blocks, within=within)
-            except GraphsError as error:
-                count = error.needed
-                continue
-            log.log(
-                logging.INFO if count == graphs else logging.WARNING,
-                "--warmup-budget is enough for %d buckets: there will be %d",
-                graphs,
-                len(buckets.to_warm_up()),
-            )
-            return buckets
+        level = logging.INFO
+        try:
+            buckets = self.choose(graphs, blocks=blocks, within=within)
+        except GraphsError as error:
+            level = logging.WARNING
+            buckets = self.choose(error.needed, blocks=blocks, within=within)
+        count = len(buckets.to_warm_up())
+        log.log(level, "--warmup-budget is enough for %d buckets: there will be %d", graphs, count)
+        return buckets
 
     def choose_again(self, buckets: Buckets, memory: MemoryBudget, within: AttentionWorkspace) -> Buckets:
         """Choose buckets for the memory that there is; they need no more of it.
