@@ -141,7 +141,7 @@ def random_workload(number: int) -> Workload:
                 turn=rng.choice([0, 0, rng.randrange(12)]),
                 prompt=prompt,
                 new_tokens=rng.randrange(12, 30) if scarce else rng.randrange(1, 10),
-                sampling=attrs.evolve(sampling, ends=sampling.ends[:1]) if scarce else sampling,
+                sampling=msgspec.structs.replace(sampling, ends=sampling.ends[:1]) if scarce else sampling,
                 grammar=rng.choice([None, None, None, *GRAMMARS]),
                 prompt_top=rng.choice([None, None, None, 0, MOST_TOP]),
                 leaves=rng.choice([None, None, None, 0, rng.randrange(1, 4)]),

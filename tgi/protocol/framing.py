@@ -7,18 +7,18 @@ _LENGTH = struct.Struct("<I")
 
 
 def frame(payload: bytes) -> bytes:
-    """The payload (at most 4 GiB) with its length in front."""
+    """Return the payload, less than 4 GiB, with its length in front."""
     return _LENGTH.pack(len(payload)) + payload
 
 
 class FrameReader:
-    """Cuts a byte stream into payloads; holds what is not complete yet. Knows no socket."""
+    """Cuts a byte stream into payloads, and holds an incomplete one until the rest arrives."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Take what was received; yield every payload that is complete now, in order."""
+        """Take received bytes, and yield every payload that is complete now, in order."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:
             end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]

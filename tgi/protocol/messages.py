@@ -1,9 +1,9 @@
 """The messages between the server process and its ranks, as columns rather than objects per row.
 
-Commands go to every rank as the identical bytes. Results come back from rank 0, what is told else from all.
-Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): a decode step of 256 rows costs
-some 15 us to encode and decode, a tenth of what one object per row would. The messages are
-`msgspec.Struct` and not attrs classes because only those can form a tagged union.
+Commands go to every rank as the identical bytes. Results come from rank 0 alone, other reports from every
+rank. Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): encoding and decoding a decode
+step of 256 rows takes about 15 us, a tenth of the time with one object per row. The messages are
+`msgspec.Struct`s and not attrs classes, because only those can form a tagged union.
 
 Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket) -> Ready
 Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
@@ -51,29 +51,29 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     device: str
     """Name of a device that a plugin offers."""
     dtype: str
-    """"float32", "bfloat16", or "auto": what this device computes fastest in."""
+    """"float32", "bfloat16", or "auto" for the dtype in which the device is fastest."""
     threads: int
     """CPU threads for one rank; 0 leaves the choice to the device."""
     lanes: int
-    """Rows that can be alive at once."""
+    """Maximum number of sequences that run at once."""
     block_size: int
     """Tokens in a KV block."""
     prefill_tokens: int = 512
-    """Query tokens, padding included, of the largest prefill step; for the estimate of its workspace."""
+    """Query tokens of the largest prefill step, padding included; its workspace is estimated from it."""
     attention: AttentionWorkspace = AttentionWorkspace()
-    """Extent of the largest steps' attention; likewise."""
+    """Extent of the attention of the largest steps; their workspace is estimated from it."""
     top: int = 0
-    """Most of `Step.top` and `Step.prompt_top`: where every shape is compiled, all steps report so many."""
+    """Maximum of `Step.top` and `Step.prompt_top`. On a device that compiles, every step reports as many."""
     dummy: bool = False
-    """Whether weights are made up rather than read."""
+    """Whether weights are made up instead of read."""
     kv_cache_dtype: str = ""
-    """"fp8_e4m3fn", or "": the model's."""
+    """"fp8_e4m3fn", or "" for the model's dtype."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
     watermark_gamma: float = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: float = 2.0
-    """What it adds to their logits."""
+    """Number that a watermark adds to the logits of the tokens it favours."""
 
 
 class Allocate(msgspec.Struct, tag=True, frozen=True):
@@ -140,8 +140,8 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     samples: bytes
     """int32 [rows]: how many of the row's last query tokens give a token."""
     draws: bytes
-    """int32 [rows]: index among the generated tokens of the first one that the row gives; the random number
-    of a token depends on its index. Without a meaning for a row that gives none."""
+    """int32 [rows]: index of the row's first sample among the generated tokens of its sequence. The random
+    number of a token depends on it. Ignored for a row without samples."""
     tokens: bytes
     """int32 [sum of lengths]: the query tokens of all rows, one row after another. -1 stands for the token
     that was last sampled for the row's lane."""
@@ -159,11 +159,11 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     table_blocks: bytes = b""
     """int32 [sum of table_counts]: block ids of the new entries."""
     params: tuple[LaneParams, ...] = ()
-    """Of the lanes that a sequence enters with this step."""
+    """Parameters of the lanes that a sequence enters with this step."""
     top: int = 0
-    """How many of the most likely tokens to report for each sampled row."""
+    """Number of most likely tokens to report with each sample."""
     prompt_top: int = 0
-    """And for each of the targets."""
+    """Number of most likely tokens to report with each target."""
     masked: bytes = b""
     """int32 [m], ascending: the samples that have a mask, counted over all rows in order."""
     masks: bytes = b""
@@ -172,33 +172,33 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
 
 class Progress(msgspec.Struct, tag=True, frozen=True):
-    """How far loading is: `done` of `total` bytes of weights."""
+    """Progress of loading: `done` of `total` bytes of weights."""
 
     done: int
     total: int
 
 
 class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
-    """The model is in memory."""
+    """The model is in memory. Sizes are in bytes."""
 
     free_bytes: int
-    """Device memory left for the KV cache after the workspace of the largest step; below 0: what lacks."""
+    """Device memory left for the KV cache after the workspace of the largest step; negative if it lacks."""
     block_bytes: tuple[int, ...]
     """Bytes of one KV block on this rank in all layers of each layer group."""
     dtype: str
     """The dtype that was chosen."""
     total_bytes: int = 0
-    """Memory of the device; 0, here and below: not known."""
+    """Memory of the device; 0: unknown."""
     weight_bytes: int = 0
-    """What the weights take."""
+    """Memory that the weights take; 0: unknown."""
     workspace_bytes: int = 0
-    """What the largest step is expected to need; `free_bytes` is without it."""
+    """Estimated memory of the largest step; not part of `free_bytes`."""
     graph_bytes: int = 0
-    """What a graph keeps."""
+    """Memory that each graph keeps; 0 if graphs keep none."""
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True):
-    """A rank, as which it sees itself, is going to look for the others: rank `rank` of `ranks`."""
+    """A rank is about to look for the others, and believes to be rank `rank` of `ranks`."""
 
     rank: int
     ranks: int
@@ -209,7 +209,7 @@ class Joined(msgspec.Struct, tag=True, frozen=True):
 
 
 class Begun(msgspec.Struct, tag=True, frozen=True):
-    """The rank begins with a step; only then does it wait for others. `digest` is that of the command."""
+    """The rank begins with a step, and may wait for other ranks. `digest` is that of the command."""
 
     digest: bytes
 
@@ -229,41 +229,43 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
     number: int
     tokens: bytes
-    """int32 [n]"""
+    """int32 [n]: the tokens."""
     logprobs: bytes
-    """float32 [n]: of the chosen token, under the distribution it was drawn from."""
+    """float32 [n]: log-probability of each token in the distribution that it was drawn from."""
     top_tokens: bytes = b""
-    """int32 [n, step.top]: most likely first; -1 where fewer have a probability."""
+    """int32 [n, step.top]: most likely tokens, the best first; -1 where fewer have a probability."""
     top_logprobs: bytes = b""
-    """float32 [n, step.top]"""
+    """float32 [n, step.top]: log-probabilities of `top_tokens`."""
     prompt_logprobs: bytes = b""
     """float32 [m]: log-probabilities of the step's targets other than -1, in order."""
     prompt_top_tokens: bytes = b""
-    """int32 [m, step.prompt_top]: as `top_tokens`, in the places of these targets."""
+    """int32 [m, step.prompt_top]: most likely tokens in the place of each target."""
     prompt_top_logprobs: bytes = b""
-    """float32 [m, step.prompt_top]"""
+    """float32 [m, step.prompt_top]: log-probabilities of `prompt_top_tokens`."""
     seconds: float = 0.0
     """Time of the step inside the rank."""
     compilations: int = 0
-    """Graphs that were compiled for it,"""
+    """Graphs that were compiled for the step."""
     cpu_fallbacks: int = 0
-    """operations that the device left to the CPU,"""
+    """Operations that the device left to the CPU."""
     graph_misses: int = 0
-    """and 1 if its bucket had no graph."""
+    """1 if the warm-up had ended and the bucket had no graph, otherwise 0."""
     memory_bytes: int = 0
-    """Device memory in use after it; 0: not known."""
+    """Device memory in use after the step; 0: unknown."""
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):
-    """The command cannot be carried out; the rank ends. `message` is for people, `kind` for code."""
+    """A command failed, and the rank ends. `message` is for people, `kind` for code."""
 
     message: str
     kind: str = "error"
-    """"model": the checkpoint or the options are to blame; "memory": it does not fit; "error": a defect."""
+    """"model" for a fault of the checkpoint or the options, "memory" for lack of memory, "error" for a defect
+    of the program."""
     trace: str = ""
-    """Of a defect."""
+    """Traceback of a defect."""
     at: float = 0.0
-    """When it failed, by the clock that all processes have: what other ranks suffer from it comes later."""
+    """Time of the failure by the monotonic clock that all processes share. Failures of other ranks that
+    follow from it are later."""
 
 
 Command: TypeAlias = Describe | Load | Allocate | Ready | Step
@@ -281,7 +283,7 @@ decode_report = _reports.decode
 
 
 def digest(data: bytes) -> bytes:
-    """Eight bytes that differ, as good as always, where the data do."""
+    """Return eight bytes that differ, almost certainly, if the data do."""
     return blake2b(data, digest_size=8).digest()
 
 
@@ -296,10 +298,10 @@ def floats(values: Iterable[float]) -> bytes:
 
 
 def unpack_ints(column: bytes) -> npt.NDArray[np.int32]:
-    """The int32 column, without a copy (read-only)."""
+    """Return a read-only view of an int32 column."""
     return np.frombuffer(column, np.int32)
 
 
 def unpack_floats(column: bytes) -> npt.NDArray[np.float32]:
-    """The float32 column, without a copy (read-only)."""
+    """Return a read-only view of a float32 column."""
     return np.frombuffer(column, np.float32)

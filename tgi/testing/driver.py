@@ -1,4 +1,4 @@
-"""Drives a rank's Runner without a server: makes the steps for a few sequences, keeps their block tables."""
+"""Drives a rank's Runner without a server: plans steps for a few sequences, and keeps their block tables."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,27 +18,30 @@ from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
 BLOCK_SIZE = 16
-MOST_ROWS = 64
-"""In a step, padding included."""
+MAX_ROWS = 64
+"""Samples of a step, padding included."""
 _NO_MASKS: Mapping[int, bytes] = MappingProxyType({})
 
 
 @attrs.define(eq=False)
 class Lane:
-    """The sequence in a lane: its blocks, how many tokens are in the cache, how many have been drawn."""
+    """The sequence in a lane."""
 
     params: dict[str, Any]
     table: list[int] = attrs.field(factory=list)
     sent: int = 0
     """Entries of the table that the rank knows."""
     cached: int = 0
+    """Tokens in the KV cache."""
     draws: int = 0
+    """Tokens that were generated."""
     started: bool = False
+    """Whether the rank knows the parameters."""
 
 
 @attrs.frozen
 class Answer:
-    """What a step gave for one row."""
+    """Result of a step for one row."""
 
     token: int
     logprob: float
@@ -48,9 +51,9 @@ class Answer:
 
 
 class Driver:
-    """Sequences by lane over a runner.
+    """Runs sequences in the lanes of a runner.
 
-    `blocks` is the pool that tables are filled from, in that order: shuffle it for fragmented tables.
+    `blocks` are the block ids that tables are filled with, in order: shuffle them for fragmented tables.
     """
 
     def __init__(self, runner: Runner, blocks: Iterable[int] = range(1, 256)) -> None:
@@ -61,7 +64,7 @@ class Driver:
         self._number = 0
         with torch.inference_mode():
             self._logits = torch.zeros(
-                MOST_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
+                MAX_ROWS, runner.config.vocab_size, dtype=runner.dtype, device=runner.device.torch_device
             )
         runner.allocate(*[max(self.free) + 1] * len(runner.groups))
         model = runner.model
@@ -75,9 +78,9 @@ class Driver:
         runner.model = recording
 
     def start(self, lane: int, **params: Any) -> None:
-        """Put a new sequence into a lane; `params` are those of LaneParams that are not neutral.
+        """Put a new sequence into a lane; `params` are those of `lane_params`.
 
-        The blocks that only the one before it had are free again, for when all others have been used.
+        Blocks that only the lane's earlier sequence had become free, and are used after all others.
         """
         before = self.lanes.pop(lane, None)
         if before is not None:
@@ -86,14 +89,14 @@ class Driver:
         self.lanes[lane] = Lane(params)
 
     def share(self, lane: int, other: int, tokens: int) -> None:
-        """Let a new sequence begin with blocks of another one: a prefix that is in the cache."""
+        """Let a new sequence begin with the blocks of another one, as a cached prefix."""
         assert tokens % BLOCK_SIZE == 0
         sequence = self.lanes[lane]
         sequence.table = self.lanes[other].table[: tokens // BLOCK_SIZE]
         sequence.cached = tokens
 
     def release(self, lane: int) -> None:
-        """Let others have the blocks that a sequence's window has left behind."""
+        """Free the blocks of a sequence that no layer sees any more."""
         row = self.lanes[lane]
         passed = self._passed(row)
         self.free += [block for block in row.table[:passed] if block]
@@ -110,9 +113,10 @@ class Driver:
         top: int = 0,
         masks: Mapping[int, bytes] = _NO_MASKS,
     ) -> dict[int, Answer]:
-        """Compute tokens of several lanes in one step; answers of all but the `unfinished`, by lane.
+        """Compute tokens of several lanes in one step, and return the answers of all but the `unfinished`.
 
-        `pad` is how much the bucket exceeds the step in rows, tokens and blocks; `masks` are those of lanes.
+        Token -1 is the last one that was sampled for its lane. `pad` is what the bucket has more than the
+        step, in rows, tokens and blocks. `masks` are given by lane.
         """
         lengths = [len(part) for part in tokens.values()]
         columns: dict[str, Any] = {"tokens": ints(token for part in tokens.values() for token in part)}
@@ -132,7 +136,7 @@ class Driver:
         top: int = 0,
         masks: Mapping[int, bytes] = _NO_MASKS,
     ) -> dict[int, Answer]:
-        """One more token for each lane."""
+        """Generate one more token for each lane."""
         ones, every, columns = [1] * len(lanes), [True] * len(lanes), _mask_columns(lanes, masks)
         columns["tokens"] = ints([-1] * len(lanes))
         return self._step(lanes, ones, every, pad, prefill=False, top=top, columns=columns)
@@ -176,7 +180,7 @@ class Driver:
         return dict(zip(answered, self._answers(self.result, sampled, top), strict=True))
 
     def _blocks(self, rows: Sequence[Lane], prefill: bool) -> int:
-        """What a bucket counts on this kind of device: blocks that a token sees."""
+        """Count blocks as a bucket of this device does."""
         device = self.runner.device
         context = prefill and device.compiles
         ends = [-(-row.cached // BLOCK_SIZE) if context else len(row.table) for row in rows]
@@ -234,8 +238,8 @@ def _mask_columns(lanes: Sequence[int], masks: Mapping[int, bytes]) -> dict[str,
 def lane_params(
     lane: int, *, history: Iterable[int] = (), prompt_length: int = 0, **changed: Any
 ) -> LaneParams:
-    """Parameters of a lane, neutral but for `changed`: fields of SamplingParams, and `bias`, a mapping from
-    token ids."""
+    """Make the parameters of a lane: neutral, but for fields of SamplingParams in `changed`, and `bias`, a
+    mapping from token ids."""
     if "bias" in changed:
         changed["logit_bias"] = tuple(changed.pop("bias").items())
     changed["ends"] = tuple(changed.get("ends", ()))
@@ -254,7 +258,7 @@ def load_command(
     top: int = 8,
     **more: Any,
 ) -> Load:
-    """A Load of a Llama, or whatever config.json says."""
+    """Make the command to load a checkpoint."""
     architecture = json.loads((Path(folder) / "config.json").read_bytes())["architectures"][0]
     return Load(
         folder=str(folder),
@@ -272,5 +276,5 @@ def load_command(
 def make_driver(
     folder: Path | str, device: Device, blocks: Iterable[int] = range(1, 256), **load: Any
 ) -> Driver:
-    """Load a checkpoint in this process."""
+    """Load a checkpoint in this process, and return a driver of it."""
     return Driver(Runner.load(load_command(folder, **load), Shard(), device), blocks)

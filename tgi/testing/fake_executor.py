@@ -12,11 +12,11 @@ import trio
 from tgi.protocol import LaneParams, Result, Step, floats, ints, unpack_ints
 
 Script = Callable[[LaneParams, int], int]
-"""(what is known of the row, number of the draw) -> the token that is drawn."""
+"""Returns the token for a row's parameters and the index of the token."""
 
 
 def counting(vocab_size: int) -> Script:
-    """Ids that count up from the row's seed, so that each seed has a text of its own."""
+    """Make a script of ids that count up from the row's seed, so that each seed has a text of its own."""
     return lambda params, draw: (params.sampling.seed + draw) % vocab_size
 
 
@@ -30,16 +30,16 @@ class FakeExecutor:
         self.script = script
         self.step_seconds = step_seconds
         self.steps = 0
-        """Results handed out."""
+        """Number of results handed out."""
         self._pending: deque[Step] = deque()
         self._params: dict[int, LaneParams] = {}
 
     async def send(self, step: Step) -> None:
-        """Hand over a step."""
+        """Take a step."""
         self._pending.append(step)
 
     async def receive(self) -> Result:
-        """The result of the oldest step, after `step_seconds`."""
+        """Return the result of the oldest step, after `step_seconds`."""
         await trio.sleep(self.step_seconds)
         self.steps += 1
         return self._execute(self._pending.popleft())
@@ -89,11 +89,11 @@ def _masks(step: Step) -> dict[int, frozenset[int]]:
 
 
 def _followed(tokens: list[int], count: int) -> tuple[bytes, bytes]:
-    """Each token and those that follow it, `count` in all, as two columns."""
+    """Return each token and the ids that follow it, `count` in all, as two columns."""
     pairs = [(token + place, logprob(token) - place) for token in tokens for place in range(count)]
     return ints(token for token, _ in pairs), floats(value for _, value in pairs)
 
 
 def logprob(token: int) -> float:
-    """What a token is reported with."""
+    """Return the log-probability that a token is reported with."""
     return -(token % 8) / 8

@@ -17,13 +17,13 @@ VOCABULARY = 40
 
 
 def digest(before: int, token: int) -> int:
-    """uint64 of a sequence that goes on with `token`."""
+    """Return the uint64 digest of a sequence that goes on with `token`."""
     data = before.to_bytes(8, "little") + token.to_bytes(4, "little")
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def next_token(state: int, draw: int, mask: bytes | None = None) -> int:
-    """EOS about once in 40 tokens."""
+    """Return the next token, EOS about once in 40."""
     drawn = digest(state, draw)
     if mask is None:
         return EOS + drawn % VOCABULARY
@@ -33,19 +33,19 @@ def next_token(state: int, draw: int, mask: bytes | None = None) -> int:
 
 
 class SimulatedMatcher:
-    """A grammar that allows about half of the tokens: which, is a digest of all that it has seen."""
+    """A grammar that allows about half of the tokens, chosen by a digest of all tokens so far."""
 
     def __init__(self) -> None:
         self._state = digest(0, 0)
 
     @property
     def mask(self) -> bytes:
-        """For the next token."""
+        """Mask of the next token."""
         allowed = (self._state % 2**VOCABULARY or 1) << EOS
         return allowed.to_bytes(8, "little")
 
     def advance(self, token: int) -> None:
-        """See a token."""
+        """Take the next token."""
         self._state = digest(self._state, token)
 
 
@@ -84,7 +84,7 @@ class SimulatedRank:
         """Query tokens of all steps, padding not counted."""
 
     def execute(self, step: Step) -> Result:
-        """Carry out a step; AssertionError for anything that a device would compute wrongly."""
+        """Carry out a step. Raises AssertionError for anything that a device would compute wrongly."""
         self._update_tables(step)
         columns = (step.lanes, step.starts, step.lengths, step.samples, step.draws)
         lanes, starts, lengths, samples, draws = (unpack_ints(column).tolist() for column in columns)

@@ -1,4 +1,4 @@
-"""The life of a rank: commands come in on a socket, reports go out, until the socket is closed."""
+"""The life of a rank: it carries out commands and sends reports until the server closes the socket."""
 
 import contextlib
 import queue
@@ -38,7 +38,7 @@ from .runner import Runner, open_device
 def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
     """Carry out commands in order until the server closes the socket (True) or one fails (False).
 
-    A failure is reported. `store` is a file through which ranks find each other, where there are several.
+    A failure is reported. `store` is a file through which several ranks find each other.
     """
 
     def report(message: Report) -> None:
@@ -94,7 +94,7 @@ def load(command: Load, shard: Shard, store: Path, report: Callable[[Report], No
 
 
 class _Waiting:
-    """Waits for results in their order, in a thread, so that the next step can be launched meanwhile."""
+    """Waits in a thread for results, in order, so that the next step can be launched meanwhile."""
 
     def __init__(self, parent: Parent, answer: Callable[[Result], None]) -> None:
         self._parent, self._answer = parent, answer
@@ -103,7 +103,7 @@ class _Waiting:
         self._error: Exception | None = None
 
     def add(self, result: Callable[[], Result]) -> None:
-        """Report it when it is there."""
+        """Report a result when it arrives. Raises the error of an earlier one."""
         if self._error is not None:
             raise self._error
         if not self._thread.is_alive():
@@ -111,7 +111,7 @@ class _Waiting:
         self._results.put(result)
 
     def finish(self) -> None:
-        """No more will come. Raises what went wrong."""
+        """Wait until every result is reported. Raises the error of one that failed."""
         if self._thread.is_alive():
             self._results.put(None)
             self._thread.join()
@@ -128,7 +128,7 @@ class _Waiting:
 
 
 def failure(error: Exception) -> Failed:
-    """What to tell the server of an error, in one line, whose fault it is, and where a defect is."""
+    """Return the report of an error: one line, whose fault it is, and the traceback of a defect."""
     now = time.monotonic()
     line = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ConfigError | CheckpointError | OSError):

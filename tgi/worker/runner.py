@@ -42,27 +42,27 @@ class Runner:
     sampler: Sampler
     workspace_bytes: int
     prefill_tokens: int
-    """Query tokens, padding included, of the largest prefill step,"""
+    """Query tokens of the largest prefill step, padding included."""
     top: int
-    """and likeliest tokens of any: see `Load`."""
+    """Maximum number of most likely tokens that a step reports; see `Load.top`."""
     cache: KVCache | None = None
     programs: Programs | None = None
     _ended: float = 0.0
-    """When the last result was there."""
+    """Time when the last result arrived."""
     _before: Counters = attrs.field(factory=Counters)
 
     @classmethod
     def load(
         cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
     ) -> "Runner":
-        """Read the model. Raises ConfigError and CheckpointError for what a person can put right."""
+        """Read the model. Raises ConfigError and CheckpointError for faults of the options or the files."""
         loaded = load_model(command, shard, device, lambda done, total: report(Progress(done, total)))
         return cls.of(loaded, command)
 
     @classmethod
     @torch.inference_mode()
     def of(cls, loaded: LoadedModel, command: Load) -> "Runner":
-        """Around a model that is in memory."""
+        """Make a runner around a model that is in memory."""
         model, config, build = loaded.model, loaded.config, loaded.build
         device, rows = build.device, command.lanes + 1
         if isinstance(model, nn.Module):
@@ -87,7 +87,7 @@ class Runner:
 
     @property
     def loaded(self) -> Loaded:
-        """What the server plans the KV cache with."""
+        """Answer to `Load`, from which the server plans the KV cache."""
         return Loaded(
             free_bytes=self.device.free_bytes() - self.workspace_bytes,
             block_bytes=tuple(group.token_bytes * self.block_size for group in self.groups),
@@ -122,9 +122,9 @@ class Runner:
 
     @torch.inference_mode()
     def launch(self, step: Step) -> Callable[[], Result]:
-        """Begin with a step; what is returned waits for the result, and may be called in another thread.
+        """Begin a step, and return a function that waits for its result, in any thread.
 
-        Results must be waited for in order, one at most may be waited for when the next step is launched.
+        Results are waited for in order. At most one may be outstanding when the next step is launched.
         """
         assert self.programs is not None, "a step before Allocate"
         began = time.perf_counter()
@@ -168,7 +168,7 @@ class Runner:
 
 
 def open_device(name: str, threads: int) -> Device:
-    """The device of that name. Raises ConfigError where no plugin offers it."""
+    """Open the device of that name. Raises ConfigError if no plugin offers it."""
     spec = find_offer("device", name, devices(load_plugins()))
     device = import_named(spec.implementation)(threads)
     assert isinstance(device, Device)

@@ -1,14 +1,15 @@
 """From logits to tokens: one program for all rows of a step, with parameters as columns and static shapes.
 
-In order: watermark, penalties, logit bias, ends that may not come yet, grammar masks, temperature, top-k,
-top-p, min-p, typical-p, choice (tgi-behaviour section 5). What comes out for a row depends on that row alone,
-bit for bit: no reduction runs over rows, none may be split differently for one row than for many (as
-`Tensor.sum` of a single row is), ties are broken by the lowest id, and a part that no row needs is skipped
-only where it would not change any bit. (Classes that are made within a program are not frozen:
-`torch.compile` cannot trace how attrs makes those.)
+The order is TGI's: watermark, penalties, logit bias, ends that may not come yet, grammar masks, temperature,
+top-k, top-p, min-p, typical-p, choice. The result of a row depends on that row alone, bit for bit: no
+reduction runs over rows, no sum is split differently for one row than for many (as `Tensor.sum` of a single
+row is), the lowest id wins a tie, and a part that no row needs is skipped only if it would change no bit.
+(Classes that are made within a program are not frozen: `torch.compile` cannot trace how attrs makes those.)
 
-Where probabilities are added up they are integers, multiples of 2^-30: their sums are exact, in whatever
-order a device adds, and need no float64.
+Probabilities are added as integers, multiples of 2^-30: their sums are exact in any order, without float64.
+
+A row that is sampled several times in one step may not have penalties: the counts of a step's samples are
+added after all of them were drawn.
 """
 
 from collections.abc import Mapping
@@ -26,9 +27,9 @@ from .tables import Tables
 
 _WATERMARK_KEY = 15485863
 _UNIT = 30
-"""Probabilities are counted in 2^-30; so fine, and their sums fit into 32 bits."""
+"""Probabilities are counted in units of 2^-30: the finest whose sums fit into 32 bits."""
 _SHORT = 256
-"""Scores that are sorted first where shapes are free; hardly ever does a top-k or top-p need more."""
+"""Scores that are sorted first if shapes may follow the data; top-k and top-p rarely need more."""
 
 
 Numbers = npt.NDArray[np.generic]
@@ -48,12 +49,12 @@ def needs_of(ints: Numbers, floats: Numbers, barred: Numbers) -> Needs:
 
 @attrs.define(eq=False)
 class Masks:
-    """Which tokens some of the rows may give."""
+    """Tokens that masked rows may give."""
 
     words: torch.Tensor
-    """[m, words] int32: a bit for each token of the vocabulary, the lowest first."""
+    """[m, words] int32: one bit per token of the vocabulary, the lowest first."""
     rows: torch.Tensor | None = None
-    """[m]: which rows; None: all, in their order."""
+    """[m]: the masked rows; None stands for all, in order."""
 
 
 @attrs.define(eq=False, kw_only=True)
@@ -63,12 +64,13 @@ class SamplerInputs:
     needs: Needs
     lanes: torch.Tensor
     lengths: torch.Tensor
-    """Tokens of the sequence so far, prompt and generated."""
+    """Number of tokens of the sequence so far, prompt included."""
     previous: torch.Tensor
-    """The last of them."""
+    """Last token of the sequence so far."""
     draw_high: torch.Tensor
+    """Upper DRAW_BITS bits of the row's random number."""
     draw_low: torch.Tensor
-    """The random number, DRAW_BITS bits each."""
+    """Lower DRAW_BITS bits of the row's random number."""
     barred: torch.Tensor
     """Whether the lane's ends may not come yet."""
     params: Mapping[str, torch.Tensor]
@@ -80,20 +82,20 @@ class SamplerInputs:
 
 @attrs.define(eq=False)
 class Sampled:
-    """What was chosen."""
+    """The tokens that were chosen, and the most likely ones."""
 
     tokens: torch.Tensor
-    """[rows]"""
+    """[rows]: the chosen tokens."""
     logprobs: torch.Tensor
-    """[rows] float32: of the token, under the distribution it was drawn from."""
+    """[rows] float32: log-probability of the token in the distribution that it was drawn from."""
     top_tokens: torch.Tensor
-    """[rows, top]: most likely first, the lower id first among equals; -1 for what cannot be drawn."""
+    """[rows, top]: most likely first, lower ids first among equals; -1 for a token that cannot be drawn."""
     top_logprobs: torch.Tensor
-    """[rows, top] float32"""
+    """[rows, top] float32: log-probabilities of `top_tokens`."""
 
 
 class Sampler:
-    """The program and what it keeps on the device."""
+    """Chooses the tokens of a step, and keeps the tables of all lanes."""
 
     def __init__(self, lanes: int, vocab_size: int, device: Device, gamma: float, delta: float) -> None:
         self.tables = Tables(lanes, vocab_size, device)
@@ -125,7 +127,7 @@ def process(
     gamma: float,
     delta: float,
 ) -> torch.Tensor:
-    """The float32 scores [rows, vocab] that a token is drawn from: penalised, warped, -inf where filtered."""
+    """Return the float32 scores [rows, vocab] to draw from: penalised, warped, -inf where filtered."""
     needs = rows.needs
     if "watermark" in needs:
         green = green_list(rows.previous, scores.shape[1], gamma) & (rows.params["watermark"] > 0)[:, None]
@@ -157,7 +159,7 @@ def process(
 
 
 def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
-    """A token per row, by the inverse of the cumulative distribution in the order of ids; [rows].
+    """Draw a token per row [rows], by the inverse of the cumulative distribution in the order of ids.
 
     With weights w of sum W, and the 30 high bits r of the random number, it is the first token whose
     cumulative weight exceeds floor(r * W / 2^30). So it comes with probability w / W, off by less than 2^-30;
@@ -170,12 +172,12 @@ def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.T
 
 
 def weights(logprobs: torch.Tensor) -> torch.Tensor:
-    """Probabilities in units of 2^-30, int32."""
+    """Return the probabilities in units of 2^-30, int32."""
     return logprobs.exp().mul_(2**_UNIT).round_().int()
 
 
 def _scaled(whole: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """floor(whole * share / 2^30) of int32s below 2^31 and 2^30, by halves of 15 bits that stay within 32."""
+    """Return floor(whole * share / 2^30) of int32s below 2^31 and 2^30, by halves that fit into 32 bits."""
     half = _UNIT // 2
     low = (1 << half) - 1
     whole_high, whole_low = whole >> half, whole & low
@@ -187,7 +189,7 @@ def _scaled(whole: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
 
 
 def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
-    """Which tokens a watermark favours after `previous` [rows]; [rows, vocab] bool.
+    """Return the tokens [rows, vocab] bool that a watermark favours after the tokens `previous` [rows].
 
     After Kirchenbauer et al. 2023 (arXiv 2301.10226). Each token is green if a hash of it, keyed by 15485863
     times the previous token, falls into the first `gamma` of its range. TGI permutes the vocabulary with
@@ -207,7 +209,7 @@ def _hash(x: torch.Tensor) -> torch.Tensor:
 
 
 def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
-    """Repetition penalty once per id that occurs; frequency penalty by its share of the sequence's tokens."""
+    """Apply the repetition penalty once per id that occurs, and the frequency penalty by its share."""
     repetition = rows.params["repetition_penalty"][:, None]
     penalised = torch.where(scores < 0, scores * repetition, scores / repetition)
     scores = torch.where(counts > 0, penalised, scores)
@@ -216,13 +218,13 @@ def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -
 
 
 def _penalise_occurrences(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:
-    """Presence penalty once per id that was generated; count penalty for each time that it was."""
+    """Apply the presence penalty once per generated id, and the count penalty for each occurrence."""
     scores = scores - rows.params["presence_penalty"][:, None] * (counts > 0)
     return scores - rows.params["count_penalty"][:, None] * counts
 
 
 def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
-    """-inf for what the masks do not allow; other rows are not touched."""
+    """Set the scores of tokens that a mask forbids to -inf. Rows without a mask stay as they are."""
     bits = 1 << torch.arange(32, dtype=torch.int32, device=scores.device)
     barred = ((masks.words[:, :, None] & bits) == 0).flatten(1)[:, : scores.shape[1]]
     if masks.rows is None:
@@ -232,7 +234,7 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
 
 
 def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:
-    """top-k, then top-p among what it left. Equal scores stay or go together."""
+    """Apply top-k, then top-p among the rest. Equal scores stay or go together."""
     size = scores.shape[1]
     limited = rows.params["top_k"][:, None] > 0
     last_kept = (
@@ -255,7 +257,7 @@ def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> tor
 def _top_p_cut(
     left: torch.Tensor, best: torch.Tensor, top_p: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lowest score [rows, 1] that top-p keeps, and whether `best`, the highest scores, reach that far.
+    """Return the lowest score [rows, 1] that top-p keeps, and whether the highest scores `best` reach it.
 
     The mass of a score comes from all that are `left` and not from a sum over `best`, so that it is the
     same however many of them were sorted. Rows without top-p get -inf.
@@ -285,6 +287,6 @@ def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Devic
 
 
 def _goal(share: torch.Tensor) -> torch.Tensor:
-    """A share of the whole mass, at least the smallest that there is."""
+    """Return a share of the whole mass in units of 2^-30, at least 1."""
     goal: torch.Tensor = (share.clamp_max(1) * 2**_UNIT).int()
     return goal.clamp_min(1)
