@@ -12,7 +12,7 @@ from tgi.testing.models import make_llama
 
 from .gaudi_workloads import VOCAB, Engine, Trace, random_workload
 
-EACH = 50
+EACH = 60
 """Workloads of each device."""
 NEVER = (
     "graph_compilation",
