@@ -1,4 +1,4 @@
-"""How much a running server takes: what the options mean for a model on a device."""
+"""Limits of a running server: the options, resolved for a model on a device."""
 
 import attrs
 
@@ -9,7 +9,7 @@ DEFAULT_TOTAL_TOKENS = 4096
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """The limits of a running server, all of them known."""
+    """Limits of a running server, all of them known."""
 
     max_concurrent_requests: int = 128
     max_best_of: int = 2
@@ -18,20 +18,20 @@ class Limits:
     max_input_tokens: int = 4095
     max_total_tokens: int = 4096
     max_batch_prefill_tokens: int = 512
-    """Padded query tokens of one prefill step; longer prompts are prefilled in chunks."""
+    """Maximum query tokens of a prefill step, padding included; longer prompts are prefilled in chunks."""
     max_batch_size: int = 32
-    """Rows of one decode step."""
+    """Maximum rows of a decode step."""
     max_batch_total_tokens: int | None = None
-    """Tokens in the KV cache; None: as many as there is memory for, up to max_batch_size full sequences."""
+    """Tokens in the KV cache; None: as memory allows, up to `max_batch_size` full sequences."""
     waiting_served_ratio: float = 0.3
     max_waiting_tokens: int = 20
     block_size: int = 16
-    """Tokens in a KV block; the device's."""
+    """Tokens in a KV block of the device."""
     window: int | None = None
-    """How many tokens a token sees, itself included; the model's. None: all that a sequence can have."""
+    """Tokens that a token sees, itself included, in the layers that see most; None: the whole sequence."""
     max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
-    """Bytes of a request's body."""
+    """Maximum bytes of a request's body."""
 
     @property
     def longest_chunk(self) -> int:
@@ -40,33 +40,33 @@ class Limits:
 
     @property
     def sequence_tokens(self) -> int:
-        """Most tokens of one sequence in the KV cache at once: a chunk of a prompt and the window before."""
+        """Maximum tokens of a sequence in the KV cache at once: a chunk of it and the window before."""
         if self.window is None:
             return self.max_total_tokens
         return min(self.max_total_tokens, self.window - 1 + self.max_batch_prefill_tokens)
 
     @property
     def sequence_blocks(self) -> int:
-        """Most KV blocks that one sequence has at once."""
+        """Maximum KV blocks of a sequence at once."""
         return self.seen_blocks(self.max_batch_prefill_tokens)
 
     def group_blocks(self, window: int | None) -> int:
-        """Most KV blocks that one sequence has at once in layers with that window."""
+        """Return the maximum KV blocks of a sequence at once in layers with that window."""
         return seen_blocks(self.max_total_tokens, self.max_batch_prefill_tokens, window, self.block_size)
 
     def seen_blocks(self, queries: int) -> int:
-        """Most KV blocks that `queries` tokens in a row of one sequence are in or see."""
+        """Return the maximum KV blocks that `queries` consecutive tokens of a sequence are in or see."""
         return seen_blocks(self.max_total_tokens, queries, self.window, self.block_size)
 
 
 def seen_blocks(tokens: int, queries: int, window: int | None, block_size: int) -> int:
-    """Most of the KV blocks of `tokens` tokens that `queries` of them in a row are in or see."""
+    """Return how many KV blocks of `tokens` tokens at most `queries` consecutive ones are in or see."""
     blocks = -(-tokens // block_size)
     return blocks if window is None else min(blocks, span(window + queries - 1, block_size))
 
 
 def span(tokens: int, block_size: int) -> int:
-    """Most KV blocks that `tokens` tokens in a row lie in, wherever they begin."""
+    """Return the maximum KV blocks that `tokens` consecutive tokens lie in, wherever they begin."""
     return (tokens + block_size - 2) // block_size + 1
 
 
@@ -80,11 +80,11 @@ def resolve_limits(
     window: int | None = None,
     learned_positions: int | None = None,
 ) -> Limits:
-    """What the options mean for a model made for `max_position` tokens on a device with these defaults.
+    """Resolve the options for a model made for `max_position` tokens, on a device with these defaults.
 
-    Raises OptionError with TGI's texts. There is no check of the prefill budget against the longest
-    prompt: longer prompts are prefilled in chunks. --max-total-tokens may exceed `max_position`, but not
-    the number of positions of a model that has learned each of them (`learned_positions`).
+    Raises OptionError with TGI's texts. The prefill budget may be below the longest prompt, which is then
+    prefilled in chunks. --max-total-tokens may exceed `max_position`, but not the number of positions of a
+    model that has learned each of them (`learned_positions`).
     """
     wanted = options.max_input_tokens if options.max_input_length is None else options.max_input_length
     total = options.max_total_tokens

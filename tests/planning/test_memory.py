@@ -194,7 +194,7 @@ def test_a_group_with_a_window_gets_no_more_than_it_can_need() -> None:
     memory = two_groups(10_000 * 1024)
     assert blocks(memory) == [4 * 6, 4 * 63]
     assert memory.widest.fitting == 10_000 - 1 - 2 * (4 * 6 + 1), "the rest"
-    assert "KV cache of 2 layers, 25 blocks of 16 tokens" in str(memory)
+    assert "KV cache of 2 layers that see 40 tokens, 25 blocks of 16 tokens" in str(memory)
     assert "KV cache of 1 layers, 253 blocks of 16 tokens" in str(memory)
 
 

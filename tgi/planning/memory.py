@@ -90,7 +90,8 @@ class MemoryBudget:
         yield from ((name, size) for name, size in shares.items() if size)
         for group in self.groups:
             blocks = max(group.blocks if self.fits else group.longest, 0) + 1
-            name = "KV cache" if len(self.groups) == 1 else f"KV cache of {group.layers} layers"
+            sees = "" if group.window is None else f" that see {group.window:,} tokens"
+            name = "KV cache" if len(self.groups) == 1 else f"KV cache of {group.layers} layers{sees}"
             missing = "" if self.fits else ", more than there is room for"
             size = blocks * group.block_bytes
             yield f"{name}, {blocks:,} blocks of {self.limits.block_size} tokens{missing}", size
