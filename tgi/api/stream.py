@@ -23,6 +23,8 @@ KEEP_ALIVE = b":\n\n"
 _LINE_ENDS = {b"\xe2\x80\xa8": rb"\u2028", b"\xe2\x80\xa9": rb"\u2029", b"\xc2\x85": rb"\u0085"}
 """Characters at which some clients end a line, and their escapes in JSON."""
 
+_encode = msgspec.json.Encoder().encode
+
 Item = tuple[int, Token | ApiError]
 """A token of a sequence, or the error that ends it, with the index of the sequence."""
 Receive = trio.MemoryReceiveChannel[Item]
@@ -75,7 +77,7 @@ def best_first(finished: list[Finished]) -> list[Finished]:
 
 def frame(body: object) -> bytes:
     """Return one event (R1.80)."""
-    data = msgspec.json.encode(body)
+    data = _encode(body)
     if not data.isascii():
         for character, escape in _LINE_ENDS.items():
             data = data.replace(character, escape)
