@@ -1,0 +1,257 @@
+// Paged attention for rows of any length: decode rows, chunks of prompts, and both in one call.
+//
+// The cache of a layer is divided into blocks of BLOCK tokens. Within a block and key/value head, keys are stored as
+// [size/2][BLOCK][2], so that the scores of BLOCK tokens are computed side by side, and values as [BLOCK][size].
+//
+// A query sees tokens in chunks of CHUNK, at multiples of CHUNK from position 0. For each chunk it gets a maximum, a
+// sum and a weighted value; the chunks are then merged in their order. So a query's result depends on its context
+// alone: not on other rows, on the length of its row, or on how the work is divided over threads.
+#include "kernels.h"
+#include "vec.h"
+
+#include <omp.h>
+#include <vector>
+
+constexpr int BLOCK = 16;
+constexpr int CHUNK = 256;
+constexpr int TILE = 4;  // query heads that read a key together
+constexpr long MAX_SIZE = 256;
+constexpr long PARTIAL = 2;  // numbers before the weighted value: maximum and sum
+
+// Place of feature i of a token's key in its block; float32 has W tokens side by side.
+static inline long key_place(const bf16*, long token, long i) { return (i / 2 * BLOCK + token) * 2 + i % 2; }
+static inline long key_place(const float*, long token, long i) {
+  return ((i / 2 * (BLOCK / W) + token / W) * 2 + i % 2) * W + token % W;
+}
+
+template <typename T>
+static void store_kv(const T* key, const T* value, long tokens, long kv_heads, long size, long key_stride,
+                     long value_stride, const int32_t* slots, T* keys, T* values) {
+#pragma omp parallel for if (tokens * kv_heads > 64)
+  for (long t = 0; t < tokens; t++)
+    for (long h = 0; h < kv_heads; h++) {
+      const long block = (slots[t] / BLOCK * kv_heads + h) * BLOCK * size, token = slots[t] % BLOCK;
+      for (long i = 0; i < size; i++) keys[block + key_place(keys, token, i)] = key[t * key_stride + h * size + i];
+      memcpy(values + block + token * size, value + t * value_stride + h * size, size * sizeof(T));
+    }
+}
+
+template <typename T> struct Attention {
+  const AttentionArguments& a;
+
+  long first(long row, long token) const {  // position of the first token that a query token sees
+    const long position = a.starts[row] + token;
+    return a.window ? std::max(0L, position + 1 - a.window) : 0;
+  }
+  long block(long row, long position, long kv_head) const {
+    const long base = a.bases ? a.bases[row] : 0;
+    return (a.tables[row * a.width + (position - base) / BLOCK] * a.kv_heads + kv_head) * BLOCK * a.size;
+  }
+
+  // Scores of `count` queries, at q, with the tokens of one block, into scores[n][offset...].
+  template <int N> void scores_of(const T* const* q, const T* keys, float (*scores)[CHUNK], long offset) const {
+    for (int part = 0; part < BLOCK / W; part++) {
+      vf acc[N];
+      for (int n = 0; n < N; n++) acc[n] = vf{};
+      for (long p = 0; p < a.size / 2; p++)
+        for (int n = 0; n < N; n++) acc[n] = dot_pairs(acc[n], q[n] + p * 2, keys + (p * BLOCK + part * W) * 2);
+      for (int n = 0; n < N; n++) store(scores[n] + offset + part * W, acc[n]);
+    }
+  }
+
+  // One chunk for N queries of one key/value head; out[n] has maximum, sum, weighted value.
+  template <int N>
+  void chunk(long row, long kv_head, long from, const T* const* q, const long* position, const long* head,
+             float* const* out) const {
+    alignas(64) float scores[N][CHUNK];
+    long begin = from + CHUNK, last = 0;
+    for (int n = 0; n < N; n++) {
+      begin = std::min(begin, std::max(from, first(row, position[n] - a.starts[row])));
+      last = std::max(last, position[n]);
+    }
+    begin -= begin % BLOCK;
+    const long end = std::min(from + CHUNK, last - last % BLOCK + BLOCK);
+    for (long at = begin; at < end; at += BLOCK)
+      scores_of<N>(q, (const T*)a.keys + block(row, at, kv_head), scores, at - from);
+    for (int n = 0; n < N; n++) weigh(scores[n], from, begin, end, position[n], head[n], out[n]);
+    for (int n = 0; n < N; n++) memset(out[n] + PARTIAL, 0, a.size * sizeof(float));
+    for (long at = begin; at < end; at += BLOCK) {
+      const T* values = (const T*)a.values + block(row, at, kv_head);
+      for (int n = 0; n < N; n++)
+        if (at <= position[n]) add_values(values, scores[n] + at - from, out[n] + PARTIAL);
+    }
+  }
+
+  // Turn scores into weights: e^(score - maximum), 0 for tokens that the query does not see.
+  void weigh(float* scores, long from, long begin, long end, long position, long head, float* out) const {
+    const long visible = std::max(begin, a.window ? std::max(0L, position + 1 - a.window) : 0);
+    const float slope = a.slopes ? a.slopes[head] : 0;
+    vf top = all(-INFINITY), total = vf{};
+    float count[W];
+    for (int i = 0; i < W; i++) count[i] = i;
+    const vf lanes = load(count);
+    for (long at = begin; at < end; at += W) {
+      vf s = load(scores + at - from) * a.scale;
+      const vf distance = lanes + (float)(at - position);
+      if (a.softcap > 0) s = hyperbolic_tangent(s / a.softcap) * a.softcap;
+      s += distance * slope;
+      const vi hidden = (distance > vf{}) | (distance < all((float)(visible - position)));
+      s = select(hidden, all(-INFINITY), s);
+      store(scores + at - from, s);
+      top = maximum(s, top);
+    }
+    const float most = largest(top);
+    for (long at = begin; at < end; at += W) {
+      const vf s = load(scores + at - from);
+      const vf e = most == -INFINITY ? vf{} : exponential(s - most);
+      store(scores + at - from, e);
+      total += e;
+    }
+    out[0] = most;
+    out[1] = sum(total);
+  }
+
+  void add_values(const T* values, const float* weights, float* out) const {
+    long i = 0;
+    for (; i + 4 * W <= a.size; i += 4 * W) add_values<4>(values + i, weights, out + i);
+    for (; i < a.size; i += W) add_values<1>(values + i, weights, out + i);
+  }
+  template <int V> void add_values(const T* values, const float* weights, float* out) const {
+    vf acc[V];
+    for (int v = 0; v < V; v++) acc[v] = load(out + v * W);
+    for (int t = 0; t < BLOCK; t++)
+      for (int v = 0; v < V; v++) acc[v] += load(values + t * a.size + v * W) * weights[t];
+    for (int v = 0; v < V; v++) store(out + v * W, acc[v]);
+  }
+
+  // Merge the next chunk into what has been merged so far.
+  void merge(float* into, const float* next) const {
+    if (next[0] == -INFINITY) return;
+    const float most = std::max(into[0], next[0]);
+    const float mine = into[0] == -INFINITY ? 0 : exponential(into[0] - most), its = exponential(next[0] - most);
+    into[0] = most;
+    into[1] = into[1] * mine + next[1] * its;
+    for (long i = 0; i < a.size; i += W)
+      store(into + PARTIAL + i, load(into + PARTIAL + i) * mine + load(next + PARTIAL + i) * its);
+  }
+
+  void write(const float* merged, T* out) const {
+    const float inverse = 1.0f / merged[1];
+    for (long i = 0; i < a.size; i += W) store(out + i, load(merged + PARTIAL + i) * inverse);
+  }
+
+  // All chunks of up to TILE queries of a row, merged into out; or one chunk, if `only` is not negative.
+  void queries(long row, long kv_head, long begin, long count, long only, float* out) const {
+    const long readers = a.heads / a.kv_heads;
+    const T* q[TILE];
+    long position[TILE], head[TILE];
+    alignas(64) float fresh[TILE][PARTIAL + 14 + MAX_SIZE];
+    float *next[TILE], *into[TILE];
+    long from = a.starts[row] + CHUNK, to = 0;
+    for (long n = 0; n < count; n++) {
+      const long token = (begin + n) / readers;
+      head[n] = kv_head * readers + (begin + n) % readers;
+      position[n] = a.starts[row] + token;
+      q[n] = (const T*)a.query + (a.offsets[row] + token) * a.query_stride + head[n] * a.size;
+      next[n] = fresh[n];
+      into[n] = out + n * (PARTIAL + a.size);
+      from = std::min(from, first(row, token));
+      to = std::max(to, position[n]);
+    }
+    from -= from % CHUNK;
+    if (only >= 0) {
+      chunk_of(count, row, kv_head, only * CHUNK, q, position, head, into);
+      return;
+    }
+    for (long at = from; at <= to; at += CHUNK) {
+      if (at == from) {
+        chunk_of(count, row, kv_head, at, q, position, head, into);
+        continue;
+      }
+      chunk_of(count, row, kv_head, at, q, position, head, next);
+      for (long n = 0; n < count; n++) merge(into[n], next[n]);
+    }
+  }
+  void chunk_of(long count, long row, long kv_head, long from, const T* const* q, const long* position,
+                const long* head, float* const* out) const {
+    switch (count) {
+      case 1: return chunk<1>(row, kv_head, from, q, position, head, out);
+      case 2: return chunk<2>(row, kv_head, from, q, position, head, out);
+      case 3: return chunk<3>(row, kv_head, from, q, position, head, out);
+      default: return chunk<4>(row, kv_head, from, q, position, head, out);
+    }
+  }
+
+  struct Item { int32_t row, kv_head, begin, count, chunk; };
+
+  // Rows of few queries are divided by chunk too, so that one long context keeps all threads busy.
+  bool divided(long row) const { return a.lengths[row] == 1 && a.starts[row] - first(row, 0) >= CHUNK; }
+  long chunks(long row) const { return a.starts[row] / CHUNK - first(row, 0) / CHUNK + 1; }
+
+  void run() const {
+    const long readers = a.heads / a.kv_heads, width = PARTIAL + a.size;
+    std::vector<Item> items;
+    std::vector<long> slots(a.rows, -1);  // where the partial results of a divided row begin
+    long used = 0;
+    for (long row = 0; row < a.rows; row++) {
+      const long queries = a.lengths[row] * readers;
+      if (divided(row)) { slots[row] = used; used += chunks(row) * a.heads; }
+      for (long c = 0; c < (divided(row) ? chunks(row) : 1); c++)
+        for (long h = 0; h < a.kv_heads; h++)
+          for (long b = 0; b < queries; b += TILE)
+            items.push_back({(int32_t)row, (int32_t)h, (int32_t)b, (int32_t)std::min<long>(TILE, queries - b),
+                             divided(row) ? (int32_t)c : -1});
+    }
+#pragma omp parallel
+    {
+      alignas(64) float merged[TILE * (PARTIAL + MAX_SIZE)];
+#pragma omp for schedule(dynamic, 4)
+      for (long i = (long)items.size() - 1; i >= 0; i--) {  // the longest contexts of a prompt first
+        const Item& it = items[i];
+        if (it.chunk >= 0) {
+          const long place = slots[it.row] + it.chunk * a.heads + it.kv_head * readers + it.begin;
+          queries(it.row, it.kv_head, it.begin, it.count, first(it.row, 0) / CHUNK + it.chunk, a.partials + place * width);
+          continue;
+        }
+        queries(it.row, it.kv_head, it.begin, it.count, -1, merged);
+        for (long n = 0; n < it.count; n++) write(merged + n * width, result(it, n));
+      }
+#pragma omp for schedule(dynamic, 4)
+      for (long i = 0; i < a.rows * a.heads; i++) {
+        const long row = i / a.heads, head = i % a.heads;
+        if (slots[row] < 0) continue;
+        float* into = a.partials + (slots[row] + head) * width;
+        for (long c = 1; c < chunks(row); c++) merge(into, into + c * a.heads * width);
+        write(into, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
+      }
+    }
+  }
+  T* result(const Item& it, long n) const {
+    const long readers = a.heads / a.kv_heads, query = it.begin + n;
+    const long token = a.offsets[it.row] + query / readers, head = it.kv_head * readers + query % readers;
+    return (T*)a.out + (token * a.heads + head) * a.size;
+  }
+};
+
+extern "C" {
+void tgi_store_kv(int kind, const void* key, const void* value, long tokens, long kv_heads, long size, long key_stride,
+                  long value_stride, const int32_t* slots, void* keys, void* values) {
+  if (kind == BFLOAT16)
+    store_kv((const bf16*)key, (const bf16*)value, tokens, kv_heads, size, key_stride, value_stride, slots,
+             (bf16*)keys, (bf16*)values);
+  else
+    store_kv((const float*)key, (const float*)value, tokens, kv_heads, size, key_stride, value_stride, slots,
+             (float*)keys, (float*)values);
+}
+long tgi_partials(const AttentionArguments* a) {
+  Attention<float> attention{*a};
+  long count = 0;
+  for (long row = 0; row < a->rows; row++)
+    if (attention.divided(row)) count += attention.chunks(row);
+  return count * a->heads * (PARTIAL + a->size);
+}
+void tgi_attention(int kind, const AttentionArguments* a) {
+  if (kind == BFLOAT16) Attention<bf16>{*a}.run();
+  else Attention<float>{*a}.run();
+}
+}

@@ -1,0 +1,40 @@
+// The C interface of the library, called from Python through ctypes. Strides and sizes are counted in numbers,
+// not bytes. `kind` is the type of all numbers: FLOAT32 or BFLOAT16; sums are float32 always.
+#pragma once
+#include <cstdint>
+
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+
+struct LinearArguments {
+  const void *x, *w;  // [m, k]; packed by tgi_pack
+  const void *bias, *residual;  // [n], [m, n], or null
+  void* y;  // [m, n]
+  long m, n, k, x_stride, residual_stride, y_stride;
+};
+
+struct AttentionArguments {
+  const void* query;  // [tokens, heads, size]
+  const void *keys, *values;  // the cache of one layer, see attention.cpp
+  void* out;  // [tokens, heads, size]
+  const int32_t* tables;  // [rows, width]: block ids
+  const int32_t *offsets, *lengths, *starts;  // [rows]: index of the first query token; how many; its position
+  const int32_t* bases;  // [rows]: position of the first token of the table, or null for 0
+  const float* slopes;  // [heads]: ALiBi, or null
+  float* partials;  // scratch of tgi_partials() numbers
+  long rows, width, heads, kv_heads, size, query_stride, window;  // window 0: all tokens before
+  float scale, softcap;  // softcap 0: none
+};
+
+extern "C" {
+long tgi_packed_size(long n, long k);
+void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
+void tgi_linear(int kind, const LinearArguments*);
+void tgi_store_kv(int kind, const void* key, const void* value, long tokens, long kv_heads, long size, long key_stride,
+                  long value_stride, const int32_t* slots, void* keys, void* values);
+long tgi_partials(const AttentionArguments*);
+void tgi_attention(int kind, const AttentionArguments*);
+void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out);
+void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out);
+void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
+                long rotated);
+}

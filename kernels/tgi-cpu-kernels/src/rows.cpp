@@ -1,0 +1,79 @@
+// Operations on the rows of activations: norms, gates, rotary positions. Each row is computed alone, in one order.
+#include "kernels.h"
+#include "vec.h"
+
+#include <omp.h>
+
+constexpr long SMALL = 1 << 15;  // numbers below which a second thread is not worth waking
+
+template <typename T>
+static void rms_norm(const T* x, const T* weight, float epsilon, long rows, long size, long stride, T* out) {
+#pragma omp parallel for if (rows * size > SMALL)
+  for (long r = 0; r < rows; r++) {
+    const T* in = x + r * stride;
+    vf squares = vf{};
+    float rest = 0;
+    long i = 0;
+    for (; i + W <= size; i += W) { const vf v = load(in + i); squares += v * v; }
+    for (long j = i; j < size; j++) rest += widen(in[j]) * widen(in[j]);
+    const float factor = 1.0f / sqrtf((sum(squares) + rest) / size + epsilon);
+    for (i = 0; i + W <= size; i += W) store(out + r * size + i, load(in + i) * factor * load(weight + i));
+    for (; i < size; i++) narrow(out + r * size + i, widen(in[i]) * factor * widen(weight[i]));
+  }
+}
+
+static inline vf silu(vf x) {  // x / (1 + e^-x), by e^-|x| so that nothing overflows
+  const vi negative = x < vf{};
+  const vf e = exponential(select(negative, x, -x));
+  return x * select(negative, e, all(1)) / (1.0f + e);
+}
+
+// x [rows, 2 size]: silu of the first half times the second.
+template <typename T> static void silu_mul(const T* x, long rows, long size, T* out) {
+#pragma omp parallel for if (rows * size > SMALL)
+  for (long r = 0; r < rows; r++) {
+    const T *gate = x + r * 2 * size, *up = gate + size;
+    long i = 0;
+    for (; i + W <= size; i += W) store(out + r * size + i, silu(load(gate + i)) * load(up + i));
+    for (; i < size; i++) narrow(out + r * size + i, silu(all(widen(gate[i])))[0] * widen(up[i]));
+  }
+}
+
+// Rotate the first `rotated` features of every head in place, halves paired. cos, sin: [tokens, rotated / 2].
+template <typename T>
+static void rotary(T* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin, long rotated) {
+  const long half = rotated / 2;
+#pragma omp parallel for if (tokens * heads * size > SMALL)
+  for (long t = 0; t < tokens; t++)
+    for (long h = 0; h < heads; h++) {
+      T *a = x + t * stride + h * size, *b = a + half;
+      const float *c = cos + t * half, *s = sin + t * half;
+      long i = 0;
+      for (; i + W <= half; i += W) {
+        const vf u = load(a + i), v = load(b + i), cosine = load(c + i), sine = load(s + i);
+        store(a + i, u * cosine - v * sine);
+        store(b + i, v * cosine + u * sine);
+      }
+      for (; i < half; i++) {
+        const float u = widen(a[i]), v = widen(b[i]);
+        narrow(a + i, u * c[i] - v * s[i]);
+        narrow(b + i, v * c[i] + u * s[i]);
+      }
+    }
+}
+
+extern "C" {
+void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out) {
+  if (kind == BFLOAT16) rms_norm((const bf16*)x, (const bf16*)weight, epsilon, rows, size, stride, (bf16*)out);
+  else rms_norm((const float*)x, (const float*)weight, epsilon, rows, size, stride, (float*)out);
+}
+void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out) {
+  if (kind == BFLOAT16) silu_mul((const bf16*)x, rows, size, (bf16*)out);
+  else silu_mul((const float*)x, rows, size, (float*)out);
+}
+void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
+                long rotated) {
+  if (kind == BFLOAT16) rotary((bf16*)x, tokens, heads, size, stride, cos, sin, rotated);
+  else rotary((float*)x, tokens, heads, size, stride, cos, sin, rotated);
+}
+}

@@ -1,0 +1,206 @@
+"""Every kernel against its definition in float64, and bit for bit against itself in other company.
+
+Each test runs on every instruction set that this processor has and that is built.
+"""
+
+import math
+
+import pytest
+import torch
+from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
+from tgi_cpu_kernels.build import library, supported
+
+BUILT = [name for name in supported() if library(name).exists()]
+BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
+"""Share of the largest result: half a unit in the last place of bfloat16, some rounding errors of float32."""
+
+
+@pytest.fixture(params=BUILT)
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return load(request.param)
+
+
+def close(result: torch.Tensor, expected: torch.Tensor) -> None:
+    bound = TOLERANCE[result.dtype] * max(1.0, expected.abs().max().item())
+    assert (result.double() - expected).abs().max().item() <= bound
+
+
+def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@BOTH
+@pytest.mark.parametrize(("n", "k"), [(32, 64), (100, 33), (257, 96), (1, 1), (31, 2050)])
+@pytest.mark.parametrize("added", [False, True])
+def test_linear(kernels: Kernels, dtype: torch.dtype, n: int, k: int, added: bool) -> None:
+    x, weight = random(40, k, dtype=dtype), random(n, k, dtype=dtype, seed=1) / math.sqrt(k)
+    bias, residual = (random(n, dtype=dtype, seed=2), random(40, n, dtype=dtype, seed=3)) if added else (None, None)
+    expected = x.double() @ weight.double().T
+    if bias is not None and residual is not None:
+        expected = expected + bias.double() + residual.double()
+    close(kernels.linear(x, kernels.pack(weight), n, bias, residual), expected)
+
+
+@BOTH
+def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dtype: torch.dtype) -> None:
+    x, packed = random(150, 300, dtype=dtype), kernels.pack(random(70, 300, dtype=dtype, seed=1))
+    whole = kernels.linear(x, packed, 70)
+    for size in (1, 2, 3, 7, 12, 13, 64, 149):
+        parts = [kernels.linear(x[begin : begin + size], packed, 70) for begin in range(0, 150, size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+def test_a_linear_layer_takes_a_part_of_a_tensor(kernels: Kernels) -> None:
+    x, weight = random(5, 200, dtype=torch.float32), random(64, 200, dtype=torch.float32, seed=1)
+    part = kernels.linear(x[:, 50:114], kernels.pack(weight[:, 50:114]), 64)
+    assert torch.equal(part, kernels.linear(x[:, 50:114].contiguous(), kernels.pack(weight[:, 50:114].contiguous()), 64))
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 15, 64, 200, 4096])
+def test_rms_norm(kernels: Kernels, dtype: torch.dtype, size: int) -> None:
+    x, weight = random(9, size, dtype=dtype), random(size, dtype=dtype, seed=1)
+    wide = x.double()
+    expected = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5) * weight.double()
+    result = kernels.rms_norm(x, weight, 1e-5)
+    close(result, expected)
+    assert torch.equal(torch.cat([kernels.rms_norm(x[i : i + 1], weight, 1e-5) for i in range(9)]), result)
+
+
+@BOTH
+@pytest.mark.parametrize("size", [1, 16, 100, 1000])
+def test_silu_mul(kernels: Kernels, dtype: torch.dtype, size: int) -> None:
+    x = 20 * random(9, 2 * size, dtype=dtype)
+    gate, up = x.double().chunk(2, -1)
+    result = kernels.silu_mul(x)
+    close(result, torch.nn.functional.silu(gate) * up)
+    assert torch.equal(torch.cat([kernels.silu_mul(x[i : i + 1]) for i in range(9)]), result)
+
+
+@BOTH
+@pytest.mark.parametrize(("size", "rotated"), [(64, 64), (80, 32), (16, 12)])
+def test_rotary(kernels: Kernels, dtype: torch.dtype, size: int, rotated: int) -> None:
+    x, angles = random(7, 3, size, dtype=dtype), random(7, rotated // 2, dtype=torch.float32, seed=1)
+    turned = torch.view_as_complex(x.double()[..., :rotated].unflatten(-1, (2, -1)).transpose(-1, -2).contiguous())
+    turned = torch.view_as_real(turned * torch.exp(1j * angles.double())[:, None]).transpose(-1, -2).flatten(-2)
+    expected = torch.cat((turned, x.double()[..., rotated:]), -1)
+    kernels.rotary(x, angles.cos(), angles.sin())
+    close(x, expected)
+
+
+class Cache:
+    """A layer's cache with the keys and values of rows in blocks that are scattered over it."""
+
+    def __init__(self, kernels: Kernels, contexts: list[int], kv_heads: int, size: int, dtype: torch.dtype) -> None:
+        self.kernels, self.kv_heads, self.size = kernels, kv_heads, size
+        needed = [-(-context // BLOCK) for context in contexts]
+        order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(5)).int() + 1
+        self.keys = torch.full(((sum(needed) + 1) * BLOCK * kv_heads * size,), 3.0, dtype=dtype)
+        self.values = torch.full_like(self.keys, -7.0)
+        self.tables = torch.zeros(len(contexts), max(needed), dtype=torch.int32)
+        self.key, self.value = [], []
+        for row, context in enumerate(contexts):
+            blocks, order = order[: needed[row]], order[needed[row] :]
+            self.tables[row, : len(blocks)] = blocks
+            key, value = (random(context, kv_heads, size, dtype=dtype, seed=10 + 2 * row + i) for i in (0, 1))
+            position = torch.arange(context)
+            slots = blocks[position // BLOCK] * BLOCK + position % BLOCK
+            kernels.store_kv(key, value, slots.int(), self.keys, self.values)
+            self.key.append(key)
+            self.value.append(value)
+
+    def attend(self, query: torch.Tensor, rows: list[tuple[int, int, int]], **options: object) -> torch.Tensor:
+        """Attention of rows (which, start, length), whose queries follow one another."""
+        which, starts, lengths = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+        offsets = (lengths.cumsum(0) - lengths).int()
+        return self.kernels.attention(
+            query, self.keys, self.values, self.kv_heads, self.tables[which.long()].contiguous(), offsets, lengths,
+            starts, scale=0.3, **options,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+def expected(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, window: int, softcap: float,
+    slopes: torch.Tensor | None,
+) -> torch.Tensor:  # fmt: skip
+    """Attention of one row in float64."""
+    tokens, heads, _ = query.shape
+    key, value = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query.double(), key) * 0.3
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    distance = torch.arange(key.shape[0]) - torch.arange(start, start + tokens)[:, None]
+    if slopes is not None:
+        scores = scores + slopes.double()[:, None, None] * distance
+    hidden = distance > 0
+    if window:
+        hidden = hidden | (distance <= -window)
+    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -math.inf).softmax(-1), value)
+
+
+ROWS = [(0, 0, 1), (1, 20, 37), (2, 299, 1), (3, 700, 5), (4, 0, 80), (5, 1030, 1)]
+"""Rows (which, start, length): decode and prefill, with and without context, over several chunks of the cache."""
+OPTIONS = {
+    "plain": {},
+    "window": {"window": 50},
+    "narrow": {"window": 1},
+    "softcap": {"softcap": 2.0},
+    "alibi": {"slopes": True},
+    "all": {"window": 300, "softcap": 3.0, "slopes": True},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 32), (8, 2, 64), (6, 1, 128), (3, 3, 256), (2, 1, 80)])
+def test_attention(
+    kernels: Kernels, dtype: torch.dtype, options: str, heads: int, kv_heads: int, size: int
+) -> None:
+    given = dict(OPTIONS[options])
+    slopes = torch.rand(heads, generator=torch.Generator().manual_seed(7)) if given.pop("slopes", None) else None
+    cache = Cache(kernels, [start + length for _, start, length in ROWS], kv_heads, size, dtype)
+    query = random(sum(length for _, _, length in ROWS), heads, size, dtype=dtype)
+    result = cache.attend(query, ROWS, slopes=slopes, **given)
+    begin = 0
+    for which, start, length in ROWS:
+        part = slice(begin, begin + length)
+        begin += length
+        window, softcap = int(given.get("window", 0)), float(given.get("softcap", 0.0))  # type: ignore[call-overload]
+        want = expected(query[part], cache.key[which], cache.value[which], start, window, softcap, slopes)
+        close(result[part], want)
+
+
+@BOTH
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_query_does_not_depend_on_company_chunks_or_threads(
+    kernels: Kernels, dtype: torch.dtype, options: str
+) -> None:
+    given = dict(OPTIONS[options])
+    slopes = torch.rand(6, generator=torch.Generator().manual_seed(7)) if given.pop("slopes", None) else None
+    cache, query = Cache(kernels, [900], 2, 64, dtype), random(900, 6, 64, dtype=dtype)
+    whole = cache.attend(query, [(0, 0, 900)], slopes=slopes, **given)
+    for size in (1, 7, 100, 256, 899):
+        for start in range(0, 900, size) if size > 1 else (0, 1, 255, 256, 511, 512, 600, 899):
+            length = min(size, 900 - start)
+            part = cache.attend(query[start : start + length], [(0, start, length)], slopes=slopes, **given)
+            assert torch.equal(part, whole[start : start + length]), (size, start)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(cache.attend(query, [(0, 0, 900)], slopes=slopes, **given), whole)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_tables_may_begin_within_a_window(kernels: Kernels) -> None:
+    cache, query = Cache(kernels, [400], 1, 32, torch.float32), random(1, 2, 32, dtype=torch.float32)
+    whole = cache.attend(query, [(0, 399, 1)], window=40)
+    cache.tables = cache.tables[:, 22:].contiguous()
+    bases = torch.tensor([22 * BLOCK], dtype=torch.int32)
+    assert torch.equal(cache.attend(query, [(0, 399, 1)], window=40, bases=bases), whole)
+
+
+def test_a_library_that_is_not_built_is_named() -> None:
+    with pytest.raises(Unavailable, match="run `python -m tgi_cpu_kernels.build`"):
+        load("riscv")

@@ -1,0 +1,193 @@
+"""Kernels for CPUs: linear layers, paged attention, norms and gates for torch tensors, in float32 and bfloat16.
+
+A row's result depends on that row's inputs alone, bit for bit: not on how many rows there are, on how a prompt
+was divided into chunks, or on the number of threads. Each function has a definition in plain torch, in the tests.
+
+    kernels = load()            # raises Unavailable if the library is not built for this processor
+    packed = kernels.pack(weight)
+    y = kernels.linear(x, packed, out_features, bias, residual)
+"""
+
+import ctypes
+import re
+from pathlib import Path
+
+import torch
+
+from .build import library, supported
+
+BLOCK = 16
+"""Tokens in a block of the KV cache."""
+MAX_HEAD_SIZE = 256
+_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+_Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+
+class Unavailable(Exception):
+    """The kernels cannot be used here; the message says why and what to do."""
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = (
+        *((name, _Pointer) for name in ("x", "w", "bias", "residual", "y")),
+        *((name, _Long) for name in ("m", "n", "k", "x_stride", "residual_stride", "y_stride")),
+    )
+
+
+class _Attention(ctypes.Structure):
+    _fields_ = (
+        *((name, _Pointer) for name in ("query", "keys", "values", "out", "tables", "offsets", "lengths")),
+        *((name, _Pointer) for name in ("starts", "bases", "slopes", "partials")),
+        *((name, _Long) for name in ("rows", "width", "heads", "kv_heads", "size", "query_stride", "window")),
+        *((name, _Float) for name in ("scale", "softcap")),
+    )
+
+
+def load(name: str | None = None) -> "Kernels":
+    """Return the kernels for the best instruction set of this processor that is built, or for `name`.
+
+    Raises Unavailable.
+    """
+    names = supported() if name is None else [name]
+    built = [candidate for candidate in names if library(candidate).exists()]
+    if not built:
+        raise Unavailable("tgi-cpu-kernels is not built: run `python -m tgi_cpu_kernels.build`")
+    _share_openmp()
+    try:
+        return Kernels(ctypes.CDLL(str(library(built[0]))), built[0])
+    except OSError as error:
+        raise Unavailable(f"{library(built[0])} cannot be loaded: {error}") from error
+
+
+def _share_openmp() -> None:
+    """Make torch's OpenMP library the one that the kernels find: a second one would be a second pool of threads."""
+    found = re.search(r"\S*/libgomp\S*\.so\S*", Path("/proc/self/maps").read_text())
+    if found is None:
+        raise Unavailable("torch has not loaded GNU OpenMP (libgomp), whose threads the kernels share")
+    ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+
+
+class Kernels:
+    """The functions of one library. Tensors are on the CPU, in float32 or bfloat16, with unit stride at the end."""
+
+    def __init__(self, functions: ctypes.CDLL, name: str) -> None:
+        self.name = name
+        """Instruction set."""
+        self._functions = functions
+        functions.tgi_packed_size.restype = functions.tgi_partials.restype = _Long
+        functions.tgi_rms_norm.argtypes = (
+            ctypes.c_int, _Pointer, _Pointer, _Float, _Long, _Long, _Long, _Pointer,
+        )  # fmt: skip
+
+    def pack(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""
+        n, k = weight.shape
+        packed = weight.new_empty(self._functions.tgi_packed_size(_Long(n), _Long(k)))
+        self._functions.tgi_pack(
+            _KINDS[weight.dtype], _place(weight), _Long(n), _Long(k), _Long(weight.stride(0)), _place(packed)
+        )
+        return packed
+
+    def linear(
+        self,
+        x: torch.Tensor,
+        packed: torch.Tensor,
+        n: int,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return x [m, k] times the packed weight's transpose, plus bias [n] and residual [m, n], as [m, n].
+
+        Everything is added in float32 and rounded once.
+        """
+        m, k = x.shape
+        y = x.new_empty(m, n)
+        arguments = _Linear(
+            _place(x), _place(packed), _place(bias), _place(residual), _place(y),
+            m, n, k, x.stride(0), 0 if residual is None else residual.stride(0), n,
+        )  # fmt: skip
+        self._functions.tgi_linear(_KINDS[x.dtype], ctypes.byref(arguments))
+        return y
+
+    def store_kv(
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        slots: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> None:
+        """Write key and value [tokens, kv_heads, size] to the slots [tokens] int32 of a layer's cache.
+
+        The cache of a layer is two tensors of blocks * BLOCK * kv_heads * size numbers in the kernels' own order.
+        """
+        tokens, kv_heads, size = key.shape
+        self._functions.tgi_store_kv(
+            _KINDS[key.dtype], _place(key), _place(value), _Long(tokens), _Long(kv_heads), _Long(size),
+            _Long(key.stride(0)), _Long(value.stride(0)), _place(slots), _place(keys), _place(values),
+        )  # fmt: skip
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        kv_heads: int,
+        tables: torch.Tensor,
+        offsets: torch.Tensor,
+        lengths: torch.Tensor,
+        starts: torch.Tensor,
+        *,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+        bases: torch.Tensor | None = None,
+        slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return causal attention of query [tokens, heads, size] over a layer's cache, in the same shape.
+
+        Row r has `lengths[r]` query tokens from `offsets[r]` on, at the positions from `starts[r]` on, whose keys
+        and values are in the cache already. tables [rows, width] int32 are block ids; the first is that of
+        position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes [heads]
+        float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE.
+        """
+        tokens, heads, size = query.shape
+        out = query.new_empty(tokens, heads, size)
+        arguments = _Attention(
+            *map(_place, (query, keys, values, out, tables, offsets, lengths, starts, bases, slopes)), None,
+            lengths.shape[0], tables.shape[1], heads, kv_heads, size, query.stride(0), window, scale, softcap,
+        )  # fmt: skip
+        partials = torch.empty(self._functions.tgi_partials(ctypes.byref(arguments)), dtype=torch.float32)
+        arguments.partials = partials.data_ptr()
+        self._functions.tgi_attention(_KINDS[query.dtype], ctypes.byref(arguments))
+        return out
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """Return x [rows, size] over the root of its mean square, times weight [size]."""
+        rows, size = x.shape
+        out = x.new_empty(rows, size)
+        self._functions.tgi_rms_norm(
+            _KINDS[x.dtype], _place(x), _place(weight), epsilon, rows, size, x.stride(0), _place(out)
+        )
+        return out
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up [rows, size], the halves of gate_up [rows, 2 size]."""
+        rows, both = gate_up.shape
+        out = gate_up.new_empty(rows, both // 2)
+        self._functions.tgi_silu_mul(
+            _KINDS[gate_up.dtype], _place(gate_up), _Long(rows), _Long(both // 2), _place(out)
+        )
+        return out
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
+        """Rotate, in place, the first r features of x [tokens, heads, size]; cos and sin [tokens, r / 2] float32."""
+        tokens, heads, size = x.shape
+        self._functions.tgi_rotary(
+            _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),
+            _place(cos), _place(sin), _Long(2 * cos.shape[1]),
+        )  # fmt: skip
+
+
+def _place(tensor: torch.Tensor | None) -> _Pointer:
+    return _Pointer(None if tensor is None else tensor.data_ptr())

@@ -1,0 +1,89 @@
+"""Compiles the kernels: `python -m tgi_cpu_kernels.build [--all]`, for this processor or for every one.
+
+The library is one file for each instruction set, so that a wheel serves every processor and no code dispatches.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parent / "src"
+_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "avx512_bf16": (
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"),
+        ("-mavx2", "-mfma", *_AVX512, "-mavx512bf16"),
+    ),
+    "avx512": (("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"), ("-mavx2", "-mfma", *_AVX512)),
+    "avx2": (("avx2", "fma"), ("-mavx2", "-mfma")),
+    "baseline": ((), ()),
+}
+"""Flags of /proc/cpuinfo that an instruction set needs, and of the compiler, the best first."""
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra")
+
+
+class BuildError(Exception):
+    """There is no compiler, or it fails; the message is one line, or the compiler's own."""
+
+
+def supported() -> list[str]:
+    """Return the names of the instruction sets of this processor, the best first."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        text = ""
+    flags = {word for line in text.splitlines() if line.startswith("flags") for word in line.split()[2:]}
+    return [name for name, (needed, _) in TARGETS.items() if flags.issuperset(needed)]
+
+
+def library(name: str) -> Path:
+    """Return the path of the library for an instruction set."""
+    return HERE / f"kernels-{platform.machine()}-{name}.so"
+
+
+def build(names: list[str]) -> None:
+    """Compile the library for these instruction sets. Raises BuildError.
+
+    OpenMP is not linked: the loader provides torch's, so that both share one pool of threads.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
+    if compiler is None:
+        raise BuildError("no C++ compiler: install g++ (Debian: apt-get install g++), then build again")
+    for name in names:
+        target = library(name)
+        objects = [target.with_suffix(f".{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))]
+        try:
+            for source, obj in zip(sorted(SOURCES.glob("*.cpp")), objects, strict=True):
+                _run([compiler, *_FLAGS, *TARGETS[name][1], "-c", str(source), "-o", str(obj)])
+            unfinished = target.with_suffix(".new")
+            _run([compiler, "-shared", *map(str, objects), "-o", str(unfinished)])
+            unfinished.replace(target)
+        finally:
+            for obj in objects:
+                obj.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BuildError(f"{' '.join(command)} failed:\n{done.stderr}")
+
+
+def main() -> int:
+    """Build for this processor, or with --all for every one; return the exit code."""
+    names = list(TARGETS) if "--all" in sys.argv[1:] else supported()[:1]
+    try:
+        build(names)
+    except BuildError as error:
+        print(f"tgi-cpu-kernels: {error}", file=sys.stderr)
+        return 1
+    print(*(library(name) for name in names), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
