@@ -75,6 +75,8 @@ async def run_engine(service: Service, options: Options) -> None:
                 if not options.disable_grammar_support:
                     nursery.start_soon(grammars.prepare)
                 loaded = await _load(executor, load, lifecycle)
+            for remark in loaded[0].remarks:
+                log.warning("%s: %s", setup.device.name, remark)
             memory = planner.divide_memory(loaded, buckets)
             check_memory(memory)
             buckets = await in_thread(planner.choose_again, buckets, memory, attention)

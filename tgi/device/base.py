@@ -234,6 +234,10 @@ class Device:
 
     # ---- the KV cache and attention ----------------------------------------------------------------------
 
+    def remarks(self) -> list[str]:
+        """Return warnings about this device for the log of the server."""
+        return []
+
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:

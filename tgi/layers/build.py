@@ -107,11 +107,8 @@ class Build:
         The argument must not be used afterwards: its memory may hold the next weight.
         """
         prepared = self.device.prepare_linear(weight)
-        if (
-            isinstance(weight, DenseWeight)
-            and isinstance(prepared, DenseWeight)
-            and prepared.matrix.is_mkldnn
-        ):
+        copied = not isinstance(prepared, DenseWeight) or prepared.matrix.is_mkldnn
+        if isinstance(weight, DenseWeight) and copied:
             self._spare = torch.empty(0, dtype=self.dtype).set_(weight.matrix.untyped_storage())
         return prepared
 

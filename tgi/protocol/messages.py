@@ -195,6 +195,8 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Estimated memory of the largest step; not part of `free_bytes`."""
     graph_bytes: int = 0
     """Memory that each graph keeps; 0 if graphs keep none."""
+    remarks: tuple[str, ...] = ()
+    """Warnings about the device, for the log."""
 
 
 class Arrived(msgspec.Struct, tag=True, frozen=True):

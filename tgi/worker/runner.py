@@ -95,6 +95,7 @@ class Runner:
             total_bytes=self.device.total_bytes(),
             weight_bytes=self.device.counters().memory_bytes,
             workspace_bytes=self.workspace_bytes,
+            remarks=tuple(self.device.remarks()),
             graph_bytes=graph_bytes(self.config.num_layers) if self.device.keeps_graphs else 0,
         )
 

@@ -4,12 +4,15 @@ Each test runs on every instruction set that this processor has and that is buil
 """
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
 from tgi_cpu_kernels.build import library, supported
 
+Row = tuple[int, int, int]
+"""Number of a row in the cache, position of its first query, number of its queries."""
 BUILT = [name for name in supported() if library(name).exists()]
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
@@ -35,11 +38,12 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("added", [False, True])
 def test_linear(kernels: Kernels, dtype: torch.dtype, n: int, k: int, added: bool) -> None:
     x, weight = random(40, k, dtype=dtype), random(n, k, dtype=dtype, seed=1) / math.sqrt(k)
-    bias, residual = (random(n, dtype=dtype, seed=2), random(40, n, dtype=dtype, seed=3)) if added else (None, None)
-    expected = x.double() @ weight.double().T
-    if bias is not None and residual is not None:
-        expected = expected + bias.double() + residual.double()
-    close(kernels.linear(x, kernels.pack(weight), n, bias, residual), expected)
+    bias, residual = random(n, dtype=dtype, seed=2), random(40, n, dtype=dtype, seed=3)
+    packed, product = kernels.pack(weight), x.double() @ weight.double().T
+    if added:
+        close(kernels.linear(x, packed, n, bias, residual), product + bias.double() + residual.double())
+    else:
+        close(kernels.linear(x, packed, n), product)
 
 
 @BOTH
@@ -53,8 +57,9 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dty
 
 def test_a_linear_layer_takes_a_part_of_a_tensor(kernels: Kernels) -> None:
     x, weight = random(5, 200, dtype=torch.float32), random(64, 200, dtype=torch.float32, seed=1)
-    part = kernels.linear(x[:, 50:114], kernels.pack(weight[:, 50:114]), 64)
-    assert torch.equal(part, kernels.linear(x[:, 50:114].contiguous(), kernels.pack(weight[:, 50:114].contiguous()), 64))
+    x, weight = x[:, 50:114], weight[:, 50:114]
+    copied = kernels.linear(x.contiguous(), kernels.pack(weight.contiguous()), 64)
+    assert torch.equal(kernels.linear(x, kernels.pack(weight), 64), copied)
 
 
 @BOTH
@@ -82,9 +87,10 @@ def test_silu_mul(kernels: Kernels, dtype: torch.dtype, size: int) -> None:
 @pytest.mark.parametrize(("size", "rotated"), [(64, 64), (80, 32), (16, 12)])
 def test_rotary(kernels: Kernels, dtype: torch.dtype, size: int, rotated: int) -> None:
     x, angles = random(7, 3, size, dtype=dtype), random(7, rotated // 2, dtype=torch.float32, seed=1)
-    turned = torch.view_as_complex(x.double()[..., :rotated].unflatten(-1, (2, -1)).transpose(-1, -2).contiguous())
-    turned = torch.view_as_real(turned * torch.exp(1j * angles.double())[:, None]).transpose(-1, -2).flatten(-2)
-    expected = torch.cat((turned, x.double()[..., rotated:]), -1)
+    pairs = x.double()[..., :rotated].unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()
+    turned = torch.view_as_complex(pairs) * torch.exp(1j * angles.double())[:, None]
+    first = torch.view_as_real(turned).transpose(-1, -2).flatten(-2)
+    expected = torch.cat((first, x.double()[..., rotated:]), -1)
     kernels.rotary(x, angles.cos(), angles.sin())
     close(x, expected)
 
@@ -92,7 +98,9 @@ def test_rotary(kernels: Kernels, dtype: torch.dtype, size: int, rotated: int) -
 class Cache:
     """A layer's cache with the keys and values of rows in blocks that are scattered over it."""
 
-    def __init__(self, kernels: Kernels, contexts: list[int], kv_heads: int, size: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, kernels: Kernels, contexts: list[int], kv_heads: int, size: int, dtype: torch.dtype
+    ) -> None:
         self.kernels, self.kv_heads, self.size = kernels, kv_heads, size
         needed = [-(-context // BLOCK) for context in contexts]
         order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(5)).int() + 1
@@ -110,21 +118,27 @@ class Cache:
             self.key.append(key)
             self.value.append(value)
 
-    def attend(self, query: torch.Tensor, rows: list[tuple[int, int, int]], **options: object) -> torch.Tensor:
-        """Attention of rows (which, start, length), whose queries follow one another."""
-        which, starts, lengths = (torch.tensor(column, dtype=torch.int32) for column in zip(*rows, strict=True))
+    def attend(self, query: torch.Tensor, rows: list[Row], **options: Any) -> torch.Tensor:
+        """Attend with the queries of rows, which follow one another."""
+        which, starts, lengths = torch.tensor(rows, dtype=torch.int32).T.contiguous()
         offsets = (lengths.cumsum(0) - lengths).int()
+        tables = self.tables[which.long()].contiguous()
+        places = (tables, offsets, lengths, starts)
         return self.kernels.attention(
-            query, self.keys, self.values, self.kv_heads, self.tables[which.long()].contiguous(), offsets, lengths,
-            starts, scale=0.3, **options,  # type: ignore[arg-type]
-        )  # fmt: skip
+            query, self.keys, self.values, self.kv_heads, *places, scale=0.3, **options
+        )
 
 
-def expected(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, start: int, window: int, softcap: float,
-    slopes: torch.Tensor | None,
-) -> torch.Tensor:  # fmt: skip
-    """Attention of one row in float64."""
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    slopes: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend with one row in float64."""
     tokens, heads, _ = query.shape
     key, value = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query.double(), key) * 0.3
@@ -139,9 +153,9 @@ def expected(
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -math.inf).softmax(-1), value)
 
 
-ROWS = [(0, 0, 1), (1, 20, 37), (2, 299, 1), (3, 700, 5), (4, 0, 80), (5, 1030, 1)]
-"""Rows (which, start, length): decode and prefill, with and without context, over several chunks of the cache."""
-OPTIONS = {
+ROWS: list[Row] = [(0, 0, 1), (1, 20, 37), (2, 299, 1), (3, 700, 5), (4, 0, 80), (5, 1030, 1)]
+"""Decode and prefill, with and without context, over several chunks of the cache."""
+OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "window": {"window": 50},
     "narrow": {"window": 1},
@@ -151,24 +165,28 @@ OPTIONS = {
 }
 
 
+def chosen(options: str, heads: int) -> dict[str, Any]:
+    """Return a copy of these options, with slopes for the heads if they are wanted."""
+    given = dict(OPTIONS[options])
+    if "slopes" in given:
+        given["slopes"] = torch.rand(heads, generator=torch.Generator().manual_seed(7))
+    return given
+
+
 @BOTH
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(4, 4, 32), (8, 2, 64), (6, 1, 128), (3, 3, 256), (2, 1, 80)])
-def test_attention(
-    kernels: Kernels, dtype: torch.dtype, options: str, heads: int, kv_heads: int, size: int
-) -> None:
-    given = dict(OPTIONS[options])
-    slopes = torch.rand(heads, generator=torch.Generator().manual_seed(7)) if given.pop("slopes", None) else None
+@pytest.mark.parametrize("heads", [(4, 4, 32), (8, 2, 64), (6, 1, 128), (3, 3, 256), (2, 1, 80)])
+def test_attention(kernels: Kernels, dtype: torch.dtype, options: str, heads: tuple[int, int, int]) -> None:
+    count, kv_heads, size = heads
+    given = chosen(options, count)
     cache = Cache(kernels, [start + length for _, start, length in ROWS], kv_heads, size, dtype)
-    query = random(sum(length for _, _, length in ROWS), heads, size, dtype=dtype)
-    result = cache.attend(query, ROWS, slopes=slopes, **given)
+    query = random(sum(length for _, _, length in ROWS), count, size, dtype=dtype)
+    result = cache.attend(query, ROWS, **given)
     begin = 0
     for which, start, length in ROWS:
         part = slice(begin, begin + length)
         begin += length
-        window, softcap = int(given.get("window", 0)), float(given.get("softcap", 0.0))  # type: ignore[call-overload]
-        want = expected(query[part], cache.key[which], cache.value[which], start, window, softcap, slopes)
-        close(result[part], want)
+        close(result[part], attend(query[part], cache.key[which], cache.value[which], start, **given))
 
 
 @BOTH
@@ -176,19 +194,18 @@ def test_attention(
 def test_a_query_does_not_depend_on_company_chunks_or_threads(
     kernels: Kernels, dtype: torch.dtype, options: str
 ) -> None:
-    given = dict(OPTIONS[options])
-    slopes = torch.rand(6, generator=torch.Generator().manual_seed(7)) if given.pop("slopes", None) else None
+    given = chosen(options, 6)
     cache, query = Cache(kernels, [900], 2, 64, dtype), random(900, 6, 64, dtype=dtype)
-    whole = cache.attend(query, [(0, 0, 900)], slopes=slopes, **given)
+    whole = cache.attend(query, [(0, 0, 900)], **given)
     for size in (1, 7, 100, 256, 899):
         for start in range(0, 900, size) if size > 1 else (0, 1, 255, 256, 511, 512, 600, 899):
             length = min(size, 900 - start)
-            part = cache.attend(query[start : start + length], [(0, start, length)], slopes=slopes, **given)
+            part = cache.attend(query[start : start + length], [(0, start, length)], **given)
             assert torch.equal(part, whole[start : start + length]), (size, start)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert torch.equal(cache.attend(query, [(0, 0, 900)], slopes=slopes, **given), whole)
+        assert torch.equal(cache.attend(query, [(0, 0, 900)], **given), whole)
     finally:
         torch.set_num_threads(threads)
 
@@ -202,5 +219,5 @@ def test_tables_may_begin_within_a_window(kernels: Kernels) -> None:
 
 
 def test_a_library_that_is_not_built_is_named() -> None:
-    with pytest.raises(Unavailable, match="run `python -m tgi_cpu_kernels.build`"):
+    with pytest.raises(Unavailable, match=r"tgi_cpu_kernels\.build"):
         load("riscv")

@@ -1,7 +1,7 @@
-"""Kernels for CPUs: linear layers, paged attention, norms and gates for torch tensors, in float32 and bfloat16.
+"""Kernels for CPUs: linear layers, paged attention, norms and gates of torch tensors.
 
-A row's result depends on that row's inputs alone, bit for bit: not on how many rows there are, on how a prompt
-was divided into chunks, or on the number of threads. Each function has a definition in plain torch, in the tests.
+A row's result depends on that row's inputs alone, bit for bit: not on the number of rows, on how a prompt is
+divided into chunks, or on the number of threads. The tests define each function in plain torch.
 
     kernels = load()            # raises Unavailable if the library is not built for this processor
     packed = kernels.pack(weight)
@@ -60,7 +60,7 @@ def load(name: str | None = None) -> "Kernels":
 
 
 def _share_openmp() -> None:
-    """Make torch's OpenMP library the one that the kernels find: a second one would be a second pool of threads."""
+    """Let the kernels find torch's OpenMP library: another one would be a second pool of threads."""
     found = re.search(r"\S*/libgomp\S*\.so\S*", Path("/proc/self/maps").read_text())
     if found is None:
         raise Unavailable("torch has not loaded GNU OpenMP (libgomp), whose threads the kernels share")
@@ -68,7 +68,10 @@ def _share_openmp() -> None:
 
 
 class Kernels:
-    """The functions of one library. Tensors are on the CPU, in float32 or bfloat16, with unit stride at the end."""
+    """The functions of one library.
+
+    Tensors are on the CPU, float32 or bfloat16, and contiguous in their last dimension.
+    """
 
     def __init__(self, functions: ctypes.CDLL, name: str) -> None:
         self.name = name
@@ -119,7 +122,7 @@ class Kernels:
     ) -> None:
         """Write key and value [tokens, kv_heads, size] to the slots [tokens] int32 of a layer's cache.
 
-        The cache of a layer is two tensors of blocks * BLOCK * kv_heads * size numbers in the kernels' own order.
+        A layer's cache is two tensors of blocks * BLOCK * kv_heads * size numbers in the kernels' own order.
         """
         tokens, kv_heads, size = key.shape
         self._functions.tgi_store_kv(
@@ -146,7 +149,7 @@ class Kernels:
     ) -> torch.Tensor:
         """Return causal attention of query [tokens, heads, size] over a layer's cache, in the same shape.
 
-        Row r has `lengths[r]` query tokens from `offsets[r]` on, at the positions from `starts[r]` on, whose keys
+        Row r has `lengths[r]` query tokens from `offsets[r]` on, at positions from `starts[r]` on, whose keys
         and values are in the cache already. tables [rows, width] int32 are block ids; the first is that of
         position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes [heads]
         float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE.
@@ -181,7 +184,7 @@ class Kernels:
         return out
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate, in place, the first r features of x [tokens, heads, size]; cos and sin [tokens, r / 2] float32."""
+        """Rotate the first r features of x [tokens, heads, size] in place; cos, sin: [tokens, r / 2] float32."""
         tokens, heads, size = x.shape
         self._functions.tgi_rotary(
             _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),

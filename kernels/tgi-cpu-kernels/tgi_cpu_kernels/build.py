@@ -1,6 +1,6 @@
 """Compiles the kernels: `python -m tgi_cpu_kernels.build [--all]`, for this processor or for every one.
 
-The library is one file for each instruction set, so that a wheel serves every processor and no code dispatches.
+There is a library for each instruction set, so that a wheel serves every processor without dispatching code.
 """
 
 import os
@@ -23,7 +23,16 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "baseline": ((), ()),
 }
 """Flags of /proc/cpuinfo that an instruction set needs, and of the compiler, the best first."""
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-Wall", "-Wextra")
+_FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-fopenmp",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-Wall",
+    "-Wextra",
+)
 
 
 class BuildError(Exception):

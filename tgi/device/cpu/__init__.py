@@ -1,10 +1,15 @@
 """The CPU."""
 
+from typing import TYPE_CHECKING
+
 from tgi.plugins import Card, DeviceSpec
+
+if TYPE_CHECKING:
+    from .cpu_device import CpuDevice
 
 SPEC = DeviceSpec(
     name="cpu",
-    implementation="tgi.device.cpu.cpu_device:CpuDevice",
+    implementation="tgi.device.cpu:open_device",
     # OpenMP threads spin before they sleep, by default for so long that a rank whose cores are
     # shared, if only with the server, waits at every barrier for a thread that is not running.
     # And weights in huge pages, where the system allows them on request, are read faster.
@@ -17,3 +22,19 @@ SPEC = DeviceSpec(
     cards={"cpu": Card()},
     doctor="tgi.device.cpu.cpu_checks:CpuDoctor",
 )
+
+
+def open_device(threads: int = 0) -> "CpuDevice":
+    """Return the device with the kernels of tgi-cpu-kernels, or without them where they are not built."""
+    from .cpu_device import CpuDevice
+
+    try:
+        from tgi_cpu_kernels import Unavailable
+    except ImportError:
+        return CpuDevice(threads, "tgi-cpu-kernels is not installed")
+    from .kernel_device import KernelDevice
+
+    try:
+        return KernelDevice(threads)
+    except Unavailable as error:
+        return CpuDevice(threads, str(error))

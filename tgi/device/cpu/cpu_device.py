@@ -104,8 +104,14 @@ class CpuDevice(Device):
     spec = SPEC
     min_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
 
-    def __init__(self, threads: int = 0) -> None:
+    def __init__(self, threads: int = 0, without: str = "") -> None:
+        """Use `threads` threads, 0 for one per usable core. `without`: why there are no kernels."""
         super().__init__(threads or cgroups.usable_cores())
+        self._without = without
+
+    def remarks(self) -> list[str]:
+        """Say that the kernels are missing."""
+        return [f"generation is about half as fast as it could be: {self._without}"] if self._without else []
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype: for "auto" bfloat16 if the processor multiplies it natively, else float32."""
@@ -180,27 +186,30 @@ class CpuDevice(Device):
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
         keys, values = batch.cache.layers[layer]
-        slots = _plan_of(layer, batch).slots
+        plan = plan_of(layer, batch)
+        assert isinstance(plan, _GroupPlan)
+        slots = plan.slots
         keys.index_copy_(1, slots, key.transpose(0, 1))
         values.index_copy_(1, slots, value.transpose(0, 1))
 
-    def plan(self, batch: Batch, block_size: int) -> list[_GroupPlan]:
-        """Find the pieces of the cache that each row reads, as views for all layers of a group."""
+    def plan(self, batch: Batch, block_size: int) -> list[object]:
+        """Return the plan of each group of layers."""
+        return [self.plan_group(number, batch, block_size) for number in range(len(batch.groups))]
+
+    def plan_group(self, number: int, batch: Batch, block_size: int) -> object:
+        """Find the pieces of a group's cache that each row reads, as views for all layers."""
         lengths, starts = batch.lengths.tolist(), batch.starts.tolist()
         offsets = [0, *itertools.accumulate(lengths)][:-1]
-        plans = []
-        for number, group in enumerate(batch.groups):
-            whole = batch.cache.wholes[number]
-            assert whole is not None
-            flat = whole.view(-1, 1, *whole.shape[2:])
-            bases = [0] * len(starts) if group.bases is None else group.bases.tolist()
-            rows = list(map(_StepRow, offsets, lengths, starts, bases, group.tables.numpy()))
-            kinds = {
-                kind: _KindPlan.of([_plan_row(row, block_size, flat, *kind) for row in rows])
-                for kind in self.kinds(batch.cache, number)
-            }
-            plans.append(_GroupPlan(group.slots.long(), kinds))
-        return plans
+        group, whole = batch.groups[number], batch.cache.wholes[number]
+        assert whole is not None
+        flat = whole.view(-1, 1, *whole.shape[2:])
+        bases = [0] * len(starts) if group.bases is None else group.bases.tolist()
+        rows = list(map(_StepRow, offsets, lengths, starts, bases, group.tables.numpy()))
+        kinds = {
+            kind: _KindPlan.of([_plan_row(row, block_size, flat, *kind) for row in rows])
+            for kind in self.kinds(batch.cache, number)
+        }
+        return _GroupPlan(group.slots.long(), kinds)
 
     def attention(
         self,
@@ -212,7 +221,9 @@ class CpuDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """Attend row by row with the fused kernel: unmasked over the cache, masked over a chunk itself."""
-        plan = _plan_of(layer, batch).kinds[spec.kind]
+        group = plan_of(layer, batch)
+        assert isinstance(group, _GroupPlan)
+        plan = group.kinds[spec.kind]
         (total, heads, head_dim), kv_heads = query.shape, key.shape[1]
         folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim)
         outs = []
@@ -249,10 +260,10 @@ def _attend_row(
     return parts[0][0] if len(parts) == 1 else _merge(*parts)
 
 
-def _plan_of(layer: int, batch: Batch) -> _GroupPlan:
+def plan_of(layer: int, batch: Batch) -> object:
+    """Return the plan of the group that a layer is in."""
     assert isinstance(batch.plan, list)
-    plan: _GroupPlan = batch.plan[batch.cache.groups[layer]]
-    return plan
+    return batch.plan[batch.cache.groups[layer]]
 
 
 def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:

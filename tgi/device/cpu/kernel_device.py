@@ -1,0 +1,143 @@
+"""The CPU with the kernels of the distribution `tgi-cpu-kernels`.
+
+They are faster than oneDNN for few rows and attend to all rows of a step in one call. A token's result depends
+on its context alone: not on its neighbours, the chunk it is computed in, or the prefix cache.
+"""
+
+from typing import NamedTuple, Self
+
+import attrs
+import torch
+from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, Kernels, load
+
+from tgi.device.attention import AttentionSpec
+from tgi.device.batch import Batch, KVCache
+from tgi.weights.formats import DenseWeight, LinearWeight, Operations
+
+from .cpu_device import CpuDevice, plan_of
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_VECTOR = 16
+"""Head sizes that the attention kernel takes are multiples of this."""
+
+
+@attrs.frozen(eq=False)
+class PackedWeight(LinearWeight):
+    """A dense matrix in the order in which the kernels read it."""
+
+    kernels: Kernels
+    packed: torch.Tensor
+    rows: int
+    """Number of output features."""
+
+    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
+        """Return the weight itself."""
+        return self
+
+    def multiply(
+        self,
+        device: Operations,  # noqa: ARG002
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Multiply, add in float32, and round once."""
+        return self.kernels.linear(x, self.packed, self.rows, bias, residual)
+
+
+class _Rows(NamedTuple):
+    """Rows of a step as a group of layers has them; int32 tensors."""
+
+    slots: torch.Tensor
+    tables: torch.Tensor
+    offsets: torch.Tensor
+    lengths: torch.Tensor
+    starts: torch.Tensor
+    bases: torch.Tensor | None
+
+
+class KernelDevice(CpuDevice):
+    """Any CPU for which the kernels are built."""
+
+    min_tokens = 1
+
+    def __init__(self, threads: int = 0) -> None:
+        """Load the kernels. Raises tgi_cpu_kernels.Unavailable."""
+        super().__init__(threads)
+        self._kernels = load()
+
+    def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
+        """Pack a dense weight; take others as they are."""
+        if isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
+            return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), len(weight.matrix))
+        return super().prepare_linear(weight)
+
+    def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        """As defined, but rounded once."""
+        return self._kernels.rms_norm(x, weight, epsilon)
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """As defined, but rounded once."""
+        return self._kernels.silu_mul(gate_up)
+
+    def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin as they are, in float32."""
+        return cos.float().contiguous(), sin.float().contiguous()
+
+    def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As defined, in place."""
+        self._kernels.rotary(x, cos, sin)
+        return x
+
+    def allocate_cache(
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> KVCache:
+        """Keys and values in the kernels' order, or in the base class's for heads they do not take."""
+        if head_dim % _VECTOR or head_dim > MAX_HEAD_SIZE or slots % BLOCK:
+            return super().allocate_cache(layers, slots, kv_heads, head_dim, dtype)
+        whole = torch.zeros(layers, 2, slots * kv_heads * head_dim, dtype=dtype)
+        return KVCache.of_group([(layer[0], layer[1]) for layer in whole])
+
+    def plan_group(self, number: int, batch: Batch, block_size: int) -> object:
+        """Return the rows of a group, or the base class's plan for heads that the kernels do not take."""
+        if batch.cache.wholes[number] is not None:
+            return super().plan_group(number, batch, block_size)
+        group = batch.groups[number]
+        offsets = batch.lengths.cumsum(0, dtype=torch.int32) - batch.lengths
+        return _Rows(group.slots, group.tables, offsets, batch.lengths, batch.starts, group.bases)
+
+    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+        """As defined."""
+        rows = plan_of(layer, batch)
+        if isinstance(rows, _Rows):
+            self._kernels.store_kv(key, value, rows.slots, *batch.cache.layers[layer])
+        else:
+            super().store_kv(layer, key, value, batch)
+
+    def attention(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        batch: Batch,
+        spec: AttentionSpec,
+    ) -> torch.Tensor:
+        """As defined, for all rows at once, from the cache alone."""
+        rows = plan_of(layer, batch)
+        if not isinstance(rows, _Rows):
+            return super().attention(layer, query, key, value, batch, spec)
+        return self._kernels.attention(
+            query,
+            *batch.cache.layers[layer],
+            key.shape[1],
+            rows.tables,
+            rows.offsets,
+            rows.lengths,
+            rows.starts,
+            scale=spec.scale,
+            window=spec.window or 0,
+            softcap=spec.softcap or 0.0,
+            bases=rows.bases,
+            slopes=spec.slopes,
+        )
