@@ -116,7 +116,7 @@ class CpuDevice(Device):
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype: for "auto" bfloat16 if the processor multiplies it natively, else float32."""
         if name == "auto":
-            return torch.bfloat16 if _multiplies_bfloat16() else torch.float32
+            return torch.bfloat16 if has_instructions("avx512_bf16", "amx_bf16", "bf16") else torch.float32
         return super().dtype(name)
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
@@ -395,7 +395,7 @@ def _merge(
     return torch.lerp(first[0], second[0], weight.to(first[0].dtype))
 
 
-def _multiplies_bfloat16() -> bool:
+def has_instructions(*names: str) -> bool:
+    """Return whether /proc/cpuinfo lists one of these features."""
     info = Path("/proc/cpuinfo")
-    words = set(info.read_text().split()) if info.exists() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return info.exists() and not set(names).isdisjoint(info.read_text().split())

@@ -1,7 +1,7 @@
 """The CPU with the kernels of the distribution `tgi-cpu-kernels`.
 
-They are faster than oneDNN for few rows and attend to all rows of a step in one call. A token's result depends
-on its context alone: not on its neighbours, the chunk it is computed in, or the prefix cache.
+They are faster than oneDNN for few rows and attend to all rows of a step in one call. A token's result
+depends on its context alone: not on its neighbours, the chunk it is computed in, or the prefix cache.
 """
 
 from typing import NamedTuple, Self
@@ -14,7 +14,7 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache
 from tgi.weights.formats import DenseWeight, LinearWeight, Operations
 
-from .cpu_device import CpuDevice, plan_of
+from .cpu_device import CpuDevice, has_instructions, plan_of
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16
@@ -59,16 +59,17 @@ class _Rows(NamedTuple):
 class KernelDevice(CpuDevice):
     """Any CPU for which the kernels are built."""
 
-    min_tokens = 1
-
     def __init__(self, threads: int = 0) -> None:
         """Load the kernels. Raises tgi_cpu_kernels.Unavailable."""
         super().__init__(threads)
         self._kernels = load()
+        self._packs = not has_instructions("amx_bf16")  # with AMX, oneDNN is faster for many rows
+        if self._packs:
+            self.min_tokens = 1
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight; take others as they are."""
-        if isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
+        if self._packs and isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
             return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), len(weight.matrix))
         return super().prepare_linear(weight)
 
