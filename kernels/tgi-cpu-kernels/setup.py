@@ -23,7 +23,7 @@ def _load_build() -> Any:
 
 
 class BuildKernels(build_py):
-    """Compiles first. Without a compiler the package is installed nevertheless, and says so when it is loaded."""
+    """Compiles first. Without a compiler the package is installed empty, and says so when it is loaded."""
 
     def run(self) -> None:
         """Compile, then copy the package."""
