@@ -49,10 +49,17 @@ fix: .venv/.dev  ## format, and mend what the linter can
 bench: .venv/.dev  ## measure the server without a model; more in benchmarks/README.md
 	.venv/bin/python benchmarks/http_stream.py $(ARGS)
 
-size:  ## lines of code by package, and the files that have grown too long
-	@for part in tgi/* adapters/*/tgi_*/; do \
-	  echo "$$(find $$part -name '*.py' -exec cat {} + | wc -l)	$$part"; done | sort -rn | grep -v '^0'
-	@find tgi adapters -name '*.py' -exec wc -l {} + | awk '$$1 > 400 && $$2 != "total" {print "over 400 lines:", $$2, $$1}'
+size:  ## lines of Python by package, and files that have grown too long; BASE=REVISION: beside another revision's
+	@count() { (cd "$$1" && for part in tgi/* adapters/*/tgi_*/ kernels/*/tgi_*/; do \
+	  lines=$$(find $$part -name '*.py' -exec cat {} + 2>/dev/null | wc -l); \
+	  case $$part in *.py) part=tgi/*.py;; esac; echo "$$lines $${part%/}"; done) | \
+	  awk '$$1 {sum[$$2] += $$1} END {for (part in sum) print part, sum[part]}' | sort; }; \
+	now=$$(mktemp) && count . > $$now; \
+	if [ -n "$(BASE)" ]; then \
+	  old=$$(mktemp -d) && git archive $(BASE) | tar -x -C $$old && count $$old | join -a 1 -a 2 -e 0 -o 0,1.2,2.2 - $$now | \
+	    awk '{print; a += $$2; b += $$3} END {print "all", a, b}' | column -t -N package,$(BASE),now -R 2,3; rm -r $$old; \
+	else awk '{print; sum += $$2} END {print "all", sum}' $$now | column -t -R 2; fi; rm $$now
+	@find tgi adapters kernels -name '*.py' -exec wc -l {} + | awk '$$1 > 400 && $$2 != "total" {print "over 400 lines:", $$2, $$1}'
 
 # The next six are those of TGI's Gaudi backend.
 
