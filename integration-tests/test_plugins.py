@@ -89,4 +89,4 @@ def test_others_are_served_and_hooks_are_traced(start: Any, tmp_path: Path) -> N
         said("tgi.plugins.manager.trace: one-adapter 1.0 (plugin = one_adapter): tgi_architectures() gave")
         == 1
     )
-    assert said("(builtin = tgi.plugins.builtin): tgi_devices() gave [[DeviceSpec(name='cpu', ") == 1
+    assert said("(builtin = tgi.device): tgi_devices() gave [[DeviceSpec(name='cpu', ") == 1

@@ -79,8 +79,8 @@ async def serve(
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
     early: list[int] = []
-    for number in signals:  # before the receiver opens, and after it has closed
-        signal.signal(number, lambda number, _: early.append(number))
+    for one in signals:  # before the receiver opens, and after it has closed
+        signal.signal(one, lambda number, _: early.append(number))
     try:
         for warning in options.checked():
             log.warning(warning)

@@ -184,7 +184,7 @@ class Kernels:
         return out
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
-        """Rotate the first r features of x [tokens, heads, size] in place; cos, sin [tokens, r / 2] float32."""
+        """Rotate the first r features of x [tokens, heads, size] in place by cos, sin [tokens, r / 2]."""
         tokens, heads, size = x.shape
         self._functions.tgi_rotary(
             _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),
@@ -192,5 +192,5 @@ class Kernels:
         )  # fmt: skip
 
 
-def _place(tensor: torch.Tensor | None) -> _Pointer:
+def _place(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     return _Pointer(None if tensor is None else tensor.data_ptr())
