@@ -17,9 +17,9 @@ import attrs
 import trio
 
 from tgi.agreement import Patience
+from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.api.openai.types import MAX_CHAT_LOGPROBS
-from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model

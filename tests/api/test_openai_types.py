@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tgi.api.http import decode
+from tgi.api.call import decode
 from tgi.api.native import CompatGenerateRequest, DetokenizeRequest
 from tgi.api.openai.types import (
     ChatRequest,

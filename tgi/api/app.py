@@ -11,12 +11,10 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTo
 
 from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
 
-from .call import Call, Route
-from .http import empty_answer, json_answer, text_answer
+from .call import Call, Route, Service, empty_answer, json_answer, text_answer
 from .info import health
 from .openapi import ROUTES
 from .platforms import vertex
-from .service import Service
 from .transport import HTTPConnection, current_exchange
 
 log = logging.getLogger(__name__)

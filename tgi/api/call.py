@@ -1,30 +1,60 @@
-"""One request of a route: what was asked, and what answering it may use."""
+"""One request of a route: what was asked, the server it may use, and the answer that it becomes."""
 
+import json
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import ExitStack, contextmanager
 from http import HTTPMethod
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import attrs
+import msgspec
 import trio
 from quart import Response, request
 
-from tgi.errors import ValidationError
-from tgi.scheduler import Sequence
-from tgi.text.tokenizer import TokenizerError
+from tgi import __version__
+from tgi.config import Options
+from tgi.errors import (
+    ApiError,
+    IncompleteGeneration,
+    MalformedBody,
+    Overloaded,
+    Unavailable,
+    UnsupportedMediaType,
+    ValidationError,
+    WrongShape,
+)
+from tgi.lifecycle import Lifecycle, Phase
+from tgi.limits import Limits
+from tgi.metrics import Metrics
+from tgi.scheduler import Scheduler, Sequence
+from tgi.text.chat_template import ChatTemplates
+from tgi.text.tokenizer import Tokenizer, TokenizerError
 
-from .http import check_media_type, decode
+from .grammars import Grammars
 from .observe import Observer, timing_headers
-from .service import Engine, Service
-from .stream import EventStream, EventWriter, Finished, generate
+from .stream import EventStream, EventWriter, Finished
 from .transport import Exchange, current_exchange
+
+if TYPE_CHECKING:
+    from tgi.tracing import Tracer
 
 B = TypeVar("B")
 T = TypeVar("T")
+TOKENIZING_THREADS = 2
+VERSION = f"3.3.7+tgi.{__version__}"
+"""Version of TGI whose behaviour clients find, and our own version."""
+FINGERPRINT = f"{VERSION}-native"
+"""Value of `system_fingerprint` on `/v1`."""
+MAX_DEPTH = 127
+"""Maximum number of objects and arrays inside one another."""
+_NO_HEADERS: Mapping[str, str] = {}
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[][{}]', re.DOTALL)
+_TRAILING = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
 INLINE_BYTES = 20_000
 """Maximum length of a body that is handled on the event loop. Longer ones would delay other requests."""
 INLINE_CHARACTERS = 500
@@ -32,6 +62,81 @@ INLINE_CHARACTERS = 500
 
 BODY_ERRORS = (400, 401, 408, 413, 415, 422, 503)
 GENERATION_ERRORS = (*BODY_ERRORS, 424, 429, 500)
+
+
+# The server
+
+
+@attrs.frozen(kw_only=True)
+class ModelInfo:
+    """Facts about the model for `/info`."""
+
+    model_id: str
+    served_name: str
+    """Name of the model in answers: --served-model-name, or the id."""
+    sha: str | None = None
+    """Commit on the Hub; None for a local folder."""
+    pipeline_tag: str | None = None
+    """Task on the Hub; None if the Hub was not asked."""
+    dtype: str
+    device: str
+    vocab_size: int
+    """Number of tokens that the model knows; its tokenizer may have more."""
+
+
+@attrs.frozen(kw_only=True)
+class Engine:
+    """The parts of a server whose model is loaded and warmed up."""
+
+    scheduler: Scheduler
+    tokenizer: Tokenizer
+    templates: ChatTemplates
+    grammars: Grammars
+    limits: Limits
+    model: ModelInfo
+
+
+@attrs.define(eq=False, kw_only=True)
+class Service:
+    """State of the HTTP side. The server's start and end write it; `permits` writes `in_flight`."""
+
+    limits: Limits
+    lifecycle: Lifecycle
+    metrics: Metrics
+    options: Options = attrs.field(factory=Options)
+    engine: Engine | None = None
+    """None until the model is ready."""
+    in_flight: int = 0
+    """Number of permits that are held."""
+    tracer: "Tracer | None" = None
+    """Sender of traces, if they are wanted."""
+    tokenizing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(TOKENIZING_THREADS))
+
+    def ready_engine(self) -> Engine:
+        """Return the engine. Raises Unavailable before it is ready and while the server is draining."""
+        if self.lifecycle.phase is Phase.DRAINING:
+            raise Unavailable("shutting down")
+        if self.lifecycle.phase is Phase.STARTING or self.engine is None:
+            raise Unavailable(f"starting: {self.lifecycle.stage}")
+        return self.engine
+
+    def loaded_engine(self) -> Engine:
+        """Return the engine, also of a server that is draining. Raises Unavailable before it is ready."""
+        return self.ready_engine() if self.engine is None else self.engine
+
+    @contextmanager
+    def permits(self, count: int) -> Iterator[None]:
+        """Hold `count` of `max_concurrent_requests` permits. Raises Overloaded; never waits."""
+        if self.in_flight + count > self.limits.max_concurrent_requests:
+            raise Overloaded
+        self.in_flight += count
+        try:
+            yield
+        finally:
+            self.in_flight -= count
+
+
+# Routes and requests
 
 
 @attrs.frozen(kw_only=True)
@@ -153,8 +258,19 @@ class Call(Generic[B]):
         self._held.enter_context(self.service.permits(count))
 
     async def generate(self, sequences: Items[Sequence]) -> list[Finished]:
-        """Generate the sequences to their ends. Raises ApiError."""
-        return await generate(self.engine.scheduler, sequences)
+        """Generate the sequences to their ends and return them in order.
+
+        Raises ApiError if one fails. Leaving early, also by cancellation, aborts all.
+        """
+        finished = [Finished(sequence, []) for sequence in sequences]
+        with self.engine.scheduler.generating_all(sequences) as receive:
+            async for index, item in receive:
+                if isinstance(item, ApiError):
+                    raise item
+                finished[index].tokens.append(item)
+        if any(not one.tokens or one.tokens[-1].finish is None for one in finished):
+            raise IncompleteGeneration
+        return finished
 
     async def stream(
         self, sequences: Items[Sequence], writer: EventWriter, headers: Mapping[str, str]
@@ -181,19 +297,17 @@ class Call(Generic[B]):
 
     async def run_in_thread_if_large(self, work: Callable[[], T]) -> T:
         """Return the result of work on the body."""
-        return await in_thread_if(self.is_large, work, self.service)
+        return await self._run(work, in_thread=self.is_large)
 
     async def tokenized(self, work: Callable[[], T], length: int) -> T:
         """Return the result of work of the tokenizer on a text. Raises ValidationError (V17)."""
         try:
-            return await in_thread_if(length > INLINE_CHARACTERS, work, self.service)
+            return await self._run(work, in_thread=length > INLINE_CHARACTERS)
         except TokenizerError as error:
             raise ValidationError(f"tokenizer error {error}") from error
 
-
-async def in_thread_if(condition: bool, work: Callable[[], T], service: Service) -> T:
-    """Return the result of work, done in a thread if the condition holds."""
-    return await trio.to_thread.run_sync(work, limiter=service.tokenizing) if condition else work()
+    async def _run(self, work: Callable[[], T], *, in_thread: bool) -> T:
+        return await trio.to_thread.run_sync(work, limiter=self.service.tokenizing) if in_thread else work()
 
 
 def _timeout() -> float:
@@ -207,3 +321,110 @@ def _timeout() -> float:
     if not seconds > 0:
         raise ValidationError("`x-request-timeout` must be a number of seconds above 0")
     return seconds
+
+
+# Bodies
+
+
+def check_media_type(content_type: str | None) -> None:
+    """Raise UnsupportedMediaType unless the body is said to be JSON (R1.34)."""
+    media, _, subtype = (content_type or "").partition(";")[0].strip().lower().partition("/")
+    if media != "application" or not (subtype == "json" or subtype.endswith("+json")):
+        raise UnsupportedMediaType
+
+
+def decode(data: bytes, *kinds: type[Any], at: str = "$") -> Any:
+    """Decode a JSON text as the first of these structs that it fits; `at` is its own path in the body.
+
+    Unknown fields are ignored and characters after the value are too, as in TGI. Raises MalformedBody for
+    text that is not JSON and WrongShape for another shape or a field that comes twice.
+    """
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
+        raise MalformedBody("recursion limit exceeded")
+    refusals = []
+    for kind in kinds:
+        try:
+            return _decode(data, kind)
+        except msgspec.ValidationError as error:
+            refusals.append(str(error).replace("`$", f"`{at}"))
+    if len(kinds) == 1:
+        raise WrongShape(refusals[0])
+    named = (f"{kind.__name__} ({refusal})" for kind, refusal in zip(kinds, refusals, strict=True))
+    raise WrongShape(f"Expected one of: {'; '.join(named)} - at `{at}`")
+
+
+def _decode(data: bytes, kind: type[T]) -> T:
+    try:
+        data.decode()  # msgspec does not look at text that it skips
+        value = msgspec.json.decode(data, type=kind)
+    except UnicodeDecodeError as error:
+        raise MalformedBody(f"Invalid UTF-8 (byte {error.start})") from error
+    except msgspec.DecodeError as error:
+        if trailing := _TRAILING.fullmatch(str(error)):
+            return _decode(data[: int(trailing[1]) - 1], kind)
+        if isinstance(error, msgspec.ValidationError) and not str(error).startswith("Number out of range"):
+            raise
+        hint = ", or half of a surrogate pair" if b"\\ud" in data.lower() else ""
+        raise MalformedBody(f"{error}{hint}") from error
+    _check_fields(data, kind)
+    return value
+
+
+def _depth(data: bytes) -> int:
+    depth = deepest = 0
+    for token in _TOKEN.finditer(data):
+        if token[0] in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token[0] in b"]}":
+            depth -= 1
+    return deepest
+
+
+class _Repeated:
+    """Stands for an object that has a key more than once."""
+
+
+def _check_fields(data: bytes, kind: type) -> None:
+    """Raise ValidationError if an object that becomes a struct has a key more than once."""
+    repeated: list[str] = []
+
+    def from_pairs(pairs: list[tuple[str, Any]]) -> object:
+        record = dict(pairs)
+        if len(record) == len(pairs):
+            return record
+        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        return _Repeated()
+
+    try:
+        value = json.loads(data, object_pairs_hook=from_pairs)
+    except ValueError as error:  # more digits than Python reads, in a field that msgspec skips
+        raise MalformedBody("Integer value out of range") from error
+    if repeated:
+        try:
+            msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            _, _, path = str(error).partition(" - at ")
+            raise msgspec.ValidationError(
+                f"Object has the field `{repeated[0]}` more than once - at {path or '`$`'}"
+            ) from None
+
+
+# Answers
+
+
+def json_answer(body: object, status: int = 200, headers: Mapping[str, str] = _NO_HEADERS) -> Response:
+    """Answer with a JSON document. Numbers that JSON does not have become null."""
+    return Response(msgspec.json.encode(body), status, {"content-type": "application/json", **headers})
+
+
+def text_answer(text: str, status: int = 200) -> Response:
+    """Answer with plain text."""
+    return Response(text, status, {"content-type": "text/plain; charset=utf-8"})
+
+
+def empty_answer(status: int, headers: Mapping[str, str] = _NO_HEADERS) -> Response:
+    """Answer without a body or a content type."""
+    response = Response(b"", status, dict(headers))
+    del response.headers["content-type"]
+    return response

@@ -13,9 +13,7 @@ from tgi.errors import Unavailable, UnknownModel
 from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE
 
-from .call import Call, get
-from .http import empty_answer, json_answer
-from .service import TOKENIZING_THREADS, VERSION, Service
+from .call import TOKENIZING_THREADS, VERSION, Call, Service, empty_answer, get, json_answer
 
 ASSETS = {
     "swagger-ui.css": "text/css",

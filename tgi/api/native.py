@@ -15,8 +15,7 @@ from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Piece, Tokenizer
 
-from .call import BODY_ERRORS, Call, post
-from .http import json_answer
+from .call import BODY_ERRORS, Call, json_answer, post
 from .observe import Observer
 from .stream import Finished, best_first, frame
 from .validate import Generation, check_known, grammar_spec, make_sequences, sampling_params

@@ -15,10 +15,8 @@ from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
 from . import info, native, platforms
-from .call import Call, Route, get
-from .http import json_answer
+from .call import VERSION, Call, Route, get, json_answer
 from .openai import chat, completions, types
-from .service import VERSION
 
 Schema = dict[str, Any]
 TAG = "Text Generation Inference"

@@ -14,8 +14,7 @@ from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
 from tgi.sampling import about
 from tgi.scheduler import Sequence
 
-from .call import Call, get, post
-from .http import decode, json_answer
+from .call import Call, decode, get, json_answer, post
 from .native import (
     CompatGenerateRequest,
     GenerateParameters,

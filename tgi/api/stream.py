@@ -4,7 +4,6 @@ A write has all events that are ready (tgi-behaviour 1.6). An `EventWriter` give
 """
 
 from collections.abc import Mapping
-from collections.abc import Sequence as Items
 from contextlib import ExitStack
 from types import TracebackType
 from typing import ClassVar, Protocol
@@ -14,8 +13,8 @@ import msgspec
 import trio
 from quart.wrappers.response import ResponseBody
 
-from tgi.errors import ApiError, DeadlineExceeded, IncompleteGeneration, IncompleteGenerationStream
-from tgi.scheduler import Scheduler, Sequence, Token
+from tgi.errors import ApiError, DeadlineExceeded, IncompleteGenerationStream
+from tgi.scheduler import Sequence, Token
 from tgi.text.stopping import FinishReason
 
 KEEP_ALIVE_SECONDS = 15.0
@@ -48,22 +47,6 @@ class Finished:
     def mean_logprob(self) -> float:
         """Measure by which `best_of` chooses (R3.10)."""
         return sum(token.logprob for token in self.tokens) / len(self.tokens)
-
-
-async def generate(scheduler: Scheduler, sequences: Items[Sequence]) -> list[Finished]:
-    """Generate sequences to their ends and return them in order.
-
-    Raises ApiError if one fails. Leaving early, also by cancellation, aborts all.
-    """
-    finished = [Finished(sequence, []) for sequence in sequences]
-    with scheduler.generating_all(sequences) as receive:
-        async for index, item in receive:
-            if isinstance(item, ApiError):
-                raise item
-            finished[index].tokens.append(item)
-    if any(not sequence.tokens or sequence.tokens[-1].finish is None for sequence in finished):
-        raise IncompleteGeneration
-    return finished
 
 
 def best_first(finished: list[Finished]) -> list[Finished]:

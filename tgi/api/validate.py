@@ -20,9 +20,8 @@ from tgi.text.grammar import GrammarError, GrammarSpec, Matcher
 from tgi.text.json_schema import read_schema
 from tgi.text.stopping import StoppingCriteria
 
-from .call import Call
+from .call import Call, Engine
 from .observe import CHUNK
-from .service import Engine
 
 
 @attrs.frozen(kw_only=True)

@@ -5,8 +5,7 @@ import time
 from collections.abc import Sequence as Items
 from typing import Any
 
-from tgi.api.call import Call
-from tgi.api.service import FINGERPRINT
+from tgi.api.call import FINGERPRINT, Call
 from tgi.api.stream import Finished, frame
 from tgi.api.validate import Generation, sampling_params
 from tgi.errors import ApiError, ValidationError

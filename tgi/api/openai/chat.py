@@ -9,9 +9,7 @@ import attrs
 import msgspec
 from quart import Response
 
-from tgi.api.call import BODY_ERRORS, Call, post
-from tgi.api.http import json_answer
-from tgi.api.service import Engine
+from tgi.api.call import BODY_ERRORS, Call, Engine, json_answer, post
 from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
 from tgi.errors import ToolError

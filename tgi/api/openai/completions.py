@@ -8,8 +8,7 @@ from collections.abc import Sequence as Items
 from msgspec import UNSET, UnsetType
 from quart import Response
 
-from tgi.api.call import Call, post
-from tgi.api.http import json_answer
+from tgi.api.call import Call, json_answer, post
 from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
 from tgi.errors import BatchSizeExceeded, SuffixNotSupported, ValidationError
