@@ -1,0 +1,68 @@
+"""With the kernels for CPUs, a token's result depends on its context alone, bit for bit."""
+
+import pytest
+import trio
+
+from tgi.config import DEMO_MODEL
+from tgi.device.cpu.cpu_device import has_instructions
+from tgi.limits import Limits
+from tgi.sampling import SamplingParams
+from tgi.scheduler import Scheduler, Token
+from tgi.testing.engine import generate, open_engine
+from tgi.text.tokenizer import Tokenizer
+
+
+def kernels_are_used() -> bool:
+    """Return whether linear layers and attention both run on tgi-cpu-kernels here."""
+    kernels = pytest.importorskip("tgi_cpu_kernels")
+    try:
+        kernels.load()
+    except kernels.Unavailable:
+        return False
+    return not has_instructions("amx_bf16")  # with AMX, linear layers are oneDNN's
+
+
+pytestmark = pytest.mark.skipif(not kernels_are_used(), reason="tgi-cpu-kernels is not used here")
+
+WORDS = "the river of a small town that is known for its bridges and mills and old music of strings".split()
+PROMPTS = [" ".join((WORDS[start:] + 5 * WORDS)[: 6 + 9 * start]) for start in range(8)]
+SAMPLING = [
+    SamplingParams() if n % 2 == 0 else SamplingParams(sample=True, seed=n, temperature=1.2, top_p=0.95)
+    for n in range(len(PROMPTS))
+]
+TOKENS = 40
+
+
+async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[tuple[int, float]]:
+    prompt = tokenizer.encode(PROMPTS[number])
+    tokens: list[Token] = await generate(scheduler, tokenizer, prompt, TOKENS, sampling=SAMPLING[number])
+    return [(token.id, token.logprob) for token in tokens]
+
+
+@pytest.mark.seconds(300)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str) -> None:
+    tokenizer = Tokenizer.from_folder(DEMO_MODEL)
+    alone, crowded = (
+        Limits(
+            max_total_tokens=256,
+            max_batch_size=8,
+            max_batch_prefill_tokens=chunk,
+            max_batch_total_tokens=cache,
+        )
+        for chunk, cache in ((512, None), (32, 480))
+    )
+    async with open_engine(DEMO_MODEL, alone, dtype=dtype) as scheduler:
+        expected = [await ask(scheduler, tokenizer, number) for number in range(len(PROMPTS))]
+    async with open_engine(DEMO_MODEL, crowded, dtype=dtype) as scheduler:
+        for _ in range(3):
+
+            async def check(number: int) -> None:
+                assert await ask(scheduler, tokenizer, number) == expected[number]
+
+            async with trio.open_nursery() as nursery:
+                for number in range(len(PROMPTS)):
+                    nursery.start_soon(check, number)
+        statistics = scheduler.statistics()
+    assert statistics.preemptions > 0
+    assert statistics.prefix_hit_tokens > 0
