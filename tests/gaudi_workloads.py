@@ -295,7 +295,7 @@ class Engine:
         if self.card:
             done = self.card.ledger.counters - before
             assert not set(done) - {"host_sync"}, done
-        assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
+        assert result.statistics.keys() <= {"device_memory_bytes"}, "compilations, fallbacks or misses"
         return result
 
     def _tell_owners(self, planned: PlannedStep) -> None:

@@ -151,6 +151,18 @@ def test_a_family_appears_with_its_first_sample() -> None:
     ]
 
 
+def test_what_a_rank_has_measured_is_recorded_by_name() -> None:
+    """Labels that a family does not have are ignored."""
+    metrics = Metrics()
+    for value in (2, 3):
+        for name in ("graph_misses", "graph_compilations", "device_memory_bytes", "batch_forward_duration"):
+            metrics.record(name, value, phase="serving", method="decode", state="used")
+    assert metrics.graph_misses.value() == 5
+    assert metrics.graph_compilations.value(phase="serving") == 5
+    assert metrics.device_memory_bytes.value(state="used") == 3
+    assert metrics.batch_forward_duration.count(method="decode") == 2
+
+
 def test_a_value_on_a_bound_counts_below_it() -> None:
     histogram = Histogram("h", "", (1.0, 2.0))
     for value in (1.0, 1.5, 2.0, 2.5):

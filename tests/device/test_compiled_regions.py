@@ -19,10 +19,10 @@ class Compiled(Device):
         super().__init__(1)
         self.compilations = 0
         self.graphs = CompiledRegions(
-            lambda region: torch.compile(region, backend=self.count, dynamic=False, fullgraph=True)
+            lambda region: torch.compile(region, backend=self.compile, dynamic=False, fullgraph=True)
         )
 
-    def count(self, graph, inputs):  # noqa: ARG002
+    def compile(self, graph, inputs):  # noqa: ARG002
         self.compilations += 1
         return graph.forward
 

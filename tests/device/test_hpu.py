@@ -302,11 +302,11 @@ def test_without_the_bridge_the_error_is_one_line():
 
 
 def test_memory_and_counters_are_the_cards(hpu):
-    before = hpu.counters()
+    before = hpu.used_bytes()
     kept = torch.zeros(1 << 20, dtype=torch.float32, device="hpu")
-    assert hpu.counters().memory_bytes - before.memory_bytes == kept.nbytes
+    assert hpu.used_bytes() - before == kept.nbytes
     assert hpu.total_bytes() == hpu.card.profile.memory_bytes
-    assert hpu.free_bytes() == hpu.total_bytes() - hpu.counters().memory_bytes
+    assert hpu.free_bytes() == hpu.total_bytes() - hpu.used_bytes()
 
 
 def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):

@@ -208,9 +208,10 @@ async def test_compilations_fallbacks_and_misses_are_counted_and_named(
         async def receive(self) -> Result:
             result = await super().receive()
             if self.done == 3:
-                return msgspec.structs.replace(
-                    result, compilations=4, cpu_fallbacks=5, graph_misses=1, memory_bytes=6
-                )
+                statistics = {
+                    "graph_compilations": 4, "cpu_fallbacks": 5, "graph_misses": 1, "device_memory_bytes": 6,
+                }  # fmt: skip
+                return msgspec.structs.replace(result, statistics=statistics)
             return result
 
     metrics = await observed((0.0, make_sequence([5, 6], 6)), rank=Compiling())

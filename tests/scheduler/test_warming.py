@@ -38,7 +38,8 @@ class Rank:
     async def receive(self) -> Result:
         await trio.sleep(1e9 if len(self.steps) == self.hangs_at else self.seconds)
         self.steps.append(self.pending.popleft())
-        return Result(number=0, tokens=b"", logprobs=b"", compilations=3, memory_bytes=1000 + len(self.steps))
+        statistics = {"graph_compilations": 3, "device_memory_bytes": 1000 + len(self.steps)}
+        return Result(number=0, tokens=b"", logprobs=b"", statistics=statistics)
 
 
 async def warmed(

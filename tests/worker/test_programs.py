@@ -182,7 +182,7 @@ def test_a_step_is_two_copies_in_and_two_out_and_compiles_nothing(folder, card):
             with card.card.step(copies_in=2 + 4 * bool(step.params), copies_out=2):
                 result = execute(step)
             seen.append([counters[name] - number for name, number in zip(names, begun, strict=True)])
-            assert (result.compilations, result.cpu_fallbacks, result.graph_misses) == (0, 0, 0)
+            assert result.statistics.keys() <= {"device_memory_bytes"}, "compilations, fallbacks or misses"
             return result
 
         driver.runner = Executing(driver.runner, counted)

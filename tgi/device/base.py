@@ -4,6 +4,7 @@ It is right rather than fast. A device inherits from `Device` and overrides what
 compare every override with this.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from tgi.weights.formats.fp8 import FP8_LIMIT
 from . import cgroups
 from .attention import AttentionSpec, Kind, change_scores, distances
 from .batch import Batch, KVCache
-from .graphs import Counters, Program, Run
+from .graphs import Program, Run
 from .ranking import most_likely
 
 Array = npt.NDArray[np.generic]
@@ -64,6 +65,7 @@ class Device:
         self.threads = threads
         self._kinds: dict[int, Kind] = {}
         """Kind of attention of each layer."""
+        self._counts: dict[str, float] = defaultdict(float)
         if threads:
             torch.set_num_threads(threads)
 
@@ -102,6 +104,10 @@ class Device:
         """Return the memory of the device in bytes; 0 if unknown."""
         return 0
 
+    def used_bytes(self) -> int:
+        """Return the memory that tensors take on the device, in bytes; 0 if unknown."""
+        return 0
+
     def settle(self) -> None:
         """Finish pending copies to the device, so that they hold no memory. Called after each weight."""
 
@@ -127,9 +133,16 @@ class Device:
     def seal(self) -> None:
         """End the warm-up: nothing should be compiled from now on."""
 
-    def counters(self) -> Counters:
-        """Return counters of what the device has done so far."""
-        return Counters()
+    def count(self, metric: str, amount: float = 1) -> None:
+        """Add to a counter of `tgi.metrics.Metrics`, by its name there.
+
+        Called between programs: the Python code of a program may run only once.
+        """
+        self._counts[metric] += amount
+
+    def counts(self) -> Mapping[str, float]:
+        """Return what was counted since the device was opened, by metric."""
+        return dict(self._counts)
 
     # ---- linear algebra ----------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
-import attrs
 import torch
 from torch import nn
 
@@ -34,18 +33,6 @@ class Tally(Program):
         """Add packed [4] to a sum that outlives the call."""
         self.sum.add_(packed)
         return (self.sum * 2,)
-
-
-@attrs.frozen
-class Counters:
-    """Counts of what a device has done since it was opened, and its memory in use."""
-
-    compilations: int = 0
-    """Number of programs, or parts of them, that were compiled or captured."""
-    cpu_fallbacks: int = 0
-    """Number of operations that the device left to the CPU."""
-    memory_bytes: int = 0
-    """Memory in use, in bytes; 0 if unknown."""
 
 
 class Graphs(Protocol):

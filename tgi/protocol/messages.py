@@ -246,14 +246,9 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """float32 [m, step.prompt_top]: log-probabilities of `prompt_top_tokens`."""
     seconds: float = 0.0
     """Time of the step inside the rank."""
-    compilations: int = 0
-    """Graphs that were compiled for the step."""
-    cpu_fallbacks: int = 0
-    """Operations that the device left to the CPU."""
-    graph_misses: int = 0
-    """1 if the warm-up had ended and the bucket had no graph, otherwise 0."""
-    memory_bytes: int = 0
-    """Device memory in use after the step; 0: unknown."""
+    statistics: dict[str, float] = {}
+    """Values for the server's metrics, by their names in `tgi.metrics.Metrics`: amounts to add to counters,
+    values of gauges, observations."""
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

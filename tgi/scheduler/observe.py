@@ -97,18 +97,15 @@ class StepObserver:
         self._device(step, result, "warm-up")
 
     def _device(self, step: Step, result: Result, phase: str) -> None:
-        """Record compilations, graph misses and CPU fallbacks: none are expected once the server is ready."""
-        metrics = self._metrics
-        if result.compilations:
-            metrics.graph_compilations.inc(result.compilations, phase=phase)
-            if phase == "serving":
-                log.warning("%d graphs compiled while serving, for %s", result.compilations, shape_of(step))
-        metrics.graph_misses.inc(
-            result.graph_misses
-        )  # adding 0 makes the counter appear, so that alerts can watch it
-        metrics.cpu_fallbacks.inc(result.cpu_fallbacks)
-        if result.memory_bytes:
-            metrics.device_memory_bytes.set(result.memory_bytes, state="used")
+        """Record the rank's statistics; compilations are not expected once the server is ready."""
+        compilations = result.statistics.get("graph_compilations", 0)
+        if compilations and phase == "serving":
+            log.warning("%d graphs compiled while serving, for %s", compilations, shape_of(step))
+        # Adding 0 makes a counter appear, so that alerts can watch it.
+        statistics = {"graph_misses": 0.0, "cpu_fallbacks": 0.0} | result.statistics
+        method = "prefill" if step.bucket.prefill else "decode"
+        for name, value in statistics.items():
+            self._metrics.record(name, value, phase=phase, method=method, state="used")
 
     def lost(self, planned: PlannedStep) -> None:
         """Record a step that will have no result."""

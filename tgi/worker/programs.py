@@ -66,11 +66,8 @@ class Programs:
         """Count every bucket as a miss that is new from now on."""
         self._sealed = True
 
-    def launch(self, step: Step) -> tuple[bool, Wait]:
-        """Start a step whose changes the lanes know already.
-
-        Returns whether a bucket was missed, and what waits for the result.
-        """
+    def launch(self, step: Step) -> Wait:
+        """Start a step whose changes the lanes know already, and return what waits for the result."""
         eager = not self._device.compiles
         for params in step.params:
             if params.history or params.sampling.logit_bias or params.sampling.ends:
@@ -80,7 +77,8 @@ class Programs:
         columns = step_columns(step, rows, self._lanes, dimensions, self._sizes)
         variant = self._variant(step, columns)
         key = (dimensions, variant) if eager else (step.bucket, variant)
-        missed = self._sealed and not eager and key not in self._compiled
+        if self._sealed and not eager and key not in self._compiled:
+            self._device.count("graph_misses")
         compiled = self._compiled.get(key) or self._compile(key, dimensions, variant)
         if eager and variant.features:
             self._context.features = self._context.features.new_empty(
@@ -99,7 +97,7 @@ class Programs:
             }
             return results | asked() if asked else results
 
-        return missed, wait
+        return wait
 
     def _compile(self, key: object, dimensions: Dimensions, variant: Variant) -> CompiledBucket:
         if not self._device.compiles and len(self._compiled) >= _MAX_EAGER:

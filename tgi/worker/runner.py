@@ -1,7 +1,7 @@
 """Loads a model and executes steps with it."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -10,7 +10,6 @@ from torch import nn
 
 from tgi.device.base import Device
 from tgi.device.batch import KVCache
-from tgi.device.graphs import Counters
 from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
@@ -49,7 +48,8 @@ class Runner:
     programs: Programs | None = None
     _ended: float = 0.0
     """Time when the last result arrived."""
-    _before: Counters = attrs.field(factory=Counters)
+    _counted: Mapping[str, float] = attrs.field(factory=dict)
+    """Counts of the device up to the last step."""
 
     @classmethod
     def load(
@@ -93,7 +93,7 @@ class Runner:
             block_bytes=tuple(group.token_bytes * self.block_size for group in self.groups),
             dtype=str(self.dtype).removeprefix("torch."),
             total_bytes=self.device.total_bytes(),
-            weight_bytes=self.device.counters().memory_bytes,
+            weight_bytes=self.device.used_bytes(),
             workspace_bytes=self.workspace_bytes,
             remarks=tuple(self.device.remarks()),
             graph_bytes=graph_bytes(self.config.num_layers) if self.device.keeps_graphs else 0,
@@ -130,9 +130,8 @@ class Runner:
         assert self.programs is not None, "a step before Allocate"
         began = time.perf_counter()
         self.lanes.update(step)
-        missed, wait = self.programs.launch(step)
-        counters, before = self.device.counters(), self._before
-        self._before = counters
+        wait = self.programs.launch(step)
+        statistics = self._statistics()
 
         def finish() -> Result:
             results: dict[str, Any] = wait()
@@ -141,14 +140,22 @@ class Runner:
             return Result(
                 number=step.number,
                 seconds=seconds,
-                compilations=counters.compilations - before.compilations,
-                cpu_fallbacks=counters.cpu_fallbacks - before.cpu_fallbacks,
-                graph_misses=int(missed),
-                memory_bytes=counters.memory_bytes,
+                statistics=statistics,
                 **results,
             )
 
         return finish
+
+    def _statistics(self) -> dict[str, float]:
+        """Return what the device has counted since the last call, and its memory if that is known."""
+        counts, before = self.device.counts(), self._counted
+        self._counted = counts
+        used = self.device.used_bytes()
+        statistics: dict[str, float] = {"device_memory_bytes": used} if used else {}
+        for name, count in counts.items():
+            if added := count - before.get(name, 0):
+                statistics[name] = added
+        return statistics
 
     def _open_programs(self, cache: KVCache) -> Programs:
         device, config = self.device, self.config

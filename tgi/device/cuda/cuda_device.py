@@ -14,7 +14,7 @@ import attrs
 import torch
 
 from tgi.device.base import Array
-from tgi.device.graphs import Counters, Program, Run
+from tgi.device.graphs import Program, Run
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
@@ -100,7 +100,6 @@ class CudaDevice(CudaOperations):
         if not torch.cuda.is_available():
             raise ConfigError(f"no CUDA device can be used here: {_reason()}")
         self.torch_device = torch.device("cuda")
-        self._captures = 0
         self._sealed_bytes = 0
         """Memory in use when the warm-up ended, in bytes: torch takes long to tell, and it changes little."""
         self._buffers = Buffers(_Pinned.of)
@@ -126,9 +125,9 @@ class CudaDevice(CudaOperations):
         """Take note of the memory in use."""
         self._sealed_bytes = torch.cuda.memory_allocated()
 
-    def counters(self) -> Counters:
-        """Return the number of captured graphs; nothing is ever left to the CPU."""
-        return Counters(self._captures, 0, self._sealed_bytes or torch.cuda.memory_allocated())
+    def used_bytes(self) -> int:
+        """Return the bytes that tensors take: after the warm-up, those that they took at its end."""
+        return self._sealed_bytes or torch.cuda.memory_allocated()
 
     # ---- programs ------------------------------------------------------------------------------------------
 
@@ -156,7 +155,7 @@ class CudaDevice(CudaOperations):
         graph, inputs = torch.cuda.CUDAGraph(), [tensor.clone() for tensor in packed]
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             results = program(*inputs)
-        self._captures += 1
+        self.count("graph_compilations")
         return _Captured(graph, inputs, results)
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from torch import nn
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Array
 from tgi.device.batch import Batch, KVCache
-from tgi.device.graphs import Counters, Graphs, Program, Run
+from tgi.device.graphs import Graphs, Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
@@ -139,13 +139,14 @@ class HpuDevice(StaticDevice):
             return spare.pop()
         return torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory(device="hpu")
 
-    def counters(self) -> Counters:
-        """Return the bridge's metrics, as far as this release has them."""
-        return Counters(
-            self._metric("graph_compilation"),
-            self._metric("cpu_fallback"),
-            int(self.bridge.hpu.memory_allocated()),
-        )
+    def counts(self) -> Mapping[str, float]:
+        """Return the bridge's metrics too, as far as this release has them."""
+        compilations, fallbacks = self._metric("graph_compilation"), self._metric("cpu_fallback")
+        return {**super().counts(), "graph_compilations": compilations, "cpu_fallbacks": fallbacks}
+
+    def used_bytes(self) -> int:
+        """Return the bytes that the bridge has allocated."""
+        return int(self.bridge.hpu.memory_allocated())
 
     def _metric(self, name: str) -> int:
         if self.bridge.metric is None:
