@@ -21,10 +21,11 @@ import msgspec
 
 from tgi.child import start_child
 from tgi.lifecycle import Lifecycle
+from tgi.model_files import FOREIGN, own_files
 from tgi.parent import Parent
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
-UNWANTED = ("original/*", "consolidated*", "training_args.bin", "optimizer.*", "*.index.json.bak")
+UNWANTED = (*FOREIGN, "original/*", "*.index.json.bak")
 _POLL_SECONDS = 1.0
 
 OnProgress = Callable[["Stage"], None]
@@ -122,14 +123,9 @@ async def fetch_model(source: Source, lifecycle: Lifecycle, environment: Mapping
         raise HubError(f"looking for {source.model_id} {await child.ending()}")
 
 
-def _weights(folder: Path, suffix: str) -> list[Path]:
-    paths = sorted(folder.glob(f"*{suffix}"))
-    return [path for path in paths if not any(path.match(pattern) for pattern in UNWANTED)]
-
-
 def _is_complete(folder: Path, source: Source) -> bool:
     described = (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
-    return described and (source.load_format == "dummy" or bool(_weights(folder, ".safetensors")))
+    return described and (source.load_format == "dummy" or bool(own_files(folder, ".safetensors")))
 
 
 def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
@@ -138,10 +134,10 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
         raise HubError(f"{folder} has no config.json: it is no model")
     if _is_complete(folder, source):
         return folder
-    if source.load_format != "dummy" and not _weights(folder, ".safetensors"):
+    if source.load_format != "dummy" and not own_files(folder, ".safetensors"):
         if source.load_format == "safetensors":
             raise HubError(f"{folder} has no *.safetensors; other weights need --load-format auto")
-        if not _weights(folder, ".bin"):
+        if not own_files(folder, ".bin"):
             raise HubError(f"{folder} has no weights (*.safetensors or *.bin)")
     key = sha256(f"{folder.resolve()} {folder.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
@@ -193,7 +189,7 @@ def _download(source: Source, on_progress: OnProgress) -> Path:
         if source.load_format == "dummy":
             return _snapshot(source, *DESCRIPTIONS)
         folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}")
-        if not _weights(folder, source.extension) and source.load_format == "auto":
+        if not own_files(folder, source.extension) and source.load_format == "auto":
             other = ".bin" if source.extension == ".safetensors" else ".safetensors"
             folder = _snapshot(source, *DESCRIPTIONS, f"*{other}")
     return folder

@@ -51,7 +51,9 @@ def test_progress_counts_every_byte_once(folder):
 
 
 def test_what_nobody_has_read_is_known(folder):
-    save_file({"layers.0.rotary_emb.inv_freq": torch.ones(2)}, folder / "more.safetensors")
+    names = ("layers.0.rotary_emb.inv_freq", "layers.0.rotary.cos_cached", "h.0.attn.masked_bias")
+    buffers = {name: torch.ones(2) for name in names}
+    save_file(TENSORS | buffers, folder / "model.safetensors")
     checkpoint = Checkpoint(folder)
     assert sorted(checkpoint.unread) == ["a.bias", "a.weight", "b.weight"]
     checkpoint.read("a.bias", [6])
@@ -68,7 +70,58 @@ def test_files_with_an_index(tmp_path, shards):
     checkpoint = Checkpoint(tmp_path)
     for name, tensor in tensors.items():
         assert torch.equal(checkpoint.read(name, tensor.shape), tensor)
-    assert checkpoint.unread == (["of another format"] if shards == 1 else [])
+    assert checkpoint.unread == []
+
+
+@pytest.mark.parametrize("other", ["adapter_model", "consolidated", "optimizer", "tok_lora"])
+@pytest.mark.parametrize("own", ["model", "pytorch_model-00001-of-00001"])
+def test_files_that_are_not_the_models(tmp_path, own, other):
+    save_file(TENSORS, tmp_path / f"{own}.safetensors")
+    save_file({"layers.0.attention.wq.weight": torch.ones(1)}, tmp_path / f"{other}.safetensors")
+    assert sorted(Checkpoint(tmp_path).unread) == sorted(TENSORS)
+
+
+def test_a_whole_file_goes_before_an_index_that_was_left_over(tmp_path):
+    save_tensors(tmp_path, {name: tensor * 0 for name, tensor in TENSORS.items()}, 2)
+    save_file(TENSORS, tmp_path / "model.safetensors")
+    assert torch.equal(Checkpoint(tmp_path).read("a.weight", [6, 4]), TENSORS["a.weight"])
+
+
+def test_an_index_decides_which_of_two_files_has_a_tensor(tmp_path):
+    names = ("model.safetensors", "more.safetensors")
+    save_file(TENSORS, tmp_path / names[0])
+    save_file({"a.bias": torch.zeros(6)}, tmp_path / names[1])
+    for name in names:
+        places = dict.fromkeys(TENSORS, names[0]) | {"a.bias": name, "other": names[1]}
+        (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        assert Checkpoint(tmp_path).read("a.bias", [6]).any() == (name == names[0])
+
+
+def test_two_files_with_one_tensor_and_no_index(tmp_path):
+    for name in ("a", "b"):
+        save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    with pytest.raises(CheckpointError, match=r"b.safetensors and a.safetensors both have 'a.bias'"):
+        Checkpoint(tmp_path)
+
+
+def test_strange_tensors_are_those_of_modules_and_layers_that_are_read(tmp_path):
+    names = (
+        "h.0.q.weight",
+        "h.0.q.bias",
+        "h.0.norm.weight",
+        "h.1.q.weight",
+        "v_head.weight",
+        "out.weight",
+        "out.bias",
+    )
+    save_file({name: torch.ones(1) for name in names}, tmp_path / "model.safetensors")
+    checkpoint = Checkpoint(tmp_path)
+    asked = {"h.0.q.weight", "out.weight"}
+    strange = {"h.0.q.bias", "h.0.norm.weight", "out.bias"}
+    assert set(checkpoint.strange(asked)) == strange
+    for name in asked:
+        checkpoint.read(name, [1])
+    assert set(checkpoint.strange()) == strange
 
 
 def test_missing_tensor(folder):

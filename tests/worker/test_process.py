@@ -145,8 +145,8 @@ BROKEN = {
         "no tensor 'lm_head.weight'",
     ),
     "unread tensor": (
-        lambda f: edit_tensors(f, lambda t: t.update({"model.layers.9.x": torch.ones(1)})),
-        "no layer of this model reads: 'model.layers.9.x'",
+        lambda f: edit_tensors(f, lambda t: t.update({"model.layers.1.x": torch.ones(1)})),
+        "no layer of this model reads: 'model.layers.1.x'",
     ),
     "truncated file": (truncate, "model.safetensors is not a complete"),
     "wrong shape": (

@@ -52,6 +52,22 @@ class Build:
     def __contains__(self, name: str) -> bool:
         return name in self.weights
 
+    def tie(self, embedding: str, head: str, tied: bool) -> tuple[str, str]:
+        """Return the modules whose "weight" are the embedding and the head of a model that may tie them.
+
+        A checkpoint of a tied model may have one of them, or both: a head with other numbers is used, as
+        transformers does, because fine-tuning has changed it.
+        """
+        first, second = f"{embedding}.weight", f"{head}.weight"
+        if not tied:
+            return embedding, head
+        if first not in self and second in self:
+            return head, head
+        if second in self and not self.weights.equal(first, second):
+            return embedding, head
+        self.weights.dismiss(second)
+        return embedding, embedding
+
     def has_shape(self, name: str, shape: list[int]) -> bool:
         """Whether the checkpoint's tensor has that shape."""
         return self.weights.fault(name, shape) is None

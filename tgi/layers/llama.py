@@ -99,13 +99,11 @@ class LlamaDecoder(nn.Module):
         super().__init__()
         hidden, vocab = config.hidden_size, config.vocab_size
         self.rotary = Rotary(build, config.rope)
-        self.embed = Embedding(build, "model.embed_tokens", vocab, hidden)
+        embedding, head = build.tie("model.embed_tokens", "lm_head", config.tie_word_embeddings)
+        self.embed = Embedding(build, embedding, vocab, hidden)
         numbers = range(config.num_layers)
         self.layers = nn.ModuleList(LlamaLayer(config, build, number, self.make_mlp) for number in numbers)
         self.norm = RMSNorm(build, "model.norm", hidden, config.rms_norm_eps)
-        if config.tie_word_embeddings:
-            build.weights.dismiss("lm_head.weight")
-        head = "model.embed_tokens" if config.tie_word_embeddings else "lm_head"
         self.head = Head(build, head, vocab, hidden)
 
     def make_mlp(self, config: LlamaConfig, build: Build, name: str) -> nn.Module:

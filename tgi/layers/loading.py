@@ -1,5 +1,6 @@
 """Builds models: with their weights on a device, or without numbers on torch's device "meta"."""
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from tgi.weights import (
 from tgi.weights.formats import WeightFormat, read_format
 
 from .build import Build
+
+log = logging.getLogger(__name__)
 
 Model = Callable[[Batch], torch.Tensor]
 _CACHE_ITEM = {"fp8_e4m3fn": 1}
@@ -97,7 +100,10 @@ def load_model(
         outline.check()
     model, build = blueprint.build(weights, shard, device)
     if isinstance(weights, Checkpoint) and weights.unread:
-        raise CheckpointError(weights.superfluous(weights.unread))
+        if strange := weights.strange():
+            raise CheckpointError(weights.superfluous(strange))
+        if shard.rank == 0:
+            log.warning("%s; they are left out", weights.superfluous(weights.unread))
     return LoadedModel(model, blueprint.config, build)
 
 

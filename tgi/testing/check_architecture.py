@@ -18,7 +18,7 @@ from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.layers.loading import load_model
 from tgi.plugins import ConfigError
-from tgi.weights import CheckpointError, Shard
+from tgi.weights import Checkpoint, CheckpointError, Shard
 from tgi.weights.formats import LinearWeight
 
 from . import diagnosis
@@ -191,6 +191,9 @@ def _load(folder: Path, lengths: Sequence[int], tolerance: float) -> _Case:
     device, drivers = CpuDevice(1), _Drivers(folder, lengths)
     try:
         driver = drivers.make(device)
+        weights = load_model(load_command(folder), Shard(), Device(1), lambda *_: None).build.weights
+        if isinstance(weights, Checkpoint) and weights.unread:
+            raise CheckpointError(weights.superfluous(weights.unread))
     except (ConfigError, CheckpointError) as error:
         raise AssertionError(diagnosis.not_loaded(error)) from error
     prompts = [random_prompt(driver.runner.config.vocab_size, n, seed) for seed, n in enumerate(lengths)]

@@ -1,19 +1,23 @@
 """The tensors of a checkpoint folder by name, over any number of *.safetensors files.
 
-Only the rank's part is read from disk. Tensors that no layer has asked for are reported in the end: they mean
-that the checkpoint was made for another model.
+Only the rank's part is read from disk. Tensors that no layer has asked for are reported in the end: within a
+layer that the model has they mean that the checkpoint was made for another model.
 """
 
-import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
 
-from .tensor_file import FileError, TensorFile, copy, list_names, open_file
+from tgi.model_files import FilesError, has_weights, weight_files
 
-_HARMLESS = (".rotary_emb.inv_freq",)
-"""Ends of the names of buffers in old checkpoints that models compute themselves."""
+from .tensor_file import FileError, TensorFile, copy, list_names, open_file, view
+
+_HARMLESS = re.compile(r"\.(inv_freq|cos_cached|sin_cached|masked_bias)$")
+"""Names of buffers in old checkpoints that models compute themselves."""
+_LAYER = re.compile(r".*?\.\d+\.")
+"""Beginning of the names of a layer's tensors."""
 
 
 class CheckpointError(Exception):
@@ -34,23 +38,30 @@ class Checkpoint:
         self.folder = folder
         self._on_read = on_read
         self._files: dict[str, TensorFile] = {}
-        for path in _paths(folder):
+        try:
+            paths = weight_files(folder)
+        except FilesError as error:
+            raise CheckpointError(str(error)) from error
+        for path, indexed in paths.items():
             try:
                 file = open_file(path)
             except (FileError, OSError) as error:
                 raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
-            self._files.update(dict.fromkeys(file.tensors, file))
+            names = [name for name in file.tensors if indexed is None or name in indexed]
+            if twice := [name for name in names if name in self._files]:
+                other = self._files[twice[0]].path.name
+                raise CheckpointError(
+                    f"{path} and {other} both have {list_names(twice)}, and no index decides"
+                )
+            self._files.update(dict.fromkeys(names, file))
         self.total_bytes = sum(file.tensors[name].bytes for name, file in self._files.items())
-        self._unread = dict.fromkeys(name for name in self._files if not name.endswith(_HARMLESS))
+        self._unread = dict.fromkeys(name for name in self._files if not _HARMLESS.search(name))
         self._done_bytes = 0
 
     @staticmethod
     def is_complete(folder: Path) -> bool:
         """Whether the folder has files, all those that its index names."""
-        try:
-            return bool(_paths(folder))
-        except CheckpointError:
-            return False
+        return has_weights(folder)
 
     def __contains__(self, name: str) -> bool:
         return name in self._files
@@ -96,6 +107,29 @@ class Checkpoint:
             self._done_bytes += self._files[name].tensors[name].bytes
             self._on_read(self._done_bytes, self.total_bytes)
 
+    def equal(self, name: str, other: str) -> bool:
+        """Return whether two tensors are the same numbers in the same dtype."""
+        a, b = (self._files[each].tensors[each] for each in (name, other))
+        if a.dtype is None or (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        mine, theirs = (view(self._files[each], each).view(torch.uint8) for each in (name, other))
+        return torch.equal(mine, theirs)
+
+    def strange(self, asked: Collection[str] | None = None) -> list[str]:
+        """Return the unread tensors that belong to a module or a layer of which the model reads others.
+
+        They would change the numbers. `asked` are the names that the model reads; None: those that were.
+        """
+        unread = [name for name in self._unread if asked is None or name not in asked]
+        known = self._files.keys() - unread if asked is None else asked
+        modules = {name.rpartition(".")[0] for name in known}
+        layers = {layer[0] for name in known if (layer := _LAYER.match(name))}
+        return [
+            name
+            for name in unread
+            if name.rpartition(".")[0] in modules or ((layer := _LAYER.match(name)) and layer[0] in layers)
+        ]
+
     def fault(self, name: str, shape: Sequence[int]) -> str | None:
         """Return the reason why a tensor of that shape cannot be read; None: it can."""
         if name not in self._files:
@@ -113,21 +147,3 @@ class Checkpoint:
     def superfluous(self, names: Sequence[str]) -> str:
         """Return the message about tensors that no layer reads."""
         return f"{self.folder} has tensors that no layer of this model reads: {list_names(names)}"
-
-
-def _paths(folder: Path) -> list[Path]:
-    """Return the files that the index names, or all of them if it is missing. Raises CheckpointError."""
-    index = folder / "model.safetensors.index.json"
-    if not index.exists():
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise CheckpointError(f"{folder} has no *.safetensors file")
-        return files
-    try:
-        files = sorted({folder / name for name in json.loads(index.read_bytes())["weight_map"].values()})
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index} is not an index of safetensors files: {error!r}") from error
-    for file in files:
-        if not file.exists():
-            raise CheckpointError(f"{file} is missing; {index.name} names it")
-    return files

@@ -46,6 +46,10 @@ class Outline:
         """Do as `Checkpoint.fault`."""
         return None if self.checkpoint is None else self.checkpoint.fault(name, shape)
 
+    def equal(self, name: str, other: str) -> bool:
+        """Do as `Checkpoint.equal`."""
+        return self.checkpoint is None or self.checkpoint.equal(name, other)
+
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
         self._asked.add(name)
@@ -64,7 +68,7 @@ class Outline:
             faults.append(f"{len(self._misshaped) - len(faults)} more tensors have other shapes too")
         if self._missing:
             faults.append(self.checkpoint.missing(list(self._missing)))
-        if extra:
+        if extra := extra if faults else self.checkpoint.strange(self._asked):
             faults.append(self.checkpoint.superfluous(extra))
         if faults:
             raise CheckpointError("; ".join(faults))

@@ -61,12 +61,11 @@ class Falcon(nn.Module):
     def __init__(self, config: FalconConfig, build: Build) -> None:
         super().__init__()
         self.rotary = None if config.rope is None else Rotary(build, config.rope)
-        self.embed = Embedding(build, "transformer.word_embeddings", config.vocab_size, config.hidden_size)
+        embedding, head = build.tie("transformer.word_embeddings", "lm_head", config.tie_word_embeddings)
+        self.embed = Embedding(build, embedding, config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(FalconLayer(config, build, index) for index in range(config.num_layers))
         self.norm = LayerNorm(build, "transformer.ln_f", config.hidden_size, config.epsilon)
-        if config.tie_word_embeddings:
-            build.weights.dismiss("lm_head.weight")
-        self.head = Head(build, config.head, config.vocab_size, config.hidden_size)
+        self.head = Head(build, head, config.vocab_size, config.hidden_size)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of `batch.last`, [n, vocab_size]."""

@@ -21,11 +21,6 @@ class FalconConfig(ModelConfig):
     """Names of the norms of a layer: the attention's and the MLP's, or one for both."""
     tie_word_embeddings: bool
 
-    @property
-    def head(self) -> str:
-        """Name of the linear layer that gives logits."""
-        return "transformer.word_embeddings" if self.tie_word_embeddings else "lm_head"
-
 
 def read_config(get: JsonReader) -> FalconConfig:
     """Read config.json under the names of transformers, or of the code in the models' own repositories, whose

@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tgi_llama.plugin import read_config
 
 from tgi.device.cpu.cpu_device import CpuDevice
@@ -24,6 +26,39 @@ SHAPES = {
     "all biases": {"attention_bias": True, "mlp_bias": True},
     "odd sizes": {"hidden_size": 60, "intermediate_size": 77, "head_dim": 10, "vocab_size": 333},
 }
+
+
+def edit_tensors(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def fine_tune_head(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+
+
+def store_twice(tensors):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+
+def store_as_head(tensors):
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("change", [fine_tune_head, store_twice, store_as_head])
+def test_tied_head_in_the_files(tmp_path, change):
+    """A head with other numbers is used; of two alike one is kept; one alone is both."""
+    folder = make_llama(tmp_path, tie_word_embeddings=True)
+    edit_tensors(folder, change)
+    check_architecture(folder, ranks=2, lengths=[20], cards=[])
+
+
+def test_tensors_of_no_layer_are_left_out_with_a_warning(tmp_path, caplog):
+    folder = make_llama(tmp_path)
+    edit_tensors(folder, lambda tensors: tensors.update({"v_head.summary.weight": torch.ones(1, 64)}))
+    check_generation(folder, [12], tokens=4)
+    assert "'v_head.summary.weight'; they are left out" in caplog.text
 
 
 LAZY, COMPILED = "gaudi2-lazy", "gaudi3-compile"
