@@ -34,8 +34,7 @@ from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
 from tgi.protocol import AttentionWorkspace, Load, Loaded, Progress
 from tgi.scheduler import Scheduler
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler

@@ -1,27 +1,33 @@
-"""The KV blocks of a layer group: free, shared, and full ones with their content (the prefix cache).
+"""KV blocks: a pool per layer group, and the allocator that gives sequences theirs in every group at once.
 
-A block is *in use* by one or more sequences, or free. A free block may still be *cached*: it keeps its
-tokens' keys and values until it is handed out again, least recently used first. The key of a cached block
-is (serial number of the block before it, its own tokens), so it stands for all tokens up to its end. Serial
-numbers are never reused, so a key can neither collide nor go stale.
+A block is *in use* by one or more sequences, or free. A free block may still be *cached* (the prefix cache):
+it keeps its tokens' keys and values until it is handed out again, least recently used first. The key of a
+cached block is (serial number of the block before it, its own tokens), so it stands for all tokens up to its
+end. Serial numbers are never reused, so a key can neither collide nor go stale.
 
                  take                      release
     free ──────────────────▶ in use ──────────────────▶ free
       ▲                        │ register (full block)    and, if registered, cached
       └── share (a cached block is found again) ◀─────────┘
 
-With an attention window, a sequence needs only the blocks at the end of its chain. There the pool remembers
-for a while the keys of blocks that were handed out again, so that chains can be followed past them.
+Layers with the same attention window form a group. A full-attention group keeps every block of a sequence; a
+windowed one frees the blocks that no later token attends to, and needs only the end of a cached chain: its
+pool remembers for a while the keys of blocks that were handed out again, to follow chains past them.
 """
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence as Items
 
 import attrs
 
 from tgi.footprint import first_block
+from tgi.limits import Limits
 
+from .sequence import BlockTable, Sequence
+
+GROW_BLOCKS = 4
+"""Blocks that a decoding sequence takes at once while plenty are free, so that its table stays in runs."""
 ROOT = 0
 """Serial number before the first block of a sequence."""
 REMEMBERED = 4
@@ -97,7 +103,7 @@ class BlockPool:
             taken += sorted(self._take_any() for _ in range(missing))
         return taken
 
-    def share(self, tokens: Sequence[int], limit: int) -> tuple[list[int], int]:
+    def share(self, tokens: Items[int], limit: int) -> tuple[list[int], int]:
         """Return the longest cached chain of at most `limit` blocks that `tokens` begin with, and its serial.
 
         The blocks that the next token attends to, from `first_block` on, are in use afterwards, as those of
@@ -122,7 +128,7 @@ class BlockPool:
             self._users[block] += 1
         return [0] * first + chain[first:count], last
 
-    def register(self, block: int, before: int, tokens: Sequence[int]) -> int:
+    def register(self, block: int, before: int, tokens: Items[int]) -> int:
         """Record that a block in use is full of `tokens`, after a chain that ends in serial `before`.
 
         Returns the serial of this content, even if another block holds it.
@@ -139,7 +145,7 @@ class BlockPool:
         self._key_of[block] = key
         return serial
 
-    def release(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Items[int]) -> None:
         """Give up blocks of one sequence; the end of its chain is reused first."""
         for block in reversed(blocks):
             self._users[block] -= 1
@@ -150,7 +156,7 @@ class BlockPool:
                     self._empty[block] = 1
                     self._empties += 1
 
-    def check(self, tables: Sequence[Sequence[int]]) -> None:
+    def check(self, tables: Items[Items[int]]) -> None:
         """Assert that exactly these block tables use blocks, and that no block is lost. For tests."""
         users = [0] * (self.total + 1)
         for table in tables:
@@ -164,7 +170,7 @@ class BlockPool:
         assert not empty & set(self._cached), "a block is free twice"
         assert len(empty) == self._empties, "empty blocks are miscounted"
 
-    def _key(self, before: int, tokens: Sequence[int]) -> tuple[int, bytes]:
+    def _key(self, before: int, tokens: Items[int]) -> tuple[int, bytes]:
         return before, array("i", tokens).tobytes()
 
     def _occupy(self, block: int) -> int:
@@ -205,3 +211,137 @@ class BlockPool:
                 del self._block_of[self._past.popitem(last=False)[0]]
         self._users[block] = 1
         return block
+
+
+@attrs.define(eq=False)
+class BlockAllocator:
+    """Gives sequences their blocks in every group and offers full ones to the prefix cache."""
+
+    limits: Limits
+    pools: Items[BlockPool]
+    """One for each layer group, in the order of the groups; all have the same block size."""
+    prefix_limit: int | None = None
+    """Longest prompt, in tokens, that shares prefixes, and the depth to which blocks are cached. None: no
+    bound; 0: no prefix cache."""
+    block_size: int = attrs.field(init=False)
+    """Tokens in a block."""
+    widest: BlockPool = attrs.field(init=False)
+    """Pool of the group that attends the farthest; no group lists more blocks for a row than this."""
+
+    def __attrs_post_init__(self) -> None:
+        self.block_size = self.pools[0].block_size
+        self.widest = max(self.pools, key=lambda pool: float("inf") if pool.window is None else pool.window)
+
+    def admit(self, sequence: Sequence, running: int) -> bool:
+        """Give a sequence blocks for its tokens and one more, cached ones first; False: nothing was given.
+
+        A windowed group gives no more than a sequence can have at once. Each of the `running` sequences is
+        left a block to grow into.
+        """
+        tables = self._share(sequence)
+        hit, known, wanted = len(tables[0].blocks), len(sequence.tokens), self._wanted(sequence)
+        groups = [
+            (pool, table, table.freed + self.limits.group_blocks(pool.window))
+            for pool, table in zip(self.pools, tables, strict=True)
+        ]
+        missing = [min(self._count(known + 1), end) - hit for _, _, end in groups]
+        if any(pool.available < n + running for (pool, _, _), n in zip(groups, missing, strict=True)):
+            self._release(tables)
+            return False
+        for (pool, table, end), count in zip(groups, missing, strict=True):
+            after = table.blocks[-1] if table.blocks else 0
+            table.blocks += pool.take(count, after, room=min(wanted, end) - hit)
+        sequence.tables, sequence.registered, sequence.computed = tables, hit, hit * self.block_size
+        sequence.settled, sequence.unsent = 0, True
+        return True
+
+    def reserve(self, sequence: Sequence, tokens: int, running: int) -> bool:
+        """Give a sequence blocks for `tokens` tokens, and free those that no token to come attends to.
+
+        Takes some ahead while plenty are free for all `running` sequences. False: too few are free, and
+        none was given. Changes nothing while `tokens` are at most `sequence.settled`.
+        """
+        needed, settled = self._count(tokens), []
+        groups = list(zip(self.pools, sequence.tables, strict=True))
+        for pool, table in groups:
+            first = pool.first_block(sequence.computed)
+            if first > table.freed:
+                pool.release(table.blocks[table.freed : first])
+                table.freed = first
+        if any(pool.available < needed - len(table.blocks) for pool, table in groups):
+            return False
+        for pool, table in groups:
+            count = needed - len(table.blocks)
+            if count > 0:
+                if pool.available > GROW_BLOCKS * running:
+                    count = max(count, min(self._wanted(sequence) - len(table.blocks), GROW_BLOCKS))
+                table.blocks += pool.take(count, after=table.blocks[-1])
+                sequence.unsent = True
+            settled.append(len(table.blocks) * self.block_size)
+            if pool.window is not None:
+                settled.append((table.freed + 1) * self.block_size + pool.window - 1)
+        sequence.settled = min(settled)
+        return True
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back all blocks of a sequence."""
+        self._release(sequence.tables)
+        sequence.tables = []
+
+    def register(self, sequence: Sequence) -> None:
+        """Offer every full block of known tokens to the prefix cache.
+
+        A step that was only sent counts as executed: every step that uses the block comes after it. So a
+        block has been offered before `reserve` frees it.
+        """
+        size = self.block_size
+        if len(sequence.tokens) < (sequence.registered + 1) * size:
+            return  # nothing to do after most tokens
+        full = min(sequence.computed, len(sequence.tokens), self._shareable(sequence)) // size
+        for index in range(sequence.registered, full):
+            content = sequence.tokens[index * size : index * size + size]
+            for pool, table in zip(self.pools, sequence.tables, strict=True):
+                table.serial = pool.register(table.blocks[index], table.serial, content)
+            sequence.registered = index + 1
+
+    def check(self, sequences: Items[Sequence]) -> None:
+        """Assert that these sequences use exactly the blocks that are in use. For tests."""
+        for group, pool in enumerate(self.pools):
+            pool.check([s.tables[group].blocks[s.tables[group].freed :] for s in sequences])
+
+    def _count(self, tokens: int) -> int:
+        """Return how many blocks hold `tokens` tokens."""
+        return -(-tokens // self.block_size)
+
+    def _wanted(self, sequence: Sequence) -> int:
+        """Return how many blocks a sequence has if it generates all tokens that it may."""
+        return self._count(len(sequence.prompt) + sequence.max_new_tokens)
+
+    def _shareable(self, sequence: Sequence) -> int:
+        """Number of leading tokens whose keys and values other sequences may use."""
+        limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit
+        return limit if len(sequence.prompt) <= limit else 0
+
+    def _share(self, sequence: Sequence) -> list[BlockTable]:
+        """Return tables of the longest prefix that is cached in every group, with its blocks in use.
+
+        The last token is always computed, and so are all whose log-probabilities are wanted.
+        """
+        limit = min(len(sequence.tokens) - 1, self._shareable(sequence)) // self.block_size
+        if sequence.wants_prompt_logprobs and not sequence.generated:
+            limit = 0
+        while True:
+            tables = []
+            for pool in self.pools:
+                blocks, serial = pool.share(sequence.tokens, limit)
+                freed = pool.first_block(len(blocks) * self.block_size)
+                tables.append(BlockTable(blocks, freed, serial=serial))
+            hits = {len(table.blocks) for table in tables}
+            if len(hits) == 1:
+                return tables
+            self._release(tables)
+            limit = min(hits)
+
+    def _release(self, tables: Items[BlockTable]) -> None:
+        for pool, table in zip(self.pools, tables, strict=True):
+            pool.release(table.blocks[table.freed :])

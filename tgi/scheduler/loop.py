@@ -21,8 +21,7 @@ from tgi.metrics import Metrics
 from tgi.protocol import Bucket
 from tgi.text.grammar import GrammarError
 
-from .allocator import BlockAllocator
-from .blocks import BlockStatistics
+from .blocks import BlockAllocator, BlockStatistics
 from .buckets import Buckets
 from .commit import commit
 from .matching import Matching
@@ -202,7 +201,7 @@ class Scheduler:
             preemptions=schedule.preemptions,
             prefix_hit_tokens=schedule.prefix_hit_tokens,
             prefix_query_tokens=schedule.prefix_query_tokens,
-            blocks=schedule.allocator.statistics(),
+            blocks=schedule.allocator.widest.statistics(),
         )
 
     def __repr__(self) -> str:

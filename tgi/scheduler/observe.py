@@ -117,7 +117,7 @@ class StepObserver:
         metrics.queue_size.set(len(schedule.waiting))
         metrics.batch_current_size.set(len(schedule.running))
         metrics.batch_current_max_tokens.set(
-            schedule.allocator.statistics().used * schedule.limits.block_size
+            schedule.allocator.widest.statistics().used * schedule.limits.block_size
         )
 
 

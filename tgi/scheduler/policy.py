@@ -17,7 +17,7 @@ import attrs
 from tgi.limits import Limits
 from tgi.protocol import Bucket, LaneParams, Step, ints
 
-from .allocator import BlockAllocator
+from .blocks import BlockAllocator
 from .buckets import Buckets
 from .sequence import Sequence, State
 from .step_costs import StepCosts
@@ -162,25 +162,31 @@ def plan(schedule: Schedule) -> PlannedStep | None:
 
 
 def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
-    """Take every sequence that can decode, and chunks of prompts of up to `left` tokens, oldest first.
+    """Take every sequence that can decode, then chunks of prompts of up to `left` tokens, oldest first.
 
     Younger sequences make room if blocks run out. New ones are admitted while chunks have room.
     """
     rows: list[Row] = []
-    for sequence in list(schedule.running):
-        if sequence.state is State.RUNNING and sequence.decodable:
-            _add_row(schedule, rows, sequence, 1)
-        elif sequence.state is State.RUNNING and sequence.prefilling and not sequence.unmasked:
-            left -= _add_row(schedule, rows, sequence, left)
+    chunks: list[Row] = []
+    for sequence in schedule.running[:]:
+        if sequence.state is not State.RUNNING:
+            continue  # it was preempted for one before it
+        if sequence.decodable:
+            start, draw = sequence.computed, sequence.sampled
+            if start < sequence.settled or _reserve(schedule, sequence, start + 1):
+                rows.append(Row(sequence, start, 1, False, draw, sequence.epoch))
+                sequence.computed, sequence.sampled = start + 1, draw + 1
+        elif left and sequence.prefilling and not sequence.unmasked:
+            left -= _add_chunk(schedule, chunks, sequence, left)
     while left and schedule.waiting and schedule.free_lanes:
         sequence = schedule.waiting[0]
         if not _admit(schedule, sequence):
             break
         if not sequence.unmasked:
-            if not (length := _add_row(schedule, rows, sequence, left)):
+            if not (length := _add_chunk(schedule, chunks, sequence, left)):
                 break
             left -= length
-    return sorted(rows, key=lambda row: row.chunk)  # devices treat single tokens together
+    return rows + chunks  # devices treat single tokens together
 
 
 def _chunk_tokens(schedule: Schedule) -> int:
@@ -190,13 +196,14 @@ def _chunk_tokens(schedule: Schedule) -> int:
     takes more than SPREAD_STEPS such steps is computed in full ones: spread over small steps, it would keep
     requests from their first token for longer, and the device from its best speed.
     """
-    decoding = sum(not s.prefilling for s in schedule.running)
+    prefilling = [sequence for sequence in schedule.running if sequence.prefilling]
+    decoding = len(schedule.running) - len(prefilling)
     room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:
         return room
     doubling = max(doubling, schedule.limits.block_size)
-    backlog = sum(s.prefill_end - s.computed for s in schedule.running if s.prefilling)
+    backlog = sum(sequence.prefill_end - sequence.computed for sequence in prefilling)
     backlog += sum(len(s.tokens) for s in islice(schedule.waiting, len(schedule.free_lanes)))
     return min(room, doubling) if backlog <= SPREAD_STEPS * doubling else room
 
@@ -254,9 +261,9 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
             return False
         if length + sum(row.length for row in rows) > schedule.limits.max_batch_prefill_tokens:
             return False
-        if not _worth_joining(schedule, rows, _next_row(sequence, length)):
+        if not _worth_joining(schedule, rows, _chunk(sequence, length)):
             return False
-    return _add_row(schedule, rows, sequence, length) > 0
+    return _add_chunk(schedule, rows, sequence, length) > 0
 
 
 def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
@@ -270,45 +277,47 @@ def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
 
 
 def _shape(schedule: Schedule, rows: Items[Row]) -> Bucket:
-    """Return the shape of a step with these rows, before padding; `DeviceSpec.flat` says how blocks count."""
-    flat, pool = schedule.buckets.flat, schedule.allocator.widest
-    prefill = any(row.chunk for row in rows)
-    ends = [row.start if prefill and flat else row.start + row.length for row in rows]
-    blocks = [
-        -(-end // pool.block_size) - pool.first_block(row.start) for row, end in zip(rows, ends, strict=True)
-    ]
+    """Return the shape of a step with these rows, chunks last, before padding.
+
+    `DeviceSpec.flat` says how blocks count.
+    """
+    flat, pool, prefill = schedule.buckets.flat, schedule.allocator.widest, rows[-1].chunk
+    size = pool.block_size
+    ends = [row.start for row in rows] if prefill and flat else [row.start + row.length for row in rows]
+    blocks = [-(-end // size) for end in ends]
+    if pool.window is not None:
+        blocks = [count - pool.first_block(row.start) for count, row in zip(blocks, rows, strict=True)]
     total = sum(blocks) if flat and not prefill else max(blocks)
     return Bucket(len(rows), max([row.length for row in rows]), total, prefill)
 
 
-def _next_row(sequence: Sequence, length: int) -> Row:
-    """Make the row of a sequence's next `length` tokens; the end of its known tokens gives a new one."""
-    start, chunk = sequence.computed, sequence.prefilling
+def _chunk(sequence: Sequence, length: int) -> Row:
+    """Make the row of the next `length` tokens of a prompt; its end gives a new token."""
+    start = sequence.computed
     draw = sequence.sampled if start + length >= sequence.prefill_end else -1
-    return Row(sequence, start, length, chunk, draw, sequence.epoch)
+    return Row(sequence, start, length, True, draw, sequence.epoch)
 
 
-def _add_row(schedule: Schedule, rows: list[Row], sequence: Sequence, most: int) -> int:
-    """Add the next tokens of a sequence to a step, `most` of them at most, and return how many.
+def _add_chunk(schedule: Schedule, rows: list[Row], sequence: Sequence, most: int) -> int:
+    """Add the next tokens of a prompt to a step, `most` of them at most, and return how many.
 
     0: the sequence was the youngest, and was preempted for want of blocks.
     """
-    length = min(sequence.prefill_end - sequence.computed, most) if sequence.prefilling else 1
-    schedule.allocator.free_behind(sequence)
-    if not length or not _grow(schedule, sequence, sequence.computed + length):
+    length = min(sequence.prefill_end - sequence.computed, most)
+    if not _reserve(schedule, sequence, sequence.computed + length):
         return 0
-    rows.append(row := _next_row(sequence, length))
+    rows.append(row := _chunk(sequence, length))
     sequence.computed += length
     sequence.sampled += row.draw >= 0
     return length
 
 
-def _grow(schedule: Schedule, sequence: Sequence, tokens: int) -> bool:
+def _reserve(schedule: Schedule, sequence: Sequence, tokens: int) -> bool:
     """Make sure that a sequence has blocks for `tokens` tokens, preempting the youngest for them.
 
     False: the sequence was the youngest and was preempted itself.
     """
-    while not schedule.allocator.grow(sequence, tokens, len(schedule.running)):
+    while not schedule.allocator.reserve(sequence, tokens, len(schedule.running)):
         youngest = schedule.running[-1]
         schedule.preempt(youngest)
         if youngest is sequence:
@@ -324,60 +333,61 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     schedule.number += 1
     schedule.prefilled_last = shape.prefill
     schedule.steps_since_prefill = 1 if shape.prefill else schedule.steps_since_prefill + 1
+    sequences = [row.sequence for row in rows]
+    chunks = [row for row in rows if row.chunk]
+    tokens = [-1] * (len(rows) - len(chunks))
+    for row in chunks:
+        tokens += row.sequence.tokens[row.start : row.start + row.length]
+    draws = [row.draw for row in rows]
     masked, masks = _masks(rows)
-    targets = _targets(rows)
-    top = max([row.sequence.sampling.top_n_tokens for row in rows])
-    queries = [row.sequence.tokens[row.start : row.start + row.length] if row.chunk else [-1] for row in rows]
+    targets = _targets(rows) if any(row.targets for row in chunks) else b""
+    top = max([sequence.sampling.top_n_tokens for sequence in sequences])
+    unsent = [sequence for sequence in sequences if sequence.unsent]
     grown = [
-        (group, row.sequence.lane, table)
-        for row in rows
-        for group, table in enumerate(row.sequence.tables)
+        (group, sequence.lane, table)
+        for sequence in unsent
+        for group, table in enumerate(sequence.tables)
         if table.sent < len(table.blocks)
     ]
     step = Step(
         number=schedule.number,
         bucket=bucket,
-        lanes=ints([row.sequence.lane for row in rows]),
+        lanes=ints([sequence.lane for sequence in sequences]),
         starts=ints([row.start for row in rows]),
-        samples=ints([int(row.draw >= 0) for row in rows]),
-        draws=ints([max(row.draw, 0) for row in rows]),
-        tokens=ints([token for query in queries for token in query]),
+        samples=ints([int(draw >= 0) for draw in draws]),
+        draws=ints([max(draw, 0) for draw in draws]),
+        tokens=ints(tokens),
         lengths=ints([row.length for row in rows]),
         targets=targets,
-        params=tuple(_lane_params(row.sequence) for row in rows if not row.sequence.tables[0].sent),
+        params=tuple([_lane_params(sequence) for sequence in unsent if not sequence.tables[0].sent]),
         table_groups=ints([group for group, _, _ in grown]) if len(schedule.allocator.pools) > 1 else b"",
         table_lanes=ints([lane for _, lane, _ in grown]),
         table_starts=ints([table.sent for _, _, table in grown]),
         table_counts=ints([len(table.blocks) - table.sent for _, _, table in grown]),
         table_blocks=ints([block for _, _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
-        prompt_top=max([row.sequence.prompt_top for row in rows]) if targets else 0,
+        prompt_top=max([sequence.prompt_top for sequence in sequences]) if targets else 0,
         masked=masked,
         masks=masks,
     )
+    for sequence in unsent:
+        sequence.unsent = False
     for _, _, table in grown:
         table.sent = len(table.blocks)
-    for row in rows:
-        if row.chunk:
-            schedule.allocator.register(row.sequence)
+    for row in chunks:
+        schedule.allocator.register(row.sequence)
     return PlannedStep(step, bucket, rows, shape)
 
 
 def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:
     """Return the columns `masked` and `masks` of a step: one mask per sample that must obey a grammar."""
-    sampled = [row for row in rows if row.draw >= 0]
-    masks = [
-        (index, matcher.mask)
-        for index, row in enumerate(sampled)
-        if (matcher := row.sequence.matcher) is not None
-    ]
+    matchers = [row.sequence.matcher for row in rows if row.draw >= 0]
+    masks = [(index, matcher.mask) for index, matcher in enumerate(matchers) if matcher is not None]
     return ints([index for index, _ in masks]), b"".join([mask for _, mask in masks])
 
 
 def _targets(rows: Items[Row]) -> bytes:
     """Return the column `targets`: the token after each query token whose log-probability is wanted."""
-    if not any(row.targets for row in rows):
-        return b""
     targets = []
     for row in rows:
         after = row.sequence.prompt[row.start + 1 : row.start + 1 + row.targets]

@@ -114,6 +114,10 @@ class Sequence:
     """Slot of the ranks' per-row state; -1 unless running."""
     tables: list[BlockTable] = attrs.field(factory=list)
     """One table per layer group; empty unless running."""
+    settled: int = 0
+    """Tokens up to which its tables suffice and none of their blocks becomes free."""
+    unsent: bool = False
+    """Whether its tables have blocks that the ranks do not know."""
     registered: int = 0
     """Number of leading blocks that were offered to the prefix cache."""
     computed: int = 0

@@ -7,8 +7,7 @@ from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Sequence
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.text.stopping import StoppingCriteria
 
 

@@ -19,8 +19,7 @@ from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Describe, Load
 from tgi.scheduler import Scheduler, Token
-from tgi.scheduler.allocator import BlockAllocator
-from tgi.scheduler.blocks import BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.tokenizer import Tokenizer
 
