@@ -24,7 +24,7 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
     tokens = unpack_ints(result.tokens).tolist()
     logprobs = shortest(result.logprobs)
     top = iter(_top_tokens(planned, result)) if result.top_tokens else None
-    sampled = zip((row for row in planned.rows if row.draw >= 0), tokens, logprobs, strict=True)
+    sampled = zip([row for row in planned.rows if row.draw >= 0], tokens, logprobs, strict=True)
     for row, token, logprob in sampled:
         sequence = row.sequence
         best = next(top) if top else []

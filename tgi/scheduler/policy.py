@@ -13,6 +13,7 @@ from collections.abc import Sequence as Items
 from itertools import islice
 
 import attrs
+import msgspec
 
 from tgi.limits import Limits
 from tgi.protocol import Bucket, LaneParams, Step, ints
@@ -28,8 +29,7 @@ SPREAD_STEPS = 2
 """Steps of double duration over which prompts are spread, if these are enough for all of them."""
 
 
-@attrs.define(eq=False)
-class Row:
+class Row(msgspec.Struct, eq=False):
     """A sequence in a step."""
 
     sequence: Sequence

@@ -27,8 +27,7 @@ class State(enum.Enum):
     ABORTED = "aborted"
 
 
-@attrs.define(eq=False)
-class Token:
+class Token(msgspec.Struct, eq=False):
     """A generated token, as the client's stream gets it."""
 
     id: int
