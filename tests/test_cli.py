@@ -26,6 +26,7 @@ CHOICES = {
     "tokenizer_config_path": __file__,
     "chat_template": __file__,
     "bucket_shapes": __file__,
+    "root_path": "/llm",
     "aip_predict_route": "/predict",
     "aip_health_route": "/alive",
 }

@@ -5,6 +5,7 @@ The flags themselves are in tgi/config.py, and those without effect in tgi/compa
 
 import ipaddress
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter, Token, validators
@@ -88,30 +89,22 @@ def flag(
 
     `value` is the placeholder in the help; `vllm` lists vLLM's names of the flag.
     """
-    alias = (*([short] if short else []), *vllm)
-    names: dict[str, Any] = {} if value is None else {"metavar": value}
     return Parameter(
-        alias=alias,
+        alias=(*([short] if short else []), *vllm),
         group=group,
         env_var=variables,
         env_var_split=split,
         show_env_var=False,
         negative=negative,
-        **names,
+        **({} if value is None else {"metavar": value}),
     )
 
 
-def unused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
-    """Describe a flag that is accepted with a warning: it has no effect because of `why`."""
-    return _compat(UNUSED, variables, why, vllm)
-
-
-def refused(*variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
-    """Describe a flag that is refused because of `why`."""
-    return _compat(REFUSED, variables, why, vllm)
-
-
-def _compat(group: Group, variables: Sequence[str], why: str, vllm: Sequence[str]) -> Parameter:
+def _compat(group: Group, *variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
+    """Describe a flag of another server, with the reason why it has no effect or is refused."""
     return Parameter(
         alias=vllm, group=group, env_var=variables, env_var_split=whole_text, help=why, show=False
     )
+
+
+unused, refused = partial(_compat, UNUSED), partial(_compat, REFUSED)

@@ -251,22 +251,20 @@ def _hub_errors(source: Source) -> Iterator[None]:
     from huggingface_hub import errors
 
     name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
+    absent = f"{name} is not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE, HF_ENDPOINT)"
+    reasons = {  # the first that fits
+        errors.HFValidationError: f"{name!r} is neither a folder nor an id on the Hub",
+        errors.GatedRepoError: f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN",
+        errors.RevisionNotFoundError: f"{source.model_id} has no revision {source.revision}",
+        errors.RepositoryNotFoundError: "there is no folder "
+        f"{name}, and no such model on the Hub that HF_TOKEN may read",
+        errors.LocalEntryNotFoundError: absent,
+        errors.OfflineModeIsEnabled: absent,
+    }
     try:
         yield
-    except errors.HFValidationError as error:
-        raise HubError(f"{name!r} is neither a folder nor an id on the Hub") from error
-    except errors.GatedRepoError as error:
-        raise HubError(f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN") from error
-    except errors.RevisionNotFoundError as error:
-        raise HubError(f"{source.model_id} has no revision {source.revision}") from error
-    except errors.RepositoryNotFoundError as error:
-        raise HubError(
-            f"there is no folder {name}, and no such model on the Hub that HF_TOKEN may read"
-        ) from error
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        raise HubError(
-            f"{name} is not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE, HF_ENDPOINT)"
-        ) from error
+    except tuple(reasons) as error:
+        raise HubError(next(text for kind, text in reasons.items() if isinstance(error, kind))) from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise HubError(f"the Hub wants a token that may read {name}: set HF_TOKEN") from error

@@ -21,6 +21,8 @@ def calls_in(tree):
             yield from (f"{node.module}.{name.name}" for name in node.names)
         elif isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.startswith("habana_frameworks"))
+        elif isinstance(node, ast.Constant) and re.fullmatch(r"habana_frameworks[\w.]+", str(node.value)):
+            yield node.value
         elif isinstance(node, ast.Constant) and re.fullmatch(r"hpu_\w+", str(node.value)):
             known = str(node.value)
             yield known if known == "hpu_backend" else f"habana_frameworks.torch.core.{known}"

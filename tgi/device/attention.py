@@ -1,5 +1,4 @@
-"""Scores of attention: what distinguishes one layer's from another's, and the arithmetic that devices
-share."""
+"""Scores of attention: what tells one layer's from another's, and the arithmetic that devices share."""
 
 import attrs
 import torch

@@ -121,8 +121,7 @@ class Device:
         return program
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
-        """Copy arrays to the device. They must not change before the results that depend on them are
-        fetched."""
+        """Copy arrays to the device. They must not change before results that depend on them are fetched."""
         return [torch.from_numpy(array) for array in packed]
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
@@ -180,12 +179,10 @@ class Device:
         return weight.multiply(self, x, bias, residual)
 
     def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
-        """Take a layer's scales [] for an fp8 KV cache, while the model is built, if the checkpoint has
-        them."""
+        """Take a layer's scales [] for an fp8 KV cache, if the checkpoint has them, before any step."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Divide x by the root of its mean square along the last dimension, in float32, and multiply by
-        weight."""
+        """Divide x by the root mean square of its last dimension, in float32, and multiply by weight."""
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         return wide.to(x.dtype) * weight
@@ -206,8 +203,7 @@ class Device:
         return F.silu(gate) * up
 
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here the first half of sin is
-        negated."""
+        """Return cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here half of sin is negated."""
         return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -224,8 +220,7 @@ class Device:
     # ---- the sampler, in which a row must not depend on how many there are ------------------------------
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the index of the greatest value of each row of x [n, m] float32, the first of equals;
-        [n]."""
+        """Return the index [n] of the greatest value, or the first of equals, of each row [n, m] float32."""
         return x.argmax(-1)
 
     def total(self, x: torch.Tensor) -> torch.Tensor:
@@ -233,8 +228,7 @@ class Device:
         return x.cumsum(-1)[:, -1:]
 
     def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Return the index of the first value in each row of `ascending` [n, m] int32 above target [n, 1];
-        [n]."""
+        """Return the index [n] of the first value above target [n, 1] in each row [n, m] int32."""
         return (ascending <= target).sum(-1, dtype=torch.int32)
 
     def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

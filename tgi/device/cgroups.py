@@ -14,8 +14,7 @@ _RESERVE_BYTES = 256 << 20
 
 
 def free_bytes(root: Path = _ROOT) -> int:
-    """Return the bytes that can be allocated before the machine or a control group runs out, less a
-    reserve."""
+    """Return the bytes that the machine and its control groups can still give, less a reserve."""
     machine = psutil.virtual_memory()
     total, free = machine.total, machine.available
     for group in _groups(root):
@@ -44,8 +43,7 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def usable_cores() -> int:
-    """Return the number of physical cores that this process may use, within the CPU quota of its
-    container."""
+    """Return the number of physical cores that this process may use, within its CPU quota."""
     allowed = os.sched_getaffinity(0)
     cores = set()
     for cpu in allowed:
@@ -67,8 +65,7 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Return the bytes of file cache, such as a checkpoint just read, that the kernel drops under
-    pressure."""
+    """Return the bytes of file cache, such as a checkpoint just read, that the kernel can drop."""
     stat = group / "memory.stat"
     lines = stat.read_text().splitlines() if stat.exists() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

@@ -18,8 +18,7 @@ class Program(nn.Module):
     """
 
     regions: ClassVar[tuple[str, ...]] = ()
-    """Names of methods that may be compiled alone: they take and return tensors, or tuples and dicts of
-    them."""
+    """Names of methods that may be compiled alone: they take and return tensors, or tuples or dicts."""
 
 
 class Tally(Program):

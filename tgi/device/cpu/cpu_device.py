@@ -290,8 +290,7 @@ def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | 
 
 
 def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Return a layer's keys and values, [1, kv_heads, n, head_dim] each; None for a row without cached
-    tokens."""
+    """Return a layer's keys and values, [1, kv_heads, n, head_dim] each; None without cached tokens."""
     place = cache.places[layer]
     if row.views is not None:
         return row.views[2 * place], row.views[2 * place + 1]
@@ -330,8 +329,7 @@ def _attend_piece(
     hidden: torch.Tensor,
     spec: AttentionSpec,
 ) -> torch.Tensor:
-    """Attend with query [q, heads, head_dim], where `distance` and `hidden` [q, n] tell what each token
-    sees."""
+    """Attend with query [q, heads, head_dim]; `distance` and `hidden` [q, n] tell what tokens see."""
     folded = _fold(query, keys.shape[1])
     groups = query.shape[1] // keys.shape[1]
     bias = torch.zeros(hidden.shape).masked_fill_(hidden, -torch.inf)[None, :, None]

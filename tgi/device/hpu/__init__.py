@@ -53,8 +53,7 @@ def pci_folders(machine: Machine) -> list[Path]:
 
 
 def installed_cards(machine: Machine) -> Sequence[str]:
-    """Return the generation of each card, by its PCI id: 0x1020 and 0x1060 are the first of Gaudi2 and
-    Gaudi3."""
+    """Return the generation of each card by its PCI id: Gaudi2 begins with 0x1020, Gaudi3 with 0x1060."""
     ids = [read_text(folder / "device").removeprefix("0x") for folder in pci_folders(machine)]
     return ["gaudi3" if number.startswith("106") else "gaudi2" for number in ids]
 

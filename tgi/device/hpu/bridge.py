@@ -5,6 +5,7 @@ from the environment when it is imported, so both are set before. docs/hpu-bridg
 with its source and the releases that have it.
 """
 
+import importlib
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
@@ -53,20 +54,22 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         if hasattr(core, name):
             getattr(core, name)()
             break
-    rotary, halves = _rotary()
+    attention = _optional("habana_frameworks.torch.hpex.kernels.FusedSDPA")
+    rms_norm = _optional("habana_frameworks.torch.hpex.normalization.FusedRMSNorm")
+    modes = _optional("habana_frameworks.torch.hpex.kernels.RotaryPosEmbeddingMode")
     return Bridge(
         lazy=lazy,
         fp8_limit=_fp8_limit(),
         hpu=torch.hpu,  # type: ignore[attr-defined]
-        mark_step=core.mark_step if lazy else _nothing,
-        attention=_attention(),
-        rms_norm=_rms_norm(),
-        rotary=rotary,
-        halves=halves,
+        mark_step=core.mark_step if lazy else lambda: None,
+        attention=attention and attention.apply,
+        rms_norm=rms_norm and rms_norm.apply,
+        rotary=_optional("habana_frameworks.torch.hpex.kernels.apply_rotary_pos_emb"),
+        halves=modes and modes.BLOCKWISE,
         to_fp8=_operator(lambda: torch.ops.hpu.cast_to_fp8_v2),
         from_fp8=_operator(lambda: torch.ops.hpu.cast_from_fp8),
         fp8_gemm=_operator(lambda: torch.ops.hpu.fp8_gemm_v2),
-        metric=_metric(),
+        metric=_optional("habana_frameworks.torch.hpu.metrics.metric_global"),
     )
 
 
@@ -91,10 +94,6 @@ def join_ranks() -> None:
     import habana_frameworks.torch.distributed.hccl  # type: ignore[import-not-found]  # noqa: F401
 
 
-def _nothing() -> None:
-    pass
-
-
 def _fp8_limit() -> float:
     from habana_frameworks.torch.utils.experimental import (  # type: ignore[import-not-found]
         _get_device_type,
@@ -104,28 +103,13 @@ def _fp8_limit() -> float:
     return GAUDI2_FP8 if _get_device_type() == synDeviceType.synDeviceGaudi2 else GAUDI3_FP8
 
 
-def _attention() -> Callable[..., torch.Tensor] | None:
+def _optional(path: str) -> Any:
+    """Return what the bridge has at "module.name"; None if this release has no such thing."""
+    module, _, name = path.rpartition(".")
     try:
-        from habana_frameworks.torch.hpex.kernels import FusedSDPA  # type: ignore[import-not-found]
+        return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
-    return FusedSDPA.apply  # type: ignore[no-any-return]
-
-
-def _rms_norm() -> Callable[..., torch.Tensor] | None:
-    try:
-        from habana_frameworks.torch.hpex.normalization import FusedRMSNorm  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-    return FusedRMSNorm.apply  # type: ignore[no-any-return]
-
-
-def _rotary() -> tuple[Callable[..., torch.Tensor] | None, Any]:
-    try:
-        from habana_frameworks.torch.hpex.kernels import RotaryPosEmbeddingMode, apply_rotary_pos_emb
-    except ImportError:
-        return None, None
-    return apply_rotary_pos_emb, RotaryPosEmbeddingMode.BLOCKWISE
 
 
 def _operator(operator: Callable[[], Callable[..., Any]]) -> Callable[..., Any] | None:
@@ -133,11 +117,3 @@ def _operator(operator: Callable[[], Callable[..., Any]]) -> Callable[..., Any] 
         return operator()
     except AttributeError:
         return None
-
-
-def _metric() -> Callable[[str], Any] | None:
-    try:
-        from habana_frameworks.torch.hpu.metrics import metric_global  # type: ignore[import-not-found]
-    except ImportError:
-        return None
-    return metric_global  # type: ignore[no-any-return]

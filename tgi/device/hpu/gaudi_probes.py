@@ -1,5 +1,4 @@
-"""Probes of a Gaudi card for `tgi doctor`: behaviour that differs from other devices', or between
-releases."""
+"""Probes of a Gaudi card for `tgi doctor`: behaviour that is its own, or differs between releases."""
 
 import functools
 from collections.abc import Callable, Mapping
