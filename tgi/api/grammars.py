@@ -5,10 +5,8 @@ A request waits for another's grammar no longer than a trial takes, and no gramm
 
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
-import attrs
 import msgspec
 import trio
 
@@ -35,7 +33,7 @@ class Grammars:
         self._known: OrderedDict[GrammarSpec, tuple[Matcher | str, int]] = OrderedDict()
         """Matchers at the start of a text, or reasons why there is none, and sizes; latest use last."""
         self._size = 0
-        self._idle: list[_Trials] = []
+        self._idle: list[Child] = []
         self._closed = False
         self._trying = trio.CapacityLimiter(TRIALS)
         self._compiling = trio.CapacityLimiter(1)
@@ -84,22 +82,31 @@ class Grammars:
 
     async def _try(self, spec: GrammarSpec) -> Verdict:
         for _ in range(2):  # an idle process may have ended
-            async with self._trials() as trials:
-                if verdict := await trials.ask(spec):
-                    return verdict
+            process = self._idle.pop() if self._idle else await self._start()
+            payload = None
+            try:
+                await _send(process, spec)
+                payload = await process.receive()
+                if payload is not None:
+                    return msgspec.json.decode(payload, type=Verdict)
+                log.warning("a process that tries grammars %s", await process.ending())
+            finally:
+                if payload is None or self._closed:  # it has ended, or is in the middle of an answer
+                    await process.aclose()
+                else:
+                    self._idle.append(process)
         raise InternalError
 
-    @asynccontextmanager
-    async def _trials(self) -> AsyncIterator["_Trials"]:
-        """Lend an idle process. A process that is left in the middle of an answer is not used again."""
-        trials = self._idle.pop() if self._idle else await _Trials.start(self._compiler)
+    async def _start(self) -> Child:
+        """Start a process of `grammar_trial`."""
+        process = await start_child(*COMMAND)
         try:
-            yield trials
-        finally:
-            if trials.usable and not self._closed:
-                self._idle.append(trials)
-            else:
-                await trials.aclose()
+            text = await trio.to_thread.run_sync(self._compiler.tokenizer_json)
+            await _send(process, Start(text, self._compiler.ends, self._compiler.vocab_size))
+        except BaseException:
+            await process.aclose()
+            raise
+        return process
 
     def _keep(self, spec: GrammarSpec, matcher: Matcher | str, size: int) -> None:
         if spec not in self._known:  # unless another request was faster
@@ -110,39 +117,6 @@ class Grammars:
             self._size -= freed
 
 
-@attrs.define(eq=False)
-class _Trials:
-    """A process of `grammar_trial`."""
-
-    child: Child
-    usable: bool = True
-    """The process is not in the middle of an answer, and has not ended."""
-
-    @classmethod
-    async def start(cls, compiler: GrammarCompiler) -> "_Trials":
-        trials = cls(await start_child(*COMMAND))
-        try:
-            text = await trio.to_thread.run_sync(compiler.tokenizer_json)
-            await trials._send(Start(text, compiler.ends, compiler.vocab_size))
-        except BaseException:
-            await trials.aclose()
-            raise
-        return trials
-
-    async def ask(self, spec: GrammarSpec) -> Verdict | None:
-        """Return the verdict; None if the process has ended."""
-        self.usable = False
-        await self._send(spec)
-        payload = await self.child.receive()
-        if payload is None:
-            log.warning("a process that tries grammars %s", await self.child.ending())
-            return None
-        self.usable = True
-        return msgspec.json.decode(payload, type=Verdict)
-
-    async def _send(self, message: object) -> None:
-        with suppress(trio.BrokenResourceError):  # then it has ended, which `ask` finds out
-            await self.child.send(msgspec.json.encode(message))
-
-    async def aclose(self) -> None:
-        await self.child.aclose()
+async def _send(process: Child, message: object) -> None:
+    with suppress(trio.BrokenResourceError):  # it has ended, which `receive` finds out
+        await process.send(msgspec.json.encode(message))
