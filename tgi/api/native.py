@@ -23,16 +23,15 @@ from .validate import Generation, check_known, grammar_spec, make_sequences, sam
 USize = Annotated[int, Meta(ge=0)]
 MAX_SEED = 2**64 - 1
 SEED = "Random seed. The same seed reproduces the same text; null picks one at random."
+STOP = about("Strings that end the text.", limit="max_stop_sequences")
+MaxTokens: TypeAlias = Annotated[
+    U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
+]
 
 # Requests
 
-Schema = Annotated[
-    Any,
-    about(
-        "A JSON schema, or a string that holds one.",
-        anyOf=[{"type": "object"}, {"type": "boolean"}, {"type": "string"}],
-    ),
-]
+_SCHEMAS = [{"type": kind} for kind in ("object", "boolean", "string")]
+Schema = Annotated[Any, about("A JSON schema, or a string that holds one.", anyOf=_SCHEMAS)]
 
 
 class JsonGrammar(msgspec.Struct, tag_field="type", tag="json"):
@@ -85,27 +84,13 @@ Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchema
 class GenerateParameters(NativeFields, kw_only=True):
     """How to generate (tgi-behaviour 2.2)."""
 
-    best_of: Annotated[
-        USize | None,
-        about(
-            "Number of texts of which the one with the best mean log-probability counts.", limit="max_best_of"
-        ),
-    ] = None
+    best_of: Annotated[USize | None, about("Texts of which the best counts.", limit="max_best_of")] = None
     do_sample: Annotated[bool, about("Draw the tokens even if no other parameter implies it.")] = False
-    max_new_tokens: Annotated[
-        U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
-    ] = None
+    max_new_tokens: MaxTokens = None
     return_full_text: Annotated[bool | None, about("Put the prompt before the text.")] = None
-    stop: Annotated[list[str], about("Strings that end the text.", limit="max_stop_sequences")] = (
-        msgspec.field(default_factory=list)
-    )
+    stop: Annotated[list[str], STOP] = msgspec.field(default_factory=list)
     truncate: Annotated[
-        USize | None,
-        about(
-            "Number of tokens at the end of the prompt that count; null: all.",
-            limit="max_input_tokens",
-            minimum=1,
-        ),
+        USize | None, about("Tokens at the prompt's end that count.", limit="max_input_tokens", minimum=1)
     ] = None
     details: Annotated[bool, about("Report each token.")] = False
     decoder_input_details: Annotated[bool, about("Report each token of the prompt. Not for streams.")] = False

@@ -26,16 +26,10 @@ from .native import (
     generated_text,
     generation_of,
 )
+from .openai import types
 from .openai.answer import VisibleText
 from .openai.chat import chat_completions, chat_sequences
 from .openai.completions import completions
-from .openai.types import (
-    ChatCompletion,
-    ChatCompletionChunk,
-    ChatRequest,
-    CompletionFinal,
-    CompletionRequest,
-)
 from .stream import Finished, best_first
 from .validate import make_sequences
 
@@ -47,7 +41,7 @@ class GenerateVertexInstance(msgspec.Struct):
     parameters: Annotated[GenerateParameters | None, about("How to generate.")] = None
 
 
-INSTANCES = GenerateVertexInstance, ChatRequest
+INSTANCES = GenerateVertexInstance, types.ChatRequest
 
 
 class VertexRequest(msgspec.Struct):
@@ -130,7 +124,7 @@ async def invocations(call: Call[Any]) -> Response:
     """Answer a request of `/`, chat or completions, for SageMaker."""
     if isinstance(call.body, CompatGenerateRequest):
         return await compat_generate(call)
-    return await (chat_completions if isinstance(call.body, ChatRequest) else completions)(call)
+    return await (chat_completions if isinstance(call.body, types.ChatRequest) else completions)(call)
 
 
 @attrs.frozen
@@ -144,7 +138,7 @@ class _Prediction:
 
 async def vertex(call: Call[VertexRequest]) -> Response:
     """Answer several prompts or conversations at once, for Vertex AI."""
-    instances: list[GenerateVertexInstance | ChatRequest] = [
+    instances: list[GenerateVertexInstance | types.ChatRequest] = [
         decode(bytes(raw), *INSTANCES, at=f"$.instances[{index}]")
         for index, raw in enumerate(call.body.instances)
     ]
@@ -154,13 +148,15 @@ async def vertex(call: Call[VertexRequest]) -> Response:
         limits = call.engine.limits
         call.take_permits(
             sum(
-                1 if isinstance(instance, ChatRequest) else (instance.parameters or _NOTHING).count(limits)
+                1
+                if isinstance(instance, types.ChatRequest)
+                else (instance.parameters or _NOTHING).count(limits)
                 for instance in instances
             )
         )
         predictions = [
             await _chat_prediction(call, instance)
-            if isinstance(instance, ChatRequest)
+            if isinstance(instance, types.ChatRequest)
             else await _prediction(call, instance.inputs, instance.parameters or default_parameters())
             for instance in instances
         ]
@@ -194,7 +190,7 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
     )
 
 
-async def _chat_prediction(call: Call[Any], body: ChatRequest) -> _Prediction:
+async def _chat_prediction(call: Call[Any], body: types.ChatRequest) -> _Prediction:
     """Return the prediction of a conversation, with tool calls as they were written. Raises ApiError."""
     body.n = None
     _, sequences = await chat_sequences(call, body)
@@ -256,9 +252,9 @@ ROUTES = (
     VERTEX,
     post(
         "/invocations", "sagemaker_compatibility", "The requests of `/`, chat or completions, for SageMaker",
-        invocations, CompatGenerateRequest, ChatRequest, CompletionRequest,
-        answer=(list[GenerateResponse], ChatCompletion, CompletionFinal),
-        stream=(StreamResponse, ChatCompletionChunk, CompletionFinal),
+        invocations, CompatGenerateRequest, types.ChatRequest, types.CompletionRequest,
+        answer=(list[GenerateResponse], types.ChatCompletion, types.CompletionFinal),
+        stream=(StreamResponse, types.ChatCompletionChunk, types.CompletionFinal),
         example=_INPUTS,
     ),
     post(

@@ -23,32 +23,13 @@ from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_formats import CallDelta
 
+from . import types
 from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
-from .types import (
-    MAX_CHAT_LOGPROBS,
-    ChatCompletion,
-    ChatCompletionChoice,
-    ChatCompletionChunk,
-    ChatCompletionComplete,
-    ChatCompletionDelta,
-    ChatCompletionLogprob,
-    ChatCompletionLogprobs,
-    ChatCompletionTopLogprob,
-    ChatRequest,
-    ChatTokenizeResponse,
-    DeltaToolCall,
-    Function,
-    OutputFunction,
-    OutputMessage,
-    OutputToolCall,
-    Reason,
-    Tool,
-)
 
-T = TypeVar("T", ChatCompletionLogprob, ChatCompletionTopLogprob)
+T = TypeVar("T", types.ChatCompletionLogprob, types.ChatCompletionTopLogprob)
 
 
-async def chat_completions(call: Call[ChatRequest]) -> Response:
+async def chat_completions(call: Call[types.ChatRequest]) -> Response:
     """Answer a conversation, streamed or not."""
     body = call.body
     with call.generating():
@@ -63,13 +44,13 @@ async def chat_completions(call: Call[ChatRequest]) -> Response:
     return json_answer(answer.whole(finished), headers=headers)
 
 
-async def chat_tokenize(call: Call[ChatRequest]) -> Response:
+async def chat_tokenize(call: Call[types.ChatRequest]) -> Response:
     """Answer with the prompt that a conversation becomes, and its tokens."""
     engine = call.engine
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(call.body, engine))
     work = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
     pieces = await call.tokenized(work, len(prompt.text))
-    return json_answer(ChatTokenizeResponse(pieces, prompt.text))
+    return json_answer(types.ChatTokenizeResponse(pieces, prompt.text))
 
 
 # From a conversation to its prompt and sequences
@@ -87,7 +68,7 @@ class ChatPrompt:
     """State of thoughts where the answer begins."""
 
 
-async def chat_sequences(call: Call[Any], body: ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
+async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
     """Return the prompt of a conversation and its sequences. Raises ApiError."""
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(body, call.engine))
     generation = make_generation(
@@ -97,14 +78,14 @@ async def chat_sequences(call: Call[Any], body: ChatRequest) -> tuple[ChatPrompt
         count=check_count("n", body.n, call.engine.limits),
         max_tokens=body.max_tokens,
         top=body.top_logprobs,
-        max_top_tokens=MAX_CHAT_LOGPROBS,
+        max_top_tokens=types.MAX_CHAT_LOGPROBS,
         grammar=lambda: prompt.grammar,
         add_special_tokens=False,
     )
     return prompt, await make_sequences(call, generation)
 
 
-def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
+def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
     tools, mode = _offered(body)
     required = bool(tools) and mode in ("required", "named")
@@ -132,7 +113,7 @@ def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     return ChatPrompt(text, grammar, style, thoughts)
 
 
-def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
+def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
     """Return the tools that the model may call, and the mode of the choice (T2, T3, V33)."""
     tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
     mode, names = body.chosen_tools
@@ -143,7 +124,7 @@ def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
     return [tools[name] for name in names], mode
 
 
-def _variables(body: ChatRequest) -> dict[str, object]:
+def _variables(body: types.ChatRequest) -> dict[str, object]:
     """Return the variables of a request for the chat template."""
     variables = {
         "documents": body.documents,
@@ -154,7 +135,7 @@ def _variables(body: ChatRequest) -> dict[str, object]:
     return given | (body.chat_template_kwargs or {})
 
 
-def _max_thoughts(body: ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
+def _max_thoughts(body: types.ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
     """Return the limit of tokens for thoughts: the client's, or half of all tokens if an answer is forced."""
     if body.max_thinking_tokens is not None or not is_forced:
         return body.max_thinking_tokens
@@ -167,7 +148,7 @@ def _max_thoughts(body: ChatRequest, engine: Engine, *, is_forced: bool) -> int 
 class _Choice:
     """One of `n` answers as its tokens come: thoughts, content and tool calls."""
 
-    def __init__(self, tokenizer: Tokenizer, body: ChatRequest, prompt: ChatPrompt) -> None:
+    def __init__(self, tokenizer: Tokenizer, body: types.ChatRequest, prompt: ChatPrompt) -> None:
         self._text = VisibleText(tokenizer, body.stops, shown=prompt.style.marks)
         self._parser: AnswerParser | None = None
         if prompt.style.with_tools or prompt.style.reasoning is not None:
@@ -195,7 +176,7 @@ class _Choice:
         """Whether a token may add nothing, because it only frames thoughts or a tool call."""
         return self._parser is not None
 
-    def reason(self, finish: FinishReason) -> Reason:
+    def reason(self, finish: FinishReason) -> types.Reason:
         """Return OpenAI's name of the reason why the choice ended."""
         reason = openai_reason(finish)
         is_whole = self._parser is not None and not self._parser.is_within_arguments
@@ -205,7 +186,7 @@ class _Choice:
 class ChatAnswer(Answer):
     """The answer to a conversation: whole, or an event for each token that adds to it."""
 
-    def __init__(self, call: Call[ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]) -> None:
+    def __init__(self, call: Call[types.ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]) -> None:
         self._body = call.body
         self._tokenizer = call.engine.tokenizer
         self._choices = [_Choice(self._tokenizer, call.body, prompt) for _ in sequences]
@@ -219,25 +200,27 @@ class ChatAnswer(Answer):
             per_prompt=len(sequences),
         )
 
-    def whole(self, finished: Items[Finished]) -> ChatCompletion:
+    def whole(self, finished: Items[Finished]) -> types.ChatCompletion:
         """Return the body of an answer that is not streamed (R3.41, R3.42)."""
         choices = []
         for index, (choice, one) in enumerate(zip(self._choices, finished, strict=True)):
             deltas = [choice.feed(token) for token in one.tokens]
             calls = _joined_calls(call for delta in deltas for call in delta.calls)
             content = "".join(delta.content for delta in deltas)
-            message = OutputMessage("assistant", content or None if calls else content)
+            message = types.OutputMessage("assistant", content or None if calls else content)
             if thoughts := "".join(delta.thoughts for delta in deltas):
                 message.reasoning_content = message.reasoning = thoughts
             if calls:
                 message.tool_calls = calls
             self.generated[index] = len(one.tokens)
             choices.append(
-                ChatCompletionComplete(index, message, self._logprobs(one.tokens), choice.reason(one.reason))
+                types.ChatCompletionComplete(
+                    index, message, self._logprobs(one.tokens), choice.reason(one.reason)
+                )
             )
-        return ChatCompletion(*self.head, choices, self.usage())
+        return types.ChatCompletion(*self.head, choices, self.usage())
 
-    def events(self, index: int, token: Token) -> list[ChatCompletionChunk]:
+    def events(self, index: int, token: Token) -> list[types.ChatCompletionChunk]:
         """Return the event of a token that adds something; the end has one of its own if it is the first.
 
         OpenAI's client ignores the end in the first event of a choice.
@@ -248,7 +231,7 @@ class ChatAnswer(Answer):
             choice.untold.append(token)
         if choice.is_parsed and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
             return []
-        delta = ChatCompletionDelta()
+        delta = types.ChatCompletionDelta()
         is_first, choice.begun = not choice.begun, True
         if is_first:
             delta.role = "assistant"
@@ -259,60 +242,66 @@ class ChatAnswer(Answer):
         if pieces.content or not (pieces.calls or pieces.thoughts):
             delta.content = pieces.content
         reason = None if token.finish is None else choice.reason(token.finish)
-        told = ChatCompletionChoice(index, delta, self._logprobs(choice.untold), reason)
+        told = types.ChatCompletionChoice(index, delta, self._logprobs(choice.untold), reason)
         choice.untold.clear()
         if not (is_first and reason):
-            return [ChatCompletionChunk(*self.head, [told], self.running_usage())]
+            return [types.ChatCompletionChunk(*self.head, [told], self.running_usage())]
         told.finish_reason = None
-        end = ChatCompletionChoice(index, ChatCompletionDelta(), None, reason)
-        return [ChatCompletionChunk(*self.head, [part], self.running_usage()) for part in (told, end)]
+        end = types.ChatCompletionChoice(index, types.ChatCompletionDelta(), None, reason)
+        return [types.ChatCompletionChunk(*self.head, [part], self.running_usage()) for part in (told, end)]
 
-    def usage_event(self) -> ChatCompletionChunk:
+    def usage_event(self) -> types.ChatCompletionChunk:
         """Return the event that tells the usage at the end (R3.54)."""
-        return ChatCompletionChunk(*self.head, [], self.usage())
+        return types.ChatCompletionChunk(*self.head, [], self.usage())
 
-    def _logprobs(self, tokens: Items[Token]) -> ChatCompletionLogprobs | None:
+    def _logprobs(self, tokens: Items[Token]) -> types.ChatCompletionLogprobs | None:
         """Return the log-probabilities of tokens if the client asks for them (R3.44)."""
         if not self._body.logprobs:
             return None
-        return ChatCompletionLogprobs([self._logprob(token) for token in tokens])
+        return types.ChatCompletionLogprobs([self._logprob(token) for token in tokens])
 
-    def _logprob(self, token: Token) -> ChatCompletionLogprob:
+    def _logprob(self, token: Token) -> types.ChatCompletionLogprob:
         top = [
-            self._named(ChatCompletionTopLogprob, *one) for one in token.top[: self._body.top_logprobs or 0]
+            self._named(types.ChatCompletionTopLogprob, *one)
+            for one in token.top[: self._body.top_logprobs or 0]
         ]
-        return self._named(ChatCompletionLogprob, token.id, token.logprob, top_logprobs=top)
+        return self._named(types.ChatCompletionLogprob, token.id, token.logprob, top_logprobs=top)
 
     def _named(self, kind: type[T], token: int, logprob: float, **others: Any) -> T:
         data = self._tokenizer.bytes_alone(token)
         return kind(token=data.decode(errors="replace"), logprob=logprob, bytes=list(data), **others)
 
 
-def _joined_calls(deltas: Iterable[CallDelta]) -> list[OutputToolCall]:
-    calls: list[OutputToolCall] = []
+def _joined_calls(deltas: Iterable[CallDelta]) -> list[types.OutputToolCall]:
+    calls: list[types.OutputToolCall] = []
     for delta in deltas:
         if delta.id is not None:
-            calls.append(OutputToolCall(delta.id, "function", OutputFunction(None, delta.name or "", "")))
+            calls.append(
+                types.OutputToolCall(delta.id, "function", types.OutputFunction(None, delta.name or "", ""))
+            )
         calls[-1].function.arguments += delta.arguments
     return calls
 
 
-def _call_delta(call: CallDelta) -> DeltaToolCall:
+def _call_delta(call: CallDelta) -> types.DeltaToolCall:
     """Return an event's piece of a call; id, type and name come once, for clients join strings."""
     if call.id is None or call.name is None:
-        return DeltaToolCall(call.index, Function(call.arguments))
-    return DeltaToolCall(call.index, Function(call.arguments, call.name), id=call.id, type="function")
+        return types.DeltaToolCall(call.index, types.Function(call.arguments))
+    return types.DeltaToolCall(
+        call.index, types.Function(call.arguments, call.name), id=call.id, type="function"
+    )
 
 
 _EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
 ROUTES = (
     post(
         "/v1/chat/completions", "chat_completions", "Answer a conversation, as OpenAI's API does",
-        chat_completions, ChatRequest, answer=ChatCompletion, stream=ChatCompletionChunk, example=_EXAMPLE,
+        chat_completions, types.ChatRequest,
+        answer=types.ChatCompletion, stream=types.ChatCompletionChunk, example=_EXAMPLE,
     ),
     post(
         "/chat_tokenize", "get_chat_tokenize", "The prompt that a conversation becomes, and its tokens",
-        chat_tokenize, ChatRequest,
-        answer=ChatTokenizeResponse, errors=(*BODY_ERRORS, 404), example=_EXAMPLE,
+        chat_tokenize, types.ChatRequest,
+        answer=types.ChatTokenizeResponse, errors=(*BODY_ERRORS, 404), example=_EXAMPLE,
     ),
 )  # fmt: skip

@@ -16,18 +16,11 @@ from tgi.limits import Limits
 from tgi.scheduler import Sequence, Token
 from tgi.text.tokenizer import Tokenizer
 
+from . import types
 from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
-from .types import (
-    MAX_COMPLETION_LOGPROBS,
-    CompletionComplete,
-    CompletionFinal,
-    CompletionLogprobs,
-    CompletionRequest,
-    Usage,
-)
 
 
-async def completions(call: Call[CompletionRequest]) -> Response:
+async def completions(call: Call[types.CompletionRequest]) -> Response:
     """Continue prompts, streamed or not."""
     body = call.body
     with call.generating():
@@ -46,7 +39,7 @@ async def completions(call: Call[CompletionRequest]) -> Response:
     return json_answer(whole, headers=headers)
 
 
-def _count(body: CompletionRequest, limits: Limits) -> int:
+def _count(body: types.CompletionRequest, limits: Limits) -> int:
     """Return the number of sequences of each prompt (V30, V31). Raises ApiError."""
     if body.suffix is not None:
         raise SuffixNotSupported
@@ -67,7 +60,7 @@ def _count(body: CompletionRequest, limits: Limits) -> int:
     return best_of
 
 
-async def _sequences(call: Call[CompletionRequest], per_prompt: int) -> list[Sequence]:
+async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> list[Sequence]:
     """Return the sequences of all prompts, one prompt after another. Raises ValidationError."""
     body, sequences = call.body, list[Sequence]()
     for prompt in body.prompts:
@@ -78,14 +71,14 @@ async def _sequences(call: Call[CompletionRequest], per_prompt: int) -> list[Seq
             count=per_prompt,
             max_tokens=1 if body.is_prompt_only else body.max_tokens,
             top=body.logprobs,
-            max_top_tokens=MAX_COMPLETION_LOGPROBS,
+            max_top_tokens=types.MAX_COMPLETION_LOGPROBS,
             prompt_top=body.logprobs if body.echo else None,
         )
         sequences += await make_sequences(call, generation)
     return sequences
 
 
-async def _texts(call: Call[CompletionRequest]) -> list[str]:
+async def _texts(call: Call[types.CompletionRequest]) -> list[str]:
     """Return the prompts as text, also those that are token ids."""
     texts = []
     for prompt in call.body.prompts:
@@ -100,7 +93,7 @@ class CompletionAnswer(Answer):
     """The continuations of prompts: whole, or an event for each token. Events of prompts mix."""
 
     def __init__(
-        self, call: Call[CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
+        self, call: Call[types.CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
     ) -> None:
         """`prompts` are texts; the sequences of a prompt follow one another."""
         per_prompt = len(sequences) // len(prompts)
@@ -123,9 +116,9 @@ class CompletionAnswer(Answer):
         self._texts = [VisibleText(tokenizer, body.stops) for _ in sequences]
         self._columns = [_LogprobColumns(tokenizer, body.logprobs or 0) for _ in sequences]
 
-    def whole(self, finished: Items[Finished]) -> CompletionFinal:
+    def whole(self, finished: Items[Finished]) -> types.CompletionFinal:
         """Return the body of an answer that is not streamed: of `best_of` texts of a prompt, the best `n`."""
-        choices: list[CompletionComplete] = []
+        choices: list[types.CompletionComplete] = []
         for first in range(0, len(finished), self._per_prompt):
             indices = list(range(first, first + self._per_prompt))
             if self._per_prompt > (wanted := self._body.n or 1):
@@ -134,22 +127,22 @@ class CompletionAnswer(Answer):
                 choices.append(self._choice(len(choices), index, finished[index].tokens))
         if self.counts_tokens:
             self.generated = [len(one.tokens) for one in finished]
-        return CompletionFinal(*self.head, choices, self.usage())
+        return types.CompletionFinal(*self.head, choices, self.usage())
 
-    def events(self, index: int, token: Token) -> list[CompletionFinal]:
+    def events(self, index: int, token: Token) -> list[types.CompletionFinal]:
         """Return the event of a token, with the usage of a text at its end if none is asked for (3.7)."""
-        usage: Usage | UnsetType | None = UNSET
+        usage: types.Usage | UnsetType | None = UNSET
         if self.options.include_usage:
             usage = self.running_usage()
         elif token.finish is not None:
-            usage = Usage.of([self.sequences[index]], self.generated[index])
-        return [CompletionFinal(*self.head, [self._choice(index, index, [token])], usage)]
+            usage = types.Usage.of([self.sequences[index]], self.generated[index])
+        return [types.CompletionFinal(*self.head, [self._choice(index, index, [token])], usage)]
 
-    def usage_event(self) -> CompletionFinal:
+    def usage_event(self) -> types.CompletionFinal:
         """Return the event that tells the usage at the end."""
-        return CompletionFinal(*self.head, [], self.usage())
+        return types.CompletionFinal(*self.head, [], self.usage())
 
-    def _choice(self, number: int, index: int, tokens: Items[Token]) -> CompletionComplete:
+    def _choice(self, number: int, index: int, tokens: Items[Token]) -> types.CompletionComplete:
         """Return the choice `number`, with what tokens add to the sequence `index`, or all of it."""
         echo, finish = self._echoes.pop(index, None), tokens[-1].finish
         tokens = [] if self._body.is_prompt_only else tokens
@@ -160,7 +153,7 @@ class CompletionAnswer(Answer):
             generated = [(token.id, token.logprob, token.top) for token in tokens]
             logprobs = self._columns[index].of([*prompt, *generated])
         reason = None if finish is None else openai_reason(finish)
-        return CompletionComplete(number, (echo or "") + text, logprobs, reason)
+        return types.CompletionComplete(number, (echo or "") + text, logprobs, reason)
 
 
 _Entry = tuple[int, float | None, Items[tuple[int, float]]]
@@ -189,9 +182,9 @@ class _LogprobColumns:
         tops = [(), *sequence.prompt_tops] if self._top else [()] * len(logprobs)
         return list(zip(sequence.prompt, logprobs, tops, strict=True))
 
-    def of(self, entries: Iterable[_Entry]) -> CompletionLogprobs:
+    def of(self, entries: Iterable[_Entry]) -> types.CompletionLogprobs:
         """Return the columns of the next tokens; the offset of a token is that of its first character."""
-        body = CompletionLogprobs([], [], [], [])
+        body = types.CompletionLogprobs([], [], [], [])
         for token, logprob, top in entries:
             text = self._text(token)
             body.tokens.append(text)
@@ -216,7 +209,7 @@ class _LogprobColumns:
 ROUTES = (
     post(
         "/v1/completions", "completions", "Continue prompts, as OpenAI's API does", completions,
-        CompletionRequest, answer=CompletionFinal, stream=CompletionFinal,
+        types.CompletionRequest, answer=types.CompletionFinal, stream=types.CompletionFinal,
         example={"prompt": "Deep learning is", "max_tokens": 20},
     ),
 )  # fmt: skip

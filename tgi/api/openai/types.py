@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tgi.api.native import SEED, JsonGrammar, JsonSchemaConfig, RegexGrammar
+from tgi.api.native import SEED, STOP, JsonGrammar, JsonSchemaConfig, MaxTokens, RegexGrammar
 from tgi.api.validate import grammar_spec
 from tgi.sampling import U32, OpenAIFields, about
 from tgi.scheduler import Sequence
@@ -240,40 +240,26 @@ def _first_given(*values: Any) -> Any:
 class StreamOptions(msgspec.Struct):
     """Additions to a stream."""
 
-    include_usage: Annotated[
-        bool | None, about("Report the numbers of tokens in an event of its own at the end.")
-    ] = None
-    continuous_usage_stats: Annotated[bool | None, about("Report the numbers of tokens in every event.")] = (
-        None
-    )
+    include_usage: Annotated[bool | None, about("Report numbers of tokens in an event at the end.")] = None
+    continuous_usage_stats: Annotated[bool | None, about("Report numbers of tokens in every event.")] = None
 
 
 TokenId = Annotated[U32, about(limit="last_token")]
+_BIAS = "Numbers from -100 to 100 added to logits, by token id. A list is ignored."
+_TOP = "Number of most likely tokens to report for each token."
 
 
 class OpenAIRequest(OpenAIFields, kw_only=True):
     """Fields that the bodies of chat and completions share."""
 
     model: Annotated[str | None, about("Any name: the server has one model.")] = None
-    max_tokens: Annotated[
-        U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
-    ] = None
-    stop: Annotated[
-        str | list[str] | None, about("Strings that end the text.", limit="max_stop_sequences")
-    ] = None
-    seed: Annotated[
-        int | None,
-        about(SEED),
-    ] = None
+    max_tokens: MaxTokens = None
+    stop: Annotated[str | list[str] | None, STOP] = None
+    seed: Annotated[int | None, about(SEED)] = None
     stream: Annotated[bool | None, about("Answer with server-sent events.")] = False
     stream_options: Annotated[StreamOptions | None, about("Additions to a stream.")] = None
-    n: Annotated[
-        U32 | None, about("Number of texts to generate.", limit="max_concurrent_requests", minimum=1)
-    ] = None
-    logit_bias: Annotated[
-        dict[str, float] | list[float] | None,
-        about("Numbers from -100 to 100 added to logits, by token id. A list is ignored."),
-    ] = None
+    n: Annotated[U32 | None, about("Number of texts.", limit="max_concurrent_requests", minimum=1)] = None
+    logit_bias: Annotated[dict[str, float] | list[float] | None, about(_BIAS)] = None
     ignore_eos: Annotated[bool | None, about("Go on after the model's end tokens.")] = None
     stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
 
@@ -293,14 +279,9 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.")]
     max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.", minimum=1)] = None
     logprobs: Annotated[bool | None, about("Report the log-probability of each token.")] = None
-    top_logprobs: Annotated[
-        U32 | None,
-        about(
-            "Number of most likely tokens to report for each token.",
-            limit="max_top_n_tokens",
-            at_least=MAX_CHAT_LOGPROBS,
-        ),
-    ] = None
+    top_logprobs: Annotated[U32 | None, about(_TOP, limit="max_top_n_tokens", at_least=MAX_CHAT_LOGPROBS)] = (
+        None
+    )
     tools: Annotated[list[Tool] | None, about("Functions that the model may call.")] = None
     tool_choice: Annotated[
         ToolChoice | None,
@@ -309,28 +290,14 @@ class ChatRequest(OpenAIRequest, kw_only=True):
             **{"not": {"type": "object", "not": {"anyOf": _NAMED_TOOL}}},
         ),
     ] = None
-    tool_prompt: Annotated[
-        str | None, about("Text before the tools if the chat template does not know tools.")
-    ] = None
-    parallel_tool_calls: Annotated[
-        bool | None, about("Whether the model may make several calls; null: yes.")
-    ] = None
+    tool_prompt: Annotated[str | None, about("Text before tools that the chat template ignores.")] = None
+    parallel_tool_calls: Annotated[bool | None, about("Whether several calls may be made; null: yes.")] = None
     response_format: Annotated[ResponseFormat | None, about("Format that the text obeys.")] = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any] | None, about("Further variables for the chat template.")
-    ] = None
-    documents: Annotated[
-        list[dict[str, Any]] | None, about("Documents for the chat template, as its model expects them.")
-    ] = None
-    reasoning_effort: Annotated[
-        str | None, about("Variable of the chat template; `none` also means `enable_thinking: false`.")
-    ] = None
-    enable_thinking: Annotated[
-        bool | None, about("Whether the model thinks before it answers, if the chat template knows that.")
-    ] = None
-    include_reasoning: Annotated[
-        bool | None, about("Whether the answer has the thoughts of the model; default: true.")
-    ] = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, about("Variables for the chat template.")] = None
+    documents: Annotated[list[dict[str, Any]] | None, about("Documents for the chat template.")] = None
+    reasoning_effort: Annotated[str | None, about("Effort; `none` means `enable_thinking: false`.")] = None
+    enable_thinking: Annotated[bool | None, about("Whether the model thinks before it answers.")] = None
+    include_reasoning: Annotated[bool | None, about("Whether thoughts are answered; null: yes.")] = None
     max_thinking_tokens: Annotated[
         U32 | None,
         about(
@@ -365,28 +332,15 @@ Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json
 class CompletionRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/completions`."""
 
-    max_tokens: Annotated[
-        U32 | None,
-        about("Maximum number of tokens; null: as many as fit. 0 is for `echo` alone."),
-    ] = None
+    max_tokens: Annotated[U32 | None, about("Maximum number of tokens; 0 is for `echo` alone.")] = None
     prompt: Annotated[Prompt, about("One prompt or several, as text or as token ids.")]
     suffix: Annotated[str | None, about("Not supported.", maxLength=0)] = None
     echo: Annotated[bool | None, about("Put the prompt before the text, also in `logprobs`.")] = None
     logprobs: Annotated[
-        U32 | bool | None,
-        about(
-            "Number of most likely tokens to report for each token.",
-            limit="max_top_n_tokens",
-            at_least=MAX_COMPLETION_LOGPROBS,
-        ),
+        U32 | bool | None, about(_TOP, limit="max_top_n_tokens", at_least=MAX_COMPLETION_LOGPROBS)
     ] = None
     best_of: Annotated[
-        U32 | None,
-        about(
-            "Number of texts of which the `n` most likely are answered.",
-            limit="max_concurrent_requests",
-            minimum=1,
-        ),
+        U32 | None, about("Texts of which the best `n` count.", limit="max_concurrent_requests", minimum=1)
     ] = None
 
     def __post_init__(self) -> None:
@@ -447,12 +401,9 @@ class ChatCompletionTopLogprob(msgspec.Struct):
     bytes: list[int]
 
 
-class ChatCompletionLogprob(msgspec.Struct):
+class ChatCompletionLogprob(ChatCompletionTopLogprob):
     """A generated token."""
 
-    token: str
-    logprob: float | None
-    bytes: list[int]
     top_logprobs: list[ChatCompletionTopLogprob]
 
 
@@ -498,13 +449,18 @@ class ChatCompletionComplete(msgspec.Struct):
     finish_reason: Reason
 
 
-class ChatCompletion(msgspec.Struct, tag_field="object", tag="chat.completion"):
-    """The answer of `/v1/chat/completions`."""
+class _Head(msgspec.Struct, tag_field="object"):
+    """The fields that every answer and event begins with."""
 
     id: str
     created: int
     model: str
     system_fingerprint: str
+
+
+class ChatCompletion(_Head, tag="chat.completion"):
+    """The answer of `/v1/chat/completions`."""
+
     choices: list[ChatCompletionComplete]
     usage: Usage
 
@@ -544,13 +500,9 @@ class ChatCompletionChoice(msgspec.Struct):
     finish_reason: Reason | None
 
 
-class ChatCompletionChunk(msgspec.Struct, tag_field="object", tag="chat.completion.chunk"):
+class ChatCompletionChunk(_Head, tag="chat.completion.chunk"):
     """An event of `/v1/chat/completions`."""
 
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatCompletionChoice]
     usage: Usage | None
 
@@ -573,13 +525,9 @@ class CompletionComplete(msgspec.Struct):
     finish_reason: Reason | None
 
 
-class CompletionFinal(msgspec.Struct, tag_field="object", tag="text_completion"):
+class CompletionFinal(_Head, tag="text_completion"):
     """The answer of `/v1/completions`, and its events."""
 
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionComplete]
     usage: Usage | UnsetType | None = UNSET
 
