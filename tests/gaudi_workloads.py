@@ -16,7 +16,7 @@ from tgi_simulated_gaudi import Card, KVGuard
 from tgi_simulated_gaudi.device import SimulatedHpu
 
 from tgi.device.base import Device
-from tgi.footprint import PROMPT_SLICE
+from tgi.device.costs import PROMPT_SLICE
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
@@ -34,8 +34,8 @@ from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 from tgi.weights import Shard
 from tgi.worker import programs
+from tgi.worker.lanes import entries_of
 from tgi.worker.runner import Runner
-from tgi.worker.tables import entries_of
 
 VOCAB = 384
 LIMITS = Limits(

@@ -1,6 +1,6 @@
 """Python programs in processes of their own, which exchange messages with this one.
 
-A message is a frame of bytes (`tgi.protocol.framing`) on a socket pair, whose other end is the standard input
+A message is a frame of bytes (`tgi.protocol.frame`) on a socket pair, whose other end is the standard input
 of the child; `tgi.parent` is the child's side. A child is in a process group of its own, so that Ctrl-C
 reaches only the server, which decides.
 """

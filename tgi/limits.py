@@ -70,6 +70,11 @@ def span(tokens: int, block_size: int) -> int:
     return (tokens + block_size - 2) // block_size + 1
 
 
+def first_block(position: int, window: int | None, block_size: int) -> int:
+    """Return the number of the first KV block that the token at this position sees; window None: all."""
+    return 0 if window is None else max(position + 1 - window, 0) // block_size
+
+
 def resolve_limits(
     options: Options,
     *,

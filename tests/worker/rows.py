@@ -7,9 +7,8 @@ from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.protocol import Bucket, Step
 from tgi.sampling import FLOATS, INTS
 from tgi.testing.driver import lane_params
-from tgi.worker.lanes import Lanes
+from tgi.worker.lanes import Lanes, entries_of
 from tgi.worker.sampler import Masks, Sampler, SamplerInputs, needs_of
-from tgi.worker.tables import entries_of
 
 GAMMA, DELTA = 0.25, 1.5
 

@@ -1,10 +1,11 @@
-"""Cost of a step on a card, by a roofline: seconds as a function of its shape.
+"""Costs of a model on a card: the time of its steps, and the memory that they take beside the weights.
 
-The linear layers take as long as reading the weights or as multiplying, whichever is longer. In decode,
-attention reads the keys and values of every block, and maps rows to blocks and back by two matrix products on
-devices that do so; in prefill, it multiplies with them. The sampler goes over the logits. All of this runs at
-EFFICIENCY of the peak rates, and a step takes a fixed time besides. For one row of four models in bfloat16,
-that is within some 7 % of the published rates on the cards that were compared.
+The time is a roofline: seconds as a function of the step's shape. The linear layers take as long as reading
+the weights or as multiplying, whichever is longer. In decode, attention reads the keys and values of every
+block, and maps rows to blocks and back by two matrix products on devices that do so; in prefill, it
+multiplies with them. The sampler goes over the logits. All of this runs at EFFICIENCY of the peak rates, and
+a step takes a fixed time besides. For one row of four models in bfloat16, that is within some 7 % of the
+published rates on the cards that were compared.
 """
 
 from typing import Any
@@ -13,12 +14,22 @@ import attrs
 import numpy as np
 
 from tgi.plugins.device import REFERENCE, Card
-from tgi.protocol import Bucket
+from tgi.protocol import Bucket, Described, Load
 
 EFFICIENCY = 0.87
 """Share of a card's peak rates that steps reach."""
 SAMPLER_PASSES = 16
 """Number of times the sampler goes over all logits: an estimate, mostly for sorting."""
+PROMPT_SLICE = 64
+"""Positions of a prompt whose logits exist at once."""
+SAMPLER_BYTES = 40
+"""Bytes per logit that the sampler needs with everything on: float32 scores and their copies, sorted values
+with int64 indices, float64 sums."""
+TABLE_BYTES = 4 + 4 + 4 + 1
+"""Bytes that the sampler keeps for each lane and token of the vocabulary."""
+GATHERED = 4096
+"""Maximum KV blocks gathered at once in a decode step; larger steps loop. 2.3 GiB for a Llama of 8 billion
+parameters."""
 
 
 @attrs.frozen(kw_only=True)
@@ -103,3 +114,41 @@ class Costs:
         if bucket.prefill:
             return float(self.prefill(bucket.rows, bucket.tokens, bucket.blocks))
         return float(self.decode(bucket.rows, bucket.blocks))
+
+
+def workspace_bytes(model: Described, load: Load) -> int:
+    """Estimate from above the bytes that the largest step needs, the sampler and its tables included.
+
+    Alive at once are: per query token six vectors of the hidden size and three of the widest linear layer;
+    the logits of each lane's row, or of a slice of a prompt; on a device that gathers keys and values those
+    of one layer, with two float32 scores per head, and per block three vectors of all heads; per listed block
+    of each layer group two maps to the rows, and two masks and distances in float32; per pair of a prompt's
+    mask a distance, a bool, a float32, and a number of the model's dtype. Where scores are changed, a prompt
+    also has each head's scores twice in float32 and once in the model's dtype, and the distances once more.
+    """
+    item, heads, lanes, block_size = model.item, model.heads, load.lanes, load.block_size
+    tokens = max(load.prefill_tokens, lanes)
+    activations = tokens * (6 * model.hidden_size + 3 * model.widest) * item
+    logits = max(lanes, PROMPT_SLICE) * model.vocab_size * (item + SAMPLER_BYTES)
+    tables = (lanes + 1) * model.vocab_size * TABLE_BYTES
+    head_dim = max(group.head_dim for group in model.groups)
+    kept = max(2 * group.kv_heads * group.head_dim for group in model.groups) * item
+    of_block = block_size * (kept + 2 * 4 * heads) + 3 * heads * head_dim * item
+    of_map = len(model.groups) * (lanes * (4 + item) + 3 * 4 * block_size)
+    of_pair = 4 + 1 + 4 + item + (4 + heads * (4 + 4 + item) if model.changes_scores else 0)
+    return (
+        activations
+        + logits
+        + tables
+        + load.attention.gathered_blocks * of_block
+        + load.attention.listed_blocks * of_map
+        + load.attention.prefill_pairs * of_pair
+    )
+
+
+def graph_bytes(layers: int) -> int:
+    """Return the bytes that a graph keeps if its tensors are not cached: 10 MiB for a Llama of 32 layers.
+
+    vLLM, too, plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
+    """
+    return layers * (10 << 20) // 32

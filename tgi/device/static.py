@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from tgi.footprint import GATHERED
+from tgi.device.costs import GATHERED
 
 from .attention import AttentionSpec, Kind, change_scores, distances
 from .base import Device

@@ -8,8 +8,8 @@ import psutil  # type: ignore[import-untyped]
 import trio
 
 from tgi.config import DEMO_MODEL, Options
+from tgi.device.costs import graph_bytes, workspace_bytes
 from tgi.executor import open_executor
-from tgi.footprint import graph_bytes, workspace_bytes
 from tgi.hub import Source, find_config
 from tgi.plugins import Card, ConfigError, DeviceSpec, devices, load_plugins
 from tgi.protocol import AttentionWorkspace, Bucket, Describe, Described, Loaded

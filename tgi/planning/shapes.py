@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import attrs
 import msgspec
 
-from tgi.footprint import GATHERED
+from tgi.device.costs import GATHERED
 from tgi.limits import Limits, seen_blocks
 from tgi.protocol import AttentionWorkspace, Bucket
 

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 import attrs
 
 from tgi.device.costs import EFFICIENCY, Costs, ModelSize
-from tgi.footprint import first_block
-from tgi.limits import Limits
+from tgi.limits import Limits, first_block
 from tgi.plugins import Card
 from tgi.protocol import Bucket, Described
 from tgi.scheduler.buckets import Buckets

@@ -4,7 +4,6 @@ Both sides import this package; it knows nothing of either.
 """
 
 from .description import CacheGroup, Describe, Described, TensorInfo
-from .framing import FrameReader, frame
 from .messages import (
     Allocate,
     Allocated,
@@ -15,6 +14,7 @@ from .messages import (
     Command,
     Failed,
     Finished,
+    FrameReader,
     Joined,
     LaneParams,
     Load,
@@ -29,6 +29,7 @@ from .messages import (
     digest,
     encode,
     floats,
+    frame,
     ints,
     unpack_floats,
     unpack_ints,

@@ -12,7 +12,8 @@ Of several ranks:  Load -> Arrived -> Joined -> Progress* and so on;
 The end:   the server closes the socket, and the rank exits.
 """
 
-from collections.abc import Iterable
+import struct
+from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeAlias
 
@@ -302,3 +303,29 @@ def unpack_ints(column: bytes) -> npt.NDArray[np.int32]:
 def unpack_floats(column: bytes) -> npt.NDArray[np.float32]:
     """Return a read-only view of a float32 column."""
     return np.frombuffer(column, np.float32)
+
+
+_LENGTH = struct.Struct("<I")
+
+
+def frame(payload: bytes) -> bytes:
+    """Return the payload, less than 4 GiB, with its length in front."""
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts a byte stream into payloads, and holds an incomplete one until the rest arrives."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Take received bytes, and yield every payload that is complete now, in order."""
+        self._buffer += data
+        while len(self._buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._buffer)[0]
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_LENGTH.size : end])
+            del self._buffer[:end]
+            yield payload

@@ -21,8 +21,7 @@ from collections.abc import Sequence as Items
 
 import attrs
 
-from tgi.footprint import first_block
-from tgi.limits import Limits
+from tgi.limits import Limits, first_block
 
 from .sequence import BlockTable, Sequence
 

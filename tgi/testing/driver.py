@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tgi.device.base import Device
-from tgi.footprint import first_block
+from tgi.limits import first_block
 from tgi.protocol import Bucket, LaneParams, Load, Result, Step, ints, unpack_floats, unpack_ints
 from tgi.sampling import SamplingParams
 from tgi.weights import Shard

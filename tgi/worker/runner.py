@@ -10,7 +10,7 @@ from torch import nn
 
 from tgi.device.base import Device
 from tgi.device.batch import KVCache
-from tgi.footprint import graph_bytes, workspace_bytes
+from tgi.device.costs import graph_bytes, workspace_bytes
 from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.plugins import ModelConfig, devices, load_plugins
@@ -20,8 +20,7 @@ from tgi.weights import Shard
 
 from .lanes import Lanes
 from .layout import Sizes
-from .program import StepContext
-from .programs import Programs
+from .programs import Programs, StepContext
 from .sampler import Sampler
 
 

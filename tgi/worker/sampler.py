@@ -22,8 +22,7 @@ import torch
 from tgi.device.base import Device
 from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
-from .lanes import DRAW_BITS
-from .tables import Tables
+from .lanes import DRAW_BITS, Tables
 
 _WATERMARK_KEY = 15485863
 _UNIT = 30

@@ -7,15 +7,15 @@ import torch
 from msgspec.structs import replace
 
 from tgi.device.base import Device
-from tgi.footprint import TABLE_BYTES, workspace_bytes
+from tgi.device.costs import TABLE_BYTES, workspace_bytes
 from tgi.layers import Attention, Build
 from tgi.layers.loading import describe
 from tgi.protocol import AttentionWorkspace, CacheGroup, Describe, Described, Load
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama
 from tgi.weights import Outline, Shard
+from tgi.worker.lanes import Tables
 from tgi.worker.runner import Runner
-from tgi.worker.tables import Tables
 
 KIB = 1 << 10
 LLAMA_8B = Described(
