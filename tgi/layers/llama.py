@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         sizes = [count * size for count in pieces]
         self.qkv = ColumnLinear(build, names, config.hidden_size, sizes, bias, pieces)
         build.scale_cache(layer, name)
-        self.attention = Attention(build, layer, heads, kv_heads, size, window=config.window)
+        self.attention = Attention(build, layer, heads, kv_heads, size, window=config.windows[layer])
         self.out = RowLinear(build, f"{name}.o_proj", heads * size, config.hidden_size, bias)
 
     def forward(

@@ -50,9 +50,9 @@ class Blueprint:
     ) -> "Blueprint":
         """Read config.json. Raises ConfigError."""
         offered = find_offer("architecture", architecture, architectures(load_plugins()))
-        reader = JsonReader(read_config_json(folder) | dict(overrides))
-        make, config = import_named(offered.model), offered.config(reader)
-        return cls(architecture, make, config, read_format(reader), dtype)
+        data = read_config_json(folder) | dict(overrides)
+        make, config = import_named(offered.model), offered.read(data)
+        return cls(architecture, make, config, read_format(JsonReader(data)), dtype)
 
     @torch.inference_mode()
     def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:

@@ -1,11 +1,15 @@
 """The description of a model that its package gives, and typed reading of config.json."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import attrs
 
+from .fields import HARMLESS, NEUTRAL
+
 T = TypeVar("T")
+_SHOWN = 60
+"""Characters of a value in a message."""
 ANY = "*"
 """Name of the architecture that runs models whose own architectures no package offers."""
 
@@ -34,14 +38,20 @@ class ModelConfig:
 
 
 class JsonReader:
-    """A JSON object, read by type: `get(int, "hidden_size")`, `get(float, "rope_theta", 10_000.0)`."""
+    """A JSON object, read by type: `get(int, "hidden_size")`, `get(float, "rope_theta", 10_000.0)`.
+
+    It remembers which keys were read: `Architecture.read` refuses the others.
+    """
 
     def __init__(self, data: Mapping[str, Any], name: str = "config.json") -> None:
         self._data = data
         self._name = name
+        self._read: set[str] = set()
+        self._sections: list[JsonReader] = []
 
     def __call__(self, kind: type[T], key: str, default: Any = attrs.NOTHING) -> T:
         """Return the value of `key`, or `default` if missing or null. Raises ConfigError naming the key."""
+        self._read.add(key)
         value = self._data.get(key)
         if value is None:
             if default is attrs.NOTHING:
@@ -60,15 +70,38 @@ class JsonReader:
             raise ConfigError(f"{self._name}: {key!r} is {value}, expected 1 or more")
         return value
 
+    def __contains__(self, key: str) -> bool:
+        """Whether the object has the key, which does not count as read."""
+        return key in self._data
+
     @property
     def data(self) -> Mapping[str, Any]:
-        """The whole object."""
+        """The whole object, of which nothing counts as read."""
+        return self._data
+
+    def all(self) -> Mapping[str, Any]:
+        """Return the whole object for a library that reads it by itself: every key counts as read."""
+        self._read.update(self._data)
         return self._data
 
     def section(self, key: str) -> "JsonReader | None":
         """Return a reader of the object under `key`; None if it is missing or null."""
         value = self(dict, key, None)
-        return None if value is None else JsonReader(value, f"{self._name} {key!r}")
+        if value is None:
+            return None
+        self._sections.append(JsonReader(value, f"{self._name} {key!r}"))
+        return self._sections[-1]
+
+    def unread(self) -> Iterator[tuple[str, str, Any]]:
+        """Yield the place, key and value of each field that nobody has read, those of sections too.
+
+        A value of null is none.
+        """
+        for key, value in self._data.items():
+            if key not in self._read and value is not None:
+                yield self._name, key, value
+        for section in self._sections:
+            yield from section.unread()
 
 
 @attrs.frozen
@@ -80,3 +113,20 @@ class Architecture:
     """The model as "module:Class"; imported in rank processes only."""
     config: Callable[[JsonReader], ModelConfig]
     """Reader of config.json; raises ConfigError."""
+    harmless: frozenset[str] = frozenset()
+    """Fields of config.json that change no number, beside `tgi.plugins.fields.HARMLESS`."""
+    neutral: Mapping[str, tuple[Any, ...]] = attrs.field(factory=dict)
+    """Values with which a field that `config` does not read changes no number, beside those of `NEUTRAL`."""
+
+    def read(self, data: Mapping[str, Any]) -> ModelConfig:
+        """Read config.json. Raises ConfigError, also for a field neither read nor known to be harmless."""
+        reader = JsonReader(data)
+        config = self.config(reader)
+        harmless, neutral = HARMLESS | self.harmless, {**NEUTRAL, **self.neutral}
+        for place, key, value in reader.unread():
+            if key not in harmless and value not in neutral.get(key, ()):
+                shown = repr(value)
+                shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}…"
+                reason = f"which {self.name} does not know here; it might change the text"
+                raise ConfigError(f"{place}: {key!r} is {shown}, {reason}")
+        return config

@@ -16,15 +16,16 @@ class LlamaConfig(ModelConfig):
     rms_norm_eps: float
     rope: RopeConfig
     tie_word_embeddings: bool
-    window: int | None = None
-    """Number of tokens that a token sees, itself included; None: all before it."""
+    windows: tuple[int | None, ...]
+    """Number of tokens that a token sees in each layer, itself included; None: all before it."""
     attention_bias: bool = False
     mlp_bias: bool = False
 
 
-def read_llama_config(get: JsonReader, **own: Any) -> LlamaConfig:
+def read_llama_config(get: JsonReader, window: int | None = None, **own: Any) -> LlamaConfig:
     """Read config.json with the names and defaults of Llama; `own` fields of a family replace or extend them.
 
+    `window` is that of the layers which "layer_types" calls sliding, or of all if there is none.
     Raises ConfigError if config.json asks for something that `LlamaDecoder` cannot do.
     """
     heads, hidden = get.size("num_attention_heads"), get.size("hidden_size")
@@ -33,10 +34,15 @@ def read_llama_config(get: JsonReader, **own: Any) -> LlamaConfig:
         raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; only 'silu' is supported")
     head_dim = get.size("head_dim", hidden // heads)
     rope = read_rope(get, head_dim)
+    if rope.dim != head_dim:
+        raise ConfigError(
+            "config.json: 'partial_rotary_factor' is set; this architecture rotates whole heads"
+        )
+    layers = get.size("num_hidden_layers")
     common: dict[str, Any] = {
         "vocab_size": get.size("vocab_size"),
         "hidden_size": hidden,
-        "num_layers": get.size("num_hidden_layers"),
+        "num_layers": layers,
         "num_heads": heads,
         "num_kv_heads": get.size("num_key_value_heads", heads),
         "head_dim": head_dim,
@@ -45,6 +51,19 @@ def read_llama_config(get: JsonReader, **own: Any) -> LlamaConfig:
         "intermediate_size": get.size("intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
         "rope": rope,
+        "windows": _windows(get, layers, window),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
     return LlamaConfig(**common | own)
+
+
+def _windows(get: JsonReader, layers: int, window: int | None) -> tuple[int | None, ...]:
+    types = get(list, "layer_types", None)
+    if types is None:
+        return (window,) * layers
+    known = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
+    other = [kind for kind in types if kind not in known]
+    if other or len(types) != layers:
+        fault = f"has {other[0]!r}" if other else f"has {len(types)} entries"
+        raise ConfigError(f"config.json: 'layer_types' {fault}; expected {layers} of {', '.join(known)}")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)

@@ -42,7 +42,7 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
         raise ConfigError("; ".join([reason, *plugins.left_out]))
     architecture = known[offered[0]]
     try:
-        config = architecture.config(JsonReader(data))
+        config = architecture.read(data)
     except ConfigError as error:
         missed = plugins.left_out if architecture.name == ANY else []
         raise ConfigError("; ".join([str(error), *missed])) from error

@@ -48,13 +48,23 @@ class RopeConfig:
 
 def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
     """Read the RoPE of a model whose heads have `head_dim` features. Raises ConfigError."""
-    scaling = get.section("rope_scaling") or get.section("rope_parameters") or JsonReader({})
+    scaling, parameters = get.section("rope_scaling"), get.section("rope_parameters")
+    if scaling and parameters and scaling.data and parameters.data and scaling.data != parameters.data:
+        raise ConfigError("config.json: 'rope_scaling' and 'rope_parameters' differ")
+    if scaling and parameters and scaling.data:
+        parameters.all()
+    scaling = next((each for each in (scaling, parameters) if each and each.data), JsonReader({}))
     kind = scaling(str, "rope_type", scaling(str, "type", "default"))
+    scaling(bool, "finetuned", None)  # a remark of YaRN's authors
     kind = _ALIASES.get(kind, kind)
     if kind not in KINDS:
         raise ConfigError(f"RoPE of type {kind!r} is not supported, only {', '.join(KINDS)}")
     share = scaling(float, "partial_rotary_factor", get(float, "partial_rotary_factor", 1.0))
     max_position = get(int, "max_position_embeddings", 2048)
+    if int(head_dim * share) % 2 or not 0 < share <= 1:
+        raise ConfigError(
+            f"config.json: 'partial_rotary_factor' is {share}, which divides no head of {head_dim}"
+        )
     original = scaling(int, "original_max_position_embeddings", max_position)
     common: dict[str, Any] = {
         "kind": kind,
@@ -63,6 +73,8 @@ def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
         "max_position": max_position,
         "original_max_position": get(int, "original_max_position_embeddings", original),
     }
+    if "original_max_position_embeddings" in scaling and original != common["original_max_position"]:
+        raise ConfigError("config.json: 'original_max_position_embeddings' differs from that of the RoPE")
     return RopeConfig(**common, **_parameters(kind, scaling, common))
 
 

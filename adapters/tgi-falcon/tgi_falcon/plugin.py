@@ -5,6 +5,10 @@ import attrs
 from tgi.plugins import Architecture, ConfigError, JsonReader, ModelConfig, hookimpl
 from tgi.plugins.rope_config import RopeConfig, read_rope
 
+_HARMLESS = frozenset({"rope_theta", "rope_scaling", "rope_parameters", "rotary"})
+"""Fields that a Falcon with ALiBi does not read, in transformers either."""
+_NEUTRAL = {"apply_residual_connection_post_layernorm": (False,)}
+
 
 @attrs.frozen(kw_only=True)
 class FalconConfig(ModelConfig):
@@ -29,18 +33,25 @@ def read_config(get: JsonReader) -> FalconConfig:
     if activation != "gelu":
         raise ConfigError(f"config.json: 'activation' is {activation!r}; a Falcon has 'gelu'")
     own_code = get(str, "model_type", "falcon").startswith("RefinedWeb")
-    hidden = get.size("n_embed" if "n_embed" in get.data else "hidden_size")
-    heads = get.size("n_head" if "n_head" in get.data else "num_attention_heads")
-    new = get(bool, "new_decoder_architecture", own_code and "n_head_kv" in get.data)
+    hidden = get.size("n_embed" if "n_embed" in get else "hidden_size")
+    heads = get.size("n_head" if "n_head" in get else "num_attention_heads")
+    new = get(bool, "new_decoder_architecture", own_code and "n_head_kv" in get)
     parallel = new or get(bool, "parallel_attn", not own_code)
-    kv_heads = 1 if get(bool, "multi_query", not own_code) else heads
-    if new:
-        kv_heads = get.size("n_head_kv" if "n_head_kv" in get.data else "num_kv_heads", heads)
+    kv_heads = get.size("n_head_kv" if "n_head_kv" in get else "num_kv_heads", heads)
+    shared = get(bool, "multi_query", not own_code)
+    if not new:
+        if not shared and kv_heads != heads:
+            raise ConfigError(
+                f"config.json: 'num_kv_heads' is {kv_heads}; this Falcon has {heads}, one for each"
+            )
+        kv_heads = 1 if shared else heads
     rope = None if get(bool, "alibi", False) else read_rope(get, hidden // heads)
+    if rope and rope.dim != hidden // heads:
+        raise ConfigError("config.json: 'partial_rotary_factor' is set; a Falcon rotates whole heads")
     return FalconConfig(
         vocab_size=get.size("vocab_size"),
         hidden_size=hidden,
-        num_layers=get.size("n_layer" if "n_layer" in get.data else "num_hidden_layers"),
+        num_layers=get.size("n_layer" if "n_layer" in get else "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=hidden // heads,
@@ -66,4 +77,4 @@ def _norms(parallel: bool, count: int) -> tuple[str, ...]:
 def tgi_architectures() -> list[Architecture]:
     """Return the decoder, under the names of transformers and of the models' own code."""
     names = ("FalconForCausalLM", "RWForCausalLM")
-    return [Architecture(name, "tgi_falcon.model:Falcon", read_config) for name in names]
+    return [Architecture(name, "tgi_falcon.model:Falcon", read_config, _HARMLESS, _NEUTRAL) for name in names]

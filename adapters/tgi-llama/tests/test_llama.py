@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tgi_llama.plugin import read_config
+from tgi_llama.plugin import read_config, tgi_architectures
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
@@ -164,6 +164,61 @@ def test_config_errors(change, message):
     config = {**llama_config(), **change}
     with pytest.raises(ConfigError, match=message):
         read_config(JsonReader(config))
+
+
+LLAMA_3 = {
+    "_name_or_path": "meta-llama/Meta-Llama-3-8B",
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 128000,
+    "eos_token_id": [128001],
+    "hidden_act": "silu",
+    "initializer_range": 0.02,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "pretraining_tp": 1,
+    "rope_scaling": None,
+    "rope_theta": 500000.0,
+    "sliding_window": None,
+    "torch_dtype": "bfloat16",
+    "transformers_version": "4.42.3",
+    "use_cache": True,
+    "unsloth_version": "2024.9",
+    "layer_types": ["full_attention"] * 2,
+}
+
+
+def test_fields_of_published_configs_are_known():
+    (architecture,) = tgi_architectures()
+    architecture.read({**llama_config(), **LLAMA_3})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"embedding_multiplier": 12.0},
+        {"use_qk_norm": True},
+        {"no_rope_layers": [1, 0]},
+        {"sliding_window": 64},
+        {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+        {"rope_scaling": {"factor": 4.0}},
+        {"rope_scaling": {"type": "linear", "factor": 4.0, "attn_factor": 2.0}},
+        {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+        {"rotary_base": 5000},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"a field of next year": 1},
+    ],
+    ids=str,
+)
+def test_what_would_be_another_model_is_refused_by_name(change):
+    (architecture,) = tgi_architectures()
+    place, value = next(iter(change.items()))
+    names = [place, *value] if isinstance(value, dict) else [place]
+    with pytest.raises(ConfigError, match=f"'({'|'.join(names)})'"):
+        architecture.read({**llama_config(), **change})
 
 
 def test_a_format_of_weights_that_is_not_supported(tmp_path):

@@ -1,9 +1,9 @@
 """Logits and text against transformers for every switch of config.json, alone and on several ranks."""
 
 import pytest
-from tgi_mistral.plugin import read_config
+from tgi_mistral.plugin import read_config, tgi_architectures
 
-from tgi.plugins import JsonReader
+from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import describe_config
@@ -58,10 +58,35 @@ def test_what_config_json_leaves_out():
         del config[key]
     config["num_attention_heads"] = 16
     read = read_config(JsonReader(config))
-    assert (read.window, read.num_kv_heads, read.max_position) == (4096, 8, 131072)
+    assert (set(read.windows), read.num_kv_heads, read.max_position) == ({4096}, 8, 131072)
     config |= {"sliding_window": None, "num_key_value_heads": None, "head_dim": None}
     read = read_config(JsonReader(config))
-    assert (read.window, read.num_kv_heads, read.head_dim) == (None, 16, 4)
+    assert (set(read.windows), read.num_kv_heads, read.head_dim) == ({None}, 16, 4)
+
+
+TYPES = ["full_attention", "sliding_attention"]
+
+
+def test_layers_with_and_without_a_window(tmp_path):
+    """Ministral's layers alternate."""
+    check_generation(make_mistral(tmp_path, sliding_window=24, layer_types=TYPES, head_dim=16))
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"layer_types": TYPES[:1]}, "layer_types"),
+        ({"layer_types": ["chunked_attention"] * 2}, "'chunked_attention'"),
+        ({"layer_types": TYPES, "sliding_window": None}, "'sliding_attention'"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"sliding_window": -1}, "sliding_window"),
+        ({"llama_4_scaling_beta": 0.1}, "llama_4_scaling_beta"),
+    ],
+)
+def test_what_would_be_another_model_is_refused_by_name(change, name):
+    (architecture,) = tgi_architectures()
+    with pytest.raises(ConfigError, match=name):
+        architecture.read({**mistral_config(), **change})
 
 
 SMALL = {"intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8}

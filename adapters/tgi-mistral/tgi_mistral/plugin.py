@@ -9,12 +9,13 @@ def read_config(get: JsonReader) -> LlamaConfig:
 
     Raises ConfigError if it asks for something that the layers cannot do.
     """
+    window = None if "sliding_window" in get and get.data["sliding_window"] is None else 4096
     heads = get(int, "num_attention_heads")
     return read_llama_config(
         get,
-        num_kv_heads=get(int, "num_key_value_heads", heads if "num_key_value_heads" in get.data else 8),
+        num_kv_heads=get(int, "num_key_value_heads", heads if "num_key_value_heads" in get else 8),
         max_position=get(int, "max_position_embeddings", 131072),
-        window=get(int, "sliding_window", None if "sliding_window" in get.data else 4096),
+        window=window and get.size("sliding_window", window),
     )
 
 

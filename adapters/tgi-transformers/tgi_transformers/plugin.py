@@ -55,7 +55,7 @@ def read_config(get: JsonReader) -> TransformersConfig:
         softcap=text(float, "attn_logit_softcapping", 0.0) > 0,
         windows=windows,
         architecture=architecture,
-        json=get.data,
+        json=get.all(),
     )
 
 
