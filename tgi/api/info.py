@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+import attrs
 import msgspec
 import trio
 from msgspec import UNSET, UnsetType
@@ -113,21 +114,15 @@ async def info(call: Call[None]) -> Response:
     """Answer `/info`."""
     engine = call.service.loaded_engine()
     limits, model = engine.limits, engine.model
-    body = Info(
-        model_id=model.model_id,
-        model_sha=model.sha,
-        model_pipeline_tag=model.pipeline_tag,
-        max_concurrent_requests=limits.max_concurrent_requests,
-        max_best_of=limits.max_best_of,
-        max_stop_sequences=limits.max_stop_sequences,
-        max_input_tokens=limits.max_input_tokens,
-        max_total_tokens=limits.max_total_tokens,
-        max_client_batch_size=limits.max_client_batch_size,
-        max_input_length=limits.max_input_tokens,
-        model_dtype=model.dtype,
-        model_device_type=model.device,
-    )
-    return json_answer(body)
+    facts = {
+        "model_id": model.model_id,
+        "model_sha": model.sha,
+        "model_pipeline_tag": model.pipeline_tag,
+        "model_dtype": model.dtype,
+        "model_device_type": model.device,
+        "max_input_length": limits.max_input_tokens,
+    }
+    return json_answer(msgspec.convert(attrs.asdict(limits) | facts, Info))
 
 
 async def models(call: Call[None]) -> Response:

@@ -23,45 +23,41 @@ CHUNK = 1024
 """Maximum number of tokens that TGI generates in one go; a limit and a metric depend on it (R2.72)."""
 OURS = (424, 500)
 """Statuses of failures that are not the client's fault."""
+METRICS = {
+    "total_time": "request_duration",
+    "validation_time": "request_validation_duration",
+    "queue_time": "request_queue_duration",
+    "inference_time": "request_inference_duration",
+    "time_per_token": "request_mean_time_per_token_duration",
+}
+"""Metric of each time of a sequence, by the name that logs and, with hyphens, headers give it."""
 
 
-@attrs.frozen
-class Timings:
-    """Times of a finished sequence in seconds."""
+Timings = dict[str, float]
+"""Times of a finished sequence in seconds, by the keys of `METRICS`."""
 
-    total: float
-    validation: float
-    queue: float
-    inference: float
-    per_token: float
 
-    @classmethod
-    def of(cls, sequence: Sequence) -> "Timings":
-        """Return the times of a sequence that has just finished."""
-        now = time.monotonic()
-        inference = now - sequence.started
-        return cls(
-            total=now - sequence.arrived,
-            validation=sequence.queued - sequence.arrived,
-            queue=sequence.started - sequence.queued,
-            inference=inference,
-            per_token=inference / max(1, sequence.generated),
-        )
+def timings_of(sequence: Sequence) -> Timings:
+    """Return the times of a sequence that has just finished."""
+    now = time.monotonic()
+    inference = now - sequence.started
+    return {
+        "total_time": now - sequence.arrived,
+        "validation_time": sequence.queued - sequence.arrived,
+        "queue_time": sequence.started - sequence.queued,
+        "inference_time": inference,
+        "time_per_token": inference / max(1, sequence.generated),
+    }
 
 
 def timing_headers(finished: Items[tuple[Sequence, Timings]]) -> dict[str, str]:
     """Return the headers of an answer: sums over sequences in milliseconds, except x-compute-time."""
-
-    def milliseconds(name: str) -> str:
-        return str(sum(int(getattr(timings, name) * 1000) for _, timings in finished))
-
     return {
-        "x-compute-time": str(max(timings.total for _, timings in finished)),
-        "x-total-time": milliseconds("total"),
-        "x-validation-time": milliseconds("validation"),
-        "x-queue-time": milliseconds("queue"),
-        "x-inference-time": milliseconds("inference"),
-        "x-time-per-token": milliseconds("per_token"),
+        "x-compute-time": str(max(timings["total_time"] for _, timings in finished)),
+        **{
+            f"x-{name.replace('_', '-')}": str(sum(int(timings[name] * 1000) for _, timings in finished))
+            for name in METRICS
+        },
         "x-prompt-tokens": str(sum(len(sequence.prompt) for sequence, _ in finished)),
         "x-generated-tokens": str(sum(sequence.generated for sequence, _ in finished)),
     }
@@ -127,12 +123,9 @@ class Observer:
 
     def finished(self, sequence: Sequence) -> Timings:
         """Record a finished sequence and return its times; the last one ends the request."""
-        metrics, timings = self.metrics, Timings.of(sequence)
-        metrics.request_duration.observe(timings.total)
-        metrics.request_validation_duration.observe(timings.validation)
-        metrics.request_queue_duration.observe(timings.queue)
-        metrics.request_inference_duration.observe(timings.inference)
-        metrics.request_mean_time_per_token_duration.observe(timings.per_token)
+        metrics, timings = self.metrics, timings_of(sequence)
+        for name, metric in METRICS.items():
+            getattr(metrics, metric).observe(timings[name])
         metrics.request_generated_tokens.observe(sequence.generated)
         metrics.request_skipped_tokens.observe(0)
         self._finished.append((sequence, timings))
@@ -170,17 +163,16 @@ class Observer:
         if not done:
             return {**fields, "total_time": duration_text(time.monotonic() - self.arrived)}
         sequences = [sequence for sequence, _ in done]
-        first, timings = sequences[0], max((timings for _, timings in done), key=lambda times: times.total)
+        first, timings = (
+            sequences[0],
+            max((timings for _, timings in done), key=lambda times: times["total_time"]),
+        )
         return {
             **fields,
             "finish_reason": ",".join(one.reason.value for one in sequences if one.reason is not None),
             "prompt_tokens": sum(len(one.prompt) for one in sequences),
             "generated_tokens": sum(one.generated for one in sequences),
-            "total_time": duration_text(timings.total),
-            "validation_time": duration_text(timings.validation),
-            "queue_time": duration_text(timings.queue),
-            "inference_time": duration_text(timings.inference),
-            "time_per_token": duration_text(timings.per_token),
+            **{name: duration_text(seconds) for name, seconds in timings.items()},
             "time_to_first_token": duration_text(first.first_token - first.arrived),
             "seed": f"Some({first.sampling.seed})" if first.sampling.sample else "None",
         }

@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 
 from tgi.errors import TemplateError
 
-from .tokenizer import NAMED_TOKENS, token_text
+from .tokenizer import NAMED_TOKENS, TokenizerError, read_json, token_text
 
 logger = logging.getLogger(__name__)
 
@@ -227,18 +227,12 @@ def _named(value: object) -> dict[str, str]:
 
 
 def _read_json(path: Path, optional: bool = True) -> dict[str, Any]:
-    """Return the object in a file; {}, with a warning, if it holds no object."""
-    if optional and not path.is_file():
-        return {}
+    """Return the object in a file; {} if it holds none, with a warning if it is not JSON."""
     try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        logger.warning("%s is not JSON: %s", path, error)
+        return read_json(path, optional)
+    except TokenizerError as error:
+        logger.warning("%s", error)
         return {}
-    if not isinstance(content, dict):
-        logger.warning("%s is not an object", path)
-        return {}
-    return content
 
 
 def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ GIL. Everything here is safe to call from several threads.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import tokenizers
 
+logger = logging.getLogger(__name__)
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
@@ -67,7 +69,7 @@ class Tokenizer:
             core = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{path} cannot be read: {error}") from error
-        settings = _read_json(folder / "tokenizer_config.json")
+        settings = read_json(folder / "tokenizer_config.json")
         names = [settings.get(key) for key in NAMED_TOKENS]
         names += _list(settings.get("additional_special_tokens"))
         named = [number for name in names if (number := _id_of(core, name)) is not None]
@@ -258,11 +260,11 @@ def _eos_ids(folder: Path, of_tokenizer: int | None) -> set[int]:
 
     Without any there, config.json's count.
     """
-    generation = _read_json(folder / "generation_config.json").get("eos_token_id")
+    generation = read_json(folder / "generation_config.json").get("eos_token_id")
     if isinstance(generation, list):
         return set(generation)
     if generation is None:
-        generation = _read_json(folder / "config.json").get("eos_token_id")
+        generation = read_json(folder / "config.json").get("eos_token_id")
     ids = {token for token in _list(generation) if isinstance(token, int)}
     return ids if of_tokenizer is None else ids | {of_tokenizer}
 
@@ -273,12 +275,18 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; {} if the file is missing or holds none. Raises TokenizerError."""
-    if not path.is_file():
+def read_json(path: Path, optional: bool = True) -> dict[str, Any]:
+    """Return the object in a file; {} if it holds none or an optional file is missing.
+
+    Raises TokenizerError for a file that is not JSON, and OSError.
+    """
+    if optional and not path.is_file():
         return {}
     try:
         content = json.loads(path.read_bytes())
     except ValueError as error:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
-    return content if isinstance(content, dict) else {}
+    if isinstance(content, dict):
+        return content
+    logger.warning("%s is not an object", path)
+    return {}
