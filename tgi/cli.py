@@ -156,7 +156,7 @@ def plan(
     json_
         Print JSON.
     """
-    from tgi.planning.show import show_plan
+    from tgi.planning.page import show_plan
 
     given = options if model is None else attrs.evolve(options, model_id=model)
     return show_plan(given, picture=plot, as_text=json_)

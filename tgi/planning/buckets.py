@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 
 import attrs
 
-from tgi.config import OptionError
 from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
@@ -20,23 +19,8 @@ MAX_GRAPHS = 64
 """Default of --max-graphs: about three minutes of warm-up."""
 MAX_WASTE = 1.0
 """Default of --max-waste; doubled until --max-graphs is enough for it."""
-SECONDS_PER_GRAPH = 2.5
-"""Time to warm up a bucket of a model of medium size: 1.5 to 3 s in the logs of vLLM."""
-LAYERS = 32
-"""Number of layers of such a model; the time is proportional to it."""
-
-
-def warm_up_seconds(graphs: int, layers: int) -> float:
-    """Estimate the time of the warm-up; a compile cache that has everything makes it a fraction."""
-    return graphs * SECONDS_PER_GRAPH * layers / LAYERS
-
-
-class GraphsError(OptionError):
-    """Raised if --max-graphs is too low; `needed` would be enough."""
-
-    def __init__(self, given: int, needed: int, reason: str = "") -> None:
-        super().__init__(f"`max_graphs` must be >= {needed}{reason}. Given: {given}")
-        self.needed = needed
+SECONDS_PER_LAYER = 2.5 / 32
+"""Time to warm up a bucket, per layer: for 32 layers it is 1.5 to 3 s in the logs of vLLM."""
 
 
 @attrs.frozen(kw_only=True)
@@ -55,7 +39,7 @@ class Bucketing:
     def choose(self, shapes: ShapeLimits) -> list[Bucket]:
         """Choose the buckets with which steps cost least: prefill before decode, the largest first.
 
-        Raises GraphsError if every step can only have a bucket with more than `max_graphs`.
+        Raises TooFewGraphs if every step can only have a bucket with more than `max_graphs`.
         """
         workload = Workload.counted(self.counts, shapes)
         graphs = MAX_GRAPHS if self.max_graphs is None else self.max_graphs
@@ -63,10 +47,9 @@ class Bucketing:
         while True:
             try:
                 return optimal(shapes, workload, self.costs, graphs, waste)
-            except TooFewGraphs as error:
+            except TooFewGraphs:
                 if self.max_waste is not None or waste == math.inf:
-                    bound = f" for `max_waste` = {waste:g}" if waste < math.inf else ""
-                    raise GraphsError(graphs, error.needed, bound) from error
+                    raise
                 waste = 2 * waste if waste < 100 else math.inf
 
 

@@ -158,7 +158,25 @@ def budget_memory(
     """
 
     def budget(rank: Loaded) -> MemoryBudget:
-        return _budget(rank, groups, limits, graphs, fraction, graph_fraction)
+        count, usable = graphs, min(int(rank.free_bytes * fraction), rank.free_bytes)
+        if graph_fraction is None:
+            share = rank.graph_bytes * count
+        else:
+            share = int(usable * graph_fraction)
+            if rank.graph_bytes:
+                count = min(count, max(share, 0) // rank.graph_bytes)
+        needs = [_need(group, size, limits) for group, size in zip(groups, rank.block_bytes, strict=True)]
+        room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
+        rest = room - sum(need.longest * need.block_bytes for need in needs)
+        return MemoryBudget(
+            rank=rank,
+            limits=limits,
+            reserve=rank.free_bytes - usable,
+            graphs=share,
+            graph_count=count,
+            groups=tuple(_share_room(needs, room, rest)),
+            fits=rest >= 0,
+        )
 
     count, rank = len(ranks), min(ranks, key=lambda rank: (budget(rank).widest.fitting, budget(rank).room))
     if not rank.total_bytes:  # the ranks share the memory of the machine
@@ -183,35 +201,6 @@ def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: i
         block_bytes=tuple(
             size * fewer // now for size, (now, fewer) in zip(rank.block_bytes, heads, strict=True)
         ),
-    )
-
-
-def _budget(
-    rank: Loaded,
-    groups: Sequence[CacheGroup],
-    limits: Limits,
-    graphs: int,
-    fraction: float,
-    graph_fraction: float | None,
-) -> MemoryBudget:
-    usable = min(int(rank.free_bytes * fraction), rank.free_bytes)
-    if graph_fraction is None:
-        share = rank.graph_bytes * graphs
-    else:
-        share = int(usable * graph_fraction)
-        if rank.graph_bytes:
-            graphs = min(graphs, max(share, 0) // rank.graph_bytes)
-    needs = [_need(group, size, limits) for group, size in zip(groups, rank.block_bytes, strict=True)]
-    room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
-    rest = room - sum(need.longest * need.block_bytes for need in needs)
-    return MemoryBudget(
-        rank=rank,
-        limits=limits,
-        reserve=rank.free_bytes - usable,
-        graphs=share,
-        graph_count=graphs,
-        groups=tuple(_share_room(needs, room, rest)),
-        fits=rest >= 0,
     )
 
 

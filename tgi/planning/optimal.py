@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from tgi.config import OptionError
 from tgi.device.costs import Costs
 from tgi.protocol import Bucket
 
@@ -43,11 +44,12 @@ FLAT = 8
 """Sizes whose cost is not known by itself are even in log(size + FLAT)."""
 
 
-class TooFewGraphs(Exception):
-    """Raised if the bound on waste cannot be kept; `needed` graphs would be enough."""
+class TooFewGraphs(OptionError):
+    """Raised if --max-graphs is too low for the bound on waste; `needed` would be enough."""
 
-    def __init__(self, needed: int) -> None:
-        super().__init__(f"{needed} graphs are needed")
+    def __init__(self, given: int, needed: int, max_waste: float) -> None:
+        bound = f" for `max_waste` = {max_waste:g}" if max_waste < math.inf else ""
+        super().__init__(f"`max_graphs` must be >= {needed}{bound}. Given: {given}")
         self.needed = needed
 
 
@@ -59,7 +61,7 @@ def optimal(
     low, high = math.log(1e-9 * search.dearest), math.log(search.dearest)
     best = search.buckets(search.dearest)
     if len(best) > max_graphs:
-        raise TooFewGraphs(len(best))
+        raise TooFewGraphs(max_graphs, len(best), max_waste)
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         buckets = search.buckets(math.exp(middle))

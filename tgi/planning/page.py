@@ -1,21 +1,48 @@
-"""A plan as a page for a terminal, and as JSON."""
+"""`tgi plan`: the plan as a page for a terminal, and as JSON."""
 
+import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import attrs
 import msgspec
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from tgi.config import OptionError, Options
+from tgi.executor import EngineError
+from tgi.hub import HubError
+from tgi.plugins import ConfigError
 from tgi.protocol import Bucket
 
 from .memory import MIB
-from .plan import Plan
+from .picture import PictureError, draw
+from .plan import Plan, read_plan
 from .speeds import Speed
+
+
+def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = False) -> int:
+    """Print the plan as a page, or as JSON, and draw it. Return the exit code.
+
+    It is 1 if the plan cannot be made, or if the memory is too small.
+    """
+    try:
+        plan = read_plan(options)
+        if picture is not None:
+            draw(plan, picture)
+    except (ConfigError, EngineError, HubError, OptionError, PictureError) as error:
+        print(f"tgi: {error}", file=sys.stderr)
+        return 1
+    if as_text:
+        print(json.dumps(as_json(plan), indent=2))
+    else:
+        Console(highlight=False).print(page(plan))
+    return 0 if plan.memory.refusal is None else 1
 
 
 def page(plan: Plan) -> RenderableType:

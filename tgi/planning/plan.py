@@ -46,14 +46,17 @@ class Plan:
 def read_plan(options: Options) -> Plan:
     """Plan for the options. A process of its own describes the model: this one does not import torch.
 
-    Raises HubError, ConfigError, OptionError and EngineError (in a group).
+    Raises HubError, ConfigError, OptionError and EngineError.
     """
     place = options.weights_cache_override or options.model_id or DEMO_MODEL
     folder = find_config(Source(str(place), options.revision, options.huggingface_hub_cache))
     device, card = find_card(options.device, devices(load_plugins()).values())
     setup = read_setup(folder, options, device, {})
     setup.limits()  # what is wrong with them shows at once
-    described = trio.run(describe, setup.describe_command())
+    try:
+        described = trio.run(describe, setup.describe_command())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
     return make_plan(str(place), setup, described, card)
 
 

@@ -13,8 +13,9 @@ from tgi.plugins.device import REFERENCE
 from tgi.protocol import AttentionWorkspace, Bucket, Described, Loaded
 from tgi.scheduler.buckets import Buckets
 
-from .buckets import Bucketing, GraphsError, attention_workspace, make_buckets, warm_up_seconds
+from .buckets import SECONDS_PER_LAYER, Bucketing, attention_workspace, make_buckets
 from .memory import MemoryBudget, budget_memory
+from .optimal import TooFewGraphs
 from .setup import Setup
 from .workload import ShapeCounts
 
@@ -57,7 +58,7 @@ class Planner:
     ) -> Buckets:
         """Choose buckets, at most `graphs` of them if given; `blocks` and `within` are `make_buckets`'.
 
-        Takes up to a second. Raises GraphsError.
+        Takes up to a second. Raises TooFewGraphs.
         """
         options = self.setup.options
         maxima = [number for number in (options.max_graphs, graphs) if number is not None]
@@ -76,7 +77,7 @@ class Planner:
         level = logging.INFO
         try:
             buckets = self.choose(graphs, blocks=blocks, within=within)
-        except GraphsError as error:
+        except TooFewGraphs as error:
             level = logging.WARNING
             buckets = self.choose(error.needed, blocks=blocks, within=within)
         count = len(buckets.to_warm_up())
@@ -99,7 +100,7 @@ class Planner:
             return self.choose(
                 min(count, memory.graph_count), blocks=blocks if scarce else None, within=within
             )
-        except GraphsError as error:
+        except TooFewGraphs as error:
             if not fewer:
                 return buckets
             raise OptionError(
@@ -125,10 +126,13 @@ class Planner:
         )
 
     def warm_up_seconds(self, buckets: Buckets) -> float | None:
-        """Estimate the time of the warm-up; None if nothing is compiled."""
+        """Estimate the time of the warm-up; None if nothing is compiled.
+
+        A compile cache that has everything makes it a fraction.
+        """
         if not self.setup.device.compiles:
             return None
-        return warm_up_seconds(len(buckets.to_warm_up()), self.described.layers)
+        return len(buckets.to_warm_up()) * self.described.layers * SECONDS_PER_LAYER
 
     @property
     def prefixes(self) -> bool:
