@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Core
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
@@ -53,6 +53,76 @@ def test_special_tokens_are_flagged_or_named(tmp_path: Path) -> None:
         )
     )
     assert named.special_ids == plain.special_ids | {word}
+
+
+def declared(*tokens: dict[str, Any], first: int | None = None) -> dict[str, Any]:
+    start = CORE.get_vocab_size() if first is None else first
+    return {str(start + index): token for index, token in enumerate(tokens)}
+
+
+TURN = {"content": "<|turn|>", "special": True, "normalized": False}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"tokenizer_config": {"added_tokens_decoder": declared(TURN)}},
+        {"added_tokens": {"<|turn|>": CORE.get_vocab_size()}, "tokenizer_config": {"pad_token": "<|turn|>"}},
+        {
+            "added_tokens": {"<|turn|>": CORE.get_vocab_size()},
+            "special_tokens_map": {"additional_special_tokens": ["<|turn|>"]},
+        },
+    ],
+    ids=["decoder", "file", "map"],
+)
+def test_tokens_that_stand_beside_tokenizer_json(tmp_path: Path, files: dict[str, Any]) -> None:
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, **files))
+    number = CORE.get_vocab_size()
+    assert number in tokenizer.encode("a<|turn|>b", add_special_tokens=False)
+    assert number in tokenizer.special_ids
+
+
+def test_flags_beside_tokenizer_json_count(tmp_path: Path) -> None:
+    number = CORE.token_to_id("two words")
+    token = {"content": "two words", "rstrip": True, "special": True, "normalized": False}
+    config = {"added_tokens_decoder": declared(token, first=number)}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config=config))
+    assert number in tokenizer.special_ids
+    assert tokenizer.encode("two words   ", add_special_tokens=False) == [number]
+
+
+def test_an_added_token_keeps_its_id_behind_a_hole(tmp_path: Path) -> None:
+    number = CORE.get_vocab_size() + 5
+    config = {"added_tokens_decoder": declared(TURN, first=number)}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config=config))
+    assert tokenizer.encode("<|turn|>", add_special_tokens=False) == [number]
+
+
+@pytest.mark.parametrize(
+    "decoder", [[1], {"x": TURN}, {"900": {"special": True}}, declared(TURN, first=10**6)], ids=str
+)
+def test_added_tokens_that_make_no_sense(tmp_path: Path, decoder: Any) -> None:
+    with pytest.raises(TokenizerError, match="added token"):
+        Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config={"added_tokens_decoder": decoder}))
+
+
+@pytest.mark.parametrize("template", ["", "bos", "bos eos"])
+@pytest.mark.parametrize("add_bos", [None, True, False])
+@pytest.mark.parametrize("add_eos", [None, True, False])
+def test_settings_beside_tokenizer_json_decide_about_bos_and_eos(
+    tmp_path: Path, template: str, add_bos: bool | None, add_eos: bool | None
+) -> None:
+    bos, eos = (CORE.token_to_id(name) for name in ("<s>", "</s>"))
+    core = Core.from_str(CORE.to_str())
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{'<s>' * ('bos' in template)} $A {'</s>' * ('eos' in template)}".split(),
+        special_tokens=[("<s>", bos), ("</s>", eos)],
+    )
+    config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add_bos, "add_eos_token": add_eos}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, core, tokenizer_config=config))
+    ids = tokenizer.encode("some text")
+    assert ids.count(bos) == (ids[0] == bos) == (add_bos if add_bos is not None else "bos" in template)
+    assert ids.count(eos) == (ids[-1] == eos) == (add_eos if add_eos is not None else "eos" in template)
 
 
 def test_unusable_tokenizer_is_an_error_in_one_line(tmp_path: Path) -> None:

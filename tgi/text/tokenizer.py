@@ -6,7 +6,7 @@ GIL. Everything here is safe to call from several threads.
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
 _INCOMPLETE = "\ufffd"
+_FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+_MAX_HOLE = 4096
+"""Ids without a token before an added one; more are a mistake."""
 
 
 class TokenizerError(Exception):
@@ -70,6 +73,10 @@ class Tokenizer:
         except Exception as error:  # the library raises nothing more specific
             raise TokenizerError(f"{path} cannot be read: {error}") from error
         settings = read_json(folder / "tokenizer_config.json")
+        if "added_tokens_decoder" not in settings:
+            settings = read_json(folder / "special_tokens_map.json") | settings
+        _add_tokens(core, folder, settings)
+        _frame(core, settings)
         names = [settings.get(key) for key in NAMED_TOKENS]
         names += _list(settings.get("additional_special_tokens"))
         named = [number for name in names if (number := _id_of(core, name)) is not None]
@@ -241,6 +248,91 @@ def _is_context_free(core: tokenizers.Tokenizer) -> bool:
         if kind == "Replace" and len(part["pattern"].get("String", "")) != 1:
             return False
     return True
+
+
+def _add_tokens(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
+    """Add the tokens that stand beside tokenizer.json only, with the flags given there, as transformers does.
+
+    They are "added_tokens_decoder" of tokenizer_config.json, or else added_tokens.json, and special tokens
+    that are in the vocabulary but are not found in a text as a whole. Raises TokenizerError.
+    """
+    named = [settings.get(key) for key in NAMED_TOKENS] + _list(settings.get("additional_special_tokens"))
+    special = {text: token for token in named if (text := token_text(token)) is not None}
+    for number, token in _declared_tokens(folder, settings, special):
+        current = core.token_to_id(token.content)
+        if current is None:
+            _fill_up(core, folder, number, token)
+        elif current == number and core.get_added_tokens_decoder().get(number) != token:
+            core.add_tokens([token])
+    added = {token.content for token in core.get_added_tokens_decoder().values()}
+    missing = [text for text in special if text not in added and core.token_to_id(text) is not None]
+    core.add_tokens(
+        [_added_token({"special": True} | _object(special[text]) | {"content": text}) for text in missing]
+    )
+
+
+def _declared_tokens(
+    folder: Path, settings: dict[str, Any], special: Mapping[str, Any]
+) -> list[tuple[int, tokenizers.AddedToken]]:
+    """Return the tokens that the files beside tokenizer.json name, by id."""
+    decoder = settings.get("added_tokens_decoder")
+    try:
+        if decoder is not None:
+            tokens = {int(number): _added_token(token) for number, token in decoder.items()}
+        else:
+            numbers = read_json(folder / "added_tokens.json")
+            tokens = {
+                int(number): _added_token({"content": text, "special": text in special})
+                for text, number in numbers.items()
+            }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(f"{folder}: the added tokens make no sense: {error!r}") from error
+    return sorted(tokens.items(), key=lambda pair: pair[0])
+
+
+def _added_token(token: dict[str, Any]) -> tokenizers.AddedToken:
+    flags = {name: bool(token[name]) for name in _FLAGS if name in token}
+    return tokenizers.AddedToken(
+        token["content"], **({"normalized": not flags.get("special", False)} | flags)
+    )
+
+
+def _fill_up(core: tokenizers.Tokenizer, folder: Path, number: int, token: tokenizers.AddedToken) -> None:
+    """Add a token that gets the next free id, after placeholders if its own is greater."""
+    free = 1 + max(core.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not free <= number < free + _MAX_HOLE:
+        fault = f"{token.content!r} has id {number}, but the next free id of tokenizer.json is {free}"
+        raise TokenizerError(f"{folder}: the added token {fault}")
+    core.add_tokens([tokenizers.AddedToken(f"<|reserved_token_{each}|>") for each in range(free, number)])
+    core.add_tokens([token])
+
+
+def _frame(core: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+    """Let texts begin with BOS and end with EOS as "add_bos_token" and "add_eos_token" say.
+
+    Where neither is given, the post-processor of tokenizer.json decides. transformers 5 does so for every
+    tokenizer, transformers 4, with it TGI, for those whose class has the setting.
+    """
+    ids = core.encode("").ids
+    frame = {}
+    for kind in ("bos", "eos"):
+        number = _id_of(core, settings.get(f"{kind}_token"))
+        wanted = settings.get(f"add_{kind}_token")
+        if number is None:
+            continue
+        present = ids[:1] == [number] if kind == "bos" else ids[-1:] == [number]
+        frame[kind] = (number, present, wanted if isinstance(wanted, bool) else present)
+    if all(present == wanted for _, present, wanted in frame.values()):
+        return
+    used = {kind: number for kind, (number, _, wanted) in frame.items() if wanted}
+    parts = [f"{kind}:0" if kind in used else "" for kind in ("bos", "eos")]
+    core.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{parts[0]} $A:0 {parts[1]}".split(), special_tokens=list(used.items())
+    )
+
+
+def _object(token: object) -> dict[str, Any]:
+    return token if isinstance(token, dict) else {}
 
 
 def _id_of(core: tokenizers.Tokenizer, name: object) -> int | None:
