@@ -7,11 +7,27 @@ import pytest
 
 from tgi.sampling import COLUMNS, DECLARED, FLOATS, INTS, NEUTRAL, SamplingParams, body_fields, read_body
 
-BOTH = {"temperature", "repetition_penalty", "frequency_penalty", "top_k", "top_p"}
+APIS = ("native", "openai")
 NAMES = {
-    "native": BOTH | {"typical_p", "watermark", "top_n_tokens"},
-    "openai": BOTH | {"presence_penalty", "min_p", "min_tokens"},
+    "sample": ("", ""),
+    "seed": ("", ""),
+    "temperature": ("temperature", "temperature"),
+    "repetition_penalty": ("repetition_penalty", "repetition_penalty"),
+    "frequency_penalty": ("frequency_penalty", ""),
+    "count_penalty": ("", "frequency_penalty"),
+    "presence_penalty": ("", "presence_penalty"),
+    "min_p": ("", "min_p"),
+    "top_p": ("top_p", "top_p"),
+    "typical_p": ("typical_p", ""),
+    "top_k": ("top_k", "top_k"),
+    "watermark": ("watermark", ""),
+    "logit_bias": ("", ""),
+    "min_tokens": ("", "min_tokens"),
+    "ends": ("", ""),
+    "top_n_tokens": ("top_n_tokens", ""),
 }
+"""Names of TGI's and OpenAI's parameters in the bodies of `APIS`, "" where they are not a field of that name.
+Further parameters may be declared."""
 OUTSIDE = [
     ("native", "temperature", 0.0, "`temperature` must be strictly positive"),
     ("native", "temperature", float("nan"), "`temperature` must be strictly positive"),
@@ -28,9 +44,16 @@ def body(api, **given):
     return SimpleNamespace(**{name: default for name, _, default in body_fields(api)} | given)
 
 
-@pytest.mark.parametrize("api", NAMES)
+def test_parameters_have_the_names_of_tgi_and_openai():
+    declared = {one.name: tuple(one.parameter.name(api) for api in APIS) for one in DECLARED}
+    assert {name: declared[name] for name in NAMES} == NAMES
+
+
+@pytest.mark.parametrize("api", APIS)
 def test_bodies_offer_the_declared_names(api):
-    assert {name for name, _, _ in body_fields(api)} == NAMES[api]
+    declared = [one.parameter.name(api) for one in DECLARED if one.parameter.name(api)]
+    assert [name for name, _, _ in body_fields(api)] == declared
+    assert len(set(declared)) == len(declared)
     assert read_body(body(api), api) == SamplingParams()
 
 
@@ -41,7 +64,7 @@ def test_values_out_of_range_are_refused_in_the_words_of_tgi(api, name, value, w
     assert str(refusal.value) == words
 
 
-@pytest.mark.parametrize("api", NAMES)
+@pytest.mark.parametrize("api", APIS)
 def test_numbers_beyond_float32_are_within_open_ends(api):
     params = read_body(body(api, temperature=1e39, repetition_penalty=1e308), api)
     assert COLUMNS["temperature"].column(params) == COLUMNS["repetition_penalty"].column(params) == 1e4
