@@ -28,14 +28,13 @@ class SelfAttention(nn.Module):
     def __init__(self, build: Build, name: str, layer: int, config: LlamaConfig) -> None:
         super().__init__()
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        bias = config.attention_bias
         names = [f"{name}.{part}_proj" for part in "qkv"]
         pieces = [heads, kv_heads, kv_heads]
         sizes = [count * size for count in pieces]
-        self.qkv = ColumnLinear(build, names, config.hidden_size, sizes, bias, pieces)
+        self.qkv = ColumnLinear(build, names, config.hidden_size, sizes, config.qkv_bias, pieces)
         build.scale_cache(layer, name)
         self.attention = Attention(build, layer, heads, kv_heads, size, window=config.windows[layer])
-        self.out = RowLinear(build, f"{name}.o_proj", heads * size, config.hidden_size, bias)
+        self.out = RowLinear(build, f"{name}.o_proj", heads * size, config.hidden_size, config.out_bias)
 
     def forward(
         self, x: torch.Tensor, batch: Batch, rotation: Rotation | None, residual: torch.Tensor

@@ -18,7 +18,9 @@ class LlamaConfig(ModelConfig):
     tie_word_embeddings: bool
     windows: tuple[int | None, ...]
     """Number of tokens that a token sees in each layer, itself included; None: all before it."""
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    """Whether the attention's output projection has a bias."""
     mlp_bias: bool = False
 
 

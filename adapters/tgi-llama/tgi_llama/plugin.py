@@ -6,9 +6,11 @@ from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
+    bias = get(bool, "attention_bias", False)
     return read_llama_config(
         get,
-        attention_bias=get(bool, "attention_bias", False),
+        qkv_bias=bias,
+        out_bias=bias,
         mlp_bias=get(bool, "mlp_bias", False),
     )
 
