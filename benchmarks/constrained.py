@@ -25,6 +25,7 @@ from tgi.config import DEMO_MODEL
 from tgi.limits import Limits
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Sequence, Token
+from tgi.testing.builders import generating
 from tgi.testing.engine import open_engine
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
@@ -86,7 +87,7 @@ def random_token(matcher: Matcher, rng: random.Random) -> int:
 
 
 async def receive(scheduler: Scheduler, sequence: Sequence, times: list[float]) -> None:
-    with scheduler.generating(sequence) as tokens:
+    with generating(scheduler, sequence) as tokens:
         async for token in tokens:
             assert isinstance(token, Token), token
             times.append(time.perf_counter())

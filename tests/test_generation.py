@@ -18,6 +18,7 @@ from tgi.limits import Limits
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.scheduler.sequence import Matcher
+from tgi.testing.builders import generating
 from tgi.testing.engine import open_engine
 from tgi.testing.models import make_llama
 from tgi.text.detokenizer import Detokenizer
@@ -105,7 +106,7 @@ async def generate(
         detokenizer=Detokenizer(tokenizer, prompt),
     )
     tokens: list[Token] = []
-    with scheduler.generating(sequence) as events:
+    with generating(scheduler, sequence) as events:
         async for item in events:
             assert not isinstance(item, ApiError), item
             tokens.append(item)
@@ -360,7 +361,7 @@ def test_prompt_log_probabilities_are_those_of_transformers(tmp_path: Path) -> N
                 wants_prompt_logprobs=True,
                 prompt_top=3,
             )
-            with scheduler.generating(sequence) as events:
+            with generating(scheduler, sequence) as events:
                 async for _ in events:
                     pass
             return sequence

@@ -172,7 +172,7 @@ def end_early(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
         yield receive
 
     assert server.service.engine is not None
-    monkeypatch.setattr(server.service.engine.scheduler, "generating_all", nothing)
+    monkeypatch.setattr(server.service.engine.scheduler, "generating", nothing)
 
 
 @pytest.mark.contract("2.6")

@@ -375,7 +375,7 @@ async def test_a_defect_is_a_500_that_keeps_its_secrets(caplog: pytest.LogCaptur
     async with serving(saying("Hello")) as server:
         assert server.service.engine is not None
         scheduler = server.service.engine.scheduler
-        scheduler.generating_all = None  # type: ignore[assignment,method-assign]
+        scheduler.generating = None  # type: ignore[assignment,method-assign]
         for path in ("/generate", "/generate_stream"):
             answer = await server.generate({}, path=path)
             assert answer.status == 500

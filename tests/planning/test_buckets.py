@@ -41,6 +41,16 @@ def make(of: Limits, *, flat: bool = True, prefixes: bool = True, **how: object)
     return make_buckets(of, device(of, flat=flat), bucketing, prefixes=prefixes)
 
 
+def find_decode(buckets: Buckets, rows: int, blocks: int) -> Bucket:
+    bucket = buckets.find(Bucket(rows, 1, blocks))
+    assert bucket is not None
+    return bucket
+
+
+def find_prefill(buckets: Buckets, rows: int, tokens: int, blocks: int) -> Bucket | None:
+    return buckets.find(Bucket(rows, tokens, blocks, prefill=True))
+
+
 def cheapest(buckets: Buckets, shape: Bucket) -> float:
     return min(COSTS.seconds(bucket) for bucket in buckets if bucket.dominates(shape))
 
@@ -53,8 +63,7 @@ def test_every_step_gets_the_cheapest_bucket_that_dominates_it(
     buckets = make(of, prefixes=prefixes)
     shape = data.draw(shapes(ShapeLimits.from_limits(of, prefixes=prefixes)))
 
-    find = buckets.prefill if shape.prefill else lambda rows, _, blocks: buckets.decode(rows, blocks)
-    bucket = find(shape.rows, shape.tokens, shape.blocks)
+    bucket = buckets.find(shape)
 
     assert bucket is not None
     assert bucket.dominates(shape)
@@ -67,10 +76,10 @@ def test_several_rows_of_a_prefill_have_a_bucket_within_the_budget_or_none(
     of: Limits, flat: bool, data: st.DataObject
 ) -> None:
     buckets = make(of, flat=flat)
-    rows, tokens = data.draw(st.integers(2, 50)), data.draw(st.integers(1, buckets.longest_prefill))
+    rows, tokens = data.draw(st.integers(2, 50)), data.draw(st.integers(1, of.longest_chunk))
     shape = Bucket(rows, tokens, data.draw(st.integers(0, 20)), prefill=True)
 
-    bucket = buckets.prefill(shape.rows, shape.tokens, shape.blocks)
+    bucket = buckets.find(shape)
 
     if bucket is None:
         assert not any(other.dominates(shape) for other in buckets)
@@ -84,9 +93,9 @@ def test_a_table_per_row_has_sizes_that_double(of: Limits, data: st.DataObject) 
     buckets = make(of, flat=False)
     rows = data.draw(st.integers(1, of.max_batch_size))
     blocks = data.draw(st.integers(1, of.seen_blocks(1)))
-    tokens = data.draw(st.integers(1, buckets.longest_prefill))
+    tokens = data.draw(st.integers(1, of.longest_chunk))
 
-    decode, prefill = buckets.decode(rows, blocks), buckets.prefill(1, tokens, blocks)
+    decode, prefill = find_decode(buckets, rows, blocks), find_prefill(buckets, 1, tokens, blocks)
 
     assert rows <= decode.rows < 2 * rows
     assert blocks <= decode.blocks < 2 * blocks
@@ -99,8 +108,8 @@ def test_a_device_that_does_not_compile_has_every_shape() -> None:
 
     assert not buckets.padded
     assert not buckets.flat
-    assert buckets.decode(3, 7) == Bucket(3, 1, 7)
-    assert buckets.prefill(5, 17, 7) == Bucket(5, 17, 7, prefill=True)
+    assert find_decode(buckets, 3, 7) == Bucket(3, 1, 7)
+    assert find_prefill(buckets, 5, 17, 7) == Bucket(5, 17, 7, prefill=True)
     assert buckets.to_warm_up() == [Bucket(1, 128, 32, prefill=True), Bucket(5, 1, 32)]
 
 
@@ -123,10 +132,10 @@ def test_rows_are_joined_where_that_is_cheaper() -> None:
     """Two short rows cost one reading of the weights less together; padding a short one to a long one more
     than that."""
     buckets = make(Limits(max_batch_prefill_tokens=4096, block_size=128), flat=False)
-    short, long = buckets.prefill(1, 64, 1), buckets.prefill(1, 2048, 16)
+    short, long = find_prefill(buckets, 1, 64, 1), find_prefill(buckets, 1, 2048, 16)
 
-    assert buckets.worth_joining(buckets.prefill(2, 64, 1), (short, short))
-    assert not buckets.worth_joining(buckets.prefill(2, 2048, 16), (long, short))
+    assert buckets.worth_joining(find_prefill(buckets, 2, 64, 1), (short, short))
+    assert not buckets.worth_joining(find_prefill(buckets, 2, 2048, 16), (long, short))
     assert not buckets.worth_joining(None, (short, short))
 
 
@@ -199,7 +208,7 @@ def test_buckets_are_chosen_for_a_small_cache() -> None:
 
     known = make_buckets(of, flat, bucketing, blocks=2000)
 
-    assert known.decode(64, 64 * 1024).blocks == 64 * 1024
+    assert find_decode(known, 64, 64 * 1024).blocks == 64 * 1024
 
     def few(buckets: Buckets) -> int:
         return sum(not bucket.prefill and bucket.blocks <= 2000 for bucket in buckets)
@@ -224,7 +233,7 @@ def test_padding_is_bounded_unless_the_graphs_are_too_few_for_the_default() -> N
 
     for rows, context in itertools.product((1, 5, 40, 64), (1, 7, 32)):
         shape = Bucket(rows, 1, rows * context)
-        assert COSTS.seconds(bounded.decode(rows, rows * context)) <= 1.4 * COSTS.seconds(shape)
+        assert COSTS.seconds(find_decode(bounded, rows, rows * context)) <= 1.4 * COSTS.seconds(shape)
     assert len(list(tight)) <= 4
 
 
@@ -235,7 +244,7 @@ def test_recorded_shapes_are_padded_least() -> None:
     counted = make(of, max_graphs=12, counts={seen: 1000})
 
     def waste(buckets: Buckets) -> float:
-        return COSTS.seconds(buckets.decode(11, 117)) / COSTS.seconds(seen) - 1
+        return COSTS.seconds(find_decode(buckets, 11, 117)) / COSTS.seconds(seen) - 1
 
     assert waste(counted) < 0.01 < waste(supposed)
 
@@ -280,6 +289,6 @@ def test_no_limits_are_too_large_for_a_device_that_does_not_compile() -> None:
     )
     buckets = make_buckets(limits, device(limits, compiles=False))
 
-    assert buckets.prefill(1, 10**9 + 1, 1) == Bucket(1, 10**9 + 1, 1, prefill=True)
+    assert find_prefill(buckets, 1, 10**9 + 1, 1) == Bucket(1, 10**9 + 1, 1, prefill=True)
     assert buckets.largest()[0].blocks == 125_000_000
     assert buckets.largest()[0].tokens == 2 * 10**9

@@ -18,7 +18,7 @@ from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
 from tgi.scheduler import Buckets, Scheduler, Sequence, State, Token
 from tgi.scheduler.sequence import Matcher
-from tgi.testing.builders import make_allocator, make_sequence
+from tgi.testing.builders import generating, make_allocator, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.grammar import GrammarError
 from tgi.text.stopping import FinishReason
@@ -83,7 +83,7 @@ def sequence(prompt: list[int], max_new_tokens: int, matcher: Matcher | None = N
 
 async def read(scheduler: Scheduler, sequence: Sequence) -> list[Token | ApiError]:
     """Generate to the end."""
-    with scheduler.generating(sequence) as events:
+    with generating(scheduler, sequence) as events:
         return [item async for item in events]
 
 
@@ -127,7 +127,7 @@ async def test_leaving_frees_the_row_for_the_next_step() -> None:
     stays, leaves = sequence([7, 8, 9], 30), sequence([30, 31], 50)
     async with scheduling(rank) as scheduler, trio.open_nursery() as clients:
         clients.start_soon(read, scheduler, stays)
-        with scheduler.generating(leaves) as events:
+        with generating(scheduler, leaves) as events:
             for _ in range(4):
                 await events.receive()
         assert leaves.state is State.ABORTED
@@ -144,7 +144,7 @@ async def test_a_request_that_arrives_during_a_step_is_in_the_next() -> None:
         clients.start_soon(read, scheduler, sequence([3] * 4, 40))
         await trio.sleep(5.5 * SECOND)
         arrived = trio.current_time()
-        with scheduler.generating(sequence([9, 9], 2)) as events:
+        with generating(scheduler, sequence([9, 9], 2)) as events:
             await events.receive()
         # half a step is left of the running one, then comes its own
         assert trio.current_time() - arrived == pytest.approx(1.5 * SECOND)
@@ -157,7 +157,7 @@ async def test_the_device_never_waits_for_the_host() -> None:
     times: list[float] = []
     async with scheduling(SlowRank()) as scheduler:
         begin = trio.current_time()
-        with scheduler.generating(sequence([5, 9, 9], 20)) as events:
+        with generating(scheduler, sequence([5, 9, 9], 20)) as events:
             async for _ in events:
                 times.append(trio.current_time() - begin)
     assert times == pytest.approx([SECOND * (n + 1) for n in range(len(times))])
@@ -188,14 +188,14 @@ async def test_a_slow_matcher_delays_only_its_own_sequence() -> None:
     neighbour = sequence([5, 9, 9], 20)
 
     async def client() -> None:
-        with scheduler.generating(sequence([5, 6], 12, matcher)) as events:
+        with generating(scheduler, sequence([5, 6], 12, matcher)) as events:
             async for item in events:
                 constrained.append(item)
 
     async with scheduling(SlowRank()) as scheduler, trio.open_nursery() as clients:
         clients.start_soon(client)
         await trio.to_thread.run_sync(matcher.entered.wait)
-        with scheduler.generating(neighbour) as events:
+        with generating(scheduler, neighbour) as events:
             async for _ in events:
                 times.append(trio.current_time())
         assert len(constrained) == 1, "its second token needs a mask"
@@ -213,7 +213,7 @@ async def test_leaving_while_a_mask_is_computed(error: GrammarError | None) -> N
     matcher, leaves = Held(error), sequence([5, 6], 12)
     leaves.matcher = matcher
     async with scheduling(SlowRank()) as scheduler:
-        with scheduler.generating(leaves) as events:
+        with generating(scheduler, leaves) as events:
             await events.receive()
         assert leaves.state is State.ABORTED
         assert scheduler.statistics().blocks.used == 0
@@ -227,7 +227,7 @@ async def test_leaving_while_a_mask_is_computed(error: GrammarError | None) -> N
 async def test_the_scheduler_can_end_while_a_mask_is_computed() -> None:
     matcher = Held()
     async with scheduling(SlowRank()) as scheduler:
-        with scheduler.generating(sequence([5, 6], 12, matcher)) as events:
+        with generating(scheduler, sequence([5, 6], 12, matcher)) as events:
             await events.receive()
             await trio.to_thread.run_sync(matcher.entered.wait)
     matcher.go.set()
@@ -269,7 +269,7 @@ async def test_constrained_sequences_share_their_steps() -> None:
     assert lengths == {12}, "all are alive to the end"
     async with scheduling(rank) as scheduler:
         sequences = [sequence(prompt, 12, SimulatedMatcher()) for prompt in prompts]
-        with scheduler.generating_all(sequences) as events:
+        with scheduler.generating(sequences) as events:
             async for _ in events:
                 pass
     assert rank.rows == [3] * 12
@@ -291,7 +291,7 @@ async def test_a_waiting_sequence_gets_the_lane_of_one_whose_matcher_failed() ->
     failed = []
     async with scheduling(InstantRank(seconds=0.0)) as scheduler:
         sequences = [sequence([5, 6], 12, Failing()) for _ in range(2 * LIMITS.max_batch_size)]
-        with scheduler.generating_all(sequences) as events:
+        with scheduler.generating(sequences) as events:
             async for index, item in events:
                 if isinstance(item, GenerationFailed):
                     failed.append(index)
@@ -304,12 +304,12 @@ async def test_several_sequences_in_one_channel() -> None:
     got: list[list[Token]] = [[] for _ in prompts]
     async with scheduling(SlowRank()) as scheduler:
         sequences = [sequence(prompt, 25) for prompt in prompts]
-        with scheduler.generating_all(sequences) as events:
+        with scheduler.generating(sequences) as events:
             async for index, item in events:
                 assert isinstance(item, Token)
                 got[index].append(item)
         assert all(one.queued for one in sequences)
-        with scheduler.generating_all([]) as nothing:
+        with scheduler.generating([]) as nothing:
             assert [item async for item in nothing] == []
     for prompt, tokens in zip(prompts, got, strict=True):
         assert [token.id for token in tokens] == expected_tokens(prompt, 25)
@@ -322,7 +322,7 @@ async def test_leaving_several_aborts_those_that_have_not_ended() -> None:
     long = [sequence([3, token], 50) for token in range(3, 9)]
     short = sequence([3], 1)
     async with scheduling(SlowRank()) as scheduler:
-        with scheduler.generating_all([short, *long]) as events:
+        with scheduler.generating([short, *long]) as events:
             async for index, _ in events:
                 if index == 2:
                     break

@@ -3,10 +3,9 @@
 import pytest
 
 from tgi.limits import Limits
-from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence
-from tgi.scheduler.step_costs import StepCosts
 from tgi.testing.builders import make_allocator, make_sequence
 
 LIMITS = Limits(max_total_tokens=2048, max_batch_size=8, max_batch_prefill_tokens=256, waiting_served_ratio=9)

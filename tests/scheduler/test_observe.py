@@ -17,7 +17,7 @@ from tgi.planning.workload import ShapeCounts
 from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step
 from tgi.scheduler import Scheduler, Sequence
-from tgi.testing.builders import make_allocator, make_device, make_sequence
+from tgi.testing.builders import generating, make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import SimulatedRank
 
 DEVICE = make_device(block_size=2)
@@ -77,7 +77,7 @@ async def generate(scheduler: Scheduler, *arrivals: tuple[float, Sequence]) -> N
 
     async def read(when: float, sequence: Sequence) -> None:
         await trio.sleep(when)
-        with scheduler.generating(sequence) as events:
+        with generating(scheduler, sequence) as events:
             async for _ in events:
                 pass
 
@@ -118,7 +118,7 @@ async def test_preempted_sequences_count_each_token_once() -> None:
 
 async def test_a_token_after_an_abort_does_not_count() -> None:
     async with scheduling() as (scheduler, metrics):
-        with scheduler.generating(make_sequence([5, 6], 50)) as events:
+        with generating(scheduler, make_sequence([5, 6], 50)) as events:
             for _ in range(4):
                 await events.receive()
         await trio.sleep(5)

@@ -11,11 +11,10 @@ from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
-from tgi.scheduler.buckets import Buckets
+from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, plan
 from tgi.scheduler.sequence import Sequence, State
-from tgi.scheduler.step_costs import StepCosts
 from tgi.testing.builders import make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 

@@ -263,7 +263,7 @@ class Call(Generic[B]):
         Raises ApiError if one fails. Leaving early, also by cancellation, aborts all.
         """
         finished = [Finished(sequence, []) for sequence in sequences]
-        with self.engine.scheduler.generating_all(sequences) as receive:
+        with self.engine.scheduler.generating(sequences) as receive:
             async for index, item in receive:
                 if isinstance(item, ApiError):
                     raise item
@@ -279,7 +279,7 @@ class Call(Generic[B]):
 
         Permits and sequences are released with the last event, or when the exchange ends. Raises ApiError.
         """
-        receive = self._held.enter_context(self.engine.scheduler.generating_all(sequences))
+        receive = self._held.enter_context(self.engine.scheduler.generating(sequences))
         kept = self.exchange.resources.enter_context(ExitStack())
         events = EventStream(receive, writer, kept, self.observer.deadline)
         await events.start()

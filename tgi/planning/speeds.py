@@ -85,7 +85,7 @@ def decode_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Itera
     context, size = limits.max_total_tokens, limits.block_size
     blocks = -(-context // size) - first_block(context - 1, limits.window, size)
     for rows in doubling(1, limits.max_batch_size):
-        bucket = buckets.decode(rows, blocks * (rows if buckets.flat else 1))
+        bucket = _find(buckets, Bucket(rows, 1, blocks * (rows if buckets.flat else 1)))
         yield Speed(
             rows=rows,
             tokens=context,
@@ -101,10 +101,11 @@ def prefill_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iter
     lengths = {min(size * blocks, longest) for blocks in doubling(1, -(-longest // size))}
     for tokens in sorted(lengths):
         chunks = []
-        for start in range(0, tokens, buckets.longest_prefill):
-            chunk = min(buckets.longest_prefill, tokens - start)
+        for start in range(0, tokens, limits.longest_chunk):
+            chunk = min(limits.longest_chunk, tokens - start)
             end = start if buckets.flat else start + chunk
-            chunks.append(_alone(buckets, chunk, -(-end // size) - first_block(start, limits.window, size)))
+            blocks = -(-end // size) - first_block(start, limits.window, size)
+            chunks.append(_find(buckets, Bucket(1, chunk, blocks, prefill=True)))
         yield Speed(rows=1, tokens=tokens, buckets=chunks, seconds=sum(map(roofline.seconds, chunks)))
 
 
@@ -116,21 +117,21 @@ def expected_padding(workload: Workload, buckets: Buckets, costs: Costs) -> dict
     for (rows, tokens, context), weight in zip(
         workload.prefill.tolist(), workload.prefill_weights.tolist(), strict=True
     ):
-        together, apart = (
-            buckets.prefill(rows, tokens, context),
-            rows * seconds(_alone(buckets, tokens, context)),
-        )
+        shape = Bucket(rows, tokens, context, prefill=True)
+        together = buckets.find(shape)
+        apart = rows * seconds(_find(buckets, Bucket(1, tokens, context, prefill=True)))
         padded["prefill"] += weight * (min(seconds(together), apart) if together else apart)
-        real["prefill"] += weight * seconds(Bucket(rows, tokens, context, prefill=True))
+        real["prefill"] += weight * seconds(shape)
     for (rows, blocks), weight in zip(
         workload.decode.tolist(), workload.decode_weights.tolist(), strict=True
     ):
-        padded["decode"] += weight * seconds(buckets.decode(rows, blocks))
-        real["decode"] += weight * seconds(Bucket(rows, 1, blocks))
+        shape = Bucket(rows, 1, blocks)
+        padded["decode"] += weight * seconds(_find(buckets, shape))
+        real["decode"] += weight * seconds(shape)
     return {kind: padded[kind] / real[kind] - 1 for kind in real}
 
 
-def _alone(buckets: Buckets, tokens: int, blocks: int) -> Bucket:
-    bucket = buckets.prefill(1, tokens, blocks)
-    assert bucket is not None, "every single row has a bucket"
+def _find(buckets: Buckets, shape: Bucket) -> Bucket:
+    bucket = buckets.find(shape)
+    assert bucket is not None, "every decode step and every single row of a prompt has a bucket"
     return bucket

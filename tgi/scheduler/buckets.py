@@ -1,14 +1,19 @@
-"""The look-up of the bucket that a step is padded to; `tgi.planning` chooses the buckets.
+"""The look-up of the bucket that a step is padded to, and the measured cost of steps.
 
-On a device that compiles, a step gets the cheapest bucket that dominates it. Every step that the policy can
-plan has one. On any other device the bucket of a step is its exact shape.
+`tgi.planning` chooses the buckets. On a device that compiles, a step gets the cheapest bucket that dominates
+it. Every step that the policy can plan has one. On any other device the bucket of a step is its exact shape.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 
+import attrs
+
 from tgi.limits import Limits
 from tgi.protocol import Bucket
+
+WEIGHT = 0.1
+"""Weight of the latest step in the running averages."""
 
 
 class Buckets:
@@ -33,8 +38,6 @@ class Buckets:
         """See `DeviceSpec.flat`."""
         self.mixes = mixes
         """See `DeviceSpec.mixes_rows`."""
-        self.longest_prefill = limits.longest_chunk
-        """Query tokens of the largest chunk of one sequence."""
         self._seconds = seconds
         if chosen is None:
             longest, rows = limits.longest_chunk, limits.max_batch_size
@@ -53,19 +56,6 @@ class Buckets:
             return shape
         finder = self._prefill if shape.prefill else self._decode
         return finder.find(shape.rows, shape.tokens, shape.blocks)
-
-    def decode(self, rows: int, blocks: int) -> Bucket:
-        """Return the bucket of a decode step; `blocks` are those of all rows if `flat`, else of one."""
-        bucket = self.find(Bucket(rows, 1, blocks))
-        assert bucket is not None, f"no bucket for {rows} rows with {blocks} blocks"
-        return bucket
-
-    def prefill(self, rows: int, tokens: int, blocks: int) -> Bucket | None:
-        """Return the bucket for rows of up to `tokens` query tokens; None if no bucket has that many rows.
-
-        `blocks` are those of the row that has most, of its context alone if `flat`.
-        """
-        return self.find(Bucket(rows, tokens, blocks, prefill=True))
 
     def worth_joining(self, together: Bucket | None, apart: Iterable[Bucket | None]) -> bool:
         """Whether such a bucket exists and costs no more than the others together."""
@@ -117,3 +107,36 @@ class _Chosen:
                 sizes.append(bucket.blocks)
                 buckets.append(bucket)
         return sizes, buckets
+
+
+@attrs.define(eq=False)
+class StepCosts:
+    """Measured cost of steps: seconds = step + token x query tokens, learned from the steps as they come.
+
+    Two running averages: one from steps without chunks of prompts, one from later steps with chunks.
+    """
+
+    step: float = 0.0
+    """Seconds of a step apart from its query tokens; 0: not measured."""
+    token: float = 0.0
+    """Seconds of each query token; 0: not measured."""
+
+    def add(self, tokens: int, chunks: bool, seconds: float) -> None:
+        """Learn from a step that took `seconds` for `tokens` query tokens."""
+        if chunks and self.step:
+            measured = max(seconds - self.step, 0.0) / tokens
+            self.token += (WEIGHT if self.token else 1.0) * (measured - self.token)
+        elif not chunks:
+            measured = max(seconds - self.token * tokens, 0.0)
+            self.step += (WEIGHT if self.step else 1.0) * (measured - self.step)
+
+    def seconds(self, tokens: int) -> float:
+        """Expect a duration; 0: not measured."""
+        return self.step + self.token * tokens if self.step else 0.0
+
+    def doubling_tokens(self, tokens: int) -> int:
+        """Return how many query tokens, beside `tokens`, take as long as a step of those alone.
+
+        0: not measured.
+        """
+        return int(self.seconds(tokens) / self.token) if self.step and self.token else 0

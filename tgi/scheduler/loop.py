@@ -27,7 +27,7 @@ from .commit import commit
 from .matching import Matching
 from .observe import StepObserver
 from .policy import PlannedStep, Schedule, plan
-from .sequence import Sequence, State, Token, open_common_events, open_events
+from .sequence import Sequence, State, Token, open_events
 from .warming import OnBucket, WarmUp
 
 LEAD = 0.25
@@ -80,37 +80,24 @@ class Scheduler:
         self._work = trio.Event()
 
     @contextmanager
-    def generating(self, sequence: Sequence) -> Iterator[trio.MemoryReceiveChannel[Token | ApiError]]:
-        """Generate while the body runs. The channel yields `Token`s, the last with `finish` set, and ends.
-
-        An `ApiError` in the channel ends a generation that failed. Leaving earlier aborts: the row and the
-        blocks are free for the next step that is planned.
-        """
-        receive = open_events(sequence)
-        with self._holding([sequence]), receive:
-            yield receive
-
-    @contextmanager
-    def generating_all(
+    def generating(
         self, sequences: Items[Sequence]
     ) -> Iterator[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
-        """Generate several sequences at once; items come with the index of their sequence.
+        """Generate while the body runs. The channel yields pairs of a sequence's index and an item.
 
-        The channel ends when all have ended. Leaving earlier aborts the others.
+        Items are `Token`s, the last of a sequence with `finish` set; an `ApiError` ends one that failed. The
+        channel ends when all have ended. Leaving earlier aborts the others: their rows and blocks are free
+        for the next step that is planned.
         """
-        receive = open_common_events(sequences)
-        with self._holding(sequences), receive:
-            yield receive
-
-    @contextmanager
-    def _holding(self, sequences: Items[Sequence]) -> Iterator[None]:
         now = time.monotonic()
+        receive = open_events(sequences)
         for sequence in sequences:
             sequence.queued = now
             self._schedule.add(sequence)
         self._work.set()
         try:
-            yield
+            with receive:
+                yield receive
         finally:
             for sequence in sequences:
                 if sequence.state in (State.WAITING, State.RUNNING):

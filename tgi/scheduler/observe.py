@@ -76,7 +76,7 @@ class StepObserver:
         metrics.batch_inference_success.inc(method=method)
         metrics.batch_inference_duration.observe(waited, method=method)
         metrics.batch_forward_duration.observe(result.seconds, method=method)
-        self._device(planned.step, result, "serving")
+        self.device(planned.step, result, "serving")
         before: dict[float, int] = {}
         """Rows by the time of their last token, mostly the same for all."""
         for row in planned.rows:
@@ -92,11 +92,7 @@ class StepObserver:
         for then, rows in before.items():
             metrics.request_time_between_tokens_duration.observe(began - then, times=rows)
 
-    def warmed_up(self, step: Step, result: Result) -> None:
-        """Record the warm-up step of a bucket."""
-        self._device(step, result, "warm-up")
-
-    def _device(self, step: Step, result: Result, phase: str) -> None:
+    def device(self, step: Step, result: Result, phase: str) -> None:
         """Record the rank's statistics; compilations are not expected once the server is ready."""
         compilations = result.statistics.get("graph_compilations", 0)
         if compilations and phase == "serving":

@@ -19,9 +19,8 @@ from tgi.limits import Limits
 from tgi.protocol import Bucket, LaneParams, Step, ints
 
 from .blocks import BlockAllocator
-from .buckets import Buckets
+from .buckets import Buckets, StepCosts
 from .sequence import Sequence, State
-from .step_costs import StepCosts
 
 TIES = 8
 """Most likely tokens reported beyond those asked for: room for ties with the last."""
@@ -254,26 +253,19 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
 
 def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     """Add the next chunk of a prompt to a prefill step, if that is cheaper than a step of its own."""
-    buckets = schedule.buckets
-    length = min(sequence.prefill_end - sequence.computed, buckets.longest_prefill)
+    length = min(sequence.prefill_end - sequence.computed, schedule.limits.longest_chunk)
     if rows:
         if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
             return False
         if length + sum(row.length for row in rows) > schedule.limits.max_batch_prefill_tokens:
             return False
-        if not _worth_joining(schedule, rows, _chunk(sequence, length)):
+        row = _chunk(sequence, length)
+        joined, before, alone = (
+            schedule.buckets.find(_shape(schedule, step)) for step in ([*rows, row], rows, [row])
+        )
+        if not schedule.buckets.worth_joining(joined, (before, alone)):
             return False
     return _add_chunk(schedule, rows, sequence, length) > 0
-
-
-def _worth_joining(schedule: Schedule, rows: list[Row], row: Row) -> bool:
-    """Whether a padded step with this row costs less than another step for it."""
-    if not schedule.buckets.padded:
-        return True
-    joined, before, alone = (
-        schedule.buckets.find(_shape(schedule, step)) for step in ([*rows, row], rows, [row])
-    )
-    return schedule.buckets.worth_joining(joined, (before, alone))
 
 
 def _shape(schedule: Schedule, rows: Items[Row]) -> Bucket:

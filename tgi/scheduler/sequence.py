@@ -186,12 +186,6 @@ class Sequence:
         )
 
 
-def open_events(sequence: Sequence) -> trio.MemoryReceiveChannel[Token | ApiError]:
-    """Give the sequence a channel and return its receiving end."""
-    sequence.events, receive = trio.open_memory_channel[Token | ApiError](float("inf"))
-    return receive
-
-
 @attrs.frozen
 class _Numbered:
     """Sender of one sequence into a channel that several share."""
@@ -206,9 +200,7 @@ class _Numbered:
         self.channel.close()
 
 
-def open_common_events(
-    sequences: Items[Sequence],
-) -> trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]:
+def open_events(sequences: Items[Sequence]) -> trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]:
     """Give the sequences one channel and return its receiving end.
 
     Items come with the index of their sequence. The channel ends when all sequences have ended.

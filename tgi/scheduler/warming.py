@@ -12,8 +12,8 @@ import trio
 from tgi.executor import EngineError, Executor
 from tgi.protocol import Bucket, Step, ints
 
+from .buckets import StepCosts
 from .observe import StepObserver, shape_of
-from .step_costs import StepCosts
 
 OnBucket = Callable[[int, int, str], None]
 """Called before each bucket with the number done, the total, and a description of the next bucket."""
@@ -60,7 +60,7 @@ class WarmUp:
         with trio.move_on_after(self.timeout) as scope:
             await self.executor.send(step)
             result = await self.executor.receive()
-            self.observer.warmed_up(step, result)
+            self.observer.device(step, result, "warm-up")
             self.costs.add(len(step.tokens) // 4, step.bucket.prefill, result.seconds)
         if scope.cancelled_caught:
             place = f"{shape_of(step)}, bucket {len(self.done) + 1} of {total}"

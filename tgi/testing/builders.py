@@ -1,12 +1,17 @@
 """Devices, sequences and schedules for tests, with defaults for everything a test does not care about."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import attrs
+import trio
+
+from tgi.errors import ApiError
 from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.sampling import SamplingParams
-from tgi.scheduler import Sequence
+from tgi.scheduler import Scheduler, Sequence, Token
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.text.stopping import StoppingCriteria
 
@@ -53,3 +58,27 @@ def make_allocator(
     """An allocator over `blocks` KV blocks in each layer group, one for each of `windows`."""
     pools = [BlockPool(blocks, limits.block_size, window) for window in windows]
     return BlockAllocator(limits, pools, prefix_limit)
+
+
+@attrs.frozen
+class SingleEvents:
+    """Receiving end of one sequence's channel."""
+
+    _channel: trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]
+
+    async def receive(self) -> Token | ApiError:
+        """Wait for the next item."""
+        return (await self._channel.receive())[1]
+
+    def __aiter__(self) -> "SingleEvents":
+        return self
+
+    async def __anext__(self) -> Token | ApiError:
+        return (await anext(self._channel))[1]
+
+
+@contextmanager
+def generating(scheduler: Scheduler, sequence: Sequence) -> Iterator[SingleEvents]:
+    """Generate one sequence while the body runs."""
+    with scheduler.generating([sequence]) as events:
+        yield SingleEvents(events)

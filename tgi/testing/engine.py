@@ -23,7 +23,7 @@ from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.tokenizer import Tokenizer
 
-from .builders import make_sequence
+from .builders import generating, make_sequence
 
 TEST_DEVICE = environ.get("TGI_TEST_DEVICE", "cpu")
 """Default device of an engine."""
@@ -94,7 +94,7 @@ async def generate(
     detokenizer = Detokenizer(tokenizer, prompt)
     sequence = make_sequence(prompt, max_new_tokens, **{"detokenizer": detokenizer, **changed})
     tokens = []
-    with scheduler.generating(sequence) as events:
+    with generating(scheduler, sequence) as events:
         async for event in events:
             if isinstance(event, ApiError):
                 raise event
