@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from tgi.hub import HubError, Source, fetch_model, find_config, find_model
 from tgi.lifecycle import Lifecycle
 from tgi.testing.models import make_llama
+from tgi.text.tokenizer import Tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "org/tiny"
@@ -274,6 +275,81 @@ def test_a_tokenizer_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path
         (bare / name).write_bytes((checkpoint / name).read_bytes())
     with pytest.raises(HubError, match=r"made of what it has: tokenizer\.json: "):
         find_model(Source(str(bare), cache=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"model-Q4.gguf": "GGUF"}, "is GGUF, the format of llama.cpp"),
+        ({"model-Q4.gguf": "GGUF", "config.json": "{}"}, "is GGUF, the format of llama.cpp"),
+        (
+            {
+                "adapter_config.json": '{"base_model_name_or_path": "org/base"}',
+                "adapter_model.safetensors": "",
+            },
+            r"is an adapter \(LoRA\) of org/base, .*merge it into its base model",
+        ),
+        ({"adapter_config.json": "[", "config.json": "{}"}, r"is an adapter \(LoRA\), no model by itself"),
+    ],
+    ids=["gguf", "gguf and config", "lora", "lora and config"],
+)
+def test_a_folder_of_something_else_is_named(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(HubError, match=words):
+        find_model(Source(str(tmp_path)))
+
+
+def test_a_gguf_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_text("GGUF")
+    with pytest.raises(HubError, match="is GGUF"):
+        find_model(Source(str(tmp_path / "model.gguf")))
+
+
+@pytest.mark.parametrize(("settings", "begins"), [({}, True), ({"add_bos_token": False}, False)])
+def test_a_sentencepiece_model_alone_is_a_tokenizer(
+    checkpoint: Path, tmp_path: Path, settings: dict[str, bool], begins: bool
+) -> None:
+    """LlamaTokenizer adds BOS unless its settings say otherwise."""
+    import sentencepiece
+
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (old / name).write_bytes((checkpoint / name).read_bytes())
+    text = (f"{word} is a word of {len(word)} letters" for word in Path(__file__).read_text().split())
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=text, model_prefix=str(old / "tokenizer"), vocab_size=500, model_type="bpe",
+        byte_fallback=True, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    named = {
+        "tokenizer_class": "LlamaTokenizer",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    (old / "tokenizer_config.json").write_text(json.dumps(named | settings))
+    tokenizer = Tokenizer.from_folder(find_model(Source(str(old), cache=tmp_path / "cache")))
+    ids = tokenizer.encode("is a word")
+    assert (ids[0] == 1) == begins
+    assert tokenizer.decode(ids[int(begins) :]) == "is a word"
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("other", ["adapter_model.bin", "ggml-model-q4_0.bin", "sampler.bin"])
+def test_pickles_of_both_kinds_among_others(
+    checkpoint: Path, tmp_path: Path, legacy: bool, other: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        (old / name).write_bytes((checkpoint / name).read_bytes())
+    tensors = load_file(checkpoint / "model.safetensors")
+    torch.save(tensors, old / "pytorch_model.bin", _use_new_zipfile_serialization=not legacy)
+    (old / other).write_bytes(b"ggml")
+    folder = find_model(Source(str(old), cache=tmp_path / "cache"))
+    assert load_file(folder / "model.safetensors").keys() == tensors.keys()
 
 
 def test_a_slow_tokenizer_is_converted(checkpoint: Path, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ from tgi.parent import Parent
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = (*FOREIGN, "original/*", "*.index.json.bak")
 _POLL_SECONDS = 1.0
+_GGUF = (
+    "{} is GGUF, the format of llama.cpp, which this server does not read: serve the model that it was made "
+    "from, with *.safetensors"
+)
 
 OnProgress = Callable[["Stage"], None]
 
@@ -82,6 +86,8 @@ def find_model(source: Source, on_progress: OnProgress = lambda _: None) -> Path
     Blocks; importing torch and transformers if it has to convert. Raises HubError.
     """
     folder = Path(source.model_id).expanduser()
+    if folder.is_file() and folder.suffix == ".gguf":
+        raise HubError(_GGUF.format(folder))
     if not folder.is_dir():
         folder = _download(source, on_progress)
     return _converted(folder, source, on_progress)
@@ -96,7 +102,7 @@ def find_config(source: Source) -> Path:
         _check_id(source)
         folder = _snapshot(source, "config.json")
     if not (folder / "config.json").is_file():
-        raise HubError(f"{folder} has no config.json: it is no model")
+        raise _no_model(folder, source)
     return folder
 
 
@@ -131,14 +137,14 @@ def _is_complete(folder: Path, source: Source) -> bool:
 def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
     """Return `folder` if it is complete, or a folder of links to its files beside the files that it lacks."""
     if not (folder / "config.json").is_file():
-        raise HubError(f"{folder} has no config.json: it is no model")
+        raise _no_model(folder, source)
     if _is_complete(folder, source):
         return folder
     if source.load_format != "dummy" and not own_files(folder, ".safetensors"):
         if source.load_format == "safetensors":
             raise HubError(f"{folder} has no *.safetensors; other weights need --load-format auto")
         if not own_files(folder, ".bin"):
-            raise HubError(f"{folder} has no weights (*.safetensors or *.bin)")
+            raise _no_weights(folder, source)
     key = sha256(f"{folder.resolve()} {folder.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
     if _is_complete(target, source):
@@ -158,6 +164,35 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _no_model(folder: Path, source: Source) -> HubError:
+    """Return the error about a folder without config.json."""
+    error = _other_format(folder, source)
+    return error or HubError(f"{folder} has no config.json: it is no model")
+
+
+def _no_weights(folder: Path, source: Source) -> HubError:
+    error = _other_format(folder, source)
+    return error or HubError(f"{folder} has no weights (*.safetensors or *.bin)")
+
+
+def _other_format(folder: Path, source: Source) -> HubError | None:
+    """Return the error about a folder that holds something else than a model that can be served."""
+    if (folder / "adapter_config.json").is_file():
+        try:
+            adapter = msgspec.json.decode((folder / "adapter_config.json").read_bytes())
+            base = adapter.get("base_model_name_or_path")
+        except (ValueError, AttributeError, OSError):
+            base = None
+        named = f" of {base}" if base else ""
+        return HubError(
+            f"{folder} is an adapter (LoRA){named}, no model by itself: merge it into its base model "
+            "(merge_and_unload of peft), and serve the result"
+        )
+    if any(folder.glob("*.gguf")) or "gguf" in source.model_id.lower():
+        return HubError(_GGUF.format(source.model_id))
+    return None
 
 
 def _convert(folder: Path, target: Path) -> None:

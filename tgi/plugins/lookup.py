@@ -38,7 +38,8 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
     if not offered:
         wanted = names[0] if names else "(none named)"
         supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
-        reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}"
+        kind = other_kind(data)
+        reason = f"{folder}: architecture {wanted} is not supported{kind}; supported are {supported}"
         raise ConfigError("; ".join([reason, *plugins.left_out]))
     architecture = known[offered[0]]
     try:
@@ -49,6 +50,24 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
     if architecture.name == ANY:
         log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
     return architecture, config
+
+
+def other_kind(data: Mapping[str, Any]) -> str:
+    """Return ": it is …" for the config.json of something else than a model that continues a text, or ""."""
+    name = next((each for each in JsonReader(data)(list, "architectures", []) if isinstance(each, str)), "")
+    kinds = {
+        "a speech model": "audio_config" in data or name.startswith(("Whisper", "Wav2Vec", "Speech")),
+        "a model of images and text": "vision_config" in data
+        or "ForImage" in name
+        or name.startswith("Llava"),
+        "a model with an encoder": bool(data.get("is_encoder_decoder")),
+        "a classifier or reward model": "Classification" in name or name.endswith("RewardModel"),
+        "an encoder": name.endswith(("ForMaskedLM", "ForPreTraining", "ForQuestionAnswering")),
+        "a model that gives embeddings": name.endswith("Model"),
+    }
+    return next(
+        (f": it is {kind}, and this server continues texts" for kind, holds in kinds.items() if holds), ""
+    )
 
 
 def find_offer(kind: str, name: str, known: Mapping[str, T]) -> T:

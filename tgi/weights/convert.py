@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-_INDEX = "model.safetensors.index.json"
-_OTHER_PICKLES = ("training_args.bin", "optimizer.bin", "scheduler.bin")
+from tgi.model_files import INDEX, own_files
 
 
 class ConversionError(Exception):
@@ -34,29 +33,56 @@ def convert(folder: Path, target: Path) -> None:
 
 def convert_weights(folder: Path, target: Path) -> None:
     """Write one .safetensors file to `target` for each .bin file of `folder`, and their index."""
-    files = sorted(path for path in folder.glob("*.bin") if path.name not in _OTHER_PICKLES)
+    files = [path for path in own_files(folder, ".bin") if path.match("pytorch_model*")]
+    files = files or own_files(folder, ".bin")
     places: dict[str, str] = {}
     total = 0
     for number, path in enumerate(files, 1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = _independent(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
+        tensors = _independent(_load(path))
         save_file(tensors, target / name, {"format": "pt"})
         places.update(dict.fromkeys(tensors, name))
         total += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1:
         index = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2)
-        (target / _INDEX).write_text(index)
+        (target / INDEX).write_text(index)
+
+
+def _load(path: Path) -> dict[str, torch.Tensor]:
+    """Read the tensors of a file of torch.save: a zip file, or, from before torch 1.6, a stream."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    content = torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
+    if not isinstance(content, dict) or not all(isinstance(each, torch.Tensor) for each in content.values()):
+        raise ValueError(f"{path.name} does not hold the tensors of a model")
+    return content
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
     """Write tokenizer.json to `target`, converted by transformers."""
+    from tokenizers.processors import TemplateProcessing
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"a {type(tokenizer).__name__} has no fast form")
+    settings = getattr(tokenizer, "init_kwargs", {})
+    bos = tokenizer.bos_token
+    if bos and settings.get("add_bos_token") is None and _adds_bos(folder):
+        number = tokenizer.convert_tokens_to_ids(bos)
+        backend.post_processor = TemplateProcessing(single=["bos", "$A"], special_tokens=[("bos", number)])
     backend.save(str(target / "tokenizer.json"))
+
+
+def _adds_bos(folder: Path) -> bool:
+    """Whether the tokenizer is of a class that adds BOS to a text unless its settings say otherwise."""
+    names = []
+    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
+        if (folder / name).is_file():
+            names.append(json.loads((folder / name).read_bytes()).get(key))
+    kind = next((name for name in names if isinstance(name, str)), "").lower()
+    return kind.removesuffix("fast").removesuffix("tokenizer") in ("llama", "codellama", "gemma", "mistral")
 
 
 def _independent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from tgi.plugins import ANY, Architecture, ConfigError, JsonReader, ModelConfig, hookimpl
+from tgi.plugins.lookup import other_kind
 
 _HIDDEN = ("hidden_size", "n_embd", "d_model")
 _LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -73,10 +74,11 @@ def _choose(get: JsonReader) -> str:
     found = next((name for name in names if f'"{name}"' in table), None)
     if found is None:
         version = importlib.metadata.version("transformers")
+        kind = other_kind(get.data)
         own = ", and code that comes with a model is never run" if get(dict, "auto_map", None) else ""
         raise ConfigError(
-            f"architecture {names[0]} is not supported: no adapter offers it (`tgi plugins` lists them), and "
-            f"transformers {version} has no causal language model of that name{own}"
+            f"architecture {names[0]} is not supported{kind}: no adapter offers it (`tgi plugins` lists them), "
+            f"and transformers {version} has no causal language model of that name{own}"
         )
     return str(found)
 
