@@ -77,8 +77,8 @@ def _choose(get: JsonReader) -> str:
         kind = other_kind(get.data)
         own = ", and code that comes with a model is never run" if get(dict, "auto_map", None) else ""
         raise ConfigError(
-            f"architecture {names[0]} is not supported{kind}: no adapter offers it (`tgi plugins` lists them), "
-            f"and transformers {version} has no causal language model of that name{own}"
+            f"architecture {names[0]} is not supported{kind}: no adapter offers it (`tgi plugins` lists "
+            f"them), and transformers {version} has no causal language model of that name{own}"
         )
     return str(found)
 
