@@ -139,7 +139,7 @@ class Service:
 # Routes and requests
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen
 class Route:
     """A method of a path: how it is answered, and what the OpenAPI document says of it."""
 
@@ -175,17 +175,14 @@ class Route:
         return self.errors == GENERATION_ERRORS
 
 
-def get(path: str, name: str, summary: str, handler: Any, **more: Any) -> Route:
-    """Describe a route without a body."""
-    return Route(path=path, name=name, summary=summary, handler=handler, **more)
+get = Route
+"""Describes a route without a body."""
 
 
 def post(path: str, name: str, summary: str, handler: Any, *bodies: type, **more: Any) -> Route:
     """Describe a route with a body, which generates unless other `errors` are given."""
     more = {"errors": GENERATION_ERRORS, **more}
-    return Route(
-        path=path, name=name, summary=summary, handler=handler, method=HTTPMethod.POST, body=bodies, **more
-    )
+    return Route(path, name, summary, handler, method=HTTPMethod.POST, body=bodies, **more)
 
 
 @attrs.define(eq=False, kw_only=True)

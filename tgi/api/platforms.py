@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Callable
 from typing import Annotated, Any
 
-import attrs
 import msgspec
 from msgspec import UNSET, Meta, Raw, UnsetType
 from quart import Response
@@ -127,13 +126,8 @@ async def invocations(call: Call[Any]) -> Response:
     return await (chat_completions if isinstance(call.body, types.ChatRequest) else completions)(call)
 
 
-@attrs.frozen
-class _Prediction:
-    """A text to generate."""
-
-    sequences: list[Sequence]
-    text: Callable[[list[Finished]], str]
-    """Returns the text of the finished sequences."""
+_Prediction = tuple[list[Sequence], Callable[[list[Finished]], str]]
+"""Sequences of a text to generate, and what makes the text of them once they have finished."""
 
 
 async def vertex(call: Call[VertexRequest]) -> Response:
@@ -149,9 +143,9 @@ async def vertex(call: Call[VertexRequest]) -> Response:
         call.take_permits(
             sum(
                 1
-                if isinstance(instance, types.ChatRequest)
-                else (instance.parameters or _NOTHING).count(limits)
-                for instance in instances
+                if isinstance(one, types.ChatRequest) or not one.parameters
+                else one.parameters.count(limits)
+                for one in instances
             )
         )
         predictions = [
@@ -184,10 +178,8 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
     """Return the prediction of a prompt. Raises ValidationError."""
     prefix = inputs if parameters.return_full_text else ""
     special = call.engine.tokenizer.special_ids
-    return _Prediction(
-        await make_sequences(call, generation_of(inputs, parameters)),
-        lambda finished: prefix + generated_text(best_first(finished)[0], special),
-    )
+    sequences = await make_sequences(call, generation_of(inputs, parameters))
+    return sequences, lambda finished: prefix + generated_text(best_first(finished)[0], special)
 
 
 async def _chat_prediction(call: Call[Any], body: types.ChatRequest) -> _Prediction:
@@ -195,21 +187,18 @@ async def _chat_prediction(call: Call[Any], body: types.ChatRequest) -> _Predict
     body.n = None
     _, sequences = await chat_sequences(call, body)
     text = VisibleText(call.engine.tokenizer, body.stops)
-    return _Prediction(sequences, lambda finished: "".join(map(text.feed, finished[0].tokens)))
+    return sequences, lambda finished: "".join(map(text.feed, finished[0].tokens))
 
 
 async def _texts(call: Call[Any], predictions: list[_Prediction]) -> list[str]:
     """Generate all predictions at once, and return their texts in order."""
-    sequences = [sequence for prediction in predictions for sequence in prediction.sequences]
+    sequences = [sequence for given, _ in predictions for sequence in given]
     call.observer.generations = len(sequences)
     finished = await call.generate(sequences)
     for one in finished:
         call.observer.finished(one.sequence)
     remaining = iter(finished)
-    return [
-        prediction.text(list(itertools.islice(remaining, len(prediction.sequences))))
-        for prediction in predictions
-    ]
+    return [text(list(itertools.islice(remaining, len(given)))) for given, text in predictions]
 
 
 def _text_of(given: Input) -> str:
@@ -241,15 +230,13 @@ async def model_metadata(call: Call[None]) -> Response:
     return json_answer(ServerMetadata(call.arguments["name"], call.arguments["version"], ["infer", "ready"]))
 
 
-_NOTHING = GenerateParameters()
 _MODEL = "/v2/models/<name>/versions/<version>"
 _INPUTS = {"inputs": "What is deep learning?", "parameters": {"max_new_tokens": 20}}
-VERTEX = post(
-    "/vertex", "vertex_compatibility", "Several prompts or conversations at once, for Vertex AI", vertex,
-    VertexRequest, answer=VertexResponse, example={"instances": [_INPUTS]},
-)  # fmt: skip
 ROUTES = (
-    VERTEX,
+    post(
+        "/vertex", "vertex_compatibility", "Several prompts or conversations at once, for Vertex AI", vertex,
+        VertexRequest, answer=VertexResponse, example={"instances": [_INPUTS]},
+    ),
     post(
         "/invocations", "sagemaker_compatibility", "The requests of `/`, chat or completions, for SageMaker",
         invocations, CompatGenerateRequest, types.ChatRequest, types.CompletionRequest,

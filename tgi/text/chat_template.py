@@ -146,11 +146,9 @@ class ChatTemplates:
         # TGI finds an empty answer that is to be continued at the end of the prompt.
         return text.rstrip() if messages and _is_empty_answer(messages[-1]) else text
 
-    def _name(self, with_tools: bool) -> str:
-        return WITH_TOOLS if with_tools and WITH_TOOLS in self._templates else DEFAULT
-
     def _select(self, with_tools: bool) -> _Template | None:
-        return self._templates.get(self._name(with_tools))
+        special = with_tools and WITH_TOOLS in self._templates
+        return self._templates.get(WITH_TOOLS if special else DEFAULT)
 
     def _render(
         self,
@@ -316,20 +314,15 @@ def _to_json(
     )
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_raise_exception,
-        strftime_now=lambda form: datetime.now().strftime(form),
-        namespace=_Namespace,
-    )
-    return environment
-
-
-_ENVIRONMENT = _environment()
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+)
+_ENVIRONMENT.filters["tojson"] = _to_json
+_ENVIRONMENT.globals.update(
+    raise_exception=_raise_exception,
+    strftime_now=lambda form: datetime.now().strftime(form),
+    namespace=_Namespace,
+)
 
 
 def _compile(source: str) -> _Template:

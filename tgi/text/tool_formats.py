@@ -202,7 +202,8 @@ class ToolCallParser:
         name, middle, rest = self._held.partition(self._format.middle)
         if not middle:
             return False
-        parts.append(CallDelta(self._calls, _new_id(), _unquoted(name), ""))
+        id_ = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))
+        parts.append(CallDelta(self._calls, id_, _unquoted(name), ""))
         self._calls += 1
         self._held, self._state, self._depth = rest, "arguments", 0
         return True
@@ -278,10 +279,6 @@ def _unquoted(name: str) -> str:
         return str(json.loads(f'"{name}"'))
     except ValueError:
         return name
-
-
-def _new_id() -> str:
-    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))
 
 
 GENERIC = ToolFormat(middle='", "parameters": ')
