@@ -58,7 +58,11 @@ def test_its_ranks_keep_what_they_compile_where_they_are_told(
         max_total_tokens=128,
         max_batch_size=2,
     ).wait_ready()
-    assert server.generate("x", max_new_tokens=3)["generated_text"]
+    texts = [
+        one.generate("What is Deep Learning?", max_new_tokens=20)["generated_text"]
+        for one in (server, start(device="cpu").wait_ready())
+    ]
+    assert texts[0] == texts[1]
     (folder,) = tmp_path.iterdir()
     assert "-1xexample-blocks-" in folder.name
     assert (folder / "opened").exists()

@@ -100,10 +100,10 @@ def make_slow(threads: int) -> Any:
 
 
 def make_example(threads: int) -> Any:
-    """Make the definition of all operations a device, which notes in its cache that it was opened."""
-    from tgi.device.base import Device
+    """Make a device of plain operations on whole blocks, which notes in its cache that it was opened."""
+    from tgi.device.static import StaticDevice
 
-    class ExampleDevice(Device):
+    class ExampleDevice(StaticDevice):
         """Has a probe of its own."""
 
         def probes(self) -> Mapping[str, Callable[[], Check]]:

@@ -292,6 +292,7 @@ class Device:
         """
         group, block_size = batch.groups[batch.cache.groups[layer]], batch.plan
         rows = group.tables.shape[0]
+        assert group.flat is None, "a device with DeviceSpec.flat has attention of its own; see StaticDevice"
         assert isinstance(block_size, int)
         within = torch.arange(block_size, device=query.device)
         slots = (group.tables[:, :, None] * block_size + within).flatten(1)  # [rows, context]
