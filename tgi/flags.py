@@ -89,6 +89,7 @@ def flag(
 
     `value` is the placeholder in the help; `vllm` lists vLLM's names of the flag.
     """
+    names: dict[str, Any] = {} if value is None else {"metavar": value}
     return Parameter(
         alias=(*([short] if short else []), *vllm),
         group=group,
@@ -96,7 +97,7 @@ def flag(
         env_var_split=split,
         show_env_var=False,
         negative=negative,
-        **({} if value is None else {"metavar": value}),
+        **names,
     )
 
 

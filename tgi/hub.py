@@ -287,7 +287,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
 
     name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
     absent = f"{name} is not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE, HF_ENDPOINT)"
-    reasons = {  # the first that fits
+    reasons: dict[type[Exception], str] = {  # the first that fits
         errors.HFValidationError: f"{name!r} is neither a folder nor an id on the Hub",
         errors.GatedRepoError: f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN",
         errors.RevisionNotFoundError: f"{source.model_id} has no revision {source.revision}",
