@@ -269,7 +269,7 @@ class Device:
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
         keys, values = batch.cache.layers[layer]
-        slots = batch.groups[batch.cache.groups[layer]].slots.long()
+        slots = batch.places_of(layer).slots.long()
         keys.index_copy_(0, slots, key)
         values.index_copy_(0, slots, value)
 
@@ -290,7 +290,7 @@ class Device:
 
         Here a row reads the tokens before the step from the cache, and its own tokens from the arguments.
         """
-        group, block_size = batch.groups[batch.cache.groups[layer]], batch.plan
+        group, block_size = batch.places_of(layer), batch.plan
         rows = group.tables.shape[0]
         assert group.flat is None, "a device with DeviceSpec.flat has attention of its own; see StaticDevice"
         assert isinstance(block_size, int)

@@ -1,6 +1,7 @@
 """The input of one forward pass, on the device."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import attrs
 import torch
@@ -97,3 +98,12 @@ class Batch:
     None if no question can come."""
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
+
+    def plan_of(self, layer: int) -> Any:
+        """Return the plan of the group that a layer is in, where `plan` is a list of those."""
+        assert isinstance(self.plan, list)
+        return self.plan[self.cache.groups[layer]]
+
+    def places_of(self, layer: int) -> GroupBatch:
+        """Return the places of the group that a layer is in."""
+        return self.groups[self.cache.groups[layer]]

@@ -1,7 +1,7 @@
 """Programs, and how a device makes them fast."""
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -32,16 +32,3 @@ class Tally(Program):
         """Add packed [4] to a sum that outlives the call."""
         self.sum.add_(packed)
         return (self.sum * 2,)
-
-
-class Graphs(Protocol):
-    """Engine that makes programs fast on a device."""
-
-    def prepare(self, model: nn.Module) -> None:
-        """Prepare a loaded model, whose layers are the children of its `nn.ModuleList`s. Called once."""
-
-    def graph(self, program: Program) -> Run:
-        """Return a program that is captured or compiled by its first call. Each call ends earlier results."""
-
-    def border(self) -> None:
-        """Separate two parts of a program that need not be optimised together."""

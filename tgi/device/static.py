@@ -81,21 +81,21 @@ class StaticDevice(Device):
         return False
 
     def border(self) -> None:
-        """Separate two parts of a program that need not be optimised together; see `Graphs`."""
+        """Separate two parts of a program that need not be optimised together."""
 
     def use(self, layer: int, spec: AttentionSpec) -> None:
         """Take note of a layer's attention."""
         super().use(layer, spec)
         self._shifts |= spec.slopes is not None
 
-    def plan(self, batch: Batch, block_size: int) -> tuple[Any, ...]:
+    def plan(self, batch: Batch, block_size: int) -> list[Any]:
         """Make the masks of each group of layers, for each kind in it."""
-        return tuple(
+        return [
             self.plan_prompt(batch, number, block_size)
             if group.flat is None
             else self.plan_decode(batch, number, group.flat, block_size)
             for number, group in enumerate(batch.groups)
-        )
+        ]
 
     def plan_prompt(self, batch: Batch, number: int, block_size: int) -> PromptPlan:
         """Make the plan of a group for a prefill step."""
@@ -133,7 +133,7 @@ class StaticDevice(Device):
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
-        slots = self._plan_of(layer, batch).slots
+        slots = batch.plan_of(layer).slots
         for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
             cache.index_copy_(0, slots, new)
 
@@ -157,7 +157,7 @@ class StaticDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """Attend by the plan of the step: prompts over their context and themselves, else over blocks."""
-        plan = self._plan_of(layer, batch)
+        plan = batch.plan_of(layer)
         if not isinstance(plan, PromptPlan):
             return self.attend_decode(layer, query, batch, plan, spec)
         bias, rows = plan.biases[spec.kind], plan.lengths.shape[0]
@@ -185,10 +185,6 @@ class StaticDevice(Device):
         """Attend [rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
         assert bias is not None
         return attend_plainly(query, key, value, bias, plan.distance, spec)
-
-    def _plan_of(self, layer: int, batch: Batch) -> Any:
-        assert isinstance(batch.plan, tuple)
-        return batch.plan[batch.cache.groups[layer]]
 
     def attend_decode(
         self, layer: int, query: torch.Tensor, batch: Batch, plan: Any, spec: AttentionSpec

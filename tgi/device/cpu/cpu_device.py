@@ -7,7 +7,6 @@ place.
 
 import itertools
 from pathlib import Path
-from typing import NamedTuple
 
 import attrs
 import numpy as np
@@ -54,21 +53,6 @@ class _Row:
     slots: torch.Tensor | None
     """Slots of its cached tokens if they do not follow one another. They are copied together, not read piece
     by piece, so that the result does not depend on the places of the blocks."""
-
-
-class _StepRow(NamedTuple):
-    """A row of a step as a group of layers has it."""
-
-    offset: int
-    """Index of its first query token among all tokens of the batch."""
-    length: int
-    """Number of its query tokens."""
-    start: int
-    """Position of its first query token."""
-    base: int
-    """Position of the first token of its table."""
-    table: npt.NDArray[np.int32]
-    """Ids of its blocks."""
 
 
 @attrs.frozen(eq=False)
@@ -186,9 +170,7 @@ class CpuDevice(Device):
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
         keys, values = batch.cache.layers[layer]
-        plan = plan_of(layer, batch)
-        assert isinstance(plan, _GroupPlan)
-        slots = plan.slots
+        slots = batch.plan_of(layer).slots
         keys.index_copy_(1, slots, key.transpose(0, 1))
         values.index_copy_(1, slots, value.transpose(0, 1))
 
@@ -204,11 +186,12 @@ class CpuDevice(Device):
         assert whole is not None
         flat = whole.view(-1, 1, *whole.shape[2:])
         bases = [0] * len(starts) if group.bases is None else group.bases.tolist()
-        rows = list(map(_StepRow, offsets, lengths, starts, bases, group.tables.numpy()))
-        kinds = {
-            kind: _KindPlan.of([_plan_row(row, block_size, flat, *kind) for row in rows])
-            for kind in self.kinds(batch.cache, number)
-        }
+        rows = list(zip(offsets, lengths, starts, bases, group.tables.numpy(), strict=True))
+
+        def plan_kind(window: int | None, changed: bool) -> _KindPlan:
+            return _KindPlan.of([_plan_row(*row, block_size, flat, window, changed) for row in rows])
+
+        kinds = {kind: plan_kind(*kind) for kind in self.kinds(batch.cache, number)}
         return _GroupPlan(group.slots.long(), kinds)
 
     def attention(
@@ -221,9 +204,7 @@ class CpuDevice(Device):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """Attend row by row with the fused kernel: unmasked over the cache, masked over a chunk itself."""
-        group = plan_of(layer, batch)
-        assert isinstance(group, _GroupPlan)
-        plan = group.kinds[spec.kind]
+        plan: _KindPlan = batch.plan_of(layer).kinds[spec.kind]
         (total, heads, head_dim), kv_heads = query.shape, key.shape[1]
         folded = query.view(total, 1, kv_heads, heads // kv_heads, head_dim)
         outs = []
@@ -260,28 +241,32 @@ def _attend_row(
     return parts[0][0] if len(parts) == 1 else _merge(*parts)
 
 
-def plan_of(layer: int, batch: Batch) -> object:
-    """Return the plan of the group that a layer is in."""
-    assert isinstance(batch.plan, list)
-    return batch.plan[batch.cache.groups[layer]]
-
-
-def _plan_row(row: _StepRow, block_size: int, flat: torch.Tensor, window: int | None, changed: bool) -> _Row:
-    """Find the tokens that a row reads from the cache.
+def _plan_row(
+    offset: int,
+    length: int,
+    start: int,
+    base: int,
+    table: npt.NDArray[np.int32],
+    block_size: int,
+    flat: torch.Tensor,
+    window: int | None,
+    changed: bool,
+) -> _Row:
+    """Find the tokens that a row reads from the cache; its `table` has block ids from position `base` on.
 
     A single query token, or one of a masked row, is read from the cache too; other chunks read their own
     tokens from the arguments.
     """
-    end = row.start + row.length
-    masked = changed or (window is not None and row.length > 1 and end > window)
-    last = end if masked or row.length == 1 else row.start
-    first = row.base if window is None else max(row.base, row.start + 1 - window)
-    known = (row.offset, row.length, row.start, first, masked)
+    end = start + length
+    masked = changed or (window is not None and length > 1 and end > window)
+    last = end if masked or length == 1 else start
+    first = base if window is None else max(base, start + 1 - window)
+    known = (offset, length, start, first, masked)
     if not last:
         return _Row(*known, None, None)
     skipped, count = first % block_size, last - first
-    used = slice((first - row.base) // block_size, -(-(last - row.base) // block_size))
-    blocks = row.table[used].astype(np.int64)
+    used = slice((first - base) // block_size, -(-(last - base) // block_size))
+    blocks = table[used].astype(np.int64)
     if blocks[-1] - blocks[0] == len(blocks) - 1 and (np.diff(blocks) == 1).all():
         begin = int(blocks[0]) * block_size + skipped
         return _Row(*known, list(flat[:, :, :, begin : begin + count].unbind(0)), None)

@@ -14,7 +14,7 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache
 from tgi.weights.formats import DenseWeight, LinearWeight, Operations
 
-from .cpu_device import CpuDevice, has_instructions, plan_of
+from .cpu_device import CpuDevice, has_instructions
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16
@@ -109,7 +109,7 @@ class KernelDevice(CpuDevice):
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """As defined."""
-        rows = plan_of(layer, batch)
+        rows = batch.plan_of(layer)
         if isinstance(rows, _Rows):
             self._kernels.store_kv(key, value, rows.slots, *batch.cache.layers[layer])
         else:
@@ -125,7 +125,7 @@ class KernelDevice(CpuDevice):
         spec: AttentionSpec,
     ) -> torch.Tensor:
         """As defined, for all rows at once, from the cache alone."""
-        rows = plan_of(layer, batch)
+        rows = batch.plan_of(layer)
         if not isinstance(rows, _Rows):
             return super().attention(layer, query, key, value, batch, spec)
         return self._kernels.attention(

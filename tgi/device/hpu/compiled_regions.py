@@ -26,7 +26,7 @@ def compile_for_hpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @attrs.define(eq=False)
 class CompiledRegions:
-    """`Graphs` that compiles each region for each program."""
+    """Engine that compiles each region for each program."""
 
     compile: Compile = compile_for_hpu
     program: Program | None = None

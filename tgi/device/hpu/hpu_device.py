@@ -18,7 +18,7 @@ from torch import nn
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Array
 from tgi.device.batch import Batch, KVCache
-from tgi.device.graphs import Graphs, Program, Run
+from tgi.device.graphs import Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
@@ -45,7 +45,9 @@ class HpuDevice(StaticDevice):
         self.bridge = open_bridge(environ)
         self.torch_device, self.fp8_limit = torch.device("hpu"), self.bridge.fp8_limit
         self.keeps_graphs = self.bridge.lazy
-        self.graphs: Graphs = LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
+        self.graphs: LazyGraphs | CompiledRegions = (
+            LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
+        )
         self._scales: dict[int, tuple[Scale, Scale]] = {}
         """Scales of the keys and values of layers for an fp8 cache, if the checkpoint has them."""
         self._side = self.bridge.hpu.Stream()
@@ -91,7 +93,7 @@ class HpuDevice(StaticDevice):
     # ---- programs ------------------------------------------------------------------------------------------
 
     def prepare(self, model: nn.Module) -> None:
-        """Prepare the model for the engine."""
+        """Make regions of the model's layers, or cut graphs between them."""
         self.graphs.prepare(model)
 
     def graph(self, program: Program) -> Run:

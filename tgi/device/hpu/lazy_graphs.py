@@ -16,7 +16,7 @@ from .bridge import Bridge
 
 @attrs.frozen
 class LazyGraphs:
-    """`Graphs` that captures each program whole."""
+    """Engine that captures each program whole."""
 
     bridge: Bridge
 
