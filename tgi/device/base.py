@@ -223,6 +223,10 @@ class Device:
         """Return the index [n] of the greatest value, or the first of equals, of each row [n, m] float32."""
         return x.argmax(-1)
 
+    def descending(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the values of each row of x [n, m] float32, the greatest first."""
+        return x.sort(-1, descending=True).values
+
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """Return the sum of each row of x [n, m] float32, [n, 1]."""
         return x.cumsum(-1)[:, -1:]

@@ -35,6 +35,8 @@ def most_likely(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch
 def most_likely_by_keys(logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Compute the same with 64-bit keys that are all different: faster on devices that have 64 bits."""
     size = logprobs.shape[1]
+    if not count:
+        return _padded(logprobs[:, :0].int(), logprobs[:, :0], count)
     bits = logprobs.view(torch.int32)
     ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
     keys = (ordered << 32) | torch.arange(size - 1, -1, -1, device=logprobs.device)

