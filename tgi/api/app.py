@@ -140,7 +140,6 @@ async def _answer_http_error(error: HTTPException) -> Response:
 
 
 async def _answer_defect(error: Exception) -> Response:
-    """Log a defect, and answer with 500."""
     log.error("a defect while answering %s %s", request.method, request.path, exc_info=error, extra=_id())
     return await _answer_error(InternalError())
 

@@ -157,11 +157,8 @@ class Route:
     stream: Any = None
     """Type of the events of a streamed answer."""
     text: bool = False
-    """Whether the answer is text."""
     errors: tuple[int, ...] = ()
-    """Statuses of the errors."""
     example: Any = None
-    """A body that is accepted."""
     documented: bool = True
 
     @property

@@ -98,7 +98,6 @@ class Grammars:
         raise InternalError
 
     async def _start(self) -> Child:
-        """Start a process of `grammar_trial`."""
         process = await start_child(*COMMAND)
         try:
             text = await trio.to_thread.run_sync(self._compiler.tokenizer_json)

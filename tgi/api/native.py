@@ -279,7 +279,6 @@ async def detokenize(call: Call[DetokenizeRequest]) -> Response:
 
 
 async def _generate(call: Call[Any], *, full_text: bool) -> tuple[GenerateResponse, dict[str, str]]:
-    """Return the answer and its headers."""
     body: GenerateRequest = call.body
     with call.generating():
         call.take_permits(body.parameters.count(call.engine.limits))

@@ -34,7 +34,6 @@ class Generation:
     seed: int | None
     """Seed of the first sequence; the others count up. None: random seeds."""
     count: int = 1
-    """Number of sequences."""
     seed_for_several: bool = True
     """Whether a seed may be given for more than one sequence."""
     max_new_tokens: int | None = None

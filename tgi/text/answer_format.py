@@ -33,7 +33,6 @@ class AnswerFormat:
     """How the model writes thoughts and tool calls."""
 
     calls: ToolFormat
-    """Format of tool calls."""
     with_tools: bool = True
     """Whether tools may be called; otherwise, calls are content."""
     taught: bool = True

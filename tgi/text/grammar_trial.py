@@ -40,7 +40,6 @@ class Start(msgspec.Struct, frozen=True):
     tokenizer: str
     """Text of tokenizer.json."""
     ends: list[int]
-    """Ids of the tokens that end a text."""
     vocab_size: int
 
 

@@ -8,6 +8,8 @@ from typing import Literal
 
 import attrs
 
+from .stopping import overlap
+
 Thoughts = Literal["none", "begun", "possible"]
 """The state of thoughts where an answer begins: it has none, is within them, or may begin with them."""
 
@@ -100,6 +102,4 @@ class ThoughtsParser:
 
 def undecided(text: str, mark: str) -> int:
     """Return how many characters at the end of a text may begin a mark, or are space before one."""
-    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
-    size = next((size for size in sizes if mark.startswith(text[-size:])), 0)
-    return len(text) - len(text[: len(text) - size].rstrip())
+    return len(text) - len(text[: len(text) - overlap(text, mark)].rstrip())

@@ -81,3 +81,9 @@ class StoppingCriteria:
     def cut(self, text: str) -> str:
         """Return the generated text up to and including the stop string."""
         return text[: len(text) - self.surplus]
+
+
+def overlap(text: str, mark: str) -> int:
+    """Return how many characters at the end of a text may begin a mark."""
+    sizes = range(min(len(mark) - 1, len(text)), 0, -1)
+    return next((size for size in sizes if mark.startswith(text[-size:])), 0)

@@ -133,7 +133,6 @@ class ToolCallParser:
     _held: str = ""
     """Text that is read, but not yet known to be content or part of a call."""
     _calls: int = 0
-    """Number of calls begun."""
     _depth: int = 0
     """Number of open braces and brackets in the arguments."""
     _in_string: bool = False

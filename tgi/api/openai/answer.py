@@ -11,7 +11,7 @@ from tgi.api.validate import Generation, sampling_params
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
 from tgi.scheduler import Sequence, Token
-from tgi.text.stopping import FinishReason
+from tgi.text.stopping import FinishReason, overlap
 from tgi.text.tokenizer import Tokenizer
 
 from .types import OpenAIRequest, Reason, StreamOptions, Usage
@@ -108,16 +108,9 @@ class VisibleText:
         if token.finish is FinishReason.STOP_SEQUENCE:
             ends = [(at + len(stop), at) for stop in self._stop if (at := seen.find(stop)) >= 0]
             return seen[: min(ends)[1]] if ends else seen
-        self._held = "" if token.finish else self._beginning_of_stop(seen)
-        return seen[: len(seen) - len(self._held)]
-
-    def _beginning_of_stop(self, text: str) -> str:
-        """Return the longest end of a text that may begin a stop string."""
-        longest = min(len(text), max(map(len, self._stop)) - 1)
-        for length in range(longest, 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stop):
-                return text[-length:]
-        return ""
+        certain = len(seen) - (0 if token.finish else max(overlap(seen, stop) for stop in self._stop))
+        self._held = seen[certain:]
+        return seen[:certain]
 
 
 def openai_reason(finish: FinishReason) -> Reason:

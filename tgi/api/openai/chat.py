@@ -125,7 +125,6 @@ def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
 
 
 def _variables(body: types.ChatRequest) -> dict[str, object]:
-    """Return the variables of a request for the chat template."""
     variables = {
         "documents": body.documents,
         "reasoning_effort": body.reasoning_effort,
