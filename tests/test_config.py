@@ -7,7 +7,8 @@ import attrs
 import pytest
 
 from tgi.config import OptionError, Options, map_legacy_variables
-from tgi.limits import Limits, resolve_limits
+from tgi.limits import Limits
+from tgi.planning.setup import resolve_limits
 
 CPU = {"block_size": 16, "batch_size": 32, "prefill_tokens": 512}
 

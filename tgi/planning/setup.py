@@ -10,12 +10,13 @@ from pathlib import Path
 import attrs
 
 from tgi.config import OptionError, Options
-from tgi.limits import Limits, resolve_limits
+from tgi.limits import Limits
 from tgi.plugins import ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
 from tgi.protocol import AttentionWorkspace, CacheGroup, Describe, Load
 
 log = logging.getLogger(__name__)
+DEFAULT_TOTAL_TOKENS = 4096
 DEMO_ID = "tgi-demo"
 """Name in `/info` of the model that comes with the package."""
 
@@ -129,6 +130,62 @@ def read_setup(
         device=device,
         ranks=count_ranks(options, device, environment),
     )
+
+
+def resolve_limits(
+    options: Options,
+    *,
+    max_position: int,
+    block_size: int,
+    batch_size: int,
+    prefill_tokens: int,
+    window: int | None = None,
+    learned_positions: int | None = None,
+) -> Limits:
+    """Resolve the options for a model made for `max_position` tokens, on a device with these defaults.
+
+    Raises OptionError with TGI's texts. The prefill budget may be below the longest prompt, which is then
+    prefilled in chunks. --max-total-tokens may exceed `max_position`, but not the number of positions of a
+    model that has learned each of them (`learned_positions`).
+    """
+    wanted = options.max_input_tokens if options.max_input_length is None else options.max_input_length
+    total = options.max_total_tokens
+    if total is None:
+        total = min(max_position, max(DEFAULT_TOTAL_TOKENS, 0 if wanted is None else wanted + 1))
+    if learned_positions is not None and total > learned_positions:
+        raise OptionError(
+            f"`max_total_tokens` must be <= {learned_positions}, how many positions this model has. "
+            f"Given: {total}"
+        )
+    longest_prompt = total - 1 if wanted is None else wanted
+    if longest_prompt >= total or longest_prompt < 1:
+        raise OptionError(f"`max_input_tokens`({longest_prompt}) must be < `max_total_tokens`({total})")
+    limits = Limits(
+        max_concurrent_requests=options.max_concurrent_requests,
+        max_best_of=options.max_best_of,
+        max_stop_sequences=options.max_stop_sequences,
+        max_top_n_tokens=options.max_top_n_tokens,
+        max_input_tokens=longest_prompt,
+        max_total_tokens=total,
+        max_batch_prefill_tokens=options.max_batch_prefill_tokens or prefill_tokens,
+        max_batch_size=options.max_batch_size or batch_size,
+        max_batch_total_tokens=options.max_batch_total_tokens,
+        waiting_served_ratio=options.waiting_served_ratio,
+        max_waiting_tokens=options.max_waiting_tokens,
+        block_size=block_size,
+        window=None if window is None or window >= total else window,
+        max_client_batch_size=options.max_client_batch_size,
+        payload_limit=options.payload_limit,
+    )
+    batch_total, needed = limits.max_batch_total_tokens, limits.sequence_tokens
+    if batch_total is not None and needed > batch_total:
+        raise OptionError(
+            f"`max_total_tokens` must be <= `max_batch_total_tokens`. Given: {total} and {batch_total}"
+            if needed == total
+            else f"`max_batch_total_tokens` must be >= {needed}, a part of a prompt and the window before "
+            f"it. Given: {batch_total}"
+        )
+    return limits
 
 
 def widest_window(windows: Iterable[int | None]) -> int | None:
