@@ -1,5 +1,6 @@
 """The two forms of a line, and who is heard."""
 
+import contextlib
 import inspect
 import io
 import json
@@ -121,16 +122,18 @@ def test_text_of_a_client_forges_no_line(lines: Callable[[], str]) -> None:
 
 def test_an_unread_pipe_blocks_nobody(monkeypatch: pytest.MonkeyPatch, lines: Callable[[], str]) -> None:
     reader, writer = os.pipe()
-    with open(writer, "w") as pipe:
-        monkeypatch.setattr(sys, "stdout", pipe)
-        handler = logs.configure()
-        for _ in range(logs.MAX_LINES + 2000):  # 64 kB are in the pipe, MAX_LINES in the queue
-            logging.getLogger("tgi").info("x" * 100)
-        assert logs.dropped_lines() > 1000
-        monkeypatch.undo()
-        os.close(reader)  # now the pipe is broken, and its lines are dropped one by one
-        handler.close()
-        assert not handler._thread.is_alive()
+    pipe = open(writer, "w")  # noqa: SIM115
+    monkeypatch.setattr(sys, "stdout", pipe)
+    handler = logs.configure()
+    for _ in range(logs.MAX_LINES + 2000):  # 64 kB are in the pipe, MAX_LINES in the queue
+        logging.getLogger("tgi").info("x" * 100)
+    assert logs.dropped_lines() > 1000
+    monkeypatch.undo()
+    os.close(reader)  # now the pipe is broken, and its lines are dropped one by one
+    handler.close()
+    assert not handler._thread.is_alive()
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
     lines()
 
 

@@ -110,5 +110,5 @@ def check_port(options: Options) -> Check:
             advice = f"End that process (`ss -ltnp 'sport = :{options.port}'`), or choose another --port."
             return fail(name, f"Port {options.port} is already in use.", advice)
         advice = "Choose a --port of 1024 or above, and a --hostname of this machine, such as 0.0.0.0."
-        return fail(name, f"{error}.", advice)
+        return fail(name, f"The server {error}.", advice)
     return ok(name, f"Port {options.port} is free.")
