@@ -11,14 +11,17 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from tests.compiling import open_compiling
+from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.layers import Build
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.rank_threads import on_threads
 from tgi.testing.runs import decoded, random_prompt, transformers_logprobs, whole
-from tgi.weights import CheckpointError
+from tgi.weights import Checkpoint, CheckpointError, Shard
 from tgi.weights.formats import Dense, read_format
+from tgi.weights.formats.fp8 import Fp8
 
 FP8 = torch.float8_e4m3fn
 PART: dict[str, Any] = {
@@ -196,3 +199,25 @@ def test_a_scale_that_is_missing_is_named(tmp_path: Path) -> None:
         with pytest.raises((ConfigError, CheckpointError), match=name):
             make_driver(tmp_path, CpuDevice(1))
         save_file(tensors, tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"k_scale": [], "v_scale": [1]}, (2.0, 2.0)),
+        ({"kv_scale": [1, 1]}, (2.0, 2.0)),
+        ({"k_proj.output_scale": [], "v_proj.output_scale": []}, (2.0, 2.0)),
+        ({"q_scale": [], "prob_output_scale": []}, None),
+    ],
+    ids=str,
+)
+def test_scales_of_the_cache_under_other_names(
+    tmp_path: Path, names: dict[str, list[int]], expected: tuple[float, float] | None
+) -> None:
+    layer = "model.layers.0.self_attn"
+    scales = {f"{layer}.{name}": torch.full(shape, 2.0) for name, shape in names.items()}
+    save_file({f"{layer}.q_proj.weight": torch.ones(2, 2), **scales}, tmp_path / "model.safetensors")
+    weights = Checkpoint(tmp_path)
+    read = Fp8().cache_scales(Build(weights, Shard(), Device(1), torch.float32), layer)
+    assert (None if read is None else tuple(scale.item() for scale in read)) == expected
+    assert weights.unread == [f"{layer}.q_proj.weight"]

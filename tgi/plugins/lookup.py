@@ -18,12 +18,17 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     """Return the object in config.json. Raises ConfigError."""
     path = folder / "config.json"
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8"), object_hook=_number)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} is no JSON object")
     return data
+
+
+def _number(value: dict[str, Any]) -> Any:
+    """Return the number that transformers writes as an object, for JSON has no infinity; or the object."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architecture, ModelConfig]:
@@ -34,12 +39,16 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
     plugins = load_plugins()
     known = architectures(plugins)
     names = JsonReader(data)(list, "architectures", [])
-    offered = [name for name in (*names, ANY) if name in known] if names else []
+    kind = JsonReader(data)(str, "model_type", "")
+    same = [name for name in known if kind and name.lower() == f"{kind.replace('_', '')}forcausallm"]
+    if not all(str(name).endswith("ForCausalLM") for name in names):
+        same = []  # it may have another head
+    offered = [name for name in (*names, *same, ANY) if name in known] if names or kind else []
     if not offered:
         wanted = names[0] if names else "(none named)"
         supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
         kind = other_kind(data)
-        reason = f"{folder}: architecture {wanted} is not supported{kind}; supported are {supported}"
+        reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}{kind}"
         raise ConfigError("; ".join([reason, *plugins.left_out]))
     architecture = known[offered[0]]
     try:
@@ -48,12 +57,14 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
         missed = plugins.left_out if architecture.name == ANY else []
         raise ConfigError("; ".join([str(error), *missed])) from error
     if architecture.name == ANY:
-        log.warning("no adapter offers %s: %s runs it, slower than one would", names[0], architecture.model)
+        log.warning(
+            "no adapter offers %s: %s runs it, slower than one would", (*names, kind)[0], architecture.model
+        )
     return architecture, config
 
 
 def other_kind(data: Mapping[str, Any]) -> str:
-    """Return ": it is …" for the config.json of something else than a model that continues a text, or ""."""
+    """Return "; it is …" for the config.json of something else than a model that continues a text, or ""."""
     name = next((each for each in JsonReader(data)(list, "architectures", []) if isinstance(each, str)), "")
     kinds = {
         "a speech model": "audio_config" in data or name.startswith(("Whisper", "Wav2Vec", "Speech")),
@@ -66,7 +77,7 @@ def other_kind(data: Mapping[str, Any]) -> str:
         "a model that gives embeddings": name.endswith("Model"),
     }
     return next(
-        (f": it is {kind}, and this server continues texts" for kind, holds in kinds.items() if holds), ""
+        (f"; it is {kind}, and this server continues texts" for kind, holds in kinds.items() if holds), ""
     )
 
 

@@ -14,8 +14,11 @@ from tgi.model_files import FilesError, has_weights, weight_files
 
 from .tensor_file import FileError, TensorFile, copy, list_names, open_file, view
 
-_HARMLESS = re.compile(r"\.(inv_freq|cos_cached|sin_cached|masked_bias)$")
-"""Names of buffers in old checkpoints that models compute themselves."""
+_HARMLESS = re.compile(
+    r"\.(inv_freq|cos_cached|sin_cached|masked_bias|self_attn\.(q|k|v|kv|prob_output)_scale|output_scale)$"
+)
+"""Names of buffers in old checkpoints that models compute themselves, and of scales for values that are kept
+in 8 bits elsewhere."""
 _LAYER = re.compile(r".*?\.\d+\.")
 """Beginning of the names of a layer's tensors."""
 

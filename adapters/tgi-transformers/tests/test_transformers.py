@@ -24,6 +24,7 @@ from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.lookup import find_architecture, read_config_json
 from tgi.protocol import Describe, unpack_floats, unpack_ints
 from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
 from tgi.testing.driver import load_command, make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
@@ -189,15 +190,56 @@ GENERAL = {
         ({"architectures": ["T5ForConditionalGeneration"]}, "T5ForConditionalGeneration is not supported"),
         ({"is_encoder_decoder": True}, "has an encoder"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantized"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'?dynamic"),
-        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "longrope"),
         ({"num_attention_heads": None}, "no 'num_attention_heads'"),
-        ({"architectures": None}, "no 'architectures'"),
+        ({"architectures": None, "model_type": None}, "no 'architectures'"),
+        ({"architectures": ["WhisperForConditionalGeneration"]}, "it is a speech model"),
+        (
+            {"architectures": ["LlavaForConditionalGeneration"], "vision_config": {}},
+            "model of images and text",
+        ),
+        (
+            {"architectures": ["RobertaForMaskedLMs", "BertModel"]},
+            "and this server continues texts|no causal",
+        ),
     ],
 )
 def test_configs_that_are_refused(change, message):
     with pytest.raises(ConfigError, match=message):
         read_config(JsonReader({**GENERAL, **change}))
+
+
+@pytest.mark.parametrize(
+    ("change", "limit"),
+    [
+        ({}, None),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 512),
+        ({"rope_scaling": {"type": "longrope", "original_max_position_embeddings": 64}}, 64),
+        ({"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 32}, 32),
+        ({"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, 512),
+    ],
+)
+def test_a_rope_that_depends_on_the_length_ends_where_it_begins_to(change, limit):
+    config = {**GENERAL, "max_position_embeddings": 512, "rope_theta": 1e4, **change}
+    read = read_config(JsonReader(config))
+    assert (read.learned_positions, read.max_position) == (limit, limit or 512)
+
+
+def test_sizes_that_the_config_class_fills_in(tmp_path):
+    """Qwen3's heads have 128 features whatever the hidden size is."""
+    folder = make_model(tmp_path, **{**FAMILIES["Qwen3"], "head_dim": 128})
+    path = folder / "config.json"
+    config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "head_dim"}
+    path.write_text(json.dumps(config))
+    check_generation(folder, [12], tokens=6)
+
+
+@pytest.mark.parametrize("names", [None, [], ["ExaoneForCausalLM"]])
+def test_a_model_is_known_by_its_type(tmp_path, names):
+    folder = make_llama(tmp_path)
+    config = {**read_config_json(folder), "architectures": names}
+    assert find_architecture(folder, config)[0].name == "LlamaForCausalLM"
+    config = {**GENERAL, "architectures": names, "model_type": "qwen2"}
+    assert find_architecture(folder, config)[1].architecture == "Qwen2ForCausalLM"
 
 
 GROUPED = {**SMALL, "num_key_value_heads": 2}

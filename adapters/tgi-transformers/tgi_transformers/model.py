@@ -7,6 +7,7 @@ from typing import Any
 import attrs
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -25,6 +26,8 @@ from .plugin import TransformersConfig
 from .trial import TOKENS, Trial, make_mask
 
 Attending = Callable[..., torch.Tensor]
+_ATTENTION = frozenset({"attention", "full_attention", "sliding_attention"})
+"""Types of layers that keep nothing but keys and values."""
 _PAGED, _TRIAL = "tgi_paged", "tgi_trial"
 """The two names of `_attend`; transformers makes no masks for the name under which none are registered."""
 
@@ -172,11 +175,13 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
     kind: Any = getattr(transformers, config.architecture)
     if not kind.is_backend_compatible():
         raise trial.error("its attention does not go through transformers' interface for others")
-    if kind._is_stateful:
-        raise trial.error("it keeps another state than keys and values")
     try:
         model: Any
         settings = kind.config_class.from_dict(dict(config.json))
+        if kind._is_stateful and not _ATTENTION.issuperset(getattr(settings, "layer_types", None) or ("?",)):
+            raise trial.error("it keeps another state than keys and values")
+        if build.device.torch_device.type not in ("cpu", "cuda", "meta"):
+            settings._experts_implementation = "batched_mm"  # others count tokens per expert by integers
         if isinstance(build.weights, Checkpoint):
             model = _read(kind, settings, build.weights, build.dtype)
         elif isinstance(build.weights, DummyWeights):
@@ -185,7 +190,7 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
             build.weights.skip_check()  # transformers finds the faults of a checkpoint itself
             with torch.device("meta"):
                 model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:  # settings that do not fit
+    except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:  # odd settings
         raise trial.error(f"{type(error).__name__}: {error}") from error
     model = model.eval().to(build.device.torch_device)
     assert isinstance(model, PreTrainedModel)

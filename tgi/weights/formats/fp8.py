@@ -120,16 +120,18 @@ class Fp8(WeightFormat):
         return Fp8Weight(torch.cat(numbers), torch.cat(scales), scale)
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Read "name.k_scale" and "name.v_scale"."""
-        key, value = (f"{name}.{kind}_scale" for kind in "kv")
-        if key not in reader or value not in reader:
-            return None
-        return _read_scalar(reader, key), _read_scalar(reader, value)
+        """Read the scales under the first of the names that different tools give them."""
+        pairs = [(f"{name}.k_scale", f"{name}.v_scale"), (f"{name}.kv_scale",) * 2]
+        pairs.append((f"{name}.k_proj.output_scale", f"{name}.v_proj.output_scale"))
+        for key, value in pairs:
+            if key in reader and value in reader:
+                return _read_scalar(reader, key), _read_scalar(reader, value)
+        return None
 
 
 def _read_scalar(reader: Reader, name: str) -> torch.Tensor:
-    """Read a scalar [] float32, which files may have as the only element of a vector."""
-    shape = [1] if reader.has_shape(name, [1]) else []
+    """Read a scalar [] float32, which files may have as the only element of a vector or matrix."""
+    shape = next((shape for shape in ([1], [1, 1]) if reader.has_shape(name, shape)), [])
     return reader.read_raw(TensorPart(name, shape), torch.float32).reshape(())
 
 
