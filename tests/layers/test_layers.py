@@ -3,6 +3,8 @@
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.falcon.modeling_falcon import build_alibi_tensor
@@ -20,6 +22,8 @@ from tgi.layers import (
     RowLinear,
     alibi_slopes,
 )
+from tgi.layers.llama import GatedMLP
+from tgi.layers.moe import MixtureOfExperts
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.rope_config import read_rope
@@ -179,6 +183,45 @@ def test_two_layers_share_one_sum_over_the_ranks(build):
     tensors = build.tensors
     wanted = 3 * wide @ tensors["o.weight"].T + 2 * tensors["o.bias"] + residual
     torch.testing.assert_close(sum(device.parts), wanted)
+
+
+class Compiling(OneAfterAnother):
+    compiles = True
+
+
+class Recorder(TorchDispatchMode):
+    """Records operations with the shapes of their tensors, and with their numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def plain(value):
+            return tuple(value.shape) if isinstance(value, torch.Tensor) else value
+
+        self.operations.append((str(func), tree_map(plain, (args, kwargs))))
+        return func(*args, **kwargs or {})
+
+
+def test_all_ranks_do_the_same_operations(build):
+    """Else the graphs of a compiled model would differ from rank to rank."""
+    ids, x, residual = torch.tensor([0, 20, 49]), torch.randn(3, 3), torch.randn(3, SIZE)
+    recorded = []
+    for rank in range(4):
+        device = Compiling()
+        here = build(Shard(rank, 4), device)
+        dummy = Build(DummyWeights(torch.float32), Shard(rank, 4), device, torch.float32)
+        embedding, row = Embedding(here, "head", VOCAB, SIZE), RowLinear(here, "o", 12, SIZE, bias=True)
+        experts = MixtureOfExperts(dummy, "r", [GatedMLP(dummy, f"{i}", SIZE, 12) for i in range(3)], SIZE, 2)
+        head = Head(here, "head", VOCAB, SIZE)
+        with Recorder() as recorder:
+            y = row(x, embedding(ids))
+            y = row(x, partial=row.partial(x, y))
+            head(experts(y, residual), make_batch([0, 2]))
+        recorded.append(recorder.operations)
+    assert recorded[0]
+    assert recorded[1:] == recorded[:1] * 3
 
 
 def test_layer_norm(tmp_path):

@@ -389,6 +389,14 @@ def test_the_most_likely_are_in_the_order_of_their_ids_where_equal(device, count
         assert row_values == [row[i] for i in kept] + [float("-inf")] * (count - len(kept))
 
 
+@pytest.mark.parametrize("device", [Device, CpuDevice])
+def test_descending_values_are_those_of_python(device):
+    rng = random.Random(0)
+    values = [[rng.choice([0.0, 1.5, float("-inf"), rng.random()]) for _ in range(1000)] for _ in range(9)]
+    descending = device(1).descending(torch.tensor(values, dtype=torch.float32))
+    assert descending.tolist() == [sorted(row, reverse=True) for row in torch.tensor(values).tolist()]
+
+
 def random_params(seed):
     rng = random.Random(seed)
     choices = {

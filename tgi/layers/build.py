@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import attrs
 import torch
@@ -101,6 +102,14 @@ class Build:
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor on the device, in the model's dtype."""
         return tensor.to(self.device.torch_device, self.dtype)
+
+    @cached_property
+    def on_first_rank(self) -> torch.Tensor:
+        """[1]: 1 on the first rank and 0 on others.
+
+        It is the factor of a summand that a sum over the ranks has once, so that all do the same operations.
+        """
+        return self.put(torch.tensor([float(self.shard.rank == 0)]))
 
     def linear(self, *parts: TensorPart) -> LinearWeight:
         """Return the weight of a linear layer, ready for `Device.multiply`.

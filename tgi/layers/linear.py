@@ -14,7 +14,7 @@ from .build import Build
 
 
 class ColumnLinear(nn.Module):
-    """A linear layer whose output features are divided over the ranks; it may fuse several of the checkpoint.
+    """A linear layer whose output features are divided over the ranks; it may fuse several tensors.
 
     `out_features[i]` counts the features of the tensor `names[i]` on all ranks. They come in `pieces[i]`
     pieces that stay whole, as heads do; more ranks than pieces share them. The output of a rank is its part
@@ -43,7 +43,7 @@ class ColumnLinear(nn.Module):
         self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in_features] to [T, this rank's part of all out_features]."""
+        """Map [T, in_features] to [T, this rank's part of all out_features]."""
         return self._device.multiply(x, self._weight, self._bias)
 
 
@@ -85,14 +85,15 @@ class GroupedQKV(nn.Module):
         self._bias = build.read(*fused("bias")) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in_features] to the input of `Attention`: this rank's queries, then keys, then values."""
+        """Map [T, in_features] to the input of `Attention`: this rank's queries, then keys, then values."""
         return self._device.multiply(x, self._weight, self._bias)
 
 
 class RowLinear(nn.Module):
     """A linear layer whose input features are divided over the ranks, which sum their partial results.
 
-    Bias and residual must be in the sum once: the first rank adds them.
+    Bias and residual are in the sum once: the first rank adds them, and the others add zeros, so that all do
+    the same operations.
     """
 
     def __init__(
@@ -104,6 +105,9 @@ class RowLinear(nn.Module):
         part = build.shard.cut(in_features)
         self._weight = build.linear(TensorPart(f"{name}.weight", (out_features, in_features), 1, part))
         self._bias = build.read(TensorPart(f"{name}.bias", (out_features,))) if bias else None
+        self._on_first_rank = build.on_first_rank
+        if self._bias is not None and self._shard.rank:
+            self._bias.zero_()
 
     def forward(
         self,
@@ -111,27 +115,26 @@ class RowLinear(nn.Module):
         residual: torch.Tensor | None = None,
         partial: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[T, this rank's part of in_features] to [T, out_features], plus the residual of that shape.
+        """Map [T, this rank's part of in_features] to [T, out_features], plus the residual of that shape.
 
-        Two layers whose results are added need one sum over the ranks: instead of the residual, `partial` is
-        the result of the other's `partial`.
+        Two layers whose results are added need one sum over the ranks: the second takes the result of the
+        first's `partial` as `partial`, instead of a residual.
         """
         y = self.partial(x, residual) if partial is None else self._multiply(x, partial)
         return self._device.all_reduce(y, self._shard)
 
     def partial(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """Return this rank's summand of the result."""
-        return self._multiply(x, self._once(residual))
+        if residual is not None and self._shard.size > 1:
+            residual = residual * self._on_first_rank
+        return self._multiply(x, residual)
 
     def _multiply(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
-        return self._device.multiply(x, self._weight, self._once(self._bias), added)
-
-    def _once(self, summand: torch.Tensor | None) -> torch.Tensor | None:
-        return summand if self._shard.rank == 0 else None
+        return self._device.multiply(x, self._weight, self._bias, added)
 
 
 class Embedding(nn.Module):
-    """The features of each token. The vocabulary is divided over the ranks, and filled up with zeros."""
+    """The token embedding, whose vocabulary is divided over the ranks, and filled up with zeros."""
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
         super().__init__()
@@ -139,10 +142,12 @@ class Embedding(nn.Module):
         self._shard = build.shard
         zeros = int(build.shard.size > 1)  # a row for the tokens of other ranks
         self._weight = _rows(build, f"{name}.weight", [vocab_size, size], zeros)
-        self._first = build.shard.rows(vocab_size).start
+        first = build.shard.rows(vocab_size).start
+        # Not a number, which would be a constant of the rank's graph.
+        self._first = torch.tensor([first], dtype=torch.int32).to(build.device.torch_device)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Ids [T] to [T, size], alike on all ranks."""
+        """Return the features [T, size] of token ids [T], alike on all ranks."""
         if self._shard.size == 1:
             return F.embedding(tokens, self._weight)
         last = self._weight.shape[0] - 1
@@ -152,9 +157,9 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Module):
-    """From the last layer's features to logits. The vocabulary is divided over the ranks, padded if need be.
+    """Linear layer from the last layer's features to logits, whose vocabulary is divided over the ranks.
 
-    `name` is the embedding's where the two are tied.
+    It is padded where it does not divide. `name` is the embedding's where the two are tied.
     """
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int, bias: bool = False) -> None:
@@ -166,7 +171,7 @@ class Head(nn.Module):
         self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Features of all tokens [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
+        """Map features [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
         if batch.features is not None:
             batch.features.index_copy_(0, torch.arange(x.shape[0], device=x.device), x)
         return self._logits(x if batch.last.shape[0] == x.shape[0] else x.index_select(0, batch.last))
@@ -180,8 +185,10 @@ class Head(nn.Module):
     def answer(
         self, x: torch.Tensor, targets: torch.Tensor, top: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of features [n, size]: log_softmax of the logits at the targets [n] (NaN for a target of -1), and
-        the ids and values [n, top] of where it is highest."""
+        """Return the log-probabilities of the targets [n] after features [n, size], and the best tokens.
+
+        These are ids and log-probabilities [n, top]. A target of -1 has NaN.
+        """
         logits = self._logits(x).float()
         logprobs = logits - logits.logsumexp(-1, keepdim=True)
         chosen = logprobs.gather(1, targets.clamp_min(0)[:, None].long())[:, 0]
@@ -189,6 +196,6 @@ class Head(nn.Module):
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
-    """Read this rank's rows, filled up with zeros to the number that every rank has, and `more`."""
+    """Read this rank's rows, filled up with zeros to the number that every rank has, plus `more`."""
     part = TensorPart(name, shape, 0, build.shard.rows(shape[0]))
     return build.read(part, rows=build.shard.share(shape[0]) + more)

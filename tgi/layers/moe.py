@@ -1,4 +1,4 @@
-"""Mixtures of experts: of many MLPs each token goes through the few that a router scores best."""
+"""Mixtures of experts: each token goes through the few of many MLPs that a router scores best."""
 
 from collections.abc import Sequence
 
@@ -31,13 +31,14 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self._device, self._shard = build.device, build.shard
         self._top, self._normalise = top, normalise
+        self._on_first_rank = build.on_first_rank
         self._router = build.linear(TensorPart(f"{router}.weight", (len(experts), hidden)))
         self.experts = nn.ModuleList(experts)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to the same, plus the residual."""
         weights = self._weigh(x)
-        y = residual.clone() if self._shard.rank == 0 else torch.zeros_like(residual)
+        y = residual * self._on_first_rank
         for index, expert in enumerate(self.experts):
             assert isinstance(expert, GatedMLP)
             weight = weights[:, index : index + 1]
