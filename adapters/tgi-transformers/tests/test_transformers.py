@@ -63,6 +63,20 @@ SWITCHES = {
     "one key/value head": {**FAMILIES["GPT-2"], "config": "GPTBigCodeConfig", "multi_query": True},
     "scale by layer": {**FAMILIES["GPT-2"], "scale_attn_by_inverse_layer_idx": True},
     "features narrower than layers": {**FAMILIES["OPT"], "word_embed_proj_dim": 32},
+    "attention in every layer of a hybrid": {
+        "config": "GraniteMoeHybridConfig",
+        **SMALL,
+        "num_key_value_heads": 2,
+        "layer_types": ["attention"] * SMALL["num_hidden_layers"],
+        "num_local_experts": 0,
+        "num_experts_per_tok": 0,
+        "position_embedding_type": "rope",
+        "shared_intermediate_size": 64,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 2 * SMALL["hidden_size"] // 4,
+        "mamba_n_groups": 1,
+        "tie_word_embeddings": True,
+    },
     "scaled logits": {**FAMILIES["Qwen3"], "config": "CohereConfig", "logit_scale": 0.25},
 }
 
@@ -231,6 +245,12 @@ def test_sizes_that_the_config_class_fills_in(tmp_path):
     config = {key: value for key, value in json.loads(path.read_bytes()).items() if key != "head_dim"}
     path.write_text(json.dumps(config))
     check_generation(folder, [12], tokens=6)
+
+
+def test_experts_on_a_device_without_integer_histograms(tmp_path):
+    sizes = {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2}
+    folder = make_model(tmp_path, config="MixtralConfig", **sizes)
+    check_generation(folder, [12], tokens=6, cards=["gaudi2-lazy"])
 
 
 @pytest.mark.parametrize("names", [None, [], ["ExaoneForCausalLM"]])

@@ -41,8 +41,8 @@ def read_config(get: JsonReader) -> TransformersConfig:
     """Read config.json. Raises ConfigError if transformers lacks the model, or it cannot be run here."""
     architecture = _choose(get)
     _refuse(get, architecture)
-    text = get.section("text_config") or get
-    text = _Filled(text, _defaults(text(str, "model_type", get(str, "model_type", ""))))
+    section = get.section("text_config") or get
+    text = _Filled(section, _defaults(section(str, "model_type", get(str, "model_type", ""))))
     positions, limit = text.first(_POSITIONS, 2048), _limit(text)
     hidden, heads = text.first(_HIDDEN), text.first(_HEADS)
     windows = _windows(text.get, text.first(_LAYERS))
