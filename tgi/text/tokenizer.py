@@ -19,8 +19,8 @@ _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
 _INCOMPLETE = "\ufffd"
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
-_MAX_HOLE = 4096
-"""Ids without a token before an added one; more are a mistake."""
+
+log = logging.getLogger(__name__)
 
 
 class TokenizerError(Exception):
@@ -260,10 +260,13 @@ def _add_tokens(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, An
     special = {text: token for token in named if (text := token_text(token)) is not None}
     for number, token in _declared_tokens(folder, settings, special):
         current = core.token_to_id(token.content)
-        if current is None:
-            _fill_up(core, folder, number, token)
-        elif current == number and core.get_added_tokens_decoder().get(number) != token:
+        if current is None or core.get_added_tokens_decoder().get(current) != token:
             core.add_tokens([token])
+        current = core.token_to_id(token.content)
+        if current != number:
+            log.warning(
+                "%s: the added token %r is to have id %d, and gets %s", folder, token.content, number, current
+            )
     added = {token.content for token in core.get_added_tokens_decoder().values()}
     missing = [text for text in special if text not in added and core.token_to_id(text) is not None]
     core.add_tokens(
@@ -295,16 +298,6 @@ def _added_token(token: dict[str, Any]) -> tokenizers.AddedToken:
     return tokenizers.AddedToken(
         token["content"], **({"normalized": not flags.get("special", False)} | flags)
     )
-
-
-def _fill_up(core: tokenizers.Tokenizer, folder: Path, number: int, token: tokenizers.AddedToken) -> None:
-    """Add a token that gets the next free id, after placeholders if its own is greater."""
-    free = 1 + max(core.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not free <= number < free + _MAX_HOLE:
-        fault = f"{token.content!r} has id {number}, but the next free id of tokenizer.json is {free}"
-        raise TokenizerError(f"{folder}: the added token {fault}")
-    core.add_tokens([tokenizers.AddedToken(f"<|reserved_token_{each}|>") for each in range(free, number)])
-    core.add_tokens([token])
 
 
 def _frame(core: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
