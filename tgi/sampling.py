@@ -104,7 +104,7 @@ def _log(share: float) -> float:
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How the tokens of a sequence are drawn. The default of every field changes nothing.
+    """Sampling parameters of a sequence. The default of every field changes nothing.
 
     Clients' values are checked in the order of the fields, which is TGI's.
     """

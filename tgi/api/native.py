@@ -82,7 +82,7 @@ Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchema
 
 
 class GenerateParameters(NativeFields, kw_only=True):
-    """How to generate (tgi-behaviour 2.2)."""
+    """Parameters of a generation (tgi-behaviour 2.2)."""
 
     best_of: Annotated[USize | None, about("Texts of which the best counts.", limit="max_best_of")] = None
     do_sample: Annotated[bool, about("Draw the tokens even if no other parameter implies it.")] = False

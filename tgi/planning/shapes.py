@@ -56,7 +56,7 @@ class ShapeLimits(Limits):
         return rows * self.seen_blocks(1) if self.shared else self.likely_blocks(rows)
 
     def likely_blocks(self, rows: int) -> int:
-        """As `decode_blocks`, assuming that sequences share no blocks."""
+        """Return `decode_blocks` for sequences that share no blocks."""
         row = self.seen_blocks(1)
         return rows * row if self.pool is None else min(rows * row, max(self.pool, row, rows))
 

@@ -30,7 +30,7 @@ _MAX_COUNT = 20_000
 
 @attrs.frozen(kw_only=True)
 class AnswerFormat:
-    """How the model writes thoughts and tool calls."""
+    """Format of the model's thoughts and tool calls."""
 
     calls: ToolFormat
     with_tools: bool = True

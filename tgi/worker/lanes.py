@@ -130,9 +130,9 @@ class Tables:
         self.size = vocab_size
         # Counts are in float32, since not every device adds integers by index.
         self.counts = table(torch.float32)
-        """How often the sequence has the token."""
+        """Number of times that the sequence has the token."""
         self.generated = table(torch.float32)
-        """How often of these the token was generated."""
+        """Number of times that the token was generated."""
         self.bias = table(torch.float32)
         """Number added to the token's score."""
         self.ends = table(torch.bool)

@@ -74,26 +74,26 @@ class KernelDevice(CpuDevice):
         return super().prepare_linear(weight)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """As defined, but rounded once."""
+        """Normalise and round once."""
         return self._kernels.rms_norm(x, weight, epsilon)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
-        """As defined, but rounded once."""
+        """Multiply and round once."""
         return self._kernels.silu_mul(gate_up)
 
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin as they are, in float32."""
+        """Return cos and sin unchanged, in float32."""
         return cos.float().contiguous(), sin.float().contiguous()
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """As defined, in place."""
+        """Rotate x in place."""
         self._kernels.rotary(x, cos, sin)
         return x
 
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
     ) -> KVCache:
-        """Keys and values in the kernels' order, or in the base class's for heads they do not take."""
+        """Return a cache in the kernels' order, or in the base class's for heads they do not take."""
         if head_dim % _VECTOR or head_dim > MAX_HEAD_SIZE or slots % BLOCK:
             return super().allocate_cache(layers, slots, kv_heads, head_dim, dtype)
         whole = torch.zeros(layers, 2, slots * kv_heads * head_dim, dtype=dtype)
@@ -108,7 +108,7 @@ class KernelDevice(CpuDevice):
         return _Rows(group.slots, group.tables, offsets, batch.lengths, batch.starts, group.bases)
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
-        """As defined."""
+        """Write key and value to the slots of the layer's group."""
         rows = batch.plan_of(layer)
         if isinstance(rows, _Rows):
             self._kernels.store_kv(key, value, rows.slots, *batch.cache.layers[layer])
@@ -124,7 +124,7 @@ class KernelDevice(CpuDevice):
         batch: Batch,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """As defined, for all rows at once, from the cache alone."""
+        """Attend for all rows at once, from the cache alone."""
         rows = batch.plan_of(layer)
         if not isinstance(rows, _Rows):
             return super().attention(layer, query, key, value, batch, spec)
