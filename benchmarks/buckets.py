@@ -19,7 +19,7 @@ from vllm_strategies import STRATEGIES, Range
 from tgi.device.costs import LLAMA_8B, Costs
 from tgi.device.hpu import SPEC as GAUDI
 from tgi.limits import Limits
-from tgi.planning.buckets import SECONDS_PER_GRAPH, Bucketing, make_buckets
+from tgi.planning.buckets import SECONDS_PER_LAYER, Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import ShapeCounts
 from tgi.protocol import Bucket, Result, floats, ints
@@ -205,7 +205,7 @@ def table(results: Mapping[tuple[str, str], list[Figures]], workload: str) -> It
     yield f"| {workload} | graphs | warm-up, min | padded / real, gaudi2 | tokens/s | gaudi3 | tokens/s |"
     yield "| --- " * 7 + "|"
     for two, three in zip(results[workload, "gaudi2"], results[workload, "gaudi3"], strict=True):
-        graphs = f"{two.graphs:,} | {two.graphs * SECONDS_PER_GRAPH / 60:.1f}" if two.graphs else "| "
+        graphs = f"{two.graphs:,} | {two.graphs * 32 * SECONDS_PER_LAYER / 60:.1f}" if two.graphs else "| "
         cells = [f"{1 + f.waste:.3f} | {f.rate:,.0f}" for f in (two, three)]
         yield " | ".join(["", two.strategy, graphs, *cells, ""]).strip()
 
