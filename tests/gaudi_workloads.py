@@ -220,7 +220,7 @@ class Engine:
             trace.prompt_logprobs, trace.prompt_tops = sequence.prompt_logprobs, sequence.prompt_tops
         self.seen["preemptions"] += self.schedule.preemptions - before.preemptions
         self.seen["hits"] += self.schedule.prefix_hit_tokens - before.prefix_hit_tokens
-        assert self.schedule.allocator.statistics().used == 0
+        assert self.schedule.allocator.widest.statistics().used == 0
         return traces
 
     def _sequence(self, request: Request, trace: Trace) -> Sequence:
