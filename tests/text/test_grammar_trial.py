@@ -137,9 +137,9 @@ def test_bombs_are_refused_in_time(trials: Trials, kind: str, source: Any, error
 
 
 def test_memory_of_a_grammar_is_reported(trials: Trials) -> None:
-    # The kernel counts pages roughly, so the extreme of several trials is compared.
-    small = min(filter(None, (trials.ask("regex", "a").grown for _ in range(9))))
-    assert 0 < small < 10 << 20
+    # The kernel counts pages roughly, sometimes as 0, so the extreme of several trials is compared.
+    small = min(trials.ask("regex", "a").grown for _ in range(9))
+    assert 0 <= small < 10 << 20
     assert max(trials.ask("regex", "[a-z]" * 13_000).grown for _ in range(3)) > small
 
 

@@ -36,7 +36,7 @@ def read_config(get: JsonReader) -> FalconConfig:
     hidden = get.size("n_embed" if "n_embed" in get else "hidden_size")
     heads = get.size("n_head" if "n_head" in get else "num_attention_heads")
     new = get(bool, "new_decoder_architecture", own_code and "n_head_kv" in get)
-    parallel = new or get(bool, "parallel_attn", not own_code)
+    parallel = get(bool, "parallel_attn", not own_code) or new
     kv_heads = get.size("n_head_kv" if "n_head_kv" in get else "num_kv_heads", heads)
     shared = get(bool, "multi_query", not own_code)
     if not new:
