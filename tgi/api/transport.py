@@ -47,7 +47,7 @@ DRAIN_BODY_SECONDS = 5.0
 MAX_ID = 128
 """Maximum length of an `x-request-id` that is taken over, in characters."""
 MAX_HEADER_BYTES = 64 * 1024
-"""Maximum size of a request's headers; larger ones are answered with 431."""
+"""Maximum size of a request's path and headers; larger ones are answered with 431."""
 _RECEIVE_BYTES = 64 * 1024
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _EXCHANGE = "tgi.exchange"
@@ -211,7 +211,9 @@ class HTTPConnection(TrioASGIHTTPConnection):
 
     def _refusal(self) -> int:
         """Return the status for a request that quart cannot take, else 0; strip --root-path."""
-        if sum(len(name) + len(value) for name, value in self.scope["headers"]) > MAX_HEADER_BYTES:
+        scope = self.scope  # a header line has four more bytes
+        head = len(scope["raw_path"]) + len(scope["query_string"])
+        if head + sum(len(name) + len(value) + 4 for name, value in scope["headers"]) > MAX_HEADER_BYTES:
             return 431
         path, root = self.scope["path"], self.app.config["ROOT_PATH"]
         if root and (path == root or path.startswith(f"{root}/")):

@@ -60,6 +60,7 @@ def test_a_linear_layer_takes_a_part_of_a_tensor(kernels: Kernels) -> None:
     x, weight = x[:, 50:114], weight[:, 50:114]
     copied = kernels.linear(x.contiguous(), kernels.pack(weight.contiguous()), 64)
     assert torch.equal(kernels.linear(x, kernels.pack(weight), 64), copied)
+    assert torch.equal(kernels.linear(x, kernels.pack(weight.T.contiguous().T), 64), copied)
 
 
 @BOTH
@@ -216,6 +217,18 @@ def test_tables_may_begin_within_a_window(kernels: Kernels) -> None:
     cache.tables = cache.tables[:, 22:].contiguous()
     bases = torch.tensor([22 * BLOCK], dtype=torch.int32)
     assert torch.equal(cache.attend(query, [(0, 399, 1)], window=40, bases=bases), whole)
+
+
+def test_queries_keys_and_values_may_be_transposed(kernels: Kernels) -> None:
+    cache, query = Cache(kernels, [40], 2, 32, torch.float32), random(40, 4, 32, dtype=torch.float32)
+    whole = cache.attend(query, [(0, 0, 40)])
+    slots = cache.tables[0][torch.arange(40) // BLOCK] * BLOCK + torch.arange(40) % BLOCK
+    key, value, apart = (
+        x.transpose(0, 1).contiguous().transpose(0, 1) for x in (cache.key[0], cache.value[0], query)
+    )
+    cache.keys.zero_()
+    kernels.store_kv(key, value, slots.int(), cache.keys, cache.values)
+    assert torch.equal(cache.attend(apart, [(0, 0, 40)]), whole)
 
 
 def test_a_library_that_is_not_built_is_named() -> None:

@@ -70,7 +70,7 @@ def _share_openmp() -> None:
 class Kernels:
     """The functions of one library.
 
-    Tensors are on the CPU, float32 or bfloat16, and contiguous in their last dimension.
+    Tensors are on the CPU, float32 or bfloat16; what the kernels cannot read in place is copied.
     """
 
     def __init__(self, functions: ctypes.CDLL, name: str) -> None:
@@ -85,6 +85,7 @@ class Kernels:
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""
         n, k = weight.shape
+        weight = weight.contiguous()
         packed = weight.new_empty(self._functions.tgi_packed_size(_Long(n), _Long(k)))
         self._functions.tgi_pack(
             _KINDS[weight.dtype], _place(weight), _Long(n), _Long(k), _Long(weight.stride(0)), _place(packed)
@@ -103,6 +104,7 @@ class Kernels:
 
         Everything is added in float32 and rounded once.
         """
+        x, residual = _whole_rows(x), None if residual is None else _whole_rows(residual)
         m, k = x.shape
         y = x.new_empty(m, n)
         arguments = _Linear(
@@ -124,6 +126,7 @@ class Kernels:
 
         A layer's cache is two tensors of blocks * BLOCK * kv_heads * size numbers in the kernels' own order.
         """
+        key, value = _whole_heads(key), _whole_heads(value)
         tokens, kv_heads, size = key.shape
         self._functions.tgi_store_kv(
             _KINDS[key.dtype], _place(key), _place(value), _Long(tokens), _Long(kv_heads), _Long(size),
@@ -154,6 +157,7 @@ class Kernels:
         position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes [heads]
         float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE.
         """
+        query = _whole_heads(query)
         tokens, heads, size = query.shape
         out = query.new_empty(tokens, heads, size)
         arguments = _Attention(
@@ -167,6 +171,7 @@ class Kernels:
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Return x [rows, size] over the root of its mean square, times weight [size]."""
+        x = _whole_rows(x)
         rows, size = x.shape
         out = x.new_empty(rows, size)
         self._functions.tgi_rms_norm(
@@ -176,6 +181,7 @@ class Kernels:
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Return silu(gate) * up [rows, size], the halves of gate_up [rows, 2 size]."""
+        gate_up = gate_up.contiguous()
         rows, both = gate_up.shape
         out = gate_up.new_empty(rows, both // 2)
         self._functions.tgi_silu_mul(
@@ -185,11 +191,22 @@ class Kernels:
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
         """Rotate the first r features of x [tokens, heads, size] in place by cos, sin [tokens, r / 2]."""
+        assert _whole_heads(x) is x, "heads must follow one another"
         tokens, heads, size = x.shape
         self._functions.tgi_rotary(
             _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),
             _place(cos), _place(sin), _Long(2 * cos.shape[1]),
         )  # fmt: skip
+
+
+def _whole_rows(x: torch.Tensor) -> torch.Tensor:
+    """Return x [rows, size], copied if the numbers of a row do not follow one another."""
+    return x if x.stride(1) == 1 else x.contiguous()
+
+
+def _whole_heads(x: torch.Tensor) -> torch.Tensor:
+    """Return x [tokens, heads, size], copied if the heads of a token do not follow one another."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
 def _place(tensor: torch.Tensor | None) -> ctypes.c_void_p:
