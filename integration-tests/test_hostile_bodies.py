@@ -15,6 +15,7 @@ BROKEN = ("NaN", "-Infinity", "1e400", "01", "-", "nul", '"\\ud800"', "[1,]", '{
 """No JSON, or none that serde reads."""
 WRONG = {
     "whole": ("-1", "1.5", '"1"', "true", "[]", "{}", "18446744073709551616"),
+    "signed": ("1.5", '"1"', "true", "[]", "{}", "18446744073709551616"),
     "number": ('"hot"', "true", "[]", "{}"),
     "flag": ("1", '"true"', "[]", "{}"),
     "texts": ("1", "true", "{}", "[1]", "[null]", "[[]]"),
@@ -26,12 +27,12 @@ FIELDS = {
         "watermark": "flag", "do_sample": "flag", "stop": "texts",
     },
     CHAT: {
-        "max_tokens": "whole", "seed": "whole", "n": "whole", "top_logprobs": "whole", "min_tokens": "whole",
+        "max_tokens": "whole", "seed": "signed", "n": "whole", "top_logprobs": "whole", "min_tokens": "whole",
         "temperature": "number", "presence_penalty": "number", "stream": "flag", "logprobs": "flag",
         "stop": "texts", "tools": "texts",
     },
     PLAIN: {
-        "max_tokens": "whole", "seed": "whole", "best_of": "whole", "frequency_penalty": "number",
+        "max_tokens": "whole", "seed": "signed", "best_of": "whole", "frequency_penalty": "number",
         "echo": "flag", "stop": "texts", "prompt": "texts",
     },
 }  # fmt: skip
