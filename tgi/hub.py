@@ -94,7 +94,7 @@ def find_model(source: Source, on_progress: OnProgress = lambda _: None) -> Path
 
 
 def find_config(source: Source) -> Path:
-    """Return the folder of a model, of which it downloads config.json only. Blocks; raises HubError."""
+    """Return the folder of a model after downloading its config.json only. Blocks; raises HubError."""
     folder = Path(source.model_id).expanduser()
     if folder.name == "config.json":
         folder = folder.parent

@@ -1,4 +1,4 @@
-"""What is known before any rank has started: the options, the model's config.json and the device."""
+"""Facts known before any rank starts: the options, the model's config.json and the device."""
 
 import logging
 import math
