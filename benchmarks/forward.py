@@ -44,6 +44,7 @@ def make_runner(shape: str, dtype: str, threads: int) -> Runner:
         threads=threads,
         lanes=LANES,
         block_size=BLOCK,
+        max_tokens=128 * BLOCK,
         prefill_tokens=1024,
     )
     with torch.inference_mode():

@@ -156,6 +156,7 @@ def open_runner(options: argparse.Namespace, folder: Path, work: Work) -> Runner
         threads=0,
         lanes=work.rows,
         block_size=work.block,
+        max_tokens=work.most,
         prefill_tokens=options.prefill,
         top=8,
         dummy=True,

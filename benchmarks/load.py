@@ -89,6 +89,7 @@ def load_tgi(folder: Path, shard: tuple[int, int, str], dummy: bool, threads: in
         threads=threads,
         lanes=1,
         block_size=16,
+        max_tokens=4096,
         dummy=dummy,
     )
     device = open_device("cpu", threads)

@@ -22,6 +22,7 @@ def command(folder: Path) -> Load:
         threads=1,
         lanes=2,
         block_size=16,
+        max_tokens=128,
     )
 
 

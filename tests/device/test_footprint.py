@@ -47,6 +47,7 @@ LOAD = Load(
     lanes=8,
     prefill_tokens=2048,
     block_size=128,
+    max_tokens=4096,
 )
 
 

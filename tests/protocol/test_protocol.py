@@ -61,6 +61,7 @@ COMMANDS = [
         threads=2,
         lanes=4,
         block_size=16,
+        max_tokens=128,
         overrides={"a": [1]},
     ),
     Allocate((7, 3)),

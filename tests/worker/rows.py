@@ -15,7 +15,7 @@ GAMMA, DELTA = 0.25, 1.5
 
 def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=None):
     """Row i has params[i] in lane i; `masks` are those of some rows."""
-    lanes = Lanes(len(params))
+    lanes = Lanes(len(params), 1)
     changed = tuple(lane_params(lane, **one) for lane, one in enumerate(params))
     lanes.update(
         Step(number=1, bucket=Bucket(1, 1, 1), lanes=b"", starts=b"", lengths=b"", samples=b"", draws=b"",

@@ -462,7 +462,7 @@ def test_a_row_does_not_depend_on_its_neighbours(vocab, threads, dtype):
 
 def test_the_random_numbers_of_two_draws_are_unrelated():
     """Neighbouring seeds and neighbouring draws: uniform, and without correlation."""
-    lanes = Lanes(4)
+    lanes = Lanes(4, 1)
     lanes.seeds[:4] = [0, 1, 2, 2**63]
     numbers = []
     for lane in range(4):

@@ -99,6 +99,7 @@ class Setup:
             threads=options.threads,
             lanes=limits.max_batch_size,
             block_size=limits.block_size,
+            max_tokens=limits.max_total_tokens,
             prefill_tokens=limits.max_batch_prefill_tokens,
             attention=attention,
             dummy=options.load_format == "dummy",

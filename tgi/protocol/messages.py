@@ -59,6 +59,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Maximum number of sequences that run at once."""
     block_size: int
     """Tokens in a KV block."""
+    max_tokens: int
+    """Maximum tokens of a sequence, which the lanes' block tables have room for."""
     prefill_tokens: int = 512
     """Query tokens of the largest prefill step, padding included; its workspace is estimated from it."""
     attention: AttentionWorkspace = AttentionWorkspace()

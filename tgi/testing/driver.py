@@ -256,6 +256,7 @@ def load_command(
     threads: int = 1,
     lanes: int = 16,
     top: int = 8,
+    max_tokens: int = 4096,
     **more: Any,
 ) -> Load:
     """Make the command to load a checkpoint."""
@@ -268,6 +269,7 @@ def load_command(
         threads=threads,
         lanes=lanes,
         block_size=BLOCK_SIZE,
+        max_tokens=max_tokens,
         top=top,
         **more,
     )

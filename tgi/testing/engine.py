@@ -59,6 +59,7 @@ async def open_engine(
         threads=threads,
         lanes=limits.max_batch_size,
         block_size=limits.block_size,
+        max_tokens=limits.max_total_tokens,
         prefill_tokens=limits.max_batch_prefill_tokens,
         top=MAX_TOP,
     )

@@ -24,11 +24,11 @@ _MAX_BIAS = 1e4
 class Lanes:
     """The lanes of one rank."""
 
-    def __init__(self, count: int, groups: int = 1) -> None:
+    def __init__(self, count: int, blocks: int, groups: int = 1) -> None:
         self.count = count
         """Number of lanes, and the index of the padding lane."""
-        self.tables = [np.zeros((count + 1, 64), np.int32) for _ in range(groups)]
-        """Block tables of each group of layers, [lanes, entries]; they grow to the right. Entries beyond a
+        self.tables = [np.zeros((count + 1, blocks), np.int32) for _ in range(groups)]
+        """Block tables of each group of layers, [lanes, blocks of the longest sequence]. Entries beyond a
         lane's own are left over from before."""
         self.prompt_lengths = np.zeros(count + 1, np.int32)
         """Tokens in the sequence's prompt."""
@@ -47,7 +47,6 @@ class Lanes:
         blocks = unpack_ints(step.table_blocks)
         used = 0
         for group, lane, start, count in zip(groups, lanes, starts, counts, strict=True):
-            self._reserve(group, start + count)
             self.tables[group][lane, start : start + count] = blocks[used : used + count]
             used += count
         if step.params:
@@ -77,12 +76,6 @@ class Lanes:
         self.min_tokens[lane] = sampling.min_tokens
         self.seeds[lane] = sampling.seed
         self.prompt_lengths[lane] = params.prompt_length or reached
-
-    def _reserve(self, group: int, entries: int) -> None:
-        width = self.tables[group].shape[1]
-        if entries > width:
-            more = max(width, entries - width)
-            self.tables[group] = np.pad(self.tables[group], ((0, 0), (0, more)))
 
 
 def _mix(z: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

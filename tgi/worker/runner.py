@@ -76,7 +76,7 @@ class Runner:
             groups=groups,
             cache_dtype=cache_dtype,
             block_size=command.block_size,
-            lanes=Lanes(command.lanes, len(groups)),
+            lanes=Lanes(command.lanes, -(-command.max_tokens // command.block_size), len(groups)),
             sampler=sampler,
             workspace_bytes=device.workspaces * workspace_bytes(loaded.describe(cache_dtype), command),
             prefill_tokens=command.prefill_tokens,
