@@ -50,8 +50,10 @@ def test_linear_agrees_with_the_definition(devices, dtype, rows, out, into):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 7, 33])
-def test_a_row_of_a_linear_layer_in_fp8_does_not_depend_on_its_neighbours(devices, dtype, rows):
+@pytest.mark.parametrize("smallest", [CpuDevice.min_tokens, 1])
+def test_a_row_of_a_linear_layer_in_fp8_does_not_depend_on_its_neighbours(devices, dtype, rows, smallest):
     _, fast = devices
+    fast.min_tokens = smallest
     numbers = normal(1000, 2048, dtype=torch.float32).to(torch.float8_e4m3fn)
     weight = fast.prepare_linear(Fp8Weight(numbers, torch.full((1000,), 0.1), Scale.of(torch.tensor(0.01))))
     x = normal(130, 2048, dtype=dtype, seed=1)

@@ -25,6 +25,9 @@ from . import SPEC
 _PACKED_FOR_ROWS = 32
 """Number of rows that weights are packed for. It hardly matters; 32 is good from 1 to 1024 rows."""
 
+_PADDED = 4
+"""Rows that a single row is padded to: oneDNN is as fast as for one, and faster than for two or three."""
+
 _PIECE = 128
 """Query tokens of a chunk that share a mask, which is as large as their scores."""
 
@@ -86,7 +89,7 @@ class CpuDevice(Device):
     """Any x86 or ARM processor that oneDNN supports."""
 
     spec = SPEC
-    min_tokens = 4  # oneDNN is as fast as for one, and faster than for two or three
+    min_tokens = _PADDED
 
     def __init__(self, threads: int = 0, without: str = "") -> None:
         """Use `threads` threads, 0 for one per usable core. `without`: why there are no kernels."""
@@ -120,8 +123,8 @@ class CpuDevice(Device):
         kernel with another order of sums, and is padded.
         """
         if len(x) == 1:
-            more = None if residual is None else residual.expand(self.min_tokens, -1)
-            return self.linear(x.expand(self.min_tokens, -1), weight, bias, more)[:1]
+            more = None if residual is None else residual.expand(_PADDED, -1)
+            return self.linear(x.expand(_PADDED, -1), weight, bias, more)[:1]
         if residual is None:
             return _linear(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
         return _linear_add(x, residual, weight, bias, "add")  # type: ignore[no-any-return]
