@@ -49,13 +49,37 @@ def test_openai_clients_find_a_message_and_those_of_tgi_an_error_type() -> None:
     assert errors.Overloaded().to_openai_body() == {
         "error": {
             "message": "Model is overloaded",
-            "type": "overloaded",
+            "type": "rate_limit_error",
             "param": None,
-            "code": 429,
+            "code": "rate_limit_exceeded",
             "http_status_code": 429,
         },
         "error_type": "overloaded",
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "kind", "code"),
+    [
+        (errors.ValidationError("x"), 400, "invalid_request_error", None),
+        (errors.ContextLengthExceeded("x"), 400, "invalid_request_error", "context_length_exceeded"),
+        (errors.WrongShape("x"), 400, "invalid_request_error", None),
+        (errors.Unauthorized(), 401, "invalid_request_error", "invalid_api_key"),
+        (errors.UnknownModel("x"), 404, "invalid_request_error", "model_not_found"),
+        (errors.Overloaded(), 429, "rate_limit_error", "rate_limit_exceeded"),
+        (errors.GenerationFailed("x"), 424, "server_error", None),
+        (errors.InternalError(), 500, "server_error", None),
+        (errors.Unavailable("x"), 503, "server_error", None),
+    ],
+)
+def test_statuses_types_and_codes_are_openais_on_v1(
+    error: ApiError, status: int, kind: str, code: str | None
+) -> None:
+    assert error.status_for("/v1/completions") == status
+    assert error.status_for("/invocations") == error.status
+    detail = error.to_openai_body()["error"]
+    assert isinstance(detail, dict)
+    assert (detail["http_status_code"], detail["type"], detail["code"]) == (status, kind, code)
 
 
 def test_braces_in_a_detail_are_not_touched() -> None:

@@ -1,7 +1,8 @@
 """Every error that a client can see: one class each, with its status, type and message.
 
 An `ApiError` is sent as `{"error": ..., "error_type": ...}`: with its status if nothing has been sent yet,
-else as an event of the stream. A `BodyError`, for a body that cannot be read, is sent as plain text.
+else as an event of the stream. A `BodyError`, for a body that cannot be read, is sent as plain text. On
+`/v1/*`, both have the shape and the statuses of OpenAI's errors.
 """
 
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import ClassVar
 RETRY_AFTER = "1"
 """Value of Retry-After, in seconds, on requests refused because of load."""
 
+OPENAI = "/v1/"
+"""Beginning of the paths whose errors are OpenAI's."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 _RETRY: Mapping[str, str] = MappingProxyType({"Retry-After": RETRY_AFTER})
 
@@ -25,6 +28,8 @@ class ApiError(Exception):
     failure: ClassVar[str] = "generation"
     """Value of the label `err` of the metric tgi_request_failure."""
     headers: ClassVar[Mapping[str, str]] = _NONE
+    code: ClassVar[str | None] = None
+    """OpenAI's code of the error on `/v1/*`; None: it has none."""
 
     def __init__(self, detail: str = "") -> None:
         super().__init__(self.form.format(detail))
@@ -33,14 +38,24 @@ class ApiError(Exception):
         """Return the JSON object of the answer or event on TGI's own routes."""
         return {"error": str(self), "error_type": self.error_type}
 
+    def status_for(self, path: str) -> int:
+        """Return the status of an answer at a path: OpenAI has 400 where TGI has 422."""
+        return 400 if self.status == 422 and path.startswith(OPENAI) else self.status
+
     def to_openai_body(self) -> dict[str, object]:
         """Return the JSON object for `/v1/*`: OpenAI's shape with TGI's two additions."""
+        status = self.status_for(OPENAI)
+        kind = "invalid_request_error"
+        if status == 429:
+            kind = "rate_limit_error"
+        elif status == 424 or status >= 500:
+            kind = "server_error"
         detail = {
             "message": str(self),
-            "type": self.error_type,
+            "type": kind,
             "param": None,
-            "code": self.status,
-            "http_status_code": self.status,
+            "code": self.code,
+            "http_status_code": status,
         }
         return {"error": detail, "error_type": self.error_type}
 
@@ -50,6 +65,12 @@ class ValidationError(ApiError):
 
     status, error_type, failure = 422, "validation", "validation"
     form = "Input validation error: {}"
+
+
+class ContextLengthExceeded(ValidationError):
+    """The prompt, or the prompt and the tokens to generate, are more than the server takes."""
+
+    code = "context_length_exceeded"
 
 
 class TemplateError(ApiError):
@@ -104,6 +125,7 @@ class UnknownModel(ApiError):
     """The model of `/v1/models/{id}` is not served."""
 
     status, error_type, failure = 404, "model_not_found", "validation"
+    code = "model_not_found"
     form = "The model {} does not exist"
 
 
@@ -112,6 +134,7 @@ class Overloaded(ApiError):
 
     status, error_type, failure = 429, "overloaded", "overloaded"
     form = "Model is overloaded"
+    code = "rate_limit_exceeded"
     headers = _RETRY
 
 
@@ -149,6 +172,7 @@ class Unauthorized(ApiError):
 
     status, error_type, failure = 401, "unauthorized", "validation"
     form = "Missing or wrong API key"
+    code = "invalid_api_key"
 
 
 class Unavailable(ApiError):

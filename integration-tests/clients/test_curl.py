@@ -54,5 +54,5 @@ def test_completion_stream(url: str, reference: Any) -> None:
 @pytest.mark.parametrize("body", [{**CHAT, "stream": True, "max_tokens": 10**6}, {"stream": True}])
 def test_an_error_before_the_first_event_has_its_status(url: str, body: Any) -> None:
     text, status = curl(f"{url}/v1/chat/completions", body, "--write-out", "\n%{http_code}").rsplit("\n", 1)
-    assert status == "422"
+    assert status == "400"
     assert "data:" not in text

@@ -43,5 +43,5 @@ def test_tools(found: Any, provider: str) -> None:
 
 
 def test_errors(found: Any) -> None:
-    assert found["refused"]["status"] == 422
+    assert found["refused"]["status"] == 400
     assert "max_new_tokens" in found["refused"]["text"]

@@ -103,7 +103,7 @@ def test_completions_score_the_prompt(found: Any, reference: Any) -> None:
 def test_errors(found: Any) -> None:
     """A class by the status, and the message in its text and in `body`."""
     classes = [error["class"] for error in found["refused"]]
-    assert classes == ["UnprocessableEntityError"] * 3 + ["NotFoundError"]
+    assert classes == ["BadRequestError"] * 3 + ["NotFoundError"]
     assert all(error["body"]["message"] in error["message"] for error in found["refused"])
     assert "max_new_tokens" in found["refused"][0]["message"]
 

@@ -11,8 +11,8 @@ OPERATIONS = {
     ("/invocations", "post"): ("sagemaker_compatibility", "200 422 424 429 500"),
     ("/metrics", "get"): ("metrics", "200"),
     ("/tokenize", "post"): ("tokenize", "200 404"),
-    ("/v1/chat/completions", "post"): ("chat_completions", "200 422 424 429 500"),
-    ("/v1/completions", "post"): ("completions", "200 422 424 429 500"),
+    ("/v1/chat/completions", "post"): ("chat_completions", "200 424 429 500"),
+    ("/v1/completions", "post"): ("completions", "200 424 429 500"),
     ("/v1/models", "get"): ("openai_get_model_info", "200 404"),
 }
 

@@ -238,8 +238,9 @@ async def test_impossible_requests_are_refused_with_a_true_status(
     async with serving(limits=LIMITS) as server:
         answer = await chat(server, **body, stream=stream)
         text = f"Input validation error: {message}"
-        assert (answer.status, answer.json["error"]["message"]) == (422, text)
-        assert answer.json["error_type"] == answer.json["error"]["type"] == "validation"
+        assert (answer.status, answer.json["error"]["message"]) == (400, text)
+        error = answer.json["error"]
+        assert (answer.json["error_type"], error["type"]) == ("validation", "invalid_request_error")
         assert (await chat(server)).status == 200
 
 
@@ -322,7 +323,7 @@ async def test_error_ends_a_stream_as_an_event() -> None:
         events = chunks(await chat(server, stream=True))
         error = events[-1]
         assert error["error"]["message"] == "Request failed during generation: boom"
-        assert error["error"]["http_status_code"] == error["error"]["code"] == 424
+        assert (error["error"]["http_status_code"], error["error"]["type"]) == (424, "server_error")
         assert error["error_type"] == "generation"
         assert len(events) > 1
 
@@ -375,7 +376,7 @@ async def test_unusable_template_fails_the_request(template: str | None, message
     async with serving(saying("Hello"), template=template) as server:
         for stream in (False, True):
             answer = await chat(server, stream=stream)
-            assert (answer.status, answer.json["error_type"]) == (422, "template_error")
+            assert (answer.status, answer.json["error_type"]) == (400, "template_error")
             if message is not None:
                 assert answer.json["error"]["message"] == message
         assert (await server.generate({})).status == 200

@@ -127,7 +127,7 @@ async def test_echo_without_anything_to_generate() -> None:
         events = chunks(await complete(server, echo=True, max_tokens=0, n=2, stream=True))
         assert [event["choices"][0]["text"] for event in events] == ["what is"] * 2
         assert [event["usage"]["completion_tokens"] for event in events] == [0, 0]
-        assert (await complete(server, max_tokens=0)).status == 422
+        assert (await complete(server, max_tokens=0)).status == 400
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -190,12 +190,12 @@ async def test_best_of_answers_the_n_most_likely() -> None:
 async def test_suffix_and_too_many_prompts_are_refused(stream: bool) -> None:
     async with serving() as server:
         answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
-        assert (answer.status, answer.json["error_type"]) == (422, "suffix not supported")
+        assert (answer.status, answer.json["error_type"]) == (400, "suffix not supported")
         assert answer.json["error"]["message"] == (
             "Suffix is not supported and can be achieved by preprocessing the prompt."
         )
         answer = await complete(server, ["a"] * 5, stream=stream)
-        assert (answer.status, answer.json["error_type"]) == (422, "batch size exceeded")
+        assert (answer.status, answer.json["error_type"]) == (400, "batch size exceeded")
         assert answer.json["error"]["message"] == (
             "Number of prompts exceeds the maximum allowed batch size of 4"
         )
@@ -225,9 +225,9 @@ async def test_impossible_requests_are_refused(body: dict[str, Any], message: st
         for stream in (False, True):
             answer = await server.ask("POST", PATH, {"prompt": "a", **body, "stream": stream})
             text = f"Input validation error: {message}"
-            assert (answer.status, answer.json["error"]["message"]) == (422, text)
+            assert (answer.status, answer.json["error"]["message"]) == (400, text)
         answer = await complete(server, best_of=2, stream=True)
-        assert answer.status == 422
+        assert answer.status == 400
 
 
 @pytest.mark.contract("R1.91")
@@ -250,7 +250,7 @@ async def test_models_lists_the_served_model() -> None:
         assert answer.json == {"object": "list", "data": [entry]}
         assert (await server.ask("GET", "/v1/models/some/model")).json == entry
         answer = await server.ask("GET", "/v1/models/other")
-        assert (answer.status, answer.json["error"]["code"]) == (404, 404)
+        assert (answer.status, answer.json["error"]["code"]) == (404, "model_not_found")
         assert answer.json["error"]["message"] == "The model other does not exist"
 
 

@@ -88,12 +88,12 @@ async def test_format_is_not_in_the_prompt() -> None:
 async def test_invalid_formats_are_refused(wanted: dict[str, Any], message: str, stream: bool) -> None:
     async with serving(saying("Hello"), limits=ROOM) as server:
         answer = await chat(server, response_format=wanted, stream=stream)
-        assert answer.status == 422
+        assert answer.status == 400
         assert answer.json["error"]["message"] == f"Input validation error: {message}"
 
 
 async def test_grammars_can_be_switched_off() -> None:
     async with serving(options=Options(disable_grammar_support=True)) as server:
         answer = await chat(server, response_format=FORMATS[0][0])
-        assert answer.status == 422
+        assert answer.status == 400
         assert answer.json["error"]["message"] == "Input validation error: grammar is not supported"

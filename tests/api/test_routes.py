@@ -195,8 +195,8 @@ async def test_other_answers_have_no_such_headers() -> None:
         infer = {"id": "1", "inputs": [], "outputs": []}
         for method, path, body, status in [
             ("POST", "/generate", {"inputs": ""}, 422),
-            ("POST", "/v1/chat/completions", {"messages": [USER], "top_p": 2}, 422),
-            ("POST", "/v1/completions", {"prompt": "x", "suffix": "y"}, 422),
+            ("POST", "/v1/chat/completions", {"messages": [USER], "top_p": 2}, 400),
+            ("POST", "/v1/completions", {"prompt": "x", "suffix": "y"}, 400),
             ("POST", "/generate", {}, 422),
             ("GET", "/generate", None, 405),
             ("POST", "/tokenize", {"inputs": "x"}, 200),

@@ -27,7 +27,7 @@ async def rendered(template: str, messages: Any = (USER,), **body: Any) -> str:
 
 async def error_of(template: str, messages: Any = (USER,)) -> str:
     answer = await answer_of("/v1/chat/completions", template, messages)
-    assert (answer.status, answer.json["error_type"]) == (422, "template_error")
+    assert (answer.status, answer.json["error_type"]) == (400, "template_error")
     return str(answer.json["error"]["message"]).removeprefix("Template error: ")
 
 

@@ -169,7 +169,7 @@ async def test_choice_of_an_unknown_tool_is_refused() -> None:
     async with serving_tools(saying("x")) as server:
         for stream in (False, True):
             answer = await chat(server, tool_choice="nope", stream=stream)
-            assert (answer.status, answer.json["error_type"]) == (422, "tool_error")
+            assert (answer.status, answer.json["error_type"]) == (400, "tool_error")
             assert answer.json["error"]["message"] == "Tool error: Tool with name nope not found"
 
 
@@ -186,7 +186,7 @@ async def test_invalid_parameters_are_refused(parameters: Any, kind: str, proble
     async with serving_tools(saying("x")) as server:
         broken = {"type": "function", "function": {"name": "f", "parameters": parameters}}
         answer = await chat(server, tools=[WEATHER, broken])
-        assert (answer.status, answer.json["error_type"]) == (422, kind)
+        assert (answer.status, answer.json["error_type"]) == (400, kind)
         assert problem in answer.json["error"]["message"]
 
 

@@ -9,7 +9,7 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
-from tgi.errors import ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
+from tgi.errors import OPENAI, ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
 
 from .call import Call, Route, Service, empty_answer, json_answer, text_answer
 from .info import health
@@ -104,10 +104,14 @@ def _is_guarded() -> bool:
 
 
 def _is_authorized(keys: tuple[str, ...]) -> bool:
-    """Return whether the request has one of the keys, in constant time (R1.51; case counts in the key)."""
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    matches = [hmac.compare_digest(given.encode(), key.encode()) for key in keys]
-    return scheme.lower() == "bearer" and any(matches)
+    """Return whether the request has one of the keys, in constant time (R1.51; case counts in the key).
+
+    It comes as a bearer token, or in `X-Api-Key`.
+    """
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    given = [token if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
+    matches = [hmac.compare_digest(one.encode(), key.encode()) for one in given for key in keys]
+    return any(matches)
 
 
 def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
@@ -119,8 +123,8 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 
 async def _answer_error(error: ApiError) -> Response:
     """Answer with an error in the shape of the API that was called."""
-    if request.path.startswith("/v1/"):
-        return json_answer(error.to_openai_body(), error.status, error.headers)
+    if request.path.startswith(OPENAI):
+        return json_answer(error.to_openai_body(), error.status_for(OPENAI), error.headers)
     if isinstance(error, BodyError):
         return text_answer(str(error), error.status)
     if isinstance(error, Unauthorized):

@@ -158,7 +158,7 @@ class Observer:
         """Return the fields of log and trace, which never hold the text (O6, and ours)."""
         fields: dict[str, object] = {"request_id": self.id, "route": self.route}
         if error is not None:
-            fields |= {"error_type": error.error_type, "status": error.status}
+            fields |= {"error_type": error.error_type, "status": error.status_for(self.route)}
         done = self._finished
         if not done:
             return {**fields, "total_time": duration_text(time.monotonic() - self.arrived)}

@@ -11,6 +11,7 @@ import attrs
 import msgspec
 from quart import Response
 
+from tgi.errors import OPENAI
 from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
@@ -22,7 +23,7 @@ Schema = dict[str, Any]
 TAG = "Text Generation Inference"
 REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
-    400: "The body is not JSON",
+    400: "The body is not JSON, or on `/v1` the request cannot be served as it is",
     401: "No API key, or none of this server's",
     404: "No such model",
     408: "The request took longer than `x-request-timeout`, or the body came too slowly",
@@ -64,7 +65,7 @@ class OpenAIError(msgspec.Struct):
     message: str
     type: str
     param: str | None
-    code: int
+    code: str | None
     http_status_code: int
 
 
@@ -158,7 +159,10 @@ def document(limits: Limits, vocab_size: int | None = None) -> Schema:
         "paths": paths,
         "components": {
             "schemas": dict(sorted(components.items())),
-            "securitySchemes": {"api_key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "api_key": {"type": "http", "scheme": "bearer"},
+                "x_api_key": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
         },
         "tags": [{"name": TAG}],
     }
@@ -184,12 +188,13 @@ def _operation(route: Route, schemas: dict[str, Schema]) -> Schema:
         "parameters": _parameters(route),
         "responses": {"200": _success(route, schemas)},
     }
-    for status in sorted(route.errors):
+    for status in sorted(set(route.errors) - ({422} if route.path.startswith(OPENAI) else set())):
         described["responses"][str(status)] = _error(route, status)
     if route.body:
         content = {"schema": _schema(route.body, schemas), "example": route.example}
         described["requestBody"] = {"content": {"application/json": content}, "required": True}
-        described["security"] = [{}, {"api_key": []}]  # only where the server was started with keys
+        # Keys are needed only where the server was started with some.
+        described["security"] = [{}, {"api_key": []}, {"x_api_key": []}]
     return described
 
 
@@ -233,7 +238,7 @@ def _success(route: Route, schemas: dict[str, Schema]) -> Schema:
 
 def _error(route: Route, status: int) -> Schema:
     answer: Schema = {"description": _ERRORS[status]}
-    is_openai = route.path.startswith("/v1/")
+    is_openai = route.path.startswith(OPENAI)
     content: Schema = {}
     if status in _TEXT_ERRORS and not is_openai:
         content["text/plain"] = {"schema": {"type": "string"}}

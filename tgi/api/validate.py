@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import msgspec
 
-from tgi.errors import ValidationError
+from tgi.errors import ContextLengthExceeded, ValidationError
 from tgi.limits import Limits
 from tgi.sampling import Api, SamplingParams, read_body
 from tgi.scheduler import Sequence
@@ -189,12 +189,12 @@ def _check_lengths(prompt: int, max_new_tokens: int | None, limits: Limits) -> i
     wanted = max(room, 0) if max_new_tokens is None else max_new_tokens
     chunk = min(wanted, CHUNK)
     if chunk > room:
-        raise ValidationError(
+        raise ContextLengthExceeded(
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {prompt} `inputs` tokens and {chunk} `max_new_tokens`"
         )
     if prompt > limits.max_input_tokens:
-        raise ValidationError(
+        raise ContextLengthExceeded(
             f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {prompt}"
         )
     if not prompt:
