@@ -102,7 +102,7 @@ async def run_engine(service: Service, options: Options) -> None:
                 model=model,
             )
             lifecycle.phase = Phase.READY
-            _log_ready(model, memory)
+            _log_ready(model, memory, service.url)
             await (scheduler.run() if shapes is None else save_shapes(shapes, scheduler.run))
 
 
@@ -157,11 +157,11 @@ def check_memory(memory: MemoryBudget) -> None:
         log.warning("--max-batch-total-tokens %d: there is memory for %d only", tokens, memory.tokens)
 
 
-def _log_ready(info: ModelInfo, memory: MemoryBudget) -> None:
+def _log_ready(info: ModelInfo, memory: MemoryBudget, url: str) -> None:
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
     log.info(
-        "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB",
-        info.model_id, info.dtype, info.device, memory.tokens, cache / 2**20,
+        "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB. Chat at %s",
+        info.model_id, info.dtype, info.device, memory.tokens, cache / 2**20, url,
     )  # fmt: skip
 
 

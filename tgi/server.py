@@ -11,6 +11,7 @@ import logging
 import platform
 import resource
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
@@ -78,6 +79,7 @@ async def serve(
     if options.env:
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
+    server.service.url = url_of(sockets)
     early: list[int] = []
     for one in signals:  # before the receiver opens, and after it has closed
         signal.signal(one, lambda number, _: early.append(number))
@@ -107,6 +109,16 @@ async def serve(
         for number in signals:  # one that comes while the process exits changes nothing
             signal.signal(number, signal.SIG_IGN)
     return 0
+
+
+def url_of(sockets: Sockets) -> str:
+    """Return the URL at which this machine reaches the server, or the path of a Unix socket."""
+    listener = (sockets.secure_sockets or sockets.insecure_sockets)[0]
+    if listener.family == socket.AF_UNIX:
+        return str(listener.getsockname())
+    host, port = listener.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"{'https' if sockets.secure_sockets else 'http'}://{host}:{port}/"
 
 
 @attrs.define(eq=False)

@@ -104,7 +104,7 @@ def test_it_has_every_route_and_no_other() -> None:
     }
     documented = {(path, method) for path, methods in ours()["paths"].items() for method in methods}
     assert {(path.replace("{name}", "{model}", 1) if path.startswith("/v1") else path, method)
-            for path, method in routes if not path.startswith("/docs")} == documented  # fmt: skip
+            for path, method in routes if not path.startswith(("/docs", "/page"))} == documented  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -338,3 +338,16 @@ async def test_docs_are_served_whole_from_here() -> None:
         assert (await server.ask("GET", "/docs/swagger-initializer.js")).status == 404
         served = await server.ask("GET", "/api-doc/openapi.json")
         assert served.json == ours()
+
+
+async def test_browsers_get_a_page_whole_from_here_and_nobody_else_does() -> None:
+    async with serving() as server:
+        page = await server.ask("GET", "/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+        assert page.headers["content-type"].startswith("text/html")
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+        for name in re.findall(rb'(?:href|src)="(page/[^"]+)"', page.body):
+            assert (await server.ask("GET", f"/{name.decode()}")).status == 200
+        for accept in ("*/*", "application/json", "text/plain"):
+            answer = await server.ask("GET", "/", headers={"accept": accept})
+            assert (answer.status, answer.body) == (200, b"")
+        assert (await server.ask("GET", "/page/page.py")).status == 404

@@ -25,7 +25,8 @@ def methods_by_path() -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
     for rule in made.url_map.iter_rules():
         path = rule.rule.replace("<path:model>", "some/model")
-        path = "/docs/swagger-ui.css" if path == "/docs/<name>" else re.sub("<[^>]*>", "x", path)
+        path = path.replace("/docs/<name>", "/docs/swagger-ui.css").replace("/page/<name>", "/page/page.js")
+        path = re.sub("<[^>]*>", "x", path)
         found[path] |= (rule.methods or set()) & {"GET", "POST"}
     return found
 
@@ -36,7 +37,7 @@ GETS = [path for path, methods in methods_by_path().items() if "GET" in methods]
 POSTS = """/ /generate /generate_stream /v1/chat/completions /v1/completions /invocations /vertex /tokenize
     /chat_tokenize /detokenize /v2/models/x/versions/x/infer"""
 OPEN = """/ /health /ping /info /v1/models /v1/models/some/model /metrics /docs /docs/ /docs/swagger-ui.css
-    /api-doc/openapi.json /v2 /v2/health/live /v2/health/ready /v2/models/x/versions/x
+    /page/page.js /api-doc/openapi.json /v2 /v2/health/live /v2/health/ready /v2/models/x/versions/x
     /v2/models/x/versions/x/ready"""
 
 

@@ -106,6 +106,8 @@ class Service:
     options: Options = attrs.field(factory=Options)
     engine: Engine | None = None
     """None until the model is ready."""
+    url: str = ""
+    """URL at which this machine reaches the server, or the path of a Unix socket."""
     in_flight: int = 0
     """Number of permits that are held."""
     tracer: "Tracer | None" = None

@@ -1,12 +1,14 @@
 """GET routes about the server: health, `/info`, `/v1/models`, `/metrics`, and the documentation."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import attrs
 import msgspec
 import trio
 from msgspec import UNSET, UnsetType
-from quart import Response
+from quart import Response, request
 from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 from werkzeug.exceptions import NotFound
 
@@ -16,13 +18,23 @@ from tgi.metrics import CONTENT_TYPE
 
 from .call import TOKENIZING_THREADS, VERSION, Call, Service, empty_answer, get, json_answer
 
-ASSETS = {
-    "swagger-ui.css": "text/css",
-    "swagger-ui-bundle.js": "text/javascript",
-    "favicon-32x32.png": "image/png",
+MEDIA_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
 }
-"""Files of the Swagger UI that the page loads."""
-PAGE = """<!doctype html>
+PAGE_FOLDER = Path(__file__).parent.parent / "page"
+"""The page for people: a chat, and the engine at work."""
+PAGE_FILES = frozenset(file.name for file in PAGE_FOLDER.iterdir())
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'",
+    "cache-control": "no-cache",
+}
+DOCS_FILES = "swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"
+"""Files of the Swagger UI that its page loads."""
+DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <title>Text Generation Inference</title>
@@ -160,6 +172,26 @@ async def metrics(call: Call[None]) -> Response:
     return Response(metrics.render(), 200, {"content-type": CONTENT_TYPE})
 
 
+async def root(call: Call[None]) -> Response:
+    """Answer `/`: browsers get the page, every other client what `/health` answers."""
+    if "text/html" not in request.accept_mimetypes.values():
+        return await health(call)
+    return await _asset(PAGE_FOLDER / "index.html", PAGE_HEADERS)
+
+
+async def page_asset(call: Call[None]) -> Response:
+    """Answer with a file of the page. Raises NotFound."""
+    name = call.arguments["name"]
+    if name not in PAGE_FILES:
+        raise NotFound
+    return await _asset(PAGE_FOLDER / name, PAGE_HEADERS)
+
+
+async def _asset(file: Path, headers: Mapping[str, str] | None = None) -> Response:
+    data = await trio.Path(file).read_bytes()
+    return Response(data, 200, {"content-type": MEDIA_TYPES[file.suffix], **(headers or {})})
+
+
 async def docs(_call: Call[None]) -> Response:
     """Answer `/docs`."""
     return empty_answer(303, {"location": "/docs/"})
@@ -167,20 +199,19 @@ async def docs(_call: Call[None]) -> Response:
 
 async def docs_page(_call: Call[None]) -> Response:
     """Answer `/docs/`, the Swagger UI."""
-    return Response(PAGE, 200, {"content-type": "text/html; charset=utf-8"})
+    return Response(DOCS_PAGE, 200, {"content-type": "text/html; charset=utf-8"})
 
 
 async def docs_asset(call: Call[None]) -> Response:
     """Answer with a file of the Swagger UI."""
     name = call.arguments["name"]
-    if name not in ASSETS:
+    if name not in DOCS_FILES:
         raise NotFound
-    data = await trio.Path(str(swagger_ui_path / name)).read_bytes()
-    return Response(data, 200, {"content-type": ASSETS[name]})
+    return await _asset(Path(swagger_ui_path) / name)
 
 
 ROUTES = (
-    get("/", "root_health", "Whether the server is ready", health, errors=(503,)),
+    get("/", "root_health", "Whether the server is ready; for browsers, a page", root, errors=(503,)),
     get("/health", "health", "Whether the server is ready", health, errors=(503,)),
     get("/ping", "ping", "Whether the server is ready, for SageMaker", health, errors=(503,)),
     get("/info", "get_model_info", "The model and the limits", info, answer=Info, errors=(503,)),
@@ -193,6 +224,7 @@ ROUTES = (
         answer=ModelInfo, errors=(404, 503),
     ),
     get("/metrics", "metrics", "Metrics for Prometheus", metrics, text=True),
+    get("/page/<name>", "page_asset", "A file of the page", page_asset, documented=False),
     get("/docs", "docs", "Documentation", docs, documented=False),
     get("/docs/", "docs_page", "Documentation", docs_page, documented=False),
     get("/docs/<name>", "docs_asset", "A file of the documentation", docs_asset, documented=False),
