@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from tgi.errors import TemplateError
-from tgi.text.chat_template import Abilities, ChatTemplates
+from tgi.text.abilities import Abilities
+from tgi.text.chat_template import ChatTemplates
 
 from .chat_templates import TEMPLATES
 
@@ -393,35 +394,54 @@ def test_abilities_of_known_templates(family: str) -> None:
     knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes deepseek-r1 command-r granite
         glm4 functionary gpt-oss""".split()
     no_tool_role = "llama2 mistral-v1 gemma phi3 falcon zephyr vicuna alpaca deepseek-v2 yi olmo".split()
+    first_system = "llama2 mistral-v3 mistral-nemo vicuna alpaca deepseek-r1 command-r yi".split()
+    no_text = "mistral-v3 mistral-nemo".split()
     templates = ChatTemplates({"default": TEMPLATES[family]}, SPECIAL)
     for with_tools in (False, True):
-        assert templates.abilities(with_tools) == Abilities(
+        abilities = templates.abilities(with_tools)
+        beside = "beside" if family in ("qwen2.5", "qwen3", "functionary") else "before"
+        assert abilities == Abilities(
             parts=family == "smolvlm-parts",
+            system="first"
+            if family in first_system
+            else None
+            if family in ("mistral-v1", "gemma", "solar-break")
+            else "anywhere",
+            turns=family in ("llama2", "mistral-v1", "mistral-v3", "mistral-nemo", "gemma"),
             calls="objects" if family in knowing else None,
             several_calls=family in knowing and family not in ("llama3.1-tools", "gpt-oss"),
+            text_of_calls=beside if family in knowing and family not in no_text else None,
             tool_role=family not in no_tool_role,
         )
+        assert bool(abilities.printed_call) == (family in knowing)
+
+
+_ARGUMENTS = "m.tool_calls[0].function.arguments"
+_EACH = f"for k, v in {_ARGUMENTS}.items()"
 
 
 @pytest.mark.parametrize(
-    ("call", "calls", "empty_content"),
+    ("call", "calls", "no_content"),
     [
-        ("{{ m.tool_calls[0].function.arguments | tojson }}", "objects", False),
-        ("{{ m.content + m.tool_calls[0].function.arguments | tojson }}", "objects", True),
-        ("{{ '' + m.tool_calls[0].function.arguments }}", "texts", False),
-        ("{{ m.content + m.tool_calls[0].function.arguments }}", "texts", True),
-        ("{{ m.tool_calls }}", "texts", False),
-        ("{{ m.content }}", None, False),
-        ("{{ raise_exception('no') }}", None, False),
+        ("{{ m.tool_calls[0].function.arguments | tojson }}", "objects", "absent"),
+        ("{{ m.content + m.tool_calls[0].function.arguments | tojson }}", "objects", "empty"),
+        ("{{ '' + m.tool_calls[0].function.arguments }}", "texts", "absent"),
+        ("{{ m.content + m.tool_calls[0].function.arguments }}", "texts", "empty"),
+        (f"{{% if m.content is none %}}{{{{ '' + {_ARGUMENTS} }}}}{{% endif %}}", "texts", "none"),
+        ("{{ m.tool_calls }}", "texts", "absent"),
+        (f"{{% {_EACH} %}}{{{{ k }}}}={{{{ v }}}},{{% endfor %}}", "objects", "absent"),
+        (f"{{% {_EACH} %}}<{{{{ k }}}}>{{{{ v }}}}</{{{{ k }}}}>{{% endfor %}}", "objects", "absent"),
+        ("{{ m.content }}", None, "absent"),
+        ("{{ raise_exception('no') }}", None, "absent"),
     ],
-)
-def test_form_of_printed_calls_is_found_by_trial(call: str, calls: Any, empty_content: bool) -> None:
+)  # fmt: skip
+def test_form_of_printed_calls_is_found_by_trial(call: str, calls: Any, no_content: str) -> None:
     template = (
         f"{{% for m in messages %}}{{% if m.tool_calls %}}{call}{{% else %}}{{{{ m.content }}}}"
         "{% endif %}{% endfor %}"
     )
     abilities = ChatTemplates({"default": template}, {}).abilities(False)
-    assert (abilities.calls, abilities.empty_content) == (calls, empty_content)
+    assert (abilities.calls, abilities.no_content) == (calls, no_content)
 
 
 def test_messages_are_left_as_they_were() -> None:

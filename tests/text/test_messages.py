@@ -240,10 +240,65 @@ def test_results_become_user_messages_for_a_template_without_tool_role() -> None
     done, _ = prepared(TEMPLATES["gemma"], messages)
     assert [message["role"] for message in done] == ["user", "assistant", "user", "assistant"]
     assert done[2]["content"] == "21 °C\n19 °C\nSo?"
-    done, _ = prepared(TEMPLATES["gemma"], [USER, USER, {"role": "assistant", "content": "Ah"}, USER])
-    assert done == [USER, USER, {"role": "assistant", "content": "Ah"}, USER], (
-        "users are left alone otherwise"
-    )
+
+
+def test_messages_in_a_row_are_joined_where_a_template_requires_turns() -> None:
+    answer = {"role": "assistant", "content": "Ah"}
+    messages = [USER, USER, answer, answer, USER]
+    done, _ = prepared(TEMPLATES["gemma"], messages)
+    assert [message["content"] for message in done] == [
+        "How warm is it?\nHow warm is it?",
+        "Ah\nAh",
+        "How warm is it?",
+    ]
+    assert prepared(TEMPLATES["chatml"], messages)[0] == messages
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_every_template_shows_system_messages(family: str) -> None:
+    """One that the template would refuse or leave out is a part of the user's message."""
+    if family == "smolvlm-parts":
+        return
+    answer = {"role": "assistant", "content": "It is 21 °C."}
+    early, late = ({"role": "system", "content": text} for text in ("Be terse.", "Be polite."))
+    for messages in ([early, USER], [early, USER, answer, late, USER], [early, late, USER, answer, USER]):
+        text = rendered(TEMPLATES[family], messages)
+        assert "Be terse." in text
+        assert late not in messages or "Be polite." in text
+        assert text.count("How warm") == len([m for m in messages if m["role"] == "user"])
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_text_beside_calls_is_shown(family: str) -> None:
+    """Mistral's templates show none, and refuse it in a message of its own."""
+    conversation = [
+        USER,
+        CALLS | {"content": "Let me see."},
+        RESULT,
+        {"role": "assistant", "content": "Warm."},
+    ]
+    text = rendered(TEMPLATES[family], [*conversation, USER])
+    assert ("Let me see." in text) is (family not in ("mistral-v3", "mistral-nemo"))
+    for part in ("Zürich" if family != "glm4" else "Z\\u00fcrich", "21 °C", "Warm."):
+        assert part in text
+
+
+KIMI = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    "<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}{% endfor %}"
+    "{% if m.role == 'tool' %}[{{ m.tool_call_id }}]{% endif %}{% endfor %}"
+)
+
+
+def test_ids_name_the_function_where_a_template_prints_them_instead() -> None:
+    other = {"id": "b", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    results = [RESULT, RESULT | {"tool_call_id": "b"}]
+    text = rendered(KIMI, [USER, CALLS | {"tool_calls": [CALL, other]}, *results, CALLS, RESULT])
+    assert '<|tool_call_begin|>functions.weather:0<|tool_call_argument_begin|>{"city": "Zürich"}' in text
+    assert "functions.clock:1<|tool_call_argument_begin|>{}" in text
+    assert text.count("[functions.weather:0]") == 1
+    assert text.count("[functions.clock:1]") == 1
+    assert text.count("[functions.weather:2]") == 1, "the same id again is another call"
 
 
 def test_mistral_templates_get_ids_of_nine_characters() -> None:

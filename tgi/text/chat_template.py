@@ -4,13 +4,12 @@ Prompts are those of transformers' `apply_chat_template`, errors those of TGI. A
 comes with the model; it runs in jinja2's sandbox.
 """
 
-import itertools
 import json
 import logging
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 import jinja2
@@ -23,6 +22,7 @@ from jinja2.utils import Namespace
 
 from tgi.errors import TemplateError
 
+from .abilities import TOOL, Abilities, try_out
 from .tokenizer import NAMED_TOKENS, TokenizerError, read_json, token_text
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,6 @@ _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields in which clients send back the reasoning of a model; templates read the first or the second."""
 _MARKER = "[-the-answer-goes-on-here-]"
 """Text appended to a message to find its end in the rendered prompt."""
-_PROBE = "probe-of-the-content"
-"""Content of the messages with which a template is tried out."""
-_ARGUMENTS = ("probe-of-a-value", "probe-of-another")
-_CALL_ID, _OTHER_ID = "a1b2c3d4e", "f5g6h7i8j"
-_TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "object", "properties": {}}}
 
 
 @attrs.frozen
@@ -51,22 +46,6 @@ class _Template:
     """The reason why the source does not compile."""
     variables: frozenset[str] = frozenset()
     """Names of the variables that the template reads."""
-
-
-@attrs.frozen
-class Abilities:
-    """Messages that a template prints."""
-
-    parts: bool = False
-    """Whether it prints the content of a message only if that is a list of parts."""
-    calls: Literal["objects", "texts"] | None = None
-    """Form of the arguments with which it prints calls: an object or JSON text. None: it prints no calls."""
-    several_calls: bool = False
-    """Whether it prints every call of a message."""
-    empty_content: bool = False
-    """Whether a message with calls must have a content, even an empty one."""
-    tool_role: bool = False
-    """Whether it prints messages of the role `tool` that answer no call."""
 
 
 class ChatTemplates:
@@ -136,7 +115,10 @@ class ChatTemplates:
         the last message is the assistant's, after its content without trailing spaces (tgi-behaviour 4.4).
         `extra` are further variables of the template; they may replace special tokens.
         """
-        messages = [_with_reasoning({k: v for k, v in m.items() if v is not None}) for m in messages]
+        kept = {"content"} if self.abilities(tools is not None).no_content == "none" else set()
+        messages = [
+            _with_reasoning({k: v for k, v in m.items() if v is not None or k in kept}) for m in messages
+        ]
         marked = _mark_last(messages)
         if marked is not None:
             text, marker, _ = self._render(marked, tools, extra, more=False).rpartition(_MARKER)
@@ -175,42 +157,14 @@ class ChatTemplates:
             raise TemplateError(_describe(error)) from error
 
     def _try_out(self, with_tools: bool) -> Abilities:
-        """Find the abilities of a template by rendering messages, since its source tells less."""
-        tools = [{"type": "function", "function": _TOOL}] if with_tools else None
-
-        def printed(*messages: dict[str, Any]) -> str:
+        def printed(messages: list[dict[str, Any]]) -> str:
+            tools = [{"type": "function", "function": TOOL}] if with_tools else None
             try:
-                return self._render(list(messages), tools, None, more=True)
+                return self._render(messages, tools, None, more=True)
             except TemplateError:
                 return ""
 
-        def content(text: str) -> str | list[dict[str, str]]:
-            return [{"type": "text", "text": text}] if parts else text
-
-        parts = False
-        if _PROBE not in printed({"role": "user", "content": _PROBE}):
-            parts = True
-            parts = _PROBE in printed({"role": "user", "content": content(_PROBE)})
-        ask = {"role": "user", "content": content("What?")}
-        wait = {"role": "assistant", "content": content("Wait.")}
-        result = {"role": "tool", "tool_call_id": _CALL_ID, "name": "find", "content": content(_PROBE)}
-        abilities = Abilities(parts, tool_role=_PROBE in printed(ask, wait, result))
-        forms: tuple[Literal["objects", "texts"], ...] = ("objects", "texts")
-        for form, empty in itertools.product(forms, (False, True)):
-            first, second = ({"probe-of-a-key": value} for value in _ARGUMENTS)
-            message = {"role": "assistant"} | ({"content": content("")} if empty else {})
-            text = printed(ask, message | {"tool_calls": [_probing_call(_CALL_ID, first, form)]}, result)
-            if _PROBE in text and all(f'"{word}"' in text for word in ("probe-of-a-key", _ARGUMENTS[0])):
-                calls = [_probing_call(_CALL_ID, first, form), _probing_call(_OTHER_ID, second, form)]
-                results = result, result | {"tool_call_id": _OTHER_ID}
-                several = _ARGUMENTS[1] in printed(ask, message | {"tool_calls": calls}, *results)
-                return attrs.evolve(abilities, calls=form, several_calls=several, empty_content=empty)
-        return abilities
-
-
-def _probing_call(id_: str, arguments: dict[str, str], form: Literal["objects", "texts"]) -> dict[str, Any]:
-    function = {"name": "find", "arguments": arguments if form == "objects" else json.dumps(arguments)}
-    return {"id": id_, "type": "function", "function": function}
+        return try_out(printed)
 
 
 def _named(value: object) -> dict[str, str]:

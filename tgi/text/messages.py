@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from .abilities import Abilities
 from .answer_format import AnswerFormat
-from .chat_template import Abilities, ChatTemplates
-from .tool_formats import ToolFormat
+from .chat_template import ChatTemplates
 
 Message = dict[str, Any]
 
@@ -45,13 +45,17 @@ def prepare_messages(
     in_template = bool(described) and templates.knows_tools()
     abilities = templates.abilities(with_tools=in_template)
     source = templates.source(with_tools=in_template) or ""
-    ids = _Ids() if re.search(r"length != 9\b", source) else None
-    style = answer.calls
+    ids = _Names() if abilities.names_in_ids else _Ids() if re.search(r"length != 9\b", source) else None
     if "developer" not in source:  # OpenAI's newer name of the role
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
     if abilities.calls and not abilities.several_calls:
         messages = list(_one_call_each(messages))
-    converted = _merged([_converted(message, abilities, style, ids) for message in messages])
+    if abilities.calls and abilities.text_of_calls == "before":
+        messages = [part for message in messages for part in _text_before_calls(message)]
+    turned = [
+        _converted(message, abilities, answer, ids, number == 0) for number, message in enumerate(messages)
+    ]
+    converted = _merged(turned, abilities)
     is_taught = in_template and answer.taught
     if described and not (is_taught and tool_prompt is None):
         default = TOOL_PROMPT if required else TOOL_PROMPT + MAY_ANSWER
@@ -61,7 +65,7 @@ def prepare_messages(
         _append(converted, f"\n---\n{text}")
     if abilities.parts:
         for message in converted:
-            if "content" in message:
+            if message.get("content") is not None:
                 message["content"] = [{"type": "text", "text": message["content"]}]
     return converted, described if in_template else None
 
@@ -85,6 +89,14 @@ def _one_call_each(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[st
             results = [r for r in results if r.get("tool_call_id") != call.get("id")]
 
 
+def _text_before_calls(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield a message, or its text and its calls in a message each."""
+    if message.get("tool_calls") and _text_of(message.get("content")):
+        yield {name: value for name, value in message.items() if name != "tool_calls"}
+        message = {"role": message["role"], "tool_calls": message["tool_calls"]}
+    yield message
+
+
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool with exactly the keys that templates look at."""
     function = tool["function"]
@@ -100,19 +112,23 @@ def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(
-    message: Mapping[str, Any], abilities: Abilities, style: ToolFormat, ids: "_Ids | None"
+    message: Mapping[str, Any], abilities: Abilities, answer: AnswerFormat, ids: "_Ids | None", is_first: bool
 ) -> tuple[Message, bool]:
-    """Return a message for the template, and whether it is a user's in place of a tool's."""
+    """Return a message for the template, and whether it is a user's in place of another role's."""
     converted = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
     text, calls = _text_of(message.get("content")), message.get("tool_calls")
     if calls and abilities.calls:
         converted["tool_calls"] = [_call(call, as_text=abilities.calls == "texts", ids=ids) for call in calls]
-        if text or abilities.empty_content:
-            converted["content"] = text
+        if text or abilities.no_content != "absent":
+            converted["content"] = text or (None if abilities.no_content == "none" else "")
         return converted, False
     if calls:
-        written = style.write((call["function"]["name"], _arguments_text(call)) for call in calls)
+        written = answer.calls.write((call["function"]["name"], _arguments_text(call)) for call in calls)
         text = f"{text}\n{written}" if text else written
+    if message["role"] == "system" and not (
+        abilities.system == "anywhere" or (abilities.system and is_first)
+    ):
+        return {"role": "user", "content": text}, True
     if message["role"] == "tool":
         if not (abilities.calls or abilities.tool_role):
             return {"role": "user", "content": text}, True
@@ -121,14 +137,17 @@ def _converted(
     return converted | {"content": text}, False
 
 
-def _merged(messages: Sequence[tuple[Message, bool]]) -> list[Message]:
-    """Join consecutive messages of users if one of them is a tool's result: such templates require turns."""
+def _merged(messages: Sequence[tuple[Message, bool]], abilities: Abilities) -> list[Message]:
+    """Join consecutive messages of a role if the template requires turns, or one stands for another role."""
     merged: list[Message] = []
     mergeable = False
-    for message, is_result in messages:
-        mergeable = is_result or (mergeable and message["role"] == "user")
-        if mergeable and merged and merged[-1]["role"] == message["role"]:
-            merged[-1]["content"] += "\n" + message["content"]
+    for message, is_other in messages:
+        mergeable = is_other or (mergeable and message["role"] == "user")
+        last = merged[-1] if merged else message | {"role": None}
+        is_turn = abilities.turns and message["role"] in ("user", "assistant")
+        has_calls = "tool_calls" in message or "tool_calls" in last
+        if (mergeable or is_turn) and last["role"] == message["role"] and not has_calls:
+            last["content"] += "\n" + message["content"]
         else:
             merged.append(message)
     return merged
@@ -172,6 +191,8 @@ def _arguments_object(call: Mapping[str, Any]) -> Any:
 
 def _call(call: Mapping[str, Any], *, as_text: bool, ids: "_Ids | None") -> dict[str, Any]:
     arguments = _arguments_text(call) if as_text else _arguments_object(call)
+    if isinstance(ids, _Names):
+        ids.add(call)
     id_ = call.get("id") if ids is None else ids[call.get("id")]
     # Templates print the keys of a function in this order.
     converted = {"type": "function", "function": {"name": call["function"]["name"], "arguments": arguments}}
@@ -185,6 +206,18 @@ class _Ids(dict[str | None, str]):
         valid = id_ is not None and re.fullmatch("[A-Za-z0-9]{9}", id_)
         self[id_] = id_ if valid and id_ is not None else f"{len(self):09d}"
         return self[id_]
+
+
+class _Names(_Ids):
+    """Clients' ids of calls, each with the id that names the function, as in `functions.weather:0`."""
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    def add(self, call: Mapping[str, Any]) -> None:
+        """Give the next call of the conversation its id."""
+        self[call.get("id")] = f"functions.{call['function']['name']}:{self._calls}"
+        self._calls += 1
 
 
 def _append(messages: list[Message], text: str) -> None:
