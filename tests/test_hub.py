@@ -35,12 +35,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     files: ClassVar[dict[str, bytes]] = {}
     status: ClassVar[tuple[int, str]] = (200, "")
+    refused: ClassVar[str] = ""
+    """Part of the paths that are answered with `status`."""
     asked: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self.asked.append(f"{self.command} {self.path} {self.headers.get('authorization', '')}")
         path = self.path.partition("?")[0]
-        if self.status[0] != 200:
+        if self.status[0] != 200 and self.refused in path:
             self._send(b"{}", {"X-Error-Code": self.status[1]}, self.status[0])
         elif re.fullmatch(rf"/api/models/{NAME}(/revision/(main|{COMMIT}))?", path):
             siblings = [{"rfilename": name, "size": len(data)} for name, data in self.files.items()]
@@ -128,6 +130,8 @@ def test_a_model_is_downloaded_once(hub: tuple[type[Hub], str], checkpoint: Path
     for path in folder.iterdir():
         assert path.read_bytes() == (checkpoint / path.name).read_bytes()
     assert lifecycle.stage == f"downloading {NAME}"
+    sizes = sum(path.stat().st_size for path in folder.iterdir())
+    assert lifecycle.done == lifecycle.total == sizes
     assert any("Bearer hf_secret" in line for line in handler.asked)
 
     handler.asked.clear()
@@ -167,23 +171,77 @@ def test_the_cache_can_be_elsewhere(hub: tuple[type[Hub], str], tmp_path: Path) 
     assert folder.is_relative_to(tmp_path / "here")
 
 
-@pytest.mark.parametrize(
-    ("status", "code", "said"),
-    [
-        (401, "", "wants a token that may read org/tiny: set HF_TOKEN"),
-        (404, "RepoNotFound", "no such model on the Hub"),
-        (403, "GatedRepo", "is gated: accept its conditions on the Hub, and set HF_TOKEN"),
-        (500, "", "cannot be reached"),
-    ],
-)
+REFUSALS = [
+    (401, "", "wants a token that may read org/tiny: set HF_TOKEN"),
+    (403, "", "HF_TOKEN may not read org/tiny"),
+    (403, "GatedRepo", "is gated: accept its conditions on the Hub, and set HF_TOKEN"),
+    (404, "RepoNotFound", "no such model on the Hub"),
+    (404, "", "lacks a file on 127.0.0.1 (404): is HF_ENDPOINT the Hub?"),
+    (429, "", "too many requests from here (429): wait some minutes, or set HF_TOKEN"),
+    (500, "", "127.0.0.1 has a fault of its own (500): try again later"),
+    (503, "", "127.0.0.1 has a fault of its own (503)"),
+    (504, "", "127.0.0.1 has a fault of its own (504)"),
+    (407, "", "wants a user and a password (407)"),
+]
+
+
+@pytest.mark.parametrize(("status", "code", "said"), REFUSALS)
 def test_what_the_hub_refuses_is_one_line(
     hub: tuple[type[Hub], str], tmp_path: Path, status: int, code: str, said: str
 ) -> None:
     hub[0].status = (status, code)
+    check_refusal(hub[1], tmp_path, said)
+
+
+def check_refusal(endpoint: str, cache: Path, said: str, **variables: str) -> None:
     with pytest.raises(HubError) as caught:
-        fetch(hub[1], tmp_path)
+        fetch(endpoint, cache, **variables)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_the_hub_refuses_is_one_line(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    hub[0].status, hub[0].refused = (403, ""), "/resolve/"
+    check_refusal(hub[1], tmp_path, "HF_TOKEN may not read org/tiny (403)")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "proxy", "said"),
+    [
+        ("http://127.0.0.1:9", "", "127.0.0.1 cannot be reached: [Errno 111] Connection refused"),
+        ("http://hub.invalid", "", "the name of hub.invalid cannot be resolved: without a network"),
+        ("http://hub.invalid", "http://127.0.0.1:9", "the proxy 127.0.0.1:9 cannot be reached: [Errno 111]"),
+        ("http://hub.invalid", "http://me:secret@no.invalid:1", "of the proxy no.invalid:1 cannot be"),
+    ],
+    ids=["refused", "no name", "proxy refused", "no name of a proxy"],
+)
+def test_without_a_network_the_first_start_is_one_line(
+    tmp_path: Path, endpoint: str, proxy: str, said: str
+) -> None:
+    variables = {"HTTP_PROXY": proxy, "http_proxy": proxy, "NO_PROXY": "", "no_proxy": ""}
+    check_refusal(endpoint, tmp_path, said, **variables)
+    command = [sys.executable, "-m", "tgi", "download-weights", NAME]
+    variables = environment(endpoint, tmp_path, **variables)
+    done = subprocess.run(command, env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert said in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_a_proxy_that_refuses_is_named(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    """The imitation knows no CONNECT, which is how a proxy is asked for a connection with TLS."""
+    proxy = {"HTTPS_PROXY": hub[1], "https_proxy": hub[1], "NO_PROXY": "", "no_proxy": ""}
+    address = hub[1].removeprefix("http://")
+    check_refusal("https://hub.invalid", tmp_path, f"the proxy {address} refuses: 501", **proxy)
+
+
+def test_a_cache_that_lacks_files_is_named(hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+    folder, _ = fetch(hub[1], tmp_path)
+    (folder / "model.safetensors").unlink()
+    check_refusal(
+        "http://127.0.0.1:9", tmp_path, "org/tiny is only partly in the cache, and 127.0.0.1 cannot"
+    )
 
 
 def test_a_revision_that_is_not_there(hub: tuple[type[Hub], str], tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ import importlib
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, TypeGuard
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import attrs
 import msgspec
@@ -26,7 +28,8 @@ from tgi.parent import Parent
 
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = (*FOREIGN, "original/*", "*.index.json.bak")
-_POLL_SECONDS = 1.0
+_REPORT_SECONDS = 0.5
+_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 _GGUF = (
     "{} is GGUF, the format of llama.cpp, which this server does not read: serve the model that it was made "
     "from, with *.safetensors"
@@ -80,10 +83,11 @@ class Source:
     """"auto"; "safetensors" to convert no other weights; "dummy" if no weights are needed."""
 
 
-def find_model(source: Source, on_progress: OnProgress = lambda _: None) -> Path:
+def find_model(source: Source, on_progress: OnProgress | None = None) -> Path:
     """Return the folder of a model, downloaded and converted where necessary.
 
-    Blocks; importing torch and transformers if it has to convert. Raises HubError.
+    Blocks; importing torch and transformers if it has to convert. Without `on_progress`, progress bars show
+    a download on a terminal. Raises HubError.
     """
     folder = Path(source.model_id).expanduser()
     if folder.is_file() and folder.suffix == ".gguf":
@@ -113,7 +117,6 @@ async def fetch_model(source: Source, lifecycle: Lifecycle, environment: Mapping
         return folder
     lifecycle.enter("looking for the model")
     description = msgspec.json.encode(source, enc_hook=str).decode()
-    environment = {**environment, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     child = await start_child("-m", "tgi.hub", description, environment=environment)
     async with contextlib.aclosing(child):
         while (payload := await child.receive()) is not None:
@@ -134,7 +137,7 @@ def _is_complete(folder: Path, source: Source) -> bool:
     return described and (source.load_format == "dummy" or bool(own_files(folder, ".safetensors")))
 
 
-def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
+def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> Path:
     """Return `folder` if it is complete, or a folder of links to its files beside the files that it lacks."""
     if not (folder / "config.json").is_file():
         raise _no_model(folder, source)
@@ -149,7 +152,8 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress) -> Path:
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
     if _is_complete(target, source):
         return target
-    on_progress(Stage("converting the model"))
+    if on_progress is not None:
+        on_progress(Stage("converting the model"))
     work = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         work.mkdir(parents=True)
@@ -218,20 +222,24 @@ def _check_id(source: Source) -> None:
         raise HubError(f"there is no folder {source.model_id}")
 
 
-def _download(source: Source, on_progress: OnProgress) -> Path:
+def _download(source: Source, on_progress: OnProgress | None) -> Path:
     _check_id(source)
-    with _progress(source, _cache_folder(source), on_progress):
-        if source.load_format == "dummy":
-            return _snapshot(source, *DESCRIPTIONS)
-        folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}")
-        if not own_files(folder, source.extension) and source.load_format == "auto":
-            other = ".bin" if source.extension == ".safetensors" else ".safetensors"
-            folder = _snapshot(source, *DESCRIPTIONS, f"*{other}")
+    if on_progress is not None:
+        on_progress(Stage(f"downloading {source.model_id}"))
+    if source.load_format == "dummy":
+        return _snapshot(source, *DESCRIPTIONS, on_progress=on_progress)
+    folder = _snapshot(source, *DESCRIPTIONS, f"*{source.extension}", on_progress=on_progress)
+    if not own_files(folder, source.extension) and source.load_format == "auto":
+        other = ".bin" if source.extension == ".safetensors" else ".safetensors"
+        folder = _snapshot(source, *DESCRIPTIONS, f"*{other}", on_progress=on_progress)
     return folder
 
 
-def _snapshot(source: Source, *patterns: str) -> Path:
-    """Return the folder of a repository's files that match, downloading those that are not in the cache."""
+def _snapshot(source: Source, *patterns: str, on_progress: OnProgress | None = None) -> Path:
+    """Return the folder of a repository's files that match, downloading those that are not in the cache.
+
+    Without `on_progress`, huggingface_hub shows its own progress bars on a terminal.
+    """
     from huggingface_hub import snapshot_download
 
     with _hub_errors(source):
@@ -241,43 +249,32 @@ def _snapshot(source: Source, *patterns: str) -> Path:
             cache_dir=_cache_folder(source),
             allow_patterns=list(patterns),
             ignore_patterns=list(UNWANTED),
+            tqdm_class=None if on_progress is None else _bars(f"downloading {source.model_id}", on_progress),
         )
     return Path(folder)
 
 
-@contextlib.contextmanager
-def _progress(source: Source, cache: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Report how many bytes are on disk while the body downloads."""
-    repository = cache / f"models--{source.model_id.replace('/', '--')}" / "blobs"
-    name = f"downloading {source.model_id}"
-    on_progress(Stage(name))
-    finished = threading.Event()
+def _bars(name: str, on_progress: OnProgress) -> type[Any]:
+    """Return a class of progress bars for huggingface_hub that report bytes instead of showing them.
 
-    def count() -> None:
-        total = _download_size(source)
-        while not finished.wait(_POLL_SECONDS):
-            done = sum(path.stat().st_size for path in repository.glob("*") if path.exists())
-            on_progress(Stage(name, min(done, total) if total else done, total))
+    There may be several of them, for what has arrived and what is on disk: the furthest one counts.
+    """
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        finished.set()
+    furthest = 0
 
+    class Bars(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": False, "mininterval": _REPORT_SECONDS})
 
-def _download_size(source: Source) -> int:
-    """Return the bytes of the weights on the Hub, or 0 if it does not say."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+        def display(self, *_: Any, **__: Any) -> None:
+            nonlocal furthest
+            if self.unit == "B" and self.n > furthest:
+                furthest = int(self.n)
+                on_progress(Stage(name, furthest, max(furthest, int(self.total or 0))))
 
-    try:
-        info = HfApi().model_info(source.model_id, revision=source.revision, files_metadata=True, timeout=10)
-    except (HfHubHTTPError, OfflineModeIsEnabled, HFValidationError, OSError):
-        return 0
-    files = [file for file in info.siblings or () if file.rfilename.endswith(source.extension)]
-    return sum(file.size or 0 for file in files)
+    return Bars
 
 
 @contextlib.contextmanager
@@ -285,33 +282,93 @@ def _hub_errors(source: Source) -> Iterator[None]:
     """Turn exceptions of huggingface_hub into a HubError that says what to do."""
     from huggingface_hub import errors
 
-    name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
-    absent = f"{name} is not in the cache, and the Hub cannot be reached (HF_HUB_OFFLINE, HF_ENDPOINT)"
-    reasons: dict[type[Exception], str] = {  # the first that fits
-        errors.HFValidationError: f"{name!r} is neither a folder nor an id on the Hub",
-        errors.GatedRepoError: f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN",
-        errors.RevisionNotFoundError: f"{source.model_id} has no revision {source.revision}",
-        errors.RepositoryNotFoundError: "there is no folder "
-        f"{name}, and no such model on the Hub that HF_TOKEN may read",
-        errors.LocalEntryNotFoundError: absent,
-        errors.OfflineModeIsEnabled: absent,
-    }
     try:
         yield
-    except tuple(reasons) as error:
-        raise HubError(next(text for kind, text in reasons.items() if isinstance(error, kind))) from error
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            raise HubError(f"the Hub wants a token that may read {name}: set HF_TOKEN") from error
-        raise HubError(f"the Hub refuses {name}: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise _disk_error(error, _cache_folder(source)) from error
+    except errors.HFValidationError as error:
+        raise HubError(f"{source.model_id!r} is neither a folder nor an id on the Hub") from error
+    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
+        causes = list(_causes(error))
+        disk = next((cause for cause in causes if _is_of_disk(cause)), None)
+        if disk is not None:
+            raise _disk_error(disk, _cache_folder(source)) from error
+        raise HubError(_hub_reason(source, causes)) from error
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _is_of_disk(error: BaseException) -> TypeGuard[OSError]:
+    return isinstance(error, OSError) and error.errno in (*_UNWRITABLE, errno.ENOSPC)
+
+
+def _hub_reason(source: Source, causes: Sequence[BaseException]) -> str:
+    """Return why the Hub gave no model, and what helps; the causes are the exception and those behind it."""
+    from huggingface_hub import constants, errors
+
+    name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
+    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
+    refused = next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
+    status = 0 if refused is None else refused.response.status_code
+    hub = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
+    part = "only partly in the cache" if "IncompleteSnapshotError" in kinds else "not in the cache"
+    absent = f"{name} is {part}, and"
+    if "OfflineModeIsEnabled" in kinds or constants.HF_HUB_OFFLINE:
+        return f"{absent} HF_HUB_OFFLINE=1 forbids to ask the Hub"
+    if "GatedRepoError" in kinds:
+        return f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN"
+    if "RevisionNotFoundError" in kinds:
+        return f"{source.model_id} has no revision {source.revision}"
+    if "DisabledRepoError" in kinds:
+        return f"the Hub has disabled {name}"
+    if "RepositoryNotFoundError" in kinds:
+        return f"there is no folder {name}, and no such model on the Hub that HF_TOKEN may read"
+    if status == 401:
+        return f"the Hub wants a token that may read {name}: set HF_TOKEN to one that is valid"
+    if status == 403:
+        return f"HF_TOKEN may not read {name} (403): give the token the right to, or set another one"
+    if status == 404:
+        return f"{name} lacks a file on {hub} (404): is HF_ENDPOINT the Hub?"
+    if status == 407:
+        return f"{absent} the proxy of HTTPS_PROXY wants a user and a password (407)"
+    if status == 429:
+        return (
+            f"{absent} the Hub has had too many requests from here (429): wait some minutes, or set "
+            "HF_TOKEN, which has a limit of its own"
+        )
+    if status >= 500:
+        return f"{absent} {hub} has a fault of its own ({status}): try again later"
+    if refused is not None:
+        return f"the Hub refuses {name}: {' '.join(str(refused).split())}"
+    proxy = None if proxy_bypass(hub) else getproxies().get(urlsplit(constants.ENDPOINT).scheme)
+    asked = f"the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else hub
+    if "ProxyError" in kinds:
+        return f"{absent} {asked} refuses: {_innermost(causes)}"
+    if "gaierror" in kinds:
+        return (
+            f"{absent} the name of {asked} cannot be resolved: without a network, give a folder, or fill the "
+            "cache with `tgi download-weights` where there is one"
+        )
+    if kinds & {"SSLError", "SSLCertVerificationError"}:
+        return (
+            f"{absent} the certificate of {asked} is not trusted: behind a proxy that opens TLS, name its "
+            "certificates with SSL_CERT_FILE"
+        )
+    if kinds & {"TimeoutException", "TimeoutError", "Timeout"}:
+        return f"{absent} {asked} does not answer in time: is there a network, or a proxy for HTTPS_PROXY?"
+    return f"{absent} {asked} cannot be reached: {_innermost(causes)}"
+
+
+def _innermost(causes: Sequence[BaseException]) -> str:
+    return " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
 
 
 def _disk_error(error: OSError, folder: Path) -> HubError:
     if error.errno == errno.ENOSPC:
         return HubError(f"no space left in {folder}: set HUGGINGFACE_HUB_CACHE to a larger disk")
-    if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+    if error.errno in _UNWRITABLE:
         return HubError(f"{folder} cannot be written: set HUGGINGFACE_HUB_CACHE to a folder that can")
     return HubError(f"the model cannot be fetched: {' '.join(str(error).split())}")
 
