@@ -34,7 +34,7 @@ def make_runner(shape: str, dtype: str, threads: int) -> Runner:
     config = architecture.config(JsonReader(SHAPES[shape]))
     chosen = device.dtype(dtype)
     build = Build(DummyWeights(chosen), Shard(), device, chosen)
-    from tgi_llama.model import Llama
+    from tgi.layers import LlamaDecoder
 
     command = Load(
         folder="",
@@ -48,7 +48,7 @@ def make_runner(shape: str, dtype: str, threads: int) -> Runner:
         prefill_tokens=1024,
     )
     with torch.inference_mode():
-        runner = Runner.of(LoadedModel(Llama(config, build).eval(), config, build), command)
+        runner = Runner.of(LoadedModel(LlamaDecoder(config, build).eval(), config, build), command)
     runner.allocate(LANES * 128)
     return runner
 

@@ -64,8 +64,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["bash", "-ec", making], cwd=parent, check=True)
     for kind, text in BLOCKS:
         if kind != "bash":
-            (parent / "my-qwen2" / text.partition("\n")[0].removeprefix("# ")).write_text(text)
-    return parent / "my-qwen2"
+            (parent / "my-seed" / text.partition("\n")[0].removeprefix("# ")).write_text(text)
+    return parent / "my-seed"
 
 
 def test_from_an_empty_folder_to_an_answer(project: Path, tmp_path: Path) -> None:
@@ -73,12 +73,12 @@ def test_from_an_empty_folder_to_an_answer(project: Path, tmp_path: Path) -> Non
     author = Environment(tmp_path / "author")
     assert "2 passed" in author.run(TEST, project)
     listed = author.run(PREPARE, project)
-    assert "my-qwen2 1.0 (qwen2 = my_qwen2.plugin)\n  architectures: Qwen2ForCausalLM\n" in listed
+    assert "my-seed 1.0 (seed = my_seed.plugin)\n  architectures: SeedOssForCausalLM\n" in listed
     author.run(BUILD, project)
     user = Environment(tmp_path / "user")
-    assert "my-qwen2" not in user.run("tgi plugins", tmp_path)
+    assert "my-seed" not in user.run("tgi plugins", tmp_path)
     user.run(f"pip install --quiet --no-deps {shlex.quote(str(project))}/dist/*.whl", tmp_path)
-    (tmp_path / "random-qwen2").symlink_to(project / "random-qwen2")
+    (tmp_path / "random-seed").symlink_to(project / "random-seed")
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -22,10 +22,11 @@ from tgi.layers import (
     RowLinear,
     alibi_slopes,
 )
-from tgi.layers.llama import GatedMLP
 from tgi.layers.moe import MixtureOfExperts
 from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins.experts_config import ExpertsConfig
+from tgi.plugins.llama_config import read_llama_config
 from tgi.plugins.rope_config import read_rope
 from tgi.weights import Checkpoint, DummyWeights, Shard
 from tgi.weights.formats.fp8 import Fp8
@@ -204,6 +205,12 @@ class Recorder(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
+def with_experts():
+    sizes = {"vocab_size": VOCAB, "hidden_size": SIZE, "intermediate_size": 12, "num_hidden_layers": 1}
+    experts = ExpertsConfig(layers=(True,), count=3, top=2, inner=12)
+    return read_llama_config(JsonReader(sizes | {"num_attention_heads": 4}), experts=experts)
+
+
 def test_all_ranks_do_the_same_operations(build):
     """Else the graphs of a compiled model would differ from rank to rank."""
     ids, x, residual = torch.tensor([0, 20, 49]), torch.randn(3, 3), torch.randn(3, SIZE)
@@ -213,7 +220,7 @@ def test_all_ranks_do_the_same_operations(build):
         here = build(Shard(rank, 4), device)
         dummy = Build(DummyWeights(torch.float32), Shard(rank, 4), device, torch.float32)
         embedding, row = Embedding(here, "head", VOCAB, SIZE), RowLinear(here, "o", 12, SIZE, bias=True)
-        experts = MixtureOfExperts(dummy, "r", [GatedMLP(dummy, f"{i}", SIZE, 12) for i in range(3)], SIZE, 2)
+        experts = MixtureOfExperts(dummy, "m", with_experts(), None)
         head = Head(here, "head", VOCAB, SIZE)
         with Recorder() as recorder:
             y = row(x, embedding(ids))

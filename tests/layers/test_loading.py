@@ -175,7 +175,7 @@ def test_a_model_that_looks_at_numbers_while_it_is_built_is_refused(
     def look(_config: Any, build: Any) -> None:
         build.read(TensorPart("model.norm.weight", (64,))).max().item()
 
-    monkeypatch.setattr("tgi_llama.model.Llama", look)
+    monkeypatch.setattr("tgi.layers.LlamaDecoder", look)
     folder = make_llama(tmp_path)
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM .* looks at numbers while it is built"):
         described(folder)

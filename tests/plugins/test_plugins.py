@@ -143,7 +143,7 @@ def test_the_list_as_json() -> None:
         "version": importlib.metadata.version("tgi-llama"),
         "entry_point": "llama",
         "module": "tgi_llama.plugin",
-        "architectures": {"LlamaForCausalLM": "tgi_llama.model:Llama"},
+        "architectures": {"LlamaForCausalLM": "tgi.layers:LlamaDecoder"},
         "devices": {},
         "problem": None,
     }

@@ -5,21 +5,20 @@ from typing import Any, ClassVar
 
 import attrs
 import torch
-from tgi_llama.model import Llama
 from tgi_llama.plugin import read_config
 
-from tgi.layers import Attention, RMSNorm, Rotary, RowLinear
+from tgi.layers import Attention, LlamaDecoder, RMSNorm, Rotary, RowLinear
 from tgi.plugins import Architecture, hookimpl
 from tgi.weights import Shard
 
 
-class DoubledEmbeddings(Llama):
+class DoubledEmbeddings(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
         self.embed._weight *= 2
 
 
-class Epsilon(Llama):
+class Epsilon(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
         for module in self.modules():
@@ -27,7 +26,7 @@ class Epsilon(Llama):
                 module._epsilon = 2e-5
 
 
-class Attending(Llama):
+class Attending(LlamaDecoder):
     """Attention of another kind."""
 
     change: ClassVar[dict[str, Any]]
@@ -48,15 +47,18 @@ class Window(Attending):
     change: ClassVar[dict[str, Any]] = {"window": 8}
 
 
-class Theta(Llama):
+class Theta(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
-        super().__init__(attrs.evolve(config, rope=attrs.evolve(config.rope, theta=500.0)), build)
+        super().__init__(
+            attrs.evolve(config, ropes=(attrs.evolve(config.ropes[0], theta=500.0),) * config.num_layers),
+            build,
+        )
 
 
-class CountedPositions(Llama):
+class CountedPositions(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
-        self.rotary = CountingRotary(build, config.rope)
+        self.rotaries[0] = CountingRotary(build, config.ropes[0])
 
 
 class CountingRotary(Rotary):
@@ -64,7 +66,7 @@ class CountingRotary(Rotary):
         return super().forward(attrs.evolve(batch, positions=torch.arange(len(batch.tokens))))
 
 
-class OneCache(Llama):
+class OneCache(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
         for module in self.modules():
@@ -72,7 +74,7 @@ class OneCache(Llama):
                 module._layer = 0
 
 
-class EqualRows(Llama):
+class EqualRows(LlamaDecoder):
     """As if the rows of a step had as many tokens each."""
 
     def forward(self, batch: Any) -> Any:
@@ -81,7 +83,7 @@ class EqualRows(Llama):
         return super().forward(batch if rows < 2 else attrs.evolve(batch, last=last))
 
 
-class Decoding(Llama):
+class Decoding(LlamaDecoder):
     """A step of so few tokens, which the CPU makes of one, is a decode step, or an unfinished chunk."""
 
     def forward(self, batch: Any) -> Any:
@@ -89,7 +91,7 @@ class Decoding(Llama):
         return logits * 1.1 if len(batch.tokens) <= 4 else logits
 
 
-class Capacity(Llama):
+class Capacity(LlamaDecoder):
     """A mixture of experts drops tokens like this when too many want the same expert."""
 
     def forward(self, batch: Any) -> Any:
@@ -98,14 +100,14 @@ class Capacity(Llama):
         return super().forward(attrs.evolve(batch, tokens=kept))
 
 
-class Deciding(Llama):
+class Deciding(LlamaDecoder):
     def forward(self, batch: Any) -> Any:
         if batch.positions[0].item() < 0:
             raise ValueError
         return super().forward(batch)
 
 
-class NotSummed(Llama):
+class NotSummed(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
         for module in self.modules():
@@ -113,14 +115,14 @@ class NotSummed(Llama):
                 module._shard = Shard()
 
 
-class SummedOnOne(Llama):
+class SummedOnOne(LlamaDecoder):
     def forward(self, batch: Any) -> Any:
         logits = super().forward(batch)
         shard = self.head._shard
         return self.head._device.all_reduce(logits, shard) if shard.rank == 0 and shard.size > 1 else logits
 
 
-class Miscounting(Llama):
+class Miscounting(LlamaDecoder):
     """Keeps a copy of a weight that it has not asked for."""
 
     def __init__(self, config: Any, build: Any) -> None:
@@ -128,7 +130,7 @@ class Miscounting(Llama):
         self.copy = torch.empty(config.vocab_size, config.hidden_size)
 
 
-def _offer(model: type[Llama], config: Callable[..., Any] = read_config) -> Architecture:
+def _offer(model: type[LlamaDecoder], config: Callable[..., Any] = read_config) -> Architecture:
     return Architecture(model.__name__, f"{__name__}:{model.__name__}", config)
 
 

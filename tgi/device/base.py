@@ -25,6 +25,7 @@ from tgi.weights.formats.fp8 import FP8_LIMIT
 from . import cgroups
 from .attention import AttentionSpec, Kind, change_scores, distances
 from .batch import Batch, KVCache
+from .experts import Experts
 from .graphs import Program, Run
 from .ranking import most_likely
 
@@ -178,6 +179,24 @@ class Device:
         """
         return weight.multiply(self, x, bias, residual)
 
+    def prepare_experts(self, experts: Experts) -> Experts:
+        """Return experts, whose weights are prepared, in the form in which `experts` is fastest."""
+        return experts
+
+    def experts(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
+    ) -> torch.Tensor:
+        """Return the sum of each token's experts on this rank, [T, hidden], for x [T, hidden].
+
+        `chosen` [T, top] are the numbers of its experts, among all ranks', and `weights` [T, top] their
+        factors. Here every expert computes every token.
+        """
+        y = torch.zeros_like(x)
+        for index in range(len(experts.up)):
+            weight = (weights * (chosen == experts.first + index)).sum(-1, keepdim=True)
+            y = y + weight * experts.compute(self, index, x)
+        return y
+
     def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
         """Take a layer's scales [] for an fp8 KV cache, if the checkpoint has them, before any step."""
 
@@ -188,14 +207,14 @@ class Device:
         return wide.to(x.dtype) * weight
 
     def layer_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, epsilon: float
+        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
     ) -> torch.Tensor:
         """Normalise x to mean 0 and variance 1 along the last dimension, multiply by weight, and add bias."""
         return F.layer_norm(x, weight.shape, weight, bias, epsilon)
 
-    def gelu(self, x: torch.Tensor) -> torch.Tensor:
-        """Multiply x by the share of the normal distribution below it."""
-        return F.gelu(x)
+    def gelu(self, x: torch.Tensor, tanh: bool = False) -> torch.Tensor:
+        """Multiply x by the share of the normal distribution below it, or by its approximation by tanh."""
+        return F.gelu(x, approximate="tanh" if tanh else "none")
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Return silu(gate) * up, where gate and up are the halves of the last dimension."""

@@ -5,18 +5,18 @@ from tgi.device.batch import Batch
 from .attention import Attention, alibi_slopes
 from .build import Build
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
-from .llama import GatedMLP, LlamaDecoder, LlamaLayer, SelfAttention
+from .llama import MLP, LlamaDecoder, LlamaLayer, SelfAttention
 from .moe import MixtureOfExperts
 from .norm import LayerNorm, RMSNorm
 from .rotary import Rotary
 
 __all__ = [
+    "MLP",
     "Attention",
     "Batch",
     "Build",
     "ColumnLinear",
     "Embedding",
-    "GatedMLP",
     "GroupedQKV",
     "Head",
     "LayerNorm",

@@ -1,5 +1,7 @@
 """Paged self-attention."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -30,7 +32,8 @@ class Attention(nn.Module):
 
     Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
     them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads) and `softcap`
-    are those of `AttentionSpec`.
+    are those of `AttentionSpec`. `norms` are applied to queries and to keys [T, heads, head_dim] before they
+    are rotated. The first `interleaved` features are rotated with their neighbours.
     """
 
     def __init__(
@@ -45,8 +48,12 @@ class Attention(nn.Module):
         window: int | None = None,
         slopes: torch.Tensor | None = None,
         softcap: float | None = None,
+        norms: Sequence[nn.Module] = (),
+        interleaved: int = 0,
     ) -> None:
         super().__init__()
+        self.norms = nn.ModuleList(norms)
+        self._interleaved = interleaved
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
         self._device = build.device
@@ -70,9 +77,21 @@ class Attention(nn.Module):
         heads, kv_heads = self._heads, self._kv_heads
         all_heads = qkv.view(-1, heads + 2 * kv_heads, self._head_dim)
         query_key, value = all_heads[:, : heads + kv_heads], all_heads[:, heads + kv_heads :]
+        if len(self.norms):
+            query, key = query_key[:, :heads], query_key[:, heads:]
+            query_key = torch.cat((self.norms[0](query), self.norms[1](key)), 1)
         if rotation is not None:
+            if self._interleaved:  # the scores do not depend on the order of features
+                query_key = _halves(query_key, self._interleaved)
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
         self._device.store_kv(self._layer, key, value, batch)
         out = self._device.attention(self._layer, query, key, value, batch, self._spec)
         return out.reshape(qkv.shape[0], heads * self._head_dim)
+
+
+def _halves(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Move the even ones of the first `size` features of x [T, heads, head_dim] before the odd ones."""
+    pairs = x[..., :size].reshape(*x.shape[:-1], size // 2, 2)
+    turned = pairs.transpose(-1, -2).flatten(-2)
+    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)

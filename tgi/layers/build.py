@@ -39,6 +39,8 @@ class Build:
     dtype: torch.dtype
     format: WeightFormat = _DENSE
     """Format of the linear weights that are not dense."""
+    expert_parallel: bool = False
+    """Whether a rank has whole experts, instead of a part of every expert."""
     tensors: list[TensorInfo] = attrs.field(factory=list)
     """Tensors that were read, in order, once for each time."""
     cache: dict[int, CacheLayer] = attrs.field(factory=dict)
@@ -170,7 +172,18 @@ class Build:
         self.tensors.append(TensorInfo(name, list(shape), list(tensor.shape), stored, tensor.nbytes))
 
     def _read(self, part: TensorPart, out: torch.Tensor) -> torch.Tensor:
-        return self.weights.read(part.name, part.shape, part.dim, part.indices, out)
+        shape, dim, there = part.shape, part.dim, out
+        if part.transposed:
+            shape, dim, there = part.shape[::-1], 1 - part.dim, out.T
+        if part.index is None:
+            self.weights.read(part.name, shape, dim, part.indices, there)
+            return out
+        mine = slice(part.index, part.index + 1)
+        (whole,) = self.weights.read(part.name, (part.count, *shape), 0, mine)
+        if part.indices is not None:
+            whole = whole.narrow(dim, part.indices.start, there.shape[dim])
+        there.copy_(whole)
+        return out
 
     def _empty(self, *shape: int) -> torch.Tensor:
         size, spare = math.prod(shape), self._spare

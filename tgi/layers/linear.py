@@ -1,5 +1,6 @@
 """Linear layers that are divided over the ranks, the token embedding, and the head that gives logits."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +17,10 @@ from .build import Build
 class ColumnLinear(nn.Module):
     """A linear layer whose output features are divided over the ranks; it may fuse several tensors.
 
-    `out_features[i]` counts the features of the tensor `names[i]` on all ranks. They come in `pieces[i]`
-    pieces that stay whole, as heads do; more ranks than pieces share them. The output of a rank is its part
-    of the first tensor's features, then its part of the second's, and so on.
+    `out_features[i]` counts the features of the tensor `names[i]` on all ranks, or of the i-th part of the
+    only tensor. They come in `pieces[i]` pieces that stay whole, as heads do; more ranks than pieces share
+    them. The output of a rank is its part of the first features, then its part of the second ones, and so on.
+    `transposed`: the checkpoint has the weight as [in, out].
     """
 
     def __init__(
@@ -29,15 +31,25 @@ class ColumnLinear(nn.Module):
         out_features: Sequence[int],
         bias: bool = False,
         pieces: Sequence[int] | None = None,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
         self._device = build.device
-        whole: Sequence[int | None] = [None] * len(names) if pieces is None else pieces
+        whole: Sequence[int | None] = [None] * len(out_features) if pieces is None else pieces
         cuts = [build.shard.cut(*size) for size in zip(out_features, whole, strict=True)]
 
         def fused(kind: str, *rest: int) -> list[TensorPart]:
-            parts = zip(names, out_features, cuts, strict=True)
-            return [TensorPart(f"{name}.{kind}", (size, *rest), 0, cut) for name, size, cut in parts]
+            turned = transposed and bool(rest)
+            if len(names) == len(out_features):
+                parts = zip(names, out_features, cuts, strict=True)
+                return [
+                    TensorPart(f"{name}.{kind}", (size, *rest), 0, cut, turned) for name, size, cut in parts
+                ]
+            shape, starts = (sum(out_features), *rest), [0, *itertools.accumulate(out_features)]
+            moved = [
+                slice(start + cut.start, start + cut.stop) for start, cut in zip(starts, cuts, strict=False)
+            ]
+            return [TensorPart(f"{names[0]}.{kind}", shape, 0, cut, turned) for cut in moved]
 
         self._weight = build.linear(*fused("weight", in_features))
         self._bias = build.read(*fused("bias")) if bias else None
@@ -97,13 +109,19 @@ class RowLinear(nn.Module):
     """
 
     def __init__(
-        self, build: Build, name: str, in_features: int, out_features: int, bias: bool = False
+        self,
+        build: Build,
+        name: str,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
         self._device = build.device
         self._shard = build.shard
-        part = build.shard.cut(in_features)
-        self._weight = build.linear(TensorPart(f"{name}.weight", (out_features, in_features), 1, part))
+        part, shape = build.shard.cut(in_features), (out_features, in_features)
+        self._weight = build.linear(TensorPart(f"{name}.weight", shape, 1, part, transposed))
         self._bias = build.read(TensorPart(f"{name}.bias", (out_features,))) if bias else None
         self._on_first_rank = build.on_first_rank
         if self._bias is not None and self._shard.rank:
@@ -159,11 +177,23 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Linear layer from the last layer's features to logits, whose vocabulary is divided over the ranks.
 
-    It is padded where it does not divide. `name` is the embedding's where the two are tied.
+    It is padded where it does not divide. `name` is the embedding's where the two are tied. Logits are
+    multiplied by `scale`, and then capped: softcap * tanh(logit / softcap).
     """
 
-    def __init__(self, build: Build, name: str, vocab_size: int, size: int, bias: bool = False) -> None:
+    def __init__(
+        self,
+        build: Build,
+        name: str,
+        vocab_size: int,
+        size: int,
+        bias: bool = False,
+        *,
+        scale: float = 1.0,
+        softcap: float | None = None,
+    ) -> None:
         super().__init__()
+        self._scale, self._softcap = scale, softcap
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
@@ -180,6 +210,10 @@ class Head(nn.Module):
         if not x.shape[0]:
             return x.new_empty(0, self._vocab_size)
         logits = self._device.multiply(x, self._weight, self._bias)
+        if self._scale != 1:
+            logits = logits * self._scale
+        if self._softcap is not None:
+            logits = (logits / self._softcap).tanh() * self._softcap
         return self._device.all_gather(logits, self._shard)[:, : self._vocab_size]
 
     def answer(

@@ -1,119 +1,209 @@
-"""The decoder of Llama, which many families share: RMS norms, rotary positions, grouped queries, gated MLPs.
+"""The decoder of Llama and of families that resemble it: `LlamaConfig` says in what they differ.
 
 `tgi.plugins.llama_config` reads its config.json.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from tgi.device.batch import Batch
 from tgi.plugins.llama_config import LlamaConfig
+from tgi.weights import TensorPart
 
-from .attention import Attention
+from .activation import activate, gate
+from .attention import Attention, alibi_slopes
 from .build import Build
-from .linear import ColumnLinear, Embedding, Head, RowLinear
-from .norm import RMSNorm
+from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
+from .moe import MixtureOfExperts
+from .norm import HeadNorm, make_norm
 from .rotary import Rotary
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
-MakeMLP = Callable[[Any, Build, str], nn.Module]
 
 
 class SelfAttention(nn.Module):
-    """Attention with its projections `q_proj`, `k_proj`, `v_proj` and `o_proj` below `name`."""
+    """Attention with its projections, which are modules below `name`."""
 
     def __init__(self, build: Build, name: str, layer: int, config: LlamaConfig) -> None:
         super().__init__()
+        names, bias, rope = config.names, config.qkv_bias, config.ropes[layer]
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        names = [f"{name}.{part}_proj" for part in "qkv"]
-        pieces = [heads, kv_heads, kv_heads]
-        sizes = [count * size for count in pieces]
-        self.qkv = ColumnLinear(build, names, config.hidden_size, sizes, config.qkv_bias, pieces)
+        self._clip = config.clip_qkv
+        fused = [f"{name}.{part}" for part in names.qkv]
+        self.qkv: nn.Module
+        if config.qkv_by_group:
+            self.qkv = GroupedQKV(build, fused[0], config.hidden_size, heads, kv_heads, size, bias)
+        else:
+            pieces = [heads, kv_heads, kv_heads]
+            sizes = [count * size for count in pieces]
+            self.qkv = ColumnLinear(build, fused, config.hidden_size, sizes, bias, pieces, config.transposed)
         build.scale_cache(layer, name)
-        self.attention = Attention(build, layer, heads, kv_heads, size, window=config.windows[layer])
-        self.out = RowLinear(build, f"{name}.o_proj", heads * size, config.hidden_size, config.out_bias)
+        norms = {names.query_norm: heads, names.key_norm: kv_heads} if config.head_norm else {}
+        self.attention = Attention(
+            build,
+            layer,
+            heads,
+            kv_heads,
+            size,
+            scale=config.attention_scale,
+            window=config.windows[layer],
+            slopes=alibi_slopes(heads) if config.alibi else None,
+            softcap=config.attention_softcap,
+            norms=[HeadNorm(build, f"{name}.{norm}", count, config) for norm, count in norms.items()],
+            interleaved=rope.dim if rope and config.interleaved else 0,
+        )
+        out, hidden = f"{name}.{names.out}", config.hidden_size
+        self.out = RowLinear(build, out, heads * size, hidden, config.out_bias, config.transposed)
 
     def forward(
-        self, x: torch.Tensor, batch: Batch, rotation: Rotation | None, residual: torch.Tensor
+        self, x: torch.Tensor, batch: Batch, rotation: Rotation | None, residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """[T, hidden_size] to the same, plus the residual."""
-        return self.out(self.attention(self.qkv(x), batch, rotation), residual)  # type: ignore[no-any-return]
+        return self.out(self._attend(x, batch, rotation), residual)  # type: ignore[no-any-return]
+
+    def partial(
+        self, x: torch.Tensor, batch: Batch, rotation: Rotation | None, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """Return this rank's summand of the result."""
+        return self.out.partial(self._attend(x, batch, rotation), residual)
+
+    def _attend(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:
+        qkv = self.qkv(x)
+        if self._clip is not None:
+            qkv = qkv.clamp(-self._clip, self._clip)
+        return self.attention(qkv, batch, rotation)  # type: ignore[no-any-return]
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate(x)) * up(x)), called SwiGLU (Shazeer 2020, arXiv 2002.05202).
+class MLP(nn.Module):
+    """Two linear layers with an activation between them, and, if it is gated, a third beside the first.
 
-    `names` are those of the three layers below `name`.
+    down(silu(gate(x)) * up(x)) is called SwiGLU (Shazeer 2020, arXiv 2002.05202).
     """
 
-    def __init__(
-        self,
-        build: Build,
-        name: str,
-        hidden: int,
-        inner: int,
-        bias: bool = False,
-        names: Sequence[str] = ("gate_proj", "up_proj", "down_proj"),
-    ) -> None:
+    def __init__(self, build: Build, name: str, inner: int, config: LlamaConfig) -> None:
         super().__init__()
-        self._device = build.device
-        gate, up, down = (f"{name}.{layer}" for layer in names)
-        self.gate_up = ColumnLinear(build, [gate, up], hidden, [inner, inner], bias)
-        self.down = RowLinear(build, down, inner, hidden, bias)
+        self._device, self._kind, self._gated = build.device, config.activation, config.gated
+        names, hidden, bias = config.names, config.hidden_size, config.mlp_bias
+        up, sizes = [f"{name}.{part}" for part in names.up], [inner] * (2 if config.gated else 1)
+        self.up = ColumnLinear(build, up, hidden, sizes, bias, transposed=config.transposed)
+        self.down = RowLinear(build, f"{name}.{names.down}", inner, hidden, bias, config.transposed)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] to the same, plus the residual."""
-        return self.down(self._device.silu_mul(self.gate_up(x)), residual)  # type: ignore[no-any-return]
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, partial: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[T, hidden] to the same, plus the residual, or plus the ranks' partial results."""
+        return self.down(self._inner(x), residual, partial)  # type: ignore[no-any-return]
 
     def partial(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to this rank's summand of the same."""
-        return self.down.partial(self._device.silu_mul(self.gate_up(x)))
+        return self.down.partial(self._inner(x))
+
+    def _inner(self, x: torch.Tensor) -> torch.Tensor:
+        return (gate if self._gated else activate)(self._device, self._kind, self.up(x))
 
 
 class LlamaLayer(nn.Module):
-    """Attention and an MLP, each after a norm and added to its input."""
+    """Attention and an MLP, each between norms and added to its input."""
 
-    def __init__(self, config: LlamaConfig, build: Build, index: int, make_mlp: MakeMLP) -> None:
+    def __init__(
+        self, config: LlamaConfig, build: Build, name: str, attention: nn.Module, mlp: nn.Module
+    ) -> None:
         super().__init__()
-        name = f"model.layers.{index}"
-        hidden, epsilon = config.hidden_size, config.rms_norm_eps
-        self.attention_norm = RMSNorm(build, f"{name}.input_layernorm", hidden, epsilon)
-        self.attention = SelfAttention(build, f"{name}.self_attn", index, config)
-        self.mlp_norm = RMSNorm(build, f"{name}.post_attention_layernorm", hidden, epsilon)
-        self.mlp = make_mlp(config, build, name)
+        names = config.names
 
-    def forward(self, x: torch.Tensor, batch: Batch, rotation: Rotation) -> torch.Tensor:
+        def norm(which: str | None) -> nn.Module | None:
+            return make_norm(build, f"{name}.{which}", config.hidden_size, config) if which else None
+
+        self.attention: Any = attention
+        self.mlp = mlp
+        self.before_attention, self.after_attention = map(
+            norm, (names.before_attention, names.after_attention)
+        )
+        self.before_mlp, self.after_mlp = map(norm, (names.before_mlp, names.after_mlp))
+        self._parallel, self._scale = config.parallel, config.residual_scale
+
+    def forward(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:
         """[T, hidden_size] to the same."""
-        x = self.attention(self.attention_norm(x), batch, rotation, residual=x)
-        return self.mlp(self.mlp_norm(x), residual=x)  # type: ignore[no-any-return]
+        normal = _apply(self.before_attention, x)
+        if self._parallel:
+            partial = self.attention.partial(normal, batch, rotation, residual=x)
+            normal = normal if self.before_mlp is None else self.before_mlp(x)
+            return self.mlp(normal, partial=partial)  # type: ignore[no-any-return]
+        if self.after_attention is None and self._scale == 1:
+            x = self.attention(normal, batch, rotation, residual=x)
+        else:
+            x = x + _apply(self.after_attention, self.attention(normal, batch, rotation)) * self._scale
+        normal = _apply(self.before_mlp, x)
+        if self.after_mlp is None and self._scale == 1:
+            return self.mlp(normal, residual=x)  # type: ignore[no-any-return]
+        return x + _apply(self.after_mlp, self.mlp(normal)) * self._scale
 
 
 class LlamaDecoder(nn.Module):
-    """The whole model. A family whose layers have another MLP overrides `make_mlp`."""
+    """The whole model. A family whose layers have another attention or MLP overrides what makes it."""
 
     def __init__(self, config: LlamaConfig, build: Build) -> None:
         super().__init__()
-        hidden, vocab = config.hidden_size, config.vocab_size
-        self.rotary = Rotary(build, config.rope)
-        embedding, head = build.tie("model.embed_tokens", "lm_head", config.tie_word_embeddings)
+        hidden, vocab, names = config.hidden_size, config.vocab_size, config.names
+        ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
+        self.rotaries = nn.ModuleList(Rotary(build, rope) for rope in ropes)
+        self._rotations = [None if rope is None else ropes.index(rope) for rope in config.ropes]
+        embedding, head = build.tie(names.embedding, names.head, config.tie_word_embeddings)
         self.embed = Embedding(build, embedding, vocab, hidden)
-        numbers = range(config.num_layers)
-        self.layers = nn.ModuleList(LlamaLayer(config, build, number, self.make_mlp) for number in numbers)
-        self.norm = RMSNorm(build, "model.norm", hidden, config.rms_norm_eps)
-        self.head = Head(build, head, vocab, hidden)
+        self._embedding_scale = None
+        if config.embedding_scale != 1:
+            self._embedding_scale = build.put(torch.tensor([config.embedding_scale]))
+        self.positions = None
+        if names.positions is not None:
+            shape = (config.learned_positions or config.max_position, hidden)
+            self.positions = build.read(TensorPart(f"{names.positions}.weight", shape))
+        norm = names.embedding_norm
+        self.embedding_norm = make_norm(build, norm, hidden, config) if norm else None
+        self.layers = nn.ModuleList(
+            self._make_layer(config, build, index) for index in range(config.num_layers)
+        )
+        self.norm = make_norm(build, names.norm, hidden, config)
+        scale, softcap = config.logit_scale, config.logit_softcap
+        self.head = Head(build, head, vocab, hidden, config.head_bias, scale=scale, softcap=softcap)
 
-    def make_mlp(self, config: LlamaConfig, build: Build, name: str) -> nn.Module:
-        """Build the MLP of the layer `name`: called with [T, hidden_size] and the residual to add."""
-        hidden, inner = config.hidden_size, config.intermediate_size
-        return GatedMLP(build, f"{name}.mlp", hidden, inner, config.mlp_bias)
+    def _make_layer(self, config: LlamaConfig, build: Build, index: int) -> LlamaLayer:
+        name = config.names.layer.format(index)
+        attention = self.make_attention(config, build, index)
+        return LlamaLayer(config, build, name, attention, self.make_mlp(config, build, index))
+
+    def make_attention(self, config: LlamaConfig, build: Build, layer: int) -> nn.Module:
+        """Build the attention of a layer, which is called as `SelfAttention`."""
+        return SelfAttention(
+            build, f"{config.names.layer}.{config.names.attention}".format(layer), layer, config
+        )
+
+    def make_mlp(self, config: LlamaConfig, build: Build, layer: int) -> nn.Module:
+        """Build the MLP of a layer, which is called as `MLP`."""
+        name, experts = config.names.layer.format(layer), config.experts
+        if experts is None or not experts.layers[layer]:
+            return MLP(build, f"{name}.{config.names.mlp}", config.intermediate_size, config)
+        shared = (
+            MLP(build, f"{name}.{experts.shared_name}", experts.shared, config) if experts.shared else None
+        )
+        return MixtureOfExperts(build, f"{name}.{experts.name}", config, shared)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of `batch.last`, [n, vocab_size]."""
         x = self.embed(batch.tokens)
-        rotation = self.rotary(batch)
-        for layer in self.layers:
-            x = layer(x, batch, rotation)
+        if self._embedding_scale is not None:
+            x = x * self._embedding_scale
+        if self.positions is not None:
+            places = batch.positions.clamp_max(len(self.positions) - 1)  # beyond only in padding
+            x = x + F.embedding(places, self.positions)
+        x = _apply(self.embedding_norm, x)
+        rotations = [rotary(batch) for rotary in self.rotaries]
+        for layer, rotation in zip(self.layers, self._rotations, strict=True):
+            x = layer(x, batch, None if rotation is None else rotations[rotation])
         return self.head(self.norm(x), batch)  # type: ignore[no-any-return]
+
+
+def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
+    return x if norm is None else norm(x)

@@ -1,59 +1,139 @@
 """Mixtures of experts: each token goes through the few of many MLPs that a router scores best."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from tgi.device.experts import Experts
+from tgi.plugins.experts_config import ExpertsConfig
+from tgi.plugins.llama_config import LlamaConfig
 from tgi.weights import TensorPart
 
+from .activation import gate
 from .build import Build
-from .llama import GatedMLP
 
 
 class MixtureOfExperts(nn.Module):
-    """The best `top` of the `experts` for each token, weighted by the softmax of their scores.
+    """A router and its experts, which are modules below `name`, and the MLP that all tokens go through.
 
-    As in Mixtral (Jiang et al. 2024, arXiv 2401.04088). Every rank has a part of every expert, and the whole
-    router, which is the linear layer `router` without bias.
-    `normalise`: the weights of the chosen experts add up to 1.
+    As in Mixtral (Jiang et al. 2024, arXiv 2401.04088) and DeepSeek (Dai et al. 2024, arXiv 2401.06066).
+    Every rank has the whole router and a part of every expert, or with `Build.expert_parallel` some experts.
     """
 
-    def __init__(
-        self,
-        build: Build,
-        router: str,
-        experts: Sequence[GatedMLP],
-        hidden: int,
-        top: int,
-        normalise: bool = True,
-    ) -> None:
+    def __init__(self, build: Build, name: str, config: LlamaConfig, shared: Any) -> None:
         super().__init__()
+        assert config.experts is not None
         self._device, self._shard = build.device, build.shard
-        self._top, self._normalise = top, normalise
         self._on_first_rank = build.on_first_rank
-        self._router = build.linear(TensorPart(f"{router}.weight", (len(experts), hidden)))
-        self.experts = nn.ModuleList(experts)
+        self.router = Router(build, name, config.hidden_size, config.experts)
+        self.shared: Any = shared
+        gate_name = config.experts.shared_gate
+        self._shared_gate = None
+        if shared is not None and gate_name is not None:
+            self._shared_gate = build.read(TensorPart(f"{name}.{gate_name}.weight", (1, config.hidden_size)))
+        self.experts = read_experts(build, name, config)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """[T, hidden] to the same, plus the residual."""
-        weights = self._weigh(x)
-        y = residual * self._on_first_rank
-        for index, expert in enumerate(self.experts):
-            assert isinstance(expert, GatedMLP)
-            weight = weights[:, index : index + 1]
-            if self._device.compiles:  # static shapes: every expert computes every token
-                y += weight * expert.partial(x)
-                continue
-            chosen = weight[:, 0].nonzero()[:, 0]
-            if len(chosen):
-                y.index_add_(0, chosen, weight[chosen] * expert.partial(x[chosen]))
-        return self._device.all_reduce(y, self._shard)
+    def forward(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, partial: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[T, hidden] to the same, plus the residual, or plus the ranks' partial results."""
+        weights, chosen = self.router(x)
+        y = self._device.experts(x, weights, chosen, self.experts)
+        if self.shared is not None:
+            shared: torch.Tensor = self.shared.partial(x)
+            if self._shared_gate is not None:
+                shared = shared * torch.sigmoid(F.linear(x, self._shared_gate))
+            y = y + shared
+        if residual is not None:
+            partial = residual * self._on_first_rank if self._shard.size > 1 else residual
+        return self._device.all_reduce(y if partial is None else partial + y, self._shard)
 
-    def _weigh(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the weights [T, experts] in the dtype of x; 0 for experts that are not chosen."""
-        scores = self._device.multiply(x, self._router).float().softmax(-1)
-        values, chosen = scores.topk(self._top, -1)
-        if self._normalise:
-            values = values / values.sum(-1, keepdim=True)
-        return torch.zeros_like(scores).scatter(1, chosen, values).to(x.dtype)
+
+class Router(nn.Module):
+    """The choice of experts: a linear layer and what becomes of its results."""
+
+    def __init__(self, build: Build, name: str, hidden: int, config: ExpertsConfig) -> None:
+        super().__init__()
+        self._device, self._config = build.device, config
+        self._weight = build.linear(TensorPart(f"{name}.{config.router}.weight", (config.count, hidden)))
+        self._bias = self._correction = None
+        if config.router_bias:
+            self._bias = build.read(TensorPart(f"{name}.{config.router}.bias", (config.count,)))
+        if config.correction is not None:
+            correction = TensorPart(f"{name}.{config.correction}", (config.count,))
+            self._correction = build.read(correction).float()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the weights [T, top] of the experts of each token, in the dtype of x, and their numbers."""
+        config = self._config
+        logits = self._device.multiply(x, self._weight, self._bias).float()
+        if config.scores == "sparsemixer":
+            weights, chosen = _sparsemixer(logits, config.top)
+            return weights.to(x.dtype), chosen
+        scores = logits.sigmoid() if config.scores == "sigmoid" else logits.softmax(-1)
+        choice = scores if self._correction is None else scores + self._correction
+        if config.groups > 1:
+            choice = _best_groups(choice, config)
+        chosen = choice.topk(config.top, -1).indices
+        weights = scores.gather(1, chosen)
+        if config.normalise:
+            weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-20)
+        return (weights * config.scale).to(x.dtype), chosen
+
+
+def _best_groups(choice: torch.Tensor, config: ExpertsConfig) -> torch.Tensor:
+    """Return scores of which those outside the best groups are less than any."""
+    grouped = choice.view(len(choice), config.groups, -1)
+    of_group = grouped.topk(config.group_top, -1).values.sum(-1)
+    best = of_group.topk(config.top_groups, -1).indices
+    kept = torch.zeros_like(of_group).scatter(1, best, 1.0)[:, :, None] > 0
+    return grouped.masked_fill(~kept, -torch.inf).flatten(1)
+
+
+def _sparsemixer(logits: torch.Tensor, top: int, jitter: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
+    """Choose one expert after another (Liu et al. 2023, arXiv 2310.00811).
+
+    The weight of each is its share among the experts whose scores are near its own, those before it left out.
+    """
+    weights, chosen, left = [], [], logits
+    for _ in range(top):
+        best, index = left.max(-1, keepdim=True)
+        far = (best - logits) / torch.maximum(logits.abs(), best) > 2 * jitter
+        weights.append(left.masked_fill(far, -torch.inf).softmax(-1).gather(1, index))
+        chosen.append(index)
+        left = left.scatter(1, index, -torch.inf)
+    return torch.cat(weights, 1), torch.cat(chosen, 1)
+
+
+def read_experts(build: Build, name: str, config: LlamaConfig) -> Experts:
+    """Read this rank's share of the experts below the module `name`."""
+    settings = config.experts
+    assert settings is not None
+    everyone, hidden, inner = settings.count, config.hidden_size, settings.inner
+    mine, cut = range(everyone), build.shard.cut(inner)
+    if build.expert_parallel:
+        mine, cut = mine[build.shard.cut(everyone)], slice(0, inner)
+    stacked = "{}" not in settings.down
+
+    def part(tensor: str, index: int, shape: tuple[int, ...], dim: int, indices: slice) -> TensorPart:
+        place = index if stacked else None
+        full = f"{name}.{tensor.format(index)}"
+        return TensorPart(full, shape, dim, indices, index=place, count=everyone)
+
+    def up(index: int) -> list[TensorPart]:
+        if len(settings.up) == 2:
+            return [part(tensor, index, (inner, hidden), 0, cut) for tensor in settings.up]
+        other = slice(inner + cut.start, inner + cut.stop)
+        return [part(settings.up[0], index, (2 * inner, hidden), 0, each) for each in (cut, other)]
+
+    return build.device.prepare_experts(
+        Experts(
+            up=[build.linear(*up(index)) for index in mine],
+            down=[build.linear(part(settings.down, index, (hidden, inner), 1, cut)) for index in mine],
+            first=mine.start,
+            kind=config.activation,
+            gate=lambda x: gate(build.device, config.activation, x),
+        )
+    )

@@ -1,6 +1,7 @@
 """The description of a model that its package gives, and typed reading of config.json."""
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import attrs
@@ -8,6 +9,7 @@ import attrs
 from .fields import HARMLESS, NEUTRAL
 
 T = TypeVar("T")
+_NONE: Mapping[str, Any] = MappingProxyType({})
 _SHOWN = 60
 """Characters of a value in a message."""
 ANY = "*"
@@ -47,12 +49,26 @@ class JsonReader:
         self._data = data
         self._name = name
         self._read: set[str] = set()
-        self._sections: list[JsonReader] = []
+        self._sections: dict[str, JsonReader] = {}
+        self._names: Mapping[str, str] = {}
+        self._defaults: Mapping[str, Any] = {}
+
+    def adapted(self, names: Mapping[str, str] = _NONE, defaults: Mapping[str, Any] = _NONE) -> "JsonReader":
+        """Return a reader of the same object for code that has the keys and defaults of another family.
+
+        It finds a key under its other name in `names`, if the object has that, and gives a missing key the
+        value in `defaults`. Both readers know what has been read.
+        """
+        other = JsonReader(self._data, self._name)
+        other._read, other._sections = self._read, self._sections
+        other._names, other._defaults = {**self._names, **names}, {**self._defaults, **defaults}
+        return other
 
     def __call__(self, kind: type[T], key: str, default: Any = attrs.NOTHING) -> T:
         """Return the value of `key`, or `default` if missing or null. Raises ConfigError naming the key."""
+        key = self._key(key)
         self._read.add(key)
-        value = self._data.get(key)
+        value = self._data.get(key, self._defaults.get(key))
         if value is None:
             if default is attrs.NOTHING:
                 raise ConfigError(f"{self._name} has no {key!r}, which this architecture needs")
@@ -67,12 +83,16 @@ class JsonReader:
         """Return a whole number above 0, such as a number of heads. Raises ConfigError naming the key."""
         value = self(int, key, default)
         if value < 1:
-            raise ConfigError(f"{self._name}: {key!r} is {value}, expected 1 or more")
+            raise ConfigError(f"{self._name}: {self._key(key)!r} is {value}, expected 1 or more")
         return value
 
     def __contains__(self, key: str) -> bool:
         """Whether the object has the key, which does not count as read."""
-        return key in self._data
+        return self._key(key) in self._data
+
+    def _key(self, key: str) -> str:
+        other = self._names.get(key, key)
+        return other if other in self._data else key
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -85,12 +105,11 @@ class JsonReader:
         return self._data
 
     def section(self, key: str) -> "JsonReader | None":
-        """Return a reader of the object under `key`; None if it is missing or null."""
+        """Return the reader of the object under `key`; None if it is missing or null."""
         value = self(dict, key, None)
         if value is None:
             return None
-        self._sections.append(JsonReader(value, f"{self._name} {key!r}"))
-        return self._sections[-1]
+        return self._sections.setdefault(key, JsonReader(value, f"{self._name} {key!r}"))
 
     def unread(self) -> Iterator[tuple[str, str, Any]]:
         """Yield the place, key and value of each field that nobody has read, those of sections too.
@@ -100,7 +119,7 @@ class JsonReader:
         for key, value in self._data.items():
             if key not in self._read and value is not None:
                 yield self._name, key, value
-        for section in self._sections:
+        for section in self._sections.values():
             yield from section.unread()
 
 

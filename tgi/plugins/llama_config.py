@@ -1,46 +1,132 @@
-"""Reads config.json of a Llama, or of a family that is built like one; `tgi.layers.llama` has the layers."""
+"""Settings of decoders like Llama's, and a reader of their config.json; `tgi.layers.llama` has the layers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
 from .architecture import ConfigError, JsonReader, ModelConfig
+from .experts_config import ExpertsConfig
 from .rope_config import RopeConfig, read_rope
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+"""Kinds of activation by their names in config.json."""
+
+
+@attrs.frozen(kw_only=True)
+class Names:
+    """Names of the modules of a model in its checkpoint."""
+
+    embedding: str = "model.embed_tokens"
+    positions: str | None = None
+    """Embedding of positions that were learned."""
+    embedding_norm: str | None = None
+    layer: str = "model.layers.{}"
+    """Beginning of the names of a layer's modules, which are those below."""
+    norm: str = "model.norm"
+    head: str = "lm_head"
+    before_attention: str | None = "input_layernorm"
+    after_attention: str | None = None
+    """Norm of what attention adds."""
+    before_mlp: str | None = "post_attention_layernorm"
+    after_mlp: str | None = None
+    attention: str = "self_attn"
+    qkv: tuple[str, ...] = ("q_proj", "k_proj", "v_proj")
+    """Projections to queries, keys and values; a single one has all, one below the other."""
+    query_norm: str = "q_norm"
+    key_norm: str = "k_norm"
+    out: str = "o_proj"
+    mlp: str = "mlp"
+    up: tuple[str, ...] = ("gate_proj", "up_proj")
+    """First layers of the MLP; a single one has both halves, if the MLP is gated."""
+    down: str = "down_proj"
 
 
 @attrs.frozen(kw_only=True)
 class LlamaConfig(ModelConfig):
     """The settings of a decoder like Llama's."""
 
+    names: Names = Names()
     intermediate_size: int
     rms_norm_eps: float
-    rope: RopeConfig
+    """Epsilon of the norms, of whichever kind they are."""
+    ropes: tuple[RopeConfig | None, ...]
+    """Rotary positions of each layer; None: the layer does not rotate."""
+    interleaved: bool = False
+    """Whether neighbouring features are rotated together, instead of those half a head apart."""
     tie_word_embeddings: bool
     windows: tuple[int | None, ...]
     """Number of tokens that a token sees in each layer, itself included; None: all before it."""
+    activation: str = "silu"
+    """One of the values of `ACTIVATIONS`."""
+    gated: bool = True
+    """Whether the MLP multiplies the activation by another linear layer."""
+    parallel: bool = False
+    """Whether attention and MLP have the same input, and are added to it together."""
+
     qkv_bias: bool = False
+    qkv_by_group: bool = False
+    """Whether a single projection has queries, keys and values by key/value head."""
     out_bias: bool = False
     """Whether the attention's output projection has a bias."""
     mlp_bias: bool = False
+    head_bias: bool = False
+    transposed: bool = False
+    """Whether the checkpoint has the layers' weights as [in, out]."""
+
+    layer_norm: bool = False
+    """Whether norms subtract the mean."""
+    norm_bias: bool = False
+    norm_offset: float = 0.0
+    """Number that is added to the weights of norms."""
+    head_norm: str | None = None
+    """Norm of queries and keys before their rotation: "head" (each by itself, all with one weight), "heads"
+    (each by itself, with a weight of its own), or "all" (those of all heads together)."""
+
+    attention_scale: float | None = None
+    """Factor of the scores; None: head_dim ** -0.5."""
+    attention_softcap: float | None = None
+    alibi: bool = False
+    sinks: bool = False
+    """Whether each head has a score of nothing, named "sinks" below the attention's name."""
+    clip_qkv: float | None = None
+    """Greatest magnitude of queries, keys and values."""
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """Factor of what attention and MLP add."""
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    experts: ExpertsConfig | None = None
 
 
-def read_llama_config(get: JsonReader, window: int | None = None, **own: Any) -> LlamaConfig:
+def read_llama_config(
+    get: JsonReader,
+    window: int | None = None,
+    *,
+    slides: Callable[[int], bool] = lambda _: True,
+    **own: Any,
+) -> LlamaConfig:
     """Read config.json with the names and defaults of Llama; `own` fields of a family replace or extend them.
 
-    `window` is that of the layers which "layer_types" calls sliding, or of all if there is none.
+    `window` is that of the layers which "layer_types" calls sliding. Without such a list it is that of the
+    layers for whose number `slides` is true.
     Raises ConfigError if config.json asks for something that `LlamaDecoder` cannot do.
     """
     heads, hidden = get.size("num_attention_heads"), get.size("hidden_size")
-    activation = get(str, "hidden_act", "silu")
-    if activation not in ("silu", "swish"):
-        raise ConfigError(f"config.json: 'hidden_act' is {activation!r}; only 'silu' is supported")
     head_dim = get.size("head_dim", hidden // heads)
-    rope = read_rope(get, head_dim)
-    if rope.dim != head_dim:
-        raise ConfigError(
-            "config.json: 'partial_rotary_factor' is set; this architecture rotates whole heads"
-        )
     layers = get.size("num_hidden_layers")
+    if "ropes" not in own:
+        own["ropes"] = (read_whole_rope(get, head_dim),) * layers
+    if "activation" not in own:
+        own["activation"] = read_activation(get, "hidden_act", ("silu",))
+    limits = [rope.depends_on_length_beyond for rope in own["ropes"] if rope is not None]
     common: dict[str, Any] = {
         "vocab_size": get.size("vocab_size"),
         "hidden_size": hidden,
@@ -49,20 +135,42 @@ def read_llama_config(get: JsonReader, window: int | None = None, **own: Any) ->
         "num_kv_heads": get.size("num_key_value_heads", heads),
         "head_dim": head_dim,
         "max_position": get.size("max_position_embeddings", 2048),
-        "prefix_limit": rope.depends_on_length_beyond,
+        "prefix_limit": min((limit for limit in limits if limit is not None), default=None),
         "intermediate_size": get.size("intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
-        "rope": rope,
-        "windows": _windows(get, layers, window),
+        "windows": read_windows(get, layers, window, slides),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
     return LlamaConfig(**common | own)
 
 
-def _windows(get: JsonReader, layers: int, window: int | None) -> tuple[int | None, ...]:
+def read_activation(get: JsonReader, key: str, kinds: tuple[str, ...], default: str = "silu") -> str:
+    """Read the name of an activation, which must be of one of the `kinds`. Raises ConfigError."""
+    name = get(str, key, default)
+    kind = ACTIVATIONS.get(name)
+    if kind not in kinds:
+        known = " or ".join(repr(name) for name, kind in ACTIVATIONS.items() if kind in kinds)
+        raise ConfigError(f"config.json: {key!r} is {name!r}; only {known} is supported")
+    return kind
+
+
+def read_whole_rope(get: JsonReader, head_dim: int) -> RopeConfig:
+    """Read the RoPE of a family that rotates whole heads. Raises ConfigError if it is set to do otherwise."""
+    rope = read_rope(get, head_dim)
+    if rope.dim != head_dim:
+        raise ConfigError(
+            "config.json: 'partial_rotary_factor' is set; this architecture rotates whole heads"
+        )
+    return rope
+
+
+def read_windows(
+    get: JsonReader, layers: int, window: int | None, slides: Callable[[int], bool]
+) -> tuple[int | None, ...]:
+    """Return the window of each layer, with the arguments of `read_llama_config`. Raises ConfigError."""
     types = get(list, "layer_types", None)
     if types is None:
-        return (window,) * layers
+        return tuple(window if slides(layer) else None for layer in range(layers))
     known = ("full_attention",) if window is None else ("full_attention", "sliding_attention")
     other = [kind for kind in types if kind not in known]
     if other or len(types) != layers:

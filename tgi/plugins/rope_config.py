@@ -46,9 +46,14 @@ class RopeConfig:
         return self.original_max_position if self.kind == "longrope" else None
 
 
-def read_rope(get: JsonReader, head_dim: int) -> RopeConfig:
-    """Read the RoPE of a model whose heads have `head_dim` features. Raises ConfigError."""
+def read_rope(get: JsonReader, head_dim: int, layers: str = "") -> RopeConfig:
+    """Read the RoPE of a model whose heads have `head_dim` features. Raises ConfigError.
+
+    `layers` is one of the types of layers, if "rope_parameters" has a RoPE for each.
+    """
     scaling, parameters = get.section("rope_scaling"), get.section("rope_parameters")
+    if parameters and layers:
+        parameters = parameters.section(layers)
     if scaling and parameters and scaling.data and parameters.data and scaling.data != parameters.data:
         raise ConfigError("config.json: 'rope_scaling' and 'rope_parameters' differ")
     if scaling and parameters and scaling.data:

@@ -16,6 +16,7 @@ import torch
 
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.device.experts import Experts
 from tgi.layers.loading import load_model
 from tgi.plugins import ConfigError
 from tgi.weights import Checkpoint, CheckpointError, Shard
@@ -244,10 +245,13 @@ def _check_weights(folder: Path, shard: Shard) -> None:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield a tensor, or those of a linear layer's weight."""
+    """Yield a tensor, or those of a linear layer's weight, or of experts."""
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, LinearWeight):
+    elif isinstance(value, list):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, LinearWeight | Experts):
         for part in attrs.astuple(value, recurse=False):  # type: ignore[arg-type]
             yield from _tensors(part)
 

@@ -80,6 +80,11 @@ class TensorPart:
     """Dimension that is divided."""
     indices: slice | None = None
     """Indices of the part in `dim`; None: all."""
+    transposed: bool = False
+    """Whether the checkpoint has the matrix with its two dimensions exchanged."""
+    index: int | None = None
+    """Index of the tensor in the first dimension of one that has `count` of them."""
+    count: int = 0
 
     @property
     def size(self) -> list[int]:

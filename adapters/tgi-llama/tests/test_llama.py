@@ -137,7 +137,7 @@ def test_rope(tmp_path, rope):
 
 def test_old_name_of_the_type_key(tmp_path):
     folder = make_llama(tmp_path, rope_scaling={"type": "linear", "factor": 3.0})
-    assert read_config(JsonReader(json.loads((folder / "config.json").read_text()))).rope.kind == "linear"
+    assert read_config(JsonReader(json.loads((folder / "config.json").read_text()))).ropes[0].kind == "linear"
     check_generation(folder, [12], tokens=24)
 
 

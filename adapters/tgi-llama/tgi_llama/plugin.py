@@ -18,4 +18,4 @@ def read_config(get: JsonReader) -> LlamaConfig:
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
     """Return the decoder with a language-model head."""
-    return [Architecture("LlamaForCausalLM", "tgi_llama.model:Llama", read_config)]
+    return [Architecture("LlamaForCausalLM", "tgi.layers:LlamaDecoder", read_config)]

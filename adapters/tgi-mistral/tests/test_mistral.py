@@ -2,11 +2,12 @@
 
 import pytest
 from tgi_mistral.plugin import read_config, tgi_architectures
+from transformers import MixtralConfig
 
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
-from tgi.testing.checkpoints import describe_config
+from tgi.testing.checkpoints import describe_config, make_checkpoint
 from tgi.testing.models import llama_tensors, make_mistral, mistral_config
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -84,7 +85,7 @@ def test_layers_with_and_without_a_window(tmp_path):
     ],
 )
 def test_what_would_be_another_model_is_refused_by_name(change, name):
-    (architecture,) = tgi_architectures()
+    architecture, *_ = tgi_architectures()
     with pytest.raises(ConfigError, match=name):
         architecture.read({**mistral_config(), **change})
 
@@ -99,3 +100,14 @@ def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
     """Mistral-7B-v0.1 and Nemo, by the metadata of their files."""
     config = mistral_config(**SMALL, **shape)
     assert describe_config(tmp_path, config).parameters == parameters
+
+
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 320, "hidden_size": 32}
+SIZES = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize("window", [24, None])
+def test_mixtral(tmp_path, window):
+    folder = make_checkpoint(tmp_path, MixtralConfig(**EXPERTS, **SIZES, sliding_window=window))
+    check_architecture(folder, ranks=2 if window else 4)
+    check_generation(folder, [5, 40])

@@ -1,6 +1,7 @@
-"""Mistral for tgi: the description of the models. Imports no torch."""
+"""Mistral and Mixtral for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
 
@@ -19,7 +20,26 @@ def read_config(get: JsonReader) -> LlamaConfig:
     )
 
 
+def read_mixtral_config(get: JsonReader) -> LlamaConfig:
+    """Read config.json of a Mixtral. Raises ConfigError."""
+    get = get.adapted(
+        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+    )
+    experts = ExpertsConfig(
+        layers=(True,) * get.size("num_hidden_layers"),
+        count=get.size("num_local_experts", 8),
+        top=get.size("num_experts_per_tok", 2),
+        inner=get.size("intermediate_size"),
+        name="block_sparse_moe",
+        up=("experts.{}.w1.weight", "experts.{}.w3.weight"),
+        down="experts.{}.w2.weight",
+    )
+    window = get(int, "sliding_window", None)
+    return read_llama_config(get, window and get.size("sliding_window"), experts=experts)
+
+
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """Return the decoder with a language-model head."""
-    return [Architecture("MistralForCausalLM", "tgi_mistral.model:Mistral", read_config)]
+    """Return the decoders with a language-model head."""
+    readers = {"MistralForCausalLM": read_config, "MixtralForCausalLM": read_mixtral_config}
+    return [Architecture(name, "tgi.layers:LlamaDecoder", read) for name, read in readers.items()]

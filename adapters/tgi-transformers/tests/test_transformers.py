@@ -134,7 +134,7 @@ def test_the_log_says_who_runs_it(tmp_path, caplog):
 def test_an_adapter_of_its_own_goes_first(tmp_path, caplog):
     folder = make_llama(tmp_path)
     architecture, _ = find_architecture(folder, read_config_json(folder))
-    assert architecture.model == "tgi_llama.model:Llama"
+    assert architecture.model == "tgi.layers:LlamaDecoder"
     assert not caplog.text
 
 

@@ -18,6 +18,7 @@ from tgi.device import cgroups
 from tgi.device.attention import AttentionSpec, Kind
 from tgi.device.base import Device
 from tgi.device.batch import Batch, KVCache
+from tgi.device.experts import Experts
 from tgi.device.ranking import most_likely_by_keys
 
 from . import SPEC
@@ -140,6 +141,21 @@ class CpuDevice(Device):
         """Multiply in place, rounding as defined."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate).mul_(up)
+
+    def experts(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
+    ) -> torch.Tensor:
+        """Compute each expert once, for the tokens that have it; a token adds up its own in their order."""
+        y, places = torch.zeros_like(x), chosen.flatten().numpy() - experts.first
+        order, weights = places.argsort(kind="stable"), weights.flatten()
+        bounds = np.searchsorted(places[order], np.arange(len(experts.up) + 1))
+        for index, (begin, end) in enumerate(itertools.pairwise(bounds.tolist())):
+            if begin < end:
+                mine = torch.from_numpy(order[begin:end])
+                rows = mine // chosen.shape[1]
+                out = experts.compute(self, index, x.index_select(0, rows))
+                y.index_add_(0, rows, out * weights[mine, None])
+        return y
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Rotate with one rounding less."""
