@@ -5,12 +5,13 @@
 
 from typing import Any
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tgi.device.batch import Batch
-from tgi.plugins.llama_config import LlamaConfig
+from tgi.plugins.llama_config import LlamaConfig, Names
 from tgi.weights import TensorPart
 
 from .activation import activate, gate
@@ -147,7 +148,9 @@ class LlamaDecoder(nn.Module):
 
     def __init__(self, config: LlamaConfig, build: Build) -> None:
         super().__init__()
-        hidden, vocab, names = config.hidden_size, config.vocab_size, config.names
+        names = _names(config, build)
+        config = attrs.evolve(config, names=names)
+        hidden, vocab = config.hidden_size, config.vocab_size
         ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
         self.rotaries = nn.ModuleList(Rotary(build, rope) for rope in ropes)
         self._rotations = [None if rope is None else ropes.index(rope) for rope in config.ropes]
@@ -207,3 +210,9 @@ class LlamaDecoder(nn.Module):
 
 def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
     return x if norm is None else norm(x)
+
+
+def _names(config: LlamaConfig, build: Build) -> Names:
+    """Return the names that the checkpoint has."""
+    all_names = (config.names, *config.other_names)
+    return next((names for names in all_names if f"{names.norm}.weight" in build), config.names)

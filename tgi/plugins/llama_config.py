@@ -48,12 +48,23 @@ class Names:
     """First layers of the MLP; a single one has both halves, if the MLP is gated."""
     down: str = "down_proj"
 
+    def below(self, start: str, head: str) -> "Names":
+        """Return the names of a model whose decoder is below another module than "model"."""
+        own = {
+            field.name: start + value.removeprefix("model.")
+            for field in attrs.fields(Names)
+            if isinstance(value := getattr(self, field.name), str) and value.startswith("model.")
+        }
+        return attrs.evolve(self, **own, head=head)
+
 
 @attrs.frozen(kw_only=True)
 class LlamaConfig(ModelConfig):
     """The settings of a decoder like Llama's."""
 
     names: Names = Names()
+    other_names: tuple[Names, ...] = ()
+    """Names in checkpoints of other versions, which are tried if there are none of `names`."""
     intermediate_size: int
     rms_norm_eps: float
     """Epsilon of the norms, of whichever kind they are."""
@@ -177,3 +188,26 @@ def read_windows(
         fault = f"has {other[0]!r}" if other else f"has {len(types)} entries"
         raise ConfigError(f"config.json: 'layer_types' {fault}; expected {layers} of {', '.join(known)}")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def read_text_part(read: Callable[[JsonReader], LlamaConfig]) -> Callable[[JsonReader], LlamaConfig]:
+    """Return a reader of models of images and text, of which only the decoder runs.
+
+    `read` reads "text_config". Their checkpoints have other names than those of a decoder alone.
+    """
+
+    def read_part(get: JsonReader) -> LlamaConfig:
+        text = get.section("text_config")
+        if text is None:
+            raise ConfigError("config.json has no 'text_config', which this architecture needs")
+        get.all()
+        config = read(text.adapted(defaults=_shared(get)))
+        old = config.names.below("language_model.model.", "language_model.lm_head")
+        new = config.names.below("model.language_model.", "lm_head")
+        return attrs.evolve(config, names=old, other_names=(new,))
+
+    return read_part
+
+
+def _shared(get: JsonReader) -> dict[str, Any]:
+    return {key: get.data[key] for key in ("tie_word_embeddings",) if key in get}
