@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import h2.events
 import pytest
@@ -14,6 +15,7 @@ from h2.connection import H2Connection
 
 from tgi.api import transport
 from tgi.api.app import create_app
+from tgi.api.turns import THREADS
 from tgi.config import Options
 from tgi.lifecycle import Phase
 
@@ -352,16 +354,14 @@ async def test_a_large_body_is_read_in_a_thread_and_keeps_nobody_waiting(path: s
         assert (await server.ask("POST", path, body)).status == (400 if path.startswith("/v1") else 422)
 
     async with serving(saying("Hello")) as server, trio.open_nursery() as nursery:
-        threads = server.service.tokenizing
-        borrowers = [object() for _ in range(int(threads.total_tokens))]
-        for borrower in borrowers:
-            await threads.acquire_on_behalf_of(borrower)
-        nursery.start_soon(ask_large, server)
-        while not threads.statistics().tasks_waiting:
-            await trio.sleep(0.001)
-        assert (await server.generate({})).json == {"generated_text": "Hello"}
-        for borrower in borrowers:
-            threads.release_on_behalf_of(borrower)
+        turns = server.service.turns
+        async with AsyncExitStack() as others:
+            for _ in range(THREADS):
+                await others.enter_async_context(turns.turn("others", 1))
+            nursery.start_soon(ask_large, server)
+            while not turns.waiting:
+                await trio.sleep(0.001)
+            assert (await server.generate({})).json == {"generated_text": "Hello"}
 
 
 @pytest.mark.parametrize("phase", [Phase.STARTING, Phase.DRAINING])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Core
-from tokenizers import models, pre_tokenizers, processors
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
@@ -228,3 +228,29 @@ def test_spaces_are_never_cleaned_up(tmp_path: Path) -> None:
     )
     for text in ("a , b . c", "do n't"):
         assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60) | st.text(alphabet=" \n\u3000\u0301\u0345\u1100\u1161\u11a8áe", max_size=60))
+def test_a_text_has_no_fewer_tokens_than_its_length_says(name: str, text: str) -> None:
+    core = CORES[name]
+    assert Tokenizer(core, [], []).min_tokens(text) <= len(core.encode(text).ids)
+
+
+@pytest.mark.parametrize(
+    "normalizer", [None, normalizers.NFC(), normalizers.NFKC()], ids=["none", "NFC", "NFKC"]
+)
+@settings(deadline=None)
+@given(text=st.text(alphabet="\u03b1\u0313\u0300\u0345\u1100\u1161\u11a8", max_size=60))
+def test_composition_makes_texts_no_shorter_than_expected(normalizer: Any, text: str) -> None:
+    core = byte_level_core()
+    core.normalizer = normalizer
+    assert Tokenizer(core, [], []).min_tokens(text) <= len(core.encode(text).ids)
+
+
+def test_a_long_text_has_many_tokens() -> None:
+    """Of a vocabulary with bytes, so that no unknown characters join."""
+    longest = max(map(len, CORE.get_vocab()))
+    assert Tokenizer(CORE, [], []).min_tokens("violin" * 1000) == 6000 // longest
+    assert Tokenizer(CORES["word_piece"], [], []).min_tokens("violin" * 1000) == 0

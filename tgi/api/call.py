@@ -39,13 +39,13 @@ from .grammars import Grammars
 from .observe import Observer, timing_headers
 from .stream import EventStream, EventWriter, Finished
 from .transport import Exchange, current_exchange
+from .turns import Turns
 
 if TYPE_CHECKING:
     from tgi.tracing import Tracer
 
 B = TypeVar("B")
 T = TypeVar("T")
-TOKENIZING_THREADS = 2
 VERSION = f"3.3.7+tgi.{__version__}"
 """Version of TGI whose behaviour clients find, and our own version."""
 FINGERPRINT = f"{VERSION}-native"
@@ -60,8 +60,8 @@ INLINE_BYTES = 20_000
 INLINE_CHARACTERS = 500
 """Maximum length of a text that is tokenised on the event loop; a thread costs about 0.2 ms."""
 
-BODY_ERRORS = (400, 401, 408, 413, 415, 422, 503)
-GENERATION_ERRORS = (*BODY_ERRORS, 424, 429, 500)
+BODY_ERRORS = (400, 401, 408, 413, 415, 422, 429, 503)
+GENERATION_ERRORS = (*BODY_ERRORS, 424, 500)
 
 
 # The server
@@ -112,7 +112,11 @@ class Service:
     """Number of permits that are held."""
     tracer: "Tracer | None" = None
     """Sender of traces, if they are wanted."""
-    tokenizing: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(TOKENIZING_THREADS))
+    turns: Turns = attrs.field(init=False)
+    """Turns at reading and tokenising long texts."""
+
+    def __attrs_post_init__(self) -> None:
+        self.turns = Turns(self.options.max_concurrent_requests)
 
     def ready_engine(self) -> Engine:
         """Return the engine. Raises Unavailable before it is ready and while the server is draining."""
@@ -194,8 +198,8 @@ class Call(Generic[B]):
     body: B
     arguments: Mapping[str, str]
     """Values of the variables in the route's path."""
-    is_large: bool = False
-    """Whether work on the body must not run on the event loop."""
+    size: int = 0
+    """Bytes of the body."""
     _engine: Engine | None = attrs.field(default=None, init=False)
     _observer: Observer | None = attrs.field(default=None, init=False)
     _held: ExitStack = attrs.field(factory=ExitStack, init=False)
@@ -210,7 +214,7 @@ class Call(Generic[B]):
             call._engine = service.ready_engine()
             check_media_type(request.content_type)
             data = cast(bytes, await request.get_data(cache=False))
-            call.is_large = len(data) > INLINE_BYTES
+            call.size = len(data)
             call.body = await call.run_in_thread_if_large(lambda: decode(data, *route.body))
         return call
 
@@ -293,17 +297,21 @@ class Call(Generic[B]):
 
     async def run_in_thread_if_large(self, work: Callable[[], T]) -> T:
         """Return the result of work on the body."""
-        return await self._run(work, in_thread=self.is_large)
+        return await self._run(work, self.size, INLINE_BYTES)
 
     async def tokenized(self, work: Callable[[], T], length: int) -> T:
         """Return the result of work of the tokenizer on a text. Raises ValidationError (V17)."""
         try:
-            return await self._run(work, in_thread=length > INLINE_CHARACTERS)
+            return await self._run(work, length, INLINE_CHARACTERS)
         except TokenizerError as error:
             raise ValidationError(f"tokenizer error {error}") from error
 
-    async def _run(self, work: Callable[[], T], *, in_thread: bool) -> T:
-        return await trio.to_thread.run_sync(work, limiter=self.service.tokenizing) if in_thread else work()
+    async def _run(self, work: Callable[[], T], size: int, inline: int) -> T:
+        """Return the result of work on a text, in a thread if it is longer than `inline`."""
+        if size <= inline:
+            return work()
+        async with self.service.turns.turn(request.remote_addr or "", size):
+            return await trio.to_thread.run_sync(work)
 
 
 def _timeout() -> float:

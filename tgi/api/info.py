@@ -16,7 +16,8 @@ from tgi.errors import Unavailable, UnknownModel
 from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE
 
-from .call import TOKENIZING_THREADS, VERSION, Call, Service, empty_answer, get, json_answer
+from .call import VERSION, Call, Service, empty_answer, get, json_answer
+from .turns import THREADS
 
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -72,7 +73,7 @@ class Info(msgspec.Struct, kw_only=True):
     max_stop_sequences: int
     max_input_tokens: int
     max_total_tokens: int
-    validation_workers: int = TOKENIZING_THREADS
+    validation_workers: int = THREADS
     max_client_batch_size: int
     router: str = "text-generation-router"
     version: str = VERSION

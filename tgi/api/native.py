@@ -265,8 +265,11 @@ async def compat_generate(call: Call[CompatGenerateRequest]) -> Response:
 
 async def tokenize(call: Call[GenerateRequest]) -> Response:
     """Answer `/tokenize`."""
-    inputs = call.body.inputs
-    work = functools.partial(call.engine.tokenizer.tokenize, inputs)
+    inputs, tokenizer = call.body.inputs, call.engine.tokenizer
+
+    def work() -> msgspec.Raw:
+        return msgspec.Raw(msgspec.json.encode(tokenizer.tokenize(inputs)))
+
     return json_answer(await call.tokenized(work, len(inputs)))
 
 

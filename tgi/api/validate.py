@@ -1,6 +1,5 @@
 """Whether a generation is possible, rule by rule in TGI's order and words (V06 to V22), and its sequences."""
 
-import functools
 import json
 import secrets
 import time
@@ -143,18 +142,21 @@ async def _matcher(call: Call[Any], generation: Generation) -> Matcher | None:
 async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
     """Return the prompt's tokens, all of which the model knows (V16, V17)."""
     engine, prompt, truncate = call.engine, generation.prompt, generation.truncate
+    tokenizer = engine.tokenizer
     limit = engine.limits.max_input_tokens
     if truncate is not None and not 0 < truncate <= limit:
         raise ValidationError(
             f"`truncate` must be strictly positive and less than {limit}. Given: {truncate}"
         )
     if isinstance(prompt, str):
-        encode = functools.partial(
-            engine.tokenizer.encode,
-            prompt,
-            add_special_tokens=generation.add_special_tokens,
-            truncate=truncate,
-        )
+
+        def encode() -> list[int]:
+            if truncate is None:
+                _check_input(tokenizer.min_tokens(prompt), engine.limits, "at least ")
+            return tokenizer.encode(
+                prompt, add_special_tokens=generation.add_special_tokens, truncate=truncate
+            )
+
         ids = await call.tokenized(encode, len(prompt))
     else:
         ids = list(prompt)
@@ -179,6 +181,14 @@ def _check_counts(generation: Generation, limits: Limits) -> None:
         raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {max_top}. Given: {top}")
 
 
+def _check_input(prompt: int, limits: Limits, about: str = "") -> None:
+    """Refuse a prompt of more tokens than may come (V20)."""
+    if prompt > limits.max_input_tokens:
+        raise ContextLengthExceeded(
+            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {about}{prompt}"
+        )
+
+
 def _check_lengths(prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
     """Return the number of tokens that may be generated (V20, V21).
 
@@ -193,10 +203,7 @@ def _check_lengths(prompt: int, max_new_tokens: int | None, limits: Limits) -> i
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {prompt} `inputs` tokens and {chunk} `max_new_tokens`"
         )
-    if prompt > limits.max_input_tokens:
-        raise ContextLengthExceeded(
-            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {prompt}"
-        )
+    _check_input(prompt, limits)
     if not prompt:
         raise ValidationError("`inputs` cannot be empty")
     return min(wanted, room)

@@ -18,6 +18,9 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
 _INCOMPLETE = "\ufffd"
+_WHITE_SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]
+_COMPOSED = 4
+"""Maximum number of characters that become one by canonical composition (Greek letters with three marks)."""
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,7 @@ class Tokenizer:
         """Bytes of each id; None unless a text is the bytes of its tokens one after another."""
         self.pieces = _PieceTable(core) if _is_context_free(core) else None
         """Text that each id adds to any text, "" if it depends on the text; None if it always does."""
+        self._longest = _longest_share(core)
         self._alone: dict[int, str] = {}
 
     @classmethod
@@ -99,6 +103,15 @@ class Tokenizer:
             else:
                 surplus -= 1
         return kept
+
+    def min_tokens(self, text: str) -> int:
+        """Return a number of tokens that the text has at least, without tokenising it; 0 if unknown.
+
+        Counts characters other than white space, since some special tokens take any amount of that with them.
+        """
+        if self._longest is None:
+            return 0
+        return (len(text) - sum(map(text.count, _WHITE_SPACE))) // self._longest
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[Piece]:
         """Return the tokens of a text with their places in its UTF-8."""
@@ -233,6 +246,25 @@ def _decoder(core: tokenizers.Tokenizer) -> dict[str, Any]:
 
 def _is_byte_level(core: tokenizers.Tokenizer) -> bool:
     return _decoder(core).get("type") == "ByteLevel"
+
+
+def _longest_share(core: tokenizers.Tokenizer) -> int | None:
+    """Return how many characters of a text a token stands for at most; None if there is no such number.
+
+    There is none where all unknown characters in a row become one token, or where some are dropped before.
+    """
+    content = json.loads(core.to_str())
+    model, normalizer = content["model"], content["normalizer"] or {}
+    if "Removed" in json.dumps(content["pre_tokenizer"]):
+        return None
+    complete = model.get("type") == "BPE" and (model.get("byte_fallback") or _is_byte_level(core))
+    kinds = {part["type"] for part in normalizer.get("normalizers", [normalizer]) if part}
+    if not complete or not kinds <= {"NFC", "NFKC", "Prepend", "Replace"}:
+        return None
+    for part in normalizer.get("normalizers", [normalizer]):
+        if part.get("type") == "Replace" and len(part["pattern"].get("String", "aa")) > len(part["content"]):
+            return None
+    return max(map(len, core.get_vocab())) * (_COMPOSED if kinds & {"NFC", "NFKC"} else 1)
 
 
 def _is_context_free(core: tokenizers.Tokenizer) -> bool:
