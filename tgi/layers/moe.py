@@ -70,7 +70,7 @@ class Router(nn.Module):
         config = self._config
         logits = self._device.multiply(x, self._weight, self._bias).float()
         if config.scores == "sparsemixer":
-            weights, chosen = _sparsemixer(logits, config.top)
+            weights, chosen = _sparsemixer(logits, config.top, config.jitter)
             return weights.to(x.dtype), chosen
         scores = logits.sigmoid() if config.scores == "sigmoid" else logits.softmax(-1)
         choice = scores if self._correction is None else scores + self._correction
@@ -92,7 +92,7 @@ def _best_groups(choice: torch.Tensor, config: ExpertsConfig) -> torch.Tensor:
     return grouped.masked_fill(~kept, -torch.inf).flatten(1)
 
 
-def _sparsemixer(logits: torch.Tensor, top: int, jitter: float = 0.01) -> tuple[torch.Tensor, torch.Tensor]:
+def _sparsemixer(logits: torch.Tensor, top: int, jitter: float) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one expert after another (Liu et al. 2023, arXiv 2310.00811).
 
     The weight of each is its share among the experts whose scores are near its own, those before it left out.

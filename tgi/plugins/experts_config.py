@@ -17,6 +17,8 @@ class ExpertsConfig:
     """Inner size of an expert."""
     scores: str = "softmax"
     """"softmax" or "sigmoid" of the router's results, or "sparsemixer" (Phi-MoE)."""
+    jitter: float = 0.0
+    """Nearness of scores that "sparsemixer" weighs against each other."""
     normalise: bool = True
     """Whether the weights of a token's experts add up to 1."""
     scale: float = 1.0

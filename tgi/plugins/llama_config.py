@@ -50,7 +50,7 @@ class Names:
 
     def below(self, start: str, head: str) -> "Names":
         """Return the names of a model whose decoder is below another module than "model"."""
-        own = {
+        own: dict[str, Any] = {
             field.name: start + value.removeprefix("model.")
             for field in attrs.fields(Names)
             if isinstance(value := getattr(self, field.name), str) and value.startswith("model.")

@@ -104,11 +104,19 @@ def _parameters(kind: str, scaling: JsonReader, common: Mapping[str, Any]) -> di
     if kind == "longrope":
         return {
             "factor": scaling(float, "factor", ratio),
-            "attention_factor": scaling(float, "attention_factor", None),
+            "attention_factor": scaling(float, "attention_factor", _mscale(scaling)),
             "short_factor": _factors(scaling, "short_factor", common["dim"] // 2),
             "long_factor": _factors(scaling, "long_factor", common["dim"] // 2),
         }
     return {}
+
+
+def _mscale(scaling: JsonReader) -> float | None:
+    """Read Phi-MoE's names of "attention_factor", which may have two values. Raises ConfigError if it has."""
+    short, long = (scaling(float, f"{length}_mscale", None) for length in ("short", "long"))
+    if short != long:
+        raise ConfigError("config.json: 'short_mscale' and 'long_mscale' of the RoPE differ")
+    return short
 
 
 def _factors(scaling: JsonReader, key: str, length: int) -> tuple[float, ...]:

@@ -1,0 +1,1 @@
+"""Phi 1 to 4 and Phi-MoE for tgi."""
