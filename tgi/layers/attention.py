@@ -33,7 +33,8 @@ class Attention(nn.Module):
     Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
     them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads) and `softcap`
     are those of `AttentionSpec`. `norms` are applied to queries and to keys [T, heads, head_dim] before they
-    are rotated. The first `interleaved` features are rotated with their neighbours.
+    are rotated, and numbers beyond `clip` are cut off then. The first `interleaved` features are rotated with
+    their neighbours.
     """
 
     def __init__(
@@ -50,10 +51,11 @@ class Attention(nn.Module):
         softcap: float | None = None,
         norms: Sequence[nn.Module] = (),
         interleaved: int = 0,
+        clip: float | None = None,
     ) -> None:
         super().__init__()
         self.norms = nn.ModuleList(norms)
-        self._interleaved = interleaved
+        self._interleaved, self._clip = interleaved, clip
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
         self._device = build.device
@@ -80,6 +82,8 @@ class Attention(nn.Module):
         if len(self.norms):
             query, key = query_key[:, :heads], query_key[:, heads:]
             query_key = torch.cat((self.norms[0](query), self.norms[1](key)), 1)
+        if self._clip is not None:
+            query_key, value = (x.clamp(-self._clip, self._clip) for x in (query_key, value))
         if rotation is not None:
             if self._interleaved:  # the scores do not depend on the order of features
                 query_key = _halves(query_key, self._interleaved)

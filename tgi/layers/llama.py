@@ -32,7 +32,6 @@ class SelfAttention(nn.Module):
         super().__init__()
         names, bias, rope = config.names, config.qkv_bias, config.ropes[layer]
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        self._clip = config.clip_qkv
         fused = [f"{name}.{part}" for part in names.qkv]
         self.qkv: nn.Module
         if config.qkv_by_group:
@@ -55,6 +54,7 @@ class SelfAttention(nn.Module):
             softcap=config.attention_softcap,
             norms=[HeadNorm(build, f"{name}.{norm}", count, config) for norm, count in norms.items()],
             interleaved=rope.dim if rope and config.interleaved else 0,
+            clip=config.clip_qkv,
         )
         out, hidden = f"{name}.{names.out}", config.hidden_size
         self.out = RowLinear(build, out, heads * size, hidden, config.out_bias, config.transposed)
@@ -72,10 +72,7 @@ class SelfAttention(nn.Module):
         return self.out.partial(self._attend(x, batch, rotation), residual)
 
     def _attend(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:
-        qkv = self.qkv(x)
-        if self._clip is not None:
-            qkv = qkv.clamp(-self._clip, self._clip)
-        return self.attention(qkv, batch, rotation)  # type: ignore[no-any-return]
+        return self.attention(self.qkv(x), batch, rotation)  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -188,9 +185,11 @@ class LlamaDecoder(nn.Module):
         name, experts = config.names.layer.format(layer), config.experts
         if experts is None or not experts.layers[layer]:
             return MLP(build, f"{name}.{config.names.mlp}", config.intermediate_size, config)
-        shared = (
-            MLP(build, f"{name}.{experts.shared_name}", experts.shared, config) if experts.shared else None
-        )
+        shared = None
+        if experts.shared:
+            names = attrs.evolve(config.names, up=experts.shared_up, down=experts.shared_down)
+            like = attrs.evolve(config, names=names)
+            shared = MLP(build, f"{name}.{experts.shared_name}", experts.shared, like)
         return MixtureOfExperts(build, f"{name}.{experts.name}", config, shared)
 
     def forward(self, batch: Batch) -> torch.Tensor:

@@ -45,5 +45,7 @@ class ExpertsConfig:
     shared: int = 0
     """Inner size of an MLP that every token goes through, too; 0: there is none."""
     shared_name: str = "mlp.shared_expert"
+    shared_up: tuple[str, ...] = ("gate_proj", "up_proj")
+    shared_down: str = "down_proj"
     shared_gate: str | None = None
     """Name below the module's of a linear layer whose sigmoid is the weight of the shared MLP."""

@@ -137,6 +137,8 @@ def read_llama_config(
         own["ropes"] = (read_whole_rope(get, head_dim),) * layers
     if "activation" not in own:
         own["activation"] = read_activation(get, "hidden_act", ("silu",))
+    if "windows" not in own:
+        own["windows"] = read_windows(get, layers, window, slides)
     limits = [rope.depends_on_length_beyond for rope in own["ropes"] if rope is not None]
     common: dict[str, Any] = {
         "vocab_size": get.size("vocab_size"),
@@ -149,7 +151,6 @@ def read_llama_config(
         "prefix_limit": min((limit for limit in limits if limit is not None), default=None),
         "intermediate_size": get.size("intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
-        "windows": read_windows(get, layers, window, slides),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
     return LlamaConfig(**common | own)
@@ -173,6 +174,23 @@ def read_whole_rope(get: JsonReader, head_dim: int) -> RopeConfig:
             "config.json: 'partial_rotary_factor' is set; this architecture rotates whole heads"
         )
     return rope
+
+
+def with_local_rope(config: LlamaConfig, get: JsonReader, theta: float) -> LlamaConfig:
+    """Return a config whose layers with a window rotate otherwise than those that see everything.
+
+    Theirs is the RoPE of "sliding_attention", or, without RoPEs by types of layers, one of base `theta` that
+    is not scaled. Raises ConfigError.
+    """
+    size, parameters = config.head_dim, get.section("rope_parameters")
+    if parameters is not None and "full_attention" in parameters:
+        full, local = (read_rope(get, size, kind) for kind in ("full_attention", "sliding_attention"))
+    else:
+        full = read_whole_rope(get, size)
+        length = full.max_position
+        local = RopeConfig(theta=theta, dim=size, max_position=length, original_max_position=length)
+    ropes = tuple(full if window is None else local for window in config.windows)
+    return attrs.evolve(config, ropes=ropes)
 
 
 def read_windows(

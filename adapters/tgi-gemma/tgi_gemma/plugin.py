@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import attrs
-
 from tgi.plugins import Architecture, JsonReader, hookimpl
 from tgi.plugins.llama_config import (
     LlamaConfig,
@@ -11,9 +9,8 @@ from tgi.plugins.llama_config import (
     read_activation,
     read_llama_config,
     read_text_part,
-    read_whole_rope,
+    with_local_rope,
 )
-from tgi.plugins.rope_config import RopeConfig, read_rope
 
 _COMMON = {"tie_word_embeddings": True, "head_dim": 256}
 _GEMMA2 = {
@@ -86,19 +83,7 @@ def read_gemma3(get: JsonReader) -> LlamaConfig:
         logit_softcap=get(float, "final_logit_softcapping", None),
         ropes=(),
     )
-    full, local = _read_ropes(get, config.head_dim)
-    return attrs.evolve(config, ropes=tuple(full if window is None else local for window in config.windows))
-
-
-def _read_ropes(get: JsonReader, size: int) -> tuple[RopeConfig, RopeConfig]:
-    """Return the RoPE of layers that see everything, and of those with a window."""
-    parameters = get.section("rope_parameters")
-    if parameters is not None and "full_attention" in parameters:
-        return read_rope(get, size, "full_attention"), read_rope(get, size, "sliding_attention")
-    full = read_whole_rope(get, size)
-    theta = get(float, "rope_local_base_freq", 10_000.0)
-    length = full.max_position
-    return full, RopeConfig(theta=theta, dim=size, max_position=length, original_max_position=length)
+    return with_local_rope(config, get, get(float, "rope_local_base_freq", 10_000.0))
 
 
 def _read(get: JsonReader, window: int | None = None, **own: Any) -> LlamaConfig:

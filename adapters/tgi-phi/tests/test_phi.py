@@ -1,4 +1,4 @@
-"""Logits and text against transformers for every generation of Phi, with every switch of published configs."""
+"""Logits and text against transformers for every Phi, with every switch of published configs."""
 
 import pytest
 from transformers import Phi3Config, PhiConfig, PhimoeConfig

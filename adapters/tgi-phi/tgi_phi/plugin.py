@@ -107,6 +107,4 @@ def tgi_architectures() -> list[Architecture]:
         "PhiMoEForCausalLM": read_phimoe,
     }
     harmless = frozenset({"input_jitter_noise", "embd_layer", "rotary_emb_base"})
-    return [
-        Architecture(name, "tgi.layers:LlamaDecoder", read, harmless) for name, read in readers.items()
-    ]
+    return [Architecture(name, "tgi.layers:LlamaDecoder", read, harmless) for name, read in readers.items()]

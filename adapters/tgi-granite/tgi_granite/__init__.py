@@ -1,0 +1,1 @@
+"""Granite 3, dense and with experts, for tgi."""
