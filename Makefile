@@ -2,7 +2,7 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-ADAPTERS := $(wildcard adapters/*/pyproject.toml kernels/*/pyproject.toml)
+ADAPTERS := $(wildcard adapters/*/pyproject.toml kernels/*/pyproject.toml kernels/*/src/*)
 PORT ?= 8080
 ARGS ?=
 PT_HPU_LAZY_MODE ?= 1

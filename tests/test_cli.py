@@ -127,7 +127,7 @@ def test_p_is_the_port(short: list[str]) -> None:
 
 def test_short_names_of_vllm() -> None:
     options = parse_options(["-tp", "2", "-q", "awq"])
-    assert (options.num_shard, options.ignored.quantize) == (2, "awq")
+    assert (options.num_shard, options.quantize) == (2, "awq")
 
 
 @pytest.mark.contract("6.1")

@@ -22,6 +22,7 @@ IMPLEMENTED: dict[str, tuple[str | None, Any]] = {
     "max-concurrent-requests": ("7", 7),
     "max-best-of": ("7", 7),
     "max-stop-sequences": ("7", 7),
+    "quantize": ("int8", "int8"),
     "kv-cache-dtype": ("fp8_e4m3fn", "fp8_e4m3fn"),
     "max-top-n-tokens": ("7", 7),
     "max-input-tokens": ("7", 7),
@@ -72,7 +73,6 @@ IN_VAIN: dict[str, str | None] = {
     "max-image-fetch-size": "1073741824",
 }
 REFUSED: dict[str, str | None] = {
-    "quantize": "fp8",
     "speculate": "2",
     "lora-adapters": "a,b=/path",
 }
@@ -85,6 +85,7 @@ ALIASES = {
     "max-num-seqs": ("max_batch_size", "7", 7),
     "max-num-batched-tokens": ("max_batch_prefill_tokens", "7", 7),
     "dtype": ("dtype", "half", "half"),
+    "quantization": ("quantize", "int8", "int8"),
     "no-enable-prefix-caching": ("prefix_caching", None, False),
     "host": ("hostname", "::1", "::1"),
     "port": ("port", "80", 80),
@@ -108,7 +109,6 @@ VLLM_IN_VAIN: dict[str, str | None] = {
     "trust-remote-code": None,
 }
 VLLM_REFUSED: dict[str, str | None] = {
-    "quantization": "awq",
     "enable-lora": None,
     "lora-modules": "sql=/path",
     "speculative-config": '{"method":"ngram"}',
@@ -222,7 +222,12 @@ def test_a_flag_that_would_change_the_answers_is_refused(
 
 @pytest.mark.parametrize("value", ["none", "auto", "0"])
 def test_a_refused_flag_may_ask_for_nothing(value: str) -> None:
-    assert not list(parse_options([*words("quantize", value), *words("speculate", value)]).checked({}))
+    assert not list(parse_options(words("speculate", value)).checked({}))
+
+
+@pytest.mark.parametrize("value", ["none", "auto", "0"])
+def test_a_quantization_of_nothing(value: str) -> None:
+    assert parse_options(words("quantize", value)).quantization == ""
 
 
 @pytest.mark.parametrize(("flag", "name", "value", "means"), [(f, *row) for f, row in ALIASES.items()])
@@ -257,7 +262,7 @@ def test_no_foreign_option_is_missing_from_these_tables() -> None:
         ("HF_MODEL_ID", "org/m", {"model_id": "org/m"}),
         ("HF_MODEL_REVISION", "r", {"revision": "r"}),
         ("SM_NUM_GPUS", "2", {"num_shard": 2}),
-        ("HF_MODEL_QUANTIZE", "awq", {"ignored": IgnoredFlags(quantize="awq")}),
+        ("HF_MODEL_QUANTIZE", "awq", {"quantize": "awq"}),
         ("HF_MODEL_TRUST_REMOTE_CODE", "true", {"ignored": IgnoredFlags(trust_remote_code=True)}),
         ("PREFIX_CACHING", "0", {"prefix_caching": False}),
         ("HF_HUB_CACHE", "/data", {"huggingface_hub_cache": Path("/data")}),
@@ -303,7 +308,7 @@ def test_variables_that_do_nothing_share_a_line() -> None:
 
 
 def test_a_variable_that_would_change_the_answers_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: only checkpoints that are"):
+    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: measurements of"):
         list(Options().checked({"QUANT_CONFIG": "maxabs_quant.json"}))
     assert not list(Options().checked({"QUANT_CONFIG": ""}))
 
@@ -337,7 +342,7 @@ def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: 
             "`ngrok-edge` must be set when using ngrok tunneling",
         ),
         (
-            {"ignored": IgnoredFlags(quantize="exl2"), "num_shard": 2},
+            {"quantize": "exl2", "num_shard": 2},
             "Sharding is currently not supported with `exl2` quantization",
         ),
         ({"ignored": IgnoredFlags(lora_adapters="a,b=c@d@e")}, "Invalid LoRA adapter format: b=c@d@e"),

@@ -40,8 +40,10 @@ async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[t
 
 
 @pytest.mark.seconds(300)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "quantize"), [("bfloat16", ""), ("float32", ""), ("bfloat16", "int8"), ("bfloat16", "int4")]
+)
+async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str, quantize: str) -> None:
     tokenizer = Tokenizer.from_folder(DEMO_MODEL)
     alone, crowded = (
         Limits(
@@ -52,9 +54,9 @@ async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str) -> 
         )
         for chunk, cache in ((512, None), (32, 480))
     )
-    async with open_engine(DEMO_MODEL, alone, dtype=dtype) as scheduler:
+    async with open_engine(DEMO_MODEL, alone, dtype=dtype, quantize=quantize) as scheduler:
         expected = [await ask(scheduler, tokenizer, number) for number in range(len(PROMPTS))]
-    async with open_engine(DEMO_MODEL, crowded, dtype=dtype) as scheduler:
+    async with open_engine(DEMO_MODEL, crowded, dtype=dtype, quantize=quantize) as scheduler:
         for _ in range(3):
 
             async def check(number: int) -> None:

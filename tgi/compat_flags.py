@@ -56,7 +56,7 @@ UNUSED_VARIABLES = {
 }
 """Reason why a variable without a flag has no effect, by its name. TGI's images, its Gaudi backend and vLLM
 on Gaudi set or read these."""
-REFUSED_VARIABLES = {"QUANT_CONFIG": "only checkpoints that are already quantized to fp8 are supported"}
+REFUSED_VARIABLES = {"QUANT_CONFIG": "measurements of Intel Neural Compressor are not supported"}
 
 _Text = str | None
 _Switch = bool | None
@@ -124,22 +124,13 @@ class IgnoredFlags:
         _Text, unused(why="--max-concurrent-requests counts waiting and running requests")
     ] = None
 
-    quantize: Annotated[
-        _Text,
-        refused(
-            "QUANTIZE",
-            "HF_MODEL_QUANTIZE",
-            why="only checkpoints that are already quantized to fp8 are supported",
-            vllm=["--quantization", "-q"],
-        ),
-    ] = None
     speculate: Annotated[_Text, refused("SPECULATE", why="speculative decoding is not supported")] = None
     speculative_config: Annotated[_Text, refused(why="speculative decoding is not supported")] = None
     lora_adapters: Annotated[_Text, refused("LORA_ADAPTERS", why="LoRA adapters are not supported")] = None
     enable_lora: Annotated[_Switch, refused(why="LoRA adapters are not supported")] = None
     lora_modules: Annotated[_Text, refused(why="LoRA adapters are not supported")] = None
 
-    def contradictions(self, shards: int) -> Iterator[str]:
+    def contradictions(self) -> Iterator[str]:
         """Yield the combinations that TGI's launcher refuses, in its words."""
         if self.validation_workers == "0":
             yield "`validation_workers` must be > 0"
@@ -147,8 +138,6 @@ class IgnoredFlags:
             yield "`ngrok-authtoken` must be set when using ngrok tunneling"
         if self.ngrok and self.ngrok_edge is None:
             yield "`ngrok-edge` must be set when using ngrok tunneling"
-        if self.quantize == "exl2" and shards > 1:
-            yield "Sharding is currently not supported with `exl2` quantization"
         for adapter in (self.lora_adapters or "").split(","):
             if adapter.count("@") > 1:
                 yield f"Invalid LoRA adapter format: {adapter}"

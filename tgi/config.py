@@ -12,7 +12,7 @@ import attrs
 from cyclopts import Parameter
 
 from tgi import flags
-from tgi.compat_flags import IgnoredFlags
+from tgi.compat_flags import HARMLESS, IgnoredFlags
 from tgi.flags import BATCH, BUCKETS, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
 
 DEMO_MODEL = Path(__file__).parent / "demo"
@@ -27,6 +27,10 @@ DTYPES = {
     "half": "bfloat16",
 }
 """Dtype that ranks compute in, by the value of --dtype (TGI's and vLLM's spellings)."""
+
+
+ROUNDINGS = ("int8", "int4")
+"""Values of --quantize that round a dense checkpoint; others name the format that it has."""
 
 
 class OptionError(Exception):
@@ -57,6 +61,13 @@ class Options:
     load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
     """Source of the weights. auto reads *.safetensors and converts *.bin if there are none; safetensors
     never converts; dummy makes weights up, for benchmarks."""
+    quantize: Annotated[
+        str | None,
+        flag(MODEL, "QUANTIZE", "HF_MODEL_QUANTIZE", value="FORMAT", vllm=["--quantization", "-q"]),
+    ] = None
+    """Weight format. int8 and int4 round the linear layers of a checkpoint that is not quantized, while it is
+    loaded (cpu): less memory and faster. Any other must be the checkpoint's own. Default: the
+    checkpoint's."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
     """Device to run on. `tgi plugins` lists those that are installed."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
@@ -242,7 +253,7 @@ class Options:
             )
         if self.max_batch_size == 0:
             raise OptionError("`max_batch_size` must be > 0")
-        reasons = (*self.ignored.contradictions(self.num_shard or 1), *self.ignored.refusals(environment))
+        reasons = (*self.ignored.contradictions(), *self.ignored.refusals(environment))
         for reason in reasons:
             raise OptionError(reason)
         self._check_keys()
@@ -257,6 +268,8 @@ class Options:
             return
         if self.num_shard < 1:
             raise OptionError("`num_shard` cannot be < 1")
+        if self.num_shard > 1 and self.quantize == "exl2":
+            raise OptionError("Sharding is currently not supported with `exl2` quantization")
         if self.num_shard == 1 and self.sharded == "true":
             raise OptionError("`sharded` is true but `num_shard` <= 1")
 
@@ -272,6 +285,11 @@ class Options:
     def compute_dtype(self) -> str:
         """Dtype for the ranks: "float32", "bfloat16" or "auto"."""
         return DTYPES[self.dtype]
+
+    @property
+    def quantization(self) -> str:
+        """Weight format that --quantize asks for; "": that of the checkpoint."""
+        return "" if self.quantize in HARMLESS else str(self.quantize)
 
     def config_overrides(self, config: Mapping[str, Any]) -> dict[str, object]:
         """Return the keys that replace those of the model's config.json."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import attrs
+import msgspec
 import torch
 
 from tgi.device.attention import AttentionSpec
@@ -12,7 +13,7 @@ from tgi.device.base import Device
 from tgi.plugins import ConfigError
 from tgi.protocol import CacheGroup, TensorInfo
 from tgi.weights import Shard, TensorPart, Weights
-from tgi.weights.formats import Dense, DenseWeight, LinearWeight, WeightFormat
+from tgi.weights.formats import Dense, DenseWeight, LinearWeight, Rounding, WeightFormat
 
 _DENSE = Dense()
 
@@ -113,20 +114,33 @@ class Build:
         """
         return self.put(torch.tensor([float(self.shard.rank == 0)]))
 
-    def linear(self, *parts: TensorPart) -> LinearWeight:
+    def linear(self, *parts: TensorPart, exact: bool = False) -> LinearWeight:
         """Return the weight of a linear layer, ready for `Device.multiply`.
 
         Its rows are those of all parts ("….weight", [out, in]), one below the other, stored in the
-        checkpoint's format or dense. Raises ConfigError where some of them are stored so and some not.
+        checkpoint's format or dense. `exact`: `--quantize` must not round it. Raises ConfigError where
+        some of them are stored so and some not.
         """
         missing = [self.format.missing(self, part) for part in parts]
         lacking = [name for name in missing if name is not None]
         if lacking and len(lacking) < len(parts):
             raise ConfigError(f"the checkpoint has no tensor {lacking[0]!r}, though parts of the layer have")
-        stored = _DENSE if lacking else self.format
+        rounds = isinstance(self.format, Rounding)
+        stored = _DENSE if lacking or (exact and rounds) else self.format
         weight = self.prepare(stored.read(self, *parts))
+        self._count_rounded(stored, len(parts))
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
         return weight
+
+    def head(self, matrix: torch.Tensor) -> LinearWeight:
+        """Return the weight that gives logits, the last tensor that was read, ready for `Device.multiply`.
+
+        Checkpoints have it dense; it is rounded if other layers are (`--quantize`).
+        """
+        if not isinstance(self.format, Rounding):
+            return self.prepare(DenseWeight(matrix))
+        self._count_rounded(self.format.head, 1)
+        return self.prepare(self.format.head.round(matrix))
 
     def prepare(self, weight: LinearWeight) -> LinearWeight:
         """Return a weight ready for `Device.multiply`.
@@ -170,6 +184,13 @@ class Build:
     def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
         """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`."""
         self.tensors.append(TensorInfo(name, list(shape), list(tensor.shape), stored, tensor.nbytes))
+
+    def _count_rounded(self, stored: WeightFormat, count: int) -> None:
+        """Correct the notes of the last tensors that were read, if they are kept in another format."""
+        if isinstance(stored, Rounding):
+            for place, info in list(enumerate(self.tensors))[-count:]:
+                size = stored.bytes(*info.part)
+                self.tensors[place] = msgspec.structs.replace(info, format=stored.name, bytes=size)
 
     def _read(self, part: TensorPart, out: torch.Tensor) -> torch.Tensor:
         shape, dim, there = part.shape, part.dim, out

@@ -9,7 +9,6 @@ from torch import nn
 
 from tgi.device.batch import Batch
 from tgi.weights import TensorPart
-from tgi.weights.formats import DenseWeight
 
 from .build import Build
 
@@ -197,7 +196,7 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        self._weight = build.prepare(DenseWeight(_rows(build, f"{name}.weight", [vocab_size, size])))
+        self._weight = build.head(_rows(build, f"{name}.weight", [vocab_size, size]))
         self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Builds models: with their weights on a device, or without numbers on torch's device "meta"."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +45,14 @@ class Blueprint:
     dtype: torch.dtype
 
     @classmethod
-    def open(
-        cls, folder: Path, architecture: str, overrides: Mapping[str, Any], dtype: torch.dtype
-    ) -> "Blueprint":
+    def open(cls, command: Describe | Load, dtype: torch.dtype) -> "Blueprint":
         """Read config.json. Raises ConfigError."""
-        offered = find_offer("architecture", architecture, architectures(load_plugins()))
-        data = read_config_json(folder) | dict(overrides)
+        folder = Path(command.folder)
+        offered = find_offer("architecture", command.architecture, architectures(load_plugins()))
+        data = read_config_json(folder) | dict(command.overrides)
         make, config = import_named(offered.model), offered.read(data)
-        return cls(architecture, make, config, read_format(JsonReader(data)), dtype)
+        stored = read_format(JsonReader(data), command.quantize)
+        return cls(command.architecture, make, config, stored, dtype)
 
     @torch.inference_mode()
     def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
@@ -92,7 +92,7 @@ def load_model(
     Raises ConfigError, and before any number is read CheckpointError with all faults of the files.
     """
     folder, dtype = Path(command.folder), device.dtype(command.dtype)
-    blueprint = Blueprint.open(folder, command.architecture, command.overrides, dtype)
+    blueprint = Blueprint.open(command, dtype)
     weights = DummyWeights(dtype) if command.dummy else Checkpoint(folder, on_read)
     if isinstance(weights, Checkpoint):
         outline = Outline(weights)
@@ -115,7 +115,7 @@ def describe(command: Describe) -> Described:
     """
     dtype = torch.bfloat16 if command.dtype == "auto" else getattr(torch, command.dtype)
     folder = Path(command.folder)
-    blueprint = Blueprint.open(folder, command.architecture, command.overrides, dtype)
+    blueprint = Blueprint.open(command, dtype)
     config = blueprint.config
     outline = Outline(_open_files(command, folder))
     whole = RecordingShard()

@@ -57,7 +57,8 @@ class Router(nn.Module):
     def __init__(self, build: Build, name: str, hidden: int, config: ExpertsConfig) -> None:
         super().__init__()
         self._device, self._config = build.device, config
-        self._weight = build.linear(TensorPart(f"{name}.{config.router}.weight", (config.count, hidden)))
+        router = TensorPart(f"{name}.{config.router}.weight", (config.count, hidden))
+        self._weight = build.linear(router, exact=True)
         self._bias = self._correction = None
         if config.router_bias:
             self._bias = build.read(TensorPart(f"{name}.{config.router}.bias", (config.count,)))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-from tgi.config import OptionError, Options
+from tgi.config import ROUNDINGS, OptionError, Options
 from tgi.limits import Limits
 from tgi.plugins import ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
@@ -74,6 +74,9 @@ class Setup:
         cache_dtype = self._cache_dtype()
         if cache_dtype and cache_dtype not in self.device.cache_dtypes:
             raise ConfigError(f"a KV cache of {cache_dtype!r} is not supported on this device")
+        quantize = self.options.quantization
+        if quantize in ROUNDINGS and quantize not in self.device.roundings:
+            raise ConfigError(f"--quantize {quantize} is not supported on --device {self.device.name}")
         return Describe(
             folder=str(self.folder),
             architecture=self.architecture,
@@ -83,6 +86,7 @@ class Setup:
             dummy=self.options.load_format == "dummy",
             check=False,
             overrides=self.overrides,
+            quantize=quantize,
         )
 
     def load_command(self, limits: Limits, attention: AttentionWorkspace, *, top: int = 0) -> Load:
@@ -106,6 +110,7 @@ class Setup:
             kv_cache_dtype=self._cache_dtype(),
             top=top,
             overrides=self.overrides,
+            quantize=self.options.quantization,
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
         )

@@ -68,6 +68,8 @@ class DeviceSpec:
     """Pattern of the device files of all cards; counted where no variable lists cards."""
     cache_dtypes: frozenset[str] = frozenset()
     """Values of --kv-cache-dtype that the device supports, besides the model's dtype."""
+    roundings: frozenset[str] = frozenset()
+    """Values of --quantize by which the device can round a dense checkpoint while it is loaded."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: share of the free memory, after weights and workspace, that is used."""
     cards: Mapping[str, Card] = attrs.field(factory=dict)

@@ -24,6 +24,8 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Whether a tensor that the files lack, or that no layer reads, is an error."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
+    quantize: str = ""
+    """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
 
 
 class TensorInfo(msgspec.Struct, frozen=True, array_like=True):

@@ -73,6 +73,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """"fp8_e4m3fn", or "" for the model's dtype."""
     overrides: dict[str, object] = msgspec.field(default_factory=dict)
     """Keys that replace those of config.json (`--rope-scaling`)."""
+    quantize: str = ""
+    """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
     watermark_gamma: float = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: float = 2.0

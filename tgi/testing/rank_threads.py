@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,14 +73,21 @@ class _RankThread(CpuDevice):
 
 
 def on_threads(
-    folder: Path, ranks: int, run: Callable[[Driver], list[torch.Tensor]], blocks: Iterable[int]
+    folder: Path,
+    ranks: int,
+    run: Callable[[Driver], list[torch.Tensor]],
+    blocks: Iterable[int],
+    **load: Any,
 ) -> list[torch.Tensor]:
-    """Run `run` on every rank of the model of `folder`; return the result of rank 0."""
+    """Run `run` on every rank of the model of `folder`; return the result of rank 0.
+
+    `load` are fields of the command that loads the model.
+    """
     meeting, order = _Meeting(ranks), list(blocks)
 
     def live(rank: int) -> list[torch.Tensor]:
         try:
-            runner = Runner.load(load_command(folder), Shard(rank, ranks), _RankThread(meeting))
+            runner = Runner.load(load_command(folder, **load), Shard(rank, ranks), _RankThread(meeting))
             result = run(Driver(runner, order))
             meeting.end(rank)
             return result

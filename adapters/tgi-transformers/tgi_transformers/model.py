@@ -20,7 +20,7 @@ from tgi.layers import Batch, Build, Head
 from tgi.layers.build import CacheLayer
 from tgi.plugins import ConfigError
 from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Outline
-from tgi.weights.formats import DenseWeight
+from tgi.weights.formats import DenseWeight, Rounding
 
 from .plugin import TransformersConfig
 from .trial import TOKENS, Trial, make_mask
@@ -172,6 +172,10 @@ class DeviceLinear(nn.Module):
 def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
     """Build the model by transformers. Raises ConfigError and CheckpointError."""
     trial = Trial(config)
+    if isinstance(build.format, Rounding):
+        raise ConfigError(
+            f"--quantize {build.format.name}: {config.architecture} runs by way of transformers"
+        )
     kind: Any = getattr(transformers, config.architecture)
     if not kind.is_backend_compatible():
         raise trial.error("its attention does not go through transformers' interface for others")

@@ -12,6 +12,13 @@ struct LinearArguments {
   long m, n, k, x_stride, residual_stride, y_stride;
 };
 
+struct QuantizedArguments {
+  LinearArguments linear;  // w: packed by tgi_pack_ints
+  const float* scales;  // [units][groups][32]: factor of each column's weights in each group of input features
+  const uint8_t* zeros;  // [units][groups][32]: the stored number that means 0; null: half of the range
+  long bits, group;  // 4 or 8; input features of a group, a multiple of 8
+};
+
 struct AttentionArguments {
   const void* query;  // [tokens, heads, size]
   const void *keys, *values;  // the cache of one layer, see attention.cpp
@@ -26,9 +33,13 @@ struct AttentionArguments {
 };
 
 extern "C" {
+extern const char tgi_sources[];  // tells the sources that a library was built from, see build.py
 long tgi_packed_size(long n, long k);
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
 void tgi_linear(int kind, const LinearArguments*);
+long tgi_packed_ints_size(long n, long k, long bits, long group);
+void tgi_pack_ints(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out);
+void tgi_quantized_linear(int kind, const QuantizedArguments*);
 void tgi_store_kv(int kind, const void* key, const void* value, long tokens, long kv_heads, long size, long key_stride,
                   long value_stride, const int32_t* slots, void* keys, void* values);
 long tgi_partials(const AttentionArguments*);

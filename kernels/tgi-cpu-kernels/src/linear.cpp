@@ -6,22 +6,11 @@
 //
 // Every output is the sum over the pairs in their order, whatever the number of rows: a row's result does not
 // depend on its neighbours.
-#include "kernels.h"
-#include "vec.h"
+#include "linear.h"
 
 #include <omp.h>
 #include <vector>
 
-constexpr int UNIT = 32;
-constexpr int VECTORS = UNIT / W;
-#if defined(__AVX512F__)
-constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
-#else
-constexpr int ROWS = W == 8 ? 3 : 4;
-#endif
-constexpr long PANEL = 8 * ROWS;  // rows whose activations stay in the second-level cache
-
-static long units(long n) { return (n + UNIT - 1) / UNIT; }
 static long pairs(long k) { return (k + 1) / 2; }
 
 // Place of weight (column c of a unit, input feature i), in numbers from the beginning of the unit.
@@ -72,24 +61,9 @@ template <typename T> static void gather(const T* x, long rows, long k, long str
 }
 
 template <typename T> struct Linear {
-  const T *x, *w, *bias, *residual;
-  T* y;
-  long m, n, k, x_stride, residual_stride, y_stride;
-
-  void write(long row, long column, const float* sums) const {
-    long count = std::min<long>(UNIT, n - column);
-    T* out = y + row * y_stride + column;
-    const T* more = residual ? residual + row * residual_stride + column : nullptr;
-    long c = 0;
-    for (; c + W <= count; c += W) {
-      vf v = load(sums + c);
-      if (bias) v += load(bias + column + c);
-      if (more) v += load(more + c);
-      store(out + c, v);
-    }
-    for (; c < count; c++)
-      narrow(out + c, sums[c] + (bias ? widen(bias[column + c]) : 0) + (more ? widen(more[c]) : 0));
-  }
+  const T *x, *w;
+  Output<T> out;
+  long m, n, k, x_stride;
 
   void run() const {
     std::vector<T> gathered(m * pairs(k) * 2);
@@ -107,7 +81,7 @@ template <typename T> struct Linear {
           for (long row = panel; row < std::min(m, panel + PANEL); row += ROWS) {
             const long rows = std::min<long>(ROWS, m - row);
             block_of<T>(rows, gathered.data() + row * pairs(k) * 2, rows * 2, w + u * pairs(k) * 2 * UNIT, k, sums);
-            for (long i = 0; i < rows; i++) write(row + i, u * UNIT, sums[i]);
+            for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
           }
       }
     }
@@ -115,8 +89,7 @@ template <typename T> struct Linear {
 };
 
 template <typename T> static void linear(const LinearArguments* a) {
-  Linear<T>{(const T*)a->x, (const T*)a->w, (const T*)a->bias, (const T*)a->residual, (T*)a->y, a->m, a->n, a->k,
-            a->x_stride, a->residual_stride, a->y_stride}.run();
+  Linear<T>{(const T*)a->x, (const T*)a->w, Output<T>(*a), a->m, a->n, a->k, a->x_stride}.run();
 }
 
 extern "C" {

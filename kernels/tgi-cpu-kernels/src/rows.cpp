@@ -63,6 +63,7 @@ static void rotary(T* x, long tokens, long heads, long size, long stride, const 
 }
 
 extern "C" {
+const char tgi_sources[] = TGI_SOURCES;
 void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out) {
   if (kind == BFLOAT16) rms_norm((const bf16*)x, (const bf16*)weight, epsilon, rows, size, stride, (bf16*)out);
   else rms_norm((const float*)x, (const float*)weight, epsilon, rows, size, stride, (float*)out);

@@ -7,7 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -24,6 +24,7 @@ typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
+typedef int8_t vq __attribute__((vector_size(W)));
 
 inline vf all(float x) { return vf{} + x; }
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
@@ -77,6 +78,20 @@ inline vf hyperbolic_tangent(vf x) {
   return select(negative, -t, t);
 }
 
+inline vi nearest(vf x) {  // the nearest integers, ties to even
+#if defined(__AVX512F__)
+  return (vi)_mm512_maskz_cvtps_epi32(-1, (__m512)x);  // GCC 12 warns of the plain one
+#elif defined(__AVX__)
+  return (vi)_mm256_cvtps_epi32((__m256)x);
+#elif defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)x);
+#else
+  vi n;
+  for (int i = 0; i < W; i++) n[i] = (int32_t)lrintf(x[i]);
+  return n;
+#endif
+}
+
 // acc + a[0] b[.][0] + a[1] b[.][1]: b has W pairs of numbers, a is one pair that meets them all.
 inline vf dot_pairs(vf acc, const bf16* a, const bf16* b) {
 #if defined(__AVX512BF16__)
@@ -91,4 +106,31 @@ inline vf dot_pairs(vf acc, const bf16* a, const bf16* b) {
 inline vf dot_pairs(vf acc, const float* a, const float* b) {  // in pairs of vectors: W first numbers, W second ones
   acc += load(b) * a[0];
   return acc + load(b + W) * a[1];
+}
+
+// Sums of products of W quads of unsigned bytes with one quad of signed bytes, exact.
+inline vi dot_quads(vi acc, vu unsigned_quads, int32_t signed_quad) {
+#if defined(__AVX512VNNI__)
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)unsigned_quads, _mm512_set1_epi32(signed_quad));
+#elif defined(__AVXVNNI__)
+  return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)unsigned_quads, _mm256_set1_epi32(signed_quad));
+#elif defined(__SSE2__)  // in pairs of 16 bits: the even bytes, then the odd ones
+  typedef int16_t vs __attribute__((vector_size(W * 4)));
+  const vi quad = vi{} + signed_quad;
+  const vs even = (vs)(unsigned_quads & 0x00ff00ffu), odd = (vs)(unsigned_quads >> 8 & 0x00ff00ffu);
+  const vs even_factor = ((vs)quad << 8) >> 8, odd_factor = (vs)quad >> 8;
+#if defined(__AVX512F__)
+  return acc + (vi)_mm512_madd_epi16((__m512i)even, (__m512i)even_factor) +
+         (vi)_mm512_madd_epi16((__m512i)odd, (__m512i)odd_factor);
+#elif defined(__AVX2__)
+  return acc + (vi)_mm256_madd_epi16((__m256i)even, (__m256i)even_factor) +
+         (vi)_mm256_madd_epi16((__m256i)odd, (__m256i)odd_factor);
+#else
+  return acc + (vi)_mm_madd_epi16((__m128i)even, (__m128i)even_factor) +
+         (vi)_mm_madd_epi16((__m128i)odd, (__m128i)odd_factor);
+#endif
+#else
+  for (int i = 0; i < 4; i++) acc += (vi)(unsigned_quads >> 8 * i & 0xffu) * (int8_t)(signed_quad >> 8 * i);
+  return acc;
+#endif
 }

@@ -55,6 +55,63 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dty
         assert torch.equal(torch.cat(parts), whole)
 
 
+def integers(n: int, k: int, bits: int, group: int, *, symmetric: bool) -> tuple[torch.Tensor, ...]:
+    """Return random numbers, scales and zeros."""
+    generator, groups = torch.Generator().manual_seed(bits), -(-k // group)
+    numbers = torch.randint(0, 2**bits, (n, k), dtype=torch.uint8, generator=generator)
+    zeros = torch.randint(0, 2**bits, (n, groups), dtype=torch.uint8, generator=generator)
+    scales = torch.rand(n, groups, generator=generator) / 10
+    return numbers, scales, torch.full_like(zeros, 2 ** (bits - 1)) if symmetric else zeros
+
+
+@BOTH
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(
+    ("n", "k", "group"), [(32, 64, 64), (100, 33, 33), (257, 96, 32), (1, 1, 8), (31, 2050, 128)]
+)
+def test_quantized_linear(
+    kernels: Kernels, dtype: torch.dtype, bits: int, symmetric: bool, n: int, k: int, group: int
+) -> None:
+    numbers, scales, zeros = integers(n, k, bits, group, symmetric=symmetric)
+    x, bias, residual = (random(*shape, dtype=dtype, seed=n) for shape in ((40, k), (n,), (40, n)))
+    x[3, : group - 1] = 0
+    expected = bias.double() + residual.double()
+    for g in range(scales.shape[1]):
+        part = slice(g * group, (g + 1) * group)
+        top = x[:, part].float().abs().amax(1, keepdim=True)
+        factor = torch.full_like(top, 127).div(top).nan_to_num(posinf=0)
+        rounded = (x[:, part].float() * factor).round().double() * (top.double() / 127)
+        weight = (numbers[:, part].double() - zeros[:, g : g + 1].double()) * scales[:, g : g + 1].double()
+        expected += rounded @ weight.T
+    packed = kernels.pack_ints(numbers, scales, None if symmetric else zeros, bits, group)
+    close(kernels.quantized_linear(x, packed, bias, residual), expected)
+
+
+@BOTH
+@pytest.mark.parametrize(("bits", "group"), [(8, 300), (4, 64)])
+def test_a_row_of_a_quantized_layer_does_not_depend_on_others(
+    kernels: Kernels, dtype: torch.dtype, bits: int, group: int
+) -> None:
+    numbers, scales, zeros = integers(70, 300, bits, group, symmetric=False)
+    x, packed = random(150, 300, dtype=dtype), kernels.pack_ints(numbers, scales, zeros, bits, group)
+    whole = kernels.quantized_linear(x, packed)
+    for size in (1, 2, 3, 7, 12, 13, 64, 149):
+        parts = [kernels.quantized_linear(x[begin : begin + size], packed) for begin in range(0, 150, size)]
+        assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_quantized_layer_hides_no_number_that_is_not_finite(kernels: Kernels, wrong: float) -> None:
+    packed = kernels.pack_ints(*integers(5, 40, 8, 40, symmetric=False), 8, 40)
+    for place in (0, 39):
+        x = random(2, 40, dtype=torch.float32)
+        x[1, place] = wrong
+        finite = kernels.quantized_linear(x, packed).isfinite()
+        assert finite[0].all()
+        assert not finite[1].any()
+
+
 def test_a_linear_layer_takes_a_part_of_a_tensor(kernels: Kernels) -> None:
     x, weight = random(5, 200, dtype=torch.float32), random(64, 200, dtype=torch.float32, seed=1)
     x, weight = x[:, 50:114], weight[:, 50:114]
@@ -234,3 +291,9 @@ def test_queries_keys_and_values_may_be_transposed(kernels: Kernels) -> None:
 def test_a_library_that_is_not_built_is_named() -> None:
     with pytest.raises(Unavailable, match=r"tgi_cpu_kernels\.build"):
         load("riscv")
+
+
+def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tgi_cpu_kernels.digest", lambda: b"0123456789abcdef")
+    with pytest.raises(Unavailable, match="is not built from these sources"):
+        load()

@@ -10,15 +10,20 @@ divided into chunks, or on the number of threads. The tests define each function
 
 import ctypes
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .build import library, supported
+from .build import digest, library, supported
 
 BLOCK = 16
 """Tokens in a block of the KV cache."""
 MAX_HEAD_SIZE = 256
+MAX_QUANTIZED_FEATURES = 1 << 16
+"""Input features of a quantized layer: sums of 8-bit products are counted in 32 bits."""
+_UNIT = 32
+"""Output columns that are computed together."""
 _KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -31,6 +36,14 @@ class _Linear(ctypes.Structure):
     _fields_ = (
         *((name, _Pointer) for name in ("x", "w", "bias", "residual", "y")),
         *((name, _Long) for name in ("m", "n", "k", "x_stride", "residual_stride", "y_stride")),
+    )
+
+
+class _Quantized(ctypes.Structure):
+    _fields_ = (
+        ("linear", _Linear),
+        *((name, _Pointer) for name in ("scales", "zeros")),
+        *((name, _Long) for name in ("bits", "group")),
     )
 
 
@@ -53,10 +66,22 @@ def load(name: str | None = None) -> "Kernels":
     if not built:
         raise Unavailable("tgi-cpu-kernels is not built: run `python -m tgi_cpu_kernels.build`")
     _share_openmp()
+    path = library(built[0])
     try:
-        return Kernels(ctypes.CDLL(str(library(built[0]))), built[0])
+        functions = ctypes.CDLL(str(path))
     except OSError as error:
-        raise Unavailable(f"{library(built[0])} cannot be loaded: {error}") from error
+        raise Unavailable(f"{path} cannot be loaded: {error}") from error
+    if digest() and _sources(functions) != digest():
+        raise Unavailable(f"{path} is not built from these sources: run `python -m tgi_cpu_kernels.build`")
+    return Kernels(functions, built[0])
+
+
+def _sources(functions: ctypes.CDLL) -> bytes:
+    """Return the digest of the sources that a library was built from; b"" if it has none."""
+    try:
+        return (ctypes.c_char * 17).in_dll(functions, "tgi_sources").value
+    except ValueError:
+        return b""
 
 
 def _share_openmp() -> None:
@@ -65,6 +90,20 @@ def _share_openmp() -> None:
     if found is None:
         raise Unavailable("torch has not loaded GNU OpenMP (libgomp), whose threads the kernels share")
     ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedInts:
+    """A weight [n, k] of integers in the order that `Kernels.quantized_linear` reads; made by `pack_ints`."""
+
+    numbers: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor | None
+    n: int
+    k: int
+    bits: int
+    group: int
+    """Input features that share a scale, rounded up to a multiple of 8."""
 
 
 class Kernels:
@@ -77,7 +116,8 @@ class Kernels:
         self.name = name
         """Instruction set."""
         self._functions = functions
-        functions.tgi_packed_size.restype = functions.tgi_partials.restype = _Long
+        functions.tgi_packed_size.restype = functions.tgi_packed_ints_size.restype = _Long
+        functions.tgi_partials.restype = _Long
         functions.tgi_rms_norm.argtypes = (
             ctypes.c_int, _Pointer, _Pointer, _Float, _Long, _Long, _Long, _Pointer,
         )  # fmt: skip
@@ -112,6 +152,46 @@ class Kernels:
             m, n, k, x.stride(0), 0 if residual is None else residual.stride(0), n,
         )  # fmt: skip
         self._functions.tgi_linear(_KINDS[x.dtype], ctypes.byref(arguments))
+        return y
+
+    def pack_ints(
+        self, numbers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int
+    ) -> PackedInts:
+        """Return a weight (numbers - zeros) * scales in the order that `quantized_linear` reads.
+
+        numbers [n, k] uint8 are below 2^bits, which is 2^8 or 2^4; scales [n, groups] float32 and zeros
+        [n, groups] uint8 belong to `group` input features each, the last ones perhaps to fewer. Without zeros
+        they are half of the range. `group` is a multiple of 8, or at least k; k is at most
+        MAX_QUANTIZED_FEATURES.
+        """
+        n, k = numbers.shape
+        group = -(-min(group, k) // 8) * 8
+        sizes = _Long(n), _Long(k), _Long(bits), _Long(group)
+        packed = numbers.new_empty(self._functions.tgi_packed_ints_size(*sizes))
+        self._functions.tgi_pack_ints(_place(numbers.contiguous()), *sizes, _place(packed))
+        return PackedInts(
+            packed, _by_unit(scales), zeros if zeros is None else _by_unit(zeros), n, k, bits, group
+        )
+
+    def quantized_linear(
+        self,
+        x: torch.Tensor,
+        weight: PackedInts,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return x [m, k] times the weight's transpose, plus bias [n] and residual [m, n], as [m, n].
+
+        x is rounded to multiples of 1/127 of the greatest number of each row and group.
+        """
+        x, residual = _whole_rows(x), None if residual is None else _whole_rows(residual)
+        m, y = x.shape[0], x.new_empty(x.shape[0], weight.n)
+        linear = _Linear(
+            *map(_place, (x, weight.numbers, bias, residual, y)),
+            m, weight.n, weight.k, x.stride(0), 0 if residual is None else residual.stride(0), weight.n,
+        )  # fmt: skip
+        arguments = _Quantized(linear, _place(weight.scales), _place(weight.zeros), weight.bits, weight.group)
+        self._functions.tgi_quantized_linear(_KINDS[x.dtype], ctypes.byref(arguments))
         return y
 
     def store_kv(
@@ -197,6 +277,14 @@ class Kernels:
             _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),
             _place(cos), _place(sin), _Long(2 * cos.shape[1]),
         )  # fmt: skip
+
+
+def _by_unit(columns: torch.Tensor) -> torch.Tensor:
+    """Return numbers [n, groups] of the output columns as [units, groups, _UNIT], padded with 0."""
+    n, groups = columns.shape
+    padded = columns.new_zeros(-(-n // _UNIT) * _UNIT, groups)
+    padded[:n] = columns
+    return padded.view(-1, _UNIT, groups).transpose(1, 2).contiguous()
 
 
 def _whole_rows(x: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from hashlib import blake2b
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -15,10 +16,15 @@ SOURCES = HERE.parent / "src"
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "avx512_bf16": (
-        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "fma"),
-        ("-mavx2", "-mfma", *_AVX512, "-mavx512bf16"),
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"),
+        ("-mavx2", "-mfma", *_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    ),
+    "avx512_vnni": (
+        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"),
+        ("-mavx2", "-mfma", *_AVX512, "-mavx512vnni"),
     ),
     "avx512": (("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"), ("-mavx2", "-mfma", *_AVX512)),
+    "avx2_vnni": (("avx2", "fma", "avx_vnni"), ("-mavx2", "-mfma", "-mavxvnni")),
     "avx2": (("avx2", "fma"), ("-mavx2", "-mfma")),
     "baseline": ((), ()),
 }
@@ -33,6 +39,12 @@ _FLAGS = (
     "-Wall",
     "-Wextra",
 )
+
+
+def digest() -> bytes:
+    """Return what tells these sources from others, in hexadecimal; empty in a wheel, which has none."""
+    sources = sorted(SOURCES.glob("*"))
+    return blake2b(b"".join(map(Path.read_bytes, sources))).hexdigest()[:16].encode() if sources else b""
 
 
 class BuildError(Exception):
@@ -64,10 +76,11 @@ def build(names: list[str]) -> None:
         raise BuildError("no C++ compiler: install g++ (Debian: apt-get install g++), then build again")
     for name in names:
         target = library(name)
+        flags = [*_FLAGS, *TARGETS[name][1], f'-DTGI_SOURCES="{digest().decode()}"']
         objects = [target.with_suffix(f".{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))]
         try:
             for source, obj in zip(sorted(SOURCES.glob("*.cpp")), objects, strict=True):
-                _run([compiler, *_FLAGS, *TARGETS[name][1], "-c", str(source), "-o", str(obj)])
+                _run([compiler, *flags, "-c", str(source), "-o", str(obj)])
             unfinished = target.with_suffix(".new")
             _run([compiler, "-shared", *map(str, objects), "-o", str(unfinished)])
             unfinished.replace(target)

@@ -19,6 +19,7 @@ SPEC = DeviceSpec(
     prefill_tokens=512,
     compiles=False,
     mixes_rows=True,
+    roundings=frozenset({"int8", "int4"}),
     cards={"cpu": Card()},
     doctor="tgi.device.cpu.cpu_checks:CpuDoctor",
 )

@@ -8,11 +8,11 @@ from typing import NamedTuple, Self
 
 import attrs
 import torch
-from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, Kernels, load
+from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, Kernels, PackedInts, load
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache
-from tgi.weights.formats import DenseWeight, LinearWeight, Operations
+from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight, Operations
 
 from .cpu_device import CpuDevice, has_instructions
 
@@ -45,6 +45,46 @@ class PackedWeight(LinearWeight):
         return self.kernels.linear(x, self.packed, self.rows, bias, residual)
 
 
+@attrs.frozen(eq=False)
+class PackedIntegers(LinearWeight):
+    """An `IntegerWeight` in the order in which the kernels read it."""
+
+    kernels: Kernels
+    packed: PackedInts
+    order: torch.Tensor | None
+
+    @staticmethod
+    def takes(weight: IntegerWeight) -> bool:
+        """Return whether the kernels have such weights."""
+        size = weight.numbers.shape[1]
+        return (
+            weight.bits in (4, 8)
+            and (weight.group % 8 == 0 or weight.group >= size)
+            and size <= MAX_QUANTIZED_FEATURES
+        )
+
+    @classmethod
+    def of(cls, kernels: Kernels, weight: IntegerWeight) -> Self:
+        """Pack a weight."""
+        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, weight.bits, weight.group)
+        return cls(kernels, packed, weight.order)
+
+    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
+        """Return the weight itself."""
+        return self
+
+    def multiply(
+        self,
+        device: Operations,  # noqa: ARG002
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Multiply as defined, exactly within each group."""
+        x = x if self.order is None else x[:, self.order]
+        return self.kernels.quantized_linear(x, self.packed, bias, residual)
+
+
 class _Rows(NamedTuple):
     """Rows of a step as a group of layers has them; int32 tensors."""
 
@@ -68,9 +108,11 @@ class KernelDevice(CpuDevice):
             self.min_tokens = 1
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
-        """Pack a dense weight; take others as they are."""
+        """Pack a dense weight, or one of integers; take others as they are."""
         if self._packs and isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
             return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), len(weight.matrix))
+        if isinstance(weight, IntegerWeight) and PackedIntegers.takes(weight):
+            return PackedIntegers.of(self._kernels, weight)
         return super().prepare_linear(weight)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

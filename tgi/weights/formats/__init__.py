@@ -3,21 +3,55 @@
 import functools
 import importlib
 import pkgutil
+from collections.abc import Sequence
 
 from tgi.plugins import ConfigError, JsonReader
 
-from .base import LinearWeight, Operations, WeightFormat
+from .base import LinearWeight, Operations, Rounding, WeightFormat
 from .dense import Dense, DenseWeight
+from .integers import IntegerWeight
 
-__all__ = ["Dense", "DenseWeight", "LinearWeight", "Operations", "WeightFormat", "read_format"]
+__all__ = [
+    "Dense",
+    "DenseWeight",
+    "IntegerWeight",
+    "LinearWeight",
+    "Operations",
+    "Rounding",
+    "WeightFormat",
+    "read_format",
+]
 
 
-def read_format(config: JsonReader) -> WeightFormat:
-    """Return the format that config.json's "quantization_config" means. Raises ConfigError."""
+def read_format(config: JsonReader, quantize: str = "") -> WeightFormat:
+    """Return the format that config.json's "quantization_config" means, or that `quantize` rounds to.
+
+    `quantize` may also name the format that the checkpoint has. Raises ConfigError.
+    """
     section = config.section("quantization_config")
     if section is None or not section.data:
-        return Dense()
-    method, fault = section(str, "quant_method", "none"), None
+        return _rounding(quantize) if quantize else Dense()
+    method = section(str, "quant_method", "none")
+    stored = _stored_format(section, method)
+    if quantize not in ("", method, stored.name):
+        raise ConfigError(f"--quantize {quantize}: the checkpoint is quantized already, to {stored.name}")
+    return stored
+
+
+def _rounding(quantize: str) -> Rounding:
+    _import_all()
+    kinds = {kind.name: kind for kind in Rounding.__subclasses__()}
+    if quantize in kinds:
+        return kinds[quantize]()
+    choice = " or ".join(sorted(kinds))
+    raise ConfigError(
+        f"--quantize {quantize}: config.json has no 'quantization_config'; a dense checkpoint can be rounded "
+        f"to {choice}"
+    )
+
+
+def _stored_format(section: JsonReader, method: str) -> WeightFormat:
+    fault = None
     for kind in _known():
         if method in kind.methods:
             reason = kind.fault(section)
@@ -29,8 +63,12 @@ def read_format(config: JsonReader) -> WeightFormat:
     raise ConfigError(f"config.json 'quantization_config': {fault}; only {scopes} are supported")
 
 
+def _known() -> Sequence[type[WeightFormat]]:
+    _import_all()
+    return WeightFormat.__subclasses__()
+
+
 @functools.cache
-def _known() -> tuple[type[WeightFormat], ...]:
+def _import_all() -> None:
     for module in pkgutil.iter_modules(__path__, f"{__name__}."):
         importlib.import_module(module.name)
-    return tuple(WeightFormat.__subclasses__())

@@ -1,0 +1,42 @@
+// Parts that linear layers share, whatever their weights are stored in.
+#pragma once
+#include "kernels.h"
+#include "vec.h"
+
+constexpr int UNIT = 32;  // output columns that are computed together
+constexpr int VECTORS = UNIT / W;
+#if defined(__AVX512F__)
+constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
+#else
+constexpr int ROWS = W == 8 ? 3 : 4;
+#endif
+constexpr long PANEL = 8 * ROWS;  // rows whose activations stay in the second-level cache
+
+inline long units(long n) { return (n + UNIT - 1) / UNIT; }
+
+// The end of a linear layer: adds bias and residual, and rounds once.
+template <typename T> struct Output {
+  const T *bias, *residual;
+  T* y;
+  long n, residual_stride, y_stride;
+
+  explicit Output(const LinearArguments& a)
+      : bias((const T*)a.bias), residual((const T*)a.residual), y((T*)a.y), n(a.n),
+        residual_stride(a.residual_stride), y_stride(a.y_stride) {}
+
+  // Write the sums of a unit of columns, which begins at `column`.
+  void write(long row, long column, const float* sums) const {
+    const long count = std::min<long>(UNIT, n - column);
+    T* out = y + row * y_stride + column;
+    const T* more = residual ? residual + row * residual_stride + column : nullptr;
+    long c = 0;
+    for (; c + W <= count; c += W) {
+      vf v = load(sums + c);
+      if (bias) v += load(bias + column + c);
+      if (more) v += load(more + c);
+      store(out + c, v);
+    }
+    for (; c < count; c++)
+      narrow(out + c, sums[c] + (bias ? widen(bias[column + c]) : 0) + (more ? widen(more[c]) : 0));
+  }
+};

@@ -1,0 +1,175 @@
+// Linear layers whose weights are integers of 8 or 4 bits, with a scale for each group of input features:
+// y = sum over groups of scale * (stored - zero) . x (+ bias) (+ residual).
+//
+// Activations are rounded to 8 bits, in the same groups and by each row's own maximum, so that a group is an exact
+// sum of integers; groups are added in their order. A row's result does not depend on its neighbours.
+//
+// A weight [n, k] is packed into units of UNIT columns, each as [k/4][UNIT][4] bytes; of 4 bits, as [k/8][UNIT][4]
+// with the first four features in the low halves of the bytes, and the next four in the high ones.
+#include "linear.h"
+
+#include <omp.h>
+#include <vector>
+
+constexpr long QUAD = 4;
+
+static long groups_of(long k, long group) { return (k + group - 1) / group; }
+static long padded(long k, long group) { return groups_of(k, group) * group; }
+
+static void pack(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out) {
+  const long size = UNIT * padded(k, group) * bits / 8;
+#pragma omp parallel for
+  for (long u = 0; u < units(n); u++) {
+    uint8_t* unit = out + u * size;
+    memset(unit, 0, size);
+    for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++) {
+      const uint8_t* row = w + (u * UNIT + c) * k;
+      if (bits == 8)
+        for (long i = 0; i < k; i++) unit[(i / 4 * UNIT + c) * 4 + i % 4] = row[i];
+      else
+        for (long i = 0; i < k; i++) unit[(i / 8 * UNIT + c) * 4 + i % 4] |= row[i] << (i % 8 / 4 * 4);
+    }
+  }
+}
+
+// Activations of up to ROWS rows in 8 bits as [k/4][rows][4]; scales and sums of each row's groups.
+struct Rounded {
+  int8_t* numbers;
+  float* scales;
+  int32_t* sums;
+};
+
+// Round `count` numbers of a row to quads that are `step` bytes apart. Returns their scale.
+template <typename T> static float round_group(const T* x, long count, int8_t* out, long step, int32_t* total) {
+  vf top = vf{}, poison = vf{};  // infinity and NaN make the scale NaN
+  const long whole = count - count % W;
+  for (long i = 0; i < whole; i += W) {
+    const vf v = load(x + i);
+    top = maximum(maximum(v, -v), top);
+    poison += v * 0.0f;
+  }
+  float most = largest(top), wrong = sum(poison);
+  for (long i = whole; i < count; i++) {
+    most = std::max(most, std::fabs(widen(x[i])));
+    wrong += widen(x[i]) * 0.0f;
+  }
+  const float inverse = most > 0 ? 127.0f / most : 0.0f;
+  vi added = vi{};
+  for (long i = 0; i < whole; i += W) {
+    const vi q = nearest(load(x + i) * inverse);
+    const vq bytes = __builtin_convertvector(q, vq);
+    added += q;
+    for (long b = 0; b < W; b += QUAD) memcpy(out + (i + b) / QUAD * step, (const char*)&bytes + b, QUAD);
+  }
+  *total = 0;
+  for (int i = 0; i < W; i++) *total += added[i];
+  for (long i = whole; i < count; i++) {
+    const int32_t q = nearest(all(widen(x[i]) * inverse))[0];
+    out[i / QUAD * step + i % QUAD] = (int8_t)q;
+    *total += q;
+  }
+  return most / 127.0f + wrong;
+}
+
+template <typename T, int BITS> struct Quantized {
+  const QuantizedArguments& a;
+  const LinearArguments& l = a.linear;
+  const long groups = groups_of(l.k, a.group), width = padded(l.k, a.group);
+  const long group_bytes = a.group * UNIT * BITS / 8;
+
+  // Round row m of `rows` that lie together.
+  void round(const T* x, long m, long rows, const Rounded& to) const {
+    for (long g = 0; g < groups; g++) {
+      int8_t* out = to.numbers + (g * a.group / QUAD * rows + m) * QUAD;
+      const long count = std::min(a.group, l.k - g * a.group), place = m * groups + g;
+      for (long i = count; i < a.group; i++) out[i / QUAD * rows * QUAD + i % QUAD] = 0;
+      to.scales[place] = round_group(x + g * a.group, count, out, rows * QUAD, to.sums + place);
+    }
+  }
+
+  // Sums of M rows and one unit.
+  template <int M> void block(const Rounded& x, long u, float (*out)[UNIT]) const {
+    const uint8_t* w = (const uint8_t*)l.w + u * groups * group_bytes;
+    const float* scales = a.scales + u * groups * UNIT;
+    const uint8_t* zeros = a.zeros ? a.zeros + u * groups * UNIT : nullptr;
+    const int8_t* numbers = x.numbers;
+    for (int m = 0; m < M; m++) memset(out[m], 0, sizeof out[m]);
+    for (long g = 0; g < groups; g++, scales += UNIT) {
+      vi acc[M][VECTORS];
+      for (int v = 0; v < VECTORS; v++) {
+        vi zero = vi{} + (1 << (BITS - 1));
+        if (zeros)
+          for (int i = 0; i < W; i++) zero[i] = zeros[g * UNIT + v * W + i];
+        for (int m = 0; m < M; m++) acc[m][v] = zero * -x.sums[m * groups + g];
+      }
+      for (long i = 0; i < a.group; i += 32 / BITS, w += UNIT * 4, numbers += 32 / BITS * M) {
+        for (int b = 0; b < UNIT * 4; b += 64) __builtin_prefetch(w + 2048 + b);
+        for (int v = 0; v < VECTORS; v++) {
+          vu quads;
+          memcpy(&quads, w + v * W * 4, sizeof quads);
+          for (int m = 0; m < M; m++) {
+            int32_t low, high;
+            memcpy(&low, numbers + m * QUAD, 4);
+            memcpy(&high, numbers + (M + m) * QUAD, BITS == 4 ? 4 : 0);
+            if (BITS == 8) acc[m][v] = dot_quads(acc[m][v], quads, low);
+            else {
+              acc[m][v] = dot_quads(acc[m][v], quads & 0x0f0f0f0fu, low);
+              acc[m][v] = dot_quads(acc[m][v], quads >> 4 & 0x0f0f0f0fu, high);
+            }
+          }
+        }
+      }
+      for (int m = 0; m < M; m++)
+        for (int v = 0; v < VECTORS; v++)
+          store(out[m] + v * W, load(out[m] + v * W) + __builtin_convertvector(acc[m][v], vf) *
+                                                           x.scales[m * groups + g] * load(scales + v * W));
+    }
+  }
+  template <int M = ROWS> void block_of(int rows, const Rounded& x, long u, float (*out)[UNIT]) const {
+    if constexpr (M > 0) {
+      if (rows == M) block<M>(x, u, out);
+      else block_of<M - 1>(rows, x, u, out);
+    }
+  }
+
+  void run() const {
+    const Output<T> output(l);
+    std::vector<int8_t> numbers(l.m * width);
+    std::vector<float> scales(l.m * groups);
+    std::vector<int32_t> sums(l.m * groups);
+    auto rounded = [&](long row) {  // of the rows from `row` on, a multiple of ROWS
+      return Rounded{numbers.data() + row * width, scales.data() + row * groups, sums.data() + row * groups};
+    };
+#pragma omp parallel
+    {
+      alignas(64) float out[ROWS][UNIT];
+#pragma omp for
+      for (long row = 0; row < l.m; row++) {
+        const long m = row % ROWS, first = row - m;
+        round((const T*)l.x + row * l.x_stride, m, std::min<long>(ROWS, l.m - first), rounded(first));
+      }
+      for (long panel = 0; panel < l.m; panel += PANEL) {
+#pragma omp for schedule(static) nowait
+        for (long u = 0; u < units(l.n); u++)
+          for (long row = panel; row < std::min(l.m, panel + PANEL); row += ROWS) {
+            const long rows = std::min<long>(ROWS, l.m - row);
+            block_of(rows, rounded(row), u, out);
+            for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
+          }
+      }
+    }
+  }
+};
+
+template <typename T> static void quantized(const QuantizedArguments* a) {
+  if (a->bits == 8) Quantized<T, 8>{*a}.run();
+  else Quantized<T, 4>{*a}.run();
+}
+
+extern "C" {
+long tgi_packed_ints_size(long n, long k, long bits, long group) { return units(n) * UNIT * padded(k, group) * bits / 8; }
+void tgi_pack_ints(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out) { pack(w, n, k, bits, group, out); }
+void tgi_quantized_linear(int kind, const QuantizedArguments* a) {
+  kind == BFLOAT16 ? quantized<bf16>(a) : quantized<float>(a);
+}
+}

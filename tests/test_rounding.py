@@ -1,0 +1,136 @@
+"""`--quantize int8` and `int4`: dense checkpoints rounded at loading, against layers rounded by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from tgi.config import ROUNDINGS, Options
+from tgi.device.base import Device
+from tgi.device.cpu import open_device
+from tgi.layers.loading import describe
+from tgi.planning.setup import find_device, read_setup
+from tgi.plugins import ConfigError, JsonReader
+from tgi.protocol import Describe
+from tgi.testing.driver import make_driver
+from tgi.testing.models import make_llama
+from tgi.testing.rank_threads import on_threads
+from tgi.testing.runs import random_prompt, transformers_logprobs, whole
+from tgi.weights.formats import Rounding, read_format
+from tgi.weights.formats.integers import round_weight
+
+PROMPT = random_prompt(512, 25, 0)
+
+
+class ByHand(nn.Module):
+    """A linear layer whose weights and inputs are rounded, group after group, in the plainest way."""
+
+    def __init__(self, weight: torch.Tensor, bits: int, group: int) -> None:
+        super().__init__()
+        self.group = group
+        pieces = []
+        for part in weight.double().split(group, 1):
+            if bits == 8:
+                scale = part.abs().amax(1, keepdim=True) / 127
+                pieces.append((part / scale).round() * scale)
+            else:
+                low, high = part.amin(1, keepdim=True), part.amax(1, keepdim=True)
+                scale = (high - low) / 15
+                zero = (-low / scale).round()
+                pieces.append(((part / scale).round().add(zero).clamp(0, 15) - zero) * scale)
+        self.weight = torch.cat(pieces, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pieces = []
+        for part in x.double().split(self.group, -1):
+            scale = part.abs().amax(-1, keepdim=True) / 127
+            pieces.append((part / scale).round() * scale)
+        return (torch.cat(pieces, -1) @ self.weight.T).to(x.dtype)
+
+
+def by_hand(folder: Path, quantize: str) -> nn.Module:
+    """Transformers' model of a checkpoint, with its linear layers rounded."""
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            bits = 8 if quantize == "int8" or name == "lm_head" else 4
+            rounded = ByHand(layer.weight.detach(), bits, 64 if bits == 4 else layer.in_features)
+            model.set_submodule(name, rounded)
+    return model
+
+
+@pytest.mark.parametrize("quantize", ROUNDINGS)
+@pytest.mark.parametrize("device", [open_device, Device], ids=["cpu", "plain"])
+def test_logits_are_those_of_rounded_layers(tmp_path: Path, quantize: str, device: Any) -> None:
+    """Nearly all are equal; an input halfway between two integers may go to the other one."""
+    make_llama(tmp_path)
+    (wanted,) = transformers_logprobs(tmp_path, by_hand(tmp_path, quantize), [PROMPT])
+    (exact,) = transformers_logprobs(tmp_path, None, [PROMPT])
+    got = whole(make_driver(tmp_path, device(1), quantize=quantize), [*PROMPT, 0], len(PROMPT))
+    error = (got - wanted[-1:]).abs()
+    assert error.median() < 1e-4
+    assert error.max() < 0.05
+    assert (exact[-1] - wanted[-1]).abs().median() > 10 * error.median()
+
+
+def test_on_two_ranks(tmp_path: Path) -> None:
+    """Each rank rounds its own part of the inputs, and is off by no more than one rank alone."""
+    make_llama(tmp_path)
+    (exact,) = transformers_logprobs(tmp_path, None, [PROMPT])
+    text, size = [*PROMPT, 0], len(PROMPT)
+    one = whole(make_driver(tmp_path, open_device(1), quantize="int8"), text, size)
+    two = on_threads(tmp_path, 2, lambda driver: [whole(driver, text, size)], range(1, 9), quantize="int8")[0]
+    assert 0 < (two - exact[-1:]).abs().mean() < 1.3 * (one - exact[-1:]).abs().mean()
+
+
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, False), (4, True)])
+@pytest.mark.parametrize("size", [64, 100, 7])
+def test_weights_are_off_by_half_a_step_at_most(bits: int, symmetric: bool, size: int) -> None:
+    matrix = torch.randn(40, size, generator=torch.Generator().manual_seed(size))
+    matrix[3] = 0
+    matrix[4] = matrix[4].abs() + 1
+    rounded = round_weight(matrix, bits, 64, symmetric=symmetric)
+    step = rounded.scales.repeat_interleave(64, 1)[:, :size]
+    assert ((rounded.matrix - matrix).abs() <= step * (0.5 if symmetric else 1) + 1e-6).all()
+    assert (rounded.matrix[3] == 0).all()
+
+
+@pytest.mark.parametrize(("quantize", "share"), [("int8", 1 + 4 / 64), ("int4", 1 / 2 + 5 / 64)])
+def test_the_plan_counts_what_the_weights_take(tmp_path: Path, quantize: str, share: float) -> None:
+    make_llama(tmp_path, hidden_size=64, intermediate_size=64)
+    command = Describe(
+        folder=str(tmp_path), architecture="LlamaForCausalLM", ranks=1, dtype="float32", quantize=quantize
+    )
+    for tensor in describe(command).tensors:
+        numbers = tensor.part[0] * tensor.part[-1]
+        if "_proj" in tensor.name:
+            assert (tensor.format, tensor.bytes) == (quantize, numbers * share)
+        elif tensor.name == "lm_head.weight":
+            assert (tensor.format, tensor.bytes) == ("int8", numbers + 4 * tensor.part[0])
+        else:
+            assert tensor.format == "dense"
+
+
+def test_the_options_name_every_rounding() -> None:
+    config = JsonReader({})
+    assert {read_format(config, name).name for name in ROUNDINGS} == set(ROUNDINGS)
+    with pytest.raises(ConfigError, match=r"^--quantize gptq: .* can be rounded to int4 or int8$"):
+        read_format(config, "gptq")
+    assert {kind.name for kind in Rounding.__subclasses__()} == set(ROUNDINGS)
+
+
+def test_a_quantized_checkpoint_keeps_its_format() -> None:
+    config = JsonReader({"quantization_config": {"quant_method": "fp8", "activation_scheme": "static"}})
+    assert read_format(config, "fp8").name == read_format(config).name == "fp8"
+    with pytest.raises(ConfigError, match=r"^--quantize int8: the checkpoint is quantized already, to fp8$"):
+        read_format(config, "int8")
+
+
+def test_a_device_that_cannot_round_is_named(tmp_path: Path) -> None:
+    make_llama(tmp_path)
+    setup = read_setup(tmp_path, Options(quantize="int8", device="hpu"), find_device("hpu"), {})
+    with pytest.raises(ConfigError, match=r"^--quantize int8 is not supported on --device hpu$"):
+        setup.describe_command()

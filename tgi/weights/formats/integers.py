@@ -1,0 +1,108 @@
+"""Weights that are integers of a few bits, with a scale for each group of input features.
+
+Other files of this folder say which checkpoints have such weights, or how dense ones are rounded to them.
+"""
+
+from typing import Self
+
+import attrs
+import torch
+import torch.nn.functional as F
+
+from .base import LinearWeight, Operations
+
+_PIECE = 1 << 18
+"""Numbers that are rounded at once: few enough to stay in a processor's cache."""
+
+
+@attrs.frozen(eq=False)
+class IntegerWeight(LinearWeight):
+    """A matrix (numbers - zeros) * scales.
+
+    Inputs are rounded to 8 bits too: in each row and group to multiples of 1/127 of the greatest.
+    """
+
+    numbers: torch.Tensor
+    """Stored weights [out, in] uint8, below 2^bits."""
+    scales: torch.Tensor
+    """Factors [out, groups] float32."""
+    zeros: torch.Tensor | None
+    """Numbers [out, groups] uint8 that stand for 0; None: 2^(bits - 1)."""
+    bits: int
+    group: int
+    """Input features in a group; the last one may have fewer."""
+    order: torch.Tensor | None = None
+    """Input features [in] in the order of the weight's columns; None: their own."""
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The matrix in float32, with its columns in the order of `order`."""
+        zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
+        return (self.numbers.float() - zeros) * _spread(self.scales, self)
+
+    def prepare(self, device: Operations) -> Self:
+        """Return a copy on the device."""
+        place = device.torch_device
+        return attrs.evolve(
+            self,
+            numbers=self.numbers.to(place),
+            scales=self.scales.to(place),
+            zeros=None if self.zeros is None else self.zeros.to(place),
+            order=None if self.order is None else self.order.to(place),
+        )
+
+    def multiply(
+        self,
+        device: Operations,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Round x to 8 bits and multiply in float32."""
+        rounded = round_inputs(x if self.order is None else x[:, self.order], self.group)
+        y = device.linear(rounded, self.matrix)
+        y = y if bias is None else y + bias
+        return (y if residual is None else y + residual).to(x.dtype)
+
+
+def _spread(columns: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:
+    """Repeat numbers [out, groups] for every input feature, [out, in]."""
+    return columns.repeat_interleave(weight.group, 1)[:, : weight.numbers.shape[1]]
+
+
+def round_inputs(x: torch.Tensor, group: int) -> torch.Tensor:
+    """Round x [n, in] to 8 bits, in groups of the last dimension, and return the result in float32."""
+    rows, size = x.shape
+    groups = F.pad(x.float(), (0, -size % group)).view(rows, -1, group)
+    top = groups.abs().amax(-1, keepdim=True)
+    inverse = torch.full_like(top, 127).div(top).masked_fill(top == 0, 0)
+    return ((groups * inverse).round() * (top / 127)).view(rows, -1)[:, :size]
+
+
+def round_weight(matrix: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> IntegerWeight:
+    """Round a dense matrix [out, in] to integers; `symmetric`: 0 is in the middle of their range."""
+    out, size = matrix.shape
+    count = -(-size // group)
+    numbers = torch.empty(out, size, dtype=torch.uint8, device=matrix.device)
+    scales = torch.empty(out, count, dtype=torch.float32, device=matrix.device)
+    zeros = None if symmetric else torch.empty(out, count, dtype=torch.uint8, device=matrix.device)
+    rows = out if matrix.is_meta else max(1, _PIECE // size)
+    for begin in range(0, out, rows):
+        piece = slice(begin, begin + rows)
+        groups = F.pad(matrix[piece].float(), (0, count * group - size)).view(-1, count, group)
+        if zeros is None:
+            middle = 2 ** (bits - 1)
+            scale, zero = groups.abs().amax(-1) / (middle - 1), groups.new_full((), middle)
+        else:
+            low, high = groups.amin(-1).clamp_max(0), groups.amax(-1).clamp_min(0)
+            scale = (high - low) / (2**bits - 1)
+            zero = (-low / scale.clamp_min(_TINY)).round()
+            zeros[piece] = zero.to(torch.uint8)
+            zero = zero[..., None]
+        stored = (groups / scale.clamp_min(_TINY)[..., None]).round_() + zero
+        numbers[piece] = stored.clamp_(0, 2**bits - 1).flatten(1)[:, :size].to(torch.uint8)
+        scales[piece] = scale
+    return IntegerWeight(numbers, scales, zeros, bits, group)
+
+
+_TINY = torch.finfo(torch.float32).tiny
