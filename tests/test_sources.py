@@ -141,3 +141,54 @@ def test_vertex_ais_port_beats_every_other(given: Any, port: int, monkeypatch: p
     monkeypatch.setenv("PORT", "2")
     monkeypatch.setenv("AIP_HTTP_PORT", given)
     assert parse_options(["--port", "3"]).port == port
+
+
+VLLM = """
+# a file of vLLM's
+model: org/m
+host: 127.0.0.1
+port: 8000
+tensor-parallel-size: 2
+max_model_len: 2048
+gpu-memory-utilization: 0.8
+enable-prefix-caching: false
+enforce-eager: true
+dtype: bfloat16
+served-model-name: m
+revision:
+api-key: [a, b]
+"""
+
+
+@pytest.mark.parametrize("name", ["vllm.yaml", "vllm.yml"])
+def test_a_file_of_vllm_is_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(VLLM)
+    options = parse_options(["--config", str(tmp_path / name), "--port", "1"])
+    assert attrs.evolve(options, config=None) == Options(
+        model_id="org/m",
+        hostname="127.0.0.1",
+        port=1,
+        num_shard=2,
+        max_total_tokens=2048,
+        memory_fraction=0.8,
+        prefix_caching=False,
+        dtype="bfloat16",
+        served_model_name="m",
+        api_key=("a", "b"),
+        ignored=IgnoredFlags(enforce_eager=True),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("a: [", "is not YAML"), ("- a", "must have options"), ("modle: x", "Did you mean model"), ("", "")],
+)
+def test_a_yaml_file_that_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    arguments = ["--config", str(tmp_path / "c.yaml")]
+    if not said:
+        assert attrs.evolve(parse_options(arguments), config=None) == Options()
+        return
+    with pytest.raises(CycloptsError, match=said) as caught:
+        parse_options(arguments)
+    assert str(tmp_path / "c.yaml") in str(caught.value)

@@ -42,7 +42,8 @@ class Options:
     """Options as the user wrote them. A flag takes precedence over its variable."""
 
     config: Annotated[Path | None, flag(MODEL, "TGI_CONFIG", value="FILE")] = None
-    """TOML file of options, with the names of the flags as keys."""
+    """File of options, with the names of the flags as keys: YAML if its name ends in .yaml, as vLLM's, or
+    TOML."""
     model_id: Annotated[str | None, flag(MODEL, "MODEL_ID", "HF_MODEL_ID", value="ID", vllm=["--model"])] = (
         None
     )

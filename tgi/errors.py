@@ -121,6 +121,13 @@ class OutputsMismatch(ApiError):
     form = "Inputs and outputs length mismatch"
 
 
+class UnknownPath(ApiError):
+    """No route has the path."""
+
+    status, error_type, failure = 404, "not_found", "validation"
+    form = "There is no {}"
+
+
 class UnknownModel(ApiError):
     """The model of `/v1/models/{id}` is not served."""
 

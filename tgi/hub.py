@@ -30,6 +30,8 @@ DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = (*FOREIGN, "original/*", "*.index.json.bak")
 _REPORT_SECONDS = 0.5
 _UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+_VOCABULARIES = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
+"""Patterns of the files that transformers makes a tokenizer.json of."""
 _GGUF = (
     "{} is GGUF, the format of llama.cpp, which this server does not read: serve the model that it was made "
     "from, with *.safetensors"
@@ -148,6 +150,12 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> 
             raise HubError(f"{folder} has no *.safetensors; other weights need --load-format auto")
         if not own_files(folder, ".bin"):
             raise _no_weights(folder, source)
+    if not (folder / "tokenizer.json").is_file() and not _has_vocabulary(folder):
+        raise HubError(
+            f"{folder} has no tokenizer: neither tokenizer.json nor another vocabulary "
+            f"({', '.join(_VOCABULARIES)}). Copy the tokenizer's files there from the model that this one "
+            "was made of"
+        )
     key = sha256(f"{folder.resolve()} {folder.stat().st_mtime_ns}".encode()).hexdigest()[:16]
     target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
     if _is_complete(target, source):
@@ -197,6 +205,10 @@ def _other_format(folder: Path, source: Source) -> HubError | None:
     if any(folder.glob("*.gguf")) or "gguf" in source.model_id.lower():
         return HubError(_GGUF.format(source.model_id))
     return None
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any(next(folder.glob(pattern), None) is not None for pattern in _VOCABULARIES)
 
 
 def _convert(folder: Path, target: Path) -> None:

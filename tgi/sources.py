@@ -1,4 +1,4 @@
-"""Option values from the TOML file of --config, and from Vertex AI's port, which outranks all others.
+"""Option values from the TOML or YAML file of --config, and from Vertex AI's port, which outranks all others.
 
 cyclopts reads flags and variables itself, then calls `add_sources`.
 """
@@ -64,11 +64,27 @@ def _add_file(path: Path, arguments: ArgumentCollection) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if path.suffix in (".yaml", ".yml"):
+            return _read_yaml(path, text)
+        return tomllib.loads(text)
     except OSError as error:
         raise CycloptsError(msg=f"{path} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise CycloptsError(msg=f"{path} is not TOML: {error}.") from error
+
+
+def _read_yaml(path: Path, text: str) -> dict[str, Any]:
+    """Return the options that have a value."""
+    import yaml  # type: ignore[import-untyped]
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CycloptsError(msg=f"{path} is not YAML: {error}.") from error
+    if not isinstance(content or {}, dict):
+        raise CycloptsError(msg=f"{path} must have options and their values.")
+    return {str(key): value for key, value in (content or {}).items() if value is not None}
 
 
 def _keys(arguments: ArgumentCollection) -> Iterator[tuple[str, Argument]]:

@@ -30,12 +30,35 @@ GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 
 
 @pytest.mark.contract("1.1", "R1.30")
-async def test_an_unknown_path_is_404_without_a_body() -> None:
+async def test_an_unknown_path_is_404_that_names_the_paths_and_the_model() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
-        for path in ("/generate/", "/predict", "/v1/embeddings", "/health/"):
+        for path in ("/generate/", "/predict", "/v1/embeddings", "/health/", "/" + 5000 * "x"):
             answer = await server.ask("GET", path)
-            assert (answer.status, answer.body) == (404, b""), path
-            assert "content-type" not in answer.headers
+            assert answer.status == 404, path
+            message = answer.json["error"]["message"] if path.startswith("/v1/") else answer.json["error"]
+            assert message.startswith(f"There is no {path[:100]}")
+            assert "The paths of some/model are " in message
+            assert "POST /generate, POST /generate_stream, GET /health" in message
+            assert "POST /v1/chat/completions" in message
+            assert len(message) < 1200
+            assert answer.json["error_type"] == "not_found"
+        assert (await server.ask("HEAD", "/predict")).body == b""
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/generate/", "/generate"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/chat/completion", "/v1/chat/completions"),
+        ("/models", "/v1/models"),
+        ("/v1/generate", "/generate"),
+    ],
+)
+async def test_a_path_that_is_nearly_right_is_told_the_right_one(path: str, meant: str) -> None:
+    async with serving() as server:
+        answer = await server.ask("POST", path, {})
+        assert f"did you mean {meant}?" in json.dumps(answer.json)
 
 
 @pytest.mark.contract("R1.31")

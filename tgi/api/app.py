@@ -1,15 +1,16 @@
 """The application: all routes, and the rules that hold for each: errors, CORS, the API key."""
 
+import difflib
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 
 import attrs
 from quart import Response, request
 from quart_trio import QuartTrio
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
-from tgi.errors import OPENAI, ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized
+from tgi.errors import OPENAI, ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized, UnknownPath
 
 from .call import Call, Route, Service, empty_answer, json_answer, text_answer
 from .info import health
@@ -20,6 +21,8 @@ from .transport import HTTPConnection, current_exchange
 log = logging.getLogger(__name__)
 BODY_SECONDS = 60.0
 """Maximum time that a client may take to send its body."""
+MAX_PATH = 100
+"""Maximum characters of an unknown path that an answer repeats."""
 VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
@@ -34,7 +37,8 @@ def create_app(service: Service) -> QuartTrio:
     app.config["RECEIVING"] = set()  # see HTTPConnection
     app.config["ROOT_PATH"] = service.options.root_path.rstrip("/")
     app.url_map.merge_slashes = False
-    for number, route in enumerate(_routes(service)):
+    routes = list(_routes(service))
+    for number, route in enumerate(routes):
         app.add_url_rule(
             route.path,
             endpoint=f"{route.name} {number}",
@@ -44,6 +48,10 @@ def create_app(service: Service) -> QuartTrio:
     app.register_error_handler(ApiError, _answer_error)
     app.register_error_handler(HTTPException, _answer_http_error)
     app.register_error_handler(Exception, _answer_defect)
+
+    @app.errorhandler(NotFound)
+    async def answer_unknown_path(_error: NotFound) -> Response:
+        return await _answer_error(UnknownPath(_what_there_is(service, routes)))
 
     @app.before_request
     async def answer_early() -> Response | None:
@@ -91,6 +99,17 @@ def _view(service: Service, route: Route) -> Callable[..., Awaitable[Response]]:
     return answer
 
 
+def _what_there_is(service: Service, routes: Iterable[Route]) -> str:
+    """Return the path that was asked for, what paths there are, and what model answers at them."""
+    path = request.path if len(request.path) <= MAX_PATH else f"{request.path[:MAX_PATH]}…"
+    known = {route.template: route.method for route in routes if route.documented}
+    near = difflib.get_close_matches(path, known, 1) or [other for other in known if other.endswith(path)]
+    hint = f"; did you mean {near[0]}?" if path.strip("/") and near else "."
+    paths = ", ".join(f"{method} {path}" for path, method in sorted(known.items()) if len(path) > 1)
+    model = "" if service.engine is None else f" of {service.engine.model.served_name}"
+    return f"{path}{hint} The paths{model} are {paths}"
+
+
 def _is_guarded() -> bool:
     """Return whether the request needs the API key (R1.33, R1.50).
 
@@ -133,7 +152,7 @@ async def _answer_error(error: ApiError) -> Response:
 
 
 async def _answer_http_error(error: HTTPException) -> Response:
-    """Answer to a request that the framework refuses: without a body (R1.30, R1.31) in most cases."""
+    """Answer to a request that the framework refuses: without a body (R1.31) in most cases."""
     if isinstance(error, RequestEntityTooLarge):
         return await _answer_error(BodyTooLarge())
     headers: Mapping[str, str] = {}
