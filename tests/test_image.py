@@ -256,6 +256,7 @@ def test_the_manifests_probes_survive_a_long_warm_up() -> None:
     startup = container["startupProbe"]
 
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 3600
-    for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[kind]["httpGet"] == {"path": "/health", "port": "http"}
+    paths = {"startupProbe": "/health/startup", "readinessProbe": "/health", "livenessProbe": "/health/live"}
+    for kind, path in paths.items():
+        assert container[kind]["httpGet"] == {"path": path, "port": "http"}
     assert "initialDelaySeconds" not in container["livenessProbe"]

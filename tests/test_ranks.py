@@ -1,5 +1,6 @@
 """Models over several real ranks, through the whole server; and how it ends with them."""
 
+import itertools
 import json
 import logging
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,11 @@ def status(url: str) -> int:
             return int(response.status)
     except OSError as error:
         return getattr(error, "code", 0)
+
+
+def read(url: str) -> str:
+    with urllib.request.urlopen(url) as response:
+        return str(response.read(), "utf-8")
 
 
 def ask(address: str, prompt: str, new_tokens: int) -> list[int]:
@@ -185,7 +192,68 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llama(tmp_path_factory.mktemp("model"))
 
 
-def test_a_server_whose_rank_is_killed_says_so_and_leaves_nothing(
+def generate_slowly(address: str, texts: dict[str, str], on_token: Callable[[int], None]) -> None:
+    """Stream all prompts at once, into `texts`; call `on_token` with the number of tokens so far."""
+    seen = itertools.count(1)
+
+    def stream(prompt: str) -> None:
+        parameters = {"max_new_tokens": 60, "do_sample": prompt == PROMPTS[1], "seed": 5}
+        body = json.dumps({"inputs": prompt, "parameters": parameters}).encode()
+        request = urllib.request.Request(
+            f"{address}/generate_stream", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            events = [json.loads(line[5:]) for line in _noting(response, lambda: on_token(next(seen)))]
+        tokens = [event["token"] for event in events]
+        text = "".join(token["text"] for token in tokens if not token["special"])
+        assert text == events[-1]["generated_text"]
+        assert [event["index"] for event in events] == list(range(1, len(events) + 1))
+        texts[prompt] = events[-1]["generated_text"]
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(stream, PROMPTS))
+
+
+def _noting(response: Any, note: Callable[[], None]) -> Iterator[bytes]:
+    for line in response:
+        if line.startswith(b"data:"):
+            note()
+            yield line
+
+
+@pytest.mark.parametrize(("ranks", "how"), [(1, signal.SIGKILL), (2, signal.SIGSTOP)])
+def test_streams_go_on_with_the_same_text_when_a_rank_is_lost(
+    folder: Path, ranks: int, how: signal.Signals
+) -> None:
+    calm: dict[str, str] = {}
+    disturbed: dict[str, str] = {}
+    health: list[int] = []
+    first: list[psutil.Process] = []
+
+    async def client(address: str) -> None:
+        first.extend(ranks_here())
+
+        def disturb(tokens: int) -> None:
+            if tokens == 50:
+                first[-1].send_signal(how)
+            if tokens == 51:
+                health.append(status(f"{address}/health/live"))
+
+        await trio.to_thread.run_sync(generate_slowly, address, calm, lambda _: None)
+        await trio.to_thread.run_sync(generate_slowly, address, disturbed, disturb)
+        health.append(await trio.to_thread.run_sync(status, f"{address}/health"))
+        metrics = await trio.to_thread.run_sync(read, f"{address}/metrics")
+        assert "tgi_engine_restarts 1" in metrics.splitlines()
+
+    options = Options(model_id=str(folder), dtype="float32", num_shard=ranks, step_timeout=3, **SMALL)
+    assert serving(options, client) == 0
+    assert disturbed == calm
+    assert len(calm) == len(PROMPTS)
+    assert health == [200, 200]
+    assert not any(process.is_running() for process in first)
+
+
+def test_a_server_without_restarts_left_says_why_it_ends_and_leaves_nothing(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[psutil.Process] = []
@@ -206,7 +274,7 @@ def test_a_server_whose_rank_is_killed_says_so_and_leaves_nothing(
         await trio.to_thread.run_sync(stream, address)
         await trio.sleep_forever()
 
-    options = Options(model_id=str(folder), dtype="float32", num_shard=2, **SMALL)
+    options = Options(model_id=str(folder), dtype="float32", num_shard=2, max_restarts=0, **SMALL)
     assert serving(options, client) == 1
     assert answers[0].startswith(b"data: {")
     assert b"the engine is lost" in answers[1]

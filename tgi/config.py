@@ -209,6 +209,17 @@ class Options:
         flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),
     ] = 90.0
     """Seconds that running requests have to finish after SIGTERM."""
+    max_restarts: Annotated[Count, flag(HTTP, "MAX_RESTARTS")] = 3
+    """Maximum restarts of the ranks in an hour; the loss of a rank beyond that ends the server. Requests
+    that run at a restart go on after it."""
+    while_recovering: Annotated[Literal["wait", "refuse"], flag(HTTP, "WHILE_RECOVERING")] = "wait"
+    """What becomes of requests that come while the ranks are restarted: they wait, or are answered with
+    503."""
+    step_timeout: Annotated[Amount | None, flag(HTTP, "STEP_TIMEOUT")] = None
+    """Seconds after which a step counts as hanging, and the ranks are restarted. Default: ten times the
+    slowest step, but at least 60."""
+    stall_timeout: Annotated[Amount, flag(HTTP, "STALL_TIMEOUT")] = 60.0
+    """Seconds that a step may take until /health answers 503."""
     drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
     a good value behind a load balancer."""

@@ -1,7 +1,8 @@
 """The start of the engine: from the options to a scheduler that runs on loaded, warmed-up ranks.
 
 One coroutine, in the order in which things happen: find the model, start the ranks, let them describe the
-model, choose buckets, load, divide the memory, warm up, schedule. Each stage shows in the lifecycle.
+model, choose buckets, load, divide the memory, warm up, schedule. Each stage shows in the lifecycle. If a
+rank is lost later, all are replaced, and sequences go on where they were.
 """
 
 import functools
@@ -9,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from os import environ
 from pathlib import Path
 
@@ -32,8 +33,8 @@ from tgi.planning.setup import Setup, find_device, read_setup
 from tgi.planning.workload import ShapeCounts, open_recording
 from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
-from tgi.protocol import AttentionWorkspace, Load, Loaded, Progress
-from tgi.scheduler import Scheduler
+from tgi.protocol import Load, Loaded, Progress
+from tgi.scheduler import Buckets, Scheduler
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
@@ -43,10 +44,11 @@ from tgi.text.tokenizer import Tokenizer, TokenizerError
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0
 """Interval, in seconds, at which the shapes of steps are saved: no more are lost if the server is killed."""
+HOUR = 3600.0
 
 
 async def run_engine(service: Service, options: Options) -> None:
-    """Bring the engine up, put it into the service, and schedule for ever.
+    """Bring the engine up, put it into the service, and schedule for ever, on new ranks if some are lost.
 
     Raises HubError, ConfigError, OptionError or EngineError (perhaps in a group), each with one line for
     people. Leaving it in any way ends the ranks.
@@ -58,52 +60,145 @@ async def run_engine(service: Service, options: Options) -> None:
     limits = service.limits = setup.limits()
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     shapes = open_recording(options, setup.device)
-    async with open_ranks(setup, prepare_recipes(setup)) as executor:
-        tokenizer = await in_thread(read_tokenizer, folder)  # while the ranks start
-        templates = await in_thread(read_templates, folder, options)
-        described = await executor.describe(setup.describe_command())
-        planner = await in_thread(Planner.open, setup, described, setup.device.card(Machine())[1])
-        limits = service.limits = planner.limits
-        buckets = await in_thread(planner.choose)
-        attention = planner.attention(buckets)
-        load = setup.load_command(
-            limits, attention, top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES
-        )
-        async with aclosing(Grammars(GrammarCompiler(tokenizer, described.vocab_size))) as grammars:
-            async with trio.open_nursery() as nursery:
-                if not options.disable_grammar_support:
-                    nursery.start_soon(grammars.prepare)
-                loaded = await _load(executor, load, lifecycle)
-            for remark in loaded[0].remarks:
-                log.warning("%s: %s", setup.device.name, remark)
-            memory = planner.divide_memory(loaded, buckets)
-            check_memory(memory)
-            buckets = await in_thread(planner.choose_again, buckets, memory, attention)
-            if memory.rank.total_bytes:
-                service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
-            await executor.allocate(*(group.blocks + 1 for group in memory.groups))
-            pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
-            allocator = BlockAllocator(limits, pools, setup.prefix_limit)
-            count_shape = None if shapes is None else shapes.add
-            scheduler = Scheduler(
-                executor, limits, buckets, allocator, service.metrics, count_shape=count_shape
-            )
-            lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
-            await _warm_up(scheduler, planner, memory, attention, lifecycle)
-            if not options.skip_warmup:
-                await executor.ready()
-            model = _model_info(setup, loaded[0].dtype)
-            service.engine = Engine(
-                scheduler=scheduler,
-                tokenizer=tokenizer,
-                templates=templates,
-                grammars=grammars,
-                limits=limits,
-                model=model,
-            )
-            lifecycle.phase = Phase.READY
-            _log_ready(model, memory, service.url)
-            await (scheduler.run() if shapes is None else save_shapes(shapes, scheduler.run))
+    variables = prepare_recipes(setup)
+    restarts = Restarts(options.max_restarts)
+    async with AsyncExitStack() as held:
+        started: _Started | None = None
+        while True:
+            try:
+                async with open_ranks(setup, variables) as executor:
+                    if started is None:
+                        started = await _start(executor, service, setup, shapes, held)
+                    else:
+                        await started.start_again(executor, lifecycle)
+                    lifecycle.change(Phase.READY)
+                    run = started.scheduler.run
+                    await (run() if shapes is None else save_shapes(shapes, run))
+            except BaseExceptionGroup as group:
+                loss = loss_in(group)
+                if loss is None or started is None or lifecycle.phase is Phase.DRAINING:
+                    raise
+                pause = restarts.next_pause(trio.current_time())
+                if pause is None:
+                    raise
+                lifecycle.change(Phase.RECOVERING)
+                log.error("%s; starting the ranks again, %s", loss, restarts)
+                service.metrics.engine_restarts.inc()
+                started.scheduler.lose_ranks()
+                await trio.sleep(pause)
+
+
+@attrs.define
+class Restarts:
+    """Budget of restarts of the ranks: `limit` in an hour, at once first, then after 1 s, 2 s, 4 s, … ."""
+
+    limit: int
+    _times: list[float] = attrs.field(factory=list)
+    """Times of the restarts in the last hour."""
+
+    def next_pause(self, now: float) -> float | None:
+        """Return the seconds to wait before another restart at `now`; None: the budget is used up."""
+        self._times = [time for time in self._times if time > now - HOUR]
+        before = len(self._times)
+        if before >= self.limit:
+            return None
+        self._times.append(now)
+        return float(2 ** (before - 1)) if before else 0.0
+
+    def __str__(self) -> str:
+        return f"{len(self._times)} of {self.limit} restarts in an hour (--max-restarts)"
+
+
+def loss_in(group: BaseExceptionGroup) -> EngineError | None:
+    """Return the loss of the ranks that a group of errors consists of; None if it has any other error."""
+    losses, others = group.split(EngineError)
+    if losses is None or others is not None:
+        return None
+    loss: BaseException = losses
+    while isinstance(loss, BaseExceptionGroup):
+        loss = loss.exceptions[0]
+    assert isinstance(loss, EngineError)
+    return loss
+
+
+@attrs.frozen
+class _Started:
+    """An engine that has been ready, and what new ranks need to take over."""
+
+    scheduler: Scheduler
+    load: Load
+    blocks: tuple[int, ...]
+    """KV blocks of each layer group, the padding block included."""
+    options: Options
+
+    async def start_again(self, executor: RankExecutor, lifecycle: Lifecycle) -> None:
+        """Bring new ranks to where the lost ones were. Raises EngineError."""
+        began = trio.current_time()
+        await _load(executor, self.load, lifecycle)
+        await executor.allocate(*self.blocks)
+        lifecycle.enter("warming up")
+        self.scheduler.resume(executor)
+        await _warm_up(self.scheduler, self.options, lifecycle)
+        if not self.options.skip_warmup:
+            await executor.ready()
+        log.info("The ranks are back after %.1f s: %s", trio.current_time() - began, self.scheduler)
+
+
+async def _start(
+    executor: RankExecutor, service: Service, setup: Setup, shapes: ShapeCounts | None, held: AsyncExitStack
+) -> _Started:
+    """Plan, load and warm up, and put the engine into the service; `held` ends with the engine."""
+    lifecycle, in_thread, options = service.lifecycle, trio.to_thread.run_sync, setup.options
+    tokenizer = await in_thread(read_tokenizer, setup.folder)  # while the ranks start
+    templates = await in_thread(read_templates, setup.folder, options)
+    described = await executor.describe(setup.describe_command())
+    planner = await in_thread(Planner.open, setup, described, setup.device.card(Machine())[1])
+    limits = service.limits = planner.limits
+    buckets = await in_thread(planner.choose)
+    attention = planner.attention(buckets)
+    load = setup.load_command(limits, attention, top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES)
+    grammars = await held.enter_async_context(
+        aclosing(Grammars(GrammarCompiler(tokenizer, described.vocab_size)))
+    )
+    async with trio.open_nursery() as nursery:
+        if not options.disable_grammar_support:
+            nursery.start_soon(grammars.prepare)
+        loaded = await _load(executor, load, lifecycle)
+    for remark in loaded[0].remarks:
+        log.warning("%s: %s", setup.device.name, remark)
+    memory = planner.divide_memory(loaded, buckets)
+    check_memory(memory)
+    buckets = await in_thread(planner.choose_again, buckets, memory, attention)
+    if memory.rank.total_bytes:
+        service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
+    blocks = tuple(group.blocks + 1 for group in memory.groups)
+    await executor.allocate(*blocks)
+    pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
+    scheduler = Scheduler(
+        executor,
+        limits,
+        buckets,
+        BlockAllocator(limits, pools, setup.prefix_limit),
+        service.metrics,
+        count_shape=None if shapes is None else shapes.add,
+        step_timeout=options.step_timeout,
+    )
+    lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
+    fewer = functools.partial(planner.choose_few, blocks=memory.widest.blocks, within=attention)
+    await _warm_up(scheduler, options, lifecycle, fewer)
+    if not options.skip_warmup:
+        await executor.ready()
+    model = _model_info(setup, loaded[0].dtype)
+    service.engine = Engine(
+        scheduler=scheduler,
+        tokenizer=tokenizer,
+        templates=templates,
+        grammars=grammars,
+        limits=limits,
+        model=model,
+    )
+    _log_ready(model, memory, service.url)
+    return _Started(scheduler, load, blocks, options)
 
 
 async def save_shapes(shapes: ShapeCounts, run: Callable[[], Awaitable[None]]) -> None:
@@ -125,13 +220,11 @@ async def save_shapes(shapes: ShapeCounts, run: Callable[[], Awaitable[None]]) -
 
 async def _warm_up(
     scheduler: Scheduler,
-    planner: Planner,
-    memory: MemoryBudget,
-    attention: AttentionWorkspace,
+    options: Options,
     lifecycle: Lifecycle,
+    fewer: Callable[[int], Buckets] | None = None,
 ) -> None:
-    """Warm up what the options ask for. Raises EngineError."""
-    options, blocks = planner.setup.options, memory.widest.blocks
+    """Warm up what the options ask for; see `Scheduler.warm_up` for `fewer`. Raises EngineError."""
 
     def on_bucket(done: int, total: int, bucket: str) -> None:
         log.debug("warming up: %s", bucket)
@@ -142,7 +235,7 @@ async def _warm_up(
         timeout=options.warmup_timeout,
         skip=options.skip_warmup,
         budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-        fewer=functools.partial(planner.choose_few, blocks=blocks, within=attention),
+        fewer=fewer,
     )
 
 

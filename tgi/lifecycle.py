@@ -10,11 +10,13 @@ MEASURED = 2
 
 
 class Phase(enum.Enum):
-    """Phases of the server, in order."""
+    """Phases of the server. A server is ready, perhaps recovering, and ready again until it drains."""
 
     STARTING = "starting"
     """The port is open; every route except `/metrics` and `/health` answers 503."""
     READY = "ready"
+    RECOVERING = "recovering"
+    """The ranks were lost and are being replaced; sequences wait for them."""
     DRAINING = "draining"
     """Running requests finish; new ones are answered with 503."""
 
@@ -35,6 +37,12 @@ class Lifecycle:
     expected: float | None = None
     """Estimated seconds of the stage, made before it began; None if unknown."""
     stage_started: float = attrs.field(factory=time.monotonic)
+    phase_started: float = attrs.field(factory=time.monotonic, init=False)
+
+    def change(self, phase: Phase) -> None:
+        """Go to another phase; a server that drains does not leave that phase."""
+        if self.phase is not Phase.DRAINING:
+            self.phase, self.phase_started = phase, time.monotonic()
 
     def enter(self, stage: str, total: int = 0, expected: float | None = None) -> None:
         """Begin a stage of the start."""

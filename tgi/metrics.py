@@ -254,6 +254,7 @@ class Metrics:
             "prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"
         )
         self.preemptions = count("preemptions", "Sequences returned to the queue for lack of KV blocks")
+        self.engine_restarts = count("engine_restarts", "Restarts of all ranks after the loss of one")
         self.graph_compilations = count("graph_compilations", "Graphs compiled for steps", "phase")
         self.graph_misses = count("graph_misses", "Steps whose bucket had no graph")
         self.log_dropped_lines = count("log_dropped_lines", "Lines of the log that could not be written")

@@ -206,12 +206,12 @@ class _Server:
         """Return when every connection has ended, or its time to end is over."""
         with self.patience:
             await self.stopping.wait()
-            self.service.lifecycle.phase = Phase.DRAINING
+            self.service.lifecycle.change(Phase.DRAINING)
             await trio.sleep(self.options.drain_delay)
             self.closing.set()
             with trio.move_on_after(self.options.graceful_termination_timeout):
                 await self.closed.wait()
-        self.service.lifecycle.phase = Phase.DRAINING
+        self.service.lifecycle.change(Phase.DRAINING)
         self.closing.set()
         self._end_running()
         with trio.move_on_after(FLUSH_SECONDS):

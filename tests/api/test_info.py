@@ -6,6 +6,7 @@ import pytest
 from packaging.version import Version
 from prometheus_client.parser import text_string_to_metric_families
 
+from tgi.config import Options
 from tgi.lifecycle import Phase
 
 from .serving import BOS, LIMITS, saying, serving
@@ -34,6 +35,7 @@ async def test_until_it_is_ready_health_tells_the_progress(path: str) -> None:
         assert int(answer.headers["retry-after"]) > 0
         body = answer.json
         assert 30 <= body.pop("seconds_left") < 40
+        assert 0 <= body.pop("seconds") < 10
         assert body == {
             "error": "The server is starting: loading weights",
             "error_type": "healthcheck",
@@ -48,13 +50,49 @@ async def test_draining_is_not_healthy() -> None:
     async with serving(phase=Phase.DRAINING) as server:
         answer = await server.ask("GET", "/health")
         assert answer.status == 503
-        assert answer.json == {
+        body = answer.json
+        assert 0 <= body.pop("seconds") < 10
+        assert body == {
             "error": "The server is shutting down",
             "error_type": "healthcheck",
             "status": "draining",
         }
         assert (await server.ask("GET", "/metrics")).status == 200
         assert (await server.ask("GET", "/info")).status == 200
+
+
+@pytest.mark.parametrize(
+    ("phase", "statuses"),
+    [(Phase.STARTING, (503, 200, 503)), (Phase.READY, (200, 200, 200)), (Phase.RECOVERING, (503, 200, 200)),
+     (Phase.DRAINING, (503, 200, 200))],
+)  # fmt: skip
+async def test_ready_live_and_started_are_three_questions(phase: Phase, statuses: tuple[int, ...]) -> None:
+    async with serving(phase=phase) as server:
+        paths = ("/health", "/health/live", "/health/startup")
+        answers = [await server.ask("GET", path) for path in paths]
+        assert tuple(answer.status for answer in answers) == statuses
+        for answer in answers:
+            assert answer.status == 200 or answer.json["status"] == phase.value
+
+
+@pytest.mark.parametrize("refuse", [False, True])
+async def test_requests_wait_for_new_ranks_or_are_refused_as_told(refuse: bool) -> None:
+    options = Options(while_recovering="refuse" if refuse else "wait")
+    async with serving(options=options, phase=Phase.RECOVERING) as server:
+        answer = await server.ask("POST", "/generate", {"inputs": "Hello"})
+        assert answer.status == (503 if refuse else 200)
+        assert ("retry-after" in answer.headers) == refuse
+        health = await server.ask("GET", "/health")
+        assert (health.status, health.json["status"]) == (503, "recovering")
+
+
+async def test_a_step_that_hangs_is_not_healthy() -> None:
+    async with serving(options=Options(stall_timeout=5)) as server:
+        assert server.service.engine is not None
+        server.service.engine.scheduler.waited_seconds = lambda: 7.2  # type: ignore[method-assign]
+        answer = await server.ask("GET", "/health")
+        assert answer.status == 503
+        assert answer.json["error"] == "The server is stalled: a step has taken 7 s so far"
 
 
 @pytest.mark.contract("R1.12", "3.9")

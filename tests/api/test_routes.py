@@ -36,7 +36,8 @@ GETS = [path for path, methods in methods_by_path().items() if "GET" in methods]
 
 POSTS = """/ /generate /generate_stream /v1/chat/completions /v1/completions /invocations /vertex /tokenize
     /chat_tokenize /detokenize /v2/models/x/versions/x/infer"""
-OPEN = """/ /health /ping /info /v1/models /v1/models/some/model /metrics /docs /docs/ /docs/swagger-ui.css
+OPEN = """/ /health /health/live /health/startup /ping /info /v1/models /v1/models/some/model
+    /metrics /docs /docs/ /docs/swagger-ui.css
     /page/page.js /api-doc/openapi.json /v2 /v2/health/live /v2/health/ready /v2/models/x/versions/x
     /v2/models/x/versions/x/ready"""
 
@@ -84,7 +85,7 @@ async def test_every_preflight_is_answered_without_a_key() -> None:
 async def test_what_answers_while_the_server_is_not_ready(phase: Phase) -> None:
     """Gets only; every POST is 503 then."""
     ready = {"/", "/health", "/ping", "/v2/health/ready", "/v2/models/x/versions/x/ready"}
-    loaded = {"/info", "/v1/models", "/v1/models/some/model"}
+    loaded = {"/info", "/v1/models", "/v1/models/some/model", "/health/startup"}
     async with serving(phase=phase) as server:
         for path in GETS:
             refused = path in ready | (loaded if phase is Phase.STARTING else set())

@@ -119,12 +119,23 @@ class Service:
         self.turns = Turns(self.options.max_concurrent_requests)
 
     def ready_engine(self) -> Engine:
-        """Return the engine. Raises Unavailable before it is ready and while the server is draining."""
+        """Return the engine if it takes requests. Raises Unavailable."""
         if self.lifecycle.phase is Phase.DRAINING:
             raise Unavailable("shutting down")
         if self.lifecycle.phase is Phase.STARTING or self.engine is None:
             raise Unavailable(f"starting: {self.lifecycle.stage}")
+        if self.lifecycle.phase is Phase.RECOVERING and self.options.while_recovering == "refuse":
+            raise Unavailable("recovering from the loss of a rank")
         return self.engine
+
+    def check_health(self) -> None:
+        """Raise Unavailable unless requests are answered soon: also while recovering, and if a step hangs."""
+        engine = self.ready_engine()
+        if self.lifecycle.phase is Phase.RECOVERING:
+            raise Unavailable(f"recovering from the loss of a rank: {self.lifecycle.stage}")
+        waited = engine.scheduler.waited_seconds()
+        if waited > self.options.stall_timeout:
+            raise Unavailable(f"stalled: a step has taken {waited:.0f} s so far")
 
     def loaded_engine(self) -> Engine:
         """Return the engine, also of a server that is draining. Raises Unavailable before it is ready."""

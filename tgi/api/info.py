@@ -1,5 +1,6 @@
 """GET routes about the server: health, `/info`, `/v1/models`, `/metrics`, and the documentation."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,9 @@ class HealthResponse(msgspec.Struct):
     error: str
     error_type: str
     status: str
+    """Phase of the server."""
+    seconds: float
+    """Time in this phase."""
     stage: str | UnsetType = UNSET
     done: int | UnsetType = UNSET
     total: int | UnsetType = UNSET
@@ -107,16 +111,31 @@ class ModelList(msgspec.Struct):
 async def health(call: Call[None]) -> Response:
     """Answer `/health`: empty if the server is ready, its progress otherwise."""
     try:
-        call.service.ready_engine()
+        call.service.check_health()
     except Unavailable as error:
         return json_answer(_progress(call.service, str(error)), error.status, error.headers)
     return empty_answer(200)
 
 
+async def live(_call: Call[None]) -> Response:
+    """Answer `/health/live`: the process answers, which is all that a restart of it could mend."""
+    return empty_answer(200)
+
+
+async def startup(call: Call[None]) -> Response:
+    """Answer `/health/startup`: empty once the server has been ready, its progress before."""
+    service = call.service
+    if service.lifecycle.phase is not Phase.STARTING:
+        return empty_answer(200)
+    error = Unavailable(f"starting: {service.lifecycle.stage}")
+    return json_answer(_progress(service, str(error)), error.status, error.headers)
+
+
 def _progress(service: Service, reason: str) -> HealthResponse:
     lifecycle = service.lifecycle
-    progress = HealthResponse(reason, "healthcheck", lifecycle.phase.value)
-    if lifecycle.phase is Phase.STARTING:
+    seconds = round(time.monotonic() - lifecycle.phase_started, 1)
+    progress = HealthResponse(reason, "healthcheck", lifecycle.phase.value, seconds)
+    if lifecycle.phase in (Phase.STARTING, Phase.RECOVERING):
         progress.stage = lifecycle.stage
         progress.done, progress.total = lifecycle.done, lifecycle.total
         progress.seconds_left = lifecycle.seconds_left()
@@ -214,6 +233,8 @@ async def docs_asset(call: Call[None]) -> Response:
 ROUTES = (
     get("/", "root_health", "Whether the server is ready; for browsers, a page", root, errors=(503,)),
     get("/health", "health", "Whether the server is ready", health, errors=(503,)),
+    get("/health/live", "live", "Whether the process answers", live),
+    get("/health/startup", "startup", "Whether the start is over", startup, errors=(503,)),
     get("/ping", "ping", "Whether the server is ready, for SageMaker", health, errors=(503,)),
     get("/info", "get_model_info", "The model and the limits", info, answer=Info, errors=(503,)),
     get(

@@ -215,7 +215,7 @@ async def live(_call: Call[None]) -> Response:
 
 async def ready(call: Call[None]) -> Response:
     """Answer that the server is ready, for any model's name (R1.26). Raises Unavailable."""
-    call.service.ready_engine()
+    call.service.check_health()
     return json_answer(Readiness(live=True, ready=True))
 
 

@@ -282,6 +282,11 @@ class BlockAllocator:
         sequence.settled = min(settled)
         return True
 
+    def clear(self) -> None:
+        """Forget every block: the ranks were lost with all keys and values."""
+        self.pools = [BlockPool(pool.total, pool.block_size, pool.window) for pool in self.pools]
+        self.__attrs_post_init__()
+
     def release(self, sequence: Sequence) -> None:
         """Take back all blocks of a sequence."""
         self._release(sequence.tables)

@@ -15,10 +15,10 @@ import attrs
 import trio
 
 from tgi.errors import ApiError, GenerationFailed
-from tgi.executor import Executor
+from tgi.executor import EngineError, Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.protocol import Bucket
+from tgi.protocol import Bucket, Result
 from tgi.text.grammar import GrammarError
 
 from .blocks import BlockAllocator, BlockStatistics
@@ -33,6 +33,10 @@ from .warming import OnBucket, WarmUp
 LEAD = 0.25
 """Share of a step's expected time that is left when the next step is planned: early enough that the device
 never waits, late enough that most requests that arrive during a step are in the very next one."""
+STEP_SECONDS = 60.0
+"""Minimum time, in seconds, after which a step counts as hanging."""
+STEP_FACTOR = 10.0
+"""Multiple of the slowest or expected step after which a step counts as hanging."""
 
 
 @attrs.frozen
@@ -60,12 +64,15 @@ class Scheduler:
         metrics: Metrics,
         *,
         count_shape: Callable[[Bucket], None] | None = None,
+        step_timeout: float | None = None,
     ) -> None:
         """The allocator's pools have as many blocks as the ranks have reserved, without the padding block.
 
         `count_shape` is called with the shape of every step that serves requests, before padding.
+        `step_timeout` is the number of seconds after which a step counts as hanging; None: by measurement.
         """
         self._executor = executor
+        self._step_timeout = step_timeout
         self._buckets = buckets
         self._schedule = Schedule(limits, buckets, allocator)
         self._observer = StepObserver(metrics, self._schedule, count_shape)
@@ -77,6 +84,10 @@ class Scheduler:
         """Duration of the latest step of each bucket, where steps are padded."""
         self._last_seconds = 0.0
         """Duration of the latest step."""
+        self._slowest = 0.0
+        """Duration of the slowest step."""
+        self._unmatched: list[Sequence] = []
+        """Sequences whose matchers were to see a token when the ranks were lost."""
         self._work = trio.Event()
 
     @contextmanager
@@ -130,16 +141,40 @@ class Scheduler:
         await warming.run(buckets)
 
     async def run(self) -> None:
-        """Schedule until cancelled. Raises the executor's exception when the engine is lost."""
+        """Schedule until cancelled. Raises EngineError when a step hangs."""
         async with trio.open_nursery() as nursery:
             matching = Matching(nursery, self._on_mask)
+            matching.start(self._unmatched)
             try:
                 while True:
                     await self._turn(matching)
             finally:
-                matching.stop()
+                self._unmatched = matching.stop()
                 for planned, _ in self._in_flight:
                     self._observer.lost(planned)
+
+    def lose_ranks(self) -> None:
+        """Let every sequence wait for other ranks, once `run` has ended with the ranks.
+
+        One that has ended the ranks twice fails. Nothing that clients have received is computed again.
+        """
+        rows = [row for planned, _ in self._in_flight for row in planned.rows]
+        self._in_flight.clear()
+        culprit = self._schedule.restart(rows)
+        if culprit is not None:
+            self._fail(culprit, GenerationFailed("the engine was lost twice while it computed this request"))
+        self._observer.state()
+
+    def resume(self, executor: Executor) -> None:
+        """Go on with other ranks, which have as many blocks and know nothing; `warm_up` and `run` follow."""
+        self._executor = executor
+
+    def waited_seconds(self) -> float:
+        """Return how long the step that is being executed has taken so far; 0 if there is none."""
+        if not self._in_flight:
+            return 0.0
+        _, sent = self._in_flight[0]
+        return trio.current_time() - max(sent, self._running_since)
 
     async def _turn(self, matching: Matching) -> None:
         """Send a step and commit the result of the one before it."""
@@ -195,6 +230,8 @@ class Scheduler:
         return f"<Scheduler {self.statistics()}>"
 
     async def _send_next(self) -> bool:
+        if not self._may_send():
+            return False
         began, waited = time.perf_counter(), self._schedule.steps_since_prefill
         planned = plan(self._schedule)
         if planned is None:
@@ -204,14 +241,21 @@ class Scheduler:
         await self._executor.send(planned.step)
         return True
 
+    def _may_send(self) -> bool:
+        """Return False while other sequences' steps are in flight and a suspect is to be computed alone."""
+        suspect = self._schedule.suspect
+        flying = (row.sequence for planned, _ in self._in_flight for row in planned.rows)
+        return suspect is None or all(sequence is suspect for sequence in flying)
+
     async def _commit_next(self, matching: Matching) -> None:
-        result = await self._executor.receive()
+        result = await self._receive()
         planned, sent = self._in_flight.popleft()
         assert result.number == planned.step.number, "results come in the order of the steps"
         began = time.monotonic()
         if sequences := commit(self._schedule, planned, result):
             matching.start(sequences)
         self._last_seconds = result.seconds
+        self._slowest = max(self._slowest, result.seconds)
         if self._buckets.padded:
             self._seconds[planned.bucket] = result.seconds
         else:
@@ -219,11 +263,23 @@ class Scheduler:
         self._running_since = now = trio.current_time()
         self._observer.committed(planned, result, now - sent, began)
 
+    async def _receive(self) -> Result:
+        """Wait for the oldest step's result. Raises EngineError if it takes too long."""
+        planned, sent = self._in_flight[0]
+        seconds = self._step_timeout
+        if seconds is None:
+            seconds = max(STEP_SECONDS, STEP_FACTOR * max(self._slowest, self._expected(planned)))
+        with trio.move_on_at(max(sent, self._running_since) + seconds):
+            return await self._executor.receive()
+        raise EngineError(f"step {planned.step.number} has taken more than {seconds:.0f} s: a rank hangs")
+
+    def _expected(self, planned: PlannedStep) -> float:
+        """Return how long a step is expected to take, in seconds; 0 if nothing is known."""
+        if self._buckets.padded:
+            return self._seconds.get(planned.bucket, 0.0)
+        return self._schedule.costs.seconds(planned.tokens) or self._last_seconds
+
     def _time_to_plan(self) -> float:
         """Return when to plan the step after the one that is running, on trio's clock."""
         planned, sent = self._in_flight[0]
-        if self._buckets.padded:
-            expected = self._seconds.get(planned.bucket, 0.0)
-        else:
-            expected = self._schedule.costs.seconds(planned.tokens) or self._last_seconds
-        return max(sent, self._running_since) + (1 - LEAD) * expected
+        return max(sent, self._running_since) + (1 - LEAD) * self._expected(planned)

@@ -48,9 +48,16 @@ class Matching:
             self._tasks += 1
             self._nursery.start_soon(self._work)
 
-    def stop(self) -> None:
-        """Drop the tokens that no thread has taken. Call when the nursery is cancelled."""
-        self._todo.clear()
+    def stop(self) -> list[Sequence]:
+        """Return the sequences whose tokens no thread has taken. Call when the nursery is cancelled.
+
+        What a thread has taken is still reported.
+        """
+        left = []
+        with suppress(IndexError):  # until the queue is empty
+            while True:
+                left.append(self._todo.popleft()[0])
+        return left
 
     async def wait(self, seconds: float) -> None:
         """Wait until nothing is pending, for at most `seconds`."""

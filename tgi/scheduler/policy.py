@@ -77,7 +77,8 @@ class Schedule:
     # ------------------------------------------------------------------------------------------
     # limits, allocator                    never replaced; the allocator changes itself and sequences
     # buckets                              the warm-up, if it cannot afford all of them
-    # waiting, running, free_lanes         `add`, `remove` and `preempt`; `_admit`
+    # waiting, running, free_lanes         `add`, `remove`, `preempt` and `restart`; `_admit`
+    # suspects                             `restart`, `suspect`
     # preemptions                          `preempt`
     # prefix_hit_tokens, _query_tokens     `_admit`
     # number, steps_since_prefill,         `_step`
@@ -94,6 +95,8 @@ class Schedule:
     """Sequences without a lane, by order of arrival."""
     running: list[Sequence] = attrs.field(factory=list)
     """Sequences with a lane and blocks, by order of arrival."""
+    suspects: list[Sequence] = attrs.field(factory=list)
+    """Sequences of which one may have ended the ranks, by order of arrival."""
     free_lanes: list[int] = attrs.field(init=False)
     preemptions: int = 0
     prefix_hit_tokens: int = 0
@@ -126,6 +129,40 @@ class Schedule:
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's lane and blocks; it waits at its old place, to be prefilled with all tokens."""
+        self._requeue(sequence)
+        self.preemptions += 1
+
+    def restart(self, rows: Items[Row]) -> Sequence | None:
+        """Let every sequence wait, since the ranks were lost while they computed these rows.
+
+        Each of the rows' sequences is suspected until it has got further than now, and is computed alone.
+        Returns the one that has to fail: it was alone, and was being computed at the loss before as well.
+        """
+        computed = {row.sequence for row in rows if row.epoch == row.sequence.epoch}
+        computed = {sequence for sequence in computed if sequence.state is State.RUNNING}
+        for sequence in computed:
+            sequence.losses += 1
+            sequence.cleared_at = max(sequence.sampled, sequence.generated + 1)
+        for sequence in self.running[:]:
+            self._requeue(sequence)
+        self.allocator.clear()
+        suspects = computed | {one for one in self.suspects if one.losses}
+        self.suspects = sorted(suspects, key=lambda sequence: sequence.number)
+        alone = computed.pop() if len(computed) == 1 else None
+        return alone if alone is not None and alone.losses > 1 else None
+
+    @property
+    def suspect(self) -> Sequence | None:
+        """The sequence that has to be computed alone next, if there is one."""
+        while self.suspects:
+            first = self.suspects[0]
+            if first.state in (State.WAITING, State.RUNNING) and first.generated < first.cleared_at:
+                return first
+            first.losses = 0
+            del self.suspects[0]
+        return None
+
+    def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)
         sequence.state = State.WAITING
         sequence.epoch += 1
@@ -133,7 +170,6 @@ class Schedule:
             sequence.prompt_logprobs.clear()
             sequence.prompt_tops.clear()
         insort(self.waiting, sequence, key=lambda s: s.number)
-        self.preemptions += 1
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
@@ -148,6 +184,9 @@ def plan(schedule: Schedule) -> PlannedStep | None:
     Where rows may not mix, prefill and decode steps alternate while both have work, so that neither a long
     prompt nor a stream of new ones holds up running sequences.
     """
+    if (suspect := schedule.suspect) is not None:
+        rows = _lone_row(schedule, suspect)
+        return _step(schedule, rows) if rows else None
     if schedule.buckets.mixes:
         rows = _mixed_rows(schedule, _chunk_tokens(schedule))
         return _step(schedule, rows) if rows else None
@@ -171,10 +210,7 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
         if sequence.decodable:
-            start, draw = sequence.computed, sequence.sampled
-            if start < sequence.settled or _reserve(schedule, sequence, start + 1):
-                rows.append(Row(sequence, start, 1, False, draw, sequence.epoch))
-                sequence.computed, sequence.sampled = start + 1, draw + 1
+            _add_decode(schedule, rows, sequence)
         elif left and sequence.prefilling and not sequence.unmasked:
             left -= _add_chunk(schedule, chunks, sequence, left)
     while left and schedule.waiting and schedule.free_lanes:
@@ -186,6 +222,27 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
                 break
             left -= length
     return rows + chunks  # devices treat single tokens together
+
+
+def _lone_row(schedule: Schedule, sequence: Sequence) -> list[Row]:
+    """Take the next row of one sequence, which takes lane and blocks from the youngest if none are free."""
+    while sequence.state is State.WAITING:
+        if not (schedule.free_lanes and _admit(schedule, sequence)):
+            schedule.preempt(schedule.running[-1])
+    rows: list[Row] = []
+    if sequence.prefilling and not sequence.unmasked:
+        _add_chunk(schedule, rows, sequence, schedule.limits.longest_chunk)
+    elif sequence.decodable:
+        _add_decode(schedule, rows, sequence)
+    return rows
+
+
+def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence) -> None:
+    """Add the next token of a sequence to a step, unless it was the youngest and no blocks were left."""
+    start, draw = sequence.computed, sequence.sampled
+    if start < sequence.settled or _reserve(schedule, sequence, start + 1):
+        rows.append(Row(sequence, start, 1, False, draw, sequence.epoch))
+        sequence.computed, sequence.sampled = start + 1, draw + 1
 
 
 def _chunk_tokens(schedule: Schedule) -> int:
@@ -234,7 +291,7 @@ def _may_admit(schedule: Schedule, decoding: bool) -> bool:
 
 
 def _admit(schedule: Schedule, sequence: Sequence) -> bool:
-    """Give the first waiting sequence a lane and blocks; False: nothing was given."""
+    """Give a waiting sequence a lane and blocks; False: nothing was given."""
     if not schedule.allocator.admit(sequence, len(schedule.running)):
         return False
     known = len(sequence.tokens)
@@ -242,7 +299,7 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     sequence.sampled = sequence.generated
     sequence.prefill_end = known
     sequence.state = State.RUNNING
-    schedule.waiting.popleft()
+    schedule.waiting.remove(sequence)
     insort(schedule.running, sequence, key=lambda s: s.number)
     schedule.prefix_hit_tokens += sequence.computed
     if not sequence.epoch:

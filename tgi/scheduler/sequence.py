@@ -19,7 +19,7 @@ _numbers = itertools.count()
 
 
 class State(enum.Enum):
-    """State of a sequence. A preempted one is WAITING again, without blocks."""
+    """State of a sequence. One that lost its blocks is WAITING again."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -128,7 +128,11 @@ class Sequence:
     prefill_end: int = 0
     """Tokens to prefill since the last admission: all that were known then."""
     epoch: int = 0
-    """Number of preemptions. Results of steps from an earlier epoch are void."""
+    """Number of times that it lost its blocks. Results of steps from an earlier epoch are void."""
+    losses: int = 0
+    """Number of times in a row that the ranks were lost while they computed it."""
+    cleared_at: int = 0
+    """Generated tokens from which it is no longer suspected of the loss."""
 
     # Written by the matching threads' callback:
     matched: int = 0
