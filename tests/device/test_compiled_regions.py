@@ -60,5 +60,5 @@ def test_each_region_of_a_bucket_is_compiled_once(tmp_path, params):
         tokens, compilations = run(folder, Compiled(), params)
     assert tokens == run(folder, Device(1), params)[0]
     start = 2  # answers about the prompt, and a lane's bias
-    regions = 2 + 3 + 4  # unpack and finish; the layers; embedding, rotary, norm, head
+    regions = 3 + 3 + 4  # unpack, keep and the sampler; the layers; embedding, rotary, norm, head
     assert compilations == [start + regions] * 2 + [start + 2 * regions] * 6

@@ -13,7 +13,7 @@ from tgi.worker.sampler import Masks, Sampler, SamplerInputs, needs_of
 GAMMA, DELTA = 0.25, 1.5
 
 
-def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=None):
+def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=None, windowed=False):
     """Row i has params[i] in lane i; `masks` are those of some rows."""
     lanes = Lanes(len(params), 1)
     changed = tuple(lane_params(lane, **one) for lane, one in enumerate(params))
@@ -34,6 +34,7 @@ def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=N
         draw_high=torch.from_numpy(high),
         draw_low=torch.from_numpy(low),
         masks=masks,
+        windowed=windowed,
         barred=torch.from_numpy(barred.astype(np.int32)),
         params={
             name: torch.from_numpy(values.copy())

@@ -14,6 +14,7 @@ from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
 from tgi.worker import programs
+from tgi.worker.layout import Sizes, sample_layout
 
 from .rows import pack
 
@@ -166,7 +167,65 @@ def rounds(folder, device, count, before=None, **load):
         yield [(step[2].token, step[3].token) for step in answers]
 
 
-def test_a_step_is_two_copies_in_and_two_out_and_compiles_nothing(folder, card):
+def texts(folder, device, least, monkeypatch):
+    """Tokens of greedy and drawn rows in turn, with the sampler that each step gets."""
+    used = []
+    variant = programs.Programs._variant
+
+    def noted(self, step, samples, needs):
+        made = variant(self, step, samples, needs)
+        used.append(programs.COMPILED_NEEDS.index(made.needs))
+        return made
+
+    monkeypatch.setattr(programs.Programs, "_variant", noted)
+    driver = make_driver(folder, device)
+    drawn = {"sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 50, "min_p": 0.01}
+    for lane, prompt in ((0, PROMPTS[0]), (1, PROMPTS[1])):
+        driver.start(lane, seed=3, prompt_length=len(prompt), **(drawn if lane else {}))
+    answers = [driver.prefill({lane: PROMPTS[lane]}, least_sampler=least) for lane in (0, 1)]
+    answers += [driver.decode([0], least_sampler=least) for _ in range(4)]
+    answers += [driver.decode([0, 1], least_sampler=least) for _ in range(6)]
+    return [(lane, a.token, a.logprob) for step in answers for lane, a in step.items()], used
+
+
+def test_the_text_is_the_same_whatever_program_of_the_sampler_runs(folder, device, monkeypatch):
+    monkeypatch.setattr("tgi.worker.sampler.WINDOW", 100)
+    wanted, used = texts(folder, device, 0, monkeypatch)
+    assert used == [0, 1] + [0] * 4 + [1] * 6
+    for least in (1, 2):
+        got, used = texts(folder, device, least, monkeypatch)
+        assert got == wanted
+        assert set(used) == {least}
+
+
+def test_only_the_last_program_of_the_sampler_has_masks_and_sorts(folder, device, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("the vocabulary is sorted")
+
+    monkeypatch.setattr("tgi.worker.sampler.WINDOW", 100)
+    monkeypatch.setattr(type(device), "descending", refuse)
+    texts(folder, device, 0, monkeypatch)
+    with pytest.raises(AssertionError, match="sorted"):
+        texts(folder, device, 2, monkeypatch)
+    sizes = Sizes(16, 4, VOCAB, (None,))
+    words = [sample_layout(4, masks, sizes).ints.size for masks in (0, 4)]
+    assert words[1] - words[0] == 4 * -(-VOCAB // 32)
+
+
+def test_a_row_that_the_window_does_not_decide_gets_no_token(folder, device, monkeypatch):
+    monkeypatch.setattr("tgi.worker.sampler.WINDOW", 20)
+    driver = make_driver(folder, device)
+    for lane, top_p in ((1, 0.999), (2, 0.001)):
+        driver.start(lane, sample=True, temperature=20.0, top_p=top_p)
+    answers = driver.prefill({lane: PROMPTS[lane] for lane in (1, 2)})
+    assert answers[1].token == -1
+    assert answers[2].token >= 0
+    assert driver.decode([2, 1])[2].token >= 0  # the step that was on its way is no harm
+    driver.start(1, sample=True, temperature=20.0, top_p=0.999)
+    assert driver.prefill({1: PROMPTS[1]}, least_sampler=2)[1].token >= 0
+
+
+def test_a_step_is_three_copies_in_and_two_out_and_compiles_nothing(folder, card):
     counters = card.card.ledger.counters
     names = ("h2d", "d2h", "graph_compilation", "cpu_fallback", "dynamic_shapes", "int64_truncations")
     seen = []
@@ -179,7 +238,7 @@ def test_a_step_is_two_copies_in_and_two_out_and_compiles_nothing(folder, card):
 
         def counted(step):
             begun = [counters[name] for name in names]
-            with card.card.step(copies_in=2 + 4 * bool(step.params), copies_out=2):
+            with card.card.step(copies_in=3 + 4 * bool(step.params), copies_out=2):
                 result = execute(step)
             seen.append([counters[name] - number for name, number in zip(names, begun, strict=True)])
             assert result.statistics.keys() <= {"device_memory_bytes"}, "compilations, fallbacks or misses"
@@ -189,7 +248,7 @@ def test_a_step_is_two_copies_in_and_two_out_and_compiles_nothing(folder, card):
 
     wanted = list(rounds(folder, CpuDevice(1), 3))
     assert list(rounds(folder, card, 3, watch)) == wanted
-    assert seen == [[6, 2, 0, 0, 0, 0], *[[2, 2, 0, 0, 0, 0]] * 3] * 2
+    assert seen == [[7, 2, 0, 0, 0, 0], *[[3, 2, 0, 0, 0, 0]] * 3] * 2
     assert not card.card.ledger.violations
 
 

@@ -19,7 +19,7 @@ from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
-from tgi.worker.sampler import _scaled, draw, green_list, process, weights
+from tgi.worker.sampler import WINDOW, _scaled, draw, green_list, process, weights
 
 from .rows import DELTA, GAMMA, enter, make_masks, make_rows, make_sampler
 
@@ -28,8 +28,8 @@ def processed(logits, params, **columns):
     """Scores of rows that have all the same parameters but their own history."""
     rows = make_rows(params, lengths=[max(1, len(one.get("history", []))) for one in params], **columns)
     sampler = make_sampler(params, logits.shape[1])
-    plain = process(logits, rows, sampler.tables, Device(1), GAMMA, DELTA)
-    short = process(logits, rows, sampler.tables, CpuDevice(1), GAMMA, DELTA)
+    plain, _ = process(logits, rows, sampler.tables, Device(1), GAMMA, DELTA)
+    short, _ = process(logits, rows, sampler.tables, CpuDevice(1), GAMMA, DELTA)
     assert torch.equal(plain, short)
     return plain
 
@@ -121,6 +121,36 @@ def test_processors_follow_one_another():
     torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_window_gives_what_the_whole_vocabulary_gives_or_says_that_it_cannot(ties):
+    """Bit for bit; it cannot where its tokens have less than top_p of the probability that top-k leaves."""
+    rng = random.Random(0)
+    spreads = (0.1, 1.5, 3.0, 8.0)
+    logits = torch.cat([logits_of(20, 3 * WINDOW, seed, spread) for seed, spread in enumerate(spreads)])
+    logits = logits.round() if ties else logits
+    params = [
+        {
+            "sample": True,
+            "temperature": rng.choice([0.7, 1.0, 1.5]),
+            "top_k": rng.choice([0, 0, 1, 50, WINDOW]),
+            "top_p": rng.choice([1.0, 0.3, 0.9, 0.99, 1 - 1e-7]),
+            "min_p": rng.choice([0.0, 0.05]),
+        }
+        for _ in logits
+    ]
+    whole, _ = process(logits, make_rows(params), None, Device(1), GAMMA, DELTA)
+    part, undecided = process(logits, make_rows(params, windowed=True), None, Device(1), GAMMA, DELTA)
+    assert torch.equal(part[~undecided], whole[~undecided])
+    assert 5 < undecided.sum() < 40
+    for row, one in enumerate(params):
+        exact = (logits[row].double() / one["temperature"]).sort(descending=True).values
+        if one["top_k"]:
+            exact = exact[exact >= exact[one["top_k"] - 1]]
+        seen = exact.softmax(0)[:WINDOW].sum().item()
+        if abs(seen - one["top_p"]) > 1e-5 or one["top_p"] == 1:
+            assert undecided[row].item() == (one["top_p"] < 1 and seen < one["top_p"]), one
+
+
 def test_top_k_keeps_ties():
     got = processed(torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0]]), [{"top_k": 2, "sample": True}])
     assert got.isneginf().tolist() == [[True, False, False, False, True]]
@@ -197,9 +227,8 @@ def test_a_sequence_inherits_nothing_from_the_lane_it_enters():
     sampler = make_sampler([everything, everything], 10)
     enter(sampler, lane_params(0))
     logits = logits_of(2, 10)
-    got = process(
-        logits, make_rows([{}, everything], lengths=[3, 3]), sampler.tables, Device(1), GAMMA, DELTA
-    )
+    rows = make_rows([{}, everything], lengths=[3, 3])
+    got, _ = process(logits, rows, sampler.tables, Device(1), GAMMA, DELTA)
     assert torch.equal(got[0], logits[0])
     assert (got[1, :5] != logits[1, :5])[1:].all()
 
@@ -233,7 +262,7 @@ def test_no_end_before_min_tokens():
     params = [{"min_tokens": 3, "ends": ends}, {"min_tokens": 2, "ends": ends}, {"ends": ends}, {}]
     logits = logits_of(4, vocab)
     rows = make_rows(params, draws=[2] * 4)
-    got = process(logits, rows, make_sampler(params, vocab).tables, Device(1), GAMMA, DELTA)
+    got, _ = process(logits, rows, make_sampler(params, vocab).tables, Device(1), GAMMA, DELTA)
     assert got[0, [4, 9]].isneginf().all()
     assert got[0].isneginf().sum() == 2
     assert torch.equal(got[1:], logits[1:])
@@ -251,10 +280,9 @@ def test_a_mask_allows_what_it_says_and_leaves_other_rows_alone(vocab):
     allowed = {1: [0, 7, vocab - 1], 3: [30]}
     params = [{"sample": row < 2, "top_k": 5 * (row < 2)} for row in range(4)]
     sampler = make_sampler(params, vocab)
-    free = process(logits, make_rows(params), sampler.tables, Device(1), GAMMA, DELTA)
-    masked = process(
-        logits, make_rows(params, masks=make_masks(allowed, vocab)), sampler.tables, Device(1), GAMMA, DELTA
-    )
+    free, _ = process(logits, make_rows(params), sampler.tables, Device(1), GAMMA, DELTA)
+    rows = make_rows(params, masks=make_masks(allowed, vocab))
+    masked, _ = process(logits, rows, sampler.tables, Device(1), GAMMA, DELTA)
     for row in range(4):
         if row in allowed:
             assert masked[row].isfinite().nonzero()[:, 0].tolist() == allowed[row]

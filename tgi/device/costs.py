@@ -19,12 +19,13 @@ from tgi.protocol import Bucket, Described, Load
 EFFICIENCY = 0.87
 """Share of a card's peak rates that steps reach."""
 SAMPLER_PASSES = 16
-"""Number of times the sampler goes over all logits: an estimate, mostly for sorting."""
+"""Number of times the sampler goes over all logits: an estimate between the 7 times of greedy rows and the 90
+of plain draws on the simulated card (`benchmarks/gaudi_clock.py`)."""
 PROMPT_SLICE = 64
 """Positions of a prompt whose logits exist at once."""
 SAMPLER_BYTES = 40
-"""Bytes per logit that the sampler needs with everything on: float32 scores and their copies, sorted values
-with int64 indices, float64 sums."""
+"""Bytes per logit that the sampler needs with everything on: float32 logits, scores and their copies, sorted
+values with int64 indices."""
 TABLE_BYTES = 4 + 4 + 4 + 1
 """Bytes that the sampler keeps for each lane and token of the vocabulary."""
 GATHERED = 4096

@@ -5,6 +5,7 @@ Both sides import this package; it knows nothing of either.
 
 from .description import CacheGroup, Describe, Described, TensorInfo
 from .messages import (
+    SAMPLERS,
     Allocate,
     Allocated,
     Arrived,
@@ -36,6 +37,7 @@ from .messages import (
 )
 
 __all__ = [
+    "SAMPLERS",
     "Allocate",
     "Allocated",
     "Arrived",

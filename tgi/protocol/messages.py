@@ -125,6 +125,10 @@ class Bucket(msgspec.Struct, frozen=True, order=True, array_like=True):
         )
 
 
+SAMPLERS = ("greedy", "plain draw", "everything")
+"""Programs of the sampler on a device that compiles, each of which does more than the one before it."""
+
+
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """One forward pass and the sampling after it, described completely.
 
@@ -174,6 +178,9 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     masks: bytes = b""
     """uint32 [m, words]: the tokens that each of them may give, one bit per token of the vocabulary, the
     lowest bit first."""
+    least_sampler: int = 0
+    """Index of the least of the SAMPLERS that may choose the tokens, on a device that compiles: a lesser one
+    did not decide, or this one is to be warmed up. Rows that need a greater one get it."""
 
 
 class Progress(msgspec.Struct, tag=True, frozen=True):
@@ -236,7 +243,8 @@ class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
 
     number: int
     tokens: bytes
-    """int32 [n]: the tokens."""
+    """int32 [n]: the tokens; -1 where only the last of the SAMPLERS can choose one. Then a row that
+    follows in the next step is void."""
     logprobs: bytes
     """float32 [n]: log-probability of each token in the distribution that it was drawn from."""
     top_tokens: bytes = b""

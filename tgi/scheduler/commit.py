@@ -5,7 +5,7 @@ A synchronous function of plain data, like `plan`; sending is `send_nowait` on c
 
 import time
 
-from tgi.protocol import Result, unpack_floats, unpack_ints
+from tgi.protocol import SAMPLERS, Result, unpack_floats, unpack_ints
 
 from .policy import PlannedStep, Schedule
 from .sequence import Sequence, State, Token
@@ -16,7 +16,8 @@ Top = list[tuple[int, float]]
 def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Sequence]:
     """Apply the result of a step and return the sequences whose matchers have a new token to see.
 
-    Ignores rows of sequences that ended or were preempted after the step was planned.
+    Ignores rows of sequences that ended or were preempted after the step was planned. A sequence
+    that got no token is preempted, and comes back with all that the sampler can do.
     """
     if result.prompt_logprobs:
         _add_prompt_logprobs(planned, result)
@@ -29,6 +30,10 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
         sequence = row.sequence
         best = next(top) if top else []
         if sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
+            continue
+        if token < 0:
+            sequence.least_sampler = len(SAMPLERS) - 1
+            schedule.preempt(sequence)
             continue
         sequence.tokens.append(token)
         text = sequence.detokenizer.append(token)

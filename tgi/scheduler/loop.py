@@ -130,7 +130,14 @@ class Scheduler:
         the number that fits, and returns about that many buckets, which still dominate every step. Raises
         EngineError where a bucket takes more than `timeout` seconds.
         """
-        warming = WarmUp(self._executor, self._observer, self._schedule.costs, on_bucket, timeout)
+        warming = WarmUp(
+            self._executor,
+            self._observer,
+            self._schedule.costs,
+            on_bucket,
+            timeout,
+            padded=self._buckets.padded,
+        )
         buckets = self._buckets.to_warm_up(everything=not skip)
         await warming.run(self._buckets.largest(), len(buckets))
         affordable = warming.affordable(budget)

@@ -418,6 +418,7 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
         prompt_top=max([sequence.prompt_top for sequence in sequences]) if targets else 0,
         masked=masked,
         masks=masks,
+        least_sampler=max([sequence.least_sampler for sequence in sequences]),
     )
     for sequence in unsent:
         sequence.unsent = False

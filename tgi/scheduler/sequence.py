@@ -129,6 +129,8 @@ class Sequence:
     """Tokens to prefill since the last admission: all that were known then."""
     epoch: int = 0
     """Number of times that it lost its blocks. Results of steps from an earlier epoch are void."""
+    least_sampler: int = 0
+    """`Step.least_sampler` of its steps."""
     losses: int = 0
     """Number of times in a row that the ranks were lost while they computed it."""
     cleared_at: int = 0

@@ -1,16 +1,18 @@
-"""The warm-up: one ordinary step per bucket before the server is ready, so that no request compiles one.
+"""The warm-up: ordinary steps of each bucket before the server is ready, so that no request compiles one.
 
-The largest buckets come first, as they need the most memory.
+The largest buckets come first, as they need the most memory. The sampler's programs depend on the number of
+rows alone: buckets with as many rows share them.
 """
 
 import math
 from collections.abc import Callable, Iterable
 
 import attrs
+import msgspec
 import trio
 
 from tgi.executor import EngineError, Executor
-from tgi.protocol import Bucket, Step, ints
+from tgi.protocol import SAMPLERS, Bucket, Step, ints
 
 from .buckets import StepCosts
 from .observe import StepObserver, shape_of
@@ -30,16 +32,21 @@ class WarmUp:
     on_bucket: OnBucket
     timeout: float = math.inf
     """Seconds after which a bucket counts as hanging."""
+    padded: bool = True
+    """Whether steps run as programs of fixed shape, so that all of the sampler's need a step."""
     done: set[Bucket] = attrs.field(factory=set)
     """Buckets that are warm."""
     seconds: float = 0.0
-    """Time that they took together."""
+    """Time that the model's programs of these took together."""
+    sampler_seconds: float = 0.0
+    """Time that the sampler's further programs took together."""
 
     def affordable(self, budget: float) -> float:
         """Estimate how many buckets, those done included, `budget` seconds are enough for."""
         if not self.seconds:
             return math.inf
-        return len(self.done) + (budget - self.seconds) / (self.seconds / len(self.done))
+        left = budget - self.seconds - self.sampler_seconds
+        return len(self.done) + left / (self.seconds / len(self.done))
 
     async def run(self, buckets: Iterable[Bucket], total: int | None = None) -> None:
         """Warm up the buckets that are not warm yet, of `total` in all.
@@ -49,14 +56,17 @@ class WarmUp:
         left = [bucket for bucket in dict.fromkeys(buckets) if bucket not in self.done]
         total = len(self.done) + len(left) if total is None else total
         for bucket in left:
-            step = warm_up_step(bucket)
-            self.on_bucket(len(self.done), total, shape_of(step))
-            began = trio.current_time()
-            await self._run(step, total)
-            self.seconds += trio.current_time() - began
+            sampled = not self.padded or any(other.rows == bucket.rows for other in self.done)
+            first, *more = warm_up_steps(bucket, sampled=sampled)
+            self.on_bucket(len(self.done), total, shape_of(first))
+            self.seconds += await self._run(first, total)
+            for step in more:
+                self.sampler_seconds += await self._run(step, total)
             self.done.add(bucket)
 
-    async def _run(self, step: Step, total: int) -> None:
+    async def _run(self, step: Step, total: int) -> float:
+        """Run a step, and return how long it took."""
+        began = trio.current_time()
         with trio.move_on_after(self.timeout) as scope:
             await self.executor.send(step)
             result = await self.executor.receive()
@@ -69,6 +79,14 @@ class WarmUp:
                 "reason, a larger --warmup-timeout gives it more, and smaller --max-batch-prefill-tokens, "
                 "--max-batch-size or --max-total-tokens make buckets that compile faster"
             )
+        return trio.current_time() - began
+
+
+def warm_up_steps(bucket: Bucket, *, sampled: bool = False) -> list[Step]:
+    """Return the steps that run all programs of a bucket; those of the sampler may be warm (`sampled`)."""
+    first = warm_up_step(bucket)
+    more = range(1, 1 if sampled else len(SAMPLERS))
+    return [first, *(msgspec.structs.replace(first, least_sampler=sampler) for sampler in more)]
 
 
 def warm_up_step(bucket: Bucket) -> Step:

@@ -112,6 +112,7 @@ class Driver:
         pad: tuple[int, int, int] = (0, 0, 0),
         top: int = 0,
         masks: Mapping[int, bytes] = _NO_MASKS,
+        least_sampler: int = 0,
     ) -> dict[int, Answer]:
         """Compute tokens of several lanes in one step, and return the answers of all but the `unfinished`.
 
@@ -120,7 +121,7 @@ class Driver:
         """
         lengths = [len(part) for part in tokens.values()]
         columns: dict[str, Any] = {"tokens": ints(token for part in tokens.values() for token in part)}
-        columns["prompt_top"] = prompt_top
+        columns |= {"prompt_top": prompt_top, "least_sampler": least_sampler}
         if targets is not None:
             columns["targets"] = ints(token for lane in tokens for token in targets[lane])
         unfinished = set(unfinished)
@@ -135,10 +136,12 @@ class Driver:
         pad: tuple[int, int, int] = (0, 0, 0),
         top: int = 0,
         masks: Mapping[int, bytes] = _NO_MASKS,
+        least_sampler: int = 0,
     ) -> dict[int, Answer]:
         """Generate one more token for each lane."""
-        ones, every, columns = [1] * len(lanes), [True] * len(lanes), _mask_columns(lanes, masks)
-        columns["tokens"] = ints([-1] * len(lanes))
+        ones, every = [1] * len(lanes), [True] * len(lanes)
+        columns: dict[str, Any] = dict(_mask_columns(lanes, masks))
+        columns |= {"tokens": ints([-1] * len(lanes)), "least_sampler": least_sampler}
         return self._step(lanes, ones, every, pad, prefill=False, top=top, columns=columns)
 
     def _step(

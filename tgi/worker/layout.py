@@ -1,7 +1,7 @@
 """Inputs of a step: from the message and the state of its lanes to columns of numbers per token, row and
-sample, and their layout in two packed arrays, one of integers and one of floats.
+sample, and their layout in packed arrays, integers and floats apart: one for the model, two for the sampler.
 
-On a device that compiles, the layout follows from the bucket. On any other, it is as large as the step.
+On a device that compiles, layouts follow from the bucket. On any other, they are as large as the step.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,6 @@ class Dimensions:
     tokens: int
     """Query tokens of all rows, padding included."""
     samples: int
-    masks: int
-    """Samples with a mask of their own. Equal to `samples` if the program does not depend on their number."""
     blocks: tuple[int, ...]
     """Entries of each row's block table, for each group of layers; of the one list of all rows if `flat`."""
     flat: bool
@@ -44,15 +42,20 @@ class Sizes:
     block_size: int
     lanes: int
     """Number of lanes, and the index of the padding lane."""
-    mask_words: int
-    """int32 words of a mask: one bit per token of the vocabulary."""
+    vocabulary: int
+    """Number of token ids."""
     windows: tuple[int | None, ...]
     """Tokens that a token sees, for each group of layers; None: all before it."""
+
+    @property
+    def mask_words(self) -> int:
+        """int32 words of a mask: one bit per token of the vocabulary."""
+        return -(-self.vocabulary // 32)
 
 
 @attrs.frozen(eq=False)
 class Layout:
-    """Places of the columns. Made by `of`."""
+    """Places of columns. Made by `of`."""
 
     ints: npt.NDArray[np.int32]
     """Packed integers of a step without rows."""
@@ -62,26 +65,27 @@ class Layout:
     """Whether the column is of floats, its place, and its shape."""
 
     @classmethod
-    @lru_cache(maxsize=256)
-    def of(cls, dimensions: Dimensions, sizes: Sizes) -> "Layout":
-        """Lay out the columns of steps of these dimensions."""
+    def of(cls, columns: Columns) -> "Layout":
+        """Lay out columns that are filled with padding."""
         places = {}
         packed: tuple[list[Array], list[Array]] = [], []
         ends = [0, 0]
-        for name, column in _padding(dimensions, sizes).items():
+        for name, column in columns.items():
             floats = name == "floats"
             begin = ends[floats]
             ends[floats] = begin + column.size
             places[name] = floats, slice(begin, ends[floats]), column.shape
             packed[floats].append(column.reshape(-1))
-        ints, numbers = map(np.concatenate, packed)
+        ints, numbers = (np.concatenate(kind) if kind else np.zeros(0) for kind in packed)
         return cls(ints.astype(np.int32), numbers.astype(np.float32), places)
 
     def pack(self, columns: Columns) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """Copy the columns to their places in new arrays."""
+        """Copy the columns that have a place here to it, in new arrays."""
         packed = self.ints.copy(), self.floats.copy()
-        for name, column in columns.items():
-            floats, place, shape = self.places[name]
+        for name, (floats, place, shape) in self.places.items():
+            column = columns.get(name)
+            if column is None:
+                continue
             if column.ndim == 1:
                 packed[floats][place.start : place.start + column.size] = column
             else:
@@ -89,21 +93,22 @@ class Layout:
                 packed[floats][place].reshape(shape)[:height, :width] = column
         return packed
 
-    def unpack(self, ints: torch.Tensor, floats: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return views of the packed tensors, by column."""
-        packed = ints, floats
+    def unpack(self, *packed: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return views of the packed tensors, integers and perhaps floats, by column."""
         return {name: packed[kind][place].view(shape) for name, (kind, place, shape) in self.places.items()}
 
 
-def _padding(dimensions: Dimensions, sizes: Sizes) -> dict[str, Array]:
-    """Return every column of a step, filled with padding."""
+@lru_cache(maxsize=256)
+def model_layout(dimensions: Dimensions, sizes: Sizes) -> Layout:
+    """Return the layout of what the model takes in steps of these dimensions: integers only."""
     rows, tokens, samples = dimensions.rows, dimensions.tokens, dimensions.samples
-    columns: dict[str, Array] = {
+    columns: Columns = {
         "tokens": np.zeros(tokens),
         "positions": np.zeros(tokens),
         "contexts": np.zeros(tokens),
         "starts": np.zeros(rows),
         "lengths": np.ones(rows),
+        "last": np.arange(samples) * (tokens // max(samples, 1)),
     }
     slots = np.arange(tokens) % sizes.block_size  # of block 0, seldom the same one twice
     for group, (blocks, window) in enumerate(zip(dimensions.blocks, sizes.windows, strict=True)):
@@ -116,27 +121,36 @@ def _padding(dimensions: Dimensions, sizes: Sizes) -> dict[str, Array]:
             columns[f"tables{group}"] = np.zeros((rows, blocks))
             if window is not None:
                 columns[f"bases{group}"] = np.zeros(rows)
-    columns |= {
-        "last": np.arange(samples) * (tokens // max(samples, 1)),
+    return Layout.of(columns)
+
+
+@lru_cache(maxsize=256)
+def sample_layout(samples: int, masks: int, sizes: Sizes) -> Layout:
+    """Return the layout of what the sampler takes for that many samples, `masks` of which have masks."""
+    columns: Columns = {
         "lanes": np.full(samples, sizes.lanes),
         "next_lanes": np.full(samples, sizes.lanes),
+        "counts": np.ones(samples),
+        "previous": np.zeros(samples),
         "draw_high": np.zeros(samples),
         "draw_low": np.zeros(samples),
         "barred": np.zeros(samples),
         "ints": np.tile([[NEUTRAL[name]] for name in INTS], samples),
         "floats": np.tile([[NEUTRAL[name]] for name in FLOATS], samples),
     }
-    if dimensions.masks:
-        if dimensions.masks < samples:
-            columns["masked"] = np.zeros(dimensions.masks)
-        columns["masks"] = np.full((dimensions.masks, sizes.mask_words), -1)
-    return columns
+    if masks:
+        if masks < samples:
+            columns["masked"] = np.zeros(masks)
+        columns["masks"] = np.full((masks, sizes.mask_words), -1)
+    return Layout.of(columns)
 
 
 @attrs.frozen
 class Rows:
     """The rows of a step without padding, and their places among the tokens and samples of its program."""
 
+    padded: bool
+    """Whether each row has the places that the bucket gives it, also for a sample."""
     lanes: Ints
     """[rows]"""
     starts: Ints
@@ -158,13 +172,14 @@ class Rows:
 
     @classmethod
     def of(cls, step: Step, *, padded: bool) -> "Rows":
-        """Read a step. `padded`: each row has the places that the bucket gives it, also for a sample."""
+        """Read a step, whose program has room for a whole bucket if `padded`."""
         columns = (step.lanes, step.starts, step.lengths, step.samples, step.draws)
         lanes, starts, lengths, samples, draws = map(unpack_ints, columns)
         owners, within = _spread(lengths)
         sample_owners, later = _spread(samples)
         ends = np.cumsum(lengths, dtype=np.int32)
         return cls(
+            padded=padded,
             lanes=lanes,
             starts=starts,
             lengths=lengths,
@@ -187,11 +202,11 @@ def _spread(counts: Ints) -> tuple[Ints, Ints]:
 def step_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions, sizes: Sizes) -> Columns:
     """Compute every column of a step whose changes `lanes` knows already."""
     columns = _token_columns(step, rows, lanes, dimensions)
-    columns |= _sample_columns(rows, lanes, dimensions)
+    columns |= _sample_columns(columns, rows, lanes, dimensions)
     for group, window in enumerate(sizes.windows):
         columns |= _group_columns(group, window, rows, lanes, dimensions, sizes)
     if step.masks:
-        columns |= _mask_columns(step, rows, dimensions, sizes)
+        columns |= _mask_columns(step, rows, dimensions.samples, sizes)
     return columns
 
 
@@ -215,7 +230,7 @@ def _token_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions)
     return placed | {"starts": rows.starts, "lengths": rows.lengths}
 
 
-def _sample_columns(rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
+def _sample_columns(tokens: Columns, rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
     owners = rows.owners[rows.sampled]
     count = dimensions.samples
     sample_lanes = _place(rows.answers, rows.lanes[owners], count, lanes.count)
@@ -226,6 +241,8 @@ def _sample_columns(rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns
     last[rows.answers] = rows.places[rows.sampled]
     return {
         "last": last,
+        "counts": tokens["positions"][last] + 1,
+        "previous": tokens["tokens"][last],
         "lanes": sample_lanes,
         "next_lanes": _place(rows.answers[last_of_row], rows.lanes[owners[last_of_row]], count, lanes.count),
         "draw_high": high,
@@ -271,12 +288,12 @@ def first_blocks(starts: Ints, window: int | None, block_size: int) -> Ints:
     return np.maximum(starts + 1 - window, 0) // block_size
 
 
-def _mask_columns(step: Step, rows: Rows, dimensions: Dimensions, sizes: Sizes) -> Columns:
-    """Lay out the masks: of the masked samples alone, or one per sample if the program has room for all."""
+def _mask_columns(step: Step, rows: Rows, samples: int, sizes: Sizes) -> Columns:
+    """Lay out the masks: of the masked samples alone, or one per sample where shapes are fixed."""
     masked = rows.answers[unpack_ints(step.masked)]
     words = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
-    if dimensions.masks < dimensions.samples:
+    if not rows.padded:
         return {"masked": masked, "masks": words}
-    every = np.full((dimensions.masks, sizes.mask_words), -1, np.int32)
+    every = np.full((samples, sizes.mask_words), -1, np.int32)
     every[masked] = words
     return {"masks": every}

@@ -1,9 +1,11 @@
 """Programs of a rank: what runs on the device, from packed tensors to packed tensors, and what carries a step
-through one: pack, upload, run, fetch, unpack.
+through them: pack, upload, run, fetch, unpack.
 
-Everything that a step changes is changed within: the KV cache, the last token of each lane, and the counts of
-the sampler. A device that compiles runs a program as a graph, any other as it stands. A step is launched, and
-its result waited for, apart from one another, so that the next can be launched first.
+A step is a program of the model, one for each bucket, and a program of the sampler, one for each number of
+samples and each amount of work: that of greedy rows, of plain draws, or everything. Everything that a step
+changes is changed within: the KV cache, the logits, the last token of each lane, and the counts of the
+sampler. A device that compiles runs a program as a graph, any other as it stands. A step is launched, and its
+result waited for, apart from one another, so that the next can be launched first.
 """
 
 import operator
@@ -24,13 +26,25 @@ from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
 from tgi.sampling import FLOATS, INTS, SamplingParams
 
 from .lanes import Ints, Lanes, Tables, entries_of
-from .layout import Array, Columns, Dimensions, Layout, Rows, Sizes, first_blocks, step_columns
-from .sampler import ALL_NEEDS, Masks, Needs, Sampler, SamplerInputs, needs_of
+from .layout import (
+    Array,
+    Dimensions,
+    Layout,
+    Rows,
+    Sizes,
+    first_blocks,
+    model_layout,
+    sample_layout,
+    step_columns,
+)
+from .sampler import ALL_NEEDS, DRAW_NEEDS, Masks, Needs, Sampler, SamplerInputs, needs_of
 
 MAX_ENTRIES = 256
 """Tokens that one run of `EnterProgram` writes on a device that compiles."""
-COMPILED_NEEDS: tuple[Needs, ...] = (ALL_NEEDS,)
-"""Needs for which a device that compiles has a program of each bucket, the least first."""
+COMPILED_NEEDS: tuple[Needs, ...] = (frozenset(), DRAW_NEEDS, ALL_NEEDS)
+"""Needs of the programs that a device that compiles has for the sampler, as `Step.least_sampler` counts them.
+
+Only the last has masks, sorts the vocabulary, and reports the most likely tokens."""
 _MAX_EAGER = 64
 """Programs that are kept where they cost nothing to make."""
 Wait = Callable[[], dict[str, bytes]]
@@ -55,73 +69,44 @@ class StepContext:
     block_size: int
     features: torch.Tensor
     """[positions, hidden size]: the head's input in the last prefill step, for questions about the prompt."""
+    logits: torch.Tensor
+    """[at least the step's samples, vocab]: logits of the last step; float32 on a device that compiles."""
 
 
-@attrs.frozen
-class Variant:
-    """The parts of the step program that rows need."""
+class ModelProgram(Program):
+    """Runs the model on a step of one layout, and leaves the logits in the context."""
 
-    needs: Needs
-    """Parts of the sampler."""
-    top: int
-    """Number of most likely tokens to report for each sample."""
-    features: bool
-    """Whether the head's input is kept, for questions about the prompt."""
-
-
-class StepProgram(Program):
-    """Runs a step of one layout: the model, the sampler, and the note of the new tokens.
-
-    The result is [samples, 1 + top] twice: the token and the most likely ones, and their log-probabilities.
-    """
-
-    regions: ClassVar[tuple[str, ...]] = ("unpack", "finish")
+    regions: ClassVar[tuple[str, ...]] = ("unpack", "keep")
 
     def __init__(
-        self, context: StepContext, dimensions: Dimensions, layout: Layout, variant: Variant
+        self, context: StepContext, dimensions: Dimensions, layout: Layout, *, features: bool
     ) -> None:
+        """`features`: the head's input is kept, for questions about the prompt."""
         super().__init__()
         self._context, self._dimensions, self._layout = context, dimensions, layout
-        self._variant = variant
+        self._features = features
 
-    def forward(self, ints: torch.Tensor, floats: torch.Tensor) -> Packed:
-        """Run the whole step."""
-        inputs, plan = self.unpack(ints, floats)
+    def forward(self, ints: torch.Tensor) -> tuple[torch.Tensor]:
+        """Run the model, and return the first number, as a sign that it is done."""
+        inputs, plan = self.unpack(ints)
         batch = self._batch(inputs)
         batch.plan = plan
-        return self.finish(self._context.model(batch), inputs)
+        self.keep(self._context.model(batch))
+        return (ints[:1] + 0,)
 
-    def unpack(self, ints: torch.Tensor, floats: torch.Tensor) -> tuple[Inputs, Any]:
+    def unpack(self, ints: torch.Tensor) -> tuple[Inputs, Any]:
         """Return the columns, with tokens filled in, and the device's plan for all layers."""
-        inputs, context = self._layout.unpack(ints, floats), self._context
-        tokens = inputs["tokens"]
-        known = context.last_tokens.index_select(0, (-1 - tokens).clamp_min(0))
-        inputs["tokens"] = torch.where(tokens < 0, known, tokens)
+        inputs, context = self._layout.unpack(ints), self._context
+        inputs["tokens"] = _filled(inputs["tokens"], context)
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
 
-    def finish(self, logits: torch.Tensor, inputs: Inputs) -> Packed:
-        """Choose the tokens, note them as the last ones of their lanes, and pack the result."""
-        context, variant, last = self._context, self._variant, inputs["last"]
-        masks = Masks(inputs["masks"], inputs.get("masked")) if "masks" in inputs else None
-        rows = SamplerInputs(
-            needs=variant.needs,
-            lanes=inputs["lanes"],
-            lengths=inputs["positions"].index_select(0, last) + 1,
-            previous=inputs["tokens"].index_select(0, last),
-            draw_high=inputs["draw_high"],
-            draw_low=inputs["draw_low"],
-            barred=inputs["barred"],
-            params=dict(zip((*INTS, *FLOATS), (*inputs["ints"], *inputs["floats"]), strict=True)),
-            top=variant.top,
-            masks=masks,
-        )
-        sampled = context.sampler(logits, rows)
-        tokens = sampled.tokens.int()
-        context.last_tokens.index_copy_(0, inputs["next_lanes"].long(), tokens)
-        return (
-            torch.cat((tokens[:, None], sampled.top_tokens.int()), 1),
-            torch.cat((sampled.logprobs[:, None], sampled.top_logprobs), 1),
-        )
+    def keep(self, logits: torch.Tensor) -> None:
+        """Leave the logits where the sampler's programs find them."""
+        if not self._context.device.compiles:
+            self._context.logits = logits
+            return
+        rows = torch.arange(logits.shape[0], device=logits.device)
+        self._context.logits.index_copy_(0, rows, logits.float())
 
     def _batch(self, inputs: Inputs) -> Batch:
         return Batch(
@@ -133,7 +118,7 @@ class StepProgram(Program):
             last=inputs["last"],
             cache=self._context.cache,
             groups=[self._group(inputs, group) for group in range(len(self._dimensions.blocks))],
-            features=self._context.features if self._variant.features else None,
+            features=self._context.features if self._features else None,
         )
 
     def _group(self, inputs: Inputs, group: int) -> GroupBatch:
@@ -142,6 +127,66 @@ class StepProgram(Program):
             flat = FlatBlocks(*(inputs[f"{name}{group}"] for name in ("ids", "rows", "tokens")))
             return GroupBatch(slots, slots.new_empty(self._dimensions.rows, 0), flat=flat)
         return GroupBatch(slots, inputs[f"tables{group}"], inputs.get(f"bases{group}"))
+
+
+@attrs.frozen
+class Variant:
+    """The work of a program of the sampler."""
+
+    samples: int
+    needs: Needs
+    """Parts of the sampler."""
+    masks: int = 0
+    """Samples with a mask of their own."""
+    top: int = 0
+    """Number of most likely tokens to report for each sample."""
+    windowed: bool = False
+    """Whether a plain draw does without a sorted vocabulary."""
+
+
+class SampleProgram(Program):
+    """Chooses the tokens of a step from the logits that the model has left, and notes the new tokens.
+
+    The result is [samples, 1 + top] twice: the token and the most likely ones, and their log-probabilities.
+    """
+
+    regions: ClassVar[tuple[str, ...]] = ("forward",)
+
+    def __init__(self, context: StepContext, layout: Layout, variant: Variant) -> None:
+        super().__init__()
+        self._context, self._layout, self._variant = context, layout, variant
+
+    def forward(self, ints: torch.Tensor, floats: torch.Tensor) -> Packed:
+        """Choose the tokens, note them as the last ones of their lanes, and pack the result."""
+        context, variant, inputs = self._context, self._variant, self._layout.unpack(ints, floats)
+        masks = Masks(inputs["masks"], inputs.get("masked")) if "masks" in inputs else None
+        rows = SamplerInputs(
+            needs=variant.needs,
+            lanes=inputs["lanes"],
+            lengths=inputs["counts"],
+            previous=_filled(inputs["previous"], context),
+            draw_high=inputs["draw_high"],
+            draw_low=inputs["draw_low"],
+            barred=inputs["barred"],
+            params=dict(zip((*INTS, *FLOATS), (*inputs["ints"], *inputs["floats"]), strict=True)),
+            top=variant.top,
+            masks=masks,
+            windowed=variant.windowed,
+        )
+        sampled = context.sampler(context.logits[: variant.samples], rows)
+        tokens = sampled.tokens.int()
+        # The next step's row of an undecided one is void, but must have a token.
+        context.last_tokens.index_copy_(0, inputs["next_lanes"].long(), tokens.clamp_min(0))
+        return (
+            torch.cat((tokens[:, None], sampled.top_tokens.int()), 1),
+            torch.cat((sampled.logprobs[:, None], sampled.top_logprobs), 1),
+        )
+
+
+def _filled(tokens: torch.Tensor, context: StepContext) -> torch.Tensor:
+    """Return tokens with the last one of lane i in the place of -1 - i."""
+    known = context.last_tokens.index_select(0, (-1 - tokens).clamp_min(0))
+    return torch.where(tokens < 0, known, tokens)
 
 
 class PromptProgram(Program):
@@ -186,8 +231,8 @@ class EnterProgram(Program):
 
 
 @attrs.frozen(eq=False)
-class CompiledBucket:
-    """The program of a bucket, and the layout of what it takes."""
+class Compiled:
+    """A program, and the layout of what it takes."""
 
     layout: Layout
     run: Run
@@ -199,12 +244,12 @@ class Programs:
     def __init__(self, context: StepContext, lanes: Lanes, sizes: Sizes, top: int) -> None:
         """On a device that compiles, run the programs that belong to no bucket, so that they are compiled.
 
-        There, every step reports `top` of the most likely tokens.
+        There, a step that reports most likely tokens reports `top` of them.
         """
         self._context, self._lanes, self._sizes, self._top = context, lanes, sizes, top
         self._vocab_size = context.sampler.tables.size
         self._device = context.device
-        self._compiled: dict[object, CompiledBucket] = {}
+        self._compiled: dict[object, Compiled] = {}
         self._sealed = False
         self._enter = self._device.graph(EnterProgram(context.sampler.tables))
         self._prompts: dict[int, Run] = {}
@@ -216,7 +261,7 @@ class Programs:
                     self._ask(np.zeros(1, np.int32), np.zeros(1, np.int32), 0)()
 
     def seal(self) -> None:
-        """Count every bucket as a miss that is new from now on."""
+        """Count every step as a miss that needs a new program from now on."""
         self._sealed = True
 
     def launch(self, step: Step) -> Wait:
@@ -228,17 +273,31 @@ class Programs:
         rows = Rows.of(step, padded=not eager)
         dimensions = self._dimensions(step, rows)
         columns = step_columns(step, rows, self._lanes, dimensions, self._sizes)
-        variant = self._variant(step, columns)
-        key = (dimensions, variant) if eager else (step.bucket, variant)
-        if self._sealed and not eager and key not in self._compiled:
+        needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
+        variant = self._variant(step, dimensions.samples, needs)
+        features = bool(step.targets) if eager else step.bucket.prefill
+        known = len(self._compiled)
+        model = self._program(
+            (dimensions, features),
+            model_layout(dimensions, self._sizes),
+            lambda layout: ModelProgram(self._context, dimensions, layout, features=features),
+        )
+        sampler = self._program(
+            variant,
+            sample_layout(variant.samples, variant.masks, self._sizes),
+            lambda layout: SampleProgram(self._context, layout, variant),
+        )
+        if self._sealed and not eager and len(self._compiled) > known:
             self._device.count("graph_misses")
-        compiled = self._compiled.get(key) or self._compile(key, dimensions, variant)
-        if eager and variant.features:
+        if eager and features:
             self._context.features = self._context.features.new_empty(
                 dimensions.tokens, self._context.features.shape[1]
             )
-        out = self._run(compiled.run, *compiled.layout.pack(columns))
-        asked = self._ask_of(step, rows) if variant.features and step.targets else None
+        arrays = [model.layout.pack(columns)[0], *sampler.layout.pack(columns)]
+        ints, *sampled = self._device.upload(*arrays)
+        model.run(ints)
+        out = self._device.fetch(*sampler.run(*sampled))
+        asked = self._ask_of(step, rows) if step.targets else None
 
         def wait() -> dict[str, bytes]:
             ints, floats = (array[rows.answers, : 1 + step.top] for array in out())
@@ -252,22 +311,24 @@ class Programs:
 
         return wait
 
-    def _compile(self, key: object, dimensions: Dimensions, variant: Variant) -> CompiledBucket:
+    def _program(self, key: object, layout: Layout, make: Callable[[Layout], Program]) -> Compiled:
+        if key in self._compiled:
+            return self._compiled[key]
         if not self._device.compiles and len(self._compiled) >= _MAX_EAGER:
             self._compiled.clear()
-        layout = Layout.of(dimensions, self._sizes)
-        run = self._device.graph(StepProgram(self._context, dimensions, layout, variant))
-        compiled = self._compiled[key] = CompiledBucket(layout, run)
+        compiled = self._compiled[key] = Compiled(layout, self._device.graph(make(layout)))
         return compiled
 
-    def _variant(self, step: Step, columns: Columns) -> Variant:
-        """Return the parts that the rows need; on a device that compiles, the least variant that has them."""
-        needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
+    def _variant(self, step: Step, samples: int, needs: Needs) -> Variant:
+        """Return the sampler's work; on a device that compiles, that of the least program that is enough."""
         if not self._device.compiles:
-            return Variant(needs, step.top, bool(step.targets))
+            return Variant(samples, needs, len(step.masked) // 4, step.top)
         assert step.top <= self._top, "more of the likeliest tokens than Load.top"
-        compiled = next(compiled for compiled in COMPILED_NEEDS if needs <= compiled)
-        return Variant(compiled, self._top, step.bucket.prefill)
+        if not (step.masks or step.top):
+            for wider in COMPILED_NEEDS[step.least_sampler : -1]:
+                if needs <= wider:
+                    return Variant(samples, wider, windowed=True)
+        return Variant(samples, ALL_NEEDS, samples, self._top)
 
     def _dimensions(self, step: Step, rows: Rows) -> Dimensions:
         """Return the exact sizes of the step; on a device that compiles, those of its bucket."""
@@ -279,7 +340,6 @@ class Programs:
                 rows=len(rows.lanes),
                 tokens=max(len(rows.owners), self._device.min_tokens),
                 samples=len(rows.answers),
-                masks=len(step.masked) // 4,
                 blocks=tuple(int((ends - first).max()) for first in firsts),
                 flat=False,
             )
@@ -295,7 +355,6 @@ class Programs:
             rows=bucket.rows,
             tokens=bucket.rows * bucket.tokens,
             samples=bucket.rows,
-            masks=bucket.rows,
             blocks=blocks,
             flat=self._device.flat and not bucket.prefill,
         )

@@ -159,6 +159,7 @@ class Runner:
     def _open_programs(self, cache: KVCache) -> Programs:
         device, config = self.device, self.config
         positions = self.prefill_tokens if device.compiles else 0
+        samples = self.lanes.count if device.compiles else 0
         context = StepContext(
             model=lambda batch: self.model(batch),
             head=next((module for module in _modules(self.model) if isinstance(module, Head)), None),
@@ -168,9 +169,10 @@ class Runner:
             device=device,
             block_size=self.block_size,
             features=torch.zeros(positions, config.hidden_size, dtype=self.dtype, device=device.torch_device),
+            logits=torch.zeros(samples, config.vocab_size, device=device.torch_device),
         )
         windows = tuple(group.window for group in self.groups)
-        sizes = Sizes(self.block_size, self.lanes.count, -(-config.vocab_size // 32), windows)
+        sizes = Sizes(self.block_size, self.lanes.count, config.vocab_size, windows)
         return Programs(context, self.lanes, sizes, self.top)
 
 

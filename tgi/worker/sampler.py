@@ -31,8 +31,12 @@ _UNIT = 30
 
 Numbers = npt.NDArray[np.generic]
 Needs = frozenset[str]
-"""Parameters that some row of a step uses, and "barred"; decided on the host, before the program runs."""
-ALL_NEEDS = frozenset((*COLUMNS, "barred"))
+"""Parameters that some row of a step uses, "barred", and "wide" for a top-k beyond the window; decided on the
+host, before the program runs."""
+ALL_NEEDS = frozenset((*COLUMNS, "barred", "wide"))
+DRAW_NEEDS = frozenset(("sample", "temperature", "top_k", "top_p", "min_p"))
+WINDOW = 1024
+"""Number of best tokens among which a plain draw decides top-k and top-p."""
 _NEUTRAL_INTS, _NEUTRAL_FLOATS = (np.array([[NEUTRAL[name]] for name in names]) for names in (INTS, FLOATS))
 _HISTORY_NEEDS = frozenset(("repetition_penalty", "frequency_penalty"))
 _GENERATED_NEEDS = frozenset(("presence_penalty", "count_penalty"))
@@ -40,8 +44,9 @@ _GENERATED_NEEDS = frozenset(("presence_penalty", "count_penalty"))
 
 def needs_of(ints: Numbers, floats: Numbers, barred: Numbers) -> Needs:
     """Return the needs of rows with these columns: [parameters, rows] twice, and [rows]."""
-    used = [*(ints != _NEUTRAL_INTS).any(1), *(floats != _NEUTRAL_FLOATS).any(1), barred.any()]
-    return frozenset(name for name, one in zip((*INTS, *FLOATS, "barred"), used, strict=True) if one)
+    wide = ints[INTS.index("top_k")] > WINDOW
+    used = [*(ints != _NEUTRAL_INTS).any(1), *(floats != _NEUTRAL_FLOATS).any(1), barred.any(), wide.any()]
+    return frozenset(name for name, one in zip((*INTS, *FLOATS, "barred", "wide"), used, strict=True) if one)
 
 
 @attrs.define(eq=False)
@@ -75,6 +80,8 @@ class SamplerInputs:
     top: int = 0
     """Number of most likely tokens to report."""
     masks: Masks | None = None
+    windowed: bool = False
+    """Whether top-k and top-p look at the WINDOW best tokens alone, and not at a sorted vocabulary."""
 
 
 @attrs.define(eq=False)
@@ -82,7 +89,7 @@ class Sampled:
     """The tokens that were chosen, and the most likely ones."""
 
     tokens: torch.Tensor
-    """[rows]: the chosen tokens."""
+    """[rows]: the chosen tokens; -1 where the window does not decide which tokens top-p keeps."""
     logprobs: torch.Tensor
     """[rows] float32: log-probability of the token in the distribution that it was drawn from."""
     top_tokens: torch.Tensor
@@ -102,7 +109,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
         device = self._device
-        scores = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
+        scores, undecided = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
         best = device.argmax(scores)
         logprobs = scores.log_softmax(-1)
         tokens = (
@@ -110,9 +117,11 @@ class Sampler:
             if "sample" in rows.needs
             else best
         )
+        if undecided is not None:
+            tokens = torch.where(undecided, -1, tokens)
         if rows.needs & (_HISTORY_NEEDS | _GENERATED_NEEDS):
             self.tables.count(rows.lanes, tokens)
-        chosen = logprobs.gather(1, tokens[:, None].long())[:, 0]
+        chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None].long())[:, 0]
         return Sampled(tokens, chosen, *device.most_likely(logprobs, rows.top))
 
 
@@ -123,9 +132,13 @@ def process(
     device: Device,
     gamma: float,
     delta: float,
-) -> torch.Tensor:
-    """Return the float32 scores [rows, vocab] to draw from: penalised, warped, -inf where filtered."""
-    needs = rows.needs
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the float32 scores [rows, vocab] to draw from: penalised, warped, -inf where filtered.
+
+    With them comes for which rows [rows] they are wrong, since the window does not decide what top-p keeps;
+    None: for no row.
+    """
+    needs, undecided = rows.needs, None
     if "watermark" in needs:
         green = green_list(rows.previous, scores.shape[1], gamma) & (rows.params["watermark"] > 0)[:, None]
         scores = torch.where(green, scores + delta, scores)
@@ -146,13 +159,13 @@ def process(
     if "sample" in needs:
         scores = scores / rows.params["temperature"][:, None]
     if "top_k" in needs or "top_p" in needs:
-        scores = _filter_top(scores, rows, device)
+        scores, undecided = _filter_top(scores, rows, device)
     if "min_p" in needs:
         least = scores.amax(-1, keepdim=True) + rows.params["min_p"][:, None]
         scores = scores.masked_fill(scores < least, -torch.inf)
     if "typical_p" in needs:
         scores = _filter_typical(scores, rows.params["typical_p"][:, None], device)
-    return scores
+    return scores, undecided
 
 
 def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
@@ -230,28 +243,38 @@ def _mask(scores: torch.Tensor, masks: Masks) -> torch.Tensor:
     return scores.index_copy(0, rows, scores[rows].masked_fill(barred, -torch.inf))
 
 
-def _filter_top(scores: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
-    """Apply top-k, then top-p among the rest. Equal scores stay or go together."""
-    best = device.descending(scores)
+def _filter_top(
+    scores: torch.Tensor, rows: SamplerInputs, device: Device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Apply top-k, then top-p among the rest. Equal scores stay or go together.
+
+    With the scores comes which rows [rows] are undecided.
+    """
+    windowed = rows.windowed and scores.shape[1] > WINDOW
+    best = scores.topk(WINDOW, -1).values if windowed else device.descending(scores)
+    undecided = None
     if "top_k" in rows.needs:
         top_k = rows.params["top_k"][:, None]
-        last_kept = (top_k - 1).clamp(0, scores.shape[1] - 1).long()
+        last_kept = (top_k - 1).clamp(0, best.shape[1] - 1).long()
         cut = best.gather(1, last_kept).masked_fill(top_k <= 0, -torch.inf)
         scores, best = (x.masked_fill(x < cut, -torch.inf) for x in (scores, best))
     if "top_p" in rows.needs:
-        cut = _top_p_cut(scores, best, rows.params["top_p"][:, None], device)
+        top_p = rows.params["top_p"][:, None]
+        mass = _masses(scores, best)
+        reached = mass.cumsum(-1, dtype=torch.int32)
+        kept = device.first_beyond(reached - mass, _goal(top_p) - 1)[:, None].clamp_min(1)
+        cut = best.gather(1, kept.long() - 1).masked_fill(top_p >= 1, -torch.inf)
         scores = scores.masked_fill(scores < cut, -torch.inf)
-    return scores
+        if windowed:
+            more = (reached[:, -1:] < _goal(top_p)) & (best[:, -1:] > -torch.inf)
+            undecided = (more & (top_p < 1))[:, 0]
+    return scores, undecided
 
 
-def _top_p_cut(scores: torch.Tensor, best: torch.Tensor, top_p: torch.Tensor, device: Device) -> torch.Tensor:
-    """Return the lowest score [rows, 1] that top-p keeps; -inf for rows without it. `best` are the scores in
-    descending order."""
+def _masses(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
+    """Return the probabilities of the best scores, the greatest first, in units of 2^-30."""
     highest = scores.log_softmax(-1).amax(-1, keepdim=True)
-    mass = weights(best - best[:, :1] + highest)
-    before = mass.cumsum(-1, dtype=torch.int32) - mass
-    kept = device.first_beyond(before, _goal(top_p) - 1)[:, None].clamp_min(1)
-    return best.gather(1, kept.long() - 1).masked_fill(top_p >= 1, -torch.inf)
+    return weights(best - best[:, :1] + highest)
 
 
 def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Device) -> torch.Tensor:

@@ -1,5 +1,6 @@
 """Estimates of time, memory and compilation, and that an uninstalled card leaves no trace."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -53,6 +54,43 @@ def test_the_clock_follows_the_matrix_engine_where_there_is_much_to_compute(card
     traffic = 3 * 512 * 512 * 4 / card.profile.generation.hbm_rate
     spent = card.clock.causes["compute"] - before
     assert spent == pytest.approx(max(flops, traffic) / card.profile.efficiency)
+
+
+def test_a_sort_costs_as_much_as_all_best_values(card):
+    """A bitonic network of n = 2^b numbers has b (b + 1) / 2 stages; the best 1,024 of them need 55."""
+    x = torch.zeros(4, 1 << 17, device="hpu")
+    took = []
+    for function in (lambda: x.sort(-1), lambda: x.topk(1 << 17, -1), lambda: x.topk(1024, -1), x.neg):
+        before = card.clock.causes["compute"]
+        function()
+        took.append(card.clock.causes["compute"] - before)
+    everything, also, best, once = took
+    assert everything == also
+    assert everything > 153 * once
+    assert 55 / 153 / 4 < best / everything < 55 / 153
+
+
+def test_a_replay_starts_each_of_its_recipes():
+    with simulated("gaudi2-lazy") as card:
+        core = importlib.import_module("habana_frameworks.torch.core")
+        took = []
+        for cuts in (0, 3, 40):
+
+            def run(x, cuts=cuts):
+                for _ in range(cuts):
+                    x = x + 1
+                    core.mark_step()
+                return x + 1
+
+            replay = graphed(card, run)
+            replay(hpu(1, 2))
+            before = card.clock.causes["launch"]
+            x = hpu(1, 2)
+            before = card.clock.causes["launch"]
+            replay(x)
+            took.append(card.clock.causes["launch"] - before)
+        whole = card.profile.generation.launch_seconds
+        assert took == pytest.approx([whole / 32, whole / 8, whole])
 
 
 def test_recipes_that_were_compiled_before_cost_less(tmp_path):

@@ -33,7 +33,19 @@ def seconds(
         else:
             hbm += size
     flops = matmul_flops(info.name, arguments, results)
-    return max(flops / peak, hbm / card.hbm_rate + sram / card.sram_rate) / profile.efficiency
+    traffic = (hbm / card.hbm_rate + sram / card.sram_rate) * passes(info.name, results)
+    return max(flops / peak, traffic) / profile.efficiency
+
+
+def passes(name: str, results: Tensors) -> int:
+    """Return how often an operation goes over its arguments.
+
+    A sort is a `topk` of everything; of the k best, a bitonic network has a stage for each pair of bits of k.
+    """
+    if name not in ("sort", "topk", "argsort") or not results:
+        return 1
+    bits = max(results[0].shape[-1] - 1, 1).bit_length()
+    return bits * (bits + 1) // 2
 
 
 def matmul_flops(name: str, arguments: Tensors, results: Tensors) -> int:

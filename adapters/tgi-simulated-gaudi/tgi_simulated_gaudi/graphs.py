@@ -19,9 +19,6 @@ from .signature import Leaves, Seen, replace
 from .streams import Stream
 from .tensor import HpuTensor, Lease, wrap
 
-_REGIONS = 32
-"""Number of compiled regions that cost as much launch time and memory as one graph: a model's layers."""
-
 
 @contextmanager
 def capturing(name: str, copy_inputs: bool = False) -> Iterator[Recorder]:
@@ -63,7 +60,7 @@ class HPUGraph:
         if self._recording is None:
             raise RuntimeError("HPUGraph: replay() before a capture")
         with torch.inference_mode():
-            self._recording.replay(dispatch.active().profile.generation.launch_seconds)
+            self._recording.replay()
 
     def reset(self) -> None:
         """Forget the graph."""
@@ -167,9 +164,7 @@ class GraphFunction:
         for tensor in outputs:
             if tensor.lease is not recorder.input_lease:
                 dispatch.usable(card, tensor, self._name)
-        recording = recorder.finish(
-            [tensor.plain for tensor in outputs], self._keep_tensors, 1 if self._lazy else _REGIONS
-        )
+        recording = recorder.finish([tensor.plain for tensor in outputs], self._keep_tensors)
         recorder.lease.end("S10", f"a tensor computed within the graph {self._name} is used outside of it")
         made = self._graphs[key] = _Graph(card, recording, template, outputs, self._lazy)
         return made.results()
@@ -197,13 +192,12 @@ class _Graph:
         ]
         recording.written += self._allocations
         self._lease = Lease()
-        self._launch = card.profile.generation.launch_seconds / (1 if static else _REGIONS)
 
     def run(self, tensors: list[HpuTensor]) -> Any:
         with torch.inference_mode():
             for slot, tensor in zip(self._recording.inputs, tensors, strict=True):
                 slot.bind(tensor.plain)
-            self._recording.replay(self._launch)
+            self._recording.replay()
         return self.results()
 
     def results(self) -> Any:

@@ -22,6 +22,8 @@ from .tensor import HpuTensor, Lease, wrap
 Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], str]
 """Function, arguments, keyword arguments, and the operation's name for messages."""
 _ALIGNMENT = 128
+_RECIPES = 32
+"""Number of recipes that cost a whole launch and the memory of a graph: a model's layers."""
 _COPIED_BYTES = 1 << 22
 """Maximum bytes of an input that is copied at a replay; tensors of a larger input are pointed to it."""
 
@@ -197,13 +199,10 @@ class Recorder:
         if self.segments[-1]:
             self.segments.append([])
 
-    def finish(
-        self, outputs: Sequence[torch.Tensor], keep_tensors: bool = False, share: int = 1
-    ) -> "Recording":
+    def finish(self, outputs: Sequence[torch.Tensor], keep_tensors: bool = False) -> "Recording":
         """End the capture, with these outputs.
 
-        With `keep_tensors` intermediate results are not shared with other graphs. `share` is the number of
-        such recordings that cost as much memory as one graph.
+        With `keep_tensors` intermediate results are not shared with other graphs.
         """
         card, profile = self.card, self.card.profile
         for changed in (item for item in self.inputs if item.changed):
@@ -214,8 +213,10 @@ class Recorder:
         size = card_arena(card).lay_out(temporary, self.touched)
         static += sum(size_of(tensors[0]) for tensors in temporary.values()) if keep_tensors else 0
         card.memory.reserve_workspace(size)
-        for segment in filter(None, self.segments):
+        segments = [segment for segment in self.segments if segment]
+        for segment in segments:
             card.compile(("graph", tuple(segment)), len(segment), self.name)
+        share = min(len(segments) / _RECIPES, 1.0)
         card.ledger.counters["graphs"] += 1
         return Recording(
             card=card,
@@ -223,9 +224,10 @@ class Recorder:
             steps=self.steps,
             inputs=self.inputs,
             seconds=self.seconds,
+            launch_seconds=profile.generation.launch_seconds * share,
             written=list(self.written.values()),
             outside=list(self.outside.values()),
-            allocation=card.allocate(static + profile.graph_bytes // share, self.name),
+            allocation=card.allocate(static + int(profile.graph_bytes * share), self.name),
             workspace=size,
             collectives=" ".join(self.collectives),
         )
@@ -241,6 +243,8 @@ class Recording:
     inputs: list[Input]
     seconds: float
     """Simulated seconds of one replay, without launch."""
+    launch_seconds: float
+    """Simulated seconds of launching it."""
     written: list[Allocation]
     """Memory from outside that a replay writes."""
     outside: list[Allocation]
@@ -253,7 +257,7 @@ class Recording:
     """Names, shapes and dtypes of all collectives."""
     replays: int = 0
 
-    def replay(self, launch_seconds: float) -> None:
+    def replay(self) -> None:
         """Run the steps again, on the tensors that are bound to the inputs."""
         card = self.card
         if card.recorder is not None:
@@ -274,7 +278,7 @@ class Recording:
         self.replays += 1
         card.ledger.counters["replays"] += 1
         card.clock.spend("compute", self.seconds)
-        card.clock.spend("launch", launch_seconds)
+        card.clock.spend("launch", self.launch_seconds)
 
 
 class Arena:
