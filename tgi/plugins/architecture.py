@@ -1,6 +1,6 @@
 """The description of a model that its package gives, and typed reading of config.json."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -112,12 +112,9 @@ class JsonReader:
         return self._sections.setdefault(key, JsonReader(value, f"{self._name} {key!r}"))
 
     def unread(self) -> Iterator[tuple[str, str, Any]]:
-        """Yield the place, key and value of each field that nobody has read, those of sections too.
-
-        A value of null is none.
-        """
+        """Yield the place, key and value of each field that nobody has read, those of sections too."""
         for key, value in self._data.items():
-            if key not in self._read and value is not None:
+            if key not in self._read:
                 yield self._name, key, value
         for section in self._sections.values():
             yield from section.unread()
@@ -141,11 +138,24 @@ class Architecture:
         """Read config.json. Raises ConfigError, also for a field neither read nor known to be harmless."""
         reader = JsonReader(data)
         config = self.config(reader)
-        harmless, neutral = HARMLESS | self.harmless, {**NEUTRAL, **self.neutral}
-        for place, key, value in reader.unread():
-            if key not in harmless and value not in neutral.get(key, ()):
-                shown = repr(value)
-                shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}…"
-                reason = f"which {self.name} does not know here; it might change the text"
-                raise ConfigError(f"{place}: {key!r} is {shown}, {reason}")
+        refuse_unread(self.name, reader.unread(), self.harmless, self.neutral)
         return config
+
+
+def refuse_unread(
+    architecture: str,
+    fields: Iterable[tuple[str, str, Any]],
+    harmless: frozenset[str],
+    neutral: Mapping[str, tuple[Any, ...]],
+) -> None:
+    """Raise ConfigError for the first of the fields (place, key, value) that may change a number.
+
+    `harmless` and `neutral` are those of an `Architecture`. A value of null changes nothing.
+    """
+    harmless, neutral = HARMLESS | harmless, {**NEUTRAL, **neutral}
+    for place, key, value in fields:
+        if value is not None and key not in harmless and value not in neutral.get(key, ()):
+            shown = repr(value)
+            shown = shown if len(shown) < _SHOWN else f"{shown[:_SHOWN]}…"
+            reason = f"which {architecture} does not know here; it might change the text"
+            raise ConfigError(f"{place}: {key!r} is {shown}, {reason}")

@@ -18,4 +18,5 @@ def read_config(get: JsonReader) -> LlamaConfig:
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
     """Return the decoder with a language-model head."""
-    return [Architecture("LlamaForCausalLM", "tgi.layers:LlamaDecoder", read_config)]
+    neutral = {"activation": ("swiglu",)}  # Falcon 3's second name of it
+    return [Architecture("LlamaForCausalLM", "tgi.layers:LlamaDecoder", read_config, neutral=neutral)]

@@ -107,4 +107,8 @@ def tgi_architectures() -> list[Architecture]:
         "PhiMoEForCausalLM": read_phimoe,
     }
     harmless = frozenset({"input_jitter_noise", "embd_layer", "rotary_emb_base"})
-    return [Architecture(name, "tgi.layers:LlamaDecoder", read, harmless) for name, read in readers.items()]
+    neutral = {"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)}  # of Phi-4-mini
+    return [
+        Architecture(name, "tgi.layers:LlamaDecoder", read, harmless, neutral)
+        for name, read in readers.items()
+    ]

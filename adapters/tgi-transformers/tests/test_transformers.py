@@ -298,7 +298,7 @@ REFUSED = {
         "its attention needs s_aux",
     ),
     "later tokens": (
-        {**FAMILIES["Gemma 2"], "is_causal": False},
+        {**FAMILIES["Gemma 2"], "config": "Gemma3TextConfig", "use_bidirectional_attention": True},
         "sees others than those just before it",
     ),
 }

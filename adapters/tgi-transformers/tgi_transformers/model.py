@@ -1,7 +1,7 @@
 """Models of transformers for tgi, on the paged KV cache. Imported in rank processes only."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -9,7 +9,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging
@@ -19,38 +19,20 @@ from tgi.device.base import Device
 from tgi.layers import Batch, Build, Head
 from tgi.layers.build import CacheLayer
 from tgi.plugins import ConfigError
+from tgi.plugins.architecture import refuse_unread
 from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Outline
 from tgi.weights.formats import DenseWeight, Rounding
 
+from .fields import HARMLESS, NEUTRAL, unread
+from .interface import PAGED, TRIAL, Attending, Current, goes_through
 from .plugin import TransformersConfig
-from .trial import TOKENS, Trial, make_mask
+from .trial import TOKENS, Trial
 
-Attending = Callable[..., torch.Tensor]
 _ATTENTION = frozenset({"attention", "full_attention", "sliding_attention"})
 """Types of layers that keep nothing but keys and values."""
-_PAGED, _TRIAL = "tgi_paged", "tgi_trial"
-"""The two names of `_attend`; transformers makes no masks for the name under which none are registered."""
-
-
-def _attend(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    tgi: Attending | None = None,
-    **given: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention of a layer, called by transformers; `tgi` has come through all layers above."""
-    if tgi is None:
-        reason = "what a model is given does not reach its attention"
-        raise ConfigError(f"{type(module).__name__} cannot be run by way of transformers: {reason}")
-    return tgi(module, query, key, value, attention_mask, given), None
-
-
-AttentionInterface.register(_PAGED, _attend)
-AttentionInterface.register(_TRIAL, _attend)
-AttentionMaskInterface.register(_TRIAL, make_mask)
+_LEAK = 0.1
+"""Greatest change of a token's features by an earlier one in a trial, where attention is to oneself alone, in
+standard deviations: experts that multiply more or fewer tokens may round otherwise."""
 
 
 @attrs.frozen(eq=False)
@@ -92,9 +74,9 @@ class TransformersModel(nn.Module):
             cap = 1.0 if config.softcap else None  # its value is not in a sketch
             self._specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
         else:
-            self._specs, inner = _take_apart(whole, config, build.device)
-            inner.set_attn_implementation(_PAGED)
-            self.decoder = Decoder(inner)
+            self._specs, self.decoder = _take_apart(whole, config, build.device)
+            self.decoder.inner.set_attn_implementation(PAGED)
+            self.decoder.inner.config._attn_implementation = PAGED  # GPT-Neo does not let others set it
             self.head = TransformersHead(whole, config, build.device)
         for layer, (spec, window) in enumerate(zip(self._specs, config.windows, strict=True)):
             heads = config.num_kv_heads
@@ -114,11 +96,15 @@ class Decoder(nn.Module):
     def __init__(self, inner: PreTrainedModel) -> None:
         super().__init__()
         self.inner = inner
+        self.current = Current()
+        for module in inner.modules():
+            module.tgi = self.current  # type: ignore[assignment]
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, tgi: Attending) -> torch.Tensor:
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attending) -> torch.Tensor:
         """[T] to [T, hidden_size]."""
+        self.current.attend = attend
         given = {"input_ids": tokens[None], "position_ids": positions[None]}
-        features: torch.Tensor = self.inner(**given, use_cache=False, tgi=tgi).last_hidden_state
+        features: torch.Tensor = self.inner(**given, use_cache=False).last_hidden_state
         return features[0]
 
 
@@ -177,28 +163,37 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
             f"--quantize {build.format.name}: {config.architecture} runs by way of transformers"
         )
     kind: Any = getattr(transformers, config.architecture)
-    if not kind.is_backend_compatible():
+    if not goes_through(kind):
         raise trial.error("its attention does not go through transformers' interface for others")
     try:
         model: Any
-        settings = kind.config_class.from_dict(dict(config.json))
+        settings = _settings(kind, config.json)
         if kind._is_stateful and not _ATTENTION.issuperset(getattr(settings, "layer_types", None) or ("?",)):
             raise trial.error("it keeps another state than keys and values")
+        neutral = NEUTRAL.get(settings.model_type, {})
+        refuse_unread(config.architecture, unread(settings, kind, config.json), HARMLESS, neutral)
         if build.device.torch_device.type not in ("cpu", "cuda", "meta"):
             settings._experts_implementation = "batched_mm"  # others count tokens per expert by integers
         if isinstance(build.weights, Checkpoint):
             model = _read(kind, settings, build.weights, build.dtype)
         elif isinstance(build.weights, DummyWeights):
-            model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
+            model = kind._from_config(settings, dtype=build.dtype, attn_implementation=TRIAL)
         else:
             build.weights.skip_check()  # transformers finds the faults of a checkpoint itself
             with torch.device("meta"):
-                model = kind._from_config(settings, dtype=build.dtype, attn_implementation=_TRIAL)
+                model = kind._from_config(settings, dtype=build.dtype, attn_implementation=TRIAL)
     except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:  # odd settings
         raise trial.error(f"{type(error).__name__}: {error}") from error
     model = model.eval().to(build.device.torch_device)
     assert isinstance(model, PreTrainedModel)
     return model
+
+
+def _settings(kind: Any, json: Mapping[str, Any]) -> Any:
+    """Return the settings by the class of their "model_type", whose names and defaults may be its own."""
+    name = str(json.get("model_type"))
+    known = name in transformers.CONFIG_MAPPING
+    return (transformers.CONFIG_MAPPING[name] if known else kind.config_class).from_dict(dict(json))
 
 
 def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> Any:
@@ -210,7 +205,7 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
             weights.folder,
             config=settings,
             dtype=dtype,
-            attn_implementation=_TRIAL,
+            attn_implementation=TRIAL,
             local_files_only=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,
@@ -232,23 +227,26 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
 @torch.inference_mode()
 def _take_apart(
     whole: PreTrainedModel, config: TransformersConfig, device: Device
-) -> tuple[list[AttentionSpec], PreTrainedModel]:
+) -> tuple[list[AttentionSpec], Decoder]:
     """Return the attention of all layers, and the decoder, which `_Given` replaces in `whole`.
 
     Raises ConfigError if a short run shows that the model cannot be run so.
     """
     trial = Trial(config)
-    decoder = whole.get_decoder()  # type: ignore[no-untyped-call]
-    name = next((name for name, module in whole.named_modules() if module is decoder), "")
-    if not name or "position_ids" not in inspect.signature(decoder.forward).parameters:
+    inner = whole.get_decoder()  # type: ignore[no-untyped-call]
+    name = next((name for name, module in whole.named_modules() if module is inner), "")
+    if not name or "position_ids" not in inspect.signature(inner.forward).parameters:
         raise trial.error("it has no decoder that takes positions")
+    decoder = Decoder(inner)
     tokens = torch.arange(TOKENS, device=device.torch_device)
     try:
-        wanted = whole(tokens[None], position_ids=tokens[None], use_cache=False, tgi=trial).logits[0]
+        decoder.current.attend = trial
+        wanted = whole(tokens[None], position_ids=tokens[None], use_cache=False).logits[0]
         specs = trial.finish()
         whole.set_submodule(name, _Given())
-        features = Decoder(decoder)(tokens, tokens, Trial(config))
+        features = decoder(tokens, tokens, Trial(config))
         got = TransformersHead(whole, config, device)._logits(features)
+        other = decoder(tokens.clamp_min(1), tokens, Trial(config))  # with another first token
     except (
         ValueError,
         RuntimeError,
@@ -261,6 +259,8 @@ def _take_apart(
         raise trial.error(f"{type(error).__name__}: {error}") from error
     if got.shape != (TOKENS, config.vocab_size) or not torch.equal(got, wanted):
         raise trial.error("it does more than its decoder and its head")
+    if (features - other)[1:].abs().max() > _LEAK * features.std():
+        raise trial.error("a token depends on others not by attention alone: it keeps another state")
     return specs, decoder
 
 

@@ -1,0 +1,96 @@
+"""Fields of config.json that transformers does not read: they are harmless, or the model is refused.
+
+Imported in rank processes only.
+"""
+
+import ast
+import dataclasses
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from transformers.modeling_rope_utils import RopeParameters
+
+HARMLESS = frozenset(
+    """
+    activation_dropout add_classification_head attention_head_dim aux_loss_alpha bias_dropout_fusion
+    cache_implementation class_num dense_list embed_dropout ep_size experts_per_token
+    for_llm_compressor im_end_id im_newline_id im_start_id inference_runner init_config init_device
+    init_method initial_context_length mask_init_id masked_softmax_fusion n_ctx org_vocab_size
+    pad_id pad_key_length pool_type pre_allocate_kv_cache seq_aux seq_length skip_bias_add
+    skip_bias_add_qkv summary_activation summary_first_dropout summary_proj_to_labels summary_type
+    summary_use_proj text_end_id text_start_id tokenizer_name validate_runner_input verbose
+    """.split()  # noqa: SIM905
+)
+"""Names of fields that may have any value, beside those of `tgi.plugins.fields`: training, images, other
+programs' settings, and second names of fields that transformers reads."""
+
+_ROPE = ("rope_scaling", "rope_parameters")
+_OF_ROPE = {*RopeParameters.__annotations__, "type", "finetuned"}
+NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
+    "deepseek_v2": {"moe_layer_freq": (1,), "scoring_func": ("softmax",)},
+    "deepseek_v3": {
+        "moe_layer_freq": (1,),
+        "scoring_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+    },
+    "gptj": {"rotary": (True,), "scale_attn_weights": (True,)},
+    "granitemoehybrid": {"normalization_function": ("rmsnorm",)},
+    "hunyuan_v1_dense": {
+        "cla_share_factor": (2,),
+        "enable_attention_fp32_softmax": (False,),
+        "enable_lm_head_fp32": (False,),
+        "norm_type": ("rms",),
+        "use_cla": (False,),
+        "use_qk_norm": (True,),
+        "use_rotary_pos_emb": (True,),
+    },
+    "starcoder2": {
+        "activation_function": ("gelu_pytorch_tanh",),
+        "attention_softmax_in_fp32": (True,),
+        "layer_norm_epsilon": (1e-5,),
+        "mlp_type": ("default",),
+        "norm_type": ("layer_norm",),
+        "scale_attention_softmax_in_fp32": (True,),
+        "scale_attn_weights": (True,),
+    },
+}
+"""Values with which an unread field changes nothing, by the "model_type" that has it."""
+
+
+def unread(settings: Any, kind: type, json: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield the place, key and value of each field that neither the class of `settings` nor `kind` reads.
+
+    Those of its RoPE count, and those of its text model if it has others beside it.
+    """
+    known = {field.name for field in dataclasses.fields(settings)} | set(settings.attribute_map)
+    known |= _names_read(kind.__module__, False) | _names_read(type(settings).__module__, True)
+    for key, value in json.items():
+        if key in _ROPE and isinstance(value, dict):
+            yield from _unread_of_rope(value, known, key)
+        elif key == "text_config" and isinstance(value, dict) and hasattr(settings, key):
+            yield from unread(settings.text_config, kind, value)
+        elif key not in known and key in vars(settings):  # which has what no code has taken out
+            yield "config.json", key, value
+
+
+def _unread_of_rope(value: Mapping[str, Any], known: set[str], place: str) -> Iterator[tuple[str, str, Any]]:
+    for key, inner in value.items():
+        if isinstance(inner, dict):  # each type of layer has its own
+            yield from _unread_of_rope(inner, known, f"{place}.{key}")
+        elif key not in _OF_ROPE and key not in known:
+            yield f"config.json {place!r}", key, inner
+
+
+@cache
+def _names_read(module: str, of_settings: bool) -> frozenset[str]:
+    """Return the settings that a module names: in texts, and as attributes of configs, or of `self` there."""
+    names, configs = set(), ("config", "self") if of_settings else ("config",)
+    for node in ast.walk(ast.parse(inspect.getsource(sys.modules[module]))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(configs):
+            names.add(node.attr)
+    return frozenset(names)

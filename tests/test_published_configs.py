@@ -1,0 +1,108 @@
+"""config.json of published models: each is served as transformers computes it, or refused with the reason.
+
+`published_configs.json` has their fields and settings as published, odd remarks included; only sizes, ids of
+tokens, and lists by layer are shrunk. A random model of transformers stands for the published weights.
+"refused" is a pattern of the reason for which a model need not be served; null: it must be.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.layers.loading import describe
+from tgi.plugins import ConfigError
+from tgi.plugins.lookup import find_architecture
+from tgi.protocol import Describe
+from tgi.testing.driver import Driver, make_driver
+from tgi.testing.models import make_tokenizer
+from tgi.testing.runs import random_prompt
+
+PUBLISHED = json.loads(Path(__file__).with_name("published_configs.json").read_text())
+SERVED = [name for name, published in PUBLISHED.items() if published["refused"] is None]
+PROMPT, NEW = 24, 5
+"""Number of tokens of the prompt, beyond every window, and of those generated."""
+
+
+def write(folder: Path, config: dict[str, Any]) -> Any:
+    """Write a checkpoint with that config.json; return the model of transformers, or None if it has none."""
+    text = json.dumps(config)
+    (folder / "config.json").write_text(text)
+    make_tokenizer(folder, 320)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except ValueError:
+        return None
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(settings, dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=1.2 * parameter.shape[-1] ** -0.5)
+        else:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    (folder / "config.json").write_text(text)
+    return model
+
+
+def load(folder: Path) -> tuple[Driver | None, str]:
+    """Return the loaded model, or the reason for which it is refused."""
+    try:
+        return make_driver(folder, CpuDevice(1)), ""
+    except ConfigError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_config_is_served_or_refused(tmp_path: Path, name: str) -> None:
+    model = write(tmp_path, PUBLISHED[name]["config"])
+    driver, reason = load(tmp_path)
+    if driver is None:
+        assert re.search(PUBLISHED[name]["refused"] or "nothing", reason), reason
+        return
+    prompt = random_prompt(90, PROMPT, 0)
+    driver.start(0, prompt_length=PROMPT)
+    driver.prefill({0: prompt[:10]}, unfinished=[0])
+    answers = [driver.prefill({0: prompt[10:]})[0]]
+    answers += [driver.decode([0])[0] for _ in range(NEW)]
+    tokens = [answer.token for answer in answers]
+    with torch.inference_mode():
+        wanted = model(torch.tensor([prompt + tokens])).logits[0, PROMPT - 1 : -1]
+    assert (torch.stack([answer.logits for answer in answers]) - wanted).abs().max() < 1e-4
+    assert tokens == wanted.argmax(-1).tolist()
+
+
+def places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a config.json whose fields may change the text."""
+    yield config
+    yield from (config[key] for key in ("rope_scaling", "rope_parameters") if config.get(key))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    for index, _ in enumerate(places(PUBLISHED[name]["config"])):
+        config = copy.deepcopy(PUBLISHED[name]["config"])
+        list(places(config))[index]["odd_scale"] = 2.0
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert "'odd_scale' is 2.0" in refusal(tmp_path, config)
+
+
+def refusal(folder: Path, config: dict[str, Any]) -> str:
+    """Return the reason for which a server refuses a config.json before it reads weights; "": it does not."""
+    try:
+        architecture, _ = find_architecture(folder, config)
+        describe(
+            Describe(
+                folder=str(folder), architecture=architecture.name, ranks=1, dtype="float32", check=False
+            )
+        )
+    except ConfigError as error:
+        return str(error)
+    return ""
