@@ -56,7 +56,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_new_tokens": 1}, LONG, V20 + "6 `inputs` tokens and 1 `max_new_tokens`"),
     ({}, LONG, V21),
     ({}, LONG + "Hello", V20 + "7 `inputs` tokens and 0 `max_new_tokens`"),
-    ({"grammar": {"type": "json", "value": [1]}}, "Hello", "grammar is not supported"),
+    (
+        {"grammar": {"type": "json", "value": [1]}},
+        "Hello",
+        "grammar is not valid: a schema must be an object or a boolean",
+    ),
 ]
 ACCEPTED: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 5}, "Hello"),

@@ -121,7 +121,9 @@ BROKEN: dict[str, dict[str, Any]] = {
         "max_new_tokens": 1,
     },
     "`inputs` must have less than 63 tokens. Given: 64": {"inputs": "Hello" * 63},
-    "grammar is not supported": {"grammar": {"type": "json", "value": [1]}},
+    "grammar is not valid: a schema must be an object or a boolean": {
+        "grammar": {"type": "json", "value": [1]}
+    },
 }
 """A request that breaks each rule of 2.6 from V06 on, in order; V07 is left out because it breaks V06."""
 

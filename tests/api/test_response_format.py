@@ -79,8 +79,11 @@ async def test_format_is_not_in_the_prompt() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ({"type": "json", "value": [1]}, "grammar is not supported"),
-        ({"type": "json", "value": {"type": "strin"}}, "grammar is not valid: Invalid type: strin"),
+        ({"type": "json", "value": [1]}, "grammar is not valid: a schema must be an object or a boolean"),
+        (
+            {"type": "json", "value": {"type": "strin"}},
+            'grammar is not valid: `type` at the root: there is no type "strin"',
+        ),
         ({"type": "regex", "value": "("}, "grammar is not valid: unclosed group"),
     ],
 )

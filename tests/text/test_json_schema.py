@@ -1,55 +1,88 @@
+"""Schemas as they are given against the texts that grammars accept, with jsonschema as the judge."""
+
+import itertools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
+from tgi.text.grammar import GrammarSpec
 from tgi.text.json_schema import MAX_DEPTH, GrammarError, prepare_schema, read_schema
 
-from .matching import accepts
+from .matching import END, accepts, allowed, byte_tokens, demo_compiler
 
-CLOSED = {"additionalProperties": False}
 A: dict[str, Any] = {"properties": {"a": {"type": "integer"}}}
 B: dict[str, Any] = {"properties": {"b": {"type": "integer"}}, "required": ["b"]}
 
 
-def prepared(schema: Any) -> dict[str, Any]:
-    result = prepare_schema(schema)
-    assert result.pop("x-guidance")
-    return result
+def accepted(schema: Any, texts: list[str], *, lenient: bool = False) -> list[str]:
+    """Return those of the texts that a schema accepts."""
+    matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema), lenient))
+    found = []
+    for text in texts:
+        copy = matcher.fork()
+        try:
+            for byte in text.encode():
+                copy.advance(byte_tokens()[bytes([byte])])
+        except GrammarError:
+            continue
+        if END in allowed(copy):
+            found.append(text)
+    return found
+
+
+# What narrows a schema
 
 
 @pytest.mark.parametrize(
-    ("schema", "expected"),
+    ("schema", "yes", "no"),
     [
-        (True, {}),
-        (A, {**A, "type": "object", **CLOSED}),
-        ({**A, "type": ["object", "null"]}, {**A, "type": ["object", "null"], **CLOSED}),
-        ({"type": "object"}, {"type": "object"}),
-        ({**A, "additionalProperties": {"type": "null"}, "type": "object"}, None),
-        ({**A, "type": "object", "required": ["a", "z"]}, None),
-        ({"items": A}, {"items": {**A, "type": "object", **CLOSED}}),
-        ({"anyOf": [A, True]}, {"anyOf": [{**A, "type": "object", **CLOSED}, True]}),
-        ({"allOf": [A]}, {"allOf": [{**A, "type": "object", **CLOSED}]}),
-        # An intersection: to close one part would forbid the properties of the others.
-        ({"allOf": [A, B]}, {"allOf": [{**A, "type": "object"}, {**B, "type": "object"}]}),
+        (A, ['{"a":1}', "{}"], ['{"a":1,"x":1}', "1", '{"x":1}']),
+        ({**A, "type": ["object", "null"]}, ['{"a":1}', "null"], ['{"x":1}']),
+        ({"type": "object"}, ['{"x":1}'], ["1"]),
+        ({**A, "additionalProperties": {"type": "null"}}, ['{"a":1,"x":null}'], ['{"x":1}']),
+        ({**A, "required": ["a", "z"]}, ['{"a":1,"z":2}'], ['{"a":1}']),
+        ({"items": A}, ['[{"a":1}]'], ['[{"x":1}]', "[1]"]),
+        ({"anyOf": [A, {"type": "null"}]}, ['{"a":1}', "null"], ['{"x":1}']),
+        ({"properties": {}}, ["{}", '{"x":1}'], ["1"]),
+        # The schemas of an intersection are closed together.
+        ({"allOf": [A, B]}, ['{"a":1,"b":2}', '{"b":2}'], ['{"a":1}', '{"b":1,"x":1}']),
+        ({**A, "$ref": "#/$defs/b", "$defs": {"b": B}}, ['{"b":1}', '{"a":1,"b":1}'], ['{"b":1,"x":1}']),
+        ({**A, "anyOf": [B, {"required": ["a"]}]}, ['{"a":1}', '{"a":1,"b":1}'], ['{"a":1,"x":1}', "{}"]),
+        ({"allOf": [A, {**B, "additionalProperties": True}]}, ['{"b":1,"x":1}'], []),
         (
-            {**A, "$ref": "#/$defs/b", "$defs": {"b": B}},
-            {**A, "$ref": "#/$defs/b", "$defs": {"b": {**B, "type": "object"}}},
+            {"properties": {"a": {"allOf": [A, B]}, "b": A}},
+            ['{"a":{"b":1},"b":{"a":1}}'],
+            ['{"b":{"a":1,"x":1}}', '{"x":1}', '{"a":{"b":1,"x":1}}'],
         ),
-        # Remarks, and what only looks like a schema.
-        ({"type": "string", "format": "binary"}, {"type": "string"}),
-        ({"type": "string", "format": "uuid"}, None),
-        ({"enum": [{"properties": {}, "format": "x"}]}, None),
-        ({"const": {"format": "x"}, "default": {"properties": {}}, "title": "t"}, None),
-        ({"properties": {"format": {"type": "null"}}, "type": "object", **CLOSED}, None),
-        ({"x-guidance": {"lenient": True}}, {}),
+        ({**A, "dependentSchemas": {"a": B}}, ['{"a":1,"b":1}', "{}"], ['{"a":1}', '{"a":1,"b":1,"x":1}']),
+        # What only looks like a schema, and remarks
+        ({"enum": [{"properties": {}, "format": "x"}]}, ['{"properties":{},"format":"x"}'], ["{}"]),
+        ({"const": None, "default": {"properties": {}}, "title": "t", "x-own": [1]}, ["null"], ["{}"]),
+        ({"properties": {"format": {"type": "null"}}}, ['{"format":null}'], ['{"format":1}']),
+        ({"x-guidance": {"lenient": True}, "type": "null"}, ["null"], ["1"]),
     ],
 )
-def test_schemas_are_closed_and_stripped_of_annotations(schema: Any, expected: Any) -> None:
+def test_objects_have_listed_properties_only(schema: Any, yes: list[str], no: list[str]) -> None:
     before = json.dumps(schema)
-    assert prepared(schema) == (schema if expected is None else expected)
+    assert accepted(schema, yes + no) == yes
     assert json.dumps(schema) == before
+
+
+def test_a_lenient_schema_is_taken_as_it_is() -> None:
+    texts = ['{"a":1,"x":1}', "1", '{"a":"x"}', "{}"]
+    assert accepted(A, texts, lenient=True) == [texts[0], texts[1], texts[3]]
+
+
+@pytest.mark.contract("R2.52")
+def test_properties_keep_their_order() -> None:
+    names = ["z", "a", "m", "1", "0"]
+    schema = read_schema(json.dumps({"properties": {name: {"type": "null"} for name in names}}))
+    assert list(prepare_schema(schema).schema["properties"]) == names
 
 
 @pytest.mark.parametrize("schema", [False, None, 1, "{}", [], [{}]])
@@ -70,44 +103,18 @@ def test_deep_schemas_are_refused() -> None:
             read_schema(text)
 
 
-@pytest.mark.contract("R2.52")
-def test_properties_keep_their_order() -> None:
-    names = ["z", "a", "m", "1", "0"]
-    schema = read_schema(json.dumps({"properties": {name: {"type": "null"} for name in names}}))
-    assert list(prepared(schema)["properties"]) == names
-
-
-def test_intersections_are_enforced_without_closing() -> None:
-    schema = {"allOf": [A, B]}
-    assert accepts("json", schema, '{"a":1,"b":2}')
-    assert accepts("json", schema, '{"b":2}')
-    assert not accepts("json", schema, '{"a":1}')
+# Names and strings
 
 
 @pytest.mark.parametrize(
-    ("format_", "yes", "no"),
-    [
-        ("date", ["2024-02-29", "0001-01-01", "9999-12-31"], ["0000-01-01", "2024-02-30", "24-01-01"]),
-        ("time", ["23:59:59Z", "00:00:00.5+01:00"], ["23:59:60Z", "24:00:00Z"]),
-        (
-            "date-time",
-            ["2024-01-01T00:00:59Z"],
-            ["0000-01-01T00:00:00Z", "2024-01-01T00:00:60Z", "2024-01-01"],
-        ),
-    ],
+    "rest", [{"additionalProperties": {"type": "string"}}, {"patternProperties": {"^x": {}}}]
 )
-def test_dates_exclude_year_zero_and_leap_seconds(format_: str, yes: list[str], no: list[str]) -> None:
-    schema = {"type": "string", "format": format_}
-    assert [text for text in yes if not accepts("json", schema, f'"{text}"')] == []
-    assert [text for text in no if accepts("json", schema, f'"{text}"')] == []
-
-
-def test_overlapping_one_of_is_enforced_as_any_of() -> None:
-    """As in TGI. By JSON Schema, a text of both branches is no match, which cannot be known in time."""
-    schema = {"oneOf": [{"type": "number"}, {"type": "integer"}]}
-    assert accepts("json", schema, "1.5")
-    assert accepts("json", schema, "1")
-    assert not jsonschema.Draft202012Validator(schema).is_valid(1)
+def test_no_other_spelling_of_a_name_evades_its_schema(rest: dict[str, Any]) -> None:
+    schema = {"properties": {"role": {"const": "user"}, "a\nb": {"type": "null"}}, "type": "object", **rest}
+    yes = ['{"role":"user","x":"y"}', '{"a\\nb":null}']
+    no = ['{"\\u0072ole":"admin"}', '{"role":"user","rol\\u0065":"admin"}', '{"a\\u000ab":"x"}']
+    no += ['{"x":"y","x\\u000a":1}'] if "patternProperties" in rest else ['{"role":"user","role":"admin"}']
+    assert accepted(schema, yes + no) == yes
 
 
 @pytest.mark.parametrize(
@@ -127,6 +134,30 @@ def test_strings_have_only_necessary_escapes(text: str, yes: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("format_", "yes", "no"),
+    [
+        (
+            "date",
+            ["2024-02-29", "2000-02-29", "0004-02-29", "0001-01-01", "9999-12-31", "2023-02-28"],
+            ["0000-01-01", "0000-02-29", "2024-02-30", "24-01-01", "2021-02-29", "1900-02-29", "2100-02-29"],
+        ),
+        ("time", ["23:59:59Z", "00:00:00.5+01:00"], ["23:59:60Z", "24:00:00Z"]),
+        (
+            "date-time",
+            ["2024-02-29T00:00:59Z"],
+            ["0000-01-01T00:00:00Z", "2024-01-01T00:00:60Z", "2023-02-29T00:00:00Z", "2024-01-01"],
+        ),
+    ],
+)
+def test_dates_are_those_of_the_calendar(format_: str, yes: list[str], no: list[str]) -> None:
+    for schema in ({"format": format_}, {"format": format_, "pattern": "^.", "type": "string"}):
+        assert accepted(schema, [f'"{text}"' for text in yes + no]) == [f'"{text}"' for text in yes]
+
+
+# Keywords
+
+
+@pytest.mark.parametrize(
     ("schema", "yes", "no"),
     [
         ({"type": "integer", "minimum": 3, "maximum": 12}, ["3", "12"], ["2", "13", "-3"]),
@@ -137,5 +168,201 @@ def test_strings_have_only_necessary_escapes(text: str, yes: bool) -> None:
     ],
 )
 def test_keywords_that_tgi_ignores_are_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
-    assert [text for text in yes if not accepts("json", schema, text)] == []
-    assert [text for text in no if accepts("json", schema, text)] == []
+    assert accepted(schema, yes + no) == yes
+
+
+@pytest.mark.parametrize(
+    ("schema", "yes", "no"),
+    [
+        ({"type": "array", "maxItems": 2.0}, ["[1,2]"], ["[1,2,3]"]),
+        ({"type": "string", "minLength": 1.0, "maxLength": 2.0}, ['"ab"'], ['""', '"abc"']),
+        ({"type": "object", "minProperties": 1.0}, ['{"a":1}'], ["{}"]),
+        ({"type": "integer", "minimum": -(2**63)}, ["-5", "0"], ["x"]),
+        ({"type": "integer", "maximum": 2**64 - 1, "minimum": 0}, ["5"], ["-1"]),
+        ({"minimum": 3, "exclusiveMinimum": True, "type": "integer"}, ["4"], ["3"]),  # draft 4
+        ({"items": [{"type": "null"}], "additionalItems": False, "type": "array"}, ["[null]"], ["[null,1]"]),
+        ({"uniqueItems": False, "type": "array"}, ["[1,1]"], []),
+        ({"items": {"enum": [1, "b"]}, "uniqueItems": True, "type": "array"}, ['["b",1]'], ["[1,1]"]),
+        ({"patternProperties": {"^a": {"type": "integer"}}, "properties": {"ab": {"minimum": 2}}},
+         ['{"ab":2}'], ['{"ab":1}', '{"ab":"x"}', '{"ab":2.5}']),
+        ({"$ref": "#/components/schemas/A", "components": {"schemas": {"A": {**A, "format": "binary"}}}},
+         ['{"a":1}'], ['{"a":1,"v":1}', "3"]),
+        ({"$ref": "#/$defs/a%20b~1[c]", "$defs": {"a b/[c]": {"type": "null"}}}, ["null"], ["1"]),
+        ({"$ref": "#/$defs/x y", "$defs": {"x y": {"type": "null"}}}, ["null"], ["1"]),
+        ({"$ref": "#here", "$defs": {"x": {"$anchor": "here", "type": "null"}}}, ["null"], ["1"]),
+        ({"$id": "http://a/b.json", "$ref": "c.json", "$defs": {"x": {"$id": "c.json", "type": "null"}}},
+         ["null"], ["1"]),
+        ({"$ref": "#/$defs/N", "$defs": {"N": {"properties": {
+            "c": {"$ref": "#/$defs/N", "deprecated": True, "nullable": True, "x-order": 2}}}}},
+         ['{"c":{"c":{}}}'], ['{"c":1}']),
+        ({"oneOf": [{"required": ["a"]}, {"required": ["b"]}], "properties": {"a": {}, "b": {}}},
+         ['{"a":1}', '{"b":1}'], ["{}", '{"a":1,"b":1}']),
+        ({"unevaluatedProperties": False, "allOf": [A, B]}, ['{"a":1,"b":1}'], ['{"b":1,"x":1}']),
+    ],
+)  # fmt: skip
+def test_unusual_spellings_are_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
+    assert accepted(schema, yes + no) == yes
+
+
+@pytest.mark.parametrize(
+    ("pattern", "yes", "no"),
+    [
+        (r"^[^[\]]+$", ["ab"], ["a[b"]),
+        (r"^{{.*}}$", ["{{a}}"], ["{a}"]),
+        (r"^\${[a-z]+}$", ["${a}"], ["$a"]),
+        (r"^a\/\-\<b$", ["a/-<b"], []),
+        (r"\ud83d\udc32", ["a🐲b"], ["a"]),
+        ("^[a&&b]$", ["a", "&"], ["d"]),
+        ("^[+--]$", ["+", ",", "-"], ["."]),
+        ("^[~~x]$", ["~", "x"], ["y"]),
+        (r"^[\w-.]+$", ["a-.é"[:3]], ["é"]),
+        (r"^\d+$", ["12"], ["٣"]),
+        (r"^\p{L}+$", ["aé"], ["1"]),
+        ("(^|,)a(,|$)", ["a", "b,a", "a,b"], ["ba"]),
+        (r"^(?!0$)\d+$", ["10", "00"], ["0", "x"]),
+        (r"^(?!.*\.\.)(?!a)[a-z.]+$", ["b.c"], ["b..c", "abc"]),
+        (r"^(?=.*\d)(?=.*[a-z]).{2,}$", ["a1", "1xa"], ["aa", "11"]),
+        ("^a|b$", ["ax", "xb"], ["xa"]),
+        ("^[^]$", ["\u2028", "a"], [""]),
+        (r"^(?:a{2}|b{,2}|c{1,})$", ["aa", "b{,2}", "cc"], ["a", "bb"]),
+    ],
+)
+def test_patterns_are_those_of_ecma_262(pattern: str, yes: list[str], no: list[str]) -> None:
+    texts = [json.dumps(text, ensure_ascii=False) for text in yes + no]
+    assert accepted({"type": "string", "pattern": pattern}, texts) == texts[: len(yes)]
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"pattern": "(?x) a # b"}, "`pattern` at the root: the group `(?x)` is not supported"),
+        ({"items": {"pattern": r"a\b"}}, r"`pattern` at items: `\b`, the edge of a word, cannot be enforced"),
+        ({"pattern": r"(a)\1"}, "back-references cannot be enforced"),
+        ({"pattern": r"^a\Z"}, r"`\Z` means nothing in ECMA-262"),
+        ({"pattern": "a(?=b)"}, "look-ahead or an anchor within the pattern cannot be enforced"),
+        (
+            {"properties": {"a": {"properties": {"b": {"not": {"format": "date"}}}}}},
+            "`not` at properties/a/properties/b: `format` within `not` cannot be enforced",
+        ),
+        ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "`oneOf` at the root: several of its schemas"),
+        ({"uniqueItems": True}, "`uniqueItems` at the root: items can be told from each other only if"),
+        ({"$ref": "other.json#/a"}, "`other.json#/a` is in no part of this schema"),
+        ({"enum": [2**60]}, "`enum` at the root: integers beyond 2^53"),
+        ({"minimum": 2**60}, "`minimum` at the root: 1152921504606846976 is beyond 2^53"),
+    ],
+)
+def test_refusals_name_the_keyword_and_its_place(schema: Any, message: str) -> None:
+    """Where a schema is lenient, the same is a remark, and the rest is enforced."""
+    both = {"properties": {"x": schema, "y": {"type": "null"}}, "type": "object"}
+    with pytest.raises(GrammarError) as raised:
+        demo_compiler().compile(GrammarSpec("json", json.dumps(schema)))
+    assert message in str(raised.value)
+    if "$ref" not in schema:
+        matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(both), lenient=True))
+        assert len(matcher.remarks) == 1
+        assert matcher.remarks[0].endswith("; it is not enforced")
+        assert "properties/x" in matcher.remarks[0]
+    assert accepted(both, ['{"y":null}', '{"y":1}'], lenient=True) == ['{"y":null}']
+
+
+def test_a_format_that_is_not_enforced_is_remarked() -> None:
+    matcher = demo_compiler().compile(GrammarSpec("json", '{"items": {"format": "color"}}'))
+    assert matcher.remarks == ('`format` at items: "color" is not enforced',)
+
+
+# All keywords together: what is accepted obeys the schema, and what obeys it is accepted
+
+NAMES = st.sampled_from(["a", "b", "c1"])
+SCALARS = st.sampled_from([None, True, False, -1, 0, 1, 2, 3, 0.5, "", "a", "b", "ab", "b1"])
+VALUES = SCALARS | st.lists(SCALARS, max_size=2) | st.dictionaries(NAMES, SCALARS, max_size=2)
+INSTANCES = SCALARS | st.lists(VALUES, max_size=3) | st.dictionaries(NAMES, VALUES, max_size=3)
+COUNTS = st.integers(0, 2)
+PATTERNS = st.sampled_from(["^a", "b", "1$", "^[ab]*$", "^(?!a)", "^$"])
+LEAVES: dict[str, st.SearchStrategy[Any]] = {
+    "type": st.sampled_from(["null", "boolean", "number", "integer", "string", "array", "object"]),
+    "enum": st.lists(VALUES, min_size=1, max_size=3),
+    "const": VALUES,
+    "minimum": COUNTS,
+    "exclusiveMaximum": COUNTS,
+    "multipleOf": st.just(2),
+    "minLength": COUNTS,
+    "maxLength": COUNTS,
+    "pattern": PATTERNS,
+    "minItems": COUNTS,
+    "maxItems": COUNTS,
+    "uniqueItems": st.booleans(),
+    "required": st.lists(NAMES, max_size=2, unique=True),
+    "minProperties": COUNTS,
+    "maxProperties": COUNTS,
+    "dependentRequired": st.dictionaries(NAMES, st.lists(NAMES, max_size=1), max_size=1),
+    "propertyNames": st.fixed_dictionaries({"pattern": PATTERNS}),
+}
+
+
+def with_keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    several = st.lists(inner, min_size=1, max_size=3)
+    keywords = {
+        **LEAVES,
+        "items": inner,
+        "prefixItems": several,
+        "contains": inner,
+        "minContains": COUNTS,
+        "properties": st.dictionaries(NAMES, inner, max_size=2),
+        "patternProperties": st.dictionaries(PATTERNS, inner, max_size=2),
+        "additionalProperties": inner,
+        "dependentSchemas": st.dictionaries(NAMES, inner, max_size=1),
+        "allOf": several,
+        "anyOf": several,
+        "oneOf": several,
+        "not": inner,
+        "if": inner,
+        "then": inner,
+        "else": inner,
+    }
+    return st.lists(st.sampled_from(sorted(keywords)), min_size=1, max_size=3, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: keywords[name] for name in chosen})
+    )
+
+
+SCHEMAS = st.recursive(st.booleans() | with_keywords(st.booleans()), with_keywords, max_leaves=4)
+
+
+def orders(value: Any) -> Iterator[Any]:
+    """Yield a value with the properties of its objects in every order."""
+    if isinstance(value, dict):
+        for names in itertools.permutations(value):
+            for values in itertools.product(*(list(orders(value[name])) for name in names)):
+                yield dict(zip(names, values, strict=True))
+    elif isinstance(value, list):
+        yield from map(list, itertools.product(*map(list, map(orders, value))))
+    else:
+        yield value
+
+
+@given(SCHEMAS, st.lists(INSTANCES, min_size=4, max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_what_is_accepted_is_what_obeys_the_schema(schema: Any, instances: list[Any]) -> None:
+    judge = jsonschema.Draft202012Validator(schema)
+    valid = [judge.is_valid(instance) for instance in instances]
+    texts = [
+        [json.dumps(order, separators=(",", ":")) for order in orders(instance)] for instance in instances
+    ]
+    for lenient in (False, True):
+        try:
+            matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema), lenient))
+        except GrammarError as error:
+            event(str(error)[:60])
+            if (
+                "no text obeys" in str(error)
+                or "nsatisfiable" in str(error)
+                or "allows nothing" in str(error)
+            ):
+                assert not any(valid)
+            continue
+        if matcher.remarks:
+            event("relaxed")
+            continue
+        for instance, is_valid, spelt in zip(instances, valid, texts, strict=True):
+            found = accepted(schema, spelt, lenient=lenient)
+            assert is_valid or not found, instance
+            assert found or not (is_valid and lenient), instance

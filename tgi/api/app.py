@@ -19,6 +19,8 @@ from .platforms import vertex
 from .transport import HTTPConnection, current_exchange
 
 log = logging.getLogger(__name__)
+MAX_HEADER = 2000
+"""Maximum characters of a header with text of ours."""
 BODY_SECONDS = 60.0
 """Maximum time that a client may take to send its body."""
 MAX_PATH = 100
@@ -70,7 +72,10 @@ def create_app(service: Service) -> QuartTrio:
     @app.after_request
     async def decorate(response: Response) -> Response:
         response.headers["vary"] = VARY
-        response.headers["x-request-id"] = current_exchange().id
+        exchange = current_exchange()
+        response.headers["x-request-id"] = exchange.id
+        if exchange.remarks:
+            response.headers["x-grammar-warning"] = _header_text("; ".join(exchange.remarks))
         origin = _allowed_origin(service.options.cors_allow_origin)
         if origin is not None:
             response.headers["access-control-allow-origin"] = origin
@@ -131,6 +136,13 @@ def _is_authorized(keys: tuple[str, ...]) -> bool:
     given = [token if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
     matches = [hmac.compare_digest(one.encode(), key.encode()) for one in given for key in keys]
     return any(matches)
+
+
+def _header_text(text: str) -> str:
+    """Return a text as the value of a header: cut, printable, and ASCII."""
+    shown = text.encode("ascii", "backslashreplace").decode()
+    shown = "".join(character if character.isprintable() else " " for character in shown)
+    return shown if len(shown) <= MAX_HEADER else shown[:MAX_HEADER] + " ..."
 
 
 def _allowed_origin(allowed: tuple[str, ...]) -> str | None:

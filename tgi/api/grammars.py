@@ -78,6 +78,8 @@ class Grammars:
             matcher = await trio.to_thread.run_sync(self._compiler.compile, spec, limiter=self._compiling)
         except GrammarError as error:
             return str(error), size
+        for remark in matcher.remarks:
+            log.warning("grammar: %s", remark)
         return matcher, size + verdict.grown
 
     async def _try(self, spec: GrammarSpec) -> Verdict:

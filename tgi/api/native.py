@@ -65,6 +65,10 @@ class JsonSchemaConfig(msgspec.Struct):
 
     schema: Schema
     name: str | None = None
+    strict: Annotated[
+        bool | None,
+        about("false: take the schema as it is, with open objects; leave out what cannot be enforced."),
+    ] = None
 
 
 class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
@@ -75,7 +79,7 @@ class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
     @property
     def spec(self) -> GrammarSpec:
         """Grammar for the compiler. Raises ValidationError."""
-        return grammar_spec("json", self.value.schema)
+        return grammar_spec("json", self.value.schema, self.value.strict)
 
 
 Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchemaGrammar

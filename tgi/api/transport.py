@@ -159,6 +159,8 @@ class Exchange:
     """Closed at the end of the exchange. Leaving a resource must not need an await."""
     arrived: float = attrs.field(factory=time.monotonic)
     """Time at which the head of the request had been read."""
+    remarks: list[str] = attrs.field(factory=list)
+    """What the client is told in the header `x-grammar-warning`."""
 
 
 class HTTPConnection(TrioASGIHTTPConnection):

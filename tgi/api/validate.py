@@ -62,8 +62,11 @@ def sampling_params(body: object, api: Api, **others: Any) -> SamplingParams:
         raise ValidationError(str(error)) from error
 
 
-def grammar_spec(kind: str, value: object) -> GrammarSpec:
-    """Return a grammar of the API for the compiler. Raises ValidationError (V22a, V22b)."""
+def grammar_spec(kind: str, value: object, strict: bool | None = None) -> GrammarSpec:
+    """Return a grammar of the API for the compiler. Raises ValidationError (V22a, V22b).
+
+    A schema is lenient if the client says that it is not `strict`.
+    """
     if kind == "regex":
         return GrammarSpec("regex", str(value))
     if isinstance(value, str):
@@ -72,8 +75,8 @@ def grammar_spec(kind: str, value: object) -> GrammarSpec:
         except GrammarError as error:
             raise ValidationError(f"grammar is not valid: {error}") from error
     if not isinstance(value, dict | bool):
-        raise ValidationError("grammar is not supported")
-    return GrammarSpec("json", json.dumps(value))
+        raise ValidationError("grammar is not valid: a schema must be an object or a boolean")
+    return GrammarSpec("json", json.dumps(value), lenient=strict is False)
 
 
 def check_known(ids: Items[int], engine: Engine) -> None:
@@ -136,7 +139,9 @@ async def _matcher(call: Call[Any], generation: Generation) -> Matcher | None:
         return None
     if call.service.options.disable_grammar_support:
         raise ValidationError("grammar is not supported")
-    return await call.engine.grammars.matcher(grammar)
+    matcher = await call.engine.grammars.matcher(grammar)
+    call.exchange.remarks.extend(matcher.remarks)
+    return matcher
 
 
 async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:

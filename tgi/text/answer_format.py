@@ -15,11 +15,11 @@ import msgspec
 from tgi.errors import ValidationError
 
 from .chat_template import ChatTemplates
-from .grammar import GrammarSpec, tokens_that_are_no_text
-from .json_schema import GrammarError, prepare_schema, read_schema
+from .grammar import GrammarSpec, regex_term, tokens_that_are_no_text
+from .json_schema import GrammarError
 from .reasoning import ReasoningFormat, Thoughts, ThoughtsParser, find_format
 from .tokenizer import Tokenizer
-from .tool_formats import FORMATS, GENERIC, CallDelta, Tool, ToolCallParser, ToolFormat, schema_json
+from .tool_formats import FORMATS, GENERIC, CallDelta, Tool, ToolCallParser, ToolFormat
 
 _TEXT = "(?s:.+)"
 _NO_CALL = r'\s*\{\s*"name"(?s:.*)'
@@ -221,11 +221,9 @@ def _without(pattern: str, *excluded: str) -> str:
 
 def _answer(text: GrammarSpec, among_json: bool) -> str:
     """Return the body of a Lark rule for an answer without calls."""
-    if text.kind == "regex":
-        escaped = {"/": r"\/", "\n": r"\n"}
-        parts = re.findall(r"\\.|.", text.source, re.DOTALL)
-        return f"/(?:{''.join(escaped.get(part, part) for part in parts)})/"
     try:
-        return "%json " + schema_json(prepare_schema(read_schema(text.source)), among_json)
+        if text.kind == "regex":
+            return regex_term(text.source)
+        return str(msgspec.structs.replace(text.term, spaced=among_json))
     except GrammarError as error:
         raise ValidationError(f"grammar is not valid: {error}") from error

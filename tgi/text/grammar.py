@@ -6,7 +6,6 @@ Wraps llguidance, which releases the GIL while it compiles and computes masks. A
 """
 
 import functools
-import json
 import re
 import threading
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from typing import Literal
 import attrs
 import llguidance
 
-from .json_schema import GrammarError, prepare_schema, read_schema
+from .json_schema import GrammarError, SchemaTerm, read_schema
+from .relaxing import Expansion
 from .tokenizer import Tokenizer
 
 __all__ = ["GrammarCompiler", "GrammarError", "GrammarSpec", "Matcher"]
@@ -34,7 +34,17 @@ class GrammarSpec:
 
     kind: Literal["json", "regex", "lark"]
     source: str
-    """A JSON schema as JSON text, a regular expression in Rust's syntax, or a Lark grammar of llguidance."""
+    """A JSON schema as JSON text, a regular expression in Rust's syntax, or a Lark grammar of llguidance.
+
+    In a Lark grammar, `SchemaTerm`s stand for JSON that obeys schemas.
+    """
+    lenient: bool = False
+    """Whether a JSON schema is taken as it is: objects are open, and what cannot be enforced is left out."""
+
+    @property
+    def term(self) -> SchemaTerm:
+        """The JSON schema as a term of a Lark grammar. Raises GrammarError."""
+        return SchemaTerm(schema=read_schema(self.source), lenient=self.lenient, closed=not self.lenient)
 
 
 @functools.lru_cache(maxsize=4)
@@ -66,22 +76,28 @@ class GrammarCompiler:
         if (size := len(spec.source)) > (limit := MAX_SOURCE[spec.kind]):
             raise GrammarError(f"it is too large: {size} characters, and at most {limit} are allowed")
         core = self._tokens()
-        if spec.kind == "json":
-            schema = json.dumps(prepare_schema(read_schema(spec.source)), ensure_ascii=False)
-            grammar = f"start: %json {schema}"
-        elif spec.kind == "regex":
-            try:
-                grammars = json.loads(llguidance.LLMatcher.grammar_from_regex(spec.source))["grammars"]
-            except ValueError as error:
-                raise GrammarError(_one_line(str(error))) from error
-            grammar = grammars[0]["lark_grammar"]
+        if spec.kind == "regex":
+            expansion = Expansion.of(f"start: {regex_term(spec.source)}")
         else:
-            grammar = spec.source
+            expansion = Expansion.of(f"start: {spec.term}" if spec.kind == "json" else spec.source)
+        matcher = self._compiled(core, expansion.grammar)
+        if matcher.is_error() and expansion.terms:
+            expansion.relax(lambda grammar: self._problem(core, grammar))
+            matcher = self._compiled(core, expansion.grammar)
+        ends = _mask_of(self.ends, self.vocab_size), frozenset(self.ends)
+        return Matcher(matcher, self.vocab_size, *ends, tuple(expansion.remarks))
+
+    def _compiled(self, core: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
         if any(name in grammar for name in tokens_that_are_no_text(self._tokenizer)):
             # Where only one text may follow, llguidance would force tokens that it then does not accept.
             grammar = '%llguidance {"no_forcing": true}\n' + grammar
-        matcher = llguidance.LLMatcher(core, grammar, log_level=0, limits=_LIMITS)
-        return Matcher(matcher, self.vocab_size, _mask_of(self.ends, self.vocab_size), frozenset(self.ends))
+        return llguidance.LLMatcher(core, grammar, log_level=0, limits=_LIMITS)
+
+    @staticmethod
+    def _problem(core: llguidance.LLTokenizer, grammar: str) -> str:
+        """Return why a Lark grammar cannot be compiled, in one line; "" if it can."""
+        problem = llguidance.LLMatcher.validate_grammar(grammar, core, limits=_LIMITS)
+        return _one_line(problem) if problem else ""
 
     def tokenizer_json(self) -> str:
         """Return the text of tokenizer.json, for a compiler in another process."""
@@ -111,12 +127,19 @@ class Matcher:
     """Follows one text. Not safe to use from two threads at once."""
 
     def __init__(
-        self, core: llguidance.LLMatcher, vocab_size: int, ends_mask: bytes, ends: frozenset[int]
+        self,
+        core: llguidance.LLMatcher,
+        vocab_size: int,
+        ends_mask: bytes,
+        ends: frozenset[int],
+        remarks: tuple[str, ...],
     ) -> None:
         self._core = core
         self._vocab_size = vocab_size
         self._ends_mask = ends_mask
         self._ends = ends
+        self.remarks = remarks
+        """What the text need not obey though its schemas ask for it, a sentence each."""
         self.mask = self._compute()
         """Tokens that may come next, as bits of little-endian uint32 words: bit i is token i of the model.
 
@@ -163,6 +186,22 @@ def _mask_of(tokens: list[int], vocab_size: int) -> bytes:
     for token in tokens:
         bits |= 1 << token
     return bits.to_bytes(4 * ((vocab_size + 31) // 32), "little")
+
+
+_VERBOSE = re.compile(r"\\.|\(\?[a-zA-Z]*x", re.DOTALL)
+
+
+def regex_term(pattern: str) -> str:
+    r"""Return the term of a Lark grammar for a regular expression; `\d`, `\w` and `\s` are ASCII as in TGI.
+
+    Raises GrammarError.
+    """
+    if any(match[0].endswith("x") and match[0][0] == "(" for match in _VERBOSE.finditer(pattern)):
+        raise GrammarError("the flag `x` of regular expressions is not supported")
+    try:
+        return f"/(?:{llguidance.regex_to_lark(pattern, 'dws')})/"
+    except ValueError as error:
+        raise GrammarError(str(error)) from error
 
 
 _NO_TEXT = ("NoExtension", "NoExtensionBias")

@@ -17,20 +17,13 @@ import attrs
 
 from tgi.errors import ToolError
 
-from .json_schema import GrammarError, prepare_schema
+from .json_schema import SchemaTerm
 from .reasoning import undecided
 
 _ID_LENGTH = 9
 """Characters of a call's id. Chat templates of Mistral models refuse other lengths."""
 _JSON_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|[:,] |\s+')
 """A lexeme of the text before the arguments of a call, in a format without a mark."""
-_JSON_LEXEMES: dict[str, Any] = {
-    "whitespace_pattern": None,
-    "whitespace_flexible": False,
-    "item_separator": ", ",
-    "key_separator": ": ",
-}
-"""llguidance options under which every JSON value is made of the same lexemes as a call."""
 
 
 @attrs.frozen
@@ -113,7 +106,7 @@ class ToolFormat:
                 parts = _JSON_LEXEME.findall(parts[0])
             before = " ".join(map(literal, parts))
             yield f"call_{number}: {before} arguments_{number} {literal(self.tail)}"
-            yield f"arguments_{number}: %json {schema_json(_arguments_schema(tool), among_json)}"
+            yield f"arguments_{number}: {arguments_term(tool, among_json)}"
 
     def parser(self) -> "ToolCallParser":
         """Return a parser for one answer."""
@@ -252,20 +245,22 @@ class ToolCallParser:
         return True
 
 
-def schema_json(schema: dict[str, Any], among_json: bool) -> str:
-    """Return a prepared schema as JSON text for a Lark grammar."""
-    options = schema["x-guidance"] | (_JSON_LEXEMES if among_json else {})
-    return json.dumps(schema | {"x-guidance": options}, ensure_ascii=False)
+def arguments_term(tool: Tool, among_json: bool) -> SchemaTerm:
+    """Return the term of a Lark grammar for the arguments of a tool. Raises ToolError.
 
-
-def _arguments_schema(tool: Tool) -> dict[str, Any]:
-    has_none = tool.parameters is None or tool.parameters == {}
-    try:
-        schema = prepare_schema({"properties": {}} if has_none else tool.parameters)
-    except GrammarError as error:
-        raise ToolError(f"the parameters of {tool.name} are not valid: {error}") from error
-    # The parser finds the end of objects only. Keywords that cannot be enforced are ignored, not refused.
-    return schema | {"type": "object", "x-guidance": schema["x-guidance"] | {"lenient": True}}
+    One tool among many must not refuse a request: what cannot be enforced is left out.
+    """
+    schema, owner = tool.parameters, f"the parameters of `{tool.name}`"
+    if schema is None or schema == {}:
+        schema = {"properties": {}}
+    elif schema is True:
+        schema = {"type": "object"}
+    types = schema.get("type", "object") if isinstance(schema, dict) else []
+    if "object" not in ([types] if isinstance(types, str) else types):
+        raise ToolError(f"{owner} must have a schema of an object")
+    if schema.get("properties") == {} and "additionalProperties" not in schema:
+        schema = schema | {"additionalProperties": False}
+    return SchemaTerm(schema=schema, owner=owner, lenient=True, is_object=True, spaced=among_json)
 
 
 def _quoted(name: str) -> str:

@@ -216,7 +216,9 @@ class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
     def spec(self) -> GrammarSpec:
         """Grammar for the compiler. Raises ValidationError."""
         config = self.value or self.json_schema
-        return grammar_spec("json", self.schema if config is None else config.schema)
+        if config is None:
+            return grammar_spec("json", self.schema)
+        return grammar_spec("json", config.schema, config.strict)
 
 
 ResponseFormat: TypeAlias = TextFormat | JsonGrammar | JsonObjectFormat | RegexGrammar | JsonSchemaFormat

@@ -1,0 +1,118 @@
+"""Rewriting of keywords for types, constants, numbers and strings."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from . import formats
+from .automata import translate, without
+from .errors import Unenforceable
+from .negation import TYPES
+from .references import pointer
+from .rewriter import Part
+
+_LARGEST = 10**18
+"""Largest bound of integers that llguidance knows."""
+_EXACT = 2**53
+"""Integers beyond it are not exact as floating-point numbers, which llguidance uses."""
+
+
+def types(part: Part, value: Any) -> None:
+    """Rewrite `type`."""
+    for name in [value] if isinstance(value, str) else value:
+        if name not in (*TYPES, "integer"):
+            raise Unenforceable(f"there is no type {json.dumps(name)}")
+    part.out["type"] = value
+
+
+def constant(part: Part, value: Any) -> None:
+    """Rewrite `const`."""
+    _check_constant(value)
+    part.out["const"] = value
+
+
+def constants(part: Part, value: Any) -> None:
+    """Rewrite `enum`."""
+    _check_constant(value)
+    part.out["enum"] = value
+
+
+def _check_constant(value: Any) -> None:
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, list | dict):
+            waiting += one.values() if isinstance(one, dict) else one
+        elif isinstance(one, int) and abs(one) > _EXACT:
+            raise Unenforceable(f"integers beyond 2^53 as {one} are not exact in JSON")
+
+
+def bounds(part: Part, _: Any) -> None:
+    """Rewrite all four bounds of numbers."""
+    if not part.is_first("bounds"):
+        return
+    for side, exclusive in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
+        inner, outer = part.raw.get(side), part.raw.get(exclusive)
+        if outer is True:  # as in draft 4
+            inner, outer = None, inner
+        for keyword, bound in ((side, inner), (exclusive, outer)):
+            if bound is not None and bound is not False:
+                part.out[keyword] = _exact_bound(bound, 1 if side == "maximum" else -1)
+
+
+def _exact_bound(bound: float, sign: int) -> float:
+    """Return a bound of which llguidance knows the exact value, or a narrower one. Raises Unenforceable."""
+    if abs(bound) <= _EXACT:
+        return bound
+    if bound * sign < 0:
+        raise Unenforceable(f"{bound} is beyond 2^53, from where on numbers are not exact in JSON")
+    nearest = float(min(abs(bound), _LARGEST))
+    return sign * int(nearest if nearest <= abs(bound) else math.nextafter(nearest, 0))
+
+
+def multiple(part: Part, value: Any) -> None:
+    """Rewrite `multipleOf`."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if abs(value) == 1:
+        part.parts.append({"type": ["integer", *(name for name in TYPES if name != "number")]})
+    else:
+        part.out["multipleOf"] = abs(value)
+
+
+def pattern(part: Part, value: Any) -> None:
+    """Rewrite `pattern`, which is an object in a negation."""
+    is_opposite = isinstance(value, dict)
+    for expression in (
+        without(value.get("not"), value.get("none of", ())) if is_opposite else translate(value)
+    ):
+        _add_pattern(part, expression)
+
+
+def string_format(part: Part, value: Any) -> None:
+    """Rewrite `format`."""
+    if value in formats.PATTERNS:
+        _add_pattern(part, formats.PATTERNS[value])
+    elif value in formats.ENFORCED:
+        part.out["format"] = value
+    else:
+        name = json.dumps(value, ensure_ascii=False)[:50]
+        part.rewriter.remarks.append(f"`format` at {pointer(part.place)}: {name} is not enforced")
+
+
+def _add_pattern(part: Part, expression: str) -> None:
+    whole = f"^(?:{expression})$"
+    if "pattern" in part.out:
+        part.parts.append({"pattern": whole})
+    else:
+        part.out["pattern"] = whole
+
+
+def counted(keyword: str) -> Callable[[Part, Any], None]:
+    """Return the function that rewrites a keyword with a count."""
+
+    def rewrite(part: Part, value: Any) -> None:
+        part.out[keyword] = int(value)
+
+    return rewrite
