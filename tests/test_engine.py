@@ -19,7 +19,7 @@ from tgi.lifecycle import Lifecycle
 from tgi.limits import Limits
 from tgi.planning.memory import MemoryBudget, budget_memory
 from tgi.planning.setup import read_setup
-from tgi.planning.workload import ShapeCounts
+from tgi.planning.workload import Recording, ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
 from tgi.protocol import Bucket, CacheGroup, Loaded, Progress
@@ -72,18 +72,18 @@ def test_a_cache_that_cannot_be_as_large_as_told(caplog: pytest.LogCaptureFixtur
 
 
 def test_shapes_are_saved_every_minute_and_at_the_end(tmp_path: Path) -> None:
-    shapes = ShapeCounts.open(tmp_path / "shapes.json", 128)
+    shapes = Recording.open(tmp_path / "shapes.json", 128)
 
     def saved() -> int:
         return len(ShapeCounts.read(tmp_path / "shapes.json", 128).counts)
 
     async def serve() -> None:
         for rows in (1, 2, 3):
-            shapes.add(Bucket(rows, 1, 5))
+            shapes.counts.add(Bucket(rows, 1, 5))
             with trio.fail_after(1000):
                 while saved() < rows:
                     await trio.sleep(20)
-        shapes.add(Bucket(4, 1, 5))
+        shapes.counts.add(Bucket(4, 1, 5))
         raise KeyError
 
     async def main() -> None:

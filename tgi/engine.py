@@ -30,7 +30,7 @@ from tgi.planning.memory import MemoryBudget
 from tgi.planning.planner import Planner
 from tgi.planning.recipes import prepare_recipes
 from tgi.planning.setup import Setup, find_device, read_setup
-from tgi.planning.workload import ShapeCounts, open_recording
+from tgi.planning.workload import Recording, open_recording
 from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
 from tgi.protocol import Load, Loaded, Progress
@@ -145,7 +145,7 @@ class _Started:
 
 
 async def _start(
-    executor: RankExecutor, service: Service, setup: Setup, shapes: ShapeCounts | None, held: AsyncExitStack
+    executor: RankExecutor, service: Service, setup: Setup, shapes: Recording | None, held: AsyncExitStack
 ) -> _Started:
     """Plan, load and warm up, and put the engine into the service; `held` ends with the engine."""
     lifecycle, in_thread, options = service.lifecycle, trio.to_thread.run_sync, setup.options
@@ -180,7 +180,7 @@ async def _start(
         buckets,
         BlockAllocator(limits, pools, setup.prefix_limit),
         service.metrics,
-        count_shape=None if shapes is None else shapes.add,
+        count_shape=None if shapes is None else shapes.counts.add,
         step_timeout=options.step_timeout,
     )
     lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
@@ -201,13 +201,13 @@ async def _start(
     return _Started(scheduler, load, blocks, options)
 
 
-async def save_shapes(shapes: ShapeCounts, run: Callable[[], Awaitable[None]]) -> None:
+async def save_shapes(shapes: Recording, run: Callable[[], Awaitable[None]]) -> None:
     """Save the shapes every SAVE_SECONDS while `run` runs, and at its end."""
 
     async def regularly() -> None:
         while True:
             await trio.sleep(SAVE_SECONDS)
-            await trio.to_thread.run_sync(attrs.evolve(shapes, counts=dict(shapes.counts)).save)
+            await shapes.save()
 
     try:
         async with trio.open_nursery() as nursery:
@@ -215,7 +215,8 @@ async def save_shapes(shapes: ShapeCounts, run: Callable[[], Awaitable[None]]) -
             await run()
             nursery.cancel_scope.cancel()
     finally:
-        shapes.save()
+        with trio.CancelScope(shield=True):
+            await shapes.save()
 
 
 async def _warm_up(

@@ -8,12 +8,12 @@ and can leave at any time. This module knows files, not their contents.
 import contextlib
 import errno
 import importlib
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -162,7 +162,7 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> 
         return target
     if on_progress is not None:
         on_progress(Stage("converting the model"))
-    work = target.with_name(f"{target.name}.{os.getpid()}")
+    work = target.with_name(f"{target.name}.{token_hex(4)}")
     try:
         work.mkdir(parents=True)
         for path in folder.iterdir():

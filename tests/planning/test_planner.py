@@ -57,12 +57,10 @@ def test_buckets_are_chosen_as_the_options_say(compiling: Setup, tmp_path: Path)
     assert len(chosen(max_graphs=12)) <= 12 < len(chosen())
     with pytest.raises(OptionError, match=r"`max_graphs` must be >= 2 for `max_waste` = 9. Given: 1"):
         chosen(max_graphs=1, max_waste=9)
-    counts = ShapeCounts.open(tmp_path / "shapes.json", 128)
-    counts.counts[Bucket(5, 1, 23)] = 1000
-    counts.save()
+    ShapeCounts(128, {Bucket(5, 1, 23): 1000}).write(tmp_path / "shapes.json")
     assert Bucket(5, 1, 23) in chosen(bucket_shapes=tmp_path / "shapes.json", max_graphs=8)
     with pytest.raises(OptionError, match="counts blocks of 128 tokens, and this device has 16"):
-        ShapeCounts.open(tmp_path / "shapes.json", 16)
+        ShapeCounts.read(tmp_path / "shapes.json", 16)
 
 
 def test_a_device_that_does_not_compile_reads_no_shapes(compiling: Setup, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from tgi.config import Options
 from tgi.planning.shapes import ShapeLimits
 from tgi.planning.workload import (
     ASSUMED,
+    Recording,
     ShapeCounts,
     ShapesError,
     Workload,
@@ -138,23 +140,37 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
         ShapeCounts.read(tmp_path / "missing.json", 128)
 
 
-def test_counts_are_kept_in_a_file_from_one_run_to_the_next(tmp_path: Path) -> None:
+async def test_servers_at_the_same_time_add_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "shapes.json"
-    for _ in range(2):
-        counts = ShapeCounts.open(path, 128)
-        counts.add(Bucket(3, 1, 7))
-        counts.save()
+    servers = [Recording.open(path, 128) for _ in range(4)]
 
-    assert ShapeCounts.read(path, 128).counts == {Bucket(3, 1, 7): 2}
+    async def serve(server: Recording) -> None:
+        for _ in range(20):
+            server.counts.add(Bucket(3, 1, 7))
+            await server.save()
+
+    async with trio.open_nursery() as nursery:
+        for server in servers:
+            nursery.start_soon(serve, server)
+    assert ShapeCounts.read(path, 128).counts == {Bucket(3, 1, 7): 80}
+    await servers[0].save()
+    assert ShapeCounts.read(path, 128).counts == {Bucket(3, 1, 7): 80}
+    assert [file.name for file in tmp_path.iterdir()] == ["shapes.json"]
 
 
-def test_a_file_that_cannot_be_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_counts_that_cannot_be_written_wait_for_the_next_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(ShapesError, match="cannot be written: No such file or directory"):
-        ShapeCounts.open(tmp_path / "missing" / "shapes.json", 128)
-    counts = ShapeCounts.open(tmp_path / "shapes.json", 128)
-    counts.path = tmp_path / "missing" / "shapes.json"
-    counts.save()
+        Recording.open(tmp_path / "missing" / "shapes.json", 128)
+    recording = Recording.open(tmp_path / "shapes.json", 128)
+    recording.path = tmp_path / "missing" / "shapes.json"
+    recording.counts.add(Bucket(3, 1, 7))
+    await recording.save()
     assert "No such file or directory" in caplog.text
+    recording.path = tmp_path / "shapes.json"
+    await recording.save()
+    assert ShapeCounts.read(tmp_path / "shapes.json", 128).counts == {Bucket(3, 1, 7): 1}
 
 
 def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,5 +180,5 @@ def test_shapes_are_recorded_where_they_matter(tmp_path: Path, caplog: pytest.Lo
     assert open_recording(options, CPU) is None
     assert "--record-shapes has no effect: shapes do not matter on cpu" in caplog.text
     assert not (tmp_path / "shapes.json").exists()
-    assert open_recording(options, GAUDI) == ShapeCounts(128, {}, tmp_path / "shapes.json")
+    assert open_recording(options, GAUDI) == Recording(tmp_path / "shapes.json", ShapeCounts(128))
     assert (tmp_path / "shapes.json").exists()

@@ -1,7 +1,10 @@
 """How often steps of each shape occur: assumed, or counted while serving."""
 
+import fcntl
 import logging
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +12,7 @@ import attrs
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import trio
 
 from tgi.config import OptionError, Options
 from tgi.plugins import DeviceSpec
@@ -128,33 +132,12 @@ class _ShapesFile(msgspec.Struct):
 
 @attrs.define
 class ShapeCounts:
-    """Counts of the shapes of steps, on top of those in a file."""
+    """Counts of the shapes of steps: those of a file, or those to be added to one."""
 
     block_size: int
     """Number of tokens in a block."""
     counts: dict[Bucket, int] = attrs.field(factory=dict)
     """Number of steps of each rounded shape."""
-    path: Path | None = None
-    """File that `save` writes."""
-
-    @classmethod
-    def open(cls, path: Path, block_size: int) -> "ShapeCounts":
-        """Read the counts of a file, or make one. Raises ShapesError."""
-        opened = cls.read(path, block_size) if path.exists() else cls(block_size)
-        opened.path = path
-        try:
-            opened.write(path)
-        except OSError as error:
-            raise ShapesError(f"{path} cannot be written: {error.strerror}") from error
-        return opened
-
-    def save(self) -> None:
-        """Write the counts to `path`; log a failure."""
-        assert self.path is not None
-        try:
-            self.write(self.path)
-        except OSError as error:
-            log.error("the shapes of steps could not be written to %s: %s", self.path, error.strerror)
 
     @classmethod
     def read(cls, path: Path, block_size: int) -> "ShapeCounts":
@@ -175,6 +158,29 @@ class ShapeCounts:
         key = Bucket(rounded(shape.rows), rounded(shape.tokens), rounded(shape.blocks), shape.prefill)
         self.counts[key] = self.counts.get(key, 0) + 1
 
+    def take(self) -> "ShapeCounts":
+        """Return what was counted so far, and begin anew."""
+        taken, self.counts = ShapeCounts(self.block_size, self.counts), {}
+        return taken
+
+    def merge(self, other: "ShapeCounts") -> None:
+        """Add the counts of the other."""
+        for shape, count in other.counts.items():
+            self.counts[shape] = self.counts.get(shape, 0) + count
+
+    def add_to(self, path: Path) -> None:
+        """Add the counts to those of a file, which other servers may do at the same time.
+
+        The file is replaced in one step. Raises ShapesError.
+        """
+        try:
+            with _locked(path.parent):
+                whole = self.read(path, self.block_size) if path.exists() else ShapeCounts(self.block_size)
+                whole.merge(self)
+                whole.write(path)
+        except OSError as error:
+            raise ShapesError(f"{path} cannot be written: {error.strerror}") from error
+
     def write(self, path: Path) -> None:
         """Replace the file in one step. Raises OSError."""
         shapes = sorted(self.counts.items())
@@ -188,13 +194,48 @@ class ShapeCounts:
         new.replace(path)
 
 
-def open_recording(options: Options, device: DeviceSpec) -> ShapeCounts | None:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes that lock the folder waiting while the body runs. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@attrs.define
+class Recording:
+    """Counts that are added to a file now and then."""
+
+    path: Path
+    counts: ShapeCounts
+
+    @classmethod
+    def open(cls, path: Path, block_size: int) -> "Recording":
+        """Begin to count. Raises ShapesError for a file that cannot be read or written."""
+        counts = ShapeCounts(block_size)
+        counts.add_to(path)
+        return cls(path, counts)
+
+    async def save(self) -> None:
+        """Add the counts to the file; log a failure, and keep them for the next time."""
+        taken = self.counts.take()
+        try:
+            await trio.to_thread.run_sync(taken.add_to, self.path)
+        except ShapesError as error:
+            log.error("the shapes of steps could not be saved: %s", error)
+            self.counts.merge(taken)
+
+
+def open_recording(options: Options, device: DeviceSpec) -> Recording | None:
     """Open the file of --record-shapes; None if nothing is recorded. Raises ShapesError."""
     path = options.record_shapes
     if path is not None and not (device.compiles and device.flat):
         log.warning("--record-shapes has no effect: shapes do not matter on %s", device.name)
         path = None
-    return None if path is None else ShapeCounts.open(path, device.block_size)
+    return None if path is None else Recording.open(path, device.block_size)
 
 
 def rounded(size: int) -> int:
