@@ -27,6 +27,7 @@ CHOICES = {
     "chat_template": __file__,
     "bucket_shapes": __file__,
     "root_path": "/llm",
+    "while_recovering": "refuse",
     "aip_predict_route": "/predict",
     "aip_health_route": "/alive",
 }
