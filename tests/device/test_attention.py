@@ -19,6 +19,7 @@ from tgi.device.cpu.cpu_device import CpuDevice
 BLOCK = 16
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 20
 SLOPES = torch.tensor([0.5, 0.25, 1.0, 0.03, 0.01, 0.7])
+SINKS = SLOPES.flip(0) * 8 - 1
 FOREIGN = 30.0
 """Number in the cache at places that a row may not read."""
 DEVICES = ["cpu", *CARDS, "no kernels", "plain"]
@@ -100,7 +101,8 @@ def expected(row, layer, group, spec, dtype):
         if spec.slopes is not None:
             scores += spec.slopes[head].item() * (np.arange(first, position + 1) - position)
         weights = np.exp(scores - scores.max())
-        out[place, head] = weights / weights.sum() @ values[first : position + 1, read]
+        nothing = 0.0 if spec.sinks is None else np.exp(spec.sinks[head].item() - scores.max())
+        out[place, head] = weights / (weights.sum() + nothing) @ values[first : position + 1, read]
     return torch.from_numpy(out)
 
 
@@ -121,7 +123,9 @@ def attend(device, groups, dtype=torch.float32):
     place = device.torch_device
     device.dtype(str(dtype).removeprefix("torch."))
     specs = {
-        layer: s if s.slopes is None else attrs.evolve(s, slopes=s.slopes.to(place))
+        layer: attrs.evolve(
+            s, **{name: x.to(place) for name in ("slopes", "sinks") if (x := getattr(s, name)) is not None}
+        )
         for group in groups
         for layer, s in group.specs.items()
     }
@@ -256,7 +260,8 @@ SPECS = {
     "wide window": (AttentionSpec(0.2, window=64), 64),
     "slopes": (AttentionSpec(0.2, slopes=SLOPES), None),
     "cap": (AttentionSpec(0.7, softcap=3.0), None),
-    "everything": (AttentionSpec(0.7, window=33, slopes=SLOPES, softcap=3.0), 33),
+    "sinks": (AttentionSpec(0.3, sinks=SINKS), None),
+    "everything": (AttentionSpec(0.7, window=33, slopes=SLOPES, softcap=3.0, sinks=SINKS), 33),
 }
 STEPS = {
     "decode": [(0, 1), (15, 1), (16, 1), (47, 1), (48, 1), (130, 1)],
@@ -337,6 +342,7 @@ def test_random_rows_agree_with_scores_one_by_one(data):
         0.3,
         window=window,
         slopes=data.draw(st.sampled_from([None, SLOPES])),
+        sinks=data.draw(st.sampled_from([None, SINKS])),
         softcap=data.draw(st.sampled_from([None, 2.0])),
     )
     sizes = data.draw(st.lists(st.tuples(st.integers(0, 100), st.integers(1, 40)), min_size=1, max_size=4))

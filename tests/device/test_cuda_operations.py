@@ -68,7 +68,7 @@ def test_attention_of_prompts_agrees_with_scores_one_by_one(step, monkeypatch):
 )
 def test_attention_in_16_bits(step, dtype):
     """Triton's interpreter cannot multiply matrices of bfloat16."""
-    specs = [attention.SPECS[name][0] for name in ("window", "slopes", "cap")]
+    specs = [attention.SPECS[name][0] for name in ("window", "slopes", "cap", "sinks")]
     attention.check(CudaOperations(1), attention.make_rows(attention.STEPS[step]), specs, None, dtype)
 
 
@@ -128,12 +128,12 @@ from triton.compiler import ASTSource, compile
 from tgi.device.cuda import triton_kernels as kernels
 
 pointers = dict.fromkeys(("ids", "owners", "counts", "starts"), "*i32")
-pointers |= dict.fromkeys(("slopes", "sums", "peaks", "outs"), "*fp32")
+pointers |= dict.fromkeys(("slopes", "sinks", "sums", "peaks", "outs"), "*fp32")
 numbers = dict.fromkeys(("entries", "rows", "window", "size", "stride"), "i32")
 numbers |= {"scale": "fp32", "softcap": "fp32"}
 constants = dict(
     KV_HEADS=8, GROUPS=4, HEADS=32, DIM=96, DIM_UP=128, SIZE=64, BLOCK=32, PART=8, GROUPS_UP=16, TOGETHER=16,
-    WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True,
+    WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True, SINKS=True,
 )
 for name in ("_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"):
     kernel = getattr(kernels, name)

@@ -19,6 +19,8 @@ class AttentionSpec:
     """[heads of this rank] float32 on the device: slope * (key's position - query's) is added to a score."""
     softcap: float | None = None
     """Cap of a score, which becomes softcap * tanh(score / softcap)."""
+    sinks: torch.Tensor | None = None
+    """[heads of this rank] float32 on the device: score of a key whose value is 0, which each head has."""
 
     @property
     def kind(self) -> Kind:
@@ -27,8 +29,8 @@ class AttentionSpec:
 
     @property
     def changes_scores(self) -> bool:
-        """Whether a score is more than a scaled product."""
-        return self.slopes is not None or self.softcap is not None
+        """Whether a score is more than a scaled product, or there is one of nothing."""
+        return self.slopes is not None or self.softcap is not None or self.sinks is not None
 
 
 def change_scores(
@@ -48,6 +50,14 @@ def change_scores(
         assert distance is not None
         scores = scores + spec.slopes.view(shape) * distance
     return scores
+
+
+def weigh(scores: torch.Tensor, spec: AttentionSpec) -> torch.Tensor:
+    """Return the softmax of masked scores [rows, heads, queries, keys]; what the sinks get is left out."""
+    if spec.sinks is None:
+        return scores.softmax(-1)
+    sinks = spec.sinks.to(scores.dtype).view(-1, 1, 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sinks), -1).softmax(-1)[..., :-1]
 
 
 def distances(

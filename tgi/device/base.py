@@ -23,7 +23,7 @@ from tgi.weights.formats import LinearWeight
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
-from .attention import AttentionSpec, Kind, change_scores, distances
+from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .batch import Batch, KVCache
 from .experts import Experts
 from .graphs import Program, Run
@@ -333,7 +333,7 @@ class Device:
         if spec.window is not None:
             hidden = hidden | (distance <= -spec.window)
         scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)
-        weights = scores.masked_fill(hidden[:, None], -torch.inf).softmax(-1).to(values.dtype)
+        weights = weigh(scores.masked_fill(hidden[:, None], -torch.inf), spec).to(values.dtype)
         return (weights @ values).transpose(1, 2).reshape(query.shape)
 
     # ---- ranks -------------------------------------------------------------------------------------------

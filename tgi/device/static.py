@@ -6,7 +6,7 @@ import torch
 
 from tgi.device.costs import GATHERED
 
-from .attention import AttentionSpec, Kind, change_scores, distances
+from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .base import Device
 from .batch import Batch, FlatBlocks
 
@@ -226,6 +226,8 @@ class StaticDevice(Device):
             new = part.member.to(out.dtype).t() @ out.view(out.shape[0], -1)
             values = values * fading[:, :, None] + new.view(values.shape).float()
         self.border()
+        if spec.sinks is not None:
+            total = total + (spec.sinks - greatest[:rows]).exp()
         return (values / total.clamp_min(_MIN_SUM)[:, :, None]).to(query.dtype)
 
 
@@ -244,6 +246,8 @@ def join_blocks(
     adjustment = (highest - of_row).exp()
     sums = sums * adjustment
     total = plan.member @ (plan.member.t() @ sums)
+    if spec.sinks is not None:
+        total = total + (spec.sinks - of_row).exp()
     share = adjustment / torch.maximum(total, sums)  # the total of padding is 0
     out = out * share[:, :, None].to(out.dtype)
     return (plan.member.to(out.dtype).t() @ out.view(blocks, -1)).view(query.shape)
@@ -285,7 +289,7 @@ def attend_plainly(
     """Attend [rows, heads, tokens, head_dim] over [rows, kv_heads, context + tokens, head_dim]."""
     key, value = per_head(key, value, query.shape[1])
     scores = change_scores((query @ key.transpose(2, 3)).float() * spec.scale, distance, spec) + bias
-    return scores.softmax(-1).to(value.dtype) @ value
+    return weigh(scores, spec).to(value.dtype) @ value
 
 
 def per_head(key: torch.Tensor, value: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor]:

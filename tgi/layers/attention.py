@@ -31,8 +31,8 @@ class Attention(nn.Module):
     """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
 
     Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
-    them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads) and `softcap`
-    are those of `AttentionSpec`. `norms` are applied to queries and to keys [T, heads, head_dim] before they
+    them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads), `softcap` and
+    `sinks` (of this rank's heads) are those of `AttentionSpec`. `norms` are applied to queries and to keys [T, heads, head_dim] before they
     are rotated, and numbers beyond `clip` are cut off then. The first `interleaved` features are rotated with
     their neighbours.
     """
@@ -49,6 +49,7 @@ class Attention(nn.Module):
         window: int | None = None,
         slopes: torch.Tensor | None = None,
         softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
         norms: Sequence[nn.Module] = (),
         interleaved: int = 0,
         clip: float | None = None,
@@ -66,7 +67,7 @@ class Attention(nn.Module):
         if slopes is not None:
             slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
-        self._spec = AttentionSpec(scale, window, slopes, softcap)
+        self._spec = AttentionSpec(scale, window, slopes, softcap, sinks)
         build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
 
     def forward(

@@ -94,12 +94,16 @@ class Build:
         self.device.settle()
         return whole
 
-    def read_raw(self, part: TensorPart, dtype: torch.dtype) -> torch.Tensor:
-        """Return a part of a tensor in the host's memory, where a format can change it."""
+    def read_raw(self, part: TensorPart, dtype: torch.dtype, kept: bool = True) -> torch.Tensor:
+        """Return a part of a tensor in the host's memory, where a format can change it.
+
+        `kept`: whether the rank keeps it as it is.
+        """
         on_device = self.device.torch_device
         place = on_device if on_device.type == "meta" else torch.device("cpu")
         out = torch.empty(part.size, dtype=dtype, device=place)
-        self.keep(part.name, part.shape, out, self.format.name)
+        if kept:
+            self.keep(part.name, part.shape, out, self.format.name)
         return self._read(part, out)
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -202,7 +206,7 @@ class Build:
         mine = slice(part.index, part.index + 1)
         (whole,) = self.weights.read(part.name, (part.count, *shape), 0, mine)
         if part.indices is not None:
-            whole = whole.narrow(dim, part.indices.start, there.shape[dim])
+            whole = whole[(slice(None),) * dim + (part.indices,)]
         there.copy_(whole)
         return out
 

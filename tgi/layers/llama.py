@@ -41,6 +41,10 @@ class SelfAttention(nn.Module):
             sizes = [count * size for count in pieces]
             self.qkv = ColumnLinear(build, fused, config.hidden_size, sizes, bias, pieces, config.transposed)
         build.scale_cache(layer, name)
+        sinks = None
+        if config.sinks:
+            part = TensorPart(f"{name}.sinks", (heads,), 0, build.shard.cut(heads))
+            sinks = build.read(part).float()
         norms = {names.query_norm: heads, names.key_norm: kv_heads} if config.head_norm else {}
         self.attention = Attention(
             build,
@@ -52,6 +56,7 @@ class SelfAttention(nn.Module):
             window=config.windows[layer],
             slopes=alibi_slopes(heads) if config.alibi else None,
             softcap=config.attention_softcap,
+            sinks=sinks,
             norms=[HeadNorm(build, f"{name}.{norm}", count, config) for norm, count in norms.items()],
             interleaved=rope.dim if rope and config.interleaved else 0,
             clip=config.clip_qkv,

@@ -118,21 +118,35 @@ def read_experts(build: Build, name: str, config: LlamaConfig) -> Experts:
         mine, cut = mine[build.shard.cut(everyone)], slice(0, inner)
     stacked = "{}" not in settings.down
 
-    def part(tensor: str, index: int, shape: tuple[int, ...], dim: int, indices: slice) -> TensorPart:
-        place = index if stacked else None
+    def part(
+        tensor: str, index: int, shape: tuple[int, ...], dim: int = 0, indices: slice | None = None
+    ) -> TensorPart:
+        turned, place = settings.transposed and len(shape) > 1, index if stacked else None
         full = f"{name}.{tensor.format(index)}"
-        return TensorPart(full, shape, dim, indices, index=place, count=everyone)
+        return TensorPart(full, shape, dim, indices, turned, index=place, count=everyone)
 
-    def up(index: int) -> list[TensorPart]:
+    def up(index: int, *rest: int, kind: str = "") -> list[TensorPart]:
         if len(settings.up) == 2:
-            return [part(tensor, index, (inner, hidden), 0, cut) for tensor in settings.up]
-        other = slice(inner + cut.start, inner + cut.stop)
-        return [part(settings.up[0], index, (2 * inner, hidden), 0, each) for each in (cut, other)]
+            return [part(f"{tensor}{kind}", index, (inner, *rest), 0, cut) for tensor in settings.up]
+        cuts = [cut, slice(inner + cut.start, inner + cut.stop)]
+        if settings.alternating:
+            cuts = [slice(2 * cut.start + odd, 2 * cut.stop, 2) for odd in (0, 1)]
+        return [part(f"{settings.up[0]}{kind}", index, (2 * inner, *rest), 0, each) for each in cuts]
 
+    up_bias = down_bias = None
+    if settings.bias:
+        up_bias = torch.stack([build.read(*up(index, kind="_bias")) for index in mine])
+        down_bias = torch.stack(
+            [build.read(part(f"{settings.down}_bias", index, (hidden,))) for index in mine]
+        )
+        if build.shard.rank and not build.expert_parallel:
+            down_bias.zero_()  # it is in the sum over the ranks once
     return build.device.prepare_experts(
         Experts(
-            up=[build.linear(*up(index)) for index in mine],
+            up=[build.linear(*up(index, hidden)) for index in mine],
             down=[build.linear(part(settings.down, index, (hidden, inner), 1, cut)) for index in mine],
+            up_bias=up_bias,
+            down_bias=down_bias,
             first=mine.start,
             kind=config.activation,
             gate=lambda x: gate(build.device, config.activation, x),

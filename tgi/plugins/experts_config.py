@@ -41,7 +41,11 @@ class ExpertsConfig:
     """Name of the last layer's tensor. Names without a number are of tensors of all experts, one after
     another in the first dimension."""
     bias: bool = False
-    """Whether the experts' layers have biases."""
+    """Whether the experts' layers have biases, whose names end in "_bias"."""
+    transposed: bool = False
+    """Whether the checkpoint has the experts' tensors as [in, out]."""
+    alternating: bool = False
+    """Whether the rows of the gate and of the layer beside it alternate in a single tensor."""
     shared: int = 0
     """Inner size of an MLP that every token goes through, too; 0: there is none."""
     shared_name: str = "mlp.shared_expert"

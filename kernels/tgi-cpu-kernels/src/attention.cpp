@@ -135,8 +135,9 @@ template <typename T> struct Attention {
       store(into + PARTIAL + i, load(into + PARTIAL + i) * mine + load(next + PARTIAL + i) * its);
   }
 
-  void write(const float* merged, T* out) const {
-    const float inverse = 1.0f / merged[1];
+  void write(const float* merged, long head, T* out) const {
+    const float nothing = a.sinks ? expf(a.sinks[head] - merged[0]) : 0;
+    const float inverse = 1.0f / (merged[1] + nothing);
     for (long i = 0; i < a.size; i += W) store(out + i, load(merged + PARTIAL + i) * inverse);
   }
 
@@ -214,7 +215,7 @@ template <typename T> struct Attention {
           continue;
         }
         queries(it.row, it.kv_head, it.begin, it.count, -1, merged);
-        for (long n = 0; n < it.count; n++) write(merged + n * width, result(it, n));
+        for (long n = 0; n < it.count; n++) write(merged + n * width, it.kv_head * readers + (it.begin + n) % readers, result(it, n));
       }
 #pragma omp for schedule(dynamic, 4)
       for (long i = 0; i < a.rows * a.heads; i++) {
@@ -222,7 +223,7 @@ template <typename T> struct Attention {
         if (slots[row] < 0) continue;
         float* into = a.partials + (slots[row] + head) * width;
         for (long c = 1; c < chunks(row); c++) merge(into, into + c * a.heads * width);
-        write(into, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
+        write(into, head, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
       }
     }
   }

@@ -30,6 +30,7 @@ struct AttentionArguments {
   float* partials;  // scratch of tgi_partials() numbers
   long rows, width, heads, kv_heads, size, query_stride, window;  // window 0: all tokens before
   float scale, softcap;  // softcap 0: none
+  const float* sinks;  // [heads]: score of a key whose value is 0, or null
 };
 
 extern "C" {

@@ -195,6 +195,7 @@ def attend(
     window: int = 0,
     softcap: float = 0.0,
     slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend with one row in float64."""
     tokens, heads, _ = query.shape
@@ -208,7 +209,10 @@ def attend(
     hidden = distance > 0
     if window:
         hidden = hidden | (distance <= -window)
-    return torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, -math.inf).softmax(-1), value)
+    scores = scores.masked_fill(hidden, -math.inf)
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, tokens, 1)), -1)
+    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., : len(key)], value)
 
 
 ROWS: list[Row] = [(0, 0, 1), (1, 20, 37), (2, 299, 1), (3, 700, 5), (4, 0, 80), (5, 1030, 1)]
@@ -219,15 +223,16 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "narrow": {"window": 1},
     "softcap": {"softcap": 2.0},
     "alibi": {"slopes": True},
-    "all": {"window": 300, "softcap": 3.0, "slopes": True},
+    "sinks": {"sinks": True},
+    "all": {"window": 300, "softcap": 3.0, "slopes": True, "sinks": True},
 }
 
 
 def chosen(options: str, heads: int) -> dict[str, Any]:
-    """Return a copy of these options, with slopes for the heads if they are wanted."""
+    """Return a copy of these options, with slopes and sinks for the heads if they are wanted."""
     given = dict(OPTIONS[options])
-    if "slopes" in given:
-        given["slopes"] = torch.rand(heads, generator=torch.Generator().manual_seed(7))
+    for name in given.keys() & {"slopes", "sinks"}:
+        given[name] = torch.rand(heads, generator=torch.Generator().manual_seed(7))
     return given
 
 

@@ -53,6 +53,7 @@ class _Attention(ctypes.Structure):
         *((name, _Pointer) for name in ("starts", "bases", "slopes", "partials")),
         *((name, _Long) for name in ("rows", "width", "heads", "kv_heads", "size", "query_stride", "window")),
         *((name, _Float) for name in ("scale", "softcap")),
+        ("sinks", _Pointer),
     )
 
 
@@ -229,13 +230,14 @@ class Kernels:
         softcap: float = 0.0,
         bases: torch.Tensor | None = None,
         slopes: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return causal attention of query [tokens, heads, size] over a layer's cache, in the same shape.
 
         Row r has `lengths[r]` query tokens from `offsets[r]` on, at positions from `starts[r]` on, whose keys
         and values are in the cache already. tables [rows, width] int32 are block ids; the first is that of
-        position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes [heads]
-        float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE.
+        position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes and
+        sinks [heads] float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE.
         """
         query = _whole_heads(query)
         tokens, heads, size = query.shape
@@ -243,6 +245,7 @@ class Kernels:
         arguments = _Attention(
             *map(_place, (query, keys, values, out, tables, offsets, lengths, starts, bases, slopes)), None,
             lengths.shape[0], tables.shape[1], heads, kv_heads, size, query.stride(0), window, scale, softcap,
+            _place(sinks),
         )  # fmt: skip
         partials = torch.empty(self._functions.tgi_partials(ctypes.byref(arguments)), dtype=torch.float32)
         arguments.partials = partials.data_ptr()

@@ -345,10 +345,15 @@ def _attend_piece(
         bias = bias + spec.slopes.view(-1, 1, groups, 1) * distance[:, None]
     bias = bias.expand(-1, -1, groups, -1).flatten(1, 2)[None]  # [1, 1 or kv_heads, q * groups, n]
     if spec.softcap is None:
-        return _unfold(_flash(folded, keys, values, attn_mask=bias, scale=spec.scale)[0], query)
-    scores = (folded @ keys.transpose(2, 3)).float().mul_(spec.scale / spec.softcap)
-    weights = scores.tanh_().mul_(spec.softcap).add_(bias).softmax(-1)
-    return _unfold(weights.to(values.dtype) @ values, query)
+        out, total = _flash(folded, keys, values, attn_mask=bias, scale=spec.scale)
+    else:
+        scores = (folded @ keys.transpose(2, 3)).float().mul_(spec.scale / spec.softcap)
+        scores = scores.tanh_().mul_(spec.softcap).add_(bias)
+        out, total = scores.softmax(-1).to(values.dtype) @ values, scores.logsumexp(-1)
+    if spec.sinks is not None:
+        sinks = spec.sinks.view(-1, 1, groups).expand(-1, len(query), -1).flatten(1)
+        out = out * torch.sigmoid(total - sinks)[..., None].to(out.dtype)
+    return _unfold(out, query)
 
 
 def _attend(

@@ -183,4 +183,5 @@ class KernelDevice(CpuDevice):
             softcap=spec.softcap or 0.0,
             bases=rows.bases,
             slopes=spec.slopes,
+            sinks=spec.sinks,
         )

@@ -116,7 +116,7 @@ def _attend_slice(
     """Attend with a slice of the queries."""
     query, bias = query[:, :, part], bias[:, :, part]
     distance = None if distance is None else distance[:, :, part]
-    if spec.softcap is not None:
+    if spec.softcap is not None or spec.sinks is not None:
         return attend_plainly(query, key, value, bias, distance, spec)
     key, value = per_head(key, value, query.shape[1])
     return F.scaled_dot_product_attention(query, key, value, shifted(bias, distance, spec), scale=spec.scale)

@@ -86,8 +86,9 @@ def _attend_part(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[misc,untyped-decorator,unused-ignore]
 def _join_pieces(  # type: ignore[no-untyped-def]
-    starts, sums, peaks, outs, result,
+    starts, sums, peaks, outs, sinks, result,
     HEADS: tl.constexpr, DIM: tl.constexpr, PART: tl.constexpr, DIM_UP: tl.constexpr, TOGETHER: tl.constexpr,
+    SINKS: tl.constexpr,
 ):  # fmt: skip
     """Join the pieces of a row; program (row, head). A row without blocks, which is padding, gets zeros."""
     row, head = tl.program_id(0), tl.program_id(1)
@@ -111,6 +112,8 @@ def _join_pieces(  # type: ignore[no-untyped-def]
         parts = tl.load(outs + piece[:, None] * DIM + dim[None, :], mask=mask, other=0.0)
         out = out * shrunk + tl.sum(parts * shares[:, None], 0)
         peak = higher
+    if SINKS:
+        total += tl.exp(tl.load(sinks + head) - peak)
     out = out / tl.where(total == 0.0, 1.0, total)
     place = (row.to(tl.int64) * HEADS + head) * DIM + dim
     tl.store(result + place, out.to(result.dtype.element_ty), mask=dim < DIM)
@@ -189,8 +192,8 @@ def attend_blocks(
         num_stages=3,
     )  # fmt: skip
     _join_pieces[rows, heads](
-        starts, sums, peaks, outs, result,
-        HEADS=heads, DIM=dim, PART=PART, DIM_UP=dim_up, TOGETHER=_TOGETHER,
+        starts, sums, peaks, outs, sums if spec.sinks is None else spec.sinks, result,
+        HEADS=heads, DIM=dim, PART=PART, DIM_UP=dim_up, TOGETHER=_TOGETHER, SINKS=spec.sinks is not None,
     )  # fmt: skip
     return result
 

@@ -277,9 +277,9 @@ class HpuDevice(StaticDevice):
         plan: PromptPlan,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Attend with the fused kernel, which has no soft cap."""
+        """Attend with the fused kernel, which has no soft cap and no sinks."""
         kernel, scale = self.bridge.attention, spec.scale
-        if kernel is None or spec.softcap is not None:
+        if kernel is None or spec.softcap is not None or spec.sinks is not None:
             return super().attend_prompt(query, key, value, bias, plan, spec)
         mode = "fast" if query.dtype == torch.bfloat16 else "None"
         if bias is None:

@@ -6,6 +6,7 @@ which defines the product in plain torch. `Device.multiply` may be faster for we
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Protocol, Self
 
 import torch
@@ -45,8 +46,14 @@ class Reader(Protocol):
     def read(self, *parts: TensorPart, rows: int = 0) -> torch.Tensor:
         """Return parts of dense tensors, one below the other, on the device and in the model's dtype."""
 
-    def read_raw(self, part: TensorPart, dtype: torch.dtype) -> torch.Tensor:
-        """Return a part of a tensor in the host's memory."""
+    def read_raw(self, part: TensorPart, dtype: torch.dtype, kept: bool = True) -> torch.Tensor:
+        """Return a part of a tensor in the host's memory, which the rank keeps or does not."""
+
+    def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
+        """Take note of a tensor that the rank keeps."""
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the device, in the model's dtype."""
 
 
 class LinearWeight(ABC):

@@ -1,0 +1,78 @@
+"""Logits and text against transformers, and experts in MXFP4 against transformers' own expansion."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GptOssConfig
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
+from tgi.testing.checkpoints import describe_config, make_checkpoint
+
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 24,
+}
+
+
+def test_gpt_oss(tmp_path):
+    folder = make_checkpoint(tmp_path, GptOssConfig(**SIZES))
+    check_architecture(folder)
+    check_generation(folder, [5, 40])
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_experts_in_4_bits(tmp_path, ranks):
+    """Four ranks have parts of an expert that are no multiples of 32 numbers."""
+    folder = make_checkpoint(tmp_path, GptOssConfig(**SIZES, tie_word_embeddings=False))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
+    for name in [name for name in tensors if name.endswith("_proj") and "experts" in name]:
+        experts, width, rows = tensors.pop(name).shape
+        shape = (experts, rows, width // 32)
+        blocks = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8, generator=generator)
+        scales = torch.randint(121, 125, shape, dtype=torch.uint8, generator=generator)
+        tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
+        expanded = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+        model.get_parameter(name).data.copy_(expanded)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    check_architecture(folder, reference=model, cards=[], ranks=ranks)
+
+
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"],
+    "model_type": "gpt_oss",
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "experts_per_token": 4,
+    "num_experts_per_tok": 4,
+    "initial_context_length": 4096,
+    "swiglu_limit": 7.0,
+    "quantization_config": {"quant_method": "mxfp4"},
+}
+
+
+def test_the_published_size(tmp_path):
+    """OpenAI says 20.91 billion parameters."""
+    described = describe_config(tmp_path, GPT_OSS_20B)
+    assert described.parameters == pytest.approx(20.91e9, rel=1e-3)
+    assert [(group.window, len(group.layers)) for group in described.groups] == [(128, 12), (None, 12)]
