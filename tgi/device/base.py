@@ -24,7 +24,7 @@ from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
-from .batch import Batch, KVCache
+from .batch import Batch, KVCache, pair
 from .experts import Experts
 from .graphs import Program, Run
 from .ranking import most_likely
@@ -269,12 +269,15 @@ class Device:
         return []
 
     def allocate_cache(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
     ) -> KVCache:
-        """Return a group of layers' keys and values, [slots, kv_heads, head_dim] each here, filled with 0."""
-        shape = (layers, 2, slots, kv_heads, head_dim)
+        """Return a group of layers' keys and values, [slots, kv_heads, head_dim] each here, filled with 0.
+
+        `latent`: they are one tensor, of which `attention` reads values as it reads keys.
+        """
+        shape = (layers, 1 if latent else 2, slots, kv_heads, head_dim)
         whole = torch.zeros(shape, dtype=dtype, device=self.torch_device)
-        return KVCache.of_group([(layer[0], layer[1]) for layer in whole], whole)
+        return KVCache.of_group([pair(layer.unbind(0)) for layer in whole], whole)
 
     def use(self, layer: int, spec: AttentionSpec) -> None:
         """Take note of a layer's attention while the model is built; `plan` prepares for these."""
@@ -294,7 +297,8 @@ class Device:
         keys, values = batch.cache.layers[layer]
         slots = batch.places_of(layer).slots.long()
         keys.index_copy_(0, slots, key)
-        values.index_copy_(0, slots, value)
+        if values is not keys:
+            values.index_copy_(0, slots, value)
 
     def attention(
         self,

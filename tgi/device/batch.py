@@ -48,6 +48,11 @@ class KVCache:
     places: Sequence[int]
     """Index of each layer among the layers of its group."""
 
+    def latent(self, layer: int) -> bool:
+        """Return whether a layer's values are its keys."""
+        keys, values = self.layers[layer]
+        return keys is values
+
     @classmethod
     def of_group(
         cls, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
@@ -66,6 +71,11 @@ class KVCache:
         layers = [caches[group].layers[place] for _, group, place in order]
         groups, places = [group for _, group, _ in order], [place for _, _, place in order]
         return cls(layers, [cache.wholes[0] for cache in caches], groups, places)
+
+
+def pair(parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return keys and values, which are the same tensor if there is one part only."""
+    return parts[0], parts[-1]
 
 
 @attrs.define(eq=False)

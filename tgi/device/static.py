@@ -133,19 +133,18 @@ class StaticDevice(Device):
 
     def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
-        slots = batch.plan_of(layer).slots
-        for cache, new in zip(batch.cache.layers[layer], (key, value), strict=True):
-            cache.index_copy_(0, slots, new)
+        slots, (keys, values) = batch.plan_of(layer).slots, batch.cache.layers[layer]
+        keys.index_copy_(0, slots, key)
+        if values is not keys:
+            values.index_copy_(0, slots, value)
 
     def read_blocks(
         self, layer: int, batch: Batch, blocks: torch.Tensor, block_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of whole blocks, [n, block_size, kv_heads, head_dim] each."""
-        keys, values = (
-            cache.view(-1, block_size, *cache.shape[1:]).index_select(0, blocks)
-            for cache in batch.cache.layers[layer]
-        )
-        return keys, values
+        keys, values = (cache.view(-1, block_size, *cache.shape[1:]) for cache in batch.cache.layers[layer])
+        read = keys.index_select(0, blocks)
+        return read, read if batch.cache.latent(layer) else values.index_select(0, blocks)
 
     def attention(
         self,

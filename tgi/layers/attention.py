@@ -32,9 +32,9 @@ class Attention(nn.Module):
 
     Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
     them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads), `softcap` and
-    `sinks` (of this rank's heads) are those of `AttentionSpec`. `norms` are applied to queries and to keys [T, heads, head_dim] before they
-    are rotated, and numbers beyond `clip` are cut off then. The first `interleaved` features are rotated with
-    their neighbours.
+    `sinks` (of this rank's heads) are those of `AttentionSpec`. `norms` are applied to queries and to keys
+    [T, heads, head_dim] before they are rotated, and numbers beyond `clip` are cut off then. The first
+    `interleaved` features are rotated with their neighbours.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Attention(nn.Module):
             query_key, value = (x.clamp(-self._clip, self._clip) for x in (query_key, value))
         if rotation is not None:
             if self._interleaved:  # the scores do not depend on the order of features
-                query_key = _halves(query_key, self._interleaved)
+                query_key = halves(query_key, self._interleaved)
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
         self._device.store_kv(self._layer, key, value, batch)
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         return out.reshape(qkv.shape[0], heads * self._head_dim)
 
 
-def _halves(x: torch.Tensor, size: int) -> torch.Tensor:
+def halves(x: torch.Tensor, size: int) -> torch.Tensor:
     """Move the even ones of the first `size` features of x [T, heads, head_dim] before the odd ones."""
     pairs = x[..., :size].reshape(*x.shape[:-1], size // 2, 2)
     turned = pairs.transpose(-1, -2).flatten(-2)

@@ -28,6 +28,8 @@ class CacheLayer:
     all_kv_heads: int
     """Key/value heads of all ranks."""
     head_dim: int
+    latent: bool = False
+    """Whether values are a part of the keys, and not kept apart."""
 
 
 @attrs.define(eq=False)
@@ -106,6 +108,14 @@ class Build:
             self.keep(part.name, part.shape, out, self.format.name)
         return self._read(part, out)
 
+    def read_wide(self, part: TensorPart) -> torch.Tensor:
+        """Return a part of a dense tensor on the device, in float32."""
+        out = torch.empty(part.size, dtype=torch.float32, device=self.device.torch_device)
+        self.keep(part.name, part.shape, out)
+        self._read(part, out)
+        self.device.settle()
+        return out
+
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor on the device, in the model's dtype."""
         return tensor.to(self.device.torch_device, self.dtype)
@@ -146,6 +156,16 @@ class Build:
         self._count_rounded(self.format.head, 1)
         return self.prepare(self.format.head.round(matrix))
 
+    def dense(self, part: TensorPart) -> torch.Tensor:
+        """Return the weight of a linear layer as numbers, whatever format the checkpoint has it in."""
+        if isinstance(self.format, Rounding) or self.format.missing(self, part) is not None:
+            return self.read(part)
+        return self.put(self.format.read(self, part).dense())
+
+    def wide_linear(self, part: TensorPart) -> LinearWeight:
+        """Return the weight of a small dense linear layer that computes in float32."""
+        return self.device.prepare_linear(DenseWeight(self.read_wide(part)))
+
     def prepare(self, weight: LinearWeight) -> LinearWeight:
         """Return a weight ready for `Device.multiply`.
 
@@ -180,7 +200,8 @@ class Build:
                 kv_heads=shape.kv_heads,
                 all_kv_heads=shape.all_kv_heads,
                 head_dim=shape.head_dim,
-                token_bytes=2 * len(layers) * shape.kv_heads * shape.head_dim * item,
+                token_bytes=(1 if shape.latent else 2) * len(layers) * shape.kv_heads * shape.head_dim * item,
+                latent=shape.latent,
             )
             for shape, layers in groups.items()
         ]

@@ -17,6 +17,7 @@ from tgi.weights import TensorPart
 from .activation import activate, gate
 from .attention import Attention, alibi_slopes
 from .build import Build
+from .latent import LatentAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
 from .moe import MixtureOfExperts
 from .norm import HeadNorm, make_norm
@@ -181,6 +182,9 @@ class LlamaDecoder(nn.Module):
 
     def make_attention(self, config: LlamaConfig, build: Build, layer: int) -> nn.Module:
         """Build the attention of a layer, which is called as `SelfAttention`."""
+        if config.latent is not None:
+            name = f"{config.names.layer}.{config.names.attention}".format(layer)
+            return LatentAttention(build, name, layer, config, config.latent)
         return SelfAttention(
             build, f"{config.names.layer}.{config.names.attention}".format(layer), layer, config
         )

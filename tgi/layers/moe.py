@@ -58,18 +58,18 @@ class Router(nn.Module):
         super().__init__()
         self._device, self._config = build.device, config
         router = TensorPart(f"{name}.{config.router}.weight", (config.count, hidden))
-        self._weight = build.linear(router, exact=True)
+        self._weight = build.wide_linear(router) if config.wide else build.linear(router, exact=True)
         self._bias = self._correction = None
         if config.router_bias:
             self._bias = build.read(TensorPart(f"{name}.{config.router}.bias", (config.count,)))
         if config.correction is not None:
-            correction = TensorPart(f"{name}.{config.correction}", (config.count,))
-            self._correction = build.read(correction).float()
+            self._correction = build.read_wide(TensorPart(f"{name}.{config.correction}", (config.count,)))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights [T, top] of the experts of each token, in the dtype of x, and their numbers."""
         config = self._config
-        logits = self._device.multiply(x, self._weight, self._bias).float()
+        wide = x.float() if config.wide else x
+        logits = self._device.multiply(wide, self._weight, self._bias).float()
         if config.scores == "sparsemixer":
             weights, chosen = _sparsemixer(logits, config.top, config.jitter)
             return weights.to(x.dtype), chosen

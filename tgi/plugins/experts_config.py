@@ -33,6 +33,8 @@ class ExpertsConfig:
     """Name of the module below the layer's."""
     router: str = "gate"
     router_bias: bool = False
+    wide: bool = False
+    """Whether the router computes in float32, whatever the dtype of the model."""
     correction: str | None = None
     """Name of what is added to the scores for the choice alone."""
     up: tuple[str, ...] = ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight")

@@ -59,6 +59,22 @@ class Names:
 
 
 @attrs.frozen(kw_only=True)
+class LatentSizes:
+    """Sizes of attention whose keys and values are kept compressed (DeepSeek-AI 2024, arXiv 2405.04434)."""
+
+    rank: int
+    """Features of the compressed keys and values of a token."""
+    query_rank: int | None
+    """Features of its compressed queries; None: they are not compressed."""
+    plain: int
+    """Features of a head's keys that are not rotated."""
+    rotated: int
+    """Features of keys that are rotated, which all heads share."""
+    value: int
+    """Features of a head's values."""
+
+
+@attrs.frozen(kw_only=True)
 class LlamaConfig(ModelConfig):
     """The settings of a decoder like Llama's."""
 
@@ -115,6 +131,8 @@ class LlamaConfig(ModelConfig):
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     experts: ExpertsConfig | None = None
+    latent: LatentSizes | None = None
+    """Attention that keeps keys and values compressed; None: it keeps them as they are."""
 
 
 def read_llama_config(

@@ -56,6 +56,8 @@ class CacheGroup(msgspec.Struct, frozen=True, kw_only=True):
     head_dim: int
     token_bytes: int
     """Bytes of one token's keys and values in all layers of the group, on one rank."""
+    latent: bool = False
+    """Whether values are kept as a part of the keys."""
 
 
 class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):

@@ -103,7 +103,12 @@ class Runner:
         """Reserve the KV cache: that many blocks for each layer group."""
         caches = [
             self.device.allocate_cache(
-                len(group.layers), count * self.block_size, group.kv_heads, group.head_dim, self.cache_dtype
+                len(group.layers),
+                count * self.block_size,
+                group.kv_heads,
+                group.head_dim,
+                self.cache_dtype,
+                group.latent,
             )
             for group, count in zip(self.groups, blocks, strict=True)
         ]

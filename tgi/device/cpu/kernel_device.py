@@ -133,11 +133,11 @@ class KernelDevice(CpuDevice):
         return x
 
     def allocate_cache(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
     ) -> KVCache:
         """Return a cache in the kernels' order, or in the base class's for heads they do not take."""
-        if head_dim % _VECTOR or head_dim > MAX_HEAD_SIZE or slots % BLOCK:
-            return super().allocate_cache(layers, slots, kv_heads, head_dim, dtype)
+        if head_dim % _VECTOR or head_dim > MAX_HEAD_SIZE or slots % BLOCK or latent:
+            return super().allocate_cache(layers, slots, kv_heads, head_dim, dtype, latent)
         whole = torch.zeros(layers, 2, slots * kv_heads * head_dim, dtype=dtype)
         return KVCache.of_group([(layer[0], layer[1]) for layer in whole])
 

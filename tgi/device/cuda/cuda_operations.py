@@ -65,8 +65,10 @@ class CudaOperations(StaticDevice):
 
         return kernels.total(x)
 
-    def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> BlocksPlan:
-        """Find where each row's blocks begin."""
+    def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
+        """Find where each row's blocks begin; the kernel does not take heads as wide as compressed keys."""
+        if batch.cache.latent(batch.cache.groups.index(number)):
+            return super().plan_decode(batch, number, flat, block_size)
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
         slots = batch.groups[number].slots.long()
@@ -78,7 +80,8 @@ class CudaOperations(StaticDevice):
         """Attend by a kernel that reads blocks where they are."""
         from . import triton_kernels as kernels
 
-        assert isinstance(plan, BlocksPlan)
+        if not isinstance(plan, BlocksPlan):
+            return super().attend_decode(layer, query, batch, plan, spec)
         keys, values = batch.cache.layers[layer]
         return kernels.attend_blocks(query, keys, values, plan.blocks, plan.starts, plan.size, spec)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Array
-from tgi.device.batch import Batch, KVCache
+from tgi.device.batch import Batch, KVCache, pair
 from tgi.device.graphs import Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
@@ -31,6 +31,9 @@ from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
 from .gaudi_probes import gaudi_probes
 from .lazy_graphs import LazyGraphs
+
+_WIDEST = 256
+"""Most features of a head that the fused attention gets; compressed keys have more."""
 
 
 class HpuDevice(StaticDevice):
@@ -230,7 +233,7 @@ class HpuDevice(StaticDevice):
     # ---- the KV cache and attention ------------------------------------------------------------------------
 
     def allocate_cache(
-        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
     ) -> KVCache:
         """Return a tensor for each layer's keys and values: a graph can only change whole tensors.
 
@@ -240,7 +243,7 @@ class HpuDevice(StaticDevice):
         def part() -> torch.Tensor:
             return torch.zeros(slots, kv_heads, head_dim, dtype=dtype, device=self.torch_device)
 
-        return KVCache.of_group([(part(), part()) for _ in range(layers)])
+        return KVCache.of_group([pair([part() for _ in range(1 if latent else 2)]) for _ in range(layers)])
 
     @property
     def fused(self) -> bool:
@@ -277,9 +280,10 @@ class HpuDevice(StaticDevice):
         plan: PromptPlan,
         spec: AttentionSpec,
     ) -> torch.Tensor:
-        """Attend with the fused kernel, which has no soft cap and no sinks."""
+        """Attend with the fused kernel, which has no soft cap, no sinks, and heads of usual sizes."""
         kernel, scale = self.bridge.attention, spec.scale
-        if kernel is None or spec.softcap is not None or spec.sinks is not None:
+        plain = spec.softcap is not None or spec.sinks is not None or query.shape[-1] > _WIDEST
+        if kernel is None or plain:
             return super().attend_prompt(query, key, value, bias, plan, spec)
         mode = "fast" if query.dtype == torch.bfloat16 else "None"
         if bias is None:

@@ -59,6 +59,10 @@ class Reader(Protocol):
 class LinearWeight(ABC):
     """The weight [out, in] of a linear layer on one rank."""
 
+    def dense(self) -> torch.Tensor:
+        """Return the numbers, before `prepare`."""
+        raise NotImplementedError
+
     @abstractmethod
     def prepare(self, device: Operations) -> Self:
         """Return the weight on the device, ready for `multiply`."""

@@ -16,6 +16,10 @@ class DenseWeight(LinearWeight):
 
     matrix: torch.Tensor
 
+    def dense(self) -> torch.Tensor:
+        """Return the matrix."""
+        return self.matrix
+
     def prepare(self, device: Operations) -> Self:
         """Return the weight as `Device.prepare_weight` makes it."""
         return attrs.evolve(self, matrix=device.prepare_weight(self.matrix))

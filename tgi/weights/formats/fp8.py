@@ -53,6 +53,10 @@ class Fp8Weight(LinearWeight):
     input: Scale
     """Scale by which inputs are rounded to 8 bits."""
 
+    def dense(self) -> torch.Tensor:
+        """Return the real numbers, in float32."""
+        return self.numbers.float() * self.scales[:, None]
+
     def to(self, device: torch.device) -> Self:
         """Return a copy on the device."""
         return attrs.evolve(

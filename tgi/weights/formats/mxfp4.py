@@ -1,7 +1,7 @@
 """Experts in 4 bits (e2m1) with a scale in 8 bits (a power of 2) for 32 numbers, as gpt-oss has them.
 
-The weights are made dense when they are loaded. Beside the tensors of all experts "x_blocks" [experts, out, in /
-32, 16] of two numbers in a byte, a checkpoint has "x_scales" [experts, out, in / 32].
+The weights are made dense when they are loaded. For all experts together a checkpoint has
+"x_blocks", [experts, out, in / 32, 16] with two numbers in a byte, and "x_scales", [experts, out, in / 32].
 """
 
 import attrs
