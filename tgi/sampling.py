@@ -168,6 +168,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Parameter(
             description="Lowers the logit of a token once it has been generated.",
             range=_PENALTY,
+            native="presence_penalty",
             openai="presence_penalty",
             bounds=(-1e4, 1e4),
             history=True,
@@ -178,6 +179,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Parameter(
             description="Leaves out tokens that are less likely than this share of the most likely one.",
             range=Range(ge=0.0, le=1.0),
+            native="min_p",
             openai="min_p",
             column=_log,
             warper=True,
@@ -202,6 +204,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
             "probability.",
             range=_SHARE,
             native="typical_p",
+            openai="typical_p",
+            openai_range=Range(gt=0.0, le=1.0),
             warper=True,
         ),
     ] = 1.0
@@ -221,6 +225,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         Parameter(
             description="Prefers a pseudo-random part of the vocabulary, so that the text can be recognised.",
             native="watermark",
+            openai="watermark",
         ),
     ] = False
     logit_bias: Annotated[
@@ -233,6 +238,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
         U32,
         Parameter(
             description="Number of tokens generated before the text may end. No effect beside a grammar.",
+            native="min_tokens",
             openai="min_tokens",
             on_host=True,
         ),

@@ -88,7 +88,7 @@ async def test_headers_tell_prompt_and_times() -> None:
 
 
 @pytest.mark.contract("R1.4", "R1.80", "R1.81", "3.5", "R3.50", "R3.51", "R3.52", "R3.53", "R3.55")
-async def test_each_token_is_an_event() -> None:
+async def test_each_token_is_an_event_and_so_are_beginning_and_end() -> None:
     async with serving(saying("Hello world")) as server:
         events = chunks(await chat(server, stream=True, temperature=0))
         for event in events:
@@ -98,9 +98,10 @@ async def test_each_token_is_an_event() -> None:
             assert event["object"] == "chat.completion.chunk"
             assert event["usage"] is None
         assert [event["choices"] for event in events] == [
-            [_choice({"role": "assistant", "content": "Hello"})],
+            [_choice({"role": "assistant", "content": ""})],
+            [_choice({"content": "Hello"})],
             [_choice({"content": " world"})],
-            [_choice({"content": ""}, "stop")],
+            [_choice({}, "stop")],
         ]
 
 
@@ -119,7 +120,7 @@ async def test_usage_comes_in_an_event_of_its_own() -> None:
         assert all(event["usage"] is None for event in events[:-1])
         options = {"include_usage": True, "continuous_usage_stats": True}
         events = chunks(await chat(server, stream=True, stream_options=options))
-        assert [event["usage"]["completion_tokens"] for event in events] == [1, 2, 2]
+        assert [event["usage"]["completion_tokens"] for event in events] == [1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -129,7 +130,10 @@ async def test_usage_counts_cached_tokens(stream: bool) -> None:
         cached = []
         for _ in range(2):
             answer = await chat(
-                server, messages=messages, stream=stream, stream_options={"include_usage": True}, max_tokens=2
+                server,
+                messages=messages,
+                max_tokens=2,
+                **({"stream": True, "stream_options": {"include_usage": True}} if stream else {}),
             )
             usage = (chunks(answer)[-1] if stream else answer.json)["usage"]
             cached.append(usage["prompt_tokens_details"]["cached_tokens"])
@@ -152,8 +156,9 @@ async def test_log_probabilities_with_bytes_and_top_tokens() -> None:
             "bytes": list(b"Hello"),
         }
         streamed = chunks(await chat(server, logprobs=True, top_logprobs=2, temperature=0, stream=True))
-        assert [e["choices"][0]["logprobs"]["content"] for e in streamed] == [[one] for one in content]
-        assert (await chat(server, top_logprobs=2)).json["choices"][0]["logprobs"] is None
+        told = [event["choices"][0]["logprobs"] for event in streamed]
+        assert told[0] is None
+        assert [logprobs["content"] for logprobs in told[1:]] == [[one] for one in content]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +191,12 @@ async def test_truncated_text_ends_by_length() -> None:
         for name in ("max_tokens", "max_completion_tokens"):
             choice = (await chat(server, **{name: 1})).json["choices"][0]
             assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "length")
-        first, last = chunks(await chat(server, max_tokens=1, stream=True))
-        assert first["choices"] == [_choice({"role": "assistant", "content": "Hello"})]
-        assert last["choices"] == [_choice({}, "length")], "OpenAI's client ignores it in the first event"
+        events = chunks(await chat(server, max_tokens=1, stream=True))
+        assert [event["choices"] for event in events] == [
+            [_choice({"role": "assistant", "content": ""})],
+            [_choice({"content": "Hello"})],
+            [_choice({}, "length")],
+        ]
 
 
 async def test_n_choices_have_seeds_of_their_own() -> None:
@@ -205,9 +213,9 @@ async def test_n_choices_have_seeds_of_their_own() -> None:
         events = chunks(await chat(server, n=3, seed=40, max_tokens=2, stream=True))
         for index in range(3):
             deltas = [e["choices"][0] for e in events if e["choices"][0]["index"] == index]
-            text = "".join(delta["delta"]["content"] for delta in deltas)
+            text = "".join(delta["delta"].get("content", "") for delta in deltas)
             assert text == choices[index]["message"]["content"]
-            assert [delta["finish_reason"] for delta in deltas] == [None, "length"]
+            assert [delta["finish_reason"] for delta in deltas] == [None, None, None, "length"]
 
 
 @pytest.mark.parametrize(
@@ -221,13 +229,32 @@ async def test_n_choices_have_seeds_of_their_own() -> None:
         ({"min_p": 2}, "`min_p` must be >= 0.0 and <= 1.0"),
         ({"n": 0}, "`n` must be > 0 and <= 8. Given: 0"),
         ({"n": 9}, "`n` must be > 0 and <= 8. Given: 9"),
-        ({"top_logprobs": 21}, "`top_n_tokens` must be >= 0 and <= 20. Given: 21"),
+        ({"logprobs": True, "top_logprobs": 21}, "`top_n_tokens` must be >= 0 and <= 20. Given: 21"),
         ({"stop": ["a"] * 5}, "`stop` supports up to 4 stop sequences. Given: 5"),
         ({"logit_bias": {"x": 1}}, "`logit_bias`: 'x' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"1000": 1}}, "`logit_bias`: '1000' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"9" * 5000: 1}}, f"`logit_bias`: '{'9' * 40}' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"1": 101}}, "`logit_bias` must be >= -100 and <= 100. Given: 101 for 1"),
         ({"stop_token_ids": [1000]}, "`stop_token_ids`: the model has 1000 tokens, and no token 1000"),
+        ({"allowed_token_ids": [1000]}, "`allowed_token_ids`: the model has 1000 tokens, and no token 1000"),
+        (
+            {"allowed_token_ids": [HELLO], "bad_words": ["Hello"]},
+            "`allowed_token_ids` and `bad_words` leave nothing: no token that is allowed continues the text",
+        ),
+        ({"bad_words": ["a"] * 1001}, "`bad_words` supports up to 1000 words. Given: 1001"),
+        (
+            {"truncate_prompt_tokens": 64},
+            "`truncate_prompt_tokens` must be -1, or > 0 and <= 63. Given: 64",
+        ),
+        ({"messages": []}, "`messages` cannot be empty"),
+        ({"top_logprobs": 1}, "`top_logprobs` needs `logprobs`"),
+        ({"guided_regex": "a", "grammar": "b"}, "`grammar` and `guided_regex` cannot be combined"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "`continue_final_message` and `add_generation_prompt` exclude each other",
+        ),
+        ({"function_call": "auto"}, "`function_call` needs `functions`"),
+        ({"functions": [], "tools": []}, "`functions` and `tools` cannot be combined"),
         ({"max_tokens": 4, "min_tokens": 5}, "`min_tokens` must be <= 4, the tokens that may be generated"),
     ],
 )
@@ -329,16 +356,18 @@ async def test_error_ends_a_stream_as_an_event() -> None:
 
 
 @pytest.mark.contract("C31", "C32")
-async def test_parts_are_joined_and_images_keep_their_place() -> None:
+async def test_parts_are_joined_and_images_are_refused() -> None:
     async with serving(saying("Hello")) as server:
-        content = [
-            {"type": "text", "text": "a"},
-            {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
-            {"type": "text", "text": "b"},
-        ]
-        body = {"messages": [{"role": "user", "content": content}]}
+        content: list[dict[str, Any]] = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+        body = {"messages": [USER, {"role": "user", "content": content}]}
         answer = await server.ask("POST", "/chat_tokenize", body)
-        assert answer.json["templated_text"] == "<s>[user]a![](http://x/y.png)b[assistant]"
+        assert answer.json["templated_text"] == "<s>[user]Hello[user]ab[assistant]"
+        content.append({"type": "image_url", "image_url": {"url": "http://x/y.png"}})
+        text = "Input validation error: `messages[1]` has an image, and the model reads text only"
+        answer = await server.ask("POST", "/chat_tokenize", body)
+        assert (answer.status, answer.json["error"]) == (422, text)
+        answer = await server.ask("POST", PATH, body)
+        assert (answer.status, answer.json["error"]["message"]) == (400, text)
 
 
 @pytest.mark.contract("R1.9", "3.8", "C20")
@@ -393,7 +422,7 @@ async def test_each_choice_takes_a_permit_until_the_answer_has_ended() -> None:
     limits = attrs.evolve(LIMITS, max_concurrent_requests=2)
     async with serving(saying("Hello"), limits=limits) as server:
         assert (await chat(server, n=2)).status == 200
-        assert len(chunks(await chat(server, n=2, stream=True))) == 4
+        assert len(chunks(await chat(server, n=2, stream=True))) == 6
         assert server.service.in_flight == 0
 
 

@@ -71,7 +71,7 @@ ACCEPTED: list[tuple[dict[str, Any], str]] = [
     ({"best_of": 0}, "Hello"),
     ({"best_of": 2, "temperature": 1.0}, "Hello"),
     ({"frequency_penalty": -2.0}, "Hello"),
-    ({"adapter_id": "any"}, "Hello"),
+    ({"adapter_id": None, "use_beam_search": False, "n": 1, "presence_penalty": 0.5}, "Hello"),
 ]
 
 

@@ -223,7 +223,9 @@ def test_other_fields_in_openais_spellings() -> None:
     assert not chat(',"stream":null').stream
     assert chat(',"logit_bias":{"1":2}').logit_bias == {"1": 2.0}
     assert chat(',"logit_bias":[1.5]').logit_bias == [1.5]
-    options = chat(',"stream_options":{"include_usage":true,"continuous_usage_stats":null}').stream_options
+    options = chat(
+        ',"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":null}'
+    ).stream_options
     assert options is not None
     assert (options.include_usage, options.continuous_usage_stats) == (True, None)
 

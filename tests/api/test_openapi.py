@@ -135,6 +135,7 @@ REFUSED_LATER = {
     '{"inputs":"a","parameters":{"top_k":-1}}',
     '{"inputs":"a","parameters":{"grammar":{"type":"json","value":[1]}}}',
     '{"instances":[]}',
+    '{"messages":[]}',
 }
 """Bodies that are decoded but refused by a rule of 2.6, and by the document."""
 
@@ -199,7 +200,9 @@ async def test_each_example_is_answered_as_documented(operation: Route) -> None:
 
 DETAILS = {"details": True, "top_n_tokens": 2, "max_new_tokens": 3}
 PROMPT_DETAILS = {**DETAILS, "decoder_input_details": True, "best_of": 2, "do_sample": True}
-USAGE = {"max_tokens": 3, "stream_options": {"include_usage": True}}
+MORE = {"max_tokens": 3, "return_token_ids": True}
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+PROMPT_LOGPROBS = {"stream": False, "prompt_logprobs": 2}
 FULL: dict[str, dict[str, Any]] = {
     "/": {"inputs": "a", "parameters": PROMPT_DETAILS},
     "/generate": {"inputs": "a", "parameters": PROMPT_DETAILS},
@@ -209,9 +212,10 @@ FULL: dict[str, dict[str, Any]] = {
         "logprobs": True,
         "top_logprobs": 2,
         "n": 2,
-        **USAGE,
+        "return_prompt_text": True,
+        **MORE,
     },
-    "/v1/completions": {"prompt": ["a", "b"], "logprobs": 2, "echo": True, **USAGE},
+    "/v1/completions": {"prompt": ["a", "b"], "logprobs": 2, "echo": True, **MORE},
 }
 
 
@@ -221,6 +225,8 @@ async def test_answers_with_all_that_can_be_asked_for_are_as_documented(path: st
     (operation,) = [one for one in POSTS if one.path == path]
     async with serving(saying("Hi there")) as server:
         body = {**FULL[path], "stream": stream and path != "/"}
+        if path.startswith("/v1/"):
+            body |= USAGE if stream else PROMPT_LOGPROBS
         answer = await ask(server, operation, body=body)
         assert answer.status == 200, answer.body
         check(answer, operation)

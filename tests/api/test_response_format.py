@@ -43,7 +43,7 @@ async def content(server: Server, wanted: dict[str, Any], stream: bool) -> str:
         return str(choice["message"]["content"])
     events = [event["choices"][0] for event in chunks(answer)]
     assert events[-1]["finish_reason"] == "stop"
-    return "".join(event["delta"]["content"] for event in events)
+    return "".join(event["delta"].get("content", "") for event in events)
 
 
 @pytest.mark.contract("4.7")

@@ -68,7 +68,7 @@ async def test_rendered_as_in_transformers(template: str, variables: dict[str, A
     ("template", "messages", "message"),
     [
         ("{{ nope.x }}", [USER], "undefined value (in <string>:1)"),
-        ("{{ messages[0]['role'] }}", [], "undefined value (in <string>:1)"),
+        ("{{ messages[1]['role'] }}", [USER], "undefined value (in <string>:1)"),
         ("{{ raise_exception('M') }}", [USER], "syntax error: M (in <string>:1)"),
     ],
 )
@@ -145,10 +145,11 @@ async def test_earlier_thoughts_reach_the_template_under_every_name(name: str) -
 
 
 @pytest.mark.contract("C35")
-async def test_empty_conversation_is_rendered() -> None:
-    """The template decides whether it renders."""
-    assert await rendered(TEMPLATE, []) == "<s>[assistant]"
-    assert (await answer_of("/v1/chat/completions", TEMPLATE, [])).status == 200
+async def test_an_empty_conversation_is_refused() -> None:
+    for path, status in (("/chat_tokenize", 422), ("/v1/chat/completions", 400)):
+        answer = await answer_of(path, TEMPLATE, [])
+        assert answer.status == status
+        assert b"`messages` cannot be empty" in answer.body
 
 
 def calls(arguments: Any) -> dict[str, Any]:
@@ -173,11 +174,10 @@ CALL = '{"name": "f", "parameters": {"a": 1}}'
                 "role": "user",
                 "content": [
                     {"type": "text", "text": "a"},
-                    {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
                     {"type": "text", "text": "b"},
                 ],
             },
-            "<user>a![](http://x/y.png)b",
+            "<user>ab",
         ),
     ],
 )

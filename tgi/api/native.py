@@ -15,8 +15,10 @@ from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Piece, Tokenizer
 
+from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
 from .observe import Observer
+from .refused import refusing
 from .stream import Finished, best_first, frame
 from .validate import Generation, check_known, grammar_spec, make_sequences, sampling_params
 
@@ -24,6 +26,7 @@ USize = Annotated[int, Meta(ge=0)]
 MAX_SEED = 2**64 - 1
 SEED = "Random seed. The same seed reproduces the same text; null picks one at random."
 STOP = about("Strings that end the text.", limit="max_stop_sequences")
+TokenId = Annotated[U32, about(limit="last_token")]
 MaxTokens: TypeAlias = Annotated[
     U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
 ]
@@ -85,6 +88,7 @@ class JsonSchemaGrammar(msgspec.Struct, tag_field="type", tag="json_schema"):
 Grammar: TypeAlias = JsonGrammar | JsonObjectGrammar | RegexGrammar | JsonSchemaGrammar
 
 
+@refusing(refused.NATIVE)
 class GenerateParameters(NativeFields, kw_only=True):
     """Parameters of a generation (tgi-behaviour 2.2)."""
 
@@ -100,7 +104,8 @@ class GenerateParameters(NativeFields, kw_only=True):
     decoder_input_details: Annotated[bool, about("Report each token of the prompt. Not for streams.")] = False
     seed: Annotated[USize | None, about(f"{SEED} Not with `best_of`.", maximum=MAX_SEED)] = None
     grammar: Annotated[Grammar | None, about("Grammar that the text obeys.")] = None
-    adapter_id: Annotated[str | None, about("A LoRA adapter. Ignored.")] = None
+    ignore_eos: Annotated[bool, about("Go on after the model's end tokens.")] = False
+    stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed > MAX_SEED:
@@ -326,6 +331,8 @@ def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
         seed_for_several=False,
         max_new_tokens=parameters.max_new_tokens,
         stop=parameters.stop,
+        ignore_eos=parameters.ignore_eos,
+        stop_token_ids=parameters.stop_token_ids or (),
         truncate=parameters.truncate,
         grammar=None if grammar is None else lambda: grammar.spec,
         prompt_top=0 if parameters.decoder_input_details else None,

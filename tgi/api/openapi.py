@@ -17,7 +17,7 @@ from tgi.text.tokenizer import Piece
 
 from . import info, native, platforms
 from .call import VERSION, Call, Route, get, json_answer
-from .openai import chat, completions, types
+from .openai import chat, completions, formats, types
 
 Schema = dict[str, Any]
 TAG = "Text Generation Inference"
@@ -98,7 +98,7 @@ _ALIASES: dict[str, Any] = {
     "MessageContent": types.MessageContent,
     "MessageChunk": types.MessageChunk,
     "Prompt": types.Prompt,
-    "ResponseFormat": types.ResponseFormat,
+    "ResponseFormat": formats.ResponseFormat,
     "ToolChoice": types.ToolChoice,
     "TokenizeResponse": list[Piece],
     "SagemakerRequest": (native.CompatGenerateRequest, types.ChatRequest, types.CompletionRequest),

@@ -186,7 +186,7 @@ async def _chat_prediction(call: Call[Any], body: types.ChatRequest) -> _Predict
     """Return the prediction of a conversation, with tool calls as they were written. Raises ApiError."""
     body.n = None
     _, sequences = await chat_sequences(call, body)
-    text = VisibleText(call.engine.tokenizer, body.stops)
+    text = VisibleText(call.engine.tokenizer, body)
     return sequences, lambda finished: "".join(map(text.feed, finished[0].tokens))
 
 

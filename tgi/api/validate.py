@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 import msgspec
@@ -18,9 +18,13 @@ from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarError, GrammarSpec, Matcher
 from tgi.text.json_schema import read_schema
 from tgi.text.stopping import StoppingCriteria
+from tgi.text.token_rules import TokenRules, spellings
 
 from .call import Call, Engine
 from .observe import CHUNK
+
+MAX_BAD_WORDS = 1000
+"""Maximum number of `bad_words`, each of which is looked for before every token."""
 
 
 @attrs.frozen(kw_only=True)
@@ -41,13 +45,19 @@ class Generation:
     length_first: bool = True
     """Whether the last token that may be generated ends the text by its length in any case, as in TGI."""
     truncate: int | None = None
-    """Number of tokens at the end of the prompt that count; None: all."""
+    """Number of tokens of the prompt that count; None: all."""
+    truncate_end: bool = False
+    """Whether `truncate` leaves out tokens at the end of the prompt, not at its beginning."""
     grammar: Callable[[], GrammarSpec | None] | None = None
     """Returns the grammar that the text obeys, or raises ValidationError; None: the text is free."""
     add_special_tokens: bool = True
     """Whether the tokenizer puts its own tokens before a prompt that is text."""
     ignore_eos: bool = False
     stop_token_ids: Items[int] = ()
+    allowed_token_ids: Items[int] | None = None
+    """Tokens that alone may be generated; None: all."""
+    bad_words: Items[str] = ()
+    """Texts whose last token may not follow the others."""
     max_top_tokens: int = 0
     """Maximum of `top_n_tokens` if the server's limit is lower."""
     prompt_top: int | None = None
@@ -62,13 +72,15 @@ def sampling_params(body: object, api: Api, **others: Any) -> SamplingParams:
         raise ValidationError(str(error)) from error
 
 
-def grammar_spec(kind: str, value: object, strict: bool | None = None) -> GrammarSpec:
-    """Return a grammar of the API for the compiler. Raises ValidationError (V22a, V22b).
+def grammar_spec(
+    kind: Literal["json", "regex", "ebnf"], value: object, strict: bool | None = None
+) -> GrammarSpec:
+    """Return a grammar of the API for the compiler: of a `json` schema, a `regex`, or in `ebnf`.
 
-    A schema is lenient if the client says that it is not `strict`.
+    A schema is lenient if the client says that it is not `strict`. Raises ValidationError (V22a, V22b).
     """
-    if kind == "regex":
-        return GrammarSpec("regex", str(value))
+    if kind != "json":
+        return GrammarSpec(kind, str(value))
     if isinstance(value, str):
         try:
             value = read_schema(value)
@@ -79,11 +91,11 @@ def grammar_spec(kind: str, value: object, strict: bool | None = None) -> Gramma
     return GrammarSpec("json", json.dumps(value), lenient=strict is False)
 
 
-def check_known(ids: Items[int], engine: Engine) -> None:
-    """Raise ValidationError for a token that the model does not have."""
+def check_known(ids: Items[int], engine: Engine, name: str = "tokenizer error") -> None:
+    """Raise ValidationError, which begins with `name`, for a token that the model does not have."""
     size = engine.model.vocab_size
     if (unknown := max(ids, default=0)) >= size:
-        raise ValidationError(f"tokenizer error the model has {size} tokens, and no token {unknown}")
+        raise ValidationError(f"{name} the model has {size} tokens, and no token {unknown}")
 
 
 async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequence]:
@@ -98,15 +110,19 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
     min_tokens = generation.sampling.min_tokens
     if min_tokens > max_new_tokens:
         raise ValidationError(f"`min_tokens` must be <= {max_new_tokens}, the tokens that may be generated")
-    matcher = await _matcher(call, generation)
+    grammar = await _matcher(call, generation)
     tokenizer = engine.tokenizer
-    ends = frozenset() if generation.ignore_eos and matcher is None else tokenizer.eos_ids
+    ends = frozenset() if generation.ignore_eos and grammar is None else tokenizer.eos_ids
+    check_known(generation.stop_token_ids, engine, "`stop_token_ids`:")
     ends |= frozenset(generation.stop_token_ids)
+    if grammar is not None:
+        min_tokens = 0  # the grammar alone says when the text may end
+    matcher = await _with_token_rules(call, generation, grammar)
     sequences = [
         Sequence(
             prompt=ids,
             max_new_tokens=max_new_tokens,
-            sampling=_seeded(generation, number, ends),
+            sampling=_seeded(generation, number, min_tokens, ends),
             stopping=StoppingCriteria(
                 max_new_tokens, ends, generation.stop, min_tokens, length_first=generation.length_first
             ),
@@ -122,13 +138,14 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
     return sequences
 
 
-def _seeded(generation: Generation, number: int, ends: frozenset[int]) -> SamplingParams:
+def _seeded(generation: Generation, number: int, min_tokens: int, ends: frozenset[int]) -> SamplingParams:
     """Return the parameters of one of the sequences, with a seed of its own (R2.73)."""
     seed = generation.seed
     return msgspec.structs.replace(
         generation.sampling,
         seed=secrets.randbits(64) if seed is None else (seed + number) % 2**64,
-        ends=tuple(sorted(ends)) if generation.sampling.min_tokens else (),
+        min_tokens=min_tokens,
+        ends=tuple(sorted(ends)) if min_tokens else (),
     )
 
 
@@ -142,6 +159,28 @@ async def _matcher(call: Call[Any], generation: Generation) -> Matcher | None:
     matcher = await call.engine.grammars.matcher(grammar)
     call.exchange.remarks.extend(matcher.remarks)
     return matcher
+
+
+async def _with_token_rules(
+    call: Call[Any], generation: Generation, grammar: Matcher | None
+) -> Matcher | TokenRules | None:
+    """Return what holds the text to its grammar and the rules about single tokens; None: it is free."""
+    allowed, words, engine = generation.allowed_token_ids, generation.bad_words, call.engine
+    if allowed is None and not words:
+        return grammar
+    if len(words) > MAX_BAD_WORDS:
+        raise ValidationError(f"`bad_words` supports up to {MAX_BAD_WORDS} words. Given: {len(words)}")
+    if allowed is not None:
+        check_known(allowed, engine, "`allowed_token_ids`:")
+
+    def make() -> TokenRules:
+        barred = [tokens for word in words for tokens in spellings(word, engine.tokenizer)]
+        return TokenRules(engine.model.vocab_size, allowed=allowed, barred=barred, matcher=grammar)
+
+    try:
+        return await call.tokenized(make, sum(map(len, words)) + len(allowed or ()))
+    except GrammarError as error:
+        raise ValidationError(f"`allowed_token_ids` and `bad_words` leave nothing: {error}") from error
 
 
 async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
@@ -159,14 +198,16 @@ async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
             if truncate is None:
                 _check_input(tokenizer.min_tokens(prompt), engine.limits, "at least ")
             return tokenizer.encode(
-                prompt, add_special_tokens=generation.add_special_tokens, truncate=truncate
+                prompt,
+                add_special_tokens=generation.add_special_tokens,
+                truncate=None if generation.truncate_end else truncate,
             )
 
         ids = await call.tokenized(encode, len(prompt))
     else:
-        ids = list(prompt)
+        ids = list(prompt)[-truncate:] if truncate and not generation.truncate_end else list(prompt)
     check_known(ids, engine)
-    return ids
+    return ids[:truncate] if generation.truncate_end else ids
 
 
 def _check_counts(generation: Generation, limits: Limits) -> None:

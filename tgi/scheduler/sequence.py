@@ -156,9 +156,6 @@ class Sequence:
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        if self.matcher is not None:
-            self.stopping.min_tokens = 0  # the grammar alone says when the text may end
-            self.sampling = msgspec.structs.replace(self.sampling, min_tokens=0, ends=())
 
     @property
     def prefilling(self) -> bool:

@@ -15,7 +15,7 @@ import msgspec
 from tgi.errors import ValidationError
 
 from .chat_template import ChatTemplates
-from .grammar import GrammarSpec, regex_term, tokens_that_are_no_text
+from .grammar import GrammarSpec, lark_of, regex_term, tokens_that_are_no_text
 from .json_schema import GrammarError
 from .reasoning import ReasoningFormat, Thoughts, ThoughtsParser, find_format
 from .tokenizer import Tokenizer
@@ -224,6 +224,8 @@ def _answer(text: GrammarSpec, among_json: bool) -> str:
     try:
         if text.kind == "regex":
             return regex_term(text.source)
+        if text.kind == "ebnf":
+            return f"%lark {{\n{lark_of(text.source)}\n}}"
         return str(msgspec.structs.replace(text.term, spaced=among_json))
     except GrammarError as error:
         raise ValidationError(f"grammar is not valid: {error}") from error

@@ -108,25 +108,34 @@ class ChatTemplates:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
+        *,
+        continues: bool | None = None,
+        more: bool = True,
     ) -> str:
         """Return the prompt, to be tokenised without special tokens. Raises TemplateError.
 
         The prompt ends where the model continues: after the header of a new message of the assistant, or, if
         the last message is the assistant's, after its content without trailing spaces (tgi-behaviour 4.4).
-        `extra` are further variables of the template; they may replace special tokens.
+        `continues` says whether the last message is continued, whosoever it is. Without `more`, there is no
+        header of a new message. `extra` are further variables of the template; they may replace special
+        tokens.
         """
         kept = {"content"} if self.abilities(tools is not None).no_content == "none" else set()
         messages = [
             _with_reasoning({k: v for k, v in m.items() if v is not None or k in kept}) for m in messages
         ]
-        marked = _mark_last(messages)
+        last = messages[-1] if messages else {}
+        is_continued = more and _is_answer(last) if continues is None else continues
+        marked = _mark_last(messages) if is_continued else None
         if marked is not None:
             text, marker, _ = self._render(marked, tools, extra, more=False).rpartition(_MARKER)
             if marker:
                 return text.rstrip()
-        text = self._render(messages, tools, extra, more=True)
+        if continues and not _is_empty_answer(last):
+            raise TemplateError("the last message cannot be continued")
+        text = self._render(messages, tools, extra, more=more or is_continued)
         # TGI finds an empty answer that is to be continued at the end of the prompt.
-        return text.rstrip() if messages and _is_empty_answer(messages[-1]) else text
+        return text.rstrip() if is_continued and _is_empty_answer(last) else text
 
     def _select(self, with_tools: bool) -> _Template | None:
         special = with_tools and WITH_TOOLS in self._templates
@@ -204,9 +213,7 @@ def _is_empty_answer(message: Mapping[str, Any]) -> bool:
 
 
 def _mark_last(messages: list[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Return the messages with a marker after the last one; None if that is no answer to be continued."""
-    if not messages or not _is_answer(messages[-1]):
-        return None
+    """Return the messages with a marker after the last one; None if that has no text to be continued."""
     *before, last = messages
     content = last.get("content")
     if isinstance(content, str) and content.strip():

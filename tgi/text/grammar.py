@@ -8,11 +8,12 @@ Wraps llguidance, which releases the GIL while it compiles and computes masks. A
 import functools
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import attrs
 import llguidance
+from llguidance.gbnf_to_lark import any_to_lark
 
 from .json_schema import GrammarError, SchemaTerm, read_schema
 from .relaxing import Expansion
@@ -20,7 +21,7 @@ from .tokenizer import Tokenizer
 
 __all__ = ["GrammarCompiler", "GrammarError", "GrammarSpec", "Matcher"]
 
-MAX_SOURCE = {"regex": 65_536, "json": 1_048_576, "lark": 4_194_304}
+MAX_SOURCE = {"regex": 65_536, "ebnf": 65_536, "json": 1_048_576, "lark": 4_194_304}
 """Maximum characters of a source by kind. Lark grammars are ours, with the schemas of all tools in them."""
 _LIMITS = llguidance.LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
 """Limits of a matcher: a lexer state takes 1 to 2 kB; the library's defaults allow about 20 ms for a mask."""
@@ -32,11 +33,12 @@ _MAX_MESSAGE = 300
 class GrammarSpec:
     """The source of a grammar that a whole text must obey."""
 
-    kind: Literal["json", "regex", "lark"]
+    kind: Literal["json", "regex", "ebnf", "lark"]
     source: str
-    """A JSON schema as JSON text, a regular expression in Rust's syntax, or a Lark grammar of llguidance.
+    """A JSON schema as JSON text, a regular expression in Rust's syntax, a client's grammar in GBNF or
+    Lark, or a Lark grammar of llguidance.
 
-    In a Lark grammar, `SchemaTerm`s stand for JSON that obeys schemas.
+    In a grammar of `kind` lark, `SchemaTerm`s stand for JSON that obeys schemas.
     """
     lenient: bool = False
     """Whether a JSON schema is taken as it is: objects are open, and what cannot be enforced is left out."""
@@ -59,6 +61,18 @@ def tokens_that_are_no_text(tokenizer: Tokenizer) -> Mapping[str, int]:
     }
 
 
+def lark_of(source: str) -> str:
+    """Return a client's grammar, in llama.cpp's GBNF or in Lark, as Lark. Raises GrammarError."""
+    try:
+        lark = any_to_lark(source)
+    except RecursionError as error:
+        raise GrammarError("it is nested too deep") from error
+    except Exception as error:  # the library raises nothing more specific
+        raise GrammarError(_one_line(str(error))) from error
+    lark = re.sub(r"^%llguidance.*", "", lark, flags=re.MULTILINE)
+    return lark.replace(SchemaTerm.SIGN, "%schema ")
+
+
 class GrammarCompiler:
     """Compiles grammars for the tokens of one model. Safe to use from several threads."""
 
@@ -79,12 +93,13 @@ class GrammarCompiler:
         if spec.kind == "regex":
             expansion = Expansion.of(f"start: {regex_term(spec.source)}")
         else:
-            expansion = Expansion.of(f"start: {spec.term}" if spec.kind == "json" else spec.source)
+            lark = lark_of(spec.source) if spec.kind == "ebnf" else spec.source
+            expansion = Expansion.of(f"start: {spec.term}" if spec.kind == "json" else lark)
         matcher = self._compiled(core, expansion.grammar)
         if matcher.is_error() and expansion.terms:
             expansion.relax(lambda grammar: self._problem(core, grammar))
             matcher = self._compiled(core, expansion.grammar)
-        ends = _mask_of(self.ends, self.vocab_size), frozenset(self.ends)
+        ends = mask_of(self.ends, self.vocab_size), frozenset(self.ends)
         return Matcher(matcher, self.vocab_size, *ends, tuple(expansion.remarks))
 
     def _compiled(self, core: llguidance.LLTokenizer, grammar: str) -> llguidance.LLMatcher:
@@ -181,11 +196,13 @@ class Matcher:
         return mask
 
 
-def _mask_of(tokens: list[int], vocab_size: int) -> bytes:
-    bits = 0
+def mask_of(tokens: Iterable[int], vocab_size: int) -> bytes:
+    """Return a mask of these tokens, as `Matcher.mask` is one; those that the model does not know are out."""
+    mask = bytearray(4 * ((vocab_size + 31) // 32))
     for token in tokens:
-        bits |= 1 << token
-    return bits.to_bytes(4 * ((vocab_size + 31) // 32), "little")
+        if token < vocab_size:
+            mask[token >> 3] |= 1 << (token & 7)
+    return bytes(mask)
 
 
 _VERBOSE = re.compile(r"\\.|\(\?[a-zA-Z]*x", re.DOTALL)

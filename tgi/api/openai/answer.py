@@ -5,16 +5,28 @@ import time
 from collections.abc import Sequence as Items
 from typing import Any
 
+import msgspec
+from msgspec import UNSET, UnsetType
+
 from tgi.api.call import FINGERPRINT, Call
 from tgi.api.stream import Finished, frame
 from tgi.api.validate import Generation, sampling_params
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
+from tgi.sampling import WARPERS
 from tgi.scheduler import Sequence, Token
 from tgi.text.stopping import FinishReason, overlap
 from tgi.text.tokenizer import Tokenizer
 
-from .types import OpenAIRequest, Reason, StreamOptions, Usage
+from .types import (
+    MAX_CHAT_LOGPROBS,
+    OpenAIRequest,
+    PromptLogprob,
+    PromptLogprobs,
+    Reason,
+    StreamOptions,
+    Usage,
+)
 
 _DONE = b"data: [DONE]\n\n"
 _MAX_BIAS = 100.0
@@ -34,19 +46,16 @@ def make_generation(
 
     Raises ValidationError.
     """
-    size = call.engine.model.vocab_size
-    ends = body.stop_token_ids or ()
-    if (unknown := max(ends, default=0)) >= size:
-        raise ValidationError(f"`stop_token_ids`: the model has {size} tokens, and no token {unknown}")
     greedy = body.temperature == 0 or body.top_p == 0
     sampling = sampling_params(
         body,
         "openai",
         sample=not greedy,
-        logit_bias=_bias(body.logit_bias, size),
+        logit_bias=_bias(body.logit_bias, call.engine.model.vocab_size),
         top_n_tokens=top or 0,
-        **({"top_p": 1.0, "top_k": 0} if greedy else {}),
     )
+    if greedy:
+        sampling = msgspec.structs.replace(sampling, **{warper.name: warper.neutral for warper in WARPERS})
     return Generation(
         prompt=prompt,
         sampling=sampling,
@@ -55,9 +64,56 @@ def make_generation(
         stop=body.stops,
         length_first=False,
         ignore_eos=bool(body.ignore_eos),
-        stop_token_ids=ends,
+        stop_token_ids=body.stop_token_ids or (),
+        allowed_token_ids=body.allowed_token_ids,
+        bad_words=body.bad_words or (),
+        truncate=_truncation(body, call.engine.limits),
+        truncate_end=body.truncation_side == "right",
         **others,
     )
+
+
+def _truncation(body: OpenAIRequest, limits: Limits) -> int | None:
+    wanted = body.truncate_prompt_tokens
+    if wanted is not None and (wanted == 0 or not -1 <= wanted <= limits.max_input_tokens):
+        raise ValidationError(
+            f"`truncate_prompt_tokens` must be -1, or > 0 and <= {limits.max_input_tokens}. Given: {wanted}"
+        )
+    return limits.max_input_tokens if wanted == -1 else wanted
+
+
+def prompt_top(body: OpenAIRequest, limits: Limits, echoed: int | None = None) -> int | None:
+    """Return the number of most likely tokens to report for each token of the prompt; None: nothing.
+
+    `echoed` of them are wanted beside an echo of the prompt. Raises ValidationError.
+    """
+    wanted, maximum = body.prompt_logprobs, max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS)
+    if wanted is not None and wanted > maximum:
+        raise ValidationError(f"`prompt_logprobs` must be >= 0 and <= {maximum}. Given: {wanted}")
+    return max((count for count in (wanted, echoed) if count is not None), default=None)
+
+
+def prompt_logprobs(sequence: Sequence, top: int | None, tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
+    """Return the log-probabilities of a prompt's tokens, with the `top` most likely ones."""
+    if top is None:
+        return UNSET
+    tables: PromptLogprobs = [None]
+    tops = sequence.prompt_tops or [[]] * len(sequence.prompt_logprobs)
+    for own, value, best in zip(sequence.prompt[1:], sequence.prompt_logprobs, tops, strict=True):
+        ranks = {token: rank for rank, (token, _) in enumerate(best, 1)}
+        entries = dict([*best[:top], (own, value)])
+        tables.append(
+            {
+                str(token): PromptLogprob(logprob, ranks.get(token), tokenizer.decode_alone(token))
+                for token, logprob in entries.items()
+            }
+        )
+    return tables
+
+
+def token_name(token: int) -> str:
+    """Return the name of a token for clients that want ids in place of texts."""
+    return f"token_id:{token}"
 
 
 def check_count(name: str, value: int | None, limits: Limits) -> int:
@@ -91,23 +147,25 @@ class VisibleText:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, stop: Items[str], *, shown: frozenset[int] = frozenset()
+        self, tokenizer: Tokenizer, body: OpenAIRequest, *, shown: frozenset[int] = frozenset()
     ) -> None:
         """Hide special tokens unless they are `shown`, as the marks around tool calls are."""
-        self._hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown)
-        self._stop = [text for text in stop if text]
+        hides_special = body.skip_special_tokens is not False
+        self._hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown) if hides_special else frozenset()
+        self._keeps_end = bool(body.include_stop_str_in_output)
+        self._stop = [text for text in body.stops if text]
         self._held = ""
 
     def feed(self, token: Token) -> str:
         """Return the text that is certain with the next token."""
-        ends_text = token.finish is FinishReason.EOS_TOKEN or token.id in self._hidden
-        text = "" if ends_text else token.text
+        ends_text = token.finish is FinishReason.EOS_TOKEN and not self._keeps_end
+        text = "" if ends_text or token.id in self._hidden else token.text
         if not self._stop:
             return text
         seen = self._held + text
         if token.finish is FinishReason.STOP_SEQUENCE:
             ends = [(at + len(stop), at) for stop in self._stop if (at := seen.find(stop)) >= 0]
-            return seen[: min(ends)[1]] if ends else seen
+            return seen[: min(ends)[0 if self._keeps_end else 1]] if ends else seen
         certain = len(seen) - (0 if token.finish else max(overlap(seen, stop) for stop in self._stop))
         self._held = seen[certain:]
         return seen[:certain]

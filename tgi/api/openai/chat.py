@@ -7,12 +7,13 @@ from typing import Any, TypeVar
 
 import attrs
 import msgspec
+from msgspec import UNSET, UnsetType
 from quart import Response
 
 from tgi.api.call import BODY_ERRORS, Call, Engine, json_answer, post
 from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
-from tgi.errors import ToolError
+from tgi.errors import ToolError, ValidationError
 from tgi.scheduler import Sequence, Token
 from tgi.text import tool_formats
 from tgi.text.answer_format import AnswerDelta, AnswerFormat, AnswerParser
@@ -24,7 +25,16 @@ from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_formats import CallDelta
 
 from . import types
-from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
+from .answer import (
+    Answer,
+    VisibleText,
+    check_count,
+    make_generation,
+    openai_reason,
+    prompt_logprobs,
+    prompt_top,
+    token_name,
+)
 
 T = TypeVar("T", types.ChatCompletionLogprob, types.ChatCompletionTopLogprob)
 
@@ -48,7 +58,8 @@ async def chat_tokenize(call: Call[types.ChatRequest]) -> Response:
     """Answer with the prompt that a conversation becomes, and its tokens."""
     engine = call.engine
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(call.body, engine))
-    work = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=False)
+    special = bool(call.body.add_special_tokens)
+    work = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=special)
     pieces = await call.tokenized(work, len(prompt.text))
     return json_answer(types.ChatTokenizeResponse(pieces, prompt.text))
 
@@ -79,17 +90,25 @@ async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[Chat
         max_tokens=body.max_tokens,
         top=body.top_logprobs,
         max_top_tokens=types.MAX_CHAT_LOGPROBS,
+        prompt_top=prompt_top(body, call.engine.limits),
         grammar=lambda: prompt.grammar,
-        add_special_tokens=False,
+        add_special_tokens=bool(body.add_special_tokens),
     )
     return prompt, await make_sequences(call, generation)
 
 
 def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
+    if not body.messages:
+        raise ValidationError("`messages` cannot be empty")
+    for index, message in enumerate(body.messages):
+        if isinstance(message.content, list) and any(
+            isinstance(part, types.ImageChunk) for part in message.content
+        ):
+            raise ValidationError(f"`messages[{index}]` has an image, and the model reads text only")
     tools, mode = _offered(body)
     required = bool(tools) and mode in ("required", "named")
-    text_grammar = None if body.response_format is None else body.response_format.spec
+    text_grammar = body.text_grammar
     templates = engine.templates
     style = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
     messages, described = prepare_messages(
@@ -100,7 +119,13 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
         body.tool_prompt or None,
         required=required,
     )
-    text = templates.render(messages, described, _variables(body))
+    text = templates.render(
+        messages,
+        described,
+        _variables(body),
+        continues=False if body.add_generation_prompt else body.continue_final_message,
+        more=body.add_generation_prompt is not False,
+    )
     thoughts = style.thoughts_after(text)
     grammar = style.grammar(
         [tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
@@ -128,6 +153,7 @@ def _variables(body: types.ChatRequest) -> dict[str, object]:
     variables = {
         "documents": body.documents,
         "reasoning_effort": body.reasoning_effort,
+        "verbosity": body.verbosity,
         "enable_thinking": False if body.reasoning_effort == "none" else body.enable_thinking,
     }
     given = {name: value for name, value in variables.items() if value is not None}
@@ -148,16 +174,17 @@ class _Choice:
     """One of `n` answers as its tokens come: thoughts, content and tool calls."""
 
     def __init__(self, tokenizer: Tokenizer, body: types.ChatRequest, prompt: ChatPrompt) -> None:
-        self._text = VisibleText(tokenizer, body.stops, shown=prompt.style.marks)
+        self._text = VisibleText(tokenizer, body, shown=prompt.style.marks)
         self._parser: AnswerParser | None = None
         if prompt.style.with_tools or prompt.style.reasoning is not None:
             self._parser = AnswerParser(prompt.style, prompt.thoughts)
         self._hides_thoughts = body.include_reasoning is False
         self._called = False
+        self._called_reason: types.Reason = "function_call" if body.functions else "tool_calls"
         self.begun = False
         """Whether an event has told of it."""
         self.untold: list[Token] = []
-        """Tokens whose log-probabilities no event has told."""
+        """Tokens of which no event has told."""
 
     def feed(self, token: Token) -> AnswerDelta:
         """Return the pieces of the answer that are certain with the next token."""
@@ -179,7 +206,7 @@ class _Choice:
         """Return OpenAI's name of the reason why the choice ended."""
         reason = openai_reason(finish)
         is_whole = self._parser is not None and not self._parser.is_within_arguments
-        return "tool_calls" if self._called and is_whole and reason == "stop" else reason
+        return self._called_reason if self._called and is_whole and reason == "stop" else reason
 
 
 class ChatAnswer(Answer):
@@ -188,6 +215,9 @@ class ChatAnswer(Answer):
     def __init__(self, call: Call[types.ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]) -> None:
         self._body = call.body
         self._tokenizer = call.engine.tokenizer
+        self._prompt = prompt
+        self._echo = _echo(call.body)
+        """Text of the last message where it is put before that of the answer."""
         self._choices = [_Choice(self._tokenizer, call.body, prompt) for _ in sequences]
         named = call.body.model
         super().__init__(
@@ -205,49 +235,78 @@ class ChatAnswer(Answer):
         for index, (choice, one) in enumerate(zip(self._choices, finished, strict=True)):
             deltas = [choice.feed(token) for token in one.tokens]
             calls = _joined_calls(call for delta in deltas for call in delta.calls)
-            content = "".join(delta.content for delta in deltas)
+            content = self._echo + "".join(delta.content for delta in deltas)
             message = types.OutputMessage("assistant", content or None if calls else content)
             if thoughts := "".join(delta.thoughts for delta in deltas):
                 message.reasoning_content = message.reasoning = thoughts
-            if calls:
+            if calls and self._body.functions:
+                message.function_call = types.Function(calls[0].function.arguments, calls[0].function.name)
+            elif calls:
                 message.tool_calls = calls
             self.generated[index] = len(one.tokens)
-            choices.append(
-                types.ChatCompletionComplete(
-                    index, message, self._logprobs(one.tokens), choice.reason(one.reason)
-                )
+            told = types.ChatCompletionComplete(
+                index, message, self._logprobs(one.tokens), choice.reason(one.reason)
             )
-        return types.ChatCompletion(*self.head, choices, self.usage())
+            told.token_ids = self._token_ids(one.tokens)
+            choices.append(told)
+        whole = types.ChatCompletion(*self.head, choices, self.usage())
+        first, top = self.sequences[0], self._body.prompt_logprobs
+        whole.prompt_logprobs = prompt_logprobs(first, top, self._tokenizer)
+        self._add_prompt(whole)
+        return whole
 
     def events(self, index: int, token: Token) -> list[types.ChatCompletionChunk]:
-        """Return the event of a token that adds something; the end has one of its own if it is the first.
+        """Return the event of a token that adds something; a choice begins and ends with events of their own.
 
-        OpenAI's client ignores the end in the first event of a choice.
+        OpenAI's client ignores everything but the role in the first event of a choice.
         """
         choice = self._choices[index]
         pieces = choice.feed(token)
-        if self._body.logprobs:
-            choice.untold.append(token)
-        if choice.is_parsed and not (pieces.thoughts or pieces.content or pieces.calls or token.finish):
-            return []
+        choice.untold.append(token)
+        deltas: list[tuple[types.ChatCompletionDelta, types.Reason | None]] = []
+        if not choice.begun:
+            choice.begun = True
+            deltas.append((types.ChatCompletionDelta("assistant", self._echo), None))
         delta = types.ChatCompletionDelta()
-        is_first, choice.begun = not choice.begun, True
-        if is_first:
-            delta.role = "assistant"
         if pieces.thoughts:
             delta.reasoning_content = delta.reasoning = pieces.thoughts
-        if pieces.calls:
+        if pieces.calls and self._body.functions:
+            delta.function_call = _function_delta(pieces.calls)
+        elif pieces.calls:
             delta.tool_calls = [_call_delta(call) for call in pieces.calls]
         if pieces.content or not (pieces.calls or pieces.thoughts):
             delta.content = pieces.content
-        reason = None if token.finish is None else choice.reason(token.finish)
-        told = types.ChatCompletionChoice(index, delta, self._logprobs(choice.untold), reason)
-        choice.untold.clear()
-        if not (is_first and reason):
-            return [types.ChatCompletionChunk(*self.head, [told], self.running_usage())]
-        told.finish_reason = None
-        end = types.ChatCompletionChoice(index, types.ChatCompletionDelta(), None, reason)
-        return [types.ChatCompletionChunk(*self.head, [part], self.running_usage()) for part in (told, end)]
+        has_more = pieces.content or pieces.calls or pieces.thoughts
+        if has_more or not (choice.is_parsed or token.finish):
+            deltas.append((delta, None))
+        if token.finish is not None:
+            deltas.append((types.ChatCompletionDelta(), choice.reason(token.finish)))
+        return [self._chunk(index, delta, reason) for delta, reason in deltas]
+
+    def _chunk(
+        self, index: int, delta: types.ChatCompletionDelta, reason: types.Reason | None
+    ) -> types.ChatCompletionChunk:
+        """Return an event, which tells of all tokens so far unless it is the one with the role."""
+        choice, is_first = self._choices[index], delta.role is not UNSET
+        tokens = [] if is_first else choice.untold
+        told = types.ChatCompletionChoice(index, delta, self._logprobs(tokens) if tokens else None, reason)
+        told.token_ids = self._token_ids(tokens)
+        chunk = types.ChatCompletionChunk(*self.head, [told], self.running_usage())
+        if is_first:
+            self._add_prompt(chunk)
+        else:
+            choice.untold.clear()
+        return chunk
+
+    def _add_prompt(self, answer: types.ChatCompletion | types.ChatCompletionChunk) -> None:
+        """Add the prompt as the client asks for it."""
+        if self._body.return_token_ids:
+            answer.prompt_token_ids = self.sequences[0].prompt
+        if self._body.return_prompt_text:
+            answer.prompt_text = self._prompt.text
+
+    def _token_ids(self, tokens: Items[Token]) -> list[int] | UnsetType:
+        return [token.id for token in tokens] if self._body.return_token_ids else UNSET
 
     def usage_event(self) -> types.ChatCompletionChunk:
         """Return the event that tells the usage at the end (R3.54)."""
@@ -268,7 +327,17 @@ class ChatAnswer(Answer):
 
     def _named(self, kind: type[T], token: int, logprob: float, **others: Any) -> T:
         data = self._tokenizer.bytes_alone(token)
-        return kind(token=data.decode(errors="replace"), logprob=logprob, bytes=list(data), **others)
+        name = token_name(token) if self._body.return_tokens_as_token_ids else data.decode(errors="replace")
+        return kind(token=name, logprob=logprob, bytes=list(data), **others)
+
+
+def _echo(body: types.ChatRequest) -> str:
+    last = body.messages[-1]
+    if not body.echo or last.role != "assistant" or last.content is None:
+        return ""
+    if isinstance(last.content, str):
+        return last.content
+    return "".join(part.text for part in last.content if isinstance(part, types.TextChunk))
 
 
 def _joined_calls(deltas: Iterable[CallDelta]) -> list[types.OutputToolCall]:
@@ -289,6 +358,12 @@ def _call_delta(call: CallDelta) -> types.DeltaToolCall:
     return types.DeltaToolCall(
         call.index, types.Function(call.arguments, call.name), id=call.id, type="function"
     )
+
+
+def _function_delta(calls: Items[CallDelta]) -> types.Function:
+    """Return an event's piece of the one call in the older form."""
+    named = [call.name for call in calls if call.name is not None]
+    return types.Function("".join(call.arguments for call in calls), named[0] if named else UNSET)
 
 
 _EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}

@@ -17,7 +17,16 @@ from tgi.scheduler import Sequence, Token
 from tgi.text.tokenizer import Tokenizer
 
 from . import types
-from .answer import Answer, VisibleText, check_count, make_generation, openai_reason
+from .answer import (
+    Answer,
+    VisibleText,
+    check_count,
+    make_generation,
+    openai_reason,
+    prompt_logprobs,
+    prompt_top,
+    token_name,
+)
 
 
 async def completions(call: Call[types.CompletionRequest]) -> Response:
@@ -72,7 +81,9 @@ async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> li
             max_tokens=1 if body.is_prompt_only else body.max_tokens,
             top=body.logprobs,
             max_top_tokens=types.MAX_COMPLETION_LOGPROBS,
-            prompt_top=body.logprobs if body.echo else None,
+            prompt_top=prompt_top(body, call.engine.limits, body.logprobs if body.echo else None),
+            grammar=lambda: body.text_grammar,
+            add_special_tokens=body.add_special_tokens is not False,
         )
         sequences += await make_sequences(call, generation)
     return sequences
@@ -110,11 +121,14 @@ class CompletionAnswer(Answer):
         """Length of all prompts."""
         self.counts_tokens = not body.is_prompt_only
         self._body = body
+        self._tokenizer = tokenizer
         self._per_prompt = per_prompt
+        self._begun: set[int] = set()
+        """Sequences of which something has been told."""
         self._echoes = {n: prompts[n // per_prompt] for n in range(len(sequences)) if body.echo}
         """Prompts that are still to be put before the texts of their sequences."""
-        self._texts = [VisibleText(tokenizer, body.stops) for _ in sequences]
-        self._columns = [_LogprobColumns(tokenizer, body.logprobs or 0) for _ in sequences]
+        self._texts = [VisibleText(tokenizer, body) for _ in sequences]
+        self._columns = [_LogprobColumns(tokenizer, body) for _ in sequences]
 
     def whole(self, finished: Items[Finished]) -> types.CompletionFinal:
         """Return the body of an answer that is not streamed: of `best_of` texts of a prompt, the best `n`."""
@@ -153,7 +167,15 @@ class CompletionAnswer(Answer):
             generated = [(token.id, token.logprob, token.top) for token in tokens]
             logprobs = self._columns[index].of([*prompt, *generated])
         reason = None if finish is None else openai_reason(finish)
-        return types.CompletionComplete(number, (echo or "") + text, logprobs, reason)
+        choice = types.CompletionComplete(number, (echo or "") + text, logprobs, reason)
+        sequence = self.sequences[index]
+        if self._body.return_token_ids:
+            choice.token_ids = [token.id for token in tokens]
+            if index not in self._begun:
+                choice.prompt_token_ids = sequence.prompt
+        self._begun.add(index)
+        choice.prompt_logprobs = prompt_logprobs(sequence, self._body.prompt_logprobs, self._tokenizer)
+        return choice
 
 
 _Entry = tuple[int, float | None, Items[tuple[int, float]]]
@@ -163,10 +185,11 @@ _Entry = tuple[int, float | None, Items[tuple[int, float]]]
 class _LogprobColumns:
     """Log-probabilities of a text and its prompt, in columns, as the tokens come."""
 
-    def __init__(self, tokenizer: Tokenizer, top: int) -> None:
-        """`top` is the number of most likely tokens to report beside the chosen one."""
+    def __init__(self, tokenizer: Tokenizer, body: types.CompletionRequest) -> None:
         self._tokenizer = tokenizer
-        self._top = top
+        self._top = int(body.logprobs or 0)
+        """Number of most likely tokens to report beside the chosen one."""
+        self._with_ids = bool(body.return_tokens_as_token_ids)
         self._offset = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         """Decoder of the text, of which a character may be several tokens."""
@@ -203,6 +226,8 @@ class _LogprobColumns:
         return table
 
     def _text(self, token: int) -> str:
+        if self._with_ids:
+            return token_name(token)
         return self._tokenizer.bytes_alone(token).decode(errors="replace")
 
 

@@ -9,14 +9,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from tgi.api.native import SEED, STOP, JsonGrammar, JsonSchemaConfig, MaxTokens, RegexGrammar
-from tgi.api.validate import grammar_spec
-from tgi.sampling import U32, OpenAIFields, about
+from tgi.api import refused
+from tgi.api.native import SEED, STOP, MaxTokens, TokenId
+from tgi.api.refused import refusing
+from tgi.errors import ValidationError
+from tgi.sampling import U32, about
 from tgi.scheduler import Sequence
-from tgi.text.grammar import GrammarSpec
 from tgi.text.tokenizer import Piece
 
-Reason = Literal["stop", "length", "tool_calls"]
+from .formats import FormatFields
+
+Reason = Literal["stop", "length", "tool_calls", "function_call"]
 MAX_CHAT_LOGPROBS = 20
 """OpenAI's maximum of `top_logprobs`; the server's own may be higher."""
 MAX_COMPLETION_LOGPROBS = 5
@@ -180,60 +183,12 @@ ToolChoice: TypeAlias = str | NamedTool
 """`auto`, `none`, `required`, the function to call, or some of the tools (T2)."""
 
 
-class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
-    """Any text."""
-
-    @property
-    def spec(self) -> None:
-        """No grammar."""
-        return
-
-
-class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object"):
-    """A JSON object, or a value that obeys a schema in TGI's or LangChain's spelling."""
-
-    value: Any = None
-    schema: Any = None
-
-    @property
-    def spec(self) -> GrammarSpec:
-        """Grammar for the compiler. Raises ValidationError."""
-        return grammar_spec("json", _first_given(self.value, self.schema, {"type": "object"}))
-
-
-class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
-    """A value that obeys a schema, in OpenAI's, TGI's or llama.cpp's spelling."""
-
-    json_schema: JsonSchemaConfig | None = None
-    value: JsonSchemaConfig | None = None
-    schema: Any = None
-
-    def __post_init__(self) -> None:
-        if _first_given(self.json_schema, self.value, self.schema) is None:
-            raise ValueError("Object missing required field `json_schema`")
-
-    @property
-    def spec(self) -> GrammarSpec:
-        """Grammar for the compiler. Raises ValidationError."""
-        config = self.value or self.json_schema
-        if config is None:
-            return grammar_spec("json", self.schema)
-        return grammar_spec("json", config.schema, config.strict)
-
-
-ResponseFormat: TypeAlias = TextFormat | JsonGrammar | JsonObjectFormat | RegexGrammar | JsonSchemaFormat
-
-
 def _one_of(**names: Any) -> Any:
     """Return the value of the one name that is given. Raises ValueError if several are."""
     given = [name for name, value in names.items() if value is not UNSET]
     if len(given) > 1:
         raise ValueError(f"Object has both `{given[0]}` and `{given[1]}`")
     return names[given[0]] if given else UNSET
-
-
-def _first_given(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)
 
 
 # Requests
@@ -246,16 +201,16 @@ class StreamOptions(msgspec.Struct):
     continuous_usage_stats: Annotated[bool | None, about("Report numbers of tokens in every event.")] = None
 
 
-TokenId = Annotated[U32, about(limit="last_token")]
 _BIAS = "Numbers from -100 to 100 added to logits, by token id. A list is ignored."
 _TOP = "Number of most likely tokens to report for each token."
 
 
-class OpenAIRequest(OpenAIFields, kw_only=True):
+class OpenAIRequest(FormatFields, kw_only=True):
     """Fields that the bodies of chat and completions share."""
 
     model: Annotated[str | None, about("Any name: the server has one model.")] = None
     max_tokens: MaxTokens = None
+    max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.")] = None
     stop: Annotated[str | list[str] | None, STOP] = None
     seed: Annotated[int | None, about(SEED)] = None
     stream: Annotated[bool | None, about("Answer with server-sent events.")] = False
@@ -264,8 +219,42 @@ class OpenAIRequest(OpenAIFields, kw_only=True):
     logit_bias: Annotated[dict[str, float] | list[float] | None, about(_BIAS)] = None
     ignore_eos: Annotated[bool | None, about("Go on after the model's end tokens.")] = None
     stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
+    allowed_token_ids: Annotated[list[TokenId] | None, about("Tokens that alone may be generated.")] = None
+    bad_words: Annotated[list[str] | None, about("Texts whose last token may not follow the others.")] = None
+    include_stop_str_in_output: Annotated[bool | None, about("Leave what ends the text in it.")] = None
+    skip_special_tokens: Annotated[bool | None, about("Leave special tokens out; null: yes.")] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        about("Put the tokenizer's own tokens before the prompt; null: not before a conversation."),
+    ] = None
+    truncate_prompt_tokens: Annotated[
+        int | None, about("Tokens of the prompt that count; -1: as many as fit.", minimum=-1)
+    ] = None
+    truncation_side: Annotated[
+        Literal["left", "right"] | None, about("Side from which a prompt is truncated; null: left.")
+    ] = None
+    prompt_logprobs: Annotated[
+        U32 | None,
+        about(
+            "Number of most likely tokens to report for each token of the prompt.",
+            limit="max_top_n_tokens",
+            at_least=MAX_CHAT_LOGPROBS,
+        ),
+    ] = None
+    return_token_ids: Annotated[bool | None, about("Report ids of the tokens of prompt and text.")] = None
+    return_tokens_as_token_ids: Annotated[
+        bool | None, about("Name tokens in `logprobs` by id: `token_id:5`.")
+    ] = None
 
     def __post_init__(self) -> None:
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise ValueError("`max_tokens` and `max_completion_tokens` differ")
+            self.max_tokens = self.max_completion_tokens
+        if self.stream_options not in (None, StreamOptions(), StreamOptions(False)) and not self.stream:
+            raise ValidationError("`stream_options` needs `stream`")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValidationError("`prompt_logprobs` is not supported when streaming tokens")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
             raise ValueError("Expected `seed` of 64 bits")
 
@@ -275,10 +264,11 @@ class OpenAIRequest(OpenAIFields, kw_only=True):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
+@refusing(refused.CHAT)
 class ChatRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/chat/completions` and `/chat_tokenize`."""
 
-    messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.")]
+    messages: Annotated[list[Annotated[Message, _MESSAGE]], about("The conversation so far.", minItems=1)]
     max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.", minimum=1)] = None
     logprobs: Annotated[bool | None, about("Report the log-probability of each token.")] = None
     top_logprobs: Annotated[U32 | None, about(_TOP, limit="max_top_n_tokens", at_least=MAX_CHAT_LOGPROBS)] = (
@@ -294,10 +284,26 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     ] = None
     tool_prompt: Annotated[str | None, about("Text before tools that the chat template ignores.")] = None
     parallel_tool_calls: Annotated[bool | None, about("Whether several calls may be made; null: yes.")] = None
-    response_format: Annotated[ResponseFormat | None, about("Format that the text obeys.")] = None
+    functions: Annotated[
+        list[FunctionDefinition] | None, about("Older form of `tools`; the answer has a `function_call`.")
+    ] = None
+    function_call: Annotated[
+        Literal["none", "auto"] | FunctionName | None, about("Older form of `tool_choice`.")
+    ] = None
+    add_generation_prompt: Annotated[
+        bool | None, about("End the prompt where an answer begins; null: yes, unless a message is continued.")
+    ] = None
+    continue_final_message: Annotated[
+        bool | None, about("Continue the last message; null: yes if it is the assistant's.")
+    ] = None
+    echo: Annotated[bool | None, about("Put the last message before the text if it is the assistant's.")] = (
+        None
+    )
+    return_prompt_text: Annotated[bool | None, about("Report the prompt that the messages become.")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, about("Variables for the chat template.")] = None
     documents: Annotated[list[dict[str, Any]] | None, about("Documents for the chat template.")] = None
     reasoning_effort: Annotated[str | None, about("Effort; `none` means `enable_thinking: false`.")] = None
+    verbosity: Annotated[str | None, about("Verbosity, for the chat template.")] = None
     enable_thinking: Annotated[bool | None, about("Whether the model thinks before it answers.")] = None
     include_reasoning: Annotated[bool | None, about("Whether thoughts are answered; null: yes.")] = None
     max_thinking_tokens: Annotated[
@@ -308,12 +314,35 @@ class ChatRequest(OpenAIRequest, kw_only=True):
         ),
     ] = None
 
+    thinking_token_budget: Annotated[
+        int | None, about("Another name of `max_thinking_tokens`; -1: no limit.", minimum=-1)
+    ] = None
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_completion_tokens is not None:
-            if self.max_tokens not in (None, self.max_completion_tokens):
-                raise ValueError("`max_tokens` and `max_completion_tokens` differ")
-            self.max_tokens = self.max_completion_tokens
+        if self.top_logprobs and not self.logprobs:
+            raise ValidationError("`top_logprobs` needs `logprobs`")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise ValidationError("`continue_final_message` and `add_generation_prompt` exclude each other")
+        if self.thinking_token_budget is not None:
+            if self.thinking_token_budget < -1:
+                raise ValidationError("`thinking_token_budget` must be >= -1")
+            if self.max_thinking_tokens is None and self.thinking_token_budget >= 0:
+                self.max_thinking_tokens = self.thinking_token_budget
+        self._read_functions()
+
+    def _read_functions(self) -> None:
+        """Turn the older form of tools into the newer."""
+        if self.functions is None:
+            if self.function_call not in (None, "none"):
+                raise ValidationError("`function_call` needs `functions`")
+            return
+        if self.tools is not None or self.tool_choice is not None:
+            raise ValidationError("`functions` and `tools` cannot be combined")
+        self.tools = [Tool("function", function) for function in self.functions]
+        self.parallel_tool_calls = False
+        chosen = self.function_call
+        self.tool_choice = NamedTool(chosen) if isinstance(chosen, FunctionName) else chosen
 
     @property
     def chosen_tools(self) -> tuple[str, list[str] | None]:
@@ -331,6 +360,7 @@ class ChatRequest(OpenAIRequest, kw_only=True):
 Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json_schema={"minItems": 1})]
 
 
+@refusing(refused.COMPLETIONS)
 class CompletionRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/completions`."""
 
@@ -395,6 +425,18 @@ class Usage(msgspec.Struct):
         return cls(tokens, completion, tokens + completion, PromptTokensDetails(cached))
 
 
+class PromptLogprob(msgspec.Struct):
+    """A token in the place of one of the prompt."""
+
+    logprob: float | None
+    rank: Annotated[int | None, about("Place among the most likely tokens; null if it is not one of them.")]
+    decoded_token: str
+
+
+PromptLogprobs: TypeAlias = list[dict[str, PromptLogprob] | None]
+"""Tokens of a prompt and the most likely ones in their places, by id; null for the first one."""
+
+
 class ChatCompletionTopLogprob(msgspec.Struct):
     """One of the most likely tokens in the place of a generated one."""
 
@@ -440,6 +482,7 @@ class OutputMessage(msgspec.Struct):
     reasoning_content: Annotated[str | UnsetType, about("Thoughts before the content.")] = UNSET
     reasoning: Annotated[str | UnsetType, about("Another name of `reasoning_content`.")] = UNSET
     tool_calls: list[OutputToolCall] | UnsetType = UNSET
+    function_call: Annotated["Function | UnsetType", about("Answer to the older `functions`.")] = UNSET
 
 
 class ChatCompletionComplete(msgspec.Struct):
@@ -449,6 +492,7 @@ class ChatCompletionComplete(msgspec.Struct):
     message: OutputMessage
     logprobs: ChatCompletionLogprobs | None
     finish_reason: Reason
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class _Head(msgspec.Struct, tag_field="object"):
@@ -465,6 +509,9 @@ class ChatCompletion(_Head, tag="chat.completion"):
 
     choices: list[ChatCompletionComplete]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
 
 
 class Function(msgspec.Struct):
@@ -491,6 +538,7 @@ class ChatCompletionDelta(msgspec.Struct):
     reasoning_content: str | UnsetType = UNSET
     reasoning: str | UnsetType = UNSET
     tool_calls: list[DeltaToolCall] | UnsetType = UNSET
+    function_call: Function | UnsetType = UNSET
 
 
 class ChatCompletionChoice(msgspec.Struct):
@@ -500,6 +548,7 @@ class ChatCompletionChoice(msgspec.Struct):
     delta: ChatCompletionDelta
     logprobs: ChatCompletionLogprobs | None
     finish_reason: Reason | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatCompletionChunk(_Head, tag="chat.completion.chunk"):
@@ -507,6 +556,8 @@ class ChatCompletionChunk(_Head, tag="chat.completion.chunk"):
 
     choices: list[ChatCompletionChoice]
     usage: Usage | None
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -525,6 +576,9 @@ class CompletionComplete(msgspec.Struct):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: Reason | None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionFinal(_Head, tag="text_completion"):
