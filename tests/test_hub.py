@@ -365,9 +365,11 @@ def test_a_gguf_file_is_named(tmp_path: Path) -> None:
         find_model(Source(str(tmp_path / "model.gguf")))
 
 
-@pytest.mark.parametrize(("settings", "begins"), [({}, True), ({"add_bos_token": False}, False)])
+@pytest.mark.parametrize(
+    ("settings", "begins"), [({}, True), ({"add_bos_token": False}, False), (None, True)]
+)
 def test_a_sentencepiece_model_alone_is_a_tokenizer(
-    checkpoint: Path, tmp_path: Path, settings: dict[str, bool], begins: bool
+    checkpoint: Path, tmp_path: Path, settings: dict[str, bool] | None, begins: bool
 ) -> None:
     """LlamaTokenizer adds BOS unless its settings say otherwise."""
     import sentencepiece
@@ -387,7 +389,8 @@ def test_a_sentencepiece_model_alone_is_a_tokenizer(
         "eos_token": "</s>",
         "unk_token": "<unk>",
     }
-    (old / "tokenizer_config.json").write_text(json.dumps(named | settings))
+    if settings is not None:
+        (old / "tokenizer_config.json").write_text(json.dumps(named | settings))
     tokenizer = Tokenizer.from_folder(find_model(Source(str(old), cache=tmp_path / "cache")))
     ids = tokenizer.encode("is a word")
     assert (ids[0] == 1) == begins

@@ -62,10 +62,15 @@ def load(folder: Path) -> tuple[Driver | None, str]:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_is_served_or_refused(tmp_path: Path, name: str) -> None:
-    model = write(tmp_path, PUBLISHED[name]["config"])
-    driver, reason = load(tmp_path)
+    check(tmp_path, **PUBLISHED[name])
+
+
+def check(folder: Path, config: dict[str, Any], refused: str | None = None) -> None:
+    """Compare with transformers a prompt in two chunks, and tokens after it; or the reason of a refusal."""
+    model = write(folder, config)
+    driver, reason = load(folder)
     if driver is None:
-        assert re.search(PUBLISHED[name]["refused"] or "nothing", reason), reason
+        assert re.search(refused or "nothing", reason), reason
         return
     prompt = random_prompt(90, PROMPT, 0)
     driver.start(0, prompt_length=PROMPT)
@@ -92,6 +97,45 @@ def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path, name: str)
         list(places(config))[index]["odd_scale"] = 2.0
         (tmp_path / "config.json").write_text(json.dumps(config))
         assert "'odd_scale' is 2.0" in refusal(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("Llama 3 8B", {"rope_theta": 0}, "'rope_theta' is 0.0, expected more than 0"),
+        ("DeepSeek Coder 6.7B", {"rope_scaling": {"type": "linear", "factor": 0}}, "'factor' is 0.0"),
+        ("DeepSeek Coder 6.7B", {"rope_scaling": {"type": "spiral", "factor": 2}}, "RoPE of type 'spiral'"),
+        ("Gemma 2 9B", {"attn_logit_softcapping": 0}, "'attn_logit_softcapping' is 0.0"),
+        ("Granite 3.1 8B", {"logits_scaling": 0}, "'logits_scaling' is 0.0"),
+        ("Phi 3.5 MoE", {"num_experts_per_tok": 1}, "'num_experts_per_tok' is 1"),
+        ("Command R7B", {"order_of_interleaved_layers": "global_attn_first"}, "global_attn_first"),
+        ("Llama 3 8B", {"mlp_bias": "no"}, "'mlp_bias' is 'no', expected bool"),
+        ("Seed OSS 36B", {"rope_scaling": {"rope_type": "spiral"}}, "spiral"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_by_name(
+    tmp_path: Path, name: str, change: dict[str, Any], message: str
+) -> None:
+    config = PUBLISHED[name]["config"] | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert message in refusal(tmp_path, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("Command R7B", {"head_dim": 16}),
+        ("Phi 3.5 mini", {"sliding_window": 5}),
+        ("Qwen2.5 7B Instruct", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}),
+        ("Llama 3 8B", {"rope_parameters": {"rope_theta": 77.0, "rope_type": "default"}, "rope_theta": None}),
+        ("Gemma 3 1B", {"rope_scaling": {"rope_type": "linear", "factor": 8.0}}),
+        ("GPT-NeoX 20B", {"use_parallel_residual": False, "rotary_pct": 0.5}),
+        ("Falcon RW 1B", {"bias": False}),
+        ("OLMoE 1B 7B", {"norm_topk_prob": True, "clip_qkv": 1.0}),
+    ],
+)
+def test_settings_of_neighbours_count(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
+    check(tmp_path, PUBLISHED[name]["config"] | change)
 
 
 def refusal(folder: Path, config: dict[str, Any]) -> str:

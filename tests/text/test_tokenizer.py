@@ -106,6 +106,16 @@ def test_added_tokens_that_make_no_sense(tmp_path: Path, decoder: Any) -> None:
         Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config={"added_tokens_decoder": decoder}))
 
 
+def framed(template: str) -> Core:
+    """Return a tokenizer whose post-processor adds what the template names."""
+    core = Core.from_str(CORE.to_str())
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{'<s>' * ('bos' in template)} $A {'</s>' * ('eos' in template)}".split(),
+        special_tokens=[(name, CORE.token_to_id(name)) for name in ("<s>", "</s>")],
+    )
+    return core
+
+
 @pytest.mark.parametrize("template", ["", "bos", "bos eos"])
 @pytest.mark.parametrize("add_bos", [None, True, False])
 @pytest.mark.parametrize("add_eos", [None, True, False])
@@ -113,16 +123,57 @@ def test_settings_beside_tokenizer_json_decide_about_bos_and_eos(
     tmp_path: Path, template: str, add_bos: bool | None, add_eos: bool | None
 ) -> None:
     bos, eos = (CORE.token_to_id(name) for name in ("<s>", "</s>"))
-    core = Core.from_str(CORE.to_str())
-    core.post_processor = processors.TemplateProcessing(
-        single=f"{'<s>' * ('bos' in template)} $A {'</s>' * ('eos' in template)}".split(),
-        special_tokens=[("<s>", bos), ("</s>", eos)],
-    )
     config = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": add_bos, "add_eos_token": add_eos}
-    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, core, tokenizer_config=config))
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, framed(template), tokenizer_config=config))
     ids = tokenizer.encode("some text")
     assert ids.count(bos) == (ids[0] == bos) == (add_bos if add_bos is not None else "bos" in template)
     assert ids.count(eos) == (ids[-1] == eos) == (add_eos if add_eos is not None else "eos" in template)
+
+
+BOS: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "Llama 2, Mistral 7B": ("bos", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True}, True),
+    "Llama 3": ("bos", {"tokenizer_class": "PreTrainedTokenizerFast"}, True),
+    "CodeLlama": ("bos", {"tokenizer_class": "CodeLlamaTokenizer"}, True),
+    "Gemma": ("bos", {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True}, True),
+    "Command R": ("bos", {"tokenizer_class": "CohereTokenizer", "add_bos_token": True}, True),
+    "Phi 3.5, Yi": ("bos", {"tokenizer_class": "LlamaTokenizer", "add_bos_token": False}, False),
+    "DeepSeek": ("", {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}, True),
+    "fine-tuned Llama 2 without settings": ("", {"tokenizer_class": "LlamaTokenizerFast"}, True),
+    "Qwen": ("", {"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False}, False),
+    "Granite, StarCoder": ("", {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": False}, False),
+    "GPT-2": ("", {"tokenizer_class": "GPT2Tokenizer"}, False),
+    "OPT": ("bos", {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True}, True),
+    "Pythia, MPT": ("", {"tokenizer_class": "GPTNeoXTokenizer"}, False),
+    "OLMo": ("eos", {"tokenizer_class": "GPTNeoXTokenizer", "add_eos_token": False}, False),
+    "SmolLM3, EXAONE 4": ("", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": None}, False),
+}
+"""Post-processor and settings of published tokenizers, and whether transformers 4 begins a text with BOS."""
+
+
+@pytest.mark.parametrize(("template", "settings", "begins"), BOS.values(), ids=BOS)
+def test_bos_of_published_tokenizers(
+    tmp_path: Path, template: str, settings: dict[str, Any], begins: bool
+) -> None:
+    config = {"bos_token": "<s>", "eos_token": "</s>", **settings}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, framed(template), tokenizer_config=config))
+    ids, plain = tokenizer.encode("some text"), tokenizer.encode("some text", add_special_tokens=False)
+    assert ids == [CORE.token_to_id("<s>")] * begins + plain
+
+
+def test_other_frames_stay(tmp_path: Path) -> None:
+    """GLM-4 begins texts with two tokens of its own."""
+    tool = ("<|tool|>", CORE.token_to_id("<|tool|>"))
+    core = Core.from_str(CORE.to_str())
+    core.post_processor = processors.TemplateProcessing(single="<|tool|> $A <|tool|>", special_tokens=[tool])
+    config = {"bos_token": None, "eos_token": "</s>", "add_bos_token": False}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, core, tokenizer_config=config))
+    assert tokenizer.encode("a") == [tool[1], *tokenizer.encode("a", add_special_tokens=False), tool[1]]
+
+
+def test_one_token_that_begins_and_ends_texts(tmp_path: Path) -> None:
+    both = {"bos_token": "<s>", "eos_token": "<s>", "add_bos_token": False}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, framed("bos"), tokenizer_config=both))
+    assert CORE.token_to_id("<s>") not in tokenizer.encode("some text")
 
 
 def test_unusable_tokenizer_is_an_error_in_one_line(tmp_path: Path) -> None:

@@ -86,6 +86,13 @@ class JsonReader:
             raise ConfigError(f"{self._name}: {self._key(key)!r} is {value}, expected 1 or more")
         return value
 
+    def positive(self, key: str, default: Any = attrs.NOTHING) -> Any:
+        """Return a number above 0, such as a scale, or `default`. Raises ConfigError naming the key."""
+        value = self(float, key, default)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{self._name}: {self._key(key)!r} is {value}, expected more than 0")
+        return value
+
     def __contains__(self, key: str) -> bool:
         """Whether the object has the key, which does not count as read."""
         return self._key(key) in self._data
@@ -137,7 +144,10 @@ class Architecture:
     def read(self, data: Mapping[str, Any]) -> ModelConfig:
         """Read config.json. Raises ConfigError, also for a field neither read nor known to be harmless."""
         reader = JsonReader(data)
-        config = self.config(reader)
+        try:
+            config = self.config(reader)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            raise ConfigError(f"config.json makes no sense to {self.name}: {error!r}") from error
         refuse_unread(self.name, reader.unread(), self.harmless, self.neutral)
         return config
 

@@ -73,7 +73,7 @@ def read_rope(get: JsonReader, head_dim: int, layers: str = "") -> RopeConfig:
     original = scaling(int, "original_max_position_embeddings", max_position)
     common: dict[str, Any] = {
         "kind": kind,
-        "theta": scaling(float, "rope_theta", get(float, "rope_theta", 10_000.0)),
+        "theta": scaling.positive("rope_theta", get.positive("rope_theta", 10_000.0)),
         "dim": int(head_dim * share),
         "max_position": max_position,
         "original_max_position": get(int, "original_max_position_embeddings", original),
@@ -87,13 +87,13 @@ def _parameters(kind: str, scaling: JsonReader, common: Mapping[str, Any]) -> di
     """Read the parameters of one kind. Raises ConfigError if one is missing."""
     ratio = common["max_position"] / common["original_max_position"]
     if kind in ("linear", "dynamic"):
-        return {"factor": scaling(float, "factor")}
+        return {"factor": scaling.positive("factor")}
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor")
-        return {name: scaling(float, name) for name in names}
+        return {name: scaling.positive(name) for name in names}
     if kind == "yarn":
         return {
-            "factor": scaling(float, "factor", ratio),
+            "factor": scaling.positive("factor", ratio),
             "attention_factor": scaling(float, "attention_factor", None),
             "beta_fast": scaling(float, "beta_fast", 32.0) or 32.0,
             "beta_slow": scaling(float, "beta_slow", 1.0) or 1.0,
@@ -103,7 +103,7 @@ def _parameters(kind: str, scaling: JsonReader, common: Mapping[str, Any]) -> di
         }
     if kind == "longrope":
         return {
-            "factor": scaling(float, "factor", ratio),
+            "factor": scaling.positive("factor", ratio),
             "attention_factor": scaling(float, "attention_factor", _mscale(scaling)),
             "short_factor": _factors(scaling, "short_factor", common["dim"] // 2),
             "long_factor": _factors(scaling, "long_factor", common["dim"] // 2),

@@ -13,7 +13,6 @@ from typing import Any
 import msgspec
 import tokenizers
 
-logger = logging.getLogger(__name__)
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _CONTEXT = "a"
 """Text before a token when it is decoded to find what it adds to a text."""
@@ -22,6 +21,17 @@ _WHITE_SPACE = [character for character in map(chr, range(0x3001)) if character.
 _COMPOSED = 4
 """Maximum number of characters that become one by canonical composition (Greek letters with three marks)."""
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+_ADDS_BOS = {
+    "codellama": True,
+    "cohere": True,
+    "gemma": True,
+    "gptneox": False,
+    "llama": True,
+    "mistral": True,
+    "mixtral": True,
+}
+"""Whether texts begin with BOS, by the class of the tokenizer, or by the type of a model that names none."""
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +90,7 @@ class Tokenizer:
         if "added_tokens_decoder" not in settings:
             settings = read_json(folder / "special_tokens_map.json") | settings
         _add_tokens(core, folder, settings)
-        _frame(core, settings)
+        _frame(core, folder, settings)
         names = [settings.get(key) for key in NAMED_TOKENS]
         names += _list(settings.get("additional_special_tokens"))
         named = [number for name in names if (number := _id_of(core, name)) is not None]
@@ -332,27 +342,31 @@ def _added_token(token: dict[str, Any]) -> tokenizers.AddedToken:
     )
 
 
-def _frame(core: tokenizers.Tokenizer, settings: dict[str, Any]) -> None:
+def _frame(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]) -> None:
     """Let texts begin with BOS and end with EOS as "add_bos_token" and "add_eos_token" say.
 
-    Where neither is given, the post-processor of tokenizer.json decides. transformers 5 does so for every
-    tokenizer, transformers 4, with it TGI, for those whose class has the setting.
+    Where one is missing, the class of the tokenizer decides if it is in `_ADDS_BOS`, and otherwise the
+    post-processor of tokenizer.json. That is what TGI does, which goes by transformers 4, but for settings
+    that contradict tokenizer.json in another class: TGI ignores them. transformers 5 ignores them in all.
     """
-    ids = core.encode("").ids
-    frame = {}
-    for kind in ("bos", "eos"):
-        number = _id_of(core, settings.get(f"{kind}_token"))
-        wanted = settings.get(f"add_{kind}_token")
+    name = settings.get("tokenizer_class") or read_json(folder / "config.json").get("model_type")
+    kind = str(name).lower().removesuffix("fast").removesuffix("tokenizer")
+    by_class = {"bos": _ADDS_BOS[kind], "eos": False} if kind in _ADDS_BOS else {}
+    ids = core.encode("a").ids
+    wanted, right = {}, True
+    for end, there in (("bos", ids[:1]), ("eos", ids[-1:])):
+        number = _id_of(core, settings.get(f"{end}_token"))
         if number is None:
             continue
-        present = ids[:1] == [number] if kind == "bos" else ids[-1:] == [number]
-        frame[kind] = (number, present, wanted if isinstance(wanted, bool) else present)
-    if all(present == wanted for _, present, wanted in frame.values()):
+        given, present = settings.get(f"add_{end}_token"), there == [number]
+        if given if isinstance(given, bool) else by_class.get(end, present):
+            wanted[end] = number
+        right = right and present == (end in wanted)
+    if right:
         return
-    used = {kind: number for kind, (number, _, wanted) in frame.items() if wanted}
-    parts = [f"{kind}:0" if kind in used else "" for kind in ("bos", "eos")]
+    before, after = (f"{end}:0" if end in wanted else "" for end in ("bos", "eos"))
     core.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{parts[0]} $A:0 {parts[1]}".split(), special_tokens=list(used.items())
+        single=f"{before} $A:0 {after}".split(), special_tokens=list(wanted.items())
     )
 
 
@@ -405,5 +419,5 @@ def read_json(path: Path, optional: bool = True) -> dict[str, Any]:
         raise TokenizerError(f"{path} is not JSON: {error}") from error
     if isinstance(content, dict):
         return content
-    logger.warning("%s is not an object", path)
+    log.warning("%s is not an object", path)
     return {}

@@ -59,30 +59,20 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
-    """Write tokenizer.json to `target`, converted by transformers."""
-    from tokenizers.processors import TemplateProcessing
+    """Write tokenizer.json to `target`, converted by transformers, and names of BOS and EOS if missing."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise ValueError(f"a {type(tokenizer).__name__} has no fast form")
-    settings = getattr(tokenizer, "init_kwargs", {})
-    bos = tokenizer.bos_token
-    if bos and settings.get("add_bos_token") is None and _adds_bos(folder):
-        number = tokenizer.convert_tokens_to_ids(bos)
-        backend.post_processor = TemplateProcessing(single=["bos", "$A"], special_tokens=[("bos", number)])
     backend.save(str(target / "tokenizer.json"))
-
-
-def _adds_bos(folder: Path) -> bool:
-    """Whether the tokenizer is of a class that adds BOS to a text unless its settings say otherwise."""
-    names = []
-    for name, key in (("tokenizer_config.json", "tokenizer_class"), ("config.json", "model_type")):
-        if (folder / name).is_file():
-            names.append(json.loads((folder / name).read_bytes()).get(key))
-    kind = next((name for name in names if isinstance(name, str)), "").lower()
-    return kind.removesuffix("fast").removesuffix("tokenizer") in ("llama", "codellama", "gemma", "mistral")
+    path = target / "tokenizer_config.json"
+    settings = json.loads(path.read_bytes()) if path.is_file() else {}
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token") if name not in settings}
+    if any(ends.values()):
+        path.unlink(missing_ok=True)  # a link to the original
+        path.write_text(json.dumps(settings | ends))
 
 
 def _independent(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

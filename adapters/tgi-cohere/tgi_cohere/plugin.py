@@ -12,16 +12,15 @@ _DEFAULTS = {
     "tie_word_embeddings": True,
 }
 _NEUTRAL = {
+    "layer_switch": (4,),
+    "order_of_interleaved_layers": ("local_attn_first",),
     "position_embedding_type": ("rope_gptj",),
     "rotary_pct": (1.0,),
     "use_embedding_sharing": (True,),
     "use_gated_activation": (True,),
     "use_parallel_block": (True,),
 }
-_HARMLESS = frozenset(
-    {"cache_implementation", "layer_switch", "order_of_interleaved_layers", "use_parallel_embedding"}
-)
-"""Fields of the authors' own code; "layer_types" or the pattern says the same."""
+_HARMLESS = frozenset({"cache_implementation", "use_parallel_embedding"})
 
 
 def read_cohere(get: JsonReader) -> LlamaConfig:
@@ -38,7 +37,8 @@ def read_cohere2(get: JsonReader) -> LlamaConfig:
     layers, window = get.size("num_hidden_layers"), get.size("sliding_window", 4096)
     every = get.size("sliding_window_pattern", 4)
     windows = read_windows(get, layers, window, lambda layer: (layer + 1) % every != 0)
-    rope = read_whole_rope(get, get.size("hidden_size") // get.size("num_attention_heads"))
+    size = get.size("head_dim", get.size("hidden_size") // get.size("num_attention_heads"))
+    rope = read_whole_rope(get, size)
     ropes = tuple(None if window is None else rope for window in windows)
     return _read(get, windows=windows, ropes=ropes)
 

@@ -60,8 +60,8 @@ def read_gemma2(get: JsonReader) -> LlamaConfig:
         slides=lambda layer: layer % 2 == 0,
         names=_NAMES,
         attention_scale=get.size("query_pre_attn_scalar") ** -0.5,
-        attention_softcap=get(float, "attn_logit_softcapping", None),
-        logit_softcap=get(float, "final_logit_softcapping", None),
+        attention_softcap=get.positive("attn_logit_softcapping", None),
+        logit_softcap=get.positive("final_logit_softcapping", None),
     )
 
 
@@ -80,7 +80,7 @@ def read_gemma3(get: JsonReader) -> LlamaConfig:
         names=_NAMES,
         head_norm="head",
         attention_scale=get.size("query_pre_attn_scalar") ** -0.5,
-        logit_softcap=get(float, "final_logit_softcapping", None),
+        logit_softcap=get.positive("final_logit_softcapping", None),
         ropes=(),
     )
     return with_local_rope(config, get, get(float, "rope_local_base_freq", 10_000.0))

@@ -37,10 +37,10 @@ def _read(get: JsonReader, **own: Any) -> LlamaConfig:
         get,
         qkv_bias=bias,
         out_bias=bias,
-        attention_scale=get(float, "attention_multiplier", 1.0),
+        attention_scale=get.positive("attention_multiplier", 1.0),
         embedding_scale=get(float, "embedding_multiplier", 1.0),
         residual_scale=get(float, "residual_multiplier", 1.0),
-        logit_scale=1 / get(float, "logits_scaling", 1.0),
+        logit_scale=1 / get.positive("logits_scaling", 1.0),
         **own,
     )
 

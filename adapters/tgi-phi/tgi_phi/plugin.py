@@ -2,7 +2,7 @@
 
 import attrs
 
-from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig, Names, read_activation, read_llama_config
 from tgi.plugins.rope_config import read_rope
@@ -74,10 +74,12 @@ def read_phimoe(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Phi 3.5 MoE. Raises ConfigError."""
     get = get.adapted(defaults=_PHIMOE)
     bias, window = get(bool, "attention_bias", False), get(int, "sliding_window", None)
+    if (top := get(int, "num_experts_per_tok", 2)) != 2:
+        raise ConfigError(f"config.json: 'num_experts_per_tok' is {top}; SparseMixer chooses 2 experts")
     experts = ExpertsConfig(
         layers=(True,) * get.size("num_hidden_layers"),
         count=get.size("num_local_experts", 16),
-        top=get.size("num_experts_per_tok", 2),
+        top=top,
         inner=get.size("intermediate_size"),
         scores="sparsemixer",
         jitter=get(float, "router_jitter_noise"),
