@@ -42,7 +42,7 @@ class LLM:
         given = {"model_id": model, "max_client_batch_size": CONCURRENCY, **options}
         given.setdefault("max_concurrent_requests", 2 * CONCURRENCY)
         self._server = EmbeddedServer.start(given)
-        self._socket = str(self._server.socket)
+        self._socket = str(self._server.path)
         self._client = self._open_client()
         try:
             self._server.wait_ready()

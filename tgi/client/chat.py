@@ -113,7 +113,7 @@ def connected(
             stack.callback(server.close)
             with console.status("Loading the model"):
                 server.wait_ready()
-            transport = httpx.HTTPTransport(uds=str(server.socket))
+            transport = httpx.HTTPTransport(uds=str(server.path))
             url = "http://tgi"
         else:
             transport = httpx.HTTPTransport()

@@ -1,6 +1,7 @@
 """A server for one program: it listens on a Unix socket only, and ends with the program (`tgi.embedded`)."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import IO
 
 import attrs
-import httpx2 as httpx
 
 POLL_SECONDS = 0.05
 EXIT_SECONDS = 10.0
@@ -26,7 +26,8 @@ class EmbeddedServer:
     """A server process. Made by `start`; must be closed."""
 
     process: subprocess.Popen[bytes]
-    socket: Path
+    path: Path
+    """The socket on which it listens."""
     _log: IO[bytes]
     _folder: tempfile.TemporaryDirectory[str]
 
@@ -34,23 +35,29 @@ class EmbeddedServer:
     def start(cls, options: Mapping[str, object]) -> "EmbeddedServer":
         """Start a server with the flags of `tgi serve`, by their names with underscores."""
         folder = tempfile.TemporaryDirectory(prefix="tgi-")
-        socket, log = Path(folder.name, "socket"), tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "tgi.embedded", *flags({**options, "uds": socket})]
+        path, log = Path(folder.name, "socket"), tempfile.TemporaryFile()  # noqa: SIM115
+        command = [sys.executable, "-m", "tgi.embedded", *flags({**options, "uds": path})]
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
         )
-        return cls(process, socket, log, folder)
+        return cls(process, path, log, folder)
 
     def wait_ready(self) -> None:
         """Wait until the model is loaded. Raises StartError with the server's last words."""
-        transport = httpx.HTTPTransport(uds=str(self.socket))
-        with httpx.Client(transport=transport, base_url="http://tgi") as client:
-            while self.process.poll() is None:
-                with contextlib.suppress(httpx.TransportError):
-                    if self.socket.exists() and client.get("/health").status_code == 200:
-                        return
-                time.sleep(POLL_SECONDS)
+        while self.process.poll() is None:
+            if self._is_ready():
+                return
+            time.sleep(POLL_SECONDS)
         raise StartError(self.last_words())
+
+    def _is_ready(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as connection:  # httpx leaks sockets that cannot connect
+            if connection.connect_ex(str(self.path)):
+                return False
+            with contextlib.suppress(OSError):
+                connection.sendall(b"GET /health HTTP/1.1\r\nhost: tgi\r\nconnection: close\r\n\r\n")
+                return connection.recv(64).startswith(b"HTTP/1.1 200 ")
+        return False
 
     def last_words(self) -> str:
         """Return the last line that the server wrote."""
