@@ -120,11 +120,23 @@ async def test_parallel_calls_have_ids_of_their_own(stream: bool) -> None:
         assert len(message["tool_calls"]) == 1
 
 
-async def test_a_named_function_is_called_once() -> None:
+@pytest.mark.parametrize(
+    ("choice", "parallel", "count"),
+    [
+        ("auto", None, 2),
+        ("auto", False, 1),
+        ("required", None, 1),
+        ("required", True, 2),
+        ("required", False, 1),
+        ("weather", None, 1),
+        ("weather", True, 1),
+    ],
+)
+async def test_a_call_that_must_come_comes_once(choice: str, parallel: bool | None, count: int) -> None:
+    """Unless the client asks for several: a small model goes on calling."""
     async with serving_tools(saying(f"{HERMES_CALL}\n{HERMES_CALL}"), HERMES) as server:
-        for choice, calls in (("required", 2), ("weather", 1)):
-            message, reason = message_of(await chat(server, tool_choice=choice))
-            assert (len(message["tool_calls"]), reason) == (calls, "tool_calls")
+        message, reason = message_of(await chat(server, tool_choice=choice, parallel_tool_calls=parallel))
+        assert (len(message["tool_calls"]), reason) == (count, "tool_calls")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -140,9 +152,7 @@ async def test_required_call_is_enforced(stream: bool) -> None:
 
 
 @pytest.mark.contract("T3")
-@pytest.mark.parametrize(
-    ("tools", "choice"), [([WEATHER], "none"), ([], "required"), ([], None), (None, None)]
-)
+@pytest.mark.parametrize(("tools", "choice"), [([WEATHER], "none"), ([], "auto"), ([], None), (None, None)])
 async def test_choice_none_hides_the_tools(tools: Any, choice: Any) -> None:
     async with serving_tools(saying(CALL)) as server:
         message, reason = message_of(await chat(server, tools=tools, tool_choice=choice))
@@ -260,6 +270,29 @@ async def test_response_format_holds_beside_tools(stream: bool) -> None:
             assert reason == ("tool_calls" if calls else "stop")
             if not calls:
                 jsonschema.validate(json.loads(message["content"]), schema)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
+async def test_a_required_call_that_is_cut_at_its_beginning_is_no_content(
+    template: str, text: str, stream: bool
+) -> None:
+    async with serving_tools(saying(text), template) as server:
+        for size in (1, 3, 5):
+            answer = await chat(server, tool_choice="required", max_tokens=size, stream=stream)
+            assert message_of(answer) == ({"role": "assistant", "content": ""}, "length")
+
+
+@pytest.mark.parametrize("tools", [None, []])
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_required_call_needs_tools(tools: Any, allowed: bool) -> None:
+    choice: Any = "required"
+    if allowed:
+        choice = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}
+    async with serving_tools(saying("x")) as server:
+        answer = await chat(server, tools=tools, tool_choice=choice)
+        assert answer.status == 400
+        assert "`tools`" in answer.json["error"]["message"]
 
 
 async def test_truncated_call_ends_by_length() -> None:

@@ -10,7 +10,7 @@ from tgi.text.reasoning import FORMATS, ReasoningFormat, Thoughts, ThoughtsParse
 
 from .chat_templates import TEMPLATES
 
-every_format = pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.begin)
+every_format = pytest.mark.parametrize("style", FORMATS, ids=lambda style: style.models)
 
 
 def parsed(style: ReasoningFormat | None, state: Thoughts, pieces: list[str]) -> tuple[str, str]:
@@ -41,7 +41,7 @@ def test_thoughts_are_separated_from_text(
     def marked(plain: str) -> str:
         return plain.replace("BEGIN", style.begin).replace("END", style.end)
 
-    expected = marked(thoughts), marked(text)
+    expected = marked(thoughts).rstrip(), marked(text)
     assert parsed(style, state, [marked(answer)]) == expected
     assert parsed(style, state, list(marked(answer))) == expected
 
@@ -78,5 +78,29 @@ def test_the_end_of_a_prompt_tells_the_state_of_thoughts(style: ReasoningFormat)
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_templates_of_models_that_think_are_recognised(family: str) -> None:
     style = find_format(TEMPLATES[family])
-    assert (style == ReasoningFormat("<think>", "</think>")) == (family in ("qwen3", "deepseek-r1"))
-    assert style is None or style in FORMATS
+    ends = {"qwen3": "</think>", "deepseek-r1": "</think>", "gpt-oss": "<|end|>"}
+    assert (style and style.end) == ends.get(family)
+
+
+@pytest.mark.parametrize("style", [style for style in FORMATS if style.answer_begin], ids=lambda s: s.models)
+@pytest.mark.parametrize(
+    ("state", "answer", "thoughts", "text"),
+    [
+        ("possible", "BEGIN Hm. END\nFIRST\nYes.\nLAST", "Hm.", "Yes."),
+        ("possible", "FIRSTYes.LAST", "", "Yes."),
+        ("possible", "Yes.", "", "Yes."),
+        ("begun", "Hm.END FIRST Yes <b>.", "Hm.", "Yes <b>."),
+        ("none", "\nFIRSTYes FIRST LAST\n", "", "Yes FIRST\n"),
+        ("none", "  Yes.", "", "  Yes."),
+        ("none", "Yes.LAST", "", "Yes."),
+    ],
+)
+def test_marks_around_answers_are_left_out(
+    style: ReasoningFormat, state: Thoughts, answer: str, thoughts: str, text: str
+) -> None:
+    def marked(plain: str) -> str:
+        plain = plain.replace("BEGIN", style.begin).replace("END", style.end)
+        return plain.replace("FIRST", style.answer_begin).replace("LAST", style.answer_end)
+
+    for pieces in ([marked(answer)], list(marked(answer))):
+        assert parsed(style, state, pieces) == (thoughts, marked(text))

@@ -18,45 +18,41 @@ from hypothesis import strategies as st
 
 import tgi.demo
 from tgi.errors import ToolError, ValidationError
-from tgi.text.answer_format import AnswerFormat, AnswerParser
+from tgi.text.answer_format import AnswerFormat
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.reasoning import Thoughts
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import CallDelta, Tool, ToolCallParser, ToolFormat
+from tgi.text.tool_arguments import JSON_TEXT, PYTHON
+from tgi.text.tool_formats import FORMATS, ID, CallDelta, Tool, ToolCallParser, ToolFormat
 
 from .chat_templates import TEMPLATES
+from .tool_templates import TOOL_TEMPLATES
 
 # ruff: noqa: E501  (texts of models)
 
 DEMO = Path(next(iter(tgi.demo.__path__)))
-MARKS = (
-    "[TOOL_CALLS]",
-    "[ARGS]",
-    "<tool_call>",
-    "</tool_call>",
-    "<|tool_call|>",
-    "<｜tool▁calls▁begin｜>",
-    "<｜tool▁call▁begin｜>",
-    "<｜tool▁sep｜>",
-    "<｜tool▁call▁end｜>",
-    "<｜tool▁calls▁end｜>",
-    "</think>",
+MARKS = tuple(
+    dict.fromkeys(
+        mark
+        for style in FORMATS
+        for text in (*style.texts, "</think>")
+        for mark in re.findall(r"<[|｜/]?[^<>{}\[\]()\n =]+[|｜]?>|\[[A-Z_]+\]", text)
+    )
 )
-TEMPLATES_OF = {
+"""The marks of all formats, of which models have some as special tokens."""
+OTHERS = {
     "generic": "{{ messages[0].content }}",
     "generic, tools known": "{{ messages[0].content }}{{ tools }}",
     "mistral": TEMPLATES["mistral-v3"],
     "mistral nemo": TEMPLATES["mistral-nemo"],
-    "mistral 2025": "{{ tools }}{{ '[TOOL_CALLS]' + messages[0].name + '[ARGS]' }}",
     "qwen2.5": TEMPLATES["qwen2.5"],
     "qwen3": TEMPLATES["qwen3"],
     "hermes": TEMPLATES["hermes"],
     "granite": TEMPLATES["granite"],
-    "deepseek v3": "{{ tools }}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{}",
-    "deepseek v3.1": "{{ tools }}<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{}</think>",
     "llama 3.1": TEMPLATES["llama3.1-tools"],
 }
+TEMPLATES_OF = OTHERS | TOOL_TEMPLATES
 CITY = {"type": "string", "maxLength": 5}
 TOOLS = [
     Tool(
@@ -102,7 +98,7 @@ def tokenizer_of(*, marks_are_special: bool) -> Tokenizer:
     if marks_are_special:
         core.add_special_tokens(list(MARKS))
     else:
-        core.add_tokens(list(MARKS[:4]))
+        core.add_tokens(["[TOOL_CALLS]", "[ARGS]", "<tool_call>", "</tool_call>"])
     return Tokenizer(core, [], [1])
 
 
@@ -157,9 +153,11 @@ def walk(
     return None
 
 
-def read(style: AnswerFormat, pieces: Iterable[str]) -> tuple[str, list[tuple[str, str]]]:
+def read(
+    style: AnswerFormat, pieces: Iterable[str], tools: Sequence[Tool] = TOOLS
+) -> tuple[str, list[tuple[str, str]]]:
     """Return content and calls that a parser reads from pieces of text, joined as clients join them."""
-    parser = style.calls.parser()
+    parser = style.calls.parser(tools)
     found = [part for piece in pieces for part in parser.feed(piece)] + parser.end()
     content, calls, ids = "", list[tuple[str, str]](), set[str]()
     for part in found:
@@ -185,7 +183,7 @@ def read_all(
     style: AnswerFormat, state: Thoughts, pieces: Sequence[str]
 ) -> tuple[str, str, list[tuple[str, str]]]:
     """Return thoughts, content and calls that a parser reads from pieces of text."""
-    parser = AnswerParser(style, state)
+    parser = style.parser(state, TOOLS)
     deltas = [parser.feed(piece) for piece in pieces] + [parser.feed("", last=True)]
     calls: list[tuple[str, str]] = []
     for call in (call for delta in deltas for call in delta.calls):
@@ -193,6 +191,27 @@ def read_all(
             calls.append((call.name, ""))
         calls[-1] = (calls[-1][0], calls[-1][1] + call.arguments)
     return "".join(d.thoughts for d in deltas), "".join(d.content for d in deltas), calls
+
+
+def read_cut(style: AnswerFormat, text: str, tools: Sequence[Tool]) -> tuple[str, list[tuple[str, str]]]:
+    """Return content and calls of an answer that had to be a call."""
+    parser = style.calls.parser(tools, required=True)
+    parts = parser.feed(text) + parser.end()
+    calls = [part for part in parts if isinstance(part, CallDelta)]
+    names = [call.name for call in calls if call.name is not None]
+    return "".join(part for part in parts if isinstance(part, str)), [
+        (name, "".join(call.arguments for call in calls if call.index == number))
+        for number, name in enumerate(names)
+    ]
+
+
+def same(style: AnswerFormat, calls: Sequence[tuple[str, str]], others: Sequence[tuple[str, str]]) -> bool:
+    """Return whether calls are the same: their texts if the format has JSON text, otherwise their values."""
+    if style.calls.arguments is JSON_TEXT:
+        return calls == others
+    return [(name, json.loads(text)) for name, text in calls] == [
+        (name, json.loads(text)) for name, text in others
+    ]
 
 
 def cut(text: str, places: Iterable[int]) -> list[str]:
@@ -218,9 +237,10 @@ def ways_to_cut(text: str, seed: int) -> list[list[str]]:
 
 @every_format
 @both_kinds
-@pytest.mark.parametrize("parallel", [False, True])
 @pytest.mark.parametrize(
-    "tools", [TOOLS, TOOLS[:1], TOOLS[1:2]], ids=["required", "named", "named, no parameters"]
+    ("tools", "parallel"),
+    [(TOOLS, True), (TOOLS[:1], False), (TOOLS[1:2], False)],
+    ids=["required", "named", "named, no parameters"],
 )
 def test_required_calls_obey_the_grammar_and_parse(
     name: str, special: bool, parallel: bool, tools: list[Tool]
@@ -228,7 +248,7 @@ def test_required_calls_obey_the_grammar_and_parse(
     style = style_of(name, special=special)
     spec = grammar(style, tools, required=True, parallel=parallel)
     numbers = set()
-    for seed in range(6):
+    for seed in range(4):
         text = walk(spec, seed, special=special)
         if text is None:
             continue
@@ -236,7 +256,8 @@ def test_required_calls_obey_the_grammar_and_parse(
         assert content == ""
         assert {called for called, _ in calls} <= {tool.name for tool in tools}
         check_calls(calls)
-        assert style.calls.write(calls) == text
+        if style.calls.arguments is JSON_TEXT and ID not in style.calls.head + style.calls.middle:
+            assert style.calls.write(calls) == text
         numbers.add(len(calls))
         for pieces in ways_to_cut(text, seed):
             assert read(style, pieces) == (content, calls)
@@ -263,7 +284,9 @@ def test_parallel_calls_only_where_allowed(name: str, special: bool) -> None:
         else:
             assert taken < len(ids)
     check_calls(calls)
-    assert read(style, list(style.calls.write(calls))) == ("", calls)
+    content, found = read(style, list(style.calls.write(calls)))
+    assert content == ""
+    assert same(style, found, calls)
 
 
 @every_format
@@ -289,14 +312,17 @@ def test_auto_enforces_a_call_once_begun(name: str, special: bool) -> None:
     before = "Let me <think> {x.\n\n" if style.calls.mark else ""
     read_any = False
     for seed in range(6):
-        text = walk(spec, seed, special=special, opening=[before, style.calls.mark or '{"name"'])
+        text = walk(
+            spec, seed, special=special, opening=[before, style.calls.mark or style.calls.openings(TOOLS)[0]]
+        )
         if text is None:
             continue
         content, calls = read(style, [text])
         assert content == before.rstrip()
         assert calls
         check_calls(calls)
-        assert before + style.calls.write(calls) == text
+        if style.calls.arguments is JSON_TEXT and ID not in style.calls.head + style.calls.middle:
+            assert before + style.calls.write(calls) == text
         for pieces in ways_to_cut(text, seed):
             assert read(style, pieces) == (content, calls)
         read_any = True
@@ -311,7 +337,7 @@ def test_auto_with_a_response_schema_is_a_call_or_obeys_the_schema(name: str, sp
     spec = grammar(style, TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema)))
     kinds = set()
     for seed in range(12):
-        opening = [style.calls.mark if seed % 2 and style.calls.mark else '{"']
+        opening = [(style.calls.mark or style.calls.openings(TOOLS)[0]) if seed % 2 else '{"']
         text = walk(spec, seed, special=special, opening=opening)
         if text is None:
             continue
@@ -466,7 +492,7 @@ def test_function_names_may_hold_any_characters() -> None:
             spec = grammar(style, [Tool(name, None, None)], required=True, parallel=False)
             text = walk(spec, 0, special=False)
             assert text is not None
-            ((read_name, arguments),) = read(style, list(text))[1]
+            ((read_name, arguments),) = read(style, list(text), [Tool(name, None, None)])[1]
             assert (read_name, json.loads(arguments)) == (name, {})
 
 
@@ -487,61 +513,108 @@ _layouts: st.SearchStrategy[Callable[[Any], str]] = st.sampled_from(
 )
 
 
+def schema_of(value: Any) -> dict[str, Any]:
+    """Return a schema that says the type of a value."""
+    kinds = {
+        str: "string",
+        bool: "boolean",
+        int: "integer",
+        list: "array",
+        dict: "object",
+        type(None): "null",
+    }
+    schema = {"type": kinds[type(value)]}
+    return schema | (
+        {"properties": {key: schema_of(part) for key, part in value.items()}}
+        if isinstance(value, dict)
+        else {}
+    )
+
+
+@st.composite
+def _calls(draw: st.DrawFn, style: AnswerFormat) -> tuple[list[tuple[str, str]], list[Tool]]:
+    """Draw calls and their tools. Names of arguments in Python and in tags are words."""
+    objects = _objects
+    if style.calls.arguments is not JSON_TEXT:
+        words = st.text(st.sampled_from("abc_é"), min_size=1, max_size=5)
+        values = (
+            _values
+            if style.calls.arguments is PYTHON
+            else st.recursive(
+                st.none()
+                | st.booleans()
+                | st.integers()
+                | st.text(st.sampled_from('a{}[]":,\\\n é😀<'), max_size=8),
+                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+                max_leaves=6,
+            )
+        )
+        objects = st.dictionaries(words, values, max_size=4)
+    names = draw(st.lists(_names, min_size=1, max_size=3, unique=True))
+    given = [(name, draw(objects)) for name in names]
+    return (
+        [(name, draw(_layouts)(arguments)) for name, arguments in given],
+        [Tool(name, None, schema_of(arguments)) for name, arguments in given],
+    )
+
+
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), places=_places)
 def test_parser_reads_what_the_format_writes(name: str, data: st.DataObject, places: list[int]) -> None:
     style = style_of(name)
-    calls = [
-        (called, data.draw(_layouts)(arguments))
-        for called, arguments in data.draw(st.lists(st.tuples(_names, _objects), min_size=1, max_size=3))
-    ]
+    calls, tools = data.draw(_calls(style))
     before = data.draw(st.text(st.sampled_from("ab <\n{["), max_size=9)) if style.calls.mark else ""
-    text = before + style.calls.write(calls)
-    assert read(style, cut(text, places)) == (before.rstrip(), calls)
+    content, found = read(style, cut(before + style.calls.write(calls), places), tools)
+    assert content == before.rstrip()
+    assert same(style, found, calls)
 
 
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), places=_places)
 def test_incomplete_opening_is_text(name: str, data: st.DataObject, places: list[int]) -> None:
     style = style_of(name)
-    opening = style.calls.opening
+    opening = style.calls.opening if style.calls.mark else style.calls.openings(TOOLS)[0]
     parts = [opening[:n] for n in range(1, len(opening))] + [" ", "\n", "a", '"', "}"]
     text = "".join(data.draw(st.lists(st.sampled_from(parts), max_size=6)))
-    if opening in text:
+    if opening in text or (style.calls.mark and style.calls.mark in text):
         return
     assert read(style, cut(text, places)) == (text, [])
 
 
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), places=_places, length=st.integers(0, 10**4))
 def test_truncated_answer_keeps_the_arguments_so_far(
     name: str, data: st.DataObject, places: list[int], length: int
 ) -> None:
     """Content after the first call is empty."""
     style = style_of(name)
-    calls = data.draw(st.lists(st.tuples(_names, _objects.map(json.dumps)), min_size=1, max_size=3))
+    calls, tools = data.draw(_calls(style))
     text = style.calls.write(calls)
+    _, whole = read(style, [text], tools)
     text = text[: length % (len(text) + 1)]
-    content, found = read(style, cut(text, places))
-    assert content == ("" if found else text)
+    content, found = read(style, cut(text, places), tools)
+    begins = [style.calls.mark] if style.calls.mark else style.calls.openings(tools)
+    assert content == ("" if found or any(opening in text for opening in begins) else text)
+    assert read_cut(style, text, tools) == ("", found)
     assert [called for called, _ in found] == [called for called, _ in calls][: len(found)]
-    for (_, part), (_, whole) in zip(found[-1:], calls[len(found) - 1 :], strict=False):
-        assert whole.startswith(part)
-    assert found[:-1] == calls[: max(0, len(found) - 1)]
+    for (_, part), (_, all_of_it) in zip(found[-1:], whole[len(found) - 1 :], strict=False):
+        assert all_of_it.startswith(part)
+    assert found[:-1] == whole[: max(0, len(found) - 1)]
 
 
 @every_format
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data(), places=_places)
 @example(data=None, places=[])
 def test_parsing_does_not_depend_on_pieces(name: str, data: st.DataObject | None, places: list[int]) -> None:
     """Any text of a model without a grammar can be read."""
     style = style_of(name)
     parts = [*'ab {}[]"\n', *filter(None, (style.calls.opening, style.calls.middle))]
-    parts += list(filter(None, (style.calls.tail, style.calls.separator, style.calls.end)))
+    parts += list(filter(None, (*style.calls.arguments.texts, style.calls.tail, style.calls.end)))
+    parts += [*style.calls.openings(TOOLS), "'", "\\", "=", "("]
     text = "" if data is None else "".join(data.draw(st.lists(st.sampled_from(parts), max_size=12)))
     assert read(style, cut(text, places)) == read(style, [text])
 
@@ -583,18 +656,77 @@ def test_parser_streams_content_and_arguments() -> None:
             "mistral nemo",
             '[TOOL_CALLS][{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]',
         ),
-        ("mistral 2025", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}'),
+        ("Magistral, Devstral, Ministral 3", '[TOOL_CALLS]f[ARGS]{"a": 1}[TOOL_CALLS]g[ARGS]{}'),
         ("granite", '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]'),
         (
-            "deepseek v3.1",
+            "DeepSeek V3.1",
             "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>f<｜tool▁sep｜>{"
             '"a": 1}<｜tool▁call▁end｜><｜tool▁call▁begin｜>g<｜tool▁sep｜>{}<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
         ),
         (
-            "deepseek v3",
+            "DeepSeek V3, R1",
             '<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```<｜tool▁call▁end｜>\n'
             "<｜tool▁call▁begin｜>function<｜tool▁sep｜>g\n```json\n{}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         ),
+        (
+            "Mistral Small 3.2",
+            '[TOOL_CALLS]f[CALL_ID]000000000[ARGS]{"a": 1}[TOOL_CALLS]g[CALL_ID]000000001[ARGS]{}',
+        ),
+        (
+            "Qwen3-Coder, Qwen3.5",
+            "<tool_call>\n<function=f>\n<parameter=a>\n1\n</parameter>\n</function>\n</tool_call>\n"
+            "<tool_call>\n<function=g>\n</function>\n</tool_call>",
+        ),
+        (
+            "Seed-OSS",
+            "<seed:tool_call>\n<function=f>\n<parameter=a>1</parameter>\n</function>\n</seed:tool_call>\n"
+            "<seed:tool_call>\n<function=g>\n</function>\n</seed:tool_call>",
+        ),
+        (
+            "GLM-4.5, GLM-4.6",
+            "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>\n<tool_call>g\n</tool_call>",
+        ),
+        (
+            "GLM-4.7, GLM-5",
+            "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call><tool_call>g</tool_call>",
+        ),
+        (
+            "MiniMax-M2",
+            '<minimax:tool_call>\n<invoke name="f">\n<parameter name="a">1</parameter>\n</invoke>\n'
+            '<invoke name="g">\n</invoke>\n</minimax:tool_call>',
+        ),
+        (
+            "MiniMax-M1",
+            '<tool_calls>\n{"name": "f", "arguments": {"a": 1}}\n{"name": "g", "arguments": {}}\n</tool_calls>',
+        ),
+        ("Gemma 4", "<|tool_call>call:f{a:1}<tool_call|><|tool_call>call:g{}<tool_call|>"),
+        (
+            "FunctionGemma",
+            "<start_function_call>call:f{a:1}<end_function_call><start_function_call>call:g{}<end_function_call>",
+        ),
+        (
+            "Phi-4-mini",
+            '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]<|/tool_call|>',
+        ),
+        (
+            "Kimi K2",
+            '<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"a": 1}<|tool_call_end|>'
+            "<|tool_call_begin|>functions.g:1<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>",
+        ),
+        (
+            "Command R7B, Command A",
+            '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {"a": 1}},\n'
+            '    {"tool_call_id": "1", "tool_name": "g", "parameters": {}}\n]<|END_ACTION|>',
+        ),
+        ("MiniCPM3", "<|tool_call_start|>\n```python\nf(a=1)\ng()\n```\n<|tool_call_end|>"),
+        ("LFM2", "<|tool_call_start|>[f(a=1), g()]<|tool_call_end|>"),
+        ("Olmo 3", "<function_calls>\nf(a=1)\ng()\n</function_calls>"),
+        (
+            "Nemotron Nano, Llama Nemotron",
+            '<TOOLCALL>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]</TOOLCALL>',
+        ),
+        ("Apertus", '<|tools_prefix|>[{"f": {"a": 1}}, {"g": {}}]<|tools_suffix|>'),
+        ("Llama 3.2, Llama 4, Gemma 3 and ToolACE with pythonic templates", "[f(a=1), g()]"),
     ]
     + [
         (
@@ -654,7 +786,7 @@ class Lines(ToolFormat):
             ]
             yield f"call_{number}: {literal(tool.name + chr(10))} {' '.join(keys)}"
 
-    def parser(self) -> ToolCallParser:
+    def parser(self, _tools: Sequence[Tool] = ()) -> ToolCallParser:
         return LinesParser(self)
 
 

@@ -33,6 +33,8 @@ class Abilities:
     """Whether it prints the content of a message only if that is a list of parts."""
     system: Literal["anywhere", "first"] | None = "anywhere"
     """Places where it prints messages of the role `system`."""
+    tools_in_system: bool = False
+    """Whether it prints the field `tools` of the first message, of the role `system`."""
     turns: bool = False
     """Whether it prints messages of users only if an answer stands between them."""
     calls: _Form | None = None
@@ -96,6 +98,7 @@ class _Trial:
         return Abilities(
             self.parts,
             system=system,
+            tools_in_system=_PROBE in self.prompt(first | {"tools": _PROBE}, ask),
             turns=_PROBE in self.prompt(ask, wait, probe) and _PROBE not in self.prompt(probe, ask),
             tool_role=_PROBE in self.prompt(ask, wait, _result(_CALL_ID)),
         )

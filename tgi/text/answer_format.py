@@ -8,22 +8,24 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import attrs
 import msgspec
 
 from tgi.errors import ValidationError
 
+from .abilities import PROBE, PROBE_ARGUMENTS
 from .chat_template import ChatTemplates
 from .grammar import GrammarSpec, lark_of, regex_term, tokens_that_are_no_text
+from .harmony import HARMONY_MARKS, PROMPT_END, HarmonyParser, harmony_rules
 from .json_schema import GrammarError
 from .reasoning import ReasoningFormat, Thoughts, ThoughtsParser, find_format
 from .tokenizer import Tokenizer
-from .tool_formats import FORMATS, GENERIC, CallDelta, Tool, ToolCallParser, ToolFormat
+from .tool_arguments import pattern_of
+from .tool_formats import FORMATS, GENERIC, HARMONY, AnswerDelta, CallDelta, Tool, ToolCallParser, ToolFormat
 
 _TEXT = "(?s:.+)"
-_NO_CALL = r'\s*\{\s*"name"(?s:.*)'
-"""Beginning of a call in a format without a mark."""
 _MAX_COUNT = 20_000
 """Maximum of a limit of characters, each of which takes a state of the lexer."""
 
@@ -56,17 +58,23 @@ class AnswerFormat:
         source = templates.source(with_tools) or ""
         known = [style for style in FORMATS if all(sign in source for sign in style.signs)]
         is_taught = bool(known) and templates.knows_tools()
-        calls, reasoning = known[0] if is_taught else GENERIC, find_format(source)
+        abilities = templates.abilities(with_tools)
+        printed = [
+            style for style in known if style.write([(PROBE, PROBE_ARGUMENTS)]) in abilities.printed_call
+        ]
+        calls, reasoning = (printed or known)[0] if is_taught else GENERIC, find_format(source)
         tokens = tokens_that_are_no_text(tokenizer).items()
         special_tokens = {name: id_ for name, id_ in tokens if id_ not in tokenizer.eos_ids}
         texts = calls.texts if with_tools else ()
         if reasoning is not None:
-            texts += (reasoning.begin, reasoning.end)
+            texts += reasoning.texts
+        if calls is HARMONY:
+            texts += HARMONY_MARKS
         return cls(
             calls=calls,
             with_tools=with_tools,
             taught=is_taught,
-            single="tool_calls|length == 1" in source.replace(" | ", "|"),
+            single=abilities.calls is not None and not abilities.several_calls,
             reasoning=reasoning,
             marks=frozenset(id_ for name, id_ in special_tokens.items() if any(name in t for t in texts)),
             special_tokens=special_tokens,
@@ -74,7 +82,20 @@ class AnswerFormat:
 
     def thoughts_after(self, prompt: str) -> Thoughts:
         """Return the state of thoughts where the answer to a prompt begins."""
+        if self.calls is HARMONY:
+            return "possible" if prompt.rstrip().endswith(PROMPT_END) else "none"
         return "none" if self.reasoning is None else self.reasoning.state_after(prompt)
+
+    def parser(
+        self, thoughts: Thoughts = "none", tools: Sequence[Tool] = (), *, required: bool = False
+    ) -> "AnswerParser":
+        """Return a parser of one answer, which begins in a state of thoughts and may call these tools.
+
+        `required`: it must call one.
+        """
+        if self.calls is HARMONY and thoughts != "none":
+            return HarmonyParser()
+        return _MarkedParser(self, thoughts, tools, required)
 
     def grammar(
         self,
@@ -94,6 +115,8 @@ class AnswerFormat:
         they have `max_thoughts` tokens at most. Raises ToolError for parameters that are no schema, and
         ValidationError for such a `text`.
         """
+        if self.calls is HARMONY and thoughts != "none":
+            return self._harmony(tools, required, text, max_thoughts)
         is_forced = required or text is not None
         begins = thoughts == "begun" and (is_forced or bool(tools) or max_thoughts is not None)
         may_begin = thoughts == "possible" and (required or (max_thoughts is not None and text is None))
@@ -108,7 +131,7 @@ class AnswerFormat:
         elif text is not None:
             answer, rules = ["answer", *calls], [f"answer: {_answer(text, among_json)}"]
         else:
-            answer, rules = self._free_answer(bool(tools), excluded)
+            answer, rules = self._free_answer(tools, excluded)
         starts = answer
         if begins or may_begin:
             assert self.reasoning is not None
@@ -122,20 +145,35 @@ class AnswerFormat:
             rules += self.calls.rules(tools, self._literal, several=several, among_json=among_json)
         return GrammarSpec("lark", "\n".join(rules) + "\n")
 
-    def _free_answer(self, with_calls: bool, excluded: list[str]) -> tuple[list[str], list[str]]:
+    def _harmony(
+        self, tools: Sequence[Tool], required: bool, text: GrammarSpec | None, max_thoughts: int | None
+    ) -> GrammarSpec | None:
+        if not tools and text is None and max_thoughts is None:
+            return None
+        rules = harmony_rules(
+            tools,
+            self._literal,
+            answer=None if text is None else _answer(text, among_json=False),
+            required=required,
+            bounded=max_thoughts is not None,
+        )
+        lines = [*rules, *self._thoughts("<|end|>", max_thoughts)]
+        return GrammarSpec("lark", "\n".join(lines) + "\n")
+
+    def _free_answer(self, tools: Sequence[Tool], excluded: list[str]) -> tuple[list[str], list[str]]:
         """Return alternatives for an answer of any text, which may precede calls, and their rules.
 
         Text does not begin with the `excluded`.
         """
-        mark = self.calls.mark if with_calls else ""
-        without = [rf"\s*{_regex(text)}(?s:.*)" for text in excluded]
+        mark = self.calls.mark if tools else ""
+        without = [rf"\s*{pattern_of(text)}(?s:.*)" for text in excluded]
         special = self._any_special(mark, *excluded)
         first, rules = "TEXT", [f"TEXT: {_without(_TEXT, *without)}"]
-        if with_calls and not mark:
+        if tools and not mark:
             first = "FIRST"
-            rules.append(f"FIRST: {_without(_TEXT, _NO_CALL, *without)}")
+            rules.append(f"FIRST: {_without(_TEXT, self.calls.beginning(tools), *without)}")
         rules.append(f"text: {first}? ({special} TEXT?)*" if special else f"text: {first}?")
-        if not with_calls:
+        if not tools:
             return ["text"], rules
         if not mark:
             return ["text", "calls"], rules
@@ -155,11 +193,14 @@ class AnswerFormat:
         else:
             # Here, the limit counts characters.
             count = "" if limit is None else min(limit, _MAX_COUNT)
-            yield f"thoughts[lazy]: /(?s:.{{0,{count}}}){_regex(end)}/"
+            yield f"thoughts[lazy]: /(?s:.{{0,{count}}}){pattern_of(end)}/"
 
     def _any_special(self, *without: str) -> str:
-        """Return an expression for any special token but those named; "" if the model has no others."""
-        ids = sorted(id_ for name, id_ in self.special_tokens.items() if name not in without)
+        """Return an expression for any special token but those that begin these texts; "" for none."""
+        others = (
+            i for name, i in self.special_tokens.items() if not any(t.startswith(name) for t in without)
+        )
+        ids = sorted(others)
         # Consecutive ids have the same distance to their places in the list.
         runs = itertools.groupby(enumerate(ids), lambda item: item[1] - item[0])
         ranges = [[id_ for _, id_ in run] for _, run in runs]
@@ -176,21 +217,27 @@ class AnswerFormat:
         )
 
 
-class AnswerDelta(msgspec.Struct):
-    """The next pieces of an answer."""
-
-    thoughts: str = ""
-    content: str = ""
-    calls: list[CallDelta] = []
-
-
-class AnswerParser:
+class AnswerParser(Protocol):
     """Reads one answer, in pieces of any size, into thoughts, content and tool calls."""
 
-    def __init__(self, style: AnswerFormat, thoughts: Thoughts = "none") -> None:
-        """Begin with the state of thoughts after the prompt."""
+    @property
+    def is_within_arguments(self) -> bool:
+        """Whether the arguments of the last call are incomplete."""
+
+    def feed(self, text: str, *, last: bool = False) -> AnswerDelta:
+        """Take the next piece of the answer, or its `last`; return everything that is now certain."""
+
+
+class _MarkedParser:
+    """Reads an answer whose parts are told by marks: thoughts, then text, then calls."""
+
+    def __init__(
+        self, style: AnswerFormat, thoughts: Thoughts, tools: Sequence[Tool], required: bool
+    ) -> None:
         self._thoughts = ThoughtsParser.of(style.reasoning, thoughts)
-        self._calls: ToolCallParser | None = style.calls.parser() if style.with_tools else None
+        self._calls: ToolCallParser | None = None
+        if style.with_tools:
+            self._calls = style.calls.parser(tools, required=required)
 
     @property
     def is_within_arguments(self) -> bool:
@@ -208,10 +255,6 @@ class AnswerParser:
         parts = self._calls.feed(content) + (self._calls.end() if last else [])
         calls = [part for part in parts if isinstance(part, CallDelta)]
         return AnswerDelta(thoughts, "".join(part for part in parts if isinstance(part, str)), calls)
-
-
-def _regex(text: str) -> str:
-    return re.sub(r"[^\w ]", lambda match: f"\\x{{{ord(match[0]):x}}}", text)
 
 
 def _without(pattern: str, *excluded: str) -> str:

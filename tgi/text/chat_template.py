@@ -92,7 +92,9 @@ class ChatTemplates:
     def knows_tools(self) -> bool:
         """Return whether the template for requests with tools reads them (T6)."""
         template = self._select(with_tools=True)
-        return template is not None and "tools" in template.variables
+        return template is not None and (
+            "tools" in template.variables or self._abilities[True].tools_in_system
+        )
 
     def source(self, with_tools: bool) -> str | None:
         """Return the source of the template for requests with or without tools."""

@@ -63,6 +63,11 @@ def prepare_messages(
         if not in_template:
             text = json.dumps(described, ensure_ascii=False, separators=(",", ":")) + "\n" + text
         _append(converted, f"\n---\n{text}")
+    if in_template and abilities.tools_in_system:
+        if not (converted and converted[0]["role"] == "system"):
+            converted.insert(0, {"role": "system", "content": ""})
+        functions = [tool["function"] for tool in described]
+        converted[0]["tools"] = json.dumps(functions, ensure_ascii=False)
     if abilities.parts:
         for message in converted:
             if message.get("content") is not None:

@@ -16,28 +16,70 @@ Thoughts = Literal["none", "begun", "possible"]
 
 @attrs.frozen
 class ReasoningFormat:
-    """The text of thoughts: `begin THOUGHTS end`, and the answer after it."""
+    """The text of thoughts: `begin THOUGHTS end`, and the answer after it, perhaps between two marks."""
 
+    models: str
+    """Models that write thoughts so."""
     begin: str
     end: str
+    answer_begin: str = ""
+    """Mark before the answer, which models may leave out."""
+    answer_end: str = ""
+    """Mark after the answer."""
+
+    @property
+    def signs(self) -> tuple[str, ...]:
+        """Strings that all occur in the source of a chat template that uses the format."""
+        return (self.begin if self.end in _COMMON else self.end, self.answer_end)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts around thoughts and answers."""
+        return (self.begin, self.end, self.answer_begin, self.answer_end)
 
     def state_after(self, prompt: str) -> Thoughts:
         """Return the state of thoughts after a prompt; templates open them, or close them to have none."""
-        prompt = prompt.rstrip()
-        return "begun" if prompt.endswith(self.begin) else "none" if prompt.endswith(self.end) else "possible"
+        prompt, begin = prompt.rstrip(), self.begin.rstrip()
+        return "begun" if prompt.endswith(begin) else "none" if prompt.endswith(self.end) else "possible"
 
 
+_COMMON = ("<|end|>",)
+"""Ends of thoughts that other templates have for other ends."""
+HARMONY_THOUGHTS = ReasoningFormat("gpt-oss", "<|channel|>analysis<|message|>", "<|end|>")
+"""Thoughts on a channel of their own, which `harmony` reads."""
 FORMATS = (
-    ReasoningFormat("<think>", "</think>"),  # DeepSeek R1, Qwen3, Granite 3.3, GLM-4.5, MiniMax and others
-    ReasoningFormat("[THINK]", "[/THINK]"),  # Mistral
-    ReasoningFormat("<seed:think>", "</seed:think>"),  # Seed-OSS
-    ReasoningFormat("<|START_THINKING|>", "<|END_THINKING|>"),  # Command A
+    HARMONY_THOUGHTS,
+    ReasoningFormat("Granite 3.3, ERNIE 4.5", "<think>", "</think>", "<response>", "</response>"),
+    ReasoningFormat("Hunyuan A13B", "<think>", "</think>", "<answer>", "</answer>"),
+    ReasoningFormat(
+        "DeepSeek R1 and V3.1, Qwen3, QwQ, GLM-4.5 and later, MiniMax, Kimi K2 Thinking, Nemotron, SmolLM3",
+        "<think>",
+        "</think>",
+    ),
+    ReasoningFormat("Granite 3.2", "Here is my thought process:", "Here is my response:"),
+    ReasoningFormat("Magistral, Ministral 3", "[THINK]", "[/THINK]"),
+    ReasoningFormat("Seed-OSS", "<seed:think>", "</seed:think>"),
+    ReasoningFormat(
+        "Command R7B, Command A",
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+    ),
+    ReasoningFormat(
+        "North, Command A+", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|END_TEXT|>"
+    ),
+    ReasoningFormat("Gemma 4", "<|channel>thought\n", "<channel|>"),
+    ReasoningFormat("MiniCPM3", "<|thought_start|>", "<|thought_end|>"),
+    ReasoningFormat("Apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
+    ReasoningFormat("EXAONE Deep", "<thought>", "</thought>"),
+    ReasoningFormat("Kimi-VL", "◁think▷", "◁/think▷"),
 )
 
 
 def find_format(template: str) -> ReasoningFormat | None:
     """Return the format that the source of a chat template uses, or None."""
-    return next((style for style in FORMATS if style.end in template), None)
+    return next((style for style in FORMATS if all(sign in template for sign in style.signs)), None)
 
 
 @attrs.define
@@ -45,15 +87,15 @@ class ThoughtsParser:
     """Separates thoughts from the text after them, without the space around thoughts."""
 
     _format: ReasoningFormat
-    _state: Literal["start", "opened", "thoughts", "closed", "text"]
+    _state: Literal["start", "opened", "thoughts", "closed", "answer", "begun", "text", "ended"]
     _held: str = ""
     """Text that is read, but not yet known to be thoughts or text after them."""
 
     @classmethod
     def of(cls, style: ReasoningFormat | None, thoughts: Thoughts) -> "ThoughtsParser":
         """Return a parser for an answer whose beginning is in a state of thoughts."""
-        states: dict[Thoughts, Literal["start", "opened", "text"]]
-        states = {"none": "text", "begun": "opened", "possible": "start"}
+        states: dict[Thoughts, Literal["start", "opened", "answer"]]
+        states = {"none": "answer", "begun": "opened", "possible": "start"}
         return cls(style or FORMATS[0], "text" if style is None else states[thoughts])
 
     def feed(self, text: str) -> tuple[str, str]:
@@ -67,11 +109,14 @@ class ThoughtsParser:
         if self._state == "thoughts":
             thoughts = self._take_thoughts()
         if self._state == "closed":
+            self._skip_space("answer")
+        if self._state == "answer":
+            self._take_answer_begin()
+        if self._state == "begun":
             self._skip_space("text")
-        if self._state != "text":
+        if self._state not in ("text", "ended"):
             return thoughts, ""
-        text, self._held = self._held, ""
-        return thoughts, text
+        return thoughts, self._take_text()
 
     def end(self) -> tuple[str, str]:
         """Return the rest of the thoughts and of the text when the answer is complete."""
@@ -83,9 +128,26 @@ class ThoughtsParser:
         if held.startswith(begin):
             self._held, self._state = held[len(begin) :], "opened"
         elif not begin.startswith(held):
+            self._state = "answer"
+
+    def _take_answer_begin(self) -> None:
+        begin, held = self._format.answer_begin, self._held.lstrip()
+        if begin and held.startswith(begin):
+            self._held, self._state = held[len(begin) :], "begun"
+        elif not (begin and begin.startswith(held)):
             self._state = "text"
 
-    def _skip_space(self, following: Literal["thoughts", "text"]) -> None:
+    def _take_text(self) -> str:
+        end = self._format.answer_end if self._state == "text" else ""
+        text, found, rest = self._held.partition(end) if end else (self._held, "", "")
+        if found:
+            self._state, self._held = "ended", ""
+            return text.rstrip() + rest
+        size = len(text) - (undecided(text, end) if end else 0)
+        text, self._held = text[:size], text[size:]
+        return text
+
+    def _skip_space(self, following: Literal["thoughts", "answer", "text"]) -> None:
         self._held = self._held.lstrip()
         if self._held:
             self._state = following

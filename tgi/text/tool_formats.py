@@ -19,11 +19,14 @@ from tgi.errors import ToolError
 
 from .json_schema import SchemaTerm
 from .reasoning import undecided
+from .tool_arguments import JSON_TEXT, PYTHON, Literals, Reader, Rules, Syntax, Tagged, pattern_of
 
 _ID_LENGTH = 9
 """Characters of a call's id. Chat templates of Mistral models refuse other lengths."""
 _JSON_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|[:,] |\s+')
 """A lexeme of the text before the arguments of a call, in a format without a mark."""
+ID = "{id}"
+"""Place of an id in the text of a call."""
 
 
 @attrs.frozen
@@ -50,18 +53,31 @@ class CallDelta:
     """The next piece of the arguments' JSON text."""
 
 
+@attrs.define
+class AnswerDelta:
+    """The next pieces of an answer."""
+
+    thoughts: str = ""
+    content: str = ""
+    calls: list[CallDelta] = attrs.field(factory=list)
+
+
 @attrs.frozen(kw_only=True)
 class ToolFormat:
     """The text of calls: `begin head NAME middle ARGUMENTS tail [separator head NAME …] end`."""
 
+    models: str = ""
+    """Models that write calls so."""
     signs: tuple[str, ...] = ()
     """Strings that all occur in the source of a chat template that uses the format."""
     begin: str = ""
     """Text before the first call."""
     head: str = '{"name": "'
-    """Text between the beginning of a call and the name of its function."""
+    """Text between the beginning of a call and the name of its function, with `ID` for an id."""
     middle: str = '", "arguments": '
-    """Text between the name and the arguments."""
+    """Text between the name and the arguments, with `ID` for an id."""
+    arguments: Syntax = JSON_TEXT
+    """Syntax of the arguments."""
     tail: str = "}"
     """Text between the arguments and the end of the call."""
     separator: str = "\n"
@@ -70,20 +86,34 @@ class ToolFormat:
     """Text after the last call."""
     mark: str = ""
     """Beginning of `opening` that tells calls from text before them; "" if calls are all of an answer."""
+    id_pattern: str = "[0-9]{1,3}"
+    """Pattern of the ids that stand in calls."""
 
     @property
     def opening(self) -> str:
-        """The text from the beginning of the first call to its name."""
-        return self.begin + self.head
+        """The text from the beginning of the first call to its name, or to the id before it."""
+        return self.begin + self.head.partition(ID)[0]
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The texts around names and arguments."""
-        return (self.begin, self.head, self.middle, self.tail, self.separator, self.end)
+        return (
+            self.begin,
+            self.head,
+            self.middle,
+            *self.arguments.texts,
+            self.tail,
+            self.separator,
+            self.end,
+        )
 
     def write(self, calls: Iterable[tuple[str, str]]) -> str:
         """Return the text of calls, each given as a name and the JSON text of its arguments."""
-        texts = [f"{self.head}{_quoted(name)}{self.middle}{rest}{self.tail}" for name, rest in calls]
+        texts = []
+        for number, (name, arguments) in enumerate(calls):
+            id_ = f"{number:09d}" if re.fullmatch(self.id_pattern, f"{number:09d}") else str(number)
+            head, middle = self.head.replace(ID, id_), self.middle.replace(ID, id_)
+            texts.append(f"{head}{self.quoted(name)}{middle}{self.arguments.write(arguments)}{self.tail}")
         return self.begin + self.separator.join(texts) + self.end
 
     def rules(
@@ -94,23 +124,61 @@ class ToolFormat:
         `literal` returns the expression that matches a text. `among_json`: the calls are an alternative to
         other JSON, and must be made of the same lexemes. Raises ToolError for parameters that are no schema.
         """
-        opening, separator, head = self.opening.removeprefix(self.mark), self.separator + self.head, ""
+
+        def with_id(text: str) -> str:
+            return " CALL_ID ".join(literal(part) for part in text.split(ID))
+
+        opening, separator, head = (
+            (self.begin + self.head).removeprefix(self.mark),
+            self.separator + self.head,
+            "",
+        )
         if among_json:
             opening, separator, head = self.begin, self.separator, self.head
-        more = f"({literal(separator)} call)*" if several else ""
-        yield f"calls: {literal(opening)} call {more} {literal(self.end)}"
-        yield "call: " + " | ".join(f"call_{number}" for number in range(len(tools)))
+        more = f"({with_id(separator)} call)*" if several else ""
+        # Other text may begin as a call does, up to the parenthesis: that must be one lexeme.
+        is_spelt = not (self.mark or among_json or self.arguments is JSON_TEXT)
+        first = "first" if is_spelt else f"{with_id(opening)} call"
+        yield f"calls: {first} {more} {literal(self.end)}"
+        for rule in ("call", "first") if is_spelt else ("call",):
+            yield f"{rule}: " + " | ".join(f"{rule}_{number}" for number in range(len(tools)))
+        if ID in self.head + self.middle:
+            yield f"CALL_ID: /{self.id_pattern}/"
         for number, tool in enumerate(tools):
-            parts = [head + _quoted(tool.name) + self.middle]
-            if among_json:
+            parts = [head + self.quoted(tool.name) + self.middle]
+            if among_json and self.arguments is JSON_TEXT:
                 parts = _JSON_LEXEME.findall(parts[0])
-            before = " ".join(map(literal, parts))
-            yield f"call_{number}: {before} arguments_{number} {literal(self.tail)}"
-            yield f"arguments_{number}: {arguments_term(tool, among_json)}"
+            before = " ".join(map(with_id, parts))
+            rules = Rules(f"part_{number}", literal, arguments_term(tool, among_json))
+            arguments = self.arguments.expression(rules)
+            rest = f"arguments_{number} {literal(self.tail)}"
+            yield f"call_{number}: {before} {rest}"
+            if is_spelt:
+                yield f"first_{number}: {literal(opening + parts[0])} {rest}"
+            yield f"arguments_{number}: {arguments}"
+            yield from rules.lines()
 
-    def parser(self) -> "ToolCallParser":
-        """Return a parser for one answer."""
-        return ToolCallParser(self)
+    def quoted(self, name: str) -> str:
+        """Return the name of a function as it stands in a call."""
+        return json.dumps(name, ensure_ascii=False)[1:-1] if self.head.endswith('"') else name
+
+    def openings(self, tools: Sequence[Tool]) -> Sequence[str]:
+        """Return the texts of which one begins an answer with calls, in a format without a mark."""
+        if self.arguments is JSON_TEXT:
+            return [self.opening]
+        return [self.opening + self.quoted(tool.name) + self.middle for tool in tools]
+
+    def beginning(self, tools: Sequence[Tool]) -> str:
+        """Return the pattern of the beginning of a call, in a format without a mark."""
+        lexemes = (
+            re.findall(r'"\w+"|\S', self.opening.removesuffix('"')) if self.arguments is JSON_TEXT else []
+        )
+        texts = [r"\s*".join(map(pattern_of, lexemes))] if lexemes else map(pattern_of, self.openings(tools))
+        return rf"\s*(?:{'|'.join(texts)})(?s:.*)"
+
+    def parser(self, tools: Sequence[Tool] = (), *, required: bool = False) -> "ToolCallParser":
+        """Return a parser for one answer with calls of these tools; `required`: it must be a call."""
+        return ToolCallParser(self, tools, required)
 
 
 @attrs.define
@@ -122,16 +190,14 @@ class ToolCallParser:
     """
 
     _format: ToolFormat
+    _tools: Sequence[Tool] = ()
+    _required: bool = False
     _state: Literal["start", "text", "name", "arguments", "call end"] = "start"
     _held: str = ""
     """Text that is read, but not yet known to be content or part of a call."""
     _calls: int = 0
-    _depth: int = 0
-    """Number of open braces and brackets in the arguments."""
-    _in_string: bool = False
-    """Whether the arguments' text ends inside a JSON string."""
-    _escaped: bool = False
-    """Whether the arguments' text ends with a backslash that escapes the next character."""
+    _reader: Reader = attrs.field(factory=lambda: JSON_TEXT.reader({}))
+    """Reader of the last call's arguments."""
 
     @property
     def is_within_arguments(self) -> bool:
@@ -151,8 +217,10 @@ class ToolCallParser:
         rest, self._held = self._held, ""
         if self._calls and (self._state != "text" or not rest.strip()):
             return []  # a call that was cut off, or space behind calls
-        if self._state == "name":
-            rest = self._format.opening + rest
+        before, mark, _ = rest.partition(self._format.mark) if self._format.mark else (rest, "", "")
+        if self._required or self._state == "name":
+            return []  # the beginning of a call
+        rest = before.rstrip() if mark else rest
         return [rest] if rest else []
 
     def _step(self, parts: list[str | CallDelta]) -> bool:
@@ -168,69 +236,62 @@ class ToolCallParser:
                 return self._take_call_end()
 
     def _take_text(self, parts: list[str | CallDelta]) -> bool:
-        opening = self._format.opening
-        at = self._held.find(opening)
-        if not self._format.mark and (self._state == "text" or at > 0):
-            at = -1  # without a mark, an answer with calls begins with them
+        style = self._format
+        at = self._held.find(style.opening) if style.mark else -1
+        if self._state == "start" and not style.mark:
+            # An answer with calls begins with them.
+            openings = style.openings(self._tools)
+            at = 0 if self._held.startswith(tuple(openings)) else -1
+            if at < 0 and any(opening.startswith(self._held) for opening in openings):
+                return False
         if at >= 0:
             before = self._held[:at].rstrip()
-            self._held, self._state = self._held[at + len(opening) :], "name"
+            self._held, self._state = self._held[at + len(style.opening) :], "name"
             if before:
                 parts.append(before)
             return True
-        certain = len(self._held) - self._undecided(opening)
+        certain = len(self._held) - (undecided(self._held, style.opening) if style.mark else 0)
         if certain:
             parts.append(self._held[:certain])
             self._held, self._state = self._held[certain:], "text"
         return False
 
-    def _undecided(self, opening: str) -> int:
-        """Return how many characters at the end may begin calls, or are space before them."""
-        if self._format.mark:
-            return undecided(self._held, opening)
-        return len(self._held) if self._state == "start" and opening.startswith(self._held) else 0
-
     def _take_name(self, parts: list[str | CallDelta]) -> bool:
-        name, middle, rest = self._held.partition(self._format.middle)
-        if not middle:
+        style = self._format
+        before, _, middle = style.middle.rpartition(ID)
+        if middle:
+            text, found, rest = self._held.partition(middle)
+        else:  # the arguments or the end of the call end the name
+            ends = [end for end in (*style.arguments.texts[:1], style.tail) if end in self._held]
+            at = min(map(self._held.index, ends), default=0)
+            text, found, rest = self._held[:at], "".join(ends), self._held[at:]
+        if not found:
             return False
-        id_ = "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))
-        parts.append(CallDelta(self._calls, id_, _unquoted(name), ""))
+        _, has_id, after = style.head.partition(ID)
+        if has_id:
+            text = re.sub(f"^{style.id_pattern}{re.escape(after)}", "", text)
+        if before:
+            text = re.sub(f"{re.escape(before)}{style.id_pattern}$", "", text)
+        name = _unquoted(text) if style.head.endswith('"') else text
+        parts.append(CallDelta(self._calls, new_id(), name, ""))
+        tool = next((tool for tool in self._tools if tool.name == name), None)
+        parameters = tool.parameters if tool is not None and isinstance(tool.parameters, dict) else {}
+        self._reader = style.arguments.reader(parameters)
         self._calls += 1
-        self._held, self._state, self._depth = rest, "arguments", 0
+        self._held, self._state = rest, "arguments"
         return True
 
     def _take_arguments(self, parts: list[str | CallDelta]) -> bool:
-        size = self._scan_arguments()
-        if size:
-            parts.append(CallDelta(self._calls - 1, None, None, self._held[:size]))
-        self._held = self._held[size:]
-        return self._state != "arguments"
-
-    def _scan_arguments(self) -> int:
-        """Return how many held characters belong to the arguments, and change the state at their end."""
-        for index, character in enumerate(self._held):
-            if self._in_string:
-                if self._escaped:
-                    self._escaped = False
-                elif character == "\\":
-                    self._escaped = True
-                elif character == '"':
-                    self._in_string = False
-            elif character == '"':
-                self._in_string = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth <= 0:
-                    self._state = "call end"
-                    return index + 1
-        return len(self._held)
+        text, self._held = self._reader.feed(self._held)
+        if text:
+            parts.append(CallDelta(self._calls - 1, None, None, text))
+        if self._reader.done:
+            self._state = "call end"
+        return self._reader.done
 
     def _take_call_end(self) -> bool:
         style, held = self._format, self._held
-        another = style.tail + style.separator + style.head
+        another = style.tail + style.separator + style.head.partition(ID)[0]
         last = style.tail + style.end
         if held.startswith(another):
             self._held, self._state = held[len(another) :], "name"
@@ -243,6 +304,11 @@ class ToolCallParser:
         else:
             self._state = "text"
         return True
+
+
+def new_id() -> str:
+    """Return the id of a new call."""
+    return "".join(secrets.choice(string.ascii_letters + string.digits) for _ in range(_ID_LENGTH))
 
 
 def arguments_term(tool: Tool, among_json: bool) -> SchemaTerm:
@@ -263,11 +329,6 @@ def arguments_term(tool: Tool, among_json: bool) -> SchemaTerm:
     return SchemaTerm(schema=schema, owner=owner, lenient=True, is_object=True, spaced=among_json)
 
 
-def _quoted(name: str) -> str:
-    """Return a name as it is written between the quotes of a JSON string."""
-    return json.dumps(name, ensure_ascii=False)[1:-1]
-
-
 def _unquoted(name: str) -> str:
     try:
         return str(json.loads(f'"{name}"'))
@@ -275,18 +336,47 @@ def _unquoted(name: str) -> str:
         return name
 
 
-GENERIC = ToolFormat(middle='", "parameters": ')
+GENERIC = ToolFormat(models="models whose format is unknown", middle='", "parameters": ')
 """The format for a model whose own format is unknown; a prompt explains it."""
 
+HARMONY = ToolFormat(
+    models="gpt-oss",
+    signs=("<|channel|>analysis<|message|>", "<|call|>"),
+    head="<|channel|>commentary to=functions.",
+    middle=" <|constrain|>json<|message|>",
+    tail="",
+    separator="<|call|>",
+    mark="<|channel|>commentary to=functions.",
+)
+"""The format of messages on channels, which `harmony` reads and forces."""
 _JSON_LIST: dict[str, Any] = {"separator": ", ", "end": "]"}
 _DEEPSEEK: dict[str, Any] = {
     "begin": "<｜tool▁calls▁begin｜>",
     "end": "<｜tool▁calls▁end｜>",
     "mark": "<｜tool▁calls▁begin｜>",
 }
+_PYTHON: dict[str, Any] = {"head": "", "middle": "(", "arguments": PYTHON, "tail": ")"}
+_LFM2: dict[str, Any] = _PYTHON | {
+    "models": "LFM2",
+    "begin": "<|tool_call_start|>[",
+    "separator": ", ",
+    "end": "]<|tool_call_end|>",
+    "mark": "<|tool_call_start|>",
+}
 FORMATS = (
-    # Mistral since 2025
+    HARMONY,
     ToolFormat(
+        models="Mistral Small 3.2",
+        signs=("[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"),
+        head="[TOOL_CALLS]",
+        middle="[CALL_ID]{id}[ARGS]",
+        tail="",
+        separator="",
+        mark="[TOOL_CALLS]",
+        id_pattern="[A-Za-z0-9]{9}",
+    ),
+    ToolFormat(
+        models="Magistral, Devstral, Ministral 3",
         signs=("[TOOL_CALLS]", "[ARGS]"),
         head="[TOOL_CALLS]",
         middle="[ARGS]",
@@ -294,29 +384,157 @@ FORMATS = (
         separator="",
         mark="[TOOL_CALLS]",
     ),
-    # Mistral with SentencePiece
-    ToolFormat(signs=("[TOOL_CALLS] [",), begin="[TOOL_CALLS] [", mark="[TOOL_CALLS]", **_JSON_LIST),
-    # Mistral with Tekken
-    ToolFormat(signs=("[TOOL_CALLS]",), begin="[TOOL_CALLS][", mark="[TOOL_CALLS]", **_JSON_LIST),
-    # Hermes, Qwen
     ToolFormat(
+        models="Mistral 7B v0.3, Mixtral 8x22B",
+        signs=("[TOOL_CALLS] [",),
+        begin="[TOOL_CALLS] [",
+        mark="[TOOL_CALLS]",
+        **_JSON_LIST,
+    ),
+    ToolFormat(
+        models="Mistral Nemo, Small, Large",
+        signs=("[TOOL_CALLS]",),
+        begin="[TOOL_CALLS][",
+        mark="[TOOL_CALLS]",
+        **_JSON_LIST,
+    ),
+    ToolFormat(
+        models="Qwen3-Coder, Qwen3.5",
+        signs=("<tool_call>", "<function=", "<parameter="),
+        head="<tool_call>\n<function=",
+        middle=">\n",
+        arguments=Tagged("<parameter=", ">\n", "\n</parameter>\n"),
+        tail="</function>\n</tool_call>",
+        mark="<tool_call>",
+    ),
+    ToolFormat(
+        models="Seed-OSS",
+        signs=("<seed:tool_call>",),
+        head="<seed:tool_call>\n<function=",
+        middle=">\n",
+        arguments=Tagged("<parameter=", ">", "</parameter>\n"),
+        tail="</function>\n</seed:tool_call>",
+        mark="<seed:tool_call>",
+    ),
+    ToolFormat(
+        models="GLM-4.5, GLM-4.6",
+        signs=("<tool_call>", "<arg_key>", "</arg_key>\n"),
+        head="<tool_call>",
+        middle="\n",
+        arguments=Tagged("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
+        tail="</tool_call>",
+        mark="<tool_call>",
+    ),
+    ToolFormat(
+        models="GLM-4.7, GLM-5",
+        signs=("<tool_call>", "<arg_key>"),
+        head="<tool_call>",
+        middle="",
+        arguments=Tagged("<arg_key>", "</arg_key><arg_value>", "</arg_value>"),
+        tail="</tool_call>",
+        separator="",
+        mark="<tool_call>",
+    ),
+    ToolFormat(
+        models="MiniMax-M2",
+        signs=("<minimax:tool_call>", "<invoke name="),
+        begin="<minimax:tool_call>\n",
+        head='<invoke name="',
+        middle='">\n',
+        arguments=Tagged('<parameter name="', '">', "</parameter>\n"),
+        tail="</invoke>\n",
+        separator="",
+        end="</minimax:tool_call>",
+        mark="<minimax:tool_call>",
+    ),
+    ToolFormat(
+        models="MiniMax-M1",
+        signs=("<tool_calls>", "</tool_calls>"),
+        begin="<tool_calls>\n",
+        end="\n</tool_calls>",
+        mark="<tool_calls>",
+    ),
+    ToolFormat(
+        models="Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3",
         signs=("<tool_call>", "</tool_call>", "arguments", '"name'),
         head='<tool_call>\n{"name": "',
         tail="}\n</tool_call>",
         mark="<tool_call>",
     ),
-    # Granite 3
-    ToolFormat(signs=("<|tool_call|>",), begin="<|tool_call|>[", mark="<|tool_call|>", **_JSON_LIST),
-    # DeepSeek V3, R1
     ToolFormat(
+        models="Gemma 4",
+        signs=("<|tool_call>call:",),
+        head="<|tool_call>call:",
+        middle="{",
+        arguments=Literals(":", "}", separator=",", quote='<|"|>', is_sorted=True),
+        tail="}<tool_call|>",
+        separator="",
+        mark="<|tool_call>",
+    ),
+    ToolFormat(
+        models="FunctionGemma",
+        signs=("<start_function_call>call:",),
+        head="<start_function_call>call:",
+        middle="{",
+        arguments=Literals(":", "}", separator=",", quote="<escape>", is_sorted=True),
+        tail="}<end_function_call>",
+        separator="",
+        mark="<start_function_call>",
+    ),
+    ToolFormat(
+        models="Phi-4-mini",
+        signs=("<|tool|>", "<|/tool|>"),
+        begin="<|tool_call|>[",
+        separator=", ",
+        end="]<|/tool_call|>",
+        mark="<|tool_call|>",
+    ),
+    ToolFormat(
+        models="Phi-4-mini with the template of llama.cpp",
+        signs=("<|tool_call|>", "<|/tool_call|>"),
+        head='<|tool_call|>{"name": "',
+        tail="}<|/tool_call|>",
+        separator="",
+        mark="<|tool_call|>",
+    ),
+    ToolFormat(
+        models="Granite 3",
+        signs=("<|tool_call|>",),
+        begin="<|tool_call|>[",
+        mark="<|tool_call|>",
+        **_JSON_LIST,
+    ),
+    ToolFormat(
+        models="Kimi K2",
+        signs=("<|tool_calls_section_begin|>",),
+        begin="<|tool_calls_section_begin|>",
+        head="<|tool_call_begin|>functions.",
+        middle=":{id}<|tool_call_argument_begin|>",
+        tail="<|tool_call_end|>",
+        separator="",
+        end="<|tool_calls_section_end|>",
+        mark="<|tool_calls_section_begin|>",
+    ),
+    ToolFormat(
+        models="Command R7B, Command A",
+        signs=("<|START_ACTION|>",),
+        begin="<|START_ACTION|>[\n    ",
+        head='{"tool_call_id": "{id}", "tool_name": "',
+        middle='", "parameters": ',
+        separator=",\n    ",
+        end="\n]<|END_ACTION|>",
+        mark="<|START_ACTION|>",
+    ),
+    ToolFormat(
+        models="DeepSeek V3, R1",
         signs=("<｜tool▁calls▁begin｜>", "```json"),
         head="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
         middle="\n```json\n",
         tail="\n```<｜tool▁call▁end｜>",
         **_DEEPSEEK,
     ),
-    # DeepSeek V3.1
     ToolFormat(
+        models="DeepSeek V3.1",
         signs=("<｜tool▁calls▁begin｜>", "<｜tool▁sep｜>"),
         head="<｜tool▁call▁begin｜>",
         middle="<｜tool▁sep｜>",
@@ -324,7 +542,75 @@ FORMATS = (
         separator="",
         **_DEEPSEEK,
     ),
-    # Llama 3.1 and later
-    ToolFormat(signs=('"name": ', '"parameters": ', "ipython"), middle='", "parameters": '),
+    ToolFormat(
+        models="MiniCPM3",
+        signs=("<|tool_call_start|>", "```python"),
+        begin="<|tool_call_start|>\n```python\n",
+        head="",
+        middle="(",
+        arguments=Literals("=", ")", separator=","),
+        tail=")\n",
+        separator="",
+        end="```\n<|tool_call_end|>",
+        mark="<|tool_call_start|>",
+    ),
+    ToolFormat(signs=("<|tool_call_start|>",), **_LFM2),
+    ToolFormat(signs=("<|tool_list_start|>",), **_LFM2),
+    ToolFormat(
+        models="Olmo 3",
+        signs=("<function_calls>",),
+        begin="<function_calls>\n",
+        end="\n</function_calls>",
+        mark="<function_calls>",
+        **_PYTHON,
+    ),
+    ToolFormat(
+        models="Nemotron Nano, Llama Nemotron",
+        signs=("<TOOLCALL>",),
+        begin="<TOOLCALL>[",
+        separator=", ",
+        end="]</TOOLCALL>",
+        mark="<TOOLCALL>",
+    ),
+    ToolFormat(
+        models="Apertus",
+        signs=("<|tools_prefix|>",),
+        begin="<|tools_prefix|>[",
+        head='{"',
+        middle='": ',
+        separator=", ",
+        end="]<|tools_suffix|>",
+        mark="<|tools_prefix|>",
+    ),
+    ToolFormat(
+        models="InternLM2",
+        signs=("<|action_start|>",),
+        head='<|action_start|><|plugin|>\n{"name": "',
+        middle='", "parameters": ',
+        tail="}<|action_end|>",
+        mark="<|action_start|>",
+    ),
+    ToolFormat(
+        models="Functionary 3.1",
+        signs=("<function=", "</function>"),
+        head="<function=",
+        middle=">",
+        tail="</function>",
+        separator="",
+        mark="<function=",
+    ),
+    ToolFormat(
+        models="Llama 3.2, Llama 4, Gemma 3 and ToolACE with pythonic templates",
+        signs=("[func_name1(",),
+        begin="[",
+        separator=", ",
+        end="]",
+        **_PYTHON,
+    ),
+    ToolFormat(
+        models="Llama 3.1, 3.2, 3.3, 4",
+        signs=('"name": ', '"parameters": ', "ipython"),
+        middle='", "parameters": ',
+    ),
 )
-"""All known formats. The first whose signs occur in a template is the template's."""
+"""All known formats. Of those whose signs occur in a template, it uses the first whose calls it prints."""

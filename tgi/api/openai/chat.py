@@ -16,13 +16,13 @@ from tgi.api.validate import make_sequences
 from tgi.errors import ToolError, ValidationError
 from tgi.scheduler import Sequence, Token
 from tgi.text import tool_formats
-from tgi.text.answer_format import AnswerDelta, AnswerFormat, AnswerParser
+from tgi.text.answer_format import AnswerFormat, AnswerParser
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
 from tgi.text.reasoning import Thoughts
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import CallDelta
+from tgi.text.tool_formats import AnswerDelta, CallDelta
 
 from . import types
 from .answer import (
@@ -75,6 +75,10 @@ class ChatPrompt:
     grammar: GrammarSpec | None
     """Grammar of the answer; None if it may be any text."""
     style: AnswerFormat
+    tools: Items[tool_formats.Tool]
+    """Tools that may be called."""
+    required: bool
+    """Whether one must be called."""
     thoughts: Thoughts
     """State of thoughts where the answer begins."""
 
@@ -127,21 +131,26 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
         more=body.add_generation_prompt is not False,
     )
     thoughts = style.thoughts_after(text)
+    callable_tools = [
+        tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools
+    ]
     grammar = style.grammar(
-        [tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools],
+        callable_tools,
         required=required,
-        parallel=body.parallel_tool_calls is not False and mode != "named",
+        parallel=mode != "named" and _are_parallel(body, required),
         text=text_grammar,
         thoughts=thoughts,
         max_thoughts=_max_thoughts(body, engine, is_forced=required or text_grammar is not None),
     )
-    return ChatPrompt(text, grammar, style, thoughts)
+    return ChatPrompt(text, grammar, style, callable_tools, required, thoughts)
 
 
 def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
     """Return the tools that the model may call, and the mode of the choice (T2, T3, V33)."""
     tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
     mode, names = body.chosen_tools
+    if mode == "required" and not (body.tools if names is None else names):
+        raise ToolError("`tool_choice` is `required`, and there are no `tools`")
     if names is None:
         return [] if mode == "none" else body.tools or [], mode
     if missing := [name for name in names if name not in tools]:
@@ -150,14 +159,25 @@ def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
 
 
 def _variables(body: types.ChatRequest) -> dict[str, object]:
-    variables = {
+    variables: dict[str, object] = {
         "documents": body.documents,
         "reasoning_effort": body.reasoning_effort,
         "verbosity": body.verbosity,
-        "enable_thinking": False if body.reasoning_effort == "none" else body.enable_thinking,
+        "thinking_budget": body.max_thinking_tokens,
     }
+    thinks = False if body.reasoning_effort == "none" else body.enable_thinking
+    # Names of the same variable in Qwen's templates and others, DeepSeek's and Granite's, and Cohere's.
+    variables |= dict.fromkeys(("enable_thinking", "thinking", "reasoning"), thinks)
     given = {name: value for name, value in variables.items() if value is not None}
     return given | (body.chat_template_kwargs or {})
+
+
+def _are_parallel(body: types.ChatRequest, required: bool) -> bool:
+    """Return whether several calls may come; where one must come, only if the client says so.
+
+    Small models that must call go on calling until they run out of tokens.
+    """
+    return not required if body.parallel_tool_calls is None else body.parallel_tool_calls
 
 
 def _max_thoughts(body: types.ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
@@ -177,7 +197,7 @@ class _Choice:
         self._text = VisibleText(tokenizer, body, shown=prompt.style.marks)
         self._parser: AnswerParser | None = None
         if prompt.style.with_tools or prompt.style.reasoning is not None:
-            self._parser = AnswerParser(prompt.style, prompt.thoughts)
+            self._parser = prompt.style.parser(prompt.thoughts, prompt.tools, required=prompt.required)
         self._hides_thoughts = body.include_reasoning is False
         self._called = False
         self._called_reason: types.Reason = "function_call" if body.functions else "tool_calls"
@@ -190,7 +210,7 @@ class _Choice:
         """Return the pieces of the answer that are certain with the next token."""
         text = self._text.feed(token)
         if self._parser is None:
-            return AnswerDelta("", text)
+            return AnswerDelta(content=text)
         delta = self._parser.feed(text, last=token.finish is not None)
         self._called = self._called or bool(delta.calls)
         if self._hides_thoughts:
