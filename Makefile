@@ -2,7 +2,8 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-ADAPTERS := $(wildcard adapters/*/pyproject.toml kernels/*/pyproject.toml kernels/*/src/*)
+ADAPTERS := $(wildcard adapters/*/pyproject.toml kernels/*/pyproject.toml)
+KERNELS := $(wildcard kernels/*/src/*)
 PORT ?= 8080
 ARGS ?=
 PT_HPU_LAZY_MODE ?= 1
@@ -97,7 +98,7 @@ clean:  ## remove what the other targets made
 	$(PYTHON) -m venv .venv
 
 # torch comes first and pinned: nothing after it may bring another one.
-.venv/.run: pyproject.toml $(ADAPTERS) | .venv/bin/python
+.venv/.run: pyproject.toml $(ADAPTERS) $(KERNELS) | .venv/bin/python
 	$(PIP) '$(TORCH)'
 	$(PIP) '$(TORCH)' --editable . $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
 	@touch $@
