@@ -1,5 +1,8 @@
 """With the kernels for CPUs, a token's result depends on its context alone, bit for bit."""
 
+from pathlib import Path
+
+import msgspec
 import pytest
 import trio
 
@@ -9,6 +12,7 @@ from tgi.limits import Limits
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Token
 from tgi.testing.engine import generate, open_engine
+from tgi.testing.models import make_llama
 from tgi.text.tokenizer import Tokenizer
 
 
@@ -51,8 +55,9 @@ async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str, qua
             max_batch_size=8,
             max_batch_prefill_tokens=chunk,
             max_batch_total_tokens=cache,
+            speculate=speculate,
         )
-        for chunk, cache in ((512, None), (32, 480))
+        for chunk, cache, speculate in ((512, None, 0), (32, 480, 4))
     )
     async with open_engine(DEMO_MODEL, alone, dtype=dtype, quantize=quantize) as scheduler:
         expected = [await ask(scheduler, tokenizer, number) for number in range(len(PROMPTS))]
@@ -68,3 +73,22 @@ async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str, qua
         statistics = scheduler.statistics()
     assert statistics.preemptions > 0
     assert statistics.prefix_hit_tokens > 0
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+async def test_guesses_save_steps_and_change_no_bit(tmp_path: Path, dtype: str, number: int) -> None:
+    """A random model whose embeddings are tied goes on with what it read, at a low temperature too."""
+    make_llama(tmp_path, tie_word_embeddings=True)
+    tokenizer = Tokenizer.from_folder(DEMO_MODEL)
+    sampling = msgspec.structs.replace(SAMPLING[number], temperature=0.05) if number else SAMPLING[number]
+    found, steps = [], []
+    for speculate in (0, 6):
+        limits = Limits(max_total_tokens=256, max_batch_size=2, speculate=speculate)
+        async with open_engine(tmp_path, limits, dtype=dtype) as scheduler:
+            tokens = await generate(scheduler, tokenizer, [7] * 20, 200, sampling=sampling)
+            found.append([(token.id, token.logprob) for token in tokens])
+            steps.append(scheduler.statistics().steps)
+    assert found[0] == found[1]
+    assert len(found[0]) == 200
+    assert steps[1] < 0.85 * steps[0]

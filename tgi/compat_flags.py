@@ -117,6 +117,9 @@ class IgnoredFlags:
     tool_call_parser: Annotated[_Text, unused(why="the format is recognised from the chat template")] = None
     reasoning_parser: Annotated[_Text, unused(why="the format is recognised from the chat template")] = None
     seed: Annotated[_Text, unused(why="each request has its own seed")] = None
+    speculative_config: Annotated[_Text, unused(why="--speculate guesses tokens, without another model")] = (
+        None
+    )
     block_size: Annotated[_Text, unused(why="the device sets the block size")] = None
     swap_space: Annotated[_Text, unused(why="preempted sequences are recomputed")] = None
     disable_log_requests: Annotated[_Switch, unused(why="the text of requests is never logged")] = None
@@ -124,8 +127,6 @@ class IgnoredFlags:
         _Text, unused(why="--max-concurrent-requests counts waiting and running requests")
     ] = None
 
-    speculate: Annotated[_Text, refused("SPECULATE", why="speculative decoding is not supported")] = None
-    speculative_config: Annotated[_Text, refused(why="speculative decoding is not supported")] = None
     lora_adapters: Annotated[_Text, refused("LORA_ADAPTERS", why="LoRA adapters are not supported")] = None
     enable_lora: Annotated[_Switch, refused(why="LoRA adapters are not supported")] = None
     lora_modules: Annotated[_Text, refused(why="LoRA adapters are not supported")] = None

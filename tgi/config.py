@@ -154,6 +154,10 @@ class Options:
     ] = True
     """Reuse the KV cache of prompts that begin with the same tokens."""
 
+    speculate: Annotated[Count, flag(BATCH, "SPECULATE")] = 0
+    """Maximum tokens that are guessed at once for a sequence whose text repeats itself or its prompt, as
+    summaries and edits do. Answers stay the same. Without effect on devices that compile."""
+
     max_graphs: Annotated[Count | None, flag(BUCKETS, "MAX_GRAPHS")] = None
     """Maximum number of buckets, the shapes that steps are padded to on devices that compile them. Each is a
     graph. Default: 64."""

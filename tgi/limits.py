@@ -21,6 +21,8 @@ class Limits:
     """Tokens in the KV cache; None: as memory allows, up to `max_batch_size` full sequences."""
     waiting_served_ratio: float = 0.3
     max_waiting_tokens: int = 20
+    speculate: int = 0
+    """Maximum tokens that are guessed for a sequence in a step; 0: none are."""
     block_size: int = 16
     """Tokens in a KV block of the device."""
     window: int | None = None

@@ -127,7 +127,7 @@ class Observer:
         for name, metric in METRICS.items():
             getattr(metrics, metric).observe(timings[name])
         metrics.request_generated_tokens.observe(sequence.generated)
-        metrics.request_skipped_tokens.observe(0)
+        metrics.request_skipped_tokens.observe(sequence.right_guesses)
         self._finished.append((sequence, timings))
         if not self._ended and len(self._finished) >= self.generations:
             metrics.request_success.inc()

@@ -67,6 +67,7 @@ class Setup:
             batch_size=self.device.batch_size,
             prefill_tokens=self.device.prefill_tokens,
             window=widest_window(windows),
+            speculate=options.speculate if self.device.mixes_rows else 0,
         )
 
     def describe_command(self) -> Describe:
@@ -127,6 +128,8 @@ def read_setup(
     data = read_config_json(folder)
     overrides = options.config_overrides(data)
     architecture, config = find_architecture(folder, data | overrides)
+    if options.speculate and not device.mixes_rows:
+        log.warning("--speculate has no effect on --device %s: its steps do not mix rows", device.name)
     return Setup(
         options=options,
         folder=folder,
@@ -146,6 +149,7 @@ def resolve_limits(
     batch_size: int,
     prefill_tokens: int,
     window: int | None = None,
+    speculate: int = 0,
     learned_positions: int | None = None,
 ) -> Limits:
     """Resolve the options for a model made for `max_position` tokens, on a device with these defaults.
@@ -177,6 +181,7 @@ def resolve_limits(
         max_batch_size=options.max_batch_size or batch_size,
         max_batch_total_tokens=options.max_batch_total_tokens,
         waiting_served_ratio=options.waiting_served_ratio,
+        speculate=speculate,
         max_waiting_tokens=options.max_waiting_tokens,
         block_size=block_size,
         window=None if window is None or window >= total else window,

@@ -4,10 +4,12 @@ A synchronous function of plain data, like `plan`; sending is `send_nowait` on c
 """
 
 import time
+from collections.abc import Iterable
+from itertools import islice, takewhile
 
 from tgi.protocol import SAMPLERS, Result, unpack_floats, unpack_ints
 
-from .policy import PlannedStep, Schedule
+from .policy import PlannedStep, Row, Schedule
 from .sequence import Sequence, State, Token
 
 Top = list[tuple[int, float]]
@@ -24,24 +26,18 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
     finished, matching = [], []
     tokens = unpack_ints(result.tokens).tolist()
     logprobs = shortest(result.logprobs)
-    top = iter(_top_tokens(planned, result)) if result.top_tokens else None
-    sampled = zip([row for row in planned.rows if row.draw >= 0], tokens, logprobs, strict=True)
-    for row, token, logprob in sampled:
-        sequence = row.sequence
-        best = next(top) if top else []
-        if sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
+    top = _top_tokens(planned, result) if result.top_tokens else [[]] * len(tokens)
+    sampled = zip(tokens, logprobs, top, strict=True)
+    for row in planned.rows:
+        sequence, drawn = row.sequence, list(islice(sampled, row.samples))
+        if not drawn or sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
             continue
-        if token < 0:
+        if drawn[0][0] < 0:
             sequence.least_sampler = len(SAMPLERS) - 1
             schedule.preempt(sequence)
             continue
-        sequence.tokens.append(token)
-        text = sequence.detokenizer.append(token)
-        reason = sequence.stopping.check(token, text)
-        if sequence.events is not None:
-            sequence.events.send_nowait(Token(token, text, logprob, best, reason))
-        if reason is not None:
-            sequence.reason = reason
+        right = _count_right(row, [token for token, _, _ in drawn]) if row.guesses else 0
+        if _append(sequence, drawn[: 1 + right]):
             finished.append(sequence)
             continue
         schedule.allocator.register(sequence)
@@ -50,6 +46,33 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
     for sequence in finished:
         _finish(schedule, sequence)
     return matching
+
+
+def _append(sequence: Sequence, drawn: Iterable[tuple[int, float, Top]]) -> bool:
+    """Append tokens with their log-probabilities and most likely rivals; return whether one ends the text."""
+    for token, logprob, best in drawn:
+        sequence.tokens.append(token)
+        text = sequence.detokenizer.append(token)
+        sequence.reason = sequence.stopping.check(token, text)
+        if sequence.events is not None:
+            sequence.events.send_nowait(Token(token, text, logprob, best, sequence.reason))
+        if sequence.reason is not None:
+            return True
+    return False
+
+
+def _count_right(row: Row, tokens: list[int]) -> int:
+    """Return how many leading guesses of a row were drawn as well, and let its sequence go on after them."""
+    pairs = zip(row.guesses, tokens, strict=False)
+    right = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+    sequence = row.sequence
+    assert sequence.guesser is not None
+    sequence.guesser.learn(len(sequence.tokens), len(row.guesses), right)
+    sequence.guessing = False
+    sequence.computed += right
+    sequence.sampled += right
+    sequence.right_guesses += right
+    return right
 
 
 def shortest(column: bytes) -> list[float]:
@@ -80,13 +103,12 @@ def _add_prompt_logprobs(planned: PlannedStep, result: Result) -> None:
 
 
 def _top_tokens(planned: PlannedStep, result: Result) -> list[Top]:
-    """Return the most likely tokens of each sampled row: as many as wanted, and ties with the last."""
+    """Return the most likely tokens of each sample: as many as wanted, and ties with the last."""
     lists = []
-    rows = (row for row in planned.rows if row.draw >= 0)
-    for row, pairs in zip(
-        rows, _pairs(result.top_tokens, result.top_logprobs, planned.step.top), strict=True
+    wishes = [row.sequence.sampling.top_n_tokens for row in planned.rows for _ in range(row.samples)]
+    for wanted, pairs in zip(
+        wishes, _pairs(result.top_tokens, result.top_logprobs, planned.step.top), strict=True
     ):
-        wanted = row.sequence.sampling.top_n_tokens
         least = pairs[wanted - 1][1] if 0 < wanted <= len(pairs) else float("-inf")
         lists.append([pair for pair in pairs if pair[1] >= least] if wanted else [])
     return lists

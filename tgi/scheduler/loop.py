@@ -26,7 +26,7 @@ from .buckets import Buckets
 from .commit import commit
 from .matching import Matching
 from .observe import StepObserver
-from .policy import PlannedStep, Schedule, plan
+from .policy import PlannedStep, Schedule, may_guess, plan
 from .sequence import Sequence, State, Token, open_events
 from .warming import OnBucket, WarmUp
 
@@ -193,6 +193,9 @@ class Scheduler:
                 self._work = trio.Event()
                 await self._work.wait()
                 return
+        if may_guess(self._schedule):
+            await self._commit_next(matching)
+            return
         with trio.move_on_at(self._time_to_plan()):
             await self._commit_next(matching)
             return

@@ -38,7 +38,7 @@ class StepObserver:
             metrics.batch_next_size.observe(len(chunks))
             metrics.batch_tokens.inc(sum(chunks), method="prefill")
             self._admitted(planned, seconds, steps_since_prefill)
-        if decoding := len(planned.rows) - len(chunks):
+        if decoding := planned.tokens - sum(chunks):
             metrics.batch_tokens.inc(decoding, method="decode")
         if self._schedule.buckets.padded:
             padding = planned.bucket.rows * planned.bucket.tokens - planned.tokens
@@ -77,20 +77,23 @@ class StepObserver:
         metrics.batch_inference_duration.observe(waited, method=method)
         metrics.batch_forward_duration.observe(result.seconds, method=method)
         self.device(planned.step, result, "serving")
-        before: dict[float, int] = {}
-        """Rows by the time of their last token, mostly the same for all."""
+        before: dict[tuple[float, int], int] = {}
+        """Rows by the time of their last token and the number of new ones, mostly the same for all."""
         for row in planned.rows:
             sequence = row.sequence
-            if row.draw < 0 or sequence.generated != row.draw + 1:
+            tokens = sequence.generated - row.draw
+            if row.draw < 0 or tokens < 1:
                 continue  # no token was drawn, or its sequence ended before
             if row.draw:
-                before[sequence.last_token] = before.get(sequence.last_token, 0) + 1
+                key = sequence.last_token, tokens
+                before[key] = before.get(key, 0) + 1
             else:
                 sequence.first_token = began
                 metrics.request_time_to_first_token_duration.observe(began - sequence.arrived)
             sequence.last_token = began
-        for then, rows in before.items():
-            metrics.request_time_between_tokens_duration.observe(began - then, times=rows)
+        for (then, tokens), rows in before.items():
+            gap = (began - then) / tokens
+            metrics.request_time_between_tokens_duration.observe(gap, times=rows * tokens)
 
     def device(self, step: Step, result: Result, phase: str) -> None:
         """Record the rank's statistics; compilations are not expected once the server is ready."""

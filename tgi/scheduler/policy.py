@@ -20,6 +20,7 @@ from tgi.protocol import Bucket, LaneParams, Step, ints
 
 from .blocks import BlockAllocator
 from .buckets import Buckets, StepCosts
+from .guessing import Guesser
 from .sequence import Sequence, State
 
 TIES = 8
@@ -40,9 +41,16 @@ class Row(msgspec.Struct, eq=False):
     """Whether these are known tokens, part of a prompt or of what a preempted sequence had; else the row
     continues with the token that its last step sampled."""
     draw: int
-    """Index of the token that the row generates, which selects its random numbers; -1: none."""
+    """Index of the first token that the row generates, which selects its random numbers; -1: none."""
     epoch: int
     """Epoch of the sequence when the row was planned."""
+    guesses: Items[int] = ()
+    """Guessed query tokens at the end of the row; each gives a token, as the one before them does."""
+
+    @property
+    def samples(self) -> int:
+        """Number of tokens that the row generates, those after wrong guesses included."""
+        return 0 if self.draw < 0 else 1 + len(self.guesses)
 
     @property
     def targets(self) -> int:
@@ -165,6 +173,7 @@ class Schedule:
     def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)
         sequence.state = State.WAITING
+        sequence.guessing = False
         sequence.epoch += 1
         if not sequence.generated:
             sequence.prompt_logprobs.clear()
@@ -206,11 +215,12 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
     """
     rows: list[Row] = []
     chunks: list[Row] = []
+    room = _guess_tokens(schedule)
     for sequence in schedule.running[:]:
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
         if sequence.decodable:
-            _add_decode(schedule, rows, sequence)
+            _add_decode(schedule, rows, sequence, room - sum(row.length - 1 for row in rows))
         elif left and sequence.prefilling and not sequence.unmasked:
             left -= _add_chunk(schedule, chunks, sequence, left)
     while left and schedule.waiting and schedule.free_lanes:
@@ -237,12 +247,48 @@ def _lone_row(schedule: Schedule, sequence: Sequence) -> list[Row]:
     return rows
 
 
-def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence) -> None:
-    """Add the next token of a sequence to a step, unless it was the youngest and no blocks were left."""
+def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence, room: int = 0) -> None:
+    """Add the next token of a sequence to a step, unless it was the youngest and no blocks were left.
+
+    Up to `room` guesses come with it.
+    """
     start, draw = sequence.computed, sequence.sampled
     if start < sequence.settled or _reserve(schedule, sequence, start + 1):
-        rows.append(Row(sequence, start, 1, False, draw, sequence.epoch))
+        guesses = _guess(schedule, sequence, room) if room else ()
+        rows.append(Row(sequence, start, 1 + len(guesses), False, draw, sequence.epoch, guesses))
         sequence.computed, sequence.sampled = start + 1, draw + 1
+        sequence.guessing = bool(guesses)
+
+
+def _guess_tokens(schedule: Schedule) -> int:
+    """Return how many tokens the next step may guess: half of those that would double its time.
+
+    None beside chunks of prompts, which have that room first.
+    """
+    limits, rows = schedule.limits, len(schedule.running)
+    if not limits.speculate or schedule.waiting or any(s.prefilling for s in schedule.running):
+        return 0
+    room = (schedule.costs.doubling_tokens(rows) or 2 * rows * limits.speculate) // 2
+    return max(min(room, limits.max_batch_prefill_tokens - rows), 0)
+
+
+def _guess(schedule: Schedule, sequence: Sequence, room: int) -> Items[int]:
+    """Guess tokens of a sequence that is to decode, as many as there are room and blocks for."""
+    guesses = sequence.guess()[:room]
+    tokens = sequence.computed + 1 + len(guesses)
+    if tokens > sequence.settled and not schedule.allocator.reserve(sequence, tokens, len(schedule.running)):
+        return ()
+    return guesses
+
+
+def may_guess(schedule: Schedule) -> bool:
+    """Return whether the next step should wait for the result of the last one.
+
+    What follows the token in that result may be guessed, or guesses that it has may be wrong.
+    """
+    if not schedule.limits.speculate:
+        return False
+    return any(sequence.guessing or sequence.repeats() for sequence in schedule.running)
 
 
 def _chunk_tokens(schedule: Schedule) -> int:
@@ -298,6 +344,8 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     sequence.lane = schedule.free_lanes.pop()
     sequence.sampled = sequence.generated
     sequence.prefill_end = known
+    if schedule.limits.speculate and sequence.guessable and sequence.guesser is None:
+        sequence.guesser = Guesser(schedule.limits.speculate)
     sequence.state = State.RUNNING
     schedule.waiting.remove(sequence)
     insort(schedule.running, sequence, key=lambda s: s.number)
@@ -384,9 +432,11 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     schedule.steps_since_prefill = 1 if shape.prefill else schedule.steps_since_prefill + 1
     sequences = [row.sequence for row in rows]
     chunks = [row for row in rows if row.chunk]
-    tokens = [-1] * (len(rows) - len(chunks))
-    for row in chunks:
-        tokens += row.sequence.tokens[row.start : row.start + row.length]
+    tokens: list[int] = []
+    for row in rows:
+        known = row.sequence.tokens[row.start : row.start + row.length - len(row.guesses)]
+        tokens += known or [-1]  # the ranks alone know a token that is in flight
+        tokens += row.guesses
     draws = [row.draw for row in rows]
     masked, masks = _masks(rows)
     targets = _targets(rows) if any(row.targets for row in chunks) else b""
@@ -403,7 +453,7 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
         bucket=bucket,
         lanes=ints([sequence.lane for sequence in sequences]),
         starts=ints([row.start for row in rows]),
-        samples=ints([int(draw >= 0) for draw in draws]),
+        samples=ints([row.samples for row in rows]),
         draws=ints([max(draw, 0) for draw in draws]),
         tokens=ints(tokens),
         lengths=ints([row.length for row in rows]),
@@ -431,7 +481,7 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
 
 def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:
     """Return the columns `masked` and `masks` of a step: one mask per sample that must obey a grammar."""
-    matchers = [row.sequence.matcher for row in rows if row.draw >= 0]
+    matchers = [row.sequence.matcher for row in rows for _ in range(row.samples)]
     masks = [(index, matcher.mask) for index, matcher in enumerate(matchers) if matcher is not None]
     return ints([index for index, _ in masks]), b"".join([mask for _, mask in masks])
 

@@ -15,6 +15,8 @@ from tgi.sampling import SamplingParams
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
+from .guessing import Guesser
+
 _numbers = itertools.count()
 
 
@@ -127,6 +129,12 @@ class Sequence:
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
     prefill_end: int = 0
     """Tokens to prefill since the last admission: all that were known then."""
+    guesser: Guesser | None = None
+    """Guesses its next tokens, if the server speculates and nothing speaks against it."""
+    guessing: bool = False
+    """Whether a step in flight has guessed tokens, so that the next one waits for the result."""
+    right_guesses: int = 0
+    """Number of generated tokens that were guessed."""
     epoch: int = 0
     """Number of times that it lost its blocks. Results of steps from an earlier epoch are void."""
     least_sampler: int = 0
@@ -168,8 +176,24 @@ class Sequence:
         return (
             self.computed >= self.prefill_end
             and self.sampled < self.max_new_tokens
+            and not self.guessing
             and (self.matcher is None or self.matched == self.sampled)
         )
+
+    @property
+    def guessable(self) -> bool:
+        """Whether several tokens may be sampled in one step: none depends on the choice of the one before."""
+        return self.matcher is None and not self.sampling.needs_history
+
+    def guess(self) -> list[int]:
+        """Return tokens that may follow the last one, if that is known and more than one may come."""
+        if self.guesser is None or self.sampled != self.generated:
+            return []
+        return self.guesser.guess(self.tokens)[: max(self.max_new_tokens - self.generated - 1, 0)]
+
+    def repeats(self) -> bool:
+        """Return whether the known tokens suggest any that follow."""
+        return self.guesser is not None and bool(self.guesser.guess(self.tokens))
 
     @property
     def unmasked(self) -> bool:
