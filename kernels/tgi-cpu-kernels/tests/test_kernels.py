@@ -11,6 +11,7 @@ import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
 from tgi_cpu_kernels.build import library, supported
 
+
 def is_current(name: str) -> bool:
     """Return whether a library is built from these sources."""
     try:
