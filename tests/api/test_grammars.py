@@ -157,3 +157,16 @@ async def test_what_was_used_least_recently_makes_room(monkeypatch: pytest.Monke
         assert await known.matcher(OTHER)
         assert list(known._known) == [OTHER]
         assert known._size == known._known[OTHER][1]
+
+
+async def test_a_large_vocabulary_is_read_before_the_first_grammar(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with aclosing(new_grammars()) as known:
+        await known.prepare()
+        assert trials() == []
+    monkeypatch.setattr(grammars, "LARGE_VOCABULARY", 300)
+    async with aclosing(new_grammars()) as known:
+        await known.prepare()
+        before = trials()
+        assert len(before) == 1
+        await known.matcher(SMALL)
+        assert trials() == before

@@ -85,6 +85,38 @@ def test_properties_keep_their_order() -> None:
     assert list(prepare_schema(schema).schema["properties"]) == names
 
 
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"properties": {"a": {"type": "null"}, "b": {}}, "required": ["b"]}, '{"b":[{}],"x":1,"a":null}'),
+        ({"type": "object", "required": ["a", "é\n"]}, '{"é\\n":1,"x":2,"a":3}'),
+        (
+            {
+                "items": {"$ref": "#/$defs/n"},
+                "$defs": {"n": {"properties": {"a": {}, "n": {"$ref": "#/$defs/n"}}}},
+            },
+            '[{"n":{"n":{"x":1,"a":1},"a":1}},{"a":1,"n":{}}]',
+        ),
+        (
+            {"properties": {"a": {"anyOf": [A, {"properties": {"c": {}, "d": {}}}]}, "b": {}}},
+            '{"b":1,"a":{"d":1,"c":2}}',
+        ),
+        ({"properties": {"a": {}, "b": False}}, '{"x":1}'),
+    ],
+)
+def test_a_lenient_schema_takes_properties_in_any_order(schema: Any, text: str) -> None:
+    spaced = text.replace("{", "{ ").replace(":", " : ").replace(",", " , ")
+    assert accepted(schema, [text, spaced], lenient=True) == [text, spaced]
+    wrong = [text.replace("}", ",}", 1), text[:-1], f" {text}", f"{text} "]
+    assert accepted(schema, wrong, lenient=True) == []
+
+
+def test_no_listed_property_comes_twice_in_any_order() -> None:
+    schema = {"properties": {"a": {}, "b": {}}, "required": ["b"]}
+    texts = ['{"b":1,"a":1}', '{"a":1,"b":1,"a":1}', '{"b":1,"b":1}', '{"a":1}', "{}", '{"b":1,"\\u0061":1}']
+    assert accepted(schema, texts, lenient=True) == texts[:1]
+
+
 @pytest.mark.parametrize("schema", [False, None, 1, "{}", [], [{}]])
 def test_values_that_are_no_schemas_are_refused(schema: Any) -> None:
     with pytest.raises(GrammarError, match="schema"):

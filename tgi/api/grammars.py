@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from tgi.child import Child, start_child
-from tgi.errors import InternalError, Overloaded, ValidationError
+from tgi.errors import ApiError, InternalError, Overloaded, ValidationError
 from tgi.text.grammar import GrammarCompiler, GrammarError, GrammarSpec, Matcher
 from tgi.text.grammar_trial import Start, Verdict
 
@@ -21,6 +21,8 @@ TRIALS = 2
 """Maximum number of trials at once, each in a process that holds the vocabulary."""
 CACHED_BYTES = 256 << 20
 """Maximum size of the grammars that are kept."""
+LARGE_VOCABULARY = 32_000
+"""Number of tokens from which on a process for trials takes seconds to start."""
 _MIN_BYTES = 65_536
 """Minimum size that is assumed for a grammar."""
 
@@ -39,11 +41,18 @@ class Grammars:
         self._compiling = trio.CapacityLimiter(1)
 
     async def prepare(self) -> None:
-        """Read the vocabulary before there are requests.
+        """Read the vocabulary before there are requests, here and, if it is large, in a process for trials.
 
         llguidance holds the GIL meanwhile, for a second or more with 100,000 tokens.
         """
-        with suppress(GrammarError):  # each grammar fails with the same error later
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_vocabulary)
+            if self._compiler.vocab_size >= LARGE_VOCABULARY:
+                with suppress(ApiError):  # each grammar fails with the same error later
+                    await self.matcher(GrammarSpec("regex", "a"))
+
+    async def _read_vocabulary(self) -> None:
+        with suppress(GrammarError):
             await trio.to_thread.run_sync(self._compiler.load)
 
     async def matcher(self, spec: GrammarSpec) -> Matcher:

@@ -41,12 +41,17 @@ class GrammarSpec:
     In a grammar of `kind` lark, `SchemaTerm`s stand for JSON that obeys schemas.
     """
     lenient: bool = False
-    """Whether a JSON schema is taken as it is: objects are open, and what cannot be enforced is left out."""
+    """Whether a JSON schema is taken as it is: objects are open, with properties in any order.
+
+    What cannot be enforced is left out, with a remark.
+    """
 
     @property
     def term(self) -> SchemaTerm:
         """The JSON schema as a term of a Lark grammar. Raises GrammarError."""
-        return SchemaTerm(schema=read_schema(self.source), lenient=self.lenient, closed=not self.lenient)
+        strict = not self.lenient
+        schema = read_schema(self.source)
+        return SchemaTerm(schema=schema, lenient=self.lenient, closed=strict, ordered=strict)
 
 
 @functools.lru_cache(maxsize=4)

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from .json_schema import GrammarError, SchemaTerm
+from .json_schema.unordered import unordered
 
 MAX_RELAXED = 16
 """Maximum number of keywords that are left out of one schema because llguidance refuses them."""
@@ -22,7 +23,7 @@ Problem = Callable[[str], str]
 """Returns why a Lark grammar cannot be compiled; "" if it can."""
 
 
-@attrs.frozen
+@attrs.define
 class Expansion:
     """A Lark grammar in which the schemas are those of llguidance."""
 
@@ -32,6 +33,8 @@ class Expansion:
     """The terms that the schemas are made of."""
     remarks: list[str]
     """What the schemas leave out, a sentence each."""
+    ordered: bool = False
+    """Whether properties come in order although that need not be so."""
 
     @classmethod
     def of(cls, source: str) -> "Expansion":
@@ -51,6 +54,9 @@ class Expansion:
     @property
     def grammar(self) -> str:
         """The Lark grammar."""
+        if not self.ordered and self.pieces[0] == "start: " and not self.terms[0].ordered:
+            assert isinstance(self.pieces[1], dict)
+            return unordered(self.pieces[1])
         return "".join(piece if isinstance(piece, str) else f"%json {_text(piece)}" for piece in self.pieces)
 
     def relax(self, problem: Problem) -> None:
@@ -59,6 +65,7 @@ class Expansion:
             assert isinstance(schema, dict)
             for remark in _relax(schema, term, problem):
                 self.remarks.append(f"{term.owner}: {remark}" if term.owner else remark)
+        self.ordered = bool(problem(self.grammar))  # rules for any order may be too large
 
 
 def _text(schema: dict[str, Any]) -> str:

@@ -39,6 +39,8 @@ class SchemaTerm(msgspec.Struct, frozen=True, kw_only=True):
     """Whether objects have no other properties than those that are listed, unless the schema allows them."""
     is_object: bool = False
     """Whether only objects are possible."""
+    ordered: bool = True
+    """Whether properties come in the order of the schema. Beside thoughts and calls they always do."""
     spaced: bool = False
     """Whether a space is behind each comma and colon and nowhere else, as in a call without a mark."""
 

@@ -89,8 +89,10 @@ class Keyword:
 
     rewrite: Callable[[Part, Any], None]
     """Rewrites the keyword, given its value. Raises Unenforceable, or GrammarError of schemas within."""
-    limits: str = ""
-    """Where it is refused, or relaxed with a warning, for the documentation; "" if nowhere."""
+    narrower: str = ""
+    """What is not accepted though JSON Schema accepts it, for the documentation."""
+    refused: str = ""
+    """Where the keyword is refused, or relaxed with a warning, for the documentation; "" if nowhere."""
 
 
 class Rewriter:
