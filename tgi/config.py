@@ -174,7 +174,8 @@ class Options:
         Share | None,
         flag(MEMORY, "MEMORY_FRACTION", "HPU_MEMORY_FRACTION", vllm=["--gpu-memory-utilization"]),
     ] = None
-    """Share of the memory left by the weights that may be used. Default: set by the device (cpu: 1)."""
+    """Share of the memory left by the weights that may be used. Default: set by the device (cpu: 0.5,
+    cards: 0.9)."""
     graph_memory_fraction: Annotated[
         Share | None,
         flag(MEMORY, "GRAPH_MEMORY_FRACTION", "TGI_GRAPH_RESERVED_MEM", "VLLM_GRAPH_RESERVED_MEM"),

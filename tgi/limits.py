@@ -18,7 +18,7 @@ class Limits:
     max_batch_size: int = 32
     """Maximum rows of a decode step."""
     max_batch_total_tokens: int | None = None
-    """Tokens in the KV cache; None: as memory allows, up to `max_batch_size` full sequences."""
+    """Tokens in the KV cache; None: as memory allows."""
     waiting_served_ratio: float = 0.3
     max_waiting_tokens: int = 20
     speculate: int = 0

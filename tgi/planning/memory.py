@@ -16,6 +16,8 @@ from tgi.limits import Limits
 from tgi.protocol import CacheGroup, Loaded
 
 MIB = 1 << 20
+MAX_BLOCKS = 1 << 18
+"""Number of blocks beyond which no prefixes are kept: the server takes some 100 bytes for each."""
 MIN_GRAPHS = 2
 """One graph of each kind of step."""
 
@@ -33,7 +35,7 @@ class GroupBudget:
     longest: int
     """Maximum blocks of one sequence at once."""
     wanted: int
-    """Maximum blocks that can be in use at once, or that the options allow."""
+    """Blocks that the batches which the cache may hold take, or that the options allow."""
     fitting: int
     """Blocks that there is room for."""
 
@@ -149,12 +151,14 @@ def budget_memory(
     fraction: float = 1.0,
     graph_fraction: float | None = None,
     possible_ranks: Sequence[int] = (),
+    batches: int = 1,
 ) -> MemoryBudget:
     """Divide the memory of ranks that have loaded the model.
 
     `fraction` of what weights and workspace leave is used. `graph_fraction` of that is for graphs, which may
     be enough for fewer than `graphs`; None: what the ranks expect `graphs` to take. `possible_ranks` are the
-    numbers of ranks that the model can be divided over, to tell whether more would help.
+    numbers of ranks that the model can be divided over, to tell whether more would help. The KV cache holds
+    up to `batches` full batches, unless the limits say how many tokens.
     """
 
     def budget(rank: Loaded) -> MemoryBudget:
@@ -165,7 +169,9 @@ def budget_memory(
             share = int(usable * graph_fraction)
             if rank.graph_bytes:
                 count = min(count, max(share, 0) // rank.graph_bytes)
-        needs = [_need(group, size, limits) for group, size in zip(groups, rank.block_bytes, strict=True)]
+        needs = [
+            _need(group, size, limits, batches) for group, size in zip(groups, rank.block_bytes, strict=True)
+        ]
         room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
         rest = room - sum(need.longest * need.block_bytes for need in needs)
         return MemoryBudget(
@@ -204,13 +210,13 @@ def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: i
     )
 
 
-def _need(group: CacheGroup, block_bytes: int, limits: Limits) -> GroupBudget:
+def _need(group: CacheGroup, block_bytes: int, limits: Limits, batches: int) -> GroupBudget:
     """Return a group's need of blocks, none of which fits yet."""
     longest = limits.group_blocks(group.window)
-    wanted = longest * limits.max_batch_size
+    wanted = longest * limits.max_batch_size * batches
     if limits.max_batch_total_tokens is not None:
         given = max(limits.max_batch_total_tokens // limits.block_size, longest)
-        wanted = given if longest == limits.sequence_blocks else min(wanted, given)
+        wanted = given if longest == limits.sequence_blocks else min(longest * limits.max_batch_size, given)
     return GroupBudget(
         layers=len(group.layers),
         window=None if group.window is None or group.window >= limits.max_total_tokens else group.window,

@@ -14,7 +14,7 @@ from tgi.protocol import AttentionWorkspace, Bucket, Described, Loaded
 from tgi.scheduler.buckets import Buckets
 
 from .buckets import SECONDS_PER_LAYER, Bucketing, attention_workspace, make_buckets
-from .memory import MemoryBudget, budget_memory
+from .memory import MAX_BLOCKS, MemoryBudget, budget_memory
 from .optimal import TooFewGraphs
 from .setup import Setup
 from .workload import ShapeCounts
@@ -123,7 +123,13 @@ class Planner:
             fraction=setup.memory_fraction,
             graph_fraction=setup.options.graph_memory_fraction,
             possible_ranks=described.possible_ranks,
+            batches=self._batches(),
         )
+
+    def _batches(self) -> int:
+        """Return how many full batches the KV cache may hold."""
+        full = self.limits.max_batch_size * self.limits.sequence_blocks
+        return max(MAX_BLOCKS // full, 1) if self.setup.device.fills_memory and self.prefixes else 1
 
     def warm_up_seconds(self, buckets: Buckets) -> float | None:
         """Estimate the time of the warm-up; None if nothing is compiled.

@@ -72,6 +72,9 @@ class DeviceSpec:
     """Values of --quantize by which the device can round a dense checkpoint while it is loaded."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: share of the free memory, after weights and workspace, that is used."""
+    fills_memory: bool = False
+    """Whether the KV cache takes all of that share by default, to keep prefixes in what no running sequence
+    needs. If false, it is as large as a full batch needs."""
     cards: Mapping[str, Card] = attrs.field(factory=dict)
     """Models of the card, by the names that `tgi plan --device` takes."""
     installed: str = ""

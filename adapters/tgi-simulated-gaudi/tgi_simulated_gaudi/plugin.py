@@ -17,11 +17,12 @@ GENERATION = "TGI_SIMULATED_GAUDI"
 
 @hookimpl
 def tgi_devices() -> list[DeviceSpec]:
-    """Return the simulated Gaudi: a Gaudi in everything but the class that ranks run, and its host."""
+    """Return the simulated Gaudi: a Gaudi in all but the class that ranks run, its memory, and its host."""
     return [
         attrs.evolve(
             hpu.SPEC,
             name="hpu-sim",
+            fills_memory=False,  # its memory is this machine's
             implementation="tgi_simulated_gaudi.device:SimulatedHpu",
             installed=f"{__name__}:installed_cards",
             doctor=f"{__name__}:SimulatedDoctor",

@@ -20,6 +20,7 @@ SPEC = DeviceSpec(
     card_variables=("CUDA_VISIBLE_DEVICES",),
     card_files="/dev/nvidia[0-9]*",
     memory_fraction=0.9,  # graphs and libraries take some that nobody counts
+    fills_memory=True,
     # Peak rates and links from NVIDIA's data sheets of the SXM modules; memory as nvidia-smi shows it.
     cards={
         "h100": Card(memory_bytes=int(79.6 * GIB), flops=989e12, bandwidth=3.35e12, start=0.5e-3, link=450e9),
