@@ -173,3 +173,12 @@ async def test_metrics_are_plain_text_and_count_requests_once() -> None:
             assert re.search(f"^{re.escape(line)}$", text, re.MULTILINE), line
         assert "_total{" not in text
         assert len(list(text_string_to_metric_families(text))) > 15
+
+
+async def test_version_and_load_are_those_of_vllm() -> None:
+    async with serving() as server:
+        version = (await server.ask("GET", "/info")).json["version"]
+        assert (await server.ask("GET", "/version")).json == {"version": version}
+        assert (await server.ask("GET", "/load")).json == {"server_load": 0}
+        with server.service.permits(3):
+            assert (await server.ask("GET", "/load")).json == {"server_load": 3}

@@ -37,7 +37,7 @@ GETS = [path for path, methods in methods_by_path().items() if "GET" in methods]
 POSTS = """/ /generate /generate_stream /v1/chat/completions /v1/completions /invocations /vertex /tokenize
     /chat_tokenize /detokenize /v2/models/x/versions/x/infer"""
 OPEN = """/ /health /health/live /health/startup /ping /info /v1/models /v1/models/some/model
-    /metrics /docs /docs/ /docs/swagger-ui.css
+    /version /load /metrics /docs /docs/ /docs/swagger-ui.css
     /page/page.js /api-doc/openapi.json /v2 /v2/health/live /v2/health/ready /v2/models/x/versions/x
     /v2/models/x/versions/x/ready"""
 

@@ -108,6 +108,19 @@ class ModelList(msgspec.Struct):
     data: list[ModelInfo]
 
 
+class Version(msgspec.Struct):
+    """The answer of `/version`."""
+
+    version: str
+
+
+class Load(msgspec.Struct):
+    """The answer of `/load`."""
+
+    server_load: int
+    """Number of texts that are being generated, or wait for it."""
+
+
 async def health(call: Call[None]) -> Response:
     """Answer `/health`: empty if the server is ready, its progress otherwise."""
     try:
@@ -174,6 +187,16 @@ def _served_model(call: Call[None]) -> ModelInfo:
     engine = call.service.loaded_engine()
     model, length = engine.model, engine.limits.max_total_tokens
     return ModelInfo(model.served_name, "model", 0, model.served_name, model.model_id, length)
+
+
+async def version(_call: Call[None]) -> Response:
+    """Answer `/version`, as vLLM does."""
+    return json_answer(Version(VERSION))
+
+
+async def load(call: Call[None]) -> Response:
+    """Answer `/load`, as vLLM does."""
+    return json_answer(Load(call.service.in_flight))
 
 
 async def metrics(call: Call[None]) -> Response:
@@ -245,6 +268,8 @@ ROUTES = (
         "/v1/models/<path:model>", "openai_get_model", "The model, if it has this name", model,
         answer=ModelInfo, errors=(404, 503),
     ),
+    get("/version", "version", "The version of the server", version, answer=Version),
+    get("/load", "load", "How many texts are being generated", load, answer=Load),
     get("/metrics", "metrics", "Metrics for Prometheus", metrics, text=True),
     get("/page/<name>", "page_asset", "A file of the page", page_asset, documented=False),
     get("/docs", "docs", "Documentation", docs, documented=False),

@@ -13,7 +13,7 @@ from tgi.sampling import U32, WARPERS, NativeFields, about
 from tgi.scheduler import Sequence, Token
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
-from tgi.text.tokenizer import Piece, Tokenizer
+from tgi.text.tokenizer import Tokenizer
 
 from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
@@ -273,7 +273,7 @@ async def compat_generate(call: Call[CompatGenerateRequest]) -> Response:
 
 
 async def tokenize(call: Call[GenerateRequest]) -> Response:
-    """Answer `/tokenize`."""
+    """Answer `/tokenize` in TGI's form."""
     inputs, tokenizer = call.body.inputs, call.engine.tokenizer
 
     def work() -> msgspec.Raw:
@@ -473,9 +473,5 @@ ROUTES = (
     post(
         "/detokenize", "detokenize", "The text of token ids", detokenize,
         DetokenizeRequest, answer=DetokenizeResponse, errors=BODY_ERRORS, example={"tokens": [5, 6]},
-    ),
-    post(
-        "/tokenize", "tokenize", "The tokens of a text", tokenize,
-        GenerateRequest, answer=list[Piece], errors=(*BODY_ERRORS, 404), example={"inputs": "Hello"},
     ),
 )  # fmt: skip

@@ -17,7 +17,7 @@ from tgi.text.tokenizer import Piece
 
 from . import info, native, platforms
 from .call import VERSION, Call, Route, get, json_answer
-from .openai import chat, completions, formats, types
+from .openai import chat, completions, formats, tokenize, types
 
 Schema = dict[str, Any]
 TAG = "Text Generation Inference"
@@ -88,6 +88,7 @@ ROUTES: tuple[Route, ...] = (
     *native.ROUTES,
     *chat.ROUTES,
     *completions.ROUTES,
+    *tokenize.ROUTES,
     *platforms.ROUTES,
     *info.ROUTES,
     get("/api-doc/openapi.json", "openapi", "This document", openapi, answer=dict[str, Any]),

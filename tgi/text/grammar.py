@@ -13,8 +13,8 @@ from typing import Literal
 
 import attrs
 import llguidance
-from llguidance.gbnf_to_lark import any_to_lark
 
+from .gbnf import is_gbnf, lark_of_gbnf
 from .json_schema import GrammarError, SchemaTerm, read_schema
 from .relaxing import Expansion
 from .tokenizer import Tokenizer
@@ -68,13 +68,7 @@ def tokens_that_are_no_text(tokenizer: Tokenizer) -> Mapping[str, int]:
 
 def lark_of(source: str) -> str:
     """Return a client's grammar, in llama.cpp's GBNF or in Lark, as Lark. Raises GrammarError."""
-    try:
-        lark = any_to_lark(source)
-    except RecursionError as error:
-        raise GrammarError("it is nested too deep") from error
-    except Exception as error:  # the library raises nothing more specific
-        raise GrammarError(_one_line(str(error))) from error
-    lark = re.sub(r"^%llguidance.*", "", lark, flags=re.MULTILINE)
+    lark = lark_of_gbnf(source) if is_gbnf(source) else re.sub(r"^%llguidance.*", "", source, flags=re.M)
     return lark.replace(SchemaTerm.SIGN, "%schema ")
 
 

@@ -159,6 +159,10 @@ class Tokenizer:
             text = self._alone[token] = self.decode([token])
         return text
 
+    def name(self, token: int) -> str:
+        """Return the name of an id in the vocabulary; "" if it has none."""
+        return self._core.id_to_token(token) or ""
+
     def to_json(self) -> str:
         """Return tokenizer.json, with all special tokens and all that end a text flagged as special."""
         text: str = self._core.to_str()
