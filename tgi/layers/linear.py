@@ -177,7 +177,8 @@ class Head(nn.Module):
     """Linear layer from the last layer's features to logits, whose vocabulary is divided over the ranks.
 
     It is padded where it does not divide. `name` is the embedding's where the two are tied. Logits are
-    multiplied by `scale`, and then capped: softcap * tanh(logit / softcap).
+    multiplied by `scale`, and then capped: softcap * tanh(logit / softcap). `unit`: the rows of the weight
+    are divided by their lengths.
     """
 
     def __init__(
@@ -190,13 +191,15 @@ class Head(nn.Module):
         *,
         scale: float = 1.0,
         softcap: float | None = None,
+        unit: bool = False,
     ) -> None:
         super().__init__()
         self._scale, self._softcap = scale, softcap
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        self._weight = build.head(_rows(build, f"{name}.weight", [vocab_size, size]))
+        matrix = _rows(build, f"{name}.weight", [vocab_size, size])
+        self._weight = build.head(F.normalize(matrix) if unit else matrix)
         self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -172,8 +172,16 @@ class LlamaDecoder(nn.Module):
             self._make_layer(config, build, index) for index in range(config.num_layers)
         )
         self.norm = make_norm(build, names.norm, hidden, config)
-        scale, softcap = config.logit_scale, config.logit_softcap
-        self.head = Head(build, head, vocab, hidden, config.head_bias, scale=scale, softcap=softcap)
+        self.head = Head(
+            build,
+            head,
+            vocab,
+            hidden,
+            config.head_bias,
+            scale=config.logit_scale,
+            softcap=config.logit_softcap,
+            unit=config.unit_head,
+        )
 
     def _make_layer(self, config: LlamaConfig, build: Build, index: int) -> LlamaLayer:
         name = config.names.layer.format(index)

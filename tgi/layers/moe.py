@@ -133,6 +133,10 @@ def read_experts(build: Build, name: str, config: LlamaConfig) -> Experts:
             cuts = [slice(2 * cut.start + odd, 2 * cut.stop, 2) for odd in (0, 1)]
         return [part(f"{settings.up[0]}{kind}", index, (2 * inner, *rest), 0, each) for each in cuts]
 
+    if not stacked:
+        for index in set(range(everyone)) - set(mine):
+            for tensor in (*settings.up, settings.down):
+                build.weights.skip(f"{name}.{tensor.format(index)}".removesuffix(".weight"))
     up_bias = down_bias = None
     if settings.bias:
         up_bias = torch.stack([build.read(*up(index, kind="_bias")) for index in mine])

@@ -73,6 +73,12 @@ class HeadNorm(nn.Module):
             self._shard = build.shard
             copies = (cut.stop - cut.start) * build.shard.size // heads
             self._count = heads * size * copies
+        elif "{}" in name:
+            every = [name.format(head) for head in range(heads)]
+            parts = [TensorPart(f"{each}.weight", (size,)) for each in every[cut]]
+            self._weight = build.read(*parts).view(-1, size)
+            for other in every:
+                build.weights.skip(other)
         else:
             self._weight = build.read(TensorPart(f"{name}.weight", (heads, size), 0, cut))
 

@@ -48,14 +48,14 @@ class Names:
     """First layers of the MLP; a single one has both halves, if the MLP is gated."""
     down: str = "down_proj"
 
-    def below(self, start: str, head: str) -> "Names":
-        """Return the names of a model whose decoder is below another module than "model"."""
-        own: dict[str, Any] = {
-            field.name: start + value.removeprefix("model.")
+    def moved(self, before: str, now: str, **own: Any) -> "Names":
+        """Return the names of a model whose modules below `before` are below `now`; `own` replace others."""
+        moved: dict[str, Any] = {
+            field.name: now + value.removeprefix(before)
             for field in attrs.fields(Names)
-            if isinstance(value := getattr(self, field.name), str) and value.startswith("model.")
+            if isinstance(value := getattr(self, field.name), str) and value.startswith(before)
         }
-        return attrs.evolve(self, **own, head=head)
+        return attrs.evolve(self, **moved | own)
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +115,8 @@ class LlamaConfig(ModelConfig):
     """Number that is added to the weights of norms."""
     head_norm: str | None = None
     """Norm of queries and keys before their rotation: "head" (each by itself, all with one weight), "heads"
-    (each by itself, with a weight of its own), or "all" (those of all heads together)."""
+    (each by itself, with a weight of its own), or "all" (those of all heads together). Where the norm's name
+    in `names` has a "{}" for the head's number, each weight is a tensor of its own."""
 
     attention_scale: float | None = None
     """Factor of the scores; None: head_dim ** -0.5."""
@@ -130,6 +131,8 @@ class LlamaConfig(ModelConfig):
     """Factor of what attention and MLP add."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    unit_head: bool = False
+    """Whether the head's rows are divided by their lengths."""
     experts: ExpertsConfig | None = None
     latent: LatentSizes | None = None
     """Attention that keeps keys and values compressed; None: it keeps them as they are."""
@@ -167,7 +170,7 @@ def read_llama_config(
         "head_dim": head_dim,
         "max_position": get.size("max_position_embeddings", 2048),
         "prefix_limit": min((limit for limit in limits if limit is not None), default=None),
-        "intermediate_size": get.size("intermediate_size"),
+        "intermediate_size": own.get("intermediate_size") or get.size("intermediate_size"),
         "rms_norm_eps": get(float, "rms_norm_eps", 1e-6),
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
@@ -238,8 +241,8 @@ def read_text_part(read: Callable[[JsonReader], LlamaConfig]) -> Callable[[JsonR
             raise ConfigError("config.json has no 'text_config', which this architecture needs")
         get.all()
         config = read(text.adapted(defaults=_shared(get)))
-        old = config.names.below("language_model.model.", "language_model.lm_head")
-        new = config.names.below("model.language_model.", "lm_head")
+        old = config.names.moved("model.", "language_model.model.", head="language_model.lm_head")
+        new = config.names.moved("model.", "model.language_model.")
         return attrs.evolve(config, names=old, other_names=(new,))
 
     return read_part

@@ -6,6 +6,7 @@ layer that the model has they mean that the checkpoint was made for another mode
 
 import re
 from collections.abc import Callable, Collection, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,7 +16,8 @@ from tgi.model_files import FilesError, has_weights, weight_files
 from .tensor_file import FileError, TensorFile, copy, list_names, open_file, view
 
 _HARMLESS = re.compile(
-    r"\.(inv_freq|cos_cached|sin_cached|masked_bias|self_attn\.(q|k|v|kv|prob_output)_scale|output_scale)$"
+    r"\.(inv_freq|cos_cached|sin_cached|masked_bias|(attn|attention)\.bias|output_scale"
+    r"|self_attn\.(q|k|v|kv|prob_output)_scale)$"
 )
 """Names of buffers in old checkpoints that models compute themselves, and of scales for values that are kept
 in 8 bits elsewhere."""
@@ -109,6 +111,21 @@ class Checkpoint:
             del self._unread[name]
             self._done_bytes += self._files[name].tensors[name].bytes
             self._on_read(self._done_bytes, self.total_bytes)
+
+    @cached_property
+    def _modules(self) -> dict[str, list[str]]:
+        """Names of tensors by those of their modules."""
+        modules: dict[str, list[str]] = {}
+        for name in self._files:
+            modules.setdefault(name.rpartition(".")[0], []).append(name)
+        return modules
+
+    def skip(self, module: str) -> list[str]:
+        """Dismiss the tensors of a module that other ranks read, and return their names."""
+        names = self._modules.get(module, [])
+        for name in names:
+            self.dismiss(name)
+        return names
 
     def equal(self, name: str, other: str) -> bool:
         """Return whether two tensors are the same numbers in the same dtype."""

@@ -64,6 +64,10 @@ class DummyWeights:
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
 
+    def skip(self, _module: str) -> list[str]:
+        """Do as `Checkpoint.skip`."""
+        return []
+
     def _fill(self, out: torch.Tensor, name: str, rows: range, columns: range, width: int) -> None:
         noise = self._noise_for(width, out.dtype)  # on the host: where integers may have 64 bits
         windows = noise[columns.start :].unfold(0, len(columns), 1)

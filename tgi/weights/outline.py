@@ -54,6 +54,12 @@ class Outline:
         """Do as `Checkpoint.dismiss`."""
         self._asked.add(name)
 
+    def skip(self, module: str) -> list[str]:
+        """Do as `Checkpoint.skip`."""
+        names = [] if self.checkpoint is None else self.checkpoint.skip(module)
+        self._asked.update(names)
+        return names
+
     def skip_check(self) -> None:
         """Let `check` pass: the model reads the files in its own way, and finds their faults itself."""
         self._checks = False

@@ -1,0 +1,1 @@
+"""Baichuan 1 and 2 for tgi."""

@@ -1,0 +1,1 @@
+"""GPT-2, GPT-J and GPT-NeoX for tgi."""

@@ -1,0 +1,1 @@
+"""InternLM 2 and 3 for tgi."""

@@ -1,0 +1,1 @@
+"""StarCoder 1 and 2 for tgi."""
