@@ -384,7 +384,7 @@ def test_a_template_that_does_not_compile_is_named_in_the_log(
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_templates_that_read_tools_are_recognised(family: str) -> None:
     knowing = """llama3.1-tools mistral-v3 mistral-nemo qwen2.5 qwen3 hermes command-r granite glm4
-        functionary gpt-oss""".split()
+        functionary gpt-oss phi4-mini""".split()
     assert ChatTemplates({"default": TEMPLATES[family]}, {}).knows_tools() is (family in knowing)
 
 
@@ -407,6 +407,7 @@ def test_abilities_of_known_templates(family: str) -> None:
             else None
             if family in ("mistral-v1", "gemma", "solar-break")
             else "anywhere",
+            tools_in_system=family == "phi4-mini",
             turns=family in ("llama2", "mistral-v1", "mistral-v3", "mistral-nemo", "gemma"),
             calls="objects" if family in knowing else None,
             several_calls=family in knowing and family not in ("llama3.1-tools", "gpt-oss"),

@@ -12,7 +12,9 @@ from tgi.text.messages import MAY_ANSWER, TOOL_PROMPT, prepare_messages
 
 from .chat_templates import TEMPLATES
 from .test_tools import TOKENIZERS
+from .tool_templates import TOOL_TEMPLATES
 
+ALL = TEMPLATES | TOOL_TEMPLATES
 PLAIN = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 USER = {"role": "user", "content": "How warm is it?"}
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -144,7 +146,7 @@ REFUSED = {("mistral-v3", 2), ("mistral-nemo", 2)}
 """Templates that refuse a user's message directly after a result."""
 
 
-@pytest.mark.parametrize("family", TEMPLATES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_template_shows_calls_and_results(family: str) -> None:
     """Each is tried with tools and, as in a later request, without; turns where it requires them."""
     answer = {"role": "assistant", "content": "It is 21 °C."}
@@ -167,7 +169,7 @@ def test_every_template_shows_calls_and_results(family: str) -> None:
         if (family, number) in REFUSED:
             continue
         for tools in ([], [TOOL]):
-            text = rendered(TEMPLATES[family], messages, tools)
+            text = rendered(ALL[family], messages, tools)
             wanted = ["How warm", "weather", "Zürich", "21 °C"] + ["Bern"] * (number > 0)
             if family == "glm4":
                 text = text.replace("\\u00fc", "ü")
@@ -281,6 +283,51 @@ def test_text_beside_calls_is_shown(family: str) -> None:
     assert ("Let me see." in text) is (family not in ("mistral-v3", "mistral-nemo"))
     for part in ("Zürich" if family != "glm4" else "Z\\u00fcrich", "21 °C", "Warm."):
         assert part in text
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be terse."}]])
+def test_tools_are_a_field_of_the_system_message_where_a_template_prints_them_so(system: Any) -> None:
+    """As Phi-4-mini's does, whose format of calls is known."""
+    messages, tools = prepared(TEMPLATES["phi4-mini"], [*system, USER], [TOOL])
+    assert tools == [SHOWN]
+    content = system[0]["content"] if system else ""
+    assert messages == [
+        {"role": "system", "content": content, "tools": json.dumps([SHOWN["function"]])},
+        USER,
+    ]
+    assert f"<|system|>{content}<|tool|>[{{" in rendered(TEMPLATES["phi4-mini"], [*system, USER], [TOOL])
+
+
+PYTHONIC = (
+    "{% for m in messages | rejectattr('role', 'equalto', 'tool') | selectattr('tool_calls', 'undefined') %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns') }}{% endif %}"
+    "{% endfor %}{% for m in messages %}<{{ m.role }}>{% if 'tool_calls' in m %}[{% for c in m.tool_calls %}"
+    "{{ c.function.name }}({% for k, v in c.function.arguments.items() %}{{ k }}={{ v | tojson }}"
+    "{% endfor %}){% endfor %}]{% endif %}{{ m.content }}{% endfor %}"
+)
+
+
+def test_calls_are_left_to_a_template_that_counts_turns_without_them() -> None:
+    done = {"role": "assistant", "content": "Done."}
+    text = rendered(
+        PYTHONIC, [USER, CALLS | {"content": ""}, RESULT, done, {"role": "user", "content": "Thanks"}]
+    )
+    assert text == (
+        '<user>How warm is it?<assistant>[weather(city="Zürich")]<tool>21 °C<assistant>Done.<user>Thanks'
+    )
+
+
+COMMAND_A = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}{{ m.content[0].thinking }}"
+    "{{ m.tool_calls | tojson }}{% elif m.role == 'tool' %}{% for part in m.content %}{{ part | tojson }}"
+    "{% endfor %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_parts_go_around_calls_where_a_template_prints_only_those() -> None:
+    text = rendered(COMMAND_A, [USER, CALLS, RESULT])
+    assert '"arguments": {"city": "Zürich"}' in text
+    assert text.endswith('<tool>{"type": "text", "text": "21 °C"}')
 
 
 KIMI = (

@@ -105,6 +105,16 @@ TOOL_TEMPLATES = {
             end="{{ '\\n' }}</tool_calls>",
         )
     ),
+    "Jamba": frame(
+        _json(
+            '{"name": "',
+            '", "arguments": ',
+            "}",
+            begin="<tool_calls>[{{ '\\n    ' }}",
+            between=",\\n    ",
+            end="{{ '\\n' }}]</tool_calls>",
+        )
+    ),
     "Gemma 4": _gemma("<|tool_call>", "<tool_call|>", '<|"|>'),
     "FunctionGemma": _gemma("<start_function_call>", "<end_function_call>", "<escape>"),
     "Phi-4-mini": (
@@ -123,7 +133,7 @@ TOOL_TEMPLATES = {
     "Command R7B, Command A": (
         "{% set ns = namespace(id=0) %}"
         + frame(
-            f"<|START_ACTION|>[\n    {_EACH}"
+            f"<|START_ACTION|>[{{{{ '\\n    ' }}}}{_EACH}"
             '{"tool_call_id": "{{ ns.id }}", "tool_name": "' + _NAME + '", "parameters": ' + _ARGUMENTS + "}"
             "{{ ',\\n    ' if not loop.last }}{% set ns.id = ns.id + 1 %}{% endfor %}{{ '\\n' }}]<|END_ACTION|>"
         )

@@ -16,12 +16,13 @@ TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "o
 """Function that a template is tried out with."""
 
 _Form = Literal["objects", "texts"]
-_NoContent = Literal["absent", "empty", "none"]
+_NoContent = Literal["absent", "empty", "none", "part"]
 _FORMS: tuple[_Form, ...] = ("objects", "texts")
-_NO_CONTENT: dict[_NoContent, dict[str, Any]] = {
+NO_CONTENT: dict[_NoContent, dict[str, Any]] = {
     "absent": {},
     "empty": {"content": ""},
     "none": {"content": None},
+    "part": {"content": [{"type": "text", "text": ""}]},
 }
 
 
@@ -42,7 +43,10 @@ class Abilities:
     several_calls: bool = False
     """Whether it prints every call of a message."""
     no_content: _NoContent = "absent"
-    """Form of the content of a message that has calls only."""
+    """Form of the content of a message that has calls only: none, "", null, or a part with an empty text.
+
+    With a part, results of calls are parts, too.
+    """
     text_of_calls: Literal["beside", "before"] | None = None
     """Whether it prints a text beside calls, or in a message before them only."""
     names_in_ids: bool = False
@@ -65,7 +69,7 @@ def try_out(render: Callable[[list[dict[str, Any]]], str]) -> Abilities:
         trial.parts = True
         trial.parts = _PROBE in trial.prompt(question)
     abilities = trial.roles()
-    for form, kind in itertools.product(_FORMS, _NO_CONTENT):
+    for form, kind in itertools.product(_FORMS, NO_CONTENT):
         if (known := trial.calls(abilities, form, kind)) is not None:
             return known
     return abilities
@@ -77,11 +81,11 @@ class _Trial:
     parts: bool = False
 
     def prompt(self, *messages: dict[str, Any]) -> str:
-        """Return the prompt of messages, whose contents are texts or null."""
+        """Return the prompt of messages, whose texts become parts if `parts` is set."""
         given = []
         for message in messages:
             text = message.get("content")
-            if self.parts and text is not None:
+            if self.parts and isinstance(text, str):
                 message = message | {"content": [{"type": "text", "text": text}]}
             given.append(message)
         return self._render(given)
@@ -109,12 +113,17 @@ class _Trial:
             {"role": role, "content": text}
             for role, text in (("user", "What?"), ("assistant", "Wait."), ("assistant", _TEXT))
         )
-        call, other, result = _call(_CALL_ID, _VALUE, form), _call(_OTHER_ID, _OTHER, form), _result(_CALL_ID)
-        message = {"role": "assistant", **_NO_CONTENT[kind], "tool_calls": [call]}
+        parts = kind == "part"
+        call, other, result = (
+            _call(_CALL_ID, _VALUE, form),
+            _call(_OTHER_ID, _OTHER, form),
+            _result(_CALL_ID, parts),
+        )
+        message = {"role": "assistant", **NO_CONTENT[kind], "tool_calls": [call]}
         text = self.prompt(ask, message, result)
         if not (_PROBE in text and _prints_arguments(text, form)):
             return None
-        both = self.prompt(ask, message | {"tool_calls": [call, other]}, result, _result(_OTHER_ID))
+        both = self.prompt(ask, message | {"tool_calls": [call, other]}, result, _result(_OTHER_ID, parts))
         beside = self.prompt(ask, message | say, result)
         before = self.prompt(ask, say, message, result, wait, ask)
         head = text.partition(_KEY)[0]
@@ -135,8 +144,9 @@ def _call(id_: str, value: str, form: _Form) -> dict[str, Any]:
     return {"id": id_, "type": "function", "function": {"name": _NAME, "arguments": given}}
 
 
-def _result(id_: str) -> dict[str, Any]:
-    return {"role": "tool", "tool_call_id": id_, "name": _NAME, "content": _PROBE}
+def _result(id_: str, parts: bool = False) -> dict[str, Any]:
+    content = [{"type": "text", "text": _PROBE}] if parts else _PROBE
+    return {"role": "tool", "tool_call_id": id_, "name": _NAME, "content": content}
 
 
 def _prints_arguments(text: str, form: _Form) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .abilities import Abilities
+from .abilities import NO_CONTENT, Abilities
 from .answer_format import AnswerFormat
 from .chat_template import ChatTemplates
 
@@ -70,7 +70,7 @@ def prepare_messages(
         converted[0]["tools"] = json.dumps(functions, ensure_ascii=False)
     if abilities.parts:
         for message in converted:
-            if message.get("content") is not None:
+            if isinstance(message.get("content"), str):
                 message["content"] = [{"type": "text", "text": message["content"]}]
     return converted, described if in_template else None
 
@@ -124,9 +124,7 @@ def _converted(
     text, calls = _text_of(message.get("content")), message.get("tool_calls")
     if calls and abilities.calls:
         converted["tool_calls"] = [_call(call, as_text=abilities.calls == "texts", ids=ids) for call in calls]
-        if text or abilities.no_content != "absent":
-            converted["content"] = text or (None if abilities.no_content == "none" else "")
-        return converted, False
+        return converted | ({"content": text} if text else NO_CONTENT[abilities.no_content]), False
     if calls:
         written = answer.calls.write((call["function"]["name"], _arguments_text(call)) for call in calls)
         text = f"{text}\n{written}" if text else written
@@ -139,6 +137,8 @@ def _converted(
             return {"role": "user", "content": text}, True
         if ids is not None:
             converted["tool_call_id"] = ids[message.get("tool_call_id")]
+        if abilities.no_content == "part":
+            return converted | {"content": [{"type": "text", "text": text}]}, False
     return converted | {"content": text}, False
 
 
@@ -228,6 +228,6 @@ class _Names(_Ids):
 def _append(messages: list[Message], text: str) -> None:
     """Append text to the last message that has a content and is not the model's own (T6)."""
     for message in reversed(messages):
-        if message["role"] != "assistant" and "content" in message:
+        if message["role"] != "assistant" and isinstance(message.get("content"), str):
             message["content"] += text
             return

@@ -468,7 +468,7 @@ class Literals(Syntax):
     separator: str = ", "
     quote: str = ""
     """Text around strings, which have no escapes; "" for strings as in JSON."""
-    words: Mapping[str, str] = attrs.field(factory=dict)
+    words: Mapping[str, str] = attrs.field(factory=dict, hash=False)
     """Words of the language by the JSON text that they stand for."""
     is_sorted: bool = False
     """Whether models see names in alphabetical order."""

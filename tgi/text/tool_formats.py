@@ -448,6 +448,14 @@ FORMATS = (
         mark="<minimax:tool_call>",
     ),
     ToolFormat(
+        models="Jamba",
+        signs=("<tool_calls>", "</tool_calls>"),
+        begin="<tool_calls>[\n    ",
+        separator=",\n    ",
+        end="\n]</tool_calls>",
+        mark="<tool_calls>",
+    ),
+    ToolFormat(
         models="MiniMax-M1",
         signs=("<tool_calls>", "</tool_calls>"),
         begin="<tool_calls>\n",
