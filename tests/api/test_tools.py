@@ -7,6 +7,8 @@ import attrs
 import jsonschema
 import pytest
 
+from tests.text.chat_templates import TEMPLATES
+from tests.text.tool_templates import TOOL_TEMPLATES
 from tgi.testing.fake_executor import Script
 
 from .serving import LIMITS, TEMPLATE, Answer, Server, make_tokenizer, saying, serving
@@ -70,7 +72,27 @@ def serving_tools(script: Script, template: str = TEMPLATE) -> Any:
 @pytest.mark.contract("R3.57", "T2")
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("choice", [None, "auto", "required", "weather", {"name": "weather"}])
-@pytest.mark.parametrize(("template", "text"), [(TEMPLATE, CALL), (HERMES, HERMES_CALL)])
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        (TEMPLATE, CALL),
+        (HERMES, HERMES_CALL),
+        (
+            TOOL_TEMPLATES["Qwen3-Coder, Qwen3.5"],
+            "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+        ),
+        (
+            TOOL_TEMPLATES["Llama 3.2, Llama 4, Gemma 3 and ToolACE with pythonic templates"],
+            '[weather(city="Paris")]',
+        ),
+        (
+            TEMPLATES["gpt-oss"],
+            "<|channel|>analysis<|message|>Paris?<|end|><|start|>assistant<|channel|>commentary"
+            ' to=functions.weather <|constrain|>json<|message|>{"city": "Paris"}',
+        ),
+    ],
+    ids=["generic", "hermes", "qwen3-coder", "pythonic", "gpt-oss"],
+)
 async def test_call_of_every_choice_and_format(choice: Any, template: str, text: str, stream: bool) -> None:
     async with serving_tools(saying(text), template) as server:
         named = {"type": "function", "function": choice} if isinstance(choice, dict) else choice

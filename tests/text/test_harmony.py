@@ -15,7 +15,8 @@ from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler, GrammarSpec
 from tgi.text.harmony import HARMONY_MARKS
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import HARMONY, Tool
+from tgi.text.tool_calls import Tool
+from tgi.text.tool_formats import HARMONY
 
 from .chat_templates import TEMPLATES
 from .test_tools import CITY, DEMO

@@ -17,7 +17,8 @@ from tgi.text.messages import prepare_messages
 from tgi.text.reasoning import FORMATS as REASONING
 from tgi.text.reasoning import HARMONY_THOUGHTS, ReasoningFormat
 from tgi.text.tool_arguments import JSON_TEXT, Literals, Tagged
-from tgi.text.tool_formats import FORMATS, GENERIC, HARMONY, Tool, ToolFormat
+from tgi.text.tool_calls import Tool, ToolFormat
+from tgi.text.tool_formats import FORMATS, GENERIC, HARMONY
 
 from . import test_harmony
 from .chat_templates import TEMPLATES

@@ -24,7 +24,8 @@ from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.reasoning import Thoughts
 from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_arguments import JSON_TEXT, PYTHON
-from tgi.text.tool_formats import FORMATS, ID, CallDelta, Tool, ToolCallParser, ToolFormat
+from tgi.text.tool_calls import ID, CallDelta, Tool, ToolCallParser, ToolFormat
+from tgi.text.tool_formats import FORMATS
 
 from .chat_templates import TEMPLATES
 from .tool_templates import TOOL_TEMPLATES

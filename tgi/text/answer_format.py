@@ -23,7 +23,8 @@ from .json_schema import GrammarError
 from .reasoning import ReasoningFormat, Thoughts, ThoughtsParser, find_format
 from .tokenizer import Tokenizer
 from .tool_arguments import pattern_of
-from .tool_formats import FORMATS, GENERIC, HARMONY, AnswerDelta, CallDelta, Tool, ToolCallParser, ToolFormat
+from .tool_calls import AnswerDelta, CallDelta, Tool, ToolCallParser, ToolFormat
+from .tool_formats import FORMATS, GENERIC, HARMONY
 
 _TEXT = "(?s:.+)"
 _MAX_COUNT = 20_000

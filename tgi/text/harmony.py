@@ -10,7 +10,7 @@ from typing import Literal
 
 from .stopping import overlap
 from .tool_arguments import JSON_TEXT
-from .tool_formats import AnswerDelta, CallDelta, Tool, arguments_term, new_id
+from .tool_calls import AnswerDelta, CallDelta, Tool, arguments_term, new_id
 
 _CHANNEL, _MESSAGE, _NEXT = "<|channel|>", "<|message|>", "<|end|><|start|>assistant"
 HARMONY_MARKS = ("<|start|>", _CHANNEL, "<|constrain|>", _MESSAGE, "<|end|>")

@@ -15,14 +15,14 @@ from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
 from tgi.errors import ToolError, ValidationError
 from tgi.scheduler import Sequence, Token
-from tgi.text import tool_formats
+from tgi.text import tool_calls
 from tgi.text.answer_format import AnswerFormat, AnswerParser
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
 from tgi.text.reasoning import Thoughts
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
-from tgi.text.tool_formats import AnswerDelta, CallDelta
+from tgi.text.tool_calls import AnswerDelta, CallDelta
 
 from . import types
 from .answer import (
@@ -75,7 +75,7 @@ class ChatPrompt:
     grammar: GrammarSpec | None
     """Grammar of the answer; None if it may be any text."""
     style: AnswerFormat
-    tools: Items[tool_formats.Tool]
+    tools: Items[tool_calls.Tool]
     """Tools that may be called."""
     required: bool
     """Whether one must be called."""
@@ -132,7 +132,7 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
     )
     thoughts = style.thoughts_after(text)
     callable_tools = [
-        tool_formats.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools
+        tool_calls.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools
     ]
     grammar = style.grammar(
         callable_tools,
