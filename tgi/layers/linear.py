@@ -194,6 +194,8 @@ class Head(nn.Module):
         unit: bool = False,
     ) -> None:
         super().__init__()
+        self.size = size
+        """Number of features that it takes."""
         self._scale, self._softcap = scale, softcap
         self._device = build.device
         self._shard = build.shard

@@ -165,15 +165,17 @@ class Runner:
         device, config = self.device, self.config
         positions = self.prefill_tokens if device.compiles else 0
         samples = self.lanes.count if device.compiles else 0
+        head = next((module for module in _modules(self.model) if isinstance(module, Head)), None)
+        size = config.hidden_size if head is None else head.size
         context = StepContext(
             model=lambda batch: self.model(batch),
-            head=next((module for module in _modules(self.model) if isinstance(module, Head)), None),
+            head=head,
             sampler=self.sampler,
             cache=cache,
             last_tokens=torch.zeros(self.lanes.count + 1, dtype=torch.int32, device=device.torch_device),
             device=device,
             block_size=self.block_size,
-            features=torch.zeros(positions, config.hidden_size, dtype=self.dtype, device=device.torch_device),
+            features=torch.zeros(positions, size, dtype=self.dtype, device=device.torch_device),
             logits=torch.zeros(samples, config.vocab_size, device=device.torch_device),
         )
         windows = tuple(group.window for group in self.groups)

@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LatentSizes, LlamaConfig, read_llama_config
 from tgi.plugins.rope_config import RopeConfig, read_rope
@@ -33,12 +33,18 @@ _NEUTRAL_V3 = {"scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",)}
 def read_v2(get: JsonReader) -> LlamaConfig:
     """Read config.json of a DeepSeek V2. Raises ConfigError if the layers cannot do what it asks for."""
     get = get.adapted({"n_routed_experts": "num_experts"}, _V2)
-    grouped = get(str, "topk_method", "greedy") != "greedy"
+    groups, top_groups = get.size("n_group", 1), get.size("topk_group", 1)  # greedy has none
+    method = get(str, "topk_method", "greedy")
+    if method not in ("greedy", "group_limited_greedy"):
+        raise ConfigError(
+            f"config.json: 'topk_method' is {method!r}; a DeepSeek V2 chooses experts otherwise"
+        )
+    grouped = method != "greedy"
     return _read(
         get,
         normalise=False,
-        groups=get.size("n_group", 1) if grouped else 1,
-        top_groups=get.size("topk_group", 1) if grouped else 1,
+        groups=groups if grouped else 1,
+        top_groups=top_groups if grouped else 1,
         scale=get(float, "routed_scaling_factor", 1.0),
     )
 

@@ -253,6 +253,12 @@ def test_experts_on_a_device_without_integer_histograms(tmp_path):
     check_generation(folder, [12], tokens=6, cards=["gaudi2-lazy"])
 
 
+def test_features_narrower_than_layers_on_a_card(tmp_path):
+    """OPT-350M's, which the card keeps for questions about the prompt."""
+    folder = make_model(tmp_path, **{**FAMILIES["OPT"], "word_embed_proj_dim": 32})
+    check_generation(folder, [12], tokens=6, cards=["gaudi2-lazy"])
+
+
 @pytest.mark.parametrize("names", [None, [], ["ExaoneForCausalLM"]])
 def test_a_model_is_known_by_its_type(tmp_path, names):
     folder = make_llama(tmp_path)

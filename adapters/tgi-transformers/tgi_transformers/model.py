@@ -74,10 +74,9 @@ class TransformersModel(nn.Module):
             cap = 1.0 if config.softcap else None  # its value is not in a sketch
             self._specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
         else:
-            self._specs, self.decoder = _take_apart(whole, config, build.device)
+            self._specs, self.decoder, self.head = _take_apart(whole, config, build.device)
             self.decoder.inner.set_attn_implementation(PAGED)
             self.decoder.inner.config._attn_implementation = PAGED  # GPT-Neo does not let others set it
-            self.head = TransformersHead(whole, config, build.device)
         for layer, (spec, window) in enumerate(zip(self._specs, config.windows, strict=True)):
             heads = config.num_kv_heads
             build.attend(layer, spec, CacheLayer(window, heads, heads, config.head_dim))
@@ -111,8 +110,9 @@ class Decoder(nn.Module):
 class TransformersHead(Head):
     """The part of a model after its decoder, in whose place `whole` has a `_Given`."""
 
-    def __init__(self, whole: PreTrainedModel, config: TransformersConfig, device: Device) -> None:
+    def __init__(self, whole: PreTrainedModel, size: int, config: TransformersConfig, device: Device) -> None:
         nn.Module.__init__(self)  # a Head reads weights, of which transformers has read all
+        self.size = size
         self._device = device
         self._vocab_size = config.vocab_size
         self.whole = whole
@@ -227,8 +227,8 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
 @torch.inference_mode()
 def _take_apart(
     whole: PreTrainedModel, config: TransformersConfig, device: Device
-) -> tuple[list[AttentionSpec], Decoder]:
-    """Return the attention of all layers, and the decoder, which `_Given` replaces in `whole`.
+) -> tuple[list[AttentionSpec], Decoder, TransformersHead]:
+    """Return the attention of all layers, the decoder, and the head, which is `whole` without its decoder.
 
     Raises ConfigError if a short run shows that the model cannot be run so.
     """
@@ -245,7 +245,8 @@ def _take_apart(
         specs = trial.finish()
         whole.set_submodule(name, _Given())
         features = decoder(tokens, tokens, Trial(config))
-        got = TransformersHead(whole, config, device)._logits(features)
+        head = TransformersHead(whole, features.shape[-1], config, device)
+        got = head._logits(features)
         other = decoder(tokens.clamp_min(1), tokens, Trial(config))  # with another first token
     except (
         ValueError,
@@ -261,7 +262,7 @@ def _take_apart(
         raise trial.error("it does more than its decoder and its head")
     if (features - other)[1:].abs().max() > _LEAK * features.std():
         raise trial.error("a token depends on others not by attention alone: it keeps another state")
-    return specs, decoder
+    return specs, decoder, head
 
 
 def _speed_up(model: nn.Module, build: Build) -> None:
