@@ -12,6 +12,8 @@ from typing import ClassVar
 RETRY_AFTER = "1"
 """Value of Retry-After, in seconds, on requests refused because of load."""
 
+OLLAMA = "/api/"
+"""Beginning of the paths whose errors are Ollama's."""
 OPENAI = "/v1/"
 """Beginning of the paths whose errors are OpenAI's."""
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -134,6 +136,14 @@ class UnknownModel(ApiError):
     status, error_type, failure = 404, "model_not_found", "validation"
     code = "model_not_found"
     form = "The model {} does not exist"
+
+
+class UnknownResponse(ApiError):
+    """The response is not, or no longer, remembered."""
+
+    status, error_type, failure = 404, "response_not_found", "validation"
+    code = "response_not_found"
+    form = "Response with id {} not found: it was not stored, or is too old"
 
 
 class Overloaded(ApiError):

@@ -10,7 +10,16 @@ from quart import Response, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
-from tgi.errors import OPENAI, ApiError, BodyError, BodyTooLarge, InternalError, Unauthorized, UnknownPath
+from tgi.errors import (
+    OLLAMA,
+    OPENAI,
+    ApiError,
+    BodyError,
+    BodyTooLarge,
+    InternalError,
+    Unauthorized,
+    UnknownPath,
+)
 
 from .call import Call, Route, Service, empty_answer, json_answer, text_answer
 from .info import health
@@ -61,7 +70,7 @@ def create_app(service: Service) -> QuartTrio:
             return empty_answer(400, {"connection": "close"})  # RFC 9112, 6.1
         if request.method == "OPTIONS":
             headers = {
-                "access-control-allow-methods": "GET,POST",
+                "access-control-allow-methods": "GET,POST,DELETE",
                 "access-control-allow-headers": "content-type,authorization,*",
             }
             return empty_answer(200, headers)
@@ -122,7 +131,7 @@ def _is_guarded() -> bool:
     that has a POST only.
     """
     if request.url_rule is not None:
-        return request.method == "POST"
+        return request.method in ("POST", "DELETE") or request.path.startswith("/v1/responses/")
     error = request.routing_exception
     return isinstance(error, MethodNotAllowed) and set(error.valid_methods or ()) == {"POST"}
 
@@ -155,8 +164,11 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 async def _answer_error(error: ApiError) -> Response:
     """Answer with an error in the shape of the API that was called."""
     if request.path.startswith(OPENAI):
-        return json_answer(error.to_openai_body(), error.status_for(OPENAI), error.headers)
-    if isinstance(error, BodyError):
+        body = error.to_openai_body()
+        if request.path.startswith("/v1/messages"):
+            body["type"] = "error"  # for Anthropic's clients
+        return json_answer(body, error.status_for(OPENAI), error.headers)
+    if isinstance(error, BodyError) and not request.path.startswith(OLLAMA):
         return text_answer(str(error), error.status)
     if isinstance(error, Unauthorized):
         return empty_answer(error.status)
@@ -170,7 +182,9 @@ async def _answer_http_error(error: HTTPException) -> Response:
     headers: Mapping[str, str] = {}
     if isinstance(error, MethodNotAllowed):
         valid = error.valid_methods or ()
-        headers = {"allow": ",".join(method for method in ("POST", "GET", "HEAD") if method in valid)}
+        headers = {
+            "allow": ",".join(method for method in ("POST", "GET", "HEAD", "DELETE") if method in valid)
+        }
     return empty_answer(error.code or 500, headers)
 
 

@@ -19,6 +19,7 @@ from quart import Response, request
 from tgi import __version__
 from tgi.config import Options
 from tgi.errors import (
+    OLLAMA,
     ApiError,
     IncompleteGeneration,
     MalformedBody,
@@ -37,7 +38,8 @@ from tgi.text.tokenizer import Tokenizer, TokenizerError
 
 from .grammars import Grammars
 from .observe import Observer, timing_headers
-from .stream import EventStream, EventWriter, Finished
+from .store import ResponseStore
+from .stream import KEEP_ALIVE, EventStream, EventWriter, Finished
 from .transport import Exchange, current_exchange
 from .turns import Turns
 
@@ -108,6 +110,7 @@ class Service:
     """None until the model is ready."""
     url: str = ""
     """URL at which this machine reaches the server, or the path of a Unix socket."""
+    responses: ResponseStore = attrs.field(factory=ResponseStore)
     in_flight: int = 0
     """Number of permits that are held."""
     tracer: "Tracer | None" = None
@@ -223,7 +226,8 @@ class Call(Generic[B]):
         )
         if route.body:
             call._engine = service.ready_engine()
-            check_media_type(request.content_type)
+            if not route.path.startswith(OLLAMA):  # whose users call it by curl, without a type
+                check_media_type(request.content_type)
             data = cast(bytes, await request.get_data(cache=False))
             call.size = len(data)
             call.body = await call.run_in_thread_if_large(lambda: decode(data, *route.body))
@@ -284,18 +288,23 @@ class Call(Generic[B]):
         return finished
 
     async def stream(
-        self, sequences: Items[Sequence], writer: EventWriter, headers: Mapping[str, str]
+        self,
+        sequences: Items[Sequence],
+        writer: EventWriter,
+        headers: Mapping[str, str],
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> Response:
         """Answer with the events of the sequences, once the first token is there.
 
-        Permits and sequences are released with the last event, or when the exchange ends. Raises ApiError.
+        `headers` take precedence over those of server-sent events. Permits and sequences are released with
+        the last event, or when the exchange ends. Raises ApiError.
         """
         receive = self._held.enter_context(self.engine.scheduler.generating(sequences))
         kept = self.exchange.resources.enter_context(ExitStack())
-        events = EventStream(receive, writer, kept, self.observer.deadline)
+        events = EventStream(receive, writer, kept, self.observer.deadline, keep_alive)
         await events.start()
         kept.push(self._held.pop_all())
-        return Response(events, 200, {**headers, **EventStream.headers})
+        return Response(events, 200, {**EventStream.headers, **headers})
 
     def prompt_headers(self, characters: int) -> dict[str, str]:
         """Return the headers that are known before anything is generated (1.5)."""

@@ -15,7 +15,7 @@ from tgi.errors import OPENAI
 from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
-from . import info, native, platforms
+from . import anthropic, info, native, ollama, platforms, responses
 from .call import VERSION, Call, Route, get, json_answer
 from .openai import chat, completions, formats, tokenize, types
 
@@ -89,6 +89,9 @@ ROUTES: tuple[Route, ...] = (
     *chat.ROUTES,
     *completions.ROUTES,
     *tokenize.ROUTES,
+    *responses.ROUTES,
+    *anthropic.ROUTES,
+    *ollama.ROUTES,
     *platforms.ROUTES,
     *info.ROUTES,
     get("/api-doc/openapi.json", "openapi", "This document", openapi, answer=dict[str, Any]),

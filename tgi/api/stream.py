@@ -90,9 +90,18 @@ class EventStream(ResponseBody):
     }
 
     def __init__(
-        self, receive: Receive, writer: EventWriter, held: ExitStack, deadline: float = float("inf")
+        self,
+        receive: Receive,
+        writer: EventWriter,
+        held: ExitStack,
+        deadline: float = float("inf"),
+        keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
-        """At the deadline, a time on trio's clock, the stream ends with an error."""
+        """At the deadline, a time on trio's clock, the stream ends with an error.
+
+        `keep_alive` is sent when nothing else was for a while; b"": nothing is.
+        """
+        self._keep_alive = keep_alive
         self._receive = receive
         self._writer = writer
         self._held = held
@@ -138,8 +147,8 @@ class EventStream(ResponseBody):
                 data += writer.fail(self._failure)
             if writer.ended:
                 self._held.close()
-            if data or not items:
-                return data or KEEP_ALIVE
+            if data or (self._keep_alive and not items):
+                return data or self._keep_alive
 
     async def _receive_ready(self) -> list[Item]:
         """Wait up to KEEP_ALIVE_SECONDS for an item, and return all that are there."""

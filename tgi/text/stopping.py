@@ -42,6 +42,8 @@ class StoppingCriteria:
         """Number of tokens before end-of-sequence tokens and stop strings count."""
         self.surplus = 0
         """Number of characters of the text after the stop string."""
+        self.stopped_by: str | None = None
+        """Stop string that ended the text."""
 
     def check(self, token: int, text: str) -> FinishReason | None:
         """Return why the generation ends with this token, which adds `text`; None if it goes on.
@@ -73,6 +75,7 @@ class StoppingCriteria:
             return False
         end, stop = min(ends)
         self.surplus = len(seen) - end if stop else 0
+        self.stopped_by = stop
         return True
 
     def _remember(self, seen: str) -> None:

@@ -190,7 +190,7 @@ def _max_thoughts(body: types.ChatRequest, engine: Engine, *, is_forced: bool) -
 # From tokens to the answer
 
 
-class _Choice:
+class Choice:
     """One of `n` answers as its tokens come: thoughts, content and tool calls."""
 
     def __init__(self, tokenizer: Tokenizer, body: types.ChatRequest, prompt: ChatPrompt) -> None:
@@ -238,7 +238,7 @@ class ChatAnswer(Answer):
         self._prompt = prompt
         self._echo = _echo(call.body)
         """Text of the last message where it is put before that of the answer."""
-        self._choices = [_Choice(self._tokenizer, call.body, prompt) for _ in sequences]
+        self._choices = [Choice(self._tokenizer, call.body, prompt) for _ in sequences]
         named = call.body.model
         super().__init__(
             call,

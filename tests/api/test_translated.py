@@ -1,0 +1,256 @@
+"""Anthropic's, Ollama's and OpenAI's newer API say the same as chat completions, each in its own form."""
+
+import functools
+import json
+from typing import Any
+
+import attrs
+import pytest
+
+from . import serving as servers
+from .serving import LIMITS, Answer, Server, make_tokenizer, saying
+from .test_tools import HERMES, HERMES_CALL, SCHEMA, USER
+
+HELLO = "Hello, world"
+TOOL = {"name": "weather", "description": "d", "parameters": SCHEMA}
+ANTHROPIC_TOOL = {"name": "weather", "description": "d", "input_schema": SCHEMA}
+THINKS = HERMES + "<think>{# </think> #}"
+THOUGHT = f"Hm.</think>{HELLO}"
+LARGE = attrs.evolve(LIMITS, max_input_tokens=900, max_total_tokens=1000, max_batch_prefill_tokens=900)
+serving = functools.partial(servers.serving, limits=LARGE)
+
+
+def named(answer: Answer) -> list[Any]:
+    """Return the events of a stream, whose names are their types."""
+    assert answer.status == 200, answer.body
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    blocks = answer.body.decode().split("\n\n")
+    assert blocks.pop() == ""
+    events = []
+    for block in blocks:
+        name, data = block.split("\n")
+        events.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {events[-1]['type']}"
+    return events
+
+
+async def message(server: Server, **more: Any) -> Answer:
+    return await server.ask("POST", "/v1/messages", {"max_tokens": 99, "messages": [USER], **more})
+
+
+def joined(events: list[Any]) -> dict[str, Any]:
+    """Put a message together as Anthropic's clients do."""
+    made: dict[str, Any] = events[0]["message"]
+    assert events[0]["type"] == "message_start"
+    assert events[-1] == {"type": "message_stop"}
+    for event in events[1:-1]:
+        if event["type"] == "content_block_start":
+            assert event["index"] == len(made["content"])
+            made["content"].append(event["content_block"])
+        elif event["type"] == "content_block_delta":
+            block, delta = made["content"][event["index"]], event["delta"]
+            kind = delta.pop("type")
+            name, text = delta.popitem()
+            assert kind == {"partial_json": "input_json_delta"}.get(name, f"{name}_delta")
+            block[name] = block.get(name, "") + text
+        elif event["type"] == "message_delta":
+            made |= event["delta"] | {"usage": event["usage"]}
+    for block in made["content"]:
+        if "partial_json" in block:
+            block["input"] = json.loads(block.pop("partial_json"))
+    return made
+
+
+def without_ids(made: dict[str, Any]) -> dict[str, Any]:
+    content = [{key: value for key, value in block.items() if key != "id"} for block in made["content"]]
+    usage = {name: made["usage"][name] for name in ("output_tokens",)}
+    return {
+        **{name: made[name] for name in ("role", "stop_reason", "stop_sequence")},
+        **usage,
+        "content": content,
+    }
+
+
+@pytest.mark.parametrize(
+    ("says", "template", "more", "content", "reason"),
+    [
+        (HELLO, HERMES, {}, [{"type": "text", "text": HELLO}], "end_turn"),
+        (HELLO, HERMES, {"max_tokens": 2}, None, "max_tokens"),
+        (
+            HERMES_CALL, HERMES, {"tools": [ANTHROPIC_TOOL], "tool_choice": {"type": "any"}},
+            [{"type": "tool_use", "name": "weather", "input": {"city": "Paris"}}], "tool_use",
+        ),
+        (
+            THOUGHT, THINKS, {},
+            [{"type": "thinking", "thinking": "Hm.", "signature": ""}, {"type": "text", "text": HELLO}],
+            "end_turn",
+        ),
+    ],
+)  # fmt: skip
+async def test_messages_are_blocks_whole_and_streamed(
+    says: str, template: str, more: dict[str, Any], content: Any, reason: str
+) -> None:
+    async with serving(saying(says), template=template) as server:
+        whole = await message(server, **more)
+        assert whole.status == 200, whole.body
+        found = without_ids(whole.json)
+        assert found["stop_reason"] == reason
+        if content is not None:
+            assert found["content"] == content
+        streamed = joined(named(await message(server, stream=True, **more)))
+        assert without_ids(streamed) == found
+        usage, chat = whole.json["usage"], {"messages": [USER], "max_tokens": 1}
+        prompt = (await server.ask("POST", "/v1/chat/completions", chat)).json["usage"]["prompt_tokens"]
+        if "tools" not in more:
+            assert usage["input_tokens"] + usage["cache_read_input_tokens"] == prompt
+            count = await server.ask("POST", "/v1/messages/count_tokens", {"messages": [USER]})
+            assert count.json == {"input_tokens": prompt}
+
+
+async def test_a_stop_sequence_is_named() -> None:
+    async with serving(saying(HELLO)) as server:
+        answer = (await message(server, stop_sequences=["nothing", ", w"])).json
+        assert answer["content"] == [{"type": "text", "text": "Hello"}]
+        assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", ", w")
+
+
+async def test_a_conversation_of_blocks_becomes_the_same_prompt_as_in_chats() -> None:
+    use = {"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Rome"}}
+    result = {"type": "tool_result", "tool_use_id": "c1", "content": [{"type": "text", "text": "fine"}]}
+    blocks = [
+        {"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "I look."}, use]},
+        {"role": "user", "content": [result, {"type": "text", "text": "And?"}]},
+    ]
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    chat = [
+        {"role": "system", "content": "Brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "I look.", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "fine"},
+        {"role": "user", "content": "And?"},
+    ]
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look."}]},
+        {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": '{"city": "Rome"}'},
+        {"type": "function_call_output", "call_id": "c1", "output": "fine"},
+        {"role": "user", "content": "And?"},
+    ]
+    async with serving(template=HERMES) as server:
+        wanted = (await server.ask("POST", "/chat_tokenize", {"messages": chat})).json["tokenize_response"]
+        count = {"messages": blocks, "system": [{"type": "text", "text": "Brief."}]}
+        answer = await server.ask("POST", "/v1/messages/count_tokens", count)
+        assert answer.json == {"input_tokens": len(wanted)}
+        response = {"input": items, "instructions": "Brief.", "max_output_tokens": 1}
+        answer = await server.ask("POST", "/v1/responses", response)
+        assert answer.json["usage"]["input_tokens"] == len(wanted)
+
+
+async def test_errors_have_the_shape_of_their_api() -> None:
+    async with serving() as server:
+        image = {"type": "image", "source": {"type": "url", "url": "http://x"}}
+        wrong = await message(server, messages=[{"role": "user", "content": [image]}])
+        assert wrong.status == 400
+        assert wrong.json["type"] == "error"
+        assert wrong.json["error"]["type"] == "invalid_request_error"
+        assert "`image`" in wrong.json["error"]["message"]
+        assert (await message(server, max_tokens=0)).status == 400
+        ollama = await server.ask("POST", "/api/chat", {"messages": [{"role": "user", "content": 5}]})
+        assert set(ollama.json) == {"error", "error_type"}
+        for body in ({"input": [{"type": "item_reference"}]}, {"input": "x", "background": True}):
+            refused = await server.ask("POST", "/v1/responses", body)
+            assert refused.status == 400, body
+        unknown = await server.ask("POST", "/v1/responses", {"input": "x", "previous_response_id": "resp_1"})
+        assert (unknown.status, unknown.json["error"]["code"]) == (404, "response_not_found")
+
+
+async def respond(server: Server, **more: Any) -> Answer:
+    return await server.ask("POST", "/v1/responses", {"input": "Hi", **more})
+
+
+@pytest.mark.parametrize(
+    ("says", "template", "more", "types"),
+    [
+        (HELLO, HERMES, {}, ["message"]),
+        (HERMES_CALL, HERMES, {"tools": [{"type": "function", **TOOL}]}, ["function_call"]),
+        (THOUGHT, THINKS, {}, ["reasoning", "message"]),
+        (HELLO, HERMES, {"max_output_tokens": 2}, ["message"]),
+    ],
+)
+async def test_responses_are_items_whole_and_streamed(
+    says: str, template: str, more: dict[str, Any], types: list[str]
+) -> None:
+    async with serving(saying(says), template=template) as server:
+        whole = (await respond(server, **more)).json
+        assert [item["type"] for item in whole["output"]] == types
+        is_cut = "max_output_tokens" in more
+        assert whole["status"] == ("incomplete" if is_cut else "completed")
+        events = named(await respond(server, stream=True, **more))
+        assert [event["sequence_number"] for event in events] == list(range(len(events)))
+        assert [event["type"] for event in events[:2]] == ["response.created", "response.in_progress"]
+        last = events[-1]
+        assert last["type"] == f"response.{whole['status']}"
+        texts = {
+            kind: "".join(event["delta"] for event in events if event["type"] == f"response.{kind}.delta")
+            for kind in ("output_text", "reasoning_text", "function_call_arguments")
+        }
+        for item in last["response"]["output"]:
+            text = item["arguments"] if item["type"] == "function_call" else item["content"][0]["text"]
+            assert text in texts.values()
+        done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+        assert done == last["response"]["output"]
+        if says is HELLO and not is_cut:
+            assert texts["output_text"] == HELLO
+        if types == ["function_call"]:
+            assert json.loads(texts["function_call_arguments"]) == {"city": "Paris"}
+
+
+async def test_a_response_is_gone_on_from_until_it_is_forgotten() -> None:
+    async with serving(saying(HELLO), template=HERMES) as server:
+        first = (await respond(server)).json
+        then = (await respond(server, input="And?", previous_response_id=first["id"])).json
+        chat = [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": HELLO},
+            {"role": "user", "content": "And?"},
+        ]
+        same = await server.ask("POST", "/v1/chat/completions", {"messages": chat, "max_tokens": 1})
+        assert then["usage"]["input_tokens"] == same.json["usage"]["prompt_tokens"]
+        path = f"/v1/responses/{first['id']}"
+        assert (await server.ask("GET", path)).json == first
+        items = (await server.ask("GET", f"/v1/responses/{then['id']}/input_items")).json["data"]
+        assert [item.get("role") for item in items] == ["user", "assistant", "user"]
+        assert (await server.ask("DELETE", path)).json["deleted"] is True
+        assert (await server.ask("GET", path)).status == 404
+        unstored = (await respond(server, store=False)).json
+        assert (await server.ask("GET", f"/v1/responses/{unstored['id']}")).status == 404
+
+
+async def test_ollama_streams_lines_by_default() -> None:
+    async with serving(saying(HELLO), template=HERMES) as server:
+        body = {"model": "m", "messages": [USER], "options": {"temperature": 0}}
+        streamed = await server.ask("POST", "/api/chat", body)
+        assert streamed.headers["content-type"] == "application/x-ndjson"
+        lines = [json.loads(line) for line in streamed.body.splitlines()]
+        assert "".join(line["message"]["content"] for line in lines) == HELLO
+        assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
+        whole = (await server.ask("POST", "/api/chat", {**body, "stream": False})).json
+        assert whole["message"] == {"role": "assistant", "content": HELLO}
+        assert whole["eval_count"] == lines[-1]["eval_count"]
+        assert whole["eval_count"] == len(make_tokenizer().encode(HELLO, add_special_tokens=False)) + 1
+        plain = json.dumps({"prompt": "Hi", "stream": False}).encode()
+        answer = await server.ask(
+            "POST", "/api/generate", plain, {"Content-Type": "application/x-www-form-urlencoded"}
+        )
+        assert answer.json["response"] == HELLO
+        assert [model["name"] for model in (await server.ask("GET", "/api/tags")).json["models"]]
+
+
+async def test_ollamas_calls_come_whole() -> None:
+    async with serving(saying(HERMES_CALL), template=HERMES) as server:
+        body = {"messages": [USER], "tools": [{"type": "function", "function": TOOL}]}
+        answer = await server.ask("POST", "/api/chat", body)
+        lines = [json.loads(line) for line in answer.body.splitlines()]
+        calls = [call for line in lines for call in line["message"].get("tool_calls", [])]
+        assert calls == [{"function": {"name": "weather", "arguments": {"city": "Paris"}}}]

@@ -1,0 +1,410 @@
+"""OpenAI's `/v1/responses`: answers made of items, which later requests can go on from."""
+
+import time
+from collections.abc import Iterator
+from http import HTTPMethod
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+from quart import Response
+
+from tgi.errors import ApiError, ValidationError
+from tgi.sampling import about
+from tgi.text.tool_calls import AnswerDelta
+
+from .call import Call, Route, get, json_answer, post
+from .openai.types import ChatRequest, Reason, StreamOptions
+from .store import MAX_STORED
+from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event
+
+
+class ResponseTool(msgspec.Struct):
+    """A tool that the model may use."""
+
+    type: str
+    name: str | None = None
+    description: str | None = None
+    parameters: Any = None
+    strict: bool | None = None
+
+
+class ResponseText(msgspec.Struct):
+    """The format of the text."""
+
+    format: Json | None = None
+    verbosity: str | None = None
+
+
+class ResponseReasoning(msgspec.Struct):
+    """How much the model thinks."""
+
+    effort: str | None = None
+    summary: Annotated[str | None, about("Without effect: thoughts are answered whole.")] = None
+
+
+Input: TypeAlias = str | list[Json]
+
+
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    """The body of `/v1/responses`."""
+
+    input: Annotated[Input, about("A message of the user, or the items of a conversation.")]
+    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    instructions: Annotated[str | None, about("System prompt of this request.")] = None
+    previous_response_id: Annotated[str | None, about("Response after which the conversation goes on.")] = (
+        None
+    )
+    store: Annotated[bool | None, about(f"Remember the response among the last {MAX_STORED}; null: yes.")] = (
+        None
+    )
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_logprobs: int | None = None
+    tools: list[ResponseTool] | None = None
+    tool_choice: str | Json | None = None
+    parallel_tool_calls: bool | None = None
+    text: ResponseText | None = None
+    reasoning: ResponseReasoning | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    background: bool | None = None
+    conversation: Any = None
+    prompt: Any = None
+    include: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        refused = {"background": self.background, "conversation": self.conversation, "prompt": self.prompt}
+        for name, value in refused.items():
+            if value:
+                raise ValidationError(f"`{name}` is not supported")
+        if self.top_logprobs:
+            raise ValidationError("`top_logprobs` is not supported here: use /v1/chat/completions")
+        for tool in self.tools or []:
+            if tool.type != "function" or tool.name is None:
+                raise ValidationError(
+                    f"`tools` may be functions only, not `{tool.type}`: nothing else runs here"
+                )
+
+
+async def responses(call: Call[ResponsesRequest]) -> Response:
+    """Answer a conversation."""
+    body = call.body
+    items = _items(body.input)
+    if body.previous_response_id is not None:
+        before = call.service.responses.get(body.previous_response_id)
+        items = [*before.items, *before.body["output"], *items]
+    chat = _chat(body, items)
+
+    def answer(*given: Any) -> ResponseAnswer:
+        return ResponseAnswer(body, items, *given)
+
+    return await answer_chat(call, chat, ResponseAnswer, answer)
+
+
+def _items(given: Input) -> list[Json]:
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+def _chat(body: ResponsesRequest, items: list[Json]) -> ChatRequest:
+    """Return the request for chat completions. Raises ValidationError."""
+    system = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    effort = None if body.reasoning is None else body.reasoning.effort
+    return chat_request(
+        model=body.model,
+        messages=system + list(_messages(items)),
+        stream=bool(body.stream),
+        max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        tools=[_tool(tool) for tool in body.tools] if body.tools else None,
+        tool_choice=_choice(body.tool_choice),
+        parallel_tool_calls=body.parallel_tool_calls,
+        response_format=_format(body.text),
+        verbosity=None if body.text is None else body.text.verbosity,
+        reasoning_effort=effort,
+        truncate_prompt_tokens=-1 if body.truncation == "auto" else None,
+    )
+
+
+def _tool(tool: ResponseTool) -> Json:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {
+        "type": "function",
+        "function": {name: value for name, value in function.items() if value is not None},
+    }
+
+
+def _choice(choice: str | Json | None) -> Any:
+    if not isinstance(choice, dict):
+        return choice
+    if choice.get("type") == "function":
+        return {"type": "function", "function": {"name": choice.get("name")}}
+    if choice.get("type") == "allowed_tools":
+        tools = [
+            {"type": "function", "function": {"name": tool.get("name")}} for tool in choice.get("tools", [])
+        ]
+        return {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": tools},
+        }
+    raise ValidationError(f"`tool_choice` of type `{choice.get('type')}` is not supported")
+
+
+def _format(text: ResponseText | None) -> Json | None:
+    if text is None or text.format is None:
+        return None
+    kind = text.format.get("type")
+    if kind == "json_schema":
+        schema = {name: text.format.get(name) for name in ("name", "schema", "strict") if name in text.format}
+        return {"type": "json_schema", "json_schema": schema}
+    return text.format
+
+
+def _messages(items: list[Json]) -> Iterator[Json]:
+    """Yield the messages that items become: calls and thoughts belong to the assistant's next message."""
+    open_: Json = {}
+    for item in items:
+        kind = item.get("type", "message")
+        if kind == "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            open_.setdefault("tool_calls", []).append(call)
+        elif kind == "reasoning":
+            parts = item.get("content") or item.get("summary") or []
+            open_["reasoning_content"] = "".join(part.get("text", "") for part in parts)
+        elif kind == "message" and item.get("role") == "assistant" and "content" not in open_:
+            open_["content"] = _content(item.get("content"))
+        elif kind in ("message", "function_call_output"):
+            if open_:
+                yield {"role": "assistant", **open_}
+                open_ = {}
+            if kind == "message":
+                yield {"role": str(item.get("role")), "content": _content(item.get("content"))}
+            else:
+                output = _content(item.get("output"))
+                yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
+        else:
+            raise ValidationError(f"items of type `{kind}` are not supported in `input`")
+    if open_:
+        yield {"role": "assistant", **open_}
+
+
+def _content(content: Any) -> Any:
+    """Return the content of a message as chat completions have it."""
+    if not isinstance(content, list):
+        return content
+    parts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("input_text", "output_text", "text"):
+            parts.append({"type": "text", "text": part.get("text", "")})
+        elif kind == "refusal":
+            parts.append(part)
+        elif kind == "input_image":
+            parts.append({"type": "image_url", "image_url": {"url": str(part.get("image_url"))}})
+        else:
+            raise ValidationError(f"content of type `{kind}` is not supported in `input`")
+    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+
+
+class ResponseAnswer(TranslatedAnswer):
+    """A response, made of items: thoughts, a message, calls."""
+
+    def __init__(self, request: ResponsesRequest, items: list[Json], *given: Any) -> None:
+        super().__init__(*given)
+        self._request = request
+        self._items = items
+        self._id = f"resp_{self.call.exchange.id}"
+        self._created = int(time.time())
+        self._output: list[Json] = []
+        self._number = 0
+        """Number of the next event."""
+
+    def body(self, deltas: list[AnswerDelta], reason: Reason) -> Json:  # noqa: D102
+        for delta in deltas:
+            self.add(delta)
+        self._leave()
+        return self._ended(reason)
+
+    def begin(self) -> bytes:  # noqa: D102
+        response = self._response("in_progress")
+        return self._event("response.created", response=response) + self._event(
+            "response.in_progress", response=response
+        )
+
+    def add(self, delta: AnswerDelta) -> bytes:  # noqa: D102
+        data = b""
+        if delta.thoughts:
+            data += self._enter("reasoning", {"summary": [], "content": []})
+            data += self._write("reasoning_text", delta.thoughts)
+        if delta.content:
+            data += self._enter("message", {"role": "assistant", "content": []})
+            data += self._write("output_text", delta.content)
+        for call in delta.calls:
+            if call.id is not None:
+                data += self._leave()
+                data += self._enter("function_call", {"call_id": call.id, "name": call.name, "arguments": ""})
+            if call.arguments:
+                self._output[-1]["arguments"] += call.arguments
+                data += self._of_item("response.function_call_arguments.delta", delta=call.arguments)
+        return data
+
+    def end(self, reason: Reason) -> bytes:  # noqa: D102
+        data = self._leave(complete=reason != "length")
+        name = "response.incomplete" if reason == "length" else "response.completed"
+        return data + self._event(name, response=self._ended(reason))
+
+    def error(self, error: ApiError) -> bytes:  # noqa: D102
+        response = self._response("failed")
+        response["error"] = {"code": error.code or "server_error", "message": str(error)}
+        return self._event("response.failed", response=response)
+
+    def _ended(self, reason: Reason) -> Json:
+        response = self._response("incomplete" if reason == "length" else "completed")
+        if reason == "length":
+            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        usage = self.usage
+        response["usage"] = {
+            "input_tokens": usage.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
+            "output_tokens": usage.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": self.thought_tokens},
+            "total_tokens": usage.total_tokens,
+        }
+        if self._request.store is not False:
+            self.call.service.responses.add(response, self._items)
+        return response
+
+    def _response(self, status: str) -> Json:
+        given = self._request
+        return {
+            "id": self._id,
+            "object": "response",
+            "created_at": self._created,
+            "status": status,
+            "background": False,
+            "error": None,
+            "incomplete_details": None,
+            "instructions": given.instructions,
+            "max_output_tokens": given.max_output_tokens,
+            "metadata": given.metadata or {},
+            "model": self.model,
+            "output": [dict(item) for item in self._output],
+            "parallel_tool_calls": given.parallel_tool_calls is not False,
+            "previous_response_id": given.previous_response_id,
+            "reasoning": msgspec.to_builtins(given.reasoning or ResponseReasoning()),
+            "store": given.store is not False,
+            "temperature": 1.0 if given.temperature is None else given.temperature,
+            "text": {"format": (given.text and given.text.format) or {"type": "text"}},
+            "tool_choice": given.tool_choice or "auto",
+            "tools": [msgspec.to_builtins(tool) for tool in given.tools or []],
+            "top_p": 1.0 if given.top_p is None else given.top_p,
+            "truncation": given.truncation or "disabled",
+            "usage": None,
+            "user": given.user,
+        }
+
+    # Items
+
+    def _enter(self, kind: str, item: Json) -> bytes:
+        """Begin an item unless one of its kind is open."""
+        if self._open == kind:
+            return b""
+        data = self._leave()
+        prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]
+        id_ = f"{prefix}_{self.call.exchange.id}_{len(self._output)}"
+        self._output.append({"id": id_, "type": kind, "status": "in_progress", **item})
+        return data + self._event(
+            "response.output_item.added", output_index=len(self._output) - 1, item=dict(self._output[-1])
+        )
+
+    @property
+    def _open(self) -> str:
+        last = self._output[-1] if self._output else {}
+        return str(last["type"]) if last.get("status") == "in_progress" else ""
+
+    def _write(self, kind: str, text: str) -> bytes:
+        """Add to the text of the open item."""
+        item, data = self._output[-1], b""
+        more: Json = {"logprobs": []} if kind == "output_text" else {}
+        if not item["content"]:
+            part = {"type": kind, "text": "", **({"annotations": []} if more else {})}
+            item["content"] = [part]
+            data += self._of_item("response.content_part.added", content_index=0, part=dict(part))
+        item["content"][0]["text"] += text
+        return data + self._of_item(f"response.{kind}.delta", content_index=0, delta=text, **more)
+
+    def _leave(self, *, complete: bool = True) -> bytes:
+        """End the open item, if there is one."""
+        if not self._open:
+            return b""
+        item = self._output[-1]
+        item["status"] = "completed" if complete else "incomplete"
+        data = b""
+        if item["type"] == "function_call":
+            data += self._of_item(
+                "response.function_call_arguments.done", arguments=item["arguments"], name=item["name"]
+            )
+        else:
+            part = item["content"][0]
+            more: Json = {"logprobs": []} if part["type"] == "output_text" else {}
+            done = {"content_index": 0, "text": part["text"], **more}
+            data += self._of_item(f"response.{part['type']}.done", **done)
+            data += self._of_item("response.content_part.done", content_index=0, part=dict(part))
+        return data + self._event(
+            "response.output_item.done", output_index=len(self._output) - 1, item=dict(item)
+        )
+
+    def _of_item(self, name: str, /, **body: Any) -> bytes:
+        item = {"item_id": self._output[-1]["id"], "output_index": len(self._output) - 1}
+        return self._event(name, **item, **body)
+
+    def _event(self, name: str, /, **body: Any) -> bytes:
+        self._number += 1
+        return named_event(name, {"type": name, "sequence_number": self._number - 1, **body})
+
+
+async def stored(call: Call[None]) -> Response:
+    """Answer with a response that is remembered."""
+    return json_answer(call.service.responses.get(call.arguments["id"]).body)
+
+
+async def input_items(call: Call[None]) -> Response:
+    """Answer with the items before a response."""
+    items = call.service.responses.get(call.arguments["id"]).items
+    ids = [item.get("id") for item in items]
+    listed = {"object": "list", "data": items, "has_more": False}
+    return json_answer({**listed, "first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None})
+
+
+async def delete(call: Call[None]) -> Response:
+    """Forget a response."""
+    call.service.responses.remove(call.arguments["id"])
+    return json_answer({"id": call.arguments["id"], "object": "response", "deleted": True})
+
+
+_ONE = "/v1/responses/<id>"
+ROUTES = (
+    post(
+        "/v1/responses", "openai_responses", "Answer a conversation, as OpenAI's newer API does", responses,
+        ResponsesRequest, answer=dict[str, Any], stream=dict[str, Any],
+        example={"input": "What is deep learning?", "max_output_tokens": 20},
+    ),
+    get(
+        _ONE, "openai_response", "A response that is remembered", stored,
+        documented=False, errors=(404,),
+    ),
+    get(
+        f"{_ONE}/input_items", "openai_response_items", "The items before a response", input_items,
+        documented=False, errors=(404,),
+    ),
+    Route(
+        _ONE, "openai_delete_response", "Forget a response", delete, HTTPMethod.DELETE,
+        documented=False, errors=(404,),
+    ),
+)  # fmt: skip
