@@ -110,23 +110,20 @@ class MLP(nn.Module):
 
 
 class LlamaLayer(nn.Module):
-    """Attention and an MLP, each between norms and added to its input."""
+    """Attention and an MLP, which the decoder makes, each between norms and added to its input."""
 
-    def __init__(
-        self, config: LlamaConfig, build: Build, name: str, attention: nn.Module, mlp: nn.Module
-    ) -> None:
+    def __init__(self, decoder: "LlamaDecoder", config: LlamaConfig, build: Build, layer: int) -> None:
         super().__init__()
-        names = config.names
+        names, name = config.names, config.names.layer.format(layer)
 
         def norm(which: str | None) -> nn.Module | None:
             return make_norm(build, f"{name}.{which}", config.hidden_size, config) if which else None
 
-        self.attention: Any = attention
-        self.mlp = mlp
-        self.before_attention, self.after_attention = map(
-            norm, (names.before_attention, names.after_attention)
-        )
-        self.before_mlp, self.after_mlp = map(norm, (names.before_mlp, names.after_mlp))
+        self.before_attention = norm(names.before_attention)
+        self.attention: Any = decoder.make_attention(config, build, layer)
+        self.after_attention, self.before_mlp = map(norm, (names.after_attention, names.before_mlp))
+        self.mlp = decoder.make_mlp(config, build, layer)
+        self.after_mlp = norm(names.after_mlp)
         self._parallel, self._scale = config.parallel, config.residual_scale
 
     def forward(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:
@@ -168,9 +165,8 @@ class LlamaDecoder(nn.Module):
             self.positions = build.read(TensorPart(f"{names.positions}.weight", shape))
         norm = names.embedding_norm
         self.embedding_norm = make_norm(build, norm, hidden, config) if norm else None
-        self.layers = nn.ModuleList(
-            self._make_layer(config, build, index) for index in range(config.num_layers)
-        )
+        numbers = range(config.num_layers)
+        self.layers = nn.ModuleList(LlamaLayer(self, config, build, number) for number in numbers)
         self.norm = make_norm(build, names.norm, hidden, config)
         self.head = Head(
             build,
@@ -182,11 +178,6 @@ class LlamaDecoder(nn.Module):
             softcap=config.logit_softcap,
             unit=config.unit_head,
         )
-
-    def _make_layer(self, config: LlamaConfig, build: Build, index: int) -> LlamaLayer:
-        name = config.names.layer.format(index)
-        attention = self.make_attention(config, build, index)
-        return LlamaLayer(config, build, name, attention, self.make_mlp(config, build, index))
 
     def make_attention(self, config: LlamaConfig, build: Build, layer: int) -> nn.Module:
         """Build the attention of a layer, which is called as `SelfAttention`."""
