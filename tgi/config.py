@@ -59,6 +59,10 @@ class Options:
         Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
     ] = None
     """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a device that has it."""
+    expert_parallel: Annotated[
+        bool, flag(MODEL, "EXPERT_PARALLEL", "USE_EXPERT_PARALLEL", vllm=["--enable-expert-parallel"])
+    ] = False
+    """Let each card have whole experts of a model that has experts, instead of a part of every expert."""
     load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
     """Source of the weights. auto reads *.safetensors and converts *.bin if there are none; safetensors
     never converts; dummy makes weights up, for benchmarks."""

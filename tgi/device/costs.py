@@ -47,6 +47,15 @@ class ModelSize:
     """Layers x query heads x size of a head."""
     vocabulary: int
     """Number of token ids."""
+    expert_bytes: float = 0
+    """Bytes of the weights of experts, among all."""
+    expert_share: float = 1.0
+    """Share of the experts that a token goes through."""
+
+    def read_bytes(self, tokens: int) -> float:
+        """Return the bytes of the weights that a step of that many tokens reads, which choose evenly."""
+        unread: float = (1 - self.expert_share) ** tokens
+        return self.weight_bytes - self.expert_bytes * unread
 
 
 LLAMA_8B = ModelSize(
@@ -66,7 +75,11 @@ class Costs:
     start: float
     """Fixed time of a step."""
     weights: float
-    """Time to read the weights once."""
+    """Time to read all weights once."""
+    experts: float = 0.0
+    """Time to read those of experts, among them."""
+    expert_share: float = 1.0
+    """Share of the experts that a token goes through."""
     token: float
     """Time to multiply one token with the weights."""
     pair: float
@@ -88,6 +101,8 @@ class Costs:
         return cls(
             start=card.start,
             weights=model.weight_bytes / bandwidth,
+            experts=model.expert_bytes / bandwidth,
+            expert_share=model.expert_share,
             token=2 * model.parameters / flops,
             pair=pair,
             mapping=pair,  # each of the two products multiplies as much as attention to one token
@@ -98,7 +113,7 @@ class Costs:
 
     def decode(self, rows: Any, blocks: Any) -> Any:
         """Return the time of a step with this many rows and block references in all: numbers or arrays."""
-        linear = np.maximum(self.weights, rows * self.token)
+        linear = self._linear(rows)
         return self.start + linear + rows * self.row + blocks * (self.block + rows * self.mapping)
 
     def prefill(self, rows: Any, tokens: Any, context: Any) -> Any:
@@ -106,9 +121,14 @@ class Costs:
 
         Arguments are numbers or arrays. Attention is causal.
         """
-        linear = np.maximum(self.weights, rows * tokens * self.token)
+        linear = self._linear(rows * tokens)
         attention = tokens * (context * self.block_size + tokens / 2) * self.pair + context * self.block
         return self.start + linear + rows * (self.row + attention)
+
+    def _linear(self, tokens: Any) -> Any:
+        """Return the time of the linear layers; tokens choose experts evenly."""
+        unread = self.experts * (1 - self.expert_share) ** tokens if self.experts else 0.0
+        return np.maximum(self.weights - unread, tokens * self.token)
 
     def seconds(self, bucket: Bucket) -> float:
         """Return the time of a step of a bucket's shape."""

@@ -1,7 +1,8 @@
 """The context in which a model's layers build themselves."""
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import attrs
@@ -52,11 +53,20 @@ class Build:
     """Whether an attention layer has slopes or caps its scores."""
     widest: int = 0
     """Largest number of output features of a linear layer on this rank."""
+    _share: float = 1.0
+    """Share of a step's tokens that go through the layers which are built now."""
     _spare: torch.Tensor | None = None
     """Memory of a weight that the device has copied, for the next one."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.weights
+
+    @contextlib.contextmanager
+    def seen_by(self, share: float) -> Iterator[None]:
+        """Take note that tensors read in the body are multiplied with that share of a step's tokens."""
+        self._share = share
+        yield
+        self._share = 1.0
 
     def tie(self, embedding: str, head: str, tied: bool) -> tuple[str, str]:
         """Return the modules whose "weight" are the embedding and the head of a model that may tie them.
@@ -89,7 +99,7 @@ class Build:
         begin = 0
         for number, (part, size) in enumerate(zip(parts, sizes, strict=True), 1):
             end = begin + size[0]
-            self.keep(part.name, part.shape, whole[begin : None if number == len(parts) else end])
+            self.keep(part.name, part.stored, whole[begin : None if number == len(parts) else end])
             self._read(part, whole[begin:end])
             begin = end
         whole[begin:].zero_()
@@ -105,13 +115,13 @@ class Build:
         place = on_device if on_device.type == "meta" else torch.device("cpu")
         out = torch.empty(part.size, dtype=dtype, device=place)
         if kept:
-            self.keep(part.name, part.shape, out, self.format.name)
+            self.keep(part.name, part.stored, out, self.format.name)
         return self._read(part, out)
 
     def read_wide(self, part: TensorPart) -> torch.Tensor:
         """Return a part of a dense tensor on the device, in float32."""
         out = torch.empty(part.size, dtype=torch.float32, device=self.device.torch_device)
-        self.keep(part.name, part.shape, out)
+        self.keep(part.name, part.stored, out)
         self._read(part, out)
         self.device.settle()
         return out
@@ -208,7 +218,8 @@ class Build:
 
     def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
         """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`."""
-        self.tensors.append(TensorInfo(name, list(shape), list(tensor.shape), stored, tensor.nbytes))
+        held = list(tensor.shape)
+        self.tensors.append(TensorInfo(name, list(shape), held, stored, tensor.nbytes, self._share))
 
     def _count_rounded(self, stored: WeightFormat, count: int) -> None:
         """Correct the notes of the last tensors that were read, if they are kept in another format."""
@@ -218,14 +229,11 @@ class Build:
                 self.tensors[place] = msgspec.structs.replace(info, format=stored.name, bytes=size)
 
     def _read(self, part: TensorPart, out: torch.Tensor) -> torch.Tensor:
-        shape, dim, there = part.shape, part.dim, out
-        if part.transposed:
-            shape, dim, there = part.shape[::-1], 1 - part.dim, out.T
+        dim, there = (1 - part.dim, out.T) if part.transposed else (part.dim, out)
         if part.index is None:
-            self.weights.read(part.name, shape, dim, part.indices, there)
+            self.weights.read(part.name, part.stored, dim, part.indices, there)
             return out
-        mine = slice(part.index, part.index + 1)
-        (whole,) = self.weights.read(part.name, (part.count, *shape), 0, mine)
+        (whole,) = self.weights.read(part.name, part.stored, 0, slice(part.index, part.index + 1))
         if part.indices is not None:
             whole = whole[(slice(None),) * dim + (part.indices,)]
         there.copy_(whole)

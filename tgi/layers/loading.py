@@ -43,6 +43,7 @@ class Blueprint:
     config: ModelConfig
     format: WeightFormat
     dtype: torch.dtype
+    expert_parallel: bool
 
     @classmethod
     def open(cls, command: Describe | Load, dtype: torch.dtype) -> "Blueprint":
@@ -52,12 +53,12 @@ class Blueprint:
         data = read_config_json(folder) | dict(command.overrides)
         make, config = import_named(offered.model), offered.read(data)
         stored = read_format(JsonReader(data), command.quantize)
-        return cls(command.architecture, make, config, stored, dtype)
+        return cls(command.architecture, make, config, stored, dtype, command.expert_parallel)
 
     @torch.inference_mode()
     def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
         """Build a rank's share."""
-        build = Build(weights, shard, device, self.dtype, self.format)
+        build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel)
         return self.make(self.config, build).eval(), build
 
     def sketch(self, weights: Outline, shard: Shard) -> Build:

@@ -33,7 +33,8 @@ class MixtureOfExperts(nn.Module):
         self._shared_gate = None
         if shared is not None and gate_name is not None:
             self._shared_gate = build.read(TensorPart(f"{name}.{gate_name}.weight", (1, config.hidden_size)))
-        self.experts = read_experts(build, name, config)
+        with build.seen_by(config.experts.top / config.experts.count):
+            self.experts = read_experts(build, name, config)
 
     def forward(
         self, x: torch.Tensor, residual: torch.Tensor | None = None, partial: torch.Tensor | None = None
@@ -113,9 +114,10 @@ def read_experts(build: Build, name: str, config: LlamaConfig) -> Experts:
     settings = config.experts
     assert settings is not None
     everyone, hidden, inner = settings.count, config.hidden_size, settings.inner
-    mine, cut = range(everyone), build.shard.cut(inner)
     if build.expert_parallel:
-        mine, cut = mine[build.shard.cut(everyone)], slice(0, inner)
+        mine, cut = range(everyone)[build.shard.cut(everyone)], slice(0, inner)
+    else:
+        mine, cut = range(everyone), build.shard.cut(inner)
     stacked = "{}" not in settings.down
 
     def part(

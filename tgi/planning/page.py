@@ -48,12 +48,14 @@ def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = 
 def page(plan: Plan) -> RenderableType:
     """Return the whole plan, at most 80 columns wide."""
     limits, cards = plan.planner.limits, f"{plan.planner.setup.ranks} x {plan.card}"
+    described = plan.planner.described
     title = Text(f"{plan.model} on {cards}, {_dtype(plan)}", style="bold")
-    parts: list[RenderableType] = [title, _section("Memory of a card", _memory(plan))]
+    parts: list[RenderableType] = [title, _section("Memory of a card", _memory(plan), *_experts(plan))]
     if plan.buckets:
         parts.append(_section("Buckets", _buckets(plan.buckets), *_graphs(plan)))
     if plan.roofline is not None:
-        floor = f"Reading the weights once takes {_ms(plan.roofline.floor)} ms of every step."
+        weights = "the weights of a token" if described.experts else "the weights"
+        floor = f"Reading {weights} once takes {_ms(plan.roofline.floor)} ms of every step."
         decode = f"Decode, all sequences {limits.max_total_tokens:,} tokens long"
         parts.append(_section(decode, _decode(plan.decode), floor))
         parts.append(_section("Prefill of one prompt", _prefill(plan.prefill)))
@@ -70,6 +72,8 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "card": plan.card,
         "cards": plan.planner.setup.ranks,
         "dtype": _dtype(plan),
+        "parameters": plan.planner.described.parameters,
+        "active_parameters": round(plan.planner.described.active_parameters),
         "max_input_tokens": limits.max_input_tokens,
         "max_total_tokens": limits.max_total_tokens,
         "max_batch_size": limits.max_batch_size,
@@ -97,6 +101,15 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "decode": [_speed(speed) for speed in plan.decode],
         "prefill": [_speed(speed) for speed in plan.prefill],
     }
+
+
+def _experts(plan: Plan) -> list[str]:
+    """Return the numbers of parameters of a model with experts."""
+    model = plan.planner.described
+    if not model.experts:
+        return []
+    stored, active = (f"{count / 1e9:,.1f} billion" for count in (model.parameters, model.active_parameters))
+    return [f"A card keeps {stored} parameters, and multiplies a token with {active}."]
 
 
 def _speed(speed: Speed) -> dict[str, Any]:

@@ -149,8 +149,10 @@ class Planner:
 def model_size(model: Described) -> ModelSize:
     """Return the sizes of a rank's part of a model, for the costs of steps."""
     return ModelSize(
-        parameters=model.parameters,
+        parameters=model.active_parameters,
         weight_bytes=model.weight_bytes,
+        expert_bytes=sum(tensor.bytes for tensor in model.experts),
+        expert_share=min((tensor.share for tensor in model.experts), default=1.0),
         kv_bytes=sum(group.token_bytes for group in model.groups),
         width=sum(len(group.layers) * group.head_dim for group in model.groups) * model.heads,
         vocabulary=model.vocab_size,

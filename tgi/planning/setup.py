@@ -88,6 +88,7 @@ class Setup:
             check=False,
             overrides=self.overrides,
             quantize=quantize,
+            expert_parallel=self.options.expert_parallel,
         )
 
     def load_command(self, limits: Limits, attention: AttentionWorkspace, *, top: int = 0) -> Load:
@@ -112,6 +113,7 @@ class Setup:
             top=top,
             overrides=self.overrides,
             quantize=self.options.quantization,
+            expert_parallel=options.expert_parallel,
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
         )

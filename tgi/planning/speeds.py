@@ -33,12 +33,12 @@ class Roofline:
 
     @property
     def floor(self) -> float:
-        """Minimum time of a step: the weights are read once, at the peak rate."""
-        return self.size.weight_bytes / self.card.bandwidth
+        """Minimum time of a step: the weights that a token needs are read once, at the peak rate."""
+        return self.size.read_bytes(1) / self.card.bandwidth
 
     def bound(self, rows: int, context: int) -> float:
         """Return the minimum time of a decode step of rows with `context` tokens each, at peak rates."""
-        read = self.size.weight_bytes + rows * context * self.size.kv_bytes
+        read = self.size.read_bytes(rows) + rows * context * self.size.kv_bytes
         return max(read / self.card.bandwidth, 2 * rows * self.size.parameters / self.card.flops)
 
     def seconds(self, bucket: Bucket) -> float:

@@ -26,6 +26,8 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Keys that replace those of config.json (`--rope-scaling`)."""
     quantize: str = ""
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
+    expert_parallel: bool = False
+    """Whether a rank has whole experts, instead of a part of every expert."""
 
 
 class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -40,6 +42,8 @@ class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
     """Name of the weight format."""
     bytes: int
     """Bytes of the part in the rank's memory."""
+    share: float = 1.0
+    """Share of a step's tokens that are multiplied with it: less than 1 for an expert's."""
 
 
 class CacheGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +88,16 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     def parameters(self) -> int:
         """Numbers that a rank keeps."""
         return sum(math.prod(tensor.part) for tensor in self.tensors)
+
+    @property
+    def active_parameters(self) -> float:
+        """Numbers that a rank multiplies a token with, on average over experts."""
+        return sum(math.prod(tensor.part) * tensor.share for tensor in self.tensors)
+
+    @property
+    def experts(self) -> list[TensorInfo]:
+        """Tensors of experts."""
+        return [tensor for tensor in self.tensors if tensor.share < 1]
 
     @property
     def layers(self) -> int:

@@ -75,6 +75,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Keys that replace those of config.json (`--rope-scaling`)."""
     quantize: str = ""
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
+    expert_parallel: bool = False
+    """Whether a rank has whole experts, instead of a part of every expert."""
     watermark_gamma: float = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: float = 2.0

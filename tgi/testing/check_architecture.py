@@ -55,6 +55,7 @@ def check_architecture(
     reference: Any = None,
     cards: Sequence[str] = ("gaudi2-lazy", "gaudi3-compile"),
     devices: Sequence[Device] = (),
+    expert_parallel: bool = False,
 ) -> None:
     """Raise AssertionError if the model of `folder` is wrong; the message says where to look.
 
@@ -62,7 +63,8 @@ def check_architecture(
     the results of transformers (of `reference`, or of the model that transformers loads from the folder);
     decoding, prefill in chunks, rows together, scattered blocks and a shared prefix give the results of a
     prefill of the whole text; so do plain torch, padding, simulated `cards`, whose steps are graphs, other
-    `devices`, and `ranks` ranks (0: skip); and the ranks keep the tensors that the layers ask for.
+    `devices`, and `ranks` ranks (0: skip), with whole experts each if `expert_parallel`; and the ranks keep
+    the tensors that the layers ask for.
     """
     case = _load(Path(folder), lengths, tolerance)
     _compare_with_transformers(case, reference)
@@ -79,9 +81,9 @@ def check_architecture(
         with _explained(f"on {type(device).__name__}", diagnosis.on_card):
             case.compare(case.in_all_ways(device, PADDING))
     if ranks:
-        _compare_ranks(case, ranks)
+        _compare_ranks(case, ranks, expert_parallel)
     for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
-        _check_weights(case.drivers.folder, shard)
+        _check_weights(case.drivers.folder, shard, expert_parallel)
 
 
 @attrs.frozen(eq=False)
@@ -217,7 +219,7 @@ def _compare_with_transformers(case: _Case, reference: Any) -> None:
     raise AssertionError(diagnosis.not_as_transformers(worst, places[0] if places else None))
 
 
-def _compare_ranks(case: _Case, ranks: int) -> None:
+def _compare_ranks(case: _Case, ranks: int, expert_parallel: bool) -> None:
     """Compare the longest prompt, which is enough: ranks do not know of rows."""
     drivers, longest = case.drivers, case.drivers.longest
     text, length = case.texts[longest], drivers.lengths[longest]
@@ -227,14 +229,16 @@ def _compare_ranks(case: _Case, ranks: int) -> None:
 
     with _explained(f"on {ranks} ranks", diagnosis.on_ranks):
         try:
-            got = on_threads(drivers.folder, ranks, run, drivers.blocks)
+            load = {"expert_parallel": expert_parallel}
+            got = on_threads(drivers.folder, ranks, run, drivers.blocks, **load)
         except (ConfigError, CheckpointError) as error:
             raise AssertionError(f"it cannot be divided over {ranks} ranks: {error}") from error
         case.compare([("ranks", got, [case.wanted[longest]])])
 
 
-def _check_weights(folder: Path, shard: Shard) -> None:
-    loaded = load_model(load_command(folder), shard, Device(1), lambda *_: None)
+def _check_weights(folder: Path, shard: Shard, expert_parallel: bool) -> None:
+    command = load_command(folder, expert_parallel=expert_parallel)
+    loaded = load_model(command, shard, Device(1), lambda *_: None)
     described = loaded.describe(torch.float32).weight_bytes
     assert isinstance(loaded.model, torch.nn.Module)
     held = [value for layer in loaded.model.modules() for value in vars(layer).values()]

@@ -87,6 +87,12 @@ class TensorPart:
     count: int = 0
 
     @property
+    def stored(self) -> list[int]:
+        """Shape of the tensor in the checkpoint that the part is in."""
+        shape = list(self.shape[::-1] if self.transposed else self.shape)
+        return shape if self.index is None else [self.count, *shape]
+
+    @property
     def size(self) -> list[int]:
         """The part's own shape."""
         size = list(self.shape)

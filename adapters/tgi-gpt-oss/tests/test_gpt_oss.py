@@ -28,7 +28,7 @@ SIZES = {
 
 def test_gpt_oss(tmp_path):
     folder = make_checkpoint(tmp_path, GptOssConfig(**SIZES))
-    check_architecture(folder)
+    check_architecture(folder, expert_parallel=True)
     check_generation(folder, [5, 40])
 
 

@@ -31,5 +31,5 @@ CONFIGS = {
 @pytest.mark.parametrize("name", CONFIGS)
 def test_qwen(tmp_path, name):
     folder = make_checkpoint(tmp_path, CONFIGS[name])
-    check_architecture(folder)
+    check_architecture(folder, expert_parallel=name == "2 MoE")
     check_generation(folder, [5, 40])

@@ -42,8 +42,9 @@ class Mxfp4(WeightFormat):
         """Read and expand the experts' numbers, which are there by rows whatever the dense tensor is."""
         whole = reader.put(torch.cat([_read(reader, part) for part in parts]))
         for part in parts:
-            shape = (part.count, *part.shape)
-            reader.keep(part.name, shape, whole.new_empty(part.size, device="meta"), f"{self.name}, expanded")
+            reader.keep(
+                part.name, part.stored, whole.new_empty(part.size, device="meta"), f"{self.name}, expanded"
+            )
         return DenseWeight(whole)
 
 
