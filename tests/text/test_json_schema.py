@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import jsonschema
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from tgi.text.grammar import GrammarSpec
 from tgi.text.json_schema import MAX_DEPTH, GrammarError, prepare_schema, read_schema
+from tgi.text.json_schema.keywords import KEYWORDS
 
 from .matching import END, accepts, allowed, byte_tokens, demo_compiler
 
@@ -102,6 +104,11 @@ def test_properties_keep_their_order() -> None:
             '{"b":1,"a":{"d":1,"c":2}}',
         ),
         ({"properties": {"a": {}, "b": False}}, '{"x":1}'),
+        (
+            {**A, "required": ["k"], "oneOf": [{"required": ["b"]}, {"required": ["a"]}], "type": "object"},
+            '{"b":1,"x":1,"k":2}',
+        ),
+        ({"allOf": [A, B], "$ref": "#/$defs/n", "$defs": {"n": {"required": ["n"]}}}, '{"n":1,"b":2,"a":3}'),
     ],
 )
 def test_a_lenient_schema_takes_properties_in_any_order(schema: Any, text: str) -> None:
@@ -136,6 +143,19 @@ def test_deep_schemas_are_refused() -> None:
 
 
 # Names and strings
+
+
+def test_properties_of_several_schemas_come_in_the_order_of_the_keywords() -> None:
+    before = {"$ref": "#/$defs/b", "properties": {"a": {}}, "$defs": {"b": {"properties": {"b": {}}}}}
+    after = {"properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}
+    texts = ['{"a":1,"b":1}', '{"b":1,"a":1}']
+    assert accepted(before, texts) == texts[1:]
+    assert accepted(after, texts) == texts[:1]
+
+
+def test_pointers_may_begin_at_the_root_beside_ids() -> None:
+    schema = {"definitions": {"a": {"id": "a", "$ref": "#/definitions/b"}, "b": {"type": "null"}}}
+    assert accepted({**schema, "$ref": "#/definitions/a"}, ["null", "1"]) == ["null"]
 
 
 @pytest.mark.parametrize(
@@ -267,8 +287,11 @@ def test_patterns_are_those_of_ecma_262(pattern: str, yes: list[str], no: list[s
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        ({"pattern": "(?x) a # b"}, "`pattern` at the root: the group `(?x)` is not supported"),
-        ({"items": {"pattern": r"a\b"}}, r"`pattern` at items: `\b`, the edge of a word, cannot be enforced"),
+        ({"pattern": "(?x) a # b"}, "`pattern` at the root: `(?x) a # b`, the group `(?x)` is not supported"),
+        (
+            {"items": {"pattern": r"a\b"}},
+            r"`pattern` at items: `a\b`, `\b`, the edge of a word, cannot be enforced",
+        ),
         ({"pattern": r"(a)\1"}, "back-references cannot be enforced"),
         ({"pattern": r"^a\Z"}, r"`\Z` means nothing in ECMA-262"),
         ({"pattern": "a(?=b)"}, "look-ahead or an anchor within the pattern cannot be enforced"),
@@ -300,6 +323,23 @@ def test_refusals_name_the_keyword_and_its_place(schema: Any, message: str) -> N
 def test_a_format_that_is_not_enforced_is_remarked() -> None:
     matcher = demo_compiler().compile(GrammarSpec("json", '{"items": {"format": "color"}}'))
     assert matcher.remarks == ('`format` at items: "color" is not enforced',)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.sampled_from([2.0, 1e300, 2**70, "^a", "(", "#"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*KEYWORDS, "$defs", "$id", "a"]), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(JUNK, st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_anything_that_is_sent_as_a_schema_is_prepared_or_refused(junk: Any, lenient: bool) -> None:
+    with suppress(GrammarError):
+        prepare_schema(junk, lenient=lenient, closed=not lenient)
 
 
 # All keywords together: what is accepted obeys the schema, and what obeys it is accepted

@@ -204,7 +204,7 @@ def mask_of(tokens: Iterable[int], vocab_size: int) -> bytes:
     return bytes(mask)
 
 
-_VERBOSE = re.compile(r"\\.|\(\?[a-zA-Z]*x", re.DOTALL)
+_FLAGS = re.compile(r"\\.|\(\?([a-zA-Z]*)", re.DOTALL)
 
 
 def regex_term(pattern: str) -> str:
@@ -212,7 +212,7 @@ def regex_term(pattern: str) -> str:
 
     Raises GrammarError.
     """
-    if any(match[0].endswith("x") and match[0][0] == "(" for match in _VERBOSE.finditer(pattern)):
+    if any("x" in (match[1] or "") for match in _FLAGS.finditer(pattern)):
         raise GrammarError("the flag `x` of regular expressions is not supported")
     try:
         return f"/(?:{llguidance.regex_to_lark(pattern, 'dws')})/"

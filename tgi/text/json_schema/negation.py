@@ -50,6 +50,14 @@ def same(one: Any, other: Any) -> bool:
 
 
 @attrs.frozen
+class Excluded:
+    """The value of `pattern` in an opposite: strings that lack a pattern, or are none of some texts."""
+
+    pattern: str | None = None
+    texts: tuple[str, ...] = ()
+
+
+@attrs.frozen
 class _Within:
     """A schema whose opposite is sought."""
 
@@ -160,7 +168,7 @@ _BROKEN: dict[str, Callable[[Any, _Within], list[Any]]] = {
     ],
     "items": _broken_items,
     "contains": _broken_contains,
-    "pattern": lambda value, _: [{"type": "string", "pattern": {"not": value}}],
+    "pattern": lambda value, _: [{"type": "string", "pattern": Excluded(value)}],
     "allOf": lambda value, within: [within.negate(part) for part in value],
     "anyOf": lambda value, within: [{"allOf": [within.negate(part) for part in value]}],
     "oneOf": _broken_one_of,
@@ -192,7 +200,7 @@ def _none_of(values: list[Any]) -> Any:
     if by_type["boolean"]:
         options += [{"const": value} for value in (True, False) if value not in by_type["boolean"]]
     if by_type["string"]:
-        options.append({"type": "string", "pattern": {"none of": by_type["string"]}})
+        options.append({"type": "string", "pattern": Excluded(texts=tuple(by_type["string"]))})
     if by_type["number"]:
         options += _between(sorted(set(by_type["number"])))
     for name, differing in (("array", _other_array), ("object", _other_object)):

@@ -70,10 +70,24 @@ class References:
             if (uri, fragment) not in self._anchors:
                 raise Unenforceable(f"there is no `{reference}`")
             return self._anchors[uri, fragment]
-        tokens = [token.replace("~1", "/").replace("~0", "~") for token in fragment.split("/")[1:]]
-        place = (*start, *(token for token in tokens if token or len(tokens) > 1))
+        way = self._way(fragment)
+        if not self._leads_somewhere((*start, *way)) and self._leads_somewhere(way):
+            return way  # many write pointers from the root, whatever an `id` in between says
+        place = (*start, *way)
         self.value(place)
         return place
+
+    @staticmethod
+    def _way(fragment: str) -> Place:
+        tokens = [token.replace("~1", "/").replace("~0", "~") for token in fragment.split("/")[1:]]
+        return tuple(token for token in tokens if token or len(tokens) > 1)
+
+    def _leads_somewhere(self, place: Place) -> bool:
+        try:
+            self.value(place)
+        except Unenforceable:
+            return False
+        return True
 
     def value(self, place: Place) -> Any:
         """Return the part of the schema at a place. Raises Unenforceable."""
@@ -88,15 +102,17 @@ class References:
         return value
 
     def _base(self, at: Place) -> str:
-        base, value = "", self._root
-        for token in (None, *at):
-            if token is not None:
-                value = value[token] if isinstance(value, dict) else value[int(token)]
-            if isinstance(value, dict):
-                for id_ in (value.get("$id"), value.get("id")):
-                    if isinstance(id_, str):
-                        uri, anchor = urldefrag(_join(base, id_))
-                        base = uri if uri and not anchor else base
+        """Return the URI that the references of a schema are relative to."""
+        base = ""
+        for end in range(len(at) + 1):
+            try:
+                value = self.value(at[:end])
+            except Unenforceable:  # a part that only the rewriting has
+                break
+            for id_ in (value.get("$id"), value.get("id")) if isinstance(value, dict) else ():
+                if isinstance(id_, str):
+                    uri, anchor = urldefrag(_join(base, id_))
+                    base = uri if uri and not anchor else base
         return base
 
 

@@ -230,15 +230,16 @@ class Rewriter:
             self.has_names_to_evade |= out.get("additionalProperties", True) is not False
             own = mapping(out.get("properties"))
             self.has_names_to_evade |= any(ord(character) < 32 for name in own for character in name)
+        if False in part.parts:
+            return False
+        beside: dict[str, Any] = {}
         for one in part.parts:
-            if one is False:
-                return False
-            if one is True:
-                continue
-            if out.keys() & one.keys():
-                out["allOf"] = [*out.get("allOf", []), one]
-            else:
-                out |= one
+            if one is not True and (out.keys() | beside.keys()) & one.keys():
+                beside["allOf"] = [*beside.get("allOf", []), one]
+            elif one is not True:
+                beside |= one
+        # llguidance takes properties in the order of the keywords.
+        out = beside | out if _applies_first(raw) else out | beside
         if part.place and out.keys() - {"type", "$comment"}:
             out["$comment"] = pointer(part.place)
         return out
@@ -266,6 +267,12 @@ def _applied(raw: dict[str, Any]) -> list[Any]:
     for keyword in ("dependentSchemas", "dependencies"):
         found += mapping(raw.get(keyword)).values()
     return found
+
+
+def _applies_first(raw: dict[str, Any]) -> bool:
+    """Return whether other schemas for the same value come before the properties of a schema."""
+    order = [keyword in APPLICATORS for keyword in raw if keyword in APPLICATORS or keyword in _OBJECT]
+    return bool(order) and order[0]
 
 
 def _is_open(raw: dict[str, Any]) -> bool:

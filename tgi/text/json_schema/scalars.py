@@ -8,12 +8,14 @@ from typing import Any
 from . import formats
 from .automata import translate, without
 from .errors import Unenforceable
-from .negation import TYPES
+from .negation import TYPES, Excluded
 from .references import pointer
 from .rewriter import Part
 
 _LARGEST = 10**18
 """Largest bound of integers that llguidance knows."""
+_SHOWN = 80
+"""Maximum number of characters of a pattern that are shown."""
 _EXACT = 2**53
 """Integers beyond it are not exact as floating-point numbers, which llguidance uses."""
 
@@ -82,12 +84,19 @@ def multiple(part: Part, value: Any) -> None:
 
 
 def pattern(part: Part, value: Any) -> None:
-    """Rewrite `pattern`, which is an object in a negation."""
-    is_opposite = isinstance(value, dict)
-    for expression in (
-        without(value.get("not"), value.get("none of", ())) if is_opposite else translate(value)
-    ):
+    """Rewrite `pattern`."""
+    try:
+        is_opposite = isinstance(value, Excluded)
+        expressions = without(value.pattern, value.texts) if is_opposite else translate(value)
+    except Unenforceable as error:
+        source = value.pattern if isinstance(value, Excluded) else value
+        raise Unenforceable(str(error) if source is None else f"`{_shown(source)}`, {error}") from error
+    for expression in expressions:
         _add_pattern(part, expression)
+
+
+def _shown(text: str) -> str:
+    return "".join(one if one.isprintable() else " " for one in text[:_SHOWN]) + "…" * (len(text) > _SHOWN)
 
 
 def string_format(part: Part, value: Any) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from .errors import Unenforceable
 
+_JSON = (type(None), bool, int, float, str, list, dict)
+
 
 def _is_schema(value: Any) -> bool:
     return isinstance(value, bool | dict)
@@ -52,7 +54,10 @@ _SHAPES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: isinstance(value, str),
         ("format", "$ref", "$dynamicRef", "$recursiveRef"),
     ),
-    "a regular expression": (lambda value: isinstance(value, str | dict), ("pattern",)),
+    "a regular expression": (
+        lambda value: not isinstance(value, _JSON) or isinstance(value, str),
+        ("pattern",),
+    ),
     "a boolean": (lambda value: isinstance(value, bool), ("uniqueItems",)),
     "a list of names": (_are_names, ("required",)),
     "a schema": (

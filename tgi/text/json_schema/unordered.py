@@ -4,6 +4,7 @@ llguidance's own compiler of schemas fixes the order. Here, an object is a param
 which properties there are. Objects under keywords that rules cannot say keep the order of the schema.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from .negation import TYPES
 
 _MAX_PROPERTIES = 60
 """Maximum number of bits of a rule's parameter."""
+_MAX_CASES = 16
+"""Maximum number of objects that an object with other schemas for it is taken apart into."""
 _REMARKS = frozenset(("$comment", "$defs", "x-guidance"))
 _OBJECT = frozenset(("properties", "required", "additionalProperties"))
 _COUNTED = frozenset(("prefixItems", "minItems", "maxItems"))
@@ -21,6 +24,7 @@ _OF_OTHERS = _COUNTED | frozenset(
     + ("pattern", "format", "items")
 )
 _CHARACTERS = r'(?:[^"\\\x00-\x1f\x7f]|\\["\\bfnrt])*'
+_REFERENCE = re.compile(r'"\$ref": "#/\$defs/(d\d+)"')
 _HEAD = """%llguidance {"ignore_once": true}
 %ignore /[ ]/
 """
@@ -35,8 +39,13 @@ def unordered(schema: dict[str, Any]) -> str:
 
 class _Writer:
     def __init__(self, root: dict[str, Any]) -> None:
-        self._general = {name: root[name] for name in ("$defs", "x-guidance") if name in root}
-        self._definitions: dict[str, str] = {}
+        self._options = root["x-guidance"]
+        self._definitions = root.get("$defs", {})
+        self._referred = {
+            name: _REFERENCE.findall(json.dumps(definition)) for name, definition in self._definitions.items()
+        }
+        """Names of the definitions that each definition refers to."""
+        self._named: dict[str, str] = {}
         """Rule of each definition, by its `$ref`."""
         self._count = 0
         self.rules: list[str] = []
@@ -49,11 +58,17 @@ class _Writer:
         if keywords == {"$ref"}:
             return self._reference(node["$ref"])
         if keywords == {"anyOf"}:
-            return f"({' | '.join(self.term(option) for option in node['anyOf'] if option is not False)})"
-        types = node.get("type", list(TYPES))
-        rest = [types] if isinstance(types, str) else list(types)
+            options = [self.term(option) for option in node["anyOf"] if option is not False]
+            return f"({' | '.join(options)})" if options else self._ordered(False)
+        if keywords & {"allOf", "anyOf", "$ref"}:
+            cases = self._cases(node, 0)
+            return f"({' | '.join(map(self.term, cases))})" if cases else self._ordered(node)
         if not keywords <= _OBJECT | _OF_OTHERS | {"type"}:
             return self._ordered(node)
+        return self._of_types(node, keywords)
+
+    def _of_types(self, node: dict[str, Any], keywords: set[str]) -> str:
+        rest = _types(node)
         found = []
         if "object" in rest and (values := _properties(node)):
             found.append(self._object(node, values))
@@ -67,8 +82,17 @@ class _Writer:
         return f"({' | '.join(found)})"
 
     def _ordered(self, node: Any) -> str:
+        """Return the expression for a schema, left to llguidance with the definitions that it needs."""
         schema = node if isinstance(node, dict) else {} if node else {"anyOf": []}
-        return f"%json {json.dumps({**schema, **self._general}, ensure_ascii=False)}"
+        needed: dict[str, Any] = {}
+        waiting = _REFERENCE.findall(json.dumps(schema))
+        while waiting:
+            name = waiting.pop()
+            if name not in needed:
+                needed[name] = self._definitions[name]
+                waiting += self._referred[name]
+        general = {"x-guidance": self._options} | ({"$defs": needed} if needed else {})
+        return f"%json {json.dumps(schema | general, ensure_ascii=False)}"
 
     def _rule(self, body: str) -> str:
         self._count += 1
@@ -76,12 +100,36 @@ class _Writer:
         return f"r{self._count}"
 
     def _reference(self, reference: str) -> str:
-        if reference not in self._definitions:
+        if reference not in self._named:
             self._count += 1
-            name = self._definitions[reference] = f"r{self._count}"
-            definition = self._general["$defs"][reference.removeprefix("#/$defs/")]
-            self.rules.append(f"{name}: {self.term(definition)}")
-        return self._definitions[reference]
+            name = self._named[reference] = f"r{self._count}"
+            self.rules.append(f"{name}: {self.term(self._definition(reference))}")
+        return self._named[reference]
+
+    def _definition(self, reference: str) -> Any:
+        return self._definitions[reference.removeprefix("#/$defs/")]
+
+    def _cases(self, node: Any, depth: int) -> list[dict[str, Any]]:
+        """Return schemas without others for the same value, of which a node is the choice; [] if unknown."""
+        if depth > _MAX_CASES or not isinstance(node, dict):
+            return [{}] if node is True else []
+        cases = [{name: value for name, value in node.items() if name in _OBJECT or name == "type"}]
+        applied = [[part] for part in node.get("allOf", [])]
+        if "anyOf" in node:
+            applied.append([option for option in node["anyOf"] if option is not False])
+        if "$ref" in node:
+            applied.append([self._definition(node["$ref"])])
+        if node.keys() - _OBJECT - _REMARKS - {"type", "allOf", "anyOf", "$ref"}:
+            return []
+        for options in applied:
+            found = [self._cases(option, depth + 1) for option in options]
+            if not all(found):
+                return []
+            pairs = itertools.product(cases, itertools.chain(*found))
+            cases = [both for one, other in pairs if (both := _both(one, other))]
+            if len(cases) > _MAX_CASES:
+                return []
+        return cases
 
     def _object(self, node: dict[str, Any], values: dict[str, Any]) -> str:
         """Return the rule of an object, of which each bit of the parameter tells that a property is there."""
@@ -101,8 +149,9 @@ class _Writer:
     def _members(self, node: dict[str, Any], values: dict[str, Any], number: int) -> Iterator[str]:
         quoted = [json.dumps(name, ensure_ascii=False) for name in values]
         for bit, value in enumerate(values.values()):
-            key, term = json.dumps(quoted[bit], ensure_ascii=False), self._rule(self.term(value))
-            yield f'{key} ":" {term} n{number}::set_bit({bit}) %if bit_clear({bit})'
+            if value is not False:
+                key, term = json.dumps(quoted[bit], ensure_ascii=False), self._rule(self.term(value))
+                yield f'{key} ":" {term} n{number}::set_bit({bit}) %if bit_clear({bit})'
         additional = node.get("additionalProperties", True)
         if additional is not False:
             taken = " ".join(f"& ~/{_escaped(one)}/" for one in quoted)
@@ -110,12 +159,45 @@ class _Writer:
             yield f'K{number} ":" {self._rule(self.term(additional))} n{number}::_'
 
 
+def _types(node: dict[str, Any]) -> list[str]:
+    types = node.get("type", TYPES)
+    return [types] if isinstance(types, str) else list(types)
+
+
 def _properties(node: dict[str, Any]) -> dict[str, Any]:
     """Return the schemas of an object's properties by name; none if a rule cannot say them."""
     properties, additional = node.get("properties", {}), node.get("additionalProperties", True)
-    names = [*properties, *node.get("required", [])]
-    values = {name: properties.get(name, additional) for name in names}
-    return values if 1 < len(values) <= _MAX_PROPERTIES and False not in values.values() else {}
+    required = node.get("required", [])
+    values = {name: properties.get(name, additional) for name in [*properties, *required]}
+    possible = [name for name, value in values.items() if value is not False]
+    is_satisfiable = set(required) <= set(possible) and (possible or additional is not False)
+    return values if 1 < len(values) <= _MAX_PROPERTIES and is_satisfiable else {}
+
+
+def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of the objects that obey two schemas without others; {} if there is none."""
+    types = [name for name in _types(one) if name in _types(other)]
+    if not types:
+        return {}
+    first, second = one.get("additionalProperties", True), other.get("additionalProperties", True)
+    names = dict.fromkeys([*one.get("properties", {}), *other.get("properties", {})])
+    return {
+        "type": types,
+        "properties": {
+            name: _common(
+                one.get("properties", {}).get(name, first), other.get("properties", {}).get(name, second)
+            )
+            for name in names
+        },
+        "required": list(dict.fromkeys([*one.get("required", []), *other.get("required", [])])),
+        "additionalProperties": _common(first, second),
+    }
+
+
+def _common(one: Any, other: Any) -> Any:
+    if one is False or other is True or one == other:
+        return one
+    return other if other is False or one is True else {"allOf": [one, other]}
 
 
 def _escaped(text: str) -> str:
