@@ -159,6 +159,24 @@ async def test_fields_about_thoughts_and_documents_are_variables(body: Any, vari
         assert answer.json["templated_text"] == variables
 
 
+@pytest.mark.parametrize(
+    ("body", "variables"),
+    [
+        ({"enable_thinking": False}, "False|False|"),
+        ({"reasoning_effort": "none", "enable_thinking": True}, "False|False|"),
+        ({"enable_thinking": True, "max_thinking_tokens": 9}, "True|True|9"),
+        ({}, "||"),
+    ],
+)
+async def test_variables_of_other_templates_turn_thoughts_off(body: Any, variables: str) -> None:
+    """Of DeepSeek V3.1 and Granite, Command A, and Seed-OSS."""
+    async with serving(
+        saying("x"), template="{{ thinking }}|{{ reasoning }}|{{ thinking_budget }}"
+    ) as server:
+        answer = await server.ask("POST", "/chat_tokenize", {"messages": [USER], **body})
+        assert answer.json["templated_text"] == variables
+
+
 @pytest.mark.parametrize("tools", [None, [WEATHER]])
 async def test_special_tokens_are_no_content(tools: Any) -> None:
     """Those of a format of calls are, if tools may be called."""

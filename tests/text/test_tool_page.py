@@ -161,6 +161,12 @@ def thinking_row(style: ReasoningFormat) -> str:
     separated = all(result[1:] == ("Hm.", "Well.") for result in results)
     forced = answers.grammar(TOOLS, required=True, parallel=False, thoughts="possible", max_thoughts=99)
     call = answers.calls.write([CALL])
+    free = answers.grammar(TOOLS, thoughts="possible")
+    parsed = answers.parser("possible", TOOLS).feed(thoughts + call, last=True)
+    automatic = allows(free, thoughts + call, harmony=harmony) and (parsed.thoughts, parsed.content) == (
+        "Hm.",
+        "",
+    )
     bounded = answers.grammar([], thoughts="possible", max_thoughts=5)
     long = text.replace("Hm.", "Hm. " * 9)
     cells = [
@@ -170,6 +176,7 @@ def thinking_row(style: ReasoningFormat) -> str:
         yes(separated),
         yes(results[1][0] > 1),
         yes(allows(forced, thoughts + call, harmony=harmony) and not allows(forced, text, harmony=harmony)),
+        yes(automatic and parsed.calls[0].name == "weather"),
         yes(allows(bounded, text, harmony=harmony) and not allows(bounded, long, harmony=harmony)),
     ]
     return row(cells)

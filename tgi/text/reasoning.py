@@ -66,9 +66,7 @@ FORMATS = (
         "<|START_RESPONSE|>",
         "<|END_RESPONSE|>",
     ),
-    ReasoningFormat(
-        "North, Command A+", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|END_TEXT|>"
-    ),
+    ReasoningFormat("North", "<|START_THINKING|>", "<|END_THINKING|>", "<|START_TEXT|>", "<|END_TEXT|>"),
     ReasoningFormat("Gemma 4", "<|channel>thought\n", "<channel|>"),
     ReasoningFormat("MiniCPM3", "<|thought_start|>", "<|thought_end|>"),
     ReasoningFormat("Apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
