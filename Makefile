@@ -13,9 +13,10 @@ BUILD_ARGS ?=
 GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.0/ubuntu24.04/habanalabs/pytorch-installer-2.10.0:latest
 VOLUME ?= $(CURDIR)/data
 MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
+LIMIT ?= 120
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients run test test-hpu-sim check fix bench size clean image run-local-dev-container \
+.PHONY: help setup clients run test test-slow fuzz test-hpu-sim check fix bench size clean image run-local-dev-container \
   local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -29,8 +30,24 @@ clients: .venv/.clients  ## make .venv/clients with the libraries that integrati
 run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-id …"
 	.venv/bin/tgi serve --port $(PORT) $(ARGS)
 
-test: .venv/.dev .venv/.clients  ## run all tests; ARGS="tests/test_cli.py -k help"
-	.venv/bin/python -m pytest -q $(ARGS)
+test: .venv/.dev .venv/.clients  ## run the tests; ARGS="tests/test_cli.py -k help"
+	.venv/bin/python -m pytest -q -m 'not slow' $(ARGS)
+
+test-slow: .venv/.dev .venv/.clients  ## run the tests that `make test` leaves out
+	.venv/bin/python -m pytest -q -m slow -o faulthandler_timeout=600 $(ARGS)
+
+# A file at a time, in any order: what the time is too short for differs from run to run.
+fuzz: .venv/.dev  ## try random examples for LIMIT=120 seconds; SEED=… tries those of an earlier run
+	@seed=$(or $(SEED),$$(od -An -N4 -tu4 /dev/urandom | tr -d ' ')); end=$$(($$(date +%s) + $(LIMIT))); \
+	while echo "seed $$seed"; do \
+	  for file in $$(grep -rlE '@given|StateMachine' --include='test_*.py' tests adapters kernels | shuf); do \
+	    left=$$((end - $$(date +%s))); [ $$left -gt 0 ] || exit 0; \
+	    timeout $$left .venv/bin/python -m pytest -q -m hypothesis -o faulthandler_timeout=600 \
+	      --hypothesis-profile=fuzz --hypothesis-seed=$$seed $$file $(ARGS); code=$$?; \
+	    case $$code in 0|5|124) ;; *) echo "again: make fuzz SEED=$$seed"; exit $$code;; esac; \
+	  done; \
+	  seed=$$((seed + 1)); \
+	done
 
 test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_LAZY_MODE=0 TESTS="tests/test_generation.py"
 	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q \

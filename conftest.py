@@ -1,11 +1,16 @@
-"""Runs tests that are coroutine functions under trio."""
+"""Runs tests that are coroutine functions under trio, and gives hypothesis the same examples every time."""
 
 import functools
 import inspect
 
 import pytest
 import trio
+from hypothesis import settings
 from trio.testing import MockClock
+
+settings.register_profile("same", derandomize=True, database=None, deadline=None, print_blob=True)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile("same")  # `make fuzz` asks for the other
 
 
 @pytest.hookimpl(tryfirst=True)
