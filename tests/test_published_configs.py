@@ -68,10 +68,11 @@ def test_a_published_config_is_served_or_refused(tmp_path: Path, name: str) -> N
 def check(folder: Path, config: dict[str, Any], refused: str | None = None) -> None:
     """Compare with transformers a prompt in two chunks, and tokens after it; or the reason of a refusal."""
     model = write(folder, config)
-    driver, reason = load(folder)
-    if driver is None:
+    driver, reason = load(folder) if model else (None, refusal(folder, config))
+    if driver is None and (model or reason):
         assert re.search(refused or "nothing", reason), reason
-        return
+    if driver is None:
+        return  # nothing to compare an adapter with, if one runs what transformers does not
     prompt = random_prompt(90, PROMPT, 0)
     driver.start(0, prompt_length=PROMPT)
     driver.prefill({0: prompt[:10]}, unfinished=[0])

@@ -94,7 +94,7 @@ class Tokenizer:
         names = [settings.get(key) for key in NAMED_TOKENS]
         names += _list(settings.get("additional_special_tokens"))
         named = [number for name in names if (number := _id_of(core, name)) is not None]
-        return cls(core, named, _eos_ids(folder, _id_of(core, settings.get("eos_token"))))
+        return cls(core, named, _eos_ids(core, folder, settings))
 
     def encode(self, text: str, *, add_special_tokens: bool = True, truncate: int | None = None) -> list[int]:
         """Return the ids of a text; the last `truncate` of them, with special tokens kept in place (S50).
@@ -390,18 +390,31 @@ def token_text(token: object) -> str | None:
     return token if isinstance(token, str) else None
 
 
-def _eos_ids(folder: Path, of_tokenizer: int | None) -> set[int]:
+def _eos_ids(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, Any]) -> set[int]:
     """Return the ids of generation_config.json, with the tokenizer's own unless those are a list.
 
-    Without any there, config.json's count.
+    Without any there, config.json's count, or those of its text model. An entry may be a token's id or text.
     """
-    generation = read_json(folder / "generation_config.json").get("eos_token_id")
-    if isinstance(generation, list):
-        return set(generation)
-    if generation is None:
-        generation = read_json(folder / "config.json").get("eos_token_id")
-    ids = {token for token in _list(generation) if isinstance(token, int)}
-    return ids if of_tokenizer is None else ids | {of_tokenizer}
+    own = {number for name in _list(settings.get("eos_token")) if (number := _id_of(core, name)) is not None}
+    config = read_json(folder / "config.json")
+    text = _object(config.get("text_config"))
+    places = (read_json(folder / "generation_config.json"), config, text)
+    for index, place in enumerate(places):
+        named = place.get("eos_token_id")
+        if ids := {number for each in _list(named) if (number := _token_id(core, each)) is not None}:
+            return ids if index == 0 and isinstance(named, list) else ids | own
+        if _list(named):
+            log.warning("%s: 'eos_token_id' is %r, which is no token", folder, named)
+    return own
+
+
+def _token_id(core: tokenizers.Tokenizer, value: object) -> int | None:
+    """Return the id that a value stands for; None if it stands for none, as -1 does."""
+    if isinstance(value, str):
+        value = int(value) if value.isdecimal() else _id_of(core, value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
 def _list(value: object) -> list[Any]:

@@ -9,7 +9,7 @@ _ROTATING = 4096
 """Hidden size of the models that rotate; larger ones have ALiBi. config.json does not tell it otherwise."""
 _SECOND = 125696
 """Number of token ids of the second generation, whose head has rows of length 1."""
-_HARMLESS = frozenset({"z_loss_weight", "_from_model_config"})
+_HARMLESS = frozenset({"z_loss_weight", "_from_model_config", "max_position_embeddings"})
 
 
 def read_config(get: JsonReader) -> LlamaConfig:

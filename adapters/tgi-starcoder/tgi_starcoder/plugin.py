@@ -29,6 +29,7 @@ _HARMLESS = frozenset(
     | {"max_batch_size", "max_sequence_length", "pre_allocate_kv_cache", "validate_runner_input", "n_ctx"}
     | {"summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"}
     | {"summary_use_proj", "residual_dropout", "embedding_dropout"}
+    | {"activation_function", "layer_norm_epsilon"}  # StarCoder2 has them beside its own names
 )
 _NEUTRAL = {
     "scale_attn_weights": (True,),

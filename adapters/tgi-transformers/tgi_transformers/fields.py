@@ -15,13 +15,10 @@ from transformers.modeling_rope_utils import RopeParameters
 
 HARMLESS = frozenset(
     """
-    activation_dropout add_classification_head attention_head_dim aux_loss_alpha bias_dropout_fusion
-    cache_implementation class_num dense_list embed_dropout ep_size experts_per_token
-    for_llm_compressor im_end_id im_newline_id im_start_id inference_runner init_config init_device
-    init_method initial_context_length mask_init_id masked_softmax_fusion n_ctx org_vocab_size
-    pad_id pad_key_length pool_type pre_allocate_kv_cache seq_aux seq_length skip_bias_add
-    skip_bias_add_qkv summary_activation summary_first_dropout summary_proj_to_labels summary_type
-    summary_use_proj text_end_id text_start_id tokenizer_name validate_runner_input verbose
+    activation_dropout add_classification_head attention_head_dim cache_implementation class_num
+    dense_list embed_dropout for_llm_compressor im_end_id im_newline_id im_start_id init_method
+    mask_init_id org_vocab_size pad_id pool_type summary_activation summary_first_dropout
+    summary_proj_to_labels summary_type summary_use_proj text_end_id text_start_id
     """.split()  # noqa: SIM905
 )
 """Names of fields that may have any value, beside those of `tgi.plugins.fields`: training, images, other
@@ -30,13 +27,6 @@ programs' settings, and second names of fields that transformers reads."""
 _ROPE = ("rope_scaling", "rope_parameters")
 _OF_ROPE = {*RopeParameters.__annotations__, "type", "finetuned"}
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "deepseek_v2": {"moe_layer_freq": (1,), "scoring_func": ("softmax",)},
-    "deepseek_v3": {
-        "moe_layer_freq": (1,),
-        "scoring_func": ("sigmoid",),
-        "topk_method": ("noaux_tc",),
-    },
-    "gptj": {"rotary": (True,), "scale_attn_weights": (True,)},
     "granitemoehybrid": {"normalization_function": ("rmsnorm",)},
     "hunyuan_v1_dense": {
         "cla_share_factor": (2,),
@@ -46,15 +36,6 @@ NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
         "use_cla": (False,),
         "use_qk_norm": (True,),
         "use_rotary_pos_emb": (True,),
-    },
-    "starcoder2": {
-        "activation_function": ("gelu_pytorch_tanh",),
-        "attention_softmax_in_fp32": (True,),
-        "layer_norm_epsilon": (1e-5,),
-        "mlp_type": ("default",),
-        "norm_type": ("layer_norm",),
-        "scale_attention_softmax_in_fp32": (True,),
-        "scale_attn_weights": (True,),
     },
 }
 """Values with which an unread field changes nothing, by the "model_type" that has it."""
