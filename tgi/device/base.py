@@ -242,6 +242,16 @@ class Device:
         """Return the index [n] of the greatest value, or the first of equals, of each row [n, m] float32."""
         return x.argmax(-1)
 
+    def log_softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of scores [n, m] float32."""
+        return scores.log_softmax(-1)
+
+    def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the index [n] that `argmax` gives for scores [n, m], and its log-probability [n] float32."""
+        scores = scores.float()
+        best = self.argmax(scores)
+        return best, self.log_softmax(scores).gather(1, best[:, None].long())[:, 0]
+
     def descending(self, x: torch.Tensor) -> torch.Tensor:
         """Return the values of each row of x [n, m] float32, the greatest first."""
         return x.sort(-1, descending=True).values

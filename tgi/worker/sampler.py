@@ -108,21 +108,25 @@ class Sampler:
 
     def __call__(self, logits: torch.Tensor, rows: SamplerInputs) -> Sampled:
         """Choose a token per row of logits [rows, vocab] (any float dtype, not changed), and count it."""
-        device = self._device
-        scores, undecided = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
-        best = device.argmax(scores)
-        logprobs = scores.log_softmax(-1)
-        tokens = (
-            torch.where(rows.params["sample"] > 0, draw(logprobs, rows, device), best)
-            if "sample" in rows.needs
-            else best
-        )
-        if undecided is not None:
-            tokens = torch.where(undecided, -1, tokens)
+        device, scores, undecided = self._device, logits, None
+        if rows.needs or rows.masks is not None:
+            scores, undecided = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
+        if "sample" not in rows.needs and not rows.top:
+            tokens, chosen = device.greedy(scores)
+            nothing = chosen.new_empty(len(chosen), 0)
+            sampled = Sampled(tokens, chosen, nothing.int(), nothing)
+        else:
+            scores = scores.float()
+            tokens, logprobs = device.argmax(scores), device.log_softmax(scores)
+            if "sample" in rows.needs:
+                tokens = torch.where(rows.params["sample"] > 0, draw(logprobs, rows, device), tokens)
+            if undecided is not None:
+                tokens = torch.where(undecided, -1, tokens)
+            chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None].long())[:, 0]
+            sampled = Sampled(tokens, chosen, *device.most_likely(logprobs, rows.top))
         if rows.needs & (_HISTORY_NEEDS | _GENERATED_NEEDS):
             self.tables.count(rows.lanes, tokens)
-        chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None].long())[:, 0]
-        return Sampled(tokens, chosen, *device.most_likely(logprobs, rows.top))
+        return sampled
 
 
 def process(

@@ -14,6 +14,7 @@
 
 constexpr int BLOCK = 16;
 constexpr int CHUNK = 256;
+constexpr int SIDE = W == 16 ? 4 : 2;  // blocks, or vectors of features, that are computed side by side
 constexpr int TILE = 4;  // query heads that read a key together
 constexpr long MAX_SIZE = 256;
 constexpr long PARTIAL = 2;  // numbers before the weighted value: maximum and sum
@@ -48,15 +49,38 @@ template <typename T> struct Attention {
     return (a.tables[row * a.width + (position - base) / BLOCK] * a.kv_heads + kv_head) * BLOCK * a.size;
   }
 
-  // Scores of `count` queries, at q, with the tokens of one block, into scores[n][offset...].
-  template <int N> void scores_of(const T* const* q, const T* keys, float (*scores)[CHUNK], long offset) const {
+  // Scores of N queries, at q, with the tokens of B blocks, into scores[n][offset...]. Several blocks at once give
+  // the processor sums that do not wait for one another.
+  template <int N, int B>
+  void scores_of(const T* const* q, const T* const* keys, float (*scores)[CHUNK], long offset) const {
     for (int part = 0; part < BLOCK / W; part++) {
-      vf acc[N];
-      for (int n = 0; n < N; n++) acc[n] = vf{};
+      vf acc[B][N];
+      for (int b = 0; b < B; b++)
+        for (int n = 0; n < N; n++) acc[b][n] = vf{};
       for (long p = 0; p < a.size / 2; p++)
-        for (int n = 0; n < N; n++) acc[n] = dot_pairs(acc[n], q[n] + p * 2, keys + (p * BLOCK + part * W) * 2);
-      for (int n = 0; n < N; n++) store(scores[n] + offset + part * W, acc[n]);
+        for (int b = 0; b < B; b++)
+          for (int n = 0; n < N; n++)
+            acc[b][n] = dot_pairs(acc[b][n], q[n] + p * 2, keys[b] + (p * BLOCK + part * W) * 2);
+      for (int b = 0; b < B; b++)
+        for (int n = 0; n < N; n++) store(scores[n] + offset + b * BLOCK + part * W, acc[b][n]);
     }
+  }
+
+  // Weighted sums of N queries over the values of `blocks` blocks, V vectors of features from `i` on.
+  template <int N, int V>
+  void add_values(const T* const* values, long blocks, long i, float (*weights)[CHUNK], long offset, float* const* out) const {
+    vf acc[N][V];
+    for (int n = 0; n < N; n++)
+      for (int v = 0; v < V; v++) acc[n][v] = vf{};
+    for (long b = 0; b < blocks; b++)
+      for (int t = 0; t < BLOCK; t++) {
+        vf value[V];
+        for (int v = 0; v < V; v++) value[v] = load(values[b] + t * a.size + i + v * W);
+        for (int n = 0; n < N; n++)
+          for (int v = 0; v < V; v++) acc[n][v] += value[v] * weights[n][offset + b * BLOCK + t];
+      }
+    for (int n = 0; n < N; n++)
+      for (int v = 0; v < V; v++) store(out[n] + PARTIAL + i + v * W, acc[n][v]);
   }
 
   // One chunk for N queries of one key/value head; out[n] has maximum, sum, weighted value.
@@ -70,16 +94,20 @@ template <typename T> struct Attention {
       last = std::max(last, position[n]);
     }
     begin -= begin % BLOCK;
-    const long end = std::min(from + CHUNK, last - last % BLOCK + BLOCK);
-    for (long at = begin; at < end; at += BLOCK)
-      scores_of<N>(q, (const T*)a.keys + block(row, at, kv_head), scores, at - from);
-    for (int n = 0; n < N; n++) weigh(scores[n], from, begin, end, position[n], head[n], out[n]);
-    for (int n = 0; n < N; n++) memset(out[n] + PARTIAL, 0, a.size * sizeof(float));
-    for (long at = begin; at < end; at += BLOCK) {
-      const T* values = (const T*)a.values + block(row, at, kv_head);
-      for (int n = 0; n < N; n++)
-        if (at <= position[n]) add_values(values, scores[n] + at - from, out[n] + PARTIAL);
+    const long end = std::min(from + CHUNK, last - last % BLOCK + BLOCK), blocks = (end - begin) / BLOCK;
+    const T *keys[CHUNK / BLOCK], *values[CHUNK / BLOCK];
+    for (long b = 0; b < blocks; b++) {
+      const long place = block(row, begin + b * BLOCK, kv_head);
+      keys[b] = (const T*)a.keys + place;
+      values[b] = (const T*)a.values + place;
     }
+    long b = 0;
+    for (; b + SIDE <= blocks; b += SIDE) scores_of<N, SIDE>(q, keys + b, scores, begin - from + b * BLOCK);
+    for (; b < blocks; b++) scores_of<N, 1>(q, keys + b, scores, begin - from + b * BLOCK);
+    for (int n = 0; n < N; n++) weigh(scores[n], from, begin, end, position[n], head[n], out[n]);
+    long i = 0;
+    for (; i + SIDE * W <= a.size; i += SIDE * W) add_values<N, SIDE>(values, blocks, i, scores, begin - from, out);
+    for (; i < a.size; i += W) add_values<N, 1>(values, blocks, i, scores, begin - from, out);
   }
 
   // Turn scores into weights: e^(score - maximum), 0 for tokens that the query does not see.
@@ -109,19 +137,6 @@ template <typename T> struct Attention {
     }
     out[0] = most;
     out[1] = sum(total);
-  }
-
-  void add_values(const T* values, const float* weights, float* out) const {
-    long i = 0;
-    for (; i + 4 * W <= a.size; i += 4 * W) add_values<4>(values + i, weights, out + i);
-    for (; i < a.size; i += W) add_values<1>(values + i, weights, out + i);
-  }
-  template <int V> void add_values(const T* values, const float* weights, float* out) const {
-    vf acc[V];
-    for (int v = 0; v < V; v++) acc[v] = load(out + v * W);
-    for (int t = 0; t < BLOCK; t++)
-      for (int v = 0; v < V; v++) acc[v] += load(values + t * a.size + v * W) * weights[t];
-    for (int v = 0; v < V; v++) store(out + v * W, acc[v]);
   }
 
   // Merge the next chunk into what has been merged so far.

@@ -49,4 +49,6 @@ void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, lo
 void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out);
 void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
                 long rotated);
+void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int64_t* best, float* logprobs);
+void tgi_log_softmax(const float* x, long rows, long size, long stride, float* out);
 }

@@ -67,19 +67,19 @@ template <typename T> struct Linear {
 
   void run() const {
     std::vector<T> gathered(m * pairs(k) * 2);
-    const long groups = (m + ROWS - 1) / ROWS;
+    const long group = group_rows(m), groups = (m + group - 1) / group;
 #pragma omp parallel
     {
       alignas(64) float sums[ROWS][UNIT];
 #pragma omp for
       for (long g = 0; g < groups; g++)
-        gather(x + g * ROWS * x_stride, std::min<long>(ROWS, m - g * ROWS), k, x_stride,
-               gathered.data() + g * ROWS * pairs(k) * 2);
-      for (long panel = 0; panel < m; panel += PANEL) {
+        gather(x + g * group * x_stride, std::min(group, m - g * group), k, x_stride,
+               gathered.data() + g * group * pairs(k) * 2);
+      for (long panel = 0; panel < m; panel += PANEL * group) {
 #pragma omp for schedule(static) nowait
         for (long u = 0; u < units(n); u++)
-          for (long row = panel; row < std::min(m, panel + PANEL); row += ROWS) {
-            const long rows = std::min<long>(ROWS, m - row);
+          for (long row = panel; row < std::min(m, panel + PANEL * group); row += group) {
+            const long rows = std::min(group, m - row);
             block_of<T>(rows, gathered.data() + row * pairs(k) * 2, rows * 2, w + u * pairs(k) * 2 * UNIT, k, sums);
             for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
           }

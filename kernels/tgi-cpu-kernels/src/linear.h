@@ -10,7 +10,13 @@ constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
 #else
 constexpr int ROWS = W == 8 ? 3 : 4;
 #endif
-constexpr long PANEL = 8 * ROWS;  // rows whose activations stay in the second-level cache
+constexpr long PANEL = 8;  // groups of rows whose activations stay in the second-level cache
+
+// Rows that are computed together: as many groups as needed, of about the same size.
+inline long group_rows(long m) {
+  const long groups = std::max(1L, (m + ROWS - 1) / ROWS);
+  return std::max(1L, (m + groups - 1) / groups);
+}
 
 inline long units(long n) { return (n + UNIT - 1) / UNIT; }
 

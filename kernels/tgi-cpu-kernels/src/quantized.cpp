@@ -137,7 +137,8 @@ template <typename T, int BITS> struct Quantized {
     std::vector<int8_t> numbers(l.m * width);
     std::vector<float> scales(l.m * groups);
     std::vector<int32_t> sums(l.m * groups);
-    auto rounded = [&](long row) {  // of the rows from `row` on, a multiple of ROWS
+    const long group = group_rows(l.m);
+    auto rounded = [&](long row) {  // of the rows from `row` on, a multiple of `group`
       return Rounded{numbers.data() + row * width, scales.data() + row * groups, sums.data() + row * groups};
     };
 #pragma omp parallel
@@ -145,14 +146,14 @@ template <typename T, int BITS> struct Quantized {
       alignas(64) float out[ROWS][UNIT];
 #pragma omp for
       for (long row = 0; row < l.m; row++) {
-        const long m = row % ROWS, first = row - m;
-        round((const T*)l.x + row * l.x_stride, m, std::min<long>(ROWS, l.m - first), rounded(first));
+        const long m = row % group, first = row - m;
+        round((const T*)l.x + row * l.x_stride, m, std::min(group, l.m - first), rounded(first));
       }
-      for (long panel = 0; panel < l.m; panel += PANEL) {
+      for (long panel = 0; panel < l.m; panel += PANEL * group) {
 #pragma omp for schedule(static) nowait
         for (long u = 0; u < units(l.n); u++)
-          for (long row = panel; row < std::min(l.m, panel + PANEL); row += ROWS) {
-            const long rows = std::min<long>(ROWS, l.m - row);
+          for (long row = panel; row < std::min(l.m, panel + PANEL * group); row += group) {
+            const long rows = std::min(group, l.m - row);
             block_of(rows, rounded(row), u, out);
             for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
           }

@@ -163,6 +163,43 @@ def test_rotary(kernels: Kernels, dtype: torch.dtype, size: int, rotated: int) -
     close(x, expected)
 
 
+@BOTH
+@pytest.mark.parametrize("size", [1, 15, 16, 100, 32003])
+def test_greedy_and_log_softmax(kernels: Kernels, dtype: torch.dtype, size: int) -> None:
+    scores = 30 * random(9, size, dtype=dtype)
+    scores[0] = 3
+    scores[1, size // 2 :] = -math.inf
+    scores[1, 0] = 0
+    scores[2, size - 1] = scores[2].max()
+    expected = scores.double().log_softmax(-1)
+    best, logprobs = kernels.greedy(scores)
+    assert torch.equal(best, scores.argmax(-1))
+    assert (logprobs - expected.amax(-1)).abs().max() < 1e-5
+    every = kernels.log_softmax(scores.float())
+    assert (every - expected).nan_to_num(0).abs().max() < 3e-5
+    assert torch.equal(every.gather(1, best[:, None])[:, 0], logprobs)
+    alone = [kernels.greedy(row[None])[1] for row in scores]
+    assert torch.equal(torch.cat(alone), logprobs)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_scores_without_a_softmax_give_nan(kernels: Kernels, wrong: float) -> None:
+    scores = random(3, 40, dtype=torch.float32)
+    scores[1] = wrong
+    scores[2, 39] = wrong
+    best, logprobs = kernels.greedy(scores)
+    assert logprobs.isnan().tolist() == [False, True, wrong != -math.inf]
+    assert ((best >= 0) & (best < 40)).all()
+    assert kernels.log_softmax(scores)[1].isnan().all()
+
+
+def test_nothing_is_multiplied_with_no_row(kernels: Kernels) -> None:
+    x, numbers = torch.empty(0, 64), torch.zeros(40, 64, dtype=torch.uint8)
+    assert kernels.linear(x, kernels.pack(torch.ones(40, 64)), 40).shape == (0, 40)
+    packed = kernels.pack_ints(numbers, torch.ones(40, 1), None, 8, 64)
+    assert kernels.quantized_linear(x, packed).shape == (0, 40)
+
+
 class Cache:
     """A layer's cache with the keys and values of rows in blocks that are scattered over it."""
 

@@ -281,6 +281,31 @@ class Kernels:
             _place(cos), _place(sin), _Long(2 * cos.shape[1]),
         )  # fmt: skip
 
+    def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the index [rows] int64 of the greatest of scores [rows, size], and its log-probability.
+
+        That is [rows] float32, by the softmax of each row. The first of equals wins. A row with NaN or an
+        infinite maximum has NaN.
+        """
+        scores = _whole_rows(scores)
+        rows, size = scores.shape
+        best, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
+        self._functions.tgi_greedy(
+            _KINDS[scores.dtype], _place(scores), _Long(rows), _Long(size), _Long(scores.stride(0)),
+            _place(best), _place(logprobs),
+        )  # fmt: skip
+        return best, logprobs
+
+    def log_softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the log-probabilities of scores [rows, size] float32, the same bits as those of `greedy`."""
+        scores = _whole_rows(scores)
+        rows, size = scores.shape
+        out = torch.empty(rows, size)
+        self._functions.tgi_log_softmax(
+            _place(scores), _Long(rows), _Long(size), _Long(scores.stride(0)), _place(out)
+        )
+        return out
+
 
 def _by_unit(columns: torch.Tensor) -> torch.Tensor:
     """Return numbers [n, groups] of the output columns as [units, groups, _UNIT], padded with 0."""

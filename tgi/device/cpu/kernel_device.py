@@ -132,6 +132,14 @@ class KernelDevice(CpuDevice):
         self._kernels.rotary(x, cos, sin)
         return x
 
+    def log_softmax(self, scores: torch.Tensor) -> torch.Tensor:
+        """Add in one order."""
+        return self._kernels.log_softmax(scores)
+
+    def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Read the scores twice, and write nothing of their size."""
+        return self._kernels.greedy(scores) if scores.dtype in _DTYPES else super().greedy(scores)
+
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
     ) -> KVCache:
