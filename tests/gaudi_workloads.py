@@ -198,7 +198,7 @@ class Engine:
         guard = None
         if card is not None:
             assert runner.cache is not None
-            parts = [part for layer in runner.cache.layers for part in layer]
+            parts = [part for layer in runner.cache.layers for part in layer.tensors]
             guard = KVGuard.watch(card, parts, LIMITS.block_size, pad_block=0)
         for bucket in buckets.to_warm_up() if device.compiles else []:
             for step in warm_up_steps(bucket):

@@ -136,7 +136,7 @@ def attend(device, groups, dtype=torch.float32):
         for group in groups
     ]
     cache = KVCache.joined(caches, [list(group.specs) for group in groups])
-    for tensor in (tensor for layer in cache.layers for tensor in layer):
+    for tensor in (tensor for layer in cache.layers for tensor in layer.tensors):
         tensor.fill_(FOREIGN)
     for group in groups:
         for row in group.rows:  # left by earlier steps
@@ -145,18 +145,18 @@ def attend(device, groups, dtype=torch.float32):
                 before = make_batch(device, cache, [history] * len(groups))
                 for layer in group.specs:
                     known = row.known(layer, group, dtype)[:, old.start : old.stop]
-                    device.store_kv(layer, *known.to(place), before)
+                    device.store_kv(cache.layers[layer], *known.to(place), before)
     steps = [Columns.of(device, group.rows, group.seen) for group in groups]
     batch = make_batch(device, cache, steps)
     outputs = {}
     for layer, spec in sorted(specs.items()):
-        number = cache.groups[layer]
+        number = cache.layers[layer].group
         group, step = groups[number], steps[number]
         query = step.spread([row.asked(layer, group, dtype) for row in group.rows], place)
         new = [row.known(layer, group, dtype)[:, row.start :] for row in group.rows]
         key, value = (step.spread([both[i] for both in new], place) for i in (0, 1))
-        device.store_kv(layer, key, value, batch)
-        out = device.attention(layer, query, key, value, batch, spec).cpu()
+        device.store_kv(cache.layers[layer], key, value, batch)
+        out = device.attention(cache.layers[layer], query, key, value, batch, spec).cpu()
         assert out.isfinite().all()
         outputs[layer] = group, spec, out[step.places]
     return outputs

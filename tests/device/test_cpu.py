@@ -140,8 +140,8 @@ class Rows:
             self.rows,
         )
         batch.plan = device.plan(batch, BLOCK)
-        device.store_kv(1, place(key), place(value), batch)
-        return device.attention(1, place(query), place(key), place(value), batch, SPEC)[places]
+        device.store_kv(cache.layers[1], place(key), place(value), batch)
+        return device.attention(cache.layers[1], place(query), place(key), place(value), batch, SPEC)[places]
 
     def store(self, device, cache, row, positions, seed):
         slots = torch.tensor(
@@ -152,7 +152,7 @@ class Rows:
         )
         batch = self.batch(cache, slots, slots, [])
         batch.plan = device.plan(batch, BLOCK)
-        device.store_kv(1, key, value, batch)
+        device.store_kv(cache.layers[1], key, value, batch)
 
     @staticmethod
     def batch(cache, positions, slots, rows):

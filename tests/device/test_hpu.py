@@ -101,8 +101,8 @@ class Rows:
         )
         query = normal(self.total, self.heads, self.head_dim, dtype=self.dtype, seed=1).to(place)
         batch = self.batch(device, cache, flat)
-        device.store_kv(1, key.to(place), value.to(place), batch)
-        out = device.attention(1, query, key.to(place), value.to(place), batch, SPEC).cpu()
+        device.store_kv(cache.layers[1], key.to(place), value.to(place), batch)
+        out = device.attention(cache.layers[1], query, key.to(place), value.to(place), batch, SPEC).cpu()
         assert out.isfinite().all()
         return out.view(self.count, self.tokens, self.heads, -1)[: len(self.starts)]
 
@@ -172,7 +172,7 @@ class Rows:
         )
         tables = np.zeros((1, 0 if flat else 1), np.int32)
         batch = self.made(device, cache, slots, slots, tables, None, [0], [len(slots)])
-        device.store_kv(1, key.to(device.torch_device), value.to(device.torch_device), batch)
+        device.store_kv(cache.layers[1], key.to(device.torch_device), value.to(device.torch_device), batch)
 
 
 def ints(values, device):
@@ -230,8 +230,8 @@ def test_fp8_is_limited_by_the_generation(fused):
     rows = Rows((0,), 1, (1, 1, 3), torch.float32, padding=0)
     cache = hpu.allocate_cache(2, 60 * BLOCK, 1, 3, torch.float8_e4m3fn)
     batch = rows.batch(hpu, cache, True)
-    hpu.store_kv(0, x.to("hpu"), x.to("hpu"), batch)
-    kept = hpu._widen(cache.layers[0][0].index_select(0, batch.groups[0].slots), None).cpu()
+    hpu.store_kv(cache.layers[0], x.to("hpu"), x.to("hpu"), batch)
+    kept = hpu._widen(cache.layers[0].keys.index_select(0, batch.groups[0].slots), None).cpu()
     limit = hpu.bridge.fp8_limit
     assert kept.tolist() == [[[limit, -min(limit, 288.0), 3.0]]]
 
@@ -240,16 +240,16 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
     """Of two generations with the same scales, each has the best that it can keep: within a 16th."""
     x = normal(1, 3, 8) * 0.01
     fused.dtype("float32")
-    fused.scale_cache(1, torch.tensor([2.0**-13]), torch.tensor(2.0**-12))
     rows = Rows((0,), 1, (3, 3, 8), torch.float32, padding=0)
     cache = fused.allocate_cache(2, 60 * BLOCK, 3, 8, torch.float8_e4m3fn)
+    fused.scale_cache(cache.layers[1], torch.tensor([2.0**-13]), torch.tensor(2.0**-12))
     batch = rows.batch(fused, cache, True)
-    for layer in (0, 1):
+    for layer in cache.layers:
         fused.store_kv(layer, x.to("hpu"), x.to("hpu"), batch)
     blocks = batch.plan[0].blocks[:1]
     place = int(batch.groups[0].slots[0]) % BLOCK
     for layer, scaled in ((0, False), (1, True)):
-        for read in fused.read_blocks(layer, batch, blocks, BLOCK):
+        for read in fused.read_blocks(cache.layers[layer], blocks, BLOCK):
             kept = read.cpu()[0, place]
             assert ((kept - x[0]).abs() <= x[0].abs() / 16 + 2.0**-22).all() == scaled
 
@@ -330,7 +330,7 @@ def test_parts_of_the_blocks_share_their_memory(monkeypatch):
             monkeypatch.setattr("tgi.device.static.GATHERED", most)
 
             def attend(query, device=device, batch=batch):
-                return device.attend_decode(1, query, batch, batch.plan[0], SPEC)
+                return device.attend_decode(batch.cache.layers[1], query, batch.plan[0], SPEC)
 
             graph = device.graphs.graph(Attending(attend))
             outs.append(graph(normal(4, 4, 64).to("hpu")).cpu())

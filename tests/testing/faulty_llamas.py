@@ -36,7 +36,8 @@ class Attending(LlamaDecoder):
         for module in self.modules():
             if isinstance(module, Attention):
                 module._spec = attrs.evolve(module._spec, **self.change)
-                build.device.use(module._layer, module._spec)
+                number = next(number for number, kv in build.kv.items() if kv is module._kv)
+                build.device.use(number, module._spec)
 
 
 class Scale(Attending):
@@ -71,7 +72,7 @@ class OneCache(LlamaDecoder):
         super().__init__(config, build)
         for module in self.modules():
             if isinstance(module, Attention):
-                module._layer = 0
+                module._kv = build.kv[0]
 
 
 class EqualRows(LlamaDecoder):

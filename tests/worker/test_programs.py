@@ -262,13 +262,26 @@ class Executing:
         return getattr(self._runner, name)
 
 
+def test_results_arrive_where_memory_cannot_be_pinned(folder, card, monkeypatch):
+    monkeypatch.setattr(type(card), "_pins", False)
+
+    def seal(driver, seal):
+        if seal:
+            driver.runner.seal()
+
+    assert list(rounds(folder, card, 3, seal)) == list(rounds(folder, CpuDevice(1), 3))
+    assert not card.card.ledger.violations
+    (remark,) = card.remarks()
+    assert "pin" in remark
+
+
 def test_a_step_reads_and_writes_the_blocks_of_its_sequences_only(folder, card):
     """Other blocks, the padding's too, are full of rubbish."""
 
     def guard(driver, seal):
         if seal:
             return
-        tensors = [part for layer in driver.runner.cache.layers for part in layer]
+        tensors = [part for layer in driver.runner.cache.layers for part in layer.tensors]
         kv = KVGuard.watch(card.card, tensors, 16, 0)
         execute = driver.runner.execute
 

@@ -24,7 +24,7 @@ from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
-from .batch import Batch, KVCache, pair
+from .batch import Batch, KVCache, KVLayer, pair
 from .experts import Experts
 from .graphs import Program, Run
 from .ranking import most_likely
@@ -197,7 +197,7 @@ class Device:
             y = y + weight * experts.compute(self, index, x)
         return y
 
-    def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
+    def scale_cache(self, layer: KVLayer, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
         """Take a layer's scales [] for an fp8 KV cache, if the checkpoint has them, before any step."""
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -295,16 +295,16 @@ class Device:
 
     def kinds(self, cache: KVCache, group: int) -> list[Kind]:
         """Return the kinds of the layers of a group."""
-        used = (self._kinds[layer] for layer, of in enumerate(cache.groups) if of == group)
+        used = (self._kinds[number] for number, layer in enumerate(cache.layers) if layer.group == group)
         return list(dict.fromkeys(used))
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """Return what the attention of all layers shares in a step; it becomes `batch.plan`."""
         return block_size
 
-    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+    def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value [T, kv_heads, head_dim] to the batch's slots of a layer's cache."""
-        keys, values = batch.cache.layers[layer]
+        keys, values = layer.tensors
         slots = batch.places_of(layer).slots.long()
         keys.index_copy_(0, slots, key)
         if values is not keys:
@@ -312,7 +312,7 @@ class Device:
 
     def attention(
         self,
-        layer: int,
+        layer: KVLayer,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -341,7 +341,7 @@ class Device:
             both = torch.cat((cached[slots], new.view(rows, -1, *new.shape[1:])), 1)
             return both.repeat_interleave(groups, 2).transpose(1, 2)
 
-        keys, values = map(known, batch.cache.layers[layer], (key, value))
+        keys, values = map(known, layer.tensors, (key, value))
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
         distance, hidden = distances(batch.starts[:, None], group.bases, context, queries.shape[2])
         if spec.window is not None:

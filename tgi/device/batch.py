@@ -1,6 +1,6 @@
 """The input of one forward pass, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -35,42 +35,70 @@ class GroupBatch:
     """The blocks of all rows, in a decode step on a device with `Device.flat`."""
 
 
+@attrs.define(eq=False)
+class KVLayer:
+    """Keys and values of all tokens in one layer, which the layer itself refers to.
+
+    It has no number: a program that is compiled for a layer must serve all that are alike.
+    """
+
+    keys: torch.Tensor = attrs.field(factory=lambda: torch.empty(0))
+    values: torch.Tensor = attrs.field(factory=lambda: torch.empty(0))
+    group: int = 0
+    """Group of the layer."""
+    place: int = 0
+    """Index of the layer in its group's cache, on a device that keeps that as one tensor; else 0."""
+    latent: bool = False
+    """Whether the values are the keys: one tensor."""
+    key_scale: Any = None
+    """Scale of keys in 8 bits, as the device keeps it; None if the checkpoint has none."""
+    value_scale: Any = None
+    """Scale of values in 8 bits, as the device keeps it; None if the checkpoint has none."""
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values."""
+        return self.keys, self.values
+
+
 @attrs.frozen(eq=False)
 class KVCache:
     """Keys and values of all tokens in all layers. Their layout is the device's own affair."""
 
-    layers: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    """Keys and values of each layer."""
+    layers: Sequence[KVLayer]
     wholes: Sequence[torch.Tensor | None]
     """Keys and values of each group as one tensor, on a device that keeps them so."""
-    groups: Sequence[int]
-    """Group of each layer."""
-    places: Sequence[int]
-    """Index of each layer among the layers of its group."""
-
-    def latent(self, layer: int) -> bool:
-        """Return whether a layer's values are its keys."""
-        keys, values = self.layers[layer]
-        return keys is values
 
     @classmethod
     def of_group(
-        cls, layers: Sequence[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
+        cls, layers: Iterable[tuple[torch.Tensor, torch.Tensor]], whole: torch.Tensor | None = None
     ) -> "KVCache":
         """Return the cache of a model with one group of layers."""
-        return cls(layers, [whole], [0] * len(layers), range(len(layers)))
+        made = [KVLayer(keys, values, latent=keys is values) for keys, values in layers]
+        if whole is not None:
+            for place, layer in enumerate(made):
+                layer.place = place
+        return cls(made, [whole])
 
     @classmethod
-    def joined(cls, caches: Sequence["KVCache"], members: Sequence[Sequence[int]]) -> "KVCache":
-        """Return the cache of a model from the caches of its groups, and the layers of each."""
-        order = sorted(
-            (layer, group, place)
-            for group, layers in enumerate(members)
-            for place, layer in enumerate(layers)
-        )
-        layers = [caches[group].layers[place] for _, group, place in order]
-        groups, places = [group for _, group, _ in order], [place for _, _, place in order]
-        return cls(layers, [cache.wholes[0] for cache in caches], groups, places)
+    def joined(
+        cls,
+        caches: Sequence["KVCache"],
+        members: Sequence[Sequence[int]],
+        layers: Mapping[int, KVLayer] | None = None,
+    ) -> "KVCache":
+        """Return the cache of a model from the caches of its groups, and the numbers of the layers in each.
+
+        `layers` are those that the model's layers refer to, by number, and get their keys and values.
+        """
+        numbers = sorted(number for group in members for number in group)
+        into = {number: KVLayer() for number in numbers} if layers is None else layers
+        for group, (cache, own) in enumerate(zip(caches, members, strict=True)):
+            for number, made in zip(own, cache.layers, strict=True):
+                layer = into[number]
+                layer.keys, layer.values = made.tensors
+                layer.group, layer.place, layer.latent = group, made.place, made.latent
+        return cls([into[number] for number in numbers], [cache.wholes[0] for cache in caches])
 
 
 def pair(parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,11 +137,11 @@ class Batch:
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
 
-    def plan_of(self, layer: int) -> Any:
+    def plan_of(self, layer: KVLayer) -> Any:
         """Return the plan of the group that a layer is in, where `plan` is a list of those."""
         assert isinstance(self.plan, list)
-        return self.plan[self.cache.groups[layer]]
+        return self.plan[layer.group]
 
-    def places_of(self, layer: int) -> GroupBatch:
+    def places_of(self, layer: KVLayer) -> GroupBatch:
         """Return the places of the group that a layer is in."""
-        return self.groups[self.cache.groups[layer]]
+        return self.groups[layer.group]

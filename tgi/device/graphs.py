@@ -18,7 +18,8 @@ class Program(nn.Module):
     """
 
     regions: ClassVar[tuple[str, ...]] = ()
-    """Names of methods that may be compiled alone: they take and return tensors, or tuples or dicts."""
+    """Names of methods that may be compiled alone: they take and return tensors, or tuples or dicts. Programs
+    share what is compiled of a static method."""
 
 
 class Tally(Program):

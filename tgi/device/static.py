@@ -8,7 +8,7 @@ from tgi.device.costs import GATHERED
 
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .base import Device
-from .batch import Batch, FlatBlocks
+from .batch import Batch, FlatBlocks, KVLayer
 
 _LOWEST = -1e30
 """Greatest score of a block whose tokens are all hidden."""
@@ -131,24 +131,24 @@ class StaticDevice(Device):
         slots = batch.groups[number].slots.long()
         return DecodePlan(slots, flat.ids, flat.rows.long(), member, biases, far)
 
-    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+    def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
-        slots, (keys, values) = batch.plan_of(layer).slots, batch.cache.layers[layer]
+        slots, (keys, values) = batch.plan_of(layer).slots, layer.tensors
         keys.index_copy_(0, slots, key)
-        if values is not keys:
+        if not layer.latent:
             values.index_copy_(0, slots, value)
 
     def read_blocks(
-        self, layer: int, batch: Batch, blocks: torch.Tensor, block_size: int
+        self, layer: KVLayer, blocks: torch.Tensor, block_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return keys and values of whole blocks, [n, block_size, kv_heads, head_dim] each."""
-        keys, values = (cache.view(-1, block_size, *cache.shape[1:]) for cache in batch.cache.layers[layer])
+        keys, values = (cache.view(-1, block_size, *cache.shape[1:]) for cache in layer.tensors)
         read = keys.index_select(0, blocks)
-        return read, read if batch.cache.latent(layer) else values.index_select(0, blocks)
+        return read, read if layer.latent else values.index_select(0, blocks)
 
     def attention(
         self,
-        layer: int,
+        layer: KVLayer,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -158,13 +158,13 @@ class StaticDevice(Device):
         """Attend by the plan of the step: prompts over their context and themselves, else over blocks."""
         plan = batch.plan_of(layer)
         if not isinstance(plan, PromptPlan):
-            return self.attend_decode(layer, query, batch, plan, spec)
+            return self.attend_decode(layer, query, plan, spec)
         bias, rows = plan.biases[spec.kind], plan.lengths.shape[0]
         q, k, v = (x.view(rows, -1, *x.shape[1:]) for x in (query, key, value))
         if plan.blocks is not None:
             assert bias is not None
             block_size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
-            context = self.read_blocks(layer, batch, plan.blocks, block_size)
+            context = self.read_blocks(layer, plan.blocks, block_size)
             k, v = (
                 torch.cat((old.reshape(rows, -1, *new.shape[2:]), new), 1)
                 for old, new in zip(context, (k, v), strict=True)
@@ -186,7 +186,7 @@ class StaticDevice(Device):
         return attend_plainly(query, key, value, bias, plan.distance, spec)
 
     def attend_decode(
-        self, layer: int, query: torch.Tensor, batch: Batch, plan: Any, spec: AttentionSpec
+        self, layer: KVLayer, query: torch.Tensor, plan: Any, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend with a token per row, [rows, heads, head_dim], over the blocks of all rows.
 
@@ -196,12 +196,12 @@ class StaticDevice(Device):
         assert isinstance(plan, DecodePlan)
         block_size = plan.biases[spec.kind].shape[-1]
         if plan.blocks.shape[0] > GATHERED:
-            return self._attend_in_parts(layer, query, batch, plan, spec)
-        keys, values = self.read_blocks(layer, batch, plan.blocks, block_size)
+            return self._attend_in_parts(layer, query, plan, spec)
+        keys, values = self.read_blocks(layer, plan.blocks, block_size)
         return join_blocks(query, keys, values, plan, spec)
 
     def _attend_in_parts(
-        self, layer: int, query: torch.Tensor, batch: Batch, plan: DecodePlan, spec: AttentionSpec
+        self, layer: KVLayer, query: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend over parts of the blocks in turn, keeping each row's sums relative to its greatest score so
         far.
@@ -215,7 +215,7 @@ class StaticDevice(Device):
         for begin in range(0, blocks, size):
             self.border()
             part = plan.part(slice(begin, begin + size))
-            read = self.read_blocks(layer, batch, part.blocks, block_size)
+            read = self.read_blocks(layer, part.blocks, block_size)
             highest, sums, out = weigh_blocks(query, *read, part, spec)
             before, greatest = greatest, greatest.index_reduce(0, part.rows, highest, "amax")
             adjustment = (highest - greatest.index_select(0, part.rows)).exp()

@@ -60,7 +60,6 @@ class Attention(nn.Module):
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
         self._device = build.device
-        self._layer = layer
         mine, read = build.shard.cut(num_heads), build.shard.kv_heads(num_kv_heads)
         self._heads, self._kv_heads = mine.stop - mine.start, read.stop - read.start
         self._head_dim = head_dim
@@ -68,7 +67,7 @@ class Attention(nn.Module):
             slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
         self._spec = AttentionSpec(scale, window, slopes, softcap, sinks)
-        build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
+        self._kv = build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
 
     def forward(
         self, qkv: torch.Tensor, batch: Batch, rotation: tuple[torch.Tensor, torch.Tensor] | None
@@ -90,8 +89,8 @@ class Attention(nn.Module):
                 query_key = halves(query_key, self._interleaved)
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
-        self._device.store_kv(self._layer, key, value, batch)
-        out = self._device.attention(self._layer, query, key, value, batch, self._spec)
+        self._device.store_kv(self._kv, key, value, batch)
+        out = self._device.attention(self._kv, query, key, value, batch, self._spec)
         return out.reshape(qkv.shape[0], heads * self._head_dim)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -11,6 +12,7 @@ import torch
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
+from tgi.device.batch import KVLayer
 from tgi.plugins import ConfigError
 from tgi.protocol import CacheGroup, TensorInfo
 from tgi.weights import Shard, TensorPart, Weights
@@ -49,6 +51,8 @@ class Build:
     """Tensors that were read, in order, once for each time."""
     cache: dict[int, CacheLayer] = attrs.field(factory=dict)
     """Attention layers by number."""
+    kv: dict[int, KVLayer] = attrs.field(factory=lambda: defaultdict(KVLayer))
+    """Keys and values of attention layers by number; those of `cache` get memory before the first step."""
     changes_scores: bool = False
     """Whether an attention layer has slopes or caps its scores."""
     widest: int = 0
@@ -187,16 +191,17 @@ class Build:
             self._spare = torch.empty(0, dtype=self.dtype).set_(weight.matrix.untyped_storage())
         return prepared
 
-    def attend(self, layer: int, spec: AttentionSpec, shape: CacheLayer) -> None:
-        """Announce the attention of a layer, before the first step."""
+    def attend(self, layer: int, spec: AttentionSpec, shape: CacheLayer) -> KVLayer:
+        """Announce the attention of a layer, and return its keys and values, as yet without memory."""
         self.cache[layer] = shape
         self.changes_scores |= spec.changes_scores
         self.device.use(layer, spec)
+        return self.kv[layer]
 
     def scale_cache(self, layer: int, name: str) -> None:
         """Give the device the scales of the keys and values of layer `name`, if the checkpoint has any."""
         if scales := self.format.cache_scales(self, name):
-            self.device.scale_cache(layer, *scales)
+            self.device.scale_cache(self.kv[layer], *scales)
 
     def cache_groups(self, item: int) -> list[CacheGroup]:
         """Group the layers whose keys and values have the same shape and window, numbers of `item` bytes."""

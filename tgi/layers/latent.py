@@ -29,7 +29,7 @@ class LatentAttention(nn.Module):
 
     def __init__(self, build: Build, name: str, layer: int, config: LlamaConfig, sizes: LatentSizes) -> None:
         super().__init__()
-        self._device, self._layer, self._sizes = build.device, layer, sizes
+        self._device, self._sizes = build.device, sizes
         self._interleaved = config.interleaved
         hidden, heads, bias = config.hidden_size, config.num_heads, config.qkv_bias
         down = {f"{name}.kv_a_proj_with_mqa": sizes.rank + sizes.rotated}
@@ -51,7 +51,8 @@ class LatentAttention(nn.Module):
         self._keys, self._values = _read_heads(build, f"{name}.kv_b_proj", heads, sizes)
         self.out = RowLinear(build, f"{name}.o_proj", heads * sizes.value, hidden, config.out_bias)
         self._spec = AttentionSpec(config.attention_scale or config.head_dim**-0.5)
-        build.attend(layer, self._spec, CacheLayer(None, 1, 1, sizes.rank + sizes.rotated, latent=True))
+        shape = CacheLayer(None, 1, 1, sizes.rank + sizes.rotated, latent=True)
+        self._kv = build.attend(layer, self._spec, shape)
 
     def forward(
         self, x: torch.Tensor, batch: Batch, rotation: Rotation, residual: torch.Tensor | None = None
@@ -70,8 +71,8 @@ class LatentAttention(nn.Module):
         key = torch.cat((latent[:, None], turned[:, heads:]), -1)
         asked = self._per_head(query[:, :, : sizes.plain], self._keys)
         query = torch.cat((asked, turned[:, :heads]), -1)
-        self._device.store_kv(self._layer, key, key, batch)
-        out = self._device.attention(self._layer, query, key, key, batch, self._spec)
+        self._device.store_kv(self._kv, key, key, batch)
+        out = self._device.attention(self._kv, query, key, key, batch, self._spec)
         return self._per_head(out[:, :, : sizes.rank], self._values).flatten(1)
 
     def _turn(self, x: torch.Tensor, rotation: Rotation) -> torch.Tensor:

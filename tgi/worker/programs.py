@@ -87,12 +87,16 @@ class ModelProgram(Program):
         self._features = features
 
     def forward(self, ints: torch.Tensor) -> tuple[torch.Tensor]:
-        """Run the model, and return the first number, as a sign that it is done."""
+        """Run the model, and return the tokens, as a sign that it is done."""
         inputs, plan = self.unpack(ints)
         batch = self._batch(inputs)
         batch.plan = plan
-        self.keep(self._context.model(batch))
-        return (ints[:1] + 0,)
+        logits = self._context.model(batch)
+        if self._context.device.compiles:
+            self.keep(self._context.logits, logits)
+        else:
+            self._context.logits = logits
+        return (inputs["tokens"],)
 
     def unpack(self, ints: torch.Tensor) -> tuple[Inputs, Any]:
         """Return the columns, with tokens filled in, and the device's plan for all layers."""
@@ -100,13 +104,10 @@ class ModelProgram(Program):
         inputs["tokens"] = _filled(inputs["tokens"], context)
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
 
-    def keep(self, logits: torch.Tensor) -> None:
+    @staticmethod
+    def keep(kept: torch.Tensor, logits: torch.Tensor) -> None:
         """Leave the logits where the sampler's programs find them."""
-        if not self._context.device.compiles:
-            self._context.logits = logits
-            return
-        rows = torch.arange(logits.shape[0], device=logits.device)
-        self._context.logits.index_copy_(0, rows, logits.float())
+        kept.index_copy_(0, torch.arange(logits.shape[0], device=logits.device), logits.float())
 
     def _batch(self, inputs: Inputs) -> Batch:
         return Batch(

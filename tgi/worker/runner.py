@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tgi.device.base import Device
-from tgi.device.batch import KVCache
+from tgi.device.batch import KVCache, KVLayer
 from tgi.device.costs import graph_bytes, workspace_bytes
 from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
@@ -34,6 +34,8 @@ class Runner:
     dtype: torch.dtype
     groups: Sequence[CacheGroup]
     """Groups of layers with block tables of their own."""
+    kv: Mapping[int, KVLayer]
+    """Keys and values of the model's layers, by number."""
     cache_dtype: torch.dtype
     block_size: int
     lanes: Lanes
@@ -74,6 +76,7 @@ class Runner:
             config=config,
             model=model,
             groups=groups,
+            kv=build.kv,
             cache_dtype=cache_dtype,
             block_size=command.block_size,
             lanes=Lanes(command.lanes, -(-command.max_tokens // command.block_size), len(groups)),
@@ -112,7 +115,7 @@ class Runner:
             )
             for group, count in zip(self.groups, blocks, strict=True)
         ]
-        self.cache = KVCache.joined(caches, [group.layers for group in self.groups])
+        self.cache = KVCache.joined(caches, [group.layers for group in self.groups], self.kv)
         self.programs = self._open_programs(self.cache)
 
     def seal(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tgi_simulated_gaudi import OutOfMemoryError
 
-from .simulated import graphed, hpu, refused, simulated
+from .simulated import graphed, hpu, refused, same, simulated
 
 
 @pytest.fixture(params=["gaudi2-lazy", "gaudi3-compile"])
@@ -313,3 +313,38 @@ def test_a_bit_cast_is_refused_in_a_graph(card):
         graphed(card, lambda x: x.view(torch.float32) * 2)(hpu(1, dtype=torch.int32))
     outside = hpu(1.0).view(torch.int32)
     assert (outside.view(torch.float32).cpu().tolist(), outside.cpu().tolist()) == ([1.0], [0x3F800000])
+
+
+class Scaled(torch.nn.Module):
+    def __init__(self, number):
+        super().__init__()
+        self.weight, self.number = hpu(number, number + 1), number
+
+    def forward(self, x):
+        return x * self.weight
+
+
+class Numbered(Scaled):
+    """A layer that looks up what it works with by its number."""
+
+    def __init__(self, number, weights):
+        super().__init__(number)
+        self.weights = weights
+
+    def forward(self, x):
+        return x * self.weights[self.number]
+
+
+@pytest.mark.rule("S30")
+def test_a_function_for_each_of_many_equal_layers_is_refused():
+    with simulated("gaudi2-compile") as card:
+        shared = graphed(card, lambda layer, x: type(layer).forward(layer, x))
+        layers = [Scaled(1.0) for _ in range(5)]
+        for number, layer in enumerate(layers):
+            layer.weight = hpu(number, number + 1)
+            same(shared(layer, hpu(1, 2)), torch.tensor([number, 2.0 * number + 2]))
+        assert card.ledger.counters["graphs"] == 1
+        weights = [layer.weight for layer in layers]
+        with refused("S30", "4 functions"):
+            for number in range(5):
+                graphed(card, Numbered(number, weights).forward)(hpu(1, 2))

@@ -17,6 +17,9 @@ from .profile import Profile
 from .rules import Ledger
 from .streams import Streams
 
+_ALIKE = 3
+"""Number of compiled functions that may have the same operations."""
+
 
 class OutOfMemoryError(RuntimeError):
     """Memory of the card is exhausted; the bridge raises an ordinary RuntimeError, too."""
@@ -162,6 +165,8 @@ class Card:
     """Bytes in use at `seal`."""
     pending: list[Hashable] = attrs.field(factory=list)
     """Operations outside of graphs since the last cut, in lazy mode."""
+    _traces: Counter[Hashable] = attrs.field(factory=Counter)
+    """Number of compiled functions by their operations."""
     _temporaries: list[Allocation] = attrs.field(factory=list)
     """Memory that pending operations need until the next cut."""
     collectives: "hashlib._Hash" = attrs.field(factory=hashlib.sha256)
@@ -229,6 +234,13 @@ class Card:
         if self.recipes.seconds > self.compile_budget:
             spent = f"{self.recipes.seconds:.1f} simulated seconds of compilation"
             self.ledger.violate("S25", label, f"{spent}, {self.compile_budget:.1f} allowed")
+
+    def trace(self, recipe: Hashable, label: str) -> None:
+        """Note that a function was traced which has the operations of this recipe (S30)."""
+        self._traces[recipe] += 1
+        if self._traces[recipe] > _ALIKE:
+            count = self._traces[recipe]
+            self.ledger.violate("S30", label, f"{count} functions with the same operations were traced")
 
     def ran(self, key: Hashable, label: str) -> None:
         """Note an operation outside of graphs: a recipe of its own, or in lazy mode a part of the next."""

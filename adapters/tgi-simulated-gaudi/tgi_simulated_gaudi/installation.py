@@ -1,6 +1,7 @@
 """Makes the simulated card the `hpu` device of this process, and removes it again."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from .operations import ALLOWED
 from .profile import Profile
 
 _libraries: list[torch.library.Library] = []
-_torch_compile = torch.compile
+_torch_compile, _torch_set_stance = torch.compile, torch.compiler.set_stance
 
 
 def install(profile: Profile | str) -> Card:
@@ -28,6 +29,7 @@ def install(profile: Profile | str) -> Card:
     collectives.watch()
     pinning.watch()
     torch.compile = _compile
+    torch.compiler.set_stance = _set_stance
     return card
 
 
@@ -38,6 +40,12 @@ def uninstall() -> None:
     collectives.unwatch()
     pinning.unwatch()
     torch.compile = _torch_compile
+    torch.compiler.set_stance = _torch_set_stance
+
+
+def _set_stance(*_: Any, **__: Any) -> AbstractContextManager[None]:
+    """Do nothing: Dynamo, which this is for, is not simulated."""
+    return nullcontext()
 
 
 def _register() -> None:

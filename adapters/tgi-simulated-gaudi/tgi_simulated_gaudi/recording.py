@@ -217,6 +217,8 @@ class Recorder:
         for segment in segments:
             card.compile(("graph", tuple(segment)), len(segment), self.name)
         share = min(len(segments) / _RECIPES, 1.0)
+        if not card.lazy:
+            card.trace(tuple(map(tuple, segments)), self.name)
         card.ledger.counters["graphs"] += 1
         return Recording(
             card=card,

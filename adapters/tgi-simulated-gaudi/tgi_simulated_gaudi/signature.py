@@ -1,7 +1,7 @@
 """Arguments of graphs: the tensors among them, and the key of the graph.
 
 In lazy mode the bridge looks into lists, tuples and dicts only; anything else counts by its hash. Dynamo also
-looks into objects, so in compile mode the fields of attrs classes and dataclasses are arguments, too.
+looks into objects, so in compile mode what is in attrs classes, dataclasses and modules is an argument, too.
 """
 
 import copy
@@ -15,21 +15,24 @@ import torch
 from .rules import Ledger
 from .tensor import HpuTensor
 
+_OF_EVERY_MODULE = (vars(torch.nn.Module()).keys() | {"forward"}) - {"_parameters", "_buffers", "_modules"}
+"""Attributes that no code of a model reads."""
+
 
 @attrs.define
 class Leaves:
     """Tensors and other values in the arguments of one call."""
 
     into_objects: bool
-    """Whether to look into attrs classes and dataclasses."""
+    """Whether to look into attrs classes, dataclasses and modules."""
     tensors: list[HpuTensor] = attrs.field(factory=list)
     scalars: dict[str, Hashable] = attrs.field(factory=dict)
     """Identities of values other than tensors, by their path."""
     structure: list[Hashable] = attrs.field(factory=list)
     """Paths and kinds of all values but scalars."""
 
-    def walk(self, value: Any, path: str) -> None:
-        """Add a value and all values in it."""
+    def walk(self, value: Any, path: str, inside: bool = False) -> None:
+        """Add a value and all values in it; `inside` a module, where each kind of layer has a graph."""
         if isinstance(value, HpuTensor):
             self.structure.append((path, "tensor"))
             self.tensors.append(value)
@@ -39,8 +42,11 @@ class Leaves:
             self.structure.append((path, None))
         elif (children := _children(value, self.into_objects)) is not None:
             self.structure.append((path, type(value).__name__, len(children)))
+            inside = inside or isinstance(value, torch.nn.Module)
             for name, child in children.items():
-                self.walk(child, f"{path}.{name}")
+                self.walk(child, f"{path}.{name}", inside)
+        elif inside:
+            self.structure.append((path, _identity(value)))
         else:
             self.scalars[path] = _identity(value)
 
@@ -111,6 +117,8 @@ def _children(value: Any, into_objects: bool) -> Mapping[Any, Any] | None:
             return {field.name: getattr(value, field.name) for field in attrs.fields(type(value))}
         if dataclasses.is_dataclass(value):
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if isinstance(value, torch.nn.Module):
+            return {name: one for name, one in vars(value).items() if name not in _OF_EVERY_MODULE}
     return None
 
 

@@ -1,7 +1,7 @@
 """Models of transformers for tgi, on the paged KV cache. Imported in rank processes only."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
+from tgi.device.batch import KVLayer
 from tgi.layers import Batch, Build, Head
 from tgi.layers.build import CacheLayer
 from tgi.plugins import ConfigError
@@ -36,23 +37,30 @@ standard deviations: experts that multiply more or fewer tokens may round otherw
 
 
 @attrs.frozen(eq=False)
+class PagedLayer:
+    """Attention of one layer, kept by the module that transformers calls it for."""
+
+    spec: AttentionSpec
+    kv: KVLayer
+
+
+@attrs.define(eq=False)
 class Paged:
     """Attention over the KV cache in one step."""
 
     device: Device
     batch: Batch
-    specs: Sequence[AttentionSpec]
 
     def __call__(
         self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any
     ) -> torch.Tensor:
         """[1, heads, T, head_dim] to [1, T, heads, head_dim]; values may have fewer features than keys."""
-        layer, size = module.layer_idx, value.shape[-1]
+        layer, size = module.tgi_layer, value.shape[-1]
         if size < key.shape[-1]:
             value = nn.functional.pad(value, (0, key.shape[-1] - size))
         query, key, value = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-        self.device.store_kv(layer, key, value, self.batch)
-        out = self.device.attention(layer, query, key, value, self.batch, self.specs[layer])
+        self.device.store_kv(layer.kv, key, value, self.batch)
+        out = self.device.attention(layer.kv, query, key, value, self.batch, layer.spec)
         return out[None, ..., :size].contiguous()
 
 
@@ -72,19 +80,22 @@ class TransformersModel(nn.Module):
         self._device = build.device
         if isinstance(build.weights, Outline):
             cap = 1.0 if config.softcap else None  # its value is not in a sketch
-            self._specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
+            specs = [AttentionSpec(1.0, window, softcap=cap) for window in config.windows]
+            attending: Mapping[int, nn.Module] = {}
         else:
-            self._specs, self.decoder, self.head = _take_apart(whole, config, build.device)
+            specs, attending, self.decoder, self.head = _take_apart(whole, config, build.device)
             self.decoder.inner.set_attn_implementation(PAGED)
             self.decoder.inner.config._attn_implementation = PAGED  # GPT-Neo does not let others set it
-        for layer, (spec, window) in enumerate(zip(self._specs, config.windows, strict=True)):
+        for layer, (spec, window) in enumerate(zip(specs, config.windows, strict=True)):
             heads = config.num_kv_heads
-            build.attend(layer, spec, CacheLayer(window, heads, heads, config.head_dim))
+            kv = build.attend(layer, spec, CacheLayer(window, heads, heads, config.head_dim))
+            if layer in attending:
+                attending[layer].tgi_layer = PagedLayer(spec, kv)  # type: ignore[assignment]
         _speed_up(self if hasattr(self, "decoder") else whole, build)
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits of `batch.last`, [n, vocab_size]."""
-        paged = Paged(self._device, batch, self._specs)
+        paged = Paged(self._device, batch)
         features = self.decoder(batch.tokens, batch.positions, paged)
         return self.head(features, batch)  # type: ignore[no-any-return]
 
@@ -227,8 +238,10 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
 @torch.inference_mode()
 def _take_apart(
     whole: PreTrainedModel, config: TransformersConfig, device: Device
-) -> tuple[list[AttentionSpec], Decoder, TransformersHead]:
-    """Return the attention of all layers, the decoder, and the head, which is `whole` without its decoder.
+) -> tuple[list[AttentionSpec], Mapping[int, nn.Module], Decoder, TransformersHead]:
+    """Return the attention of all layers, their modules, the decoder, and the head.
+
+    The head is `whole` without its decoder.
 
     Raises ConfigError if a short run shows that the model cannot be run so.
     """
@@ -262,7 +275,7 @@ def _take_apart(
         raise trial.error("it does more than its decoder and its head")
     if (features - other)[1:].abs().max() > _LEAK * features.std():
         raise trial.error("a token depends on others not by attention alone: it keeps another state")
-    return specs, decoder, head
+    return specs, trial.modules, decoder, head
 
 
 def _speed_up(model: nn.Module, build: Build) -> None:

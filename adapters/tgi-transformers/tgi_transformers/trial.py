@@ -27,6 +27,8 @@ class Trial:
     config: TransformersConfig
     specs: dict[int, AttentionSpec] = attrs.field(factory=dict)
     """Attention of the layers that have been called."""
+    modules: dict[int, nn.Module] = attrs.field(factory=dict)
+    """Modules for which these were called."""
 
     def __call__(
         self,
@@ -45,6 +47,7 @@ class Trial:
         unknown = [name for name, what in given.items() if what is not None and what is not False]
         if unknown := sorted(set(unknown) - _UNDERSTOOD):
             raise self.error(f"its attention needs {', '.join(unknown)}")
+        self.modules[index] = module
         scale = given.get("scaling")
         self.specs[index] = AttentionSpec(
             scale=query.shape[-1] ** -0.5 if scale is None else float(scale),

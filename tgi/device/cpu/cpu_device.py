@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from tgi.device import cgroups
 from tgi.device.attention import AttentionSpec, Kind
 from tgi.device.base import Device
-from tgi.device.batch import Batch, KVCache, pair
+from tgi.device.batch import Batch, KVCache, KVLayer, pair
 from tgi.device.experts import Experts
 from tgi.device.ranking import most_likely_by_keys
 
@@ -190,9 +190,9 @@ class CpuDevice(Device):
         whole = torch.zeros(layers, 1 if latent else 2, kv_heads, slots, head_dim, dtype=dtype)
         return KVCache.of_group([pair(layer.unbind(0)) for layer in whole], whole)
 
-    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+    def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
-        keys, values = batch.cache.layers[layer]
+        keys, values = layer.tensors
         slots = batch.plan_of(layer).slots
         keys.index_copy_(1, slots, key.transpose(0, 1))
         if values is not keys:
@@ -220,7 +220,7 @@ class CpuDevice(Device):
 
     def attention(
         self,
-        layer: int,
+        layer: KVLayer,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -250,7 +250,7 @@ def _attend_row(
     key: torch.Tensor,
     value: torch.Tensor,
     row: _Row,
-    layer: int,
+    layer: KVLayer,
     cache: KVCache,
     spec: AttentionSpec,
 ) -> torch.Tensor:
@@ -298,14 +298,14 @@ def _plan_row(
     return _Row(*known, None, torch.from_numpy(slots))
 
 
-def _cached(row: _Row, layer: int, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _cached(row: _Row, layer: KVLayer, cache: KVCache) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return a layer's keys and values, [1, kv_heads, n, head_dim] each; None without cached tokens."""
-    place, parts = cache.places[layer], 1 if cache.latent(layer) else 2
+    place, parts = layer.place, 1 if layer.latent else 2
     if row.views is not None:
         return pair(row.views[parts * place : parts * (place + 1)])
     if row.slots is None:
         return None
-    whole = cache.wholes[cache.groups[layer]]
+    whole = cache.wholes[layer.group]
     assert whole is not None
     return pair(whole[place].index_select(2, row.slots).unsqueeze(1).unbind(0))
 

@@ -11,7 +11,7 @@ import torch
 from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, Kernels, PackedInts, load
 
 from tgi.device.attention import AttentionSpec
-from tgi.device.batch import Batch, KVCache
+from tgi.device.batch import Batch, KVCache, KVLayer
 from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight, Operations
 
 from .cpu_device import CpuDevice, has_instructions
@@ -157,17 +157,17 @@ class KernelDevice(CpuDevice):
         offsets = batch.lengths.cumsum(0, dtype=torch.int32) - batch.lengths
         return _Rows(group.slots, group.tables, offsets, batch.lengths, batch.starts, group.bases)
 
-    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+    def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
         rows = batch.plan_of(layer)
         if isinstance(rows, _Rows):
-            self._kernels.store_kv(key, value, rows.slots, *batch.cache.layers[layer])
+            self._kernels.store_kv(key, value, rows.slots, *layer.tensors)
         else:
             super().store_kv(layer, key, value, batch)
 
     def attention(
         self,
-        layer: int,
+        layer: KVLayer,
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
@@ -180,7 +180,7 @@ class KernelDevice(CpuDevice):
             return super().attention(layer, query, key, value, batch, spec)
         return self._kernels.attention(
             query,
-            *batch.cache.layers[layer],
+            *layer.tensors,
             key.shape[1],
             rows.tables,
             rows.offsets,

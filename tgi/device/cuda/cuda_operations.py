@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from tgi.device.attention import AttentionSpec
-from tgi.device.batch import Batch, FlatBlocks
+from tgi.device.batch import Batch, FlatBlocks, KVLayer
 from tgi.device.static import PromptPlan, StaticDevice, attend_plainly, per_head, shifted
 
 from . import SPEC
@@ -67,7 +67,7 @@ class CudaOperations(StaticDevice):
 
     def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
         """Find where each row's blocks begin; the kernel does not take heads as wide as compressed keys."""
-        if batch.cache.latent(batch.cache.groups.index(number)):
+        if any(layer.latent for layer in batch.cache.layers if layer.group == number):
             return super().plan_decode(batch, number, flat, block_size)
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
@@ -75,14 +75,14 @@ class CudaOperations(StaticDevice):
         return BlocksPlan(slots, (flat.ids, flat.rows, flat.tokens), starts, block_size)
 
     def attend_decode(
-        self, layer: int, query: torch.Tensor, batch: Batch, plan: Any, spec: AttentionSpec
+        self, layer: KVLayer, query: torch.Tensor, plan: Any, spec: AttentionSpec
     ) -> torch.Tensor:
         """Attend by a kernel that reads blocks where they are."""
         from . import triton_kernels as kernels
 
         if not isinstance(plan, BlocksPlan):
-            return super().attend_decode(layer, query, batch, plan, spec)
-        keys, values = batch.cache.layers[layer]
+            return super().attend_decode(layer, query, plan, spec)
+        keys, values = layer.tensors
         return kernels.attend_blocks(query, keys, values, plan.blocks, plan.starts, plan.size, spec)
 
     def attend_prompt(

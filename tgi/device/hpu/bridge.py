@@ -78,6 +78,8 @@ def settle_mode(environ: MutableMapping[str, str]) -> bool:
     lazy = environ.setdefault("PT_HPU_LAZY_MODE", "0") == "1"
     if lazy:
         environ.setdefault("PT_HPU_ENABLE_LAZY_COLLECTIVES", "true")
+    else:
+        environ.setdefault("FUSER_ENABLE_MULTI_THREADED_INVOCATIONS", "1")
     return lazy
 
 
@@ -87,6 +89,8 @@ def settle_card(environ: MutableMapping[str, str]) -> None:
         rank = environ["LOCAL_RANK"]
         modules = environ.get("HABANA_VISIBLE_MODULES", "all")
         environ["HLS_MODULE_ID"] = rank if modules == "all" else modules.split(",")[int(rank)]
+    if environ.get("HABANA_VISIBLE_MODULES") == "all":
+        del environ["HABANA_VISIBLE_MODULES"]  # the bridge reads numbers, and takes all cards without it
 
 
 def join_ranks() -> None:

@@ -6,6 +6,7 @@ of matrix products, which suit the matrix engine: a matrix of zeros and ones map
 back. Scattered reads, which do not suit it, are of whole blocks.
 """
 
+import functools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, MutableMapping
@@ -17,7 +18,7 @@ from torch import nn
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Array
-from tgi.device.batch import Batch, KVCache, pair
+from tgi.device.batch import Batch, KVCache, KVLayer, pair
 from tgi.device.graphs import Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
@@ -51,8 +52,6 @@ class HpuDevice(StaticDevice):
         self.graphs: LazyGraphs | CompiledRegions = (
             LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
         )
-        self._scales: dict[int, tuple[Scale, Scale]] = {}
-        """Scales of the keys and values of layers for an fp8 cache, if the checkpoint has them."""
         self._side = self.bridge.hpu.Stream()
         self._spare: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
         """Pinned buffers on the host that no copy uses, by shape and dtype."""
@@ -110,6 +109,10 @@ class HpuDevice(StaticDevice):
 
         return run
 
+    def seal(self) -> None:
+        """Let the engine take every program as warm."""
+        self.graphs.seal()
+
     def upload(self, *packed: Array) -> list[torch.Tensor]:
         """Begin the copies without waiting for them."""
         hosts = [torch.from_numpy(array) for array in packed]
@@ -117,32 +120,55 @@ class HpuDevice(StaticDevice):
         return [host.to(self.torch_device, non_blocking=True) for host in hosts]
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
-        """Begin the copies on a stream of their own, so that the next step need not be waited for."""
-        hpu = self.bridge.hpu
-        hosts = [self._pinned(tensor) for tensor in tensors]
+        """Begin the copies on a stream of their own, so that the next step need not be waited for.
+
+        Events do not cover copies into memory that is not pinned. Where none can be, results are copied on
+        the card, since the next step overwrites them, and from there by whoever waits.
+        """
+        hpu, pinned = self.bridge.hpu, self._pins
         event = hpu.Event()
         self._side.wait_stream(hpu.current_stream())
         with hpu.stream(self._side):
-            for host, tensor in zip(hosts, tensors, strict=True):
-                host.copy_(tensor, non_blocking=True)
+            if pinned:
+                copies = [self._pinned(tensor) for tensor in tensors]
+                for host, tensor in zip(copies, tensors, strict=True):
+                    host.copy_(tensor, non_blocking=True)
+            else:
+                copies = [tensor.clone() for tensor in tensors]
             event.record()
         self._copied = event
 
         def wait() -> list[Array]:
             event.synchronize()
-            arrays: list[Array] = [host.numpy().copy() for host in hosts]
-            for host in hosts:
-                self._spare[host.shape, host.dtype].append(host)
+            arrays: list[Array] = [copy.cpu().numpy().copy() for copy in copies]
+            if pinned:
+                for host in copies:
+                    self._spare[host.shape, host.dtype].append(host)
             return arrays
 
         return wait
 
+    @functools.cached_property
+    def _pins(self) -> bool:
+        """Whether this release can pin memory of the host."""
+        try:
+            torch.empty(1).pin_memory(device="hpu")
+        except RuntimeError:
+            return False
+        return True
+
     def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a pinned buffer for a tensor: events do not cover copies into other memory of the host."""
+        """Return a pinned buffer for a tensor."""
         spare = self._spare[tensor.shape, tensor.dtype]
         if spare:
             return spare.pop()
         return torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory(device="hpu")
+
+    def remarks(self) -> list[str]:
+        """Return a warning if memory cannot be pinned."""
+        if self._pins:
+            return []
+        return ["this release of Gaudi's software cannot pin memory: results of steps are copied more slowly"]
 
     def counts(self) -> Mapping[str, float]:
         """Return the bridge's metrics too, as far as this release has them."""
@@ -208,12 +234,12 @@ class HpuDevice(StaticDevice):
         )
         return y if residual is None else residual + y
 
-    def scale_cache(self, layer: int, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
+    def scale_cache(self, layer: KVLayer, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
         """Keep the scales, doubled on a card with half the range that they are made for."""
         key, value = Scale.of(key_scale), Scale.of(value_scale)
         if self.fp8_limit < FP8_LIMIT:
             key, value = key.doubled(), value.doubled()
-        self._scales[layer] = key.to(self.torch_device), value.to(self.torch_device)
+        layer.key_scale, layer.value_scale = key.to(self.torch_device), value.to(self.torch_device)
 
     def _narrow(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
         """Round to fp8, within the range of the card."""
@@ -254,22 +280,20 @@ class HpuDevice(StaticDevice):
         """Let the engine begin a new part."""
         self.graphs.border()
 
-    def store_kv(self, layer: int, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
+    def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value, rounded to fp8 within the card's range if the cache is in fp8."""
-        if batch.cache.layers[layer][0].dtype == FP8:
-            key_scale, value_scale = self._scales.get(layer, (None, None))
-            key, value = self._narrow(key, key_scale), self._narrow(value, value_scale)
+        if layer.keys.dtype == FP8:
+            key, value = self._narrow(key, layer.key_scale), self._narrow(value, layer.value_scale)
         super().store_kv(layer, key, value, batch)
 
     def read_blocks(
-        self, layer: int, batch: Batch, blocks: torch.Tensor, block_size: int
+        self, layer: KVLayer, blocks: torch.Tensor, block_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return whole blocks in the dtype of the model."""
-        keys, values = super().read_blocks(layer, batch, blocks, block_size)
+        keys, values = super().read_blocks(layer, blocks, block_size)
         if keys.dtype == self.model_dtype:
             return keys, values
-        key_scale, value_scale = self._scales.get(layer, (None, None))
-        return self._widen(keys, key_scale), self._widen(values, value_scale)
+        return self._widen(keys, layer.key_scale), self._widen(values, layer.value_scale)
 
     def attend_prompt(
         self,

@@ -33,6 +33,9 @@ class LazyGraphs:
         hpu = self.bridge.hpu
         return hpu.wrap_in_hpu_graph(program, asynchronous=True, disable_tensor_cache=True)  # type: ignore[no-any-return]
 
+    def seal(self) -> None:
+        """Do nothing: a graph checks nothing when it is replayed."""
+
     def border(self) -> None:
         """Begin a new sub-graph."""
         self.bridge.mark_step()
