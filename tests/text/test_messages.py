@@ -330,6 +330,21 @@ def test_parts_go_around_calls_where_a_template_prints_only_those() -> None:
     assert text.endswith('<tool>{"type": "text", "text": "21 °C"}')
 
 
+BOTH = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.tool_calls %}"
+    "{% if m.content and m.thinking %}{{ raise_exception('both') }}{% endif %}{{ m.content or m.thinking }}"
+    "{{ m.tool_calls[0].function.arguments | tojson }}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+
+
+def test_text_and_thoughts_beside_calls_reach_a_template_that_takes_one_of_them() -> None:
+    """As gpt-oss' does."""
+    message = CALLS | {"content": "Let me see.", "reasoning_content": "Hm."}
+    text = rendered(BOTH, [USER, message, RESULT])
+    assert text.startswith("<user>How warm is it?<assistant>Let me see.<assistant>")
+    assert text.endswith('{"city": "Zürich"}<tool>21 °C')
+
+
 KIMI = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
     "<|tool_call_begin|>{{ c.id }}<|tool_call_argument_begin|>{{ c.function.arguments | tojson }}{% endfor %}"

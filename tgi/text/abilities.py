@@ -15,6 +15,8 @@ _NAME = "probe_of_a_name"
 TOOL = {"name": "lookup", "description": "Look it up", "parameters": {"type": "object", "properties": {}}}
 """Function that a template is tried out with."""
 
+_THOUGHTS = {"thinking": "Hm.", "reasoning_content": "Hm."}
+"""Thoughts of an answer, beside which some templates refuse a text (gpt-oss)."""
 _Form = Literal["objects", "texts"]
 _NoContent = Literal["absent", "empty", "none", "part"]
 _FORMS: tuple[_Form, ...] = ("objects", "texts")
@@ -124,7 +126,7 @@ class _Trial:
         if not (_PROBE in text and _prints_arguments(text, form)):
             return None
         both = self.prompt(ask, message | {"tool_calls": [call, other]}, result, _result(_OTHER_ID, parts))
-        beside = self.prompt(ask, message | say, result)
+        beside = self.prompt(ask, message | say | _THOUGHTS, result)
         before = self.prompt(ask, say, message, result, wait, ask)
         head = text.partition(_KEY)[0]
         return attrs.evolve(
