@@ -1,6 +1,7 @@
 """Masks against independent judges: jsonschema, regex, and the texts that tokens make."""
 
 import codecs
+import json
 import random
 from typing import Any
 
@@ -254,6 +255,19 @@ def test_finished_walks_through_500_random_schemas_validate() -> None:
         finished += 1
         validate(demo_tokenizer().decode(tokens), schema)
     assert finished > 450
+
+
+def test_finished_walks_through_150_random_schemas_in_any_order_validate() -> None:
+    finished = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        schema = random_schema(rng, closed=True)
+        matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema), lenient=True))
+        tokens = walk(matcher, rng, 400, closes=True)
+        if tokens is not None:
+            finished += 1
+            validate(demo_tokenizer().decode(tokens), schema)
+    assert finished > 120
 
 
 def test_finished_walks_through_200_random_regexes_match() -> None:

@@ -7,7 +7,6 @@ which properties there are. Objects under keywords that rules cannot say keep th
 import itertools
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from .negation import TYPES
@@ -134,29 +133,34 @@ class _Writer:
     def _object(self, node: dict[str, Any], values: dict[str, Any]) -> str:
         """Return the rule of an object, of which each bit of the parameter tells that a property is there."""
         self._count += 1
-        number, names = self._count, list(values)
+        number, possible = self._count, [name for name, value in values.items() if value is not False]
         condition = "true"
         for name in node.get("required", []):
-            condition = f"and(bit_set({names.index(name)}), {condition})"
+            condition = f"and(bit_set({possible.index(name)}), {condition})"
         end = f'"}}" %if {condition}'
+        members = [self._member(name, values[name], number, bit) for bit, name in enumerate(possible)]
+        more = ""
+        if node.get("additionalProperties", True) is False:
+            more = f"%if not(is_ones([0:{len(possible)}]))"  # a comma needs something behind it
+        else:
+            members.append(self._other_member(node, values, number))
         self.rules += [
             f"o{number}::_: m{number}::_ | {end}",
-            f'n{number}::_: "," m{number}::_ | {end}',
-            f"m{number}::_: " + " | ".join(self._members(node, values, number)),
+            f'n{number}::_: "," m{number}::_ {more} | {end}',
+            f"m{number}::_: " + " | ".join(members),
         ]
         return f'"{{" o{number}::0x0'
 
-    def _members(self, node: dict[str, Any], values: dict[str, Any], number: int) -> Iterator[str]:
-        quoted = [json.dumps(name, ensure_ascii=False) for name in values]
-        for bit, value in enumerate(values.values()):
-            if value is not False:
-                key, term = json.dumps(quoted[bit], ensure_ascii=False), self._rule(self.term(value))
-                yield f'{key} ":" {term} n{number}::set_bit({bit}) %if bit_clear({bit})'
-        additional = node.get("additionalProperties", True)
-        if additional is not False:
-            taken = " ".join(f"& ~/{_escaped(one)}/" for one in quoted)
-            self.rules.append(f'K{number}: /"{_CHARACTERS}"/ {taken}')
-            yield f'K{number} ":" {self._rule(self.term(additional))} n{number}::_'
+    def _member(self, name: str, value: Any, number: int, bit: int) -> str:
+        key, term = json.dumps(_quoted(name), ensure_ascii=False), self._rule(self.term(value))
+        return f'{key} ":" {term} n{number}::set_bit({bit}) %if bit_clear({bit})'
+
+    def _other_member(self, node: dict[str, Any], values: dict[str, Any], number: int) -> str:
+        """Return the expression of a property that is not listed."""
+        taken = " ".join(f"& ~/{_escaped(_quoted(name))}/" for name in values)
+        self.rules.append(f'K{number}: /"{_CHARACTERS}"/ {taken}')
+        term = self._rule(self.term(node.get("additionalProperties", True)))
+        return f'K{number} ":" {term} n{number}::_'
 
 
 def _types(node: dict[str, Any]) -> list[str]:
@@ -198,6 +202,10 @@ def _common(one: Any, other: Any) -> Any:
     if one is False or other is True or one == other:
         return one
     return other if other is False or one is True else {"allOf": [one, other]}
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)
 
 
 def _escaped(text: str) -> str:
