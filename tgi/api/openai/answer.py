@@ -46,6 +46,8 @@ def make_generation(
 
     Raises ValidationError.
     """
+    if body.stream_options is not None and not body.stream:
+        raise ValidationError("`stream_options` needs `stream`")
     greedy = body.temperature == 0 or body.top_p == 0
     sampling = sampling_params(
         body,

@@ -251,8 +251,6 @@ class OpenAIRequest(FormatFields, kw_only=True):
             if self.max_tokens not in (None, self.max_completion_tokens):
                 raise ValueError("`max_tokens` and `max_completion_tokens` differ")
             self.max_tokens = self.max_completion_tokens
-        if self.stream_options not in (None, StreamOptions(), StreamOptions(False)) and not self.stream:
-            raise ValidationError("`stream_options` needs `stream`")
         if self.prompt_logprobs is not None and self.stream:
             raise ValidationError("`prompt_logprobs` is not supported when streaming tokens")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
