@@ -17,6 +17,7 @@ LIMIT ?= 120
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
 .PHONY: help setup clients run test test-slow fuzz test-hpu-sim check fix bench size clean image run-local-dev-container \
+.PHONY: help chaos setup clients run test test-hpu-sim check fix bench size clean image run-local-dev-container \
   local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -52,6 +53,9 @@ fuzz: .venv/.dev  ## try random examples for LIMIT=120 seconds; SEED=… tries t
 test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_LAZY_MODE=0 TESTS="tests/test_generation.py"
 	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q \
 	  -o faulthandler_timeout=900 $(TESTS) $(ARGS)
+
+chaos: .venv/.dev  ## disturb a server for ten minutes, and check that nothing is lost; ARGS="--seed 3 -- --num-shard 2"
+	.venv/bin/python integration-tests/chaos/chaos.py --rounds 100000 --minutes 10 $(ARGS)
 
 check: .venv/.dev  ## lint, formatting, types, import rules
 	.venv/bin/ruff check
