@@ -16,9 +16,8 @@ MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/mode
 LIMIT ?= 120
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients run test test-slow fuzz test-hpu-sim check fix bench size clean image run-local-dev-container \
-.PHONY: help chaos setup clients run test test-hpu-sim check fix bench size clean image run-local-dev-container \
-  local-dev-install run-integration-tests run-integration-tests-with-all-models \
+.PHONY: help setup clients run test test-slow fuzz chaos test-hpu-sim check fix bench size clean image \
+  run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
 help:  ## list the targets

@@ -9,6 +9,7 @@ import pytest
 CHAOS = Path(__file__).parent / "chaos" / "chaos.py"
 
 
+@pytest.mark.slow
 @pytest.mark.seconds(300)
 def test_nothing_is_lost_when_ranks_die_and_clients_misbehave() -> None:
     command = [sys.executable, CHAOS, "--rounds", "4", "--seed", "4", "--only", "kill", "vanish", "bad", "--"]
