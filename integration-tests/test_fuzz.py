@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 REQUESTS = 5000
 LEFT_OUT = "positive_data_acceptance,negative_data_rejection"
 """Checks that cannot hold: what may be asked for together no schema tells, and TGI ignores unknown fields."""

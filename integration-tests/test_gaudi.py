@@ -11,6 +11,8 @@ import pytest
 
 from tgi.config import DEMO_MODEL
 
+pytestmark = pytest.mark.slow
+
 CARDS = {"lazy": ("gaudi2", "1"), "compile": ("gaudi3", "0")}
 MESSAGES: Any = [{"role": "user", "content": "What is the weather?"}]
 WEATHER: Any = {

@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 4.0
 """The two of B2, and what is around: the request, a busy machine."""
 GAP = 1 if os.environ.get("TGI_TEST_DEVICE", "cpu") == "cpu" else 10

@@ -31,6 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_checkpoint_gives_answers_of_the_asked_length(checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -122,6 +123,7 @@ def test_what_went_wrong_is_an_error(url: str) -> None:
     assert "OSError" in refused.error
 
 
+@pytest.mark.slow
 def test_measures_a_server_that_it_starts(checkpoint: Path, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
@@ -148,6 +150,7 @@ def test_measures_a_server_that_it_starts(checkpoint: Path, tmp_path: Path) -> N
         socket.create_connection(("127.0.0.1", port))
 
 
+@pytest.mark.slow
 def test_tells_what_a_grammar_costs(capsys: pytest.CaptureFixture[str]) -> None:
     trio.run(load("constrained").measure, DEMO_MODEL, 2, 12, "float32", 1)
     lines = capsys.readouterr().out.splitlines()
@@ -158,6 +161,7 @@ def test_tells_what_a_grammar_costs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "free" in lines[-2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workload", ["chat", "long-prompt", "uniform"])
 def test_our_buckets_pad_less_with_half_the_graphs(workload: str) -> None:
     """Than the best of the other strategies."""

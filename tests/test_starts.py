@@ -73,7 +73,8 @@ FLAGS = {
 LONG = ("one long text", "long texts in large steps")
 LONG_ON = ("cpu", "gaudi2-lazy")
 """Devices that read 32,768 tokens here; plain torch in the place of a GPU's kernels takes minutes."""
-LAST_POWER = 9
+LONGEST_STEP = 8192
+"""Tokens up to which powers of two are tried: more than 64 blocks on every device."""
 SMALL = "--max-batch-size 2 --max-graphs 12"
 
 
@@ -143,11 +144,15 @@ async def test_a_server_starts_and_answers(
     await check(folder, name, flags, monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "cpu" else pytest.mark.slow) for name in DEVICES]
-)
-@pytest.mark.parametrize("power", range(LAST_POWER))
-@pytest.mark.seconds(120)
+POWERS = [
+    pytest.param(name, power, id=f"{name}-{power}", marks=[] if name == "cpu" else pytest.mark.slow)
+    for name, spec in DEVICES.items()
+    for power in range((LONGEST_STEP // spec.block_size).bit_length())
+]
+
+
+@pytest.mark.seconds(300)
+@pytest.mark.parametrize(("name", "power"), POWERS)
 async def test_texts_of_a_block_more_and_less_than_powers_of_two(
     folder: Path, name: str, power: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
