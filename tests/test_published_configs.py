@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.layers.loading import describe
@@ -110,6 +111,7 @@ def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path, name: str)
         ("Granite 3.1 8B", {"logits_scaling": 0}, "'logits_scaling' is 0.0"),
         ("Phi 3.5 MoE", {"num_experts_per_tok": 1}, "'num_experts_per_tok' is 1"),
         ("Command R7B", {"order_of_interleaved_layers": "global_attn_first"}, "global_attn_first"),
+        ("Llama 3 8B", {"model_type": "gemma"}, "'model_type' is 'gemma', which are different models"),
         ("Llama 3 8B", {"mlp_bias": "no"}, "'mlp_bias' is 'no', expected bool"),
         ("Seed OSS 36B", {"rope_scaling": {"rope_type": "spiral"}}, "spiral"),
     ],
@@ -137,6 +139,29 @@ def test_settings_that_make_no_sense_are_refused_by_name(
 )
 def test_settings_of_neighbours_count(tmp_path: Path, name: str, change: dict[str, Any]) -> None:
     check(tmp_path, PUBLISHED[name]["config"] | change)
+
+
+@pytest.mark.parametrize("name", ["Llama 3 8B", "Phi 2", "GPT-J 6B", "BLOOM 560M", "Seed OSS 36B"])
+@pytest.mark.parametrize("left_out", ["head", "embedding", "none"])
+def test_a_tied_model_may_have_either_tensor_or_a_head_of_its_own(
+    tmp_path: Path, name: str, left_out: str
+) -> None:
+    config = PUBLISHED[name]["config"] | {"tie_word_embeddings": True}
+    write(tmp_path, config | {"tie_word_embeddings": False})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight")
+    embedding = next(key for key in tensors if key.endswith(names))
+    if left_out != "none":
+        tensors["lm_head.weight"] = tensors[embedding].clone()
+        del tensors["lm_head.weight" if left_out == "head" else embedding]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    driver = make_driver(tmp_path, CpuDevice(1))
+    driver.start(0)
+    with torch.inference_mode():
+        model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        wanted = model(torch.tensor([[5, 6, 7]])).logits[0, -1]
+    assert (driver.prefill({0: [5, 6, 7]})[0].logits - wanted).abs().max() < 1e-4
 
 
 def refusal(folder: Path, config: dict[str, Any]) -> str:

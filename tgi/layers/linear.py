@@ -176,9 +176,9 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """Linear layer from the last layer's features to logits, whose vocabulary is divided over the ranks.
 
-    It is padded where it does not divide. `name` is the embedding's where the two are tied. Logits are
-    multiplied by `scale`, and then capped: softcap * tanh(logit / softcap). `unit`: the rows of the weight
-    are divided by their lengths.
+    It is padded where it does not divide. `name` is the embedding's where the two are tied; `bias` names the
+    module that has the bias, None: there is none. Logits are multiplied by `scale`, and then capped:
+    softcap * tanh(logit / softcap). `unit`: the rows of the weight are divided by their lengths.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Head(nn.Module):
         name: str,
         vocab_size: int,
         size: int,
-        bias: bool = False,
+        bias: str | None = None,
         *,
         scale: float = 1.0,
         softcap: float | None = None,
@@ -202,7 +202,7 @@ class Head(nn.Module):
         self._vocab_size = vocab_size
         matrix = _rows(build, f"{name}.weight", [vocab_size, size])
         self._weight = build.head(F.normalize(matrix) if unit else matrix)
-        self._bias = _rows(build, f"{name}.bias", [vocab_size]) if bias else None
+        self._bias = _rows(build, f"{bias}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Map features [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""

@@ -173,7 +173,7 @@ class LlamaDecoder(nn.Module):
             head,
             vocab,
             hidden,
-            config.head_bias,
+            names.head if config.head_bias else None,
             scale=config.logit_scale,
             softcap=config.logit_softcap,
             unit=config.unit_head,

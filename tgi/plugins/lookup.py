@@ -43,6 +43,12 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
     same = [name for name in known if kind and name.lower() == f"{kind.replace('_', '')}forcausallm"]
     if not all(str(name).endswith("ForCausalLM") for name in names):
         same = []  # it may have another head
+    named = [known[name] for name in names if name in known][:1]
+    if any(known[name].config is not each.config for name in same for each in named):
+        raise ConfigError(
+            f"config.json: 'architectures' is {names} and 'model_type' is {kind!r}, which are different "
+            "models; correct the one that is wrong"
+        )
     offered = [name for name in (*names, *same, ANY) if name in known] if names or kind else []
     if not offered:
         wanted = names[0] if names else "(none named)"
