@@ -5,7 +5,7 @@
     python benchmarks/schemas.py /tmp/jsb/maskbench/data --list refused --json results.jsonl
 
 FOLDER has a JSON file for each schema: `{"schema": …, "tests": [{"valid": true, "data": …}, …]}`. A schema is
-compiled, and its instances are followed, in a process that has the time and the memory of the server's trial:
+compiled, and its instances are followed, in a process with limits like those of the server:
 
 *passed*     every valid instance is accepted, no invalid one is
 *refused*    the schema is not compiled
