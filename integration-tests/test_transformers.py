@@ -14,11 +14,13 @@ PROMPT = "What is Deep Learning?"
 
 
 @pytest.fixture
-def gpt2(tmp_path: Path) -> Path:
+def opt(tmp_path: Path) -> Path:
     """With learned positions, a tied head, and weights that make attention visible."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 512, "n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 256}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=1))
+    sizes = {"vocab_size": 512, "hidden_size": 48, "ffn_dim": 64, "word_embed_proj_dim": 48}
+    more = {"num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": 256}
+    config = transformers.OPTConfig(**sizes, **more, bos_token_id=0, eos_token_id=1, pad_token_id=None)
+    model = transformers.OPTForCausalLM(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.15)
     model.save_pretrained(tmp_path)
@@ -26,11 +28,11 @@ def gpt2(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_gpt2_is_served_by_way_of_transformers(start: Any, gpt2: Path) -> None:
-    server = start(model_id=gpt2, max_total_tokens=256).wait_ready()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gpt2)
+def test_opt_is_served_by_way_of_transformers(start: Any, opt: Path) -> None:
+    server = start(model_id=opt, max_total_tokens=256).wait_ready()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(opt)
     prompt = tokenizer(PROMPT, return_tensors="pt")  # with a mask: no token is padding
-    model = transformers.AutoModelForCausalLM.from_pretrained(gpt2, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(opt, dtype=torch.float32)
     text = model.generate(**prompt, max_new_tokens=32, do_sample=False, pad_token_id=0)
     logprobs = model(text).logits[0, :-1].log_softmax(-1).gather(1, text[0, 1:, None])[:, 0].tolist()
 
@@ -42,5 +44,5 @@ def test_gpt2_is_served_by_way_of_transformers(start: Any, gpt2: Path) -> None:
         assert [token["id"] for token in prefill + tokens] == text[0].tolist()
         found = [token["logprob"] for token in prefill[1:] + tokens]
         assert found == pytest.approx(logprobs, abs=1e-4)
-    assert "no adapter offers GPT2LMHeadModel" in server.output()
+    assert "no adapter offers OPTForCausalLM" in server.output()
     server.end()

@@ -11,16 +11,18 @@ from tgi_simulated_gaudi.device import CARDS, open_card
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, FlatBlocks, GroupBatch
+from tgi.device.experts import Experts
 from tgi.device.graphs import Program
 from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
 from tgi.plugins import ConfigError
+from tgi.weights.formats import DenseWeight
 from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-KERNELS = ("attention", "rms_norm", "rotary", "metric", "to_fp8", "from_fp8", "fp8_gemm")
+KERNELS = ("attention", "rms_norm", "rotary", "metric", "to_fp8", "from_fp8", "fp8_gemm", "experts")
 
 
 @pytest.fixture(params=CARDS)
@@ -45,6 +47,29 @@ def assert_same(got, wanted, dtype):
     got = got.cpu()
     assert got.dtype == wanted.dtype
     torch.testing.assert_close(got, wanted, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_experts_agree_with_the_definition(fused, dtype, first):
+    """Three experts of five, of which other cards have the rest; no token chooses one of them twice."""
+    up = [normal(2 * 24, 32, dtype=dtype, seed=number) / 5 for number in range(3)]
+    down = [normal(32, 24, dtype=dtype, seed=9 + number) / 5 for number in range(3)]
+    x, weights = normal(6, 32, dtype=dtype), normal(6, 2, dtype=dtype, seed=1).abs()
+    chosen = torch.tensor([[0, 4], [3, 1], [2, 3], [4, 3], [1, 2], [4, 0]])
+
+    def run(device, place):
+        held = Experts(
+            up=[DenseWeight(weight.to(place)) for weight in up],
+            down=[DenseWeight(weight.to(place)) for weight in down],
+            first=first,
+            kind="silu",
+            gate=device.silu_mul,
+        )
+        return device.experts(x.to(place), weights.to(place), chosen.to(place), held)
+
+    wanted = run(Device(1), "cpu")
+    assert_same(run(fused, "hpu"), wanted, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

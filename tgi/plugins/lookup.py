@@ -64,7 +64,9 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
         raise ConfigError("; ".join([str(error), *missed])) from error
     if architecture.name == ANY:
         log.warning(
-            "no adapter offers %s: %s runs it, slower than one would", (*names, kind)[0], architecture.model
+            "no adapter offers %s: %s runs it, on one card only, and slower than an adapter would",
+            (*names, kind)[0],
+            architecture.model,
         )
     return architecture, config
 

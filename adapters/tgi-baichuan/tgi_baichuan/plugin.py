@@ -14,11 +14,10 @@ _HARMLESS = frozenset({"z_loss_weight", "_from_model_config", "max_position_embe
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
-    names = {"max_position_embeddings": "model_max_length"}
     alibi = get.size("hidden_size") != _ROTATING
     own: dict[str, Any] = {"ropes": (None,) * get.size("num_hidden_layers")} if alibi else {}
     return read_llama_config(
-        get.adapted(names, {"max_position_embeddings": 4096}),
+        get.adapted(defaults={"max_position_embeddings": get.size("model_max_length", 4096)}),
         names=Names(qkv=("W_pack",)),
         alibi=alibi,
         unit_head=get.size("vocab_size") == _SECOND,

@@ -3,7 +3,7 @@
 Signatures are those of habana_frameworks (see README.md); computed with plain torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -235,7 +235,31 @@ def _fp8_gemm(
     return (product + d if accumulate and d is not None else product).to(out_dtype)
 
 
+def _experts(
+    x: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    w12: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    permuted: bool,
+    activation: str,
+    first: int,
+    last: int,
+) -> Tensor:
+    """Return the sum over each row's experts `first` to `last` of w3(silu(a) * b), where a, b = w12(x)."""
+    assert (permuted, activation, last - first + 1) == (True, "silu", len(w12))
+    out = torch.zeros_like(x)
+    for number, (up, down) in enumerate(zip(w12, w3, strict=True), first):
+        weight = (weights * (table == number)).sum(-1, keepdim=True)
+        a, b = F.linear(x, up).chunk(2, -1)
+        out += weight * F.linear(F.silu(a) * b, down)
+    return out
+
+
 _SCHEMAS = {
+    "mixture_of_experts": "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
+    "Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation, SymInt experts_min, "
+    "SymInt experts_max) -> Tensor",
     "cast_to_fp8_v2": "(Tensor input, Tensor? scale=None, bool stochastic_rounding=False, "
     "bool is_amax=False, ScalarType? dtype=None, SymInt[]? scale_shape=None) -> (Tensor, Tensor)",
     "cast_from_fp8": "(Tensor input, Tensor? scale, ScalarType out_dtype, SymInt[]? scale_shape=None) "
@@ -244,12 +268,14 @@ _SCHEMAS = {
     "Tensor? A_scale_inv=None, Tensor? B_scale_inv=None, Tensor? bias=None, bool accumulate=False, "
     "SymInt[]? B_scale_shape=None) -> Tensor",
 }
+_fused("mixture_of_experts", _experts)
 _fused("cast_to_fp8_v2", _cast_to_fp8)
 _fused("cast_from_fp8", _cast_from_fp8)
 _fused("fp8_gemm_v2", _fp8_gemm)
 _fused("cast_saturating", _saturated)
 DTYPES = {
     "sdpa": FLOAT,
+    "mixture_of_experts": FLOAT,
     "rms_norm": FLOAT,
     "rotary_pos_embedding": FLOAT,
     "cast_to_fp8_v2": FLOAT,

@@ -129,6 +129,7 @@ def test_the_log_says_who_runs_it(tmp_path, caplog):
     assert architecture.model == "tgi_transformers.model:TransformersModel"
     assert (config.head_dim, config.num_kv_heads, config.max_position) == (16, 2, 512)
     assert "no adapter offers Qwen3ForCausalLM" in caplog.text
+    assert "on one card only" in caplog.text
 
 
 def test_an_adapter_of_its_own_goes_first(tmp_path, caplog):

@@ -35,6 +35,7 @@ class Bridge:
     to_fp8: Callable[..., tuple[torch.Tensor, torch.Tensor]] | None
     from_fp8: Callable[..., torch.Tensor] | None
     fp8_gemm: Callable[..., torch.Tensor] | None
+    experts: Callable[..., torch.Tensor] | None
     metric: Callable[[str], Any] | None
 
 
@@ -69,6 +70,7 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         to_fp8=_operator(lambda: torch.ops.hpu.cast_to_fp8_v2),
         from_fp8=_operator(lambda: torch.ops.hpu.cast_from_fp8),
         fp8_gemm=_operator(lambda: torch.ops.hpu.fp8_gemm_v2),
+        experts=_operator(lambda: torch.ops.hpu.mixture_of_experts),
         metric=_optional("habana_frameworks.torch.hpu.metrics.metric_global"),
     )
 

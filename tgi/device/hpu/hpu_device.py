@@ -19,12 +19,13 @@ from torch import nn
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Array
 from tgi.device.batch import Batch, KVCache, KVLayer, pair
+from tgi.device.experts import Experts
 from tgi.device.graphs import Program, Run
 from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
 from tgi.weights import Shard
-from tgi.weights.formats import LinearWeight
+from tgi.weights.formats import DenseWeight, LinearWeight
 from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 
 from . import SPEC
@@ -205,6 +206,28 @@ class HpuDevice(StaticDevice):
         size = cos.shape[-1]
         turned = self.bridge.rotary(x[..., :size], cos, sin, None, 0, self.bridge.halves)
         return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
+
+    def experts(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
+    ) -> torch.Tensor:
+        """Compute dense experts with silu by the fused kernel, which leaves out those of other ranks."""
+        up, down = (
+            [w.matrix for w in part if isinstance(w, DenseWeight)] for part in (experts.up, experts.down)
+        )
+        plain = len(up) < len(experts.up) or experts.kind != "silu" or experts.up_bias is not None
+        if self.bridge.experts is None or plain:
+            return super().experts(x, weights, chosen, experts)
+        return self.bridge.experts(
+            hidden_states=x,
+            expert_routing_table=chosen,
+            router_weights=weights,
+            w12=up,
+            w3=down,
+            permuted_weights=True,
+            activation="silu",
+            experts_min=experts.first,
+            experts_max=experts.first + len(up) - 1,
+        )
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
         """Return the lowest index of the greatest value: which of equals a kernel returns is undocumented."""
