@@ -64,7 +64,6 @@ def test_experts_agree_with_the_definition(fused, dtype, first):
             down=[DenseWeight(weight.to(place)) for weight in down],
             first=first,
             kind="silu",
-            gate=device.silu_mul,
         )
         return device.experts(x.to(place), weights.to(place), chosen.to(place), held)
 

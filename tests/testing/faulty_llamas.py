@@ -59,7 +59,7 @@ class Theta(LlamaDecoder):
 class CountedPositions(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
-        self.rotaries[0] = CountingRotary(build, config.ropes[0])
+        self.rotary.parts[0] = CountingRotary(build, config.ropes[0])
 
 
 class CountingRotary(Rotary):

@@ -1,6 +1,6 @@
 """The experts of a layer on one rank, and their definition in plain torch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import attrs
@@ -8,8 +8,10 @@ import torch
 
 from tgi.weights.formats import LinearWeight
 
+from .activation import Activating, gate
 
-class Multiplying(Protocol):
+
+class Multiplying(Activating, Protocol):
     """The part of a `Device` that experts use."""
 
     def multiply(
@@ -37,13 +39,11 @@ class Experts:
     first: int = 0
     """Number of the first expert on this rank."""
     kind: str
-    """Kind of the activation."""
-    gate: Callable[[torch.Tensor], torch.Tensor]
-    """The activation of the first half of the last dimension, multiplied by the second."""
+    """Kind of the activation of the first half, by which the second is multiplied."""
 
     def compute(self, device: Multiplying, index: int, x: torch.Tensor) -> torch.Tensor:
         """Return the result of an expert of this rank for x [n, hidden]."""
         up_bias = None if self.up_bias is None else self.up_bias[index]
         down_bias = None if self.down_bias is None else self.down_bias[index]
-        inner = self.gate(device.multiply(x, self.up[index], up_bias))
+        inner = gate(device, self.kind, device.multiply(x, self.up[index], up_bias))
         return device.multiply(inner, self.down[index], down_bias)

@@ -1,7 +1,5 @@
 """Paged self-attention."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -50,12 +48,12 @@ class Attention(nn.Module):
         slopes: torch.Tensor | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
-        norms: Sequence[nn.Module] = (),
+        norms: tuple[nn.Module, nn.Module] | None = None,
         interleaved: int = 0,
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(norms)
+        self.query_norm, self.key_norm = norms if norms is not None else (None, None)
         self._interleaved, self._clip = interleaved, clip
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
@@ -79,9 +77,9 @@ class Attention(nn.Module):
         heads, kv_heads = self._heads, self._kv_heads
         all_heads = qkv.view(-1, heads + 2 * kv_heads, self._head_dim)
         query_key, value = all_heads[:, : heads + kv_heads], all_heads[:, heads + kv_heads :]
-        if len(self.norms):
+        if self.query_norm is not None and self.key_norm is not None:
             query, key = query_key[:, :heads], query_key[:, heads:]
-            query_key = torch.cat((self.norms[0](query), self.norms[1](key)), 1)
+            query_key = torch.cat((self.query_norm(query), self.key_norm(key)), 1)
         if self._clip is not None:
             query_key, value = (x.clamp(-self._clip, self._clip) for x in (query_key, value))
         if rotation is not None:

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgi.device.activation import activate, gate
 from tgi.device.batch import Batch
 from tgi.plugins.llama_config import LlamaConfig, Names
 from tgi.weights import TensorPart
 
-from .activation import activate, gate
 from .attention import Attention, alibi_slopes
 from .build import Build
 from .latent import LatentAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
 from .moe import MixtureOfExperts
 from .norm import HeadNorm, make_norm
-from .rotary import Rotary
+from .rotary import Rotations
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 
@@ -46,7 +46,10 @@ class SelfAttention(nn.Module):
         if config.sinks:
             part = TensorPart(f"{name}.sinks", (heads,), 0, build.shard.cut(heads))
             sinks = build.read(part).float()
-        norms = {names.query_norm: heads, names.key_norm: kv_heads} if config.head_norm else {}
+        norms = None
+        if config.head_norm is not None:
+            query_norm = HeadNorm(build, f"{name}.{names.query_norm}", heads, config)
+            norms = query_norm, HeadNorm(build, f"{name}.{names.key_norm}", kv_heads, config)
         self.attention = Attention(
             build,
             layer,
@@ -58,7 +61,7 @@ class SelfAttention(nn.Module):
             slopes=alibi_slopes(heads) if config.alibi else None,
             softcap=config.attention_softcap,
             sinks=sinks,
-            norms=[HeadNorm(build, f"{name}.{norm}", count, config) for norm, count in norms.items()],
+            norms=norms,
             interleaved=rope.dim if rope and config.interleaved else 0,
             clip=config.clip_qkv,
         )
@@ -152,7 +155,7 @@ class LlamaDecoder(nn.Module):
         config = attrs.evolve(config, names=names)
         hidden, vocab = config.hidden_size, config.vocab_size
         ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
-        self.rotaries = nn.ModuleList(Rotary(build, rope) for rope in ropes)
+        self.rotary = Rotations(build, ropes)
         self._rotations = [None if rope is None else ropes.index(rope) for rope in config.ropes]
         embedding, head = build.tie(names.embedding, names.head, config.tie_word_embeddings)
         self.embed = Embedding(build, embedding, vocab, hidden)
@@ -209,7 +212,7 @@ class LlamaDecoder(nn.Module):
             places = batch.positions.clamp_max(len(self.positions) - 1)  # beyond only in padding
             x = x + F.embedding(places, self.positions)
         x = _apply(self.embedding_norm, x)
-        rotations = [rotary(batch) for rotary in self.rotaries]
+        rotations = self.rotary(batch)
         for layer, rotation in zip(self.layers, self._rotations, strict=True):
             x = layer(x, batch, None if rotation is None else rotations[rotation])
         return self.head(self.norm(x), batch)  # type: ignore[no-any-return]

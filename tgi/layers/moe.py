@@ -11,7 +11,6 @@ from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig
 from tgi.weights import TensorPart
 
-from .activation import gate
 from .build import Build
 
 
@@ -155,6 +154,5 @@ def read_experts(build: Build, name: str, config: LlamaConfig) -> Experts:
             down_bias=down_bias,
             first=mine.start,
             kind=config.activation,
-            gate=lambda x: gate(build.device, config.activation, x),
         )
     )

@@ -11,6 +11,7 @@ depends on its neighbours, or on how its prompt was cut into chunks.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -54,6 +55,18 @@ class Rotary(nn.Module):
             theta = config.theta * stretch ** (config.dim / (config.dim - 2))
             return 1.0 / theta[:, None] ** self._exponents
         return self._short
+
+
+class Rotations(nn.Module):
+    """The rotations of all layers, which may differ, as one part of the model."""
+
+    def __init__(self, build: Build, configs: Sequence[RopeConfig]) -> None:
+        super().__init__()
+        self.parts = [Rotary(build, config) for config in configs]  # no ModuleList, which is for layers
+
+    def forward(self, batch: Batch) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return cos and sin by each config."""
+        return [part(batch) for part in self.parts]
 
 
 def frequencies(config: RopeConfig, beyond: bool = False) -> torch.Tensor:

@@ -1,22 +1,32 @@
 """Activations of MLPs, by their kind (`tgi.plugins.llama_config.ACTIVATIONS`)."""
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
-
-from tgi.device.base import Device
 
 SWIGLU_ALPHA, SWIGLU_LIMIT = 1.702, 7.0
 """Steepness and cap of the gate "swiglu" of gpt-oss."""
 
 
-def activate(device: Device, kind: str, x: torch.Tensor) -> torch.Tensor:
+class Activating(Protocol):
+    """The part of a `Device` that activations use."""
+
+    def gelu(self, x: torch.Tensor, tanh: bool = False) -> torch.Tensor:
+        """Return the activation of x, or its approximation by tanh."""
+
+    def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Return silu of the first half of the last dimension, multiplied by the second."""
+
+
+def activate(device: Activating, kind: str, x: torch.Tensor) -> torch.Tensor:
     """Return the activation of x."""
     if kind == "silu":
         return F.silu(x)
     return device.gelu(x, tanh=kind == "gelu_tanh")
 
 
-def gate(device: Device, kind: str, gate_up: torch.Tensor) -> torch.Tensor:
+def gate(device: Activating, kind: str, gate_up: torch.Tensor) -> torch.Tensor:
     """Return the activation of the first half of the last dimension, multiplied by the second."""
     if kind == "silu":
         return device.silu_mul(gate_up)
