@@ -100,3 +100,14 @@ async def test_grammars_can_be_switched_off() -> None:
         answer = await chat(server, response_format=FORMATS[0][0])
         assert answer.status == 400
         assert answer.json["error"]["message"] == "Input validation error: grammar is not supported"
+
+
+@pytest.mark.parametrize("strict", [True, False])
+async def test_a_schema_that_is_not_strict_has_open_objects_in_any_order(strict: bool) -> None:
+    text = '{"b":1,"x":2,"a":1}'
+    properties = {"a": {"type": "integer", "format": "int32"}, "b": {"type": "integer"}}
+    config = {"name": "n", "strict": strict, "schema": {"properties": properties, "required": ["a"]}}
+    async with serving(saying(text), limits=ROOM) as server:
+        answer = await chat(server, response_format={"type": "json_schema", "json_schema": config})
+        assert answer.headers["x-grammar-warning"] == '`format` at properties/a: "int32" is not enforced'
+        assert (answer.json["choices"][0]["message"]["content"] == text) is not strict
