@@ -311,7 +311,7 @@ def run(folder: Path, environment: dict[str, str], chosen: str | None) -> dict[s
     results.touch()
     command = [
         sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "--asyncio-mode=auto",
-        f"--timeout={SECONDS}", "--rootdir", str(folder), "-c", "/dev/null",
+        f"--timeout={SECONDS}", "--timeout-method=signal", "--rootdir", str(folder), "-c", "/dev/null",
         "--continue-on-collection-errors", *(["-k", chosen] if chosen else []), str(folder),
     ]  # fmt: skip
     path = {**os.environ, **environment, "RESULTS": str(results), "HF_HUB_OFFLINE": "1"}
