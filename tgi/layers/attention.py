@@ -53,7 +53,8 @@ class Attention(nn.Module):
         clip: float | None = None,
     ) -> None:
         super().__init__()
-        self.query_norm, self.key_norm = norms if norms is not None else (None, None)
+        self.query_norm: nn.Module | None = None if norms is None else norms[0]
+        self.key_norm: nn.Module | None = None if norms is None else norms[1]
         self._interleaved, self._clip = interleaved, clip
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
