@@ -94,8 +94,8 @@ def test_weights_are_off_by_half_a_step_at_most(bits: int, symmetric: bool, size
     matrix[4] = matrix[4].abs() + 1
     rounded = round_weight(matrix, bits, 64, symmetric=symmetric)
     step = rounded.scales.repeat_interleave(64, 1)[:, :size]
-    assert ((rounded.matrix - matrix).abs() <= step * (0.5 if symmetric else 1) + 1e-6).all()
-    assert (rounded.matrix[3] == 0).all()
+    assert ((rounded.dense() - matrix).abs() <= step * (0.5 if symmetric else 1) + 1e-6).all()
+    assert (rounded.dense()[3] == 0).all()
 
 
 @pytest.mark.parametrize(("quantize", "share"), [("int8", 1 + 4 / 64), ("int4", 1 / 2 + 5 / 64)])

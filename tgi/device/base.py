@@ -19,7 +19,7 @@ from torch import nn
 from tgi.plugins import ConfigError, DeviceSpec
 from tgi.plugins.check import Check
 from tgi.weights import Shard
-from tgi.weights.formats import LinearWeight
+from tgi.weights.formats import LinearWeight, Rounding
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups
@@ -164,6 +164,10 @@ class Device:
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Return a weight of any format in the form in which `multiply` is fastest."""
         return weight.prepare(self)
+
+    def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
+        """Return a dense weight [out, in] that is rounded, ready for `multiply`."""
+        return self.prepare_linear(rounding.round(matrix))
 
     def multiply(
         self,

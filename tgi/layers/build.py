@@ -153,10 +153,8 @@ class Build:
         lacking = [name for name in missing if name is not None]
         if lacking and len(lacking) < len(parts):
             raise ConfigError(f"the checkpoint has no tensor {lacking[0]!r}, though parts of the layer have")
-        rounds = isinstance(self.format, Rounding)
-        stored = _DENSE if lacking or (exact and rounds) else self.format
-        weight = self.prepare(stored.read(self, *parts))
-        self._count_rounded(stored, len(parts))
+        stored = _DENSE if lacking or (exact and isinstance(self.format, Rounding)) else self.format
+        weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
         return weight
 
@@ -165,10 +163,8 @@ class Build:
 
         Checkpoints have it dense; it is rounded if other layers are (`--quantize`).
         """
-        if not isinstance(self.format, Rounding):
-            return self.prepare(DenseWeight(matrix))
-        self._count_rounded(self.format.head, 1)
-        return self.prepare(self.format.head.round(matrix))
+        stored = self.format.head if isinstance(self.format, Rounding) else _DENSE
+        return self._prepare_as(stored, DenseWeight(matrix), 1)
 
     def dense(self, part: TensorPart) -> torch.Tensor:
         """Return the weight of a linear layer as numbers, whatever format the checkpoint has it in."""
@@ -226,12 +222,17 @@ class Build:
         held = list(tensor.shape)
         self.tensors.append(TensorInfo(name, list(shape), held, stored, tensor.nbytes, self._share))
 
-    def _count_rounded(self, stored: WeightFormat, count: int) -> None:
-        """Correct the notes of the last tensors that were read, if they are kept in another format."""
-        if isinstance(stored, Rounding):
-            for place, info in list(enumerate(self.tensors))[-count:]:
-                size = stored.bytes(*info.part)
-                self.tensors[place] = msgspec.structs.replace(info, format=stored.name, bytes=size)
+    def _prepare_as(self, stored: WeightFormat, weight: LinearWeight, count: int) -> LinearWeight:
+        """Prepare a weight of that format, which the last `count` tensors that were read make up."""
+        if not isinstance(stored, Rounding):
+            return self.prepare(weight)
+        for place, info in list(enumerate(self.tensors))[-count:]:
+            size = stored.bytes(*info.part)
+            self.tensors[place] = msgspec.structs.replace(info, format=stored.name, bytes=size)
+        assert isinstance(weight, DenseWeight)
+        rounded = self.device.round(weight.matrix, stored)
+        self._spare = weight.matrix.flatten()
+        return rounded
 
     def _read(self, part: TensorPart, out: torch.Tensor) -> torch.Tensor:
         dim, there = (1 - part.dim, out.T) if part.transposed else (part.dim, out)

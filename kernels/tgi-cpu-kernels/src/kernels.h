@@ -40,6 +40,8 @@ void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
 void tgi_linear(int kind, const LinearArguments*);
 long tgi_packed_ints_size(long n, long k, long bits, long group);
 void tgi_pack_ints(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out);
+void tgi_round_and_pack(int kind, const void* w, long n, long k, long stride, long bits, long group, uint8_t* out,
+                        float* scales, uint8_t* zeros);
 void tgi_quantized_linear(int kind, const QuantizedArguments*);
 void tgi_store_kv(int kind, const void* key, const void* value, long tokens, long kv_heads, long size, long key_stride,
                   long value_stride, const int32_t* slots, void* keys, void* values);

@@ -8,6 +8,7 @@
 // with the first four features in the low halves of the bytes, and the next four in the high ones.
 #include "linear.h"
 
+#include <limits>
 #include <omp.h>
 #include <vector>
 
@@ -16,18 +17,82 @@ constexpr long QUAD = 4;
 static long groups_of(long k, long group) { return (k + group - 1) / group; }
 static long padded(long k, long group) { return groups_of(k, group) * group; }
 
+// Put the k numbers of column c of a unit, which is 0 so far, into their places.
+static void place(const uint8_t* row, long k, long bits, long c, uint8_t* unit) {
+  const long step = 32 / bits;
+  unit += c * QUAD;
+  long i = 0;
+  for (; i + step <= k; i += step, unit += UNIT * QUAD) {
+    uint32_t quad, next = 0;
+    memcpy(&quad, row + i, 4);
+    if (bits == 4) memcpy(&next, row + i + 4, 4);
+    quad |= next << 4;
+    memcpy(unit, &quad, 4);
+  }
+  for (long j = 0; i + j < k; j++) unit[j % 4] |= row[i + j] << (j / 4 * 4);
+}
+
 static void pack(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out) {
   const long size = UNIT * padded(k, group) * bits / 8;
 #pragma omp parallel for
   for (long u = 0; u < units(n); u++) {
-    uint8_t* unit = out + u * size;
-    memset(unit, 0, size);
-    for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++) {
-      const uint8_t* row = w + (u * UNIT + c) * k;
-      if (bits == 8)
-        for (long i = 0; i < k; i++) unit[(i / 4 * UNIT + c) * 4 + i % 4] = row[i];
-      else
-        for (long i = 0; i < k; i++) unit[(i / 8 * UNIT + c) * 4 + i % 4] |= row[i] << (i % 8 / 4 * 4);
+    memset(out + u * size, 0, size);
+    for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++)
+      place(w + (u * UNIT + c) * k, k, bits, c, out + u * size);
+  }
+}
+
+// Round a group of a weight's row to integers. Without `zero`, the middle of their range stands for 0.
+template <typename T> static float round_weights(const T* x, long count, long bits, uint8_t* out, uint8_t* zero) {
+  const long whole = count - count % W;
+  vf lows = vf{}, highs = vf{};
+  for (long i = 0; i < whole; i += W) {
+    const vf v = load(x + i);
+    lows = -maximum(-v, -lows);
+    highs = maximum(v, highs);
+  }
+  float low = -largest(-lows), high = largest(highs);
+  for (long i = whole; i < count; i++) {
+    low = std::min(low, widen(x[i]));
+    high = std::max(high, widen(x[i]));
+  }
+  const int32_t most = (1 << bits) - 1, middle = 1 << (bits - 1);
+  const float scale = zero ? (high - low) / most : std::max(-low, high) / (middle - 1);
+  const float step = std::max(scale, std::numeric_limits<float>::min());
+  const int32_t origin = zero ? nearest(all(-low / step))[0] : middle;
+  if (zero) *zero = (uint8_t)origin;
+  for (long i = 0; i < count; i += W) {
+    T piece[W] = {};
+    const long length = std::min<long>(W, count - i);
+    memcpy(piece, x + i, length * sizeof(T));
+    vi q = nearest(load(piece) / step) + origin;
+    q = q > most ? vi{} + most : q < 0 ? vi{} : q;
+    const vq bytes = __builtin_convertvector(q, vq);
+    memcpy(out + i, &bytes, length);
+  }
+  return scale;
+}
+
+template <typename T>
+static void round_and_pack(const T* w, long n, long k, long stride, long bits, long group, uint8_t* out, float* scales,
+                           uint8_t* zeros) {
+  const long groups = groups_of(k, group), size = UNIT * padded(k, group) * bits / 8;
+#pragma omp parallel
+  {
+    std::vector<uint8_t> row(k);
+#pragma omp for
+    for (long u = 0; u < units(n); u++) {
+      memset(out + u * size, 0, size);
+      for (long c = 0; c < UNIT; c++)
+        for (long g = 0; g < groups; g++) {
+          const long at = (u * groups + g) * UNIT + c, column = u * UNIT + c;
+          scales[at] = 0;
+          if (zeros) zeros[at] = 0;
+          if (column >= n) continue;
+          scales[at] = round_weights(w + column * stride + g * group, std::min(group, k - g * group), bits,
+                                     row.data() + g * group, zeros ? zeros + at : nullptr);
+          if (g == groups - 1) place(row.data(), k, bits, c, out + u * size);
+        }
     }
   }
 }
@@ -170,6 +235,11 @@ template <typename T> static void quantized(const QuantizedArguments* a) {
 extern "C" {
 long tgi_packed_ints_size(long n, long k, long bits, long group) { return units(n) * UNIT * padded(k, group) * bits / 8; }
 void tgi_pack_ints(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out) { pack(w, n, k, bits, group, out); }
+void tgi_round_and_pack(int kind, const void* w, long n, long k, long stride, long bits, long group, uint8_t* out,
+                        float* scales, uint8_t* zeros) {
+  if (kind == BFLOAT16) round_and_pack((const bf16*)w, n, k, stride, bits, group, out, scales, zeros);
+  else round_and_pack((const float*)w, n, k, stride, bits, group, out, scales, zeros);
+}
 void tgi_quantized_linear(int kind, const QuantizedArguments* a) {
   kind == BFLOAT16 ? quantized<bf16>(a) : quantized<float>(a);
 }

@@ -111,6 +111,35 @@ def test_a_row_of_a_quantized_layer_does_not_depend_on_others(
         assert torch.equal(torch.cat(parts), whole)
 
 
+@BOTH
+@pytest.mark.parametrize(("bits", "symmetric"), [(8, True), (4, False), (4, True), (8, False)])
+@pytest.mark.parametrize(("n", "k", "group"), [(100, 33, 33), (64, 192, 64), (31, 300, 128), (1, 1, 8)])
+def test_rounding_a_weight(
+    kernels: Kernels, dtype: torch.dtype, bits: int, symmetric: bool, n: int, k: int, group: int
+) -> None:
+    weight, groups = random(n, k, dtype=dtype), -(-k // group)
+    weight[0] = 0
+    weight[-1] = weight[-1].abs()
+    padded = torch.zeros(n, groups * group)
+    padded[:, :k] = weight.float()
+    parts = padded.view(n, groups, group)
+    if symmetric:
+        scales = parts.abs().amax(-1) / (2 ** (bits - 1) - 1)
+        zeros = torch.full_like(scales, 2 ** (bits - 1))
+    else:
+        low, high = parts.amin(-1).clamp_max(0), parts.amax(-1).clamp_min(0)
+        scales = (high - low) / (2**bits - 1)
+        zeros = (-low / scales.clamp_min(1e-30)).round()
+    stored = (parts / scales.clamp_min(1e-30)[..., None]).round() + zeros[..., None]
+    numbers = stored.clamp(0, 2**bits - 1).view(n, -1)[:, :k].to(torch.uint8)
+    expected = kernels.pack_ints(numbers, scales, None if symmetric else zeros.to(torch.uint8), bits, group)
+    result = kernels.round_and_pack(weight, bits, group, symmetric=symmetric)
+    assert (result.n, result.k, result.bits, result.group) == (n, k, bits, expected.group)
+    assert torch.equal(result.scales, expected.scales)
+    assert torch.equal(result.numbers, expected.numbers)
+    assert symmetric or torch.equal(result.zeros, expected.zeros)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_a_quantized_layer_hides_no_number_that_is_not_finite(kernels: Kernels, wrong: float) -> None:
     packed = kernels.pack_ints(*integers(5, 40, 8, 40, symmetric=False), 8, 40)

@@ -47,6 +47,27 @@ class _Quantized(ctypes.Structure):
     )
 
 
+_TYPES = {"i": ctypes.c_int, "l": _Long, "f": _Float, "p": _Pointer, "v": None}
+_SIGNATURES = {
+    "tgi_packed_size": ("l", "ll"),
+    "tgi_pack": ("v", "iplllp"),
+    "tgi_linear": ("v", "ip"),
+    "tgi_packed_ints_size": ("l", "llll"),
+    "tgi_pack_ints": ("v", "pllllp"),
+    "tgi_round_and_pack": ("v", "iplllllppp"),
+    "tgi_quantized_linear": ("v", "ip"),
+    "tgi_store_kv": ("v", "ipplllllppp"),
+    "tgi_partials": ("l", "p"),
+    "tgi_attention": ("v", "ip"),
+    "tgi_rms_norm": ("v", "ippflllp"),
+    "tgi_silu_mul": ("v", "ipllp"),
+    "tgi_rotary": ("v", "ipllllppl"),
+    "tgi_greedy": ("v", "iplllpp"),
+    "tgi_log_softmax": ("v", "plllp"),
+}
+"""Types of the result and the arguments of each function of kernels.h."""
+
+
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Pointer) for name in ("query", "keys", "values", "out", "tables", "offsets", "lengths")),
@@ -117,20 +138,16 @@ class Kernels:
         self.name = name
         """Instruction set."""
         self._functions = functions
-        functions.tgi_packed_size.restype = functions.tgi_packed_ints_size.restype = _Long
-        functions.tgi_partials.restype = _Long
-        functions.tgi_rms_norm.argtypes = (
-            ctypes.c_int, _Pointer, _Pointer, _Float, _Long, _Long, _Long, _Pointer,
-        )  # fmt: skip
+        for function, (result, arguments) in _SIGNATURES.items():
+            getattr(functions, function).restype = _TYPES[result]
+            getattr(functions, function).argtypes = [_TYPES[letter] for letter in arguments]
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""
         n, k = weight.shape
         weight = weight.contiguous()
-        packed = weight.new_empty(self._functions.tgi_packed_size(_Long(n), _Long(k)))
-        self._functions.tgi_pack(
-            _KINDS[weight.dtype], _place(weight), _Long(n), _Long(k), _Long(weight.stride(0)), _place(packed)
-        )
+        packed = weight.new_empty(self._functions.tgi_packed_size(n, k))
+        self._functions.tgi_pack(_KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
         return packed
 
     def linear(
@@ -167,12 +184,31 @@ class Kernels:
         """
         n, k = numbers.shape
         group = -(-min(group, k) // 8) * 8
-        sizes = _Long(n), _Long(k), _Long(bits), _Long(group)
+        sizes = n, k, bits, group
         packed = numbers.new_empty(self._functions.tgi_packed_ints_size(*sizes))
         self._functions.tgi_pack_ints(_place(numbers.contiguous()), *sizes, _place(packed))
         return PackedInts(
             packed, _by_unit(scales), zeros if zeros is None else _by_unit(zeros), n, k, bits, group
         )
+
+    def round_and_pack(self, weight: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> PackedInts:
+        """Round a dense weight [n, k] to integers of 8 or 4 bits, in the order that `quantized_linear` reads.
+
+        A symmetric group of input features has 0 in the middle of its range; any other is rounded between
+        its least and greatest number, 0 included. `group` and k are those of `pack_ints`.
+        """
+        weight = _whole_rows(weight)
+        n, k = weight.shape
+        group = -(-min(group, k) // 8) * 8
+        units, groups = -(-n // _UNIT), -(-k // group)
+        numbers = torch.empty(self._functions.tgi_packed_ints_size(n, k, bits, group), dtype=torch.uint8)
+        scales = torch.empty(units, groups, _UNIT)
+        zeros = None if symmetric else torch.empty(units, groups, _UNIT, dtype=torch.uint8)
+        self._functions.tgi_round_and_pack(
+            _KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), bits, group,
+            _place(numbers), _place(scales), _place(zeros),
+        )  # fmt: skip
+        return PackedInts(numbers, scales, zeros, n, k, bits, group)
 
     def quantized_linear(
         self,
@@ -210,8 +246,8 @@ class Kernels:
         key, value = _whole_heads(key), _whole_heads(value)
         tokens, kv_heads, size = key.shape
         self._functions.tgi_store_kv(
-            _KINDS[key.dtype], _place(key), _place(value), _Long(tokens), _Long(kv_heads), _Long(size),
-            _Long(key.stride(0)), _Long(value.stride(0)), _place(slots), _place(keys), _place(values),
+            _KINDS[key.dtype], _place(key), _place(value), tokens, kv_heads, size,
+            key.stride(0), value.stride(0), _place(slots), _place(keys), _place(values),
         )  # fmt: skip
 
     def attention(
@@ -267,9 +303,7 @@ class Kernels:
         gate_up = gate_up.contiguous()
         rows, both = gate_up.shape
         out = gate_up.new_empty(rows, both // 2)
-        self._functions.tgi_silu_mul(
-            _KINDS[gate_up.dtype], _place(gate_up), _Long(rows), _Long(both // 2), _place(out)
-        )
+        self._functions.tgi_silu_mul(_KINDS[gate_up.dtype], _place(gate_up), rows, both // 2, _place(out))
         return out
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -277,8 +311,8 @@ class Kernels:
         assert _whole_heads(x) is x, "heads must follow one another"
         tokens, heads, size = x.shape
         self._functions.tgi_rotary(
-            _KINDS[x.dtype], _place(x), _Long(tokens), _Long(heads), _Long(size), _Long(x.stride(0)),
-            _place(cos), _place(sin), _Long(2 * cos.shape[1]),
+            _KINDS[x.dtype], _place(x), tokens, heads, size, x.stride(0),
+            _place(cos), _place(sin), 2 * cos.shape[1],
         )  # fmt: skip
 
     def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -291,7 +325,7 @@ class Kernels:
         rows, size = scores.shape
         best, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
         self._functions.tgi_greedy(
-            _KINDS[scores.dtype], _place(scores), _Long(rows), _Long(size), _Long(scores.stride(0)),
+            _KINDS[scores.dtype], _place(scores), rows, size, scores.stride(0),
             _place(best), _place(logprobs),
         )  # fmt: skip
         return best, logprobs
@@ -301,9 +335,7 @@ class Kernels:
         scores = _whole_rows(scores)
         rows, size = scores.shape
         out = torch.empty(rows, size)
-        self._functions.tgi_log_softmax(
-            _place(scores), _Long(rows), _Long(size), _Long(scores.stride(0)), _place(out)
-        )
+        self._functions.tgi_log_softmax(_place(scores), rows, size, scores.stride(0), _place(out))
         return out
 
 
@@ -325,5 +357,5 @@ def _whole_heads(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
-def _place(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    return _Pointer(None if tensor is None else tensor.data_ptr())
+def _place(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -12,7 +12,7 @@ from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, Kernel
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache, KVLayer
-from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight, Operations
+from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight, Operations, Rounding
 
 from .cpu_device import CpuDevice, has_instructions
 
@@ -114,6 +114,16 @@ class KernelDevice(CpuDevice):
         if isinstance(weight, IntegerWeight) and PackedIntegers.takes(weight):
             return PackedIntegers.of(self._kernels, weight)
         return super().prepare_linear(weight)
+
+    def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
+        """Round and pack at once."""
+        size = matrix.shape[1]
+        if matrix.dtype not in _DTYPES or size > MAX_QUANTIZED_FEATURES:
+            return super().round(matrix, rounding)
+        packed = self._kernels.round_and_pack(
+            matrix, rounding.bits, rounding.group(size), symmetric=rounding.symmetric
+        )
+        return PackedIntegers(self._kernels, packed, None)
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Normalise and round once."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from tgi.plugins import ConfigError, JsonReader
 
-from .base import LinearWeight, Operations, Rounding, WeightFormat
+from .base import LinearWeight, Operations, WeightFormat
 from .dense import Dense, DenseWeight
-from .integers import IntegerWeight
+from .integers import IntegerWeight, Rounding
 
 __all__ = [
     "Dense",

@@ -116,27 +116,3 @@ class WeightFormat(ABC):
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:  # noqa: ARG002
         """Return the scales [] of the keys and the values of attention layer `name`; None: it has none."""
         return None
-
-
-class Rounding(WeightFormat):
-    """A format that dense weights are rounded to while a checkpoint is loaded (`--quantize`).
-
-    One layer at a time is in memory as the checkpoint has it.
-    """
-
-    @property
-    def head(self) -> "Rounding":
-        """The format of the layer that gives logits, which needs more precision than others."""
-        return self
-
-    @abstractmethod
-    def bytes(self, out: int, size: int) -> int:
-        """Return the bytes of a matrix [out, size]."""
-
-    @abstractmethod
-    def round(self, matrix: torch.Tensor) -> LinearWeight:
-        """Round a dense matrix [out, in], which is not used afterwards."""
-
-    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
-        """Read the dense weights and round them."""
-        return self.round(reader.read(*parts))

@@ -3,13 +3,15 @@
 Other files of this folder say which checkpoints have such weights, or how dense ones are rounded to them.
 """
 
-from typing import Self
+from abc import abstractmethod
+from typing import ClassVar, Self
 
 import attrs
 import torch
 import torch.nn.functional as F
 
 from .base import LinearWeight, Operations
+from .dense import Dense
 
 _PIECE = 1 << 18
 """Numbers that are rounded at once: few enough to stay in a processor's cache."""
@@ -34,9 +36,8 @@ class IntegerWeight(LinearWeight):
     order: torch.Tensor | None = None
     """Input features [in] in the order of the weight's columns; None: their own."""
 
-    @property
-    def matrix(self) -> torch.Tensor:
-        """The matrix in float32, with its columns in the order of `order`."""
+    def dense(self) -> torch.Tensor:
+        """Return the real numbers in float32, with the columns in the order of `order`."""
         zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
         return (self.numbers.float() - zeros) * _spread(self.scales, self)
 
@@ -60,7 +61,7 @@ class IntegerWeight(LinearWeight):
     ) -> torch.Tensor:
         """Round x to 8 bits and multiply in float32."""
         rounded = round_inputs(x if self.order is None else x[:, self.order], self.group)
-        y = device.linear(rounded, self.matrix)
+        y = device.linear(rounded, self.dense())
         y = y if bias is None else y + bias
         return (y if residual is None else y + residual).to(x.dtype)
 
@@ -79,6 +80,35 @@ def round_inputs(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((groups * inverse).round() * (top / 127)).view(rows, -1)[:, :size]
 
 
+class Rounding(Dense):
+    """A format that dense weights are rounded to while a checkpoint is loaded (`--quantize`).
+
+    One layer at a time is in memory as the checkpoint has it.
+    """
+
+    bits: ClassVar[int]
+    symmetric: ClassVar[bool]
+    """Whether 0 is in the middle of the integers' range; else a group begins at its least number."""
+
+    @property
+    def head(self) -> "Rounding":
+        """The format of the layer that gives logits, which needs more precision than others."""
+        return self
+
+    @abstractmethod
+    def group(self, size: int) -> int:
+        """Return how many of `size` input features share a scale."""
+
+    def bytes(self, out: int, size: int) -> int:
+        """Return the bytes of a matrix [out, size]: numbers, scales, and zeros if there are any."""
+        groups = -(-size // self.group(size))
+        return out * (size * self.bits // 8 + groups * (4 if self.symmetric else 5))
+
+    def round(self, matrix: torch.Tensor) -> IntegerWeight:
+        """Round a dense matrix [out, in]."""
+        return round_weight(matrix, self.bits, self.group(matrix.shape[1]), symmetric=self.symmetric)
+
+
 def round_weight(matrix: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> IntegerWeight:
     """Round a dense matrix [out, in] to integers; `symmetric`: 0 is in the middle of their range."""
     out, size = matrix.shape
@@ -86,8 +116,8 @@ def round_weight(matrix: torch.Tensor, bits: int, group: int, *, symmetric: bool
     numbers = torch.empty(out, size, dtype=torch.uint8, device=matrix.device)
     scales = torch.empty(out, count, dtype=torch.float32, device=matrix.device)
     zeros = None if symmetric else torch.empty(out, count, dtype=torch.uint8, device=matrix.device)
-    rows = out if matrix.is_meta else max(1, _PIECE // size)
-    for begin in range(0, out, rows):
+    rows = max(1, _PIECE // size)
+    for begin in range(0, 0 if matrix.is_meta else out, rows):
         piece = slice(begin, begin + rows)
         groups = F.pad(matrix[piece].float(), (0, count * group - size)).view(-1, count, group)
         if zeros is None:
