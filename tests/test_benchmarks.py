@@ -175,3 +175,22 @@ def test_our_buckets_pad_less_with_half_the_graphs(workload: str) -> None:
         assert ours.graphs <= best.graphs / 2
         assert ours.waste <= best.waste
         assert ours.rate >= best.rate
+
+
+def test_a_peers_test_passes_or_fails_or_does_not_apply() -> None:
+    classified = load("peers_api_tests").classified
+    assert classified("a.py::test_a", "passed", "") == ("passed", "")
+    assert classified("a.py::test_a", "failed", "assert 1 ==\n  2") == ("failed", "assert 1 == 2")
+    for nodeid, outcome, message, reason in [
+        ("unit/test_lora.py::test_a", "failed", "x", "not offered"),
+        ("a.py::test_a", "skipped", "NOT APPLICABLE: another model", "another model"),
+        ("a.py::test_a", "failed", "No module named 'x'", "needs a package: x"),
+        (
+            "a.py::test_a",
+            "failed",
+            "`lora` is not supported: …",
+            "a field that is refused by name, see docs/fields.md",
+        ),
+        ("a.py::test_a", "skipped", "no GPU", "no GPU"),
+    ]:
+        assert classified(nodeid, outcome, message) == ("not applicable", reason)
