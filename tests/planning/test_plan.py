@@ -38,6 +38,15 @@ def planned(config: dict[str, Any], card: str = "gaudi2", ranks: int = 1, **chan
         return make_plan("model", setup, describe(setup.describe_command()), rates)
 
 
+def test_llama_8b_rounded_to_8_bits() -> None:
+    """A number and a byte for each weight, four bytes for each row; embedding and norms in bfloat16."""
+    rows, layers, vocabulary, hidden = 43_008, 32, 128_256, 4096
+    linear = layers * hidden * (2 * 4096 + 2 * 1024 + 3 * 14_336) + vocabulary * hidden
+    others = vocabulary * hidden + 65 * hidden
+    plan = planned(LLAMA_31_8B, "cpu", quantize="int8")
+    assert plan.memory.rank.weight_bytes == linear + 4 * (layers * rows + vocabulary) + 2 * others
+
+
 def test_llama_8b_on_a_gaudi2() -> None:
     """gaudi.md 2.4: 79.22 GiB are free with the weights loaded and one step run, a block takes 16 MiB, and
     with 0.9 of the memory and 0.1 of that for graphs there are 4107 blocks."""

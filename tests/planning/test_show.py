@@ -61,6 +61,13 @@ def test_the_same_numbers_as_json(small: Path, capsys: pytest.CaptureFixture[str
     assert all(speed["rate"] < speed["bound"] for speed in found["decode"])
 
 
+def test_what_rounding_does_to_the_loss(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tgi(str(small), "--device", "cpu", "--max-total-tokens", "1024", "--quantize", "int8") in (0, 1)
+    out = capsys.readouterr().out
+    assert "bfloat16, weights in int8" in out
+    assert "raises the demo model's loss on unseen words by 0.1%" in out
+
+
 def test_buckets_are_chosen_as_the_options_say(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert tgi(str(small), *README, "--json", "--max-graphs", "20") == 0
     assert json.loads(capsys.readouterr().out)["graphs"] == 20
