@@ -166,7 +166,7 @@ def groups(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "fault"),
     [
-        ({"quant_method": "gptq", "bits": 4}, "'quant_method' is 'gptq'"),
+        ({"quant_method": "hqq", "nbits": 4}, "'quant_method' is 'hqq'"),
         ({"quant_method": "fp8"}, "'activation_scheme' is 'dynamic'"),
         (STATIC | {"weight_block_size": [128, 128]}, "'weight_block_size' is set"),
         (GROUPS | {"format": "pack-quantized"}, "'format' is 'pack-quantized'"),

@@ -59,6 +59,8 @@ class Device:
     """Whether programs and `fetch` return before the device has done their work."""
     fp8_limit = FP8_LIMIT
     """Greatest number in 8 bits."""
+    integers: frozenset[int] = frozenset()
+    """Bits of integer weights that are multiplied as they are; others are made dense at loading."""
     min_tokens = 1
     """Least number of tokens of a step, padding included."""
 

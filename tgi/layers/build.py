@@ -217,10 +217,25 @@ class Build:
             for shape, layers in groups.items()
         ]
 
-    def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
-        """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`."""
-        held = list(tensor.shape)
-        self.tensors.append(TensorInfo(name, list(shape), held, stored, tensor.nbytes, self._share))
+    def keep(
+        self,
+        name: str,
+        shape: Sequence[int],
+        tensor: torch.Tensor,
+        stored: str = "dense",
+        size: int | None = None,
+    ) -> None:
+        """Take note of a tensor that the rank keeps, of which the checkpoint has the whole in `shape`.
+
+        It takes `size` bytes, or as many as it has itself.
+        """
+        held, size = list(tensor.shape), tensor.nbytes if size is None else size
+        self.tensors.append(TensorInfo(name, list(shape), held, stored, size, self._share))
+
+    def skip_zeros(self, name: str) -> None:
+        """Let a tensor be left unread if it is there and all its numbers are 0."""
+        if name in self and self.weights.is_zero(name):
+            self.weights.dismiss(name)
 
     def _prepare_as(self, stored: WeightFormat, weight: LinearWeight, count: int) -> LinearWeight:
         """Prepare a weight of that format, which the last `count` tensors that were read make up."""

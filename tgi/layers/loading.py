@@ -1,7 +1,7 @@
 """Builds models: with their weights on a device, or without numbers on torch's device "meta"."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from tgi.weights import (
     Shard,
     Weights,
 )
-from tgi.weights.formats import WeightFormat, read_format
+from tgi.weights.formats import EXPANDED, WeightFormat, read_format
 
 from .build import Build
 
@@ -61,9 +61,13 @@ class Blueprint:
         build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel)
         return self.make(self.config, build).eval(), build
 
-    def sketch(self, weights: Outline, shard: Shard) -> Build:
-        """Build a rank's share without numbers, and return what it asked for. Raises ConfigError."""
+    def sketch(self, weights: Outline, shard: Shard, integers: Iterable[int] = ()) -> Build:
+        """Build a rank's share without numbers, and return what it asked for, on a device with `integers`.
+
+        Raises ConfigError.
+        """
         device = Device()
+        device.integers = frozenset(integers)
         device.torch_device = torch.device("meta")
         try:
             return self.build(weights, shard, device)[1]
@@ -105,6 +109,8 @@ def load_model(
             raise CheckpointError(weights.superfluous(strange))
         if shard.rank == 0:
             log.warning("%s; they are left out", weights.superfluous(weights.unread))
+    if shard.rank == 0:
+        _log_expanded(build)
     return LoadedModel(model, blueprint.config, build)
 
 
@@ -122,10 +128,10 @@ def describe(command: Describe) -> Described:
     whole = RecordingShard()
     possible: list[int] = []
     try:
-        build = blueprint.sketch(outline, whole)
+        build = blueprint.sketch(outline, whole, command.integers)
         possible = whole.possible_ranks(config.num_heads)
         if command.ranks != 1:
-            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks))
+            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks), command.integers)
     except DivisionError:
         raise ConfigError(
             f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
@@ -134,6 +140,17 @@ def describe(command: Describe) -> Described:
     if command.check:
         outline.check()
     return _describe(config, build, _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize), possible)
+
+
+def _log_expanded(build: Build) -> None:
+    """Say how much memory the weights take that the device does not multiply as they are stored."""
+    expanded = [tensor for tensor in build.tensors if tensor.format.endswith(EXPANDED)]
+    if expanded:
+        log.info(
+            "%s weights are made dense while they are loaded, and take %.2f GiB on each rank",
+            expanded[0].format.partition(",")[0],
+            sum(tensor.bytes for tensor in expanded) / 2**30,
+        )
 
 
 def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks: list[int]) -> Described:

@@ -88,6 +88,7 @@ class Setup:
             check=False,
             overrides=self.overrides,
             quantize=quantize,
+            integers=sorted(self.device.integers),
             expert_parallel=self.options.expert_parallel,
         )
 

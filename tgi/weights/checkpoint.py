@@ -135,6 +135,10 @@ class Checkpoint:
         mine, theirs = (view(self._files[each], each).view(torch.uint8) for each in (name, other))
         return torch.equal(mine, theirs)
 
+    def is_zero(self, name: str) -> bool:
+        """Return whether all numbers of a tensor are 0."""
+        return not view(self._files[name], name).any()
+
     def strange(self, asked: Collection[str] | None = None) -> list[str]:
         """Return the unread tensors that belong to a module or a layer of which the model reads others.
 

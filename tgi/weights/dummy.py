@@ -61,6 +61,10 @@ class DummyWeights:
         """Do as `Checkpoint.equal`: a tied model has one tensor."""
         return True
 
+    def is_zero(self, _name: str) -> bool:
+        """Do as `Checkpoint.is_zero`."""
+        return False
+
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
 

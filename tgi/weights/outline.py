@@ -50,6 +50,10 @@ class Outline:
         """Do as `Checkpoint.equal`."""
         return self.checkpoint is None or self.checkpoint.equal(name, other)
 
+    def is_zero(self, name: str) -> bool:
+        """Do as `Checkpoint.is_zero`."""
+        return self.checkpoint is not None and self.checkpoint.is_zero(name)
+
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
         self._asked.add(name)

@@ -20,6 +20,7 @@ SPEC = DeviceSpec(
     compiles=False,
     mixes_rows=True,
     roundings=frozenset({"int8", "int4"}),
+    integers=frozenset({4, 8}),
     memory_fraction=0.5,  # others live on the machine, such as a second server
     cards={"cpu": Card()},
     doctor="tgi.device.cpu.cpu_checks:CpuDoctor",

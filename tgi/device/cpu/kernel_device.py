@@ -103,6 +103,7 @@ class KernelDevice(CpuDevice):
         """Load the kernels. Raises tgi_cpu_kernels.Unavailable."""
         super().__init__(threads)
         self._kernels = load()
+        self.integers = frozenset({4, 8})
         self._packs = not has_instructions("amx_bf16")  # with AMX, oneDNN is faster for many rows
         if self._packs:
             self.min_tokens = 1

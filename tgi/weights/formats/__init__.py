@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from tgi.plugins import ConfigError, JsonReader
 
-from .base import LinearWeight, Operations, WeightFormat
+from .base import EXPANDED, LinearWeight, Operations, WeightFormat
 from .dense import Dense, DenseWeight
 from .integers import IntegerWeight, Rounding
 
 __all__ = [
+    "EXPANDED",
     "Dense",
     "DenseWeight",
     "IntegerWeight",

@@ -14,12 +14,16 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
+EXPANDED = "expanded"
+"""Word in the name of a format, in `tgi plan`, for weights that are made dense while they are loaded."""
+
 
 class Operations(Protocol):
     """The part of a `tgi.device.Device` that formats use."""
 
     torch_device: torch.device
     fp8_limit: float
+    integers: frozenset[int]
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a dense weight [out, in] in the form in which `linear` is fastest."""
@@ -37,6 +41,10 @@ class Operations(Protocol):
 class Reader(Protocol):
     """The part of a `tgi.layers.Build` that formats use."""
 
+    @property
+    def device(self) -> Operations:
+        """The device that the weights are for."""
+
     def __contains__(self, name: str) -> bool:
         """Whether the checkpoint has a tensor of that name."""
 
@@ -49,8 +57,18 @@ class Reader(Protocol):
     def read_raw(self, part: TensorPart, dtype: torch.dtype, kept: bool = True) -> torch.Tensor:
         """Return a part of a tensor in the host's memory, which the rank keeps or does not."""
 
-    def keep(self, name: str, shape: Sequence[int], tensor: torch.Tensor, stored: str = "dense") -> None:
-        """Take note of a tensor that the rank keeps."""
+    def keep(
+        self,
+        name: str,
+        shape: Sequence[int],
+        tensor: torch.Tensor,
+        stored: str = "dense",
+        size: int | None = None,
+    ) -> None:
+        """Take note of a tensor that the rank keeps, in so many bytes, or as many as it has."""
+
+    def skip_zeros(self, name: str) -> None:
+        """Let a tensor be left unread if it is there and all its numbers are 0."""
 
     def put(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a tensor on the device, in the model's dtype."""

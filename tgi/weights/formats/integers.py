@@ -36,10 +36,28 @@ class IntegerWeight(LinearWeight):
     order: torch.Tensor | None = None
     """Input features [in] in the order of the weight's columns; None: their own."""
 
-    def dense(self) -> torch.Tensor:
-        """Return the real numbers in float32, with the columns in the order of `order`."""
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The real numbers in float32, with the columns in the order of `order`."""
         zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
         return (self.numbers.float() - zeros) * _spread(self.scales, self)
+
+    @property
+    def zeros_or_middle(self) -> torch.Tensor:
+        """The zeros [out, groups] uint8, whether they are given or not."""
+        middle = torch.full_like(self.scales, 2 ** (self.bits - 1), dtype=torch.uint8)
+        return middle if self.zeros is None else self.zeros
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row: packed numbers, and for each group a scale and perhaps a zero."""
+        size, groups = self.numbers.shape[1], self.scales.shape[1]
+        return -(-size * self.bits // 8) + groups * (4 if self.zeros is None else 5)
+
+    def dense(self) -> torch.Tensor:
+        """Return the real numbers in float32, with the columns in the order of the inputs."""
+        matrix = self.matrix
+        return matrix if self.order is None or matrix.is_meta else matrix[:, self.order.argsort()]
 
     def prepare(self, device: Operations) -> Self:
         """Return a copy on the device."""
@@ -61,7 +79,7 @@ class IntegerWeight(LinearWeight):
     ) -> torch.Tensor:
         """Round x to 8 bits and multiply in float32."""
         rounded = round_inputs(x if self.order is None else x[:, self.order], self.group)
-        y = device.linear(rounded, self.dense())
+        y = device.linear(rounded, self.matrix)
         y = y if bias is None else y + bias
         return (y if residual is None else y + residual).to(x.dtype)
 

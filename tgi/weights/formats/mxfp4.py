@@ -10,7 +10,7 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
-from .base import Reader, WeightFormat
+from .base import EXPANDED, Reader, WeightFormat
 from .dense import DenseWeight
 
 GROUP = 32
@@ -43,7 +43,7 @@ class Mxfp4(WeightFormat):
         whole = reader.put(torch.cat([_read(reader, part) for part in parts]))
         for part in parts:
             reader.keep(
-                part.name, part.stored, whole.new_empty(part.size, device="meta"), f"{self.name}, expanded"
+                part.name, part.stored, whole.new_empty(part.size, device="meta"), f"{self.name}, {EXPANDED}"
             )
         return DenseWeight(whole)
 
