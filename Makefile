@@ -16,7 +16,7 @@ MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/mode
 LIMIT ?= 120
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients run test test-slow fuzz chaos test-hpu-sim check fix bench size clean image \
+.PHONY: help setup clients docs run test test-slow fuzz chaos test-hpu-sim check fix bench size clean image \
   run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -26,6 +26,11 @@ help:  ## list the targets
 setup: .venv/.dev  ## make .venv with the server, every adapter and the developers' tools
 
 clients: .venv/.clients  ## make .venv/clients with the libraries that integration-tests/clients tries
+
+docs: .venv/.docs  ## build the site of the documentation in build/site; every link is checked
+	rm -rf build/docs build/site && mkdir -p build/docs
+	git ls-files -z '*.md' '*.png' 'adapters/*/tests/*.py' | xargs -0 cp --parents --target-directory=build/docs
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
 
 run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-id …"
 	.venv/bin/tgi serve --port $(PORT) $(ARGS)
@@ -130,4 +135,9 @@ clean:  ## remove what the other targets made
 .venv/.clients: integration-tests/clients/requirements.txt | .venv/bin/python
 	.venv/bin/python -m venv --clear .venv/clients
 	.venv/clients/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' --requirement $<
+	@touch $@
+
+.venv/.docs: docs/requirements.txt | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv/docs
+	.venv/docs/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

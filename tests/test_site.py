@@ -1,0 +1,91 @@
+"""The site of the documentation: its pages, their links, and the messages that troubleshooting explains."""
+
+import ast
+import functools
+import itertools
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tgi.metrics import Metrics
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+METRICS = {family.name: family.kind for family in Metrics(10, 20).families}
+
+
+def tracked(*patterns: str) -> list[str]:
+    done = subprocess.run(
+        ["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return done.stdout.splitlines()
+
+
+def pages(part: Any) -> Iterator[str]:
+    """Yield the pages of the navigation, or of a part of it."""
+    if isinstance(part, str):
+        yield part
+    else:
+        for child in part.values() if isinstance(part, dict) else part:
+            yield from pages(child)
+
+
+def test_the_navigation_has_every_page_of_docs_once() -> None:
+    listed = list(pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]))
+
+    assert len(listed) == len(set(listed))
+    assert {page for page in listed if page.startswith("docs/")} == {
+        f"docs/{path.name}" for path in DOCS.glob("*.md")
+    }
+    assert all((ROOT / page).is_file() for page in listed)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CHANGELOG.md", *(f"docs/{path.name}" for path in DOCS.glob("*.md"))]
+)
+def test_relative_links_lead_to_files(page: str) -> None:
+    text = re.sub(
+        r"^```.*?^```|`[^`\n]+`", "", (ROOT / page).read_text("utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, _ = link.partition("#")
+        if path and not path.startswith(("http:", "https:")):
+            assert ((ROOT / page).parent / path).resolve().exists(), link
+
+
+@functools.cache
+def strings_of_the_sources() -> str:
+    """Every string of `tgi/`, one a line; "…" stands for what is filled in."""
+    found = []
+    for path in (ROOT / "tgi").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value.replace("{}", "…").replace("%s", "…"))
+            elif isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+    return "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "heading", re.findall(r"^### (.+)$", (DOCS / "troubleshooting.md").read_text("utf-8"), re.M)
+)
+def test_an_explained_message_is_one_of_the_servers(heading: str) -> None:
+    fence = "`` " if heading.startswith("``") else "`"
+    message = heading.removeprefix(fence).removesuffix(fence[::-1])
+
+    assert re.search(".*".join(map(re.escape, message.split("…"))), strings_of_the_sources()) is not None
+
+
+def test_the_metrics_for_users_of_vllm_exist() -> None:
+    _, _, section = (DOCS / "from-vllm.md").read_text("utf-8").partition("\n## Metrics\n")
+    names = re.findall(r"`(tgi_\w+)|/ (tgi_\w+)", section.partition("\n## ")[0])
+
+    for name in filter(None, itertools.chain(*names)):
+        is_part_of_a_histogram = METRICS.get(name.removesuffix("_sum")) == "histogram"
+        assert name in METRICS or is_part_of_a_histogram, name
