@@ -51,6 +51,22 @@ def test_deepseek_v3_in_16_bits_needs_sixteen_cards() -> None:
     assert (group.latent, group.token_bytes) == (True, 61 * 576 * 2)
 
 
+def test_deepseek_v3_in_8_bits_as_it_is_published_fits_eight_cards() -> None:
+    """Its files have 688.6 GB, with 14 billion parameters for the prediction of several tokens, which are not
+    read; the embedding and the head have 16 bits."""
+    config = DEEPSEEK_V3 | {
+        "quantization_config": {
+            "quant_method": "fp8",
+            "fmt": "e4m3",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [128, 128],
+        }
+    }
+    eight = planned(config, "gaudi3", 8, **LONG)
+    assert eight.memory.fits
+    assert eight.memory.rank.weight_bytes == pytest.approx(671e9 / 8, rel=0.06)
+
+
 def test_whole_experts_on_each_card_take_as_much() -> None:
     parts = planned(QWEN3_30B_A3B, "gaudi2", 4)
     whole = planned(QWEN3_30B_A3B, "gaudi2", 4, expert_parallel=True)

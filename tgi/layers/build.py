@@ -170,7 +170,11 @@ class Build:
         """Return the weight of a linear layer as numbers, whatever format the checkpoint has it in."""
         if isinstance(self.format, Rounding) or self.format.missing(self, part) is not None:
             return self.read(part)
-        return self.put(self.format.read(self, part).dense())
+        count = len(self.tensors)
+        numbers = self.put(self.format.read(self, part).dense())
+        del self.tensors[count:]  # what was read is not kept
+        self.keep(part.name, part.stored, numbers, f"{self.format.name}, expanded")
+        return numbers
 
     def wide_linear(self, part: TensorPart) -> LinearWeight:
         """Return the weight of a small dense linear layer that computes in float32."""
