@@ -3,8 +3,8 @@
 #   docker build --build-arg DEVICE=hpu --target sagemaker .
 ARG DEVICE=cpu
 ARG PYTHON=3.12
-ARG GAUDI=1.24.0
-ARG GAUDI_TORCH=2.10.0
+ARG GAUDI=1.24.1
+ARG GAUDI_TORCH=2.11.0
 ARG GAUDI_UBUNTU=24.04
 ARG GAUDI_REGISTRY=vault.habana.ai/gaudi-docker
 
@@ -68,6 +68,7 @@ COPY adapters adapters
 # hadolint ignore=DL3013
 RUN python3 -m pip install --no-deps . ./adapters/*/ \
  && rm -rf build ./*.egg-info adapters/*/build adapters/*/*.egg-info \
+ && python3 -m pip check \
  && tgi plugins \
  && install --directory --owner=1000 --group=1000 /data
 # Any user may run it, also one without a name, with a read-only root: only /data and /tmp are written to.

@@ -10,7 +10,7 @@ PT_HPU_LAZY_MODE ?= 1
 DEVICE ?= hpu
 IMAGE ?= $(if $(filter hpu,$(DEVICE)),tgi-gaudi,tgi-$(DEVICE))
 BUILD_ARGS ?=
-GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.0/ubuntu24.04/habanalabs/pytorch-installer-2.10.0:latest
+GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.1/ubuntu24.04/habanalabs/pytorch-installer-2.11.0:latest
 VOLUME ?= $(CURDIR)/data
 MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
 LIMIT ?= 120
@@ -60,6 +60,11 @@ test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_L
 
 chaos: .venv/.dev  ## disturb a server for ten minutes, and check that nothing is lost; ARGS="--seed 3 -- --num-shard 2"
 	.venv/bin/python integration-tests/chaos/chaos.py --rounds 100000 --minutes 10 $(ARGS)
+
+test-transformers-4: .venv/.dev  ## run what needs transformers with the version that optimum-habana pins
+	$(PIP) --no-deps --upgrade --target .venv/transformers-4 \
+	  'transformers>=4.55,<4.56' 'tokenizers>=0.21,<0.22' 'huggingface-hub>=0.34,<1'
+	PYTHONPATH=.venv/transformers-4 .venv/bin/python -m pytest -q adapters/tgi-transformers $(ARGS)
 
 check: .venv/.dev  ## lint, formatting, types, import rules
 	.venv/bin/ruff check

@@ -78,6 +78,9 @@ def test_the_defaults_belong_together() -> None:
         (("1.24.0", "2.10.0", "3.13", "2.10.0"), "no image with Python 3.13"),
         (("1.20.1", "2.6.0", "3.10", "2.6.0"), "needs Python 3.11"),
         (("1.23.0", "2.9.0", "3.12", "2.9.0"), None),
+        (("1.24.2", "2.11.0", "3.12", "2.11.0a0+gitc1e5ed4"), None),
+        (("1.24.2", "2.11.0", "3.12", "2.10.0"), "the base image has torch 2.10.0"),
+        (("1.23.9", "2.9.0", "3.12", "2.9.0"), None),
         (("1.25.0", "2.12.0", "3.12", "2.12.0"), "1.25.0 is not known; known are 1.16, 1.17"),
         (("1.2", "2.6.0", "3.12", "2.6.0"), "1.2 is not known"),
     ],
@@ -204,7 +207,7 @@ def test_make_run_local_dev_container() -> None:
         "docker run --rm --interactive --tty --runtime=habana --ipc=host --cap-add=sys_nice"
     )
     assert f"--volume {ROOT}:/tgi --workdir /tgi " in command
-    assert command.endswith("pytorch-installer-2.10.0:latest bash\n")
+    assert command.endswith("pytorch-installer-2.11.0:latest bash\n")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from tgi.device.cpu.cpu_checks import CpuDoctor
 from tgi.device.cuda.nvidia_checks import NvidiaDoctor
 from tgi.device.hpu.gaudi_checks import GaudiDoctor
 from tgi.device.hpu.gaudi_releases import RELEASES
-from tgi.device.hpu.gaudi_versions import check_software
+from tgi.device.hpu.gaudi_versions import check_driver, check_software
 from tgi.device.hpu.hl_smi import parse_cards, parse_holders
 from tgi.doctor.host import check_host
 from tgi.doctor.show import examine
@@ -79,6 +79,22 @@ def test_each_release_needs_its_own_torch(release: str) -> None:
     }
     assert check_software(versions).state == "ok"
     assert check_software({**versions, "torch": "2.3.0"}).state == "fail"
+    assert check_software({**versions, "torch": f"{torch}a0+gitc1e5ed4"}).state == "ok"
+
+
+def test_a_new_patch_of_a_known_release_is_accepted_with_a_warning() -> None:
+    versions = {"habana-torch-plugin": "1.24.7.12", "torch": "2.11.0a0+git1", "python": "3.12.3"}
+    check = check_software(versions)
+    assert (check.state, "newer than the server" in check.advice) == ("warn", True)
+    unknown = check_software({**versions, "habana-torch-plugin": "1.99.0.1"})
+    assert (unknown.state, "not known" in unknown.advice) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("driver", "state"), [("1.24.1-3bf9e81", "ok"), ("1.23.0-0", "fail"), ("1.25.0", "fail"), ("", "warn")]
+)
+def test_a_driver_of_another_minor_version_is_a_failure(driver: str, state: str) -> None:
+    assert check_driver(driver, {"habana-torch-plugin": "1.24.0.1007"}).state == state
 
 
 def test_hl_smis_output_is_parsed() -> None:

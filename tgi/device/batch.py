@@ -137,6 +137,10 @@ class Batch:
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
 
+    def without_cache(self) -> "Batch":
+        """Return the batch for a part of a model that does not read the KV cache, the same for any blocks."""
+        return attrs.evolve(self, cache=KVCache((), ()), groups=(), plan=None)
+
     def plan_of(self, layer: KVLayer) -> Any:
         """Return the plan of the group that a layer is in, where `plan` is a list of those."""
         assert isinstance(self.plan, list)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -180,6 +181,9 @@ class Head(nn.Module):
     module that has the bias, None: there is none. Logits are multiplied by `scale`, and then capped:
     softcap * tanh(logit / softcap). `unit`: the rows of the weight are divided by their lengths.
     """
+
+    reads_cache: ClassVar[bool] = False
+    """Whether it looks at the KV cache of a batch."""
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ depends on its neighbours, or on how its prompt was cut into chunks.
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -24,6 +25,9 @@ from .build import Build
 
 class Rotary(nn.Module):
     """Turns positions into cosines and sines. Layers that rotate alike share one."""
+
+    reads_cache: ClassVar[bool] = False
+    """Whether it looks at the KV cache of a batch."""
 
     def __init__(self, build: Build, config: RopeConfig) -> None:
         super().__init__()

@@ -70,7 +70,7 @@ def _write(folder: Path, length: int, count: int, reference: Callable[[], Any] |
     from transformers import AutoModelForCausalLM
 
     own = AutoModelForCausalLM.from_pretrained
-    model: Any = own(folder, dtype=torch.float32) if reference is None else reference()
+    model: Any = own(folder, torch_dtype=torch.float32) if reference is None else reference()
     prompt = random_prompt(model.config.vocab_size, length, length)
     found = model.generate(
         torch.tensor([prompt]),

@@ -24,7 +24,7 @@ def make_checkpoint(folder: Path | str, config: Any, seed: int = 0) -> Path:
     folder = Path(folder)
     generator = torch.Generator().manual_seed(seed)
     build: Any = AutoModelForCausalLM.from_config
-    model = build(config, dtype=torch.float32)
+    model = build(config, torch_dtype=torch.float32)
     with torch.no_grad():
         for tensor in model.parameters():
             noise = torch.randn(tensor.shape, generator=generator)

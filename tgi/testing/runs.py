@@ -105,7 +105,9 @@ def transformers_logprobs(folder: Path, reference: Any, texts: Sequence[Sequence
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        reference = AutoModelForCausalLM.from_pretrained(
+            folder, torch_dtype=torch.float32, attn_implementation="eager"
+        )
     with torch.inference_mode():
         logits = [reference(torch.tensor([list(text)])).logits[0] for text in texts]
     return [some.float().log_softmax(-1) for some in logits]

@@ -136,6 +136,11 @@ def _device(card: Card) -> Members:
         "get_device_name": lambda device=None: card.profile.generation.name.upper(),  # noqa: ARG005
         "synchronize": synchronize,
         "_is_in_bad_fork": lambda: card.forked,
+        "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float32],
+        "is_autocast_enabled": lambda: False,
+        "set_autocast_enabled": _nothing,
+        "get_autocast_dtype": lambda: torch.bfloat16,
+        "set_autocast_dtype": _nothing,
         **dict.fromkeys(("init", "set_device", "manual_seed", "manual_seed_all"), _nothing),
     }
 

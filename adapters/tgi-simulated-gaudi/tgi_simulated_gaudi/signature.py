@@ -7,6 +7,7 @@ looks into objects, so in compile mode what is in attrs classes, dataclasses and
 import copy
 import dataclasses
 from collections.abc import Callable, Hashable, Mapping
+from types import FunctionType
 from typing import Any
 
 import attrs
@@ -15,8 +16,10 @@ import torch
 from .rules import Ledger
 from .tensor import HpuTensor
 
-_OF_EVERY_MODULE = (vars(torch.nn.Module()).keys() | {"forward"}) - {"_parameters", "_buffers", "_modules"}
-"""Attributes that no code of a model reads."""
+_OF_EVERY_MODULE = vars(torch.nn.Module()).keys() - {"_parameters", "_buffers", "_modules"}
+_UNREAD = _OF_EVERY_MODULE | {"forward", "layer_idx"}
+"""Attributes that a module's code does not read: transformers looks at a layer's number for its own caches
+only, and Dynamo guards on what is read."""
 
 
 @attrs.define
@@ -46,7 +49,7 @@ class Leaves:
             for name, child in children.items():
                 self.walk(child, f"{path}.{name}", inside)
         elif inside:
-            self.structure.append((path, _identity(value)))
+            self.structure.append((path, _kind(value)))
         else:
             self.scalars[path] = _identity(value)
 
@@ -118,7 +121,7 @@ def _children(value: Any, into_objects: bool) -> Mapping[Any, Any] | None:
         if dataclasses.is_dataclass(value):
             return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if isinstance(value, torch.nn.Module):
-            return {name: one for name, one in vars(value).items() if name not in _OF_EVERY_MODULE}
+            return {name: one for name, one in vars(value).items() if name not in _UNREAD}
     return None
 
 
@@ -128,6 +131,12 @@ def _identity(value: Any) -> Hashable:
     if isinstance(value, (torch.dtype, torch.device)):
         return str(value)
     return (type(value).__name__, id(value))
+
+
+def _kind(value: Any) -> Hashable:
+    """Return what Dynamo guards on in a module: numbers, functions, and the class of any other object."""
+    simple = isinstance(value, (bool, int, float, str, bytes, torch.dtype, torch.device, FunctionType))
+    return _identity(value) if simple else type(value).__name__
 
 
 def _tensor_key(tensor: HpuTensor) -> Hashable:

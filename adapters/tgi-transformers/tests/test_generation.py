@@ -33,7 +33,9 @@ def make_prompts():
 def reference(folder, prompts):
     """Greedy, without an end of the text."""
     torch.set_num_threads(1)
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, torch_dtype=torch.float32, attn_implementation="eager"
+    )
     for prompt in prompts:
         out = model.generate(
             torch.tensor([prompt]),
@@ -60,6 +62,7 @@ def test_text_is_that_of_transformers(tmp_path, family):
     check_generation(make_model(tmp_path, **FAMILIES[family]))
 
 
+@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 makes masks of its own for OPT")
 @pytest.mark.parametrize("family", ENGINE)
 async def test_text_of_an_engine_is_that_of_transformers(tmp_path, family):
     """Alone and with the prefix cache cold; then all together, while it is filling; then again, from it."""

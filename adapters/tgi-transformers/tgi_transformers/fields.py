@@ -11,8 +11,6 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from transformers.modeling_rope_utils import RopeParameters
-
 HARMLESS = frozenset(
     """
     activation_dropout add_classification_head attention_head_dim cache_implementation class_num
@@ -25,7 +23,14 @@ HARMLESS = frozenset(
 programs' settings, and second names of fields that transformers reads."""
 
 _ROPE = ("rope_scaling", "rope_parameters")
-_OF_ROPE = {*RopeParameters.__annotations__, "type", "finetuned"}
+_OF_ROPE = frozenset(
+    """
+    attention_factor beta_fast beta_slow factor finetuned high_freq_factor long_factor low_freq_factor
+    mrope_section mscale mscale_all_dim original_max_position_embeddings partial_rotary_factor rope_theta
+    rope_type short_factor truncate type
+    """.split()  # noqa: SIM905
+)
+"""Fields of RoPE that transformers reads."""
 NEUTRAL: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
     "granitemoehybrid": {"normalization_function": ("rmsnorm",)},
     "hunyuan_v1_dense": {
@@ -46,7 +51,7 @@ def unread(settings: Any, kind: type, json: Mapping[str, Any]) -> Iterator[tuple
 
     Those of its RoPE count, and those of its text model if it has others beside it.
     """
-    known = {field.name for field in dataclasses.fields(settings)} | set(settings.attribute_map)
+    known = _declared(settings) | set(settings.attribute_map)
     known |= _names_read(kind.__module__, False) | _names_read(type(settings).__module__, True)
     for key, value in json.items():
         if key in _ROPE and isinstance(value, dict):
@@ -55,6 +60,13 @@ def unread(settings: Any, kind: type, json: Mapping[str, Any]) -> Iterator[tuple
             yield from unread(settings.text_config, kind, value)
         elif key not in known and key in vars(settings):  # which has what no code has taken out
             yield "config.json", key, value
+
+
+def _declared(settings: Any) -> set[str]:
+    """Return the fields that the class of settings declares: in transformers 4, those of a new instance."""
+    if dataclasses.is_dataclass(settings):
+        return {field.name for field in dataclasses.fields(settings)}
+    return set(vars(type(settings)()))
 
 
 def _unread_of_rope(value: Mapping[str, Any], known: set[str], place: str) -> Iterator[tuple[str, str, Any]]:

@@ -110,10 +110,16 @@ class Decoder(nn.Module):
         for module in inner.modules():
             module.tgi = self.current  # type: ignore[assignment]
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, attend: Attending) -> torch.Tensor:
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        attend: Attending,
+        mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """[T] to [T, hidden_size]."""
         self.current.attend = attend
-        given = {"input_ids": tokens[None], "position_ids": positions[None]}
+        given = {"input_ids": tokens[None], "position_ids": positions[None], "attention_mask": mask}
         features: torch.Tensor = self.inner(**given, use_cache=False).last_hidden_state
         return features[0]
 
@@ -188,11 +194,11 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
         if isinstance(build.weights, Checkpoint):
             model = _read(kind, settings, build.weights, build.dtype)
         elif isinstance(build.weights, DummyWeights):
-            model = kind._from_config(settings, dtype=build.dtype, attn_implementation=TRIAL)
+            model = kind._from_config(settings, torch_dtype=build.dtype, attn_implementation=TRIAL)
         else:
             build.weights.skip_check()  # transformers finds the faults of a checkpoint itself
             with torch.device("meta"):
-                model = kind._from_config(settings, dtype=build.dtype, attn_implementation=TRIAL)
+                model = kind._from_config(settings, torch_dtype=build.dtype, attn_implementation=TRIAL)
     except (StrictDataclassError, ValueError, TypeError, AttributeError, KeyError) as error:  # odd settings
         raise trial.error(f"{type(error).__name__}: {error}") from error
     model = model.eval().to(build.device.torch_device)
@@ -215,7 +221,7 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
         model, report = kind.from_pretrained(
             weights.folder,
             config=settings,
-            dtype=dtype,
+            torch_dtype=dtype,
             attn_implementation=TRIAL,
             local_files_only=True,
             use_safetensors=True,
@@ -227,8 +233,11 @@ def _read(kind: Any, settings: Any, weights: Checkpoint, dtype: torch.dtype) -> 
     if missing := sorted(report["missing_keys"]):
         raise CheckpointError(weights.missing(missing))
     if other := report["mismatched_keys"]:
-        name, found, said = min(other)
-        fault = f"{name!r} has shape {list(found)}, config.json says {list(said)}"
+        first = min(other)
+        fault = f"{first!r} has another shape than config.json says"  # all that transformers 4 tells
+        if not isinstance(first, str):
+            name, found, said = first
+            fault = f"{name!r} has shape {list(found)}, config.json says {list(said)}"
         raise CheckpointError(f"{weights.folder}: {fault} (and {len(other) - 1} more)")
     for name in set(weights.unread) - set(report["unexpected_keys"]):
         weights.dismiss(name)
@@ -246,7 +255,8 @@ def _take_apart(
     Raises ConfigError if a short run shows that the model cannot be run so.
     """
     trial = Trial(config)
-    inner = whole.get_decoder()  # type: ignore[no-untyped-call]
+    model: Any = whole
+    inner = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     name = next((name for name, module in whole.named_modules() if module is inner), "")
     if not name or "position_ids" not in inspect.signature(inner.forward).parameters:
         raise trial.error("it has no decoder that takes positions")
@@ -254,13 +264,15 @@ def _take_apart(
     tokens = torch.arange(TOKENS, device=device.torch_device)
     try:
         decoder.current.attend = trial
-        wanted = whole(tokens[None], position_ids=tokens[None], use_cache=False).logits[0]
+        given = {"input_ids": tokens[None], "position_ids": tokens[None]}
+        every = torch.ones_like(tokens[None])  # without it, transformers 4 looks for sequences in a row
+        wanted = whole(**given, attention_mask=every, use_cache=False).logits[0]
         specs = trial.finish()
         whole.set_submodule(name, _Given())
-        features = decoder(tokens, tokens, Trial(config))
+        features = decoder(tokens, tokens, Trial(config), every)
         head = TransformersHead(whole, features.shape[-1], config, device)
         got = head._logits(features)
-        other = decoder(tokens.clamp_min(1), tokens, Trial(config))  # with another first token
+        other = decoder(tokens.clamp_min(1), tokens, Trial(config), every)  # with another first token
     except (
         ValueError,
         RuntimeError,

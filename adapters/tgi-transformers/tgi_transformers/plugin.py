@@ -148,6 +148,10 @@ def _defaults(model_type: str) -> dict[str, Any]:
 
 def _constants(node: ast.ClassDef) -> Iterator[tuple[str, Any]]:
     for line in node.body:
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":  # in transformers 4
+            given = line.args.args[len(line.args.args) - len(line.args.defaults) :]
+            pairs = zip(given, line.args.defaults, strict=True)
+            yield from ((one.arg, value.value) for one, value in pairs if isinstance(value, ast.Constant))
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         value = getattr(line, "value", None)
         if isinstance(targets[0], ast.Name) and isinstance(value, ast.Constant):

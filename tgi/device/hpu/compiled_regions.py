@@ -16,9 +16,11 @@ import attrs
 import torch
 from torch import nn
 
-from tgi.device.batch import KVCache
+from tgi.device.batch import Batch, KVCache
 from tgi.device.graphs import Program, Run
 
+_MANY = 1 << 14
+"""Number of programs that torch may compile of a function, more than there are buckets."""
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -41,7 +43,12 @@ class CompiledRegions:
     """Whether the warm-up has ended."""
 
     def prepare(self, model: nn.Module) -> None:
-        """Make regions of the layers and of the model's other parts."""
+        """Make regions of the layers and of the model's other parts.
+
+        A function of one class may be compiled for many steps, if not all of what it reads is an argument.
+        """
+        torch._dynamo.config.recompile_limit = _MANY
+        torch._dynamo.config.accumulated_recompile_limit = _MANY
         for region in list(_regions(model)):
             region.forward = _Region(self, type(region).forward, region)
 
@@ -76,10 +83,13 @@ class _Region:
 
     def __init__(self, owner: CompiledRegions, method: Callable[..., Any], *part: nn.Module) -> None:
         self._owner, self._method, self._part = owner, method, part
+        self._plain = not all(getattr(one, "reads_cache", True) for one in part)
         self._of_program: dict[Program | None, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner, program = self._owner, self._owner.program
+        if self._plain:
+            args = tuple(one.without_cache() if isinstance(one, Batch) else one for one in args)
         compiled = self._of_program.get(program)
         if compiled is not None:
             return compiled(*self._part, *args, **kwargs)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from tgi.plugins.check import Check, fail, ok, warn
 
-from .gaudi_releases import RELEASES
+from .gaudi_releases import RELEASES, is_known_minor, known_pair, public_version
 
 PLUGIN = "habana-torch-plugin"
 """Distribution of the bridge between torch and the cards."""
@@ -18,13 +18,16 @@ def check_software(versions: Mapping[str, str]) -> Check:
     if plugin is None:
         return fail(name, f"The bridge of Gaudi's software, {PLUGIN}, is not installed.", _IMAGE)
     release = _numbers(plugin, 3)
-    known = RELEASES.get(release) or RELEASES.get(_numbers(plugin, 2))
+    known = known_pair(release)
     python = _numbers(versions.get("python", ""), 2)
     found = f"Gaudi software {release}, torch {torch}, Python {python}."
+    if known is None and is_known_minor(release):
+        advice = "This patch is newer than the server; others of its release are known to work alike."
+        return warn(name, found, advice)
     if known is None:
         return warn(name, found, f"This release is not known; the known ones are {', '.join(RELEASES)}.")
     own_torch, pythons = known
-    if torch.partition("+")[0] != own_torch:
+    if public_version(torch) != own_torch:
         return fail(name, f"{found} That release is made for torch {own_torch}.", _IMAGE)
     if pythons and python not in pythons:
         return fail(name, f"{found} That release is made for Python {' or '.join(pythons)}.", _IMAGE)
@@ -46,8 +49,8 @@ def check_driver(driver: str, versions: Mapping[str, str]) -> Check:
             f"Update the host's driver to {_numbers(plugin, 2)}, or use an image of {_numbers(driver, 2)}."
         )
         return fail(name, f"{found} The driver is older.", advice)
-    advice = f"Use an image of {_numbers(driver, 2)}: Intel supports equal versions only."
-    return warn(name, f"{found} The driver is newer.", advice)
+    advice = f"Use an image of {_numbers(driver, 2)}: another one ends with synStatus 26."
+    return fail(name, f"{found} The driver is newer.", advice)
 
 
 def check_firmware(firmware: Sequence[str], driver: str) -> Check:
