@@ -17,7 +17,6 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.layers.loading import describe
 from tgi.plugins import ConfigError
 from tgi.plugins.lookup import find_architecture
@@ -25,6 +24,7 @@ from tgi.protocol import Describe
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.models import make_tokenizer
 from tgi.testing.runs import random_prompt
+from tgi.worker.runner import open_device
 
 PUBLISHED = json.loads(Path(__file__).with_name("published_configs.json").read_text())
 SERVED = [name for name, published in PUBLISHED.items() if published["refused"] is None]
@@ -56,7 +56,7 @@ def write(folder: Path, config: dict[str, Any]) -> Any:
 def load(folder: Path) -> tuple[Driver | None, str]:
     """Return the loaded model, or the reason for which it is refused."""
     try:
-        return make_driver(folder, CpuDevice(1)), ""
+        return make_driver(folder, open_device("cpu", 1)), ""  # with the kernels, if they are built
     except ConfigError as error:
         return None, str(error)
 
@@ -156,7 +156,7 @@ def test_a_tied_model_may_have_either_tensor_or_a_head_of_its_own(
         tensors["lm_head.weight"] = tensors[embedding].clone()
         del tensors["lm_head.weight" if left_out == "head" else embedding]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    driver = make_driver(tmp_path, CpuDevice(1))
+    driver = make_driver(tmp_path, open_device("cpu", 1))
     driver.start(0)
     with torch.inference_mode():
         model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
