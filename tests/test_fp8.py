@@ -167,14 +167,9 @@ def groups(**changes: Any) -> dict[str, Any]:
     ("config", "fault"),
     [
         ({"quant_method": "hqq", "nbits": 4}, "'quant_method' is 'hqq'"),
-        ({"quant_method": "fp8"}, "'activation_scheme' is 'dynamic'"),
-        (STATIC | {"weight_block_size": [128, 128]}, "'weight_block_size' is set"),
         (GROUPS | {"format": "pack-quantized"}, "'format' is 'pack-quantized'"),
         (GROUPS | {"kv_cache_scheme": PART | {"num_bits": 4}}, "'kv_cache_scheme' is"),
-        (GROUPS | {"config_groups": {"group_0": 5}}, "'group_0' is 5"),
-        (groups(weights=PART | {"strategy": "channel"}), "'weights' of 'group_0' is"),
-        (groups(input_activations=PART | {"dynamic": True}), "'input_activations' of 'group_0' is"),
-        (groups(input_activations=None), "'input_activations' of 'group_0' is None"),
+        (GROUPS | {"config_groups": {"group_0": 5}}, "'weights' of 'group_0' is None"),
         (groups(output_activations=PART), "'output_activations' of 'group_0' is set"),
     ],
 )

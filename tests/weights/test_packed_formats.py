@@ -1,81 +1,27 @@
 """GPTQ and AWQ: weights against the numbers that were packed, and logits against transformers."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
-from transformers import AutoModelForCausalLM
 
+from tests.weights.quantized import (
+    CUTS,
+    KeepingDevice,
+    Tensors,
+    check_logits,
+    groups_of,
+    make_quantized,
+    pack,
+    pack_planes,
+    read,
+    rounded,
+)
 from tgi.device.base import Device
-from tgi.device.cpu import open_device
-from tgi.layers import Build
 from tgi.plugins import ConfigError, JsonReader
-from tgi.testing.driver import make_driver
-from tgi.testing.models import make_llama
-from tgi.testing.rank_threads import on_threads
-from tgi.testing.runs import random_prompt, transformers_logprobs, whole
-from tgi.weights import Checkpoint, Shard, TensorPart
+from tgi.weights import TensorPart
 from tgi.weights.formats import IntegerWeight, read_format
-
-PROMPT = random_prompt(512, 25, 0)
-Tensors = dict[str, torch.Tensor]
-
-
-def pack(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack the columns of a matrix into words of 32 bits, number after number, bit after bit."""
-    rows = []
-    for row in numbers.tolist():
-        stream = sum(number << (place * bits) for place, number in enumerate(row))
-        count = -(-len(row) * bits // 32)
-        words = [(stream >> (32 * place)) & 0xFFFFFFFF for place in range(count)]
-        rows.append([word - (1 << 32) if word >> 31 else word for word in words])
-    return torch.tensor(rows, dtype=torch.int32)
-
-
-def pack_planes(numbers: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack 32 columns after the other: their lowest 8, 4 or 2 bits, then likewise the others."""
-    words = []
-    for block in numbers.split(32, 1):
-        begin = 0
-        for width in (8, 4, 2, 1):
-            if bits - begin >= width:
-                words.append(pack((block >> begin) % 2**width, width))
-                begin += width
-    return torch.cat(words, 1)
-
-
-def rounded(
-    weight: torch.Tensor, bits: int, groups: torch.Tensor, symmetric: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Numbers [out, in], scales and zeros [out, groups] of a weight, and the matrix that they stand for."""
-    numbers = torch.zeros_like(weight, dtype=torch.int32)
-    scales, zeros, matrix = [], [], torch.zeros_like(weight)
-    for group in range(int(groups.max()) + 1):
-        part = weight[:, groups == group]
-        low, high = part.amin(1).clamp_max(0), part.amax(1).clamp_min(0)
-        if symmetric:
-            high = torch.maximum(high, -low)
-            low = -high
-        scale = ((high - low) / (2**bits - 1)).clamp_min(1e-5).half().float()
-        zero = torch.full_like(scale, 2 ** (bits - 1)) if symmetric else (-low / scale).round()
-        zero = zero.clamp(1, 2**bits - 1)
-        stored = ((part / scale[:, None]).round() + zero[:, None]).clamp(0, 2**bits - 1)
-        numbers[:, groups == group] = stored.int()
-        matrix[:, groups == group] = (stored - zero[:, None]) * scale[:, None]
-        scales.append(scale)
-        zeros.append(zero.int())
-    return numbers, torch.stack(scales, 1), torch.stack(zeros, 1), matrix
-
-
-def groups_of(size: int, group: int, order: bool = False) -> torch.Tensor:
-    """Groups [size] of input features, in any order or of neighbours."""
-    groups = torch.arange(size) // (size if group < 0 else group)
-    return groups[torch.randperm(size, generator=torch.Generator().manual_seed(size))] if order else groups
 
 
 def gptq(
@@ -113,26 +59,6 @@ def awq(weight: torch.Tensor, group: int = 32) -> tuple[Tensors, torch.Tensor]:
     }, matrix
 
 
-def make_quantized(
-    folder: Path, quantize: Callable[[torch.Tensor], Any], config: dict[str, Any], **llama: Any
-) -> Path:
-    """A Llama whose layers are quantized; the folder of the same model with dense weights is returned."""
-    dense = make_llama(folder / "dense", **llama)
-    make_llama(folder, **llama)
-    stored, known = {}, {}
-    for name, tensor in load_file(folder / "model.safetensors").items():
-        stored[name] = known[name] = tensor
-        if "_proj." in name and name.endswith("weight"):
-            tensors, known[name] = quantize(tensor)
-            del stored[name]
-            stored |= {name.removesuffix("weight") + kind: each for kind, each in tensors.items()}
-    save_file(stored, folder / "model.safetensors")
-    save_file({name: tensor.contiguous() for name, tensor in known.items()}, dense / "model.safetensors")
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
-    return dense
-
-
 def gptq_config(
     bits: int = 4, group: int = 32, order: bool = False, symmetric: bool = True, version: str = "gptq"
 ) -> dict[str, Any]:
@@ -146,27 +72,6 @@ AWQ: dict[str, Any] = {
     "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
     "modules_to_not_convert": None,
 }  # fmt: skip
-
-
-class KeepingDevice(Device):
-    """Multiplies integers as they are, as the CPU's kernels do."""
-
-    integers = frozenset(range(2, 9))
-
-
-def read(folder: Path, tensors: Tensors, config: dict[str, Any], device: Device, *parts: TensorPart) -> Any:
-    save_file(
-        {f"x.{name}": tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors"
-    )
-    form = read_format(JsonReader({"quantization_config": config}))
-    build = Build(Checkpoint(folder), Shard(), device, torch.float32, form)
-    assert form.missing(build, parts[0]) is None
-    weight = form.read(build, *parts)
-    assert not build.weights.unread
-    return weight
-
-
-CUTS = [(0, None), (0, slice(8, 56)), (1, slice(48, 96)), (1, slice(0, 40))]
 
 
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2", "gptq_p"])
@@ -202,28 +107,6 @@ def test_awq_weights_are_those_that_were_packed(
     assert isinstance(got, IntegerWeight) == (device is KeepingDevice)
 
 
-def rounding_inputs(dense: Path, groups: Callable[[int], torch.Tensor]) -> nn.Module:
-    """Transformers' model of a checkpoint whose layers round their inputs to 8 bits, group after group.
-
-    `groups` maps a number of input features to their groups.
-    """
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
-
-    def round_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
-        (x,) = inputs
-        indices, rounded = groups(x.shape[-1]), torch.zeros_like(x)
-        for group in indices.unique():
-            part = x[..., indices == group].double()
-            scale = part.abs().amax(-1, keepdim=True) / 127
-            rounded[..., indices == group] = ((part / scale).round() * scale).float()
-        return rounded
-
-    for name, layer in model.named_modules():
-        if name.endswith("_proj"):
-            layer.register_forward_pre_hook(round_inputs)
-    return model
-
-
 CASES = {
     "gptq": (gptq, gptq_config()),
     "gptq-8": (lambda weight: gptq(weight, 8), gptq_config(8)),
@@ -239,22 +122,12 @@ CASES = {
 
 @pytest.mark.parametrize("kind", CASES)
 def test_logits_are_those_of_the_dense_model(tmp_path: Path, kind: str) -> None:
-    """Where weights are made dense, on one rank or two; the CPU's kernels round inputs to 8 bits, too."""
     quantize, config = CASES[kind]
     dense = make_quantized(tmp_path, quantize, config)
-    (wanted,) = transformers_logprobs(dense, None, [PROMPT])
-    text, size = [*PROMPT, 0], len(PROMPT)
-    one = whole(make_driver(tmp_path, Device(1)), text, size)
-    two = on_threads(tmp_path, 2, lambda driver: [whole(driver, text, size)], range(1, 9))[0]
-    for each in (one, two):
-        assert (each - wanted[-1:]).abs().max() < 1e-3
-    if config["bits"] in open_device(1).integers:
-        group, order = config["group_size"], config.get("desc_act", False)
-        reference = rounding_inputs(dense, lambda features: groups_of(features, group, order))
-        (wanted,) = transformers_logprobs(dense, reference, [PROMPT])
-    error = (whole(make_driver(tmp_path, open_device(1)), text, size) - wanted[-1:]).abs()
-    assert error.median() < 1e-4
-    assert error.max() < 0.05
+    order = config.get("desc_act", False)
+    check_logits(
+        tmp_path, dense, config["bits"], lambda features: groups_of(features, config["group_size"], order)
+    )
 
 
 def test_a_bias_of_zeros_that_the_model_does_not_have_is_left_out(tmp_path: Path) -> None:

@@ -236,10 +236,14 @@ class Build:
         held, size = list(tensor.shape), tensor.nbytes if size is None else size
         self.tensors.append(TensorInfo(name, list(shape), held, stored, size, self._share))
 
+    def dismiss(self, name: str) -> None:
+        """Let a tensor be left unread."""
+        self.weights.dismiss(name)
+
     def skip_zeros(self, name: str) -> None:
         """Let a tensor be left unread if it is there and all its numbers are 0."""
         if name in self and self.weights.is_zero(name):
-            self.weights.dismiss(name)
+            self.dismiss(name)
 
     def _prepare_as(self, stored: WeightFormat, weight: LinearWeight, count: int) -> LinearWeight:
         """Prepare a weight of that format, which the last `count` tensors that were read make up."""

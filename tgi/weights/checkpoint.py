@@ -17,7 +17,7 @@ from .tensor_file import FileError, TensorFile, copy, list_names, open_file, vie
 
 _HARMLESS = re.compile(
     r"\.(inv_freq|cos_cached|sin_cached|masked_bias|(attn|attention)\.bias|output_scale"
-    r"|self_attn\.(q|k|v|kv|prob_output)_scale)$"
+    r"|self_attn\.(k_proj\.|v_proj\.)?(q|k|v|kv|prob_output)_scale)$"
 )
 """Names of buffers in old checkpoints that models compute themselves, and of scales for values that are kept
 in 8 bits elsewhere."""

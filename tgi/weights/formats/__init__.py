@@ -54,7 +54,7 @@ def _rounding(quantize: str) -> Rounding:
 def _stored_format(section: JsonReader, method: str) -> WeightFormat:
     fault = None
     for kind in _known():
-        if method in kind.methods:
+        if kind.means(section):
             reason = kind.fault(section)
             if reason is None:
                 return kind.from_config(section)

@@ -67,6 +67,9 @@ class Reader(Protocol):
     ) -> None:
         """Take note of a tensor that the rank keeps, in so many bytes, or as many as it has."""
 
+    def dismiss(self, name: str) -> None:
+        """Let a tensor be left unread."""
+
     def skip_zeros(self, name: str) -> None:
         """Let a tensor be left unread if it is there and all its numbers are 0."""
 
@@ -107,8 +110,13 @@ class WeightFormat(ABC):
     """A noun phrase for the supported variants, for the error about any other."""
 
     @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether a "quantization_config" is of this kind, perhaps a variant with a `fault`."""
+        return config(str, "quant_method", "none") in cls.methods
+
+    @classmethod
     def fault(cls, config: JsonReader) -> str | None:
-        """Return the reason why a "quantization_config" with one of the `methods` is not this format."""
+        """Return the reason why a "quantization_config" of this kind is not supported."""
         raise NotImplementedError
 
     @classmethod

@@ -1,10 +1,10 @@
 """Weights and inputs in 8 bits (e4m3), with one fixed scale for each tensor.
 
 Beside the numbers "x.weight" [out, in] a checkpoint has "x.weight_scale" and "x.input_scale". Written by
-compressed-tensors ("float-quantized") and AutoFP8 ("fp8" with "static" activations).
+compressed-tensors ("float-quantized"), AutoFP8 ("fp8" with "static" activations) and ModelOpt.
 """
 
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import attrs
 import torch
@@ -13,11 +13,13 @@ from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
+from .compressed import fault_beside_weights, format_of, groups_of, is_static_fp8
 
 FP8 = torch.float8_e4m3fn
 FP8_LIMIT = 448.0
 """The greatest number of the dtype; some devices have less."""
-_FORMATS = ("float-quantized", "naive-quantized")
+FORMATS = ("float-quantized", "naive-quantized")
+"""Values of compressed-tensors' "format" for weights in 8 bits as they are."""
 
 
 class Scale(NamedTuple):
@@ -95,18 +97,37 @@ class Fp8(WeightFormat):
     """Static fp8, one scale per tensor."""
 
     name = "fp8"
-    methods = frozenset({"fp8", "compressed-tensors"})
+    methods = frozenset({"fp8", "compressed-tensors", "modelopt"})
     scope = "e4m3 weights and inputs with one fixed scale for each tensor"
+
+    @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether scales are fixed, one for each tensor."""
+        method = config(str, "quant_method", "none")
+        if method == "compressed-tensors":
+            schemes = [
+                group.get(part)
+                for group in groups_of(config).values()
+                for part in ("weights", "input_activations")
+            ]
+            return bool(schemes) and all(map(is_static_fp8, schemes))
+        static = config(str, "activation_scheme", "dynamic") == "static"
+        return method == "modelopt" or (
+            method == "fp8" and static and not config.data.get("weight_block_size")
+        )
 
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the first setting that asks for another kind of fp8."""
-        if config(str, "quant_method") == "compressed-tensors":
-            return _fault_of_groups(config)
-        if config.data.get("weight_block_size"):
-            return "'weight_block_size' is set"
-        scheme = config(str, "activation_scheme", "dynamic")
-        return None if scheme == "static" else f"'activation_scheme' is {scheme!r}"
+        method = config(str, "quant_method")
+        if method == "modelopt":
+            algorithm = config(str, "quant_algo", "")
+            return None if algorithm == "FP8" else f"'quant_algo' is {algorithm!r}"
+        if method == "fp8":
+            return None
+        packings = [format_of(config, group) for group in groups_of(config).values()]
+        other = [packing for packing in packings if packing not in FORMATS]
+        return f"'format' is {other[0]!r}" if other else fault_beside_weights(config)
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the weight's scale if the checkpoint lacks it."""
@@ -125,40 +146,21 @@ class Fp8(WeightFormat):
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Read the scales under the first of the names that different tools give them."""
-        pairs = [(f"{name}.k_scale", f"{name}.v_scale"), (f"{name}.kv_scale",) * 2]
-        pairs.append((f"{name}.k_proj.output_scale", f"{name}.v_proj.output_scale"))
-        for key, value in pairs:
-            if key in reader and value in reader:
-                return _read_scalar(reader, key), _read_scalar(reader, value)
-        return None
+        return read_cache_scales(reader, name)
+
+
+def read_cache_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Do as `Fp8.cache_scales`."""
+    pairs = [(f"{name}.k_scale", f"{name}.v_scale"), (f"{name}.kv_scale",) * 2]
+    pairs.append((f"{name}.k_proj.output_scale", f"{name}.v_proj.output_scale"))
+    pairs.append((f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale"))
+    for key, value in pairs:
+        if key in reader and value in reader:
+            return _read_scalar(reader, key), _read_scalar(reader, value)
+    return None
 
 
 def _read_scalar(reader: Reader, name: str) -> torch.Tensor:
     """Read a scalar [] float32, which files may have as the only element of a vector or matrix."""
     shape = next((shape for shape in ([1], [1, 1]) if reader.has_shape(name, shape)), [])
     return reader.read_raw(TensorPart(name, shape), torch.float32).reshape(())
-
-
-def _fault_of_groups(config: JsonReader) -> str | None:
-    if config(str, "format", "") not in _FORMATS:
-        return f"'format' is {config.data.get('format')!r}"
-    cache = config.data.get("kv_cache_scheme")
-    if cache is not None and not _is_static_fp8(cache):
-        return f"'kv_cache_scheme' is {cache!r}"
-    for name, group in config(dict, "config_groups").items():
-        if not isinstance(group, dict):
-            return f"{name!r} is {group!r}"
-        for part in ("weights", "input_activations"):
-            if not _is_static_fp8(group.get(part)):
-                return f"{part!r} of {name!r} is {group.get(part)!r}"
-        if group.get("output_activations"):
-            return f"'output_activations' of {name!r} is set"
-    return None
-
-
-def _is_static_fp8(scheme: Any) -> bool:
-    return isinstance(scheme, dict) and (
-        (scheme.get("type"), scheme.get("num_bits"), scheme.get("strategy")) == ("float", 8, "tensor")
-        and not scheme.get("dynamic")
-        and scheme.get("symmetric", True) is True
-    )

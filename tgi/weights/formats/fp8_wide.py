@@ -1,0 +1,119 @@
+"""Weights in 8 bits (e4m3) with scales by tensor, by channel or by block, made dense while they are loaded.
+
+Beside the numbers "x.weight" [out, in] a checkpoint has "x.weight_scale" or "x.weight_scale_inv": [] or [1],
+[out] or [out, 1], or a scale for each block. Written by compressed-tensors, AutoFP8, FBGEMM, and for DeepSeek
+and Qwen. Inputs are not rounded.
+"""
+
+from typing import Any, Self
+
+import attrs
+import torch
+
+from tgi.plugins import JsonReader
+from tgi.weights.shard import TensorPart
+
+from .base import EXPANDED, Reader, WeightFormat
+from .compressed import fault_beside_weights, format_of, group_for, groups_of, stores_integers
+from .dense import DenseWeight
+from .fp8 import FORMATS, FP8, read_cache_scales
+
+_SUFFIXES = ("_scale_inv", "_scale")
+
+
+@attrs.frozen(slots=False)  # slots would need a second class, and both would be found
+class WideFp8(WeightFormat):
+    """Any fp8 that no device multiplies as it is."""
+
+    name = "fp8"
+    methods = frozenset({"fp8", "compressed-tensors", "fbgemm_fp8"})
+    scope = "e4m3 weights by tensor, channel or block"
+
+    blocks: "dict[str, Any]"
+    """Groups of layers as in compressed-tensors' "config_groups"."""
+
+    @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether there are no integers."""
+        return super().means(config) and not stores_integers(config)
+
+    @classmethod
+    def fault(cls, config: JsonReader) -> str | None:
+        """Return the first setting that asks for something else."""
+        if config(str, "quant_method") != "compressed-tensors":
+            kind = config.data.get("fmt", "e4m3")
+            return None if kind in ("e4m3", "float8_e4m3fn") else f"'fmt' is {kind!r}"
+        groups = groups_of(config)
+        for name, group in groups.items():
+            packing = format_of(config, group)
+            if packing not in FORMATS:
+                return f"'format' is {packing!r}"
+            if not _is_known(group.get("weights")):
+                return f"'weights' of {name!r} is {group.get('weights')!r}"
+        return fault_beside_weights(config) if groups else "'config_groups' is empty"
+
+    @classmethod
+    def from_config(cls, config: JsonReader) -> Self:
+        """Read the groups, or the only one that other methods have."""
+        method = config(str, "quant_method")
+        if method == "compressed-tensors":
+            return cls(groups_of(config))
+        block = config(list, "weight_block_size", None)
+        weights = {"strategy": "block", "block_structure": block}
+        if not block:
+            weights = {"strategy": "channel" if method == "fbgemm_fp8" else "tensor"}
+        return cls({"all": {"targets": ["Linear"], "weights": weights}})
+
+    def missing(self, reader: Reader, part: TensorPart) -> str | None:
+        """Return the name of the weight's scale if the checkpoint lacks it."""
+        known = part.index is None and any(f"{part.name}{suffix}" in reader for suffix in _SUFFIXES)
+        return None if known else f"{part.name}_scale"
+
+    def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
+        """Read the numbers and multiply them by their scales."""
+        matrix = torch.cat([reader.put(self._read(reader, part)) for part in parts])
+        for part in parts:
+            held = matrix.new_empty(part.size, device="meta")
+            reader.keep(part.name, part.stored, held, f"{self.name}, {EXPANDED}")
+        return DenseWeight(matrix)
+
+    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Do as `Fp8.cache_scales`."""
+        return read_cache_scales(reader, name)
+
+    def _read(self, reader: Reader, part: TensorPart) -> torch.Tensor:
+        module, (out, size) = part.name.removesuffix(".weight"), part.shape
+        weights = group_for(self.blocks, module)["weights"]
+        height, width = {
+            "block": weights.get("block_structure"), "channel": (1, size), "tensor": (out, size),
+        }[weights["strategy"]]  # fmt: skip
+        name = next(name for suffix in _SUFFIXES if (name := f"{part.name}{suffix}") in reader)
+        scales = _read_scales(reader, name, [-(-out // height), -(-size // width)])
+        for kind in ("input_scale", "input_scale_ub"):
+            reader.dismiss(f"{module}.{kind}")
+        rows, columns = torch.arange(out) // height, torch.arange(size) // width
+        if part.indices is not None:
+            rows, columns = (rows[part.indices], columns) if part.dim == 0 else (rows, columns[part.indices])
+        numbers = reader.read_raw(attrs.evolve(part, transposed=False), FP8, kept=False).float()
+        return numbers * scales[rows][:, columns]
+
+
+def _is_known(weights: Any) -> bool:
+    return isinstance(weights, dict) and (
+        weights.get("type") == "float"
+        and weights.get("num_bits") == 8
+        and (
+            weights.get("strategy") in ("tensor", "channel")
+            or (weights.get("strategy") == "block" and len(weights.get("block_structure") or ()) == 2)
+        )
+        and not weights.get("dynamic")
+    )
+
+
+def _read_scales(reader: Reader, name: str, shape: list[int]) -> torch.Tensor:
+    """Return scales of that shape, in float32; those of channels or of a tensor may lack dimensions."""
+    shapes = [shape]
+    if shape[1] == 1:
+        shapes += [shape[:1]] + ([[]] if shape[0] == 1 else [])
+    stored = next((each for each in shapes if reader.has_shape(name, each)), shape)
+    return reader.read_raw(TensorPart(name, stored), torch.float32, kept=False).reshape(shape)
