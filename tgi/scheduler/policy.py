@@ -1,10 +1,14 @@
 """`plan` chooses the next step: a synchronous function of plain data.
 
-Order of arrival decides everything. Admission is first in, first out; when blocks run out, the youngest
-running sequence gives up its blocks and waits again at its old place. So the oldest always advances, and
-none starves. `plan` may run while a step is in flight: it assumes one more token for each of that step's
-sampled rows, and `commit` drops the tokens of sequences that have ended. Only a sequence that obeys a
-grammar waits, for its last token and the mask that follows from it.
+Order of arrival decides everything, unless sequences have tenants or priorities: then `fairness.place` is the
+order, and "oldest" and "youngest" mean the first and the last by it. Admission is first in, first out; when
+blocks run out, the youngest running sequence gives up its blocks and waits again at its old place. So the
+oldest always advances, and none starves. One that comes before running sequences of a tenant with more than
+its share takes the lane and blocks of the youngest of them.
+
+`plan` may run while a step is in flight: it assumes one more token for each of that step's sampled rows, and
+`commit` drops the tokens of sequences that have ended. Only a sequence that obeys a grammar waits, for its
+last token and the mask that follows from it.
 """
 
 from bisect import insort
@@ -20,6 +24,7 @@ from tgi.protocol import Bucket, LaneParams, Step, ints
 
 from .blocks import BlockAllocator
 from .buckets import Buckets, StepCosts
+from .fairness import FairQueue, place, precedes, progress
 from .guessing import Guesser
 from .sequence import Sequence, State
 
@@ -87,6 +92,7 @@ class Schedule:
     # buckets                              the warm-up, if it cannot afford all of them
     # waiting, running, free_lanes         `add`, `remove`, `preempt` and `restart`; `_admit`
     # suspects                             `restart`, `suspect`
+    # fair                                 `add`, `remove`, `_stop`; `_admit`
     # preemptions                          `preempt`
     # prefix_hit_tokens, _query_tokens     `_admit`
     # number, steps_since_prefill,         `_step`
@@ -100,11 +106,13 @@ class Schedule:
     allocator: BlockAllocator
     costs: StepCosts = attrs.field(factory=StepCosts)
     waiting: deque[Sequence] = attrs.field(factory=deque)
-    """Sequences without a lane, by order of arrival."""
+    """Sequences without a lane, the next first."""
     running: list[Sequence] = attrs.field(factory=list)
-    """Sequences with a lane and blocks, by order of arrival."""
+    """Sequences with a lane and blocks, the oldest first."""
     suspects: list[Sequence] = attrs.field(factory=list)
     """Sequences of which one may have ended the ranks, by order of arrival."""
+    fair: FairQueue = attrs.field(factory=FairQueue)
+    """Shares of the tenants; empty without any."""
     free_lanes: list[int] = attrs.field(init=False)
     preemptions: int = 0
     prefix_hit_tokens: int = 0
@@ -121,8 +129,13 @@ class Schedule:
         self.free_lanes = list(range(self.limits.max_batch_size))[::-1]
 
     def add(self, sequence: Sequence) -> None:
-        """Let a new sequence wait."""
-        self.waiting.append(sequence)
+        """Let a new sequence wait behind those that come before it."""
+        if sequence.tenant and self.fair.enter(sequence):
+            self._sort()
+        index = len(self.waiting)
+        while index and precedes(sequence, self.waiting[index - 1]):
+            index -= 1
+        self.waiting.insert(index, sequence)
 
     def remove(self, sequence: Sequence, state: State) -> None:
         """End a sequence in any state; its lane and blocks are free at once.
@@ -133,7 +146,11 @@ class Schedule:
             self._stop(sequence)
         elif sequence.state is State.WAITING:
             self.waiting.remove(sequence)
+        else:
+            return
         sequence.state = state
+        if sequence.tenant and self.fair.leave(sequence):
+            self._sort()
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's lane and blocks; it waits at its old place, to be prefilled with all tokens."""
@@ -178,13 +195,20 @@ class Schedule:
         if not sequence.generated:
             sequence.prompt_logprobs.clear()
             sequence.prompt_tops.clear()
-        insort(self.waiting, sequence, key=lambda s: s.number)
+        insort(self.waiting, sequence, key=place)
 
     def _stop(self, sequence: Sequence) -> None:
         self.running.remove(sequence)
+        if sequence.tenant:
+            self.fair.tenants[sequence.tenant].running -= 1
         self.allocator.release(sequence)
         self.free_lanes.append(sequence.lane)
         sequence.lane = -1
+
+    def _sort(self) -> None:
+        """Restore the order, once virtual starts have changed."""
+        self.waiting = deque(sorted(self.waiting, key=place))
+        self.running.sort(key=place)
 
 
 def plan(schedule: Schedule) -> PlannedStep | None:
@@ -196,16 +220,62 @@ def plan(schedule: Schedule) -> PlannedStep | None:
     if (suspect := schedule.suspect) is not None:
         rows = _lone_row(schedule, suspect)
         return _step(schedule, rows) if rows else None
+    _make_way(schedule)
     if schedule.buckets.mixes:
-        rows = _mixed_rows(schedule, _chunk_tokens(schedule))
+        rows = _still_running(schedule, _mixed_rows(schedule, _chunk_tokens(schedule)))
         return _step(schedule, rows) if rows else None
     decoding = any(s.decodable for s in schedule.running)
     prefill_first = not (decoding and schedule.prefilled_last)
     for prefill in (prefill_first, not prefill_first):
         rows = _prefill_rows(schedule, decoding) if prefill else _mixed_rows(schedule, 0)
-        if rows:
+        if rows := _still_running(schedule, rows):
             return _step(schedule, rows)
     return None
+
+
+def _make_way(schedule: Schedule) -> None:
+    """Admit waiting sequences that come before running ones, and preempt the youngest for them if need be."""
+    while schedule.waiting and schedule.running and _overtakes(schedule, schedule.waiting[0]):
+        first = schedule.waiting[0]
+        while not (schedule.free_lanes and _admit(schedule, first)):
+            if (last := _last_to_yield(schedule, first)) is None:
+                return
+            schedule.preempt(last)
+
+
+def _overtakes(schedule: Schedule, first: Sequence) -> bool:
+    """Return whether a waiting sequence comes before a running one, or before the rest of its prompt."""
+    if precedes(first, schedule.running[-1]):
+        return True
+    return bool(first.tenant) and any(
+        s.prefilling and s.tenant != first.tenant and first.virtual_start <= progress(s)
+        for s in schedule.running
+    )
+
+
+def _last_to_yield(schedule: Schedule, first: Sequence) -> Sequence | None:
+    """Return the youngest running sequence that should make way for a waiting one."""
+    for sequence in reversed(schedule.running):
+        if not precedes(first, sequence):
+            return None
+        if not (first.tenant and sequence.tenant) or schedule.fair.yields(sequence, first):
+            return sequence
+    return None
+
+
+def _by_turn(schedule: Schedule) -> list[Sequence]:
+    """Return the running sequences, the oldest first; with tenants, those that prefill last.
+
+    Among these, the one first whose tenant has had least, so that a long prompt does not hold up a short one.
+    """
+    if not schedule.fair:
+        return schedule.running[:]
+    return sorted(schedule.running, key=lambda s: (1, progress(s), -s.number) if s.prefilling else (0, 0, 0))
+
+
+def _still_running(schedule: Schedule, rows: list[Row]) -> list[Row]:
+    """Leave out rows of sequences that an older one, which had its turn later, has preempted since."""
+    return [row for row in rows if row.epoch == row.sequence.epoch] if schedule.fair else rows
 
 
 def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
@@ -216,7 +286,7 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
     rows: list[Row] = []
     chunks: list[Row] = []
     room = _guess_tokens(schedule)
-    for sequence in schedule.running[:]:
+    for sequence in _by_turn(schedule):
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
         if sequence.decodable:
@@ -313,7 +383,9 @@ def _chunk_tokens(schedule: Schedule) -> int:
 def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
     """Take sequences in the middle of their prompts, then new ones while they share a step well."""
     rows: list[Row] = []
-    for sequence in schedule.running:
+    for sequence in _by_turn(schedule):
+        if sequence.state is not State.RUNNING:
+            continue  # it was preempted for one before it
         if sequence.prefilling and not sequence.unmasked and not _join(schedule, rows, sequence):
             return rows
     if not _may_admit(schedule, decoding):
@@ -348,10 +420,13 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
         sequence.guesser = Guesser(schedule.limits.speculate)
     sequence.state = State.RUNNING
     schedule.waiting.remove(sequence)
-    insort(schedule.running, sequence, key=lambda s: s.number)
+    insort(schedule.running, sequence, key=place)
+    if sequence.tenant:
+        schedule.fair.tenants[sequence.tenant].running += 1
     schedule.prefix_hit_tokens += sequence.computed
     if not sequence.epoch:
         sequence.cached = sequence.computed
+    sequence.admitted = True
     schedule.prefix_query_tokens += known
     return True
 

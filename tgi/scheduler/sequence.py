@@ -97,10 +97,20 @@ class Sequence:
     """Grammar that the text obeys. It belongs to this sequence alone and has seen no token yet."""
     events: Events | None = None
     """Receiver of the tokens while a client listens; never blocks the scheduler."""
+    tenant: str = ""
+    """Client that shares the server fairly with others; "": order of arrival decides alone."""
+    weight: float = 1.0
+    """Weight of the tenant's share, above 0."""
+    priority: int = 0
+    """Lower comes first: among all sequences without a tenant, or among those of a tenant."""
 
     # Written by `Schedule`, `plan` and `commit`:
     number: int = attrs.field(factory=lambda: next(_numbers))
     """Order of arrival."""
+    virtual_start: float = 0.0
+    """Time in a fair queue at which it should start; 0 without a tenant. Lower comes first."""
+    admitted: bool = False
+    """Whether it has run."""
     state: State = State.WAITING
     tokens: list[int] = attrs.field(init=False)
     """Prompt and all generated tokens that were read back."""
