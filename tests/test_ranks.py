@@ -240,6 +240,8 @@ def test_streams_go_on_with_the_same_text_when_a_rank_is_lost(
                 health.append(status(f"{address}/health/live"))
 
         await trio.to_thread.run_sync(generate_slowly, address, calm, lambda _: None)
+        metrics = await trio.to_thread.run_sync(read, f"{address}/metrics")
+        assert "tgi_engine_restarts 0" in metrics.splitlines()
         await trio.to_thread.run_sync(generate_slowly, address, disturbed, disturb)
         health.append(await trio.to_thread.run_sync(status, f"{address}/health"))
         metrics = await trio.to_thread.run_sync(read, f"{address}/metrics")

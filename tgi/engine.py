@@ -59,6 +59,7 @@ async def run_engine(service: Service, options: Options) -> None:
     setup = await in_thread(lambda: read_setup(folder, options, find_device(options.device)))
     limits = service.limits = setup.limits()
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
+    service.metrics.engine_restarts.inc(0)  # it appears, so that alerts see the first restart
     shapes = open_recording(options, setup.device)
     variables = prepare_recipes(setup)
     restarts = Restarts(options.max_restarts)
