@@ -174,3 +174,20 @@ def test_the_reader_names_what_is_wrong() -> None:
     assert rope is not None
     assert rope(float, "factor") == 2.0
     assert get.section("none") is None
+
+
+def test_a_reader_with_the_keys_and_defaults_of_another_family() -> None:
+    get = JsonReader({"n_embd": 64, "n_head": None, "n_layer": 0, "more": {"depth": 1}, "odd": 1})
+    names = {"hidden_size": "n_embd", "heads": "n_head", "layers": "n_layer", "size": "n_size"}
+    other = get.adapted(names, {"positions": 128, "n_head": 7}).adapted(defaults={"size": 9})
+    assert other.size("hidden_size") == 64
+    assert other(int, "positions") == 128  # the default of a missing key
+    assert other(int, "heads", None) is None  # a null is none
+    assert other(int, "size") == 9
+    with pytest.raises(ConfigError, match="'n_layer' is 0"):
+        other.size("layers")
+    section = other.section("more")
+    assert section is get.section("more")
+    assert section is not None
+    assert section(int, "depth") == 1
+    assert list(get.unread()) == [("config.json", "odd", 1)]

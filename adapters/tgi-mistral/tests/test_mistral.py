@@ -111,3 +111,26 @@ def test_mixtral(tmp_path, window):
     folder = make_checkpoint(tmp_path, MixtralConfig(**EXPERTS, **SIZES, sliding_window=window))
     check_architecture(folder, ranks=2 if window else 4, expert_parallel=not window)
     check_generation(folder, [5, 40])
+
+
+SMALL_3_1 = {
+    "hidden_size": 5120,
+    "intermediate_size": 32768,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 131072,
+    "sliding_window": None,
+    "rope_theta": 1e9,
+    "model_type": "mistral",
+}
+
+
+def test_the_decoder_of_a_model_of_images_and_text(tmp_path):
+    """That of Mistral Small 3.1 is Mistral Small 3, which has 23,572,403,200 parameters."""
+    names = {"architectures": ["Mistral3ForConditionalGeneration"], "model_type": "mistral3"}
+    config = names | {"text_config": SMALL_3_1, "vision_config": {"hidden_size": 1024}}
+    described = describe_config(tmp_path, config)
+    assert described.parameters == 23_572_403_200
+    assert described.tensors[0].name == "language_model.model.embed_tokens.weight"

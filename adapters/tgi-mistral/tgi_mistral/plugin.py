@@ -2,7 +2,7 @@
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
-from tgi.plugins.llama_config import LlamaConfig, read_llama_config
+from tgi.plugins.llama_config import LlamaConfig, read_llama_config, read_text_part
 
 
 def read_config(get: JsonReader) -> LlamaConfig:
@@ -40,6 +40,10 @@ def read_mixtral_config(get: JsonReader) -> LlamaConfig:
 
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """Return the decoders with a language-model head."""
-    readers = {"MistralForCausalLM": read_config, "MixtralForCausalLM": read_mixtral_config}
+    """Return the decoders with a language-model head, and that of the models of images and text."""
+    readers = {
+        "MistralForCausalLM": read_config,
+        "MixtralForCausalLM": read_mixtral_config,
+        "Mistral3ForConditionalGeneration": read_text_part(read_config),
+    }
     return [Architecture(name, "tgi.layers:LlamaDecoder", read) for name, read in readers.items()]
