@@ -64,6 +64,9 @@ class Rotary(nn.Module):
 class Rotations(nn.Module):
     """The rotations of all layers, which may differ, as one part of the model."""
 
+    reads_cache: ClassVar[bool] = False
+    """Whether it looks at the KV cache of a batch."""
+
     def __init__(self, build: Build, configs: Sequence[RopeConfig]) -> None:
         super().__init__()
         self.parts = [Rotary(build, config) for config in configs]  # no ModuleList, which is for layers
