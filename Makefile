@@ -121,7 +121,7 @@ capture-expected-outputs-for-integration-tests: .venv/.dev  ## keep what they an
 	$(MODELS) --capture-expected-outputs $(ARGS)
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("tgi needs Python 3.11 or newer; name one: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'
@@ -130,7 +130,7 @@ clean:  ## remove what the other targets made
 # torch comes first and pinned: nothing after it may bring another one.
 .venv/.run: pyproject.toml $(ADAPTERS) $(KERNELS) | .venv/bin/python
 	$(PIP) '$(TORCH)'
-	$(PIP) '$(TORCH)' --editable . $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
+	$(PIP) '$(TORCH)' --editable '.[otlp-grpc]' $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.run

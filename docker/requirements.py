@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def requirements(project: str, device: str, torch: str) -> list[str]:
-    """Lines for pip: the dependencies, and those of the extra that is named like the device."""
+    """Lines for pip: the dependencies, and those of the extras for gRPC and for the device."""
     table = tomllib.loads(project)["project"]
-    needed = [*table["dependencies"], *table["optional-dependencies"].get(device, [])]
+    extras = table["optional-dependencies"]
+    needed = [*table["dependencies"], *extras["otlp-grpc"], *extras.get(device, [])]
     return [f"torch=={torch}" if re.match(r"torch\b(?!-)", line) else line for line in needed]
 
 

@@ -106,6 +106,7 @@ def test_torch_stays_what_it_is() -> None:
 
     assert "torch==2.10.0a0+git1" in lines
     assert "optimum-habana" in lines
+    assert any(line.startswith("opentelemetry-exporter-otlp-proto-grpc") for line in lines)
     assert [line for line in lines if line.startswith("torch")] == ["torch==2.10.0a0+git1"]
     assert "optimum-habana" not in script("requirements").requirements(project, "cpu", "2.13.0")
 

@@ -95,6 +95,18 @@ def test_grpc_unless_the_url_is_one_that_only_http_has(endpoint: str, way: str, 
     exporter.shutdown()
 
 
+def test_an_endpoint_of_grpc_needs_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    for name in [name for name in sys.modules if name.startswith("opentelemetry.exporter.otlp.proto.grpc")]:
+        monkeypatch.delitem(sys.modules, name)
+
+    with pytest.raises(ValueError, match=r"pip install tgi\[otlp-grpc\].*port 4318"):
+        exporter_for("http://collector:4317")
+    exporter_for("http://collector:4318").shutdown()
+
+
 def test_nobody_waits_for_a_collector_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.5")  # of the thread that sends
     tracer = Tracer.start("http://127.0.0.1:9", "x")

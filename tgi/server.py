@@ -144,7 +144,7 @@ class _Server:
         )
 
     def start_tracing(self) -> None:
-        """Start to send traces if --otlp-endpoint is set. Raises OptionError if it is not a URL."""
+        """Start to send traces if --otlp-endpoint is set. Raises OptionError if it cannot be used."""
         endpoint = self.options.otlp_endpoint
         if endpoint is not None:
             from tgi.tracing import Tracer

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 import attrs
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as HttpExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
@@ -77,10 +76,20 @@ class Tracer:
 
 
 def exporter_for(endpoint: str) -> SpanExporter:
-    """Return the exporter for a URL: gRPC, unless its port or path is that of OTLP over HTTP."""
+    """Return the exporter for a URL: gRPC, unless its port or path is that of OTLP over HTTP.
+
+    Raises ValueError if the URL is none, or if what sends over gRPC is not installed.
+    """
     url = urlsplit(endpoint)
     if url.scheme in ("http", "https") and (url.path.rstrip("/") == HTTP_PATH or url.port == HTTP_PORT):
         return HttpExporter(endpoint if url.path.strip("/") else endpoint.rstrip("/") + HTTP_PATH)
+    try:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
+    except ImportError as error:
+        raise ValueError(
+            "gRPC is not installed: pip install tgi[otlp-grpc], or name an endpoint of OTLP over HTTP "
+            f"(port {HTTP_PORT}, or the path {HTTP_PATH})"
+        ) from error
     return GrpcExporter(endpoint, insecure=url.scheme != "https")
 
 
