@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, DeepseekV3Config, PreTrainedConfig, Qwen3MoeConfig
 
-from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins import JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.checkpoints import make_checkpoint
 from tgi.weights.formats import read_format
+from tgi.weights.formats.fp8_wide import WideFp8
 
 QUANTIZED = {
     "quant_method": "fp8",
@@ -81,6 +82,6 @@ def test_logits(tmp_path, name):
 @pytest.mark.parametrize(
     "change", [{"weight_block_size": [64, 128]}, {"activation_scheme": "static"}], ids=str
 )
-def test_other_kinds_are_refused(change):
-    with pytest.raises(ConfigError, match=r"only .*e4m3 weights with a scale for each block of 128 by 128"):
-        read_format(JsonReader({"quantization_config": QUANTIZED | change}))
+def test_other_kinds_are_made_dense(change):
+    stored = read_format(JsonReader({"quantization_config": QUANTIZED | change}))
+    assert isinstance(stored, WideFp8)

@@ -80,15 +80,22 @@ def groups_of(size: int, group: int, order: bool = False) -> torch.Tensor:
 
 
 def make_quantized(
-    folder: Path, quantize: Callable[[torch.Tensor], Any], config: dict[str, Any], **llama: Any
+    folder: Path,
+    quantize: Callable[[torch.Tensor], Any],
+    config: dict[str, Any],
+    make: Callable[[Path], Path] = make_llama,
+    layers: str = "_proj.",
 ) -> Path:
-    """A Llama whose layers are quantized; the folder of the same model with dense weights is returned."""
-    dense = make_llama(folder / "dense", **llama)
-    make_llama(folder, **llama)
+    """A model whose layers are quantized, by a part of their names.
+
+    The folder of the same model with dense weights is returned.
+    """
+    dense = make(folder / "dense")
+    make(folder)
     stored, known = {}, {}
     for name, tensor in load_file(folder / "model.safetensors").items():
         stored[name] = known[name] = tensor
-        if "_proj." in name and name.endswith("weight"):
+        if layers in name and name.endswith("weight"):
             tensors, known[name] = quantize(tensor)
             del stored[name]
             stored |= {

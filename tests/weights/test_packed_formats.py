@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig
 
 from tests.weights.quantized import (
     CUTS,
+    PROMPT,
     KeepingDevice,
     Tensors,
     check_logits,
@@ -19,7 +21,13 @@ from tests.weights.quantized import (
     rounded,
 )
 from tgi.device.base import Device
+from tgi.layers.loading import describe
 from tgi.plugins import ConfigError, JsonReader
+from tgi.protocol import Describe
+from tgi.testing.checkpoints import make_checkpoint
+from tgi.testing.driver import make_driver
+from tgi.testing.rank_threads import on_threads
+from tgi.testing.runs import transformers_logprobs, whole
 from tgi.weights import TensorPart
 from tgi.weights.formats import IntegerWeight, read_format
 
@@ -128,6 +136,31 @@ def test_logits_are_those_of_the_dense_model(tmp_path: Path, kind: str) -> None:
     check_logits(
         tmp_path, dense, config["bits"], lambda features: groups_of(features, config["group_size"], order)
     )
+
+
+def test_experts(tmp_path: Path) -> None:
+    """Their router is dense."""
+    config = MixtralConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=2, sliding_window=None,
+    )  # fmt: skip
+    dense = make_quantized(
+        tmp_path, gptq, gptq_config(), lambda folder: make_checkpoint(folder, config), ".experts."
+    )
+    text, size = [*PROMPT, 0], len(PROMPT)
+    (wanted,) = transformers_logprobs(dense, None, [PROMPT])
+    one = whole(make_driver(tmp_path, Device(1)), text, size)
+    two = on_threads(tmp_path, 2, lambda driver: [whole(driver, text, size)], range(1, 9))[0]
+    for each in (one, two):
+        assert (each - wanted[-1:]).abs().max() < 1e-3
+    command = Describe(
+        folder=str(tmp_path), architecture="MixtralForCausalLM", ranks=2, dtype="float32", integers=[4]
+    )
+    kept = {info.name: (info.format, info.bytes) for info in describe(command).tensors}
+    layer = "model.layers.1.block_sparse_moe"
+    assert kept[f"{layer}.experts.2.w1.weight"] == ("gptq", 48 * (64 // 2 + 4 * 64 // 32))
+    assert kept[f"{layer}.experts.2.w2.weight"] == ("gptq", 64 * (48 // 2 + 4 * 2))
+    assert kept[f"{layer}.gate.weight"] == ("dense", 4 * 3 * 64)
 
 
 def test_a_bias_of_zeros_that_the_model_does_not_have_is_left_out(tmp_path: Path) -> None:

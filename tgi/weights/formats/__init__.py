@@ -24,6 +24,19 @@ __all__ = [
 ]
 
 
+_KERNELS = {"marlin": ("gptq", "awq"), "gptq_marlin": ("gptq",), "awq_marlin": ("awq",)}
+"""Values of --quantize that name other servers' kernels, and the formats that these take."""
+_INSTEAD = {
+    "bitsandbytes": "a dense checkpoint with --quantize int8 or int4, on a CPU",
+    "bitsandbytes-nf4": "a dense checkpoint with --quantize int4, on a CPU",
+    "bitsandbytes-fp4": "a dense checkpoint with --quantize int4, on a CPU",
+    "eetq": "a dense checkpoint with --quantize int8, on a CPU",
+    "fp8": "a dense checkpoint with --quantize int8, on a CPU, or a checkpoint that is in fp8",
+    "exl2": "a checkpoint in GPTQ or AWQ",
+}
+"""Formats of other servers that are refused, and the ones to serve instead."""
+
+
 def read_format(config: JsonReader, quantize: str = "") -> WeightFormat:
     """Return the format that config.json's "quantization_config" means, or that `quantize` rounds to.
 
@@ -34,7 +47,7 @@ def read_format(config: JsonReader, quantize: str = "") -> WeightFormat:
         return _rounding(quantize) if quantize else Dense()
     method = section(str, "quant_method", "none")
     stored = _stored_format(section, method)
-    if quantize not in ("", method, stored.name):
+    if quantize not in ("", method, stored.name) and stored.name not in _KERNELS.get(quantize, ()):
         raise ConfigError(f"--quantize {quantize}: the checkpoint is quantized already, to {stored.name}")
     return stored
 
@@ -44,6 +57,10 @@ def _rounding(quantize: str) -> Rounding:
     kinds = {kind.name: kind for kind in Rounding.__subclasses__()}
     if quantize in kinds:
         return kinds[quantize]()
+    if quantize in _INSTEAD:
+        raise ConfigError(
+            f"--quantize {quantize} is not supported for a dense checkpoint: serve {_INSTEAD[quantize]}"
+        )
     choice = " or ".join(sorted(kinds))
     raise ConfigError(
         f"--quantize {quantize}: config.json has no 'quantization_config'; a dense checkpoint can be rounded "
@@ -59,6 +76,10 @@ def _stored_format(section: JsonReader, method: str) -> WeightFormat:
             if reason is None:
                 return kind.from_config(section)
             fault = fault or reason
+    if method in _INSTEAD and fault is None:
+        raise ConfigError(
+            f"config.json 'quantization_config': {method!r} is not supported: serve {_INSTEAD[method]}"
+        )
     scopes = ", or ".join(kind.scope for kind in _known() if kind.scope)
     fault = fault or f"'quant_method' is {method!r}"
     raise ConfigError(f"config.json 'quantization_config': {fault}; only {scopes} are supported")

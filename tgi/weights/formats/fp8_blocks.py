@@ -61,11 +61,13 @@ class Fp8Blocks(WeightFormat):
     scope = f"e4m3 weights with a scale for each block of {BLOCK} by {BLOCK}"
 
     @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether blocks have that size."""
+        return super().means(config) and config.data.get("weight_block_size") == [BLOCK, BLOCK]
+
+    @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the first setting that asks for another kind of fp8."""
-        size = config.data.get("weight_block_size")
-        if size != [BLOCK, BLOCK]:
-            return f"'weight_block_size' is {size!r}"
         scheme = config(str, "activation_scheme", "dynamic")
         return None if scheme == "dynamic" else f"'activation_scheme' is {scheme!r}"
 
