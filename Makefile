@@ -30,7 +30,7 @@ clients: .venv/.clients  ## make .venv/clients with the libraries that integrati
 docs: .venv/.docs  ## build the site of the documentation in build/site; every link is checked
 	rm -rf build/docs build/site && mkdir -p build/docs
 	git ls-files -z '*.md' '*.png' 'adapters/*/tests/*.py' | xargs -0 cp --parents --target-directory=build/docs
-	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --strict
 
 run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-id …"
 	.venv/bin/tgi serve --port $(PORT) $(ARGS)
