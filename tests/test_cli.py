@@ -28,6 +28,7 @@ CHOICES = {
     "bucket_shapes": __file__,
     "root_path": "/llm",
     "while_recovering": "refuse",
+    "tenants": __file__,
     "aip_predict_route": "/predict",
     "aip_health_route": "/alive",
 }

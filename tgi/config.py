@@ -233,6 +233,13 @@ class Options:
     drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
     a good value behind a load balancer."""
+    tenant_header: Annotated[str | None, flag(HTTP, "TENANT_HEADER", value="NAME")] = None
+    """Header whose value names the tenant of a request. Tenants share the server fairly. Default: the API key
+    names it, if there is more than one or --tenants is set. A proxy must set the header: clients could choose
+    any."""
+    tenants: Annotated[Path | None, flag(HTTP, "TENANTS", value="FILE"), flags.FILE] = None
+    """TOML file with weights and limits of tenants (docs/reliability.md). SIGHUP makes the server read it
+    again."""
     keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
     """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
     aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (

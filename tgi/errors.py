@@ -29,7 +29,7 @@ class ApiError(Exception):
     """Format of the message; `{}` is replaced by the argument of the constructor."""
     failure: ClassVar[str] = "generation"
     """Value of the label `err` of the metric tgi_request_failure."""
-    headers: ClassVar[Mapping[str, str]] = _NONE
+    headers: Mapping[str, str] = _NONE
     code: ClassVar[str | None] = None
     """OpenAI's code of the error on `/v1/*`; None: it has none."""
 
@@ -153,6 +153,19 @@ class Overloaded(ApiError):
     form = "Model is overloaded"
     code = "rate_limit_exceeded"
     headers = _RETRY
+
+
+class RateLimited(ApiError):
+    """The request's tenant is at one of its limits."""
+
+    status, error_type, failure = 429, "overloaded", "overloaded"
+    form = "Rate limit reached: {}"
+    code = "rate_limit_exceeded"
+    headers = _RETRY
+
+    def __init__(self, detail: str = "", headers: Mapping[str, str] = _RETRY) -> None:
+        super().__init__(detail)
+        self.headers = headers
 
 
 class GenerationFailed(ApiError):

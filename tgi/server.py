@@ -86,6 +86,7 @@ async def serve(
     try:
         for warning in options.checked():
             log.warning(warning)
+        server.service.tenants.load()
         server.start_tracing()
         with trio.open_signal_receiver(*signals) as received:
             async with trio.open_nursery() as nursery:
@@ -189,13 +190,24 @@ class _Server:
             self.take_signal(number)
 
     def take_signal(self, number: int) -> None:
-        """Shut down at the first signal, at once at the second."""
+        """Shut down at the first signal, at once at the second; on SIGHUP, read --tenants again if set."""
+        if number == signal.SIGHUP and self.options.tenants is not None:
+            self._reload()
+            return
         if self.patience.cancel_called:
             return
         log.info("%s received, starting graceful shutdown", signal.Signals(number).name)
         if self.stopping.is_set():
             self.patience.cancel()
         self.stopping.set()
+
+    def _reload(self) -> None:
+        try:
+            self.service.tenants.load()
+        except OptionError as error:
+            log.error("%s; the terms of before go on", error)
+        else:
+            log.info("SIGHUP received, %s was read again", self.options.tenants)
 
     async def await_trigger(self, trigger: Callable[[], Awaitable[None]]) -> None:
         """Shut down when hypercorn does."""

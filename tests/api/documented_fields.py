@@ -71,7 +71,6 @@ HARMLESS = {
     "mm_payload": _NO_IMAGES,
     "mm_processor_kwargs": _NO_IMAGES,
     "prediction": "it makes OpenAI's answer faster",
-    "priority": "requests are answered in the order in which they come",
     "prompt_cache_key": "prefixes are cached in any case",
     "prompt_cache_options": "prefixes are cached in any case",
     "prompt_cache_retention": "prefixes are cached in any case",

@@ -223,7 +223,11 @@ def test_every_documented_field_is_known(kind: Kind) -> None:
         assert sum(name in one for one in known) == 1, name
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in ROUTES for name in sorted(works(kind))])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    # `priority` changes when the answer comes: see test_tenants.py
+    [(kind, name) for kind in ROUTES for name in sorted(works(kind) - {"priority"})],
+)
 async def test_a_field_that_works_changes_the_answer(kind: Kind, name: str) -> None:
     example = EXAMPLES[kind][name]
     if not isinstance(example, Example):

@@ -21,7 +21,7 @@ from tgi.errors import (
     UnknownPath,
 )
 
-from .call import Call, Route, Service, empty_answer, json_answer, text_answer
+from .call import Call, Route, Service, empty_answer, given_keys, json_answer, text_answer
 from .info import health
 from .openapi import ROUTES
 from .platforms import vertex
@@ -83,6 +83,8 @@ def create_app(service: Service) -> QuartTrio:
         response.headers["vary"] = VARY
         exchange = current_exchange()
         response.headers["x-request-id"] = exchange.id
+        for name, value in exchange.limits.items():
+            response.headers.setdefault(name, value)
         if exchange.remarks:
             response.headers["x-grammar-warning"] = _header_text("; ".join(exchange.remarks))
         origin = _allowed_origin(service.options.cors_allow_origin)
@@ -141,9 +143,7 @@ def _is_authorized(keys: tuple[str, ...]) -> bool:
 
     It comes as a bearer token, or in `X-Api-Key`.
     """
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    given = [token if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")]
-    matches = [hmac.compare_digest(one.encode(), key.encode()) for one in given for key in keys]
+    matches = [hmac.compare_digest(one.encode(), key.encode()) for one in given_keys() for key in keys]
     return any(matches)
 
 

@@ -40,6 +40,7 @@ from .grammars import Grammars
 from .observe import Observer, timing_headers
 from .store import ResponseStore
 from .stream import KEEP_ALIVE, EventStream, EventWriter, Finished
+from .tenants import Tenant, Tenants
 from .transport import Exchange, current_exchange
 from .turns import Turns
 
@@ -115,10 +116,13 @@ class Service:
     """Number of permits that are held."""
     tracer: "Tracer | None" = None
     """Sender of traces, if they are wanted."""
+    tenants: Tenants = attrs.field(init=False)
+    """Clients with shares and limits of their own."""
     turns: Turns = attrs.field(init=False)
     """Turns at reading and tokenising long texts."""
 
     def __attrs_post_init__(self) -> None:
+        self.tenants = Tenants(self.options)
         self.turns = Turns(self.options.max_concurrent_requests)
 
     def ready_engine(self) -> Engine:
@@ -268,8 +272,22 @@ class Call(Generic[B]):
         with self._held, self._observer.failures():
             yield
 
+    @property
+    def tenant(self) -> Tenant | None:
+        """The tenant of the request; None if the server knows no tenants."""
+        tenants, header = self.service.tenants, self.service.options.tenant_header
+        if not tenants.wanted:
+            return None
+        if header is not None:
+            return tenants.named(request.headers.get(header, ""))
+        keys, given = self.service.options.api_key, given_keys()
+        return tenants.named(next((key for key in given if key and (not keys or key in keys)), ""))
+
     def take_permits(self, count: int) -> None:
-        """Hold permits until the end of the answer. Raises Overloaded."""
+        """Hold permits until the end of the answer. Raises Overloaded, and RateLimited for a tenant."""
+        if (tenant := self.tenant) is not None:
+            self._held.enter_context(tenant.permits(count))
+            self.exchange.limits = tenant.headers()
         self._held.enter_context(self.service.permits(count))
 
     async def generate(self, sequences: Items[Sequence]) -> list[Finished]:
@@ -278,6 +296,7 @@ class Call(Generic[B]):
         Raises ApiError if one fails. Leaving early, also by cancellation, aborts all.
         """
         finished = [Finished(sequence, []) for sequence in sequences]
+        self._spend(sequences)
         with self.engine.scheduler.generating(sequences) as receive:
             async for index, item in receive:
                 if isinstance(item, ApiError):
@@ -286,6 +305,10 @@ class Call(Generic[B]):
         if any(not one.tokens or one.tokens[-1].finish is None for one in finished):
             raise IncompleteGeneration
         return finished
+
+    def _spend(self, sequences: Items[Sequence]) -> None:
+        if (tenant := self.tenant) is not None:
+            self._held.enter_context(tenant.spending(sequences))
 
     async def stream(
         self,
@@ -299,6 +322,7 @@ class Call(Generic[B]):
         `headers` take precedence over those of server-sent events. Permits and sequences are released with
         the last event, or when the exchange ends. Raises ApiError.
         """
+        self._spend(sequences)
         receive = self._held.enter_context(self.engine.scheduler.generating(sequences))
         kept = self.exchange.resources.enter_context(ExitStack())
         events = EventStream(receive, writer, kept, self.observer.deadline, keep_alive)
@@ -332,6 +356,12 @@ class Call(Generic[B]):
             return work()
         async with self.service.turns.turn(request.remote_addr or "", size):
             return await trio.to_thread.run_sync(work)
+
+
+def given_keys() -> tuple[str, str]:
+    """Return the keys that the present request has as a bearer token and in `X-Api-Key`, each "" if not."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token if scheme.lower() == "bearer" else "", request.headers.get("X-Api-Key", "")
 
 
 def _timeout() -> float:

@@ -9,7 +9,7 @@ from quart import Response
 
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
-from tgi.sampling import U32, WARPERS, NativeFields, about
+from tgi.sampling import I32, U32, WARPERS, NativeFields, about
 from tgi.scheduler import Sequence, Token
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
@@ -29,6 +29,9 @@ STOP = about("Strings that end the text.", limit="max_stop_sequences")
 TokenId = Annotated[U32, about(limit="last_token")]
 MaxTokens: TypeAlias = Annotated[
     U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
+]
+Priority: TypeAlias = Annotated[
+    I32 | None, about("Place in the queue: lower comes first, among a tenant's requests if there are any.")
 ]
 
 # Requests
@@ -106,6 +109,7 @@ class GenerateParameters(NativeFields, kw_only=True):
     grammar: Annotated[Grammar | None, about("Grammar that the text obeys.")] = None
     ignore_eos: Annotated[bool, about("Go on after the model's end tokens.")] = False
     stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
+    priority: Priority = None
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed > MAX_SEED:
@@ -336,6 +340,7 @@ def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
         truncate=parameters.truncate,
         grammar=None if grammar is None else lambda: grammar.spec,
         prompt_top=0 if parameters.decoder_input_details else None,
+        priority=parameters.priority or 0,
     )
 
 

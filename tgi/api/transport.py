@@ -161,6 +161,8 @@ class Exchange:
     """Time at which the head of the request had been read."""
     remarks: list[str] = attrs.field(factory=list)
     """What the client is told in the header `x-grammar-warning`."""
+    limits: dict[str, str] = attrs.field(factory=dict)
+    """Headers of the answer about the limits of the client."""
 
 
 class HTTPConnection(TrioASGIHTTPConnection):

@@ -62,6 +62,8 @@ class Generation:
     """Maximum of `top_n_tokens` if the server's limit is lower."""
     prompt_top: int | None = None
     """Number of most likely tokens to report for each token of the prompt; None: not even its own."""
+    priority: int = 0
+    """Place in the queue: lower comes first."""
 
 
 def sampling_params(body: object, api: Api, **others: Any) -> SamplingParams:
@@ -118,6 +120,7 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
     if grammar is not None:
         min_tokens = 0  # the grammar alone says when the text may end
     matcher = await _with_token_rules(call, generation, grammar)
+    tenant = call.tenant
     sequences = [
         Sequence(
             prompt=ids,
@@ -131,6 +134,9 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
             wants_prompt_logprobs=generation.prompt_top is not None,
             prompt_top=generation.prompt_top or 0,
             arrived=arrived,
+            tenant="" if tenant is None else tenant.name,
+            weight=1.0 if tenant is None else tenant.terms.weight,
+            priority=generation.priority,
         )
         for number in range(generation.count)
     ]

@@ -69,6 +69,7 @@ def make_generation(
         stop_token_ids=body.stop_token_ids or (),
         allowed_token_ids=body.allowed_token_ids,
         bad_words=body.bad_words or (),
+        priority=body.priority or 0,
         truncate=_truncation(body, call.engine.limits),
         truncate_end=body.truncation_side == "right",
         **others,

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tgi.api import refused
-from tgi.api.native import SEED, STOP, MaxTokens, TokenId
+from tgi.api.native import SEED, STOP, MaxTokens, Priority, TokenId
 from tgi.api.refused import refusing
 from tgi.errors import ValidationError
 from tgi.sampling import U32, about
@@ -219,6 +219,7 @@ class OpenAIRequest(FormatFields, kw_only=True):
     logit_bias: Annotated[dict[str, float] | list[float] | None, about(_BIAS)] = None
     ignore_eos: Annotated[bool | None, about("Go on after the model's end tokens.")] = None
     stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
+    priority: Priority = None
     allowed_token_ids: Annotated[list[TokenId] | None, about("Tokens that alone may be generated.")] = None
     bad_words: Annotated[list[str] | None, about("Texts whose last token may not follow the others.")] = None
     include_stop_str_in_output: Annotated[bool | None, about("Leave what ends the text in it.")] = None
