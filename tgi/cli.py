@@ -166,6 +166,7 @@ def plan(
 def doctor(
     *,
     json_: Annotated[bool, Parameter(group=flags.DOCTOR, name="--json", negative="")] = False,
+    report: Annotated[Path | None, Parameter(group=flags.DOCTOR)] = None,
     options: Annotated[Options, Parameter(name="*")] = Options(),  # noqa: B008
 ) -> int:
     """Check a machine.
@@ -174,10 +175,12 @@ def doctor(
     ----------
     json_
         Print JSON.
+    report
+        Write a file to send with a question: the checks, and versions of the software. It names no model.
     """
     from tgi.doctor.show import show_checks
 
-    return show_checks(options, as_json=json_)
+    return show_checks(options, as_json=json_, report=report)
 
 
 @app.command

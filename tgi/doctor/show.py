@@ -1,7 +1,10 @@
 """`tgi doctor`: makes the checks and prints them."""
 
 import json
+import platform
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import attrs
 from rich.console import Console
@@ -49,14 +52,30 @@ def examine(options: Options, machine: Machine) -> Iterator[Check]:
         yield from try_device(spec, options.threads, options.num_shard or 1)
 
 
-def show_checks(options: Options, *, as_json: bool = False) -> int:
-    """Print the checks, and return the exit code: 1 if one has failed."""
-    checks = list(examine(options, Machine()))
+def show_checks(options: Options, *, as_json: bool = False, report: Path | None = None) -> int:
+    """Print the checks, write the report if it has a file, and return the exit code: 1 if one has failed."""
+    machine = Machine()
+    checks = list(examine(options, machine))
+    if report is not None:
+        report.write_text(json.dumps(report_of(options.device, checks, machine), indent=2) + "\n", "utf-8")
     if as_json:
         print(json.dumps([attrs.asdict(check) for check in checks], indent=2))
     else:
         Console(highlight=False).print(_table(checks))
     return int(any(check.state == "fail" for check in checks))
+
+
+def report_of(device: str, checks: Iterable[Check], machine: Machine) -> dict[str, Any]:
+    """Return what helps others to understand a machine: the checks, and versions of the software."""
+    spec = devices(load_plugins()).get(device)
+    packages = ("python", "tgi", "torch", "transformers", *(spec.compile_packages if spec else ()))
+    return {
+        "device": device,
+        "cards": list(spec.installed_cards(machine)) if spec else [],
+        "kernel": platform.release(),
+        "versions": dict(machine.versions(packages)),
+        "checks": [attrs.asdict(check) for check in checks],
+    }
 
 
 def _table(checks: Iterable[Check]) -> Table:

@@ -1,18 +1,21 @@
 """Probes of a Gaudi card for `tgi doctor`: behaviour that is its own, or differs between releases."""
 
 import functools
+import time
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from tgi.device.base import Device
-from tgi.device.graphs import Tally
+from tgi.device.graphs import Program, Tally
 from tgi.plugins.check import Check, fail, ok, warn
 
 from .gaudi_checks import GaudiDoctor
 
+_ASSUMED = "Send us the report: the simulated card assumes something else."
 _ADAPTERS = "Tell the authors of the adapters that you use that they cannot rely on {} here."
 
 
@@ -23,6 +26,13 @@ def gaudi_probes(device: Device) -> Mapping[str, Callable[[], Check]]:
         "int64": probe_int64,
         "one_hot(-1)": probe_one_hot,
         "fp8": probe_fp8,
+        "bit-casts": probe_bit_casts,
+        "views": probe_views,
+        "pinned memory": probe_pinned,
+        "event order": probe_events,
+        "stable sort": probe_stable_sort,
+        "index_reduce": probe_index_reduce,
+        "sort cost": probe_sort_cost,
     }
     return {name: functools.partial(probe, device) for name, probe in probes.items()}
 
@@ -84,3 +94,123 @@ def probe_fp8(device: Device) -> Check:
         )
         return fail(name, f"{found} By its generation the card should reach {assumed:g}.", advice)
     return ok(name, found)
+
+
+class _Trying(Program):
+    """A program that is one function of a tensor."""
+
+    regions: ClassVar[tuple[str, ...]] = ("forward",)
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self._function = function
+
+    def forward(self, packed: torch.Tensor) -> tuple[torch.Tensor]:
+        """Return the result."""
+        return (self._function(packed),)
+
+
+def _twice(device: Device, function: Callable[[torch.Tensor], torch.Tensor], number: float) -> list[float]:
+    """Run a function in a graph, compiled and then replayed, on [4] float32; return the second result."""
+    graph = device.graph(_Trying(function))
+    for value in (1.0, number):
+        result = device.fetch(*graph(*device.upload(np.full(4, value, np.float32))))()[0].tolist()
+    return result  # type: ignore[no-any-return]
+
+
+def probe_bit_casts(device: Device) -> Check:
+    """Tell whether a graph reads the bits of a number as another dtype; this server never does."""
+    name = "bit-casts"
+    try:
+        found = _twice(device, lambda x: x.view(torch.int32).float(), 2.0)[0]
+    except Exception as error:
+        return ok(name, f"They are refused in a graph ({type(error).__name__}); this server has none.")
+    if found == float(0x40000000):
+        return ok(name, "A graph reads the bits of a number as another dtype; this server does not.")
+    return ok(name, f"In a graph, the bits of 2.0 are read as {found:g}, as expected; this server has none.")
+
+
+def probe_views(device: Device) -> Check:
+    """Tell whether a change by a view of a kept tensor reaches the tensor; this server makes none."""
+    name, kept = "views", torch.zeros(2, 2, device=device.torch_device)
+    place = torch.zeros(1, dtype=torch.int64, device=device.torch_device)
+
+    def change(x: torch.Tensor) -> torch.Tensor:
+        kept.view(-1).index_copy_(0, place, x[:1])
+        return x + 1
+
+    try:
+        _twice(device, change, 3.0)
+    except Exception as error:
+        return ok(name, f"Changes by a view are refused in a graph ({type(error).__name__}).")
+    if kept.cpu().tolist() == [[3.0, 0.0], [0.0, 0.0]]:
+        return ok(name, "A graph may change a tensor by a view of it; this server does not.")
+    return ok(name, "A graph loses changes by a view of a tensor, as expected; this server makes none.")
+
+
+def probe_pinned(_: Device) -> Check:
+    """Tell whether memory of the host can be pinned, which keeps copies of results out of the way."""
+    name = "pinned memory"
+    try:
+        torch.empty(1).pin_memory(device="hpu")
+    except RuntimeError as error:
+        found = f"Memory cannot be pinned ({type(error).__name__}): whoever waits for a result copies it."
+        return warn(name, found, "Steps take a little longer. Try a newer release of Gaudi's software.")
+    return ok(name, "Memory of the host can be pinned.")
+
+
+def probe_events(device: Device) -> Check:
+    """Check that what an event covers has arrived: 50 results, fetched while the next is computed."""
+    graph, expected = device.graph(_Trying(lambda x: x * 2)), []
+    waits = []
+    for number in range(50):
+        waits.append(device.fetch(*graph(*device.upload(np.full(4096, number, np.float32)))))
+        expected.append(2.0 * number)
+        if len(waits) > 1 and set(waits[-2]()[0].tolist()) != {expected[-2]}:
+            return fail("event order", "A result is not there after its event.", GaudiDoctor.wrong_result)
+    return ok("event order", "Results are there after their events.")
+
+
+def probe_stable_sort(device: Device) -> Check:
+    """Tell whether a stable sort of 1,000 equal numbers keeps their order; this server sorts values only."""
+    order = torch.zeros(1000).to(device.torch_device).sort(stable=True).indices.cpu()
+    if torch.equal(order, torch.arange(1000)):
+        return ok("stable sort", "A stable sort keeps the order of equal numbers.")
+    return ok(
+        "stable sort", "A stable sort does not keep the order of equal numbers; this server needs none."
+    )
+
+
+def probe_index_reduce(device: Device) -> Check:
+    """Check `index_reduce` of greatest values along the first dimension, which joins blocks of a row."""
+
+    def reduce(x: torch.Tensor) -> torch.Tensor:
+        places = torch.arange(4, dtype=torch.int64, device=x.device) // 2
+        return torch.zeros_like(x).index_reduce(0, places, x * (places + 1), "amax")
+
+    if (found := _twice(device, reduce, 3.0)) != [3.0, 6.0, 0.0, 0.0]:
+        return fail("index_reduce", f"It gives {found} and not [3, 6, 0, 0].", GaudiDoctor.wrong_result)
+    return ok("index_reduce", "It gives the greatest values.")
+
+
+def probe_sort_cost(device: Device) -> Check:
+    """Compare the time to sort 32 rows of 131,072 numbers with that of their best 1,024, and of one pass."""
+    x = torch.rand(32, 1 << 17, generator=torch.Generator().manual_seed(0)).to(device.torch_device)
+
+    def seconds(function: Callable[[], torch.Tensor]) -> float:
+        for attempt in range(2):  # compiled by the first
+            began = time.perf_counter()
+            function().flatten()[:1].cpu()
+            took = time.perf_counter() - began
+            del attempt
+        return took
+
+    whole, best, once = (
+        seconds(lambda: x.sort(-1).values),
+        seconds(lambda: x.topk(1024, -1).values),
+        seconds(lambda: x + 1),
+    )
+    found = f"A sort takes {1e3 * whole:.1f} ms, the best 1,024 {1e3 * best:.1f}, a pass {1e3 * once:.1f}."
+    if best < whole:
+        return ok("sort cost", found)
+    return warn("sort cost", f"{found} The best are as dear as all.", _ASSUMED)
