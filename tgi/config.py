@@ -233,6 +233,9 @@ class Options:
     drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
     a good value behind a load balancer."""
+    max_queue_seconds: Annotated[Amount | None, flag(HTTP, "MAX_QUEUE_SECONDS")] = None
+    """Seconds that a request may wait until it begins to run; then it is answered with 503. Default: any
+    time."""
     tenant_header: Annotated[str | None, flag(HTTP, "TENANT_HEADER", value="NAME")] = None
     """Header whose value names the tenant of a request. Tenants share the server fairly. Default: the API key
     names it, if there is more than one or --tenants is set. A proxy must set the header: clients could choose

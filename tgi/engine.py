@@ -183,6 +183,7 @@ async def _start(
         service.metrics,
         count_shape=None if shapes is None else shapes.counts.add,
         step_timeout=options.step_timeout,
+        max_queue_seconds=options.max_queue_seconds,
     )
     lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
     fewer = functools.partial(planner.choose_few, blocks=memory.widest.blocks, within=attention)

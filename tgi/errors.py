@@ -168,6 +168,14 @@ class RateLimited(ApiError):
         self.headers = headers
 
 
+class Shed(ApiError):
+    """The request would be answered too late, or has waited for too long."""
+
+    status, error_type, failure = 503, "overloaded", "overloaded"
+    form = "Model is overloaded: {}"
+    headers = _RETRY
+
+
 class GenerationFailed(ApiError):
     """The engine failed during generation."""
 

@@ -12,7 +12,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from tgi.errors import ApiError, GenerationFailed
+from tgi.errors import ApiError, GenerationFailed, Shed
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.protocol import Result, Step
@@ -331,3 +331,60 @@ async def test_leaving_several_aborts_those_that_have_not_ended() -> None:
         assert {one.state for one in long} == {State.ABORTED}
         assert scheduler.statistics().blocks.used == 0
         assert scheduler.statistics().waiting == 0
+
+
+@pytest.mark.autojump
+async def test_who_has_waited_for_too_long_is_shed_and_nobody_else() -> None:
+    """Four lanes are taken for 20 steps of a second; those that run and who finds a lane are left alone."""
+    metrics = Metrics(60, 60)
+    scheduler = Scheduler(
+        SlowRank(),  # type: ignore[arg-type]
+        LIMITS,
+        Buckets(LIMITS),
+        make_allocator(LIMITS, 200),
+        metrics,
+        max_queue_seconds=5,
+    )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        running = [make_sequence([5 + n], 20) for n in range(4)]
+        late = make_sequence([9], 2)
+        with scheduler.generating(running), generating(scheduler, late) as events:
+            began = trio.current_time()
+            error = await events.receive()
+            assert isinstance(error, Shed)
+            assert "waited for 5 s" in str(error)
+            assert 5 <= trio.current_time() - began <= 7
+            assert late.state is State.ABORTED
+            await trio.sleep(30)
+            assert all(one.state is State.FINISHED for one in running)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.autojump
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    """A step of 8 tokens of a prompt takes a second, so that 40 tokens take 5."""
+    scheduler = Scheduler(
+        SlowRank(),  # type: ignore[arg-type]
+        LIMITS,
+        Buckets(LIMITS),
+        make_allocator(LIMITS, 200, 0),
+        Metrics(60, 60),
+    )
+
+    async def ask(prompt: int, seconds: float) -> None:
+        with scheduler.generating([make_sequence([5] * prompt, 1)], trio.current_time() + seconds) as events:
+            async for _ in events:
+                pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scheduler.run)
+        await ask(40, 0.1)  # nothing has been measured
+        with pytest.raises(Shed, match="x-request-timeout"):
+            await ask(40, 4.9)
+        await ask(40, 5.1)
+        with scheduler.generating([make_sequence([6] * 40, 1)]):
+            with pytest.raises(Shed):
+                await ask(40, 9.9)
+            await ask(40, 10.1)
+        nursery.cancel_scope.cancel()

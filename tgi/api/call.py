@@ -297,7 +297,7 @@ class Call(Generic[B]):
         """
         finished = [Finished(sequence, []) for sequence in sequences]
         self._spend(sequences)
-        with self.engine.scheduler.generating(sequences) as receive:
+        with self.engine.scheduler.generating(sequences, self.observer.deadline) as receive:
             async for index, item in receive:
                 if isinstance(item, ApiError):
                     raise item
@@ -323,7 +323,9 @@ class Call(Generic[B]):
         the last event, or when the exchange ends. Raises ApiError.
         """
         self._spend(sequences)
-        receive = self._held.enter_context(self.engine.scheduler.generating(sequences))
+        receive = self._held.enter_context(
+            self.engine.scheduler.generating(sequences, self.observer.deadline)
+        )
         kept = self.exchange.resources.enter_context(ExitStack())
         events = EventStream(receive, writer, kept, self.observer.deadline, keep_alive)
         await events.start()

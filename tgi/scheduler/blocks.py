@@ -321,6 +321,12 @@ class BlockAllocator:
         """Return how many blocks a sequence has if it generates all tokens that it may."""
         return self._count(len(sequence.prompt) + sequence.max_new_tokens)
 
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """Return the number of a waiting sequence's tokens that are cached now."""
+        tables = self._share(sequence)
+        self._release(tables)
+        return len(tables[0].blocks) * self.block_size
+
     def _shareable(self, sequence: Sequence) -> int:
         """Number of leading tokens whose keys and values other sequences may use."""
         limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tgi.errors import ApiError, GenerationFailed
+from tgi.errors import ApiError, GenerationFailed, Shed
 from tgi.executor import EngineError, Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
@@ -65,14 +65,17 @@ class Scheduler:
         *,
         count_shape: Callable[[Bucket], None] | None = None,
         step_timeout: float | None = None,
+        max_queue_seconds: float | None = None,
     ) -> None:
         """The allocator's pools have as many blocks as the ranks have reserved, without the padding block.
 
         `count_shape` is called with the shape of every step that serves requests, before padding.
         `step_timeout` is the number of seconds after which a step counts as hanging; None: by measurement.
+        A sequence that has not begun after `max_queue_seconds` fails; None: it waits for any time.
         """
         self._executor = executor
         self._step_timeout = step_timeout
+        self._max_queue_seconds = max_queue_seconds
         self._buckets = buckets
         self._schedule = Schedule(limits, buckets, allocator)
         self._observer = StepObserver(metrics, self._schedule, count_shape)
@@ -84,6 +87,8 @@ class Scheduler:
         """Duration of the latest step of each bucket, where steps are padded."""
         self._last_seconds = 0.0
         """Duration of the latest step."""
+        self._prompt_pace = math.inf
+        """Fewest seconds for each token that a step with chunks of prompts has taken."""
         self._slowest = 0.0
         """Duration of the slowest step."""
         self._unmatched: list[Sequence] = []
@@ -92,18 +97,23 @@ class Scheduler:
 
     @contextmanager
     def generating(
-        self, sequences: Items[Sequence]
+        self, sequences: Items[Sequence], deadline: float = math.inf
     ) -> Iterator[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
         """Generate while the body runs. The channel yields pairs of a sequence's index and an item.
 
         Items are `Token`s, the last of a sequence with `finish` set; an `ApiError` ends one that failed. The
         channel ends when all have ended. Leaving earlier aborts the others: their rows and blocks are free
-        for the next step that is planned.
+        for the next step that is planned. Raises Shed if none can have a token by the deadline, a time on
+        trio's clock.
         """
-        now = time.monotonic()
+        if trio.current_time() + self._least_seconds(sequences, deadline) > deadline:
+            raise Shed("the first token cannot come within x-request-timeout")
+        now, patience = time.monotonic(), self._max_queue_seconds
         receive = open_events(sequences)
         for sequence in sequences:
             sequence.queued = now
+            if patience is not None:
+                sequence.expires = trio.current_time() + patience
             self._schedule.add(sequence)
         self._work.set()
         try:
@@ -185,6 +195,7 @@ class Scheduler:
 
     async def _turn(self, matching: Matching) -> None:
         """Send a step and commit the result of the one before it."""
+        self._shed()
         if not self._in_flight:
             # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
             await matching.wait(LEAD * self._last_seconds)
@@ -212,6 +223,30 @@ class Scheduler:
         if sequence.events is not None:
             sequence.events.send_nowait(error)
             sequence.events.close()
+
+    def _shed(self) -> None:
+        """End sequences that have waited for too long."""
+        if self._max_queue_seconds is None:
+            return
+        now = trio.current_time()
+        for sequence in [s for s in self._schedule.waiting if now >= s.expires and not s.admitted]:
+            self._fail(sequence, Shed(f"the request has waited for {self._max_queue_seconds:g} s"))
+
+    def _least_seconds(self, sequences: Items[Sequence], deadline: float) -> float:
+        """Return the least time until a first token, at the best speed that was measured.
+
+        It is that of the prompt, and without tenants, that of all prompts that wait before it; less what is
+        cached, or is likely to be. 0 without a deadline or a measurement.
+        """
+        if math.isinf(deadline) or math.isinf(self._prompt_pace):
+            return 0.0
+        schedule, first = self._schedule, sequences[0]
+        tokens = float(len(first.prompt) - schedule.allocator.cached_tokens(first))
+        if not first.tenant:
+            missed = 1 - schedule.prefix_hit_tokens / max(schedule.prefix_query_tokens, 1)
+            before = (len(s.tokens) for s in schedule.waiting if s.priority <= first.priority)
+            tokens += missed * sum(before)
+        return tokens * self._prompt_pace
 
     def _on_mask(self, sequence: Sequence, error: GrammarError | None) -> None:
         """Note that a matcher has seen its sequence's last token; the sequence may have ended meanwhile."""
@@ -266,6 +301,8 @@ class Scheduler:
             matching.start(sequences)
         self._last_seconds = result.seconds
         self._slowest = max(self._slowest, result.seconds)
+        if planned.shape.prefill:
+            self._prompt_pace = min(self._prompt_pace, result.seconds / planned.tokens)
         if self._buckets.padded:
             self._seconds[planned.bucket] = result.seconds
         else:

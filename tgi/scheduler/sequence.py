@@ -2,6 +2,7 @@
 
 import enum
 import itertools
+import math
 import time
 from collections.abc import Sequence as Items
 from typing import Protocol
@@ -111,6 +112,8 @@ class Sequence:
     """Time in a fair queue at which it should start; 0 without a tenant. Lower comes first."""
     admitted: bool = False
     """Whether it has run."""
+    expires: float = math.inf
+    """Time on trio's clock at which it has waited for too long to begin."""
     state: State = State.WAITING
     tokens: list[int] = attrs.field(init=False)
     """Prompt and all generated tokens that were read back."""
