@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import MixtralConfig
 
+from tests.compiling import open_compiling
 from tests.weights.quantized import (
     CUTS,
     PROMPT,
@@ -136,6 +137,18 @@ def test_logits_are_those_of_the_dense_model(tmp_path: Path, kind: str) -> None:
     check_logits(
         tmp_path, dense, config["bits"], lambda features: groups_of(features, config["group_size"], order)
     )
+
+
+@pytest.mark.parametrize("kind", ["gptq", "gptq-ordered", "awq"])
+@pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
+def test_on_a_card(tmp_path: Path, kind: str, card: str) -> None:
+    """It expands weights in each step."""
+    dense = make_quantized(tmp_path, *CASES[kind])
+    (wanted,) = transformers_logprobs(dense, None, [PROMPT])
+    with open_compiling(card) as device:
+        assert device.integers == {4}
+        got = whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT))
+    assert (got - wanted[-1:]).abs().max() < 1e-3
 
 
 def test_experts(tmp_path: Path) -> None:

@@ -256,7 +256,19 @@ def _experts(
     return out
 
 
+def _from_uint4(words: Tensor, scale: Tensor, zero_point: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """Return (numbers - zeros) * scales [in, out] of words with eight columns each, and groups of rows."""
+
+    def columns(packed: Tensor) -> Tensor:
+        return torch.stack([(packed >> shift) & 15 for shift in range(0, 32, 4)], -1).flatten(-2)
+
+    repeats = words.shape[0] // scale.shape[0]
+    zeros, factors = (each.repeat_interleave(repeats, 0) for each in (columns(zero_point), scale))
+    return ((columns(words) - zeros) * factors).to(out_dtype)
+
+
 _SCHEMAS = {
+    "convert_from_uint4": "(Tensor input, Tensor scale, Tensor? zero_point, ScalarType out_dtype) -> Tensor",
     "mixture_of_experts": "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
     "Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation, SymInt experts_min, "
     "SymInt experts_max) -> Tensor",
@@ -269,6 +281,7 @@ _SCHEMAS = {
     "SymInt[]? B_scale_shape=None) -> Tensor",
 }
 _fused("mixture_of_experts", _experts)
+_fused("convert_from_uint4", _from_uint4)
 _fused("cast_to_fp8_v2", _cast_to_fp8)
 _fused("cast_from_fp8", _cast_from_fp8)
 _fused("fp8_gemm_v2", _fp8_gemm)
@@ -279,6 +292,7 @@ DTYPES = {
     "rms_norm": FLOAT,
     "rotary_pos_embedding": FLOAT,
     "cast_to_fp8_v2": FLOAT,
+    "convert_from_uint4": FLOAT | {torch.int32},
     "cast_saturating": FLOAT | FP8,
     "cast_from_fp8": FP8,
     "fp8_gemm_v2": FP8,

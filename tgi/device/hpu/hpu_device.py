@@ -25,7 +25,7 @@ from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
 from tgi.weights import Shard
-from tgi.weights.formats import DenseWeight, LinearWeight
+from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight
 from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
 
 from . import SPEC
@@ -33,6 +33,7 @@ from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
 from .gaudi_probes import gaudi_probes
 from .lazy_graphs import LazyGraphs
+from .uint4_weight import BITS, Uint4Weight
 
 _WIDEST = 256
 """Most features of a head that the fused attention gets; compressed keys have more."""
@@ -49,6 +50,7 @@ class HpuDevice(StaticDevice):
         super().__init__(threads)
         self.bridge = open_bridge(environ)
         self.torch_device, self.fp8_limit = torch.device("hpu"), self.bridge.fp8_limit
+        self.integers = frozenset({BITS} if self.bridge.from_uint4 else ())
         self.keeps_graphs = self.bridge.lazy
         self.graphs: LazyGraphs | CompiledRegions = (
             LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
@@ -238,6 +240,14 @@ class HpuDevice(StaticDevice):
     def total(self, x: torch.Tensor) -> torch.Tensor:
         """Sum by a reduction, not a scan."""
         return x.sum(-1, keepdim=True)
+
+    def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
+        """Pack a weight of 4 bits for the card's kernel; make it dense where that does not take it."""
+        if not isinstance(weight, IntegerWeight):
+            return super().prepare_linear(weight)
+        if Uint4Weight.takes(weight):
+            return Uint4Weight.of(self.bridge, weight, self.model_dtype, self.torch_device)
+        return super().prepare_linear(DenseWeight(weight.dense().to(self.model_dtype)))
 
     # ---- fp8 ----------------------------------------------------------------------------------------------
 
