@@ -17,9 +17,10 @@ from transformers import (
 
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.device.drawing import scaled, weights
 from tgi.testing.driver import lane_params
 from tgi.worker.lanes import Lanes
-from tgi.worker.sampler import WINDOW, _scaled, draw, green_list, process, weights
+from tgi.worker.sampler import WINDOW, draw, green_list, process
 
 from .rows import DELTA, GAMMA, enter, make_masks, make_rows, make_sampler
 
@@ -380,7 +381,7 @@ def test_a_share_of_the_weights_is_exact():
     edges = (0, 1, 2**15 - 1, 2**15, 2**30 - 1)
     pairs += [(whole, share) for whole in (*edges, 2**30 + 2**18, 2**31 - 1) for share in edges]
     whole, share = (torch.tensor(column, dtype=torch.int32) for column in zip(*pairs, strict=True))
-    assert _scaled(whole, share).tolist() == [w * s >> 30 for w, s in pairs]
+    assert scaled(whole, share).tolist() == [w * s >> 30 for w, s in pairs]
 
 
 @pytest.mark.parametrize("device", [Device, CpuDevice])

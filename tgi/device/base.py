@@ -22,7 +22,7 @@ from tgi.weights import Shard
 from tgi.weights.formats import LinearWeight, Rounding
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
-from . import cgroups
+from . import cgroups, drawing
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .batch import Batch, KVCache, KVLayer, pair
 from .experts import Experts
@@ -257,6 +257,25 @@ class Device:
         scores = scores.float()
         best = self.argmax(scores)
         return best, self.log_softmax(scores).gather(1, best[:, None].long())[:, 0]
+
+    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Draw an index [n] for each row [n, m] float32, by the inverse of its cumulative distribution.
+
+        With weights w of sum W, and the random number r = share [n] int32 in units of 2^-30, it is the first
+        index whose cumulative weight exceeds floor(r * W / 2^30). So it comes with probability w / W, off by
+        less than 2^-30; and w is its probability rounded to 2^-30. An index of weight 0 is never drawn.
+        """
+        return drawing.draw(logprobs, share, self.first_beyond)
+
+    def top_cut(
+        self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the least score [n, 1] that stays of each row [n, m] float32: of the best `top_k` [n]
+        int32 (0: all), and of those the fewest that have the share `top_p` [n] of their probability (1: all).
+
+        None stands for rows without it.
+        """
+        return drawing.top_cut(scores, self.descending(scores), top_k, top_p, self.first_beyond)[0]
 
     def descending(self, x: torch.Tensor) -> torch.Tensor:
         """Return the values of each row of x [n, m] float32, the greatest first."""

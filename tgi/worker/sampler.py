@@ -20,13 +20,12 @@ import numpy.typing as npt
 import torch
 
 from tgi.device.base import Device
+from tgi.device.drawing import UNIT, goal, top_cut, weights
 from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
 from .lanes import DRAW_BITS, Tables
 
 _WATERMARK_KEY = 15485863
-_UNIT = 30
-"""Probabilities are counted in units of 2^-30: the finest whose sums fit into 32 bits."""
 
 
 Numbers = npt.NDArray[np.generic]
@@ -173,33 +172,9 @@ def process(
 
 
 def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
-    """Draw a token per row [rows], by the inverse of the cumulative distribution in the order of ids.
-
-    With weights w of sum W, and the 30 high bits r of the random number, it is the first token whose
-    cumulative weight exceeds floor(r * W / 2^30). So it comes with probability w / W, off by less than 2^-30;
-    and w is its probability rounded to 2^-30. A token of weight 0 is never drawn.
-    """
-    cumulative = weights(logprobs).cumsum(-1, dtype=torch.int32)
-    random = (rows.draw_high << (_UNIT - DRAW_BITS)) | (rows.draw_low >> (2 * DRAW_BITS - _UNIT))
-    target = _scaled(cumulative[:, -1:], random[:, None].int())
-    return device.first_beyond(cumulative, target).clamp_max(logprobs.shape[1] - 1)  # beyond only after NaN
-
-
-def weights(logprobs: torch.Tensor) -> torch.Tensor:
-    """Return the probabilities in units of 2^-30, int32."""
-    return logprobs.exp().mul_(2**_UNIT).round_().int()
-
-
-def _scaled(whole: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Return floor(whole * share / 2^30) of int32s below 2^31 and 2^30, by halves that fit into 32 bits."""
-    half = _UNIT // 2
-    low = (1 << half) - 1
-    whole_high, whole_low = whole >> half, whole & low
-    share_high, share_low = share >> half, share & low
-    one = share_high * whole_low + (share_low * whole_low >> half)
-    other = share_low * whole_high
-    carry = ((one & low) + (other & low)) >> half
-    return share_high * whole_high + (one >> half) + (other >> half) + carry
+    """Draw a token per row [rows] by the 30 high bits of its random number."""
+    share = (rows.draw_high << (UNIT - DRAW_BITS)) | (rows.draw_low >> (2 * DRAW_BITS - UNIT))
+    return device.draw(logprobs, share.int())
 
 
 def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
@@ -254,31 +229,17 @@ def _filter_top(
 
     With the scores comes which rows [rows] are undecided.
     """
-    windowed = rows.windowed and scores.shape[1] > WINDOW
-    best = scores.topk(WINDOW, -1).values if windowed else device.descending(scores)
-    undecided = None
-    if "top_k" in rows.needs:
-        top_k = rows.params["top_k"][:, None]
-        last_kept = (top_k - 1).clamp(0, best.shape[1] - 1).long()
-        cut = best.gather(1, last_kept).masked_fill(top_k <= 0, -torch.inf)
-        scores, best = (x.masked_fill(x < cut, -torch.inf) for x in (scores, best))
-    if "top_p" in rows.needs:
-        top_p = rows.params["top_p"][:, None]
-        mass = _masses(scores, best)
-        reached = mass.cumsum(-1, dtype=torch.int32)
-        kept = device.first_beyond(reached - mass, _goal(top_p) - 1)[:, None].clamp_min(1)
-        cut = best.gather(1, kept.long() - 1).masked_fill(top_p >= 1, -torch.inf)
-        scores = scores.masked_fill(scores < cut, -torch.inf)
-        if windowed:
-            more = (reached[:, -1:] < _goal(top_p)) & (best[:, -1:] > -torch.inf)
-            undecided = (more & (top_p < 1))[:, 0]
-    return scores, undecided
-
-
-def _masses(scores: torch.Tensor, best: torch.Tensor) -> torch.Tensor:
-    """Return the probabilities of the best scores, the greatest first, in units of 2^-30."""
-    highest = scores.log_softmax(-1).amax(-1, keepdim=True)
-    return weights(best - best[:, :1] + highest)
+    top_k = rows.params["top_k"] if "top_k" in rows.needs else None
+    top_p = rows.params["top_p"] if "top_p" in rows.needs else None
+    if not rows.windowed or scores.shape[1] <= WINDOW:
+        return scores.masked_fill(scores < device.top_cut(scores, top_k, top_p), -torch.inf), None
+    best = scores.topk(WINDOW, -1).values
+    cut, reached = top_cut(scores, best, top_k, top_p, device.first_beyond)
+    scores = scores.masked_fill(scores < cut, -torch.inf)
+    if top_p is None or reached is None:
+        return scores, None
+    more = (reached[:, 0] < goal(top_p)) & (best[:, -1] >= cut[:, 0]) & (best[:, -1] > -torch.inf)
+    return scores, more & (top_p < 1)
 
 
 def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Device) -> torch.Tensor:
@@ -291,12 +252,6 @@ def _filter_typical(scores: torch.Tensor, typical_p: torch.Tensor, device: Devic
     distances = (-logprobs - entropy).abs()
     ascending, order = distances.sort(-1)
     mass = weights(logprobs).gather(1, order).cumsum(-1, dtype=torch.int32)
-    kept = (mass < _goal(typical_p)).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
+    kept = (mass < goal(typical_p)).sum(-1, keepdim=True).clamp_max(scores.shape[1] - 1)
     cut = ascending.gather(1, kept)
     return scores.masked_fill((distances > cut) & (typical_p < 1), -torch.inf)
-
-
-def _goal(share: torch.Tensor) -> torch.Tensor:
-    """Return a share of the whole mass in units of 2^-30, at least 1."""
-    goal: torch.Tensor = (share.clamp_max(1) * 2**_UNIT).int()
-    return goal.clamp_min(1)

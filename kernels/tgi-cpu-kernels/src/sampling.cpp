@@ -2,7 +2,9 @@
 #include "kernels.h"
 #include "vec.h"
 
+#include <functional>
 #include <omp.h>
+#include <vector>
 
 constexpr long SMALL = 1 << 15;  // numbers below which a second thread is not worth waking
 
@@ -62,7 +64,111 @@ static void log_softmax(const float* x, long rows, long size, long stride, float
   }
 }
 
+// Probabilities in units of 2^-30, as integers, so that sums are exact.
+constexpr float UNITS = 1 << 30;
+static inline vi units(vf logprobs) { return nearest(exponential(logprobs) * UNITS); }
+
+constexpr long PIECE = 1024;  // numbers whose units are added up before the piece of the drawn one is looked through
+
+// Index of the first number whose cumulative units exceed share / 2^30 of all.
+static long draw(const float* logprobs, long size, int64_t share) {
+  std::vector<int64_t> sums;
+  int64_t all_units = 0;
+  alignas(64) float rest[W];
+  auto piece_of = [&](long i) -> vi {  // units of W numbers from i on; none beyond the end
+    if (i + W <= size) return units(load(logprobs + i));
+    for (int j = 0; j < W; j++) rest[j] = i + j < size ? logprobs[i + j] : -INFINITY;
+    return units(load(rest));
+  };
+  for (long begin = 0; begin < size; begin += PIECE) {
+    vi total = vi{};
+    for (long i = begin; i < std::min(size, begin + PIECE); i += W) total += piece_of(i);
+    for (int j = 0; j < W; j++) all_units += total[j];
+    sums.push_back(all_units);
+  }
+  const int64_t target = all_units * share >> 30;
+  size_t piece = 0;
+  while (piece < sums.size() && sums[piece] <= target) piece++;
+  if (piece == sums.size()) return size - 1;  // no number has a unit: there was NaN
+  int64_t reached = piece ? sums[piece - 1] : 0;
+  for (long i = piece * PIECE;; i += W) {
+    const vi q = piece_of(i);
+    for (int j = 0; j < W; j++)
+      if ((reached += q[j]) > target) return i + j;
+  }
+}
+
+static inline bool any(vi mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#else
+  bool found = false;
+  for (int i = 0; i < W; i++) found |= mask[i] != 0;
+  return found;
+#endif
+}
+
+// Least score that stays of a row: of its best k (0: all), and of these the fewest that have the share p.
+static float top_cut(const float* x, long size, long k, float p) {
+  const Softmax softmax(x, size);
+  float cut = -INFINITY;
+  std::vector<float> best;  // a heap whose least number is in front
+  if (k > 0 && k < size) {
+    for (long i = 0; i < size; i++) {
+      if ((long)best.size() == k) {
+        if (i % W == 0 && i + W <= size && !any(load(x + i) > all(best.front()))) {
+          i += W - 1;
+          continue;
+        }
+        if (!(x[i] > best.front())) continue;
+        std::pop_heap(best.begin(), best.end(), std::greater<float>());
+        best.back() = x[i];
+      } else {
+        best.push_back(x[i]);
+      }
+      std::push_heap(best.begin(), best.end(), std::greater<float>());
+    }
+    cut = best.front();
+  }
+  if (!(p < 1)) return cut;
+  vf totals = vf{};
+  float total = 0;
+  long i = 0;
+  for (; i + W <= size; i += W) {
+    const vf v = load(x + i);
+    totals += select(v < all(cut), vf{}, exponential(v - softmax.top));
+  }
+  for (; i < size; i++) total += x[i] < cut ? 0 : exponential(x[i] - softmax.top);
+  const float log_total = std::log(total + sum(totals));
+  const int64_t goal = std::max<int64_t>(1, (int64_t)(p * UNITS));
+  for (float depth : {3.0f, 6.0f, 9.0f, 12.0f, 24.0f}) {  // 24: what is below has no unit
+    const float floor = std::max(cut, softmax.top - depth);
+    best.clear();
+    for (long j = 0; j < size; j++) {
+      if (j % W == 0 && j + W <= size && !any(load(x + j) >= all(floor))) j += W - 1;
+      else if (x[j] >= floor) best.push_back(x[j]);
+    }
+    std::sort(best.begin(), best.end(), std::greater<float>());
+    int64_t reached = 0;
+    for (size_t n = 0; n < best.size(); n++) {
+      if (reached >= goal && n) return best[n - 1];
+      reached += units(all(best[n] - softmax.top - log_total))[0];
+    }
+    if (reached >= goal) return best.back();
+  }
+  return cut;
+}
+
 extern "C" {
+void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out) {
+#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
+  for (long r = 0; r < rows; r++) out[r] = draw(logprobs + r * stride, size, shares[r]);
+}
+void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut) {
+#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
+  for (long r = 0; r < rows; r++)
+    cut[r] = top_cut(x + r * stride, size, top_k ? top_k[r] : 0, top_p ? top_p[r] : 1);
+}
 void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int64_t* best, float* logprobs) {
   if (kind == BFLOAT16) greedy((const bf16*)x, rows, size, stride, best, logprobs);
   else greedy((const float*)x, rows, size, stride, best, logprobs);

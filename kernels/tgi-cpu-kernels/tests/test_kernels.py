@@ -222,6 +222,56 @@ def test_scores_without_a_softmax_give_nan(kernels: Kernels, wrong: float) -> No
     assert kernels.log_softmax(scores)[1].isnan().all()
 
 
+def least_kept(row: torch.Tensor, k: int, p: float) -> float:
+    """Take the best scores one by one, as sampling with top-k and top-p is defined."""
+    best = row.double().sort(descending=True).values
+    best = best[best >= best[k - 1]] if 0 < k < len(best) else best
+    before = best.softmax(0).cumsum(0) - best.softmax(0)
+    return best[before < p][-1].item() if p < 1 else best[-1].item()
+
+
+@pytest.mark.parametrize("size", [5, 100, 3001])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 10.0])
+def test_the_least_score_that_stays(kernels: Kernels, size: int, spread: float) -> None:
+    """Scores are whole steps apart in some rows, so that there are equals at the border."""
+    scores = spread * random(12, size, dtype=torch.float32)
+    scores[6:] = scores[6:].round()
+    top_k = torch.tensor([0, 1, 2, 3, 50, 4000] * 2, dtype=torch.int32)
+    top_p = torch.tensor([0.1, 0.5, 0.9, 1.0, 0.95, 0.999, 1.0, 0.3, 0.7, 0.8, 0.2, 0.01])
+    for k, p in ((top_k, top_p), (top_k, None), (None, top_p)):
+        cut = kernels.top_cut(scores, k, p)
+        for row in range(12):
+            least = least_kept(
+                scores[row], 0 if k is None else int(k[row]), 1 if p is None else float(p[row])
+            )
+            assert torch.equal(scores[row] >= cut[row], scores[row] >= least)
+        alone = [
+            kernels.top_cut(
+                scores[n : n + 1], None if k is None else k[n : n + 1], None if p is None else p[n : n + 1]
+            )
+            for n in range(12)
+        ]
+        assert torch.equal(torch.cat(alone), cut)
+
+
+@pytest.mark.parametrize("size", [1, 15, 1024, 1025, 5000])
+def test_draws_follow_the_cumulative_distribution(kernels: Kernels, size: int) -> None:
+    logprobs = random(64, size, dtype=torch.float32).log_softmax(-1)
+    logprobs[:, size // 3 + 1 :: 2] = -math.inf
+    units = (logprobs.double().exp() * 2**30).round()
+    share = torch.randint(0, 2**30, (64,), generator=torch.Generator().manual_seed(size), dtype=torch.int32)
+    share[:2] = torch.tensor([0, 2**30 - 1], dtype=torch.int32)
+    drawn = kernels.draw(logprobs, share)
+    wanted = share.double() / 2**30 * units.sum(-1)
+    reached = units.cumsum(-1)
+    slack = size + 64  # units that two ways to compute e^x may differ by
+    assert (reached.gather(1, drawn[:, None])[:, 0] > wanted - slack).all()
+    assert ((reached - units).gather(1, drawn[:, None])[:, 0] <= wanted + slack).all()
+    assert (logprobs.gather(1, drawn[:, None]) > -math.inf).all()
+    alone = [kernels.draw(logprobs[n : n + 1], share[n : n + 1]) for n in range(64)]
+    assert torch.equal(torch.cat(alone), drawn)
+
+
 def test_nothing_is_multiplied_with_no_row(kernels: Kernels) -> None:
     x, numbers = torch.empty(0, 64), torch.zeros(40, 64, dtype=torch.uint8)
     assert kernels.linear(x, kernels.pack(torch.ones(40, 64)), 40).shape == (0, 40)

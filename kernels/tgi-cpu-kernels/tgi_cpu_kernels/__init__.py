@@ -64,6 +64,8 @@ _SIGNATURES = {
     "tgi_rotary": ("v", "ipllllppl"),
     "tgi_greedy": ("v", "iplllpp"),
     "tgi_log_softmax": ("v", "plllp"),
+    "tgi_draw": ("v", "plllpp"),
+    "tgi_top_cut": ("v", "plllppp"),
 }
 """Types of the result and the arguments of each function of kernels.h."""
 
@@ -337,6 +339,35 @@ class Kernels:
         out = torch.empty(rows, size)
         self._functions.tgi_log_softmax(_place(scores), rows, size, scores.stride(0), _place(out))
         return out
+
+    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Draw an index [rows] int64 for each row of log-probabilities [rows, size] float32.
+
+        It is the first whose cumulative probability, in units of 2^-30, exceeds the share [rows] int32 of
+        all, in the same units.
+        """
+        logprobs, share = _whole_rows(logprobs), share.contiguous()
+        rows, size = logprobs.shape
+        out = torch.empty(rows, dtype=torch.int64)
+        self._functions.tgi_draw(_place(logprobs), rows, size, logprobs.stride(0), _place(share), _place(out))
+        return out
+
+    def top_cut(
+        self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the least score [rows, 1] that stays of each row of scores [rows, size] float32.
+
+        Of the best top_k [rows] int32 (0: all) the fewest stay that have the share top_p [rows] float32 of
+        their probability (1: all).
+        """
+        scores = _whole_rows(scores)
+        rows, size = scores.shape
+        top_k, top_p = (column if column is None else column.contiguous() for column in (top_k, top_p))
+        cut = torch.empty(rows, 1)
+        self._functions.tgi_top_cut(
+            _place(scores), rows, size, scores.stride(0), _place(top_k), _place(top_p), _place(cut)
+        )
+        return cut
 
 
 def _by_unit(columns: torch.Tensor) -> torch.Tensor:

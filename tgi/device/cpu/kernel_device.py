@@ -151,6 +151,16 @@ class KernelDevice(CpuDevice):
         """Read the scores twice, and write nothing of their size."""
         return self._kernels.greedy(scores) if scores.dtype in _DTYPES else super().greedy(scores)
 
+    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+        """Add up in one pass."""
+        return self._kernels.draw(logprobs, share)
+
+    def top_cut(
+        self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Sort the few scores that matter."""
+        return self._kernels.top_cut(scores, None if top_k is None else top_k.int(), top_p)
+
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
     ) -> KVCache:
