@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MixtralConfig
+from transformers import GPT2Config, MixtralConfig, Phi3Config, PreTrainedConfig
 
 from tests.compiling import open_compiling
 from tests.weights.quantized import (
@@ -27,7 +27,6 @@ from tgi.plugins import ConfigError, JsonReader
 from tgi.protocol import Describe
 from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import make_driver
-from tgi.testing.rank_threads import on_threads
 from tgi.testing.runs import transformers_logprobs, whole
 from tgi.weights import TensorPart
 from tgi.weights.formats import IntegerWeight, read_format
@@ -151,6 +150,35 @@ def test_on_a_card(tmp_path: Path, kind: str, card: str) -> None:
     assert (got - wanted[-1:]).abs().max() < 1e-3
 
 
+def gptq_of_conv1d(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
+    """GPTQ's tensors of a weight that the dense checkpoint has as [in, out]."""
+    tensors, matrix = gptq(weight.T.contiguous())
+    return tensors, matrix.T
+
+
+GPT2 = GPT2Config(
+    vocab_size=512, n_embd=64, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=1
+)
+PHI3 = Phi3Config(
+    vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, pad_token_id=0, bos_token_id=0, eos_token_id=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("quantize", "model", "layers"),
+    [(gptq_of_conv1d, GPT2, "c_"), (gptq, PHI3, "_proj.")],
+    ids=["gpt2", "phi3"],
+)
+def test_layers_that_the_checkpoint_has_as_one(
+    tmp_path: Path, quantize: Any, model: PreTrainedConfig, layers: str
+) -> None:
+    dense = make_quantized(
+        tmp_path, quantize, gptq_config(), lambda folder: make_checkpoint(folder, model), layers
+    )
+    check_logits(tmp_path, dense, None, groups_of, kernels=False)
+
+
 def test_experts(tmp_path: Path) -> None:
     """Their router is dense."""
     config = MixtralConfig(
@@ -160,12 +188,7 @@ def test_experts(tmp_path: Path) -> None:
     dense = make_quantized(
         tmp_path, gptq, gptq_config(), lambda folder: make_checkpoint(folder, config), ".experts."
     )
-    text, size = [*PROMPT, 0], len(PROMPT)
-    (wanted,) = transformers_logprobs(dense, None, [PROMPT])
-    one = whole(make_driver(tmp_path, Device(1)), text, size)
-    two = on_threads(tmp_path, 2, lambda driver: [whole(driver, text, size)], range(1, 9))[0]
-    for each in (one, two):
-        assert (each - wanted[-1:]).abs().max() < 1e-3
+    check_logits(tmp_path, dense, None, groups_of, kernels=False)
     command = Describe(
         folder=str(tmp_path), architecture="MixtralForCausalLM", ranks=2, dtype="float32", integers=[4]
     )

@@ -35,8 +35,9 @@ class Awq(WeightFormat):
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the setting that asks for other tensors."""
-        version = config(str, "version", config(str, "format", "gemm"))
-        if version.lower() not in ("gemm", "exllama"):
+        names = ("version", "checkpoint_format", "format")
+        version = next((config.data[name] for name in names if config.data.get(name)), "gemm")
+        if str(version).lower() not in ("gemm", "exllama"):
             return f"'version' is {version!r}"
         bits = config(int, "bits", config(int, "w_bit", BITS))
         if bits != BITS:
