@@ -1,19 +1,26 @@
 """With the kernels for CPUs, a token's result depends on its context alone, bit for bit."""
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
+import torch
 import trio
+from transformers import PhiConfig, Qwen2MoeConfig
 
 from tgi.config import DEMO_MODEL
 from tgi.device.cpu.cpu_device import has_instructions
 from tgi.limits import Limits
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Token
+from tgi.testing.checkpoints import make_checkpoint
+from tgi.testing.driver import make_driver
 from tgi.testing.engine import generate, open_engine
 from tgi.testing.models import make_llama
+from tgi.testing.runs import random_prompt
 from tgi.text.tokenizer import Tokenizer
+from tgi.worker.runner import open_device
 
 
 def kernels_are_used() -> bool:
@@ -35,6 +42,30 @@ SAMPLING = [
     for n in range(len(PROMPTS))
 ]
 TOKENS = 40
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, **HEADS}
+EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    "config",
+    [Qwen2MoeConfig(**SIZES, **EXPERTS, num_experts_per_tok=2), PhiConfig(**SIZES, intermediate_size=40)],
+    ids=["experts", "gelu"],
+)
+def test_experts_and_gelu_depend_on_the_token_alone(tmp_path: Path, config: Any, dtype: str) -> None:
+    """In one piece, in chunks, and between others, also where rows are no multiples of a vector."""
+    driver = make_driver(make_checkpoint(tmp_path, config), open_device("cpu", 1), dtype=dtype)
+    prompt, *others = (random_prompt(320, length, length) for length in (45, 7, 33))
+    for lane in range(5):
+        driver.start(lane)
+    alone = [driver.prefill({0: prompt})[0], driver.decode([0])[0]]
+    driver.prefill({1: prompt[:16]}, unfinished=[1])
+    chunks = [driver.prefill({1: prompt[16:]})[1], driver.decode([1])[1]]
+    company = [driver.prefill({3: others[0], 2: prompt, 4: others[1]})[2], driver.decode([3, 4, 2])[2]]
+    for row, part, among in zip(alone, chunks, company, strict=True):
+        assert torch.equal(part.logits, row.logits)
+        assert torch.equal(among.logits, row.logits)
 
 
 async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[tuple[int, float]]:

@@ -1,5 +1,6 @@
 """Each operation that the CPU overrides, against the definition in plain torch."""
 
+import itertools
 import random
 
 import attrs
@@ -235,3 +236,21 @@ def test_cpu_quota_of_a_control_group(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.max").write_text("150000 100000\n")
     assert cgroups.cpu_quota(tmp_path) == 1.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["gelu", "gelu by tanh", "sigmoid"])
+def test_an_activation_does_not_depend_on_the_place_of_a_number(name, dtype):
+    """Torch computes the last numbers of a tensor by other code than those before."""
+    apply = {
+        "gelu": lambda device, x: device.gelu(x),
+        "gelu by tanh": lambda device, x: device.gelu(x, tanh=True),
+        "sigmoid": lambda device, x: device.sigmoid(x),
+    }[name]
+    x = (torch.randn(1000, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+    whole = apply(CpuDevice(1), x)
+    for first, count in itertools.product((0, 1, 100), (1, 15, 33, 700)):
+        part = apply(CpuDevice(1), x[first : first + count].clone())
+        assert torch.equal(part, whole[first : first + count])
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(whole, apply(Device(1), x), atol=tolerance, rtol=tolerance)

@@ -59,6 +59,7 @@ class Theta(LlamaDecoder):
 class CountedPositions(LlamaDecoder):
     def __init__(self, config: Any, build: Any) -> None:
         super().__init__(config, build)
+        assert self.rotary is not None
         self.rotary.parts[0] = CountingRotary(build, config.ropes[0])
 
 

@@ -222,6 +222,10 @@ class Device:
         """Multiply x by the share of the normal distribution below it, or by its approximation by tanh."""
         return F.gelu(x, approximate="tanh" if tanh else "none")
 
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        """Return 1 / (1 + exp(-x))."""
+        return x.sigmoid()
+
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Return silu(gate) * up, where gate and up are the halves of the last dimension."""
         gate, up = gate_up.chunk(2, dim=-1)

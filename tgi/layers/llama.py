@@ -155,7 +155,7 @@ class LlamaDecoder(nn.Module):
         config = attrs.evolve(config, names=names)
         hidden, vocab = config.hidden_size, config.vocab_size
         ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
-        self.rotary = Rotations(build, ropes)
+        self.rotary = Rotations(build, ropes) if ropes else None
         self._rotations = [None if rope is None else ropes.index(rope) for rope in config.ropes]
         embedding, head = build.tie(names.embedding, names.head, config.tie_word_embeddings)
         self.embed = Embedding(build, embedding, vocab, hidden)
@@ -212,7 +212,7 @@ class LlamaDecoder(nn.Module):
             places = batch.positions.clamp_max(len(self.positions) - 1)  # beyond only in padding
             x = x + F.embedding(places, self.positions)
         x = _apply(self.embedding_norm, x)
-        rotations = self.rotary(batch)
+        rotations = [] if self.rotary is None else self.rotary(batch)
         for layer, rotation in zip(self.layers, self._rotations, strict=True):
             x = layer(x, batch, None if rotation is None else rotations[rotation])
         return self.head(self.norm(x), batch)  # type: ignore[no-any-return]

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from tgi.device.experts import Experts
@@ -31,7 +30,8 @@ class MixtureOfExperts(nn.Module):
         gate_name = config.experts.shared_gate
         self._shared_gate = None
         if shared is not None and gate_name is not None:
-            self._shared_gate = build.read(TensorPart(f"{name}.{gate_name}.weight", (1, config.hidden_size)))
+            part = TensorPart(f"{name}.{gate_name}.weight", (1, config.hidden_size))
+            self._shared_gate = build.linear(part, exact=True)
         with build.seen_by(config.experts.top / config.experts.count):
             self.experts = read_experts(build, name, config)
 
@@ -44,7 +44,7 @@ class MixtureOfExperts(nn.Module):
         if self.shared is not None:
             shared: torch.Tensor = self.shared.partial(x)
             if self._shared_gate is not None:
-                shared = shared * torch.sigmoid(F.linear(x, self._shared_gate))
+                shared = shared * self._device.sigmoid(self._device.multiply(x, self._shared_gate))
             y = y + shared
         if residual is not None:
             partial = residual * self._on_first_rank if self._shard.size > 1 else residual
@@ -73,7 +73,7 @@ class Router(nn.Module):
         if config.scores == "sparsemixer":
             weights, chosen = _sparsemixer(logits, config.top, config.jitter)
             return weights.to(x.dtype), chosen
-        scores = logits.sigmoid() if config.scores == "sigmoid" else logits.softmax(-1)
+        scores = self._device.sigmoid(logits) if config.scores == "sigmoid" else logits.softmax(-1)
         choice = scores if self._correction is None else scores + self._correction
         if config.groups > 1:
             choice = _best_groups(choice, config)

@@ -6,6 +6,7 @@ place.
 """
 
 import itertools
+import math
 from pathlib import Path
 
 import attrs
@@ -136,6 +137,22 @@ class CpuDevice(Device):
         norm = torch.linalg.vector_norm(wide, 2, -1, True)
         scale = torch.addcmul(norm.new_full((), epsilon), norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (wide * scale).mul_(weight).to(x.dtype)
+
+    def gelu(self, x: torch.Tensor, tanh: bool = False) -> torch.Tensor:
+        """Compute in float32 from functions whose results do not depend on a number's place in memory.
+
+        Torch's own gelu and sigmoid have a vectorised form and another one for what is left at the end.
+        """
+        wide = x.float()
+        if tanh:
+            inner = (wide.pow(3).mul_(0.044715) + wide).mul_(math.sqrt(2 / math.pi)).tanh_()
+        else:
+            inner = (wide * math.sqrt(0.5)).erf_()
+        return inner.add_(1).mul_(wide).mul_(0.5).to(x.dtype)
+
+    def sigmoid(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute in float32, as `gelu`."""
+        return (-x.float()).exp_().add_(1).reciprocal_().to(x.dtype)
 
     def silu_mul(self, gate_up: torch.Tensor) -> torch.Tensor:
         """Multiply in place, rounding as defined."""
