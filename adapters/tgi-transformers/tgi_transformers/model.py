@@ -176,8 +176,10 @@ def _load(config: TransformersConfig, build: Build) -> PreTrainedModel:
     """Build the model by transformers. Raises ConfigError and CheckpointError."""
     trial = Trial(config)
     if isinstance(build.format, Rounding):
+        name = build.format.name
         raise ConfigError(
-            f"--quantize {build.format.name}: {config.architecture} runs by way of transformers"
+            f"--quantize {name}: {config.architecture} runs by way of transformers, which cannot "
+            "round weights; leave --quantize out"
         )
     kind: Any = getattr(transformers, config.architecture)
     if not goes_through(kind):
