@@ -1,6 +1,6 @@
 """The input of one forward pass, on the device."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import attrs
@@ -137,9 +137,10 @@ class Batch:
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
 
-    def without_cache(self) -> "Batch":
-        """Return the batch for a part of a model that does not read the KV cache, the same for any blocks."""
-        return attrs.evolve(self, cache=KVCache((), ()), groups=(), plan=None)
+    def only(self, names: Set[str]) -> "Batch":
+        """Return the batch for a part of a model that reads these fields; all others are None."""
+        given: dict[str, Any] = {field.name: None for field in attrs.fields(Batch)}
+        return Batch(**(given | {name: getattr(self, name) for name in names}))
 
     def plan_of(self, layer: KVLayer) -> Any:
         """Return the plan of the group that a layer is in, where `plan` is a list of those."""

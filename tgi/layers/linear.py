@@ -182,8 +182,8 @@ class Head(nn.Module):
     softcap * tanh(logit / softcap). `unit`: the rows of the weight are divided by their lengths.
     """
 
-    reads_cache: ClassVar[bool] = False
-    """Whether it looks at the KV cache of a batch."""
+    reads: ClassVar[frozenset[str]] = frozenset(("last", "features"))
+    """Fields of a batch that it looks at."""
 
     def __init__(
         self,

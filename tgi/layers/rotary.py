@@ -26,8 +26,8 @@ from .build import Build
 class Rotary(nn.Module):
     """Turns positions into cosines and sines. Layers that rotate alike share one."""
 
-    reads_cache: ClassVar[bool] = False
-    """Whether it looks at the KV cache of a batch."""
+    reads: ClassVar[frozenset[str]] = frozenset(("positions", "contexts"))
+    """Fields of a batch that it looks at."""
 
     def __init__(self, build: Build, config: RopeConfig) -> None:
         super().__init__()
@@ -64,8 +64,8 @@ class Rotary(nn.Module):
 class Rotations(nn.Module):
     """The rotations of all layers, which may differ, as one part of the model."""
 
-    reads_cache: ClassVar[bool] = False
-    """Whether it looks at the KV cache of a batch."""
+    reads: ClassVar[frozenset[str]] = frozenset(("positions", "contexts"))
+    """Fields of a batch that it looks at."""
 
     def __init__(self, build: Build, configs: Sequence[RopeConfig]) -> None:
         super().__init__()

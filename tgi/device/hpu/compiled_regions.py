@@ -8,7 +8,7 @@ object, since torch keeps compiled functions by code object, and searches all of
 
 import inspect
 import types
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Set
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -83,13 +83,13 @@ class _Region:
 
     def __init__(self, owner: CompiledRegions, method: Callable[..., Any], *part: nn.Module) -> None:
         self._owner, self._method, self._part = owner, method, part
-        self._plain = not all(getattr(one, "reads_cache", True) for one in part)
+        self._reads: Set[str] | None = getattr(part[0], "reads", None) if part else None
         self._of_program: dict[Program | None, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner, program = self._owner, self._owner.program
-        if self._plain:
-            args = tuple(one.without_cache() if isinstance(one, Batch) else one for one in args)
+        if self._reads is not None:
+            args = tuple(one.only(self._reads) if isinstance(one, Batch) else one for one in args)
         compiled = self._of_program.get(program)
         if compiled is not None:
             return compiled(*self._part, *args, **kwargs)
