@@ -95,7 +95,11 @@ SWITCHES = {
 @pytest.mark.parametrize(
     "settings",
     cases(
-        SWITCHES, "scale by layer", "features narrower than layers", "attention in every layer of a hybrid"
+        SWITCHES,
+        "one key/value head",
+        "scale by layer",
+        "features narrower than layers",
+        "attention in every layer of a hybrid",
     ),
 )
 def test_switches(tmp_path, settings):
