@@ -4,12 +4,15 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2] / "tgi"
-NAMES = re.compile(r"gaudi|habana|\bhpu|hpu\b|\bhl-|cuda|nvidia|nccl|hccl|triton\b|\bintel\b", re.IGNORECASE)
+NAMES = re.compile(
+    r"gaudi|habana|\bhpu|hpu\b|\bhl-|cuda|nvidia|\bnccl|\bhccl|triton\b|\bintel\b", re.IGNORECASE
+)
 ALLOWED = {
     "device/cpu",
     "device/cuda",
     "device/hpu",
     "testing",  # checks of adapters run on the simulated card
+    "client/env.py",  # versions and variables for reports of faults
     "config.py",  # variables of other servers, by their names there
     "compat_flags.py",
 }

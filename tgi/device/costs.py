@@ -20,7 +20,7 @@ EFFICIENCY = 0.87
 """Share of a card's peak rates that steps reach."""
 SAMPLER_PASSES = 16
 """Number of times the sampler goes over all logits: an estimate between the 7 times of greedy rows and the 90
-of plain draws on the simulated card (`benchmarks/gaudi_clock.py`)."""
+of plain draws on a simulated card."""
 PROMPT_SLICE = 64
 """Positions of a prompt whose logits exist at once."""
 SAMPLER_BYTES = 40

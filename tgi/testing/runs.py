@@ -101,12 +101,14 @@ def shared(driver: Driver, text: Sequence[int]) -> tuple[list[Logprobs], list[Lo
 def transformers_logprobs(folder: Path, reference: Any, texts: Sequence[Sequence[int]]) -> list[Logprobs]:
     """Return the log-probabilities of transformers' model, by a forward pass without a cache."""
     if reference is None:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, __version__
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        # In version 5, eager attention gives Falcon's ALiBi another scale than the default does.
+        attention = "eager" if __version__.startswith("4.") else None
         reference = AutoModelForCausalLM.from_pretrained(
-            folder, torch_dtype=torch.float32, attn_implementation="eager"
+            folder, torch_dtype=torch.float32, attn_implementation=attention
         )
     with torch.inference_mode():
         logits = [reference(torch.tensor([list(text)])).logits[0] for text in texts]

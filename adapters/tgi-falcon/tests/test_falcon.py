@@ -150,5 +150,5 @@ def test_formats_of_weights(tmp_path):
     config = falcon_config("40b", quantization_config={"quant_method": "fp8", "activation_scheme": "static"})
     formats = {each.name: each.format for each in describe_config(tmp_path, config).tensors}
     assert formats["transformer.h.0.self_attention.query_key_value.weight"] == "fp8"
-    with pytest.raises(ConfigError, match="'quant_method' is 'gptq'; only e4m3 weights"):
-        describe_config(tmp_path, config | {"quantization_config": {"quant_method": "gptq"}})
+    with pytest.raises(ConfigError, match="'quant_method' is 'quip'"):
+        describe_config(tmp_path, config | {"quantization_config": {"quant_method": "quip"}})

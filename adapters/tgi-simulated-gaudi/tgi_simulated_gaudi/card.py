@@ -242,6 +242,10 @@ class Card:
             count = self._traces[recipe]
             self.ledger.violate("S30", label, f"{count} functions with the same operations were traced")
 
+    def begin_model(self) -> None:
+        """Note that what is traced from now on belongs to another model (S30)."""
+        self._traces.clear()
+
     def ran(self, key: Hashable, label: str) -> None:
         """Note an operation outside of graphs: a recipe of its own, or in lazy mode a part of the next."""
         if self.lazy:

@@ -5,6 +5,8 @@ import warnings
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 
+from torch import nn
+
 from tgi.device.hpu.bridge import settle_mode
 from tgi.device.hpu.hpu_device import HpuDevice
 
@@ -27,6 +29,11 @@ class SimulatedHpu(HpuDevice):
         settle_mode(environ)
         self.card = install(Profile.from_environment(environ, environ.get(GENERATION, "gaudi2")))
         super().__init__(threads, environ)
+
+    def prepare(self, model: nn.Module) -> None:
+        """Make the model ready, and count its traces alone."""
+        self.card.begin_model()
+        super().prepare(model)
 
     def seal(self) -> None:
         """Refuse to compile anything from now on."""
