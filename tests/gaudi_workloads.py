@@ -240,13 +240,14 @@ class Engine:
         return traces
 
     def _sequence(self, request: Request, trace: Trace) -> Sequence:
+        sampling, ends = request.sampling, frozenset(request.sampling.ends)
+        if request.grammar:  # as the API does: the grammar alone says when the text may end
+            sampling = msgspec.structs.replace(sampling, min_tokens=0, ends=())
         sequence = Sequence(
             prompt=request.prompt,
             max_new_tokens=request.new_tokens,
-            sampling=request.sampling,
-            stopping=StoppingCriteria(
-                request.new_tokens, frozenset(request.sampling.ends), min_tokens=request.sampling.min_tokens
-            ),
+            sampling=sampling,
+            stopping=StoppingCriteria(request.new_tokens, ends, min_tokens=sampling.min_tokens),
             detokenizer=Detokenizer(self.tokenizer, request.prompt),
             matcher=self.matchers[request.grammar].fork() if request.grammar else None,
             wants_prompt_logprobs=request.prompt_top is not None,

@@ -166,7 +166,7 @@ def end_early(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tokens of the next requests end before they are complete."""
 
     @contextmanager
-    def nothing(_sequences: list[Sequence]) -> Iterator[Any]:
+    def nothing(_sequences: list[Sequence], _deadline: float) -> Iterator[Any]:
         send, receive = trio.open_memory_channel[tuple[int, Token | ApiError]](0)
         send.close()
         yield receive

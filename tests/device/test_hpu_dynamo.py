@@ -166,7 +166,14 @@ MODELS = {
     "windows in every other layer": lambda layers: transformers.Gemma2Config(
         num_hidden_layers=layers, num_key_value_heads=2, head_dim=12, sliding_window=8, **SMALL
     ),
-    "by way of transformers": lambda layers: transformers.GPTNeoXConfig(num_hidden_layers=layers, **SMALL),
+    "by way of transformers": lambda layers: transformers.OPTConfig(
+        num_hidden_layers=layers,
+        ffn_dim=64,
+        word_embed_proj_dim=48,
+        vocab_size=500,
+        hidden_size=48,
+        num_attention_heads=4,
+    ),
 }
 
 

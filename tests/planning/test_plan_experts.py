@@ -51,6 +51,8 @@ def test_deepseek_v3_in_16_bits_needs_sixteen_cards() -> None:
     assert (group.latent, group.token_bytes) == (True, 61 * 576 * 2)
 
 
+@pytest.mark.slow
+@pytest.mark.seconds(240)
 def test_deepseek_v3_in_8_bits_as_it_is_published_fits_eight_cards() -> None:
     """Its files have 688.6 GB, with 14 billion parameters for the prediction of several tokens, which are not
     read; the embedding and the head have 16 bits."""

@@ -165,10 +165,10 @@ def test_neither_torch_nor_a_picture_is_imported_in_vain(small: Path) -> None:
 def test_a_fallback_model_needs_nothing_but_its_config(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox", "num_hidden_layers": 2}
+    config = {"architectures": ["OPTForCausalLM"], "model_type": "opt", "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert tgi(str(tmp_path), "--device", "gaudi2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["memory"]["weights"] > 2 * 50432 * 6144
+    assert json.loads(capsys.readouterr().out)["memory"]["weights"] > 2 * 50272 * 768
 
 
 def test_a_plan_names_the_base_of_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

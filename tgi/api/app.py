@@ -34,6 +34,8 @@ BODY_SECONDS = 60.0
 """Maximum time that a client may take to send its body."""
 MAX_PATH = 100
 """Maximum characters of an unknown path that an answer repeats."""
+STORED = "/v1/responses/"
+"""Beginning of the paths of what clients have stored."""
 VARY = "origin, access-control-request-method, access-control-request-headers"
 
 
@@ -69,8 +71,9 @@ def create_app(service: Service) -> QuartTrio:
         if "Content-Length" in request.headers and "Transfer-Encoding" in request.headers:
             return empty_answer(400, {"connection": "close"})  # RFC 9112, 6.1
         if request.method == "OPTIONS":
+            deletes = request.path.startswith(STORED)
             headers = {
-                "access-control-allow-methods": "GET,POST,DELETE",
+                "access-control-allow-methods": "GET,POST,DELETE" if deletes else "GET,POST",
                 "access-control-allow-headers": "content-type,authorization,*",
             }
             return empty_answer(200, headers)
@@ -133,7 +136,7 @@ def _is_guarded() -> bool:
     that has a POST only.
     """
     if request.url_rule is not None:
-        return request.method in ("POST", "DELETE") or request.path.startswith("/v1/responses/")
+        return request.method in ("POST", "DELETE") or request.path.startswith(STORED)
     error = request.routing_exception
     return isinstance(error, MethodNotAllowed) and set(error.valid_methods or ()) == {"POST"}
 

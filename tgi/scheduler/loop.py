@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tgi.errors import ApiError, GenerationFailed, Shed
+from tgi.errors import ApiError, DeadlineExceeded, GenerationFailed, Shed
 from tgi.executor import EngineError, Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
@@ -103,9 +103,11 @@ class Scheduler:
 
         Items are `Token`s, the last of a sequence with `finish` set; an `ApiError` ends one that failed. The
         channel ends when all have ended. Leaving earlier aborts the others: their rows and blocks are free
-        for the next step that is planned. Raises Shed if none can have a token by the deadline, a time on
-        trio's clock.
+        for the next step that is planned. Raises DeadlineExceeded at the deadline, a time on trio's clock,
+        and Shed if none can have a token by then.
         """
+        if trio.current_time() >= deadline:
+            raise DeadlineExceeded
         if trio.current_time() + self._least_seconds(sequences, deadline) > deadline:
             raise Shed("the first token cannot come within x-request-timeout")
         now, patience = time.monotonic(), self._max_queue_seconds
