@@ -167,5 +167,5 @@ def check_logits(
     if bits in open_device(1).integers:
         (wanted,) = transformers_logprobs(dense, rounding_inputs(dense, groups), [PROMPT])
     error = (whole(make_driver(folder, open_device(1)), text, size) - wanted[-1:]).abs()
-    assert error.median() < 1e-4
+    assert error.median() < 5e-4  # a number between two integers may be rounded to the other one
     assert error.max() < 0.05
