@@ -128,8 +128,8 @@ def test_a_signal_while_it_starts(start: Any) -> None:
     assert server.ranks() == []
 
 
-def test_a_killed_rank_ends_the_server_with_one_line(kind: str, start: Any) -> None:
-    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow").wait_ready()
+def test_a_killed_rank_beyond_the_restarts_ends_the_server_with_one_line(kind: str, start: Any) -> None:
+    server = start(kind, {"SLOW_SECONDS": "0.1"}, device="slow", max_restarts=0).wait_ready()
     thread, events = collect(server, max_new_tokens=ENDLESS)
     (rank,) = server.ranks()
     os.kill(rank, signal.SIGKILL)
