@@ -245,8 +245,8 @@ def test_200_requests_at_once_are_answered_or_refused_with_the_time_to_come_agai
 @pytest.mark.parametrize("path", GENERATING)
 def test_a_deadline_of_a_millisecond(demo: Any, path: str) -> None:
     status, answer = answered(demo, request(path, GENERATING[path], "x-request-timeout: 0.001"))
-    assert status == 408
-    assert b"x-should-retry: false" in answer.lower()
+    assert status in (408, 503), "it has passed, or the measured speed says that it will have"
+    assert (b"x-should-retry: false" in answer.lower()) == (status == 408)
     wait_idle(demo, files(demo))
 
 

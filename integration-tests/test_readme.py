@@ -33,8 +33,11 @@ def test_the_first_request_and_its_answer(demo: Any) -> None:
 def test_the_programs_that_use_client_libraries(demo: Any) -> None:
     blocks = re.findall(r"(?:^(?:    .*)?\n)+", README, re.MULTILINE)
     programs = [block.replace("\n    ", "\n").strip() for block in blocks if "import " in block]
-    assert len(programs) == 1, "both programs follow one another"
+    embedded, clients = programs  # those of two libraries follow one another
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(programs[0].replace("localhost:8080", f"127.0.0.1:{demo.port}"), {})
+        exec(clients.replace("localhost:8080", f"127.0.0.1:{demo.port}"), {})
     assert printed.getvalue().count("violin is") == 2
+    with contextlib.redirect_stdout(printed):
+        exec(embedded.replace('"org/name", ', ""), {})
+    assert "['" in printed.getvalue(), "the list of two texts"

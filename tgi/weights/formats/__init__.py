@@ -86,8 +86,9 @@ def _stored_format(section: JsonReader, method: str) -> WeightFormat:
 
 
 def _known() -> Sequence[type[WeightFormat]]:
+    """Return all formats in the order of their files: the first that can read a checkpoint does."""
     _import_all()
-    return WeightFormat.__subclasses__()
+    return sorted(WeightFormat.__subclasses__(), key=lambda kind: kind.__module__)
 
 
 @functools.cache
