@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 from quart import Response
 
-from tgi.errors import ApiError, ValidationError
+from tgi.errors import ApiError, UnknownResponse, ValidationError
 from tgi.sampling import about
 from tgi.text.tool_calls import AnswerDelta
 
@@ -96,7 +96,10 @@ async def responses(call: Call[ResponsesRequest]) -> Response:
     body = call.body
     items = _items(body.input)
     if body.previous_response_id is not None:
-        before = call.service.responses.get(body.previous_response_id)
+        try:
+            before = call.service.responses.get(body.previous_response_id)
+        except UnknownResponse as error:
+            raise ValidationError(f"`previous_response_id`: {error}") from error
         items = [*before.items, *before.body["output"], *items]
     chat = _chat(body, items)
 
