@@ -223,8 +223,7 @@ class Options:
     """Maximum restarts of the ranks in an hour; the loss of a rank beyond that ends the server. Requests
     that run at a restart go on after it."""
     while_recovering: Annotated[Literal["wait", "refuse"], flag(HTTP, "WHILE_RECOVERING")] = "wait"
-    """What becomes of requests that come while the ranks are restarted: they wait, or are answered with
-    503."""
+    """Treatment of requests that come while the ranks are restarted: wait, or refuse with 503."""
     step_timeout: Annotated[Amount | None, flag(HTTP, "STEP_TIMEOUT")] = None
     """Seconds after which a step counts as hanging, and the ranks are restarted. Default: ten times the
     slowest step, but at least 60."""

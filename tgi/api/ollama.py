@@ -1,5 +1,6 @@
 """Ollama's routes: `/api/chat`, `/api/generate`, `/api/tags`, `/api/show`, `/api/ps`, `/api/version`."""
 
+import abc
 import json
 import time
 from datetime import UTC, datetime
@@ -186,9 +187,9 @@ class Lines(TranslatedAnswer):
         self._calls: list[tuple[str, str]] = []
         """Name and arguments of each call so far."""
 
+    @abc.abstractmethod
     def said(self, content: str, thoughts: str, calls: list[Json]) -> Json:
         """Return the fields that carry a piece of the answer."""
-        raise NotImplementedError
 
     def begin(self) -> bytes:  # noqa: D102
         return b""

@@ -160,7 +160,7 @@ class Exchange:
     arrived: float = attrs.field(factory=time.monotonic)
     """Time at which the head of the request had been read."""
     remarks: list[str] = attrs.field(factory=list)
-    """What the client is told in the header `x-grammar-warning`."""
+    """Remarks for the client, sent in the header `x-grammar-warning`."""
     limits: dict[str, str] = attrs.field(factory=dict)
     """Headers of the answer about the limits of the client."""
 

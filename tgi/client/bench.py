@@ -77,7 +77,7 @@ WORDS = [
 
 @attrs.frozen(kw_only=True)
 class Work:
-    """What each request asks for."""
+    """Contents of the requests of a measurement."""
 
     input_words: int
     """Number of words of a prompt."""
@@ -126,7 +126,7 @@ class Sample:
 
 @attrs.frozen
 class Level:
-    """What a level of load gave."""
+    """Samples of a level of load."""
 
     name: str
     samples: list[Sample]

@@ -1,7 +1,7 @@
 """Requests to a server that speaks OpenAI's API, and the events of its streams."""
 
 import json
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx2 as httpx
@@ -43,7 +43,9 @@ def stream(client: httpx.Client, path: str, body: Json) -> Iterator[Json]:
     with client.stream("POST", path, json={**body, "stream": True}) as answer:
         if answer.is_error:
             raise error_of(answer.status_code, str(answer.read(), "utf-8", "replace"))
-        yield from events(answer.iter_lines())
+        for line in answer.iter_lines():
+            if (event := _event(line)) is not None:
+                yield event
 
 
 async def stream_async(client: httpx.AsyncClient, path: str, body: Json) -> AsyncIterator[Json]:
@@ -51,27 +53,13 @@ async def stream_async(client: httpx.AsyncClient, path: str, body: Json) -> Asyn
     async with client.stream("POST", path, json={**body, "stream": True}) as answer:
         if answer.is_error:
             raise error_of(answer.status_code, str(await answer.aread(), "utf-8", "replace"))
-        async for event in events_async(answer.aiter_lines()):
-            yield event
-
-
-def events(lines: Iterable[str]) -> Iterator[Json]:
-    """Yield the JSON of server-sent events. Raises RequestError for an event that is an error."""
-    for line in lines:
-        event = _event(line)
-        if event is not None:
-            yield event
-
-
-async def events_async(lines: AsyncIterable[str]) -> AsyncIterator[Json]:
-    """Yield the JSON of server-sent events. Raises RequestError for an event that is an error."""
-    async for line in lines:
-        event = _event(line)
-        if event is not None:
-            yield event
+        async for line in answer.aiter_lines():
+            if (event := _event(line)) is not None:
+                yield event
 
 
 def _event(line: str) -> Json | None:
+    """Return the JSON of a line of server-sent events, if it has any. Raises RequestError for an error."""
     field, _, data = line.partition(":")
     if field != "data" or data.strip() == DONE:
         return None

@@ -153,7 +153,7 @@ class Matcher:
         self._ends_mask = ends_mask
         self._ends = ends
         self.remarks = remarks
-        """What the text need not obey though its schemas ask for it, a sentence each."""
+        """Demands of its schemas that the text need not obey, a sentence each."""
         self.mask = self._compute()
         """Tokens that may come next, as bits of little-endian uint32 words: bit i is token i of the model.
 

@@ -32,7 +32,7 @@ class Expansion:
     terms: list[SchemaTerm]
     """The terms that the schemas are made of."""
     remarks: list[str]
-    """What the schemas leave out, a sentence each."""
+    """Demands that the schemas leave out, a sentence each."""
     ordered: bool = False
     """Whether properties come in order although that need not be so."""
 

@@ -72,7 +72,7 @@ class PreparedSchema:
 
     schema: dict[str, Any]
     remarks: tuple[str, ...] = ()
-    """What is not enforced as the schema says, a sentence each."""
+    """Demands of the schema that are not enforced, a sentence each."""
 
 
 def prepare_schema(schema: Any, *, lenient: bool = False, closed: bool = True) -> PreparedSchema:

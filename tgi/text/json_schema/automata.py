@@ -1,4 +1,4 @@
-"""What regular expressions exclude and have in common, through an automaton of their derivatives.
+"""Differences and intersections of regular expressions, through an automaton of their derivatives.
 
 The states are Brzozowski's derivatives; states are eliminated to get the expression of the complement.
 """

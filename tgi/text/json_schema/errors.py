@@ -6,4 +6,4 @@ class GrammarError(Exception):
 
 
 class Unenforceable(Exception):
-    """What a keyword asks for cannot be enforced; the message says why."""
+    """A demand of a keyword cannot be enforced; the message says why."""

@@ -90,7 +90,7 @@ class Keyword:
     rewrite: Callable[[Part, Any], None]
     """Rewrites the keyword, given its value. Raises Unenforceable, or GrammarError of schemas within."""
     narrower: str = ""
-    """What is not accepted though JSON Schema accepts it, for the documentation."""
+    """Instances that JSON Schema accepts and we do not, for the documentation."""
     refused: str = ""
     """Where the keyword is refused, or relaxed with a warning, for the documentation; "" if nowhere."""
 
@@ -107,7 +107,7 @@ class Rewriter:
         self._size = 0
         self._depth = 0
         self.remarks: list[str] = []
-        """What is not enforced as the schema says, a sentence each."""
+        """Demands of the schema that are not enforced, a sentence each."""
         self.has_names_to_evade = False
         """Whether a property's name, spelt with escapes, would be that of a property without its schema."""
 
