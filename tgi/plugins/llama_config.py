@@ -58,6 +58,21 @@ class Names:
         return attrs.evolve(self, **moved | own)
 
 
+GPT2_NAMES = Names(
+    embedding="transformer.wte",
+    positions="transformer.wpe",
+    layer="transformer.h.{}",
+    norm="transformer.ln_f",
+    before_attention="ln_1",
+    before_mlp="ln_2",
+    attention="attn",
+    qkv=("c_attn",),
+    out="c_proj",
+    up=("c_fc",),
+    down="c_proj",
+)
+
+
 @attrs.frozen(kw_only=True)
 class LatentSizes:
     """Sizes of attention whose keys and values are kept compressed (DeepSeek-AI 2024, arXiv 2405.04434)."""
@@ -175,6 +190,31 @@ def read_llama_config(
         "tie_word_embeddings": get(bool, "tie_word_embeddings", False),
     }
     return LlamaConfig(**common | own)
+
+
+def read_gpt_config(get: JsonReader, window: int | None = None, *, bias: bool, **own: Any) -> LlamaConfig:
+    """Read config.json with the defaults of GPT-2, whose MLP has no gate and whose norms subtract the mean.
+
+    `bias` is whether the linear layers of attention and MLP have biases; the arguments are otherwise those of
+    `read_llama_config`. Raises ConfigError.
+    """
+    get = get.adapted(defaults={"rms_norm_eps": 1e-5})
+    common: dict[str, Any] = {
+        "gated": False,
+        "layer_norm": True,
+        "norm_bias": True,
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "mlp_bias": bias,
+    }
+    if "intermediate_size" not in own:
+        common["intermediate_size"] = get(int, "intermediate_size", None) or 4 * get.size("hidden_size")
+    return read_llama_config(get, window, **common | own)
+
+
+def read_gelu(get: JsonReader, key: str = "hidden_act", default: str = "gelu_new") -> str:
+    """Read the name of an activation, which must be a kind of GELU. Raises ConfigError."""
+    return read_activation(get, key, ("gelu", "gelu_tanh"), default)
 
 
 def read_activation(get: JsonReader, key: str, kinds: tuple[str, ...], default: str = "silu") -> str:

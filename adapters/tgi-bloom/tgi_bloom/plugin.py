@@ -1,7 +1,7 @@
 """Bloom for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.llama_config import LlamaConfig, Names, read_llama_config
+from tgi.plugins.llama_config import LlamaConfig, Names, read_gpt_config
 
 _KEYS = {
     "hidden_size": "n_embed",
@@ -31,22 +31,17 @@ _NEUTRAL = {"apply_residual_connection_post_layernorm": (False,)}
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
-    get = get.adapted(_KEYS, {"rms_norm_eps": 1e-5, "tie_word_embeddings": True})
-    return read_llama_config(
+    get = get.adapted(_KEYS, {"tie_word_embeddings": True})
+    return read_gpt_config(
         get,
+        bias=True,
         names=_NAMES,
         other_names=(_NAMES.moved("transformer.", ""),),
         intermediate_size=4 * get.size("hidden_size"),
         ropes=(None,) * get.size("num_hidden_layers"),
         alibi=True,
         activation="gelu_tanh",
-        gated=False,
-        layer_norm=True,
-        norm_bias=True,
-        qkv_bias=True,
         qkv_by_group=True,
-        out_bias=True,
-        mlp_bias=True,
     )
 
 

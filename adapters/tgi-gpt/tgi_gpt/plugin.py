@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.llama_config import LlamaConfig, Names, read_activation, read_llama_config
+from tgi.plugins.llama_config import GPT2_NAMES, LlamaConfig, Names, read_gelu, read_gpt_config
 from tgi.plugins.rope_config import RopeConfig, read_rope
 
 _KEYS = {
@@ -16,19 +16,6 @@ _KEYS = {
     "rms_norm_eps": "layer_norm_epsilon",
     "hidden_act": "activation_function",
 }
-_GPT2 = Names(
-    embedding="transformer.wte",
-    positions="transformer.wpe",
-    layer="transformer.h.{}",
-    norm="transformer.ln_f",
-    before_attention="ln_1",
-    before_mlp="ln_2",
-    attention="attn",
-    qkv=("c_attn",),
-    out="c_proj",
-    up=("c_fc",),
-    down="c_proj",
-)
 _GPTJ = Names(
     embedding="transformer.wte",
     layer="transformer.h.{}",
@@ -67,15 +54,15 @@ def read_gpt2(get: JsonReader) -> LlamaConfig:
     """Read config.json of a GPT-2, which has learned its positions. Raises ConfigError."""
     get = get.adapted(_KEYS, {"tie_word_embeddings": True, "n_positions": 1024})
     positions = get.size("max_position_embeddings", 1024)
-    return _read(
+    return read_gpt_config(
         get,
-        names=_GPT2,
-        other_names=(_GPT2.moved("transformer.", ""),),
+        bias=True,
+        names=GPT2_NAMES,
+        other_names=(GPT2_NAMES.moved("transformer.", ""),),
         ropes=(None,) * get.size("num_hidden_layers"),
         learned_positions=positions,
         max_position=positions,
-        qkv_bias=True,
-        out_bias=True,
+        activation=read_gelu(get),
         transposed=True,
     )
 
@@ -86,7 +73,17 @@ def read_gptj(get: JsonReader) -> LlamaConfig:
     length = get.size("max_position_embeddings")
     rope = RopeConfig(dim=get.size("rotary_dim", 64), max_position=length, original_max_position=length)
     layers = get.size("num_hidden_layers")
-    return _read(get, names=_GPTJ, ropes=(rope,) * layers, interleaved=True, parallel=True, head_bias=True)
+    return read_gpt_config(
+        get,
+        bias=False,
+        names=_GPTJ,
+        ropes=(rope,) * layers,
+        interleaved=True,
+        parallel=True,
+        activation=read_gelu(get),
+        mlp_bias=True,
+        head_bias=True,
+    )
 
 
 def read_neox(get: JsonReader) -> LlamaConfig:
@@ -98,29 +95,15 @@ def read_neox(get: JsonReader) -> LlamaConfig:
     }
     get = get.adapted(names, {"partial_rotary_factor": 0.25, "rms_norm_eps": 1e-5})
     rope = read_rope(get, get.size("hidden_size") // get.size("num_attention_heads"))
-    bias = get(bool, "attention_bias", True)
-    return _read(
+    return read_gpt_config(
         get,
+        bias=get(bool, "attention_bias", True),
         names=_NEOX,
         ropes=(rope,) * get.size("num_hidden_layers"),
         parallel=get(bool, "use_parallel_residual", True),
-        qkv_bias=bias,
         qkv_by_group=True,
-        out_bias=bias,
-    )
-
-
-def _read(get: JsonReader, **own: Any) -> LlamaConfig:
-    get = get.adapted(defaults={"rms_norm_eps": 1e-5})
-    return read_llama_config(
-        get,
-        intermediate_size=get(int, "intermediate_size", 4 * get.size("hidden_size")),
-        activation=read_activation(get, "hidden_act", ("gelu", "gelu_tanh"), "gelu_new"),
-        gated=False,
-        layer_norm=True,
-        norm_bias=True,
+        activation=read_gelu(get),
         mlp_bias=True,
-        **own,
     )
 
 

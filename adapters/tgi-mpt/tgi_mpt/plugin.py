@@ -1,7 +1,7 @@
 """MPT for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
-from tgi.plugins.llama_config import LlamaConfig, Names, read_llama_config
+from tgi.plugins.llama_config import LlamaConfig, Names, read_gpt_config
 
 _KEYS = {
     "hidden_size": "d_model",
@@ -49,7 +49,7 @@ _NEUTRAL = {
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
-    get = get.adapted(_KEYS, {"rms_norm_eps": 1e-5, "tie_word_embeddings": True})
+    get = get.adapted(_KEYS, {"tie_word_embeddings": True})
     heads, attention = get.size("num_attention_heads"), get.section("attn_config") or JsonReader({})
     for key, values in _OF_ATTENTION.items():
         value = attention(object, key, values[0])
@@ -63,8 +63,9 @@ def read_config(get: JsonReader) -> LlamaConfig:
         raise ConfigError(
             f"config.json: 'n_heads' is {heads}; an MPT has a power of 2, for which ALiBi is defined"
         )
-    return read_llama_config(
+    return read_gpt_config(
         get,
+        bias=False,
         names=_NAMES,
         intermediate_size=4 * get.size("hidden_size"),
         ropes=(None,) * get.size("num_hidden_layers"),
@@ -72,8 +73,7 @@ def read_config(get: JsonReader) -> LlamaConfig:
         clip_qkv=attention(float, "clip_qkv", None),
         attention_scale=attention(float, "softmax_scale", None),
         activation="gelu",
-        gated=False,
-        layer_norm=True,
+        norm_bias=False,
     )
 
 

@@ -4,7 +4,13 @@ import attrs
 
 from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
-from tgi.plugins.llama_config import LlamaConfig, Names, read_activation, read_llama_config
+from tgi.plugins.llama_config import (
+    LlamaConfig,
+    Names,
+    read_gelu,
+    read_gpt_config,
+    read_llama_config,
+)
 from tgi.plugins.rope_config import read_rope
 
 _PHI3 = {
@@ -26,21 +32,16 @@ def read_phi(get: JsonReader) -> LlamaConfig:
 
     Raises ConfigError.
     """
-    get = get.adapted({"rms_norm_eps": "layer_norm_eps"}, {"layer_norm_eps": 1e-5})
+    get = get.adapted({"rms_norm_eps": "layer_norm_eps"})
     heads, size = get.size("num_attention_heads"), get.size("hidden_size")
     partial = get.adapted(defaults={"partial_rotary_factor": 0.5})
-    return read_llama_config(
+    return read_gpt_config(
         get,
+        bias=True,
         ropes=(read_rope(partial, size // heads),) * get.size("num_hidden_layers"),
-        activation=read_activation(get, "hidden_act", ("gelu", "gelu_tanh"), "gelu_new"),
-        gated=False,
+        activation=read_gelu(get),
         parallel=True,
-        layer_norm=True,
-        norm_bias=True,
         head_norm="head" if get(bool, "qk_layernorm", False) else None,
-        qkv_bias=True,
-        out_bias=True,
-        mlp_bias=True,
         head_bias=True,
         names=Names(
             norm="model.final_layernorm",

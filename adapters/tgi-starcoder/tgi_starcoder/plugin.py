@@ -1,7 +1,7 @@
 """StarCoder for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.llama_config import LlamaConfig, Names, read_activation, read_llama_config
+from tgi.plugins.llama_config import GPT2_NAMES, LlamaConfig, Names, read_gelu, read_gpt_config
 
 _KEYS = {
     "hidden_size": "n_embd",
@@ -11,19 +11,6 @@ _KEYS = {
     "intermediate_size": "n_inner",
     "rms_norm_eps": "layer_norm_epsilon",
 }
-_BIGCODE = Names(
-    embedding="transformer.wte",
-    positions="transformer.wpe",
-    layer="transformer.h.{}",
-    norm="transformer.ln_f",
-    before_attention="ln_1",
-    before_mlp="ln_2",
-    attention="attn",
-    qkv=("c_attn",),
-    out="c_proj",
-    up=("c_fc",),
-    down="c_proj",
-)
 _HARMLESS = frozenset(
     {"attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "pad_key_length"}
     | {"max_batch_size", "max_sequence_length", "pre_allocate_kv_cache", "validate_runner_input", "n_ctx"}
@@ -40,46 +27,33 @@ _NEUTRAL = {
 
 def read_bigcode(get: JsonReader) -> LlamaConfig:
     """Read config.json of a StarCoder or SantaCoder. Raises ConfigError."""
-    get = get.adapted(_KEYS, {"tie_word_embeddings": True, "rms_norm_eps": 1e-5})
+    get = get.adapted(_KEYS, {"tie_word_embeddings": True})
     shared, heads = get(bool, "multi_query", True), get.size("num_attention_heads")
-    positions, hidden = get.size("max_position_embeddings", 1024), get.size("hidden_size")
-    kinds, default = ("gelu", "gelu_tanh"), "gelu_pytorch_tanh"
-    return read_llama_config(
+    positions = get.size("max_position_embeddings", 1024)
+    return read_gpt_config(
         get,
-        names=_BIGCODE,
+        bias=True,
+        names=GPT2_NAMES,
         num_kv_heads=1 if shared else heads,
-        intermediate_size=get(int, "intermediate_size", 4 * hidden),
         ropes=(None,) * get.size("num_hidden_layers"),
         learned_positions=positions,
         max_position=positions,
-        activation=read_activation(get, "activation_function", kinds, default),
-        gated=False,
-        layer_norm=True,
-        norm_bias=True,
-        qkv_bias=True,
+        activation=read_gelu(get, "activation_function", "gelu_pytorch_tanh"),
         qkv_by_group=not shared,
-        out_bias=True,
-        mlp_bias=True,
     )
 
 
 def read_starcoder2(get: JsonReader) -> LlamaConfig:
     """Read config.json of a StarCoder2. Raises ConfigError."""
-    defaults = {"tie_word_embeddings": True, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    defaults = {"tie_word_embeddings": True, "max_position_embeddings": 4096}
     get = get.adapted({"rms_norm_eps": "norm_epsilon"}, defaults)
-    bias, window = get(bool, "use_bias", True), get(int, "sliding_window", None)
-    kinds, default = ("gelu", "gelu_tanh"), "gelu_pytorch_tanh"
-    return read_llama_config(
+    window = get(int, "sliding_window", None)
+    return read_gpt_config(
         get,
         window and get.size("sliding_window"),
+        bias=get(bool, "use_bias", True),
         names=Names(up=("c_fc",), down="c_proj"),
-        activation=read_activation(get, "hidden_act", kinds, default),
-        gated=False,
-        layer_norm=True,
-        norm_bias=True,
-        qkv_bias=bias,
-        out_bias=bias,
-        mlp_bias=bias,
+        activation=read_gelu(get, default="gelu_pytorch_tanh"),
     )
 
 
