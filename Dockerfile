@@ -53,14 +53,15 @@ COPY pyproject.toml ./
 RUN python3 docker/requirements.py pyproject.toml "$DEVICE" > /tmp/requirements.txt \
  && python3 -m pip install --requirement /tmp/requirements.txt \
  && rm /tmp/requirements.txt
-# For a CPU, kernels for every instruction set.
+# Kernels for every instruction set of CPUs; without a compiler, and for other devices, an empty package.
 COPY kernels kernels
 # hadolint ignore=DL3008,DL3013
-RUN [ "$DEVICE" != cpu ] || { apt-get update \
- && apt-get install --yes --no-install-recommends g++ libc6-dev \
+RUN if [ "$DEVICE" = cpu ]; then \
+    apt-get update && apt-get install --yes --no-install-recommends g++ libc6-dev; \
+  fi \
  && TGI_KERNELS=all python3 -m pip install --no-deps ./kernels/*/ \
- && apt-get purge --yes --auto-remove g++ libc6-dev \
- && rm -rf /var/lib/apt/lists/* kernels/*/build kernels/*/*.egg-info; }
+ && if [ "$DEVICE" = cpu ]; then apt-get purge --yes --auto-remove g++ libc6-dev; fi \
+ && rm -rf /var/lib/apt/lists/* kernels/*/build kernels/*/*.egg-info
 COPY README.md LICENSE ./
 COPY docker docker
 COPY tgi tgi

@@ -8,11 +8,12 @@ from pathlib import Path
 
 
 def requirements(project: str, device: str, torch: str) -> list[str]:
-    """Lines for pip: the dependencies, and those of the extras for gRPC and for the device."""
+    """Lines for pip: what is not of this repository, with the extras for gRPC and for the device."""
     table = tomllib.loads(project)["project"]
     extras = table["optional-dependencies"]
     needed = [*table["dependencies"], *extras["otlp-grpc"], *extras.get(device, [])]
-    return [f"torch=={torch}" if re.match(r"torch\b(?!-)", line) else line for line in needed]
+    foreign = [line for line in needed if not line.startswith("tgi-")]
+    return [f"torch=={torch}" if re.match(r"torch\b(?!-)", line) else line for line in foreign]
 
 
 if __name__ == "__main__":

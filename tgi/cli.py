@@ -5,7 +5,6 @@ Only modules that --help needs are imported at the top. A user's mistake is one 
 """
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, Hel
 from rich.console import RenderableType
 from rich.text import Text
 
-from tgi import flags
+from tgi import __version__, flags
 from tgi.compat_flags import compat_help
 from tgi.config import Options, map_legacy_variables
 from tgi.limits import Limits
@@ -52,7 +51,7 @@ def _app(name: str, about: str) -> App:
     return App(
         name=name,
         help=about,
-        version=f"{name} {importlib.metadata.version('tgi')}",
+        version=f"{name} {__version__}",
         version_flags=("--version", "-V"),
         result_action="return_value",
         config=add_sources,

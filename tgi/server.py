@@ -246,7 +246,7 @@ def _raise_file_limit() -> None:
 
 def _versions() -> Iterator[str]:
     yield f"{platform.platform()}, Python {platform.python_version()}"
-    for name in ("tgi", "torch", "transformers", "tokenizers", "trio", "quart-trio", "hypercorn"):
+    for name in ("tgi-server", "torch", "transformers", "tokenizers", "trio", "quart-trio", "hypercorn"):
         yield f"{name} {importlib.metadata.version(name)}"
 
 

@@ -85,4 +85,7 @@ def test_recipes_are_kept_by_the_bridges_variable() -> None:
 
 
 def test_versions_of_what_is_installed() -> None:
-    assert Machine().versions(["tgi", "python", "no-such-distribution"]).keys() == {"tgi", "python"}
+    assert Machine().versions(["tgi-server", "python", "no-such-distribution"]).keys() == {
+        "tgi-server",
+        "python",
+    }

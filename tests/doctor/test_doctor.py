@@ -129,7 +129,7 @@ def test_the_report_has_the_checks_and_the_software(tmp_path: Path) -> None:
     done = run("--device", "cpu", "--threads", "1", "--json", "--report", str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
     assert [check["name"] for check in report["checks"]] == [c["name"] for c in json.loads(done.stdout)]
-    assert report["versions"].keys() == {"python", "tgi", "torch", "transformers"}
+    assert report["versions"].keys() == {"python", "tgi-server", "torch", "transformers"}
     assert (report["device"], report["cards"]) == ("cpu", [])
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 PACKAGES = (
-    "tgi", "torch", "transformers", "tokenizers", "llguidance", "msgspec", "trio", "quart", "quart-trio",
-    "hypercorn", "huggingface-hub", "tgi-cpu-kernels", "habana-torch-plugin", "optimum-habana", "triton",
+    "tgi-server", "tgi-cpu-kernels", "torch", "transformers", "tokenizers", "llguidance", "msgspec", "trio",
+    "quart", "quart-trio", "hypercorn", "huggingface-hub", "habana-torch-plugin", "optimum-habana", "triton",
 )  # fmt: skip
 VARIABLES = (
     "CUDA_", "GLOO_", "HABANA_", "HF_HUB_", "HPU_", "LD_", "NCCL_", "OMP_", "PT_HPU_", "TGI_", "VLLM_",

@@ -68,7 +68,7 @@ def show_checks(options: Options, *, as_json: bool = False, report: Path | None 
 def report_of(device: str, checks: Iterable[Check], machine: Machine) -> dict[str, Any]:
     """Return what helps others to understand a machine: the checks, and versions of the software."""
     spec = devices(load_plugins()).get(device)
-    packages = ("python", "tgi", "torch", "transformers", *(spec.compile_packages if spec else ()))
+    packages = ("python", "tgi-server", "torch", "transformers", *(spec.compile_packages if spec else ()))
     return {
         "device": device,
         "cards": list(spec.installed_cards(machine)) if spec else [],

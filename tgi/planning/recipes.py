@@ -40,7 +40,7 @@ def prepare_recipes(setup: Setup) -> dict[str, str]:
         dtype=setup.options.compute_dtype,
         ranks=setup.ranks,
         card=device.card(machine)[0],
-        software=machine.versions(("tgi", "torch", *device.compile_packages)),
+        software=machine.versions(("tgi-server", "torch", *device.compile_packages)),
     )
     variables = dict(device.compile_variables(folder))
     for name in variables.keys() & machine.environ.keys():
