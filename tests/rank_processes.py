@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from tgi.executor import rank_arguments, rank_environment
 from tgi.parent import Parent
 from tgi.protocol import (
     Allocate,
@@ -33,6 +32,7 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
+from tgi.ranks import rank_arguments, rank_environment
 from tgi.testing.driver import BLOCK_SIZE, lane_params, load_command
 from tgi.testing.runs import Logprobs
 

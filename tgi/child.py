@@ -36,6 +36,9 @@ class Child:
     _reader: FrameReader = attrs.field(factory=FrameReader)
     _received: deque[bytes] = attrs.field(factory=deque)
 
+    def __str__(self) -> str:
+        return f"process {self.process.pid}"
+
     async def send(self, payload: bytes) -> None:
         """Send a message. Raises trio.BrokenResourceError if the child has gone."""
         await self._stream.send_all(frame(payload))

@@ -6,17 +6,13 @@ cause, and cancels everything that runs in the `async with`.
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from os import environ
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import attrs
 import trio
 
 from tgi.agreement import Agreement, Patience, names
-from tgi.child import Child, start_child
 from tgi.protocol import (
     Allocate,
     Allocated,
@@ -39,11 +35,10 @@ from tgi.protocol import (
     digest,
     encode,
 )
+from tgi.ranks import RankProcess, StartRanks, local_ranks
 
 log = logging.getLogger(__name__)
 R = TypeVar("R", Described, Arrived, Joined, Loaded, Allocated, Result)
-_EXIT_SECONDS = 5.0
-"""Seconds that a rank has to end once its socket is closed, before it is killed."""
 _BLAME_SECONDS = 0.5
 """Seconds within which all ranks report failures that follow from the failure of one."""
 _WATCH_SECONDS = 0.5
@@ -76,7 +71,7 @@ class _Rank:
     """The server's side of one rank process."""
 
     index: int
-    child: Child
+    process: RankProcess
     send: trio.MemorySendChannel[Report]
     receive: trio.MemoryReceiveChannel[Report]
     """Reports other than failures and those that `Agreement` compares."""
@@ -88,7 +83,7 @@ class _Rank:
     """Reason that the rank gave before it ended."""
 
     def __str__(self) -> str:
-        return f"rank {self.index} (process {self.child.process.pid})"
+        return f"rank {self.index} ({self.process})"
 
 
 @attrs.define(eq=False)
@@ -154,7 +149,7 @@ class RankExecutor:
 
     async def read_reports(self, rank: _Rank) -> None:
         """Sort the reports of a rank until it ends; then raise EngineError, since no rank ends by itself."""
-        while (payload := await rank.child.receive()) is not None:
+        while (payload := await rank.process.receive()) is not None:
             report = decode_report(payload)
             if self._agreement is not None and isinstance(report, Begun | Finished | Result):
                 _compare(self._agreement, rank.index, report)
@@ -162,7 +157,7 @@ class RankExecutor:
                 rank.failed = report
             elif not isinstance(report, Begun | Finished):
                 rank.send.send_nowait(report)
-        ending = await rank.child.ending()
+        ending = await rank.process.ending()
         if rank.failed is None:
             raise EngineError(f"{rank} {ending}")
         await self._blame()
@@ -224,7 +219,7 @@ class RankExecutor:
             self._agreement.sent(command.number, digest(payload), trio.current_time())
         for rank in ranks:
             try:
-                await rank.child.send(payload)
+                await rank.process.send(payload)
             except trio.BrokenResourceError:
                 # The rank has gone; its reader learns the cause, and cancels this task.
                 await trio.sleep_forever()
@@ -259,54 +254,24 @@ async def open_executor(
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
     patience: Patience = Patience(),  # noqa: B008 (frozen)
+    start: StartRanks = local_ranks,
 ) -> AsyncIterator[RankExecutor]:
-    """Start `ranks` processes, and end them on leaving.
+    """Start `ranks` processes with `start`, and end them on leaving.
 
-    `environment` are variables of the ranks, unless this process has them already. A rank that ends before
-    the body does, or does not keep up with the others, cancels the body and raises EngineError (in an
-    exception group).
+    `environment` are variables of the ranks, unless the machine that they run on has them already. A rank
+    that ends before the body does, or does not keep up with the others, cancels the body and raises
+    EngineError (in an exception group).
     """
     agreement = Agreement(ranks, patience) if ranks > 1 else None
-    started: list[_Rank] = []
-    # A single rank has no other to find, and may run where no file can be written.
-    meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
-    with meeting as folder:
-        try:
-            async with trio.open_nursery() as nursery:
-                executor = RankExecutor(patience, agreement, started)
-                for index in range(ranks):
-                    started.append(await _start_rank(index, ranks, Path(folder), environment or {}))
-                    nursery.start_soon(executor.read_reports, started[-1])
-                if agreement is not None:
-                    nursery.start_soon(executor.watch, agreement)
-                yield executor
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as leaving:
-                    for rank in started:
-                        leaving.start_soon(rank.child.aclose)
-
-
-def rank_arguments(rank: int, ranks: int, folder: Path) -> list[str]:
-    """Return the arguments of Python for a rank, which finds the others through a file in `folder`."""
-    return ["-m", "tgi.worker", str(rank), str(ranks), str(folder / "ranks")]
-
-
-def rank_environment(rank: int, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return all variables of a rank: `environment`, this process's, which prevail, and its place."""
-    if ranks == 1:
-        return {**environment, **environ}
-    places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-    # All are on this machine: gloo need not look for an address that others could reach.
-    return {"GLOO_SOCKET_IFNAME": "lo", **environment, **environ, **places}
-
-
-async def _start_rank(index: int, ranks: int, folder: Path, environment: Mapping[str, str]) -> _Rank:
-    child = await start_child(
-        *rank_arguments(index, ranks, folder),
-        environment=rank_environment(index, ranks, environment),
-        patience=_EXIT_SECONDS,
-        quiet=False,  # its libraries' warnings are for the operator, at once
-    )
-    return _Rank(index, child, *trio.open_memory_channel[Report](float("inf")))
+    async with start(ranks, environment or {}) as processes, trio.open_nursery() as nursery:
+        started = [
+            _Rank(index, process, *trio.open_memory_channel[Report](float("inf")))
+            for index, process in enumerate(processes)
+        ]
+        executor = RankExecutor(patience, agreement, started)
+        for rank in started:
+            nursery.start_soon(executor.read_reports, rank)
+        if agreement is not None:
+            nursery.start_soon(executor.watch, agreement)
+        yield executor
+        nursery.cancel_scope.cancel()

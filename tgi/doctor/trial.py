@@ -8,9 +8,9 @@ import msgspec
 import trio
 
 from tgi.child import Child, start_child
-from tgi.executor import rank_environment
 from tgi.plugins import DeviceSpec
 from tgi.plugins.check import Check, fail
+from tgi.ranks import rank_environment
 
 PATIENCE = 180.0
 """Maximum seconds for all probes: the first graph of a cold card takes a while."""
