@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import Any
 import pytest
 import yaml
 
-from tgi.metrics import Metrics
-
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
@@ -20,7 +17,6 @@ PAGES = [
     for pattern in ("*.md", "docs/*.md", "adapters/**/README.md", "kernels/*/README.md", "benchmarks/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-METRICS = {family.name: family.kind for family in Metrics(10, 20).families}
 
 
 def pages(part: Any) -> Iterator[str]:
@@ -75,12 +71,3 @@ def test_an_explained_message_is_one_of_the_servers(heading: str) -> None:
     message = heading.removeprefix(fence).removesuffix(fence[::-1])
 
     assert re.search(".*".join(map(re.escape, message.split("…"))), strings_of_the_sources()) is not None
-
-
-def test_the_metrics_for_users_of_vllm_exist() -> None:
-    _, _, section = (DOCS / "from-vllm.md").read_text("utf-8").partition("\n## Metrics\n")
-    names = re.findall(r"`(tgi_\w+)|/ (tgi_\w+)", section.partition("\n## ")[0])
-
-    for name in filter(None, itertools.chain(*names)):
-        is_part_of_a_histogram = METRICS.get(name.removesuffix("_sum")) == "histogram"
-        assert name in METRICS or is_part_of_a_histogram, name

@@ -261,6 +261,9 @@ class Options:
     """Log the versions of the main packages at start."""
     trace_plugins: Annotated[bool, flag(LOG, "TRACE_PLUGINS")] = False
     """Log every call of a plugin hook and its result."""
+    metrics_names: Annotated[Literal["tgi", "vllm", "both"], flag(LOG, "METRICS_NAMES")] = "tgi"
+    """Names of the metrics: TGI's, vLLM's, or both. Dashboards, autoscalers and gateways made for vLLM read
+    its names (docs/observability.md)."""
     otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
     """URL of the OpenTelemetry collector to send a trace of every request to."""
     otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (

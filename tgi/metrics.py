@@ -4,11 +4,13 @@ prometheus_client does not write it because it renames every counter to `..._tot
 dashboards. A family has at most one label and appears with its first sample.
 """
 
+import copy
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from operator import mul
+from typing import Self
 
 from .log import dropped_lines
 
@@ -17,6 +19,8 @@ CONTENT_TYPE = "text/plain; charset=utf-8"
 DURATIONS = tuple(accumulate([0.0001 * 1.5] + [1.5] * 34, mul))
 """Bucket bounds, in seconds, of the histograms named `..._duration`."""
 SIZES = tuple(float(size) for size in range(1, 1025))
+POWERS = tuple(float(1 << power) for power in range(15))
+"""Bucket bounds of numbers of tokens in a step."""
 QUANTILES = (0.0, 0.5, 0.9, 0.95, 0.99, 0.999, 1.0)
 RECENT = 1024
 """Number of latest observations from which a summary computes its quantiles."""
@@ -36,12 +40,23 @@ class Family:
         self.name = name
         self._description = description
         self._label = label
+        self._constant = ""
+
+    def renamed(self, name: str, constant: str) -> Self:
+        """Return this metric under another name, with the labels `constant` (`a="1",b="2"`) on all samples.
+
+        It shows the samples of this one, also later ones.
+        """
+        other = copy.copy(self)
+        other.name, other._constant = name, constant
+        return other
 
     def _key(self, labels: dict[str, str]) -> str:
         return labels[self._label] if self._label else ""
 
     def _selector(self, key: str, *more: str) -> str:
-        pairs = [f'{self._label}="{key}"'] if self._label else []
+        pairs = [self._constant] if self._constant else []
+        pairs += [f'{self._label}="{key}"'] if self._label else []
         pairs += more
         return f"{{{','.join(pairs)}}}" if pairs else ""
 
@@ -101,6 +116,24 @@ class Gauge(Counter):
         self.set(value, **labels)
 
 
+class Info(Family):
+    """Facts, each a set of labels; the value is 1, or a time."""
+
+    kind = "gauge"
+
+    def __init__(self, name: str, description: str) -> None:
+        super().__init__(name, description)
+        self._facts: dict[str, float] = {}
+
+    def set(self, value: float = 1, **labels: object) -> None:
+        """Add a fact."""
+        self._facts[",".join(f'{name}="{escaped(str(label))}"' for name, label in labels.items())] = value
+
+    def samples(self) -> Iterator[str]:  # noqa: D102
+        for labels, value in self._facts.items():
+            yield f"{self.name}{{{labels}}} {number(value)}"
+
+
 class _Distribution:
     """Counts and sum of a histogram for one value of its label."""
 
@@ -133,6 +166,11 @@ class Histogram(Family):
     def record(self, value: float, **labels: str) -> None:  # noqa: D102
         self.observe(value, times=1, **labels)
 
+    def total(self, **labels: str) -> float:
+        """Return the sum of the observations."""
+        distribution = self._distributions.get(self._key(labels))
+        return distribution.total if distribution else 0.0
+
     def count(self, **labels: str) -> int:
         """Return the number of observations."""
         distribution = self._distributions.get(self._key(labels))
@@ -141,11 +179,12 @@ class Histogram(Family):
     def samples(self) -> Iterator[str]:  # noqa: D102
         bounds = [*map(number, self.bounds), "+Inf"]
         for key, distribution in self._distributions.items():
-            prefix = f"{self.name}_bucket{{" + (f'{self._label}="{key}",' if self._label else "")
+            selector = self._selector(key)
+            prefix = f"{self.name}_bucket{selector[:-1]}," if selector else f"{self.name}_bucket{{"
             for bound, count in zip(bounds, accumulate(distribution.counts), strict=True):
                 yield f'{prefix}le="{bound}"}} {count}'
-            yield f"{self.name}_sum{self._selector(key)} {number(distribution.total)}"
-            yield f"{self.name}_count{self._selector(key)} {sum(distribution.counts)}"
+            yield f"{self.name}_sum{selector} {number(distribution.total)}"
+            yield f"{self.name}_count{selector} {sum(distribution.counts)}"
 
 
 class Summary(Family):
@@ -244,6 +283,12 @@ class Metrics:
         self.request_time_between_tokens_duration = duration(
             "request_time_between_tokens", "Time from one token of a request to the next"
         )
+        self.request_prefill_duration = duration(
+            "request_prefill", "Time from the first step to the first token"
+        )
+        self.request_decode_duration = duration("request_decode", "Time from the first token to the last")
+        self.generated_texts = count("generated_texts", "Texts generated to their end", "finish_reason")
+        self.batch_step_tokens = Histogram("tgi_batch_step_tokens", "Tokens computed in a step", POWERS)
         self.batch_tokens = count("batch_tokens", "Tokens computed", "method")
         self.batch_padding_tokens = count("batch_padding_tokens", "Padding tokens of steps", "method")
         self.batch_blocks = count("batch_blocks", "KV blocks read", "method")
@@ -275,9 +320,19 @@ class Metrics:
         """Return the text that Prometheus scrapes, of type `CONTENT_TYPE`."""
         if dropped := dropped_lines():
             self.log_dropped_lines.set(dropped)
-        return "".join(family.render() for family in self.families).encode()
+        return render(self.families)
+
+
+def render(families: Iterable[Family]) -> bytes:
+    """Return the text of some families."""
+    return "".join(family.render() for family in families).encode()
 
 
 def number(value: float) -> str:
     """Return a value as TGI prints it: 100, not 100.0."""
     return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def escaped(text: str) -> str:
+    """Return a text as the value of a label is written."""
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

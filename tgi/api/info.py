@@ -1,7 +1,8 @@
 """GET routes about the server: health, `/info`, `/v1/models`, `/metrics`, and the documentation."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Literal
 
@@ -15,10 +16,12 @@ from werkzeug.exceptions import NotFound
 
 from tgi.errors import Unavailable, UnknownModel
 from tgi.lifecycle import Phase
-from tgi.metrics import CONTENT_TYPE
+from tgi.metrics import CONTENT_TYPE, Metrics, render
+from tgi.scheduler import SchedulerStatistics
 
 from .call import VERSION, Call, Service, empty_answer, get, json_answer
 from .turns import THREADS
+from .vllm_metrics import vllm_families
 
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -200,19 +203,41 @@ async def load(call: Call[None]) -> Response:
 
 
 async def metrics(call: Call[None]) -> Response:
-    """Answer `/metrics`, with the scheduler's own counts as of now."""
-    metrics, engine = call.service.metrics, call.service.engine
+    """Answer `/metrics`, with the scheduler's own counts as of now, under the names that are asked for."""
+    service = call.service
+    names = request.args.get("names", service.options.metrics_names)
+    metrics, engine = service.metrics, service.engine
+    text = b""
     if engine is not None:
-        statistics = engine.scheduler.statistics()
-        blocks = statistics.blocks
-        metrics.kv_blocks.set(blocks.used, state="used")
-        metrics.kv_blocks.set(blocks.cached, state="cached")
-        metrics.kv_blocks.set(blocks.total - blocks.used - blocks.cached, state="free")
-        metrics.batch_max_total_tokens.set(blocks.total * engine.limits.block_size)
-        metrics.prefix_cache_hit_tokens.set(statistics.prefix_hit_tokens)
-        metrics.prefix_cache_query_tokens.set(statistics.prefix_query_tokens)
-        metrics.preemptions.set(statistics.preemptions)
-    return Response(metrics.render(), 200, {"content-type": CONTENT_TYPE})
+        replicas = [engine.scheduler.statistics()]
+        _count_state(metrics, replicas, engine.limits.block_size)
+        if names != "tgi":
+            text = render(
+                vllm_families(metrics, replicas, engine.model.served_name, engine.limits.block_size)
+            )
+    if names != "vllm":
+        text = metrics.render() + text
+    return Response(text, 200, {"content-type": CONTENT_TYPE})
+
+
+def _count_state(metrics: Metrics, replicas: Items[SchedulerStatistics], block_size: int) -> None:
+    """Set the metrics whose values the schedulers keep, as sums."""
+
+    def total(value: Callable[[SchedulerStatistics], int]) -> int:
+        return sum(map(value, replicas))
+
+    used, cached = total(lambda one: one.blocks.used), total(lambda one: one.blocks.cached)
+    blocks = total(lambda one: one.blocks.total)
+    metrics.queue_size.set(total(lambda one: one.waiting))
+    metrics.batch_current_size.set(total(lambda one: one.running))
+    metrics.batch_current_max_tokens.set(used * block_size)
+    metrics.batch_max_total_tokens.set(blocks * block_size)
+    metrics.kv_blocks.set(used, state="used")
+    metrics.kv_blocks.set(cached, state="cached")
+    metrics.kv_blocks.set(blocks - used - cached, state="free")
+    metrics.prefix_cache_hit_tokens.set(total(lambda one: one.prefix_hit_tokens))
+    metrics.prefix_cache_query_tokens.set(total(lambda one: one.prefix_query_tokens))
+    metrics.preemptions.set(total(lambda one: one.preemptions))
 
 
 async def root(call: Call[None]) -> Response:

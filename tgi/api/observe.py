@@ -128,6 +128,10 @@ class Observer:
             getattr(metrics, metric).observe(timings[name])
         metrics.request_generated_tokens.observe(sequence.generated)
         metrics.request_skipped_tokens.observe(sequence.right_guesses)
+        metrics.request_prefill_duration.observe(sequence.first_token - sequence.started)
+        metrics.request_decode_duration.observe(sequence.last_token - sequence.first_token)
+        if sequence.reason is not None:
+            metrics.generated_texts.inc(finish_reason=sequence.reason.value)
         self._finished.append((sequence, timings))
         if not self._ended and len(self._finished) >= self.generations:
             metrics.request_success.inc()

@@ -59,7 +59,7 @@ function errorOf(response, text) {
 
 // Return the samples of `/metrics`: a map from "name" or "name{labels}" to a number.
 export async function metrics() {
-  const response = await fetch("metrics");
+  const response = await fetch("metrics?names=tgi");
   const text = await response.text();
   if (!response.ok) throw errorOf(response, text);
   const samples = new Map();

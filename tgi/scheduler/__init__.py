@@ -4,7 +4,7 @@
 """
 
 from .buckets import Buckets
-from .loop import Scheduler
+from .loop import Scheduler, SchedulerStatistics
 from .sequence import Sequence, State, Token
 
-__all__ = ["Buckets", "Scheduler", "Sequence", "State", "Token"]
+__all__ = ["Buckets", "Scheduler", "SchedulerStatistics", "Sequence", "State", "Token"]

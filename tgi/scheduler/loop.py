@@ -51,6 +51,11 @@ class SchedulerStatistics:
     prefix_query_tokens: int
     blocks: BlockStatistics
 
+    @property
+    def usage(self) -> float:
+        """Share of the KV blocks that are in use."""
+        return self.blocks.used / max(self.blocks.total, 1)
+
 
 class Scheduler:
     """Owns every sequence from `generating` until it ends."""
@@ -182,7 +187,6 @@ class Scheduler:
         culprit = self._schedule.restart(rows)
         if culprit is not None:
             self._fail(culprit, GenerationFailed("the engine was lost twice while it computed this request"))
-        self._observer.state()
 
     def resume(self, executor: Executor) -> None:
         """Go on with other ranks, which have as many blocks and know nothing; `warm_up` and `run` follow."""
@@ -202,7 +206,6 @@ class Scheduler:
             # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
             await matching.wait(LEAD * self._last_seconds)
             if not await self._send_next():
-                self._observer.state()
                 self._work = trio.Event()
                 await self._work.wait()
                 return

@@ -1,4 +1,4 @@
-"""Metrics of steps and of the schedule, and the times of sequences. Makes no scheduling decision."""
+"""Metrics of steps, and the times of sequences. Makes no scheduling decision."""
 
 import logging
 import time
@@ -33,6 +33,7 @@ class StepObserver:
             self._count_shape(planned.shape)
         metrics.batch_filter_duration.observe(seconds, method=method)
         metrics.batch_inference_count.inc(method=method)
+        metrics.batch_step_tokens.observe(planned.tokens)
         chunks = [row.length for row in planned.rows if row.chunk]
         if chunks:
             metrics.batch_next_size.observe(len(chunks))
@@ -45,7 +46,6 @@ class StepObserver:
             metrics.batch_padding_tokens.inc(padding, method=method)
         if self._schedule.buckets.flat:
             self._blocks(planned, method)
-        self.state()
 
     def _blocks(self, planned: PlannedStep, method: str) -> None:
         """Count blocks and padding: of the one list of a decode step, or of a prefill's tables."""
@@ -109,15 +109,6 @@ class StepObserver:
     def lost(self, planned: PlannedStep) -> None:
         """Record a step that will have no result."""
         self._metrics.batch_inference_failure.inc(method=_method(planned))
-
-    def state(self) -> None:
-        """Set the gauges of queue, rows and blocks."""
-        metrics, schedule = self._metrics, self._schedule
-        metrics.queue_size.set(len(schedule.waiting))
-        metrics.batch_current_size.set(len(schedule.running))
-        metrics.batch_current_max_tokens.set(
-            schedule.allocator.widest.statistics().used * schedule.limits.block_size
-        )
 
 
 def shape_of(step: Step) -> str:
