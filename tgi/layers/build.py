@@ -18,6 +18,8 @@ from tgi.protocol import CacheGroup, TensorInfo
 from tgi.weights import Shard, TensorPart, Weights
 from tgi.weights.formats import Dense, DenseWeight, LinearWeight, Rounding, WeightFormat
 
+from .lora import Loras
+
 _DENSE = Dense()
 
 
@@ -47,6 +49,8 @@ class Build:
     """Format of the linear weights that are not dense."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
+    loras: Loras | None = None
+    """LoRA adapters, if there can be any."""
     tensors: list[TensorInfo] = attrs.field(factory=list)
     """Tensors that were read, in order, once for each time."""
     cache: dict[int, CacheLayer] = attrs.field(factory=dict)
@@ -59,6 +63,8 @@ class Build:
     """Largest number of output features of a linear layer on this rank."""
     _share: float = 1.0
     """Share of a step's tokens that go through the layers which are built now."""
+    _of_experts: bool = False
+    """Whether those are experts."""
     _spare: torch.Tensor | None = None
     """Memory of a weight that the device has copied, for the next one."""
 
@@ -67,10 +73,10 @@ class Build:
 
     @contextlib.contextmanager
     def seen_by(self, share: float) -> Iterator[None]:
-        """Take note that tensors read in the body are multiplied with that share of a step's tokens."""
-        self._share = share
+        """Take note that tensors read in the body are experts', for that share of a step's tokens."""
+        self._share, self._of_experts = share, True
         yield
-        self._share = 1.0
+        self._share, self._of_experts = 1.0, False
 
     def tie(self, embedding: str, head: str, tied: bool) -> tuple[str, str]:
         """Return the modules whose "weight" are the embedding and the head of a model that may tie them.
@@ -146,8 +152,8 @@ class Build:
         """Return the weight of a linear layer, ready for `Device.multiply`.
 
         Its rows are those of all parts ("….weight", [out, in]), one below the other, stored in the
-        checkpoint's format or dense. `exact`: `--quantize` must not round it. Raises ConfigError where
-        some of them are stored so and some not.
+        checkpoint's format or dense. `exact`: neither `--quantize` nor LoRA adapters may change it. Raises
+        ConfigError where some of them are stored so and some not.
         """
         missing = [self.format.missing(self, part) for part in parts]
         lacking = [name for name in missing if name is not None]
@@ -156,7 +162,9 @@ class Build:
         stored = _DENSE if lacking or (exact and isinstance(self.format, Rounding)) else self.format
         weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
-        return weight
+        if self.loras is None or exact or self._of_experts:
+            return weight
+        return self.loras.adapt(weight, parts)
 
     def head(self, matrix: torch.Tensor) -> LinearWeight:
         """Return the weight that gives logits, the last tensor that was read, ready for `Device.multiply`.

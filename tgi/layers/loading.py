@@ -12,7 +12,7 @@ from tgi.device.base import Device
 from tgi.device.batch import Batch
 from tgi.plugins import ConfigError, JsonReader, ModelConfig, architectures, load_plugins
 from tgi.plugins.lookup import find_offer, import_named, read_config_json
-from tgi.protocol import Describe, Described, Load
+from tgi.protocol import Describe, Described, Load, LoraSlots
 from tgi.weights import (
     Checkpoint,
     CheckpointError,
@@ -26,6 +26,7 @@ from tgi.weights import (
 from tgi.weights.formats import EXPANDED, WeightFormat, read_format
 
 from .build import Build
+from .lora import Loras
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Blueprint:
     format: WeightFormat
     dtype: torch.dtype
     expert_parallel: bool
+    loras: LoraSlots
 
     @classmethod
     def open(cls, command: Describe | Load, dtype: torch.dtype) -> "Blueprint":
@@ -53,12 +55,13 @@ class Blueprint:
         data = read_config_json(folder) | dict(command.overrides)
         make, config = import_named(offered.model), offered.read(data)
         stored = read_format(JsonReader(data), command.quantize)
-        return cls(command.architecture, make, config, stored, dtype, command.expert_parallel)
+        return cls(command.architecture, make, config, stored, dtype, command.expert_parallel, command.loras)
 
     @torch.inference_mode()
     def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
         """Build a rank's share."""
-        build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel)
+        loras = Loras(device, self.dtype, self.loras) if self.loras.count else None
+        build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel, loras)
         return self.make(self.config, build).eval(), build
 
     def sketch(self, weights: Outline, shard: Shard, integers: Iterable[int] = ()) -> Build:
@@ -164,6 +167,8 @@ def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks
         heads=config.num_heads // build.shard.size,
         widest=build.widest,
         changes_scores=build.changes_scores,
+        lora_bytes=0 if build.loras is None else build.loras.bytes,
+        lora_columns=0 if build.loras is None else build.loras.columns,
     )
 
 

@@ -3,7 +3,7 @@
 Both sides import this package; it knows nothing of either.
 """
 
-from .description import CacheGroup, Describe, Described, TensorInfo
+from .description import NO_LORAS, CacheGroup, Describe, Described, LoraSlots, TensorInfo
 from .messages import (
     SAMPLERS,
     Allocate,
@@ -20,6 +20,8 @@ from .messages import (
     LaneParams,
     Load,
     Loaded,
+    LoadLora,
+    LoraLoaded,
     Progress,
     Ready,
     Report,
@@ -37,6 +39,7 @@ from .messages import (
 )
 
 __all__ = [
+    "NO_LORAS",
     "SAMPLERS",
     "Allocate",
     "Allocated",
@@ -54,7 +57,10 @@ __all__ = [
     "Joined",
     "LaneParams",
     "Load",
+    "LoadLora",
     "Loaded",
+    "LoraLoaded",
+    "LoraSlots",
     "Progress",
     "Ready",
     "Report",

@@ -5,6 +5,18 @@ import math
 import msgspec
 
 
+class LoraSlots(msgspec.Struct, frozen=True, array_like=True):
+    """Room for LoRA adapters on every rank."""
+
+    count: int = 0
+    """Number of adapters that are loaded at once; 0: there can be none."""
+    rank: int = 0
+    """Greatest rank of an adapter."""
+
+
+NO_LORAS = LoraSlots()
+
+
 class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Ask for a `Described` of a model; may come before `Load`, or alone."""
 
@@ -30,6 +42,7 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Bits of integer weights that the device multiplies as they are stored."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
+    loras: LoraSlots = NO_LORAS
 
 
 class TensorInfo(msgspec.Struct, frozen=True, array_like=True):
@@ -85,6 +98,10 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Largest number of output features of a linear layer on a rank, the head aside."""
     changes_scores: bool
     """Whether a layer does more to a score than scale and hide it, which takes memory: slopes, or a cap."""
+    lora_bytes: int = 0
+    """Bytes of a rank's LoRA adapters if every slot is full."""
+    lora_columns: int = 0
+    """Largest number of intermediate features that a linear layer's adapters have on a rank."""
 
     @property
     def parameters(self) -> int:

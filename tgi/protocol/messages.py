@@ -7,6 +7,7 @@ step of 256 rows takes about 15 us, a tenth of the time with one object per row.
 
 Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket) -> Ready
 Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
+           LoadLora -> LoraLoaded, at any time after Allocated
 Of several ranks:  Load -> Arrived -> Joined -> Progress* and so on;
            Step -> Begun -> Result of rank 0, Finished of any other
 The end:   the server closes the socket, and the rank exits.
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from tgi.sampling import SamplingParams
 
-from .description import Describe, Described
+from .description import NO_LORAS, Describe, Described, LoraSlots
 
 
 class AttentionWorkspace(msgspec.Struct, frozen=True):
@@ -81,6 +82,7 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: float = 2.0
     """Number that a watermark adds to the logits of the tokens it favours."""
+    loras: LoraSlots = NO_LORAS
 
 
 class Allocate(msgspec.Struct, tag=True, frozen=True):
@@ -92,6 +94,17 @@ class Allocate(msgspec.Struct, tag=True, frozen=True):
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
     """The warm-up has ended: no step should compile anything any more. There is no answer."""
+
+
+class LoadLora(msgspec.Struct, tag=True, frozen=True):
+    """Put a LoRA adapter into a slot that no row of a later step uses yet. Answered by `LoraLoaded`.
+
+    It may come between any two steps.
+    """
+
+    slot: int
+    folder: str
+    """Folder with adapter_config.json; "": empty the slot."""
 
 
 class LaneParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -180,6 +193,8 @@ class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     masks: bytes = b""
     """uint32 [m, words]: the tokens that each of them may give, one bit per token of the vocabulary, the
     lowest bit first."""
+    loras: bytes = b""
+    """int32 [rows]: the slot of each row's LoRA adapter, -1 for none. Empty if no row has one."""
     least_sampler: int = 0
     """Index of the least of the SAMPLERS that may choose the tokens, on a device that compiles: a lesser one
     did not decide, or this one is to be warmed up. Rows that need a greater one get it."""
@@ -209,6 +224,8 @@ class Loaded(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Estimated memory of the largest step; not part of `free_bytes`."""
     graph_bytes: int = 0
     """Memory that each graph keeps; 0 if graphs keep none."""
+    lora_bytes: int = 0
+    """Memory of full slots of LoRA adapters; part of neither `free_bytes` nor `weight_bytes`."""
     remarks: tuple[str, ...] = ()
     """Warnings about the device, for the log."""
 
@@ -238,6 +255,13 @@ class Finished(msgspec.Struct, tag=True, frozen=True):
 
 class Allocated(msgspec.Struct, tag=True, frozen=True):
     """The KV cache is reserved."""
+
+
+class LoraLoaded(msgspec.Struct, tag=True, frozen=True):
+    """The adapter is in its slot, unless there is a `fault`; then the slot is as it was."""
+
+    fault: str = ""
+    """Reason why it cannot be used: one line for people."""
 
 
 class Result(msgspec.Struct, tag=True, frozen=True, kw_only=True):
@@ -280,9 +304,19 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     follow from it are later."""
 
 
-Command: TypeAlias = Describe | Load | Allocate | Ready | Step
+Command: TypeAlias = Describe | Load | Allocate | Ready | LoadLora | Step
 Report: TypeAlias = (
-    Described | Arrived | Joined | Progress | Loaded | Allocated | Begun | Result | Finished | Failed
+    Described
+    | Arrived
+    | Joined
+    | Progress
+    | Loaded
+    | Allocated
+    | LoraLoaded
+    | Begun
+    | Result
+    | Finished
+    | Failed
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,7 +12,7 @@ import torch
 
 from tgi.device.base import Device
 from tgi.limits import first_block
-from tgi.protocol import Bucket, LaneParams, Load, Result, Step, ints, unpack_floats, unpack_ints
+from tgi.protocol import Bucket, LaneParams, Load, LoadLora, Result, Step, ints, unpack_floats, unpack_ints
 from tgi.sampling import SamplingParams
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
@@ -37,6 +37,8 @@ class Lane:
     """Tokens that were generated."""
     started: bool = False
     """Whether the rank knows the parameters."""
+    lora: int = -1
+    """Slot of its LoRA adapter; -1: none."""
 
 
 @attrs.frozen
@@ -77,8 +79,8 @@ class Driver:
 
         runner.model = recording
 
-    def start(self, lane: int, **params: Any) -> None:
-        """Put a new sequence into a lane; `params` are those of `lane_params`.
+    def start(self, lane: int, *, lora: int = -1, **params: Any) -> None:
+        """Put a new sequence into a lane; `params` are those of `lane_params`, `lora` is the adapter's slot.
 
         Blocks that only the lane's earlier sequence had become free, and are used after all others.
         """
@@ -86,7 +88,11 @@ class Driver:
         if before is not None:
             kept = {block for other in self.lanes.values() for block in other.table}
             self.free += [block for block in before.table if block and block not in kept]
-        self.lanes[lane] = Lane(params)
+        self.lanes[lane] = Lane(params, lora=lora)
+
+    def load_lora(self, slot: int, folder: Path | str) -> str:
+        """Put a LoRA adapter into a slot, and return why it cannot be used, if so."""
+        return self.runner.load_lora(LoadLora(slot, str(folder))).fault
 
     def share(self, lane: int, other: int, tokens: int) -> None:
         """Let a new sequence begin with the blocks of another one, as a cached prefix."""
@@ -170,6 +176,7 @@ class Driver:
             lengths=ints(lengths),
             samples=ints(sampled),
             draws=ints(row.draws for row in rows),
+            loras=ints(row.lora for row in rows) if any(row.lora >= 0 for row in rows) else b"",
             params=tuple(lane_params(lane, **self.lanes[lane].params) for lane in fresh),
             top=top,
             **columns,

@@ -33,6 +33,8 @@ class Dimensions:
     blocks: tuple[int, ...]
     """Entries of each row's block table, for each group of layers; of the one list of all rows if `flat`."""
     flat: bool
+    loras: bool = False
+    """Whether a row has a LoRA adapter."""
 
 
 @attrs.frozen
@@ -110,6 +112,8 @@ def model_layout(dimensions: Dimensions, sizes: Sizes) -> Layout:
         "lengths": np.ones(rows),
         "last": np.arange(samples) * (tokens // max(samples, 1)),
     }
+    if dimensions.loras:
+        columns["loras"] = np.full(tokens, -1)
     slots = np.arange(tokens) % sizes.block_size  # of block 0, seldom the same one twice
     for group, (blocks, window) in enumerate(zip(dimensions.blocks, sizes.windows, strict=True)):
         columns[f"slots{group}"] = slots
@@ -227,6 +231,8 @@ def _token_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions)
         "contexts": np.where(positions < prompts, prompts, positions + 1),
     }
     placed: Columns = {name: _place(rows.places, c, dimensions.tokens) for name, c in columns.items()}
+    if step.loras:
+        placed["loras"] = _place(rows.places, unpack_ints(step.loras)[rows.owners], dimensions.tokens, -1)
     return placed | {"starts": rows.starts, "lengths": rows.lengths}
 
 

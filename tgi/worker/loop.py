@@ -23,6 +23,7 @@ from tgi.protocol import (
     Finished,
     Joined,
     Load,
+    LoadLora,
     Ready,
     Report,
     Result,
@@ -64,6 +65,8 @@ def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
                 report(Allocated())
             elif isinstance(command, Ready):
                 runner.seal()
+            elif isinstance(command, LoadLora):
+                report(runner.load_lora(command))
             else:
                 if shard.size > 1:
                     report(Begun(digest(payload)))

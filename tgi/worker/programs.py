@@ -21,6 +21,7 @@ from tgi.device.batch import Batch, FlatBlocks, GroupBatch, KVCache
 from tgi.device.costs import PROMPT_SLICE
 from tgi.device.graphs import Program, Run
 from tgi.layers import Head
+from tgi.layers.lora import Loras
 from tgi.limits import span
 from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
 from tgi.sampling import FLOATS, INTS, SamplingParams
@@ -71,6 +72,8 @@ class StepContext:
     """[positions, hidden size]: the head's input in the last prefill step, for questions about the prompt."""
     logits: torch.Tensor
     """[at least the step's samples, vocab]: logits of the last step; float32 on a device that compiles."""
+    loras: Loras | None
+    """LoRA adapters, if there can be any."""
 
 
 class ModelProgram(Program):
@@ -91,6 +94,7 @@ class ModelProgram(Program):
         inputs, plan = self.unpack(ints)
         batch = self._batch(inputs)
         batch.plan = plan
+        self._choose_loras(batch)
         logits = self._context.model(batch)
         if self._context.device.compiles:
             self.keep(self._context.logits, logits)
@@ -102,6 +106,9 @@ class ModelProgram(Program):
         """Return the columns, with tokens filled in, and the device's plan for all layers."""
         inputs, context = self._layout.unpack(ints), self._context
         inputs["tokens"] = _filled(inputs["tokens"], context)
+        if context.device.compiles and "loras" in inputs:
+            assert context.loras is not None
+            inputs["loras"] = context.loras.mask(inputs["loras"])
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
 
     @staticmethod
@@ -120,7 +127,18 @@ class ModelProgram(Program):
             cache=self._context.cache,
             groups=[self._group(inputs, group) for group in range(len(self._dimensions.blocks))],
             features=self._context.features if self._features else None,
+            loras=inputs.get("loras"),
         )
+
+    def _choose_loras(self, batch: Batch) -> None:
+        """Let the model's layers know the adapters of the step's tokens."""
+        loras = self._context.loras
+        if loras is None:
+            return
+        if batch.loras is None or self._context.device.compiles:
+            loras.rows.tokens = batch.loras
+        else:
+            loras.rows.group(batch.loras)
 
     def _group(self, inputs: Inputs, group: int) -> GroupBatch:
         slots = inputs[f"slots{group}"]
@@ -343,6 +361,7 @@ class Programs:
                 samples=len(rows.answers),
                 blocks=tuple(int((ends - first).max()) for first in firsts),
                 flat=False,
+                loras=bool(step.loras),
             )
         # A bucket with room for several samples of a row, for speculation, does not exist yet.
         assert unpack_ints(step.samples).max() <= 1, "several samples of a row"
@@ -358,6 +377,7 @@ class Programs:
             samples=bucket.rows,
             blocks=blocks,
             flat=self._device.flat and not bucket.prefill,
+            loras=bool(step.loras),
         )
 
     def _listed_blocks(self, bucket: Bucket, window: int | None) -> int:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -13,10 +14,12 @@ from tgi.device.batch import KVCache, KVLayer
 from tgi.device.costs import graph_bytes, workspace_bytes
 from tgi.layers import Head
 from tgi.layers.loading import LoadedModel, Model, load_model
-from tgi.plugins import ModelConfig, devices, load_plugins
+from tgi.layers.lora import Loras
+from tgi.plugins import ConfigError, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
-from tgi.protocol import CacheGroup, Load, Loaded, Progress, Result, Step
+from tgi.protocol import CacheGroup, Load, Loaded, LoadLora, LoraLoaded, Progress, Result, Step
 from tgi.weights import Shard
+from tgi.weights.lora_file import read_lora
 
 from .lanes import Lanes
 from .layout import Sizes
@@ -47,6 +50,8 @@ class Runner:
     """Maximum number of most likely tokens that a step reports; see `Load.top`."""
     cache: KVCache | None = None
     programs: Programs | None = None
+    loras: Loras | None = None
+    """LoRA adapters, if there can be any."""
     _ended: float = 0.0
     """Time when the last result arrived."""
     _counted: Mapping[str, float] = attrs.field(factory=dict)
@@ -85,17 +90,21 @@ class Runner:
             prefill_tokens=command.prefill_tokens,
             top=command.top,
             dtype=build.dtype,
+            loras=build.loras,
         )
 
     @property
     def loaded(self) -> Loaded:
         """Answer to `Load`, from which the server plans the KV cache."""
+        loras = 0 if self.loras is None else self.loras.bytes
+        taken = loras if self.device.compiles else 0  # elsewhere an adapter takes memory when it comes
         return Loaded(
-            free_bytes=self.device.free_bytes() - self.workspace_bytes,
+            free_bytes=self.device.free_bytes() - self.workspace_bytes - (loras - taken),
             block_bytes=tuple(group.token_bytes * self.block_size for group in self.groups),
             dtype=str(self.dtype).removeprefix("torch."),
             total_bytes=self.device.total_bytes(),
-            weight_bytes=self.device.used_bytes(),
+            weight_bytes=max(self.device.used_bytes() - taken, 0),
+            lora_bytes=loras,
             workspace_bytes=self.workspace_bytes,
             remarks=tuple(self.device.remarks()),
             graph_bytes=graph_bytes(self.config.num_layers) if self.device.keeps_graphs else 0,
@@ -117,6 +126,15 @@ class Runner:
         ]
         self.cache = KVCache.joined(caches, [group.layers for group in self.groups], self.kv)
         self.programs = self._open_programs(self.cache)
+
+    def load_lora(self, command: LoadLora) -> LoraLoaded:
+        """Fill or empty a slot of LoRA adapters."""
+        assert self.loras is not None, "an adapter without slots"
+        try:
+            self.loras.put(command.slot, read_lora(Path(command.folder)) if command.folder else ())
+        except ConfigError as error:
+            return LoraLoaded(str(error))
+        return LoraLoaded()
 
     def seal(self) -> None:
         """End the warm-up."""
@@ -180,6 +198,7 @@ class Runner:
             block_size=self.block_size,
             features=torch.zeros(positions, size, dtype=self.dtype, device=device.torch_device),
             logits=torch.zeros(samples, config.vocab_size, device=device.torch_device),
+            loras=self.loras,
         )
         windows = tuple(group.window for group in self.groups)
         sizes = Sizes(self.block_size, self.lanes.count, config.vocab_size, windows)
