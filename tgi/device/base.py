@@ -66,11 +66,17 @@ class Device:
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads
+        """Threads of the CPU that operations use; 0: torch's own choice."""
         self._kinds: dict[int, Kind] = {}
         """Kind of attention of each layer."""
         self._counts: dict[str, float] = defaultdict(float)
         if threads:
             torch.set_num_threads(threads)
+
+    def use_threads(self, count: int) -> None:
+        """Use that many threads of the CPU."""
+        self.threads = count
+        torch.set_num_threads(count)
 
     @property
     def compiles(self) -> bool:
@@ -388,8 +394,7 @@ class Device:
         started the ranks ends them if they wait too long.
         """
         if self.threads:
-            self.threads = max(1, self.threads // shard.size)
-            torch.set_num_threads(self.threads)
+            self.use_threads(max(1, self.threads // shard.size))
         dist.init_process_group(
             self.distributed_backend,
             init_method=f"file://{store}",

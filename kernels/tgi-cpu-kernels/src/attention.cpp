@@ -7,9 +7,9 @@
 // sum and a weighted value; the chunks are then merged in their order. So a query's result depends on its context
 // alone: not on other rows, on the length of its row, or on how the work is divided over threads.
 #include "kernels.h"
+#include "threads.h"
 #include "vec.h"
 
-#include <omp.h>
 #include <vector>
 
 constexpr int BLOCK = 16;
@@ -28,13 +28,13 @@ static inline long key_place(const float*, long token, long i) {
 template <typename T>
 static void store_kv(const T* key, const T* value, long tokens, long kv_heads, long size, long key_stride,
                      long value_stride, const int32_t* slots, T* keys, T* values) {
-#pragma omp parallel for if (tokens * kv_heads > 64)
-  for (long t = 0; t < tokens; t++)
+  share(tokens, tokens * kv_heads * size > SMALL, [&](long t) {
     for (long h = 0; h < kv_heads; h++) {
       const long block = (slots[t] / BLOCK * kv_heads + h) * BLOCK * size, token = slots[t] % BLOCK;
       for (long i = 0; i < size; i++) keys[block + key_place(keys, token, i)] = key[t * key_stride + h * size + i];
       memcpy(values + block + token * size, value + t * value_stride + h * size, size * sizeof(T));
     }
+  });
 }
 
 template <typename T> struct Attention {
@@ -208,8 +208,9 @@ template <typename T> struct Attention {
     const long readers = a.heads / a.kv_heads, width = PARTIAL + a.size;
     std::vector<Item> items;
     std::vector<long> slots(a.rows, -1);  // where the partial results of a divided row begin
-    long used = 0;
+    long used = 0, work = 0;
     for (long row = 0; row < a.rows; row++) {
+      work += a.lengths[row] * (a.starts[row] + a.lengths[row]) * a.heads * a.size;
       const long queries = a.lengths[row] * readers;
       if (divided(row)) { slots[row] = used; used += chunks(row) * a.heads; }
       for (long c = 0; c < (divided(row) ? chunks(row) : 1); c++)
@@ -218,29 +219,25 @@ template <typename T> struct Attention {
             items.push_back({(int32_t)row, (int32_t)h, (int32_t)b, (int32_t)std::min<long>(TILE, queries - b),
                              divided(row) ? (int32_t)c : -1});
     }
-#pragma omp parallel
-    {
+    const long last = (long)items.size() - 1;
+    share(items.size(), work > 1 << 17, [&](long i) {
       alignas(64) float merged[TILE * (PARTIAL + MAX_SIZE)];
-#pragma omp for schedule(dynamic, 4)
-      for (long i = (long)items.size() - 1; i >= 0; i--) {  // the longest contexts of a prompt first
-        const Item& it = items[i];
-        if (it.chunk >= 0) {
-          const long place = slots[it.row] + it.chunk * a.heads + it.kv_head * readers + it.begin;
-          queries(it.row, it.kv_head, it.begin, it.count, first(it.row, 0) / CHUNK + it.chunk, a.partials + place * width);
-          continue;
-        }
-        queries(it.row, it.kv_head, it.begin, it.count, -1, merged);
-        for (long n = 0; n < it.count; n++) write(merged + n * width, it.kv_head * readers + (it.begin + n) % readers, result(it, n));
+      const Item& it = items[last - i];  // the longest contexts of a prompt first
+      if (it.chunk >= 0) {
+        const long place = slots[it.row] + it.chunk * a.heads + it.kv_head * readers + it.begin;
+        queries(it.row, it.kv_head, it.begin, it.count, first(it.row, 0) / CHUNK + it.chunk, a.partials + place * width);
+        return;
       }
-#pragma omp for schedule(dynamic, 4)
-      for (long i = 0; i < a.rows * a.heads; i++) {
-        const long row = i / a.heads, head = i % a.heads;
-        if (slots[row] < 0) continue;
-        float* into = a.partials + (slots[row] + head) * width;
-        for (long c = 1; c < chunks(row); c++) merge(into, into + c * a.heads * width);
-        write(into, head, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
-      }
-    }
+      queries(it.row, it.kv_head, it.begin, it.count, -1, merged);
+      for (long n = 0; n < it.count; n++) write(merged + n * width, it.kv_head * readers + (it.begin + n) % readers, result(it, n));
+    });
+    share(used ? a.rows * a.heads : 0, used * a.size > SMALL, [&](long i) {
+      const long row = i / a.heads, head = i % a.heads;
+      if (slots[row] < 0) return;
+      float* into = a.partials + (slots[row] + head) * width;
+      for (long c = 1; c < chunks(row); c++) merge(into, into + c * a.heads * width);
+      write(into, head, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
+    });
   }
   T* result(const Item& it, long n) const {
     const long readers = a.heads / a.kv_heads, query = it.begin + n;

@@ -35,6 +35,7 @@ struct AttentionArguments {
 
 extern "C" {
 extern const char tgi_sources[];  // tells the sources that a library was built from, see build.py
+void tgi_use_threads(long threads);  // the caller is one of them
 long tgi_packed_size(long n, long k);
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
 void tgi_linear(int kind, const LinearArguments*);

@@ -8,9 +8,6 @@
 // depend on its neighbours.
 #include "linear.h"
 
-#include <omp.h>
-#include <vector>
-
 static long pairs(long k) { return (k + 1) / 2; }
 
 // Place of weight (column c of a unit, input feature i), in numbers from the beginning of the unit.
@@ -18,13 +15,12 @@ static long place(const bf16*, long c, long i) { return (i / 2 * UNIT + c) * 2 +
 static long place(const float*, long c, long i) { return ((i / 2 * VECTORS + c / W) * 2 + i % 2) * W + c % W; }
 
 template <typename T> static void pack(const T* w, long n, long k, long stride, T* out) {
-#pragma omp parallel for
-  for (long u = 0; u < units(n); u++) {
+  share(units(n), true, [&](long u) {
     T* unit = out + u * pairs(k) * 2 * UNIT;
     memset(unit, 0, pairs(k) * 2 * UNIT * sizeof(T));
     for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++)
       for (long i = 0; i < k; i++) unit[place(unit, c, i)] = w[(u * UNIT + c) * stride + i];
-  }
+  });
 }
 
 // Sums of M rows and one unit. Activations of pair p and row m are at x + p * step + m * 2.
@@ -66,25 +62,19 @@ template <typename T> struct Linear {
   long m, n, k, x_stride;
 
   void run() const {
-    std::vector<T> gathered(m * pairs(k) * 2);
     const long group = group_rows(m), groups = (m + group - 1) / group;
-#pragma omp parallel
-    {
+    T* gathered = scratch<T>(m * pairs(k) * 2);
+    share(groups, m * k > SMALL, [&](long g) {
+      gather(x + g * group * x_stride, std::min(group, m - g * group), k, x_stride, gathered + g * group * pairs(k) * 2);
+    });
+    for_each_tile(m, n, m * n * k, [&](long u, long begin, long end) {
       alignas(64) float sums[ROWS][UNIT];
-#pragma omp for
-      for (long g = 0; g < groups; g++)
-        gather(x + g * group * x_stride, std::min(group, m - g * group), k, x_stride,
-               gathered.data() + g * group * pairs(k) * 2);
-      for (long panel = 0; panel < m; panel += PANEL * group) {
-#pragma omp for schedule(static) nowait
-        for (long u = 0; u < units(n); u++)
-          for (long row = panel; row < std::min(m, panel + PANEL * group); row += group) {
-            const long rows = std::min(group, m - row);
-            block_of<T>(rows, gathered.data() + row * pairs(k) * 2, rows * 2, w + u * pairs(k) * 2 * UNIT, k, sums);
-            for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
-          }
+      for (long row = begin; row < end; row += group) {
+        const long rows = std::min(group, m - row);
+        block_of<T>(rows, gathered + row * pairs(k) * 2, rows * 2, w + u * pairs(k) * 2 * UNIT, k, sums);
+        for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
       }
-    }
+    });
   }
 };
 

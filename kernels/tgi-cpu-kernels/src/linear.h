@@ -1,7 +1,10 @@
 // Parts that linear layers share, whatever their weights are stored in.
 #pragma once
 #include "kernels.h"
+#include "threads.h"
 #include "vec.h"
+
+#include <vector>
 
 constexpr int UNIT = 32;  // output columns that are computed together
 constexpr int VECTORS = UNIT / W;
@@ -19,6 +22,23 @@ inline long group_rows(long m) {
 }
 
 inline long units(long n) { return (n + UNIT - 1) / UNIT; }
+
+// Call tile(u, begin, end) for each unit of columns and each panel of the m rows. Threads share the tiles if there is
+// enough work, in products.
+template <typename Tile> void for_each_tile(long m, long n, long work, const Tile& tile) {
+  const long panel = PANEL * group_rows(m), panels = (m + panel - 1) / panel, all_units = units(n);
+  share(panels * all_units, work > 1 << 17, [&](long i) {
+    const long begin = i / all_units * panel;
+    tile(i % all_units, begin, std::min(m, begin + panel));
+  });
+}
+
+// Memory of the calling thread for `count` numbers, valid until its next call for this type.
+template <typename T> T* scratch(long count) {
+  static thread_local std::vector<T> memory;
+  if ((long)memory.size() < count) memory.resize(count);
+  return memory.data();
+}
 
 // The end of a linear layer: adds bias and residual, and rounds once.
 template <typename T> struct Output {

@@ -9,7 +9,6 @@
 #include "linear.h"
 
 #include <limits>
-#include <omp.h>
 #include <vector>
 
 constexpr long QUAD = 4;
@@ -34,12 +33,11 @@ static void place(const uint8_t* row, long k, long bits, long c, uint8_t* unit) 
 
 static void pack(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out) {
   const long size = UNIT * padded(k, group) * bits / 8;
-#pragma omp parallel for
-  for (long u = 0; u < units(n); u++) {
+  share(units(n), true, [&](long u) {
     memset(out + u * size, 0, size);
     for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++)
       place(w + (u * UNIT + c) * k, k, bits, c, out + u * size);
-  }
+  });
 }
 
 // Round a group of a weight's row to integers. Without `zero`, the middle of their range stands for 0.
@@ -77,24 +75,20 @@ template <typename T>
 static void round_and_pack(const T* w, long n, long k, long stride, long bits, long group, uint8_t* out, float* scales,
                            uint8_t* zeros) {
   const long groups = groups_of(k, group), size = UNIT * padded(k, group) * bits / 8;
-#pragma omp parallel
-  {
-    std::vector<uint8_t> row(k);
-#pragma omp for
-    for (long u = 0; u < units(n); u++) {
-      memset(out + u * size, 0, size);
-      for (long c = 0; c < UNIT; c++)
-        for (long g = 0; g < groups; g++) {
-          const long at = (u * groups + g) * UNIT + c, column = u * UNIT + c;
-          scales[at] = 0;
-          if (zeros) zeros[at] = 0;
-          if (column >= n) continue;
-          scales[at] = round_weights(w + column * stride + g * group, std::min(group, k - g * group), bits,
-                                     row.data() + g * group, zeros ? zeros + at : nullptr);
-          if (g == groups - 1) place(row.data(), k, bits, c, out + u * size);
-        }
-    }
-  }
+  share(units(n), true, [&](long u) {
+    uint8_t* row = scratch<uint8_t>(k);
+    memset(out + u * size, 0, size);
+    for (long c = 0; c < UNIT; c++)
+      for (long g = 0; g < groups; g++) {
+        const long at = (u * groups + g) * UNIT + c, column = u * UNIT + c;
+        scales[at] = 0;
+        if (zeros) zeros[at] = 0;
+        if (column >= n) continue;
+        scales[at] = round_weights(w + column * stride + g * group, std::min(group, k - g * group), bits, row + g * group,
+                                   zeros ? zeros + at : nullptr);
+        if (g == groups - 1) place(row, k, bits, c, out + u * size);
+      }
+  });
 }
 
 // Activations of up to ROWS rows in 8 bits as [k/4][rows][4]; scales and sums of each row's groups.
@@ -199,31 +193,25 @@ template <typename T, int BITS> struct Quantized {
 
   void run() const {
     const Output<T> output(l);
-    std::vector<int8_t> numbers(l.m * width);
-    std::vector<float> scales(l.m * groups);
-    std::vector<int32_t> sums(l.m * groups);
+    int8_t* numbers = scratch<int8_t>(l.m * width);
+    float* scales = scratch<float>(l.m * groups);
+    int32_t* sums = scratch<int32_t>(l.m * groups);
     const long group = group_rows(l.m);
     auto rounded = [&](long row) {  // of the rows from `row` on, a multiple of `group`
-      return Rounded{numbers.data() + row * width, scales.data() + row * groups, sums.data() + row * groups};
+      return Rounded{numbers + row * width, scales + row * groups, sums + row * groups};
     };
-#pragma omp parallel
-    {
+    share(l.m, l.m * l.k > SMALL, [&](long row) {
+      const long m = row % group, first = row - m;
+      round((const T*)l.x + row * l.x_stride, m, std::min(group, l.m - first), rounded(first));
+    });
+    for_each_tile(l.m, l.n, l.m * l.n * l.k, [&](long u, long begin, long end) {
       alignas(64) float out[ROWS][UNIT];
-#pragma omp for
-      for (long row = 0; row < l.m; row++) {
-        const long m = row % group, first = row - m;
-        round((const T*)l.x + row * l.x_stride, m, std::min(group, l.m - first), rounded(first));
+      for (long row = begin; row < end; row += group) {
+        const long rows = std::min(group, l.m - row);
+        block_of(rows, rounded(row), u, out);
+        for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
       }
-      for (long panel = 0; panel < l.m; panel += PANEL * group) {
-#pragma omp for schedule(static) nowait
-        for (long u = 0; u < units(l.n); u++)
-          for (long row = panel; row < std::min(l.m, panel + PANEL * group); row += group) {
-            const long rows = std::min(group, l.m - row);
-            block_of(rows, rounded(row), u, out);
-            for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
-          }
-      }
-    }
+    });
   }
 };
 

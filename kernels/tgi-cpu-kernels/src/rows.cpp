@@ -1,15 +1,11 @@
 // Operations on the rows of activations: norms, gates, rotary positions. Each row is computed alone, in one order.
 #include "kernels.h"
+#include "threads.h"
 #include "vec.h"
-
-#include <omp.h>
-
-constexpr long SMALL = 1 << 15;  // numbers below which a second thread is not worth waking
 
 template <typename T>
 static void rms_norm(const T* x, const T* weight, float epsilon, long rows, long size, long stride, T* out) {
-#pragma omp parallel for if (rows * size > SMALL)
-  for (long r = 0; r < rows; r++) {
+  share(rows, rows * size > SMALL, [&](long r) {
     const T* in = x + r * stride;
     vf squares = vf{};
     float rest = 0;
@@ -19,7 +15,7 @@ static void rms_norm(const T* x, const T* weight, float epsilon, long rows, long
     const float factor = 1.0f / sqrtf((sum(squares) + rest) / size + epsilon);
     for (i = 0; i + W <= size; i += W) store(out + r * size + i, load(in + i) * factor * load(weight + i));
     for (; i < size; i++) narrow(out + r * size + i, widen(in[i]) * factor * widen(weight[i]));
-  }
+  });
 }
 
 static inline vf silu(vf x) {  // x / (1 + e^-x), by e^-|x| so that nothing overflows
@@ -30,21 +26,19 @@ static inline vf silu(vf x) {  // x / (1 + e^-x), by e^-|x| so that nothing over
 
 // x [rows, 2 size]: silu of the first half times the second.
 template <typename T> static void silu_mul(const T* x, long rows, long size, T* out) {
-#pragma omp parallel for if (rows * size > SMALL)
-  for (long r = 0; r < rows; r++) {
+  share(rows, rows * size > SMALL, [&](long r) {
     const T *gate = x + r * 2 * size, *up = gate + size;
     long i = 0;
     for (; i + W <= size; i += W) store(out + r * size + i, silu(load(gate + i)) * load(up + i));
     for (; i < size; i++) narrow(out + r * size + i, silu(all(widen(gate[i])))[0] * widen(up[i]));
-  }
+  });
 }
 
 // Rotate the first `rotated` features of every head in place, halves paired. cos, sin: [tokens, rotated / 2].
 template <typename T>
 static void rotary(T* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin, long rotated) {
   const long half = rotated / 2;
-#pragma omp parallel for if (tokens * heads * size > SMALL)
-  for (long t = 0; t < tokens; t++)
+  share(tokens, tokens * heads * size > SMALL, [&](long t) {
     for (long h = 0; h < heads; h++) {
       T *a = x + t * stride + h * size, *b = a + half;
       const float *c = cos + t * half, *s = sin + t * half;
@@ -60,6 +54,7 @@ static void rotary(T* x, long tokens, long heads, long size, long stride, const 
         narrow(b + i, v * c[i] + u * s[i]);
       }
     }
+  });
 }
 
 extern "C" {

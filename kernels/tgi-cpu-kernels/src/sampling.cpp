@@ -1,12 +1,10 @@
 // The softmax over a vocabulary. Each row is computed alone, in one order.
 #include "kernels.h"
+#include "threads.h"
 #include "vec.h"
 
 #include <functional>
-#include <omp.h>
 #include <vector>
-
-constexpr long SMALL = 1 << 15;  // numbers below which a second thread is not worth waking
 
 // The softmax of a row of scores: log-probability = (score - top) - log_total.
 struct Softmax {
@@ -45,23 +43,21 @@ struct Softmax {
 };
 
 template <typename T> static void greedy(const T* x, long rows, long size, long stride, int64_t* best, float* logprobs) {
-#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
-  for (long r = 0; r < rows; r++) {
+  share(rows, rows * size > SMALL, [&](long r) {
     const Softmax softmax(x + r * stride, size);
     best[r] = softmax.best;
     logprobs[r] = 0.0f - softmax.log_total;
-  }
+  });
 }
 
 static void log_softmax(const float* x, long rows, long size, long stride, float* out) {
-#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
-  for (long r = 0; r < rows; r++) {
+  share(rows, rows * size > SMALL, [&](long r) {
     const Softmax softmax(x + r * stride, size);
     const float* in = x + r * stride;
     long i = 0;
     for (; i + W <= size; i += W) store(out + r * size + i, load(in + i) - softmax.top - softmax.log_total);
     for (; i < size; i++) out[r * size + i] = in[i] - softmax.top - softmax.log_total;
-  }
+  });
 }
 
 // Probabilities in units of 2^-30, as integers, so that sums are exact.
@@ -161,13 +157,12 @@ static float top_cut(const float* x, long size, long k, float p) {
 
 extern "C" {
 void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out) {
-#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
-  for (long r = 0; r < rows; r++) out[r] = draw(logprobs + r * stride, size, shares[r]);
+  share(rows, rows * size > SMALL, [&](long r) { out[r] = draw(logprobs + r * stride, size, shares[r]); });
 }
 void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut) {
-#pragma omp parallel for if (rows > 1 && rows * size > SMALL)
-  for (long r = 0; r < rows; r++)
+  share(rows, rows * size > SMALL, [&](long r) {
     cut[r] = top_cut(x + r * stride, size, top_k ? top_k[r] : 0, top_p ? top_p[r] : 1);
+  });
 }
 void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int64_t* best, float* logprobs) {
   if (kind == BFLOAT16) greedy((const bf16*)x, rows, size, stride, best, logprobs);

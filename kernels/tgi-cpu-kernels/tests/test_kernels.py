@@ -31,7 +31,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 
 @pytest.fixture(params=BUILT)
 def kernels(request: pytest.FixtureRequest) -> Kernels:
-    return load(request.param)
+    kernels = load(request.param)
+    kernels.use_threads(3)
+    return kernels
 
 
 def close(result: torch.Tensor, expected: torch.Tensor) -> None:
@@ -391,12 +393,8 @@ def test_a_query_does_not_depend_on_company_chunks_or_threads(
             length = min(size, 900 - start)
             part = cache.attend(query[start : start + length], [(0, start, length)], **given)
             assert torch.equal(part, whole[start : start + length]), (size, start)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert torch.equal(cache.attend(query, [(0, 0, 900)], **given), whole)
-    finally:
-        torch.set_num_threads(threads)
+    kernels.use_threads(1)
+    assert torch.equal(cache.attend(query, [(0, 0, 900)], **given), whole)
 
 
 def test_tables_may_begin_within_a_window(kernels: Kernels) -> None:

@@ -9,9 +9,7 @@ divided into chunks, or on the number of threads. The tests define each function
 """
 
 import ctypes
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -49,6 +47,7 @@ class _Quantized(ctypes.Structure):
 
 _TYPES = {"i": ctypes.c_int, "l": _Long, "f": _Float, "p": _Pointer, "v": None}
 _SIGNATURES = {
+    "tgi_use_threads": ("v", "l"),
     "tgi_packed_size": ("l", "ll"),
     "tgi_pack": ("v", "iplllp"),
     "tgi_linear": ("v", "ip"),
@@ -83,13 +82,12 @@ class _Attention(ctypes.Structure):
 def load(name: str | None = None) -> "Kernels":
     """Return the kernels for the best instruction set of this processor that is built, or for `name`.
 
-    Raises Unavailable.
+    They run in the calling thread until `Kernels.use_threads` is called. Raises Unavailable.
     """
     names = supported() if name is None else [name]
     built = [candidate for candidate in names if library(candidate).exists()]
     if not built:
         raise Unavailable("tgi-cpu-kernels is not built: run `python -m tgi_cpu_kernels.build`")
-    _share_openmp()
     path = library(built[0])
     try:
         functions = ctypes.CDLL(str(path))
@@ -106,14 +104,6 @@ def _sources(functions: ctypes.CDLL) -> bytes:
         return (ctypes.c_char * 17).in_dll(functions, "tgi_sources").value
     except ValueError:
         return b""
-
-
-def _share_openmp() -> None:
-    """Let the kernels find torch's OpenMP library: another one would be a second pool of threads."""
-    found = re.search(r"\S*/libgomp\S*\.so\S*", Path("/proc/self/maps").read_text())
-    if found is None:
-        raise Unavailable("torch has not loaded GNU OpenMP (libgomp), whose threads the kernels share")
-    ctypes.CDLL(found[0], mode=ctypes.RTLD_GLOBAL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +133,14 @@ class Kernels:
         for function, (result, arguments) in _SIGNATURES.items():
             getattr(functions, function).restype = _TYPES[result]
             getattr(functions, function).argtypes = [_TYPES[letter] for letter in arguments]
+
+    def use_threads(self, count: int) -> None:
+        """Share the work among that many threads, the calling one included, from the next call on.
+
+        They belong to the library, not to one instance. A call that comes while another one runs, from
+        another thread of the program, does all its work itself.
+        """
+        self._functions.tgi_use_threads(count)
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""

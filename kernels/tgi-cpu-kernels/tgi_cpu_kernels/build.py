@@ -33,7 +33,7 @@ _FLAGS = (
     "-std=c++17",
     "-O3",
     "-fPIC",
-    "-fopenmp",
+    "-pthread",
     "-ffp-contract=fast",
     "-fno-math-errno",
     "-Wall",
@@ -67,10 +67,7 @@ def library(name: str) -> Path:
 
 
 def build(names: list[str]) -> None:
-    """Compile the library for these instruction sets. Raises BuildError.
-
-    OpenMP is not linked: the loader provides torch's, so that both share one pool of threads.
-    """
+    """Compile the library for these instruction sets. Raises BuildError."""
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise BuildError("no C++ compiler: install g++ (Debian: apt-get install g++), then build again")
@@ -82,7 +79,7 @@ def build(names: list[str]) -> None:
             for source, obj in zip(sorted(SOURCES.glob("*.cpp")), objects, strict=True):
                 _run([compiler, *flags, "-c", str(source), "-o", str(obj)])
             unfinished = target.with_suffix(".new")
-            _run([compiler, "-shared", *map(str, objects), "-o", str(unfinished)])
+            _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(unfinished)])
             unfinished.replace(target)
         finally:
             for obj in objects:

@@ -103,10 +103,16 @@ class KernelDevice(CpuDevice):
         """Load the kernels. Raises tgi_cpu_kernels.Unavailable."""
         super().__init__(threads)
         self._kernels = load()
+        self._kernels.use_threads(self.threads)
         self.integers = frozenset({4, 8})
         self._packs = not has_instructions("amx_bf16")  # with AMX, oneDNN is faster for many rows
         if self._packs:
             self.min_tokens = 1
+
+    def use_threads(self, count: int) -> None:
+        """Use that many threads for the kernels too."""
+        super().use_threads(count)
+        self._kernels.use_threads(count)
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight, or one of integers; take others as they are."""
