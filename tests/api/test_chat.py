@@ -218,18 +218,22 @@ async def test_n_choices_have_seeds_of_their_own() -> None:
             assert [delta["finish_reason"] for delta in deltas] == [None, None, None, "length"]
 
 
+OTHER = "`messages[0]` has {}, and the model reads text only"
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
         ({"temperature": -1}, "`temperature` must be strictly positive"),
         ({"top_p": 1.5}, "`top_p` must be > 0.0 and < 1.0"),
-        ({"max_tokens": 0}, "`max_new_tokens` must be strictly positive"),
+        ({"max_tokens": 0}, "`max_tokens` must be strictly positive"),
         ({"frequency_penalty": 3}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
         ({"presence_penalty": -2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),
         ({"min_p": 2}, "`min_p` must be >= 0.0 and <= 1.0"),
         ({"n": 0}, "`n` must be > 0 and <= 8. Given: 0"),
         ({"n": 9}, "`n` must be > 0 and <= 8. Given: 9"),
-        ({"logprobs": True, "top_logprobs": 21}, "`top_n_tokens` must be >= 0 and <= 20. Given: 21"),
+        ({"logprobs": True, "top_logprobs": 21}, "`top_logprobs` must be >= 0 and <= 20. Given: 21"),
+        ({"stop": ["a", ""]}, "`stop` cannot have an empty text"),
         ({"stop": ["a"] * 5}, "`stop` supports up to 4 stop sequences. Given: 5"),
         ({"logit_bias": {"x": 1}}, "`logit_bias`: 'x' is no id of the model's 1000 tokens"),
         ({"logit_bias": {"1000": 1}}, "`logit_bias`: '1000' is no id of the model's 1000 tokens"),
@@ -247,6 +251,33 @@ async def test_n_choices_have_seeds_of_their_own() -> None:
             "`truncate_prompt_tokens` must be -1, or > 0 and <= 63. Given: 64",
         ),
         ({"messages": []}, "`messages` cannot be empty"),
+        (
+            {"max_tokens": 2000},
+            "This model's maximum context length is 64 tokens. `messages` tokens + `max_tokens` must be "
+            "<= 64. Given: 18 `messages` tokens and 2000 `max_tokens`",
+        ),
+        (
+            {"max_completion_tokens": 64},
+            "This model's maximum context length is 64 tokens. `messages` tokens + `max_completion_tokens` "
+            "must be <= 64. Given: 18 `messages` tokens and 64 `max_completion_tokens`",
+        ),
+        *(
+            (
+                {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, part]}]},
+                OTHER.format(name),
+            )
+            for part, name in (
+                ({"type": "image_url", "image_url": {"url": "http://a/b.png"}}, "an image"),
+                ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "audio"),
+                ({"type": "video_url", "video_url": {"url": "http://a/b.mp4"}}, "a video"),
+                ({"type": "file", "file": {"file_id": "a"}}, "a file"),
+            )
+        ),
+        ({"messages": [{"role": "assistant", "audio": {"id": "a"}}]}, OTHER.format("audio")),
+        (
+            {"tools": [{"function": {"name": "f"}}], "tool_choice": "required", "guided_regex": "a"},
+            "a grammar and a `tool_choice` that requires a call cannot be combined",
+        ),
         ({"top_logprobs": 1}, "`top_logprobs` needs `logprobs`"),
         ({"guided_regex": "a", "grammar": "b"}, "`grammar` and `guided_regex` cannot be combined"),
         (

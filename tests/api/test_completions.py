@@ -127,7 +127,8 @@ async def test_echo_without_anything_to_generate() -> None:
         events = chunks(await complete(server, echo=True, max_tokens=0, n=2, stream=True))
         assert [event["choices"][0]["text"] for event in events] == ["what is"] * 2
         assert [event["usage"]["completion_tokens"] for event in events] == [0, 0]
-        assert (await complete(server, max_tokens=0)).status == 400
+        answer = await complete(server, max_tokens=0)
+        assert (answer.json["choices"][0]["text"], answer.json["usage"]["completion_tokens"]) == ("", 0)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -189,12 +190,12 @@ async def test_best_of_answers_the_n_most_likely() -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_suffix_and_too_many_prompts_are_refused(stream: bool) -> None:
     async with serving() as server:
-        answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
+        answer = await complete(server, ["a"] * 5, suffix="x", stream=stream)
         assert (answer.status, answer.json["error_type"]) == (400, "suffix not supported")
         assert answer.json["error"]["message"] == (
             "Suffix is not supported and can be achieved by preprocessing the prompt."
         )
-        answer = await complete(server, ["a"] * 5, stream=stream)
+        answer = await complete(server, ["a"] * 5, suffix="", stream=stream)
         assert (answer.status, answer.json["error_type"]) == (400, "batch size exceeded")
         assert answer.json["error"]["message"] == (
             "Number of prompts exceeds the maximum allowed batch size of 4"
@@ -205,18 +206,23 @@ async def test_suffix_and_too_many_prompts_are_refused(stream: bool) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"prompt": ""}, "`inputs` cannot be empty"),
-        ({"prompt": ["a", ""]}, "`inputs` cannot be empty"),
-        ({"prompt": [[1], []]}, "`inputs` cannot be empty"),
+        ({"prompt": ""}, "`prompt` cannot be empty"),
+        ({"prompt": ["a", ""]}, "`prompt` cannot be empty"),
+        ({"prompt": [[1], []]}, "`prompt` cannot be empty"),
         ({"prompt": [1, 1000]}, "tokenizer error the model has 1000 tokens, and no token 1000"),
         ({"best_of": 1, "n": 2}, "`best_of` must be >= `n`. Given: 1 and 2"),
         ({"prompt": ["a"] * 3, "n": 3}, "`n` or `best_of` times the prompts must be <= 8. Given: 9"),
         ({"best_of": 9}, "`best_of` must be > 0 and <= 8. Given: 9"),
-        ({"logprobs": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+        ({"logprobs": 6}, "`logprobs` must be >= 0 and <= 5. Given: 6"),
         (
             {"prompt": "a", "max_tokens": 64},
-            "`inputs` tokens + `max_new_tokens` must be <= 64. Given: 2 `inputs` tokens and 64 "
-            "`max_new_tokens`",
+            "This model's maximum context length is 64 tokens. `prompt` tokens + `max_tokens` must be <= 64. "
+            "Given: 2 `prompt` tokens and 64 `max_tokens`",
+        ),
+        (
+            {"prompt": [5] * 64},
+            "This model's maximum context length is 64 tokens. `prompt` must have less than 63 tokens. "
+            "Given: 64",
         ),
     ],
 )

@@ -260,7 +260,7 @@ async def test_the_page_needs_no_key() -> None:
     [
         ("/generate", {"inputs": ""}, "validation"),
         ("/generate", {"inputs": "x", "parameters": {"best_of": 3}}, "validation"),  # V04: not in TGI
-        ("/v1/completions", {"prompt": "x", "suffix": ""}, "validation"),
+        ("/v1/completions", {"prompt": "x", "suffix": "y"}, "validation"),
         ("/v1/completions", {"prompt": ["x"] * 5}, "validation"),
         ("/v1/chat/completions", {"messages": [USER], "tools": [], "tool_choice": "f"}, "validation"),  # V33
         ("/vertex", {"instances": []}, "validation"),  # V37

@@ -69,6 +69,7 @@ def test_templates_get_the_fields_that_are_given() -> None:
         {"id": "0", "function": {"name": "f", "arguments": {}}},
         {"id": None, "type": None, "function": {"name": "f", "parameters": {}}},
         {"function": {"name": "f"}},
+        *({"function": {"name": "f", "arguments": nothing}} for nothing in (None, "", " ", "null")),
     ],
 )
 def test_incomplete_calls_are_kept(call: dict[str, Any]) -> None:
@@ -113,7 +114,7 @@ def test_null_means_that_a_field_is_not_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", [{"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {}}, {"text": "t"}]
+    "part", [{"type": "input_text", "text": "t"}, {"type": "thinking", "thinking": "t"}, {"text": "t"}]
 )
 def test_unknown_parts_of_content_are_refused_by_name(part: dict[str, Any]) -> None:
     with pytest.raises(WrongShape, match=r"\$\.messages\[0\]\.content\[0\]"):
@@ -214,6 +215,23 @@ def test_tools_may_lack_parameters_or_call_them_arguments() -> None:
     read = chat(f',"tools":[{tools}]').tools
     assert read is not None
     assert [tool.function.parameters for tool in read] == [{}, {}, {"a": 1}]
+
+
+def test_a_tool_is_a_function_with_a_name() -> None:
+    for type_ in ("", '"type":null,', '"type":"function",'):
+        read = chat(f',"tools":[{{{type_}"function":{{"name":"f"}}}}]').tools
+        assert read is not None
+        assert read[0].function.name == "f"
+    for written, text in (
+        (
+            '{"type":"web_search"}',
+            r"type 'web_search' are not supported, functions are - at `\$\.tools\[0\]`",
+        ),
+        ('{"type":"function"}', r"required field `function` - at `\$\.tools\[0\]`"),
+        ('{"function":{"name":""}}', r"name of a function cannot be empty - at `\$\.tools\[0\]\.function`"),
+    ):
+        with pytest.raises(WrongShape, match=text):
+            chat(f',"tools":[{written}]')
 
 
 def test_other_fields_in_openais_spellings() -> None:

@@ -27,6 +27,17 @@ MAX_BAD_WORDS = 1000
 """Maximum number of `bad_words`, each of which is looked for before every token."""
 
 
+@attrs.frozen
+class Names:
+    """Names of an API's fields, for messages to its clients."""
+
+    prompt: str = "inputs"
+    max_tokens: str = "max_new_tokens"
+    top: str = "top_n_tokens"
+    context: str = ""
+    """Sentence before the others where a text is too long; `{}` stands for the limit."""
+
+
 @attrs.frozen(kw_only=True)
 class Generation:
     """A prompt and how to continue it, whichever API asks for it."""
@@ -64,6 +75,7 @@ class Generation:
     """Number of most likely tokens to report for each token of the prompt; None: not even its own."""
     priority: int = 0
     """Place in the queue: lower comes first."""
+    names: Names = Names()
 
 
 def sampling_params(body: object, api: Api, **others: Any) -> SamplingParams:
@@ -106,9 +118,9 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
     engine = call.engine
     _check_counts(generation, engine.limits)
     if not generation.prompt:
-        raise ValidationError("`inputs` cannot be empty")
+        raise ValidationError(f"`{generation.names.prompt}` cannot be empty")
     ids = await _prompt_ids(call, generation)
-    max_new_tokens = _check_lengths(len(ids), generation.max_new_tokens, engine.limits)
+    max_new_tokens = _check_lengths(len(ids), generation, engine.limits)
     min_tokens = generation.sampling.min_tokens
     if min_tokens > max_new_tokens:
         raise ValidationError(f"`min_tokens` must be <= {max_new_tokens}, the tokens that may be generated")
@@ -202,7 +214,7 @@ async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
 
         def encode() -> list[int]:
             if truncate is None:
-                _check_input(tokenizer.min_tokens(prompt), engine.limits, "at least ")
+                _check_input(tokenizer.min_tokens(prompt), generation.names, engine.limits, "at least ")
             return tokenizer.encode(
                 prompt,
                 add_special_tokens=generation.add_special_tokens,
@@ -219,7 +231,7 @@ async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
 def _check_counts(generation: Generation, limits: Limits) -> None:
     """V13 and V14."""
     if generation.max_new_tokens == 0:
-        raise ValidationError("`max_new_tokens` must be strictly positive")
+        raise ValidationError(f"`{generation.names.max_tokens}` must be strictly positive")
     stops = len(generation.stop)
     if stops > limits.max_stop_sequences:
         raise ValidationError(
@@ -230,32 +242,33 @@ def _check_counts(generation: Generation, limits: Limits) -> None:
     top = generation.sampling.top_n_tokens
     max_top = max(limits.max_top_n_tokens, generation.max_top_tokens)
     if top > max_top:
-        raise ValidationError(f"`top_n_tokens` must be >= 0 and <= {max_top}. Given: {top}")
+        raise ValidationError(f"`{generation.names.top}` must be >= 0 and <= {max_top}. Given: {top}")
 
 
-def _check_input(prompt: int, limits: Limits, about: str = "") -> None:
+def _check_input(prompt: int, names: Names, limits: Limits, about: str = "") -> None:
     """Refuse a prompt of more tokens than may come (V20)."""
     if prompt > limits.max_input_tokens:
         raise ContextLengthExceeded(
-            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {about}{prompt}"
+            names.context.format(limits.max_total_tokens)
+            + f"`{names.prompt}` must have less than {limits.max_input_tokens} tokens. Given: {about}{prompt}"
         )
 
 
-def _check_lengths(prompt: int, max_new_tokens: int | None, limits: Limits) -> int:
+def _check_lengths(prompt: int, generation: Generation, limits: Limits) -> int:
     """Return the number of tokens that may be generated (V20, V21).
 
     A number beyond what fits is cut to what fits where TGI would have accepted it: TGI looks at the first
     `CHUNK` tokens only.
     """
-    room = limits.max_total_tokens - prompt
-    wanted = max(room, 0) if max_new_tokens is None else max_new_tokens
-    chunk = min(wanted, CHUNK)
-    if chunk > room:
+    names, most = generation.names, limits.max_total_tokens
+    room = most - prompt
+    wanted = max(room, 0) if generation.max_new_tokens is None else generation.max_new_tokens
+    if min(wanted, CHUNK) > room:
         raise ContextLengthExceeded(
-            f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
-            f"Given: {prompt} `inputs` tokens and {chunk} `max_new_tokens`"
+            names.context.format(most) + f"`{names.prompt}` tokens + `{names.max_tokens}` must be <= {most}. "
+            f"Given: {prompt} `{names.prompt}` tokens and {wanted} `{names.max_tokens}`"
         )
-    _check_input(prompt, limits)
+    _check_input(prompt, names, limits)
     if not prompt:
-        raise ValidationError("`inputs` cannot be empty")
+        raise ValidationError(f"`{names.prompt}` cannot be empty")
     return min(wanted, room)

@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from tgi.api.call import FINGERPRINT, Call
 from tgi.api.stream import Finished, frame
-from tgi.api.validate import Generation, sampling_params
+from tgi.api.validate import Generation, Names, sampling_params
 from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
 from tgi.sampling import WARPERS
@@ -29,6 +29,8 @@ from .types import (
 )
 
 _DONE = b"data: [DONE]\n\n"
+_CONTEXT = "This model's maximum context length is {} tokens. "
+"""Beginning of OpenAI's message, by which clients know that they must shorten a conversation."""
 _MAX_BIAS = 100.0
 _MAX_ID_DIGITS = 10
 
@@ -40,11 +42,12 @@ def make_generation(
     *,
     max_tokens: int | None,
     top: int | None,
+    names: tuple[str, str],
     **others: Any,
 ) -> Generation:
     """Return the generation that a request asks for. `top`: most likely tokens to report for each token.
 
-    Raises ValidationError.
+    `names` are those of the prompt's field and of `top`'s. Raises ValidationError.
     """
     if body.stream_options is not None and not body.stream:
         raise ValidationError("`stream_options` needs `stream`")
@@ -72,6 +75,12 @@ def make_generation(
         priority=body.priority or 0,
         truncate=_truncation(body, call.engine.limits),
         truncate_end=body.truncation_side == "right",
+        names=Names(
+            names[0],
+            "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
+            names[1],
+            _CONTEXT,
+        ),
         **others,
     )
 

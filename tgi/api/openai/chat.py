@@ -93,6 +93,7 @@ async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[Chat
         count=check_count("n", body.n, call.engine.limits),
         max_tokens=body.max_tokens,
         top=body.top_logprobs,
+        names=("messages", "top_logprobs"),
         max_top_tokens=types.MAX_CHAT_LOGPROBS,
         prompt_top=prompt_top(body, call.engine.limits),
         grammar=lambda: prompt.grammar,
@@ -106,13 +107,13 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
     if not body.messages:
         raise ValidationError("`messages` cannot be empty")
     for index, message in enumerate(body.messages):
-        if isinstance(message.content, list) and any(
-            isinstance(part, types.ImageChunk) for part in message.content
-        ):
-            raise ValidationError(f"`messages[{index}]` has an image, and the model reads text only")
+        if kind := message.other_than_text:
+            raise ValidationError(f"`messages[{index}]` has {kind}, and the model reads text only")
     tools, mode = _offered(body)
     required = bool(tools) and mode in ("required", "named")
     text_grammar = body.text_grammar
+    if required and text_grammar is not None and body.response_format is None:
+        raise ValidationError("a grammar and a `tool_choice` that requires a call cannot be combined")
     templates = engine.templates
     style = AnswerFormat.of(templates, engine.tokenizer, bool(tools))
     messages, described = prepare_messages(

@@ -50,7 +50,7 @@ async def completions(call: Call[types.CompletionRequest]) -> Response:
 
 def _count(body: types.CompletionRequest, limits: Limits) -> int:
     """Return the number of sequences of each prompt (V30, V31). Raises ApiError."""
-    if body.suffix is not None:
+    if body.suffix:
         raise SuffixNotSupported
     prompts = len(body.prompts)
     if prompts > limits.max_client_batch_size:
@@ -80,6 +80,7 @@ async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> li
             count=per_prompt,
             max_tokens=1 if body.is_prompt_only else body.max_tokens,
             top=body.logprobs,
+            names=("prompt", "logprobs"),
             max_top_tokens=types.MAX_COMPLETION_LOGPROBS,
             prompt_top=prompt_top(body, call.engine.limits, body.logprobs if body.echo else None),
             grammar=lambda: body.text_grammar,

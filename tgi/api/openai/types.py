@@ -46,14 +46,42 @@ class ImageChunk(msgspec.Struct, tag_field="type", tag="image_url"):
     image_url: Url
 
 
+class AudioChunk(msgspec.Struct, tag_field="type", tag="input_audio"):
+    """A sound in a message."""
+
+    input_audio: Any = None
+
+
+class VideoChunk(msgspec.Struct, tag_field="type", tag="video_url"):
+    """A video in a message."""
+
+    video_url: Any = None
+
+
+class FileChunk(msgspec.Struct, tag_field="type", tag="file"):
+    """A file in a message."""
+
+    file: Any = None
+
+
 class RefusalChunk(msgspec.Struct, tag_field="type", tag="refusal"):
     """A refusal of the assistant, which is text to the model."""
 
     refusal: str
 
 
-MessageChunk: TypeAlias = TextChunk | ImageChunk | RefusalChunk
+MessageChunk: TypeAlias = TextChunk | ImageChunk | AudioChunk | VideoChunk | FileChunk | RefusalChunk
 MessageContent: TypeAlias = str | list[MessageChunk]
+_OTHER_PARTS: dict[type[msgspec.Struct], str] = {
+    ImageChunk: "an image",
+    AudioChunk: "audio",
+    VideoChunk: "a video",
+    FileChunk: "a file",
+}
+
+
+_NONE = ("", "null")
+"""Texts of arguments that streams and models leave of a call without any."""
 
 
 class FunctionCall(msgspec.Struct):
@@ -66,7 +94,8 @@ class FunctionCall(msgspec.Struct):
 
     def __post_init__(self) -> None:
         arguments = _one_of(arguments=self.arguments, parameters=self.parameters)
-        self.arguments = {} if arguments is UNSET else arguments
+        is_none = arguments in (UNSET, None) or (isinstance(arguments, str) and arguments.strip() in _NONE)
+        self.arguments = {} if is_none else arguments
 
 
 class ToolCall(msgspec.Struct):
@@ -92,6 +121,7 @@ class Message(msgspec.Struct):
     tool_call_id: str | None = None
     refusal: Annotated[str | None, about("Text of an answer without content.")] = None
     function_call: Annotated[FunctionCall | None, about("Older form of `tool_calls`.")] = None
+    audio: Annotated[Any, about("Refused: an earlier answer that was spoken.")] = None
     reasoning_content: Annotated[Any, about("Thoughts before an earlier answer.")] = None
     reasoning: Annotated[Any, about("Another name of `reasoning_content`.")] = None
     thinking: Annotated[Any, about("Another name of `reasoning_content`.")] = None
@@ -99,6 +129,13 @@ class Message(msgspec.Struct):
     def __post_init__(self) -> None:
         if self.content is None and self.tool_calls is None and self.role not in ("assistant", "function"):
             raise ValueError("Object missing required field `content`")
+
+    @property
+    def other_than_text(self) -> str | None:
+        """Name of the first part that is no text."""
+        parts = self.content if isinstance(self.content, list) else []
+        names = ("audio" if self.audio else None, *(_OTHER_PARTS.get(type(part)) for part in parts))
+        return next(filter(None, names), None)
 
     def to_template(self) -> dict[str, Any]:
         """Return the message as chat templates expect it: a field that is not given is not there."""
@@ -144,13 +181,29 @@ class FunctionDefinition(msgspec.Struct):
     def __post_init__(self) -> None:
         parameters = _one_of(parameters=self.parameters, arguments=self.arguments)
         self.parameters = {} if parameters in (None, UNSET) else parameters
+        if not self.name:
+            raise ValueError("The name of a function cannot be empty")
 
 
 class Tool(msgspec.Struct):
-    """A tool that the model may use."""
+    """A tool that the model may use: a function."""
 
-    type: str
-    function: Annotated[FunctionDefinition, about("", **{"not": {"required": ["parameters", "arguments"]}})]
+    function: Annotated[
+        FunctionDefinition, about("", **{"not": {"required": ["parameters", "arguments"]}})
+    ] = UNSET  # type: ignore[assignment]
+    """Never UNSET, which only lets the message name a tool of another type."""
+    type: str | None = "function"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.function, FunctionDefinition):
+            raise ValueError(
+                "Object missing required field `function`"
+                if self.type in ("function", None)
+                else f"Tools of the type {self.type[:40]!r} are not supported, functions are"
+            )
+
+
+_TOOL = about("", required=["function"])
 
 
 class FunctionName(msgspec.Struct):
@@ -252,6 +305,8 @@ class OpenAIRequest(FormatFields, kw_only=True):
             if self.max_tokens not in (None, self.max_completion_tokens):
                 raise ValueError("`max_tokens` and `max_completion_tokens` differ")
             self.max_tokens = self.max_completion_tokens
+        if "" in self.stops:
+            raise ValidationError("`stop` cannot have an empty text")
         if self.prompt_logprobs is not None and self.stream:
             raise ValidationError("`prompt_logprobs` is not supported when streaming tokens")
         if self.seed is not None and not -(2**63) <= self.seed < 2**64:
@@ -273,7 +328,7 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     top_logprobs: Annotated[U32 | None, about(_TOP, limit="max_top_n_tokens", at_least=MAX_CHAT_LOGPROBS)] = (
         None
     )
-    tools: Annotated[list[Tool] | None, about("Functions that the model may call.")] = None
+    tools: Annotated[list[Annotated[Tool, _TOOL]] | None, about("Functions that the model may call.")] = None
     tool_choice: Annotated[
         ToolChoice | None,
         about(
@@ -338,7 +393,7 @@ class ChatRequest(OpenAIRequest, kw_only=True):
             return
         if self.tools is not None or self.tool_choice is not None:
             raise ValidationError("`functions` and `tools` cannot be combined")
-        self.tools = [Tool("function", function) for function in self.functions]
+        self.tools = [Tool(function) for function in self.functions]
         self.parallel_tool_calls = False
         chosen = self.function_call
         self.tool_choice = NamedTool(chosen) if isinstance(chosen, FunctionName) else chosen
@@ -363,7 +418,7 @@ Prompt: TypeAlias = str | Annotated[list[str | U32 | list[U32]], Meta(extra_json
 class CompletionRequest(OpenAIRequest, kw_only=True):
     """The body of `/v1/completions`."""
 
-    max_tokens: Annotated[U32 | None, about("Maximum number of tokens; 0 is for `echo` alone.")] = None
+    max_tokens: Annotated[U32 | None, about("Maximum number of tokens; 0 is for the prompt alone.")] = None
     prompt: Annotated[Prompt, about("One prompt or several, as text or as token ids.")]
     suffix: Annotated[str | None, about("Not supported.", maxLength=0)] = None
     echo: Annotated[bool | None, about("Put the prompt before the text, also in `logprobs`.")] = None
@@ -388,8 +443,8 @@ class CompletionRequest(OpenAIRequest, kw_only=True):
 
     @property
     def is_prompt_only(self) -> bool:
-        """Whether the answer is the prompt alone; one token is generated all the same, but not shown."""
-        return bool(self.echo) and self.max_tokens == 0
+        """Whether nothing but the prompt is wanted; one token is generated all the same, but not shown."""
+        return self.max_tokens == 0
 
     @property
     def prompts(self) -> list[str | list[int]]:
