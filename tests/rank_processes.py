@@ -32,7 +32,7 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
-from tgi.ranks import rank_arguments, rank_environment
+from tgi.ranks import file_store, rank_arguments, rank_environment
 from tgi.testing.driver import BLOCK_SIZE, lane_params, load_command
 from tgi.testing.runs import Logprobs
 
@@ -101,7 +101,7 @@ def open_ranks(
     folder = tempfile.TemporaryDirectory()
     for rank in range(ranks):
         ours, theirs = socket.socketpair()
-        command = [sys.executable, *rank_arguments(rank, ranks, Path(folder.name))]
+        command = [sys.executable, *rank_arguments(rank, ranks, file_store(Path(folder.name)))]
         variables = {**rank_environment(rank, ranks, environment), **environment}
         processes.append(subprocess.Popen(command, stdin=theirs.fileno(), env=variables))
         theirs.close()

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import attrs
 import trio
@@ -25,35 +25,41 @@ _MAX_LINE = 200
 
 
 @attrs.define(eq=False)
-class Child:
-    """A running Python program. Made by `start_child`; must be closed."""
+class Messages:
+    """Messages to and from another process, over a stream."""
 
-    process: trio.Process
-    _stream: trio.SocketStream
-    _errors: int | None
-    """Descriptor of a file in memory that holds the standard error; None if it is this process's."""
-    _patience: float
+    stream: trio.abc.Stream
     _reader: FrameReader = attrs.field(factory=FrameReader)
     _received: deque[bytes] = attrs.field(factory=deque)
 
-    def __str__(self) -> str:
-        return f"process {self.process.pid}"
-
     async def send(self, payload: bytes) -> None:
-        """Send a message. Raises trio.BrokenResourceError if the child has gone."""
-        await self._stream.send_all(frame(payload))
+        """Send a message. Raises trio.BrokenResourceError if the other process has gone."""
+        await self.stream.send_all(frame(payload))
 
     async def receive(self) -> bytes | None:
-        """Return the next message; None once the child has closed its end, or has gone."""
+        """Return the next message; None once the other process has closed its end, or has gone."""
         while not self._received:
             try:
-                data = await self._stream.receive_some(_RECEIVE_BYTES)
+                data = await self.stream.receive_some(_RECEIVE_BYTES)
             except trio.BrokenResourceError:
                 return None
             if not data:
                 return None
             self._received.extend(self._reader.feed(data))
         return self._received.popleft()
+
+
+@attrs.define(eq=False)
+class Child(Messages):
+    """A running Python program. Made by `start_child`; must be closed."""
+
+    process: trio.Process = attrs.field(kw_only=True)
+    _errors: int | None = attrs.field(kw_only=True)
+    """Descriptor of a file in memory that holds the standard error; None if it is not kept."""
+    _patience: float = attrs.field(kw_only=True)
+
+    def __str__(self) -> str:
+        return f"process {self.process.pid}"
 
     async def ending(self) -> str:
         """Wait until the child has ended; return how, as the rest of a sentence in one line.
@@ -85,7 +91,7 @@ class Child:
     async def aclose(self) -> None:
         """Close the connection, wait for `patience` seconds, then kill; return when the child has ended."""
         with trio.CancelScope(shield=True):
-            await self._stream.aclose()
+            await self.stream.aclose()
             with trio.move_on_after(self._patience):
                 await self.process.wait()
             self.kill()
@@ -100,12 +106,15 @@ async def start_child(
     environment: Mapping[str, str] | None = None,
     patience: float = 0.0,
     quiet: bool = True,
+    output: int | None = None,
+    inherited: Sequence[int] = (),
 ) -> Child:
     """Start a Python interpreter with these arguments, "-m", "module", … .
 
     `environment` replaces this process's. `patience` is the number of seconds that `Child.aclose` gives the
     child to end by itself. The standard output of a quiet child is dropped, and its standard error is kept
-    for `Child.ending`; a child that is not quiet has those of this process.
+    for `Child.ending`; a child that is not quiet writes both to the descriptor `output`, or to where this
+    process does. `inherited` are descriptors that the child has, too.
     """
     ours, theirs = socket.socketpair()
     errors = os.memfd_create("stderr") if quiet else None
@@ -113,8 +122,9 @@ async def start_child(
         process = await trio.lowlevel.open_process(
             [sys.executable, *arguments],
             stdin=theirs,
-            stdout=subprocess.DEVNULL if quiet else None,
-            stderr=errors,
+            stdout=subprocess.DEVNULL if quiet else output,
+            stderr=errors if quiet else output,
+            pass_fds=inherited,
             process_group=0,
             env=environment,
         )
@@ -125,4 +135,5 @@ async def start_child(
         raise
     finally:
         theirs.close()
-    return Child(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)), errors, patience)
+    stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+    return Child(stream, process=process, errors=errors, patience=patience)

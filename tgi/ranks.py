@@ -41,10 +41,11 @@ async def local_ranks(ranks: int, environment: Mapping[str, str]) -> AsyncIterat
     meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
     children: list[Child] = []
     with meeting as folder:
+        store = file_store(Path(folder)) if folder else ""
         try:
             for rank in range(ranks):
                 child = await start_child(
-                    *rank_arguments(rank, ranks, Path(folder)),
+                    *rank_arguments(rank, ranks, store),
                     environment=rank_environment(rank, ranks, environment),
                     patience=EXIT_SECONDS,
                     quiet=False,  # its libraries' warnings are for the operator, at once
@@ -58,15 +59,30 @@ async def local_ranks(ranks: int, environment: Mapping[str, str]) -> AsyncIterat
                         leaving.start_soon(child.aclose)
 
 
-def rank_arguments(rank: int, ranks: int, folder: Path) -> list[str]:
-    """Return the arguments of Python for a rank, which finds the others through a file in `folder`."""
-    return ["-m", "tgi.worker", str(rank), str(ranks), str(folder / "ranks")]
+def file_store(folder: Path) -> str:
+    """Return the URL of the store through which ranks that share an empty folder find each other."""
+    return (folder / "ranks").as_uri()
+
+
+def rank_arguments(rank: int, ranks: int, store: str) -> list[str]:
+    """Return the arguments of Python for a rank, which finds the others through `store`."""
+    return ["-m", "tgi.worker", str(rank), str(ranks), store]
 
 
 def rank_environment(rank: int, ranks: int, environment: Mapping[str, str]) -> dict[str, str]:
     """Return all variables of a rank: `environment`, this process's, which prevail, and its place."""
     if ranks == 1:
         return {**environment, **environ}
-    places = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    places = rank_places(rank, ranks, rank, ranks)
     # All are on this machine: gloo need not look for an address that others could reach.
     return {"GLOO_SOCKET_IFNAME": "lo", **environment, **environ, **places}
+
+
+def rank_places(rank: int, ranks: int, local_rank: int, local_size: int) -> dict[str, str]:
+    """Return the variables by which torchrun tells a process its place among all, and on its machine."""
+    return {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "LOCAL_RANK": str(local_rank),
+        "LOCAL_WORLD_SIZE": str(local_size),
+    }

@@ -7,7 +7,6 @@ compare every override with this.
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -27,10 +26,11 @@ from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .batch import Batch, KVCache, KVLayer, pair
 from .experts import Experts
 from .graphs import Program, Run
+from .meeting import local_place, open_store
 from .ranking import most_likely
 
 Array = npt.NDArray[np.generic]
-_NEVER = timedelta(days=1)
+NEVER = timedelta(days=1)
 """Time-out of collectives, which ranks must not end by themselves."""
 PLAIN = DeviceSpec(
     name="plain",
@@ -387,20 +387,21 @@ class Device:
 
     # ---- ranks -------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: Path) -> None:
-        """Find the other ranks through a file, wait for all of them, and divide the CPU threads among them.
+    def connect(self, shard: Shard, store: str) -> None:
+        """Find the other ranks, wait for all of them, and divide the CPU threads among those of this machine.
 
-        Called once, before any collective, if there are several ranks. It never times out: the process that
-        started the ranks ends them if they wait too long.
+        `store` is the URL for `open_store`. Called once, before any collective, if there are several ranks.
+        It never times out: the process that started the ranks ends them if they wait too long. Raises
+        ConfigError if the store cannot be reached.
         """
         if self.threads:
-            self.use_threads(max(1, self.threads // shard.size))
+            self.use_threads(max(1, self.threads // local_place(shard)[1]))
         dist.init_process_group(
             self.distributed_backend,
-            init_method=f"file://{store}",
+            store=open_store(store, shard, NEVER),
             rank=shard.rank,
             world_size=shard.size,
-            timeout=_NEVER,
+            timeout=NEVER,
         )
         self.meet(shard)
 

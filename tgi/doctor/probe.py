@@ -8,7 +8,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -76,7 +75,7 @@ def probe_graph(device: Device, doctor: Doctor) -> Check:
     return ok("graph", "Graph replay returns correct results and preserves state.")
 
 
-def probe_ranks(device: Device, doctor: Doctor, shard: Shard, store: Path) -> Check:
+def probe_ranks(device: Device, doctor: Doctor, shard: Shard, store: str) -> Check:
     """Compute a sum over all ranks."""
     expected = shard.size * (shard.size + 1) // 2
     device.connect(shard, store)
@@ -115,7 +114,7 @@ def failure(name: str, error: Exception, doctor: Doctor) -> Check:
 
 
 @torch.inference_mode()
-def run(name: str, threads: int, shard: Shard, store: Path, say: Callable[[str | Check], None]) -> None:
+def run(name: str, threads: int, shard: Shard, store: str, say: Callable[[str | Check], None]) -> None:
     """Open the device and run its probes; say the name of each when it begins, then its result."""
     doctor = devices(load_plugins())[name].open_doctor()
     say("device")
@@ -143,7 +142,7 @@ def main() -> None:
     def say(message: str | Check) -> None:
         parent.send(msgspec.json.encode(message))
 
-    run(name, int(threads), Shard(int(rank), int(ranks)), Path(store), say)
+    run(name, int(threads), Shard(int(rank), int(ranks)), store, say)
 
 
 if __name__ == "__main__":

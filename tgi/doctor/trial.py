@@ -10,7 +10,7 @@ import trio
 from tgi.child import Child, start_child
 from tgi.plugins import DeviceSpec
 from tgi.plugins.check import Check, fail
-from tgi.ranks import rank_environment
+from tgi.ranks import file_store, rank_environment
 
 PATIENCE = 180.0
 """Maximum seconds for all probes: the first graph of a cold card takes a while."""
@@ -19,7 +19,7 @@ PATIENCE = 180.0
 def try_device(spec: DeviceSpec, threads: int, ranks: int, patience: float = PATIENCE) -> list[Check]:
     """Return the results of rank 0's probes, and a failure if a rank does not end well within `patience`."""
     with tempfile.TemporaryDirectory(prefix="tgi-") as folder:
-        trial = _Trial(spec, threads, Path(folder) / "ranks")
+        trial = _Trial(spec, threads, file_store(Path(folder)))
         trio.run(trial.run, ranks, patience)
     return trial.checks
 
@@ -28,7 +28,7 @@ def try_device(spec: DeviceSpec, threads: int, ranks: int, patience: float = PAT
 class _Trial:
     spec: DeviceSpec
     threads: int
-    meeting: Path
+    meeting: str
     """File through which the ranks find each other."""
     checks: list[Check] = attrs.field(factory=list)
     begun: str = ""
@@ -57,7 +57,7 @@ class _Trial:
         self.checks.append(fail(name, found, self.spec.open_doctor().crash))
 
     async def _start(self, rank: int, ranks: int) -> Child:
-        arguments = self.spec.name, str(self.threads), str(rank), str(ranks), str(self.meeting)
+        arguments = self.spec.name, str(self.threads), str(rank), str(ranks), self.meeting
         environment = rank_environment(rank, ranks, self.spec.environment)
         return await start_child("-m", "tgi.doctor.probe", *arguments, environment=environment)
 

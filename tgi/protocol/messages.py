@@ -367,7 +367,7 @@ class FrameReader:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
+    def feed(self, data: bytes | bytearray) -> Iterator[bytes]:
         """Take received bytes, and yield every payload that is complete now, in order."""
         self._buffer += data
         while len(self._buffer) >= _LENGTH.size:

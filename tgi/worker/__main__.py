@@ -1,11 +1,10 @@
-"""`python -m tgi.worker RANK RANKS FILE`: one rank, a child of `tgi.child`.
+"""`python -m tgi.worker RANK RANKS STORE`: one rank, a child of `tgi.child`.
 
-Through FILE, which does not exist before, it finds the other ranks.
+Through STORE, a URL for `Device.connect`, it finds the other ranks.
 """
 
 import os
 import sys
-from pathlib import Path
 
 from tgi.parent import Parent
 
@@ -22,8 +21,8 @@ def main() -> int:
     from .loop import serve
 
     torch.set_num_interop_threads(1)
-    rank, ranks, file = sys.argv[1:]
-    return 0 if serve(parent, Shard(int(rank), int(ranks)), Path(file)) else 1
+    rank, ranks, store = sys.argv[1:]
+    return 0 if serve(parent, Shard(int(rank), int(ranks)), store) else 1
 
 
 if __name__ == "__main__":

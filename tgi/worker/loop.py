@@ -6,7 +6,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -36,10 +35,10 @@ from tgi.weights import CheckpointError, Shard
 from .runner import Runner, open_device
 
 
-def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
+def serve(parent: Parent, shard: Shard, store: str = "") -> bool:
     """Carry out commands in order until the server closes the socket (True) or one fails (False).
 
-    A failure is reported. `store` is a file through which several ranks find each other.
+    A failure is reported. Several ranks find each other through `store`, a URL for `Device.connect`.
     """
 
     def report(message: Report) -> None:
@@ -84,7 +83,7 @@ def serve(parent: Parent, shard: Shard, store: Path = Path()) -> bool:
     return True
 
 
-def load(command: Load, shard: Shard, store: Path, report: Callable[[Report], None]) -> Runner:
+def load(command: Load, shard: Shard, store: str, report: Callable[[Report], None]) -> Runner:
     """Find the other ranks, and read the model."""
     device = open_device(command.device, command.threads)
     if shard.size > 1:

@@ -7,7 +7,6 @@ others fit into its memory. The host waits for nothing but results.
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import attrs
@@ -15,6 +14,7 @@ import torch
 
 from tgi.device.base import Array
 from tgi.device.graphs import Program, Run
+from tgi.device.meeting import local_place
 from tgi.plugins import ConfigError
 from tgi.weights import Shard
 
@@ -209,12 +209,12 @@ class CudaDevice(CudaOperations):
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: Path) -> None:
+    def connect(self, shard: Shard, store: str) -> None:
         """Choose the rank's GPU, and find the other ranks."""
-        count = torch.cuda.device_count()
-        if shard.size > count:
-            raise ConfigError(f"{shard.size} ranks need as many GPUs, and CUDA shows {count}")
-        torch.cuda.set_device(shard.rank)
+        (index, ranks), count = local_place(shard), torch.cuda.device_count()
+        if index >= count:
+            raise ConfigError(f"{ranks} ranks need as many GPUs, and CUDA shows {count}")
+        torch.cuda.set_device(index)
         super().connect(shard, store)
 
 

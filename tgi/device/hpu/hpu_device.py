@@ -10,7 +10,6 @@ import functools
 import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, MutableMapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -352,7 +351,7 @@ class HpuDevice(StaticDevice):
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: Path) -> None:
+    def connect(self, shard: Shard, store: str) -> None:
         """Register the backend of collectives, and find the other ranks."""
         join_ranks()
         super().connect(shard, store)
