@@ -14,9 +14,10 @@ GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.1/ubuntu24.04/habanalabs/pytorc
 VOLUME ?= $(CURDIR)/data
 MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
 LIMIT ?= 120
+HOURS ?= 1
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients docs run test test-slow fuzz chaos test-hpu-sim check fix bench size clean image \
+.PHONY: help setup clients docs run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
   run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -60,6 +61,9 @@ test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_L
 
 chaos: .venv/.dev  ## disturb a server for ten minutes, and check that nothing is lost; ARGS="--seed 3 -- --num-shard 2"
 	.venv/bin/python integration-tests/chaos/chaos.py --rounds 100000 --minutes 10 $(ARGS)
+
+soak: .venv/.dev  ## serve a mixed load for HOURS=1, and check that nothing leaks; a picture in build/soak.png
+	mkdir -p build && .venv/bin/python integration-tests/chaos/soak.py --hours $(HOURS) --plot build/soak.png $(ARGS)
 
 test-transformers-4: .venv/.dev  ## run what needs transformers with the version that optimum-habana pins
 	$(PIP) --no-deps --upgrade --target .venv/transformers-4 \

@@ -100,3 +100,15 @@ def test_there_is_more_time_until_the_warm_up_has_ended() -> None:
     made.settle()
     assert made.overdue(11) is None
     assert made.overdue(12) == late.replace("1010", "10")
+
+
+def test_nobody_is_late_for_the_time_in_which_the_server_stood_still() -> None:
+    made = agreement()
+    made.begun(0, ONE, 1)
+    made.stood_still(500)
+    assert made.overdue(511) is None
+    assert "rank 1 has not begun with step 1" in str(made.overdue(512))
+    made.begun(1, ONE, 512)
+    made.stood_still(500)
+    assert made.overdue(1100) is None
+    assert "no rank has finished step 1 within 100 s" in str(made.overdue(1101))

@@ -12,7 +12,17 @@ from trio.testing import MockClock
 
 from tgi.agreement import Patience
 from tgi.config import Options
-from tgi.engine import _load, _model_info, _source, check_memory, open_ranks, save_shapes
+from tgi.engine import (
+    MAX_PAUSE,
+    STEADY_SECONDS,
+    Restarts,
+    _load,
+    _model_info,
+    _source,
+    check_memory,
+    open_ranks,
+    save_shapes,
+)
 from tgi.executor import EngineError
 from tgi.hub import Source
 from tgi.lifecycle import Lifecycle
@@ -139,3 +149,20 @@ async def test_progress_of_each_rank_shows_while_it_loads() -> None:
     assert shown[0].endswith("(rank 0: 75 %, rank 1: 0 %)")
     assert shown[1].startswith("loading weights: 62 %")
     assert shown[1].endswith("(rank 0: 75 %, rank 1: 50 %)")
+
+
+def test_restarts_are_at_once_unless_ranks_are_lost_again_and_again() -> None:
+    steady, soon, never = STEADY_SECONDS, STEADY_SECONDS - 1, 0.0
+    restarts = Restarts(2000)
+    pauses = [restarts.next_pause(100.0, ready) for ready in (soon, steady, never, soon, never, soon, steady)]
+    assert pauses == [0, 0, 1, 2, 4, 8, 0]
+    assert restarts.next_pause(4000.0, never) == 0, "an hour later"
+    assert max(restarts.next_pause(4000.0, never) or 0 for _ in range(1500)) == MAX_PAUSE
+
+
+def test_the_budget_of_restarts_is_of_an_hour() -> None:
+    restarts = Restarts(2)
+    times = (0.0, 10.0, 20.0, 3601.0, 3602.0)
+    assert [restarts.next_pause(now, 5.0) is None for now in times] == [False, False, True, False, True]
+    assert str(restarts) == "2 of 2 restarts in an hour (--max-restarts)"
+    assert Restarts(0).next_pause(0.0, 5.0) is None

@@ -5,6 +5,7 @@ A plugin plants the fault: it changes the code of one rank when that loads plugi
 
 import contextlib
 import functools
+import math
 import os
 import re
 from collections.abc import AsyncIterator, Callable
@@ -187,6 +188,8 @@ def test_a_rank_that_hangs_is_named_in_time(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The clock runs at its usual rate, except for one jump when the rank hangs."""
+    for module in ("tgi.executor", "tgi.scheduler.loop"):  # the jump stands for time in which the server ran
+        monkeypatch.setattr(f"{module}.STILL_SECONDS", math.inf)
     plant(fault)
     clock = MockClock(rate=1)
 

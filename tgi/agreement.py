@@ -86,6 +86,13 @@ class Agreement:
                 self._steps[0].since = max(self._steps[0].since, now)
         return None
 
+    def stood_still(self, seconds: float) -> None:
+        """Note that the server did nothing for that long, and perhaps the ranks neither: nobody is late."""
+        for step in self._steps:
+            step.since += seconds
+            for times in (step.begun, step.finished):
+                times.update({rank: time + seconds for rank, time in times.items()})
+
     def overdue(self, now: float) -> str | None:
         """Return a complaint if a rank is late."""
         if not self._steps:

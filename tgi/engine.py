@@ -45,6 +45,10 @@ log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0
 """Interval, in seconds, at which the shapes of steps are saved: no more are lost if the server is killed."""
 HOUR = 3600.0
+STEADY_SECONDS = 5.0
+"""Seconds after which ranks that are ready count as steady: their loss begins a new series of losses."""
+MAX_PAUSE = 60.0
+"""Maximum seconds between the loss of ranks and the start of others."""
 
 
 async def run_engine(service: Service, options: Options) -> None:
@@ -79,7 +83,7 @@ async def run_engine(service: Service, options: Options) -> None:
                 loss = loss_in(group)
                 if loss is None or started is None or lifecycle.phase is Phase.DRAINING:
                     raise
-                pause = restarts.next_pause(trio.current_time())
+                pause = restarts.next_pause(trio.current_time(), lifecycle.ready_seconds())
                 if pause is None:
                     raise
                 lifecycle.change(Phase.RECOVERING)
@@ -91,20 +95,26 @@ async def run_engine(service: Service, options: Options) -> None:
 
 @attrs.define
 class Restarts:
-    """Budget of restarts of the ranks: `limit` in an hour, at once first, then after 1 s, 2 s, 4 s, … ."""
+    """Budget of restarts of the ranks: `limit` in an hour.
+
+    The first follows at once. Where ranks are lost soon after they were ready, or before, the next ones
+    follow after 1 s, 2 s, 4 s, …, at most MAX_PAUSE.
+    """
 
     limit: int
     _times: list[float] = attrs.field(factory=list)
     """Times of the restarts in the last hour."""
+    _series: int = 0
+    """Losses in a row, each of ranks that had been ready for less than STEADY_SECONDS."""
 
-    def next_pause(self, now: float) -> float | None:
+    def next_pause(self, now: float, ready_seconds: float) -> float | None:
         """Return the seconds to wait before another restart at `now`; None: the budget is used up."""
         self._times = [time for time in self._times if time > now - HOUR]
-        before = len(self._times)
-        if before >= self.limit:
+        if len(self._times) >= self.limit:
             return None
+        self._series = 1 if ready_seconds >= STEADY_SECONDS or not self._times else self._series + 1
         self._times.append(now)
-        return float(2 ** (before - 1)) if before else 0.0
+        return 0.0 if self._series == 1 else min(2.0 ** min(self._series - 2, 10), MAX_PAUSE)
 
     def __str__(self) -> str:
         return f"{len(self._times)} of {self.limit} restarts in an hour (--max-restarts)"
@@ -137,12 +147,17 @@ class _Started:
         began = trio.current_time()
         await _load(executor, self.load, lifecycle)
         await executor.allocate(*self.blocks)
+        loaded = trio.current_time()
         lifecycle.enter("warming up")
         self.scheduler.resume(executor)
         await _warm_up(self.scheduler, self.options, lifecycle)
         if not self.options.skip_warmup:
             await executor.ready()
-        log.info("The ranks are back after %.1f s: %s", trio.current_time() - began, self.scheduler)
+        now = trio.current_time()
+        log.info(
+            "The ranks are back after %.2f s (start and loading %.2f s, warm-up %.2f s): %s",
+            now - began, loaded - began, now - loaded, self.scheduler,
+        )  # fmt: skip
 
 
 async def _start(

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 R = TypeVar("R", Described, Arrived, Joined, Loaded, Allocated, Result)
 _BLAME_SECONDS = 0.5
 """Seconds within which all ranks report failures that follow from the failure of one."""
+STILL_SECONDS = 1.0
+"""Seconds by which this process wakes up too late after it was stopped, like a machine that sleeps."""
 _WATCH_SECONDS = 0.5
 """Seconds between two looks at whether ranks are late."""
 
@@ -165,8 +167,13 @@ class RankExecutor:
     async def watch(self, agreement: Agreement) -> None:
         """Raise EngineError when a rank is late."""
         while True:
-            await trio.sleep(_WATCH_SECONDS)
-            complaint = agreement.overdue(trio.current_time())
+            due = trio.current_time() + _WATCH_SECONDS
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            if now - due > STILL_SECONDS:
+                agreement.stood_still(now - due)
+                continue
+            complaint = agreement.overdue(now)
             if complaint is not None:
                 raise EngineError(complaint)
 

@@ -9,16 +9,15 @@ Between rounds every KV block must be free or cached, the queue empty, and memor
 
 import argparse
 import contextlib
+import dataclasses
 import itertools
 import json
+import math
 import random
+import re
 import signal
-import socket
 import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -27,123 +26,112 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
+from served import Server, check_quiet
 
 STREAMS = 16
 TOKENS = 60
 GRAMMAR = {"type": "regex", "value": "[a-z]{1,9}( [a-z]{1,9}){8,40}"}
-QUIET_SECONDS = 60.0
-"""Maximum time until a server is ready again."""
 
 
-class Server:
-    """A running `tgi serve`."""
+@dataclasses.dataclass
+class Round:
+    """What the streams gave, and how long a disturbance kept them waiting."""
 
-    def __init__(self, flags: list[str]) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-m", "tgi", "serve", "--hostname", "127.0.0.1", "--port", str(self.port)]
-        command += ["--max-restarts", "100000", "--step-timeout", "5", *flags]
-        self.process = subprocess.Popen(command, stdout=self.log, stderr=self.log)
-
-    def ranks(self) -> list[psutil.Process]:
-        """Return the rank processes."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "tgi.worker" in _command(child)]
-        return []
-
-    def get(self, path: str) -> tuple[int, str]:
-        """Return status and body."""
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-        except OSError:
-            return 0, ""
-
-    def wait_ready(self) -> None:
-        """Wait until the server is healthy."""
-        end = time.monotonic() + 5 * QUIET_SECONDS
-        while self.get("/health")[0] != 200:
-            assert self.process.poll() is None, "the server ended"
-            assert time.monotonic() < end, "the server is not ready again"
-            time.sleep(0.05)
-
-    def post(self, path: str, body: Any, timeout: float = 300) -> Any:
-        """Open an answer."""
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}{path}",
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json"},
-        )
-        return urllib.request.urlopen(request, timeout=timeout)
+    texts: list[list[int] | str]
+    """Token ids of each text, or the error that ended it."""
+    silence: float = 0.0
+    """Seconds from the disturbance on in which no stream got a token, at the longest."""
+    longest: float = 0.0
+    """The same of the stream that waited longest."""
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:
-        return []
-
-
-def stream(server: Server, number: int, times: list[float]) -> list[int]:
-    """Return the token ids of one text; note when each came."""
+def stream(server: Server, number: int, seed: int, times: list[float]) -> list[int] | str:
+    """Return the token ids of one text, or its error; note when each came."""
     parameters: dict[str, Any] = {"max_new_tokens": TOKENS, "repetition_penalty": 1.1}
     if number % 3 == 1:
-        parameters |= {"do_sample": True, "seed": number, "temperature": 1.5}
+        parameters |= {"do_sample": True, "seed": 100 * seed + number, "temperature": 1.5}
     if number % 3 == 2:
         parameters["grammar"] = GRAMMAR
     ids = []
     with server.post("/generate_stream", {"inputs": f"A {number} is", "parameters": parameters}) as answer:
         for line in answer:
-            if not line.startswith(b"data:"):
-                continue
-            event = json.loads(line[5:])
-            assert "error" not in event, f"stream {number}: {event}"
-            ids.append(event["token"]["id"])
-            times.append(time.monotonic())
+            if line.startswith(b"data:"):
+                event = json.loads(line[5:])
+                if "error" in event:
+                    return str(event["error"])
+                ids.append(event["token"]["id"])
+                times.append(time.monotonic())
     return ids
 
 
-def run_all(server: Server, disturb: Callable[[], None] | None = None, after: float = 0) -> tuple[Any, float]:
-    """Stream all texts, and disturb them; return texts, and the longest silence after the disturbance."""
+def run_all(server: Server, seed: int, disturb: Callable[[], None] = lambda: None, after: float = 0) -> Round:
+    """Stream all texts, and disturb them after some seconds."""
     times: list[list[float]] = [[] for _ in range(STREAMS)]
-    disturbed = [0.0]
-
-    def later() -> None:
+    with ThreadPoolExecutor(STREAMS + 1) as pool:
+        answers = [pool.submit(stream, server, number, seed, times[number]) for number in range(STREAMS)]
         time.sleep(after)
-        disturbed[0] = time.monotonic()
-        assert disturb is not None
-        disturb()
-
-    thread = threading.Thread(target=later) if disturb else None
-    with ThreadPoolExecutor(STREAMS) as pool:
-        answers = [pool.submit(stream, server, number, times[number]) for number in range(STREAMS)]
-        if thread:
-            thread.start()
+        began = time.monotonic()
+        disturbance = pool.submit(disturb)
         texts = [answer.result() for answer in answers]
-    if thread:
-        thread.join()
-    after_it = sorted(at for one in times for at in one if at > disturbed[0])
-    silences = [then - now for now, then in itertools.pairwise([disturbed[0], *after_it])]
-    return texts, max(silences, default=0.0)
+        disturbance.result()
+    return Round(
+        texts, silence([at for one in times for at in one], began), max(silence(one, began) for one in times)
+    )
+
+
+def silence(times: list[float], began: float) -> float:
+    """Return the longest time between two of these from `began` on."""
+    after = [began, *sorted(at for at in times if at > began)]
+    return max((then - now for now, then in itertools.pairwise(after)), default=0.0)
 
 
 # What may happen
 
 
+def one_rank(server: Server, draw: random.Random) -> list[psutil.Process]:
+    """Return one of the ranks; none while they are replaced."""
+    ranks = server.ranks()
+    return draw.sample(ranks, 1) if ranks else []
+
+
 def kill(server: Server, draw: random.Random) -> None:
     """Kill a rank."""
-    for rank in draw.sample(server.ranks(), 1) if server.ranks() else []:
+    for rank in one_rank(server, draw):
         rank.kill()
+
+
+def kill_twice(server: Server, draw: random.Random) -> None:
+    """Kill a rank, and one of those that are to replace it: as they start, load, or warm up."""
+    kill(server, draw)
+    time.sleep(draw.uniform(0.0, 5.0))
+    if server.get("/health")[0] == 503:
+        kill(server, draw)
 
 
 def stop(server: Server, draw: random.Random) -> None:
     """Stop a rank, so that a step hangs."""
-    for rank in draw.sample(server.ranks(), 1) if server.ranks() else []:
+    for rank in one_rank(server, draw):
         rank.send_signal(signal.SIGSTOP)
+
+
+def pause_all(server: Server, draw: random.Random) -> None:
+    """Stop the server and its ranks for longer than a step may take, as a sleeping machine does."""
+    stopped = [psutil.Process(server.process.pid), *server.ranks()]
+    for process in stopped:
+        process.suspend()
+    time.sleep(draw.uniform(0.1, 8.0))
+    for process in stopped:
+        process.resume()
+
+
+def be_slow(server: Server, _: random.Random) -> None:
+    """Open streams that are not read for some seconds."""
+    body = {"inputs": "Slow", "parameters": {"max_new_tokens": TOKENS}}
+    with contextlib.ExitStack() as stack:
+        answers = [stack.enter_context(server.post("/generate_stream", body)) for _ in range(8)]
+        time.sleep(3)
+        for answer in answers:
+            answer.read()
 
 
 def vanish(server: Server, draw: random.Random) -> None:
@@ -177,26 +165,83 @@ def grammar_bomb(server: Server, draw: random.Random) -> None:
         server.post("/generate", body, timeout=120).read()
 
 
-DISTURBANCES = {"kill": kill, "stop": stop, "vanish": vanish, "bad": bad_bodies, "bomb": grammar_bomb}
+DISTURBANCES = {
+    "kill": kill, "kill-twice": kill_twice, "stop": stop, "pause": pause_all,
+    "vanish": vanish, "slow": be_slow, "bad": bad_bodies, "bomb": grammar_bomb,
+}  # fmt: skip
 
 
-def check_quiet(server: Server) -> None:
-    """Assert that nothing is held once all streams have ended."""
-    end = time.monotonic() + QUIET_SECONDS
-    while True:
-        status, text = server.get("/metrics")
-        lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
-        held = [lines.get('tgi_kv_blocks{state="used"}'), lines.get("tgi_queue_size")]
-        if status == 200 and held == ["0", "0"]:
-            return
-        assert time.monotonic() < end, f"blocks in use and queue: {held}"
-        time.sleep(0.1)
+class Suite:
+    """Rounds against one server, and what they gave."""
+
+    def __init__(self, server: Server, seed: int) -> None:
+        self.server = server
+        self.seed = seed
+        self.draw = random.Random(seed)
+        self.faults: list[str] = []
+        self.rounds: dict[str, list[Round]] = {}
+        server.wait_ready()
+        self.calm = run_all(server, seed).texts
+        began = time.monotonic()
+        again = run_all(server, seed).texts
+        self.seconds = time.monotonic() - began
+        """Duration of an undisturbed run."""
+        assert again == self.calm, "an undisturbed run gives other texts"
+        assert all(isinstance(text, list) for text in again), again
+        check_quiet(server)
+        self.footprint = self._footprint()
+
+    def round(self, name: str) -> None:
+        """Disturb the streams at a random time, and compare."""
+        after = self.draw.uniform(0.0, self.seconds)
+        ended = run_all(self.server, self.seed, lambda: DISTURBANCES[name](self.server, self.draw), after)
+        self._compare(ended, f"{name} after {after:.2f} s")
+        check_quiet(self.server)
+        self.server.wait_ready()
+        self.rounds.setdefault(name, []).append(ended)
+
+    def end(self) -> None:
+        """Let SIGTERM come while the streams run: they end as they would have, and so does the server."""
+        now = self._footprint()
+        mib = [size / 2**20 for size in (self.footprint[0], now[0])]
+        print(f"memory {mib[0]:.0f} -> {mib[1]:.0f} MiB, files {self.footprint[1]} -> {now[1]}")
+        assert now[1] <= self.footprint[1] + 8, "descriptors leak"
+        after = self.draw.uniform(0.2, self.seconds / 2)
+        ended = run_all(
+            self.server, self.seed, lambda: self.server.process.send_signal(signal.SIGTERM), after
+        )
+        self._compare(ended, f"SIGTERM after {after:.2f} s")
+        assert self.server.process.wait(60) == 0
+
+    def report(self) -> None:
+        """Print how long clients had to wait."""
+        for name, rounds in self.rounds.items():
+            shown = ", ".join(
+                f"{part} {spread([getattr(one, part) for one in rounds])}" for part in ("silence", "longest")
+            )
+            print(f"{name}: {len(rounds)} rounds; seconds (p50, p99): {shown}")
+        found = re.findall(r"start and loading (\S+) s, warm-up (\S+) s", self.server.output())
+        loading, warm_up = ([float(pair[index]) for pair in found] for index in (0, 1))
+        if found:
+            print(f"{len(found)} times new ranks; seconds (p50, p99): start and loading {spread(loading)}, "
+                  f"warm-up {spread(warm_up)}")  # fmt: skip
+
+    def _compare(self, ended: Round, what: str) -> None:
+        for number, (text, calm) in enumerate(zip(ended.texts, self.calm, strict=True)):
+            if text != calm:
+                self.faults.append(f"{what}: stream {number} gave {text}, not {calm}")
+                print(self.faults[-1], flush=True)
+
+    def _footprint(self) -> tuple[int, int]:
+        """Return resident bytes and open descriptors of the server process."""
+        process = psutil.Process(self.server.process.pid)
+        return process.memory_info().rss, process.num_fds()
 
 
-def footprint(server: Server) -> tuple[int, int]:
-    """Return resident bytes and open descriptors of the server process."""
-    process = psutil.Process(server.process.pid)
-    return process.memory_info().rss, process.num_fds()
+def spread(values: list[float]) -> str:
+    """Return the median and the 99th percentile."""
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):.2f}, {ordered[math.ceil(0.99 * len(ordered)) - 1]:.2f}"
 
 
 def main() -> int:
@@ -205,54 +250,31 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after these")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=DISTURBANCES, default=list(DISTURBANCES))
+    parser.add_argument("--step-timeout", type=float, default=5.0, help="the server's")
     parser.add_argument("flags", nargs="*", help="flags of tgi serve, after --")
     given = parser.parse_args()
-    draw = random.Random(given.seed)
     print(f"seed {given.seed}", flush=True)
-    server = Server(given.flags)
-    waits: dict[str, list[float]] = {name: [] for name in given.only}
+    server = Server(["--max-restarts", "100000", "--step-timeout", str(given.step_timeout), *given.flags])
     end = time.monotonic() + 60 * given.minutes
     try:
-        server.wait_ready()
-        calm, _ = run_all(server)
-        began = time.monotonic()
-        again, _ = run_all(server)
-        seconds = time.monotonic() - began
-        assert again == calm, "an undisturbed run gives other texts"
-        check_quiet(server)
-        memory, files = footprint(server)
-        for number in range(given.rounds):
+        suite = Suite(server, given.seed)
+        for _ in range(given.rounds):
             if time.monotonic() > end:
                 break
-            name = draw.choice(given.only)
-            after = draw.uniform(0.0, seconds)
-            texts, wait = run_all(server, lambda name=name: DISTURBANCES[name](server, draw), after)  # type: ignore[misc]
-            assert texts == calm, f"round {number}, {name} after {after:.2f} s: texts differ"
-            check_quiet(server)
-            server.wait_ready()
-            waits[name].append(wait)
-        now, open_files = footprint(server)
-        assert open_files <= files + 8, f"descriptors: {files}, then {open_files}"
-        mib = [size / 2**20 for size in (memory, now)]
-        print(f"memory {mib[0]:.0f} -> {mib[1]:.0f} MiB, files {files} -> {open_files}")
-        for name, each in waits.items():
-            if each:
-                p50, p99 = statistics.median(each), sorted(each)[max(0, round(0.99 * len(each)) - 1)]
-                print(f"{name}: {len(each)} rounds; longest silence {p50:.2f} s (p50), {p99:.2f} s (p99)")
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(60) == 0
+            suite.round(suite.draw.choice(given.only))
+        suite.end()
     except AssertionError as error:
-        server.log.seek(0)
-        print(str(server.log.read()[-5000:], "utf-8", "replace"))
+        print(server.output()[-5000:])
         print(f"FAILED: {error}")
         return 1
     finally:
         server.process.kill()
-    print("nothing was lost")
-    return 0
+    suite.report()
+    print(f"FAILED: {len(suite.faults)} texts differ" if suite.faults else "nothing was lost")
+    return 1 if suite.faults else 0
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler, Sequence, State
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.builders import make_allocator, make_sequence
-from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
+from tgi.testing.simulated_rank import EOS, VOCABULARY, SimulatedMatcher, SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=8, block_size=2)
-POISON = 39
-"""A token that ends a rank that computes it, in some tests."""
+POISON = EOS + VOCABULARY
+"""A token that no text has by itself, and that ends a rank that computes it, in some tests."""
 
 
 @attrs.define(eq=False)
@@ -227,3 +227,26 @@ async def test_a_step_that_takes_too_long_is_a_loss() -> None:
             assert await generate(scheduler, one) == wanted
         assert scheduler.waited_seconds() == 0
     assert 60 < trio.current_time() - began < 110
+
+
+@pytest.mark.autojump
+async def test_a_server_that_stood_still_does_not_take_its_ranks_for_hanging() -> None:
+    """As after its machine has slept: the time of the step is over, and the ranks go on."""
+
+    @attrs.define(eq=False)
+    class Sleeping(MortalRank):
+        slept: bool = False
+
+        async def receive(self) -> Result:
+            if self.done == 3 and not self.slept:
+                self.slept = True
+                clock = trio.lowlevel.current_clock()
+                assert isinstance(clock, MockClock)
+                clock.jump(3600)
+            return await super().receive()
+
+    one = long_sequence(0)
+    wanted = expected(one)
+    scheduler = make_scheduler(Sleeping())
+    async with running(scheduler, []):
+        assert await generate(scheduler, one) == wanted

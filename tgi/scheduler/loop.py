@@ -15,7 +15,7 @@ import attrs
 import trio
 
 from tgi.errors import ApiError, DeadlineExceeded, GenerationFailed, Shed
-from tgi.executor import EngineError, Executor
+from tgi.executor import STILL_SECONDS, EngineError, Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.protocol import Bucket, Result
@@ -321,8 +321,13 @@ class Scheduler:
         seconds = self._step_timeout
         if seconds is None:
             seconds = max(STEP_SECONDS, STEP_FACTOR * max(self._slowest, self._expected(planned)))
-        with trio.move_on_at(max(sent, self._running_since) + seconds):
-            return await self._executor.receive()
+        deadline = max(sent, self._running_since) + seconds
+        while True:
+            with trio.move_on_at(deadline):
+                return await self._executor.receive()
+            if (now := trio.current_time()) < deadline + STILL_SECONDS:
+                break
+            deadline = now + seconds  # this process stood still, and perhaps its ranks did
         raise EngineError(f"step {planned.step.number} has taken more than {seconds:.0f} s: a rank hangs")
 
     def _expected(self, planned: PlannedStep) -> float:
