@@ -1,4 +1,4 @@
-"""`--quantize int8` and `int4`: dense checkpoints rounded at loading, against layers rounded by hand."""
+"""`--quantize` int8, int4 and fp8: dense checkpoints rounded at loading, against layers rounded by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.compiling import open_compiling
 from tgi.config import ROUNDINGS, Options
 from tgi.device.base import Device
 from tgi.device.cpu import open_device
@@ -51,11 +52,30 @@ class ByHand(nn.Module):
         return (torch.cat(pieces, -1) @ self.weight.T).to(x.dtype)
 
 
+class Fp8ByHand(nn.Module):
+    """A linear layer whose rows of weights and of inputs are rounded to e4m3, the greatest number to 448."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = self.rounded(weight)
+
+    @staticmethod
+    def rounded(x: torch.Tensor) -> torch.Tensor:
+        scale = x.abs().amax(-1, keepdim=True) / 448
+        return (x / scale).to(torch.float8_e4m3fn).double() * scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.rounded(x) @ self.weight.T).to(x.dtype)
+
+
 def by_hand(folder: Path, quantize: str) -> nn.Module:
     """Transformers' model of a checkpoint, with its linear layers rounded."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear):
+        if isinstance(layer, nn.Linear) and quantize == "fp8":
+            if name != "lm_head":
+                model.set_submodule(name, Fp8ByHand(layer.weight.detach()))
+        elif isinstance(layer, nn.Linear):
             bits = 8 if quantize == "int8" or name == "lm_head" else 4
             rounded = ByHand(layer.weight.detach(), bits, 64 if bits == 4 else layer.in_features)
             model.set_submodule(name, rounded)
@@ -74,6 +94,23 @@ def test_logits_are_those_of_rounded_layers(tmp_path: Path, quantize: str, devic
     assert error.median() < 1e-4
     assert error.max() < 0.05
     assert (exact[-1] - wanted[-1]).abs().median() > 10 * error.median()
+
+
+@pytest.mark.parametrize("quantize", ["fp8", "int4"])
+@pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
+def test_on_a_card(tmp_path: Path, quantize: str, card: str) -> None:
+    """It rounds weights, and of fp8 the inputs; a card with another range rounds them a little otherwise."""
+    make_llama(tmp_path)
+    with open_compiling(card) as device:
+        assert quantize in device.spec.roundings
+        got = whole(make_driver(tmp_path, device, quantize=quantize), [*PROMPT, 0], len(PROMPT))
+    (wanted,) = transformers_logprobs(tmp_path, by_hand(tmp_path, quantize), [PROMPT])
+    (exact,) = transformers_logprobs(tmp_path, None, [PROMPT])
+    off = (wanted[-1:] - exact[-1:]).abs().mean()
+    assert (got - wanted[-1:]).abs().mean() < (
+        1 if device.fp8_limit == 240 or quantize == "int4" else 0.1
+    ) * off
+    assert 0.5 * off < (got - exact[-1:]).abs().mean() < 1.5 * off
 
 
 def test_on_two_ranks(tmp_path: Path) -> None:
@@ -98,7 +135,9 @@ def test_weights_are_off_by_half_a_step_at_most(bits: int, symmetric: bool, size
     assert (rounded.dense()[3] == 0).all()
 
 
-@pytest.mark.parametrize(("quantize", "share"), [("int8", 1 + 4 / 64), ("int4", 1 / 2 + 5 / 64)])
+@pytest.mark.parametrize(
+    ("quantize", "share"), [("int8", 1 + 4 / 64), ("int4", 1 / 2 + 5 / 64), ("fp8", 1 + 4 / 64)]
+)
 def test_the_plan_counts_what_the_weights_take(tmp_path: Path, quantize: str, share: float) -> None:
     make_llama(tmp_path, hidden_size=64, intermediate_size=64)
     command = Describe(
@@ -109,7 +148,8 @@ def test_the_plan_counts_what_the_weights_take(tmp_path: Path, quantize: str, sh
         if "_proj" in tensor.name:
             assert (tensor.format, tensor.bytes) == (quantize, numbers * share)
         elif tensor.name == "lm_head.weight":
-            assert (tensor.format, tensor.bytes) == ("int8", numbers + 4 * tensor.part[0])
+            int8 = ("int8", numbers + 4 * tensor.part[0])
+            assert (tensor.format, tensor.bytes) == (("dense", 4 * numbers) if quantize == "fp8" else int8)
         else:
             assert tensor.format == "dense"
 
@@ -117,9 +157,9 @@ def test_the_plan_counts_what_the_weights_take(tmp_path: Path, quantize: str, sh
 def test_the_options_name_every_rounding() -> None:
     config = JsonReader({})
     assert {read_format(config, name).name for name in ROUNDINGS} == set(ROUNDINGS)
-    with pytest.raises(ConfigError, match=r"^--quantize gptq: .* can be rounded to int4 or int8$"):
+    with pytest.raises(ConfigError, match=r"^--quantize gptq: .* can be rounded to fp8 or int4 or int8$"):
         read_format(config, "gptq")
-    assert {kind.name for kind in Rounding.__subclasses__()} == set(ROUNDINGS)
+    assert {kind.name for kind in Rounding.kinds()} == set(ROUNDINGS)
 
 
 def test_a_quantized_checkpoint_keeps_its_format() -> None:
@@ -132,5 +172,5 @@ def test_a_quantized_checkpoint_keeps_its_format() -> None:
 def test_a_device_that_cannot_round_is_named(tmp_path: Path) -> None:
     make_llama(tmp_path)
     setup = read_setup(tmp_path, Options(quantize="int8", device="hpu"), find_device("hpu"), {})
-    with pytest.raises(ConfigError, match=r"^--quantize int8 is not supported on --device hpu$"):
+    with pytest.raises(ConfigError, match=r"^--quantize int8 is not supported .* hpu; fp8 or int4 is$"):
         setup.describe_command()

@@ -73,7 +73,7 @@ def cell(config: dict[str, Any], spec: DeviceSpec) -> str:
         return "refused"
     device = Device()
     device.torch_device = torch.device("meta")
-    device.integers = spec.integers
+    device.keeps = spec.keeps
     build = Build(Outline(), Shard(), device, torch.bfloat16, form)
     build.linear(TensorPart("x.weight", (SIZE, SIZE)))
     bits = sum(tensor.bytes for tensor in build.tensors) * 8 / SIZE**2
@@ -121,7 +121,6 @@ def test_quantize_may_name_the_format_of_the_checkpoint(quantize: str, config: d
         ("bitsandbytes-nf4", "--quantize int4"),
         ("bitsandbytes-fp4", "--quantize int4"),
         ("eetq", "--quantize int8"),
-        ("fp8", "--quantize int8"),
         ("exl2", "GPTQ or AWQ"),
         ("gptq", "int4 or int8"),
         ("awq", "int4 or int8"),

@@ -29,7 +29,7 @@ DTYPES = {
 """Dtype that ranks compute in, by the value of --dtype (TGI's and vLLM's spellings)."""
 
 
-ROUNDINGS = {"int8": 0.001, "int4": 0.007}
+ROUNDINGS = {"int8": 0.001, "int4": 0.007, "fp8": 0.001}
 """Values of --quantize that round a dense checkpoint, with the share by which that raises the demo model's
 loss on words it has not seen; other values name the format of the checkpoint."""
 
@@ -71,9 +71,9 @@ class Options:
         str | None,
         flag(MODEL, "QUANTIZE", "HF_MODEL_QUANTIZE", value="FORMAT", vllm=["--quantization", "-q"]),
     ] = None
-    """Weight format. int8 and int4 round the linear layers of a checkpoint that is not quantized, while it is
-    loaded (cpu): less memory and faster. Any other must be the checkpoint's own. Default: the
-    checkpoint's."""
+    """Weight format. int8 (cpu), int4 (cpu, hpu) and fp8 (hpu) round the linear layers of a checkpoint that
+    is not quantized, while it is loaded: less memory and faster. Any other must be the checkpoint's own.
+    Default: the checkpoint's."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
     """Device to run on. `tgi plugins` lists those that are installed."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0

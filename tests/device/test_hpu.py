@@ -22,7 +22,10 @@ from tgi.weights.formats.fp8 import Fp8Weight, Scale
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-KERNELS = ("attention", "rms_norm", "rotary", "metric", "to_fp8", "from_fp8", "fp8_gemm", "experts")
+KERNELS = (
+    *("attention", "rms_norm", "rotary", "metric", "to_fp8"),
+    *("from_fp8", "fp8_gemm", "experts", "fp8_experts"),
+)
 
 
 @pytest.fixture(params=CARDS)
@@ -69,6 +72,34 @@ def test_experts_agree_with_the_definition(fused, dtype, first):
 
     wanted = run(Device(1), "cpu")
     assert_same(run(fused, "hpu"), wanted, dtype)
+
+
+@pytest.mark.parametrize("fixed", [None, 0.05])
+def test_experts_in_fp8_agree_with_the_definition(fused, fixed):
+    """Up to roundings to bfloat16 and to fp8 in between; inputs are rounded by rows, whatever the scale."""
+    scale = None if fixed is None else Scale.of(torch.tensor(fixed))
+
+    def weight(rows, columns, seed):
+        numbers = (normal(rows, columns, seed=seed) * 99).clamp(-448, 448).to(torch.float8_e4m3fn)
+        return Fp8Weight(numbers, normal(rows, seed=seed + 1).abs() / 500, scale)
+
+    up, down = [weight(48, 32, seed) for seed in (0, 10)], [weight(32, 24, seed) for seed in (20, 30)]
+    x, weights = normal(6, 32), normal(6, 2, seed=1).abs()
+    chosen = torch.tensor([[0, 1], [3, 1], [1, 2], [2, 3], [1, 0], [3, 0]])
+
+    def run(device, place):
+        held = Experts(
+            up=[device.prepare_linear(one) for one in up],
+            down=[device.prepare_linear(one) for one in down],
+            kind="silu",
+        )
+        return device.experts(x.to(place), weights.to(place), chosen.to(place), held).cpu()
+
+    got, wanted = run(fused, "hpu"), run(Device(1), "cpu")
+    assert (got[3] == 0).all()
+    error = (got - wanted).norm() / wanted.norm()
+    assert error < 0.06
+    assert error > 0.001 or not fused.bridge.fp8_experts
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -296,6 +327,16 @@ def test_linear_layers_in_fp8_agree_with_float64(fused, dtype):
     )
     assert_same(got, wanted, dtype)
     assert_same(Device(1).multiply(given[0], weight, *given[1:]), wanted, dtype)
+
+
+def test_rows_of_input_in_fp8_are_rounded_by_their_own_greatest_number(fused):
+    """By hand: the greatest number of each row is stored as the limit, and a row of zeros as zeros."""
+    x = normal(6, 32) * torch.tensor([1e-6, 1e-2, 1, 30, 1e4, 0])[:, None]
+    weight = Fp8Weight(torch.eye(32).to(torch.float8_e4m3fn), torch.full((32,), 3.0), None)
+    step = x.abs().amax(-1, keepdim=True) / fused.fp8_limit
+    wanted = (x / step.clamp_min(1e-30)).to(torch.float8_e4m3fn).float() * step * 3
+    got = fused.multiply(x.to("hpu"), fused.prepare_linear(weight))
+    assert_same(got, wanted, torch.float32)
 
 
 def test_input_of_a_linear_layer_is_limited_by_the_generation(fused):

@@ -28,8 +28,8 @@ def calls_in(tree):
             yield known if known == "hpu_backend" else f"habana_frameworks.torch.core.{known}"
         elif isinstance(node, ast.Attribute):
             parent = ast.unparse(node.value)
-            if parent == "torch.ops.hpu":
-                yield f"torch.ops.hpu.{node.attr}"
+            if parent.startswith("torch.ops.hpu"):
+                yield f"{parent}.{node.attr}"
             elif parent == "hpu" or parent.endswith(".hpu"):
                 yield f"torch.hpu.{node.attr}"
             elif parent == "core":

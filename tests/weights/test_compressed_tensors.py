@@ -5,9 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
 
+from tests.compiling import open_compiling
 from tests.weights.quantized import (
     CUTS,
+    PROMPT,
     KeepingDevice,
     Tensors,
     check_logits,
@@ -19,6 +23,8 @@ from tests.weights.quantized import (
 )
 from tgi.device.base import Device
 from tgi.plugins import ConfigError, JsonReader
+from tgi.testing.driver import make_driver
+from tgi.testing.runs import transformers_logprobs, whole
 from tgi.weights import TensorPart
 from tgi.weights.formats import IntegerWeight, read_format
 
@@ -164,6 +170,31 @@ def test_fp8_weights_are_made_dense(tmp_path: Path, kind: str) -> None:
 def test_logits_of_fp8(tmp_path: Path, kind: str) -> None:
     settings, quantize = FP8_KINDS[kind]
     check_logits(tmp_path, make_quantized(tmp_path, quantize, settings), None, groups_of)
+
+
+@pytest.mark.parametrize("kind", ["channels", "tensor", "FBGEMM"])
+@pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
+def test_a_card_keeps_fp8_and_rounds_each_row_of_inputs(tmp_path: Path, kind: str, card: str) -> None:
+    settings, quantize = FP8_KINDS[kind]
+    dense = make_quantized(tmp_path, quantize, settings)
+    with open_compiling(card) as device:
+        got = whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT))
+        limit = device.fp8_limit
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+
+    def round_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        scale = inputs[0].abs().amax(-1, keepdim=True) / limit
+        return (inputs[0] / scale).to(FP8).float() * scale
+
+    for name, layer in model.named_modules():
+        if name.endswith("_proj"):
+            layer.register_forward_pre_hook(round_inputs)
+    (wanted,) = transformers_logprobs(dense, model, [PROMPT])
+    (exact,) = transformers_logprobs(dense, None, [PROMPT])
+    error = (got - wanted[-1:]).abs()
+    assert error.median() < 5e-4  # a number between two of e4m3 may be rounded to the other one
+    assert error.max() < 0.05
+    assert (exact[-1] - wanted[-1]).abs().median() > 10 * error.median()
 
 
 def test_layers_of_several_groups(tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_on_a_card(tmp_path: Path, kind: str, card: str) -> None:
     dense = make_quantized(tmp_path, *CASES[kind])
     (wanted,) = transformers_logprobs(dense, None, [PROMPT])
     with open_compiling(card) as device:
-        assert device.integers == {4}
+        assert device.keeps == {"fp8", "int4"}
         got = whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT))
     assert (got - wanted[-1:]).abs().max() < 1e-3
 
@@ -190,7 +190,7 @@ def test_experts(tmp_path: Path) -> None:
     )
     check_logits(tmp_path, dense, None, groups_of, kernels=False)
     command = Describe(
-        folder=str(tmp_path), architecture="MixtralForCausalLM", ranks=2, dtype="float32", integers=[4]
+        folder=str(tmp_path), architecture="MixtralForCausalLM", ranks=2, dtype="float32", keeps=["int4"]
     )
     kept = {info.name: (info.format, info.bytes) for info in describe(command).tensors}
     layer = "model.layers.1.block_sparse_moe"

@@ -59,7 +59,7 @@ class Device:
     """Whether programs and `fetch` return before the device has done their work."""
     fp8_limit = FP8_LIMIT
     """Greatest number in 8 bits."""
-    integers: frozenset[int] = frozenset()
+    keeps: frozenset[str] = frozenset()
     """Bits of integer weights that are multiplied as they are; others are made dense at loading."""
     min_tokens = 1
     """Least number of tokens of a step, padding included."""
@@ -175,7 +175,7 @@ class Device:
 
     def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
         """Return a dense weight [out, in] that is rounded, ready for `multiply`."""
-        return self.prepare_linear(rounding.round(matrix))
+        return self.prepare_linear(rounding.round(matrix if matrix.is_meta else matrix.cpu()))
 
     def multiply(
         self,

@@ -64,13 +64,13 @@ class Blueprint:
         build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel, loras)
         return self.make(self.config, build).eval(), build
 
-    def sketch(self, weights: Outline, shard: Shard, integers: Iterable[int] = ()) -> Build:
-        """Build a rank's share without numbers, and return what it asked for, on a device with `integers`.
+    def sketch(self, weights: Outline, shard: Shard, keeps: Iterable[str] = ()) -> Build:
+        """Build a rank's share without numbers, and return what it asked for, on a device with `keeps`.
 
         Raises ConfigError.
         """
         device = Device()
-        device.integers = frozenset(integers)
+        device.keeps = frozenset(keeps)
         device.torch_device = torch.device("meta")
         try:
             return self.build(weights, shard, device)[1]
@@ -131,10 +131,10 @@ def describe(command: Describe) -> Described:
     whole = RecordingShard()
     possible: list[int] = []
     try:
-        build = blueprint.sketch(outline, whole, command.integers)
+        build = blueprint.sketch(outline, whole, command.keeps)
         possible = whole.possible_ranks(config.num_heads)
         if command.ranks != 1:
-            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks), command.integers)
+            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks), command.keeps)
     except DivisionError:
         raise ConfigError(
             f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "

@@ -77,7 +77,11 @@ class Setup:
             raise ConfigError(f"a KV cache of {cache_dtype!r} is not supported on this device")
         quantize = self.options.quantization
         if quantize in ROUNDINGS and quantize not in self.device.roundings:
-            raise ConfigError(f"--quantize {quantize} is not supported on --device {self.device.name}")
+            other = " or ".join(sorted(self.device.roundings))
+            raise ConfigError(
+                f"--quantize {quantize} is not supported on --device {self.device.name}"
+                + (f"; {other} is" if other else "")
+            )
         return Describe(
             folder=str(self.folder),
             architecture=self.architecture,
@@ -88,7 +92,7 @@ class Setup:
             check=False,
             overrides=self.overrides,
             quantize=quantize,
-            integers=sorted(self.device.integers),
+            keeps=sorted(self.device.keeps),
             expert_parallel=self.options.expert_parallel,
         )
 

@@ -70,8 +70,8 @@ class DeviceSpec:
     """Values of --kv-cache-dtype that the device supports, besides the model's dtype."""
     roundings: frozenset[str] = frozenset()
     """Values of --quantize by which the device can round a dense checkpoint while it is loaded."""
-    integers: frozenset[int] = frozenset()
-    """`integers` of the device's class."""
+    keeps: frozenset[str] = frozenset()
+    """`keeps` of the device's class."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: share of the free memory, after weights and workspace, that is used."""
     fills_memory: bool = False

@@ -38,8 +38,8 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Keys that replace those of config.json (`--rope-scaling`)."""
     quantize: str = ""
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
-    integers: list[int] = msgspec.field(default_factory=list)
-    """Bits of integer weights that the device multiplies as they are stored."""
+    keeps: list[str] = msgspec.field(default_factory=list)
+    """Kinds of weights that the device multiplies as they are stored, as in its `DeviceSpec`."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
     loras: LoraSlots = NO_LORAS

@@ -24,6 +24,12 @@ FOREIGN: dict[str, Callable[..., Any]] = {}
 """Functions that run the operations of other namespaces, which collectives.py puts here."""
 
 
+def _name(op: Any) -> str:
+    """Return the name of an operation of the bridge's own, with its overload."""
+    overload = op._overloadname
+    return str(op._opname if overload == "default" else f"{op._opname}.{overload}")
+
+
 def active() -> Card:
     """Return the card that operations run on."""
     if not _cards:
@@ -45,7 +51,7 @@ def run(op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         card.ledger.violate("S26", str(op), "the device is used in a child of the process that opened it")
     if op.namespace in FOREIGN:
         return FOREIGN[op.namespace](card, op, args, kwargs)
-    info = operation(op) if op.namespace != "hpu" else FUSED[op._opname]
+    info = operation(op) if op.namespace != "hpu" else FUSED[_name(op)]
     if info.name == "one_hot":
         card.ledger.violate("S17", info.label, "native one_hot is called")
     if info.composite:

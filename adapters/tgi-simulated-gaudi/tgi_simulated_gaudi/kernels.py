@@ -256,6 +256,29 @@ def _experts(
     return out
 
 
+def _experts_fp8(
+    x: Tensor,
+    table: Tensor,
+    weights: Tensor,
+    w12: Sequence[Tensor],
+    w3: Sequence[Tensor],
+    x_scale: Tensor,
+    w12_scale: Sequence[Tensor],
+    w3_scale: Sequence[Tensor],
+    permuted: bool,
+    activation: str,
+    first: int,
+    last: int,
+) -> Tensor:
+    """Do as `_experts` in bfloat16 with inputs and weights in fp8, of which each row has a scale."""
+    up, down = (
+        [(numbers.float() * scale[:, None]).bfloat16() for numbers, scale in zip(*pair, strict=True)]
+        for pair in ((w12, w12_scale), (w3, w3_scale))
+    )
+    real = (x.float() * x_scale).bfloat16()
+    return _experts(real, table, weights.bfloat16(), up, down, permuted, activation, first, last)
+
+
 def _from_uint4(words: Tensor, scale: Tensor, zero_point: Tensor, out_dtype: torch.dtype) -> Tensor:
     """Return (numbers - zeros) * scales [in, out] of words with eight columns each, and groups of rows."""
 
@@ -272,6 +295,10 @@ _SCHEMAS = {
     "mixture_of_experts": "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
     "Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation, SymInt experts_min, "
     "SymInt experts_max) -> Tensor",
+    "mixture_of_experts.fp8_fused_weights_dynamic": "(Tensor hidden_states, Tensor expert_routing_table, "
+    "Tensor router_weights, Tensor[] w12, Tensor[] w3, Tensor d_scale_hidden_states, Tensor[] d_scale_w12, "
+    "Tensor[] d_scale_w3, bool permuted_weights, str activation, SymInt experts_min, SymInt experts_max) "
+    "-> Tensor",
     "cast_to_fp8_v2": "(Tensor input, Tensor? scale=None, bool stochastic_rounding=False, "
     "bool is_amax=False, ScalarType? dtype=None, SymInt[]? scale_shape=None) -> (Tensor, Tensor)",
     "cast_from_fp8": "(Tensor input, Tensor? scale, ScalarType out_dtype, SymInt[]? scale_shape=None) "
@@ -281,6 +308,7 @@ _SCHEMAS = {
     "SymInt[]? B_scale_shape=None) -> Tensor",
 }
 _fused("mixture_of_experts", _experts)
+_fused("mixture_of_experts.fp8_fused_weights_dynamic", _experts_fp8)
 _fused("convert_from_uint4", _from_uint4)
 _fused("cast_to_fp8_v2", _cast_to_fp8)
 _fused("cast_from_fp8", _cast_from_fp8)
@@ -289,6 +317,7 @@ _fused("cast_saturating", _saturated)
 DTYPES = {
     "sdpa": FLOAT,
     "mixture_of_experts": FLOAT,
+    "mixture_of_experts.fp8_fused_weights_dynamic": FLOAT | FP8,
     "rms_norm": FLOAT,
     "rotary_pos_embedding": FLOAT,
     "cast_to_fp8_v2": FLOAT,

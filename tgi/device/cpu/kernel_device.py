@@ -12,7 +12,14 @@ from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, Kernel
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache, KVLayer
-from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight, Operations, Rounding
+from tgi.weights.formats import (
+    DenseWeight,
+    IntegerRounding,
+    IntegerWeight,
+    LinearWeight,
+    Operations,
+    Rounding,
+)
 
 from .cpu_device import CpuDevice, has_instructions
 
@@ -104,7 +111,7 @@ class KernelDevice(CpuDevice):
         super().__init__(threads)
         self._kernels = load()
         self._kernels.use_threads(self.threads)
-        self.integers = frozenset({4, 8})
+        self.keeps = self.spec.keeps
         self._packs = not has_instructions("amx_bf16")  # with AMX, oneDNN is faster for many rows
         if self._packs:
             self.min_tokens = 1
@@ -125,7 +132,11 @@ class KernelDevice(CpuDevice):
     def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
         """Round and pack at once."""
         size = matrix.shape[1]
-        if matrix.dtype not in _DTYPES or size > MAX_QUANTIZED_FEATURES:
+        if (
+            not isinstance(rounding, IntegerRounding)
+            or matrix.dtype not in _DTYPES
+            or size > MAX_QUANTIZED_FEATURES
+        ):
             return super().round(matrix, rounding)
         packed = self._kernels.round_and_pack(
             matrix, rounding.bits, rounding.group(size), symmetric=rounding.symmetric

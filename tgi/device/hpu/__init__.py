@@ -19,7 +19,8 @@ SPEC = DeviceSpec(
     card_variables=("HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"),
     card_files="/dev/accel/accel[0-9]*",
     cache_dtypes=frozenset({"fp8_e4m3fn"}),
-    integers=frozenset({4}),
+    roundings=frozenset({"fp8", "int4"}),
+    keeps=frozenset({"int4", "fp8"}),
     memory_fraction=0.9,  # as vLLM's; the rest is for fragmentation, and for errors of the estimate
     fills_memory=True,  # a card serves one model alone
     # Memory as logs show it; peak rates from Intel's Hot Chips 2024 deck; 21 of 24 ports are links.

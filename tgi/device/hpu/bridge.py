@@ -36,6 +36,7 @@ class Bridge:
     from_fp8: Callable[..., torch.Tensor] | None
     fp8_gemm: Callable[..., torch.Tensor] | None
     experts: Callable[..., torch.Tensor] | None
+    fp8_experts: Callable[..., torch.Tensor] | None
     from_uint4: Callable[..., torch.Tensor] | None
     metric: Callable[[str], Any] | None
 
@@ -72,6 +73,7 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         from_fp8=_operator(lambda: torch.ops.hpu.cast_from_fp8),
         fp8_gemm=_operator(lambda: torch.ops.hpu.fp8_gemm_v2),
         experts=_operator(lambda: torch.ops.hpu.mixture_of_experts),
+        fp8_experts=_operator(lambda: torch.ops.hpu.mixture_of_experts.fp8_fused_weights_dynamic),
         from_uint4=_operator(lambda: torch.ops.hpu.convert_from_uint4),
         metric=_optional("habana_frameworks.torch.hpu.metrics.metric_global"),
     )

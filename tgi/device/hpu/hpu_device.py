@@ -9,8 +9,8 @@ back. Scattered reads, which do not suit it, are of whole blocks.
 import functools
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,15 +25,16 @@ from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
 from tgi.weights import Shard
 from tgi.weights.formats import DenseWeight, IntegerWeight, LinearWeight
-from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
+from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale, row_scale
 
 from . import SPEC
 from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
 from .gaudi_probes import gaudi_probes
 from .lazy_graphs import LazyGraphs
-from .uint4_weight import BITS, Uint4Weight
+from .uint4_weight import Uint4Weight
 
+W = TypeVar("W", bound=LinearWeight)
 _WIDEST = 256
 """Most features of a head that the fused attention gets; compressed keys have more."""
 
@@ -49,7 +50,7 @@ class HpuDevice(StaticDevice):
         super().__init__(threads)
         self.bridge = open_bridge(environ)
         self.torch_device, self.fp8_limit = torch.device("hpu"), self.bridge.fp8_limit
-        self.integers = frozenset({BITS} if self.bridge.from_uint4 else ())
+        self.keeps = SPEC.keeps if self.bridge.from_uint4 else SPEC.keeps - {"int4"}
         self.keeps_graphs = self.bridge.lazy
         self.graphs: LazyGraphs | CompiledRegions = (
             LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
@@ -211,24 +212,40 @@ class HpuDevice(StaticDevice):
     def experts(
         self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
     ) -> torch.Tensor:
-        """Compute dense experts with silu by the fused kernel, which leaves out those of other ranks."""
-        up, down = (
-            [w.matrix for w in part if isinstance(w, DenseWeight)] for part in (experts.up, experts.down)
-        )
-        plain = len(up) < len(experts.up) or experts.kind != "silu" or experts.up_bias is not None
-        if self.bridge.experts is None or plain:
+        """Compute experts with silu by the fused kernels, which leave out those of other ranks.
+
+        That for fp8 rounds each row of its inputs by its own greatest number, and gives bfloat16.
+        """
+        if experts.kind != "silu" or experts.up_bias is not None:
             return super().experts(x, weights, chosen, experts)
-        return self.bridge.experts(
-            hidden_states=x,
-            expert_routing_table=chosen,
-            router_weights=weights,
+        common = {
+            "expert_routing_table": chosen,
+            "router_weights": weights,
+            "permuted_weights": True,
+            "activation": "silu",
+            "experts_min": experts.first,
+            "experts_max": experts.first + len(experts.up) - 1,
+        }
+        dense = [_of_kind(part, DenseWeight) for part in (experts.up, experts.down)]
+        if self.bridge.experts is not None and all(dense):
+            up, down = ([weight.matrix for weight in part] for part in dense)
+            return self.bridge.experts(hidden_states=x, w12=up, w3=down, **common)
+        stored = [_of_kind(part, Fp8Weight) for part in (experts.up, experts.down)]
+        if self.bridge.fp8_experts is None or not all(stored):
+            return super().experts(x, weights, chosen, experts)
+        up, down = ([weight.numbers for weight in part] for part in stored)
+        up_scales, down_scales = ([weight.scales for weight in part] for part in stored)
+        scale = row_scale(x, self.fp8_limit)
+        y = self.bridge.fp8_experts(
+            hidden_states=self._narrow(x, scale),
             w12=up,
             w3=down,
-            permuted_weights=True,
-            activation="silu",
-            experts_min=experts.first,
-            experts_max=experts.first + len(up) - 1,
+            d_scale_hidden_states=scale.value,
+            d_scale_w12=up_scales,
+            d_scale_w3=down_scales,
+            **common,
         )
+        return y.to(x.dtype)
 
     def argmax(self, x: torch.Tensor) -> torch.Tensor:
         """Return the lowest index of the greatest value: which of equals a kernel returns is undocumented."""
@@ -260,9 +277,10 @@ class HpuDevice(StaticDevice):
         """Multiply with fp8 weights by the fused kernel."""
         if not isinstance(weight, Fp8Weight) or self.bridge.fp8_gemm is None:
             return super().multiply(x, weight, bias, residual)
-        numbers, scale = self._narrow(x, weight.input), weight.input.value
+        scale = weight.input or row_scale(x, self.fp8_limit)
+        numbers = self._narrow(x, scale)
         y = self.bridge.fp8_gemm(
-            numbers, False, weight.numbers, True, None, x.dtype, scale, weight.scales, bias, False
+            numbers, False, weight.numbers, True, None, x.dtype, scale.value, weight.scales, bias, False
         )
         return y if residual is None else residual + y
 
@@ -367,3 +385,9 @@ class HpuDevice(StaticDevice):
         if shard.size > 1:
             self.graphs.border()
         return super().all_gather(x, shard)
+
+
+def _of_kind(weights: Sequence[LinearWeight], kind: type[W]) -> list[W]:
+    """Return weights that are all of that kind; [] if some are not."""
+    chosen = [weight for weight in weights if isinstance(weight, kind)]
+    return chosen if len(chosen) == len(weights) else []

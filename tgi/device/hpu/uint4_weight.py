@@ -64,4 +64,5 @@ class Uint4Weight(LinearWeight):
 def _pack(numbers: torch.Tensor) -> torch.Tensor:
     """Return numbers [out, any] uint8 as words [any, out / 8] int32."""
     columns = numbers.T.contiguous()
-    return (columns[:, ::2] | (columns[:, 1::2] << BITS)).contiguous().view(torch.int32)
+    pairs = columns[:, ::2] | (columns[:, 1::2] << BITS)
+    return pairs.flatten().view(torch.int32).view(len(columns), -1)  # a single row may have any stride

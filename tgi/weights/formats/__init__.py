@@ -9,12 +9,14 @@ from tgi.plugins import ConfigError, JsonReader
 
 from .base import EXPANDED, LinearWeight, Operations, WeightFormat
 from .dense import Dense, DenseWeight
-from .integers import IntegerWeight, Rounding
+from .integers import IntegerRounding, IntegerWeight
+from .rounding import Rounding
 
 __all__ = [
     "EXPANDED",
     "Dense",
     "DenseWeight",
+    "IntegerRounding",
     "IntegerWeight",
     "LinearWeight",
     "Operations",
@@ -27,11 +29,10 @@ __all__ = [
 _KERNELS = {"marlin": ("gptq", "awq"), "gptq_marlin": ("gptq",), "awq_marlin": ("awq",)}
 """Values of --quantize that name other servers' kernels, and the formats that these take."""
 _INSTEAD = {
-    "bitsandbytes": "a dense checkpoint with --quantize int8 or int4, on a CPU",
-    "bitsandbytes-nf4": "a dense checkpoint with --quantize int4, on a CPU",
-    "bitsandbytes-fp4": "a dense checkpoint with --quantize int4, on a CPU",
-    "eetq": "a dense checkpoint with --quantize int8, on a CPU",
-    "fp8": "a dense checkpoint with --quantize int8, on a CPU, or a checkpoint that is in fp8",
+    "bitsandbytes": "a dense checkpoint with --quantize int8 (cpu), fp8 (hpu) or int4",
+    "bitsandbytes-nf4": "a dense checkpoint with --quantize int4",
+    "bitsandbytes-fp4": "a dense checkpoint with --quantize int4",
+    "eetq": "a dense checkpoint with --quantize int8 (cpu) or fp8 (hpu)",
     "exl2": "a checkpoint in GPTQ or AWQ",
 }
 """Formats of other servers that are refused, and the ones to serve instead."""
@@ -54,7 +55,7 @@ def read_format(config: JsonReader, quantize: str = "") -> WeightFormat:
 
 def _rounding(quantize: str) -> Rounding:
     _import_all()
-    kinds = {kind.name: kind for kind in Rounding.__subclasses__()}
+    kinds = {kind.name: kind for kind in Rounding.kinds()}
     if quantize in kinds:
         return kinds[quantize]()
     if quantize in _INSTEAD:

@@ -23,7 +23,8 @@ class Operations(Protocol):
 
     torch_device: torch.device
     fp8_limit: float
-    integers: frozenset[int]
+    keeps: frozenset[str]
+    """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows."""
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a dense weight [out, in] in the form in which `linear` is fastest."""

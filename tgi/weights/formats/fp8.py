@@ -20,6 +20,8 @@ FP8_LIMIT = 448.0
 """The greatest number of the dtype; some devices have less."""
 FORMATS = ("float-quantized", "naive-quantized")
 """Values of compressed-tensors' "format" for weights in 8 bits as they are."""
+_TINY = 1e-30
+"""Least scale, whose inverse is finite: that of a row of zeros."""
 
 
 class Scale(NamedTuple):
@@ -44,6 +46,12 @@ class Scale(NamedTuple):
         return Scale(self.value.to(device), self.inverse.to(device))
 
 
+def row_scale(x: torch.Tensor, limit: float) -> Scale:
+    """Return scales [n, 1] by which the greatest number of each row of x [n, in] is stored as `limit`."""
+    value = (x.float().abs().amax(-1, keepdim=True) / limit).clamp_min(_TINY)
+    return Scale(value, 1 / value)
+
+
 @attrs.frozen(eq=False)
 class Fp8Weight(LinearWeight):
     """A matrix in 8 bits with its scales."""
@@ -52,8 +60,8 @@ class Fp8Weight(LinearWeight):
     """Stored weights [out, in] e4m3."""
     scales: torch.Tensor
     """Scales [out] float32 of the rows: real = stored * scale."""
-    input: Scale
-    """Scale by which inputs are rounded to 8 bits."""
+    input: Scale | None
+    """Scale by which inputs are rounded to 8 bits; None: each row is, by its own greatest number."""
 
     def dense(self) -> torch.Tensor:
         """Return the real numbers, in float32."""
@@ -65,13 +73,14 @@ class Fp8Weight(LinearWeight):
             self,
             numbers=self.numbers.to(device),
             scales=self.scales.to(device),
-            input=self.input.to(device),
+            input=self.input and self.input.to(device),
         )
 
     def halved(self) -> Self:
         """Return the same weight with numbers half as great: exact but for the last bit of some near 0."""
         numbers = (self.numbers.float() / 2).to(FP8)
-        return attrs.evolve(self, numbers=numbers, scales=2 * self.scales, input=self.input.doubled())
+        doubled = self.input and self.input.doubled()
+        return attrs.evolve(self, numbers=numbers, scales=2 * self.scales, input=doubled)
 
     def prepare(self, device: Operations) -> Self:
         """Return a copy on the device, within its range: checkpoints are made for FP8_LIMIT."""
@@ -87,8 +96,9 @@ class Fp8Weight(LinearWeight):
     ) -> torch.Tensor:
         """Round x to 8 bits and multiply in float32."""
         limit = device.fp8_limit
-        numbers = (x.float() * self.input.inverse).clamp(-limit, limit).to(FP8)
-        y = device.linear(numbers.float(), self.numbers.float()) * self.input.value * self.scales
+        scale = self.input or row_scale(x, limit)
+        numbers = (x.float() * scale.inverse).clamp(-limit, limit).to(FP8)
+        y = device.linear(numbers.float(), self.numbers.float()) * scale.value * self.scales
         y = (y if bias is None else y + bias).to(x.dtype)
         return y if residual is None else residual + y
 

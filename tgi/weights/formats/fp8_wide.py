@@ -1,8 +1,9 @@
-"""Weights in 8 bits (e4m3) with scales by tensor, by channel or by block, made dense while they are loaded.
+"""Weights in 8 bits (e4m3) with scales by tensor, by channel or by block.
 
 Beside the numbers "x.weight" [out, in] a checkpoint has "x.weight_scale" or "x.weight_scale_inv": [] or [1],
 [out] or [out, 1], or a scale for each block. Written by compressed-tensors, AutoFP8, FBGEMM, and for DeepSeek
-and Qwen. Inputs are not rounded.
+and Qwen. A device that keeps fp8 rounds each row of its inputs by its own greatest number. Where a row has
+several scales, and on other devices, weights are made dense while they are loaded.
 """
 
 from typing import Any, Self
@@ -13,17 +14,17 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
-from .base import EXPANDED, Reader, WeightFormat
+from .base import EXPANDED, LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, group_for, groups_of, stores_integers
 from .dense import DenseWeight
-from .fp8 import FORMATS, FP8, read_cache_scales
+from .fp8 import FORMATS, FP8, Fp8Weight, read_cache_scales
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
 @attrs.frozen(slots=False)  # slots would need a second class, and both would be found
 class WideFp8(WeightFormat):
-    """Any fp8 that no device multiplies as it is."""
+    """Any fp8 whose inputs have no fixed scales."""
 
     name = "fp8"
     methods = frozenset({"fp8", "compressed-tensors", "fbgemm_fp8"})
@@ -69,9 +70,17 @@ class WideFp8(WeightFormat):
         known = part.index is None and any(f"{part.name}{suffix}" in reader for suffix in _SUFFIXES)
         return None if known else f"{part.name}_scale"
 
-    def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
-        """Read the numbers and multiply them by their scales."""
-        matrix = torch.cat([reader.put(self._read(reader, part)) for part in parts])
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read numbers and scales; those of a weight that the device does not keep are multiplied."""
+        scales = [self._read_scales(reader, part) for part in parts]
+        if "fp8" in reader.device.keeps and all(one.shape[1] == 1 for one in scales):
+            numbers = torch.cat([reader.read_raw(part, FP8) for part in parts])
+            return Fp8Weight(numbers, torch.cat(scales)[:, 0], None)
+        dense = [
+            reader.put(reader.read_raw(part, FP8, kept=False).float() * one)
+            for part, one in zip(parts, scales, strict=True)
+        ]
+        matrix = torch.cat(dense)
         for part in parts:
             held = matrix.new_empty(part.size, device="meta")
             reader.keep(part.name, part.stored, held, f"{self.name}, {EXPANDED}")
@@ -81,7 +90,8 @@ class WideFp8(WeightFormat):
         """Do as `Fp8.cache_scales`."""
         return read_cache_scales(reader, name)
 
-    def _read(self, reader: Reader, part: TensorPart) -> torch.Tensor:
+    def _read_scales(self, reader: Reader, part: TensorPart) -> torch.Tensor:
+        """Return the scales [out, 1] of a part's rows, or [out, in] of its numbers if a row has several."""
         module, (out, size) = part.name.removesuffix(".weight"), part.shape
         weights = group_for(self.blocks, module)["weights"]
         height, width = {
@@ -94,8 +104,7 @@ class WideFp8(WeightFormat):
         rows, columns = torch.arange(out) // height, torch.arange(size) // width
         if part.indices is not None:
             rows, columns = (rows[part.indices], columns) if part.dim == 0 else (rows, columns[part.indices])
-        numbers = reader.read_raw(attrs.evolve(part, transposed=False), FP8, kept=False).float()
-        return numbers * scales[rows][:, columns]
+        return scales[rows] if scales.shape[1] == 1 else scales[rows][:, columns]
 
 
 def _is_known(weights: Any) -> bool:

@@ -1,9 +1,9 @@
 """Dense weights rounded to 8 bits at loading, with one scale for each output feature (`--quantize int8`)."""
 
-from .integers import Rounding
+from .integers import IntegerRounding
 
 
-class Int8(Rounding):
+class Int8(IntegerRounding):
     """Weights and inputs in 8 bits; inputs are rounded by each row's own maximum."""
 
     name = "int8"

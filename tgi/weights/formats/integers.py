@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import LinearWeight, Operations
-from .dense import Dense
+from .rounding import Rounding
 
 _PIECE = 1 << 18
 """Numbers that are rounded at once: few enough to stay in a processor's cache."""
@@ -98,32 +98,24 @@ def round_inputs(x: torch.Tensor, group: int) -> torch.Tensor:
     return ((groups * inverse).round() * (top / 127)).view(rows, -1)[:, :size]
 
 
-class Rounding(Dense):
-    """A format that dense weights are rounded to while a checkpoint is loaded (`--quantize`).
-
-    One layer at a time is in memory as the checkpoint has it.
-    """
+class IntegerRounding(Rounding):
+    """A rounding to integers."""
 
     bits: ClassVar[int]
     symmetric: ClassVar[bool]
     """Whether 0 is in the middle of the integers' range; else a group begins at its least number."""
-
-    @property
-    def head(self) -> "Rounding":
-        """The format of the layer that gives logits, which needs more precision than others."""
-        return self
 
     @abstractmethod
     def group(self, size: int) -> int:
         """Return how many of `size` input features share a scale."""
 
     def bytes(self, out: int, size: int) -> int:
-        """Return the bytes of a matrix [out, size]: numbers, scales, and zeros if there are any."""
+        """Return the bytes of numbers, scales, and zeros if there are any."""
         groups = -(-size // self.group(size))
         return out * (size * self.bits // 8 + groups * (4 if self.symmetric else 5))
 
     def round(self, matrix: torch.Tensor) -> IntegerWeight:
-        """Round a dense matrix [out, in]."""
+        """Round each group of features by its own range."""
         return round_weight(matrix, self.bits, self.group(matrix.shape[1]), symmetric=self.symmetric)
 
 

@@ -56,7 +56,7 @@ def fuse(
 
     `name` is that of the format.
     """
-    whole = _join(pieces, reader.device.integers)
+    whole = _join(pieces, reader.device.keeps)
     if whole is None:
         dense = DenseWeight(torch.cat([reader.put(piece.dense()) for piece in pieces]))
         for part in parts:
@@ -69,13 +69,13 @@ def fuse(
     return whole
 
 
-def _join(pieces: Sequence[LinearWeight], bits: frozenset[int]) -> IntegerWeight | None:
-    """Return the pieces as one weight of integers, if they are alike and of so many bits."""
+def _join(pieces: Sequence[LinearWeight], kept: frozenset[str]) -> IntegerWeight | None:
+    """Return the pieces as one weight of integers, if they are alike and of a kind that is `kept`."""
     weights = [piece for piece in pieces if isinstance(piece, IntegerWeight)]
     if len(weights) < len(pieces):
         return None
     first = weights[0]
-    if first.bits not in bits or (first.group % _STEP and first.group < first.numbers.shape[1]):
+    if f"int{first.bits}" not in kept or (first.group % _STEP and first.group < first.numbers.shape[1]):
         return None
     if any((first.bits, first.group) != (each.bits, each.group) for each in weights):
         return None
