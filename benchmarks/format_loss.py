@@ -29,7 +29,7 @@ from tgi.config import ROUNDINGS
 from tgi.device.base import Device
 from tgi.plugins import JsonReader
 from tgi.weights import TensorPart
-from tgi.weights.formats import LinearWeight, Rounding
+from tgi.weights.formats import LinearWeight, Rounding, read_format
 
 DEMO = Path(__file__).parents[1] / "tgi/demo"
 Make = Callable[[torch.Tensor], LinearWeight]

@@ -134,7 +134,7 @@ def _quantization(plan: Plan) -> str:
 def _rounding(plan: Plan) -> Iterator[str]:
     name = _quantization(plan)
     if name in ROUNDINGS:
-        yield f"Rounding to {name} raises the demo model's loss on unseen words by {ROUNDINGS[name]:.1%}."
+        yield f"Rounding to {name} raises the demo model's loss on unseen words by {ROUNDINGS[name]:.2%}."
 
 
 def _section(title: str, *parts: RenderableType) -> RenderableType:
