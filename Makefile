@@ -3,6 +3,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 ADAPTERS := $(wildcard adapters/*/pyproject.toml kernels/*/pyproject.toml)
+PIP_WHEEL := $(subst install,wheel,$(PIP)) --no-deps --no-build-isolation
 KERNELS := $(wildcard kernels/*/src/*)
 PORT ?= 8080
 ARGS ?=
@@ -17,7 +18,7 @@ LIMIT ?= 120
 HOURS ?= 1
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients docs run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
+.PHONY: help setup clients docs wheels release run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
   run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -124,6 +125,17 @@ run-integration-tests-with-all-models: .venv/.dev  ## all that TGI tests on Gaud
 capture-expected-outputs-for-integration-tests: .venv/.dev  ## keep what they answer now; ARGS=--gaudi-all-models
 	$(MODELS) --capture-expected-outputs $(ARGS)
 
+wheels: .venv/.dev  ## build wheels of every distribution in build/dist, and try them in an empty environment
+	rm -rf build/dist build/lib build/bdist.* $(addsuffix build,$(dir $(ADAPTERS)))
+	$(PIP_WHEEL) --wheel-dir build/dist . $(dir $(ADAPTERS))
+	.venv/bin/python release/try_wheels.py build/dist
+
+release: .venv/.dev  ## write VERSION=0.2.0 and its section of the changelog, build and try; CONTRIBUTING.md
+	@git diff --quiet HEAD || { echo "commit first: a release is of what is committed"; exit 1; }
+	.venv/bin/python release/version.py $(VERSION)
+	TGI_KERNELS=all $(MAKE) wheels
+	@git diff --stat
+
 clean:  ## remove what the other targets made
 	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
@@ -133,8 +145,8 @@ clean:  ## remove what the other targets made
 
 # torch comes first and pinned: nothing after it may bring another one.
 .venv/.run: pyproject.toml $(ADAPTERS) $(KERNELS) | .venv/bin/python
-	$(PIP) '$(TORCH)'
-	$(PIP) '$(TORCH)' --editable '.[otlp-grpc]' $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
+	$(PIP) '$(TORCH)' 'setuptools>=77'
+	$(PIP) --no-build-isolation '$(TORCH)' --editable '.[docs,otlp-grpc,transformers]' $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.run

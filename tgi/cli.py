@@ -332,6 +332,7 @@ def _client(work: Callable[[], int]) -> int:
     import httpx2 as httpx
 
     from tgi.client.batch import BatchError
+    from tgi.client.bench import BenchError
     from tgi.client.embedded import StartError
     from tgi.client.http import RequestError
 
@@ -341,7 +342,7 @@ def _client(work: Callable[[], int]) -> int:
         reason = f"{error.request.url} answers {error.response.status_code}"
     except httpx.HTTPError as error:
         reason = f"the server cannot be reached: {error}"
-    except (BatchError, RequestError, StartError, OSError) as error:
+    except (BatchError, BenchError, RequestError, StartError, OSError) as error:
         reason = str(error)
     print(f"tgi: {reason}", file=sys.stderr)
     return 1

@@ -6,7 +6,6 @@ finished or ended with an error event, ranks stopped.
 """
 
 import functools
-import importlib.metadata
 import logging
 import platform
 import resource
@@ -35,6 +34,7 @@ from tgi.limits import Limits
 from tgi.listen import listen
 from tgi.metrics import Metrics
 from tgi.plugins import PLUGIN_TRACE, ConfigError
+from tgi.plugins.machine import Machine
 from tgi.progress import show_progress
 
 log = logging.getLogger(__name__)
@@ -246,8 +246,9 @@ def _raise_file_limit() -> None:
 
 def _versions() -> Iterator[str]:
     yield f"{platform.platform()}, Python {platform.python_version()}"
-    for name in ("tgi-server", "torch", "transformers", "tokenizers", "trio", "quart-trio", "hypercorn"):
-        yield f"{name} {importlib.metadata.version(name)}"
+    packages = ("tgi-server", "torch", "transformers", "tokenizers", "trio", "quart-trio", "hypercorn")
+    for name, version in Machine().versions(packages).items():
+        yield f"{name} {version}"
 
 
 def _explain(error: Exception) -> int:

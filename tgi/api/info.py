@@ -1,5 +1,6 @@
 """GET routes about the server: health, `/info`, `/v1/models`, `/metrics`, and the documentation."""
 
+import importlib.util
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
@@ -11,7 +12,6 @@ import msgspec
 import trio
 from msgspec import UNSET, UnsetType
 from quart import Response, request
-from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
 from werkzeug.exceptions import NotFound
 
 from tgi.errors import Unavailable, UnknownModel
@@ -37,8 +37,17 @@ PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; style-src 'self' 'unsafe-inline'",
     "cache-control": "no-cache",
 }
+SWAGGER = importlib.util.find_spec("swagger_ui_bundle")
 DOCS_FILES = "swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png"
 """Files of the Swagger UI that its page loads."""
+PLAIN_DOCS_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<title>Text Generation Inference</title>
+<p>The routes are described in <a href="../api-doc/openapi.json">a document of OpenAPI</a>.
+<p>This page tries them out after <code>pip install 'tgi-server[docs]'</code>, which brings the Swagger UI.
+</html>
+"""
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -266,15 +275,19 @@ async def docs(_call: Call[None]) -> Response:
 
 
 async def docs_page(_call: Call[None]) -> Response:
-    """Answer `/docs/`, the Swagger UI."""
-    return Response(DOCS_PAGE, 200, {"content-type": "text/html; charset=utf-8"})
+    """Answer `/docs/`: the Swagger UI, or where the document is if that is not installed."""
+    return Response(
+        DOCS_PAGE if SWAGGER else PLAIN_DOCS_PAGE, 200, {"content-type": "text/html; charset=utf-8"}
+    )
 
 
 async def docs_asset(call: Call[None]) -> Response:
     """Answer with a file of the Swagger UI."""
     name = call.arguments["name"]
-    if name not in DOCS_FILES:
+    if SWAGGER is None or name not in DOCS_FILES:
         raise NotFound
+    from swagger_ui_bundle import swagger_ui_path  # type: ignore[import-untyped]
+
     return await _asset(Path(swagger_ui_path) / name)
 
 

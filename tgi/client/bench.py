@@ -4,6 +4,7 @@ Each request is a random text and asks for a fixed number of tokens. A *level* o
 that run at once, or a rate at which they arrive (Poisson, seeded).
 """
 
+import importlib.util
 import json
 import math
 import random
@@ -158,6 +159,10 @@ def quantile(ordered: Sequence[float], share: float) -> float:
     return ordered[max(math.ceil(share * len(ordered)) - 1, 0)] if ordered else math.nan
 
 
+class BenchError(Exception):
+    """Nothing can be measured; the text says why."""
+
+
 def measure(
     url: str,
     work: Work,
@@ -168,7 +173,9 @@ def measure(
     json_file: Path | None,
     plot: Path | None,
 ) -> int:
-    """Measure each level, and show a table; return 1 if a request failed."""
+    """Measure each level, and show a table; return 1 if a request failed. Raises BenchError."""
+    if plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise BenchError("--plot needs matplotlib, which is not installed: pip install tgi-server[plots]")
     console = Console()
     levels = trio.run(_run, url, work, concurrency, rates, key, console)
     rows = [level.summary() for level in levels]

@@ -12,6 +12,7 @@ from .manager import architectures, load_plugins
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+WITHOUT_TRANSFORMERS = "; transformers may run it: pip install tgi-server[transformers]"
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def find_architecture(folder: Path, data: Mapping[str, Any]) -> tuple[Architectu
     if not offered:
         wanted = names[0] if names else "(none named)"
         supported = ", ".join(sorted(set(known) - {ANY})) or "none: no adapter is installed"
-        kind = other_kind(data)
+        kind = other_kind(data) or ("" if ANY in known else WITHOUT_TRANSFORMERS)
         reason = f"{folder}: architecture {wanted} is not supported; supported are {supported}{kind}"
         raise ConfigError("; ".join([reason, *plugins.left_out]))
     architecture = known[offered[0]]

@@ -60,7 +60,10 @@ def _load(path: Path) -> dict[str, torch.Tensor]:
 
 def convert_tokenizer(folder: Path, target: Path) -> None:
     """Write tokenizer.json to `target`, converted by transformers, and names of BOS and EOS if missing."""
-    from transformers import AutoTokenizer
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ValueError("making it needs transformers: pip install tgi-server[transformers]") from error
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
