@@ -27,6 +27,7 @@ CHOICES = {
     "chat_template": __file__,
     "bucket_shapes": __file__,
     "root_path": "/llm",
+    "executor": "ray",
     "while_recovering": "refuse",
     "tenants": __file__,
     "aip_predict_route": "/predict",

@@ -33,6 +33,7 @@ from tgi.planning.workload import Recording, ShapeCounts
 from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
 from tgi.protocol import Bucket, CacheGroup, Loaded, Progress
+from tgi.ranks import local_ranks
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
@@ -44,10 +45,11 @@ def test_ranks_get_more_time_where_something_is_compiled(
 ) -> None:
     monkeypatch.setattr("tgi.engine.open_executor", lambda *given: given)
     setup = read_setup(make_llama(tmp_path), Options(num_shard=2, warmup_timeout=300), GAUDI)
-    given: Any = open_ranks(setup, {"A": "1"})
-    assert given == (2, {**GAUDI.environment, "A": "1"}, Patience(lag=60, step=60, compiling=300))
-    given = open_ranks(attrs.evolve(setup, device=CPU), {})
-    assert given == (2, CPU.environment, Patience(lag=60, step=300))
+    patience = Patience(lag=60, step=60, compiling=300)
+    given: Any = open_ranks(setup, {"A": "1"}, local_ranks)
+    assert given == (2, {**GAUDI.environment, "A": "1"}, patience, local_ranks)
+    given = open_ranks(attrs.evolve(setup, device=CPU), {}, local_ranks)
+    assert given == (2, CPU.environment, Patience(lag=60, step=300), local_ranks)
 
 
 def memory(free: int, limits: Limits = LIMITS) -> MemoryBudget:

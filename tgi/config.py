@@ -86,6 +86,14 @@ class Options:
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
     ] = None
     """Number of ranks, each a process with its own card. On a CPU they share the threads."""
+    executor: Annotated[
+        Literal["local", "mp", "ray"],
+        flag(MODEL, "EXECUTOR", vllm=["--distributed-executor-backend"]),
+    ] = "local"
+    """Where ranks run. local, which vLLM calls mp: on this machine; ray: on the nodes of a Ray cluster
+    (docs/multi-node.md)."""
+    ray_address: Annotated[str, flag(MODEL, "RAY_ADDRESS", value="ADDRESS")] = "auto"
+    """Address of the Ray cluster, HOST:PORT. auto: that of the cluster to which this machine belongs."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
     """RoPE scaling to use instead of that in config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None

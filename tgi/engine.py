@@ -26,6 +26,7 @@ from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
+from tgi.nodes.server import RayRanks
 from tgi.planning.memory import MemoryBudget
 from tgi.planning.planner import Planner
 from tgi.planning.recipes import prepare_recipes
@@ -34,6 +35,7 @@ from tgi.planning.workload import Recording, open_recording
 from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
 from tgi.protocol import Load, Loaded, Progress
+from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Buckets, Scheduler
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.policy import TIES
@@ -66,12 +68,13 @@ async def run_engine(service: Service, options: Options) -> None:
     service.metrics.engine_restarts.inc(0)  # it appears, so that alerts see the first restart
     shapes = open_recording(options, setup.device)
     variables = prepare_recipes(setup)
+    start = _choose_start(setup, lifecycle)
     restarts = Restarts(options.max_restarts)
     async with AsyncExitStack() as held:
         started: _Started | None = None
         while True:
             try:
-                async with open_ranks(setup, variables) as executor:
+                async with open_ranks(setup, variables, start) as executor:
                     if started is None:
                         started = await _start(executor, service, setup, shapes, held)
                     else:
@@ -294,14 +297,28 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def open_ranks(setup: Setup, variables: Mapping[str, str]) -> AbstractAsyncContextManager[RankExecutor]:
+def _choose_start(setup: Setup, lifecycle: Lifecycle) -> StartRanks:
+    """Return the way to start ranks that --executor chooses."""
+    if setup.options.executor != "ray":
+        return local_ranks
+    source = _source(setup.options)
+    if Path(source.model_id).expanduser().is_dir():  # shared by all nodes
+        source = attrs.evolve(source, model_id=str(Path(source.model_id).expanduser().absolute()))
+    else:
+        source = attrs.evolve(source, revision=_commit(setup.folder) or source.revision)
+    return RayRanks(setup.options.ray_address, setup.device, source, lifecycle).start
+
+
+def open_ranks(
+    setup: Setup, variables: Mapping[str, str], start: StartRanks
+) -> AbstractAsyncContextManager[RankExecutor]:
     """Start the ranks, with `variables` besides those of the device.
 
     Steps of a device that compiles are quick once it has compiled everything.
     """
     longest, environment = setup.options.warmup_timeout, {**setup.device.environment, **variables}
     patience = Patience(step=60.0, compiling=longest) if setup.device.compiles else Patience(step=longest)
-    return open_executor(setup.ranks, environment, patience)
+    return open_executor(setup.ranks, environment, patience, start)
 
 
 async def _load(executor: RankExecutor, command: Load, lifecycle: Lifecycle) -> list[Loaded]:
@@ -326,13 +343,17 @@ def _source(options: Options) -> Source:
 
 
 def _model_info(setup: Setup, dtype: str) -> ModelInfo:
-    name = setup.folder.name
     return ModelInfo(
         model_id=setup.model_id,
         served_name=setup.options.served_model_name or setup.model_id,
-        sha=name if re.fullmatch(r"[0-9a-f]{40}", name) else None,
+        sha=_commit(setup.folder),
         pipeline_tag="text-generation",
         dtype=dtype,
         device=setup.device.name,
         vocab_size=setup.config.vocab_size,
     )
+
+
+def _commit(folder: Path) -> str | None:
+    """Return the commit of a folder in the Hub's cache; None for any other folder."""
+    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None

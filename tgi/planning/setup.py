@@ -226,6 +226,10 @@ def find_device(name: str) -> DeviceSpec:
 
 def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
     """Return the number of ranks. Raises OptionError if it is unknown, or more than there are cards."""
+    if options.executor == "ray":  # the cards are on other machines
+        if options.sharded == "true" and options.num_shard is None:
+            raise OptionError("--executor ray needs --num-shard: `sharded` counts the cards of one machine")
+        return options.num_shard or 1
     name, cards = next(
         ((name, environment[name]) for name in device.card_variables if environment.get(name)), ("", "all")
     )

@@ -66,6 +66,10 @@ class DeviceSpec:
     """Variables that list the cards a server may use; the first that is set counts."""
     card_files: str = ""
     """Pattern of the device files of all cards; counted where no variable lists cards."""
+    node_resources: Mapping[str, float] = attrs.field(factory=lambda: {"CPU": 1.0})
+    """What a rank takes of the resources of a Ray node, by Ray's names for them."""
+    interface_variables: Sequence[str] = ()
+    """Variables that name the network interface over which ranks on several nodes find each other."""
     cache_dtypes: frozenset[str] = frozenset()
     """Values of --kv-cache-dtype that the device supports, besides the model's dtype."""
     roundings: frozenset[str] = frozenset()

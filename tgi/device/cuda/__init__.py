@@ -19,6 +19,8 @@ SPEC = DeviceSpec(
     flat=True,
     card_variables=("CUDA_VISIBLE_DEVICES",),
     card_files="/dev/nvidia[0-9]*",
+    node_resources={"CPU": 1.0, "GPU": 1.0},
+    interface_variables=("NCCL_SOCKET_IFNAME",),
     memory_fraction=0.9,  # graphs and libraries take some that nobody counts
     fills_memory=True,
     # Peak rates and links from NVIDIA's data sheets of the SXM modules; memory as nvidia-smi shows it.
