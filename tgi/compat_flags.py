@@ -55,7 +55,9 @@ UNUSED_VARIABLES = {
 }
 """Reason why a variable without a flag has no effect, by its name. TGI's images, its Gaudi backend and vLLM
 on Gaudi set or read these."""
-REFUSED_VARIABLES = {"QUANT_CONFIG": "measurements of Intel Neural Compressor are not supported"}
+REFUSED_VARIABLES = {
+    "QUANT_CONFIG": "measurements of Intel Neural Compressor are not needed: use --quantize fp8 instead"
+}
 
 _Text = str | None
 _Switch = bool | None
