@@ -141,6 +141,12 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         {},
         "",
     ),
+    "2 stages of 2 ranks each, tied": (
+        4,
+        {"tie_word_embeddings": True, "num_hidden_layers": 3},
+        {"num_shard": 2, "pipeline_parallel_size": 2},
+        "",
+    ),
     "2 simulated cards, 4 key/value heads, tied": (
         2,
         {"num_key_value_heads": 4, "tie_word_embeddings": True, "vocab_size": 331},

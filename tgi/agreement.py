@@ -36,18 +36,22 @@ class _Step:
     """Times at which ranks began."""
     finished: dict[int, float] = attrs.field(factory=dict)
     """Times at which ranks finished."""
-    tokens: tuple[int, bytes] | None = None
-    """First rank that finished, and the digest of its tokens."""
+    tokens: dict[int, tuple[int, bytes]] = attrs.field(factory=dict)
+    """First rank that finished, and the digest of its tokens, by stage."""
 
     def __str__(self) -> str:
         return f"step {self.number}" if self.number else "a step of the warm-up"
 
 
 class Agreement:
-    """Progress of `ranks` ranks in the steps that not all of them have finished."""
+    """Progress of `ranks` ranks in the steps that not all of them have finished.
 
-    def __init__(self, ranks: int, patience: Patience) -> None:
+    Ranks are compared with those of their stage, of which there are `stages`, the first ranks in the first.
+    """
+
+    def __init__(self, ranks: int, patience: Patience, stages: int = 1) -> None:
         self._ranks = range(ranks)
+        self._shards = ranks // stages
         self._patience = patience
         self._extra = patience.compiling
         self._steps: deque[_Step] = deque()
@@ -76,7 +80,7 @@ class Agreement:
         if step is None or rank not in step.begun:
             return f"rank {rank} has finished a step that it has not begun"
         step.finished[rank] = now
-        first, wanted = step.tokens = step.tokens or (rank, tokens)
+        first, wanted = step.tokens.setdefault(rank // self._shards, (rank, tokens))
         if tokens != wanted:
             one, other = sorted((first, rank))
             return f"ranks disagree: {step} gave other tokens on rank {other} than on rank {one}"
@@ -97,17 +101,23 @@ class Agreement:
         """Return a complaint if a rank is late."""
         if not self._steps:
             return None
-        step = self._steps[0]
+        step, since = self._steps[0], self._steps[0].since
         lag, longest = (seconds + self._extra for seconds in (self._patience.lag, self._patience.step))
-        for done, verb in ((step.finished, "finished"), (step.begun, "begun with")):
-            late = [rank for rank in self._ranks if rank not in done]
-            if done and late and now - min(done.values()) > lag:
-                return (
-                    f"{names(late)} {_has(late)} not {verb} {step}, which {names(done)} {_has(done)} "
-                    f"{verb} more than {lag:g} s ago"
-                )
-        if not step.finished and now - step.since > longest:
-            return f"no rank has finished {step} within {longest:g} s"
+        for first in range(0, len(self._ranks), self._shards):
+            stage = range(first, first + self._shards)
+            for of_all, verb in ((step.finished, "finished"), (step.begun, "begun with")):
+                done = {rank: of_all[rank] for rank in stage if rank in of_all}
+                late = [rank for rank in stage if rank not in done]
+                if done and late and now - min(done.values()) > lag:
+                    return (
+                        f"{names(late)} {_has(late)} not {verb} {step}, which {names(done)} {_has(done)} "
+                        f"{verb} more than {lag:g} s ago"
+                    )
+            finished = [step.finished[rank] for rank in stage if rank in step.finished]
+            if not finished and now - since > longest:
+                who = "no rank" if len(stage) == len(self._ranks) else f"none of {names(stage)}"
+                return f"{who} has finished {step} within {longest:g} s"
+            since = max(finished, default=since)
         return None
 
 

@@ -86,6 +86,11 @@ class Options:
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
     ] = None
     """Number of ranks, each a process with its own card. On a CPU they share the threads."""
+    pipeline_parallel_size: Annotated[
+        Count,
+        flag(MODEL, "PIPELINE_PARALLEL_SIZE", vllm=["-pp"]),
+    ] = 1
+    """Number of stages that the layers are divided into, each on --num-shard ranks of its own."""
     executor: Annotated[
         Literal["local", "mp", "ray"],
         flag(MODEL, "EXECUTOR", vllm=["--distributed-executor-backend"]),
@@ -306,6 +311,8 @@ class Options:
         yield from self.ignored.warnings(environment)
 
     def _check_shards(self) -> None:
+        if self.pipeline_parallel_size < 1:
+            raise OptionError("`pipeline_parallel_size` cannot be < 1")
         if self.num_shard is None:
             return
         if self.num_shard < 1:
@@ -314,6 +321,11 @@ class Options:
             raise OptionError("Sharding is currently not supported with `exl2` quantization")
         if self.num_shard == 1 and self.sharded == "true":
             raise OptionError("`sharded` is true but `num_shard` <= 1")
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks that the options name; --sharded true without --num-shard may mean more."""
+        return (self.num_shard or 1) * self.pipeline_parallel_size
 
     def _check_keys(self) -> None:
         """Refuse an empty key, and one that no client could send and that would lock everybody out."""

@@ -175,7 +175,12 @@ async def _start(
     limits = service.limits = planner.limits
     buckets = await in_thread(planner.choose)
     attention = planner.attention(buckets)
-    load = setup.load_command(limits, attention, top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES)
+    load = setup.load_command(
+        limits,
+        attention,
+        top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES,
+        stages=described.stage_layers,
+    )
     grammars = await held.enter_async_context(
         aclosing(Grammars(GrammarCompiler(tokenizer, described.vocab_size)))
     )
@@ -318,7 +323,7 @@ def open_ranks(
     """
     longest, environment = setup.options.warmup_timeout, {**setup.device.environment, **variables}
     patience = Patience(step=60.0, compiling=longest) if setup.device.compiles else Patience(step=longest)
-    return open_executor(setup.ranks, environment, patience, start)
+    return open_executor(setup.ranks, environment, patience, start, setup.stages)
 
 
 async def _load(executor: RankExecutor, command: Load, lifecycle: Lifecycle) -> list[Loaded]:

@@ -96,6 +96,8 @@ class RankExecutor:
     _agreement: Agreement | None
     """Comparison of the ranks; None if there is one rank only."""
     _ranks: list[_Rank] = attrs.field(factory=list)
+    _answering: int = 0
+    """Index of the rank that reports results: the first one of the last stage."""
 
     async def describe(self, command: Describe) -> Described:
         """Let the first rank describe the model, without reading its weights.
@@ -146,8 +148,8 @@ class RankExecutor:
         await self._send_all(step)
 
     async def receive(self) -> Result:
-        """Wait for rank 0's result of the oldest step that has none yet."""
-        return await self._report(self._ranks[0], Result)
+        """Wait for the result of the oldest step that has none yet."""
+        return await self._report(self._ranks[self._answering], Result)
 
     async def read_reports(self, rank: _Rank) -> None:
         """Sort the reports of a rank until it ends; then raise EngineError, since no rank ends by itself."""
@@ -262,6 +264,7 @@ async def open_executor(
     environment: Mapping[str, str] | None = None,
     patience: Patience = Patience(),  # noqa: B008 (frozen)
     start: StartRanks = local_ranks,
+    stages: int = 1,
 ) -> AsyncIterator[RankExecutor]:
     """Start `ranks` processes with `start`, and end them on leaving.
 
@@ -269,13 +272,13 @@ async def open_executor(
     that ends before the body does, or does not keep up with the others, cancels the body and raises
     EngineError (in an exception group).
     """
-    agreement = Agreement(ranks, patience) if ranks > 1 else None
+    agreement = Agreement(ranks, patience, stages) if ranks > 1 else None
     async with start(ranks, environment or {}) as processes, trio.open_nursery() as nursery:
         started = [
             _Rank(index, process, *trio.open_memory_channel[Report](float("inf")))
             for index, process in enumerate(processes)
         ]
-        executor = RankExecutor(patience, agreement, started)
+        executor = RankExecutor(patience, agreement, started, ranks - ranks // stages)
         for rank in started:
             nursery.start_soon(executor.read_reports, rank)
         if agreement is not None:

@@ -23,6 +23,8 @@ class Limits:
     max_waiting_tokens: int = 20
     speculate: int = 0
     """Maximum tokens that are guessed for a sequence in a step; 0: none are."""
+    stages: int = 1
+    """Stages of the pipeline: running sequences divide into as many steps, so that each stage has one."""
     block_size: int = 16
     """Tokens in a KV block of the device."""
     window: int | None = None

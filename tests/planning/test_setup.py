@@ -10,7 +10,7 @@ import pytest
 from tgi.config import OptionError, Options
 from tgi.layers.loading import describe
 from tgi.limits import Limits
-from tgi.planning.setup import count_ranks, find_device, read_setup
+from tgi.planning.setup import count_shards, find_device, read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import AttentionWorkspace
 from tgi.testing.models import make_llama
@@ -40,20 +40,20 @@ def test_how_many_ranks_there_are(
     for name in ("accel0", "accel1", "accel2", "accel_controlD0"):
         (tmp_path / name).touch()
     device = attrs.evolve(GAUDI, card_files=f"{tmp_path}/{Path(GAUDI.card_files).name}")
-    assert count_ranks(Options(**options), device, environment) == ranks
+    assert count_shards(Options(**options), device, environment) == ranks
     if options.get("num_shard"):
-        assert count_ranks(Options(**options), CPU, environment) == ranks
+        assert count_shards(Options(**options), CPU, environment) == ranks
 
 
 def test_ranks_that_there_cannot_be() -> None:
     with pytest.raises(
         OptionError, match="`sharded` is true but only found 0 cards of cpu: give --num-shard"
     ):
-        count_ranks(Options(sharded="true"), CPU, {DEVICES: "0,1"})
+        count_shards(Options(sharded="true"), CPU, {DEVICES: "0,1"})
     with pytest.raises(OptionError, match="only found 1 cards of hpu"):
-        count_ranks(Options(sharded="true"), GAUDI, {DEVICES: "3"})
+        count_shards(Options(sharded="true"), GAUDI, {DEVICES: "3"})
     with pytest.raises(OptionError, match=f"--num-shard 4 is more than the 2 cards in {MODULES}"):
-        count_ranks(Options(num_shard=4), GAUDI, {MODULES: "6,7", DEVICES: "all"})
+        count_shards(Options(num_shard=4), GAUDI, {MODULES: "6,7", DEVICES: "all"})
 
 
 def test_a_model_is_found_by_its_plugin(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ compare every override with this.
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +71,10 @@ class Device:
         self._kinds: dict[int, Kind] = {}
         """Kind of attention of each layer."""
         self._counts: dict[str, float] = defaultdict(float)
+        self._group: dist.ProcessGroup | None = None
+        """The ranks of this rank's stage; None: all."""
+        self._sending: tuple[Any, torch.Tensor] | None = None
+        """The tensor that was sent last to the next stage, and the work of sending it."""
         if threads:
             torch.set_num_threads(threads)
 
@@ -330,8 +335,8 @@ class Device:
 
     def kinds(self, cache: KVCache, group: int) -> list[Kind]:
         """Return the kinds of the layers of a group."""
-        used = (self._kinds[number] for number, layer in enumerate(cache.layers) if layer.group == group)
-        return list(dict.fromkeys(used))
+        numbered = zip(cache.numbers, cache.layers, strict=True)
+        return list(dict.fromkeys(self._kinds[number] for number, layer in numbered if layer.group == group))
 
     def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
         """Return what the attention of all layers shares in a step; it becomes `batch.plan`."""
@@ -387,39 +392,62 @@ class Device:
 
     # ---- ranks -------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: str) -> None:
+    def connect(self, world: Shard, store: str, stages: int = 1) -> None:
         """Find the other ranks, wait for all of them, and divide the CPU threads among those of this machine.
 
-        `store` is the URL for `open_store`. Called once, before any collective, if there are several ranks.
-        It never times out: the process that started the ranks ends them if they wait too long. Raises
-        ConfigError if the store cannot be reached.
+        `world` are the ranks of all stages, those of the first one first. `store` is the URL for
+        `open_store`. Called once, before any collective, if there are several ranks. It never times out: the
+        process that started the ranks ends them if they wait too long. Raises ConfigError if the store cannot
+        be reached.
         """
         if self.threads:
-            self.use_threads(max(1, self.threads // local_place(shard)[1]))
+            self.use_threads(max(1, self.threads // local_place(world)[1]))
         dist.init_process_group(
             self.distributed_backend,
-            store=open_store(store, shard, NEVER),
-            rank=shard.rank,
-            world_size=shard.size,
+            store=open_store(store, world, NEVER),
+            rank=world.rank,
+            world_size=world.size,
             timeout=NEVER,
         )
-        self.meet(shard)
+        shards = world.size // stages
+        if min(stages, shards) > 1:
+            firsts = range(0, world.size, shards)  # every rank must take part in making each group
+            groups = [dist.new_group(list(range(first, first + shards)), timeout=NEVER) for first in firsts]
+            self._group = groups[world.rank // shards]
+        self.meet(world)
 
-    def meet(self, shard: Shard) -> None:
-        """Wait until every rank has called this."""
-        total = self.all_reduce(torch.ones(1, device=self.torch_device), shard).cpu()
-        assert total.tolist() == [shard.size], f"the sum of {shard.size} ones is {total.tolist()}"
+    def meet(self, world: Shard) -> None:
+        """Wait until every rank of every stage has called this."""
+        if world.size == 1:
+            return
+        total = torch.ones(1, device=self.torch_device)
+        self.settle()
+        dist.all_reduce(total)
+        assert total.tolist() == [world.size], f"the sum of {world.size} ones is {total.tolist()}"
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the sum of x over all ranks; may change x."""
+        """Return the sum of x over the ranks of a stage; may change x."""
         if shard.size > 1:
-            dist.all_reduce(x)
+            dist.all_reduce(x, group=self._group)
         return x
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the ranks' x joined along the last dimension."""
+        """Return the x of the ranks of a stage, joined along the last dimension."""
         if shard.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(shard.size)]
-        dist.all_gather(parts, x.contiguous())
+        dist.all_gather(parts, x.contiguous(), group=self._group)
         return torch.cat(parts, -1)
+
+    def send_on(self, x: torch.Tensor, shard: Shard) -> None:
+        """Begin to send x to the rank with the same share in the next stage, between two programs.
+
+        x must not change. Waits until what was sent before has arrived.
+        """
+        if self._sending is not None:
+            self._sending[0].wait()
+        self._sending = dist.isend(x, dist.get_rank() + shard.size), x
+
+    def receive(self, x: torch.Tensor, shard: Shard) -> None:
+        """Overwrite x with what the rank with the same share in the stage before has sent."""
+        dist.recv(x, dist.get_rank() - shard.size)

@@ -68,6 +68,8 @@ class KVCache:
     layers: Sequence[KVLayer]
     wholes: Sequence[torch.Tensor | None]
     """Keys and values of each group as one tensor, on a device that keeps them so."""
+    numbers: Sequence[int]
+    """Number of each layer in the model, ascending."""
 
     @classmethod
     def of_group(
@@ -78,7 +80,7 @@ class KVCache:
         if whole is not None:
             for place, layer in enumerate(made):
                 layer.place = place
-        return cls(made, [whole])
+        return cls(made, [whole], range(len(made)))
 
     @classmethod
     def joined(
@@ -98,7 +100,7 @@ class KVCache:
                 layer = into[number]
                 layer.keys, layer.values = made.tensors
                 layer.group, layer.place, layer.latent = group, made.place, made.latent
-        return cls([into[number] for number in numbers], [cache.wholes[0] for cache in caches])
+        return cls([into[number] for number in numbers], [cache.wholes[0] for cache in caches], numbers)
 
 
 def pair(parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -134,6 +136,8 @@ class Batch:
     features: torch.Tensor | None = None
     """[at least T, hidden size]: memory to which the head copies its input, for questions about the prompt.
     None if no question can come."""
+    received: torch.Tensor | None = None
+    """[T, hidden size]: features from the stage before; None in the first stage of a pipeline."""
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
     loras: torch.Tensor | None = None

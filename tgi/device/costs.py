@@ -140,7 +140,8 @@ class Costs:
 def workspace_bytes(model: Described, load: Load) -> int:
     """Estimate from above the bytes that the largest step needs, the sampler and its tables included.
 
-    Alive at once are: per query token six vectors of the hidden size and three of the widest linear layer;
+    Alive at once are: per query token six vectors of the hidden size (two more in a pipeline: received
+    features, and those to be sent) and three of the widest linear layer;
     the logits of each lane's row, or of a slice of a prompt; on a device that gathers keys and values those
     of one layer, with two float32 scores per head, and per block three vectors of all heads; per listed block
     of each layer group two maps to the rows, and two masks and distances in float32; per pair of a prompt's
@@ -149,7 +150,8 @@ def workspace_bytes(model: Described, load: Load) -> int:
     """
     item, heads, lanes, block_size = model.item, model.heads, load.lanes, load.block_size
     tokens = max(load.prefill_tokens, lanes)
-    activations = tokens * (6 * model.hidden_size + 3 * model.widest) * item
+    vectors = 6 + 2 * (len(load.stages) > 1)
+    activations = tokens * (vectors * model.hidden_size + 3 * model.widest) * item
     logits = max(lanes, PROMPT_SLICE) * model.vocab_size * (item + SAMPLER_BYTES)
     tables = (lanes + 1) * model.vocab_size * TABLE_BYTES
     head_dim = max(group.head_dim for group in model.groups)

@@ -37,7 +37,7 @@ def check_cores(machine: Machine, options: Options) -> Check:
         "" if quota is None or quota >= cores else f", limited by a control group to the time of {quota:g}"
     )
     found = f"This process may use {cores} cores{limit}."
-    threads = options.threads * (1 if options.device == "cpu" else options.num_shard or 1)
+    threads = options.threads * (1 if options.device == "cpu" else options.ranks)
     if threads > usable:
         return warn(
             "cores", f"{found} --threads asks for {threads}.", f"Start with --threads {max(int(usable), 1)}."
@@ -83,7 +83,7 @@ def check_shared_memory(machine: Machine, options: Options) -> Check:
     advice = (
         "Start the container with --ipc=host or --shm-size=1g; in Kubernetes mount memory there (emptyDir)."
     )
-    return (fail if (options.num_shard or 1) > 1 else warn)(name, found, advice)
+    return (fail if options.ranks > 1 else warn)(name, found, advice)
 
 
 def check_files(options: Options, limit: int) -> Check:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tgi.config import OptionError, Options
-from tgi.planning.setup import count_ranks
+from tgi.planning.setup import count_shards
 from tgi.plugins import devices, load_plugins
 from tgi.plugins.check import Check, fail, warn
 from tgi.plugins.machine import Machine
@@ -36,7 +36,7 @@ def examine(options: Options, machine: Machine) -> Iterator[Check]:
         )
         return
     try:
-        options = attrs.evolve(options, num_shard=count_ranks(options, spec, machine.environ))
+        options = attrs.evolve(options, num_shard=count_shards(options, spec, machine.environ))
     except OptionError as error:
         yield fail("ranks", f"{error}.", "Choose a --num-shard for which this machine has cards.")
         return
@@ -49,7 +49,7 @@ def examine(options: Options, machine: Machine) -> Iterator[Check]:
     checks = list(spec.open_doctor().checks(machine, options))
     yield from checks
     if not any(check.state == "fail" and check.name in PRECONDITIONS for check in checks):
-        yield from try_device(spec, options.threads, options.num_shard or 1)
+        yield from try_device(spec, options.threads, options.ranks)
 
 
 def show_checks(options: Options, *, as_json: bool = False, report: Path | None = None) -> int:

@@ -3,8 +3,9 @@
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 
 import attrs
 import msgspec
@@ -15,7 +16,7 @@ from tgi.device.base import Device
 from tgi.device.batch import KVLayer
 from tgi.plugins import ConfigError
 from tgi.protocol import CacheGroup, TensorInfo
-from tgi.weights import Shard, TensorPart, Weights
+from tgi.weights import LayerSizes, Shard, Stage, TensorPart, Weights
 from tgi.weights.formats import Dense, DenseWeight, LinearWeight, Rounding, WeightFormat
 
 from .lora import Loras
@@ -51,6 +52,10 @@ class Build:
     """Whether a rank has whole experts, instead of a part of every expert."""
     loras: Loras | None = None
     """LoRA adapters, if there can be any."""
+    stage: Stage = Stage()  # noqa: RUF009 (frozen)
+    """Part of the model that is built; see `layers`."""
+    whole: Mapping[int, CacheLayer] = attrs.field(factory=dict)
+    """Attention layers of all stages by number; empty: those of `cache`."""
     tensors: list[TensorInfo] = attrs.field(factory=list)
     """Tensors that were read, in order, once for each time."""
     cache: dict[int, CacheLayer] = attrs.field(factory=dict)
@@ -61,6 +66,8 @@ class Build:
     """Whether an attention layer has slopes or caps its scores."""
     widest: int = 0
     """Largest number of output features of a linear layer on this rank."""
+    _marks: list[int] = attrs.field(factory=list)
+    """Number of tensors before each layer, and before what comes after the layers."""
     _share: float = 1.0
     """Share of a step's tokens that go through the layers which are built now."""
     _of_experts: bool = False
@@ -77,6 +84,29 @@ class Build:
         self._share, self._of_experts = share, True
         yield
         self._share, self._of_experts = 1.0, False
+
+    def layers(self, count: int) -> Iterator[int]:
+        """Yield the numbers of the layers that this stage has, of a model with `count` layers.
+
+        Each is built before the next is asked for. A model that may run in stages builds what comes before
+        its layers if `stage.first`, and what comes after them if `stage.last`; its `forward` begins with
+        `Batch.received` otherwise, and returns the features [T, hidden size] for the next stage.
+        """
+        for number in self.stage.numbers(count):
+            self._marks.append(len(self.tensors))
+            yield number
+        self._marks.append(len(self.tensors))
+
+    @property
+    def sizes(self) -> LayerSizes | None:
+        """Bytes of the tensors by place; None of a model that has not asked for `layers`."""
+        if not self._marks:
+            return None
+        bounds = [0, *self._marks, len(self.tensors)]
+        before, *layers, after = (
+            sum(tensor.bytes for tensor in self.tensors[begin:end]) for begin, end in pairwise(bounds)
+        )
+        return LayerSizes(before=before, layers=layers, after=after)
 
     def tie(self, embedding: str, head: str, tied: bool) -> tuple[str, str]:
         """Return the modules whose "weight" are the embedding and the head of a model that may tie them.
@@ -212,10 +242,15 @@ class Build:
             self.device.scale_cache(self.kv[layer], *scales)
 
     def cache_groups(self, item: int) -> list[CacheGroup]:
-        """Group the layers whose keys and values have the same shape and window, numbers of `item` bytes."""
+        """Group the layers whose keys and values have the same shape and window, numbers of `item` bytes.
+
+        Every stage has the groups of the whole model, with its own layers.
+        """
         groups: dict[CacheLayer, list[int]] = {}
-        for layer in sorted(self.cache):
-            groups.setdefault(self.cache[layer], []).append(layer)
+        for layer, shape in sorted((self.whole or self.cache).items()):
+            members = groups.setdefault(shape, [])
+            if layer in self.cache:
+                members.append(layer)
         return [
             CacheGroup(
                 window=shape.window,

@@ -153,12 +153,25 @@ class LlamaDecoder(nn.Module):
         super().__init__()
         names = _names(config, build)
         config = attrs.evolve(config, names=names)
-        hidden, vocab = config.hidden_size, config.vocab_size
         ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
         self.rotary = Rotations(build, ropes) if ropes else None
-        self._rotations = [None if rope is None else ropes.index(rope) for rope in config.ropes]
         embedding, head = build.tie(names.embedding, names.head, config.tie_word_embeddings)
-        self.embed = Embedding(build, embedding, vocab, hidden)
+        if build.stage.first:
+            self._build_embedding(config, build, embedding)
+        numbers = build.layers(config.num_layers)
+        self.layers = nn.ModuleList(LlamaLayer(self, config, build, number) for number in numbers)
+        self._rotations = [
+            None if (rope := config.ropes[number]) is None else ropes.index(rope)
+            for number in build.stage.numbers(config.num_layers)
+        ]
+        self._last = build.stage.last
+        if self._last:
+            self._build_head(config, build, head)
+
+    def _build_embedding(self, config: LlamaConfig, build: Build, embedding: str) -> None:
+        """Build what comes before the layers; `embedding` is the name of the module."""
+        names, hidden = config.names, config.hidden_size
+        self.embed = Embedding(build, embedding, config.vocab_size, hidden)
         self._embedding_scale = None
         if config.embedding_scale != 1:
             self._embedding_scale = build.put(torch.tensor([config.embedding_scale]))
@@ -168,13 +181,15 @@ class LlamaDecoder(nn.Module):
             self.positions = build.read(TensorPart(f"{names.positions}.weight", shape))
         norm = names.embedding_norm
         self.embedding_norm = make_norm(build, norm, hidden, config) if norm else None
-        numbers = range(config.num_layers)
-        self.layers = nn.ModuleList(LlamaLayer(self, config, build, number) for number in numbers)
+
+    def _build_head(self, config: LlamaConfig, build: Build, head: str) -> None:
+        """Build what comes after the layers; `head` is the name of the module that has the weight."""
+        names, hidden = config.names, config.hidden_size
         self.norm = make_norm(build, names.norm, hidden, config)
         self.head = Head(
             build,
             head,
-            vocab,
+            config.vocab_size,
             hidden,
             names.head if config.head_bias else None,
             scale=config.logit_scale,
@@ -204,18 +219,21 @@ class LlamaDecoder(nn.Module):
         return MixtureOfExperts(build, f"{name}.{experts.name}", config, shared)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of `batch.last`, [n, vocab_size]."""
-        x = self.embed(batch.tokens)
+        """Logits of `batch.last`, [n, vocab_size]; of a stage before the last one, [T, hidden_size]."""
+        x = self._embed(batch) if batch.received is None else batch.received
+        rotations = [] if self.rotary is None else self.rotary(batch)
+        for layer, rotation in zip(self.layers, self._rotations, strict=True):
+            x = layer(x, batch, None if rotation is None else rotations[rotation])
+        return self.head(self.norm(x), batch) if self._last else x
+
+    def _embed(self, batch: Batch) -> torch.Tensor:
+        x: torch.Tensor = self.embed(batch.tokens)
         if self._embedding_scale is not None:
             x = x * self._embedding_scale
         if self.positions is not None:
             places = batch.positions.clamp_max(len(self.positions) - 1)  # beyond only in padding
             x = x + F.embedding(places, self.positions)
-        x = _apply(self.embedding_norm, x)
-        rotations = [] if self.rotary is None else self.rotary(batch)
-        for layer, rotation in zip(self.layers, self._rotations, strict=True):
-            x = layer(x, batch, None if rotation is None else rotations[rotation])
-        return self.head(self.norm(x), batch)  # type: ignore[no-any-return]
+        return _apply(self.embedding_norm, x)
 
 
 def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:

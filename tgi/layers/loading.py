@@ -1,11 +1,13 @@
 """Builds models: with their weights on a device, or without numbers on torch's device "meta"."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
+import msgspec
 import torch
 
 from tgi.device.base import Device
@@ -21,15 +23,17 @@ from tgi.weights import (
     Outline,
     RecordingShard,
     Shard,
+    Stage,
     Weights,
 )
 from tgi.weights.formats import EXPANDED, WeightFormat, read_format
 
-from .build import Build
+from .build import Build, CacheLayer
 from .lora import Loras
 
 log = logging.getLogger(__name__)
 
+_ONLY = Stage()
 Model = Callable[[Batch], torch.Tensor]
 _CACHE_ITEM = {"fp8_e4m3fn": 1}
 """Bytes of a number in a KV cache whose dtype is not the model's."""
@@ -58,25 +62,55 @@ class Blueprint:
         return cls(command.architecture, make, config, stored, dtype, command.expert_parallel, command.loras)
 
     @torch.inference_mode()
-    def build(self, weights: Weights, shard: Shard, device: Device) -> tuple[Model, Build]:
-        """Build a rank's share."""
+    def build(
+        self,
+        weights: Weights,
+        shard: Shard,
+        device: Device,
+        stage: Stage = _ONLY,
+        whole: Mapping[int, CacheLayer] = MappingProxyType({}),
+    ) -> tuple[Model, Build]:
+        """Build a rank's share; `whole` are the attention layers of all stages if there are several."""
         loras = Loras(device, self.dtype, self.loras) if self.loras.count else None
-        build = Build(weights, shard, device, self.dtype, self.format, self.expert_parallel, loras)
+        kept = self.dtype, self.format, self.expert_parallel, loras
+        build = Build(weights, shard, device, *kept, stage=stage, whole=whole)
         return self.make(self.config, build).eval(), build
 
-    def sketch(self, weights: Outline, shard: Shard, keeps: Iterable[str] = ()) -> Build:
+    def sketch(
+        self,
+        weights: Outline,
+        shard: Shard,
+        keeps: Iterable[str] = (),
+        stage: Stage = _ONLY,
+        whole: Mapping[int, CacheLayer] = MappingProxyType({}),
+    ) -> Build:
         """Build a rank's share without numbers, and return what it asked for, on a device with `keeps`.
 
-        Raises ConfigError.
+        `whole` is that of `build`. Raises ConfigError.
         """
         device = Device()
         device.keeps = frozenset(keeps)
         device.torch_device = torch.device("meta")
         try:
-            return self.build(weights, shard, device)[1]
+            return self.build(weights, shard, device, stage, whole)[1]
         except (NotImplementedError, RuntimeError) as error:
             reason = f"it looks at numbers while it is built: {error}"
             raise ConfigError(f"{self.name} cannot be planned for, because {reason}") from error
+
+    def divide(self, whole: Build, stages: int) -> tuple[int, ...]:
+        """Return the number of layers of each stage, for a sketch of the whole model. Raises ConfigError."""
+        sizes = whole.sizes
+        if sizes is None:
+            raise ConfigError(
+                f"{self.name} cannot be divided into stages, because its adapter builds all layers on every "
+                "rank: leave out --pipeline-parallel-size"
+            )
+        if stages > len(sizes.layers):
+            raise ConfigError(
+                f"a model with {len(sizes.layers)} layers cannot be divided into {stages} stages; "
+                f"--pipeline-parallel-size can be up to {len(sizes.layers)}"
+            )
+        return sizes.divide(stages)
 
 
 @attrs.frozen(eq=False)
@@ -93,20 +127,31 @@ class LoadedModel:
 
 
 def load_model(
-    command: Load, shard: Shard, device: Device, on_read: Callable[[int, int], None]
+    command: Load,
+    shard: Shard,
+    device: Device,
+    on_read: Callable[[int, int], None],
+    stage: Stage = _ONLY,
 ) -> LoadedModel:
-    """Read a rank's share of a model; `on_read` is that of `Checkpoint`.
+    """Read a rank's share of a stage of a model; `on_read` is that of `Checkpoint`.
 
     Raises ConfigError, and before any number is read CheckpointError with all faults of the files.
     """
     folder, dtype = Path(command.folder), device.dtype(command.dtype)
     blueprint = Blueprint.open(command, dtype)
     weights = DummyWeights(dtype) if command.dummy else Checkpoint(folder, on_read)
-    if isinstance(weights, Checkpoint):
-        outline = Outline(weights)
-        blueprint.sketch(outline, shard)
+    outline = Outline(weights if isinstance(weights, Checkpoint) else None)
+    whole: Mapping[int, CacheLayer] = {}
+    if isinstance(weights, Checkpoint) or stage.count > 1:
+        sketch = blueprint.sketch(outline, shard)
         outline.check()
-    model, build = blueprint.build(weights, shard, device)
+        whole = sketch.cache if stage.count > 1 else {}
+    if isinstance(weights, Checkpoint) and stage.count > 1:
+        mine = Outline(weights)
+        blueprint.sketch(mine, shard, stage=stage, whole=whole)
+        for name in outline.asked - mine.asked:  # other stages read them
+            weights.dismiss(name)
+    model, build = blueprint.build(weights, shard, device, stage, whole)
     if isinstance(weights, Checkpoint) and weights.unread:
         if strange := weights.strange():
             raise CheckpointError(weights.superfluous(strange))
@@ -142,7 +187,17 @@ def describe(command: Describe) -> Described:
         ) from None
     if command.check:
         outline.check()
-    return _describe(config, build, _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize), possible)
+    item = _CACHE_ITEM.get(command.kv_cache_dtype, dtype.itemsize)
+    described = _describe(config, build, item, possible)
+    if command.stages == 1:
+        return described
+    layers, shard = blueprint.divide(build, command.stages), Shard(0, command.ranks)
+    parts = []
+    for number in range(command.stages):
+        stage, source = Stage(number, layers), Outline(outline.checkpoint)
+        part = blueprint.sketch(source, shard, command.keeps, stage, build.cache)
+        parts.append(_describe(config, part, item, possible))
+    return msgspec.structs.replace(described, stage_layers=layers, stages=parts)
 
 
 def _log_expanded(build: Build) -> None:
@@ -162,7 +217,7 @@ def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks
         groups=build.cache_groups(cache_item),
         possible_ranks=possible_ranks,
         item=build.dtype.itemsize,
-        vocab_size=config.vocab_size,
+        vocab_size=config.vocab_size if build.stage.last else 0,
         hidden_size=config.hidden_size,
         heads=config.num_heads // build.shard.size,
         widest=build.widest,

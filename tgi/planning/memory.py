@@ -3,7 +3,7 @@
 total = in use + weights + workspace + reserve + graphs + KV cache + left over
 
 Everything that a step can need is in it, so that nothing runs out later. All ranks get the same numbers of
-blocks: those of the rank with the least room.
+blocks: those of the rank with the least room, whichever stage of a pipeline it is in.
 """
 
 from bisect import bisect_right
@@ -60,8 +60,10 @@ class MemoryBudget:
     groups: tuple[GroupBudget, ...]
     fits: bool
     """Whether there is room for one sequence at least."""
+    stage: int = 0
+    """Number of the stage that this rank is in."""
     ranks_that_fit: int | None = None
-    """Smallest number of ranks that would do where these do not, if it is known."""
+    """Smallest number of ranks of a stage that would do where these do not, if it is known."""
 
     @property
     def widest(self) -> GroupBudget:
@@ -152,16 +154,20 @@ def budget_memory(
     graph_fraction: float | None = None,
     possible_ranks: Sequence[int] = (),
     batches: int = 1,
+    stages: Sequence[Sequence[CacheGroup]] = (),
 ) -> MemoryBudget:
-    """Divide the memory of ranks that have loaded the model.
+    """Divide the memory of ranks that have loaded the model, and return the division of the fullest one.
 
-    `fraction` of what weights and workspace leave is used. `graph_fraction` of that is for graphs, which may
-    be enough for fewer than `graphs`; None: what the ranks expect `graphs` to take. `possible_ranks` are the
-    numbers of ranks that the model can be divided over, to tell whether more would help. The KV cache holds
-    up to `batches` full batches, unless the limits say how many tokens.
+    `stages` are the groups of each stage of a pipeline, whose first ranks are in the first one. `fraction` of
+    what weights and workspace leave is used. `graph_fraction` of that is for graphs, which may be enough for
+    fewer than `graphs`; None: what the ranks expect `graphs` to take. `possible_ranks` are the numbers of
+    ranks that a stage can be divided over, to tell whether more would help. The KV cache holds up to
+    `batches` full batches, unless the limits say how many tokens.
     """
+    stages = stages or [groups]
+    shards = len(ranks) // len(stages)
 
-    def budget(rank: Loaded) -> MemoryBudget:
+    def budget(rank: Loaded, stage: int) -> MemoryBudget:
         count, usable = graphs, min(int(rank.free_bytes * fraction), rank.free_bytes)
         if graph_fraction is None:
             share = rank.graph_bytes * count
@@ -170,7 +176,8 @@ def budget_memory(
             if rank.graph_bytes:
                 count = min(count, max(share, 0) // rank.graph_bytes)
         needs = [
-            _need(group, size, limits, batches) for group, size in zip(groups, rank.block_bytes, strict=True)
+            _need(group, size, limits, batches)
+            for group, size in zip(stages[stage], rank.block_bytes, strict=True)
         ]
         room = usable - share - sum(rank.block_bytes)  # one block of each group is for padding
         rest = room - sum(need.longest * need.block_bytes for need in needs)
@@ -182,18 +189,31 @@ def budget_memory(
             graph_count=count,
             groups=tuple(_share_room(needs, room, rest)),
             fits=rest >= 0,
+            stage=stage,
         )
 
-    count, rank = len(ranks), min(ranks, key=lambda rank: (budget(rank).widest.fitting, budget(rank).room))
-    if not rank.total_bytes:  # the ranks share the memory of the machine
-        room = (rank.free_bytes + rank.workspace_bytes) // count - rank.workspace_bytes
-        return budget(msgspec.structs.replace(rank, free_bytes=room))
-    budgeted = budget(rank)
-    if budgeted.fits:
+    def own(rank: Loaded) -> Loaded:
+        if rank.total_bytes:
+            return rank
+        room = (rank.free_bytes + rank.workspace_bytes) // len(ranks) - rank.workspace_bytes
+        return msgspec.structs.replace(rank, free_bytes=room)  # the ranks share the memory of the machine
+
+    budgets = [budget(own(rank), index // shards) for index, rank in enumerate(ranks)]
+    budgeted = _least(budgets)
+    rank, stage = budgeted.rank, budgeted.stage
+    if budgeted.fits or not rank.total_bytes:
         return budgeted
-    more = (number for number in possible_ranks if number > count)
-    helpful = (number for number in more if budget(_divide_over(rank, groups, count, number)).fits)
+    more = (number for number in possible_ranks if number > shards)
+    helpful = (n for n in more if budget(_divide_over(rank, stages[stage], shards, n), stage).fits)
     return attrs.evolve(budgeted, ranks_that_fit=next(helpful, None))
+
+
+def _least(budgets: Sequence[MemoryBudget]) -> MemoryBudget:
+    """Return the budget with the least room, with no more blocks of any group than every other has."""
+    least = min(budgets, key=lambda budget: (budget.fits, budget.widest.fitting, budget.room))
+    fitting = [min(each) for each in zip(*([g.fitting for g in b.groups] for b in budgets), strict=True)]
+    groups = zip(least.groups, fitting, strict=True)
+    return attrs.evolve(least, groups=tuple(attrs.evolve(group, fitting=fits) for group, fits in groups))
 
 
 def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: int) -> Loaded:
@@ -250,5 +270,5 @@ def _share_room(needs: Sequence[GroupBudget], room: int, rest: int) -> Iterator[
         if rest < missing:
             fitting = need.longest + rest * (need.wanted - need.longest) // missing
         else:
-            fitting = need.wanted if need.longest < widest else (room - kept) // each
+            fitting = need.wanted if need.longest < widest or not each else (room - kept) // each
         yield attrs.evolve(need, fitting=fitting)

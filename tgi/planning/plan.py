@@ -83,7 +83,8 @@ def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Pla
     planner = Planner.open(setup, described, card)
     limits, buckets = planner.limits, planner.choose()
     attention = planner.attention(buckets)
-    memory = planner.divide_memory([estimate_loaded(planner, attention, card)] * setup.ranks, buckets)
+    loaded = [estimate_loaded(planner, part, attention, card) for part in described.parts]
+    memory = planner.divide_memory([one for one in loaded for _ in range(setup.shards)], buckets)
     if memory.fits:
         buckets = planner.choose_again(buckets, memory, attention)
     roofline, padding = None, {}
@@ -91,7 +92,7 @@ def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Pla
     prefill: list[Speed] = []
     if card.flops:
         roofline = Roofline(
-            model=described, size=model_size(described), costs=planner.costs, card=card, ranks=setup.ranks
+            model=described, size=model_size(described), costs=planner.costs, card=card, ranks=setup.shards
         )
         decode, prefill = (
             list(speeds(limits, buckets, roofline)) for speeds in (decode_speeds, prefill_speeds)
@@ -114,11 +115,12 @@ def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Pla
     )
 
 
-def estimate_loaded(planner: Planner, attention: AttentionWorkspace, card: Card) -> Loaded:
-    """Return what each rank is going to report when it has loaded the model."""
-    setup, model, limits = planner.setup, planner.described, planner.limits
+def estimate_loaded(planner: Planner, model: Described, attention: AttentionWorkspace, card: Card) -> Loaded:
+    """Return what each rank of a stage is going to report when it has loaded its part of the model."""
+    setup, limits = planner.setup, planner.limits
     total = card.memory_bytes or psutil.virtual_memory().total // setup.ranks
-    workspace = workspace_bytes(model, setup.load_command(limits, attention))
+    stages = planner.described.stage_layers
+    workspace = workspace_bytes(model, setup.load_command(limits, attention, stages=stages))
     return Loaded(
         free_bytes=total - model.weight_bytes - workspace,
         block_bytes=tuple(group.token_bytes * limits.block_size for group in model.groups),

@@ -30,6 +30,7 @@ class Planner:
     described: Described
     limits: Limits
     costs: Costs
+    """Costs of the steps of the slowest stage."""
     counts: Mapping[Bucket, int] = attrs.field(factory=dict)
     """Recorded shapes of steps, which the buckets are chosen for."""
 
@@ -38,6 +39,7 @@ class Planner:
         """Plan for a model of a card. Reads --bucket-shapes. Raises OptionError."""
         device, path = setup.device, setup.options.bucket_shapes
         rates = card if card.flops else REFERENCE
+        costs = [device.step_costs(model_size(part), rates, device.block_size) for part in described.parts]
         counts: Mapping[Bucket, int] = {}
         if path is not None and device.compiles:
             counts = ShapeCounts.read(path, device.block_size).counts
@@ -45,7 +47,7 @@ class Planner:
             setup=setup,
             described=described,
             limits=setup.limits(described.groups),
-            costs=device.step_costs(model_size(described), rates, device.block_size),
+            costs=max(costs, key=lambda of: of.weights),
             counts=counts,
         )
 
@@ -124,6 +126,7 @@ class Planner:
             graph_fraction=setup.options.graph_memory_fraction,
             possible_ranks=described.possible_ranks,
             batches=self._batches(),
+            stages=[part.groups for part in described.parts],
         )
 
     def _batches(self) -> int:

@@ -34,7 +34,18 @@ class Setup:
     overrides: dict[str, object]
     """Keys that the options replace in config.json."""
     device: DeviceSpec
-    ranks: int
+    shards: int
+    """Number of ranks that each layer is divided over."""
+
+    @property
+    def stages(self) -> int:
+        """Number of stages that the layers are divided into."""
+        return self.options.pipeline_parallel_size
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return self.shards * self.stages
 
     @property
     def model_id(self) -> str:
@@ -67,6 +78,7 @@ class Setup:
             batch_size=self.device.batch_size,
             prefill_tokens=self.device.prefill_tokens,
             window=widest_window(windows),
+            stages=self.stages,
             speculate=options.speculate if self.device.mixes_rows else 0,
         )
 
@@ -85,7 +97,8 @@ class Setup:
         return Describe(
             folder=str(self.folder),
             architecture=self.architecture,
-            ranks=self.ranks,
+            ranks=self.shards,
+            stages=self.stages,
             dtype=self.options.compute_dtype,
             kv_cache_dtype=cache_dtype,
             dummy=self.options.load_format == "dummy",
@@ -96,10 +109,17 @@ class Setup:
             expert_parallel=self.options.expert_parallel,
         )
 
-    def load_command(self, limits: Limits, attention: AttentionWorkspace, *, top: int = 0) -> Load:
+    def load_command(
+        self,
+        limits: Limits,
+        attention: AttentionWorkspace,
+        *,
+        top: int = 0,
+        stages: tuple[int, ...] = (),
+    ) -> Load:
         """Return the command that loads the model, with the extent of the largest steps.
 
-        A step reports up to `top` most likely tokens.
+        A step reports up to `top` most likely tokens. `stages` are the layers of each stage.
         """
         options = self.options
         return Load(
@@ -121,6 +141,7 @@ class Setup:
             expert_parallel=options.expert_parallel,
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
+            stages=stages,
         )
 
     def _cache_dtype(self) -> str:
@@ -144,7 +165,7 @@ def read_setup(
         config=config,
         overrides=overrides,
         device=device,
-        ranks=count_ranks(options, device, environment),
+        shards=count_shards(options, device, environment),
     )
 
 
@@ -156,6 +177,7 @@ def resolve_limits(
     batch_size: int,
     prefill_tokens: int,
     window: int | None = None,
+    stages: int = 1,
     speculate: int = 0,
     learned_positions: int | None = None,
 ) -> Limits:
@@ -189,6 +211,7 @@ def resolve_limits(
         max_batch_total_tokens=options.max_batch_total_tokens,
         waiting_served_ratio=options.waiting_served_ratio,
         speculate=speculate,
+        stages=stages,
         max_waiting_tokens=options.max_waiting_tokens,
         block_size=block_size,
         window=None if window is None or window >= total else window,
@@ -224,25 +247,36 @@ def find_device(name: str) -> DeviceSpec:
     return known[name]
 
 
-def count_ranks(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
-    """Return the number of ranks. Raises OptionError if it is unknown, or more than there are cards."""
+def count_shards(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
+    """Return the number of ranks of a stage.
+
+    Raises OptionError if it is unknown, or if there are fewer cards than ranks.
+    """
     if options.executor == "ray":  # the cards are on other machines
         if options.sharded == "true" and options.num_shard is None:
             raise OptionError("--executor ray needs --num-shard: `sharded` counts the cards of one machine")
         return options.num_shard or 1
+    stages = options.pipeline_parallel_size
     name, cards = next(
         ((name, environment[name]) for name in device.card_variables if environment.get(name)), ("", "all")
     )
     listed = None if cards == "all" else len(cards.split(","))
     wanted = options.num_shard
+    if wanted is None and options.sharded != "true":
+        wanted = 1
     if wanted is None:
-        if options.sharded != "true":
-            return 1
-        wanted = len(glob(device.card_files)) if listed is None else listed
-        if wanted <= 1:
+        found = len(glob(device.card_files)) if listed is None else listed
+        if found <= 1:
             raise OptionError(
-                f"`sharded` is true but only found {wanted} cards of {device.name}: give --num-shard"
+                f"`sharded` is true but only found {found} cards of {device.name}: give --num-shard"
             )
-    if listed is not None and wanted > listed:
-        raise OptionError(f"--num-shard {wanted} is more than the {listed} cards in {name}")
+        if found % stages:
+            raise OptionError(
+                f"--sharded true would use {found} cards, which --pipeline-parallel-size {stages} does not "
+                "divide: give --num-shard, the number of ranks of each stage"
+            )
+        wanted = found // stages
+    if listed is not None and wanted * stages > listed:
+        each = "" if stages == 1 else f" on each of --pipeline-parallel-size {stages} stages"
+        raise OptionError(f"--num-shard {wanted}{each} is more than the {listed} cards in {name}")
     return wanted

@@ -25,7 +25,9 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     architecture: str
     """A name that a plugin offers, from config.json's "architectures"."""
     ranks: int
-    """Number of ranks that the model is divided over."""
+    """Number of ranks that each layer is divided over."""
+    stages: int = 1
+    """Number of stages that the layers are divided into, each on ranks of its own."""
     dtype: str
     """"float32", "bfloat16", or "auto", which counts as bfloat16."""
     kv_cache_dtype: str = ""
@@ -91,6 +93,7 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     item: int
     """Bytes of a number in the model's dtype."""
     vocab_size: int
+    """Number of token ids; 0 of a stage that gives no logits."""
     hidden_size: int
     heads: int
     """Query heads of a rank."""
@@ -102,6 +105,15 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Bytes of a rank's LoRA adapters if every slot is full."""
     lora_columns: int = 0
     """Largest number of intermediate features that a linear layer's adapters have on a rank."""
+    stage_layers: tuple[int, ...] = ()
+    """Number of layers of each stage; empty: there is one stage."""
+    stages: list["Described"] = []
+    """What the ranks of each stage keep; empty: there is one stage."""
+
+    @property
+    def parts(self) -> list["Described"]:
+        """The stages, or the whole if it is the only one."""
+        return self.stages or [self]
 
     @property
     def parameters(self) -> int:

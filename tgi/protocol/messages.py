@@ -1,15 +1,15 @@
 """The messages between the server process and its ranks, as columns rather than objects per row.
 
-Commands go to every rank as the identical bytes. Results come from rank 0 alone, other reports from every
-rank. Columns are packed little-endian arrays in `bytes` (`ints`, `floats`): encoding and decoding a decode
-step of 256 rows takes about 15 us, a tenth of the time with one object per row. The messages are
-`msgspec.Struct`s and not attrs classes, because only those can form a tagged union.
+Commands go to every rank as the identical bytes. Results come from one rank alone, the first of the last
+stage, other reports from every rank. Columns are packed little-endian arrays in `bytes` (`ints`, `floats`):
+encoding and decoding a decode step of 256 rows takes about 15 us, a tenth of the time with one object per
+row. The messages are `msgspec.Struct`s and not attrs classes, because only those can form a tagged union.
 
 Start-up:  Load -> Progress* -> Loaded -> Allocate -> Allocated -> Step (one per warmed-up bucket) -> Ready
-Serving:   Step -> Result, in order; one more Step may be sent before a Result is read.
+Serving:   Step -> Result, in order; one more Step than there are stages may be sent before a Result is read.
            LoadLora -> LoraLoaded, at any time after Allocated
 Of several ranks:  Load -> Arrived -> Joined -> Progress* and so on;
-           Step -> Begun -> Result of rank 0, Finished of any other
+           Step -> Begun -> Result of one rank, Finished of any other
 The end:   the server closes the socket, and the rank exits.
 """
 
@@ -78,6 +78,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
+    stages: tuple[int, ...] = ()
+    """Number of layers of each stage of a pipeline, the first stage on the first ranks; empty: one stage."""
     watermark_gamma: float = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: float = 2.0
@@ -248,7 +250,8 @@ class Begun(msgspec.Struct, tag=True, frozen=True):
 
 
 class Finished(msgspec.Struct, tag=True, frozen=True):
-    """A rank other than 0 has finished a step. `digest` is that of `Result.tokens`."""
+    """A rank other than the one with the result has finished a step. `digest` is that of `Result.tokens`,
+    which are empty in a stage that does not choose any."""
 
     digest: bytes
 

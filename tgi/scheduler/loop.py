@@ -99,6 +99,8 @@ class Scheduler:
         self._unmatched: list[Sequence] = []
         """Sequences whose matchers were to see a token when the ranks were lost."""
         self._work = trio.Event()
+        self._ahead = trio.CancelScope()
+        """Scope in which a result is waited for until the next step is planned."""
 
     @contextmanager
     def generating(
@@ -122,7 +124,7 @@ class Scheduler:
             if patience is not None:
                 sequence.expires = trio.current_time() + patience
             self._schedule.add(sequence)
-        self._work.set()
+        self._wake()
         try:
             with receive:
                 yield receive
@@ -200,7 +202,7 @@ class Scheduler:
         return trio.current_time() - max(sent, self._running_since)
 
     async def _turn(self, matching: Matching) -> None:
-        """Send a step and commit the result of the one before it."""
+        """Send what the device needs to have work, and commit the oldest result."""
         self._shed()
         if not self._in_flight:
             # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
@@ -212,11 +214,27 @@ class Scheduler:
         if may_guess(self._schedule):
             await self._commit_next(matching)
             return
-        with trio.move_on_at(self._time_to_plan()):
-            await self._commit_next(matching)
-            return
-        await self._send_next()
+        await self._fill_stages(matching)
+        while True:
+            with trio.move_on_at(self._time_to_plan()) as self._ahead:
+                await self._commit_next(matching)
+                return
+            if not await self._send_next() or len(self._in_flight) > self._schedule.limits.stages:
+                break
         await self._commit_next(matching)
+
+    async def _fill_stages(self, matching: Matching) -> None:
+        """Send a step to each stage that has none."""
+        while len(self._in_flight) < self._schedule.limits.stages:
+            await matching.wait(LEAD * self._last_seconds)
+            if not await self._send_next():
+                return
+
+    def _wake(self) -> None:
+        """Plan a step for a sequence that can be computed now, if a stage has no work."""
+        self._work.set()
+        if len(self._in_flight) < self._schedule.limits.stages:
+            self._ahead.cancel()
 
     def fail_all(self, error: ApiError) -> None:
         """End every sequence with an error for its client."""
@@ -261,7 +279,7 @@ class Scheduler:
             sequence.matched += 1
         else:
             self._fail(sequence, GenerationFailed(str(error)))
-        self._work.set()
+        self._wake()
 
     def statistics(self) -> SchedulerStatistics:
         """Take a snapshot."""

@@ -6,9 +6,10 @@ blocks run out, the youngest running sequence gives up its blocks and waits agai
 oldest always advances, and none starves. One that comes before running sequences of a tenant with more than
 its share takes the lane and blocks of the youngest of them.
 
-`plan` may run while a step is in flight: it assumes one more token for each of that step's sampled rows, and
+`plan` may run while steps are in flight: it assumes one more token for each of their sampled rows, and
 `commit` drops the tokens of sequences that have ended. Only a sequence that obeys a grammar waits, for its
-last token and the mask that follows from it.
+last token and the mask that follows from it. In a pipeline every sequence waits for its last token, and
+those that decode divide into as many steps as there are stages.
 """
 
 from bisect import insort
@@ -224,13 +225,28 @@ def plan(schedule: Schedule) -> PlannedStep | None:
     if schedule.buckets.mixes:
         rows = _still_running(schedule, _mixed_rows(schedule, _chunk_tokens(schedule)))
         return _step(schedule, rows) if rows else None
-    decoding = any(s.decodable for s in schedule.running)
+    decoding = any(decodable(schedule, sequence) for sequence in schedule.running)
     prefill_first = not (decoding and schedule.prefilled_last)
     for prefill in (prefill_first, not prefill_first):
         rows = _prefill_rows(schedule, decoding) if prefill else _mixed_rows(schedule, 0)
         if rows := _still_running(schedule, rows):
             return _step(schedule, rows)
     return None
+
+
+def decodable(schedule: Schedule, sequence: Sequence) -> bool:
+    """Return whether a decode row of the sequence can follow the steps that were sent.
+
+    In a pipeline, the first stage does not know a token that the last one has sampled until it is read back.
+    """
+    known = schedule.limits.stages == 1 or sequence.sampled == sequence.generated
+    return known and sequence.decodable
+
+
+def _decoding_share(schedule: Schedule) -> int:
+    """Return the maximum decode rows of the next step, which leave each stage of a pipeline its share."""
+    count = sum(not sequence.prefilling for sequence in schedule.running)
+    return -(-count // schedule.limits.stages)
 
 
 def _make_way(schedule: Schedule) -> None:
@@ -285,12 +301,13 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
     """
     rows: list[Row] = []
     chunks: list[Row] = []
-    room = _guess_tokens(schedule)
+    room, most = _guess_tokens(schedule), _decoding_share(schedule)
     for sequence in _by_turn(schedule):
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
-        if sequence.decodable:
-            _add_decode(schedule, rows, sequence, room - sum(row.length - 1 for row in rows))
+        if decodable(schedule, sequence):
+            if len(rows) < most:
+                _add_decode(schedule, rows, sequence, room - sum(row.length - 1 for row in rows))
         elif left and sequence.prefilling and not sequence.unmasked:
             left -= _add_chunk(schedule, chunks, sequence, left)
     while left and schedule.waiting and schedule.free_lanes:
@@ -312,7 +329,7 @@ def _lone_row(schedule: Schedule, sequence: Sequence) -> list[Row]:
     rows: list[Row] = []
     if sequence.prefilling and not sequence.unmasked:
         _add_chunk(schedule, rows, sequence, schedule.limits.longest_chunk)
-    elif sequence.decodable:
+    elif decodable(schedule, sequence):
         _add_decode(schedule, rows, sequence)
     return rows
 
@@ -335,7 +352,7 @@ def _guess_tokens(schedule: Schedule) -> int:
 
     None beside chunks of prompts, which have that room first.
     """
-    limits, rows = schedule.limits, len(schedule.running)
+    limits, rows = schedule.limits, _decoding_share(schedule)
     if not limits.speculate or schedule.waiting or any(s.prefilling for s in schedule.running):
         return 0
     room = (schedule.costs.doubling_tokens(rows) or 2 * rows * limits.speculate) // 2
@@ -356,8 +373,8 @@ def may_guess(schedule: Schedule) -> bool:
 
     What follows the token in that result may be guessed, or guesses that it has may be wrong.
     """
-    if not schedule.limits.speculate:
-        return False
+    if not schedule.limits.speculate or schedule.limits.stages > 1:
+        return False  # in a pipeline, rows wait for their own last token
     return any(sequence.guessing or sequence.repeats() for sequence in schedule.running)
 
 
@@ -369,7 +386,7 @@ def _chunk_tokens(schedule: Schedule) -> int:
     requests from their first token for longer, and the device from its best speed.
     """
     prefilling = [sequence for sequence in schedule.running if sequence.prefilling]
-    decoding = len(schedule.running) - len(prefilling)
+    decoding = _decoding_share(schedule)
     room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:

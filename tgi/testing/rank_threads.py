@@ -60,7 +60,7 @@ class _RankThread(CpuDevice):
         super().__init__(1)
         self._meeting = meeting
 
-    def connect(self, shard: Shard, store: str) -> None:
+    def connect(self, world: Shard, store: str, stages: int = 1) -> None:
         """Do nothing: threads need not find each other."""
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:

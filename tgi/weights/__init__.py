@@ -4,6 +4,7 @@ from .checkpoint import Checkpoint, CheckpointError
 from .dummy import DummyWeights
 from .outline import Outline
 from .shard import DivisionError, RecordingShard, Shard, TensorPart
+from .stage import LayerSizes, Stage, place_in
 
 Weights = Checkpoint | DummyWeights | Outline
 """Sources that a model can be built from."""
@@ -13,9 +14,12 @@ __all__ = [
     "CheckpointError",
     "DivisionError",
     "DummyWeights",
+    "LayerSizes",
     "Outline",
     "RecordingShard",
     "Shard",
+    "Stage",
     "TensorPart",
     "Weights",
+    "place_in",
 ]

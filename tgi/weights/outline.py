@@ -15,7 +15,8 @@ class Outline:
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
         self.checkpoint = checkpoint
-        self._asked: set[str] = set()
+        self.asked: set[str] = set()
+        """Names of the tensors that the model has read or dismissed."""
         self._missing: dict[str, None] = {}
         self._misshaped: dict[str, str] = {}
         self._checks = checkpoint is not None
@@ -32,7 +33,7 @@ class Outline:
         out: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Do as `Checkpoint.read`, but without numbers and errors."""
-        self._asked.add(name)
+        self.asked.add(name)
         if name not in self:
             self._missing[name] = None
         elif fault := self.fault(name, shape):
@@ -56,12 +57,12 @@ class Outline:
 
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
-        self._asked.add(name)
+        self.asked.add(name)
 
     def skip(self, module: str) -> list[str]:
         """Do as `Checkpoint.skip`."""
         names = [] if self.checkpoint is None else self.checkpoint.skip(module)
-        self._asked.update(names)
+        self.asked.update(names)
         return names
 
     def skip_check(self) -> None:
@@ -72,13 +73,13 @@ class Outline:
         """Raise CheckpointError with everything that is wrong."""
         if self.checkpoint is None or not self._checks:
             return
-        extra = [name for name in self.checkpoint.unread if name not in self._asked]
+        extra = [name for name in self.checkpoint.unread if name not in self.asked]
         faults = list(self._misshaped.values())[:3]
         if len(self._misshaped) > len(faults):
             faults.append(f"{len(self._misshaped) - len(faults)} more tensors have other shapes too")
         if self._missing:
             faults.append(self.checkpoint.missing(list(self._missing)))
-        if extra := extra if faults else self.checkpoint.strange(self._asked):
+        if extra := extra if faults else self.checkpoint.strange(self.asked):
             faults.append(self.checkpoint.superfluous(extra))
         if faults:
             raise CheckpointError("; ".join(faults))

@@ -30,22 +30,24 @@ from tgi.protocol import (
     digest,
     encode,
 )
-from tgi.weights import CheckpointError, Shard
+from tgi.weights import CheckpointError, Shard, place_in
 
 from .runner import Runner, open_device
 
 
-def serve(parent: Parent, shard: Shard, store: str = "") -> bool:
+def serve(parent: Parent, world: Shard, store: str = "") -> bool:
     """Carry out commands in order until the server closes the socket (True) or one fails (False).
 
-    A failure is reported. Several ranks find each other through `store`, a URL for `Device.connect`.
+    A failure is reported. `world` are the ranks of all stages, those of the first one first. Several ranks
+    find each other through `store`, a URL for `Device.connect`.
     """
 
     def report(message: Report) -> None:
         parent.send(encode(message))
 
     def answer(result: Result) -> None:
-        report(result if shard.rank == 0 else Finished(digest(result.tokens)))
+        assert runner is not None
+        report(result if runner.answers else Finished(digest(result.tokens)))
 
     runner: Runner | None = None
     waiting = _Waiting(parent, answer)
@@ -55,7 +57,7 @@ def serve(parent: Parent, shard: Shard, store: str = "") -> bool:
             if isinstance(command, Describe):
                 report(describe(command))
             elif isinstance(command, Load):
-                runner = load(command, shard, store, report)
+                runner = load(command, world, store, report)
                 report(runner.loaded)
             elif runner is None:
                 raise RuntimeError(f"{type(command).__name__} came before Load")
@@ -67,7 +69,7 @@ def serve(parent: Parent, shard: Shard, store: str = "") -> bool:
             elif isinstance(command, LoadLora):
                 report(runner.load_lora(command))
             else:
-                if shard.size > 1:
+                if world.size > 1:
                     report(Begun(digest(payload)))
                 if runner.device.asynchronous:
                     waiting.add(runner.launch(command))
@@ -83,15 +85,16 @@ def serve(parent: Parent, shard: Shard, store: str = "") -> bool:
     return True
 
 
-def load(command: Load, shard: Shard, store: str, report: Callable[[Report], None]) -> Runner:
+def load(command: Load, world: Shard, store: str, report: Callable[[Report], None]) -> Runner:
     """Find the other ranks, and read the model."""
     device = open_device(command.device, command.threads)
-    if shard.size > 1:
-        report(Arrived(shard.rank, shard.size))
-        device.connect(shard, store)
+    if world.size > 1:
+        report(Arrived(world.rank, world.size))
+        device.connect(world, store, max(len(command.stages), 1))
         report(Joined())
-    runner = Runner.load(command, shard, device, report)
-    device.meet(shard)  # what is free is known when all have loaded
+    shard, stage = place_in(world, command.stages)
+    runner = Runner.load(command, shard, device, report, stage)
+    device.meet(world)  # what is free is known when all have loaded
     return runner
 
 

@@ -25,6 +25,7 @@ from tgi.layers.lora import Loras
 from tgi.limits import span
 from tgi.protocol import Bucket, LaneParams, Step, unpack_ints
 from tgi.sampling import FLOATS, INTS, SamplingParams
+from tgi.weights import Shard, Stage
 
 from .lanes import Ints, Lanes, Tables, entries_of
 from .layout import (
@@ -46,6 +47,7 @@ COMPILED_NEEDS: tuple[Needs, ...] = (frozenset(), DRAW_NEEDS, ALL_NEEDS)
 """Needs of the programs that a device that compiles has for the sampler, as `Step.least_sampler` counts them.
 
 Only the last has masks, sorts the vocabulary, and reports the most likely tokens."""
+_ALONE, _ONLY = Shard(), Stage()
 _MAX_EAGER = 64
 """Programs that are kept where they cost nothing to make."""
 Wait = Callable[[], dict[str, bytes]]
@@ -62,7 +64,8 @@ class StepContext:
     model: Callable[[Batch], torch.Tensor]
     head: Head | None
     """The head of the model, which answers questions about the prompt."""
-    sampler: Sampler
+    sampler: Sampler | None
+    """Chooses tokens in the last stage of a pipeline; None in others."""
     cache: KVCache
     last_tokens: torch.Tensor
     """[lanes + 1] int32: the last sampled token of each lane."""
@@ -70,14 +73,17 @@ class StepContext:
     block_size: int
     features: torch.Tensor
     """[positions, hidden size]: the head's input in the last prefill step, for questions about the prompt."""
-    logits: torch.Tensor
-    """[at least the step's samples, vocab]: logits of the last step; float32 on a device that compiles."""
+    outputs: torch.Tensor
+    """[at least the step's samples, vocab]: logits of the last step; float32 on a device that compiles. In a
+    stage before the last one, [at least the step's tokens, hidden size]: features for the next stage."""
     loras: Loras | None
     """LoRA adapters, if there can be any."""
+    received: torch.Tensor | None = None
+    """[at least the step's tokens, hidden size]: features from the stage before; None in the first one."""
 
 
 class ModelProgram(Program):
-    """Runs the model on a step of one layout, and leaves the logits in the context."""
+    """Runs the model on a step of one layout, and leaves what it gives in the context."""
 
     regions: ClassVar[tuple[str, ...]] = ("unpack", "keep")
 
@@ -95,11 +101,11 @@ class ModelProgram(Program):
         batch = self._batch(inputs)
         batch.plan = plan
         self._choose_loras(batch)
-        logits = self._context.model(batch)
+        outputs = self._context.model(batch)
         if self._context.device.compiles:
-            self.keep(self._context.logits, logits)
+            self.keep(self._context.outputs, outputs)
         else:
-            self._context.logits = logits
+            self._context.outputs = outputs
         return (inputs["tokens"],)
 
     def unpack(self, ints: torch.Tensor) -> tuple[Inputs, Any]:
@@ -112,11 +118,13 @@ class ModelProgram(Program):
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
 
     @staticmethod
-    def keep(kept: torch.Tensor, logits: torch.Tensor) -> None:
-        """Leave the logits where the sampler's programs find them."""
-        kept.index_copy_(0, torch.arange(logits.shape[0], device=logits.device), logits.float())
+    def keep(kept: torch.Tensor, outputs: torch.Tensor) -> None:
+        """Leave the logits where the sampler's programs find them, or features where they are sent from."""
+        rows = torch.arange(outputs.shape[0], device=outputs.device)
+        kept.index_copy_(0, rows, outputs.to(kept.dtype))
 
     def _batch(self, inputs: Inputs) -> Batch:
+        received = self._context.received
         return Batch(
             tokens=inputs["tokens"],
             positions=inputs["positions"],
@@ -128,6 +136,7 @@ class ModelProgram(Program):
             groups=[self._group(inputs, group) for group in range(len(self._dimensions.blocks))],
             features=self._context.features if self._features else None,
             loras=inputs.get("loras"),
+            received=None if received is None else received[: self._dimensions.tokens],
         )
 
     def _choose_loras(self, batch: Batch) -> None:
@@ -192,7 +201,8 @@ class SampleProgram(Program):
             masks=masks,
             windowed=variant.windowed,
         )
-        sampled = context.sampler(context.logits[: variant.samples], rows)
+        assert context.sampler is not None, "a stage that does not choose tokens"
+        sampled = context.sampler(context.outputs[: variant.samples], rows)
         tokens = sampled.tokens.int()
         # The next step's row of an undecided one is void, but must have a token.
         context.last_tokens.index_copy_(0, inputs["next_lanes"].long(), tokens.clamp_min(0))
@@ -260,19 +270,29 @@ class Compiled:
 class Programs:
     """All programs of a rank."""
 
-    def __init__(self, context: StepContext, lanes: Lanes, sizes: Sizes, top: int) -> None:
+    def __init__(
+        self,
+        context: StepContext,
+        lanes: Lanes,
+        sizes: Sizes,
+        top: int,
+        shard: Shard = _ALONE,
+        stage: Stage = _ONLY,
+    ) -> None:
         """On a device that compiles, run the programs that belong to no bucket, so that they are compiled.
 
         There, a step that reports most likely tokens reports `top` of them.
         """
         self._context, self._lanes, self._sizes, self._top = context, lanes, sizes, top
-        self._vocab_size = context.sampler.tables.size
+        self._shard, self._stage = shard, stage
         self._device = context.device
         self._compiled: dict[object, Compiled] = {}
         self._sealed = False
-        self._enter = self._device.graph(EnterProgram(context.sampler.tables))
         self._prompts: dict[int, Run] = {}
         """Programs of questions, by the number of most likely tokens that they report."""
+        if context.sampler is None:
+            return
+        self._enter = self._device.graph(EnterProgram(context.sampler.tables))
         if self._device.compiles:
             for _ in range(2):  # compiled by the first run; the second is like all others
                 self._write_tables(LaneParams(lane=lanes.count, sampling=SamplingParams()))
@@ -284,37 +304,45 @@ class Programs:
         self._sealed = True
 
     def launch(self, step: Step) -> Wait:
-        """Start a step whose changes the lanes know already, and return what waits for the result."""
-        eager = not self._device.compiles
-        for params in step.params:
+        """Start a step whose changes the lanes know already, and return what waits for the result.
+
+        In a stage before the last one, that has no tokens.
+        """
+        eager, last = not self._device.compiles, self._stage.last
+        for params in step.params if last else ():
             if params.history or params.sampling.logit_bias or params.sampling.ends:
                 self._write_tables(params)
         rows = Rows.of(step, padded=not eager)
         dimensions = self._dimensions(step, rows)
         columns = step_columns(step, rows, self._lanes, dimensions, self._sizes)
-        needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
-        variant = self._variant(step, dimensions.samples, needs)
-        features = bool(step.targets) if eager else step.bucket.prefill
+        features = last and (bool(step.targets) if eager else step.bucket.prefill)
         known = len(self._compiled)
         model = self._program(
             (dimensions, features),
             model_layout(dimensions, self._sizes),
             lambda layout: ModelProgram(self._context, dimensions, layout, features=features),
         )
-        sampler = self._program(
-            variant,
-            sample_layout(variant.samples, variant.masks, self._sizes),
-            lambda layout: SampleProgram(self._context, layout, variant),
-        )
+        packed: list[Array] = [model.layout.pack(columns)[0]]
+        sampler: Compiled | None = None
+        if last:
+            needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
+            variant = self._variant(step, dimensions.samples, needs)
+            sampler = self._program(
+                variant,
+                sample_layout(variant.samples, variant.masks, self._sizes),
+                lambda layout: SampleProgram(self._context, layout, variant),
+            )
+            packed += sampler.layout.pack(columns)
         if self._sealed and not eager and len(self._compiled) > known:
             self._device.count("graph_misses")
         if eager and features:
             self._context.features = self._context.features.new_empty(
                 dimensions.tokens, self._context.features.shape[1]
             )
-        arrays = [model.layout.pack(columns)[0], *sampler.layout.pack(columns)]
-        ints, *sampled = self._device.upload(*arrays)
-        model.run(ints)
+        ints, *sampled = self._device.upload(*packed)
+        done = self._run_model(model.run, ints, dimensions.tokens)
+        if sampler is None:
+            return self._nothing(self._device.fetch(*done))
         out = self._device.fetch(*sampler.run(*sampled))
         asked = self._ask_of(step, rows) if step.targets else None
 
@@ -327,6 +355,30 @@ class Programs:
                 "top_logprobs": floats[:, 1:].tobytes(),
             }
             return results | asked() if asked else results
+
+        return wait
+
+    def _run_model(self, run: Run, ints: torch.Tensor, tokens: int) -> tuple[torch.Tensor, ...]:
+        """Run the model on the features [tokens, hidden size] of the stage before, and send on the result."""
+        context, device = self._context, self._device
+        if context.received is not None:
+            if not device.compiles:
+                context.received = context.received.new_empty(tokens, context.received.shape[1])
+            device.receive(context.received[:tokens], self._shard)
+        done = run(ints)
+        if not self._stage.last:
+            outputs = context.outputs[:tokens]
+            # Where programs leave them in the same place, the next step overwrites them.
+            device.send_on(outputs.clone() if device.compiles else outputs, self._shard)
+        return done
+
+    @staticmethod
+    def _nothing(done: Callable[[], list[Array]]) -> Wait:
+        """Wait until a step without tokens is done."""
+
+        def wait() -> dict[str, bytes]:
+            done()
+            return {"tokens": b"", "logprobs": b""}
 
         return wait
 
@@ -369,7 +421,7 @@ class Programs:
         if bucket.prefill:
             contexts = [int((-(-rows.starts // sizes.block_size) - first).max()) for first in firsts]
             assert all(map(operator.le, contexts, blocks)), "a context beyond the bucket"
-            room = len(self._context.features)
+            room = len(self._context.features if self._stage.last else self._context.outputs)
             assert bucket.rows * bucket.tokens <= room, "a prefill step beyond Load.prefill_tokens"
         return Dimensions(
             rows=bucket.rows,
@@ -394,11 +446,11 @@ class Programs:
 
     def _write_tables(self, params: LaneParams) -> None:
         """Write what a sequence brings into the sampler's tables, a piece at a time if shapes are fixed."""
-        ids, numbers = entries_of(params, self._vocab_size)
+        ids, numbers = entries_of(params, self._sizes.vocabulary)
         size = max(len(ids), 1) if not self._device.compiles else MAX_ENTRIES
         for begin in range(0, len(ids), size) or (0,):
             piece = ids[begin : begin + size]
-            ints = np.full(2 + size, self._vocab_size, np.int32)
+            ints = np.full(2 + size, self._sizes.vocabulary, np.int32)
             ints[:2] = params.lane, begin > 0
             ints[2 : 2 + len(piece)] = piece
             floats = np.zeros((4, size), np.float32)

@@ -18,13 +18,15 @@ from tgi.layers.lora import Loras
 from tgi.plugins import ConfigError, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
 from tgi.protocol import CacheGroup, Load, Loaded, LoadLora, LoraLoaded, Progress, Result, Step
-from tgi.weights import Shard
+from tgi.weights import Shard, Stage
 from tgi.weights.lora_file import read_lora
 
 from .lanes import Lanes
 from .layout import Sizes
 from .programs import Programs, StepContext
 from .sampler import Sampler
+
+_ONLY = Stage()
 
 
 @attrs.define(eq=False)
@@ -41,8 +43,11 @@ class Runner:
     """Keys and values of the model's layers, by number."""
     cache_dtype: torch.dtype
     block_size: int
+    shard: Shard
+    stage: Stage
     lanes: Lanes
-    sampler: Sampler
+    sampler: Sampler | None
+    """Chooses tokens in the last stage."""
     workspace_bytes: int
     prefill_tokens: int
     """Query tokens of the largest prefill step, padding included."""
@@ -59,10 +64,15 @@ class Runner:
 
     @classmethod
     def load(
-        cls, command: Load, shard: Shard, device: Device, report: Callable[[Progress], None] = lambda _: None
+        cls,
+        command: Load,
+        shard: Shard,
+        device: Device,
+        report: Callable[[Progress], None] = lambda _: None,
+        stage: Stage = _ONLY,
     ) -> "Runner":
         """Read the model. Raises ConfigError and CheckpointError for faults of the options or the files."""
-        loaded = load_model(command, shard, device, lambda done, total: report(Progress(done, total)))
+        loaded = load_model(command, shard, device, lambda done, total: report(Progress(done, total)), stage)
         return cls.of(loaded, command)
 
     @classmethod
@@ -75,7 +85,10 @@ class Runner:
             device.prepare(model)
         cache_dtype = device.cache_dtype(command.kv_cache_dtype, build.dtype)
         groups = build.cache_groups(cache_dtype.itemsize)
-        sampler = Sampler(rows, config.vocab_size, device, command.watermark_gamma, command.watermark_delta)
+        sampler = None
+        if build.stage.last:
+            watermark = command.watermark_gamma, command.watermark_delta
+            sampler = Sampler(rows, config.vocab_size, device, *watermark)
         return cls(
             device=device,
             config=config,
@@ -84,6 +97,8 @@ class Runner:
             kv=build.kv,
             cache_dtype=cache_dtype,
             block_size=command.block_size,
+            shard=build.shard,
+            stage=build.stage,
             lanes=Lanes(command.lanes, -(-command.max_tokens // command.block_size), len(groups)),
             sampler=sampler,
             workspace_bytes=device.workspaces * workspace_bytes(loaded.describe(cache_dtype), command),
@@ -107,8 +122,13 @@ class Runner:
             lora_bytes=loras,
             workspace_bytes=self.workspace_bytes,
             remarks=tuple(self.device.remarks()),
-            graph_bytes=graph_bytes(self.config.num_layers) if self.device.keeps_graphs else 0,
+            graph_bytes=graph_bytes(len(self.kv)) if self.device.keeps_graphs else 0,
         )
+
+    @property
+    def answers(self) -> bool:
+        """Whether this rank reports results."""
+        return self.stage.last and self.shard.rank == 0
 
     @torch.inference_mode()
     def allocate(self, *blocks: int) -> None:
@@ -150,7 +170,7 @@ class Runner:
     def launch(self, step: Step) -> Callable[[], Result]:
         """Begin a step, and return a function that waits for its result, in any thread.
 
-        Results are waited for in order. At most one may be outstanding when the next step is launched.
+        Results are waited for in order.
         """
         assert self.programs is not None, "a step before Allocate"
         began = time.perf_counter()
@@ -188,6 +208,11 @@ class Runner:
         samples = self.lanes.count if device.compiles else 0
         head = next((module for module in _modules(self.model) if isinstance(module, Head)), None)
         size = config.hidden_size if head is None else head.size
+
+        def features(count: int, size: int = config.hidden_size) -> torch.Tensor:
+            return torch.zeros(count, size, dtype=self.dtype, device=device.torch_device)
+
+        passed, stage = max(positions, samples), self.stage
         context = StepContext(
             model=lambda batch: self.model(batch),
             head=head,
@@ -196,13 +221,16 @@ class Runner:
             last_tokens=torch.zeros(self.lanes.count + 1, dtype=torch.int32, device=device.torch_device),
             device=device,
             block_size=self.block_size,
-            features=torch.zeros(positions, size, dtype=self.dtype, device=device.torch_device),
-            logits=torch.zeros(samples, config.vocab_size, device=device.torch_device),
+            features=features(positions if stage.last else 0, size),
+            outputs=torch.zeros(samples, config.vocab_size, device=device.torch_device)
+            if stage.last
+            else features(passed),
+            received=None if stage.first else features(passed),
             loras=self.loras,
         )
         windows = tuple(group.window for group in self.groups)
         sizes = Sizes(self.block_size, self.lanes.count, config.vocab_size, windows)
-        return Programs(context, self.lanes, sizes, self.top)
+        return Programs(context, self.lanes, sizes, self.top, self.shard, stage)
 
 
 def open_device(name: str, threads: int) -> Device:

@@ -62,15 +62,20 @@ class Falcon(nn.Module):
         super().__init__()
         self.rotary = None if config.rope is None else Rotary(build, config.rope)
         embedding, head = build.tie("transformer.word_embeddings", "lm_head", config.tie_word_embeddings)
-        self.embed = Embedding(build, embedding, config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(FalconLayer(config, build, index) for index in range(config.num_layers))
-        self.norm = LayerNorm(build, "transformer.ln_f", config.hidden_size, config.epsilon)
-        self.head = Head(build, head, config.vocab_size, config.hidden_size)
+        vocab, hidden = config.vocab_size, config.hidden_size
+        if build.stage.first:
+            self.embed = Embedding(build, embedding, vocab, hidden)
+        layers = build.layers(config.num_layers)
+        self.layers = nn.ModuleList(FalconLayer(config, build, index) for index in layers)
+        self._last = build.stage.last
+        if self._last:
+            self.norm = LayerNorm(build, "transformer.ln_f", hidden, config.epsilon)
+            self.head = Head(build, head, vocab, hidden)
 
     def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of `batch.last`, [n, vocab_size]."""
-        x = self.embed(batch.tokens)
+        """Logits of `batch.last`, [n, vocab_size]; of a stage before the last one, [T, hidden_size]."""
+        x = self.embed(batch.tokens) if batch.received is None else batch.received
         rotation = None if self.rotary is None else self.rotary(batch)
         for layer in self.layers:
             x = layer(x, batch, rotation)
-        return self.head(self.norm(x), batch)  # type: ignore[no-any-return]
+        return self.head(self.norm(x), batch) if self._last else x

@@ -209,13 +209,13 @@ class CudaDevice(CudaOperations):
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: str) -> None:
+    def connect(self, world: Shard, store: str, stages: int = 1) -> None:
         """Choose the rank's GPU, and find the other ranks."""
-        (index, ranks), count = local_place(shard), torch.cuda.device_count()
+        (index, ranks), count = local_place(world), torch.cuda.device_count()
         if index >= count:
             raise ConfigError(f"{ranks} ranks need as many GPUs, and CUDA shows {count}")
         torch.cuda.set_device(index)
-        super().connect(shard, store)
+        super().connect(world, store, stages)
 
 
 def _reason() -> str:

@@ -29,7 +29,7 @@ class NvidiaDoctor(Doctor):
 
     def checks(self, machine: Machine, options: Options) -> Iterator[Check]:
         """Yield all checks, or the first one alone if it finds no GPU: the others would repeat it."""
-        gpus = check_gpus(machine, options.num_shard or 1)
+        gpus = check_gpus(machine, options.ranks)
         yield gpus
         if gpus.state != "fail":
             yield check_gpu_access(machine)

@@ -47,7 +47,7 @@ class GaudiDoctor(Doctor):
         yield cards
         if cards.state == "fail":
             return
-        ranks, smi = options.num_shard or 1, read_hl_smi(machine)
+        ranks, smi = options.ranks, read_hl_smi(machine)
         yield check_driver(smi.driver, versions)
         yield check_firmware(smi.firmware, smi.driver)
         yield check_access(machine)

@@ -369,10 +369,10 @@ class HpuDevice(StaticDevice):
 
     # ---- ranks ---------------------------------------------------------------------------------------------
 
-    def connect(self, shard: Shard, store: str) -> None:
+    def connect(self, world: Shard, store: str, stages: int = 1) -> None:
         """Register the backend of collectives, and find the other ranks."""
         join_ranks()
-        super().connect(shard, store)
+        super().connect(world, store, stages)
 
     def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
         """Add up over ranks in a part of the program of its own."""
@@ -385,6 +385,16 @@ class HpuDevice(StaticDevice):
         if shard.size > 1:
             self.graphs.border()
         return super().all_gather(x, shard)
+
+    def send_on(self, x: torch.Tensor, shard: Shard) -> None:
+        """Launch what computes x before it is sent."""
+        self.bridge.mark_step()
+        super().send_on(x, shard)
+
+    def receive(self, x: torch.Tensor, shard: Shard) -> None:
+        """Launch what reads x before it is overwritten."""
+        self.bridge.mark_step()
+        super().receive(x, shard)
 
 
 def _of_kind(weights: Sequence[LinearWeight], kind: type[W]) -> list[W]:
