@@ -79,7 +79,7 @@ def chi_square(counts, expected):
         ({"typical_p": 0.2}, TypicalLogitsWarper(0.2)),
         ({"typical_p": 0.95}, TypicalLogitsWarper(0.95)),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_processors_are_those_of_transformers(params, processor, vocab):
     logits = logits_of(len(HISTORIES), vocab)
