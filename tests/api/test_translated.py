@@ -2,10 +2,13 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import attrs
 import pytest
+
+from tgi.api import refused
 
 from . import serving as servers
 from .serving import LIMITS, Answer, Server, make_tokenizer, saying
@@ -166,6 +169,59 @@ async def test_errors_have_the_shape_of_their_api() -> None:
         assert "Response with id resp_1 not found" in unknown.json["error"]["message"]
 
 
+REFUSED: list[tuple[str, dict[str, Any], Mapping[str, refused.Refused]]] = [
+    ("/v1/messages", {"max_tokens": 9, "messages": [USER]}, refused.MESSAGES),
+    ("/v1/responses", {"input": "Hi"}, refused.RESPONSES),
+    ("/api/chat", {"messages": [USER], "stream": False}, refused.OLLAMA),
+    ("/api/generate", {"prompt": "Hi", "stream": False}, refused.OLLAMA),
+]
+
+
+async def test_fields_that_would_change_the_answer_are_refused_by_name() -> None:
+    async with serving(saying(HELLO), template=HERMES) as server:
+        cases = [
+            (path, body, name, field) for path, body, fields in REFUSED for name, field in fields.items()
+        ]
+        for path, body, name, field in cases:
+            answer = await server.ask("POST", path, body | {name: "x"})
+            assert answer.status in (400, 422)
+            assert f"`{name}` is not supported: {field.advice}".encode() in answer.body
+            for neutral in (None, *field.neutral):
+                assert (await server.ask("POST", path, body | {name: neutral})).status == 200, (name, neutral)
+        for name, field in refused.OLLAMA_OPTIONS.items():
+            for value, status in [("x", 422), *((neutral, 200) for neutral in field.neutral)]:
+                body = {"messages": [USER], "stream": False, "options": {name: value}}
+                assert (await server.ask("POST", "/api/chat", body)).status == status, (name, value)
+
+
+async def test_a_message_obeys_its_format() -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 7}}, "required": ["a"]}
+    format_ = {"type": "json_schema", "schema": schema}
+    async with serving(saying("no JSON"), template=HERMES) as server:
+        for field in ({"output_config": {"format": format_}}, {"output_format": format_}):
+            (block,) = (await message(server, **field)).json["content"]
+            assert json.loads(block["text"]) == {"a": 7}
+        wrong = await message(server, output_config={"format": {"type": "regex"}})
+        assert (wrong.status, "must be of type `json_schema`" in wrong.json["error"]["message"]) == (
+            400,
+            True,
+        )
+
+
+async def test_a_response_heeds_the_fields_of_vllm() -> None:
+    async with serving(saying(HELLO), template=HERMES) as server:
+        for fields, text in (
+            ({"stop": [", w"]}, "Hello"),
+            ({"stop": ", w", "include_stop_str_in_output": True}, "Hello, w"),
+            ({"structured_outputs": {"choice": ["yes"]}}, "yes"),
+        ):
+            (item,) = (await respond(server, **fields)).json["output"]
+            assert item["content"][0]["text"] == text
+    async with serving() as server:
+        first, second = [(await respond(server, seed=seed, max_output_tokens=2)).json for seed in (40, 41)]
+        assert first["output"][0]["content"] != second["output"][0]["content"]
+
+
 async def respond(server: Server, **more: Any) -> Answer:
     return await server.ask("POST", "/v1/responses", {"input": "Hi", **more})
 
@@ -186,6 +242,7 @@ async def test_responses_are_items_whole_and_streamed(
         whole = (await respond(server, **more)).json
         assert [item["type"] for item in whole["output"]] == types
         is_cut = "max_output_tokens" in more
+        assert [item["status"] for item in whole["output"]][-1] == ("incomplete" if is_cut else "completed")
         assert whole["status"] == ("incomplete" if is_cut else "completed")
         events = named(await respond(server, stream=True, **more))
         assert [event["sequence_number"] for event in events] == list(range(len(events)))

@@ -13,9 +13,11 @@ from tgi.errors import ApiError, ValidationError
 from tgi.sampling import about
 from tgi.text.tool_calls import AnswerDelta
 
+from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
 from .openai.chat import chat_prompt
 from .openai.types import ChatRequest, Reason
+from .refused import refusing
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event
 
 STOP_REASONS: dict[Reason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -31,7 +33,9 @@ class Block(msgspec.Struct):
     name: str | None = None
     input: Any = None
     tool_use_id: str | None = None
-    content: Annotated[Any, about("Result of a tool: text, or a list of parts.")] = None
+    content: Annotated["str | list[Block] | None", about("Result of a tool: text, or a list of parts.")] = (
+        None
+    )
     is_error: bool | None = None
 
 
@@ -66,6 +70,13 @@ class Thinking(msgspec.Struct):
     budget_tokens: Annotated[int, Meta(ge=1)] | None = None
 
 
+class OutputConfig(msgspec.Struct):
+    """The format of the text, and how much the model thinks."""
+
+    format: Json | None = None
+    effort: str | None = None
+
+
 class CountRequest(msgspec.Struct, kw_only=True):
     """The body of `/v1/messages/count_tokens`."""
 
@@ -75,8 +86,11 @@ class CountRequest(msgspec.Struct, kw_only=True):
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None
     thinking: Thinking | None = None
+    output_config: OutputConfig | None = None
+    output_format: Annotated[Json | None, about("Older name of `output_config.format`.")] = None
 
 
+@refusing(refused.MESSAGES)
 class MessagesRequest(CountRequest, kw_only=True):
     """The body of `/v1/messages`."""
 
@@ -116,7 +130,7 @@ def _chat(body: CountRequest, **fields: Any) -> ChatRequest:
     """Return the request for chat completions. Raises ValidationError."""
     system = _text(body.system) if body.system else ""
     before = [{"role": "system", "content": system}] if system else []
-    choice, thinking = body.tool_choice, body.thinking
+    choice, thinking, output = body.tool_choice, body.thinking, body.output_config or OutputConfig()
     parallel = None
     if choice is not None and choice.disable_parallel_tool_use:
         parallel = False
@@ -128,6 +142,8 @@ def _chat(body: CountRequest, **fields: Any) -> ChatRequest:
         parallel_tool_calls=parallel,
         enable_thinking=None if thinking is None else thinking.type != "disabled",
         max_thinking_tokens=None if thinking is None else thinking.budget_tokens,
+        response_format=_format(output.format or body.output_format),
+        reasoning_effort=output.effort,
         **fields,
     )
 
@@ -139,6 +155,14 @@ def _tool(tool: AnthropicTool) -> Json:
         )
     function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
     return {"type": "function", "function": function}
+
+
+def _format(given: Json | None) -> Json | None:
+    if given is None:
+        return None
+    if given.get("type") != "json_schema":
+        raise ValidationError("`output_config.format` must be of type `json_schema`")
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": given.get("schema")}}
 
 
 def _choice(choice: AnthropicToolChoice) -> Any:
@@ -185,11 +209,10 @@ def _messages(message: AnthropicMessage) -> Iterator[Json]:
 
 
 def _result(block: Block) -> str:
-    parts = [block.content] if isinstance(block.content, str) else block.content or []
-    texts = [part if isinstance(part, str) else part.get("text") for part in parts]
-    if None in texts:
+    content = block.content or ""
+    if not isinstance(content, str) and any(part.type != "text" for part in content):
         raise ValidationError("the model takes text only as the result of a tool")
-    return "".join(map(str, texts))
+    return _text(content)
 
 
 class MessagesAnswer(TranslatedAnswer):

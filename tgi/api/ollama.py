@@ -14,11 +14,14 @@ from tgi.errors import ApiError, UnknownModel, ValidationError
 from tgi.sampling import about
 from tgi.text.tool_calls import AnswerDelta
 
+from . import refused
 from .call import Call, get, json_answer, post
 from .openai.types import ChatRequest, Reason
+from .refused import refusing
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request
 
 
+@refusing(refused.OLLAMA_OPTIONS)
 class OllamaOptions(msgspec.Struct):
     """How to generate; Ollama's other options are about loading, and have no effect."""
 
@@ -86,17 +89,32 @@ class OllamaRequest(msgspec.Struct, kw_only=True):
         )
 
 
+class OllamaFunction(msgspec.Struct):
+    """The function of a call."""
+
+    name: str
+    arguments: Any = None
+
+
+class OllamaCall(msgspec.Struct):
+    """A call of a function."""
+
+    function: OllamaFunction
+    id: str | None = None
+
+
 class OllamaMessage(msgspec.Struct):
     """A message of a conversation."""
 
     role: str
     content: str | None = None
     thinking: str | None = None
-    tool_calls: list[Json] | None = None
+    tool_calls: list[OllamaCall] | None = None
     tool_name: str | None = None
     images: list[str] | None = None
 
 
+@refusing(refused.OLLAMA)
 class OllamaChatRequest(OllamaRequest, kw_only=True):
     """The body of `/api/chat`."""
 
@@ -104,6 +122,7 @@ class OllamaChatRequest(OllamaRequest, kw_only=True):
     tools: list[Json] | None = None
 
 
+@refusing(refused.OLLAMA)
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     """The body of `/api/generate`."""
 
@@ -156,13 +175,11 @@ def _message(message: OllamaMessage) -> Json:
     if message.tool_calls:
         made["tool_calls"] = [
             {
-                "id": call.get("id"),
+                "id": call.id,
                 "type": "function",
                 "function": {
-                    "name": call.get("function", {}).get("name"),
-                    "arguments": json.dumps(
-                        call.get("function", {}).get("arguments") or {}, ensure_ascii=False
-                    ),
+                    "name": call.function.name,
+                    "arguments": json.dumps(call.function.arguments or {}, ensure_ascii=False),
                 },
             }
             for call in message.tool_calls

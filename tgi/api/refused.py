@@ -67,6 +67,32 @@ COMPLETIONS = OPENAI | {
     "prompt_embeds": Refused("a prompt is text or token ids"),
     "thinking_token_budget": Refused("use /v1/chat/completions", (-1,)),
 }
+MESSAGES = {
+    "container": Refused("nothing is run here"),
+    "context_management": Refused("shorten the conversation", ({}, {"edits": []})),
+    "mcp_servers": Refused("the server calls no tools", ([],)),
+}
+RESPONSES = EVERYWHERE | {
+    "background": Refused("wait for the answer, or stream it"),
+    "context_management": Refused("shorten the conversation", ([],)),
+    "conversation": Refused("use `previous_response_id`"),
+    "enable_response_messages": Refused("use `return_token_ids` of /v1/chat/completions"),
+    "moderation": Refused("answers are not moderated"),
+    "previous_input_messages": Refused("put them into `input`", ([],)),
+    "previous_response": Refused("use `previous_response_id`"),
+    "prompt": Refused("no prompts are stored"),
+    "top_logprobs": Refused("use /v1/chat/completions", (0,)),
+}
+OLLAMA = {
+    "logprobs": Refused("use /v1/chat/completions"),
+    "top_logprobs": Refused("use /v1/chat/completions", (0,)),
+}
+OLLAMA_OPTIONS = {
+    "mirostat": Refused(_SAMPLING, (0,)),
+    "penalize_newline": Refused("every token is penalised", (True,)),
+    "repeat_last_n": Refused("the penalty looks at the whole text", (64, -1)),
+    "tfs_z": Refused(_SAMPLING, (1,)),
+}
 _INSTEAD = {
     "add_special_tokens": Refused("use /v1/completions", (True,)),
     "echo": Refused("use `return_full_text`"),

@@ -9,12 +9,14 @@ import msgspec
 from msgspec import Meta
 from quart import Response
 
-from tgi.errors import ApiError, UnknownResponse, ValidationError
+from tgi.errors import ApiError, UnknownResponse, ValidationError, WrongShape
 from tgi.sampling import about
 from tgi.text.tool_calls import AnswerDelta
 
+from . import refused
 from .call import Call, Route, get, json_answer, post
 from .openai.types import ChatRequest, Reason, StreamOptions
+from .refused import refusing
 from .store import MAX_STORED
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event
 
@@ -27,6 +29,37 @@ class ResponseTool(msgspec.Struct):
     description: str | None = None
     parameters: Any = None
     strict: bool | None = None
+
+
+class ResponseToolChoice(msgspec.Struct, omit_defaults=True):
+    """The choice of one function, or among some."""
+
+    type: str
+    name: str | None = None
+    mode: str | None = None
+    tools: list[ResponseTool] | None = None
+
+
+class Part(msgspec.Struct):
+    """A part of an item's content; which fields it has depends on its type."""
+
+    type: str
+    text: str = ""
+    refusal: str = ""
+    image_url: Any = None
+
+
+class Item(msgspec.Struct):
+    """An item of a conversation; which fields it has depends on its type."""
+
+    type: str = "message"
+    role: str | None = None
+    content: str | list[Part] | None = None
+    summary: list[Part] | None = None
+    call_id: str | None = None
+    name: str | None = None
+    arguments: str = "{}"
+    output: str | list[Part] | None = None
 
 
 class ResponseText(msgspec.Struct):
@@ -46,6 +79,7 @@ class ResponseReasoning(msgspec.Struct):
 Input: TypeAlias = str | list[Json]
 
 
+@refusing(refused.RESPONSES)
 class ResponsesRequest(msgspec.Struct, kw_only=True):
     """The body of `/v1/responses`."""
 
@@ -63,27 +97,28 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
-    top_logprobs: int | None = None
     tools: list[ResponseTool] | None = None
-    tool_choice: str | Json | None = None
+    tool_choice: str | ResponseToolChoice | None = None
     parallel_tool_calls: bool | None = None
     text: ResponseText | None = None
     reasoning: ResponseReasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    background: bool | None = None
-    conversation: Any = None
-    prompt: Any = None
     include: list[str] | None = None
+    # vLLM's
+    top_k: int | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    structured_outputs: Json | None = None
+    priority: int | None = None
 
     def __post_init__(self) -> None:
-        refused = {"background": self.background, "conversation": self.conversation, "prompt": self.prompt}
-        for name, value in refused.items():
-            if value:
-                raise ValidationError(f"`{name}` is not supported")
-        if self.top_logprobs:
-            raise ValidationError("`top_logprobs` is not supported here: use /v1/chat/completions")
         for tool in self.tools or []:
             if tool.type != "function" or tool.name is None:
                 raise ValidationError(
@@ -109,6 +144,13 @@ async def responses(call: Call[ResponsesRequest]) -> Response:
     return await answer_chat(call, chat, ResponseAnswer, answer)
 
 
+_AS_IN_CHATS = (
+    "top_k", "repetition_penalty", "logit_bias", "seed", "stop", "ignore_eos", "include_stop_str_in_output",
+    "skip_special_tokens", "structured_outputs", "priority",
+)  # fmt: skip
+"""Fields that chat completions have under the same name, beside OpenAI's."""
+
+
 def _items(given: Input) -> list[Json]:
     return [{"role": "user", "content": given}] if isinstance(given, str) else given
 
@@ -131,6 +173,7 @@ def _chat(body: ResponsesRequest, items: list[Json]) -> ChatRequest:
         verbosity=None if body.text is None else body.text.verbosity,
         reasoning_effort=effort,
         truncate_prompt_tokens=-1 if body.truncation == "auto" else None,
+        **{name: getattr(body, name) for name in _AS_IN_CHATS},
     )
 
 
@@ -142,20 +185,15 @@ def _tool(tool: ResponseTool) -> Json:
     }
 
 
-def _choice(choice: str | Json | None) -> Any:
-    if not isinstance(choice, dict):
+def _choice(choice: str | ResponseToolChoice | None) -> Any:
+    if not isinstance(choice, ResponseToolChoice):
         return choice
-    if choice.get("type") == "function":
-        return {"type": "function", "function": {"name": choice.get("name")}}
-    if choice.get("type") == "allowed_tools":
-        tools = [
-            {"type": "function", "function": {"name": tool.get("name")}} for tool in choice.get("tools", [])
-        ]
-        return {
-            "type": "allowed_tools",
-            "allowed_tools": {"mode": choice.get("mode", "auto"), "tools": tools},
-        }
-    raise ValidationError(f"`tool_choice` of type `{choice.get('type')}` is not supported")
+    if choice.type == "function":
+        return {"type": "function", "function": {"name": choice.name}}
+    if choice.type == "allowed_tools":
+        tools = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools or []]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": choice.mode or "auto", "tools": tools}}
+    raise ValidationError(f"`tool_choice` of type `{choice.type}` is not supported")
 
 
 def _format(text: ResponseText | None) -> Json | None:
@@ -168,50 +206,56 @@ def _format(text: ResponseText | None) -> Json | None:
     return text.format
 
 
-def _messages(items: list[Json]) -> Iterator[Json]:
+def _messages(given: list[Json]) -> Iterator[Json]:
     """Yield the messages that items become: calls and thoughts belong to the assistant's next message."""
     open_: Json = {}
-    for item in items:
-        kind = item.get("type", "message")
+    for number, one in enumerate(given):
+        kind = one.get("type", "message")
+        if kind not in ("message", "function_call", "function_call_output", "reasoning"):
+            raise ValidationError(f"items of type `{kind}` are not supported in `input`")
+        item = _item(number, one)
         if kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments", "{}")}
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            function = {"name": item.name, "arguments": item.arguments}
+            call = {"id": item.call_id, "type": "function", "function": function}
             open_.setdefault("tool_calls", []).append(call)
         elif kind == "reasoning":
-            parts = item.get("content") or item.get("summary") or []
-            open_["reasoning_content"] = "".join(part.get("text", "") for part in parts)
-        elif kind == "message" and item.get("role") == "assistant" and "content" not in open_:
-            open_["content"] = _content(item.get("content"))
-        elif kind in ("message", "function_call_output"):
+            parts = item.content or item.summary or []
+            open_["reasoning_content"] = parts if isinstance(parts, str) else "".join(p.text for p in parts)
+        elif kind == "message" and item.role == "assistant" and "content" not in open_:
+            open_["content"] = _content(item.content)
+        else:
             if open_:
                 yield {"role": "assistant", **open_}
                 open_ = {}
             if kind == "message":
-                yield {"role": str(item.get("role")), "content": _content(item.get("content"))}
+                yield {"role": item.role, "content": _content(item.content)}
             else:
-                output = _content(item.get("output"))
-                yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": output}
-        else:
-            raise ValidationError(f"items of type `{kind}` are not supported in `input`")
+                yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
     if open_:
         yield {"role": "assistant", **open_}
 
 
-def _content(content: Any) -> Any:
+def _item(number: int, given: Json) -> Item:
+    try:
+        return msgspec.convert(given, Item)
+    except msgspec.ValidationError as error:
+        raise WrongShape(str(error).replace("`$", f"`$.input[{number}]")) from error
+
+
+def _content(content: str | list[Part] | None) -> Any:
     """Return the content of a message as chat completions have it."""
     if not isinstance(content, list):
         return content
-    parts = []
+    parts: list[Json] = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("input_text", "output_text", "text"):
-            parts.append({"type": "text", "text": part.get("text", "")})
-        elif kind == "refusal":
-            parts.append(part)
-        elif kind == "input_image":
-            parts.append({"type": "image_url", "image_url": {"url": str(part.get("image_url"))}})
+        if part.type in ("input_text", "output_text", "text"):
+            parts.append({"type": "text", "text": part.text})
+        elif part.type == "refusal":
+            parts.append({"type": "refusal", "refusal": part.refusal})
+        elif part.type == "input_image":
+            parts.append({"type": "image_url", "image_url": {"url": str(part.image_url)}})
         else:
-            raise ValidationError(f"content of type `{kind}` is not supported in `input`")
+            raise ValidationError(f"content of type `{part.type}` is not supported in `input`")
     return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
 
 
@@ -231,7 +275,7 @@ class ResponseAnswer(TranslatedAnswer):
     def body(self, deltas: list[AnswerDelta], reason: Reason) -> Json:  # noqa: D102
         for delta in deltas:
             self.add(delta)
-        self._leave()
+        self._leave(complete=reason != "length")
         return self._ended(reason)
 
     def begin(self) -> bytes:  # noqa: D102
@@ -304,7 +348,7 @@ class ResponseAnswer(TranslatedAnswer):
             "store": given.store is not False,
             "temperature": 1.0 if given.temperature is None else given.temperature,
             "text": {"format": (given.text and given.text.format) or {"type": "text"}},
-            "tool_choice": given.tool_choice or "auto",
+            "tool_choice": msgspec.to_builtins(given.tool_choice or "auto"),
             "tools": [msgspec.to_builtins(tool) for tool in given.tools or []],
             "top_p": 1.0 if given.top_p is None else given.top_p,
             "truncation": given.truncation or "disabled",

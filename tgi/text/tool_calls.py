@@ -320,8 +320,8 @@ def arguments_term(tool: Tool, among_json: bool) -> SchemaTerm:
         schema = {"properties": {}}
     elif schema is True:
         schema = {"type": "object"}
-    types = schema.get("type", "object") if isinstance(schema, dict) else []
-    if "object" not in ([types] if isinstance(types, str) else types):
+    types = schema.get("type", "object") if isinstance(schema, dict) else None
+    if types != "object" and not (isinstance(types, list) and "object" in types):
         raise ToolError(f"{owner} must have a schema of an object")
     if schema.get("properties") == {} and "additionalProperties" not in schema:
         schema = schema | {"additionalProperties": False}
