@@ -70,7 +70,7 @@ async def started(
     """Start the engine as a command line says, and schedule while the body runs."""
 
     @asynccontextmanager
-    async def open_ranks(_setup: Setup, _variables: Mapping[str, str]) -> AsyncIterator[Any]:
+    async def open_ranks(_setup: Setup, _variables: Mapping[str, str], _start: object) -> AsyncIterator[Any]:
         yield LocalRank(device)
 
     device.spec = spec

@@ -50,7 +50,9 @@ OURS = {
     "tgi_batch_padding_blocks", "tgi_graph_compilations", "tgi_graph_misses",
     "tgi_engine_restarts", "tgi_cpu_fallbacks", "tgi_device_memory_bytes",
     "tgi_request_prefill_duration", "tgi_request_decode_duration", "tgi_generated_texts",
-    "tgi_batch_step_tokens",
+    "tgi_batch_step_tokens", "tgi_replica_serving", "tgi_replica_queue_size", "tgi_replica_batch_size",
+    "tgi_replica_kv_blocks_used", "tgi_replica_prefix_cache_hit_tokens",
+    "tgi_replica_prefix_cache_query_tokens",
 }  # fmt: skip
 TABLE_12_10 = """
 0.00015000000000000001 0.00022500000000000002 0.0003375 0.00050625 0.000759375 0.0011390624999999999

@@ -99,6 +99,10 @@ class Options:
     (docs/multi-node.md)."""
     ray_address: Annotated[str, flag(MODEL, "RAY_ADDRESS", value="ADDRESS")] = "auto"
     """Address of the Ray cluster, HOST:PORT. auto: that of the cluster to which this machine belongs."""
+    replicas: Annotated[Count, flag(MODEL, "REPLICAS", vllm=["--data-parallel-size", "-dp"])] = 1
+    """Number of copies of the model, each with --num-shard ranks, cards and a KV cache of its own. A request
+    goes to the one that has most of its prompt cached and least to do. On a CPU they share threads and
+    memory."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
     """RoPE scaling to use instead of that in config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None
@@ -313,6 +317,8 @@ class Options:
     def _check_shards(self) -> None:
         if self.pipeline_parallel_size < 1:
             raise OptionError("`pipeline_parallel_size` cannot be < 1")
+        if self.replicas < 1:
+            raise OptionError("`replicas` must be > 0")
         if self.num_shard is None:
             return
         if self.num_shard < 1:

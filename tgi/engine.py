@@ -22,6 +22,7 @@ from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.api.openai.types import MAX_CHAT_LOGPROBS
 from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
+from tgi.errors import GenerationFailed
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
 from tgi.lifecycle import Lifecycle, Phase
@@ -36,7 +37,7 @@ from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
 from tgi.protocol import Load, Loaded, Progress
 from tgi.ranks import StartRanks, local_ranks
-from tgi.scheduler import Buckets, Scheduler
+from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
@@ -67,33 +68,117 @@ async def run_engine(service: Service, options: Options) -> None:
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     service.metrics.engine_restarts.inc(0)  # it appears, so that alerts see the first restart
     shapes = open_recording(options, setup.device)
-    variables = prepare_recipes(setup)
-    start = _choose_start(setup, lifecycle)
-    restarts = Restarts(options.max_restarts)
     async with AsyncExitStack() as held:
-        started: _Started | None = None
+        replicas = _Replicas(service, setup, prepare_recipes(setup), shapes, held)
+        await (replicas.run() if shapes is None else save_shapes(shapes, replicas.run))
+
+
+@attrs.define(eq=False)
+class _Replicas:
+    """All replicas of the model. The first plans; the others do as it did, and so do new ranks."""
+
+    service: Service
+    setup: Setup
+    variables: Mapping[str, str]
+    """Variables of the ranks besides those of the device."""
+    shapes: Recording | None
+    held: AsyncExitStack
+    """Ends with the engine."""
+    plan: "_Plan | None" = None
+
+    async def run(self) -> None:
+        """Start all, put the engine into the service, and schedule for ever."""
+        service, lifecycle, others = self.service, self.service.lifecycle, range(1, self.setup.replicas)
+        async with trio.open_nursery() as nursery:
+            schedulers = {0: await nursery.start(self.run_one, 0)}
+
+            async def start(number: int) -> None:
+                schedulers[number] = await nursery.start(self.run_one, number)
+                lifecycle.done += 1
+
+            if others:
+                lifecycle.enter("starting the other replicas", total=len(others))
+            async with trio.open_nursery() as starting:
+                for number in others:
+                    starting.start_soon(start, number)
+            assert self.plan is not None, "the first replica has made it"
+            service.engine = self.plan.engine(
+                scheduler=Router(*(one for _, one in sorted(schedulers.items())))
+            )
+            lifecycle.change(Phase.READY)
+            _log_ready(service.engine.model, self.plan.memory, self.setup.replicas, service.url)
+
+    async def run_one(
+        self, number: int, task_status: "trio.TaskStatus[Scheduler]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run a replica, on new ranks if some are lost. Returns when it gives up and another does not.
+
+        Raises EngineError, in a group, if the ranks cannot start, or if no replica is left.
+        """
+        restarts, scheduler = Restarts(self.setup.options.max_restarts), None
+        ready: float | None = None
+        start = _choose_start(self.setup, self.service.lifecycle, number)
+        name = "" if self.setup.replicas == 1 else f"replica {number}: "
         while True:
             try:
-                async with open_ranks(setup, variables, start) as executor:
-                    if started is None:
-                        started = await _start(executor, service, setup, shapes, held)
+                async with open_ranks(self.setup, self.variables, start) as executor:
+                    if scheduler is None:
+                        scheduler = await self._start(executor)
+                        task_status.started(scheduler)
                     else:
-                        await started.start_again(executor, lifecycle)
-                    lifecycle.change(Phase.READY)
-                    run = started.scheduler.run
-                    await (run() if shapes is None else save_shapes(shapes, run))
+                        await self._start_again(number, scheduler, executor)
+                    ready = trio.current_time()
+                    await scheduler.run()
             except BaseExceptionGroup as group:
                 loss = loss_in(group)
-                if loss is None or started is None or lifecycle.phase is Phase.DRAINING:
+                draining = self.service.lifecycle.phase is Phase.DRAINING
+                if loss is None or scheduler is None or self.service.engine is None or draining:
                     raise
-                pause = restarts.next_pause(trio.current_time(), lifecycle.ready_seconds())
+                now = trio.current_time()
+                pause = restarts.next_pause(now, 0.0 if ready is None else now - ready)
+                ready = None
+                if not self._lose(number, gives_up=pause is None):
+                    raise
+                scheduler.lose_ranks()
                 if pause is None:
-                    raise
-                lifecycle.change(Phase.RECOVERING)
-                log.error("%s; starting the ranks again, %s", loss, restarts)
-                service.metrics.engine_restarts.inc()
-                started.scheduler.lose_ranks()
+                    log.error("%s%s; giving up, after %s", name, loss, restarts)
+                    scheduler.fail_all(GenerationFailed("the engine is lost"))
+                    return
+                log.error("%s%s; starting the ranks again, %s", name, loss, restarts)
+                self.service.metrics.engine_restarts.inc()
                 await trio.sleep(pause)
+
+    async def _start(self, executor: RankExecutor) -> Scheduler:
+        """Start one replica. Raises EngineError."""
+        if self.plan is not None:
+            return await self.plan.start_another(executor)
+        self.plan, scheduler = await _start(executor, self.service, self.setup, self.shapes, self.held)
+        return scheduler
+
+    async def _start_again(self, number: int, scheduler: Scheduler, executor: RankExecutor) -> None:
+        """Bring new ranks to where the lost ones were. Raises EngineError."""
+        began, engine, lifecycle = trio.current_time(), self.service.engine, self.service.lifecycle
+        assert self.plan is not None
+        assert engine is not None
+        scheduler.resume(executor)
+        warm_up = await self.plan.prepare(executor, scheduler, lifecycle)
+        engine.scheduler.replicas[number].serving = True
+        lifecycle.change(Phase.READY)
+        seconds = trio.current_time() - began
+        log.info(
+            "The ranks are back after %.2f s (start and loading %.2f s, warm-up %.2f s): %s",
+            seconds, seconds - warm_up, warm_up, scheduler,
+        )  # fmt: skip
+
+    def _lose(self, number: int, *, gives_up: bool) -> bool:
+        """Take a replica out of service; return whether any serves, or will again."""
+        engine = self.service.engine
+        assert engine is not None, "it has been ready"
+        replica = engine.scheduler.replicas[number]
+        replica.serving, replica.lost = False, gives_up
+        if not engine.scheduler.serving:
+            self.service.lifecycle.change(Phase.RECOVERING)
+        return not all(one.lost for one in engine.scheduler.replicas)
 
 
 @attrs.define
@@ -136,37 +221,41 @@ def loss_in(group: BaseExceptionGroup) -> EngineError | None:
 
 
 @attrs.frozen
-class _Started:
-    """An engine that has been ready, and what new ranks need to take over."""
+class _Plan:
+    """What the first start has found out, for other replicas and for new ranks."""
 
-    scheduler: Scheduler
+    engine: Callable[..., Engine]
+    """Makes the engine from its `scheduler`."""
+    scheduler: Callable[[RankExecutor], Scheduler]
+    """Makes the scheduler of another replica."""
     load: Load
     blocks: tuple[int, ...]
     """KV blocks of each layer group, the padding block included."""
+    memory: MemoryBudget
     options: Options
 
-    async def start_again(self, executor: RankExecutor, lifecycle: Lifecycle) -> None:
-        """Bring new ranks to where the lost ones were. Raises EngineError."""
-        began = trio.current_time()
+    async def start_another(self, executor: RankExecutor) -> Scheduler:
+        """Start one more replica. Raises EngineError."""
+        scheduler = self.scheduler(executor)
+        await self.prepare(executor, scheduler, Lifecycle())
+        return scheduler
+
+    async def prepare(self, executor: RankExecutor, scheduler: Scheduler, lifecycle: Lifecycle) -> float:
+        """Load, reserve the KV cache, and warm up; return the seconds of the warm-up. Raises EngineError."""
         await _load(executor, self.load, lifecycle)
         await executor.allocate(*self.blocks)
         loaded = trio.current_time()
         lifecycle.enter("warming up")
-        self.scheduler.resume(executor)
-        await _warm_up(self.scheduler, self.options, lifecycle)
+        await _warm_up(scheduler, self.options, lifecycle)
         if not self.options.skip_warmup:
             await executor.ready()
-        now = trio.current_time()
-        log.info(
-            "The ranks are back after %.2f s (start and loading %.2f s, warm-up %.2f s): %s",
-            now - began, loaded - began, now - loaded, self.scheduler,
-        )  # fmt: skip
+        return trio.current_time() - loaded
 
 
 async def _start(
     executor: RankExecutor, service: Service, setup: Setup, shapes: Recording | None, held: AsyncExitStack
-) -> _Started:
-    """Plan, load and warm up, and put the engine into the service; `held` ends with the engine."""
+) -> tuple[_Plan, Scheduler]:
+    """Plan, load and warm up the first replica; `held` ends with the engine."""
     lifecycle, in_thread, options = service.lifecycle, trio.to_thread.run_sync, setup.options
     tokenizer = await in_thread(read_tokenizer, setup.folder)  # while the ranks start
     templates = await in_thread(read_templates, setup.folder, options)
@@ -197,33 +286,42 @@ async def _start(
         service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
     blocks = tuple(group.blocks + 1 for group in memory.groups)
     await executor.allocate(*blocks)
-    pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
-    scheduler = Scheduler(
-        executor,
-        limits,
-        buckets,
-        BlockAllocator(limits, pools, setup.prefix_limit),
-        service.metrics,
-        count_shape=None if shapes is None else shapes.counts.add,
-        step_timeout=options.step_timeout,
-        max_queue_seconds=options.max_queue_seconds,
-    )
+
+    def make_scheduler(executor: RankExecutor, buckets: Buckets) -> Scheduler:
+        pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
+        return Scheduler(
+            executor,
+            limits,
+            buckets,
+            BlockAllocator(limits, pools, setup.prefix_limit),
+            service.metrics,
+            count_shape=None if shapes is None else shapes.counts.add,
+            step_timeout=options.step_timeout,
+            max_queue_seconds=options.max_queue_seconds,
+        )
+
+    scheduler = make_scheduler(executor, buckets)
     lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
     fewer = functools.partial(planner.choose_few, blocks=memory.widest.blocks, within=attention)
     await _warm_up(scheduler, options, lifecycle, fewer)
     if not options.skip_warmup:
         await executor.ready()
-    model = _model_info(setup, loaded[0].dtype)
-    service.engine = Engine(
-        scheduler=scheduler,
-        tokenizer=tokenizer,
-        templates=templates,
-        grammars=grammars,
-        limits=limits,
-        model=model,
+    plan = _Plan(
+        engine=functools.partial(
+            Engine,
+            tokenizer=tokenizer,
+            templates=templates,
+            grammars=grammars,
+            limits=limits,
+            model=_model_info(setup, loaded[0].dtype),
+        ),
+        scheduler=functools.partial(make_scheduler, buckets=scheduler.schedule.buckets),
+        load=load,
+        blocks=blocks,
+        memory=memory,
+        options=options,
     )
-    _log_ready(model, memory, service.url)
-    return _Started(scheduler, load, blocks, options)
+    return plan, scheduler
 
 
 async def save_shapes(shapes: Recording, run: Callable[[], Awaitable[None]]) -> None:
@@ -276,11 +374,12 @@ def check_memory(memory: MemoryBudget) -> None:
         log.warning("--max-batch-total-tokens %d: there is memory for %d only", tokens, memory.tokens)
 
 
-def _log_ready(info: ModelInfo, memory: MemoryBudget, url: str) -> None:
+def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, url: str) -> None:
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
     log.info(
-        "Connected: %s in %s on %s; %d tokens fit into the KV cache of %.0f MiB. Chat at %s",
-        info.model_id, info.dtype, info.device, memory.tokens, cache / 2**20, url,
+        "Connected: %s%s in %s on %s; %d tokens fit into the KV cache of %.0f MiB. Chat at %s",
+        "" if replicas == 1 else f"{replicas} replicas of ", info.model_id, info.dtype, info.device,
+        memory.tokens, cache / 2**20, url,
     )  # fmt: skip
 
 
@@ -302,10 +401,10 @@ def read_templates(folder: Path, options: Options) -> ChatTemplates:
         raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
-def _choose_start(setup: Setup, lifecycle: Lifecycle) -> StartRanks:
-    """Return the way to start ranks that --executor chooses."""
+def _choose_start(setup: Setup, lifecycle: Lifecycle, replica: int) -> StartRanks:
+    """Return the way to start the ranks of a replica that --executor chooses."""
     if setup.options.executor != "ray":
-        return local_ranks
+        return functools.partial(local_ranks, cards=setup.own_cards(replica))
     source = _source(setup.options)
     if Path(source.model_id).expanduser().is_dir():  # shared by all nodes
         source = attrs.evolve(source, model_id=str(Path(source.model_id).expanduser().absolute()))

@@ -44,10 +44,6 @@ class Lifecycle:
         if self.phase is not Phase.DRAINING:
             self.phase, self.phase_started = phase, time.monotonic()
 
-    def ready_seconds(self) -> float:
-        """Return for how long the server has been ready; 0 if it is not."""
-        return time.monotonic() - self.phase_started if self.phase is Phase.READY else 0.0
-
     def enter(self, stage: str, total: int = 0, expected: float | None = None) -> None:
         """Begin a stage of the start."""
         self.stage, self.done, self.total, self.detail, self.expected = stage, 0, total, "", expected

@@ -298,6 +298,20 @@ class Metrics:
         self.prefix_cache_query_tokens = count(
             "prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache"
         )
+        self.replica_serving = gauge("replica_serving", "1 if the replica computes, else 0", "replica")
+        self.replica_queue_size = gauge("replica_queue_size", "Requests waiting at a replica", "replica")
+        self.replica_batch_size = gauge("replica_batch_size", "Rows of a replica's batch", "replica")
+        self.replica_kv_blocks_used = gauge(
+            "replica_kv_blocks_used", "KV blocks of a replica that are in use", "replica"
+        )
+        self.replica_prefix_cache_hit_tokens = count(
+            "replica_prefix_cache_hit_tokens", "Prompt tokens in a replica's prefix cache", "replica"
+        )
+        self.replica_prefix_cache_query_tokens = count(
+            "replica_prefix_cache_query_tokens",
+            "Prompt tokens looked up in a replica's prefix cache",
+            "replica",
+        )
         self.preemptions = count("preemptions", "Sequences returned to the queue for lack of KV blocks")
         self.engine_restarts = count("engine_restarts", "Restarts of all ranks after the loss of one")
         self.graph_compilations = count("graph_compilations", "Graphs compiled for steps", "phase")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from os import environ
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import trio
@@ -35,8 +36,13 @@ processes in the order of the ranks. They end when the context is left."""
 
 
 @contextlib.asynccontextmanager
-async def local_ranks(ranks: int, environment: Mapping[str, str]) -> AsyncIterator[Sequence[Child]]:
-    """Start ranks as children of this process, which reach each other through a file."""
+async def local_ranks(
+    ranks: int, environment: Mapping[str, str], cards: Mapping[str, str] = MappingProxyType({})
+) -> AsyncIterator[Sequence[Child]]:
+    """Start ranks as children of this process, which reach each other through a file.
+
+    `cards` are variables that name their cards, whatever this process has.
+    """
     # A single rank has no other to find, and may run where no file can be written.
     meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
     children: list[Child] = []
@@ -46,7 +52,7 @@ async def local_ranks(ranks: int, environment: Mapping[str, str]) -> AsyncIterat
             for rank in range(ranks):
                 child = await start_child(
                     *rank_arguments(rank, ranks, store),
-                    environment=rank_environment(rank, ranks, environment),
+                    environment={**rank_environment(rank, ranks, environment), **cards},
                     patience=EXIT_SECONDS,
                     quiet=False,  # its libraries' warnings are for the operator, at once
                 )

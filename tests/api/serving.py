@@ -22,7 +22,7 @@ from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.scheduler import Buckets, Scheduler
+from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
 from tgi.text.chat_template import ChatTemplates
@@ -182,7 +182,7 @@ async def serving(
     if phase is not Phase.STARTING:
         service.lifecycle.phase = phase
         service.engine = Engine(
-            scheduler=scheduler,
+            scheduler=Router(scheduler),
             tokenizer=tokenizer,
             templates=ChatTemplates({} if template is None else {"default": template}, SPECIAL_TOKENS),
             grammars=grammars,

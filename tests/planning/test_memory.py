@@ -65,6 +65,15 @@ def test_ranks_without_memory_of_their_own_share_that_of_the_machine() -> None:
     assert budget(ranks).widest.fitting + 1 == 10
 
 
+def test_replicas_that_are_still_to_load_share_it_too() -> None:
+    """Of 64 KiB the weights of two take 16, and three workspaces of 4 KiB and thrice 12 blocks the rest."""
+    ranks = [rank(60 * 1024, workspace_bytes=4 * 1024, weight_bytes=8 * 1024)]
+    assert budget(ranks, replicas=3).widest.fitting + 1 == 12
+    assert budget([rank(60 * 1024, total_bytes=GIB)], replicas=3) == budget(
+        [rank(60 * 1024, total_bytes=GIB)]
+    )
+
+
 def test_with_a_window_a_sequence_needs_the_blocks_of_a_window_and_a_chunk() -> None:
     """39 tokens and a chunk of 32 are in 6 blocks of 16 if they are not aligned, of 63 in all."""
     limits = Limits(

@@ -32,6 +32,9 @@ MODULES, DEVICES = "HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"
         ({"sharded": "true"}, {DEVICES: ""}, 3),
         ({"sharded": "true", "num_shard": 2}, {DEVICES: "0,1,2"}, 2),
         ({"num_shard": 2}, {}, 2),
+        ({"sharded": "true", "replicas": 2}, {DEVICES: "all", MODULES: "4,5,6,7"}, 2),
+        ({"sharded": "true", "replicas": 4}, {DEVICES: "all", MODULES: "4,5,6,7"}, 1),
+        ({"num_shard": 2, "replicas": 2}, {MODULES: "4,5,6,7"}, 2),
     ],
 )
 def test_how_many_ranks_there_are(
@@ -54,6 +57,34 @@ def test_ranks_that_there_cannot_be() -> None:
         count_shards(Options(sharded="true"), GAUDI, {DEVICES: "3"})
     with pytest.raises(OptionError, match=f"--num-shard 4 is more than the 2 cards in {MODULES}"):
         count_shards(Options(num_shard=4), GAUDI, {MODULES: "6,7", DEVICES: "all"})
+
+    with pytest.raises(
+        OptionError, match=f"--num-shard 1 times --replicas 3 is more than the 2 cards in {MODULES}"
+    ):
+        count_shards(Options(replicas=3), GAUDI, {MODULES: "6,7"})
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "cards"),
+    [
+        ({"replicas": 2}, {}, ["0", "1"]),
+        ({"replicas": 2, "num_shard": 4}, {MODULES: "all"}, ["0,1,2,3", "4,5,6,7"]),
+        ({"replicas": 2, "num_shard": 2}, {MODULES: "7,6,3,2"}, ["7,6", "3,2"]),
+    ],
+)
+def test_each_replica_has_its_own_cards(
+    tmp_path: Path, options: dict[str, Any], environment: dict[str, str], cards: list[str]
+) -> None:
+    setup = read_setup(make_llama(tmp_path), Options(**options), GAUDI, environment)
+    assert [setup.own_cards(replica, environment) for replica in (0, 1)] == [{MODULES: one} for one in cards]
+    assert attrs.evolve(setup, device=CPU).own_cards(1, environment) == {}
+    assert attrs.evolve(setup, options=Options()).own_cards(0, environment) == {}
+
+
+@pytest.mark.parametrize(("replicas", "threads", "each"), [(1, 0, 0), (1, 5, 5), (2, 5, 2), (4, 3, 1)])
+def test_replicas_divide_the_threads(tmp_path: Path, replicas: int, threads: int, each: int) -> None:
+    setup = read_setup(make_llama(tmp_path), Options(replicas=replicas, threads=threads), CPU)
+    assert setup.load_command(setup.limits(), AttentionWorkspace()).threads == each
 
 
 def test_a_model_is_found_by_its_plugin(tmp_path: Path) -> None:

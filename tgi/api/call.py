@@ -32,7 +32,7 @@ from tgi.errors import (
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
-from tgi.scheduler import Scheduler, Sequence
+from tgi.scheduler import Router, Sequence
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.tokenizer import Tokenizer, TokenizerError
 
@@ -91,7 +91,7 @@ class ModelInfo:
 class Engine:
     """The parts of a server whose model is loaded and warmed up."""
 
-    scheduler: Scheduler
+    scheduler: Router
     tokenizer: Tokenizer
     templates: ChatTemplates
     grammars: Grammars

@@ -2,7 +2,7 @@
 
 import importlib.util
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ from werkzeug.exceptions import NotFound
 from tgi.errors import Unavailable, UnknownModel
 from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE, Metrics, render
-from tgi.scheduler import SchedulerStatistics
+from tgi.scheduler import Replica, SchedulerStatistics
 
 from .call import VERSION, Call, Service, empty_answer, get, json_answer
 from .turns import THREADS
@@ -212,41 +212,49 @@ async def load(call: Call[None]) -> Response:
 
 
 async def metrics(call: Call[None]) -> Response:
-    """Answer `/metrics`, with the scheduler's own counts as of now, under the names that are asked for."""
+    """Answer `/metrics`, with the schedulers' own counts as of now, under the names that are asked for."""
     service = call.service
     names = request.args.get("names", service.options.metrics_names)
     metrics, engine = service.metrics, service.engine
     text = b""
     if engine is not None:
-        replicas = [engine.scheduler.statistics()]
-        _count_state(metrics, replicas, engine.limits.block_size)
+        size, replicas = engine.limits.block_size, engine.scheduler.replicas
+        _count_state(metrics, engine.scheduler.statistics(), size)
+        if len(replicas) > 1:
+            _count_replicas(metrics, replicas)
         if names != "tgi":
-            text = render(
-                vllm_families(metrics, replicas, engine.model.served_name, engine.limits.block_size)
-            )
+            each = [replica.scheduler.statistics() for replica in replicas]
+            text = render(vllm_families(metrics, each, engine.model.served_name, size))
     if names != "vllm":
         text = metrics.render() + text
     return Response(text, 200, {"content-type": CONTENT_TYPE})
 
 
-def _count_state(metrics: Metrics, replicas: Items[SchedulerStatistics], block_size: int) -> None:
-    """Set the metrics whose values the schedulers keep, as sums."""
+def _count_state(metrics: Metrics, statistics: SchedulerStatistics, block_size: int) -> None:
+    """Set the metrics whose values the schedulers keep."""
+    blocks = statistics.blocks
+    metrics.queue_size.set(statistics.waiting)
+    metrics.batch_current_size.set(statistics.running)
+    metrics.batch_current_max_tokens.set(blocks.used * block_size)
+    metrics.batch_max_total_tokens.set(blocks.total * block_size)
+    metrics.kv_blocks.set(blocks.used, state="used")
+    metrics.kv_blocks.set(blocks.cached, state="cached")
+    metrics.kv_blocks.set(blocks.total - blocks.used - blocks.cached, state="free")
+    metrics.prefix_cache_hit_tokens.set(statistics.prefix_hit_tokens)
+    metrics.prefix_cache_query_tokens.set(statistics.prefix_query_tokens)
+    metrics.preemptions.set(statistics.preemptions)
 
-    def total(value: Callable[[SchedulerStatistics], int]) -> int:
-        return sum(map(value, replicas))
 
-    used, cached = total(lambda one: one.blocks.used), total(lambda one: one.blocks.cached)
-    blocks = total(lambda one: one.blocks.total)
-    metrics.queue_size.set(total(lambda one: one.waiting))
-    metrics.batch_current_size.set(total(lambda one: one.running))
-    metrics.batch_current_max_tokens.set(used * block_size)
-    metrics.batch_max_total_tokens.set(blocks * block_size)
-    metrics.kv_blocks.set(used, state="used")
-    metrics.kv_blocks.set(cached, state="cached")
-    metrics.kv_blocks.set(blocks - used - cached, state="free")
-    metrics.prefix_cache_hit_tokens.set(total(lambda one: one.prefix_hit_tokens))
-    metrics.prefix_cache_query_tokens.set(total(lambda one: one.prefix_query_tokens))
-    metrics.preemptions.set(total(lambda one: one.preemptions))
+def _count_replicas(metrics: Metrics, replicas: Items[Replica]) -> None:
+    """Set the metrics of each replica."""
+    for number, replica in enumerate(replicas):
+        one, label = replica.scheduler.statistics(), str(number)
+        metrics.replica_serving.set(replica.serving, replica=label)
+        metrics.replica_queue_size.set(one.waiting, replica=label)
+        metrics.replica_batch_size.set(one.running, replica=label)
+        metrics.replica_kv_blocks_used.set(one.blocks.used, replica=label)
+        metrics.replica_prefix_cache_hit_tokens.set(one.prefix_hit_tokens, replica=label)
+        metrics.replica_prefix_cache_query_tokens.set(one.prefix_query_tokens, replica=label)
 
 
 async def root(call: Call[None]) -> Response:

@@ -155,6 +155,7 @@ def budget_memory(
     possible_ranks: Sequence[int] = (),
     batches: int = 1,
     stages: Sequence[Sequence[CacheGroup]] = (),
+    replicas: int = 1,
 ) -> MemoryBudget:
     """Divide the memory of ranks that have loaded the model, and return the division of the fullest one.
 
@@ -162,7 +163,8 @@ def budget_memory(
     what weights and workspace leave is used. `graph_fraction` of that is for graphs, which may be enough for
     fewer than `graphs`; None: what the ranks expect `graphs` to take. `possible_ranks` are the numbers of
     ranks that a stage can be divided over, to tell whether more would help. The KV cache holds up to
-    `batches` full batches, unless the limits say how many tokens.
+    `batches` full batches, unless the limits say how many tokens. Where ranks share the memory of the
+    machine, the ranks of the other `replicas` are still to load the model.
     """
     stages = stages or [groups]
     shards = len(ranks) // len(stages)
@@ -195,8 +197,10 @@ def budget_memory(
     def own(rank: Loaded) -> Loaded:
         if rank.total_bytes:
             return rank
-        room = (rank.free_bytes + rank.workspace_bytes) // len(ranks) - rank.workspace_bytes
-        return msgspec.structs.replace(rank, free_bytes=room)  # the ranks share the memory of the machine
+        # The ranks share the memory of the machine.
+        free = rank.free_bytes + rank.workspace_bytes - (replicas - 1) * len(ranks) * rank.weight_bytes
+        room = free // (len(ranks) * replicas) - rank.workspace_bytes
+        return msgspec.structs.replace(rank, free_bytes=room)
 
     budgets = [budget(own(rank), index // shards) for index, rank in enumerate(ranks)]
     budgeted = _least(budgets)

@@ -127,6 +127,7 @@ class Planner:
             possible_ranks=described.possible_ranks,
             batches=self._batches(),
             stages=[part.groups for part in described.parts],
+            replicas=setup.replicas,
         )
 
     def _batches(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import attrs
 
 from tgi.config import ROUNDINGS, OptionError, Options
+from tgi.device.cgroups import usable_cores
 from tgi.limits import Limits
 from tgi.plugins import ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
@@ -51,6 +52,11 @@ class Setup:
     def model_id(self) -> str:
         """Name of the model, as the operator gives it."""
         return self.options.model_id or DEMO_ID
+
+    @property
+    def replicas(self) -> int:
+        """Number of copies of the model."""
+        return self.options.replicas
 
     @property
     def prefix_limit(self) -> int | None:
@@ -127,7 +133,7 @@ class Setup:
             architecture=self.architecture,
             device=self.device.name,
             dtype=options.compute_dtype,
-            threads=options.threads,
+            threads=self._threads,
             lanes=limits.max_batch_size,
             block_size=limits.block_size,
             max_tokens=limits.max_total_tokens,
@@ -143,6 +149,22 @@ class Setup:
             watermark_delta=options.watermark_delta,
             stages=stages,
         )
+
+    @property
+    def _threads(self) -> int:
+        """CPU threads of a replica; 0: as many as the device likes."""
+        threads = self.options.threads
+        return threads if self.replicas == 1 else max(1, (threads or usable_cores()) // self.replicas)
+
+    def own_cards(self, replica: int, environment: Mapping[str, str] = environ) -> dict[str, str]:
+        """Return the variable that gives a replica its cards; {} if it has all, or if there are none."""
+        if self.replicas == 1 or not self.device.card_variables:
+            return {}
+        name, first = self.device.card_variables[0], replica * self.ranks
+        listed = environment.get(name) or "all"
+        last = first + self.ranks
+        cards = [str(card) for card in range(last)] if listed == "all" else listed.split(",")
+        return {name: ",".join(cards[first:last])}
 
     def _cache_dtype(self) -> str:
         name = self.options.kv_cache_dtype
@@ -247,6 +269,12 @@ def find_device(name: str) -> DeviceSpec:
     return known[name]
 
 
+def _times(options: Options) -> str:
+    """Return the options that say how often the ranks of a stage exist, of those that are above 1."""
+    names = {"--pipeline-parallel-size": options.pipeline_parallel_size, "--replicas": options.replicas}
+    return " times ".join(f"{name} {number}" for name, number in names.items() if number > 1)
+
+
 def count_shards(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
     """Return the number of ranks of a stage.
 
@@ -270,13 +298,14 @@ def count_shards(options: Options, device: DeviceSpec, environment: Mapping[str,
             raise OptionError(
                 f"`sharded` is true but only found {found} cards of {device.name}: give --num-shard"
             )
-        if found % stages:
+        if found % (stages * options.replicas):
+            flags = _times(options)
             raise OptionError(
-                f"--sharded true would use {found} cards, which --pipeline-parallel-size {stages} does not "
-                "divide: give --num-shard, the number of ranks of each stage"
+                f"--sharded true would use {found} cards, which {flags} does not divide: give --num-shard, "
+                "the number of ranks of each stage"
             )
-        wanted = found // stages
-    if listed is not None and wanted * stages > listed:
-        each = "" if stages == 1 else f" on each of --pipeline-parallel-size {stages} stages"
+        wanted = found // (stages * options.replicas)
+    if listed is not None and wanted * stages * options.replicas > listed:
+        each = f" times {_times(options)}" if stages * options.replicas > 1 else ""
         raise OptionError(f"--num-shard {wanted}{each} is more than the {listed} cards in {name}")
     return wanted

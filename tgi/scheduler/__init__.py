@@ -5,6 +5,7 @@
 
 from .buckets import Buckets
 from .loop import Scheduler, SchedulerStatistics
+from .router import Replica, Router
 from .sequence import Sequence, State, Token
 
-__all__ = ["Buckets", "Scheduler", "SchedulerStatistics", "Sequence", "State", "Token"]
+__all__ = ["Buckets", "Replica", "Router", "Scheduler", "SchedulerStatistics", "Sequence", "State", "Token"]

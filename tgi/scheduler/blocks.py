@@ -42,6 +42,9 @@ class BlockStatistics:
     cached: int
     """Free blocks that still hold a prefix."""
 
+    def __add__(self, other: "BlockStatistics") -> "BlockStatistics":
+        return BlockStatistics(self.total + other.total, self.used + other.used, self.cached + other.cached)
+
 
 class BlockPool:
     """Blocks 1 to `total`. Block 0 takes the writes of padding rows and is never handed out."""
@@ -108,6 +111,23 @@ class BlockPool:
         The blocks that the next token attends to, from `first_block` on, are in use afterwards, as those of
         `take` are; zeros stand for the blocks before them.
         """
+        chain, last = self._chain(tokens, limit)
+        first = self.first_block(len(chain) * self.block_size)
+        for block in chain[first:]:
+            if not self._users[block]:
+                del self._cached[block]
+            self._users[block] += 1
+        return [0] * first + chain[first:], last
+
+    def count_shared(self, tokens: Items[int], limit: int) -> int:
+        """Return the length of the chain that `share` would return, and change nothing."""
+        return len(self._chain(tokens, limit)[0])
+
+    def _chain(self, tokens: Items[int], limit: int) -> tuple[list[int], int]:
+        """Return the longest chain of at most `limit` blocks that `tokens` can go on from, and its serial.
+
+        Blocks that were handed out again are 0; none of them is one that the next token attends to.
+        """
         size, serial, chain = self.block_size, ROOT, list[int]()
         count, last, whole = 0, ROOT, 0  # no block is missing from index `whole` on
         for start in range(0, limit * size, size):
@@ -120,12 +140,7 @@ class BlockPool:
                 whole = len(chain)
             if self.first_block(start + size) >= whole:
                 count, last = len(chain), serial
-        first = self.first_block(count * size)
-        for block in chain[first:count]:
-            if not self._users[block]:
-                del self._cached[block]
-            self._users[block] += 1
-        return [0] * first + chain[first:count], last
+        return chain[:count], last
 
     def register(self, block: int, before: int, tokens: Items[int]) -> int:
         """Record that a block in use is full of `tokens`, after a chain that ends in serial `before`.
@@ -323,23 +338,30 @@ class BlockAllocator:
 
     def cached_tokens(self, sequence: Sequence) -> int:
         """Return the number of a waiting sequence's tokens that are cached now."""
-        tables = self._share(sequence)
-        self._release(tables)
-        return len(tables[0].blocks) * self.block_size
+        limit = self._limit(sequence)
+        while True:
+            hits = {pool.count_shared(sequence.tokens, limit) for pool in self.pools}
+            if len(hits) == 1:
+                return hits.pop() * self.block_size
+            limit = min(hits)
 
     def _shareable(self, sequence: Sequence) -> int:
         """Number of leading tokens whose keys and values other sequences may use."""
         limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit
         return limit if len(sequence.prompt) <= limit else 0
 
-    def _share(self, sequence: Sequence) -> list[BlockTable]:
-        """Return tables of the longest prefix that is cached in every group, with its blocks in use.
+    def _limit(self, sequence: Sequence) -> int:
+        """Return how many blocks of a sequence may be found in the cache.
 
         The last token is always computed, and so are all whose log-probabilities are wanted.
         """
-        limit = min(len(sequence.tokens) - 1, self._shareable(sequence)) // self.block_size
         if sequence.wants_prompt_logprobs and not sequence.generated:
-            limit = 0
+            return 0
+        return min(len(sequence.tokens) - 1, self._shareable(sequence)) // self.block_size
+
+    def _share(self, sequence: Sequence) -> list[BlockTable]:
+        """Return tables of the longest prefix that is cached in every group, with its blocks in use."""
+        limit = self._limit(sequence)
         while True:
             tables = []
             for pool in self.pools:

@@ -51,6 +51,10 @@ class SchedulerStatistics:
     prefix_query_tokens: int
     blocks: BlockStatistics
 
+    def __add__(self, other: "SchedulerStatistics") -> "SchedulerStatistics":
+        pairs = zip(attrs.astuple(self, recurse=False), attrs.astuple(other, recurse=False), strict=True)
+        return SchedulerStatistics(*(one + another for one, another in pairs))
+
     @property
     def usage(self) -> float:
         """Share of the KV blocks that are in use."""
@@ -101,6 +105,11 @@ class Scheduler:
         self._work = trio.Event()
         self._ahead = trio.CancelScope()
         """Scope in which a result is waited for until the next step is planned."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """State that routing reads."""
+        return self._schedule
 
     @contextmanager
     def generating(

@@ -42,9 +42,10 @@ class FakeExecutor:
         """Return the result of the oldest step, after `step_seconds`."""
         await trio.sleep(self.step_seconds)
         self.steps += 1
-        return self._execute(self._pending.popleft())
+        return self.execute(self._pending.popleft())
 
-    def _execute(self, step: Step) -> Result:
+    def execute(self, step: Step) -> Result:
+        """Return the result of a step at once."""
         for params in step.params:
             self._params[params.lane] = params
         columns = (unpack_ints(column).tolist() for column in (step.lanes, step.samples, step.draws))

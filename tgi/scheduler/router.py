@@ -1,0 +1,97 @@
+"""Replicas of a model behind the interface of one scheduler: each call goes to one of them.
+
+`route` is a synchronous function of plain data, like `plan`. It knows exactly what each replica has cached,
+because the block tables are the server's.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Sequence as Items
+from contextlib import AbstractContextManager
+
+import attrs
+import trio
+
+from tgi.errors import ApiError
+
+from .loop import Scheduler, SchedulerStatistics
+from .policy import Schedule
+from .sequence import Sequence, Token
+
+DECODING_TOKENS = 32
+"""Tokens of prompts whose computation delays a new request as much as a sequence that decodes beside it:
+benchmarks/replicas.py compares others."""
+
+
+def route(sequence: Sequence, schedules: Items[Schedule]) -> int:
+    """Return the index of the schedule where a new sequence would have least before and beside it.
+
+    It is the number of tokens to compute until its first one, its own that are not cached included, and
+    DECODING_TOKENS for each sequence that is there. Of equals, the one with the most unused blocks.
+    """
+    return min(range(len(schedules)), key=lambda index: _burden(sequence, schedules[index]))
+
+
+def _burden(sequence: Sequence, schedule: Schedule) -> tuple[int, int]:
+    allocator, pool = schedule.allocator, schedule.allocator.widest.statistics()
+    own = len(sequence.tokens) - allocator.cached_tokens(sequence)
+    before = sum(one.prefill_end - one.computed for one in schedule.running if one.prefilling)
+    before += sum(len(one.tokens) for one in schedule.waiting)
+    missing = max(own - (pool.total - pool.used) * allocator.block_size, 0)
+    beside = DECODING_TOKENS * (len(schedule.running) + len(schedule.waiting))
+    return own + before + missing + beside, pool.used + pool.cached
+
+
+@attrs.define(eq=False)
+class Replica:
+    """One of the engines of a server."""
+
+    scheduler: Scheduler
+    serving: bool = True
+    """Whether it computes; False while its ranks start."""
+    lost: bool = False
+    """Whether its ranks were lost too often to be started again."""
+
+
+class Router:
+    """The schedulers of all replicas, used as one.
+
+    A call stays on its replica, also while that waits for new ranks.
+    """
+
+    def __init__(self, *schedulers: Scheduler) -> None:
+        """`schedulers` are those of replicas that compute already; more may join `replicas`."""
+        self.replicas = [Replica(scheduler) for scheduler in schedulers]
+
+    @property
+    def serving(self) -> list[Replica]:
+        """Replicas that compute."""
+        return [replica for replica in self.replicas if replica.serving]
+
+    def generating(
+        self, sequences: Items[Sequence], deadline: float = math.inf
+    ) -> AbstractContextManager[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
+        """Generate on one replica; see `Scheduler.generating`."""
+        return self._choose(sequences[0]).generating(sequences, deadline)
+
+    def waited_seconds(self) -> float:
+        """Return how long the step of the replica that is best off has taken so far; 0 if it has none."""
+        return min((one.scheduler.waited_seconds() for one in self.serving), default=0.0)
+
+    def fail_all(self, error: ApiError) -> None:
+        """End every sequence with an error for its client."""
+        for replica in self.replicas:
+            replica.scheduler.fail_all(error)
+
+    def statistics(self) -> SchedulerStatistics:
+        """Take a snapshot, summed over the replicas."""
+        return functools.reduce(operator.add, (one.scheduler.statistics() for one in self.replicas))
+
+    def _choose(self, sequence: Sequence) -> Scheduler:
+        """Return the scheduler for a sequence: of a replica that computes, or else of one that will again."""
+        candidates = self.serving or [replica for replica in self.replicas if not replica.lost]
+        schedulers = [replica.scheduler for replica in candidates]
+        if len(schedulers) == 1:
+            return schedulers[0]
+        return schedulers[route(sequence, [scheduler.schedule for scheduler in schedulers])]
