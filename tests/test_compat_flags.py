@@ -92,6 +92,8 @@ ALIASES = {
     "api-key": ("api_key", "k", ("k",)),
     "chat-template": ("chat_template", str(HERE), HERE),
     "gpu-memory-utilization": ("memory_fraction", "0.9", 0.9),
+    "ssl-certfile": ("tls_cert", str(HERE), HERE),
+    "ssl-keyfile": ("tls_key", str(HERE), HERE),
     "shutdown-timeout": ("graceful_termination_timeout", "7", 7.0),
 }
 VLLM_IN_VAIN: dict[str, str | None] = {
@@ -107,11 +109,14 @@ VLLM_IN_VAIN: dict[str, str | None] = {
     "swap-space": "4",
     "disable-log-requests": None,
     "max-num-queued-reqs": "10",
+    "enable-ssl-refresh": None,
     "trust-remote-code": None,
 }
 VLLM_REFUSED: dict[str, str | None] = {
     "enable-lora": None,
     "lora-modules": "sql=/path",
+    "ssl-ca-certs": "/ca.pem",
+    "ssl-cert-reqs": "2",
 }
 
 

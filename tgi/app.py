@@ -37,7 +37,8 @@ async def _worker_serve(
         _refuse("every hypercorn worker would load the model: start one (-w 1)")
     assert sockets is not None, "hypercorn binds before it starts a worker"
     # Under a master process, SIGINT is hypercorn's and arrives as its shutdown.
-    signals = (signal.SIGTERM,) if shutdown_trigger else (signal.SIGTERM, signal.SIGINT)
+    ours = (signal.SIGTERM, signal.SIGHUP)
+    signals = ours if shutdown_trigger else (*ours, signal.SIGINT)
     trigger = None if shutdown_trigger is None else functools.partial(_master_ends, shutdown_trigger)
     try:
         code = await serve(options_from_environment(), config, sockets, signals, trigger)

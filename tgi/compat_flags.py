@@ -128,6 +128,16 @@ class IgnoredFlags:
         _Text, unused(why="--max-concurrent-requests counts waiting and running requests")
     ] = None
 
+    enable_ssl_refresh: Annotated[
+        _Switch, unused(why="changed files of --tls-cert and --tls-key are always read again")
+    ] = None
+
+    ssl_ca_certs: Annotated[
+        _Text, refused(why="clients cannot be asked for certificates: let a proxy do it, or use --api-key")
+    ] = None
+    ssl_cert_reqs: Annotated[
+        _Text, refused(why="clients cannot be asked for certificates: let a proxy do it, or use --api-key")
+    ] = None
     lora_adapters: Annotated[_Text, refused("LORA_ADAPTERS", why="LoRA adapters are not supported")] = None
     enable_lora: Annotated[_Switch, refused(why="LoRA adapters are not supported")] = None
     lora_modules: Annotated[_Text, refused(why="LoRA adapters are not supported")] = None

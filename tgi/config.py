@@ -220,6 +220,15 @@ class Options:
     """Port to listen on."""
     uds: Annotated[Path | None, flag(HTTP, "UDS", value="PATH")] = None
     """Unix socket to listen on instead of --hostname and --port."""
+    tls_cert: Annotated[
+        Path | None, flag(HTTP, "TLS_CERT", value="FILE", vllm=["--ssl-certfile"]), flags.FILE
+    ] = None
+    """PEM file with the certificate for HTTPS, followed by those that lead to its authority. Changes of the
+    file, and of --tls-key, are noticed."""
+    tls_key: Annotated[
+        Path | None, flag(HTTP, "TLS_KEY", value="FILE", vllm=["--ssl-keyfile"]), flags.FILE
+    ] = None
+    """PEM file with the private key of --tls-cert, without a passphrase. Default: it is in the same file."""
     root_path: Annotated[str, flag(HTTP, "ROOT_PATH", value="PATH"), flags.ROUTE] = ""
     """Prefix under which a proxy serves this server, such as /llm; paths with and without it are answered."""
     api_key: Annotated[
@@ -257,8 +266,7 @@ class Options:
     names it, if there is more than one or --tenants is set. A proxy must set the header: clients could choose
     any."""
     tenants: Annotated[Path | None, flag(HTTP, "TENANTS", value="FILE"), flags.FILE] = None
-    """TOML file with weights and limits of tenants (docs/reliability.md). SIGHUP makes the server read it
-    again."""
+    """TOML file with weights and limits of tenants (docs/reliability.md). Changes are noticed."""
     keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
     """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
     aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
@@ -308,6 +316,8 @@ class Options:
         for reason in reasons:
             raise OptionError(reason)
         self._check_keys()
+        if self.tls_key is not None and self.tls_cert is None:
+            raise OptionError("--tls-key needs --tls-cert")
         if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if "," in str(self.recipe_cache or ""):

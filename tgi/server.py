@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 
 import attrs
 import trio
@@ -36,6 +37,8 @@ from tgi.metrics import Metrics
 from tgi.plugins import PLUGIN_TRACE, ConfigError
 from tgi.plugins.machine import Machine
 from tgi.progress import show_progress
+from tgi.tls import Certificate, read_certificate
+from tgi.watching import watch
 
 log = logging.getLogger(__name__)
 FLUSH_SECONDS = 2.0
@@ -79,7 +82,6 @@ async def serve(
     if options.env:
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
-    server.service.url = url_of(sockets)
     early: list[int] = []
     for one in signals:  # before the receiver opens, and after it has closed
         signal.signal(one, lambda number, _: early.append(number))
@@ -87,6 +89,11 @@ async def serve(
         for warning in options.checked():
             log.warning(warning)
         server.service.tenants.load()
+        server.certificate = read_certificate(options)
+        if server.certificate is not None:
+            secure = [*sockets.secure_sockets, *sockets.insecure_sockets]
+            sockets = Sockets(secure, [], sockets.quic_sockets)
+        server.service.url = url_of(sockets)
         server.start_tracing()
         with trio.open_signal_receiver(*signals) as received:
             async with trio.open_nursery() as nursery:
@@ -98,6 +105,7 @@ async def serve(
                 nursery.start_soon(server.run_http, config, sockets)
                 nursery.start_soon(server.run_engine)
                 nursery.start_soon(show_progress, server.service.lifecycle)
+                nursery.start_soon(watch, server.files, server.reload)
                 await server.live()
                 nursery.cancel_scope.cancel()
             await server.end_tracing()
@@ -138,6 +146,8 @@ class _Server:
     """Scope of waiting for running requests; cancelled to stop at once."""
     failure: Exception | None = None
     """Error that ended the engine."""
+    certificate: Certificate | None = None
+    """Certificate of HTTPS; None for HTTP, or if hypercorn has its own."""
 
     def __attrs_post_init__(self) -> None:
         self.service = Service(
@@ -163,7 +173,8 @@ class _Server:
 
     async def run_http(self, config: Config, sockets: Sockets) -> None:
         """Answer on the sockets until `closing`, then until every connection has ended."""
-        transport.configure(config, keep_alive_seconds=self.options.keep_alive_timeout)
+        tls = None if self.certificate is None else self.certificate.context
+        transport.configure(config, keep_alive_seconds=self.options.keep_alive_timeout, tls=tls)
         app = create_app(self.service)
         wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
         async with trio.open_nursery() as nursery:
@@ -190,9 +201,9 @@ class _Server:
             self.take_signal(number)
 
     def take_signal(self, number: int) -> None:
-        """Shut down at the first signal, at once at the second; on SIGHUP, read --tenants again if set."""
-        if number == signal.SIGHUP and self.options.tenants is not None:
-            self._reload()
+        """Shut down at the first signal, at once at the second. SIGHUP reads `files` again, if any."""
+        if number == signal.SIGHUP and self.files:
+            self.reload()
             return
         if self.patience.cancel_called:
             return
@@ -201,13 +212,24 @@ class _Server:
             self.patience.cancel()
         self.stopping.set()
 
-    def _reload(self) -> None:
+    @property
+    def files(self) -> list[Path]:
+        """Files that are read again when they change."""
+        options = self.options
+        return [path for path in (options.tenants, options.tls_cert, options.tls_key) if path is not None]
+
+    def reload(self) -> None:
+        """Read the files again; one with an error changes nothing."""
+        if self.certificate is not None:
+            self.certificate.load_again()
+        if self.options.tenants is None:
+            return
         try:
             self.service.tenants.load()
         except OptionError as error:
             log.error("%s; the terms of before go on", error)
         else:
-            log.info("SIGHUP received, %s was read again", self.options.tenants)
+            log.info("%s was read again", self.options.tenants)
 
     async def await_trigger(self, trigger: Callable[[], Awaitable[None]]) -> None:
         """Shut down when hypercorn does."""

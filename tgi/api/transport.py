@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import secrets
+import ssl
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -44,6 +45,8 @@ LINGER_SECONDS = 1.0
 """Seconds that a client may go on sending its body after it has been answered."""
 DRAIN_BODY_SECONDS = 5.0
 """Seconds that clients have to complete their bodies once the server is shutting down."""
+HANDSHAKE_SECONDS = 10.0
+"""Seconds that a client has for the handshake of TLS."""
 MAX_ID = 128
 """Maximum length of an `x-request-id` that is taken over, in characters."""
 MAX_HEADER_BYTES = 64 * 1024
@@ -53,13 +56,16 @@ _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _EXCHANGE = "tgi.exchange"
 
 
-def configure(config: Config, *, keep_alive_seconds: float) -> None:
-    """Set hypercorn's limits, and adapt it in this process."""
+def configure(config: Config, *, keep_alive_seconds: float, tls: ssl.SSLContext | None = None) -> None:
+    """Set hypercorn's limits, and adapt it in this process. `tls` replaces its own settings of TLS."""
     config.accesslog = config.errorlog = None  # requests are logged by tgi.api.observe
     config.include_server_header = False
     config.graceful_timeout = math.inf  # tgi.server decides when to cut connections
     config.keep_alive_timeout = keep_alive_seconds
     config.keep_alive_max_requests = 2**62  # HTTP/2 would close a connection under its running streams
+    config.ssl_handshake_timeout = HANDSHAKE_SECONDS
+    if tls is not None:
+        config.create_ssl_context = lambda: tls  # type: ignore[method-assign]
     config.read_timeout = None  # a client that reads a stream sends nothing
     # Two reads more than may be accepted: h11 refuses only heads that are still incomplete, and so, with a
     # smaller value, refuses the same head or not depending on how TCP cuts it.
