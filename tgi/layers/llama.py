@@ -3,6 +3,7 @@
 `tgi.plugins.llama_config` reads its config.json.
 """
 
+from functools import cached_property
 from typing import Any
 
 import attrs
@@ -12,6 +13,7 @@ from torch import nn
 
 from tgi.device.activation import activate, gate
 from tgi.device.batch import Batch
+from tgi.device.decoder import DecoderLayer, Linear, Rotation, RunLayers
 from tgi.plugins.llama_config import LlamaConfig, Names
 from tgi.weights import TensorPart
 
@@ -20,10 +22,8 @@ from .build import Build
 from .latent import LatentAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
 from .moe import MixtureOfExperts
-from .norm import HeadNorm, make_norm
+from .norm import HeadNorm, RMSNorm, make_norm
 from .rotary import Rotations
-
-Rotation = tuple[torch.Tensor, torch.Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
         names, bias, rope = config.names, config.qkv_bias, config.ropes[layer]
         heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
         fused = [f"{name}.{part}" for part in names.qkv]
-        self.qkv: nn.Module
+        self.qkv: ColumnLinear | GroupedQKV
         if config.qkv_by_group:
             self.qkv = GroupedQKV(build, fused[0], config.hidden_size, heads, kv_heads, size, bias)
         else:
@@ -153,6 +153,7 @@ class LlamaDecoder(nn.Module):
         super().__init__()
         names = _names(config, build)
         config = attrs.evolve(config, names=names)
+        self._device = build.device
         ropes = list(dict.fromkeys(rope for rope in config.ropes if rope is not None))
         self.rotary = Rotations(build, ropes) if ropes else None
         embedding, head = build.tie(names.embedding, names.head, config.tie_word_embeddings)
@@ -222,8 +223,11 @@ class LlamaDecoder(nn.Module):
         """Logits of `batch.last`, [n, vocab_size]; of a stage before the last one, [T, hidden_size]."""
         x = self._embed(batch) if batch.received is None else batch.received
         rotations = [] if self.rotary is None else self.rotary(batch)
-        for layer, rotation in zip(self.layers, self._rotations, strict=True):
-            x = layer(x, batch, None if rotation is None else rotations[rotation])
+        if self._joined is not None:
+            x = self._joined(x, batch, rotations)
+        else:
+            for layer, rotation in zip(self.layers, self._rotations, strict=True):
+                x = layer(x, batch, None if rotation is None else rotations[rotation])
         return self.head(self.norm(x), batch) if self._last else x
 
     def _embed(self, batch: Batch) -> torch.Tensor:
@@ -234,6 +238,49 @@ class LlamaDecoder(nn.Module):
             places = batch.positions.clamp_max(len(self.positions) - 1)  # beyond only in padding
             x = x + F.embedding(places, self.positions)
         return _apply(self.embedding_norm, x)
+
+    @cached_property
+    def _joined(self) -> RunLayers | None:
+        """All layers in one call, if the device has that for them."""
+        every = [_common(layer, place) for layer, place in zip(self.layers, self._rotations, strict=True)]
+        layers = [layer for layer in every if layer is not None]
+        return self._device.join_layers(layers) if len(layers) == len(every) else None
+
+
+def _common(layer: nn.Module, rotation: int | None) -> DecoderLayer | None:
+    """Return a layer as `Device.join_layers` takes it; None if it is of a less common kind."""
+    assert isinstance(layer, LlamaLayer)
+    attention, mlp = layer.attention, layer.mlp
+    if layer._parallel or layer._scale != 1 or layer.after_attention or layer.after_mlp:
+        return None
+    if not isinstance(attention, SelfAttention) or not isinstance(mlp, MLP) or mlp.down._shard.size > 1:
+        return None
+    inner: Any = attention.attention
+    if not mlp._gated or mlp._kind != "silu" or inner._interleaved or inner._clip is not None:
+        return None
+    every: list[Any] = [layer.before_attention, layer.before_mlp]
+    if inner.query_norm is not None:
+        every += [getattr(norm, "norm", None) for norm in (inner.query_norm, inner.key_norm)]
+    norms: list[Any] = [norm for norm in every if isinstance(norm, RMSNorm) and not norm._wide]
+    if len(norms) < len(every) or len({norm._epsilon for norm in norms}) > 1:
+        return None
+    weights = [norm._weight for norm in norms]
+    return DecoderLayer(
+        epsilon=norms[0]._epsilon,
+        attention_norm=weights[0],
+        qkv=Linear(attention.qkv._weight, attention.qkv._bias),
+        head_norms=(weights[2], weights[3]) if len(weights) > 2 else None,
+        rotation=rotation,
+        heads=inner._heads,
+        kv_heads=inner._kv_heads,
+        head_dim=inner._head_dim,
+        kv=inner._kv,
+        spec=inner._spec,
+        out=Linear(attention.out._weight, attention.out._bias),
+        mlp_norm=weights[1],
+        up=Linear(mlp.up._weight, mlp.up._bias),
+        down=Linear(mlp.down._weight, mlp.down._bias),
+    )
 
 
 def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:

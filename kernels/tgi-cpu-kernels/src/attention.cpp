@@ -219,13 +219,14 @@ template <typename T> struct Attention {
             items.push_back({(int32_t)row, (int32_t)h, (int32_t)b, (int32_t)std::min<long>(TILE, queries - b),
                              divided(row) ? (int32_t)c : -1});
     }
+    float* partials = scratch<float>(used * width);
     const long last = (long)items.size() - 1;
     share(items.size(), work > 1 << 17, [&](long i) {
       alignas(64) float merged[TILE * (PARTIAL + MAX_SIZE)];
       const Item& it = items[last - i];  // the longest contexts of a prompt first
       if (it.chunk >= 0) {
         const long place = slots[it.row] + it.chunk * a.heads + it.kv_head * readers + it.begin;
-        queries(it.row, it.kv_head, it.begin, it.count, first(it.row, 0) / CHUNK + it.chunk, a.partials + place * width);
+        queries(it.row, it.kv_head, it.begin, it.count, first(it.row, 0) / CHUNK + it.chunk, partials + place * width);
         return;
       }
       queries(it.row, it.kv_head, it.begin, it.count, -1, merged);
@@ -234,7 +235,7 @@ template <typename T> struct Attention {
     share(used ? a.rows * a.heads : 0, used * a.size > SMALL, [&](long i) {
       const long row = i / a.heads, head = i % a.heads;
       if (slots[row] < 0) return;
-      float* into = a.partials + (slots[row] + head) * width;
+      float* into = partials + (slots[row] + head) * width;
       for (long c = 1; c < chunks(row); c++) merge(into, into + c * a.heads * width);
       write(into, head, (T*)a.out + (a.offsets[row] * a.heads + head) * a.size);
     });
@@ -255,13 +256,6 @@ void tgi_store_kv(int kind, const void* key, const void* value, long tokens, lon
   else
     store_kv((const float*)key, (const float*)value, tokens, kv_heads, size, key_stride, value_stride, slots,
              (float*)keys, (float*)values);
-}
-long tgi_partials(const AttentionArguments* a) {
-  Attention<float> attention{*a};
-  long count = 0;
-  for (long row = 0; row < a->rows; row++)
-    if (attention.divided(row)) count += attention.chunks(row);
-  return count * a->heads * (PARTIAL + a->size);
 }
 void tgi_attention(int kind, const AttentionArguments* a) {
   if (kind == BFLOAT16) Attention<bf16>{*a}.run();

@@ -27,10 +27,45 @@ struct AttentionArguments {
   const int32_t *offsets, *lengths, *starts;  // [rows]: index of the first query token; how many; its position
   const int32_t* bases;  // [rows]: position of the first token of the table, or null for 0
   const float* slopes;  // [heads]: ALiBi, or null
-  float* partials;  // scratch of tgi_partials() numbers
   long rows, width, heads, kv_heads, size, query_stride, window;  // window 0: all tokens before
   float scale, softcap;  // softcap 0: none
   const float* sinks;  // [heads]: score of a key whose value is 0, or null
+};
+
+struct DecoderWeight {  // of a linear layer
+  const void *numbers, *bias;  // bias: null for none
+  const float* scales;  // null: dense, packed by tgi_pack; else as in QuantizedArguments
+  const uint8_t* zeros;
+  long bits, group;
+};
+
+struct DecoderLayer {
+  const void *attention_norm, *mlp_norm;  // [hidden]
+  const void *query_norm, *key_norm;  // [size]: norms of each head before it is rotated, or null
+  DecoderWeight qkv, out, up, down;  // up: gates, then what they multiply
+  void *keys, *values;
+  const float *slopes, *sinks;
+  long heads, kv_heads, size, inner, window, group, rotation;  // indices of its places and rotation; -1: no rotation
+  float epsilon, scale, softcap;
+};
+
+struct DecoderPlaces {  // the rows in the cache of a group of layers, as in AttentionArguments
+  const int32_t *slots, *tables, *bases;
+  long width;
+};
+
+struct DecoderRotation {
+  const float *cos, *sin;  // [tokens, rotated / 2]
+  long rotated;
+};
+
+struct DecoderStep {
+  void* x;  // [tokens, hidden]: input of the first layer, becomes the output of the last one
+  void *normal, *qkv, *attended, *gate_up, *gated;  // scratch, for `tokens` rows each
+  const DecoderPlaces* places;
+  const DecoderRotation* rotations;
+  const int32_t *offsets, *lengths, *starts;
+  long tokens, rows, hidden;
 };
 
 extern "C" {
@@ -46,9 +81,9 @@ void tgi_round_and_pack(int kind, const void* w, long n, long k, long stride, lo
 void tgi_quantized_linear(int kind, const QuantizedArguments*);
 void tgi_store_kv(int kind, const void* key, const void* value, long tokens, long kv_heads, long size, long key_stride,
                   long value_stride, const int32_t* slots, void* keys, void* values);
-long tgi_partials(const AttentionArguments*);
 void tgi_attention(int kind, const AttentionArguments*);
 void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out);
+void tgi_head_norm(int kind, void* x, const void* weight, float epsilon, long tokens, long heads, long size, long stride);
 void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out);
 void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
                 long rotated);
@@ -56,4 +91,5 @@ void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int6
 void tgi_log_softmax(const float* x, long rows, long size, long stride, float* out);
 void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out);
 void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut);
+void tgi_decode(int kind, const DecoderLayer*, long count, const DecoderStep*);
 }

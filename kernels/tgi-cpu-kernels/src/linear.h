@@ -4,8 +4,6 @@
 #include "threads.h"
 #include "vec.h"
 
-#include <vector>
-
 constexpr int UNIT = 32;  // output columns that are computed together
 constexpr int VECTORS = UNIT / W;
 #if defined(__AVX512F__)
@@ -33,12 +31,6 @@ template <typename Tile> void for_each_tile(long m, long n, long work, const Til
   });
 }
 
-// Memory of the calling thread for `count` numbers, valid until its next call for this type.
-template <typename T> T* scratch(long count) {
-  static thread_local std::vector<T> memory;
-  if ((long)memory.size() < count) memory.resize(count);
-  return memory.data();
-}
 
 // The end of a linear layer: adds bias and residual, and rounds once.
 template <typename T> struct Output {

@@ -3,18 +3,28 @@
 #include "threads.h"
 #include "vec.h"
 
+template <typename T> static void norm_row(const T* in, const T* weight, float epsilon, long size, T* out) {
+  vf squares = vf{};
+  float rest = 0;
+  long i = 0;
+  for (; i + W <= size; i += W) { const vf v = load(in + i); squares += v * v; }
+  for (long j = i; j < size; j++) rest += widen(in[j]) * widen(in[j]);
+  const float factor = 1.0f / sqrtf((sum(squares) + rest) / size + epsilon);
+  for (i = 0; i + W <= size; i += W) store(out + i, load(in + i) * factor * load(weight + i));
+  for (; i < size; i++) narrow(out + i, widen(in[i]) * factor * widen(weight[i]));
+}
+
 template <typename T>
 static void rms_norm(const T* x, const T* weight, float epsilon, long rows, long size, long stride, T* out) {
-  share(rows, rows * size > SMALL, [&](long r) {
-    const T* in = x + r * stride;
-    vf squares = vf{};
-    float rest = 0;
-    long i = 0;
-    for (; i + W <= size; i += W) { const vf v = load(in + i); squares += v * v; }
-    for (long j = i; j < size; j++) rest += widen(in[j]) * widen(in[j]);
-    const float factor = 1.0f / sqrtf((sum(squares) + rest) / size + epsilon);
-    for (i = 0; i + W <= size; i += W) store(out + r * size + i, load(in + i) * factor * load(weight + i));
-    for (; i < size; i++) narrow(out + r * size + i, widen(in[i]) * factor * widen(weight[i]));
+  share(rows, rows * size > SMALL, [&](long r) { norm_row(x + r * stride, weight, epsilon, size, out + r * size); });
+}
+
+// Each head of x [tokens, heads, size] in place.
+template <typename T>
+static void head_norm(T* x, const T* weight, float epsilon, long tokens, long heads, long size, long stride) {
+  share(tokens, tokens * heads * size > SMALL, [&](long t) {
+    for (T* head = x + t * stride; head < x + t * stride + heads * size; head += size)
+      norm_row(head, weight, epsilon, size, head);
   });
 }
 
@@ -62,6 +72,10 @@ const char tgi_sources[] = TGI_SOURCES;
 void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out) {
   if (kind == BFLOAT16) rms_norm((const bf16*)x, (const bf16*)weight, epsilon, rows, size, stride, (bf16*)out);
   else rms_norm((const float*)x, (const float*)weight, epsilon, rows, size, stride, (float*)out);
+}
+void tgi_head_norm(int kind, void* x, const void* weight, float epsilon, long tokens, long heads, long size, long stride) {
+  if (kind == BFLOAT16) head_norm((bf16*)x, (const bf16*)weight, epsilon, tokens, heads, size, stride);
+  else head_norm((float*)x, (const float*)weight, epsilon, tokens, heads, size, stride);
 }
 void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out) {
   if (kind == BFLOAT16) silu_mul((const bf16*)x, rows, size, (bf16*)out);

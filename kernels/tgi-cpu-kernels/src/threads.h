@@ -5,6 +5,7 @@
 // have begun, never for a thread: one that sleeps or has lost its core holds nobody up. (A parallel region of
 // OpenMP ends when every thread has arrived; on a machine with other programs that took ten times the work itself.)
 #pragma once
+#include <vector>
 
 void share_items(long items, void (*work)(const void* context, long item), const void* context);
 
@@ -18,3 +19,10 @@ template <typename Work> void share(long items, bool worth, const Work& work) {
 }
 
 constexpr long SMALL = 1 << 15;  // numbers below which another thread is not worth waking, in the operations on rows
+
+// Memory of the calling thread for `count` numbers, valid until its next call for this type.
+template <typename T> T* scratch(long count) {
+  static thread_local std::vector<T> memory;
+  if ((long)memory.size() < count) memory.resize(count);
+  return memory.data();
+}

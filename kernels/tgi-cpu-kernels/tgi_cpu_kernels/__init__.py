@@ -10,6 +10,7 @@ divided into chunks, or on the number of threads. The tests define each function
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -56,15 +57,16 @@ _SIGNATURES = {
     "tgi_round_and_pack": ("v", "iplllllppp"),
     "tgi_quantized_linear": ("v", "ip"),
     "tgi_store_kv": ("v", "ipplllllppp"),
-    "tgi_partials": ("l", "p"),
     "tgi_attention": ("v", "ip"),
     "tgi_rms_norm": ("v", "ippflllp"),
     "tgi_silu_mul": ("v", "ipllp"),
+    "tgi_head_norm": ("v", "ippfllll"),
     "tgi_rotary": ("v", "ipllllppl"),
     "tgi_greedy": ("v", "iplllpp"),
     "tgi_log_softmax": ("v", "plllp"),
     "tgi_draw": ("v", "plllpp"),
     "tgi_top_cut": ("v", "plllppp"),
+    "tgi_decode": ("v", "iplp"),
 }
 """Types of the result and the arguments of each function of kernels.h."""
 
@@ -72,7 +74,7 @@ _SIGNATURES = {
 class _Attention(ctypes.Structure):
     _fields_ = (
         *((name, _Pointer) for name in ("query", "keys", "values", "out", "tables", "offsets", "lengths")),
-        *((name, _Pointer) for name in ("starts", "bases", "slopes", "partials")),
+        *((name, _Pointer) for name in ("starts", "bases", "slopes")),
         *((name, _Long) for name in ("rows", "width", "heads", "kv_heads", "size", "query_stride", "window")),
         *((name, _Float) for name in ("scale", "softcap")),
         ("sinks", _Pointer),
@@ -279,12 +281,10 @@ class Kernels:
         tokens, heads, size = query.shape
         out = query.new_empty(tokens, heads, size)
         arguments = _Attention(
-            *map(_place, (query, keys, values, out, tables, offsets, lengths, starts, bases, slopes)), None,
+            *map(_place, (query, keys, values, out, tables, offsets, lengths, starts, bases, slopes)),
             lengths.shape[0], tables.shape[1], heads, kv_heads, size, query.stride(0), window, scale, softcap,
             _place(sinks),
         )  # fmt: skip
-        partials = torch.empty(self._functions.tgi_partials(ctypes.byref(arguments)), dtype=torch.float32)
-        arguments.partials = partials.data_ptr()
         self._functions.tgi_attention(_KINDS[query.dtype], ctypes.byref(arguments))
         return out
 
@@ -314,6 +314,10 @@ class Kernels:
             _KINDS[x.dtype], _place(x), tokens, heads, size, x.stride(0),
             _place(cos), _place(sin), 2 * cos.shape[1],
         )  # fmt: skip
+
+    def decode(self, dtype: torch.dtype, layers: ctypes.Array[Any], step: ctypes.Structure) -> None:
+        """Run layers of `decoder.Decoder`."""
+        self._functions.tgi_decode(_KINDS[dtype], ctypes.byref(layers), len(layers), ctypes.byref(step))
 
     def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the index [rows] int64 of the greatest of scores [rows, size], and its log-probability.

@@ -4,103 +4,24 @@ They are faster than oneDNN for few rows and attend to all rows of a step in one
 depends on its context alone: not on its neighbours, the chunk it is computed in, or the prefix cache.
 """
 
-from typing import NamedTuple, Self
+from collections.abc import Sequence
 
-import attrs
 import torch
-from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, Kernels, PackedInts, load
+from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, load
+from tgi_cpu_kernels.decoder import Rows
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache, KVLayer
-from tgi.weights.formats import (
-    DenseWeight,
-    IntegerRounding,
-    IntegerWeight,
-    LinearWeight,
-    Operations,
-    Rounding,
-)
+from tgi.device.decoder import DecoderLayer, RunLayers
+from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
 
 from .cpu_device import CpuDevice, has_instructions
+from .joined_layers import JoinedLayers
+from .packed import PackedIntegers, PackedWeight
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16
 """Head sizes that the attention kernel takes are multiples of this."""
-
-
-@attrs.frozen(eq=False)
-class PackedWeight(LinearWeight):
-    """A dense matrix in the order in which the kernels read it."""
-
-    kernels: Kernels
-    packed: torch.Tensor
-    rows: int
-    """Number of output features."""
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself."""
-        return self
-
-    def multiply(
-        self,
-        device: Operations,  # noqa: ARG002
-        x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Multiply, add in float32, and round once."""
-        return self.kernels.linear(x, self.packed, self.rows, bias, residual)
-
-
-@attrs.frozen(eq=False)
-class PackedIntegers(LinearWeight):
-    """An `IntegerWeight` in the order in which the kernels read it."""
-
-    kernels: Kernels
-    packed: PackedInts
-    order: torch.Tensor | None
-
-    @staticmethod
-    def takes(weight: IntegerWeight) -> bool:
-        """Return whether the kernels have such weights."""
-        size = weight.numbers.shape[1]
-        return (
-            weight.bits in (4, 8)
-            and (weight.group % 8 == 0 or weight.group >= size)
-            and size <= MAX_QUANTIZED_FEATURES
-        )
-
-    @classmethod
-    def of(cls, kernels: Kernels, weight: IntegerWeight) -> Self:
-        """Pack a weight."""
-        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, weight.bits, weight.group)
-        return cls(kernels, packed, weight.order)
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself."""
-        return self
-
-    def multiply(
-        self,
-        device: Operations,  # noqa: ARG002
-        x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Multiply as defined, exactly within each group."""
-        x = x if self.order is None else x[:, self.order]
-        return self.kernels.quantized_linear(x, self.packed, bias, residual)
-
-
-class _Rows(NamedTuple):
-    """Rows of a step as a group of layers has them; int32 tensors."""
-
-    slots: torch.Tensor
-    tables: torch.Tensor
-    offsets: torch.Tensor
-    lengths: torch.Tensor
-    starts: torch.Tensor
-    bases: torch.Tensor | None
 
 
 class KernelDevice(CpuDevice):
@@ -142,6 +63,12 @@ class KernelDevice(CpuDevice):
             matrix, rounding.bits, rounding.group(size), symmetric=rounding.symmetric
         )
         return PackedIntegers(self._kernels, packed, None)
+
+    def join_layers(self, layers: Sequence[DecoderLayer]) -> RunLayers | None:
+        """Run all layers in one call, if the kernels take their weights and heads."""
+        if layers and all(map(JoinedLayers.takes, layers)):
+            return JoinedLayers(self._kernels, layers)
+        return None
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
         """Normalise and round once."""
@@ -193,12 +120,12 @@ class KernelDevice(CpuDevice):
             return super().plan_group(number, batch, block_size)
         group = batch.groups[number]
         offsets = batch.lengths.cumsum(0, dtype=torch.int32) - batch.lengths
-        return _Rows(group.slots, group.tables, offsets, batch.lengths, batch.starts, group.bases)
+        return Rows(group.slots, group.tables, offsets, batch.lengths, batch.starts, group.bases)
 
     def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value to the slots of the layer's group."""
         rows = batch.plan_of(layer)
-        if isinstance(rows, _Rows):
+        if isinstance(rows, Rows):
             self._kernels.store_kv(key, value, rows.slots, *layer.tensors)
         else:
             super().store_kv(layer, key, value, batch)
@@ -214,7 +141,7 @@ class KernelDevice(CpuDevice):
     ) -> torch.Tensor:
         """Attend for all rows at once, from the cache alone."""
         rows = batch.plan_of(layer)
-        if not isinstance(rows, _Rows):
+        if not isinstance(rows, Rows):
             return super().attention(layer, query, key, value, batch, spec)
         return self._kernels.attention(
             query,

@@ -1,0 +1,168 @@
+"""All layers of a decoder in one call, which saves the time between the kernels."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from . import Kernels, PackedInts
+
+_Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+
+def _fields(kind: type, names: str) -> list[tuple[str, type]]:
+    return [(name, kind) for name in names.split()]
+
+
+class _Weight(ctypes.Structure):
+    _fields_ = (*_fields(_Pointer, "numbers bias scales zeros"), *_fields(_Long, "bits group"))
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *_fields(_Pointer, "attention_norm mlp_norm query_norm key_norm"),
+        *_fields(_Weight, "qkv out up down"),
+        *_fields(_Pointer, "keys values slopes sinks"),
+        *_fields(_Long, "heads kv_heads size inner window group rotation"),
+        *_fields(_Float, "epsilon scale softcap"),
+    )
+
+
+class _Places(ctypes.Structure):
+    _fields_ = (*_fields(_Pointer, "slots tables bases"), *_fields(_Long, "width"))
+
+
+class _Rotation(ctypes.Structure):
+    _fields_ = (*_fields(_Pointer, "cos sin"), *_fields(_Long, "rotated"))
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        *_fields(_Pointer, "x normal qkv attended gate_up gated places rotations offsets lengths starts"),
+        *_fields(_Long, "tokens rows hidden"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LinearLayer:
+    """A linear layer."""
+
+    weight: torch.Tensor | PackedInts
+    """The result of `Kernels.pack`, `Kernels.pack_ints` or `Kernels.round_and_pack`."""
+    features: int
+    """Number of output features."""
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Layer:
+    """RMS norm and attention, RMS norm and an MLP that SiLU gates, each pair added to its input."""
+
+    epsilon: float
+    """Epsilon of all norms."""
+    attention_norm: torch.Tensor
+    """Weight [hidden]."""
+    mlp_norm: torch.Tensor
+    query_norm: torch.Tensor | None
+    """Weight [size] of the norm of each query before its rotation."""
+    key_norm: torch.Tensor | None
+    qkv: LinearLayer
+    """Queries, then keys, then values."""
+    out: LinearLayer
+    up: LinearLayer
+    """Gates, then what they multiply."""
+    down: LinearLayer
+    keys: torch.Tensor
+    """The layer's cache, as in `Kernels.attention`, from which are also the arguments below."""
+    values: torch.Tensor
+    heads: int
+    kv_heads: int
+    size: int
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+    slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    rows: int = 0
+    """Index of the layer's `Rows`."""
+    rotation: int = -1
+    """Index of the layer's rotation; -1: none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The rows of a step in the cache of some layers, as in `Kernels.store_kv` and `Kernels.attention`."""
+
+    slots: torch.Tensor
+    tables: torch.Tensor
+    offsets: torch.Tensor
+    lengths: torch.Tensor
+    starts: torch.Tensor
+    bases: torch.Tensor | None
+
+
+class Decoder:
+    """Layers that run in one call, with the same bits as kernel by kernel."""
+
+    def __init__(self, kernels: Kernels, layers: Sequence[Layer]) -> None:
+        self._kernels, self._layers = kernels, layers
+        self._structures = (_Layer * len(layers))(*map(_layer, layers))
+        heads = max(layer.heads * layer.size for layer in layers)
+        qkv = max((layer.heads + 2 * layer.kv_heads) * layer.size for layer in layers)
+        inner = max(layer.up.features // 2 for layer in layers)
+        hidden = layers[0].attention_norm.shape[0]
+        self._widths = hidden, qkv, heads, 2 * inner, inner
+
+    def run(
+        self,
+        x: torch.Tensor,
+        rows: Sequence[Rows],
+        rotations: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    ) -> None:
+        """Turn x [tokens, hidden], contiguous, into the output of the last layer.
+
+        There are several `Rows`, of the same tokens, if layers see windows of different sizes. rotations are
+        cos and sin of `Kernels.rotary`.
+        """
+        tokens, hidden = x.shape
+        assert x.is_contiguous()
+        scratch = [x.new_empty(tokens, width) for width in self._widths]
+        step = _Step(
+            *(tensor.data_ptr() for tensor in (x, *scratch)),
+            ctypes.cast((_Places * len(rows))(*map(_places, rows)), _Pointer),
+            ctypes.cast((_Rotation * len(rotations))(*(_rotation(*pair) for pair in rotations)), _Pointer),
+            *(tensor.data_ptr() for tensor in (rows[0].offsets, rows[0].lengths, rows[0].starts)),
+            tokens, rows[0].lengths.shape[0], hidden,
+        )  # fmt: skip
+        self._kernels.decode(x.dtype, self._structures, step)
+
+
+def _places(rows: Rows) -> _Places:
+    return _Places(rows.slots.data_ptr(), rows.tables.data_ptr(), _place(rows.bases), rows.tables.shape[1])
+
+
+def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> _Rotation:
+    return _Rotation(cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1])
+
+
+def _weight(linear: LinearLayer) -> _Weight:
+    weight, bias = linear.weight, _place(linear.bias)
+    if isinstance(weight, torch.Tensor):
+        return _Weight(weight.data_ptr(), bias)
+    scales, zeros = weight.scales.data_ptr(), _place(weight.zeros)
+    return _Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group)
+
+
+def _layer(layer: Layer) -> _Layer:
+    return _Layer(
+        *map(_place, (layer.attention_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)),
+        *map(_weight, (layer.qkv, layer.out, layer.up, layer.down)),
+        *map(_place, (layer.keys, layer.values, layer.slopes, layer.sinks)),
+        layer.heads, layer.kv_heads, layer.size, layer.up.features // 2,
+        layer.window, layer.rows, layer.rotation, layer.epsilon, layer.scale, layer.softcap,
+    )  # fmt: skip
+
+
+def _place(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
