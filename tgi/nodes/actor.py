@@ -119,13 +119,19 @@ class _Rank:
             await server.receive()
             nursery.cancel_scope.cancel()
 
-        folder = None
+        failure = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
             nursery.start_soon(wait_for_end)
-            folder = await fetch_model(source, progress, dict(environ))
-            nursery.cancel_scope.cancel()
-        return folder
+            try:
+                return await fetch_model(source, progress, dict(environ))
+            except HubError as error:
+                failure = error
+            finally:
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        return None
 
     async def _live(self, server: Messages, folder: Path, store: str, listening: socket.socket | None) -> str:
         ours, theirs = os.pipe()

@@ -18,6 +18,7 @@ from tgi.metrics import Metrics
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
 from tgi.protocol import Describe, Load
+from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Scheduler, Token
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.text.detokenizer import Detokenizer
@@ -44,6 +45,7 @@ async def open_engine(
     threads: int = 2,
     environment: Mapping[str, str] = MappingProxyType({}),
     ranks: int = 1,
+    start: StartRanks = local_ranks,
 ) -> AsyncIterator[Scheduler]:
     """Load the model of `folder`, warm up if the device compiles, and schedule while the body runs.
 
@@ -67,7 +69,7 @@ async def open_engine(
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
-    async with open_executor(ranks, {**spec.environment, **environment}) as executor:
+    async with open_executor(ranks, {**spec.environment, **environment}, start=start) as executor:
         described = await executor.describe(
             Describe(folder=str(folder), architecture=architecture, ranks=ranks, dtype=dtype, check=False)
         )
