@@ -20,8 +20,10 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.cuda import cuda_operations
 from tgi.device.cuda.cuda_operations import CudaOperations
+from tgi.device.experts import Experts
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
+from tgi.weights.formats import DenseWeight
 
 
 def load_attention_tests():
@@ -95,6 +97,30 @@ def test_layers_agree_with_the_definition(dtype, tolerance):
         same(mine.rotary(heads, *rotation), plain.rotary(heads, *rotation))
 
 
+@pytest.mark.parametrize(("first", "count", "tokens"), [(0, 5, 6), (3, 2, 6), (0, 2, 70), (1, 3, 1)])
+@pytest.mark.parametrize("kind", ["silu", "swiglu"])
+def test_experts_agree_with_the_definition(kind, first, count, tokens):
+    """Of five experts; other ranks have the rest, and no token chooses one of them twice."""
+    up_bias, down_bias = (
+        (normal(count, 96, dtype=torch.float32), normal(count, 70, dtype=torch.float32, seed=1))
+        if kind == "swiglu"
+        else (None, None)
+    )
+    experts = Experts(
+        up=[DenseWeight(normal(96, 70, dtype=torch.float32, seed=seed) / 8) for seed in range(count)],
+        down=[DenseWeight(normal(70, 48, dtype=torch.float32, seed=9 + seed) / 8) for seed in range(count)],
+        up_bias=up_bias,
+        down_bias=down_bias,
+        first=first,
+        kind=kind,
+    )
+    x = normal(tokens, 70, dtype=torch.float32)
+    weights, chosen = normal(tokens, 5, dtype=torch.float32, seed=2).abs().topk(2)
+    mine = CudaOperations(1)
+    got = mine.experts(x, weights, chosen.int(), mine.prepare_experts(experts))
+    torch.testing.assert_close(got, Device(1).experts(x, weights, chosen, experts), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 7, 5000])
 def test_a_total_does_not_depend_on_other_rows(size):
     x = normal(50, size, dtype=torch.float32).exp()
@@ -125,18 +151,19 @@ COMPILE = """
 import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from tgi.device.cuda import triton_kernels as kernels
+from tgi.device.cuda import triton_experts, triton_kernels
 
-pointers = dict.fromkeys(("ids", "owners", "counts", "starts"), "*i32")
+pointers = dict.fromkeys(("ids", "owners", "counts", "starts", "order", "experts", "begins", "ends"), "*i32")
 pointers |= dict.fromkeys(("slopes", "sinks", "sums", "peaks", "outs"), "*fp32")
-numbers = dict.fromkeys(("entries", "rows", "window", "size", "stride"), "i32")
+numbers = dict.fromkeys(("entries", "rows", "window", "size", "stride", "columns"), "i32")
 numbers |= {"scale": "fp32", "softcap": "fp32"}
 constants = dict(
     KV_HEADS=8, GROUPS=4, HEADS=32, DIM=96, DIM_UP=128, SIZE=64, BLOCK=32, PART=8, GROUPS_UP=16, TOGETHER=16,
-    WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True, SINKS=True,
+    WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True, SINKS=True, TOP=8, BIAS=True, ROWS=16, COLUMNS=64,
+    DEPTH=32,
 )
-for name in ("_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"):
-    kernel = getattr(kernels, name)
+for name in sys.argv[2:]:
+    kernel = getattr(triton_kernels, name, None) or triton_experts._multiply_tile
     known = pointers | numbers | dict.fromkeys(constants, "constexpr")
     kinds = {name: known.get(name, "*bf16") for name in kernel.arg_names}
     fixed = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
@@ -152,9 +179,7 @@ def test_the_compiler_takes_the_kernels(generation, tmp_path):
     """Triton's interpreter takes more than its compiler, which needs no GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPILE, generation], env=environment, capture_output=True, text=True
-    )
-    assert done.stdout.split() == ["_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate"], (
-        done.stderr
-    )
+    names = ["_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate", "_multiply_tile"]
+    command = [sys.executable, "-c", COMPILE, generation, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == names, done.stderr

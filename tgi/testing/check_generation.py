@@ -15,6 +15,7 @@ from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 
 from .driver import BLOCK_SIZE, Answer, Driver, make_driver
+from .rank_threads import on_threads
 from .runs import random_prompt
 
 PAUSE = 3
@@ -38,16 +39,21 @@ def check_generation(
     tolerance: float = 1e-4,
     reference: Callable[[], Any] | None = None,
     cards: Sequence[str] = (),
+    ranks: int = 1,
+    expert_parallel: bool = False,
 ) -> None:
     """Raise AssertionError if the tokens after random prompts of these lengths are not transformers'.
 
     The prompts run alone, each in two chunks; in one batch, which they join one after another; and the last
     once more after blocks that it has left in the cache; on the CPU, and on simulated `cards` like those of
-    `check_architecture`. `reference` makes the model to compare with, if transformers does not know the
-    folder; each prompt gets a new one, for some RoPEs remember longer sequences.
+    `check_architecture`. On the CPU they also run alone on so many ranks, if there are several, with
+    `expert_parallel` each with whole experts. `reference` makes the model to compare with, if transformers
+    does not know the folder; each prompt gets a new one, for some RoPEs remember longer sequences.
     """
     texts = [_write(Path(folder), length, tokens, reference) for length in lengths]
     _check_device(folder, texts, CpuDevice(1), "on the CPU", tolerance)
+    if ranks > 1:
+        _check_ranks(Path(folder), texts, ranks, tolerance, expert_parallel)
     if cards:
         from tgi_simulated_gaudi.device import open_card  # a distribution of its own
     for card in cards:
@@ -64,6 +70,18 @@ def _check_device(
     _compare(texts, _mixed(driver, texts), f"{where}, in a batch", tolerance)
     again = [_again(driver, texts[-1], len(texts))]
     _compare(texts[-1:], again, f"{where}, after a shared prefix", tolerance)
+
+
+def _check_ranks(
+    folder: Path, texts: Sequence[Text], ranks: int, tolerance: float, expert_parallel: bool
+) -> None:
+    def run(driver: Driver) -> list[torch.Tensor]:
+        every = [_alone(driver, text) for text in texts]
+        return [torch.stack([answer.logits for answer in row]) for row in every]
+
+    got = on_threads(folder, ranks, run, range(1, 256), expert_parallel=expert_parallel)
+    for text, logits in zip(texts, got, strict=True):
+        _compare_one(text, logits, logits.argmax(-1).tolist(), f"on {ranks} ranks", tolerance)
 
 
 def _write(folder: Path, length: int, count: int, reference: Callable[[], Any] | None) -> Text:
@@ -120,7 +138,12 @@ def _again(driver: Driver, text: Text, lane: int) -> list[Answer]:
 
 def _compare(texts: Sequence[Text], answers: Sequence[list[Answer]], how: str, tolerance: float) -> None:
     for text, row in zip(texts, answers, strict=True):
-        place = f"{how}, after a prompt of {len(text.prompt)}"
-        difference = (torch.stack([answer.logits for answer in row]) - text.logits).abs().max().item()
-        assert difference <= tolerance, f"{place}: logits differ by {difference:.1e}"
-        assert [answer.token for answer in row] == text.tokens, f"{place}: other tokens"
+        logits = torch.stack([answer.logits for answer in row])
+        _compare_one(text, logits, [answer.token for answer in row], how, tolerance)
+
+
+def _compare_one(text: Text, logits: torch.Tensor, tokens: list[int], how: str, tolerance: float) -> None:
+    place = f"{how}, after a prompt of {len(text.prompt)}"
+    difference = (logits - text.logits).abs().max().item()
+    assert difference <= tolerance, f"{place}: logits differ by {difference:.1e}"
+    assert tokens == text.tokens, f"{place}: other tokens"

@@ -7,12 +7,16 @@ place.
 
 from typing import Any, NamedTuple
 
+import attrs
 import torch
 import torch.nn.functional as F
 
+from tgi.device.activation import gate
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, FlatBlocks, KVLayer
+from tgi.device.experts import Experts
 from tgi.device.static import PromptPlan, StaticDevice, attend_plainly, per_head, shifted
+from tgi.weights.formats import DenseWeight
 
 from . import SPEC
 
@@ -31,6 +35,16 @@ class BlocksPlan(NamedTuple):
     """[rows + 1] int32: index at which each row's blocks begin, and at which the last one's end."""
     size: int
     """Tokens in a block."""
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class StackedExperts(Experts):
+    """Dense experts in one tensor each for the weights of `up` and of `down`, of which those are parts."""
+
+    ups: torch.Tensor
+    """[experts, 2 inner, hidden]."""
+    downs: torch.Tensor
+    """[experts, hidden, inner]."""
 
 
 class CudaOperations(StaticDevice):
@@ -64,6 +78,40 @@ class CudaOperations(StaticDevice):
         from . import triton_kernels as kernels
 
         return kernels.total(x)
+
+    def prepare_experts(self, experts: Experts) -> Experts:
+        """Stack the weights, if all are dense."""
+        dense = [
+            [weight.matrix for weight in part if isinstance(weight, DenseWeight)]
+            for part in (experts.up, experts.down)
+        ]
+        if any(len(part) < len(experts.up) for part in dense):
+            return experts
+        ups, downs = map(torch.stack, dense)
+        return StackedExperts(
+            up=[DenseWeight(part) for part in ups],
+            down=[DenseWeight(part) for part in downs],
+            up_bias=experts.up_bias,
+            down_bias=experts.down_bias,
+            first=experts.first,
+            kind=experts.kind,
+            ups=ups,
+            downs=downs,
+        )
+
+    def experts(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
+    ) -> torch.Tensor:
+        """Compute the chosen experts alone, those of all tokens together."""
+        if not isinstance(experts, StackedExperts):
+            return super().experts(x, weights, chosen, experts)
+        from . import triton_experts as kernels
+
+        pairs = kernels.sort_pairs(chosen, experts.first, len(experts.up))
+        inner = kernels.multiply_pairs(x, experts.ups, experts.up_bias, pairs, chosen.shape[1])
+        inner = gate(self, experts.kind, inner)
+        y = kernels.multiply_pairs(inner, experts.downs, experts.down_bias, pairs)
+        return kernels.add_up(y, weights, pairs.order)
 
     def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
         """Find where each row's blocks begin; the kernel does not take heads as wide as compressed keys."""
