@@ -396,12 +396,14 @@ def test_abilities_of_known_templates(family: str) -> None:
     no_tool_role = "llama2 mistral-v1 gemma phi3 falcon zephyr vicuna alpaca deepseek-v2 yi olmo".split()
     first_system = "llama2 mistral-v3 mistral-nemo vicuna alpaca deepseek-r1 command-r yi".split()
     no_text = "mistral-v3 mistral-nemo".split()
+    joining = {"gemma3": frozenset({"user", "assistant"}), "smolvlm-parts": {"system", "user", "assistant"}}
     templates = ChatTemplates({"default": TEMPLATES[family]}, SPECIAL)
     for with_tools in (False, True):
         abilities = templates.abilities(with_tools)
         beside = "beside" if family in ("qwen2.5", "qwen3", "functionary") else "before"
         assert abilities == Abilities(
             parts=family == "smolvlm-parts",
+            joins_parts=joining.get(family, frozenset()),
             system="first"
             if family in first_system
             else None

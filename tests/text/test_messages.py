@@ -53,15 +53,7 @@ def rendered(
     [
         ("hi", "hi"),
         ([{"type": "text", "text": "a"}, {"type": "text", "text": " b"}], "a b"),
-        (
-            [
-                {"type": "text", "text": "a"},
-                {"type": "image_url", "image_url": {"url": "http://x/y.png"}},
-                {"type": "text", "text": "b"},
-            ],
-            "a![](http://x/y.png)b",
-        ),
-        ([{"type": "image_url", "text": None, "url": "http://x/y.png"}], "![](http://x/y.png)"),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": ""}, {"type": "text", "text": "b"}], "ab"),
         ([], ""),
     ],
 )
@@ -70,6 +62,26 @@ def test_content_parts_are_joined(content: Any, text: str) -> None:
         [{"role": "user", "content": text}],
         None,
     )
+
+
+PARTS = [{"type": "text", "text": "One"}, {"type": "text", "text": "Two"}]
+OWN_WAY = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}"
+    "{{ m.content | map(attribute='text') | join('SEP') }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("separator", ["\n", " ", "\n\n", ""])
+def test_a_template_joins_parts_in_its_own_way(separator: str) -> None:
+    template = OWN_WAY.replace("SEP", separator.replace("\n", "\\n"))
+    for role in ("system", "user", "assistant"):
+        text = rendered(template, [{"role": "user", "content": "Hi"}, {"role": role, "content": PARTS}])
+        assert f"<{role}>One{separator}Two" in text
+    messages = [{"role": "user", "content": PARTS}]
+    assert rendered(template, messages, [TOOL]).startswith("<user>OneTwo\n---\n")
+    only_users = template.replace("m.content is string", "m.content is string or m.role != 'user'")
+    system = {"role": "system", "content": PARTS}
+    assert rendered(only_users, [system, *messages]) == f"<system>OneTwo<user>One{separator}Two"
 
 
 def test_template_for_parts_gets_parts() -> None:

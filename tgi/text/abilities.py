@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class Abilities:
 
     parts: bool = False
     """Whether it prints the content of a message only if that is a list of parts."""
+    joins_parts: frozenset[str] = frozenset()
+    """Roles of which it prints a content in several parts, joined in its own way."""
     system: Literal["anywhere", "first"] | None = "anywhere"
     """Places where it prints messages of the role `system`."""
     tools_in_system: bool = False
@@ -103,11 +106,21 @@ class _Trial:
             system = "anywhere" if _TEXT in text and _PROBE in text else "first"
         return Abilities(
             self.parts,
+            frozenset(role for role in ("system", "user", "assistant") if self._joins(role)),
             system=system,
             tools_in_system=_PROBE in self.prompt(first | {"tools": _PROBE}, ask),
             turns=_PROBE in self.prompt(ask, wait, probe) and _PROBE not in self.prompt(probe, ask),
             tool_role=_PROBE in self.prompt(ask, wait, _result(_CALL_ID)),
         )
+
+    def _joins(self, role: str) -> bool:
+        """Return whether the content of a role may be several parts, of which the texts alone are printed."""
+        first, later = {"type": "text", "text": _TEXT}, {"type": "text", "text": _PROBE}
+        before = [] if role != "assistant" else [{"role": "user", "content": "What?"}]
+        after = [] if role == "user" else [{"role": "user", "content": "What?"}]
+        text = self.prompt(*before, {"role": role, "content": [first, later]}, *after)
+        printed = re.search(f"{_TEXT}(.*){_PROBE}", text, re.DOTALL)
+        return printed is not None and "text" not in printed[1]
 
     def calls(self, abilities: Abilities, form: _Form, kind: _NoContent) -> Abilities | None:
         """Return the abilities with those that concern calls; None if the template does not print them so."""

@@ -68,10 +68,12 @@ def prepare_messages(
             converted.insert(0, {"role": "system", "content": ""})
         functions = [tool["function"] for tool in described]
         converted[0]["tools"] = json.dumps(functions, ensure_ascii=False)
-    if abilities.parts:
-        for message in converted:
-            if isinstance(message.get("content"), str):
-                message["content"] = [{"type": "text", "text": message["content"]}]
+    for message in converted:
+        content = message.get("content")
+        if isinstance(content, _Joined) and message["role"] in abilities.joins_parts:
+            message["content"] = [{"type": "text", "text": text} for text in content.texts]
+        elif isinstance(content, str) and abilities.parts:
+            message["content"] = [{"type": "text", "text": content}]
     return converted, described if in_template else None
 
 
@@ -158,19 +160,20 @@ def _merged(messages: Sequence[tuple[Message, bool]], abilities: Abilities) -> l
     return merged
 
 
+class _Joined(str):
+    """The texts of parts, joined as TGI does (C32); what is made of it forgets the parts."""
+
+    texts: Sequence[str]
+
+
 def _text_of(content: object) -> str:
-    """Join the parts of a message's content as TGI does (C32)."""
-    if isinstance(content, str):
-        return content
+    """Return the text of a message's content."""
     if not isinstance(content, list):
-        return ""
-    texts = (part["text"] if part.get("text") is not None else f"![]({_url_of(part)})" for part in content)
-    return "".join(texts)
-
-
-def _url_of(part: Mapping[str, Any]) -> str:
-    image = part.get("image_url", part)
-    return str(image["url"] if isinstance(image, Mapping) else image)
+        return content if isinstance(content, str) else ""
+    texts = [part["text"] for part in content]
+    joined = _Joined("".join(texts))
+    joined.texts = texts
+    return joined if len(texts) > 1 else str(joined)
 
 
 def _arguments(call: Mapping[str, Any]) -> Any:
