@@ -29,7 +29,10 @@ CHOICES = {
     "root_path": "/llm",
     "executor": "ray",
     "while_recovering": "refuse",
+    "metrics_names": "vllm",
     "tenants": __file__,
+    "tls_cert": __file__,
+    "tls_key": __file__,
     "aip_predict_route": "/predict",
     "aip_health_route": "/alive",
 }
