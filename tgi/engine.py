@@ -22,6 +22,7 @@ from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.api.openai.types import MAX_CHAT_LOGPROBS
 from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
+from tgi.embedder import read_pooling, run_embedder
 from tgi.errors import GenerationFailed
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.hub import Source, fetch_model
@@ -63,6 +64,10 @@ async def run_engine(service: Service, options: Options) -> None:
     lifecycle, in_thread = service.lifecycle, trio.to_thread.run_sync
     folder = await fetch_model(_source(options), lifecycle, {**environ, **map_legacy_variables()})
     lifecycle.enter("reading the model's description")
+    pooling = await in_thread(read_pooling, folder, options)
+    if pooling is not None:
+        await run_embedder(service, options, pooling, await in_thread(read_tokenizer, folder))
+        return
     setup = await in_thread(lambda: read_setup(folder, options, find_device(options.device)))
     limits = service.limits = setup.limits()
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)

@@ -130,6 +130,12 @@ class UnknownPath(ApiError):
     form = "There is no {}"
 
 
+class WrongTask(ApiError):
+    """The route is for models of another kind than the one that is served."""
+
+    status, error_type, failure = 404, "not_found", "validation"
+
+
 class UnknownModel(ApiError):
     """The model of `/v1/models/{id}` is not served."""
 

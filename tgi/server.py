@@ -257,6 +257,8 @@ class _Server:
             error = GenerationFailed("the engine is lost")
         if self.service.engine is not None:
             self.service.engine.scheduler.fail_all(error)
+        if self.service.embedder is not None:
+            self.service.embedder.pooler.fail_all(error)
 
 
 def _raise_file_limit() -> None:

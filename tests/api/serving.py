@@ -2,12 +2,13 @@
 
 import functools
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import attrs
 import h11
+import numpy as np
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
@@ -16,12 +17,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tgi.api import transport
 from tgi.api.app import create_app
-from tgi.api.call import Engine, ModelInfo, Service
+from tgi.api.call import Embedder, Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.pooler import PooledText
+from tgi.protocol.pooling import Pooling
 from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
@@ -159,6 +162,25 @@ async def _read_answer(connection: h11.Connection, stream: trio.SocketStream) ->
     return Answer(status, headers, body, closed=False)
 
 
+class FakePooler:
+    """Gives a text (length, first token, 0, 1), and a pair its length less 6; keeps what it was given."""
+
+    def __init__(self, ranks: bool) -> None:
+        self.ranks = ranks
+        self.size = 1 if ranks else 4
+        self.seen: list[PooledText] = []
+        self.seconds = 0.0
+
+    async def pool(self, texts: Sequence[PooledText]) -> Any:
+        self.seen.extend(texts)
+        await trio.sleep(self.seconds)
+        rows = [[len(one.ids) - 6] if self.ranks else [len(one.ids), one.ids[0], 0, 1] for one in texts]
+        return np.array(rows, np.float32)
+
+    def fail_all(self, _error: object) -> None:
+        pass
+
+
 @asynccontextmanager
 async def serving(
     script: Script | None = None,
@@ -171,8 +193,9 @@ async def serving(
     phase: Phase = Phase.READY,
     keep_alive: float = 5.0,
     template: str | None = TEMPLATE,
+    pooling: Pooling | None = None,
 ) -> AsyncIterator[Server]:
-    """A server with this model, ready unless another phase is given."""
+    """A server with this model, ready unless another phase is given; `pooling` makes it give vectors."""
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     executor = FakeExecutor(script or counting(290), step_seconds)
     scheduler = Scheduler(executor, limits, Buckets(limits), make_allocator(limits, BLOCKS), metrics)
@@ -181,6 +204,12 @@ async def serving(
     grammars = Grammars(GrammarCompiler(tokenizer, info.vocab_size))
     if phase is not Phase.STARTING:
         service.lifecycle.phase = phase
+        if pooling is not None:
+            pooler: Any = FakePooler(pooling.ranks)
+            service.embedder = Embedder(
+                pooler=pooler, pooling=pooling, tokenizer=tokenizer, limits=limits, model=info
+            )
+    if phase is not Phase.STARTING and pooling is None:
         service.engine = Engine(
             scheduler=Router(scheduler),
             tokenizer=tokenizer,

@@ -17,6 +17,7 @@ from tgi.config import Options
 from tgi.errors import ValidationError
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
+from tgi.protocol.pooling import Pooling
 
 from . import openapi_rows
 from .json_rows import ACCEPTED_HERE, PATHS, REFUSED_HERE, ROWS
@@ -184,6 +185,11 @@ def refused_by(operation: Route) -> int:
     return ValidationError().status_for(operation.path)
 
 
+def pooling_of(operation: Route) -> Pooling | None:
+    """A model that the route is for: one that gives vectors, or none of these."""
+    return Pooling(folder="") if operation.pools else None
+
+
 async def ask(server: Server, operation: Route, **more: Any) -> Answer:
     body = more.pop("body", operation.example)
     return await server.ask(operation.method, operation.template.format(**INSIDE), body, **more)
@@ -191,7 +197,7 @@ async def ask(server: Server, operation: Route, **more: Any) -> Answer:
 
 @pytest.mark.parametrize("operation", POSTS, ids=name_of)
 async def test_each_example_is_answered_as_documented(operation: Route) -> None:
-    async with serving(saying("Hi there")) as server:
+    async with serving(saying("Hi there"), pooling=pooling_of(operation)) as server:
         for stream in (False, True):
             body = {**operation.example, "stream": stream}
             answer = await ask(server, operation, body=body)
@@ -253,7 +259,8 @@ async def test_an_unknown_model_is_a_documented_404() -> None:
 @pytest.mark.contract("R1.34", "R1.35")
 @pytest.mark.parametrize("operation", POSTS, ids=name_of)
 async def test_errors_of_bodies_and_of_the_key_are_as_documented(operation: Route) -> None:
-    async with serving(options=Options(api_key=("key",), payload_limit=10_000)) as server:
+    options = Options(api_key=("key",), payload_limit=10_000)
+    async with serving(options=options, pooling=pooling_of(operation)) as server:
         key = {"authorization": "Bearer key"}
         plain = {**key, "Content-Type": "text/plain"}
         for status, body, headers in [

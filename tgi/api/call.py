@@ -21,6 +21,7 @@ from tgi.config import Options
 from tgi.errors import (
     OLLAMA,
     ApiError,
+    DeadlineExceeded,
     IncompleteGeneration,
     MalformedBody,
     Overloaded,
@@ -28,10 +29,13 @@ from tgi.errors import (
     UnsupportedMediaType,
     ValidationError,
     WrongShape,
+    WrongTask,
 )
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
+from tgi.pooler import Pooler
+from tgi.protocol.pooling import Pooling
 from tgi.scheduler import Router, Sequence
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.tokenizer import Tokenizer, TokenizerError
@@ -99,6 +103,17 @@ class Engine:
     model: ModelInfo
 
 
+@attrs.frozen(kw_only=True)
+class Embedder:
+    """The parts of a server whose model gives embeddings or scores, when it is loaded."""
+
+    pooler: Pooler
+    pooling: Pooling
+    tokenizer: Tokenizer
+    limits: Limits
+    model: ModelInfo
+
+
 @attrs.define(eq=False, kw_only=True)
 class Service:
     """State of the HTTP side. The server's start and end write it; `permits` writes `in_flight`."""
@@ -108,7 +123,9 @@ class Service:
     metrics: Metrics
     options: Options = attrs.field(factory=Options)
     engine: Engine | None = None
-    """None until the model is ready."""
+    """None until the model is ready, and if it is no model that continues texts."""
+    embedder: Embedder | None = None
+    """The same of a model that gives embeddings or scores."""
     url: str = ""
     """URL at which this machine reaches the server, or the path of a Unix socket."""
     responses: ResponseStore = attrs.field(factory=ResponseStore)
@@ -125,28 +142,49 @@ class Service:
         self.tenants = Tenants(self.options)
         self.turns = Turns(self.options.max_concurrent_requests)
 
-    def ready_engine(self) -> Engine:
-        """Return the engine if it takes requests. Raises Unavailable."""
+    def ready(self) -> Engine | Embedder:
+        """Return the model if it takes requests. Raises Unavailable."""
         if self.lifecycle.phase is Phase.DRAINING:
             raise Unavailable("shutting down")
-        if self.lifecycle.phase is Phase.STARTING or self.engine is None:
+        served = self.engine or self.embedder
+        if self.lifecycle.phase is Phase.STARTING or served is None:
             raise Unavailable(f"starting: {self.lifecycle.stage}")
         if self.lifecycle.phase is Phase.RECOVERING and self.options.while_recovering == "refuse":
             raise Unavailable("recovering from the loss of a rank")
-        return self.engine
+        return served
+
+    def ready_engine(self) -> Engine:
+        """Return the engine if it takes requests. Raises Unavailable, and WrongTask if there is none."""
+        served = self.ready()
+        if isinstance(served, Embedder):
+            raise WrongTask(
+                f"{served.model.served_name} gives embeddings or scores and generates no text: "
+                "ask /v1/embeddings, /v1/rerank or /v1/score"
+            )
+        return served
+
+    def ready_embedder(self) -> Embedder:
+        """Return the embedder if it takes requests. Raises Unavailable, and WrongTask if there is none."""
+        served = self.ready()
+        if isinstance(served, Engine):
+            raise WrongTask(
+                f"{served.model.served_name} generates text and gives no embeddings or scores: "
+                "serve an embedding model or a reranker for this route"
+            )
+        return served
 
     def check_health(self) -> None:
         """Raise Unavailable unless requests are answered soon: also while recovering, and if a step hangs."""
-        engine = self.ready_engine()
+        served = self.ready()
         if self.lifecycle.phase is Phase.RECOVERING:
             raise Unavailable(f"recovering from the loss of a rank: {self.lifecycle.stage}")
-        waited = engine.scheduler.waited_seconds()
+        waited = served.scheduler.waited_seconds() if isinstance(served, Engine) else 0.0
         if waited > self.options.stall_timeout:
             raise Unavailable(f"stalled: a step has taken {waited:.0f} s so far")
 
-    def loaded_engine(self) -> Engine:
-        """Return the engine, also of a server that is draining. Raises Unavailable before it is ready."""
-        return self.ready_engine() if self.engine is None else self.engine
+    def loaded(self) -> Engine | Embedder:
+        """Return the model, also of a server that is draining. Raises Unavailable before it is ready."""
+        return self.engine or self.embedder or self.ready()
 
     @contextmanager
     def permits(self, count: int) -> Iterator[None]:
@@ -184,6 +222,8 @@ class Route:
     errors: tuple[int, ...] = ()
     example: Any = None
     documented: bool = True
+    pools: bool = False
+    """The route is of models that give embeddings or scores."""
 
     @property
     def template(self) -> str:
@@ -229,7 +269,10 @@ class Call(Generic[B]):
             service=service, route=route, exchange=current_exchange(), body=None, arguments=arguments
         )
         if route.body:
-            call._engine = service.ready_engine()
+            if route.pools:
+                service.ready_embedder()
+            else:
+                call._engine = service.ready_engine()
             if not route.path.startswith(OLLAMA):  # whose users call it by curl, without a type
                 check_media_type(request.content_type)
             data = cast(bytes, await request.get_data(cache=False))
@@ -243,6 +286,32 @@ class Call(Generic[B]):
         if self._engine is None:
             self._engine = self.service.ready_engine()
         return self._engine
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedder. Raises Unavailable and WrongTask."""
+        return self.service.ready_embedder()
+
+    @contextmanager
+    def pooling(self, tokens: int) -> Iterator[None]:
+        """Count a request for embeddings or scores, and hold its permit. Raises as `take_permits` does.
+
+        Raises DeadlineExceeded after the seconds of `x-request-timeout`.
+        """
+        metrics, seconds = self.service.metrics, _timeout()
+        metrics.request_count.inc()
+        metrics.request_input_length.observe(tokens)
+        try:
+            with self._held, trio.fail_after(seconds):
+                self.take_permits(1)
+                yield
+        except trio.TooSlowError:
+            metrics.request_failure.inc(err=DeadlineExceeded.failure)
+            raise DeadlineExceeded from None
+        except ApiError as error:
+            metrics.request_failure.inc(err=error.failure)
+            raise
+        metrics.request_success.inc()
 
     @property
     def observer(self) -> Observer:

@@ -169,8 +169,8 @@ def _progress(service: Service, reason: str) -> HealthResponse:
 
 async def info(call: Call[None]) -> Response:
     """Answer `/info`."""
-    engine = call.service.loaded_engine()
-    limits, model = engine.limits, engine.model
+    served = call.service.loaded()
+    limits, model = served.limits, served.model
     facts = {
         "model_id": model.model_id,
         "model_sha": model.sha,
@@ -196,8 +196,8 @@ async def model(call: Call[None]) -> Response:
 
 
 def _served_model(call: Call[None]) -> ModelInfo:
-    engine = call.service.loaded_engine()
-    model, length = engine.model, engine.limits.max_total_tokens
+    served = call.service.loaded()
+    model, length = served.model, served.limits.max_total_tokens
     return ModelInfo(model.served_name, "model", 0, model.served_name, model.model_id, length)
 
 

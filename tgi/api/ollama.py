@@ -336,7 +336,7 @@ async def version(_call: Call[None]) -> Response:
 
 
 def _model(call: Call[None]) -> Json:
-    model = call.service.loaded_engine().model
+    model = call.service.loaded().model
     return {
         "name": model.served_name,
         "model": model.served_name,
@@ -348,7 +348,7 @@ def _model(call: Call[None]) -> Json:
 
 
 def _details(call: Call[Any]) -> Json:
-    dtype = call.service.loaded_engine().model.dtype
+    dtype = call.service.loaded().model.dtype
     return {
         "parent_model": "",
         "format": "safetensors",

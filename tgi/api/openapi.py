@@ -15,7 +15,7 @@ from tgi.errors import OPENAI
 from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
-from . import anthropic, info, native, ollama, platforms, responses
+from . import anthropic, embeddings, info, native, ollama, platforms, responses
 from .call import VERSION, Call, Route, get, json_answer
 from .openai import chat, completions, formats, tokenize, types
 
@@ -90,6 +90,7 @@ ROUTES: tuple[Route, ...] = (
     *completions.ROUTES,
     *tokenize.ROUTES,
     *responses.ROUTES,
+    *embeddings.ROUTES,
     *anthropic.ROUTES,
     *ollama.ROUTES,
     *platforms.ROUTES,

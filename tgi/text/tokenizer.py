@@ -114,6 +114,26 @@ class Tokenizer:
                 surplus -= 1
         return kept
 
+    def encode_pair(
+        self, first: str, second: str | None, *, truncate: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Return the ids of a text or a pair of texts with special tokens, and the type of each, 0 or 1.
+
+        Of a text or pair that has more than `truncate` tokens, the end of its longer part is left out.
+        Raises TokenizerError.
+        """
+        try:
+            texts = [first] if second is None else [first, second]
+            own = self._core.encode_batch(texts, add_special_tokens=False)
+            if truncate is not None:
+                room = max(truncate - self._core.num_special_tokens_to_add(second is not None), 0)
+                for part, length in zip(own, _shortened([len(part) for part in own], room), strict=True):
+                    part.truncate(length)
+            encoding = self._core.post_process(own[0], None if second is None else own[1])
+        except Exception as error:  # the library raises nothing more specific
+            raise TokenizerError(str(error)) from error
+        return encoding.ids, encoding.type_ids
+
     def min_tokens(self, text: str) -> int:
         """Return a number of tokens that the text has at least, without tokenising it; 0 if unknown.
 
@@ -233,6 +253,19 @@ class _PieceTable(dict[int, str]):
             text = ""
         self[token] = text
         return text
+
+
+def _shortened(lengths: list[int], room: int) -> list[int]:
+    """Return lengths of one or two parts whose sum is `room` at most, as tokenizers' "longest_first" does.
+
+    Half of the room is for the shorter part, if it needs that, and the rest for the longer one.
+    """
+    if sum(lengths) <= room:
+        return lengths
+    if len(lengths) == 1:
+        return [room]
+    shorter = min(*lengths, room // 2)
+    return [shorter, room - shorter] if lengths[0] <= lengths[1] else [room - shorter, shorter]
 
 
 def _is_byte_token(name: str) -> bool:
