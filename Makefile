@@ -146,7 +146,7 @@ clean:  ## remove what the other targets made
 # torch comes first and pinned: nothing after it may bring another one.
 .venv/.run: pyproject.toml $(ADAPTERS) $(KERNELS) | .venv/bin/python
 	$(PIP) '$(TORCH)' 'setuptools>=77'
-	$(PIP) --no-build-isolation '$(TORCH)' --editable '.[docs,otlp-grpc,transformers]' $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
+	$(PIP) --no-build-isolation '$(TORCH)' --editable '.[docs,otlp-grpc,ray,transformers]' $(patsubst %/pyproject.toml,--editable %,$(ADAPTERS))
 	@touch $@
 
 .venv/.dev: requirements-dev.txt .venv/.run

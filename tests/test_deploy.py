@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -164,3 +165,48 @@ def test_the_files_that_compose_mounts_exist() -> None:
     assert f"./grafana/tgi.json:{provider['options']['path']}/tgi.json:ro" in services["grafana"]["volumes"]
     (job,) = read(DEPLOY / "prometheus" / "prometheus.yml")["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"tgi:{services['tgi']['environment']['PORT']}"]}]
+
+
+def containers(tree: Any) -> Iterator[Any]:
+    """Yield all containers in a manifest."""
+    if isinstance(tree, dict):
+        yield from tree.get("containers", [])
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from containers(part)
+
+
+@pytest.mark.parametrize("name", ["leaderworkerset", "kuberay"])
+def test_a_model_over_two_nodes_has_a_rank_for_each_card(name: str) -> None:
+    workload, service = yaml.safe_load_all((DEPLOY / "multi-node" / f"{name}.yaml").read_text("utf-8"))
+    first, worker = containers(workload)
+    script, joining = first["args"][0], worker["args"][0]
+    words = shlex.split(script.partition(" text-generation-launcher ")[2])
+    known = {
+        text: argument
+        for argument in launcher_app.assemble_argument_collection()
+        for text in (*argument.names, *(argument.parameter.env_var or ()))
+    }
+    assert {word for word in words if word.startswith("--")} <= set(known)
+    assert {entry["name"] for entry in first["env"]} - {"HF_TOKEN"} <= set(known)
+
+    shards, stages = (
+        int(words[words.index(f"--{name}") + 1]) for name in ("num-shard", "pipeline-parallel-size")
+    )
+    cards = [one["resources"]["limits"]["habana.ai/gaudi"] for one in (first, worker)]
+    assert cards == [int(re.findall(r'"HPU": (\d+)', text)[0]) for text in (script, joining)]
+    assert shards * stages == sum(cards)
+    pod = next(labels for labels in labels_in(workload) if labels["role"] in ("leader", "head"))
+    assert service["spec"]["selector"] == pod
+
+
+def labels_in(tree: Any) -> Iterator[Any]:
+    """Yield the labels of all pods in a manifest."""
+    if isinstance(tree, dict):
+        if "labels" in tree:
+            yield tree["labels"]
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from labels_in(part)

@@ -99,6 +99,8 @@ class Options:
     (docs/multi-node.md)."""
     ray_address: Annotated[str, flag(MODEL, "RAY_ADDRESS", value="ADDRESS")] = "auto"
     """Address of the Ray cluster, HOST:PORT. auto: that of the cluster to which this machine belongs."""
+    ray_wait: Annotated[Amount, flag(MODEL, "RAY_WAIT")] = 0.0
+    """Seconds to wait at the start until the Ray cluster has the resources of all ranks."""
     replicas: Annotated[Count, flag(MODEL, "REPLICAS", vllm=["--data-parallel-size", "-dp"])] = 1
     """Number of copies of the model, each with --num-shard ranks, cards and a KV cache of its own. A request
     goes to the one that has most of its prompt cached and least to do. On a CPU they share threads and

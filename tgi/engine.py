@@ -415,7 +415,8 @@ def _choose_start(setup: Setup, lifecycle: Lifecycle, replica: int) -> StartRank
         source = attrs.evolve(source, model_id=str(Path(source.model_id).expanduser().absolute()))
     else:
         source = attrs.evolve(source, revision=_commit(setup.folder) or source.revision)
-    return RayRanks(setup.options.ray_address, setup.device, source, lifecycle).start
+    options = setup.options
+    return RayRanks(options.ray_address, setup.device, source, lifecycle, options.ray_wait).start
 
 
 def open_ranks(

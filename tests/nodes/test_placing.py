@@ -9,7 +9,7 @@ from tgi.config import OptionError, Options
 from tgi.nodes.actor import _Rank, interface_of
 from tgi.nodes.driver import bundle_sizes, seat_ranks, shortage, source_address
 from tgi.nodes.messages import Place, Seat, Task
-from tgi.planning.setup import count_ranks
+from tgi.planning.setup import count_shards
 from tgi.plugins import devices, load_plugins
 
 CARD = {"CPU": 1.0, "HPU": 1.0}
@@ -85,9 +85,9 @@ def test_the_way_to_another_machine_has_an_address_of_this_one() -> None:
 def test_cards_of_this_machine_are_not_counted_where_ranks_are_on_others() -> None:
     device = devices(load_plugins())["hpu"]
     variables = {"HABANA_VISIBLE_MODULES": "0,1"}
-    assert count_ranks(Options(executor="ray", num_shard=16), device, variables) == 16
+    assert count_shards(Options(executor="ray", num_shard=16), device, variables) == 16
     with pytest.raises(OptionError, match="--executor ray needs --num-shard"):
-        count_ranks(Options(executor="ray", sharded="true"), device, variables)
+        count_shards(Options(executor="ray", sharded="true"), device, variables)
 
 
 def test_the_server_imports_no_ray() -> None:

@@ -23,7 +23,7 @@ from tgi.parent import Parent
 from tgi.ranks import EXIT_SECONDS
 
 from .actor import RankActor, versions
-from .messages import LEAVE_SECONDS, Ended, Place, Placed, Refused, Seat, Start, encode
+from .messages import LEAVE_SECONDS, Ended, Lacking, Place, Placed, Refused, Seat, Start, encode
 
 _REACH_SECONDS = 5.0
 """Seconds in which the head of the cluster has to accept a connection."""
@@ -103,7 +103,7 @@ class _Job:
         import ray
         from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
-        deadline = time.monotonic() + place.patience
+        deadline, told = time.monotonic() + place.patience, False
         while True:
             free = ray.available_resources()
             enough = all(free.get(name, 0) >= amount * place.ranks for name, amount in place.demand.items())
@@ -116,8 +116,12 @@ class _Job:
                     return [addresses[found[rank // size]] for rank in range(place.ranks)]
                 remove_placement_group(self.group)
                 self.group = None
+            lacking = shortage(place, _live_nodes(), free)
             if time.monotonic() >= deadline:
-                raise RayError(shortage(place, _live_nodes(), free))
+                raise RayError(lacking)
+            if not told:
+                self.server.tell(Lacking(lacking))
+                told = True
             if self.server.left.wait(_AGAIN_SECONDS):
                 raise Left
 

@@ -23,6 +23,13 @@ class Place(msgspec.Struct, frozen=True, tag=True):
     """Seconds to wait for resources that the cluster lacks now."""
 
 
+class Lacking(msgspec.Struct, frozen=True, tag=True):
+    """Resources are lacking, which the driver waits for."""
+
+    what: str
+    """One line for people."""
+
+
 class Placed(msgspec.Struct, frozen=True, tag=True):
     """There is room."""
 

@@ -20,7 +20,7 @@ from tgi.plugins import DeviceSpec
 from tgi.ranks import RankProcess
 
 from .handshake import SECONDS, HandshakeError, admit, tls_context, watch_silence, welcome
-from .messages import LEAVE_SECONDS, Ended, Kind, Place, Placed, Refused, Start, Task, encode
+from .messages import LEAVE_SECONDS, Ended, Kind, Lacking, Place, Placed, Refused, Start, Task, encode
 
 M = TypeVar("M", Placed, Ended)
 log = logging.getLogger(__name__)
@@ -177,8 +177,8 @@ class RayRanks:
     source: Source
     """Place of the model: a folder that every node has, or an id on the Hub."""
     lifecycle: Lifecycle
-    _again: bool = False
-    """Whether ranks have run before: then it is worth to wait for resources."""
+    patience: float = 0.0
+    """Seconds to wait for resources that the cluster lacks."""
 
     @contextlib.asynccontextmanager
     async def start(self, ranks: int, environment: Mapping[str, str]) -> AsyncIterator[Sequence[RankProcess]]:
@@ -190,9 +190,9 @@ class RayRanks:
         self.lifecycle.enter("placing the ranks on nodes")
         driver = await start_child("-m", "tgi.nodes.driver", patience=LEAVE_SECONDS)
         async with contextlib.aclosing(driver):
-            demand, patience = self.device.node_resources, _RECOVERY_SECONDS if self._again else 0.0
-            await driver.send(encode(Place(self.address, ranks, demand, patience)))
+            await driver.send(encode(Place(self.address, ranks, self.device.node_resources, self.patience)))
             placed = await _hear(driver, Placed)
+            log.info("%s", ", ".join(f"rank {rank} on {node}" for rank, node in enumerate(placed.nodes)))
             listeners = await trio.open_tcp_listeners(0, host=placed.host)
             start = _Start([NodeRank(*each) for each in enumerate(placed.nodes)], tls)
             async with trio.open_nursery() as nursery:
@@ -203,7 +203,7 @@ class RayRanks:
                     await driver.send(encode(Start(self._task(placed.host, port, start.token, environment))))
                     for rank in start.ranks:
                         await rank.started.wait()
-                    self._again = True
+                    self.patience = max(self.patience, _RECOVERY_SECONDS)  # for the next time
                     yield start.ranks
                     nursery.cancel_scope.cancel()
                 finally:
@@ -231,11 +231,12 @@ def _secured(stream: trio.SocketStream, context: ssl.SSLContext) -> trio.SSLStre
 
 async def _hear(driver: Child, kind: type[M]) -> M:
     """Return the driver's next message. Raises EngineError if it refuses, or has ended."""
-    payload = await driver.receive()
-    if payload is None:
-        raise EngineError(f"the connection to Ray is lost: its driver {await driver.ending()}")
-    message = msgspec.json.decode(payload, type=Placed | Refused | Ended)
-    if isinstance(message, Refused):
-        raise EngineError(message.reason)
-    assert isinstance(message, kind)
-    return message
+    while (payload := await driver.receive()) is not None:
+        message = msgspec.json.decode(payload, type=Lacking | Placed | Refused | Ended)
+        if isinstance(message, Refused):
+            raise EngineError(message.reason)
+        if isinstance(message, kind):
+            return message
+        assert isinstance(message, Lacking)
+        log.warning("%s; waiting for more", message.what)
+    raise EngineError(f"the connection to Ray is lost: its driver {await driver.ending()}")
