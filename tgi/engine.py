@@ -111,7 +111,8 @@ class _Replicas:
                 scheduler=Router(*(one for _, one in sorted(schedulers.items())))
             )
             lifecycle.change(Phase.READY)
-            _log_ready(service.engine.model, self.plan.memory, self.setup.replicas, service.url)
+            step = schedulers[0].schedule.costs.seconds(1)
+            _log_ready(service.engine.model, self.plan.memory, self.setup.replicas, step, service.url)
 
     async def run_one(
         self, number: int, task_status: "trio.TaskStatus[Scheduler]" = trio.TASK_STATUS_IGNORED
@@ -379,12 +380,14 @@ def check_memory(memory: MemoryBudget) -> None:
         log.warning("--max-batch-total-tokens %d: there is memory for %d only", tokens, memory.tokens)
 
 
-def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, url: str) -> None:
+def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, step: float, url: str) -> None:
+    """Log how much fits, and how fast a sequence is whose steps take so many seconds."""
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
     log.info(
-        "Connected: %s%s in %s on %s; %d tokens fit into the KV cache of %.0f MiB. Chat at %s",
+        "Connected: %s%s in %s on %s, about %.3g tokens/s for one sequence; %d tokens fit into the KV cache "
+        "of %.0f MiB. Chat at %s",
         "" if replicas == 1 else f"{replicas} replicas of ", info.model_id, info.dtype, info.device,
-        memory.tokens, cache / 2**20, url,
+        1 / step if step else math.nan, memory.tokens, cache / 2**20, url,
     )  # fmt: skip
 
 

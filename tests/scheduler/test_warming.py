@@ -5,6 +5,7 @@ from itertools import product
 from typing import Any
 
 import attrs
+import msgspec
 import pytest
 import trio
 
@@ -15,7 +16,7 @@ from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import DeviceSpec
 from tgi.protocol import SAMPLERS, Bucket, Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler
-from tgi.scheduler.warming import warm_up_step
+from tgi.scheduler.warming import MEASURED, warm_up_step
 from tgi.testing.builders import make_allocator, make_device
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4)
@@ -50,6 +51,8 @@ async def warmed(
     metrics, progress = Metrics(), []
     scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, 60), metrics)
     await scheduler.warm_up(lambda *bucket: progress.append(bucket), **options)
+    measured = [rank.steps.pop() for _ in range(MEASURED + 1)]
+    assert {(step.bucket.rows, step.bucket.prefill) for step in measured} <= {(1, False), (4, False)}
     return metrics, progress
 
 
@@ -64,9 +67,30 @@ async def test_every_bucket_is_warmed_up_the_largest_first() -> None:
         assert sizes[0] == max(sizes)
     assert [entry[:2] for entry in progress] == [(done, len(shapes)) for done in range(len(shapes))]
     assert progress[-1][2].startswith("decode of 1 rows, ")
-    assert metrics.graph_compilations.value(phase="warm-up") == 3 * len(rank.steps)
+    steps = len(rank.steps) + MEASURED + 1
+    assert metrics.graph_compilations.value(phase="warm-up") == 3 * steps
     assert metrics.graph_compilations.value(phase="serving") == 0
-    assert metrics.device_memory_bytes.value(state="used") == 1000 + len(rank.steps)
+    assert metrics.device_memory_bytes.value(state="used") == 1000 + steps
+
+
+async def test_the_speed_is_that_of_steps_which_are_warm() -> None:
+    """A new shape takes a minute, and a step of it afterwards a second."""
+    seen = set()
+
+    class Cold(Rank):
+        async def receive(self) -> Result:
+            shape = (self.pending[0].bucket, self.pending[0].least_sampler)
+            result = await super().receive()
+            seconds = 1.0 if shape in seen else 60.0
+            seen.add(shape)
+            return msgspec.structs.replace(result, seconds=seconds)
+
+    for compiles in (True, False):
+        device = attrs.evolve(DEVICE, compiles=compiles)
+        buckets, metrics = make_buckets(LIMITS, device), Metrics()
+        scheduler = Scheduler(Cold(), LIMITS, buckets, make_allocator(LIMITS, 60), metrics)
+        await scheduler.warm_up(lambda *_: None)
+        assert scheduler.schedule.costs.seconds(1) == 1
 
 
 async def test_the_samplers_programs_are_warmed_up_once_for_each_number_of_rows() -> None:

@@ -152,7 +152,7 @@ class Scheduler:
         budget: float = math.inf,
         fewer: Callable[[int], Buckets] | None = None,
     ) -> None:
-        """Run a step for each bucket; with `skip`, for the largest only.
+        """Run a step for each bucket; with `skip`, for the largest only. Then measure a decode step.
 
         Where the largest buckets suggest that all take more than `budget` seconds, `fewer` is called with
         the number that fits, and returns about that many buckets, which still dominate every step. Raises
@@ -174,6 +174,7 @@ class Scheduler:
             self._schedule.buckets = self._buckets
             buckets = self._buckets.to_warm_up(everything=not skip)
         await warming.run(buckets)
+        await warming.measure()
 
     async def run(self) -> None:
         """Schedule until cancelled. Raises EngineError when a step hangs."""

@@ -17,6 +17,8 @@ from tgi.protocol import SAMPLERS, Bucket, Step, ints
 from .buckets import StepCosts
 from .observe import StepObserver, shape_of
 
+MEASURED = 3
+"""Steps of one sequence by which the warm-up measures the speed."""
 OnBucket = Callable[[int, int, str], None]
 """Called before each bucket with the number done, the total, and a description of the next bucket."""
 
@@ -63,6 +65,17 @@ class WarmUp:
             for step in more:
                 self.sampler_seconds += await self._run(step, total)
             self.done.add(bucket)
+
+    async def measure(self) -> None:
+        """Let `costs` forget the first steps, which are slow, and learn from some of one sequence."""
+        decode = min(bucket for bucket in self.done if not bucket.prefill)
+        if not self.padded:
+            decode = Bucket(1, 1, 1)
+        step = warm_up_step(decode)
+        await self._run(step, len(self.done))  # a shape that is new is slow
+        self.costs.step = 0.0
+        for _ in range(MEASURED):
+            await self._run(step, len(self.done))
 
     async def _run(self, step: Step, total: int) -> float:
         """Run a step, and return how long it took."""
