@@ -147,6 +147,18 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         {"num_shard": 2, "pipeline_parallel_size": 2},
         "",
     ),
+    "2 stages on simulated cards, a window": (
+        2,
+        {"make": make_mistral, "sliding_window": 20},
+        {"num_shard": 1, "pipeline_parallel_size": 2, "device": "hpu-sim", "max_graphs": 4},
+        "gaudi3-compile",
+    ),
+    "2 stages on simulated cards in lazy mode": (
+        2,
+        {},
+        {"num_shard": 1, "pipeline_parallel_size": 2, "device": "hpu-sim", "max_graphs": 4},
+        "gaudi2-lazy",
+    ),
     "2 simulated cards, 4 key/value heads, tied": (
         2,
         {"num_key_value_heads": 4, "tie_word_embeddings": True, "vocab_size": 331},

@@ -11,10 +11,11 @@ import pytest
 from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
+from tgi.protocol import unpack_ints
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, may_guess, plan
+from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, decodable, may_guess, plan
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
@@ -81,6 +82,8 @@ class Run:
     """How often a sequence ran that had freed blocks of its own."""
     mixed: int = 0
     """Steps that held decode rows and chunks of prompts."""
+    divided: int = 0
+    """Steps that were sent while other sequences decoded in a step before."""
 
     @classmethod
     def from_seed(cls, seed: int) -> "Run":
@@ -107,7 +110,9 @@ class Run:
         if buckets.mixes and rng.random() < 0.7:
             schedule.costs = StepCosts(step=rng.choice([0.5, 3.0, 30.0]), token=1.0)
         rank = SimulatedRank(block, flat=buckets.flat, windows=windows)
-        return cls(rng, schedule, rank, depth=rng.choice([1, 2, 2, 3]))
+        depth, stages = rng.choice([1, 2, 2, 3]), rng.choice([1, 1, 2, 3])
+        schedule.limits = attrs.evolve(limits, stages=stages)
+        return cls(rng, schedule, rank, depth=stages + rng.randrange(2) if stages > 1 else depth)
 
     def arrive(self) -> None:
         longest = self.schedule.limits.max_total_tokens
@@ -128,7 +133,7 @@ class Run:
         while len(self.in_flight) < self.depth:
             if self.in_flight and may_guess(self.schedule) and self.rng.random() < 0.9:
                 break
-            decodable = [(s, s.epoch) for s in self.schedule.running if s.decodable]
+            ready = [(s, s.epoch) for s in self.schedule.running if decodable(self.schedule, s)]
             decoding = sum(not s.prefilling for s in self.schedule.running)
             prompts = sum(s.prefill_end - s.computed for s in self.schedule.running if s.prefilling)
             prompts += sum(len(s.tokens) for s in self.schedule.waiting)
@@ -137,7 +142,7 @@ class Run:
             self.check_step(planned)
             if self.schedule.buckets.mixes:
                 self.check_mixed_step(
-                    planned, [s for s, epoch in decodable if s.epoch == epoch], decoding, prompts
+                    planned, [s for s, epoch in ready if s.epoch == epoch], decoding, prompts
                 )
             self.in_flight.append(planned)
         if self.in_flight:
@@ -188,13 +193,18 @@ class Run:
         flying = {row.sequence for other in self.in_flight for row in other.rows if row.draw >= 0}
         constrained = [row.sequence for row in rows if row.sequence.matcher is not None and row.draw >= 0]
         assert all(s.epoch or s not in flying for s in constrained), "no mask can be known yet"
+        if self.schedule.limits.stages > 1:
+            assert min(unpack_ints(planned.step.tokens)) >= 0, "a token that the first stage does not know"
+            self.divided += any(not row.chunk for other in self.in_flight for row in other.rows)
 
     def check_mixed_step(
-        self, planned: PlannedStep, decodable: list[Sequence], decoding: int, prompts: int
+        self, planned: PlannedStep, ready: list[Sequence], decoding: int, prompts: int
     ) -> None:
-        """Every sequence that can decode does, and chunks of short prompts take no longer than it does."""
+        """Every sequence that can decode does, in a pipeline those of the oldest that are the step's share,
+        and chunks of short prompts take no longer than it does."""
         decode = [row.sequence for row in planned.rows if not row.chunk]
-        assert decode == decodable
+        decoding = -(-decoding // self.schedule.limits.stages)
+        assert decode == ready[:decoding]
         chunks = sum(row.length for row in planned.rows if row.chunk)
         limits, costs = self.schedule.limits, self.schedule.costs
         assert planned.tokens <= max(limits.max_batch_prefill_tokens, limits.max_batch_size)
@@ -227,7 +237,7 @@ def run_to_end(seed: int) -> Run:
 @pytest.mark.parametrize("thousand", range(10))
 def test_random_schedules(thousand: int) -> None:
     """Every sequence gets its own tokens, every step its bucket, and at the end every block is free."""
-    finished = preempted = hits = matched = behind = slid = mixed = guessed = 0
+    finished = preempted = hits = matched = behind = slid = mixed = guessed = divided = 0
     for seed in range(1000 * thousand, 1000 * (thousand + 1)):
         run = run_to_end(seed)
         for sequence in run.sequences:
@@ -247,6 +257,7 @@ def test_random_schedules(thousand: int) -> None:
         behind += run.behind
         slid += run.slid
         mixed += run.mixed
+        divided += run.divided
         hits += run.schedule.prefix_hit_tokens
         guessed += sum(sequence.right_guesses for sequence in run.sequences)
 
@@ -257,6 +268,7 @@ def test_random_schedules(thousand: int) -> None:
     assert hits > 500
     assert slid > 1000
     assert mixed > 100
+    assert divided > 1000
     assert guessed > 20
 
 

@@ -32,6 +32,7 @@ _NAMES = {
     "recv_": "recv",
 }
 """Names of the collectives that the bridge has; it lacks scatter, and receiving from any rank."""
+_BETWEEN_TWO = ("send", "recv")
 
 
 def initialize_distributed_hpu() -> tuple[int, int, int]:
@@ -90,11 +91,16 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
     recorder = card.recorder
     if recorder is None:
         card.cut()
-    _agree(group, issued, card)
-    result = op(*plain)
-    _wait(result)
     size = sum(t.numel() * t.element_size() for t in used[-1:])
-    seconds = costs.collective_seconds(card.profile, size, group.size(), "gather" in name)
+    if name in _BETWEEN_TWO:
+        _check_pair(card, name, group, issued, plain)
+        seconds = costs.collective_seconds(card.profile, size, 2, gathers=True)
+    else:
+        _agree(group, issued, card)
+        seconds = costs.collective_seconds(card.profile, size, group.size(), "gather" in name)
+    result = op(*plain)
+    if name not in _BETWEEN_TWO:  # gloo's work of these is waited for once, by the caller
+        _wait(result)
     if recorder is None:
         card.clock.spend("collective", seconds)
     else:
@@ -130,6 +136,25 @@ def _agree(group: Any, issued: str, card: Card) -> None:
         card.ledger.violate(
             "S19", issued.split()[0], f"ranks issue different collectives; this rank: {issued}"
         )
+
+
+def _check_pair(card: Card, name: str, group: Any, issued: str, plain: Sequence[Any]) -> None:
+    """Check that what one rank sends has the shape and dtype that the other is about to receive (S19).
+
+    Neither may be in a graph: whether HPU graphs may have them is not documented.
+    """
+    if card.recorder is not None:
+        card.ledger.violate("S19", name, "sends and receives between two ranks in a graph")
+    other, tag = plain[2], plain[3]
+    gloo, described = group._get_backend(torch.device("cpu")), issued.partition(" ")[2].encode()
+    mine = torch.frombuffer(bytearray(hashlib.sha256(described).digest()[:8]), dtype=torch.uint8)
+    if name == "send":
+        gloo.send([mine], other, tag).wait()
+        return
+    theirs = torch.empty_like(mine)
+    gloo.recv([theirs], other, tag).wait()
+    if not torch.equal(mine, theirs):
+        card.ledger.violate("S19", name, f"another rank sends something else than {issued}")
 
 
 def _again(op: Any, args: Sequence[Any]) -> None:
