@@ -16,7 +16,7 @@ class Limits:
     max_batch_prefill_tokens: int = 512
     """Maximum query tokens of a prefill step, padding included; longer prompts are prefilled in chunks."""
     max_batch_size: int = 32
-    """Maximum rows of a decode step."""
+    """Maximum sequences that run at once."""
     max_batch_total_tokens: int | None = None
     """Tokens in the KV cache; None: as memory allows."""
     waiting_served_ratio: float = 0.3
@@ -32,6 +32,11 @@ class Limits:
     max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
     """Maximum bytes of a request's body."""
+
+    @property
+    def decode_rows(self) -> int:
+        """Maximum rows of a decode step: all running sequences, or the share of a stage."""
+        return -(-self.max_batch_size // self.stages)
 
     @property
     def longest_chunk(self) -> int:

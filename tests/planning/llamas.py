@@ -21,6 +21,7 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, vocab
 
 LLAMA_31_8B = llama(4096, 14336, 32, 32, 8, 128256)
 LLAMA_31_70B = llama(8192, 28672, 80, 64, 8, 128256)
+LLAMA_31_405B = llama(16384, 53248, 126, 128, 8, 128256)
 LLAMA_2_7B = llama(4096, 11008, 32, 32, 32, 32000)
 MISTRAL_7B = llama(4096, 14336, 32, 32, 8, 32000) | {
     "architectures": ["MistralForCausalLM"],

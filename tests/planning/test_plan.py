@@ -15,7 +15,7 @@ from tgi.planning.setup import read_setup
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.protocol import Bucket
 
-from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B, llama
+from .llamas import LLAMA_2_7B, LLAMA_31_8B, LLAMA_31_70B, LLAMA_31_405B, MISTRAL_7B, llama
 
 GIB = 1 << 30
 README = {
@@ -159,9 +159,43 @@ def test_cards_that_wait_for_each_other() -> None:
     plan = planned(LLAMA_31_70B, ranks=8, **LARGE)
     assert plan.roofline is not None
     bucket = Bucket(1, 4096, 0, prefill=True)
-    waiting = plan.roofline.seconds(bucket) - plan.roofline.costs.seconds(bucket)
+    waiting = plan.roofline.seconds(bucket) - plan.roofline.stages[0].costs.seconds(bucket)
     moved = 160 * 4096 * 8192 * 2 * 2 * 7 / 8 + 7 * 128256 / 8 * 2
     assert waiting == pytest.approx(161 * 20e-6 + moved / (0.87 * 262.5e9))
+
+
+def test_two_stages_on_two_boxes() -> None:
+    """Each of 16 cards has an eighth of 63 layers, and of the embedding or of the head."""
+    plan = planned(LLAMA_31_405B, "gaudi3", ranks=8, pipeline_parallel_size=2, **LARGE)
+    first, second = plan.planner.described.stages
+    layer = 16384 * (2 * 16384 + 2 * 1024 + 3 * 53248)
+    assert plan.planner.described.stage_layers == (63, 63)
+    assert first.parameters == pytest.approx((63 * layer + 128256 * 16384) / 8, rel=0.001)
+    assert second.parameters == pytest.approx(first.parameters, rel=0.001)
+    assert (first.vocab_size, second.vocab_size) == (0, 128256)
+    assert plan.memory.stage == 1, "the stage with the sampler has less room"
+    assert plan.memory.widest.block_bytes == 128 * 63 * 2 * 128 * 2, "one key/value head, 63 layers"
+    assert plan.roofline is not None
+    decode = Bucket(32, 1, 32 * 64)
+    times = [stage.seconds(decode) for stage in plan.roofline.stages]
+    sending = 20e-6 + 32 * 16384 * 2 / (0.87 * 75e9)
+    assert plan.roofline.sending(decode) == pytest.approx(sending)
+    assert plan.roofline.seconds(decode) == pytest.approx(sum(times) + sending)
+    assert plan.roofline.interval(decode) == pytest.approx(max(times) + sending)
+    assert plan.decode[-1].buckets[0].rows == 32, "64 sequences divide into two steps"
+    assert max(bucket.rows for bucket in plan.buckets if not bucket.prefill) == 32
+
+
+def test_ranks_on_two_boxes_meet_in_three_phases() -> None:
+    """An all-reduce moves 7 / 8 of twice its bytes within a box, and an eighth of them to the other box."""
+    plan = planned(LLAMA_31_405B, "gaudi3", ranks=16, **LARGE)
+    assert plan.roofline is not None
+    bucket = Bucket(1, 1024, 0, prefill=True)
+    waiting = plan.roofline.seconds(bucket) - plan.roofline.stages[0].costs.seconds(bucket)
+    summed, logits = 252 * 1024 * 16384 * 2, 128256 / 16 * 2
+    links = (2 * 7 / 8 * summed + 2 * 7 * logits) / 525e9
+    network = (2 / 2 * summed / 8 + logits) / 75e9
+    assert waiting == pytest.approx(3 * 253 * 20e-6 + (links + network) / 0.87)
 
 
 def test_buckets_their_number_and_their_time() -> None:

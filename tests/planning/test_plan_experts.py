@@ -33,8 +33,9 @@ def test_parameters_that_are_stored_and_that_a_token_needs(
 
 
 def test_a_token_reads_its_experts_and_many_tokens_read_all() -> None:
-    roofline = planned(MIXTRAL_8X7B, "gaudi3").roofline
-    assert roofline is not None
+    plan = planned(MIXTRAL_8X7B, "gaudi3")
+    assert plan.roofline is not None
+    (roofline,) = plan.roofline.stages
     assert roofline.size.read_bytes(1) == pytest.approx(2 * 12.9e9, rel=0.01)
     assert roofline.size.read_bytes(64) == pytest.approx(2 * 46.7e9, rel=0.003)
     assert roofline.costs.decode(1, 0) < 0.4 * roofline.costs.decode(64, 0)

@@ -70,7 +70,7 @@ def test_a_device_that_compiles_has_a_folder_for_what_it_has_compiled(
     assert folder.name.startswith("m-auto-1xgaudi2-")
     assert variables == {"PT_HPU_RECIPE_CACHE_CONFIG": f"{folder},false,8192,false"}
     assert prepare_recipes(setup) == variables
-    assert prepare_recipes(attrs.evolve(setup, ranks=2)) != variables
+    assert prepare_recipes(attrs.evolve(setup, shards=2)) != variables
     assert prepare_recipes(attrs.evolve(setup, device=CPU)) == {}, "nothing is compiled"
     assert prepare_recipes(attrs.evolve(setup, options=Options())) == {}
     with monkeypatch.context() as patch:

@@ -85,7 +85,7 @@ def attention_workspace(limits: Limits, buckets: Buckets, *, prefixes: bool = Tr
 def simple_buckets(limits: Limits) -> Iterator[Bucket]:
     """Yield buckets whose sizes double in every dimension, for a device with a block table per row."""
     longest = limits.longest_chunk
-    rows = doubling(1, limits.max_batch_size)[::-1]
+    rows = doubling(1, limits.decode_rows)[::-1]
     for tokens in doubling(min(limits.block_size, longest), longest)[::-1]:
         for count in rows:
             if count == 1 or count * tokens <= limits.max_batch_prefill_tokens:

@@ -18,7 +18,7 @@ from tgi.config import ROUNDINGS, OptionError, Options
 from tgi.executor import EngineError
 from tgi.hub import HubError
 from tgi.plugins import ConfigError
-from tgi.protocol import Bucket
+from tgi.protocol import Bucket, Described
 
 from .memory import MIB
 from .picture import PictureError, draw
@@ -47,19 +47,25 @@ def show_plan(options: Options, *, picture: Path | None = None, as_text: bool = 
 
 def page(plan: Plan) -> RenderableType:
     """Return the whole plan, at most 80 columns wide."""
-    limits, cards = plan.planner.limits, f"{plan.planner.setup.ranks} x {plan.card}"
-    described = plan.planner.described
+    limits, setup, described = plan.planner.limits, plan.planner.setup, plan.planner.described
+    cards, fullest = f"{setup.ranks} x {plan.card}", ""
+    if setup.stages > 1:
+        cards += f" in {setup.stages} stages"
+        fullest = f" of stage {plan.memory.stage}, which has the least room"
     stored = f", weights in {name}" if (name := _quantization(plan)) else ""
     title = Text(f"{plan.model} on {cards}, {_dtype(plan)}{stored}", style="bold")
     parts: list[RenderableType] = [
         title,
-        _section("Memory of a card", _memory(plan), *_experts(plan), *_rounding(plan)),
+        *_stages(plan),
+        _section(f"Memory of a card{fullest}", _memory(plan), *_experts(plan), *_rounding(plan)),
     ]
     if plan.buckets:
         parts.append(_section("Buckets", _buckets(plan.buckets), *_graphs(plan)))
     if plan.roofline is not None:
         weights = "the weights of a token" if described.experts else "the weights"
         floor = f"Reading {weights} once takes {_ms(plan.roofline.floor)} ms of every step."
+        if setup.stages > 1:
+            floor = floor.removesuffix(".") + " in the slowest stage."
         decode = f"Decode, all sequences {limits.max_total_tokens:,} tokens long"
         parts.append(_section(decode, _decode(plan.decode), floor))
         parts.append(_section("Prefill of one prompt", _prefill(plan.prefill)))
@@ -75,6 +81,14 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "model": plan.model,
         "card": plan.card,
         "cards": plan.planner.setup.ranks,
+        "stages": [
+            {
+                "layers": layers,
+                "weights": part.weight_bytes,
+                "kv_block": sum(group.token_bytes for group in part.groups) * limits.block_size,
+            }
+            for layers, part in _parts(plan)
+        ],
         "dtype": _dtype(plan),
         "quantize": _quantization(plan) or None,
         "parameters": plan.planner.described.parameters,
@@ -106,6 +120,39 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "decode": [_speed(speed) for speed in plan.decode],
         "prefill": [_speed(speed) for speed in plan.prefill],
     }
+
+
+def _parts(plan: Plan) -> Iterator[tuple[int, Described]]:
+    """Yield the number of layers and the description of each stage, if there are several."""
+    described = plan.planner.described
+    yield from zip(described.stage_layers, described.stages, strict=True)
+
+
+def _stages(plan: Plan) -> Iterator[RenderableType]:
+    """Return the stages of a pipeline as a section."""
+    size = plan.planner.limits.block_size
+    rows = [
+        (
+            str(number),
+            str(layers),
+            f"{part.weight_bytes / MIB:,.0f} MiB",
+            _size(size * sum(group.token_bytes for group in part.groups)),
+        )
+        for number, (layers, part) in enumerate(_parts(plan))
+    ]
+    if not rows:
+        return
+    table = _table(
+        dict.fromkeys(("stage", "layers", "weights of a card", "KV cache of a block"), "right"), rows
+    )
+    steps = f"Running sequences divide into {len(rows)} steps, one in each stage."
+    if plan.roofline is not None:
+        largest = Bucket(1, plan.planner.limits.longest_chunk, 0, prefill=True)
+        sent = (_ms(plan.roofline.sending(bucket)) for bucket in (Bucket(1, 1, 1), largest))
+        steps += " The features of one token reach the next stage in {} ms, of {} tokens in {} ms.".format(
+            next(sent), f"{largest.tokens:,}", next(sent)
+        )
+    yield _section("Stages", table, steps)
 
 
 def _experts(plan: Plan) -> list[str]:

@@ -18,7 +18,7 @@ from .memory import MemoryBudget
 from .planner import Planner, model_size
 from .setup import Setup, read_setup
 from .shapes import ShapeLimits
-from .speeds import Roofline, Speed, decode_speeds, expected_padding, prefill_speeds
+from .speeds import Roofline, Speed, StageRoofline, decode_speeds, expected_padding, prefill_speeds
 from .workload import Workload
 
 
@@ -92,7 +92,16 @@ def make_plan(model: str, setup: Setup, described: Described, card: Card) -> Pla
     prefill: list[Speed] = []
     if card.flops:
         roofline = Roofline(
-            model=described, size=model_size(described), costs=planner.costs, card=card, ranks=setup.shards
+            stages=[
+                StageRoofline(
+                    model=part,
+                    size=model_size(part),
+                    costs=setup.device.step_costs(model_size(part), card, setup.device.block_size),
+                    card=card,
+                    ranks=setup.shards,
+                )
+                for part in described.parts
+            ]
         )
         decode, prefill = (
             list(speeds(limits, buckets, roofline)) for speeds in (decode_speeds, prefill_speeds)

@@ -36,7 +36,7 @@ def prepare_recipes(setup: Setup) -> dict[str, str]:
     folder = recipe_folder(
         root.absolute(),
         model=setup.model_id,
-        config=attrs.asdict(setup.config),
+        config=attrs.asdict(setup.config) | {"stages": setup.stages},
         dtype=setup.options.compute_dtype,
         ranks=setup.ranks,
         card=device.card(machine)[0],

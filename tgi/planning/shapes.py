@@ -14,7 +14,8 @@ from tgi.protocol import AttentionWorkspace, Bucket
 class ShapeLimits(Limits):
     """Limits, with bounds of the shapes of steps that they allow.
 
-    Decode: 1 to `max_batch_size` rows, with as many block references in all as their sequences can have.
+    `max_batch_size` is `Limits.decode_rows`. Decode: 1 to that many rows, with as many block references in
+    all as their sequences can have.
     Prefill: one row of 1 to `longest_chunk` tokens, after a context of any length that leaves it within
     `max_total_tokens`; or several such rows, where there is a bucket for them.
     """
@@ -39,7 +40,8 @@ class ShapeLimits(Limits):
 
         `within` is the `workspace` for the same limits, if it is reserved already.
         """
-        return cls(**attrs.asdict(limits), shared=prefixes, pool=blocks, reserved=within)
+        fields = attrs.asdict(limits) | {"max_batch_size": limits.decode_rows}
+        return cls(**fields, shared=prefixes, pool=blocks, reserved=within)
 
     @property
     def prefill_rows(self) -> int:

@@ -1,10 +1,12 @@
 """How fast a model can be on cards: the costs of steps, and the time that cards wait for each other.
 
-They do so twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its bytes over a
-card's links, an all-gather n - 1 times a card's part, and each takes a fixed time besides.
+The ranks of a stage do so twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its
+bytes over a card's links, an all-gather n - 1 times a card's part, and each takes a fixed time besides. Over
+several boxes they have three phases: within each box, between the boxes, where each card moves its share, and
+within each box again. A stage sends the features of its tokens on to the next one, each rank all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import attrs
 
@@ -18,12 +20,12 @@ from .buckets import doubling
 from .workload import Workload
 
 COLLECTIVE_SECONDS = 20e-6
-"""Time of a collective, however small: an estimate."""
+"""Time of a phase of a collective, however small: an estimate."""
 
 
 @attrs.frozen(kw_only=True)
-class Roofline:
-    """Times of the steps of a model on `ranks` cards, in seconds."""
+class StageRoofline:
+    """Times of the steps of a stage on `ranks` cards, in seconds."""
 
     model: Described
     size: ModelSize
@@ -48,12 +50,61 @@ class Roofline:
     def _waiting(self, bucket: Bucket) -> float:
         if self.ranks == 1:
             return 0.0
-        model, others, rows = self.model, self.ranks - 1, bucket.rows
-        features = 2 * model.layers * model.hidden_size * model.item
-        logits = model.vocab_size / self.ranks * model.item
-        moved = 2 * others / self.ranks * rows * bucket.tokens * features + others * rows * logits
-        collectives = 2 * model.layers + 1
-        return collectives * COLLECTIVE_SECONDS + moved / (self.card.link * EFFICIENCY)
+        model, card = self.model, self.card
+        near = min(self.ranks, card.box)
+        far = self.ranks // near  # boxes
+        features = 2 * model.layers * model.hidden_size * model.item * bucket.rows * bucket.tokens
+        logits = model.vocab_size / self.ranks * model.item * bucket.rows
+        links = 2 * (near - 1) / near * features + far * (near - 1) * logits
+        waiting = links / (card.link * EFFICIENCY)
+        if far > 1:
+            network = 2 * (far - 1) / far * features / near + (far - 1) * logits
+            waiting += network / (card.network * EFFICIENCY)
+        collectives = 2 * model.layers + (model.vocab_size > 0)
+        return waiting + collectives * COLLECTIVE_SECONDS * (1 if far == 1 else 3)
+
+
+@attrs.frozen(kw_only=True)
+class Roofline:
+    """Times of the steps of a model whose stages are on cards of their own, in seconds."""
+
+    stages: Sequence[StageRoofline]
+
+    @property
+    def floor(self) -> float:
+        """Minimum time of a step in the slowest stage."""
+        return max(stage.floor for stage in self.stages)
+
+    def bound(self, rows: int, context: int) -> float:
+        """Return the minimum time of a token for each of `rows` sequences with `context` tokens each."""
+        steps, share = self.shares(rows)
+        times = [stage.bound(share, context) for stage in self.stages]
+        return max(sum(times), steps * max(times))
+
+    def shares(self, rows: int) -> tuple[int, int]:
+        """Return the number of steps that `rows` sequences divide into, and the rows of the largest."""
+        share = -(-rows // len(self.stages))
+        return -(-rows // share), share
+
+    def seconds(self, bucket: Bucket) -> float:
+        """Return the expected time of a step of a bucket's shape, through all stages."""
+        sent = (len(self.stages) - 1) * self.sending(bucket)
+        return sum(stage.seconds(bucket) for stage in self.stages) + sent
+
+    def interval(self, bucket: Bucket) -> float:
+        """Return the expected time between the ends of two such steps, while every stage has one."""
+        return max(stage.seconds(bucket) for stage in self.stages) + self.sending(bucket)
+
+    def sending(self, bucket: Bucket) -> float:
+        """Return the time to send the features of a step to the next stage; 0 if there is none."""
+        if len(self.stages) == 1:
+            return 0.0
+        stage = self.stages[0]
+        features = bucket.rows * bucket.tokens * stage.model.hidden_size * stage.model.item
+        card = stage.card
+        within = len(self.stages) * stage.ranks <= card.box
+        rate = card.link / (card.box - 1) if within else card.network  # one card has its part of the links
+        return COLLECTIVE_SECONDS + features / (rate * EFFICIENCY)
 
 
 @attrs.frozen(kw_only=True)
@@ -81,22 +132,29 @@ class Speed:
 
 
 def decode_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iterator[Speed]:
-    """Yield the speed of one token for each of 1, 2, 4, … sequences of the greatest length."""
+    """Yield the speed of one token for each of 1, 2, 4, … sequences of the greatest length.
+
+    In a pipeline they divide into as many steps as there are stages.
+    """
     context, size = limits.max_total_tokens, limits.block_size
     blocks = -(-context // size) - first_block(context - 1, limits.window, size)
     for rows in doubling(1, limits.max_batch_size):
-        bucket = _find(buckets, Bucket(rows, 1, blocks * (rows if buckets.flat else 1)))
+        steps, share = roofline.shares(rows)
+        bucket = _find(buckets, Bucket(share, 1, blocks * (share if buckets.flat else 1)))
         yield Speed(
             rows=rows,
             tokens=context,
             buckets=[bucket],
-            seconds=roofline.seconds(bucket),
+            seconds=max(roofline.seconds(bucket), steps * roofline.interval(bucket)),
             bound=roofline.bound(rows, min(context, limits.window or context)),
         )
 
 
 def prefill_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iterator[Speed]:
-    """Yield the speed of prompts of 1, 2, 4, … blocks and of the longest, each alone and in chunks."""
+    """Yield the speed of prompts of 1, 2, 4, … blocks and of the longest, each alone and in chunks.
+
+    In a pipeline, chunks follow one another from stage to stage.
+    """
     size, longest = limits.block_size, limits.max_input_tokens
     lengths = {min(size * blocks, longest) for blocks in doubling(1, -(-longest // size))}
     for tokens in sorted(lengths):
@@ -106,7 +164,9 @@ def prefill_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iter
             end = start if buckets.flat else start + chunk
             blocks = -(-end // size) - first_block(start, limits.window, size)
             chunks.append(_find(buckets, Bucket(1, chunk, blocks, prefill=True)))
-        yield Speed(rows=1, tokens=tokens, buckets=chunks, seconds=sum(map(roofline.seconds, chunks)))
+        filling = roofline.seconds(chunks[-1]) - roofline.interval(chunks[-1])
+        seconds = sum(map(roofline.interval, chunks)) + filling
+        yield Speed(rows=1, tokens=tokens, buckets=chunks, seconds=seconds)
 
 
 def expected_padding(workload: Workload, buckets: Buckets, costs: Costs) -> dict[str, float]:

@@ -27,6 +27,10 @@ class Card:
     """Fixed time of a step, in seconds."""
     link: float = 0.0
     """Rate of a card's links to all other cards of a box together, one way, in bytes per second."""
+    network: float = 0.0
+    """Rate at which a card reaches cards of other boxes, one way, in bytes per second."""
+    box: int = 8
+    """Number of cards in a box."""
 
 
 REFERENCE = Card(memory_bytes=96 << 30, flops=432e12, bandwidth=2.46e12, start=0.8e-3)

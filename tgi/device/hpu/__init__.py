@@ -25,13 +25,24 @@ SPEC = DeviceSpec(
     keeps=frozenset({"int4", "fp8"}),
     memory_fraction=0.9,  # as vLLM's; the rest is for fragmentation, and for errors of the estimate
     fills_memory=True,  # a card serves one model alone
-    # Memory as logs show it; peak rates from Intel's Hot Chips 2024 deck; 21 of 24 ports are links.
+    # Memory as logs show it; peak rates from Intel's Hot Chips 2024 deck; 21 of 24 ports are links, and
+    # three reach other boxes (docs.habana.ai, Intel Gaudi Network Configuration).
     cards={
         "gaudi2": Card(
-            memory_bytes=int(94.62 * GIB), flops=432e12, bandwidth=2.46e12, start=0.8e-3, link=262.5e9
+            memory_bytes=int(94.62 * GIB),
+            flops=432e12,
+            bandwidth=2.46e12,
+            start=0.8e-3,
+            link=262.5e9,
+            network=37.5e9,
         ),
         "gaudi3": Card(
-            memory_bytes=int(126.5 * GIB), flops=1835e12, bandwidth=3.67e12, start=1.5e-3, link=525e9
+            memory_bytes=int(126.5 * GIB),
+            flops=1835e12,
+            bandwidth=3.67e12,
+            start=1.5e-3,
+            link=525e9,
+            network=75e9,
         ),
     },
     installed="tgi.device.hpu:installed_cards",
