@@ -13,7 +13,7 @@ from tgi.text.tool_calls import Tool
 
 from .test_tools import COMPILERS, cut, grammar, read, style_of, walk
 
-STYLES = ("Qwen3-Coder, Qwen3.5", "GLM-4.5, GLM-4.6", "Gemma 4", "LFM2")
+STYLES = ("Qwen3-Coder, Qwen3.5", "GLM-4.5, GLM-4.6", "DeepSeek V3.2", "Gemma 4", "LFM2")
 SCHEMA = {
     "type": "object",
     "properties": {
@@ -159,6 +159,14 @@ def test_values_in_elements_have_the_type_of_their_schema(schema: Any, text: str
     syntax = Tagged("<p=", ">", "</p>")
     root = {"properties": {"a": schema}, "$defs": {"a": {"type": "integer"}}}
     assert json.loads(json_of(syntax, f"<p=a>{text}</p><p=b>x</p>", root)) == {"a": value, "b": "x"}
+
+
+@pytest.mark.parametrize("schema", [{}, {"type": "string"}, {"type": "integer"}])
+def test_elements_may_tell_themselves_whether_a_value_is_a_string(schema: Any) -> None:
+    syntax = Tagged("<p=", " s>", "</p>", before_json=" j>")
+    text, value = "<p=a s>3</p><p=b j>[3, null]</p>", {"a": "3", "b": [3, None]}
+    assert json.loads(json_of(syntax, text, {"properties": {"a": schema, "b": schema}})) == value
+    assert syntax.write(json.dumps(value)) == text
 
 
 def test_a_string_is_streamed_before_its_end() -> None:

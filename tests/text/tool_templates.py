@@ -51,6 +51,14 @@ def _json(before: str, middle: str, after: str, *, begin: str = "", between: str
     return f"{begin}{_EACH}{call}{{{{ '{between}' if not loop.last }}}}{{% endfor %}}{end}"
 
 
+def _dsml(name: str) -> str:
+    """Return the text of calls in DeepSeek's markup, in the element `name`."""
+    value = "{{ 'true' if v is string else 'false' }}\">" + _TEXT
+    element = f'<｜DSML｜parameter name="{{{{ k }}}}" string="{value}</｜DSML｜parameter>\n'
+    call = f'<｜DSML｜invoke name="{_NAME}">\n{_ITEMS}{element}{{% endfor %}}</｜DSML｜invoke>\n'
+    return f"<｜DSML｜{name}>\n{_EACH}{call}{{% endfor %}}</｜DSML｜{name}>"
+
+
 TOOL_TEMPLATES = {
     "Mistral Small 3.2": frame(
         f"{_EACH}[TOOL_CALLS]{_NAME}[CALL_ID]{{{{ c.id }}}}[ARGS]{_ARGUMENTS}{{% endfor %}}"
@@ -115,6 +123,11 @@ TOOL_TEMPLATES = {
             end="{{ '\\n' }}]</tool_calls>",
         )
     ),
+    "Hunyuan A13B": frame(
+        _json(
+            '{"name": "', '", "arguments": ', "}", begin="<tool_calls>[", between=", ", end="]</tool_calls>"
+        )
+    ),
     "Gemma 4": _gemma("<|tool_call>", "<tool_call|>", '<|"|>'),
     "FunctionGemma": _gemma("<start_function_call>", "<end_function_call>", "<escape>"),
     "Phi-4-mini": (
@@ -156,6 +169,8 @@ TOOL_TEMPLATES = {
         "{% else %}<｜Assistant｜></think>{{ m.content }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<｜Assistant｜></think>{% endif %}"
     ),
+    "DeepSeek V3.2": frame(_dsml("function_calls")),
+    "DeepSeek V4": frame(_dsml("tool_calls")),
     "MiniCPM3": frame(
         "<|tool_call_start|>\n```python\n"
         + f"{_EACH}{_NAME}({_ITEMS}{{{{ k }}}}={{{{ v | tojson }}}}{{{{ ',' if not loop.last }}}}{{% endfor %}}){_LINE}{{% endfor %}}"
@@ -173,6 +188,10 @@ TOOL_TEMPLATES = {
         _json('<|action_start|><|plugin|>\n{"name": "', '", "parameters": ', "}<|action_end|>", between="\\n")
     ),
     "Functionary 3.1": frame(_json("<function=", ">", "</function>")),
+    "xLAM": frame(
+        _json('{"name": "', '", "arguments": ', "}", begin="[", between=", ", end="]"),
+        teach='Calls are a JSON array: [{{ \'{"name": "tool_call_name", "arguments": {"arg1": "value1"}}\' }}]',
+    ),
     "Llama 3.2, Llama 4, Gemma 3 and ToolACE with pythonic templates": frame(
         f"[{_EACH}{_NAME}({_PYTHON}){_COMMA}{{% endfor %}}]",
         teach="Call [func_name1(param1=value1, param2=value2), func_name2(param)]",

@@ -35,6 +35,26 @@ _LFM2: dict[str, Any] = _PYTHON | {
     "end": "]<|tool_call_end|>",
     "mark": "<|tool_call_start|>",
 }
+
+
+def _dsml(name: str) -> dict[str, Any]:
+    """Return the fields of a format of DeepSeek's markup, whose calls stand in the element `name`."""
+    return {
+        "begin": f"<｜DSML｜{name}>\n",
+        "head": '<｜DSML｜invoke name="',
+        "middle": '">\n',
+        "arguments": Tagged(
+            '<｜DSML｜parameter name="',
+            '" string="true">',
+            "</｜DSML｜parameter>\n",
+            '" string="false">',
+        ),
+        "tail": "</｜DSML｜invoke>",
+        "end": f"\n</｜DSML｜{name}>",
+        "mark": f"<｜DSML｜{name}>",
+    }
+
+
 FORMATS = (
     HARMONY,
     ToolFormat(
@@ -135,6 +155,14 @@ FORMATS = (
         mark="<tool_calls>",
     ),
     ToolFormat(
+        models="Hunyuan A13B",
+        signs=("<tool_calls>", "</tool_calls>"),
+        begin="<tool_calls>[",
+        separator=", ",
+        end="]</tool_calls>",
+        mark="<tool_calls>",
+    ),
+    ToolFormat(
         models="Hermes, Qwen2.5, Qwen3, Granite 4, SmolLM3",
         signs=("<tool_call>", "</tool_call>", "arguments", '"name'),
         head='<tool_call>\n{"name": "',
@@ -222,6 +250,8 @@ FORMATS = (
         separator="",
         **_DEEPSEEK,
     ),
+    ToolFormat(models="DeepSeek V3.2", signs=("｜DSML｜", "function_calls"), **_dsml("function_calls")),
+    ToolFormat(models="DeepSeek V4", signs=("｜DSML｜", "tool_calls"), **_dsml("tool_calls")),
     ToolFormat(
         models="MiniCPM3",
         signs=("<|tool_call_start|>", "```python"),
@@ -286,6 +316,12 @@ FORMATS = (
         separator=", ",
         end="]",
         **_PYTHON,
+    ),
+    ToolFormat(
+        models="xLAM",
+        signs=("JSON array", "tool_call_name", '"arg1": "value1"'),
+        begin="[",
+        **_JSON_LIST,
     ),
     ToolFormat(
         models="Llama 3.1, 3.2, 3.3, 4",

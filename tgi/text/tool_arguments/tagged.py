@@ -20,37 +20,54 @@ class Tagged(Syntax):
     begin: str
     middle: str
     end: str
+    before_json: str = ""
+    """Text in the place of `middle` before a value that is no string; "": the same."""
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Texts around names and values."""
-        return self.begin, self.middle, self.end
+        return self.begin, self.middle, self.before_json, self.end
 
     def _write(self, arguments: Mapping[str, Any]) -> str:
         values = (
-            (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in arguments.items()
+            (k, self.middle, v)
+            if isinstance(v, str)
+            else (k, self.before_json or self.middle, json.dumps(v, ensure_ascii=False))
+            for k, v in arguments.items()
         )
-        return "".join(f"{self.begin}{key}{self.middle}{value}{self.end}" for key, value in values)
+        return "".join(f"{self.begin}{key}{middle}{value}{self.end}" for key, middle, value in values)
 
     def expression(self, rules: Rules) -> str:
         """Return the Lark expression for arguments that obey the schema of `rules`."""
         properties, required, other = properties_of(rules.resolved(rules.root))
         parts = []
         for name, part in properties.items():
-            element = f"{rules.literal(self.begin + name + self.middle)} {self._value(part, rules)}"
+            element = self._element(name, part, rules)
             parts.append(element if name in required else f"({element})?")
         if other is not False:
-            begin, middle = rules.literal(self.begin), rules.literal(self.middle)
-            parts.append(f"({begin} {rules.add(KEY, terminal=True)} {middle} {self._value(other, rules)})*")
+            parts.append(f"({self._element(None, other, rules)})*")
         return rules.add(" ".join(parts) or '""')
 
-    def _value(self, schema: Any, rules: Rules) -> str:
+    def _element(self, name: str | None, schema: Any, rules: Rules) -> str:
+        """Return the expression for an element; `name` is None if it may be any."""
+
+        def opening(middle: str) -> str:
+            if name is not None:
+                return rules.literal(self.begin + name + middle)
+            return f"{rules.literal(self.begin)} {rules.add(KEY, terminal=True)} {rules.literal(middle)}"
+
         kinds = Kinds.of(schema, rules)
         values = [rules.text_until(part, self.end) for part in kinds.strings]
-        if kinds.strings and not all("enum" in part for part in kinds.strings):
-            return rules.add(" | ".join(values))  # any JSON text is a text as well
         end = rules.literal(self.end)
-        return rules.add(" | ".join([*values, *(f"{rules.json(part)} {end}" for part in kinds.others)]))
+        others = [f"{rules.json(part)} {end}" for part in kinds.others]
+        if self.before_json:
+            forms = [(self.middle, values), (self.before_json, others)]
+            return rules.add(
+                " | ".join(f"{opening(text)} {rules.add(' | '.join(some))}" for text, some in forms if some)
+            )
+        if kinds.strings and not all("enum" in part for part in kinds.strings):
+            others = []  # any JSON text is a text as well
+        return f"{opening(self.middle)} {rules.add(' | '.join([*values, *others]))}"
 
     def reader(self, _schema: Mapping[str, Any]) -> Reader:
         """Return a reader of the arguments of one call."""
@@ -81,20 +98,27 @@ class _TaggedReader(Reader):
                 return self._value()
 
     def _next(self) -> str | None:
-        begin, middle = self._syntax.begin, self._syntax.middle
+        begin = self._syntax.begin
         if begin.startswith(self._held) and self._held != begin:
             return None
         if not self._held.startswith(begin):
             self.done = True
             return "}"
-        key, found, rest = self._held.removeprefix(begin).partition(middle)
-        if not found:
+        held = self._held.removeprefix(begin)
+        middles = [text for text in (self._syntax.middle, self._syntax.before_json) if text and text in held]
+        if not middles:
             return None
-        self._held, self._state = rest, "value"
+        middle = min(middles, key=held.index)
+        key, _, self._held = held.partition(middle)
+        self._state = "value"
         properties, _, other = properties_of(self._schema)
         self._kinds = Kinds.of(properties.get(key, {} if isinstance(other, bool) else other), self._rules)
         separator, self._separator = self._separator, ", "
-        return f"{separator}{json.dumps(key, ensure_ascii=False)}: "
+        opening = f"{separator}{json.dumps(key, ensure_ascii=False)}: "
+        if not self._syntax.before_json:
+            return opening
+        self._state = "text" if middle == self._syntax.middle else "json"
+        return opening + '"' * (self._state == "text")
 
     def _begin_value(self) -> str | None:
         if not self._held:
