@@ -51,6 +51,7 @@ IMPLEMENTED: dict[str, tuple[str | None, Any]] = {
     "disable-grammar-support": (None, True),
     "env": (None, True),
     "max-client-batch-size": ("7", 7),
+    "lora-adapters": ("a,b=/path", ("a,b=/path",)),
     "payload-limit": ("7", 7),
     "graceful-termination-timeout": ("7", 7.0),
 }
@@ -73,9 +74,6 @@ IN_VAIN: dict[str, str | None] = {
     "tokenizer-name": "bigscience/bloom",
     "max-image-fetch-size": "1073741824",
 }
-REFUSED: dict[str, str | None] = {
-    "lora-adapters": "a,b=/path",
-}
 # vLLM's flag -> ours, with a value.
 ALIASES = {
     "model": ("model_id", "org/m", "org/m"),
@@ -94,6 +92,10 @@ ALIASES = {
     "gpu-memory-utilization": ("memory_fraction", "0.9", 0.9),
     "ssl-certfile": ("tls_cert", str(HERE), HERE),
     "ssl-keyfile": ("tls_key", str(HERE), HERE),
+    "lora-modules": ("lora_adapters", "sql=/path", ("sql=/path",)),
+    "enable-lora": ("enable_lora", None, True),
+    "max-loras": ("max_loras", "4", 4),
+    "max-lora-rank": ("max_lora_rank", "64", 64),
     "shutdown-timeout": ("graceful_termination_timeout", "7", 7.0),
 }
 VLLM_IN_VAIN: dict[str, str | None] = {
@@ -111,12 +113,15 @@ VLLM_IN_VAIN: dict[str, str | None] = {
     "max-num-queued-reqs": "10",
     "enable-ssl-refresh": None,
     "trust-remote-code": None,
+    "max-cpu-loras": "16",
+    "lora-dtype": "bfloat16",
+    "fully-sharded-loras": None,
+    "specialize-active-lora": None,
 }
 VLLM_REFUSED: dict[str, str | None] = {
-    "enable-lora": None,
-    "lora-modules": "sql=/path",
     "ssl-ca-certs": "/ca.pem",
     "ssl-cert-reqs": "2",
+    "default-mm-loras": '{"audio":"x"}',
 }
 
 
@@ -171,6 +176,7 @@ def changed(options: Options) -> dict[str, Any]:
     "--disable-grammar-support",
     "--env",
     "--max-client-batch-size",
+    "--lora-adapters",
     "--payload-limit",
     "--graceful-termination-timeout",
 )
@@ -214,20 +220,9 @@ def test_a_flag_without_effect_is_named(
     assert parse_options(ngrok) == options
 
 
-@pytest.mark.parametrize(("flag", "value"), REFUSED.items())
-def test_a_flag_that_would_change_the_answers_is_refused(
-    flag: str, value: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    options = parse_options(words(flag, value))
-    with pytest.raises(OptionError, match=f"^--{flag} is not supported: "):
-        list(options.checked({}))
-    monkeypatch.setenv(variable(flag), value or "true")
-    assert parse_options() == options
-
-
 @pytest.mark.parametrize("value", ["none", "auto", "0"])
 def test_a_refused_flag_may_ask_for_nothing(value: str) -> None:
-    assert not list(parse_options(words("lora-adapters", value)).checked({}))
+    assert not list(parse_options(words("default-mm-loras", value)).checked({}))
 
 
 @pytest.mark.parametrize("value", ["none", "auto", "0"])
@@ -255,7 +250,7 @@ def test_a_flag_of_vllm_that_is_refused(flag: str, value: str | None) -> None:
 
 
 def test_no_foreign_option_is_missing_from_these_tables() -> None:
-    tables = {**IN_VAIN, **REFUSED, **VLLM_IN_VAIN, **VLLM_REFUSED}
+    tables = {**IN_VAIN, **VLLM_IN_VAIN, **VLLM_REFUSED}
     assert {field.name for field in attrs.fields(IgnoredFlags)} <= {flag.replace("-", "_") for flag in tables}
 
 
@@ -351,10 +346,38 @@ def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: 
             {"quantize": "exl2", "num_shard": 2},
             "Sharding is currently not supported with `exl2` quantization",
         ),
-        ({"ignored": IgnoredFlags(lora_adapters="a,b=c@d@e")}, "Invalid LoRA adapter format: b=c@d@e"),
+        ({"lora_adapters": ("a,b=c@d@e",)}, "Invalid LoRA adapter format: b=c@d@e"),
     ],
 )
 def test_what_the_launcher_refuses(options: dict[str, Any], text: str) -> None:
     with pytest.raises(OptionError) as caught:
         list(Options(**options).checked({}))
     assert str(caught.value) == text
+
+
+LORAS = {
+    "org/a": [("org/a", "org/a", None)],
+    "org/a@v1, b=/path": [("org/a", "org/a", "v1"), ("b", "/path", None)],
+    "b=org/b@v2,,": [("b", "org/b", "v2")],
+    '{"name": "b", "path": "/path", "base_model_name": "m"}': [("b", "/path", None)],
+}
+"""Values of --lora-adapters as TGI's documentation has them, and of vLLM's --lora-modules."""
+
+
+@pytest.mark.parametrize("value", LORAS)
+def test_names_and_places_of_adapters(value: str) -> None:
+    options = parse_options(words("lora-adapters", value))
+    assert [attrs.astuple(lora) for lora in options.loras] == LORAS[value]
+    assert options.room_for_loras == len(LORAS[value])
+
+
+def test_several_adapters_after_one_flag() -> None:
+    options = parse_options(["--lora-modules", "a=/a", "b=/b", "--enable-lora", "--max-loras", "1"])
+    assert [lora.name for lora in options.loras] == ["a", "b"]
+    assert options.room_for_loras == 2
+
+
+@pytest.mark.parametrize("value", ["a=/a,a=/b", "=/a", "a=", "a=b@c@d", '{"name": "a"}', "{"])
+def test_adapters_that_make_no_sense(value: str) -> None:
+    with pytest.raises(OptionError):
+        list(parse_options(words("lora-adapters", value)).checked({}))

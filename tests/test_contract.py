@@ -8,7 +8,7 @@ line (6), metrics (7) and the request/answer pairs (12). `python -m tests.test_c
 import pytest
 
 from .documented import ROOT, Row, holders_by_contract_id, read_tables
-from .test_compat_flags import IMPLEMENTED, IN_VAIN, REFUSED
+from .test_compat_flags import IMPLEMENTED, IN_VAIN
 
 LINES = [
     (line + "\t\t").split("\t")[:3]
@@ -42,7 +42,7 @@ def test_no_id_is_missing_or_there_twice() -> None:
 
 def test_every_flag_of_the_launcher_is_there() -> None:
     of_the_router = {"master-shard-uds-path", "tokenizer-name", "max-image-fetch-size"}
-    flags = {*IMPLEMENTED, *IN_VAIN, *REFUSED, "help", "version"} - of_the_router
+    flags = {*IMPLEMENTED, *IN_VAIN, "help", "version"} - of_the_router
     assert {name for name in IDS if name.startswith("--")} == {f"--{flag}" for flag in flags}
 
 

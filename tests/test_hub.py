@@ -346,7 +346,7 @@ def test_a_tokenizer_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path
                 "adapter_config.json": '{"base_model_name_or_path": "org/base"}',
                 "adapter_model.safetensors": "",
             },
-            r"is an adapter \(LoRA\) of org/base, .*merge it into its base model",
+            r"is an adapter \(LoRA\) of org/base, .*serve its base model with --lora-adapters",
         ),
         ({"adapter_config.json": "[", "config.json": "{}"}, r"is an adapter \(LoRA\), no model by itself"),
     ],

@@ -22,7 +22,7 @@ from transformers import (
 
 from tests.compiling import COMPILING, open_compiling
 from tests.peft_adapters import make_adapter, peft_logits
-from tgi.protocol import LoadLora, LoraSlots
+from tgi.protocol import LoraSlots
 from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.models import make_llama
@@ -238,15 +238,6 @@ def test_a_faulty_adapter_is_refused_and_changes_nothing(tmp_path, adapters, dri
     assert re.search(reason, driver.load_lora(0, folder))
     driver.start(0, lora=0)
     assert torch.equal(driver.prefill({0: PROMPTS[0]})[0].logits, before)
-
-
-def test_an_emptied_slot_changes_nothing(adapters, driver) -> None:
-    load(driver, [adapters[0]])
-    assert driver.runner.load_lora(LoadLora(0, "")).fault == ""
-    for lane, slot in enumerate((0, -1)):
-        driver.start(lane, lora=slot)
-    emptied, base = (driver.prefill({lane: PROMPTS[0]})[lane].logits for lane in (0, 1))
-    assert torch.equal(emptied, base)
 
 
 def test_older_files_and_names(tmp_path, adapters, driver) -> None:

@@ -138,9 +138,17 @@ class IgnoredFlags:
     ssl_cert_reqs: Annotated[
         _Text, refused(why="clients cannot be asked for certificates: let a proxy do it, or use --api-key")
     ] = None
-    lora_adapters: Annotated[_Text, refused("LORA_ADAPTERS", why="LoRA adapters are not supported")] = None
-    enable_lora: Annotated[_Switch, refused(why="LoRA adapters are not supported")] = None
-    lora_modules: Annotated[_Text, refused(why="LoRA adapters are not supported")] = None
+    max_cpu_loras: Annotated[
+        _Text, unused(why="every LoRA adapter is in the device's memory: --max-loras counts them")
+    ] = None
+    lora_dtype: Annotated[_Text, unused(why="LoRA adapters are in the model's dtype")] = None
+    specialize_active_lora: Annotated[
+        _Switch, unused(why="steps without LoRA adapters always have programs of their own")
+    ] = None
+    default_mm_loras: Annotated[_Text, refused(why="images and sounds are not supported")] = None
+    fully_sharded_loras: Annotated[
+        _Switch, unused(why="LoRA adapters are always divided over the ranks as their layers are")
+    ] = None
 
     def contradictions(self) -> Iterator[str]:
         """Yield the combinations that TGI's launcher refuses, in its words."""
@@ -150,9 +158,6 @@ class IgnoredFlags:
             yield "`ngrok-authtoken` must be set when using ngrok tunneling"
         if self.ngrok and self.ngrok_edge is None:
             yield "`ngrok-edge` must be set when using ngrok tunneling"
-        for adapter in (self.lora_adapters or "").split(","):
-            if adapter.count("@") > 1:
-                yield f"Invalid LoRA adapter format: {adapter}"
 
     def refusals(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
         """Yield a message for each flag and variable that the server refuses to start with."""

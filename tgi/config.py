@@ -13,7 +13,21 @@ from cyclopts import Parameter
 
 from tgi import flags
 from tgi.compat_flags import HARMLESS, IgnoredFlags
-from tgi.flags import BATCH, BUCKETS, HTTP, LIMITS, LOG, MEMORY, MODEL, Amount, Count, Port, Share, flag
+from tgi.flags import (
+    BATCH,
+    BUCKETS,
+    HTTP,
+    LIMITS,
+    LOG,
+    MEMORY,
+    MODEL,
+    Amount,
+    Count,
+    LoraSource,
+    Port,
+    Share,
+    flag,
+)
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """Folder of the checkpoint that ships with the package."""
@@ -32,6 +46,12 @@ DTYPES = {
 ROUNDINGS = {"int8": 0.0004, "int4": 0.0082, "fp8": 0.0025}
 """Values of --quantize that round a dense checkpoint, with the share by which that raises the demo model's
 loss on words it has not seen; other values name the format of the checkpoint."""
+
+
+LORAS = 8
+"""Default of --max-loras with --enable-lora."""
+LORA_RANK = 16
+"""Default of --max-lora-rank with --enable-lora."""
 
 
 class OptionError(Exception):
@@ -123,6 +143,24 @@ class Options:
     """File to read the chat template from instead of the model's tokenizer_config.json."""
     chat_template: Annotated[Path | None, flag(MODEL, "CHAT_TEMPLATE"), flags.FILE] = None
     """File with a Jinja chat template to use instead of the model's own."""
+    lora_adapters: Annotated[
+        tuple[str, ...],
+        flag(MODEL, "LORA_ADAPTERS", value="NAME=PATH,…", vllm=["--lora-modules"], several=True),
+    ] = ()
+    """LoRA adapters that requests may name: ids on the Hub, or names with folders or ids."""
+    enable_lora: Annotated[bool, flag(MODEL, "ENABLE_LORA")] = False
+    """Make room for LoRA adapters that are loaded later."""
+    max_loras: Annotated[Count | None, flag(MODEL, "MAX_LORAS")] = None
+    """Maximum LoRA adapters in memory, at least those of --lora-adapters. Default: as many, or 8 with
+    --enable-lora if that is more."""
+    max_lora_rank: Annotated[Count | None, flag(MODEL, "MAX_LORA_RANK")] = None
+    """Maximum rank of a LoRA adapter, for which every slot has room. Default: the greatest of
+    --lora-adapters, or 16 with --enable-lora if that is more."""
+    allow_runtime_lora_updating: Annotated[
+        bool, flag(MODEL, "ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
+    ] = False
+    """Answer /v1/load_lora_adapter and /v1/unload_lora_adapter, by which clients choose what files the server
+    reads and downloads."""
     watermark_gamma: Annotated[Amount, flag(MODEL, "WATERMARK_GAMMA")] = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: Annotated[float, flag(MODEL, "WATERMARK_DELTA", value="N")] = 2.0
@@ -320,11 +358,30 @@ class Options:
         self._check_keys()
         if self.tls_key is not None and self.tls_cert is None:
             raise OptionError("--tls-key needs --tls-cert")
+        room = self.room_for_loras
+        if self.allow_runtime_lora_updating and not room:
+            yield "--allow-runtime-lora-updating has no effect without --enable-lora or --lora-adapters"
         if self.dtype in ("float16", "half"):
             yield "float16 is slow or missing on the devices of this server: computing in bfloat16"
         if "," in str(self.recipe_cache or ""):
             raise OptionError("the folder name of --recipe-cache must not contain a comma")
         yield from self.ignored.warnings(environment)
+
+    @property
+    def loras(self) -> list[LoraSource]:
+        """LoRA adapters to load at the start. Raises OptionError, in TGI's words."""
+        try:
+            return LoraSource.read_all(self.lora_adapters)
+        except ValueError as error:
+            raise OptionError(str(error)) from error
+
+    @property
+    def room_for_loras(self) -> int:
+        """Number of LoRA adapters that there is room for."""
+        given = len(self.loras)
+        if not (given or self.enable_lora):
+            return 0
+        return max(given, (LORAS if self.enable_lora else 0) if self.max_loras is None else self.max_loras)
 
     def _check_shards(self) -> None:
         if self.pipeline_parallel_size < 1:
@@ -383,6 +440,11 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
         if name in environment:
             return {"HF_TOKEN": environment[name]}
     return {}
+
+
+def hub_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables of a process that asks the Hub."""
+    return {**environment, **map_legacy_variables(environment)}
 
 
 def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from os import environ
 from pathlib import Path
 
 import attrs
@@ -21,11 +20,11 @@ from tgi.agreement import Patience
 from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.api.openai.types import MAX_CHAT_LOGPROBS
-from tgi.config import DEMO_MODEL, OptionError, Options, map_legacy_variables
+from tgi.config import DEMO_MODEL, OptionError, Options, hub_environment
 from tgi.embedder import read_pooling, run_embedder
 from tgi.errors import GenerationFailed
 from tgi.executor import EngineError, RankExecutor, open_executor
-from tgi.hub import Source, fetch_model
+from tgi.hub import Source, fetch_model, lora_source
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
 from tgi.nodes.server import RayRanks
@@ -40,6 +39,7 @@ from tgi.protocol import Load, Loaded, Progress
 from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.loras import LoraError, Loras
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
@@ -62,19 +62,29 @@ async def run_engine(service: Service, options: Options) -> None:
     people. Leaving it in any way ends the ranks.
     """
     lifecycle, in_thread = service.lifecycle, trio.to_thread.run_sync
-    folder = await fetch_model(_source(options), lifecycle, {**environ, **map_legacy_variables()})
+    folder = await fetch_model(_source(options), lifecycle, hub_environment())
+    loras = {
+        lora.name: await fetch_model(lora_source(options, lora), lifecycle, hub_environment())
+        for lora in options.loras
+    }
     lifecycle.enter("reading the model's description")
     pooling = await in_thread(read_pooling, folder, options)
     if pooling is not None:
+        if options.room_for_loras:
+            raise OptionError(
+                "a model that gives vectors takes no LoRA adapters: leave out the flags for them"
+            )
         await run_embedder(service, options, pooling, await in_thread(read_tokenizer, folder))
         return
-    setup = await in_thread(lambda: read_setup(folder, options, find_device(options.device)))
+    setup = await in_thread(
+        lambda: read_setup(folder, options, find_device(options.device), loras=loras.values())
+    )
     limits = service.limits = setup.limits()
     service.metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     service.metrics.engine_restarts.inc(0)  # it appears, so that alerts see the first restart
     shapes = open_recording(options, setup.device)
     async with AsyncExitStack() as held:
-        replicas = _Replicas(service, setup, prepare_recipes(setup), shapes, held)
+        replicas = _Replicas(service, setup, prepare_recipes(setup), shapes, held, Loras(setup.loras), loras)
         await (replicas.run() if shapes is None else save_shapes(shapes, replicas.run))
 
 
@@ -89,6 +99,10 @@ class _Replicas:
     shapes: Recording | None
     held: AsyncExitStack
     """Ends with the engine."""
+    loras: Loras
+    """LoRA adapters of all replicas."""
+    lora_folders: Mapping[str, Path]
+    """Folders of those that the options name."""
     plan: "_Plan | None" = None
 
     async def run(self) -> None:
@@ -158,7 +172,10 @@ class _Replicas:
         """Start one replica. Raises EngineError."""
         if self.plan is not None:
             return await self.plan.start_another(executor)
-        self.plan, scheduler = await _start(executor, self.service, self.setup, self.shapes, self.held)
+        self.plan, scheduler = await _start(
+            executor, self.service, self.setup, self.shapes, self.held, self.loras
+        )
+        await _load_loras(self.loras, self.setup.options, self.lora_folders)
         return scheduler
 
     async def _start_again(self, number: int, scheduler: Scheduler, executor: RankExecutor) -> None:
@@ -250,6 +267,7 @@ class _Plan:
         """Load, reserve the KV cache, and warm up; return the seconds of the warm-up. Raises EngineError."""
         await _load(executor, self.load, lifecycle)
         await executor.allocate(*self.blocks)
+        await scheduler.attach_loras()
         loaded = trio.current_time()
         lifecycle.enter("warming up")
         await _warm_up(scheduler, self.options, lifecycle)
@@ -259,13 +277,22 @@ class _Plan:
 
 
 async def _start(
-    executor: RankExecutor, service: Service, setup: Setup, shapes: Recording | None, held: AsyncExitStack
+    executor: RankExecutor,
+    service: Service,
+    setup: Setup,
+    shapes: Recording | None,
+    held: AsyncExitStack,
+    loras: Loras,
 ) -> tuple[_Plan, Scheduler]:
     """Plan, load and warm up the first replica; `held` ends with the engine."""
     lifecycle, in_thread, options = service.lifecycle, trio.to_thread.run_sync, setup.options
     tokenizer = await in_thread(read_tokenizer, setup.folder)  # while the ranks start
     templates = await in_thread(read_templates, setup.folder, options)
     described = await executor.describe(setup.describe_command())
+    if setup.loras.count and not described.lora_bytes:
+        raise ConfigError(
+            f"no layer of {setup.architecture} takes LoRA adapters: leave out the flags for them"
+        )
     planner = await in_thread(Planner.open, setup, described, setup.device.card(Machine())[1])
     limits = service.limits = planner.limits
     buckets = await in_thread(planner.choose)
@@ -302,11 +329,13 @@ async def _start(
             BlockAllocator(limits, pools, setup.prefix_limit),
             service.metrics,
             count_shape=None if shapes is None else shapes.counts.add,
+            loras=loras,
             step_timeout=options.step_timeout,
             max_queue_seconds=options.max_queue_seconds,
         )
 
     scheduler = make_scheduler(executor, buckets)
+    await scheduler.attach_loras()
     lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
     fewer = functools.partial(planner.choose_few, blocks=memory.widest.blocks, within=attention)
     await _warm_up(scheduler, options, lifecycle, fewer)
@@ -328,6 +357,15 @@ async def _start(
         options=options,
     )
     return plan, scheduler
+
+
+async def _load_loras(loras: Loras, options: Options, folders: Mapping[str, Path]) -> None:
+    """Load the LoRA adapters that the options name. Raises ConfigError."""
+    for source in options.loras:
+        try:
+            await loras.load(source.name, source.place, str(folders[source.name]))
+        except LoraError as error:
+            raise ConfigError(str(error)) from error
 
 
 async def save_shapes(shapes: Recording, run: Callable[[], Awaitable[None]]) -> None:

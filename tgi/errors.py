@@ -144,6 +144,12 @@ class UnknownModel(ApiError):
     form = "The model {} does not exist"
 
 
+class LoraNotFound(ApiError):
+    """The files of a LoRA adapter are not found."""
+
+    status, error_type, failure = 404, "not_found", "validation"
+
+
 class UnknownResponse(ApiError):
     """The response is not, or no longer, remembered."""
 
@@ -217,6 +223,12 @@ class Unauthorized(ApiError):
     status, error_type, failure = 401, "unauthorized", "validation"
     form = "Missing or wrong API key"
     code = "invalid_api_key"
+
+
+class Forbidden(ApiError):
+    """The operator has not allowed what the request asks for."""
+
+    status, error_type, failure = 403, "forbidden", "validation"
 
 
 class Unavailable(ApiError):

@@ -5,8 +5,9 @@ cause, and cancels everything that runs in the `async with`.
 """
 
 import contextlib
+import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Protocol, TypeVar
 
 import attrs
@@ -26,6 +27,8 @@ from tgi.protocol import (
     Joined,
     Load,
     Loaded,
+    LoadLora,
+    LoraLoaded,
     Progress,
     Ready,
     Report,
@@ -43,6 +46,8 @@ _BLAME_SECONDS = 0.5
 """Seconds within which all ranks report failures that follow from the failure of one."""
 STILL_SECONDS = 1.0
 """Seconds by which this process wakes up too late after it was stopped, like a machine that sleeps."""
+_SEND_SECONDS = 10.0
+"""Seconds that ranks have to take a command which may not be cut off."""
 _WATCH_SECONDS = 0.5
 """Seconds between two looks at whether ranks are late."""
 
@@ -67,6 +72,9 @@ class Executor(Protocol):
     async def receive(self) -> Result:
         """Wait for the result of the oldest step that has none yet."""
 
+    async def load_lora(self, slot: int, folder: str) -> str:
+        """Let every rank fill a slot of LoRA adapters; return the reason why one cannot, or ""."""
+
 
 @attrs.define(eq=False)
 class _Rank:
@@ -89,6 +97,22 @@ class _Rank:
 
 
 @attrs.define(eq=False)
+class _Loading:
+    """Answers to a `LoadLora`."""
+
+    missing: int
+    """Number of ranks that have not answered."""
+    fault: str = ""
+    done: trio.Event = attrs.field(factory=trio.Event)
+
+    def add(self, answer: LoraLoaded) -> None:
+        self.missing -= 1
+        self.fault = self.fault or answer.fault
+        if not self.missing:
+            self.done.set()
+
+
+@attrs.define(eq=False)
 class RankExecutor:
     """All ranks of one model. Made by `open_executor`."""
 
@@ -98,6 +122,12 @@ class RankExecutor:
     _ranks: list[_Rank] = attrs.field(factory=list)
     _answering: int = 0
     """Index of the rank that reports results: the first one of the last stage."""
+    _sending: trio.Lock = attrs.field(factory=trio.Lock)
+    """Held while a command goes to the ranks, so that all get the same order."""
+    _numbers: Iterator[int] = attrs.field(factory=itertools.count)
+    """Numbers of `LoadLora`."""
+    _loading: dict[int, _Loading] = attrs.field(factory=dict)
+    """Those of them whose answers are waited for."""
 
     async def describe(self, command: Describe) -> Described:
         """Let the first rank describe the model, without reading its weights.
@@ -137,6 +167,22 @@ class RankExecutor:
         for rank in self._ranks:
             await self._report(rank, Allocated)
 
+    async def load_lora(self, slot: int, folder: str) -> str:
+        """Let every rank put a LoRA adapter into a slot, also while steps are executed.
+
+        Returns the reason why one cannot, or "". May be cancelled; then the slot may be filled or not. Waits
+        for ever if a rank is lost.
+        """
+        number = next(self._numbers)
+        self._loading[number] = loading = _Loading(len(self._ranks))
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SEND_SECONDS):
+                await self._write(self._ranks, encode(LoadLora(number, slot, folder)))
+            await loading.done.wait()
+        finally:
+            del self._loading[number]
+        return loading.fault
+
     async def ready(self) -> None:
         """Tell the ranks that the warm-up has ended; return before they know."""
         await self._send_all(Ready())
@@ -159,6 +205,9 @@ class RankExecutor:
                 _compare(self._agreement, rank.index, report)
             if isinstance(report, Failed):
                 rank.failed = report
+            elif isinstance(report, LoraLoaded):
+                if report.number in self._loading:
+                    self._loading[report.number].add(report)
             elif not isinstance(report, Begun | Finished):
                 rank.send.send_nowait(report)
         ending = await rank.process.ending()
@@ -226,12 +275,19 @@ class RankExecutor:
         payload = encode(command)
         if self._agreement is not None and isinstance(command, Step):
             self._agreement.sent(command.number, digest(payload), trio.current_time())
-        for rank in ranks:
+        if not await self._write(ranks, payload):
+            # A rank has gone; its reader learns the cause, and cancels this task.
+            await trio.sleep_forever()
+
+    async def _write(self, ranks: Sequence[_Rank], payload: bytes) -> bool:
+        """Send bytes to each rank, and return whether all have taken them."""
+        async with self._sending:
             try:
-                await rank.process.send(payload)
+                for rank in ranks:
+                    await rank.process.send(payload)
             except trio.BrokenResourceError:
-                # The rank has gone; its reader learns the cause, and cancels this task.
-                await trio.sleep_forever()
+                return False
+        return True
 
     async def _report(
         self, rank: _Rank, kind: type[R], on_progress: Callable[[Progress], None] | None = None

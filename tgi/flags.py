@@ -4,10 +4,12 @@ The flags themselves are in tgi/config.py, and those without effect in tgi/compa
 """
 
 import ipaddress
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
+import attrs
 from cyclopts import Group, Parameter, Token, validators
 
 MODEL = Group("Model", sort_key=1)
@@ -62,6 +64,44 @@ def keys(_type: Any, text: str, **_: Any) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
+@attrs.frozen
+class LoraSource:
+    """A LoRA adapter that an option names."""
+
+    name: str
+    place: str
+    """Folder, or id on the Hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    @classmethod
+    def read(cls, text: str) -> "LoraSource":
+        """Read TGI's `ID`, `NAME=PLACE` and `NAME=PLACE@REVISION`. Raises ValueError."""
+        name, equals, place = text.strip().partition("=")
+        place, _, revision = (place if equals else name).partition("@")
+        name = name if equals else place
+        if "@" in revision or not name or not place:
+            raise ValueError(f"Invalid LoRA adapter format: {text}")
+        return cls(name, place, revision or None)
+
+    @classmethod
+    def read_all(cls, values: Sequence[str]) -> "list[LoraSource]":
+        """Read TGI's lists, which have commas, and vLLM's JSON objects. Raises ValueError."""
+        found = []
+        for value in values:
+            if value.lstrip().startswith("{"):
+                fields = json.loads(value)
+                if not {"name", "path"} <= fields.keys():
+                    raise ValueError(f"Invalid LoRA adapter format: {value}")
+                found.append(cls(str(fields["name"]), str(fields["path"])))
+            else:
+                found += [cls.read(part) for part in value.split(",") if part.strip()]
+        names = [source.name for source in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two LoRA adapters are named {twice[0]!r}")
+        return found
+
+
 def address(_type: Any, text: str, **_: Any) -> list[str]:
     """Return HOSTNAME if it is an address. Containers and shells set it to a name that nobody means here."""
     return [text] if is_address(text) else []
@@ -84,10 +124,12 @@ def flag(
     vllm: Sequence[str] = (),
     negative: Sequence[str] = (),
     split: Callable[..., list[str]] = whole_text,
+    several: bool = False,
 ) -> Parameter:
     """Describe a flag of `group`, whose value comes from the first of `variables` that is set.
 
-    `value` is the placeholder in the help; `vllm` lists vLLM's names of the flag.
+    `value` is the placeholder in the help; `vllm` lists vLLM's names of the flag; `several` values may follow
+    one flag.
     """
     names: dict[str, Any] = {} if value is None else {"metavar": value}
     return Parameter(
@@ -97,6 +139,7 @@ def flag(
         env_var_split=split,
         show_env_var=False,
         negative=negative,
+        consume_multiple=several,
         **names,
     )
 

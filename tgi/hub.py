@@ -22,6 +22,8 @@ import attrs
 import msgspec
 
 from tgi.child import start_child
+from tgi.config import Options
+from tgi.flags import LoraSource
 from tgi.lifecycle import Lifecycle
 from tgi.model_files import FOREIGN, own_files
 from tgi.parent import Parent
@@ -83,6 +85,13 @@ class Source:
     """Preferred extension of weight files."""
     load_format: str = "auto"
     """"auto"; "safetensors" to convert no other weights; "dummy" if no weights are needed."""
+    lora: bool = False
+    """Whether it is a LoRA adapter."""
+
+
+def lora_source(options: Options, lora: LoraSource) -> Source:
+    """Return the source of a LoRA adapter that the options name."""
+    return Source(lora.place, lora.revision, options.huggingface_hub_cache, lora=True)
 
 
 def find_model(source: Source, on_progress: OnProgress | None = None) -> Path:
@@ -94,9 +103,23 @@ def find_model(source: Source, on_progress: OnProgress | None = None) -> Path:
     folder = Path(source.model_id).expanduser()
     if folder.is_file() and folder.suffix == ".gguf":
         raise HubError(_GGUF.format(folder))
+    if source.lora:
+        return find_lora(source)
     if not folder.is_dir():
         folder = _download(source, on_progress)
     return _converted(folder, source, on_progress)
+
+
+def find_lora(source: Source) -> Path:
+    """Return the folder of a LoRA adapter, downloaded where necessary. Blocks; raises HubError."""
+    folder = Path(source.model_id).expanduser()
+    if folder.is_dir():
+        return folder
+    _check_id(source)
+    folder = _snapshot(source, "adapter_config.json", "adapter_model.safetensors", unwanted=())
+    if not (folder / "adapter_model.safetensors").exists():
+        folder = _snapshot(source, "adapter_config.json", "adapter_model.bin", unwanted=())
+    return folder
 
 
 def find_config(source: Source) -> Path:
@@ -115,9 +138,9 @@ def find_config(source: Source) -> Path:
 async def fetch_model(source: Source, lifecycle: Lifecycle, environment: Mapping[str, str]) -> Path:
     """Do what `find_model` does in a child process with `environment`; cancelling it kills the child."""
     folder = Path(source.model_id).expanduser()
-    if folder.is_dir() and _is_complete(folder, source):
+    if folder.is_dir() and (source.lora or _is_complete(folder, source)):
         return folder
-    lifecycle.enter("looking for the model")
+    lifecycle.enter(f"looking for the {'LoRA adapter' if source.lora else 'model'}")
     description = msgspec.json.encode(source, enc_hook=str).decode()
     child = await start_child("-m", "tgi.hub", description, environment=environment)
     async with contextlib.aclosing(child):
@@ -199,8 +222,8 @@ def _other_format(folder: Path, source: Source) -> HubError | None:
             base = None
         named = f" of {base}" if base else ""
         return HubError(
-            f"{folder} is an adapter (LoRA){named}, no model by itself: merge it into its base model "
-            "(merge_and_unload of peft), and serve the result"
+            f"{folder} is an adapter (LoRA){named}, no model by itself: serve its base model with "
+            f"--lora-adapters NAME={folder}"
         )
     if any(folder.glob("*.gguf")) or "gguf" in source.model_id.lower():
         return HubError(_GGUF.format(source.model_id))
@@ -247,7 +270,12 @@ def _download(source: Source, on_progress: OnProgress | None) -> Path:
     return folder
 
 
-def _snapshot(source: Source, *patterns: str, on_progress: OnProgress | None = None) -> Path:
+def _snapshot(
+    source: Source,
+    *patterns: str,
+    on_progress: OnProgress | None = None,
+    unwanted: Sequence[str] = UNWANTED,
+) -> Path:
     """Return the folder of a repository's files that match, downloading those that are not in the cache.
 
     Without `on_progress`, huggingface_hub shows its own progress bars on a terminal.
@@ -260,7 +288,7 @@ def _snapshot(source: Source, *patterns: str, on_progress: OnProgress | None = N
             revision=source.revision,
             cache_dir=_cache_folder(source),
             allow_patterns=list(patterns),
-            ignore_patterns=list(UNWANTED),
+            ignore_patterns=list(unwanted),
             tqdm_class=None if on_progress is None else _bars(f"downloading {source.model_id}", on_progress),
         )
     return Path(folder)

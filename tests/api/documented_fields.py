@@ -51,16 +51,15 @@ SOURCES: Mapping[str, Mapping[str, frozenset[str]]] = {
 """Fields by kind of request and by who documents them."""
 _NO_IMAGES = "it is about images, audio or video, which no model here takes"
 _FOR_OPERATORS = "it is for the operator of OpenAI's service"
-_ONE_MODEL = "there is one model"
 HARMLESS_ON: Mapping[str, Mapping[str, str]] = {
     "native": {
-        "model": _ONE_MODEL,
+        "model": "`adapter_id` names a LoRA adapter, and there is one model",
         "return_tokens_as_token_ids": "tokens have their ids in any case",
         "stream": "the route says whether the answer is streamed",
         "stream_options": "numbers of tokens come in any case",
     },
     "chat": {},
-    "completions": {"model": _ONE_MODEL},
+    "completions": {},
 }
 """Fields of a kind of request that cannot change the answer, beside those of `HARMLESS`."""
 HARMLESS = {

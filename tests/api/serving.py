@@ -4,6 +4,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -24,8 +25,10 @@ from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.pooler import PooledText
+from tgi.protocol import NO_LORAS, LoraSlots
 from tgi.protocol.pooling import Pooling
 from tgi.scheduler import Buckets, Router, Scheduler
+from tgi.scheduler.loras import Loras
 from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor, Script, counting
 from tgi.text.chat_template import ChatTemplates
@@ -194,11 +197,19 @@ async def serving(
     keep_alive: float = 5.0,
     template: str | None = TEMPLATE,
     pooling: Pooling | None = None,
+    loras: LoraSlots = NO_LORAS,
 ) -> AsyncIterator[Server]:
-    """A server with this model, ready unless another phase is given; `pooling` makes it give vectors."""
+    """A server with this model, ready unless another phase is given, with the LoRA adapter "sql" if any.
+
+    `pooling` makes it give vectors.
+    """
     metrics = Metrics(limits.max_input_tokens, limits.max_total_tokens)
     executor = FakeExecutor(script or counting(290), step_seconds)
-    scheduler = Scheduler(executor, limits, Buckets(limits), make_allocator(limits, BLOCKS), metrics)
+    allocator = make_allocator(limits, BLOCKS)
+    scheduler = Scheduler(executor, limits, Buckets(limits), allocator, metrics, loras=Loras(loras))
+    await scheduler.attach_loras()
+    if loras.count:
+        await scheduler.loras.load("sql", "org/sql", str(Path(__file__).parent))
     service = Service(limits=limits, lifecycle=Lifecycle(), metrics=metrics, options=options or Options())
     tokenizer = make_tokenizer(bos)
     grammars = Grammars(GrammarCompiler(tokenizer, info.vocab_size))

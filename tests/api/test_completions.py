@@ -251,7 +251,7 @@ async def test_each_prompt_and_choice_takes_a_permit() -> None:
 async def test_models_lists_the_served_model() -> None:
     async with serving() as server:
         entry = {"id": "some/model", "object": "model", "created": 0, "owned_by": "some/model"}
-        entry |= {"root": "some/model", "max_model_len": LIMITS.max_total_tokens}
+        entry |= {"root": "some/model", "max_model_len": LIMITS.max_total_tokens, "parent": None}
         answer = await server.ask("GET", "/v1/models")
         assert answer.json == {"object": "list", "data": [entry]}
         assert (await server.ask("GET", "/v1/models/some/model")).json == entry

@@ -18,7 +18,7 @@ from tests.documented import ROOT
 from tgi.api import refused
 from tgi.api.native import GenerateParameters
 from tgi.api.openai.types import ChatRequest, CompletionRequest
-from tgi.protocol import LaneParams
+from tgi.protocol import NO_LORAS, LaneParams, LoraSlots
 from tgi.sampling import SamplingParams
 
 from .documented_fields import HARMLESS, HARMLESS_ON, SOURCES
@@ -53,8 +53,10 @@ class Example:
     """Fields of the request with and without it."""
     template: str = TEMPLATE
     says: str = "Hello world"
+    loras: LoraSlots = NO_LORAS
 
 
+LORAS = LoraSlots(2, 8)
 SAMPLING = {
     "temperature": 0.5,
     "frequency_penalty": 0.5,
@@ -76,6 +78,7 @@ ENDS = {
 NATIVE = {
     **SAMPLING,
     **ENDS,
+    "adapter_id": Example("sql", loras=LORAS),
     "best_of": Example(2, {"seed": None, "do_sample": True}),
     "decoder_input_details": Example(True),
     "details": Example(True, {"details": False}),
@@ -146,6 +149,7 @@ COMPLETIONS = {
     "best_of": 2,
     "echo": True,
     "logprobs": 1,
+    "model": Example("sql", loras=LORAS),
     "prompt": "Hello what is",
     "return_tokens_as_token_ids": Example(True, {"logprobs": 1}),
 }
@@ -199,7 +203,9 @@ class Trial:
 
 
 @asynccontextmanager
-async def trying(kind: Kind, says: str = "Hello world", template: str = TEMPLATE) -> AsyncIterator[Trial]:
+async def trying(
+    kind: Kind, says: str = "Hello world", template: str = TEMPLATE, loras: LoraSlots = NO_LORAS
+) -> AsyncIterator[Trial]:
     seen: list[SamplingParams] = []
     say = saying(says)
 
@@ -207,7 +213,7 @@ async def trying(kind: Kind, says: str = "Hello world", template: str = TEMPLATE
         seen.append(params.sampling)
         return say(params, draw)
 
-    async with serving(script, limits=ROOM, template=template) as server:
+    async with serving(script, limits=ROOM, template=template, loras=loras) as server:
         yield Trial(kind, server, seen)
 
 
@@ -232,7 +238,7 @@ async def test_a_field_that_works_changes_the_answer(kind: Kind, name: str) -> N
     example = EXAMPLES[kind][name]
     if not isinstance(example, Example):
         example = Example(example)
-    async with trying(kind, example.says, example.template) as trial:
+    async with trying(kind, example.says, example.template, example.loras) as trial:
         without = await trial.observe(**example.also)
         assert without == await trial.observe(**example.also) or example.also.get("seed", 7) is None
         assert await trial.observe(**{**example.also, name: example.value}) != without
@@ -259,7 +265,7 @@ async def test_a_field_that_is_harmless_changes_nothing(kind: Kind) -> None:
     async with trying(kind) as trial:
         plain = await trial.observe()
         for name in harmless(kind):
-            for value in (None, "x") if name == "model" else (None, True, 5, "x", {"a": "b"}, ["c"]):
+            for value in (None, True, 5, "x", {"a": "b"}, ["c"]):
                 assert await trial.observe(**{name: value}) == plain, (name, value)
 
 

@@ -38,7 +38,8 @@ GETS = [path for path, methods in methods_by_path().items() if "GET" in methods 
 
 POSTS = """/ /generate /generate_stream /v1/chat/completions /v1/completions /invocations /vertex /tokenize
     /chat_tokenize /detokenize /v2/models/x/versions/x/infer /v1/messages /v1/messages/count_tokens
-    /v1/responses /api/chat /api/generate /api/show /v1/embeddings /v1/rerank /rerank /v1/score /embed"""
+    /v1/responses /v1/load_lora_adapter /v1/unload_lora_adapter /api/chat /api/generate /api/show
+    /v1/embeddings /v1/rerank /rerank /v1/score /embed"""
 OPEN = """/ /health /health/live /health/startup /ping /info /v1/models /v1/models/some/model
     /version /load /metrics /docs /docs/ /docs/swagger-ui.css
     /page/page.js /api-doc/openapi.json /v2 /v2/health/live /v2/health/ready /v2/models/x/versions/x

@@ -15,6 +15,7 @@ from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
+from .native import ModelName
 from .openai.chat import chat_prompt
 from .openai.types import ChatRequest, Reason
 from .refused import refusing
@@ -81,7 +82,7 @@ class CountRequest(msgspec.Struct, kw_only=True):
     """The body of `/v1/messages/count_tokens`."""
 
     messages: Annotated[list[AnthropicMessage], about("The conversation so far.", minItems=1)]
-    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    model: ModelName = None
     system: Annotated[str | list[Block] | None, about("System prompt.")] = None
     tools: list[AnthropicTool] | None = None
     tool_choice: AnthropicToolChoice | None = None

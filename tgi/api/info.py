@@ -111,6 +111,8 @@ class ModelInfo(msgspec.Struct):
     """Folder or id from which the model was loaded."""
     max_model_len: int
     """Maximum number of tokens of a prompt and its answer."""
+    parent: str | None = None
+    """Model that a LoRA adapter changes."""
 
 
 class ModelList(msgspec.Struct):
@@ -183,22 +185,27 @@ async def info(call: Call[None]) -> Response:
 
 
 async def models(call: Call[None]) -> Response:
-    """Answer `/v1/models`: the one model."""
-    return json_answer(ModelList("list", [_served_model(call)]))
+    """Answer `/v1/models`: the model and its LoRA adapters."""
+    return json_answer(ModelList("list", _served_models(call)))
 
 
 async def model(call: Call[None]) -> Response:
     """Answer `/v1/models/<model>` if the model has this name."""
-    served = _served_model(call)
-    if call.arguments["model"] != served.id:
-        raise UnknownModel(call.arguments["model"])
+    name = call.arguments["model"]
+    served = next((one for one in _served_models(call) if one.id == name), None)
+    if served is None:
+        raise UnknownModel(name)
     return json_answer(served)
 
 
-def _served_model(call: Call[None]) -> ModelInfo:
-    served = call.service.loaded()
-    model, length = served.model, served.limits.max_total_tokens
-    return ModelInfo(model.served_name, "model", 0, model.served_name, model.model_id, length)
+def _served_models(call: Call[None]) -> list[ModelInfo]:
+    loaded, engine = call.service.loaded(), call.service.engine
+    base, length = loaded.model, loaded.limits.max_total_tokens
+    served = [ModelInfo(base.served_name, "model", 0, base.served_name, base.model_id, length)]
+    return served + [
+        ModelInfo(lora.name, "model", 0, base.served_name, lora.source, length, base.served_name)
+        for lora in (() if engine is None else engine.scheduler.loras)
+    ]
 
 
 async def version(_call: Call[None]) -> Response:
@@ -307,7 +314,7 @@ ROUTES = (
     get("/ping", "ping", "Whether the server is ready, for SageMaker", health, errors=(503,)),
     get("/info", "get_model_info", "The model and the limits", info, answer=Info, errors=(503,)),
     get(
-        "/v1/models", "openai_get_model_info", "The one model that is served", models,
+        "/v1/models", "openai_get_model_info", "The model that is served, and its LoRA adapters", models,
         answer=ModelList, errors=(404, 503),
     ),
     get(

@@ -11,12 +11,14 @@ from tgi.errors import ApiError, ValidationError
 from tgi.limits import Limits
 from tgi.sampling import I32, U32, WARPERS, NativeFields, about
 from tgi.scheduler import Sequence, Token
+from tgi.scheduler.loras import Lora
 from tgi.text.grammar import GrammarSpec
 from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 
 from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
+from .loras import lora_of_id
 from .observe import Observer
 from .refused import refusing
 from .stream import Finished, best_first, frame
@@ -29,6 +31,9 @@ STOP = about("Strings that end the text.", limit="max_stop_sequences")
 TokenId = Annotated[U32, about(limit="last_token")]
 MaxTokens: TypeAlias = Annotated[
     U32 | None, about("Maximum number of tokens to generate; null: as many as fit.", minimum=1)
+]
+ModelName: TypeAlias = Annotated[
+    str | None, about("Name of a LoRA adapter. Any other means the model, unless there can be adapters.")
 ]
 Priority: TypeAlias = Annotated[
     I32 | None, about("Place in the queue: lower comes first, among a tenant's requests if there are any.")
@@ -110,6 +115,7 @@ class GenerateParameters(NativeFields, kw_only=True):
     ignore_eos: Annotated[bool, about("Go on after the model's end tokens.")] = False
     stop_token_ids: Annotated[list[TokenId] | None, about("Tokens that end the text.")] = None
     priority: Priority = None
+    adapter_id: Annotated[str | None, about("Name of a LoRA adapter.")] = None
 
     def __post_init__(self) -> None:
         if self.seed is not None and self.seed > MAX_SEED:
@@ -298,7 +304,7 @@ async def _generate(call: Call[Any], *, full_text: bool) -> tuple[GenerateRespon
     body: GenerateRequest = call.body
     with call.generating():
         call.take_permits(body.parameters.count(call.engine.limits))
-        sequences = await make_sequences(call, generation_of(body.inputs, body.parameters))
+        sequences = await make_sequences(call, _generation(call))
         finished = best_first(await call.generate(sequences))
         headers = call.prompt_headers(len(body.inputs)) | call.finish(finished[:1])
         prefix = body.inputs if full_text else ""
@@ -310,7 +316,7 @@ async def _stream(call: Call[Any], *, full_text: bool) -> Response:
     with call.generating():
         body.parameters.check_streamable()
         call.take_permits(1)
-        sequences = await make_sequences(call, generation_of(body.inputs, body.parameters))
+        sequences = await make_sequences(call, _generation(call))
         events = NativeEvents(
             sequences[0],
             call.engine.tokenizer,
@@ -321,7 +327,12 @@ async def _stream(call: Call[Any], *, full_text: bool) -> Response:
         return await call.stream(sequences, events, call.prompt_headers(len(body.inputs)))
 
 
-def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
+def _generation(call: Call[Any]) -> Generation:
+    body: GenerateRequest = call.body
+    return generation_of(body.inputs, body.parameters, lora_of_id(call.engine, body.parameters.adapter_id))
+
+
+def generation_of(inputs: str, parameters: GenerateParameters, lora: Lora | None = None) -> Generation:
     """Return what a request of TGI's API asks for (V06 to V12). Raises ValidationError."""
     best_of = parameters.best_of or 1
     if best_of > 1 and not (parameters.do_sample or parameters.warpers()):
@@ -341,6 +352,7 @@ def generation_of(inputs: str, parameters: GenerateParameters) -> Generation:
         grammar=None if grammar is None else lambda: grammar.spec,
         prompt_top=0 if parameters.decoder_input_details else None,
         priority=parameters.priority or 0,
+        lora=lora,
     )
 
 

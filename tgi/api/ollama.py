@@ -16,6 +16,7 @@ from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
 from .call import Call, get, json_answer, post
+from .native import ModelName
 from .openai.types import ChatRequest, Reason
 from .refused import refusing
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request
@@ -58,7 +59,7 @@ class OllamaOptions(msgspec.Struct):
 class OllamaRequest(msgspec.Struct, kw_only=True):
     """Fields that the bodies of `/api/chat` and `/api/generate` share."""
 
-    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    model: ModelName = None
     stream: Annotated[bool | None, about("Answer with a JSON object a line; null: yes.")] = None
     format: Annotated[Any, about("`json`, or a JSON schema.")] = None
     options: OllamaOptions | None = None

@@ -15,7 +15,7 @@ from tgi.errors import OPENAI
 from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
-from . import anthropic, embeddings, info, native, ollama, platforms, responses
+from . import anthropic, embeddings, info, loras, native, ollama, platforms, responses
 from .call import VERSION, Call, Route, get, json_answer
 from .openai import chat, completions, formats, tokenize, types
 
@@ -25,6 +25,7 @@ REFERENCE = "#/components/schemas/{name}"
 _ERRORS = {
     400: "The body is not JSON, or on `/v1` the request cannot be served as it is",
     401: "No API key, or none of this server's",
+    403: "The server's options do not allow it",
     404: "No such model",
     408: "The request took longer than `x-request-timeout`, or the body came too slowly",
     413: "The body is too large",
@@ -86,6 +87,7 @@ async def openapi(call: Call[None]) -> Response:
 
 ROUTES: tuple[Route, ...] = (
     *native.ROUTES,
+    *loras.ROUTES,
     *chat.ROUTES,
     *completions.ROUTES,
     *tokenize.ROUTES,

@@ -14,6 +14,7 @@ from tgi.sampling import about
 from tgi.scheduler import Sequence
 
 from .call import Call, decode, get, json_answer, post
+from .loras import lora_of_id
 from .native import (
     CompatGenerateRequest,
     GenerateParameters,
@@ -178,7 +179,8 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
     """Return the prediction of a prompt. Raises ValidationError."""
     prefix = inputs if parameters.return_full_text else ""
     special = call.engine.tokenizer.special_ids
-    sequences = await make_sequences(call, generation_of(inputs, parameters))
+    lora = lora_of_id(call.engine, parameters.adapter_id)
+    sequences = await make_sequences(call, generation_of(inputs, parameters, lora))
     return sequences, lambda finished: prefix + generated_text(best_first(finished)[0], special)
 
 

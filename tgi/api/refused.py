@@ -22,7 +22,7 @@ class Refused:
 
 
 _GRAMMAR = "use `response_format` or `structured_outputs`"
-_LORA = "no LoRA adapter is loaded"
+_LORA = "use `model` to choose a LoRA adapter, or `adapter_id` on /generate"
 _SAMPLING = "use `temperature`, `top_k`, `top_p`, `min_p` and `typical_p`"
 EVERYWHERE = {
     "use_beam_search": Refused("there is no beam search; use `n` or `best_of`"),
@@ -111,7 +111,7 @@ _INSTEAD = {
     "truncate_prompt_tokens": Refused("use `truncate`"),
 }
 _GRAMMARS = "choice", "grammar", "json", "regex"
-NATIVE = EVERYWHERE | {"adapter_id": Refused(_LORA)} | _INSTEAD
+NATIVE = EVERYWHERE | _INSTEAD
 NATIVE |= {
     name: Refused("use `grammar`")
     for name in (

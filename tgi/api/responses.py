@@ -15,6 +15,7 @@ from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
 from .call import Call, Route, get, json_answer, post
+from .native import ModelName
 from .openai.types import ChatRequest, Reason, StreamOptions
 from .refused import refusing
 from .store import MAX_STORED
@@ -84,7 +85,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     """The body of `/v1/responses`."""
 
     input: Annotated[Input, about("A message of the user, or the items of a conversation.")]
-    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    model: ModelName = None
     instructions: Annotated[str | None, about("System prompt of this request.")] = None
     previous_response_id: Annotated[str | None, about("Response after which the conversation goes on.")] = (
         None

@@ -14,6 +14,7 @@ from tgi.errors import ContextLengthExceeded, ValidationError
 from tgi.limits import Limits
 from tgi.sampling import Api, SamplingParams, read_body
 from tgi.scheduler import Sequence
+from tgi.scheduler.loras import Lora
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.grammar import GrammarError, GrammarSpec, Matcher
 from tgi.text.json_schema import read_schema
@@ -76,6 +77,8 @@ class Generation:
     priority: int = 0
     """Place in the queue: lower comes first."""
     names: Names = Names()
+    lora: Lora | None = None
+    """LoRA adapter to generate with."""
 
 
 def sampling_params(body: object, api: Api, **others: Any) -> SamplingParams:
@@ -149,6 +152,7 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
             tenant="" if tenant is None else tenant.name,
             weight=1.0 if tenant is None else tenant.terms.weight,
             priority=generation.priority,
+            lora=generation.lora,
         )
         for number in range(generation.count)
     ]

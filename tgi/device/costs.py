@@ -14,7 +14,7 @@ import attrs
 import numpy as np
 
 from tgi.plugins.device import REFERENCE, Card
-from tgi.protocol import Bucket, Described, Load
+from tgi.protocol import NO_LORAS, Bucket, Described, Load, LoraSlots
 
 EFFICIENCY = 0.87
 """Share of a card's peak rates that steps reach."""
@@ -147,11 +147,16 @@ def workspace_bytes(model: Described, load: Load) -> int:
     of each layer group two maps to the rows, and two masks and distances in float32; per pair of a prompt's
     mask a distance, a bool, a float32, and a number of the model's dtype. Where scores are changed, a prompt
     also has each head's scores twice in float32 and once in the model's dtype, and the distances once more.
+    With LoRA adapters, a query token has their intermediate features twice, the mask of these, and one more
+    vector of the widest layer twice.
     """
     item, heads, lanes, block_size = model.item, model.heads, load.lanes, load.block_size
     tokens = max(load.prefill_tokens, lanes)
     vectors = 6 + 2 * (len(load.stages) > 1)
     activations = tokens * (vectors * model.hidden_size + 3 * model.widest) * item
+    if load.loras.count:
+        mask = load.loras.count * load.loras.rank
+        activations += tokens * (2 * model.lora_columns + mask + 2 * model.widest) * item
     logits = max(lanes, PROMPT_SLICE) * model.vocab_size * (item + SAMPLER_BYTES)
     tables = (lanes + 1) * model.vocab_size * TABLE_BYTES
     head_dim = max(group.head_dim for group in model.groups)
@@ -169,9 +174,10 @@ def workspace_bytes(model: Described, load: Load) -> int:
     )
 
 
-def graph_bytes(layers: int) -> int:
-    """Return the bytes that a graph keeps if its tensors are not cached: 10 MiB for a Llama of 32 layers.
+def graph_bytes(layers: int, loras: LoraSlots = NO_LORAS) -> int:
+    """Return the bytes that the graphs of a bucket keep if their tensors are not cached.
 
-    vLLM, too, plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
+    Each keeps 10 MiB for a Llama of 32 layers; there is a second one for rows with LoRA adapters. vLLM, too,
+    plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
     """
-    return layers * (10 << 20) // 32
+    return (2 if loras.count else 1) * layers * (10 << 20) // 32

@@ -21,6 +21,7 @@ from .attention import Attention, alibi_slopes
 from .build import Build
 from .latent import LatentAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
+from .lora import LoraWeight
 from .moe import MixtureOfExperts
 from .norm import HeadNorm, RMSNorm, make_norm
 from .rotary import Rotations
@@ -223,7 +224,7 @@ class LlamaDecoder(nn.Module):
         """Logits of `batch.last`, [n, vocab_size]; of a stage before the last one, [T, hidden_size]."""
         x = self._embed(batch) if batch.received is None else batch.received
         rotations = [] if self.rotary is None else self.rotary(batch)
-        if self._joined is not None:
+        if batch.loras is None and self._joined is not None:
             x = self._joined(x, batch, rotations)
         else:
             for layer, rotation in zip(self.layers, self._rotations, strict=True):
@@ -268,7 +269,7 @@ def _common(layer: nn.Module, rotation: int | None) -> DecoderLayer | None:
     return DecoderLayer(
         epsilon=norms[0]._epsilon,
         attention_norm=weights[0],
-        qkv=Linear(attention.qkv._weight, attention.qkv._bias),
+        qkv=_linear(attention.qkv),
         head_norms=(weights[2], weights[3]) if len(weights) > 2 else None,
         rotation=rotation,
         heads=inner._heads,
@@ -276,11 +277,17 @@ def _common(layer: nn.Module, rotation: int | None) -> DecoderLayer | None:
         head_dim=inner._head_dim,
         kv=inner._kv,
         spec=inner._spec,
-        out=Linear(attention.out._weight, attention.out._bias),
+        out=_linear(attention.out),
         mlp_norm=weights[1],
-        up=Linear(mlp.up._weight, mlp.up._bias),
-        down=Linear(mlp.down._weight, mlp.down._bias),
+        up=_linear(mlp.up),
+        down=_linear(mlp.down),
     )
+
+
+def _linear(layer: Any) -> Linear:
+    """Return a layer without LoRA adapters."""
+    weight = layer._weight
+    return Linear(weight.base if isinstance(weight, LoraWeight) else weight, layer._bias)
 
 
 def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:

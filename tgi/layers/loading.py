@@ -152,6 +152,8 @@ def load_model(
         for name in outline.asked - mine.asked:  # other stages read them
             weights.dismiss(name)
     model, build = blueprint.build(weights, shard, device, stage, whole)
+    if build.loras is not None and stage.count > 1 and sketch.loras is not None:
+        build.loras.elsewhere = sketch.loras.modules
     if isinstance(weights, Checkpoint) and weights.unread:
         if strange := weights.strange():
             raise CheckpointError(weights.superfluous(strange))

@@ -9,7 +9,7 @@ On other devices, the rows of each slot are multiplied apart: a row's result doe
 Both products are linear, so that the matrices are divided over the ranks as the weight is.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Self
 
@@ -229,6 +229,13 @@ class Loras:
     weights: list[LoraWeight] = attrs.field(factory=list)
     """Weights that adapters may change."""
     rows: LoraRows = attrs.field(factory=LoraRows)
+    elsewhere: Collection[str] = ()
+    """Modules of other stages."""
+
+    @property
+    def modules(self) -> set[str]:
+        """Names of the modules that adapters may change here."""
+        return {piece.module for weight in self.weights for piece in weight.pieces}
 
     def adapt(self, base: LinearWeight, parts: Iterable[TensorPart]) -> LoraWeight:
         """Return a weight, made of these parts, that adapters may change."""
@@ -264,8 +271,8 @@ class Loras:
 
     @torch.inference_mode()
     def put(self, slot: int, pairs: Sequence[LoraPair]) -> None:
-        """Put an adapter into a slot, or nothing. Raises ConfigError, and then changes nothing."""
-        widest = max((len(pair.down) for pair in pairs), default=0)
+        """Put an adapter into a slot. Raises ConfigError, and then changes nothing."""
+        widest = max(len(pair.down) for pair in pairs)
         if widest > self.slots.rank:
             raise ConfigError(f"the adapter has rank {widest}, and --max-lora-rank is {self.slots.rank}")
         found = self._find(pairs)
@@ -286,11 +293,7 @@ class Loras:
 
     def _find(self, pairs: Sequence[LoraPair]) -> dict[str, LoraPair]:
         """Return the pairs by the names that this model has for their modules. Raises ConfigError."""
-        modules = {
-            piece.module.replace(_LANGUAGE, ""): piece.module
-            for weight in self.weights
-            for piece in weight.pieces
-        }
+        modules = {name.replace(_LANGUAGE, ""): name for name in (*self.modules, *self.elsewhere)}
         found: dict[str, LoraPair] = {}
         unknown = []
         for pair in pairs:

@@ -1,6 +1,6 @@
 """The division of a card's memory, before the KV cache is reserved for good.
 
-total = in use + weights + workspace + reserve + graphs + KV cache + left over
+total = in use + weights + LoRA adapters + workspace + reserve + graphs + KV cache + left over
 
 Everything that a step can need is in it, so that nothing runs out later. All ranks get the same numbers of
 blocks: those of the rank with the least room, whichever stage of a pipeline it is in.
@@ -83,10 +83,12 @@ class MemoryBudget:
     def rows(self) -> Iterator[tuple[str, int]]:
         """Yield the rows of the table: a name and its bytes, which add up to the memory of the card."""
         rank, left = self.rank, self.room
-        used = rank.total_bytes - rank.free_bytes - rank.weight_bytes - rank.workspace_bytes
+        taken = rank.weight_bytes + rank.lora_bytes + rank.workspace_bytes
+        used = rank.total_bytes - rank.free_bytes - taken
         shares = {
             "in use by others": max(used, 0) if rank.total_bytes else 0,
             "weights": rank.weight_bytes,
+            "LoRA adapters": rank.lora_bytes,
             "workspace of the largest step": rank.workspace_bytes,
             "reserve": self.reserve,
             f"graphs, {self.graph_count:,}": self.graphs,
@@ -136,6 +138,8 @@ class MemoryBudget:
                 yield f"--max-graphs {graphs}"
         if missing <= self.reserve:
             yield f"a larger --memory-fraction than {1 - self.reserve / self.rank.free_bytes:.2g}"
+        if missing <= self.rank.lora_bytes:
+            yield "a lower --max-loras or --max-lora-rank"
         if missing <= self.rank.workspace_bytes:
             if chunk < limits.block_size:
                 yield f"less than --max-batch-prefill-tokens {limits.max_batch_prefill_tokens}"

@@ -10,7 +10,7 @@ import trio
 from tgi.config import DEMO_MODEL, Options
 from tgi.device.costs import graph_bytes, workspace_bytes
 from tgi.executor import open_executor
-from tgi.hub import Source, find_config
+from tgi.hub import Source, find_config, find_lora, lora_source
 from tgi.plugins import Card, ConfigError, DeviceSpec, devices, load_plugins
 from tgi.protocol import AttentionWorkspace, Bucket, Describe, Described, Loaded
 
@@ -51,7 +51,8 @@ def read_plan(options: Options) -> Plan:
     place = options.weights_cache_override or options.model_id or DEMO_MODEL
     folder = find_config(Source(str(place), options.revision, options.huggingface_hub_cache))
     device, card = find_card(options.device, devices(load_plugins()).values())
-    setup = read_setup(folder, options, device, {})
+    loras = [find_lora(lora_source(options, lora)) for lora in options.loras]
+    setup = read_setup(folder, options, device, {}, loras)
     setup.limits()  # what is wrong with them shows at once
     try:
         described = trio.run(describe, setup.describe_command())
@@ -131,11 +132,12 @@ def estimate_loaded(planner: Planner, model: Described, attention: AttentionWork
     stages = planner.described.stage_layers
     workspace = workspace_bytes(model, setup.load_command(limits, attention, stages=stages))
     return Loaded(
-        free_bytes=total - model.weight_bytes - workspace,
+        free_bytes=total - model.weight_bytes - workspace - model.lora_bytes,
         block_bytes=tuple(group.token_bytes * limits.block_size for group in model.groups),
         dtype=setup.options.compute_dtype,
         total_bytes=total,
         weight_bytes=model.weight_bytes,
         workspace_bytes=workspace,
-        graph_bytes=graph_bytes(model.layers),
+        graph_bytes=graph_bytes(model.layers, setup.loras),
+        lora_bytes=model.lora_bytes,
     )

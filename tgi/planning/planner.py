@@ -142,7 +142,8 @@ class Planner:
         """
         if not self.setup.device.compiles:
             return None
-        return len(buckets.to_warm_up()) * self.described.layers * SECONDS_PER_LAYER
+        programs = len(buckets.to_warm_up()) * (2 if self.setup.loras.count else 1)
+        return programs * self.described.layers * SECONDS_PER_LAYER
 
     @property
     def prefixes(self) -> bool:

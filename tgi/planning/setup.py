@@ -9,12 +9,13 @@ from pathlib import Path
 
 import attrs
 
-from tgi.config import ROUNDINGS, OptionError, Options
+from tgi.config import LORA_RANK, ROUNDINGS, OptionError, Options
 from tgi.device.cgroups import usable_cores
 from tgi.limits import Limits
 from tgi.plugins import ConfigError, DeviceSpec, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_architecture, read_config_json
-from tgi.protocol import AttentionWorkspace, CacheGroup, Describe, Load
+from tgi.plugins.lora_config import LoraConfig
+from tgi.protocol import NO_LORAS, AttentionWorkspace, CacheGroup, Describe, Load, LoraSlots
 
 log = logging.getLogger(__name__)
 DEFAULT_TOTAL_TOKENS = 4096
@@ -37,6 +38,7 @@ class Setup:
     device: DeviceSpec
     shards: int
     """Number of ranks that each layer is divided over."""
+    loras: LoraSlots = NO_LORAS
 
     @property
     def stages(self) -> int:
@@ -113,6 +115,7 @@ class Setup:
             quantize=quantize,
             keeps=sorted(self.device.keeps),
             expert_parallel=self.options.expert_parallel,
+            loras=self.loras,
         )
 
     def load_command(
@@ -148,6 +151,7 @@ class Setup:
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
             stages=stages,
+            loras=self.loras,
         )
 
     @property
@@ -172,9 +176,16 @@ class Setup:
 
 
 def read_setup(
-    folder: Path, options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ
+    folder: Path,
+    options: Options,
+    device: DeviceSpec,
+    environment: Mapping[str, str] = environ,
+    loras: Iterable[Path] = (),
 ) -> Setup:
-    """Read config.json and find who runs the model. Raises ConfigError and OptionError."""
+    """Read config.json and find who runs the model, with LoRA adapters from these folders.
+
+    Raises ConfigError and OptionError.
+    """
     data = read_config_json(folder)
     overrides = options.config_overrides(data)
     architecture, config = find_architecture(folder, data | overrides)
@@ -188,7 +199,16 @@ def read_setup(
         overrides=overrides,
         device=device,
         shards=count_shards(options, device, environment),
+        loras=lora_slots(options, loras),
     )
+
+
+def lora_slots(options: Options, folders: Iterable[Path]) -> LoraSlots:
+    """Return the room for LoRA adapters, of which some are in these folders. Raises ConfigError."""
+    count = options.room_for_loras
+    ranks = [LoraConfig.read(folder).max_rank for folder in folders]
+    rank = max([*ranks, LORA_RANK if options.enable_lora else 1])
+    return LoraSlots(count, options.max_lora_rank or rank) if count else NO_LORAS
 
 
 def resolve_limits(

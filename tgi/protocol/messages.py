@@ -99,14 +99,12 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
 
 
 class LoadLora(msgspec.Struct, tag=True, frozen=True):
-    """Put a LoRA adapter into a slot that no row of a later step uses yet. Answered by `LoraLoaded`.
+    """Put a LoRA adapter into a slot that no row uses, between any two steps. Answered by `LoraLoaded`."""
 
-    It may come between any two steps.
-    """
-
+    number: int
     slot: int
     folder: str
-    """Folder with adapter_config.json; "": empty the slot."""
+    """Folder with adapter_config.json."""
 
 
 class LaneParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -261,8 +259,9 @@ class Allocated(msgspec.Struct, tag=True, frozen=True):
 
 
 class LoraLoaded(msgspec.Struct, tag=True, frozen=True):
-    """The adapter is in its slot, unless there is a `fault`; then the slot is as it was."""
+    """The adapter of the command `number` is in its slot; with a `fault`, the slot is as it was."""
 
+    number: int
     fault: str = ""
     """Reason why it cannot be used: one line for people."""
 

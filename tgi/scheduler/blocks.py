@@ -23,12 +23,10 @@ import attrs
 
 from tgi.limits import Limits, first_block
 
-from .sequence import BlockTable, Sequence
+from .sequence import ROOT, BlockTable, Sequence
 
 GROW_BLOCKS = 4
 """Blocks that a decoding sequence takes at once while plenty are free, so that its table stays in runs."""
-ROOT = 0
-"""Serial number before the first block of a sequence."""
 REMEMBERED = 4
 """With a window: keys remembered of blocks that were handed out again, as a multiple of the pool's size."""
 
@@ -105,13 +103,14 @@ class BlockPool:
             taken += sorted(self._take_any() for _ in range(missing))
         return taken
 
-    def share(self, tokens: Items[int], limit: int) -> tuple[list[int], int]:
+    def share(self, tokens: Items[int], limit: int, root: int = ROOT) -> tuple[list[int], int]:
         """Return the longest cached chain of at most `limit` blocks that `tokens` begin with, and its serial.
 
+        `root` is the serial before the chain, which only the sequences with one LoRA adapter share.
         The blocks that the next token attends to, from `first_block` on, are in use afterwards, as those of
         `take` are; zeros stand for the blocks before them.
         """
-        chain, last = self._chain(tokens, limit)
+        chain, last = self._chain(tokens, limit, root)
         first = self.first_block(len(chain) * self.block_size)
         for block in chain[first:]:
             if not self._users[block]:
@@ -119,17 +118,17 @@ class BlockPool:
             self._users[block] += 1
         return [0] * first + chain[first:], last
 
-    def count_shared(self, tokens: Items[int], limit: int) -> int:
+    def count_shared(self, tokens: Items[int], limit: int, root: int = ROOT) -> int:
         """Return the length of the chain that `share` would return, and change nothing."""
-        return len(self._chain(tokens, limit)[0])
+        return len(self._chain(tokens, limit, root)[0])
 
-    def _chain(self, tokens: Items[int], limit: int) -> tuple[list[int], int]:
+    def _chain(self, tokens: Items[int], limit: int, root: int) -> tuple[list[int], int]:
         """Return the longest chain of at most `limit` blocks that `tokens` can go on from, and its serial.
 
         Blocks that were handed out again are 0; none of them is one that the next token attends to.
         """
-        size, serial, chain = self.block_size, ROOT, list[int]()
-        count, last, whole = 0, ROOT, 0  # no block is missing from index `whole` on
+        size, serial, chain = self.block_size, root, list[int]()
+        count, last, whole = 0, root, 0  # no block is missing from index `whole` on
         for start in range(0, limit * size, size):
             known = self._block_of.get(self._key(serial, tokens[start : start + size]))
             if known is None:
@@ -340,7 +339,7 @@ class BlockAllocator:
         """Return the number of a waiting sequence's tokens that are cached now."""
         limit = self._limit(sequence)
         while True:
-            hits = {pool.count_shared(sequence.tokens, limit) for pool in self.pools}
+            hits = {pool.count_shared(sequence.tokens, limit, sequence.root) for pool in self.pools}
             if len(hits) == 1:
                 return hits.pop() * self.block_size
             limit = min(hits)
@@ -365,7 +364,7 @@ class BlockAllocator:
         while True:
             tables = []
             for pool in self.pools:
-                blocks, serial = pool.share(sequence.tokens, limit)
+                blocks, serial = pool.share(sequence.tokens, limit, sequence.root)
                 freed = pool.first_block(len(blocks) * self.block_size)
                 tables.append(BlockTable(blocks, freed, serial=serial))
             hits = {len(table.blocks) for table in tables}

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import attrs
 import trio
 
-from tgi.errors import ApiError, DeadlineExceeded, GenerationFailed, Shed
+from tgi.errors import ApiError, DeadlineExceeded, GenerationFailed, Shed, UnknownModel
 from tgi.executor import STILL_SECONDS, EngineError, Executor
 from tgi.limits import Limits
 from tgi.metrics import Metrics
@@ -24,6 +24,7 @@ from tgi.text.grammar import GrammarError
 from .blocks import BlockAllocator, BlockStatistics
 from .buckets import Buckets
 from .commit import commit
+from .loras import Lora, Loras
 from .matching import Matching
 from .observe import StepObserver
 from .policy import PlannedStep, Schedule, may_guess, plan
@@ -74,11 +75,13 @@ class Scheduler:
         *,
         count_shape: Callable[[Bucket], None] | None = None,
         step_timeout: float | None = None,
+        loras: Loras | None = None,
         max_queue_seconds: float | None = None,
     ) -> None:
         """The allocator's pools have as many blocks as the ranks have reserved, without the padding block.
 
         `count_shape` is called with the shape of every step that serves requests, before padding.
+        `loras` are the LoRA adapters of all replicas; None: there can be none.
         `step_timeout` is the number of seconds after which a step counts as hanging; None: by measurement.
         A sequence that has not begun after `max_queue_seconds` fails; None: it waits for any time.
         """
@@ -87,6 +90,8 @@ class Scheduler:
         self._max_queue_seconds = max_queue_seconds
         self._buckets = buckets
         self._schedule = Schedule(limits, buckets, allocator)
+        self.loras = Loras() if loras is None else loras
+        self.loras.users.append(self._used_loras)
         self._observer = StepObserver(metrics, self._schedule, count_shape)
         self._in_flight: deque[tuple[PlannedStep, float]] = deque()
         """Steps sent, with the time of sending; the first is being executed."""
@@ -120,8 +125,11 @@ class Scheduler:
         Items are `Token`s, the last of a sequence with `finish` set; an `ApiError` ends one that failed. The
         channel ends when all have ended. Leaving earlier aborts the others: their rows and blocks are free
         for the next step that is planned. Raises DeadlineExceeded at the deadline, a time on trio's clock,
-        and Shed if none can have a token by then.
+        Shed if none can have a token by then, and UnknownModel if a LoRA adapter has been unloaded.
         """
+        for sequence in sequences:
+            if sequence.lora is not None and not sequence.lora.offered:
+                raise UnknownModel(sequence.lora.name)
         if trio.current_time() >= deadline:
             raise DeadlineExceeded
         if trio.current_time() + self._least_seconds(sequences, deadline) > deadline:
@@ -165,6 +173,7 @@ class Scheduler:
             on_bucket,
             timeout,
             padded=self._buckets.padded,
+            loras=bool(self.loras.slots.count),
         )
         buckets = self._buckets.to_warm_up(everything=not skip)
         await warming.run(self._buckets.largest(), len(buckets))
@@ -194,6 +203,7 @@ class Scheduler:
 
         One that has ended the ranks twice fails. Nothing that clients have received is computed again.
         """
+        self.loras.detach(self._executor)
         rows = [row for planned, _ in self._in_flight for row in planned.rows]
         self._in_flight.clear()
         culprit = self._schedule.restart(rows)
@@ -203,6 +213,17 @@ class Scheduler:
     def resume(self, executor: Executor) -> None:
         """Go on with other ranks, which have as many blocks and know nothing; `warm_up` and `run` follow."""
         self._executor = executor
+
+    async def attach_loras(self) -> None:
+        """Fill the slots of new ranks; sequences whose LoRA adapters cannot be read any more fail."""
+        failed = await self.loras.attach(self._executor)
+        for sequence in [*self._schedule.running, *self._schedule.waiting]:
+            if sequence.lora in failed:
+                self._fail(sequence, GenerationFailed(f"the LoRA adapter {sequence.lora.name!r} is lost"))
+
+    def _used_loras(self) -> set[Lora]:
+        sequences = (*self._schedule.running, *self._schedule.waiting)
+        return {sequence.lora for sequence in sequences if sequence.lora is not None}
 
     def waited_seconds(self) -> float:
         """Return how long the step that is being executed has taken so far; 0 if there is none."""

@@ -560,6 +560,7 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
         prompt_top=max([sequence.prompt_top for sequence in sequences]) if targets else 0,
         masked=masked,
         masks=masks,
+        loras=_loras(sequences),
         least_sampler=max([sequence.least_sampler for sequence in sequences]),
     )
     for sequence in unsent:
@@ -569,6 +570,13 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     for row in chunks:
         schedule.allocator.register(row.sequence)
     return PlannedStep(step, bucket, rows, shape)
+
+
+def _loras(sequences: Items[Sequence]) -> bytes:
+    """Return the column `loras` of a step."""
+    if all(sequence.lora is None for sequence in sequences):
+        return b""
+    return ints([-1 if sequence.lora is None else sequence.lora.slot for sequence in sequences])
 
 
 def _masks(rows: Items[Row]) -> tuple[bytes, bytes]:

@@ -16,6 +16,7 @@ import trio
 from tgi.errors import ApiError
 
 from .loop import Scheduler, SchedulerStatistics
+from .loras import Loras
 from .policy import Schedule
 from .sequence import Sequence, Token
 
@@ -68,6 +69,11 @@ class Router:
     def serving(self) -> list[Replica]:
         """Replicas that compute."""
         return [replica for replica in self.replicas if replica.serving]
+
+    @property
+    def loras(self) -> Loras:
+        """LoRA adapters, which all replicas share."""
+        return self.replicas[0].scheduler.loras
 
     def generating(
         self, sequences: Items[Sequence], deadline: float = math.inf

@@ -17,8 +17,11 @@ from tgi.text.detokenizer import Detokenizer
 from tgi.text.stopping import FinishReason, StoppingCriteria
 
 from .guessing import Guesser
+from .loras import Lora
 
 _numbers = itertools.count()
+ROOT = 0
+"""Serial number before the first block of a sequence without an adapter."""
 
 
 class State(enum.Enum):
@@ -96,6 +99,8 @@ class Sequence:
     `wants_prompt_logprobs`."""
     matcher: Matcher | None = None
     """Grammar that the text obeys. It belongs to this sequence alone and has seen no token yet."""
+    lora: Lora | None = None
+    """LoRA adapter that it is generated with."""
     events: Events | None = None
     """Receiver of the tokens while a client listens; never blocks the scheduler."""
     tenant: str = ""
@@ -177,6 +182,11 @@ class Sequence:
 
     def __attrs_post_init__(self) -> None:
         self.tokens = list(self.prompt)
+
+    @property
+    def root(self) -> int:
+        """Serial number before its first block in the prefix cache: one for each adapter, below 0."""
+        return ROOT if self.lora is None else -self.lora.number
 
     @property
     def prefilling(self) -> bool:

@@ -36,6 +36,8 @@ class WarmUp:
     """Seconds after which a bucket counts as hanging."""
     padded: bool = True
     """Whether steps run as programs of fixed shape, so that all of the sampler's need a step."""
+    loras: bool = False
+    """Whether rows may have LoRA adapters, for which programs of fixed shape are others."""
     done: set[Bucket] = attrs.field(factory=set)
     """Buckets that are warm."""
     seconds: float = 0.0
@@ -62,6 +64,8 @@ class WarmUp:
             first, *more = warm_up_steps(bucket, sampled=sampled)
             self.on_bucket(len(self.done), total, shape_of(first))
             self.seconds += await self._run(first, total)
+            if self.loras and self.padded:
+                self.seconds += await self._run(with_loras(first), total)
             for step in more:
                 self.sampler_seconds += await self._run(step, total)
             self.done.add(bucket)
@@ -100,6 +104,11 @@ def warm_up_steps(bucket: Bucket, *, sampled: bool = False) -> list[Step]:
     first = warm_up_step(bucket)
     more = range(1, 1 if sampled else len(SAMPLERS))
     return [first, *(msgspec.structs.replace(first, least_sampler=sampler) for sampler in more)]
+
+
+def with_loras(step: Step) -> Step:
+    """Return the step with the LoRA adapter of the first slot for every row."""
+    return msgspec.structs.replace(step, loras=bytes(len(step.lanes)))
 
 
 def warm_up_step(bucket: Bucket) -> Step:

@@ -92,7 +92,7 @@ class Driver:
 
     def load_lora(self, slot: int, folder: Path | str) -> str:
         """Put a LoRA adapter into a slot, and return why it cannot be used, if so."""
-        return self.runner.load_lora(LoadLora(slot, str(folder))).fault
+        return self.runner.load_lora(LoadLora(0, slot, str(folder))).fault
 
     def share(self, lane: int, other: int, tokens: int) -> None:
         """Let a new sequence begin with the blocks of another one, as a cached prefix."""

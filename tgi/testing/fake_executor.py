@@ -5,6 +5,7 @@ It stands for the whole engine below the scheduler where HTTP or the scheduler's
 
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import trio
@@ -23,7 +24,8 @@ def counting(vocab_size: int) -> Script:
 class FakeExecutor:
     """A `tgi.executor.Executor`. Token t has the log-probability -(t % 8) / 8, and t + 1, t + 2 follow it.
 
-    Where the script's token may not come, because of a mask or of `min_tokens`, the lowest that may does.
+    Where the script's token may not come, because of a mask or of `min_tokens`, the lowest that may does. A
+    row with the LoRA adapter in slot n gets the token n + 1 after the script's.
     """
 
     def __init__(self, script: Script, step_seconds: float = 0.0) -> None:
@@ -38,6 +40,11 @@ class FakeExecutor:
         """Take a step."""
         self._pending.append(step)
 
+    async def load_lora(self, _slot: int, folder: str) -> str:
+        """Take an adapter whose folder exists."""
+        await trio.lowlevel.checkpoint()
+        return "" if Path(folder).is_dir() else f"there is no folder {folder}"
+
     async def receive(self) -> Result:
         """Return the result of the oldest step, after `step_seconds`."""
         await trio.sleep(self.step_seconds)
@@ -48,16 +55,17 @@ class FakeExecutor:
         """Return the result of a step at once."""
         for params in step.params:
             self._params[params.lane] = params
-        columns = (unpack_ints(column).tolist() for column in (step.lanes, step.samples, step.draws))
+        columns = [unpack_ints(column).tolist() for column in (step.lanes, step.samples, step.draws)]
+        columns.append(unpack_ints(step.loras).tolist() or [-1] * len(columns[0]))
         sampled = [
-            (lane, first + later)
-            for lane, count, first in zip(*columns, strict=True)
+            (lane, first + later, slot)
+            for lane, count, first, slot in zip(*columns, strict=True)
             for later in range(count)
         ]
         masks = _masks(step)
         tokens = [
-            self._token(self._params[lane], draw, masks.get(index))
-            for index, (lane, draw) in enumerate(sampled)
+            self._token(self._params[lane], draw, slot, masks.get(index))
+            for index, (lane, draw, slot) in enumerate(sampled)
         ]
         targets = [target for target in unpack_ints(step.targets).tolist() if target >= 0]
         top_tokens, top_logprobs = _followed(tokens, step.top)
@@ -74,8 +82,8 @@ class FakeExecutor:
             seconds=self.step_seconds,
         )
 
-    def _token(self, params: LaneParams, draw: int, allowed: frozenset[int] | None) -> int:
-        token = self.script(params, draw)
+    def _token(self, params: LaneParams, draw: int, slot: int, allowed: frozenset[int] | None) -> int:
+        token = self.script(params, draw) + 1 + slot
         barred = set(params.sampling.ends) if draw < params.sampling.min_tokens else set()
         if token not in barred and (allowed is None or token in allowed):
             return token

@@ -17,7 +17,17 @@ from tgi.layers.loading import LoadedModel, Model, load_model
 from tgi.layers.lora import Loras
 from tgi.plugins import ConfigError, ModelConfig, devices, load_plugins
 from tgi.plugins.lookup import find_offer, import_named
-from tgi.protocol import CacheGroup, Load, Loaded, LoadLora, LoraLoaded, Progress, Result, Step
+from tgi.protocol import (
+    NO_LORAS,
+    CacheGroup,
+    Load,
+    Loaded,
+    LoadLora,
+    LoraLoaded,
+    Progress,
+    Result,
+    Step,
+)
 from tgi.weights import Shard, Stage
 from tgi.weights.lora_file import read_lora
 
@@ -111,7 +121,7 @@ class Runner:
     @property
     def loaded(self) -> Loaded:
         """Answer to `Load`, from which the server plans the KV cache."""
-        loras = 0 if self.loras is None else self.loras.bytes
+        loras, slots = (0, NO_LORAS) if self.loras is None else (self.loras.bytes, self.loras.slots)
         taken = loras if self.device.compiles else 0  # elsewhere an adapter takes memory when it comes
         return Loaded(
             free_bytes=self.device.free_bytes() - self.workspace_bytes - (loras - taken),
@@ -122,7 +132,7 @@ class Runner:
             lora_bytes=loras,
             workspace_bytes=self.workspace_bytes,
             remarks=tuple(self.device.remarks()),
-            graph_bytes=graph_bytes(len(self.kv)) if self.device.keeps_graphs else 0,
+            graph_bytes=graph_bytes(len(self.kv), slots) if self.device.keeps_graphs else 0,
         )
 
     @property
@@ -148,13 +158,13 @@ class Runner:
         self.programs = self._open_programs(self.cache)
 
     def load_lora(self, command: LoadLora) -> LoraLoaded:
-        """Fill or empty a slot of LoRA adapters."""
+        """Put a LoRA adapter into a slot."""
         assert self.loras is not None, "an adapter without slots"
         try:
-            self.loras.put(command.slot, read_lora(Path(command.folder)) if command.folder else ())
+            self.loras.put(command.slot, read_lora(Path(command.folder)))
         except ConfigError as error:
-            return LoraLoaded(str(error))
-        return LoraLoaded()
+            return LoraLoaded(command.number, str(error))
+        return LoraLoaded(command.number)
 
     def seal(self) -> None:
         """End the warm-up."""

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from tgi.api.call import FINGERPRINT, Call
+from tgi.api.loras import lora_of_model
 from tgi.api.stream import Finished, frame
 from tgi.api.validate import Generation, Names, sampling_params
 from tgi.errors import ApiError, ValidationError
@@ -73,6 +74,7 @@ def make_generation(
         allowed_token_ids=body.allowed_token_ids,
         bad_words=body.bad_words or (),
         priority=body.priority or 0,
+        lora=lora_of_model(call.engine, body.model),
         truncate=_truncation(body, call.engine.limits),
         truncate_end=body.truncation_side == "right",
         names=Names(

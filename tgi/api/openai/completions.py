@@ -108,13 +108,13 @@ class CompletionAnswer(Answer):
         self, call: Call[types.CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
     ) -> None:
         """`prompts` are texts; the sequences of a prompt follow one another."""
-        per_prompt = len(sequences) // len(prompts)
+        per_prompt, lora = len(sequences) // len(prompts), sequences[0].lora
         super().__init__(
             call,
             call.body.stream_options,
             sequences,
             prefix="cmpl",
-            model=call.engine.model.served_name,
+            model=call.engine.model.served_name if lora is None else lora.name,
             per_prompt=per_prompt,
         )
         body, tokenizer = call.body, call.engine.tokenizer

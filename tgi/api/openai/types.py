@@ -10,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from tgi.api import refused
-from tgi.api.native import SEED, STOP, MaxTokens, Priority, TokenId
+from tgi.api.native import SEED, STOP, MaxTokens, ModelName, Priority, TokenId
 from tgi.api.refused import refusing
 from tgi.errors import ValidationError
 from tgi.sampling import U32, about
@@ -261,7 +261,7 @@ _TOP = "Number of most likely tokens to report for each token."
 class OpenAIRequest(FormatFields, kw_only=True):
     """Fields that the bodies of chat and completions share."""
 
-    model: Annotated[str | None, about("Any name: the server has one model.")] = None
+    model: ModelName = None
     max_tokens: MaxTokens = None
     max_completion_tokens: Annotated[U32 | None, about("Newer name of `max_tokens`.")] = None
     stop: Annotated[str | list[str] | None, STOP] = None
