@@ -100,6 +100,9 @@ ALIASES = {
 }
 VLLM_IN_VAIN: dict[str, str | None] = {
     "speculative-config": '{"method":"ngram"}',
+    "task": "embed",
+    "runner": "pooling",
+    "convert": "embed",
     "enforce-eager": None,
     "enable-chunked-prefill": None,
     "no-enable-chunked-prefill": None,

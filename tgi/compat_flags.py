@@ -112,6 +112,9 @@ class IgnoredFlags:
     ngrok_authtoken: Annotated[_Text, unused("NGROK_AUTHTOKEN", why="run the tunnel separately")] = None
     ngrok_edge: Annotated[_Text, unused("NGROK_EDGE", why="run the tunnel separately")] = None
 
+    task: Annotated[_Text, unused(why="the model's files tell whether it gives embeddings")] = None
+    runner: Annotated[_Text, unused(why="the model's files tell whether it gives embeddings")] = None
+    convert: Annotated[_Text, unused(why="the model's files tell whether it gives embeddings")] = None
     enforce_eager: Annotated[_Switch, unused(why="the device decides whether steps run as graphs")] = None
     enable_chunked_prefill: Annotated[_Switch, unused(why="always on")] = None
     enable_auto_tool_choice: Annotated[_Switch, unused(why="tool calls are always enabled")] = None
