@@ -73,6 +73,7 @@ SWITCHES = {
     },
     "one key/value head": {**FAMILIES["GPT-2"], "config": "GPTBigCodeConfig", "multi_query": True},
     "scale by layer": {**FAMILIES["GPT-2"], "scale_attn_by_inverse_layer_idx": True},
+    "no scale by features": {**FAMILIES["GPT-2"], "scale_attn_weights": False},
     "features narrower than layers": {**FAMILIES["OPT"], "word_embed_proj_dim": 32},
     "attention in every layer of a hybrid": {
         "config": "GraniteMoeHybridConfig",
@@ -97,7 +98,6 @@ SWITCHES = {
     cases(
         SWITCHES,
         "one key/value head",
-        "scale by layer",
         "features narrower than layers",
         "attention in every layer of a hybrid",
     ),

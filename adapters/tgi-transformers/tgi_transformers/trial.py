@@ -50,7 +50,7 @@ class Trial:
         self.modules[index] = module
         scale = given.get("scaling")
         self.specs[index] = AttentionSpec(
-            scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+            scale=_own_scale(module, index, query.shape[-1]) if scale is None else float(scale),
             window=self.window(mask),
             softcap=given.get("softcap"),
         )
@@ -96,6 +96,12 @@ class Trial:
             if not torch.equal(seen, (place <= query) & (place > query - window)):
                 raise self.error("a token sees others than those just before it")
         return None if window == size else window
+
+
+def _own_scale(module: nn.Module, layer: int, size: int) -> float:
+    """Return the scale of attention that is given none; GPT-2's depends on two switches in transformers 4."""
+    scale = size**-0.5 if getattr(module, "scale_attn_weights", True) else 1.0
+    return scale / (layer + 1) if getattr(module, "scale_attn_by_inverse_layer_idx", False) else scale
 
 
 def make_mask(mask_function: Any, config: Any, **_: Any) -> torch.Tensor:
