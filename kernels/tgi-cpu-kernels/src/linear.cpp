@@ -29,7 +29,7 @@ template <typename T, int M> static void block(const T* x, long step, const T* u
   for (int m = 0; m < M; m++)
     for (int v = 0; v < VECTORS; v++) acc[m][v] = vf{};
   for (long p = 0; p < pairs(k); p++, unit += 2 * UNIT) {
-    for (unsigned b = 0; b < 2 * UNIT * sizeof(T); b += 64) __builtin_prefetch((const char*)unit + 2048 + b);
+    for (unsigned b = 0; b < 2 * UNIT * sizeof(T); b += 64) __builtin_prefetch((const char*)unit + AHEAD + b);
     for (int m = 0; m < M; m++)
       for (int v = 0; v < VECTORS; v++) acc[m][v] = dot_pairs(acc[m][v], x + p * step + m * 2, unit + v * 2 * W);
   }

@@ -11,6 +11,7 @@ constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
 #else
 constexpr int ROWS = W == 8 ? 3 : 4;
 #endif
+constexpr long AHEAD = 8192;  // bytes of weights between what is fetched from memory and what is multiplied
 constexpr long PANEL = 8;  // groups of rows whose activations stay in the second-level cache
 
 // Rows that are computed together: as many groups as needed, of about the same size.

@@ -162,7 +162,7 @@ template <typename T, int BITS> struct Quantized {
         for (int m = 0; m < M; m++) acc[m][v] = zero * -x.sums[m * groups + g];
       }
       for (long i = 0; i < a.group; i += 32 / BITS, w += UNIT * 4, numbers += 32 / BITS * M) {
-        for (int b = 0; b < UNIT * 4; b += 64) __builtin_prefetch(w + 2048 + b);
+        for (int b = 0; b < UNIT * 4; b += 64) __builtin_prefetch(w + AHEAD + b);
         for (int v = 0; v < VECTORS; v++) {
           vu quads;
           memcpy(&quads, w + v * W * 4, sizeof quads);
