@@ -52,7 +52,8 @@ async def warmed(
     scheduler = Scheduler(rank, LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, 60), metrics)
     await scheduler.warm_up(lambda *bucket: progress.append(bucket), **options)
     measured = [rank.steps.pop() for _ in range(MEASURED + 1)]
-    assert {(step.bucket.rows, step.bucket.prefill) for step in measured} <= {(1, False), (4, False)}
+    (bucket,) = {step.bucket for step in measured}
+    assert not bucket.prefill
     return metrics, progress
 
 
