@@ -91,6 +91,8 @@ class _Rank:
     """The rank has found all others."""
     failed: Failed | None = None
     """Reason that the rank gave before it ended."""
+    gone: bool = False
+    """The rank has ended."""
 
     def __str__(self) -> str:
         return f"rank {self.index} ({self.process})"
@@ -210,6 +212,7 @@ class RankExecutor:
                     self._loading[report.number].add(report)
             elif not isinstance(report, Begun | Finished):
                 rank.send.send_nowait(report)
+        rank.gone = True
         ending = await rank.process.ending()
         if rank.failed is None:
             raise EngineError(f"{rank} {ending}")
@@ -231,8 +234,10 @@ class RankExecutor:
     async def _blame(self) -> None:
         """Raise EngineError with the first failure of all ranks."""
         several = len(self._ranks) > 1
-        if several:  # a rank that was killed reports nothing; its own reader raises
+        if several:
             await trio.sleep(_BLAME_SECONDS)
+        if any(rank.gone and rank.failed is None for rank in self._ranks):
+            await trio.sleep_forever()  # a rank that was killed gives no reason; its own reader raises
         reasons = [(rank.failed.at, rank.index, rank.failed) for rank in self._ranks if rank.failed]
         _, index, failed = min(reasons, key=lambda reason: reason[:2])
         if failed.trace:

@@ -1,8 +1,10 @@
 """Ranks on a Ray cluster of several nodes on this machine, through the whole server."""
 
 import functools
+import importlib.util
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +26,8 @@ from tgi.config import Options
 from tgi.nodes.server import RayRanks
 from tgi.testing.models import make_llama
 
-pytest.importorskip("ray")
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("needs ray", allow_module_level=True)
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(logging_as_before.__name__)]
 STREAMS = 16
 
@@ -119,7 +122,9 @@ def stream_all(address: str, on_token: Callable[[int], None]) -> list[str]:
         return list(pool.map(stream, range(STREAMS)))
 
 
-def test_streams_go_on_with_the_same_text_when_a_node_is_lost(folder: Path) -> None:
+def test_streams_go_on_with_the_same_text_when_a_node_is_lost(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     texts: list[list[str]] = []
     places: list[list[int]] = []
 
@@ -139,6 +144,10 @@ def test_streams_go_on_with_the_same_text_when_a_node_is_lost(folder: Path) -> N
 
     with open_cluster(1, 1, 1) as cluster:
         assert serving(options(folder, cluster, 2), client) == 0
+    (line,) = (line for line in capfd.readouterr().out.splitlines() if "starting the ranks again" in line)
+    assert re.search(
+        r"rank 1 \(process \d+ on node \S+\) was lost: its node (has died|cannot be reached); ", line
+    )
     calm, disturbed = texts
     assert len(calm) == STREAMS
     assert disturbed == calm

@@ -184,8 +184,11 @@ class _Job:
 
         try:
             how = ray.get(run)
+        except ray.exceptions.ActorUnavailableError:
+            how = "was lost: its node cannot be reached"
         except ray.exceptions.RayError as error:
-            how = f"was lost: {_last_line(error)}"
+            died = "its node has died" in str(error)
+            how = f"was lost: {'its node has died' if died else _last_line(error)}"
         self.server.heard.put(Ended(rank, how))
 
     def take_away(self) -> None:
