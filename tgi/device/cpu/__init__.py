@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 SPEC = DeviceSpec(
     name="cpu",
     implementation="tgi.device.cpu:open_device",
-    # OpenMP threads spin before they sleep, by default for so long that a rank whose cores are
+    # Torch's OpenMP threads spin before they sleep, by default for so long that a rank whose cores are
     # shared, if only with the server, waits at every barrier for a thread that is not running.
     # And weights in huge pages, where the system allows them on request, are read faster.
     environment={"GOMP_SPINCOUNT": "3000", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"},
