@@ -149,8 +149,8 @@ class _Replicas:
                         await self._start_again(number, scheduler, executor)
                     ready = trio.current_time()
                     await scheduler.run()
-            except BaseExceptionGroup as group:
-                loss = loss_in(group)
+            except (BaseExceptionGroup, EngineError) as error:
+                loss = loss_in(error)
                 draining = self.service.lifecycle.phase is Phase.DRAINING
                 if loss is None or scheduler is None or self.service.engine is None or draining:
                     raise
@@ -231,12 +231,14 @@ class Restarts:
         return f"{len(self._times)} of {self.limit} restarts in an hour (--max-restarts)"
 
 
-def loss_in(group: BaseExceptionGroup) -> EngineError | None:
-    """Return the loss of the ranks that a group of errors consists of; None if it has any other error."""
-    losses, others = group.split(EngineError)
-    if losses is None or others is not None:
-        return None
-    loss: BaseException = losses
+def loss_in(error: BaseExceptionGroup | EngineError) -> EngineError | None:
+    """Return the loss of the ranks that an error or a group consists of; None if it has any other error."""
+    loss: BaseException = error
+    if isinstance(error, BaseExceptionGroup):
+        losses, others = error.split(EngineError)
+        if losses is None or others is not None:
+            return None
+        loss = losses
     while isinstance(loss, BaseExceptionGroup):
         loss = loss.exceptions[0]
     assert isinstance(loss, EngineError)

@@ -329,12 +329,18 @@ async def open_executor(
 ) -> AsyncIterator[RankExecutor]:
     """Start `ranks` processes with `start`, and end them on leaving.
 
-    `environment` are variables of the ranks, unless the machine that they run on has them already. A rank
-    that ends before the body does, or does not keep up with the others, cancels the body and raises
-    EngineError (in an exception group).
+    `environment` are variables of the ranks, unless the machine that they run on has them already. Raises
+    EngineError if they cannot be started. A rank that ends before the body does, or does not keep up with the
+    others, cancels the body and raises EngineError (in an exception group).
     """
     agreement = Agreement(ranks, patience, stages) if ranks > 1 else None
-    async with start(ranks, environment or {}) as processes, trio.open_nursery() as nursery:
+    async with contextlib.AsyncExitStack() as held:
+        try:
+            processes = await held.enter_async_context(start(ranks, environment or {}))
+        except OSError as error:  # no file, process or folder is left for them
+            where = "" if error.filename is None else f" ({error.filename})"
+            raise EngineError(f"no rank can be started: {error.strerror or error}{where}") from error
+        nursery = await held.enter_async_context(trio.open_nursery())
         started = [
             _Rank(index, process, *trio.open_memory_channel[Report](float("inf")))
             for index, process in enumerate(processes)

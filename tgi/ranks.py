@@ -41,13 +41,15 @@ async def local_ranks(
 ) -> AsyncIterator[Sequence[Child]]:
     """Start ranks as children of this process, which reach each other through a file.
 
-    `cards` are variables that name their cards, whatever this process has.
+    `cards` are variables that name their cards, whatever this process has. Raises OSError.
     """
     # A single rank has no other to find, and may run where no file can be written.
     meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
     children: list[Child] = []
     with meeting as folder:
         store = file_store(Path(folder)) if folder else ""
+        if folder:  # on a full disk, ranks would wait for each other in vain
+            (Path(folder) / "room").write_bytes(bytes(4096))
         try:
             for rank in range(ranks):
                 child = await start_child(

@@ -1,13 +1,16 @@
-"""Two devices of another package, installed by being on PYTHONPATH: one that takes its time, and an example.
+"""Devices of another package, installed by being on PYTHONPATH: a slow one, one that fails, and an example.
 
 The example is all that a device can tell of itself: cards, costs, a cache of what it compiles, a doctor.
 """
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import attrs
 
 from tgi.config import Options
 from tgi.device.costs import Costs, ModelSize
@@ -20,7 +23,7 @@ CACHE = "EXAMPLE_CACHE"
 
 @hookimpl
 def tgi_devices() -> list[DeviceSpec]:
-    """Return both."""
+    """Return all."""
     slow = DeviceSpec(
         name="slow",
         implementation="slow_device:make_slow",
@@ -47,7 +50,7 @@ def tgi_devices() -> list[DeviceSpec]:
         compile_packages=("slow-device",),
         doctor="slow_device:ExampleDoctor",
     )
-    return [slow, example]
+    return [slow, attrs.evolve(slow, name="failing", implementation="slow_device:make_failing"), example]
 
 
 def installed_cards(machine: Machine) -> Sequence[str]:
@@ -97,6 +100,34 @@ def make_slow(threads: int) -> Any:
             return super().plan(*arguments)
 
     return SlowDevice(threads)
+
+
+def make_failing(threads: int) -> Any:
+    """Make a slow device in a rank that does FAULT with each step in which the token FAULTY_TOKEN is a query.
+
+    FAULT is "kill", "raise", or "exhaust", which is out of memory.
+    """
+    import torch
+
+    from tgi.protocol import Step, unpack_ints
+    from tgi.worker.runner import Runner
+
+    def fail() -> None:
+        if os.environ["FAULT"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if os.environ["FAULT"] == "exhaust":
+            torch.empty(1 << 60)
+        raise RuntimeError("planted")
+
+    def watch(step: Step) -> Step:
+        if int(os.environ["FAULTY_TOKEN"]) in unpack_ints(step.tokens):
+            fail()
+        return step
+
+    execute, launch = Runner.execute, Runner.launch
+    Runner.execute = lambda self, step: execute(self, watch(step))  # type: ignore[method-assign]
+    Runner.launch = lambda self, step: launch(self, watch(step))  # type: ignore[method-assign]
+    return make_slow(threads)
 
 
 def make_example(threads: int) -> Any:
