@@ -47,9 +47,9 @@ def test_ranks_get_more_time_where_something_is_compiled(
     setup = read_setup(make_llama(tmp_path), Options(num_shard=2, warmup_timeout=300), GAUDI)
     patience = Patience(lag=60, step=60, compiling=300)
     given: Any = open_ranks(setup, {"A": "1"}, local_ranks)
-    assert given == (2, {**GAUDI.environment, "A": "1"}, patience, local_ranks)
+    assert given[:4] == (2, {**GAUDI.environment, "A": "1"}, patience, local_ranks)
     given = open_ranks(attrs.evolve(setup, device=CPU), {}, local_ranks)
-    assert given == (2, CPU.environment, Patience(lag=60, step=300), local_ranks)
+    assert given[:4] == (2, CPU.environment, Patience(lag=60, step=300), local_ranks)
 
 
 def memory(free: int, limits: Limits = LIMITS) -> MemoryBudget:
