@@ -29,17 +29,25 @@ def route(sequence: Sequence, schedules: Items[Schedule]) -> int:
     """Return the index of the schedule where a new sequence would have least before and beside it.
 
     It is the number of tokens to compute until its first one, its own that are not cached included, and
-    DECODING_TOKENS for each sequence that is there. Of equals, the one with the most unused blocks.
+    DECODING_TOKENS for each sequence that is there. Of equals, the one with the most unused blocks. Notes
+    in the sequence how much of it is cached there.
     """
-    return min(range(len(schedules)), key=lambda index: _burden(sequence, schedules[index]))
+    cached = [schedule.allocator.cached_tokens(sequence) for schedule in schedules]
+    burdens = [
+        _burden(schedule, len(sequence.tokens) - known)
+        for schedule, known in zip(schedules, cached, strict=True)
+    ]
+    chosen = burdens.index(min(burdens))
+    sequence.cached = cached[chosen]
+    return chosen
 
 
-def _burden(sequence: Sequence, schedule: Schedule) -> tuple[int, int]:
-    allocator, pool = schedule.allocator, schedule.allocator.widest.statistics()
-    own = len(sequence.tokens) - allocator.cached_tokens(sequence)
+def _burden(schedule: Schedule, own: int) -> tuple[int, int]:
+    """Return what a sequence with `own` tokens to compute would have to wait for, and the blocks in use."""
+    pool = schedule.allocator.widest.statistics()
     before = sum(one.prefill_end - one.computed for one in schedule.running if one.prefilling)
-    before += sum(len(one.tokens) for one in schedule.waiting)
-    missing = max(own - (pool.total - pool.used) * allocator.block_size, 0)
+    before += sum(len(one.tokens) - one.cached for one in schedule.waiting)
+    missing = max(own - (pool.total - pool.used) * schedule.allocator.block_size, 0)
     beside = DECODING_TOKENS * (len(schedule.running) + len(schedule.waiting))
     return own + before + missing + beside, pool.used + pool.cached
 

@@ -142,7 +142,7 @@ class Sequence:
     computed: int = 0
     """Tokens in the KV cache once every step that was sent has been executed."""
     cached: int = 0
-    """Tokens of the prompt that the prefix cache had at the first admission."""
+    """Tokens of the prompt that the prefix cache had at the first admission, or before it, at routing."""
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
     prefill_end: int = 0

@@ -1,0 +1,257 @@
+"""Replicas of a model under shared prefixes: which policy of routing serves best. On a simulated clock.
+
+Every replica is the product's own schedule, with its blocks, prefix cache, `plan` and `commit`; a step takes
+as long as the roofline of `tgi plan` says of Llama-3.1-8B on a Gaudi 3. The policy "prefix-aware" is the
+product's `route`. Conversations begin at random (Poisson, or in bursts: three times the rate for a quarter of
+each second), share one of many system prompts (the k-th is 1/k as frequent), and go on after the user has
+read the answer.
+
+    python benchmarks/replicas.py > runs.jsonl                           # 8 replicas, two rates, two loads
+    python benchmarks/replicas.py --replicas 100 --rates 24 --seconds 5
+    python benchmarks/replicas.py --decoding-tokens 0 2 8 32 128 --policies prefix-aware
+    python benchmarks/replicas.py --plot docs/images/replicas.png runs.jsonl
+"""
+
+import argparse
+import heapq
+import itertools
+import json
+import random
+from collections.abc import Callable, Iterator
+
+import attrs
+import numpy as np
+
+from tgi.device.costs import LLAMA_8B, Costs
+from tgi.device.hpu import SPEC
+from tgi.limits import Limits
+from tgi.planning.buckets import Bucketing, make_buckets
+from tgi.scheduler import Sequence, Token, router
+from tgi.scheduler.commit import commit
+from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.testing.builders import make_allocator, make_sequence
+from tgi.testing.fake_executor import FakeExecutor
+
+LIMITS = Limits(
+    max_total_tokens=4096, max_batch_prefill_tokens=2048, max_batch_size=64, block_size=SPEC.block_size
+)
+CARD = SPEC.cards["gaudi3"]
+COSTS = Costs.of(LLAMA_8B, CARD, SPEC.block_size)
+BLOCKS = 2000
+"""KV blocks of a replica: 34 GB, as where other models share the card."""
+SYSTEM_PROMPTS_PER_REPLICA = 8
+SYSTEM_TOKENS, QUESTION_TOKENS, ANSWER_TOKENS = 1024, (32, 256), (16, 160)
+TURNS, READING_SECONDS = (1, 4), 1.0
+VOCABULARY = 128_000
+BURST = 3.0
+"""Multiple of the rate in a burst; between bursts the rate is so low that the mean is the same."""
+BURST_SECONDS, BURST_SHARE = 1.0, 0.25
+
+Policy = Callable[[Sequence, list[Schedule]], int]
+
+
+@attrs.define
+class Conversation:
+    """The turns of one user."""
+
+    tokens: list[int]
+    turns: int
+
+
+@attrs.define(eq=False)
+class Request:
+    """A turn; receives its tokens as a client's channel does."""
+
+    conversation: Conversation
+    arrived: float
+    clock: "Cluster"
+    answer: list[int] = attrs.field(factory=list)
+    first: float = 0.0
+    last: float = 0.0
+
+    def send_nowait(self, value: object) -> None:
+        """Take a token."""
+        assert isinstance(value, Token)
+        self.last = self.clock.now
+        if not self.answer:
+            self.first = self.last
+        self.answer.append(value.id)
+
+    def close(self) -> None:
+        """Let the user read, and ask again."""
+        self.clock.finished(self)
+
+
+@attrs.define(eq=False)
+class Cluster:
+    """Schedules, a policy, and one simulated clock."""
+
+    policy: Policy
+    rng: random.Random
+    schedules: list[Schedule]
+    ranks: list[FakeExecutor]
+    now: float = 0.0
+    steps: int = 0
+    done: list[Request] = attrs.field(factory=list)
+    _events: list[tuple[float, int, Callable[[], None]]] = attrs.field(factory=list)
+    _order: Iterator[int] = attrs.field(factory=itertools.count)
+    _busy: set[int] = attrs.field(factory=set)
+
+    @classmethod
+    def of(cls, replicas: int, policy: Policy, seed: int) -> "Cluster":
+        """Make replicas that have computed nothing."""
+        buckets = make_buckets(LIMITS, SPEC, Bucketing(costs=COSTS))
+        rng = random.Random(seed)
+        return cls(
+            policy,
+            rng,
+            [Schedule(LIMITS, buckets, make_allocator(LIMITS, BLOCKS)) for _ in range(replicas)],
+            [FakeExecutor(lambda params, draw: draw + params.sampling.seed) for _ in range(replicas)],
+        )
+
+    def at(self, time: float, event: Callable[[], None]) -> None:
+        """Let something happen."""
+        heapq.heappush(self._events, (time, next(self._order), event))
+
+    def run(self) -> None:
+        """Run until nothing happens any more."""
+        while self._events:
+            self.now, _, event = heapq.heappop(self._events)
+            event()
+
+    def ask(self, conversation: Conversation) -> None:
+        """Route the next turn of a conversation."""
+        question = [self.rng.randrange(VOCABULARY) for _ in range(self.rng.randint(*QUESTION_TOKENS))]
+        conversation.tokens += question
+        sequence = make_sequence(list(conversation.tokens), self.rng.randint(*ANSWER_TOKENS))
+        sequence.events = Request(conversation, self.now, self)
+        replica = self.policy(sequence, self.schedules)
+        self.schedules[replica].add(sequence)
+        if replica not in self._busy:
+            self._step(replica)
+
+    def finished(self, request: Request) -> None:
+        """Note an answer, and let its user ask again."""
+        self.done.append(request)
+        conversation = request.conversation
+        conversation.tokens += request.answer
+        conversation.turns -= 1
+        room = LIMITS.max_total_tokens - QUESTION_TOKENS[1] - ANSWER_TOKENS[1]
+        if conversation.turns and len(conversation.tokens) < room:
+            self.at(self.now + self.rng.expovariate(1 / READING_SECONDS), lambda: self.ask(conversation))
+
+    def _step(self, replica: int) -> None:
+        planned = plan(self.schedules[replica])
+        if planned is None:
+            self._busy.discard(replica)
+            return
+        self._busy.add(replica)
+        self.steps += 1
+        self.at(self.now + COSTS.seconds(planned.bucket), lambda: self._commit(replica, planned))
+
+    def _commit(self, replica: int, planned: PlannedStep) -> None:
+        commit(self.schedules[replica], planned, self.ranks[replica].execute(planned.step))
+        self._step(replica)
+
+
+def arrivals(rng: random.Random, rate: float, seconds: float, bursty: bool) -> Iterator[float]:
+    """Yield times at which conversations begin."""
+    now = 0.0
+    calm = (1 - BURST * BURST_SHARE) / (1 - BURST_SHARE)
+    while True:
+        factor = 1.0
+        if bursty:
+            factor = BURST if now % BURST_SECONDS < BURST_SHARE * BURST_SECONDS else calm
+        now += rng.expovariate(rate * BURST)  # thinned to the rate of the moment
+        if now > seconds:
+            return
+        if rng.random() < factor / BURST:
+            yield now
+
+
+def round_robin() -> Policy:
+    """Take turns."""
+    turn = itertools.count()
+    return lambda _sequence, schedules: next(turn) % len(schedules)
+
+
+def least_load(_sequence: Sequence, schedules: list[Schedule]) -> int:
+    """Choose where the fewest sequences are."""
+    loads = [len(schedule.running) + len(schedule.waiting) for schedule in schedules]
+    return loads.index(min(loads))
+
+
+def longest_prefix(sequence: Sequence, schedules: list[Schedule]) -> int:
+    """Choose where most is cached, whatever is to do there."""
+    return max(
+        range(len(schedules)),
+        key=lambda index: (
+            schedules[index].allocator.cached_tokens(sequence),
+            -len(schedules[index].running) - len(schedules[index].waiting),
+        ),
+    )
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {
+    "round robin": round_robin,
+    "least load": lambda: least_load,
+    "longest prefix": lambda: longest_prefix,
+    "prefix-aware": lambda: router.route,
+}
+
+
+def simulate(
+    name: str, replicas: int, rate: float, seconds: float, bursty: bool, seed: int
+) -> dict[str, object]:
+    """Serve for a time; return the figures of one run. `rate` is of conversations a second for each replica."""
+    cluster = Cluster.of(replicas, POLICIES[name](), seed)
+    rng = random.Random(seed)  # the same conversations for each policy
+    prompts = [
+        [rng.randrange(VOCABULARY) for _ in range(SYSTEM_TOKENS)]
+        for _ in range(SYSTEM_PROMPTS_PER_REPLICA * replicas)
+    ]
+    weights = [1 / (rank + 1) for rank in range(len(prompts))]
+    for time in arrivals(rng, rate * replicas, seconds, bursty):
+        conversation = Conversation(list(rng.choices(prompts, weights)[0]), rng.randint(*TURNS))
+        cluster.at(time, lambda one=conversation: cluster.ask(one))  # type: ignore[misc]
+    cluster.run()
+    first = np.array([request.first - request.arrived for request in cluster.done])
+    each = np.array([(one.last - one.first) / max(len(one.answer) - 1, 1) for one in cluster.done])
+    hits = sum(schedule.prefix_hit_tokens for schedule in cluster.schedules)
+    queries = sum(schedule.prefix_query_tokens for schedule in cluster.schedules)
+    tokens = sum(len(request.answer) for request in cluster.done)
+    return {
+        "policy": name,
+        "replicas": replicas,
+        "traffic": "bursty" if bursty else "poisson",
+        "rate": rate,
+        "requests": len(cluster.done),
+        "steps": cluster.steps,
+        "tokens_per_second": round(tokens / cluster.now / replicas),
+        "hit_rate": round(hits / queries, 3),
+        "first_token_ms": [round(1e3 * float(np.percentile(first, share))) for share in (50, 90, 99)],
+        "between_tokens_ms": [round(1e3 * float(np.percentile(each, share)), 1) for share in (50, 99)],
+    }
+
+
+def main() -> None:
+    """Simulate what the command line says, print a line of JSON for each run, and draw if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--replicas", type=int, nargs="+", default=[8])
+    parser.add_argument("--rates", type=float, nargs="+", default=[16.0, 28.0], help="for each replica")
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--traffic", nargs="+", choices=["poisson", "bursty"], default=["poisson", "bursty"])
+    parser.add_argument("--decoding-tokens", type=int, nargs="+", default=[router.DECODING_TOKENS])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    for replicas, rate, traffic, cost, name in itertools.product(
+        options.replicas, options.rates, options.traffic, options.decoding_tokens, options.policies
+    ):
+        router.DECODING_TOKENS = cost
+        row = simulate(name, replicas, rate, options.seconds, traffic == "bursty", options.seed)
+        print(json.dumps(row | {"decoding_tokens": cost}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
