@@ -18,6 +18,8 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import attrs
 import numpy as np
@@ -203,7 +205,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 def simulate(
     name: str, replicas: int, rate: float, seconds: float, bursty: bool, seed: int
 ) -> dict[str, object]:
-    """Serve for a time; return the figures of one run. `rate` is of conversations a second for each replica."""
+    """Serve for a time, and return the figures. `rate` is of conversations a second for each replica."""
     cluster = Cluster.of(replicas, POLICIES[name](), seed)
     rng = random.Random(seed)  # the same conversations for each policy
     prompts = [
@@ -234,8 +236,42 @@ def simulate(
     }
 
 
+def draw(runs: list[dict[str, Any]], file: Path) -> None:
+    """Draw cache hits, and waits of the slowest hundredth, by policy."""
+    import matplotlib.pyplot as plt
+
+    loads = sorted({(run["replicas"], run["rate"], run["traffic"]) for run in runs if run["replicas"] > 1})
+    names = [f"{replicas}\n{rate:g}/s\n{traffic}" for replicas, rate, traffic in loads]
+    figure, axes = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
+    titles = (
+        "share of prompt tokens found in a cache",
+        "time to first token, median, ms",
+        "99th percentile, ms",
+    )
+    for index, policy in enumerate(POLICIES):
+        found = {
+            (run["replicas"], run["rate"], run["traffic"]): run for run in runs if run["policy"] == policy
+        }
+        places = [place for place, load in enumerate(loads) if load in found]
+        rows = [found[loads[place]] for place in places]
+        shifted = [place + 0.2 * (index - 1.5) for place in places]
+        values = (
+            [row["hit_rate"] for row in rows],
+            *([row["first_token_ms"][position] for row in rows] for position in (0, 2)),
+        )
+        for axis, heights in zip(axes, values, strict=True):
+            axis.bar(shifted, heights, width=0.18, label=policy)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.grid(axis="y", alpha=0.3)
+    axes[-1].set_xticks(range(len(loads)), names)
+    axes[-1].set_xlabel("replicas, conversations a second for each, traffic")
+    axes[0].legend(ncols=4, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.35), frameon=False)
+    figure.savefig(file, dpi=110)
+
+
 def main() -> None:
-    """Simulate what the command line says, print a line of JSON for each run, and draw if asked to."""
+    """Simulate what the command line says and print a line of JSON for each run, or draw such lines."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--replicas", type=int, nargs="+", default=[8])
     parser.add_argument("--rates", type=float, nargs="+", default=[16.0, 28.0], help="for each replica")
@@ -244,7 +280,12 @@ def main() -> None:
     parser.add_argument("--traffic", nargs="+", choices=["poisson", "bursty"], default=["poisson", "bursty"])
     parser.add_argument("--decoding-tokens", type=int, nargs="+", default=[router.DECODING_TOKENS])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the runs of a file instead")
+    parser.add_argument("runs", type=Path, nargs="?", help="the file, with a line of JSON for each run")
     options = parser.parse_args()
+    if options.plot is not None:
+        draw([json.loads(line) for line in options.runs.read_text().splitlines()], options.plot)
+        return
     for replicas, rate, traffic, cost, name in itertools.product(
         options.replicas, options.rates, options.traffic, options.decoding_tokens, options.policies
     ):

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from cyclopts import Argument
 
+from tgi.api.vllm_metrics import SCHEDULER
 from tgi.cli import launcher_app
 from tgi.metrics import Metrics
 
@@ -113,6 +114,10 @@ def dashboard() -> Any:
     return json.loads((DEPLOY / "grafana" / "tgi.json").read_text("utf-8"))
 
 
+def gateway(name: str) -> list[Any]:
+    return list(yaml.safe_load_all((DEPLOY / "gateway" / f"{name}.yaml").read_text("utf-8")))
+
+
 @functools.cache
 def expressions() -> list[str]:
     panels = [target["expr"] for panel in dashboard()["panels"] for target in panel.get("targets", ())]
@@ -121,9 +126,10 @@ def expressions() -> list[str]:
         for group in read(DEPLOY / "prometheus" / "alerts.yml")["groups"]
         for rule in group["rules"]
     ]
+    keda = [trigger["metadata"]["query"] for trigger in gateway("keda")[0]["spec"]["triggers"]]
+    hpa = [metric["pods"]["metric"]["name"] for metric in gateway("hpa")[0]["spec"]["metrics"]]
     chart = re.findall(r"tgi_\w+", (CHART / "templates" / "autoscaling.yaml").read_text("utf-8"))
-    guide = re.findall(r"query: (.*)", (ROOT / "docs" / "kubernetes.md").read_text("utf-8"))
-    return [*panels, *rules, *chart, *guide]
+    return [*panels, *rules, *keda, *hpa, *chart]
 
 
 @pytest.mark.parametrize("expression", expressions())
@@ -210,3 +216,33 @@ def labels_in(tree: Any) -> Iterator[Any]:
     if isinstance(tree, list):
         for part in tree:
             yield from labels_in(part)
+
+
+def test_the_pool_has_the_pods_of_the_chart() -> None:
+    """Installed as "llama": its labels, its port, its deployment."""
+    pool, *objectives, route = gateway("pool")
+    labels = {
+        "app.kubernetes.io/name": read(CHART / "Chart.yaml")["name"],
+        "app.kubernetes.io/instance": "llama",
+    }
+    template = (CHART / "templates" / "deployment.yaml").read_text("utf-8")
+
+    assert pool["spec"]["selector"]["matchLabels"] == labels
+    assert all(name in (CHART / "templates" / "_helpers.tpl").read_text("utf-8") for name in labels)
+    (port,) = pool["spec"]["targetPorts"]
+    assert f"containerPort: {port['number']}" in template
+    for objective in objectives:
+        assert objective["kind"] == "InferenceObjective"
+        assert objective["spec"]["poolRef"]["name"] == pool["metadata"]["name"]
+    (backend,) = route["spec"]["rules"][0]["backendRefs"]
+    group = pool["apiVersion"].partition("/")[0]
+    assert backend == {"group": group, "kind": pool["kind"], "name": pool["metadata"]["name"]}
+    for (scaler,) in (gateway("hpa"), gateway("keda")):
+        assert scaler["spec"]["scaleTargetRef"]["name"] == "llama-tgi"
+
+
+def test_the_endpoint_picker_finds_the_metrics_that_the_guide_names() -> None:
+    section = (ROOT / "docs" / "scaling.md").read_text("utf-8").partition("| the picker wants |")[2]
+    named = set(re.findall(r"`vllm:(\w+)`", section))
+
+    assert named == {*list(SCHEDULER)[:3], "cache_config_info"}
