@@ -15,7 +15,15 @@ from tgi.protocol import unpack_ints
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, decodable, may_guess, plan
+from tgi.scheduler.policy import (
+    SPREAD_STEPS,
+    PlannedStep,
+    Schedule,
+    decodable,
+    decoding_room,
+    may_guess,
+    plan,
+)
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
@@ -134,6 +142,9 @@ class Run:
             if self.in_flight and may_guess(self.schedule) and self.rng.random() < 0.9:
                 break
             ready = [(s, s.epoch) for s in self.schedule.running if decodable(self.schedule, s)]
+            room = decoding_room(self.schedule)
+            if self.schedule.limits.stages > 1:
+                ready.sort(key=lambda pair: pair[0].last_step)
             decoding = sum(not s.prefilling for s in self.schedule.running)
             prompts = sum(s.prefill_end - s.computed for s in self.schedule.running if s.prefilling)
             prompts += sum(len(s.tokens) for s in self.schedule.waiting)
@@ -142,7 +153,7 @@ class Run:
             self.check_step(planned)
             if self.schedule.buckets.mixes:
                 self.check_mixed_step(
-                    planned, [s for s, epoch in ready if s.epoch == epoch], decoding, prompts
+                    planned, [s for s, epoch in ready if s.epoch == epoch][:room], decoding, prompts
                 )
             self.in_flight.append(planned)
         if self.in_flight:
@@ -195,16 +206,21 @@ class Run:
         assert all(s.epoch or s not in flying for s in constrained), "no mask can be known yet"
         if self.schedule.limits.stages > 1:
             assert min(unpack_ints(planned.step.tokens)) >= 0, "a token that the first stage does not know"
-            self.divided += any(not row.chunk for other in self.in_flight for row in other.rows)
+            decoding = sum(any(not row.chunk for row in other.rows) for other in (*self.in_flight, planned))
+            assert decoding <= self.schedule.limits.stages
+            self.divided += decoding > 1
 
     def check_mixed_step(
         self, planned: PlannedStep, ready: list[Sequence], decoding: int, prompts: int
     ) -> None:
-        """Every sequence that can decode does, in a pipeline those of the oldest that are the step's share,
-        and chunks of short prompts take no longer than it does."""
+        """Every sequence that can decode does, in a pipeline the share of a stage, and chunks of short
+        prompts take no longer than it does."""
         decode = [row.sequence for row in planned.rows if not row.chunk]
-        decoding = -(-decoding // self.schedule.limits.stages)
-        assert decode == ready[:decoding]
+        if (stages := self.schedule.limits.stages) > 1:  # some may have made way for others of a tenant
+            assert bool(decode) == bool(ready)
+            ready, decoding = ready[: len(decode)], -(-decoding // stages)
+        assert decode == ready
+        assert len(decode) <= decoding
         chunks = sum(row.length for row in planned.rows if row.chunk)
         limits, costs = self.schedule.limits, self.schedule.costs
         assert planned.tokens <= max(limits.max_batch_prefill_tokens, limits.max_batch_size)
@@ -268,7 +284,7 @@ def test_random_schedules(thousand: int) -> None:
     assert hits > 500
     assert slid > 1000
     assert mixed > 100
-    assert divided > 1000
+    assert divided > 500
     assert guessed > 20
 
 

@@ -21,6 +21,7 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
     Ignores rows of sequences that ended or were preempted after the step was planned. A sequence
     that got no token is preempted, and comes back with all that the sampler can do.
     """
+    schedule.decode_steps -= any(not row.chunk for row in planned.rows)
     if result.prompt_logprobs:
         _add_prompt_logprobs(planned, result)
     finished, matching = [], []

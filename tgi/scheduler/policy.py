@@ -98,6 +98,7 @@ class Schedule:
     # prefix_hit_tokens, _query_tokens     `_admit`
     # number, steps_since_prefill,         `_step`
     #   prefilled_last
+    # decode_steps                         `_step`; `commit`, `restart`
     # costs                                the `Scheduler`, from every result
     #
     # `remove` comes from `commit` for sequences that finish, and from the `Scheduler` for aborted ones.
@@ -122,6 +123,8 @@ class Schedule:
     """Tokens of all admitted sequences."""
     number: int = 0
     """Number of the latest step."""
+    decode_steps: int = 0
+    """Number of steps in flight that have decode rows."""
     steps_since_prefill: int = 0
     prefilled_last: bool = False
     """Whether the latest step was a prefill step."""
@@ -172,6 +175,7 @@ class Schedule:
         for sequence in self.running[:]:
             self._requeue(sequence)
         self.allocator.clear()
+        self.decode_steps = 0
         suspects = computed | {one for one in self.suspects if one.losses}
         self.suspects = sorted(suspects, key=lambda sequence: sequence.number)
         alone = computed.pop() if len(computed) == 1 else None
@@ -225,7 +229,7 @@ def plan(schedule: Schedule) -> PlannedStep | None:
     if schedule.buckets.mixes:
         rows = _still_running(schedule, _mixed_rows(schedule, _chunk_tokens(schedule)))
         return _step(schedule, rows) if rows else None
-    decoding = any(decodable(schedule, sequence) for sequence in schedule.running)
+    decoding = decoding_room(schedule) > 0 and any(decodable(schedule, s) for s in schedule.running)
     prefill_first = not (decoding and schedule.prefilled_last)
     for prefill in (prefill_first, not prefill_first):
         rows = _prefill_rows(schedule, decoding) if prefill else _mixed_rows(schedule, 0)
@@ -244,9 +248,18 @@ def decodable(schedule: Schedule, sequence: Sequence) -> bool:
 
 
 def _decoding_share(schedule: Schedule) -> int:
-    """Return the maximum decode rows of the next step, which leave each stage of a pipeline its share."""
+    """Return the maximum decode rows of a step, which leave each stage of a pipeline its share."""
     count = sum(not sequence.prefilling for sequence in schedule.running)
     return -(-count // schedule.limits.stages)
+
+
+def decoding_room(schedule: Schedule) -> int:
+    """Return the maximum decode rows of the next step.
+
+    In a pipeline no more such steps than stages are in flight, or rows would divide into more than these.
+    """
+    stages = schedule.limits.stages
+    return 0 if 1 < stages <= schedule.decode_steps else _decoding_share(schedule)
 
 
 def _make_way(schedule: Schedule) -> None:
@@ -280,18 +293,26 @@ def _last_to_yield(schedule: Schedule, first: Sequence) -> Sequence | None:
 
 
 def _by_turn(schedule: Schedule) -> list[Sequence]:
-    """Return the running sequences, the oldest first; with tenants, those that prefill last.
+    """Return the running sequences, the oldest first; with tenants or in a pipeline, those that prefill last.
 
-    Among these, the one first whose tenant has had least, so that a long prompt does not hold up a short one.
+    With tenants, among these the one first whose tenant has had least, so that a long prompt does not hold up
+    a short one. In a pipeline, of those that decode the ones first whose last step is longest ago.
     """
-    if not schedule.fair:
-        return schedule.running[:]
-    return sorted(schedule.running, key=lambda s: (1, progress(s), -s.number) if s.prefilling else (0, 0, 0))
+    piped, fair = schedule.limits.stages > 1, bool(schedule.fair)
+
+    def turn(sequence: Sequence) -> tuple[float, ...]:
+        if not sequence.prefilling:
+            return 0, sequence.last_step if piped else 0
+        return (1, progress(sequence), -sequence.number) if fair else (1,)
+
+    return sorted(schedule.running, key=turn) if piped or fair else schedule.running[:]
 
 
 def _still_running(schedule: Schedule, rows: list[Row]) -> list[Row]:
     """Leave out rows of sequences that an older one, which had its turn later, has preempted since."""
-    return [row for row in rows if row.epoch == row.sequence.epoch] if schedule.fair else rows
+    if not schedule.fair and schedule.limits.stages == 1:
+        return rows
+    return [row for row in rows if row.epoch == row.sequence.epoch]
 
 
 def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
@@ -301,7 +322,7 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
     """
     rows: list[Row] = []
     chunks: list[Row] = []
-    room, most = _guess_tokens(schedule), _decoding_share(schedule)
+    room, most = _guess_tokens(schedule), decoding_room(schedule)
     for sequence in _by_turn(schedule):
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
@@ -523,7 +544,10 @@ def _step(schedule: Schedule, rows: list[Row]) -> PlannedStep:
     schedule.prefilled_last = shape.prefill
     schedule.steps_since_prefill = 1 if shape.prefill else schedule.steps_since_prefill + 1
     sequences = [row.sequence for row in rows]
+    for sequence in sequences:
+        sequence.last_step = schedule.number
     chunks = [row for row in rows if row.chunk]
+    schedule.decode_steps += len(chunks) < len(rows)
     tokens: list[int] = []
     for row in rows:
         known = row.sequence.tokens[row.start : row.start + row.length - len(row.guesses)]

@@ -145,6 +145,8 @@ class Sequence:
     """Tokens of the prompt that the prefix cache had at the first admission, or before it, at routing."""
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
+    last_step: int = 0
+    """Number of the last step that it had a row in."""
     prefill_end: int = 0
     """Tokens to prefill since the last admission: all that were known then."""
     guesser: Guesser | None = None
