@@ -13,7 +13,7 @@ from quart import Response
 from tgi.api.call import BODY_ERRORS, Call, Engine, json_answer, post
 from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
-from tgi.errors import ToolError, ValidationError
+from tgi.errors import TemplateError, ToolError, ValidationError
 from tgi.scheduler import Sequence, Token
 from tgi.text import tool_calls
 from tgi.text.answer_format import AnswerFormat, AnswerParser
@@ -124,13 +124,20 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
         body.tool_prompt or None,
         required=required,
     )
-    text = templates.render(
-        messages,
-        described,
-        _variables(body),
-        continues=False if body.add_generation_prompt else body.continue_final_message,
-        more=body.add_generation_prompt is not False,
-    )
+    try:
+        text = templates.render(
+            messages,
+            described,
+            _variables(body),
+            continues=False if body.add_generation_prompt else body.continue_final_message,
+            more=body.add_generation_prompt is not False,
+        )
+    except TemplateError as error:
+        if place := _odd_arguments(body):
+            raise ValidationError(
+                f"`{place}` is not the text of a JSON object, and the chat template needs one: {error}"
+            ) from error
+        raise
     thoughts = style.thoughts_after(text)
     callable_tools = [
         tool_calls.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools
@@ -144,6 +151,20 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
         max_thoughts=_max_thoughts(body, engine, is_forced=required or text_grammar is not None),
     )
     return ChatPrompt(text, grammar, style, callable_tools, required, thoughts)
+
+
+def _odd_arguments(body: types.ChatRequest) -> str | None:
+    """Return the place of the first call whose arguments are no object, as of an answer that was cut."""
+    for number, message in enumerate(body.messages):
+        for index, call in enumerate(message.tool_calls or []):
+            arguments = call.function.arguments
+            try:
+                value = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
+            except (msgspec.DecodeError, RecursionError):
+                value = None
+            if not isinstance(value, dict):
+                return f"messages[{number}].tool_calls[{index}].function.arguments"
+    return None
 
 
 def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
