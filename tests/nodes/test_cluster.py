@@ -77,9 +77,9 @@ def expected(folder: Path) -> dict[str, list[int]]:
     return answers
 
 
-@pytest.mark.parametrize(("ranks", "nodes"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("shards", "stages", "nodes"), [(2, 1, 1), (4, 1, 2), (2, 2, 2)])
 def test_ranks_on_nodes_give_the_tokens_of_one_process(
-    folder: Path, cluster: Cluster, expected: dict[str, list[int]], ranks: int, nodes: int
+    folder: Path, cluster: Cluster, expected: dict[str, list[int]], shards: int, stages: int, nodes: int
 ) -> None:
     answers: dict[str, list[int]] = {}
     seen: list[psutil.Process] = []
@@ -90,9 +90,9 @@ def test_ranks_on_nodes_give_the_tokens_of_one_process(
         places.extend(nodes_of(seen))
         await ask_all(address, answers, 24)
 
-    assert serving(options(folder, cluster, ranks), client) == 0
+    assert serving(options(folder, cluster, shards, pipeline_parallel_size=stages), client) == 0
     assert answers == expected
-    assert len(seen) == ranks
+    assert len(seen) == shards * stages
     assert len(set(places)) == nodes
     assert places == sorted(places, key=places.index)  # the ranks of a node are neighbours
     assert not any(process.is_running() for process in seen)
@@ -161,6 +161,19 @@ def test_too_few_resources(folder: Path, cluster: Cluster, capsys: pytest.Captur
     line = capsys.readouterr().err
     assert line.startswith("tgi: 8 ranks ask for 8 CPU, and the Ray cluster has 6 CPU free of 6 (")
     assert line.count("has 2 CPU") == 3
+
+
+def test_a_server_can_wait_for_a_node(folder: Path) -> None:
+    ready: list[str] = []
+
+    async def client(address: str) -> None:
+        ready.append(address)
+
+    with open_cluster(1) as cluster, ThreadPoolExecutor(1) as pool:
+        adding = pool.submit(cluster.add, 1)
+        assert serving(options(folder, cluster, 2, ray_wait=120), client) == 0
+        adding.result()
+    assert ready
 
 
 def test_a_model_that_a_node_lacks(

@@ -5,10 +5,12 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import ssl
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,19 @@ import pytest
 import trio
 
 from tests.test_ranks import PROMPTS
+from tgi.device.meeting import open_store
 from tgi.executor import EngineError, open_executor
 from tgi.limits import Limits
 from tgi.nodes import actor
 from tgi.nodes.handshake import HandshakeError, admit, introduce, tls_context, welcome
-from tgi.nodes.messages import Kind, Seat, Task
+from tgi.nodes.messages import Kind, Seat, Task, encode
 from tgi.nodes.server import NodeRank, _Start
+from tgi.plugins import ConfigError
 from tgi.protocol import Describe
 from tgi.testing.engine import generate, open_engine
 from tgi.testing.models import make_llama
 from tgi.text.tokenizer import Tokenizer
+from tgi.weights import Shard
 
 TOKEN = bytes(range(32))
 
@@ -253,3 +258,18 @@ async def test_what_a_rank_prints_is_logged_with_its_place(
     assert isinstance(error, EngineError)
     assert "on node 127.0.0.1) was killed by SIGKILL" in str(error)
     assert caplog.messages == ["rank 0 on 127.0.0.1: first", "rank 0 on 127.0.0.1: second"]
+
+
+def test_an_actor_that_cannot_reach_the_server_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    task = Task("127.0.0.1", port, TOKEN, "", None, None, "auto", {}, (), ())
+    how = actor.RankActor().run(encode(task), encode(Seat(1, 2, "127.0.0.1", 0, 1)))
+    assert how.startswith(f"cannot reach the server at 127.0.0.1, port {port}: ")
+
+
+def test_a_rank_that_cannot_reach_rank_0_says_so() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigError, match=f"^rank 1 on .* cannot reach rank 0 at 127.0.0.1, port {port} "):
+        open_store(f"tcp://127.0.0.1:{port}", Shard(1, 2), timedelta(seconds=5))
