@@ -9,9 +9,11 @@ import torch
 import trio
 from transformers import PhiConfig, Qwen2MoeConfig
 
+from tests.peft_adapters import make_adapter
 from tgi.config import DEMO_MODEL
 from tgi.device.cpu.cpu_device import has_instructions
 from tgi.limits import Limits
+from tgi.protocol import LoraSlots
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Token
 from tgi.testing.checkpoints import make_checkpoint
@@ -66,6 +68,29 @@ def test_experts_and_gelu_depend_on_the_token_alone(tmp_path: Path, config: Any,
     for row, part, among in zip(alone, chunks, company, strict=True):
         assert torch.equal(part.logits, row.logits)
         assert torch.equal(among.logits, row.logits)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_row_depends_on_its_own_adapter_alone(tmp_path: Path, dtype: str) -> None:
+    """In one piece, in chunks, and between rows with the same adapter, another, or none."""
+    model = make_llama(tmp_path / "model", vocab_size=320)
+    driver = make_driver(model, open_device("cpu", 1), dtype=dtype, loras=LoraSlots(2, 16))
+    for slot, rank in enumerate((3, 16)):
+        assert not driver.load_lora(slot, make_adapter(tmp_path / str(slot), model, slot, r=rank))
+    prompt, *others = (random_prompt(320, length, length) for length in (45, 7, 33, 20))
+    for own in (-1, 0, 1):
+        driver.start(0, lora=own)
+        alone = [driver.prefill({0: prompt})[0], driver.decode([0])[0]]
+        driver.start(1, lora=own)
+        driver.prefill({1: prompt[:16]}, unfinished=[1])
+        chunks = [driver.prefill({1: prompt[16:]})[1], driver.decode([1])[1]]
+        for lane, slot in {2: own, 3: 0, 4: 1, 5: -1}.items():
+            driver.start(lane, lora=slot)
+        first = driver.prefill({3: others[0], 2: prompt, 4: others[1], 5: others[2]})[2]
+        company = [first, driver.decode([3, 4, 2, 5])[2]]
+        for row, part, among in zip(alone, chunks, company, strict=True):
+            assert torch.equal(part.logits, row.logits)
+            assert torch.equal(among.logits, row.logits)
 
 
 async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[tuple[int, float]]:

@@ -1,5 +1,6 @@
 """LoRA adapters over HTTP: names, routes of vLLM, slots, and prefixes that they do not share."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,3 +164,14 @@ async def test_a_text_goes_on_when_its_adapter_is_unloaded() -> None:
             assert (await server.generate({"adapter_id": "sql"})).status == 422
         assert texts == [wanted]
         assert (await load(server, "new"))[0] == 200
+
+
+async def test_gateways_learn_which_adapters_are_in_use() -> None:
+    async with serving(loras=SLOTS, step_seconds=0.05) as server, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(text_of, server, adapter_id="sql", max_new_tokens=12))
+        await trio.sleep(0.2)
+        told = (await server.ask("GET", "/metrics?names=vllm")).body.decode()
+        labels = 'max_lora="2",waiting_lora_adapters="",running_lora_adapters="sql"'
+        assert f"vllm:lora_requests_info{{{labels}}} " in told
+    async with serving() as server:
+        assert "lora" not in (await server.ask("GET", "/metrics?names=vllm")).body.decode()

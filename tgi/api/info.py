@@ -21,7 +21,7 @@ from tgi.scheduler import Replica, SchedulerStatistics
 
 from .call import VERSION, Call, Service, empty_answer, get, json_answer
 from .turns import THREADS
-from .vllm_metrics import vllm_families
+from .vllm_metrics import lora_families, vllm_families
 
 MEDIA_TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -231,7 +231,8 @@ async def metrics(call: Call[None]) -> Response:
             _count_replicas(metrics, replicas)
         if names != "tgi":
             each = [replica.scheduler.statistics() for replica in replicas]
-            text = render(vllm_families(metrics, each, engine.model.served_name, size))
+            families = vllm_families(metrics, each, engine.model.served_name, size)
+            text = render([*families, *lora_families(engine.scheduler)])
     if names != "vllm":
         text = metrics.render() + text
     return Response(text, 200, {"content-type": CONTENT_TYPE})

@@ -4,11 +4,12 @@ Names, types, labels and units are vLLM's; the bucket bounds of histograms are o
 a replica in metrics of a scheduler, and 0 in those of requests, which are counted together.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 
 from tgi.metrics import Counter, Family, Gauge, Info, Metrics, escaped
-from tgi.scheduler import SchedulerStatistics
+from tgi.scheduler import Router, SchedulerStatistics
 
 RENAMED = {
     "time_to_first_token_seconds": "request_time_to_first_token_duration",
@@ -70,6 +71,21 @@ def vllm_families(
     for name, attribute in RENAMED.items():
         ours: Family = getattr(metrics, attribute)
         yield ours.renamed(f"vllm:{name}", f'{named},engine="0"')
+
+
+def lora_families(router: Router) -> Iterator[Family]:
+    """Yield the metric by which gateways learn which LoRA adapters are in use, if there can be any."""
+    if not router.loras.slots.count:
+        return
+    running, waiting = (",".join(sorted(counts)) for counts in router.count_loras())
+    info = Info("vllm:lora_requests_info", "LoRA adapters of requests that run and that wait; the time")
+    info.set(
+        time.time(),
+        max_lora=router.loras.slots.count,
+        waiting_lora_adapters=waiting,
+        running_lora_adapters=running,
+    )
+    yield info
 
 
 def _totals(metrics: Metrics) -> Iterator[Counter]:

@@ -7,6 +7,7 @@ because the block tables are the server's.
 import functools
 import math
 import operator
+from collections import Counter
 from collections.abc import Sequence as Items
 from contextlib import AbstractContextManager
 
@@ -82,6 +83,13 @@ class Router:
     def loras(self) -> Loras:
         """LoRA adapters, which all replicas share."""
         return self.replicas[0].scheduler.loras
+
+    def count_loras(self) -> tuple[Counter[str], Counter[str]]:
+        """Count the sequences that run, and those that wait, by the names of their LoRA adapters."""
+        schedules = [replica.scheduler.schedule for replica in self.replicas]
+        running = [one.lora.name for schedule in schedules for one in schedule.running if one.lora]
+        waiting = [one.lora.name for schedule in schedules for one in schedule.waiting if one.lora]
+        return Counter(running), Counter(waiting)
 
     def generating(
         self, sequences: Items[Sequence], deadline: float = math.inf
