@@ -18,7 +18,7 @@ LIMIT ?= 120
 HOURS ?= 1
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients docs wheels release run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
+.PHONY: help setup clients agents test-agents docs wheels release run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
   run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -28,6 +28,11 @@ help:  ## list the targets
 setup: .venv/.dev  ## make .venv with the server, every adapter and the developers' tools
 
 clients: .venv/.clients  ## make .venv/clients with the libraries that integration-tests/clients tries
+
+agents: .venv/.agents  ## make .venv/agents with the frameworks that integration-tests/agents tries
+
+test-agents: .venv/.dev .venv/.agents  ## try frameworks for agents and structured output
+	.venv/bin/python -m pytest -q integration-tests/agents $(ARGS)
 
 docs: .venv/.docs  ## build the site of the documentation in build/site; every link is checked
 	rm -rf build/docs build/site && mkdir -p build/docs
@@ -156,6 +161,11 @@ clean:  ## remove what the other targets made
 .venv/.clients: integration-tests/clients/requirements.txt | .venv/bin/python
 	.venv/bin/python -m venv --clear .venv/clients
 	.venv/clients/bin/python -m pip install --quiet --disable-pip-version-check '$(TORCH)' --requirement $<
+	@touch $@
+
+.venv/.agents: integration-tests/agents/requirements.txt | .venv/bin/python
+	.venv/bin/python -m venv --clear .venv/agents
+	.venv/agents/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 .venv/.docs: docs/requirements.txt | .venv/bin/python
