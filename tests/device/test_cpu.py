@@ -76,6 +76,17 @@ def test_elementwise_operations_agree_with_the_definition(devices, dtype):
         assert torch.equal(x, before)
 
 
+def test_cosines_and_sines_do_not_depend_on_the_place_of_an_angle(devices):
+    plain, fast = devices
+    angles = normal(500, 32).abs() * torch.tensor([1.0, 1e2, 1e5, 1e7]).repeat(8)
+    for whole, exact in zip(fast.cos_sin(angles), plain.cos_sin(angles.double()), strict=True):
+        assert (whole - exact).abs().max() < 1e-7
+    for size in (1, 3, 17):
+        parts = [fast.cos_sin(angles[begin : begin + size]) for begin in range(0, 500, size)]
+        for whole, part in zip(fast.cos_sin(angles), zip(*parts, strict=True), strict=True):
+            assert torch.equal(torch.cat(part), whole)
+
+
 def test_argmax_takes_the_first_of_equals(devices):
     x = torch.tensor([[0.0, 2.0, 2.0, 1.0], [-torch.inf, -1.0, -5.0, -1.0]])
     assert [device.argmax(x).tolist() for device in devices] == [[1, 1], [1, 1]]

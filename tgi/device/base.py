@@ -250,6 +250,10 @@ class Device:
         """
         return None
 
+    def cos_sin(self, angles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return cosines and sines of angles float32."""
+        return angles.cos(), angles.sin()
+
     def rotation(self, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cos and sin [T, r / 2] as `rotary` takes them, [T, 1, r]; here half of sin is negated."""
         return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]

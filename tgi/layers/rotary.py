@@ -43,7 +43,7 @@ class Rotary(nn.Module):
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cos and sin as `Device.rotary` takes them, [T, 1, dim]."""
         angles = batch.positions[:, None].float() * self._frequencies(batch)
-        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
+        cos, sin = (x * self._factor for x in self._device.cos_sin(angles))
         return self._device.rotation(cos.to(self._dtype), sin.to(self._dtype))
 
     def _frequencies(self, batch: Batch) -> torch.Tensor:

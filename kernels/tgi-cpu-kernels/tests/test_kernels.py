@@ -4,6 +4,7 @@ Each test runs on every instruction set that this processor has and that is buil
 """
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -65,6 +66,14 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dty
     for size in (1, 2, 3, 7, 12, 13, 64, 149):
         parts = [kernels.linear(x[begin : begin + size], packed, 70) for begin in range(0, 150, size)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+def test_calls_from_several_threads_at_once_give_the_same_bits(kernels: Kernels) -> None:
+    x, packed = random(64, 256, dtype=torch.float32), kernels.pack(random(512, 256, dtype=torch.float32))
+    whole = kernels.linear(x, packed, 512)
+    with ThreadPoolExecutor(3) as threads:
+        results = list(threads.map(lambda _: kernels.linear(x, packed, 512), range(300)))
+    assert all(torch.equal(result, whole) for result in results)
 
 
 def integers(n: int, k: int, bits: int, group: int, *, symmetric: bool) -> tuple[torch.Tensor, ...]:
