@@ -482,6 +482,9 @@ class HTTP2:
     def send(self, number: int, body: bytes, *, end: bool = True) -> None:
         self._connection.send_data(number, body, end_stream=end)
 
+    def reset(self, number: int) -> None:
+        self._connection.reset_stream(number)
+
     async def finish(self, *numbers: int) -> None:
         """Read until these streams have ended."""
         await self._stream.send_all(self._connection.data_to_send())
@@ -530,3 +533,47 @@ async def test_http2_answers_before_the_end_of_a_body_without_cutting_others(
         client.send(refused, b"y" * 1000)
         await client.finish(long)
         assert client.statuses == {long: "200", refused: status}
+
+
+async def test_http2_streams_that_are_begun_and_reset_at_once_cost_no_other_and_leave_nothing() -> None:
+    """Rapid reset (CVE-2023-44487)."""
+    async with serving(step_seconds=0.01) as server, http2(server) as client, http2(server) as other:
+        assert server.service.engine is not None
+        scheduler = server.service.engine.scheduler
+        for _ in range(20):
+            for _ in range(50):
+                client.reset(client.begin("POST", "/generate_stream", LONG))
+            await client.finish(client.begin("GET", "/health"))
+            await other.finish(other.begin("GET", "/health"))
+        assert set(other.statuses.values()) == {"200"}
+        with trio.fail_after(10):
+            while server.service.in_flight or scheduler.statistics().blocks.used:
+                await trio.sleep(0.01)
+
+
+async def test_http2_headers_without_an_end_are_cut_off() -> None:
+    """CONTINUATION flood (CVE-2024-27316)."""
+    async with serving() as server:
+        stream = await server.connect()
+        async with stream:
+            first = H2Connection(H2Configuration(client_side=True))
+            first.initiate_connection()
+            piece = b"\x00\x01x" + b"\x7f\x81\xff\x00" + b"y" * 511  # one header of a literal name
+            frames = [b"\x00\x00\x00\x01\x00\x00\x00\x00\x01"]  # HEADERS, of nothing so far
+            frames += [len(piece).to_bytes(3, "big") + b"\x09\x00\x00\x00\x00\x01" + piece] * 10_000
+            with contextlib.suppress(trio.BrokenResourceError):
+                await stream.send_all(first.data_to_send())
+                for frame in frames:
+                    await stream.send_all(frame)
+            assert await is_closed_in_the_end(stream)
+        assert (await server.ask("GET", "/health")).status == 200
+
+
+async def is_closed_in_the_end(stream: trio.SocketStream) -> bool:
+    """Return whether the server closes the connection after what it has to say."""
+    with trio.move_on_after(10):
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some(65536):
+                pass
+        return True
+    return False
