@@ -245,4 +245,4 @@ def test_the_endpoint_picker_finds_the_metrics_that_the_guide_names() -> None:
     section = (ROOT / "docs" / "scaling.md").read_text("utf-8").partition("| the picker wants |")[2]
     named = set(re.findall(r"`vllm:(\w+)`", section))
 
-    assert named == {*list(SCHEDULER)[:3], "cache_config_info"}
+    assert named == {*list(SCHEDULER)[:3], "cache_config_info", "lora_requests_info"}
