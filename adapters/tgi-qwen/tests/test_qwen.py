@@ -1,8 +1,10 @@
 """Logits and text against transformers for every kind of Qwen, with every switch of published configs."""
 
 import pytest
+from tgi_qwen.plugin import read_qwen2
 from transformers import Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig
 
+from tgi.plugins import JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import make_checkpoint
@@ -26,6 +28,18 @@ CONFIGS = {
     "2 MoE": Qwen2MoeConfig(**SIZES, **EXPERTS, shared_expert_intermediate_size=24, decoder_sparse_step=2),
     "3 MoE": Qwen3MoeConfig(**SIZES, **EXPERTS, norm_topk_prob=True, mlp_only_layers=[1]),
 }
+
+
+def test_texts_of_a_model_for_a_million_tokens_end_with_its_first_chunk():
+    """Dual chunk attention, as Qwen2.5-7B-Instruct-1M has it, is the ordinary one up to there."""
+    chunks = {"chunk_size": 262144, "local_size": 8192, "original_max_position_embeddings": 262144}
+    for length, most in ((1_010_000, 253_952), (32_768, 32_768)):
+        config = Qwen2Config(**SIZES, max_position_embeddings=length).to_dict()
+        get = JsonReader(config | {"dual_chunk_attention_config": chunks})
+        assert read_qwen2(get).max_position == most
+    get = JsonReader(config | {"dual_chunk_attention_config": chunks | {"sparse_attention_enabled": True}})
+    read_qwen2(get)
+    assert "sparse_attention_enabled" in [key for _, key, _ in get.unread()]
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -49,7 +49,19 @@ def _read(get: JsonReader, defaults: Mapping[str, Any], **own: Any) -> LlamaConf
     window = get.size("sliding_window", 4096) if get(bool, "use_sliding_window", False) else None
     first = get(int, "max_window_layers", 28)
     get(int, "sliding_window", None)
+    if (chunks := get.section("dual_chunk_attention_config")) is not None:
+        own["max_position"] = min(get.size("max_position_embeddings"), _first_chunk(chunks))
     return read_llama_config(get, window, slides=lambda layer: layer >= first, **own)
+
+
+def _first_chunk(get: JsonReader) -> int:
+    """Return the number of tokens of the first chunk of Qwen2.5-1M; attention within it is the ordinary one.
+
+    Longer texts are not offered.
+    """
+    size = get.size("chunk_size", 262144)
+    get(int, "original_max_position_embeddings", size)
+    return size - get.size("local_size", 8192)
 
 
 def _read_experts(get: JsonReader, **own: Any) -> ExpertsConfig:
