@@ -20,6 +20,9 @@ CONFIGS = {
     for name, config in getattr(imported(test), "CONFIGS", {}).items()
 }
 
+SHORT = ("tgi-phi, 3.5", "tgi-phi, 4 mini")
+"""Checkpoints for which transformers changes the factors of RoPE within a longer text."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("card", [None, "gaudi2-lazy", "gaudi3-compile"])
@@ -28,4 +31,7 @@ def test_text(tmp_path: Path, name: str, card: str | None) -> None:
     config: Any = CONFIGS[name]
     folder = make_checkpoint(tmp_path, config)
     cards = [] if card is None else [card]
-    check_generation(folder, [5, 40], cards=cards, ranks=1 if cards else 2, expert_parallel="MoE" in name)
+    tokens = 24 if name in SHORT else 64
+    check_generation(
+        folder, [5, 40], tokens=tokens, cards=cards, ranks=1 if cards else 2, expert_parallel="MoE" in name
+    )

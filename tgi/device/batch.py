@@ -148,6 +148,15 @@ class Batch:
         given: dict[str, Any] = {field.name: None for field in attrs.fields(Batch)}
         return Batch(**(given | {name: getattr(self, name) for name in names}))
 
+    def of_group(self, number: int) -> "Batch":
+        """Return the batch for a layer of that group: places and plans of others are None."""
+
+        def own(values: Any) -> Any:
+            return [one if index == number else None for index, one in enumerate(values)]
+
+        plan = own(self.plan) if isinstance(self.plan, list) else self.plan
+        return attrs.evolve(self, groups=own(self.groups), plan=plan)
+
     def plan_of(self, layer: KVLayer) -> Any:
         """Return the plan of the group that a layer is in, where `plan` is a list of those."""
         assert isinstance(self.plan, list)

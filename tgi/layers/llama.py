@@ -128,6 +128,8 @@ class LlamaLayer(nn.Module):
         self.after_attention, self.before_mlp = map(norm, (names.after_attention, names.before_mlp))
         self.mlp = decoder.make_mlp(config, build, layer)
         self.after_mlp = norm(names.after_mlp)
+        self.kv = build.kv[layer]
+        """Keys and values, whose group is all that a program compiled for the layer sees of the batch's."""
         self._parallel, self._scale = config.parallel, config.residual_scale
 
     def forward(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:

@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import nn
 
-from tgi.device.batch import Batch, KVCache
+from tgi.device.batch import Batch, KVCache, KVLayer
 from tgi.device.graphs import Program, Run
 
 _MANY = 1 << 14
@@ -84,12 +84,16 @@ class _Region:
     def __init__(self, owner: CompiledRegions, method: Callable[..., Any], *part: nn.Module) -> None:
         self._owner, self._method, self._part = owner, method, part
         self._reads: Set[str] | None = getattr(part[0], "reads", None) if part else None
+        self._kv: KVLayer | None = getattr(part[0], "kv", None) if part else None
         self._of_program: dict[Program | None, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         owner, program = self._owner, self._owner.program
         if self._reads is not None:
             args = tuple(one.only(self._reads) if isinstance(one, Batch) else one for one in args)
+        if self._kv is not None:
+            group = self._kv.group
+            args = tuple(one.of_group(group) if isinstance(one, Batch) else one for one in args)
         compiled = self._of_program.get(program)
         if compiled is not None:
             return compiled(*self._part, *args, **kwargs)
