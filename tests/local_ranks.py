@@ -20,7 +20,7 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.setup import Setup
 from tgi.plugins import DeviceSpec
-from tgi.protocol import Describe, Described, Load, Loaded, Result, Step
+from tgi.protocol import Describe, Described, Load, Loaded, LoadLora, Result, Step
 from tgi.weights import Shard
 from tgi.worker.runner import Runner
 
@@ -46,6 +46,11 @@ class LocalRank:
         """Reserve the KV cache."""
         assert self.runner is not None
         self.runner.allocate(*blocks)
+
+    async def load_lora(self, slot: int, folder: str) -> str:
+        """Put a LoRA adapter into a slot."""
+        assert self.runner is not None
+        return self.runner.load_lora(LoadLora(0, slot, folder)).fault
 
     async def ready(self) -> None:
         """End the warm-up."""

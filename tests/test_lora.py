@@ -22,7 +22,8 @@ from transformers import (
 
 from tests.compiling import COMPILING, open_compiling
 from tests.peft_adapters import make_adapter, peft_logits
-from tgi.protocol import LoraSlots
+from tgi.protocol import Bucket, LoadLora, LoraSlots
+from tgi.scheduler.warming import warm_up_step, with_loras
 from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.models import make_llama
@@ -101,6 +102,22 @@ def test_devices_that_compile(model, adapters, wanted, name) -> None:
         load(driver, adapters)
         for got, want in zip(mixed(driver), wanted, strict=True):
             torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["gaudi2-lazy", "gaudi3-compile"])
+def test_a_warm_up_makes_both_programs(model, adapters, name) -> None:
+    with open_compiling(name) as device:
+        runner = make_driver(model, device, loras=LoraSlots(2, 16), dtype="float32").runner
+        plain = warm_up_step(Bucket(2, 1, 4))
+        steps = plain, with_loras(plain)
+        for step in steps:
+            runner.execute(step)
+        runner.seal()
+        for slot, folder in enumerate(adapters[:2]):
+            assert runner.load_lora(LoadLora(0, slot, str(folder))).fault == ""
+        for step in steps:
+            counted = runner.execute(step).statistics
+            assert not counted.keys() & {"graph_misses", "graph_compilations"}
 
 
 SIZES = {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -164,7 +164,7 @@ class StackedWeight(LoraWeight):
 def _write(table: torch.Tensor, place: int, rows: torch.Tensor) -> None:
     """Overwrite the part of a table that is as high as `rows` and has number `place`."""
     places = torch.arange(place * len(rows), (place + 1) * len(rows))
-    table.index_copy_(0, places.to(table.device), rows.to(table.device, table.dtype))
+    table.index_copy_(0, places.to(table.device), rows.to(table.dtype).to(table.device))
 
 
 @attrs.frozen(eq=False)
@@ -271,8 +271,11 @@ class Loras:
 
     @torch.inference_mode()
     def put(self, slot: int, pairs: Sequence[LoraPair]) -> None:
-        """Put an adapter into a slot. Raises ConfigError, and then changes nothing."""
-        widest = max(len(pair.down) for pair in pairs)
+        """Put an adapter into a slot. Raises ConfigError, and then changes nothing.
+
+        Without pairs, a slot becomes one that changes nothing.
+        """
+        widest = max((len(pair.down) for pair in pairs), default=0)
         if widest > self.slots.rank:
             raise ConfigError(f"the adapter has rank {widest}, and --max-lora-rank is {self.slots.rank}")
         found = self._find(pairs)

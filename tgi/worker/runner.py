@@ -156,6 +156,8 @@ class Runner:
         ]
         self.cache = KVCache.joined(caches, [group.layers for group in self.groups], self.kv)
         self.programs = self._open_programs(self.cache)
+        if self.loras is not None and self.device.compiles:
+            self.loras.put(0, ())  # compiles what an adapter that comes later needs
 
     def load_lora(self, command: LoadLora) -> LoraLoaded:
         """Put a LoRA adapter into a slot."""
