@@ -17,8 +17,9 @@ import torch
 from tgi.device.base import Device
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.device.experts import Experts
-from tgi.layers.loading import load_model
+from tgi.layers.loading import describe, load_model
 from tgi.plugins import ConfigError
+from tgi.protocol import Describe
 from tgi.weights import Checkpoint, CheckpointError, Shard
 from tgi.weights.formats import LinearWeight
 
@@ -34,9 +35,11 @@ from .runs import (
     random_prompt,
     shared,
     together,
+    told,
     transformers_logprobs,
     whole,
 )
+from .stages import StagedRunner
 
 LENGTHS = (37, 5, 18)
 """Lengths of the prompts in tokens."""
@@ -82,6 +85,7 @@ def check_architecture(
             case.compare(case.in_all_ways(device, PADDING))
     if ranks:
         _compare_ranks(case, ranks, expert_parallel)
+    _compare_stages(case)
     for shard in (Shard(), *(Shard(rank, ranks) for rank in range(ranks))):
         _check_weights(case.drivers.folder, shard, expert_parallel)
 
@@ -234,6 +238,23 @@ def _compare_ranks(case: _Case, ranks: int, expert_parallel: bool) -> None:
         except (ConfigError, CheckpointError) as error:
             raise AssertionError(f"it cannot be divided over {ranks} ranks: {error}") from error
         case.compare([("ranks", got, [case.wanted[longest]])])
+
+
+def _compare_stages(case: _Case) -> None:
+    """Compare the longest prompt in two stages, if the model may be divided into them."""
+    drivers, longest = case.drivers, case.drivers.longest
+    text, length = case.texts[longest], drivers.lengths[longest]
+    command = load_command(drivers.folder)
+    asked = Describe(
+        folder=command.folder, architecture=command.architecture, ranks=1, stages=2, dtype=command.dtype
+    )
+    try:
+        layers = describe(asked).stage_layers
+    except ConfigError:
+        return
+    with _explained("in 2 stages", diagnosis.on_stages):
+        driver = Driver(StagedRunner.open(command, layers), drivers.blocks)
+        case.compare([("stages", [told(driver, 0, text, length)], [case.wanted[longest]])])
 
 
 def _check_weights(folder: Path, shard: Shard, expert_parallel: bool) -> None:

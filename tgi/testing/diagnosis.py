@@ -14,6 +14,7 @@ WAYS = {
     "padded decode": "decode steps of several rows and padding",
     "prefix": "prefill after a shared prefix",
     "ranks": "ranks",
+    "stages": "stages",
 }
 DECODE = {"decode", "scattered", "together decode"}
 SMALL = 0.02
@@ -41,6 +42,10 @@ length
 _SMALL = """
 The difference is small: an epsilon, another approximation of an activation (gelu, tanh), or something
 that is not computed in float32
+"""
+_STAGES = """
+only in stages: what is done before the first layer or after the last one is done in every stage, or a layer
+is told another number than `build.layers` yields
 """
 _PREFIX = """
 only where a prefix is shared with a longer prompt: keys depend on how long the prompt is, which
@@ -131,6 +136,11 @@ def on_card(_: Mapping[str, float]) -> str:
 def on_ranks(_: Mapping[str, float]) -> str:
     """Return the message if everything is right on one rank, and not on several."""
     return _line(_RANKS)
+
+
+def on_stages(_: Mapping[str, float]) -> str:
+    """Return the message if everything is right in one piece, and not in stages of a pipeline."""
+    return _line(_STAGES)
 
 
 def failed(error: Exception) -> str:

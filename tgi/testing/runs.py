@@ -50,6 +50,13 @@ def decoded(driver: Driver, lane: int, text: Sequence[int], length: int) -> Logp
     return torch.stack([row.logits for row in rows]).log_softmax(-1)
 
 
+def told(driver: Driver, lane: int, text: Sequence[int], length: int) -> Logprobs:
+    """Compute the prompt by prefill, and each further token by a step that names it."""
+    driver.start(lane, prompt_length=length)
+    parts = [text[:length], *([token] for token in text[length:-1])]
+    return torch.stack([driver.prefill({lane: part})[lane].logits for part in parts]).log_softmax(-1)
+
+
 def chunked(driver: Driver, prompt: Sequence[int]) -> Logprobs:
     """Compute the last token of the prompt, in chunks of 9, 1, 7, 7, … tokens.
 
