@@ -168,7 +168,13 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("ranks", "config", "options", "card"), CASES.values(), ids=CASES)
+SLOW = ("2 stages on simulated cards, a window",)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "config", "options", "card"),
+    [pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name in SLOW)) for name, case in CASES.items()],
+)
 def test_a_server_on_ranks_gives_the_tokens_of_transformers(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

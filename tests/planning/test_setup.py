@@ -160,3 +160,15 @@ def test_a_dtype_of_the_cache_that_the_device_lacks(tmp_path: Path) -> None:
     setup = read_setup(make_llama(tmp_path), Options(kv_cache_dtype="fp8_e4m3fn"), CPU)
     with pytest.raises(ConfigError, match="a KV cache of 'fp8_e4m3fn' is not supported on this device"):
         setup.describe_command()
+
+
+def test_stages_divide_the_cards() -> None:
+    eight = {MODULES: "0,1,2,3,4,5,6,7"}
+    assert count_shards(Options(sharded="true", pipeline_parallel_size=2), GAUDI, eight) == 4
+    assert count_shards(Options(pipeline_parallel_size=2), GAUDI, eight) == 1
+    with pytest.raises(OptionError, match="8 cards, which --pipeline-parallel-size 3 does not divide"):
+        count_shards(Options(sharded="true", pipeline_parallel_size=3), GAUDI, eight)
+    with pytest.raises(
+        OptionError, match="--num-shard 4 times --pipeline-parallel-size 4 is more than the 8"
+    ):
+        count_shards(Options(num_shard=4, pipeline_parallel_size=4), GAUDI, eight)
