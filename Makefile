@@ -15,6 +15,7 @@ GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.1/ubuntu24.04/habanalabs/pytorc
 VOLUME ?= $(CURDIR)/data
 MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
 LIMIT ?= 120
+WORKERS ?= 2
 HOURS ?= 1
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
@@ -42,8 +43,9 @@ docs: .venv/.docs  ## build the site of the documentation in build/site; every l
 run: .venv/.run  ## serve the demo model on port 8080; PORT=…, ARGS="--model-id …"
 	.venv/bin/tgi serve --port $(PORT) $(ARGS)
 
-test: .venv/.dev .venv/.clients  ## run the tests; ARGS="tests/test_cli.py -k help"
-	.venv/bin/python -m pytest -q -m 'not slow' $(ARGS)
+# Files run side by side, each in one process, with a thread of the CPU.
+test: .venv/.dev .venv/.clients  ## run the tests; ARGS="tests/test_cli.py -k help", WORKERS=0 for one process
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow' $(ARGS)
 
 test-slow: .venv/.dev .venv/.clients  ## run the tests that `make test` leaves out
 	.venv/bin/python -m pytest -q -m slow -o faulthandler_timeout=600 $(ARGS)
