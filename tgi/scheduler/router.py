@@ -95,7 +95,8 @@ class Router:
         self, sequences: Items[Sequence], deadline: float = math.inf
     ) -> AbstractContextManager[trio.MemoryReceiveChannel[tuple[int, Token | ApiError]]]:
         """Generate on one replica; see `Scheduler.generating`."""
-        return self._choose(sequences[0]).generating(sequences, deadline)
+        chosen = self._choose(sequences[0]) if sequences else self.replicas[0].scheduler
+        return chosen.generating(sequences, deadline)
 
     def waited_seconds(self) -> float:
         """Return how long the step of the replica that is best off has taken so far; 0 if it has none."""
