@@ -386,8 +386,6 @@ class Options:
     def _check_shards(self) -> None:
         if self.pipeline_parallel_size < 1:
             raise OptionError("`pipeline_parallel_size` cannot be < 1")
-        if self.pipeline_parallel_size > 1 and (self.enable_lora or self.lora_adapters):
-            raise OptionError("LoRA adapters cannot be used with --pipeline-parallel-size: choose one")
         if self.replicas < 1:
             raise OptionError("`replicas` must be > 0")
         if self.num_shard is None:

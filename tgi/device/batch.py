@@ -141,7 +141,7 @@ class Batch:
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
     loras: torch.Tensor | None = None
-    """`tgi.layers.lora.LoraRows.tokens`; None if no row has a LoRA adapter."""
+    """`tgi.layers.lora.LoraRows.mask`; None if no row has a LoRA adapter."""
 
     def only(self, names: Set[str]) -> "Batch":
         """Return the batch for a part of a model that reads these fields; all others are None."""

@@ -3,8 +3,8 @@
 
 A rank has some slots, each for one adapter at a time. A row of a step names the slot of its adapter, or none.
 An adapted weight adds to its product, for each row, the product with two small matrices of the row's slot.
-Where shapes are fixed, the matrices of all slots are one table, and a mask hides what is not a token's own.
-On other devices, the rows of each slot are multiplied apart: a row's result does not depend on others.
+The matrices of all slots are one table, and a mask hides what is not a token's own, so that a row's result
+does not depend on others.
 
 Both products are linear, so that the matrices are divided over the ranks as the weight is.
 """
@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Self
 
 import attrs
-import numpy as np
 import torch
 
 from tgi.device.base import Device
@@ -70,25 +69,12 @@ class Piece:
 class LoraRows:
     """The adapters of a step's tokens, which all adapted weights look at."""
 
-    tokens: torch.Tensor | None = None
-    """Where shapes are fixed, the mask [T, slots * rank] of the columns that are a token's own; elsewhere,
-    the slot of each token [T], -1 for none. None: no row of the step has an adapter."""
-    groups: Sequence[tuple[int, torch.Tensor | None]] = ()
-    """Slots of the step and the tokens of each; None: all. Only where shapes are not fixed."""
-
-    def group(self, slots: torch.Tensor) -> None:
-        """Find the tokens of each slot in a step."""
-        owners = slots.numpy()
-        used = [int(slot) for slot in np.unique(owners)]
-        self.groups = [
-            (slot, torch.from_numpy(np.flatnonzero(owners == slot)) if len(used) > 1 else None)
-            for slot in used
-            if slot >= 0
-        ]
-        self.tokens = slots
+    mask: torch.Tensor | None = None
+    """[T, slots * rank]: 1 in the columns that are a token's own, and 0 elsewhere; None: no row of the step
+    has an adapter."""
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class LoraWeight(LinearWeight):
     """A weight of any format to whose product the adapters add theirs."""
 
@@ -110,10 +96,13 @@ class LoraWeight(LinearWeight):
         """Multiply as the base does, and add what the adapters of the step's rows give."""
         assert isinstance(device, Device)
         y = device.multiply(x, self.base, bias, residual)
-        return y if self.rows.tokens is None else self.add(device, x, y)
+        return y if self.rows.mask is None else self.add(device, x, y, self.rows.mask)
 
-    def add(self, device: Device, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Return y [T, out] plus the adapters' products with x [T, in]; may change y."""
+    def add(self, device: Device, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Return y [T, out] plus the adapters' products with x [T, in]; may change y.
+
+        `mask` hides in between what is not a token's own.
+        """
         raise NotImplementedError
 
     def put(self, device: Device, slot: int, matrices: Sequence[Matrices | None]) -> None:
@@ -121,9 +110,9 @@ class LoraWeight(LinearWeight):
         raise NotImplementedError
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class StackedWeight(LoraWeight):
-    """Adapters as tables, in which each slot has the same room."""
+    """Adapters as tables that programs of fixed shape read, in which each slot has the same room."""
 
     slots: int
     down: torch.Tensor
@@ -141,10 +130,13 @@ class StackedWeight(LoraWeight):
         ups = [like.new_zeros(columns, piece.outputs) for piece in pieces]
         return cls(base, pieces, rows, slots.count, down, ups)
 
-    def add(self, device: Device, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Multiply with the tables of all slots, and hide what is not a token's own in between."""
-        mask = self.rows.tokens
-        assert mask is not None
+    def add(  # noqa: D102
+        self,
+        device: Device,  # noqa: ARG002
+        x: torch.Tensor,
+        y: torch.Tensor,
+        mask: torch.Tensor,
+    ) -> torch.Tensor:
         narrow = (x @ self.down.t()).view(len(x), len(self.ups), -1) * mask[:, None]
         wide = [narrow[:, index] @ up for index, up in enumerate(self.ups)]
         return y + (wide[0] if len(wide) == 1 else torch.cat(wide, 1))
@@ -167,56 +159,53 @@ def _write(table: torch.Tensor, place: int, rows: torch.Tensor) -> None:
     table.index_copy_(0, places.to(table.device), rows.to(table.dtype).to(table.device))
 
 
-@attrs.frozen(eq=False)
-class _Factors:
-    """Matrices of an adapter for the pieces of a weight that it changes."""
+@attrs.define(eq=False)
+class PackedWeight(LoraWeight):
+    """Adapters as tables that are packed for the device again when one changes, up to the last full slot.
 
-    down: LinearWeight
-    """The first matrices, one below the other."""
-    ups: Sequence[tuple[slice, slice, LinearWeight]]
-    """Columns of the first result and of the output, and the second matrix between them, of each piece."""
-
-
-@attrs.frozen(eq=False)
-class GroupedWeight(LoraWeight):
-    """Adapters apart, each as large as it is."""
+    A slot's place does not depend on others, and hidden columns add zeros: so a row's result does not either.
+    """
 
     dtype: torch.dtype
-    adapters: dict[int, _Factors] = attrs.field(factory=dict)
-    """Matrices by slot."""
+    rank: int
+    """Columns of a slot."""
+    adapters: dict[int, Sequence[Matrices | None]] = attrs.field(factory=dict)
+    """Matrices of each piece, by slot."""
+    tables: tuple[LinearWeight, Sequence[LinearWeight]] | None = None
+    """Weight [pieces * slots * rank, in], and the weights [out, slots * rank] of each piece."""
 
-    def add(self, device: Device, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Multiply the rows of each adapter."""
-        for slot, places in self.rows.groups:
-            factors = self.adapters.get(slot)
-            if factors is None:
-                continue
-            narrow = device.multiply(x if places is None else x.index_select(0, places), factors.down)
-            for columns, output, weight in factors.ups:
-                wide, into = device.multiply(narrow[:, columns].contiguous(), weight), y[:, output]
-                if places is None:
-                    into.add_(wide)
-                else:
-                    into.index_add_(0, places, wide)
+    def add(  # noqa: D102
+        self, device: Device, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        if self.tables is None:
+            return y
+        down, ups = self.tables
+        narrow = device.multiply(x, down).view(len(x), len(ups), -1)
+        narrow = narrow * mask[:, None, : narrow.shape[2]]
+        begin = 0
+        for index, (piece, up) in enumerate(zip(self.pieces, ups, strict=True)):
+            y[:, begin : begin + piece.outputs] += device.multiply(narrow[:, index].contiguous(), up)
+            begin += piece.outputs
         return y
 
     def put(self, device: Device, slot: int, matrices: Sequence[Matrices | None]) -> None:
-        """Prepare the matrices for the device."""
-
-        def prepare(matrix: torch.Tensor) -> LinearWeight:
-            return device.prepare_linear(DenseWeight(matrix.to(self.dtype)))
-
+        """Pack all adapters again."""
         self.adapters.pop(slot, None)
-        downs, ups, begin, column = [], [], 0, 0
-        for piece, pair in zip(self.pieces, matrices, strict=True):
-            if pair is not None:
-                downs.append(pair[0])
-                end = column + len(pair[0])
-                ups.append((slice(column, end), slice(begin, begin + piece.outputs), prepare(pair[1])))
-                column = end
-            begin += piece.outputs
-        if downs:
-            self.adapters[slot] = _Factors(prepare(torch.cat(downs)), ups)
+        if any(matrices):
+            self.adapters[slot] = matrices
+        self.tables = None
+        if not self.adapters:
+            return
+        columns = (max(self.adapters) + 1) * self.rank
+        down = torch.zeros(len(self.pieces), columns, self.pieces[0].inputs, dtype=self.dtype)
+        ups = [torch.zeros(piece.outputs, columns, dtype=self.dtype) for piece in self.pieces]
+        for place, pairs in self.adapters.items():
+            for index, pair in enumerate(pairs):
+                if pair is not None:
+                    own = slice(place * self.rank, place * self.rank + len(pair[0]))
+                    down[index, own], ups[index][:, own] = pair
+        flat = device.prepare_linear(DenseWeight(down.flatten(0, 1)))
+        self.tables = flat, [device.prepare_linear(DenseWeight(up)) for up in ups]
 
 
 @attrs.define(eq=False)
@@ -248,15 +237,16 @@ class Loras:
             like = torch.empty(0, dtype=self.dtype, device=self.device.torch_device)
             weight = StackedWeight.of(base, pieces, self.rows, self.slots, like)
         else:
-            weight = GroupedWeight(base, pieces, self.rows, self.dtype)
+            weight = PackedWeight(base, pieces, self.rows, self.dtype, self.slots.rank)
         self.weights.append(weight)
         return weight
 
     @property
     def bytes(self) -> int:
-        """Bytes that full slots take."""
+        """Bytes that full slots take; twice where they are packed."""
         numbers = sum(piece.inputs + piece.outputs for weight in self.weights for piece in weight.pieces)
-        return self.slots.count * self.slots.rank * numbers * self.dtype.itemsize
+        copies = 1 if self.device.compiles else 2
+        return copies * self.slots.count * self.slots.rank * numbers * self.dtype.itemsize
 
     @property
     def columns(self) -> int:

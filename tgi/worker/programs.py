@@ -100,7 +100,8 @@ class ModelProgram(Program):
         inputs, plan = self.unpack(ints)
         batch = self._batch(inputs)
         batch.plan = plan
-        self._choose_loras(batch)
+        if self._context.loras is not None:
+            self._context.loras.rows.mask = batch.loras
         outputs = self._context.model(batch)
         if self._context.device.compiles:
             self.keep(self._context.outputs, outputs)
@@ -112,7 +113,7 @@ class ModelProgram(Program):
         """Return the columns, with tokens filled in, and the device's plan for all layers."""
         inputs, context = self._layout.unpack(ints), self._context
         inputs["tokens"] = _filled(inputs["tokens"], context)
-        if context.device.compiles and "loras" in inputs:
+        if "loras" in inputs:
             assert context.loras is not None
             inputs["loras"] = context.loras.mask(inputs["loras"])
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
@@ -138,16 +139,6 @@ class ModelProgram(Program):
             loras=inputs.get("loras"),
             received=None if received is None else received[: self._dimensions.tokens],
         )
-
-    def _choose_loras(self, batch: Batch) -> None:
-        """Let the model's layers know the adapters of the step's tokens."""
-        loras = self._context.loras
-        if loras is None:
-            return
-        if batch.loras is None or self._context.device.compiles:
-            loras.rows.tokens = batch.loras
-        else:
-            loras.rows.group(batch.loras)
 
     def _group(self, inputs: Inputs, group: int) -> GroupBatch:
         slots = inputs[f"slots{group}"]

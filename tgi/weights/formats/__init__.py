@@ -29,10 +29,10 @@ __all__ = [
 _KERNELS = {"marlin": ("gptq", "awq"), "gptq_marlin": ("gptq",), "awq_marlin": ("awq",)}
 """Values of --quantize that name other servers' kernels, and the formats that these take."""
 _INSTEAD = {
-    "bitsandbytes": "a dense checkpoint with --quantize int8 (cpu), fp8 (hpu) or int4",
+    "bitsandbytes": "a dense checkpoint with --quantize int8, fp8 or int4",
     "bitsandbytes-nf4": "a dense checkpoint with --quantize int4",
     "bitsandbytes-fp4": "a dense checkpoint with --quantize int4",
-    "eetq": "a dense checkpoint with --quantize int8 (cpu) or fp8 (hpu)",
+    "eetq": "a dense checkpoint with --quantize int8 or fp8",
     "exl2": "a checkpoint in GPTQ or AWQ",
 }
 """Formats of other servers that are refused, and the ones to serve instead."""
