@@ -167,8 +167,7 @@ def check(answer: Answer, operation: Route) -> None:
     content = responses[str(answer.status)].get("content", {})
     media = answer.headers.get("content-type", "").partition(";")[0]
     if not answer.body:
-        assert not media
-        assert not content
+        assert media == "".join(content)  # a documented type, for a text that may be empty, or none
         return
     schema = content[media]["schema"]
     validator = OAS30Validator({"components": ours()["components"], "allOf": [schema]})
