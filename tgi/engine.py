@@ -247,7 +247,7 @@ def loss_in(error: BaseExceptionGroup | EngineError) -> EngineError | None:
 
 @attrs.frozen
 class _Plan:
-    """What the first start has found out, for other replicas and for new ranks."""
+    """Findings of the first start, for other replicas and for new ranks."""
 
     engine: Callable[..., Engine]
     """Makes the engine from its `scheduler`."""
@@ -421,7 +421,7 @@ def check_memory(memory: MemoryBudget) -> None:
 
 
 def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, step: float, url: str) -> None:
-    """Log how much fits, and how fast a sequence is whose steps take so many seconds."""
+    """Log how much fits, and how fast a sequence is whose steps take `step` seconds."""
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
     log.info(
         "Connected: %s%s in %s on %s, about %.3g tokens/s for one sequence; %d tokens fit into the KV cache "

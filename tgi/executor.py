@@ -129,7 +129,7 @@ class RankExecutor:
     _numbers: Iterator[int] = attrs.field(factory=itertools.count)
     """Numbers of `LoadLora`."""
     _loading: dict[int, _Loading] = attrs.field(factory=dict)
-    """Those of them whose answers are waited for."""
+    """Those commands whose answers are waited for, by number."""
 
     async def describe(self, command: Describe) -> Described:
         """Let the first rank describe the model, without reading its weights.

@@ -41,7 +41,7 @@ async def local_ranks(
 ) -> AsyncIterator[Sequence[Child]]:
     """Start ranks as children of this process, which reach each other through a file.
 
-    `cards` are variables that name their cards, whatever this process has. Raises OSError.
+    `cards` are variables that name their cards, and replace those of this process. Raises OSError.
     """
     # A single rank has no other to find, and may run where no file can be written.
     meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")

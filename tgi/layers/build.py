@@ -205,7 +205,7 @@ class Build:
         return self._prepare_as(stored, DenseWeight(matrix), 1)
 
     def dense(self, part: TensorPart) -> torch.Tensor:
-        """Return the weight of a linear layer as numbers, whatever format the checkpoint has it in."""
+        """Return the weight of a linear layer as numbers, from any format of the checkpoint."""
         if isinstance(self.format, Rounding) or self.format.missing(self, part) is not None:
             return self.read(part)
         count = len(self.tensors)

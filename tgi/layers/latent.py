@@ -21,7 +21,7 @@ from .norm import RMSNorm
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
 _EPSILON = 1e-6
-"""That of the norms of compressed queries and keys, whatever the model's is."""
+"""Epsilon of the norms of compressed queries and keys; the model's own may differ."""
 
 
 class LatentAttention(nn.Module):

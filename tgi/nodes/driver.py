@@ -78,7 +78,7 @@ class _Server:
 
 @attrs.define(eq=False)
 class _Job:
-    """What has been made in the cluster, and must be taken away."""
+    """Actors and a placement group in the cluster, which must be taken away."""
 
     server: _Server
     group: Any = None

@@ -1,4 +1,4 @@
-"""What the server and its driver tell each other, and what a rank's actor is given to do and sends."""
+"""Messages between the server and its driver, and the tasks and reports of a rank's actor."""
 
 import enum
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ class Place(msgspec.Struct, frozen=True, tag=True):
     """Address of the cluster, as `ray.init` takes it."""
     ranks: int
     demand: Mapping[str, float]
-    """What a rank takes of the resources of a Ray node."""
+    """Resources of a Ray node that a rank takes."""
     patience: float
     """Seconds to wait for resources that the cluster lacks now."""
 
@@ -40,7 +40,7 @@ class Placed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    """What is the same for every rank of a start."""
+    """Settings that every rank of a start has in common."""
 
     host: str
     port: int

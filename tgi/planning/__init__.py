@@ -1,1 +1,1 @@
-"""What a server will need and reach, worked out before it runs: memory, graphs, time. Imports no torch."""
+"""Planning of a server before it runs: the memory, graphs and time that it will need. Imports no torch."""

@@ -71,7 +71,7 @@ class DeviceSpec:
     card_files: str = ""
     """Pattern of the device files of all cards; counted where no variable lists cards."""
     node_resources: Mapping[str, float] = attrs.field(factory=lambda: {"CPU": 1.0})
-    """What a rank takes of the resources of a Ray node, by Ray's names for them."""
+    """Resources of a Ray node that a rank takes, by Ray's names for them."""
     interface_variables: Sequence[str] = ()
     """Variables that name the network interface over which ranks on several nodes find each other."""
     cache_dtypes: frozenset[str] = frozenset()

@@ -34,7 +34,7 @@ class ExpertsConfig:
     router: str = "gate"
     router_bias: bool = False
     wide: bool = False
-    """Whether the router computes in float32, whatever the dtype of the model."""
+    """Whether the router computes in float32 also in a model of 16 bits."""
     correction: str | None = None
     """Name of what is added to the scores for the choice alone."""
     up: tuple[str, ...] = ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight")

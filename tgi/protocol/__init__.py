@@ -1,4 +1,4 @@
-"""What crosses the socket between the server process and its ranks: plain data, standard types only.
+"""Messages between the server process and its ranks: plain data, standard types only.
 
 Both sides import this package; it knows nothing of either.
 """

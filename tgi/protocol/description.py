@@ -108,7 +108,7 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     stage_layers: tuple[int, ...] = ()
     """Number of layers of each stage; empty: there is one stage."""
     stages: list["Described"] = []
-    """What the ranks of each stage keep; empty: there is one stage."""
+    """Description of each stage; empty: there is one stage."""
 
     @property
     def parts(self) -> list["Described"]:

@@ -51,7 +51,7 @@ class Tenant:
     finish: float = 0.0
     """Virtual time at which the last of its sequences is to end."""
     sequences: list[Sequence] = attrs.field(factory=list)
-    """Those that wait or run, in no particular order."""
+    """Sequences that wait or run, in no particular order."""
     running: int = 0
 
 

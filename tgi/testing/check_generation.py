@@ -46,7 +46,7 @@ def check_generation(
 
     The prompts run alone, each in two chunks; in one batch, which they join one after another; and the last
     once more after blocks that it has left in the cache; on the CPU, and on simulated `cards` like those of
-    `check_architecture`. On the CPU they also run alone on so many ranks, if there are several, with
+    `check_architecture`. On the CPU they also run alone on `ranks` ranks, if there are several, with
     `expert_parallel` each with whole experts. `reference` makes the model to compare with, if transformers
     does not know the folder; each prompt gets a new one, for some RoPEs remember longer sequences.
     """

@@ -82,7 +82,8 @@ class LayerSizes:
     ) -> tuple[float, tuple[int, ...]]:
         """Return the least cost of a division, and the division.
 
-        `cost` is that of a stage that reads and keeps so many bytes, and `joined` that of several.
+        `cost` maps the bytes that a stage reads and those that it keeps to its cost, and `joined` the costs
+        of two parts to that of both.
         """
         count, ends = len(self.layers), [0, *accumulate(self.layers)]
         best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}

@@ -73,7 +73,7 @@ class Pooler:
     """A model and what turns its features into vectors."""
 
     def __init__(self, pooling: Pooling) -> None:
-        """Load the model. Raises ConfigError, OSError, or whatever transformers does."""
+        """Load the model. Raises ConfigError, OSError, or any error of transformers."""
         from transformers import AutoModel, AutoModelForSequenceClassification
 
         kind: Any = AutoModelForSequenceClassification if pooling.ranks else AutoModel

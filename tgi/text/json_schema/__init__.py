@@ -32,7 +32,7 @@ class SchemaTerm(msgspec.Struct, frozen=True, kw_only=True):
     """Text before the term's JSON; a tab is in no literal of a Lark grammar that `json` has written."""
     schema: Any
     owner: str = ""
-    """Whose schema it is, for messages, as "the parameters of `f`"; "" for that of a whole answer."""
+    """Owner of the schema, for messages, as "the parameters of `f`"; "" for that of a whole answer."""
     lenient: bool = False
     """Whether keywords that cannot be enforced are left out, with a remark, instead of refused."""
     closed: bool = True

@@ -1,4 +1,4 @@
-"""What a syntax of arguments does, and the syntax of most models: JSON text."""
+"""The interface of a syntax of arguments, and the syntax of most models: JSON text."""
 
 import abc
 import json

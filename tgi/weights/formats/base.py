@@ -66,7 +66,7 @@ class Reader(Protocol):
         stored: str = "dense",
         size: int | None = None,
     ) -> None:
-        """Take note of a tensor that the rank keeps, in so many bytes, or as many as it has."""
+        """Take note of a tensor that the rank keeps, in `size` bytes or as many as it has."""
 
     def dismiss(self, name: str) -> None:
         """Let a tensor be left unread."""
