@@ -21,9 +21,10 @@ LIBRARIES = {
     "test_openai.py": "openai",
     "test_page.py": "playwright",
     "test_responses": "openai",
+    "test_routers.py": "vllm-router, sglang-router",
     "test_text_generation.py": "text-generation",
 }
-"""Distribution of a test, or of all tests of a file; other tests use what the server has anyway."""
+"""Distributions of a test, or of all tests of a file; other tests use what the server has anyway."""
 HEAD = """# Clients
 
 Each library below talks to a server of the demo model in a test. Greedy answers must be those of transformers
@@ -68,7 +69,8 @@ def page() -> str:
     known = versions()
     lines = ["## Libraries", "", "| what is tried | library | tests |", "| --- | --- | --- |"]
     for about, name, tests in libraries():
-        lines.append(f"| {about} | {f'{name} {known[name]}' if name else ''} | {tests} |")
+        used = ", ".join(f"{one} {known[one]}" for one in name.split(", ") if one)
+        lines.append(f"| {about} | {used} | {tests} |")
     lines += ["", "## Frameworks", "", "| library | what is tried |", "| --- | --- |"]
     for function, about in functions(AGENTS / "use_agents.py")[1].items():
         (name,) = (one for one in known if one.startswith(function.replace("_", "-")))
@@ -84,7 +86,7 @@ def test_every_client_is_in_the_page() -> None:
     for folder in (CLIENTS, AGENTS):
         pinned = (folder / "requirements.txt").read_text("utf-8")
         for name in re.findall(r"(?m)^([\w-]+)(?:\[\w+\])?==", pinned):
-            assert f"| {name} " in PAGE.read_text("utf-8")
+            assert re.search(rf"[|,] {name} ", PAGE.read_text("utf-8"))
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def test_which_models_give_embeddings(tmp_path: Path) -> None:
         files: dict[str, Any] = {}
         if pooling is not None:
             files = {"modules": [TRANSFORMER, POOLING], "1_Pooling__config": pooling}
-        settings(folder, config={"architectures": [name], **(config or {})}, **files)
+        settings(folder, config={"architectures": [name], "model_type": "bert", **(config or {})}, **files)
         return read_pooling(folder, Options())
 
     assert read("LlamaForCausalLM") is None
@@ -152,8 +152,8 @@ def test_which_models_give_embeddings(tmp_path: Path) -> None:
     ("config", "files", "options", "reason"),
     [
         ({"architectures": ["BertForSequenceClassification"]}, {}, {}, "a classifier with 2 labels"),
-        ({"architectures": ["BertModel"]}, {}, {"device": "hpu"}, "on --device cpu"),
-        ({"architectures": ["BertModel"]}, {}, {"num_shard": 2}, "on one rank"),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, {}, {"device": "hpu"}, "on --device cpu"),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, {}, {"num_shard": 2}, "on one rank"),
         ({}, {"modules": [TRANSFORMER, {"path": "1", "type": "a.LSTM"}]}, {}, "modules.json: LSTM is not"),
         ({}, {"modules": {"a": 1}}, {}, "modules.json makes no sense"),
         (
@@ -192,7 +192,9 @@ def test_what_is_refused(
 def test_the_longest_text(
     tmp_path: Path, config: dict[str, Any], files: dict[str, Any], options: dict[str, Any], length: int
 ) -> None:
-    folder = settings(tmp_path, config={"architectures": ["BertModel"], **config}, **files)
+    folder = settings(
+        tmp_path, config={"architectures": ["BertModel"], "model_type": "bert", **config}, **files
+    )
     pooling = read_pooling(folder, Options(**options))
     assert pooling is not None
     assert pooling.max_tokens == length

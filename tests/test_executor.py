@@ -8,6 +8,7 @@ import psutil
 import pytest
 import trio
 
+from tests.own_processes import children_running
 from tgi.executor import EngineError, RankExecutor, open_executor
 from tgi.protocol import Describe, Load, Progress
 from tgi.testing.models import make_llama
@@ -43,7 +44,7 @@ async def load(executor: RankExecutor, folder: Path) -> list[Progress]:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    return children_running("tgi.worker")
 
 
 async def test_several_ranks_load_at_once_and_leave_when_they_are_told_to(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-import psutil
 import pytest
 import torch
 import transformers
 import trio
 from safetensors.torch import load_file
 
+from tests.own_processes import children_running
 from tgi.hub import HubError, Source, fetch_model, find_config, find_model
 from tgi.lifecycle import Lifecycle
 from tgi.testing.models import make_llama
@@ -460,7 +460,7 @@ async def test_the_child_ends_with_its_caller(hub: tuple[type[Hub], str], tmp_pa
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fetch_model, Source(NAME), Lifecycle(), environment(hub[1], tmp_path))
         await trio.to_thread.run_sync(started.wait, 20)
-        (child,) = psutil.Process().children()
+        (child,) = children_running("tgi.hub")
         nursery.cancel_scope.cancel()
     stop.set()
     assert not child.is_running()

@@ -22,6 +22,7 @@ from hypercorn.config import Config, Sockets
 from tgi_simulated_gaudi.device import card_environment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.own_processes import children_running
 from tgi.config import Options
 from tgi.server import serve
 from tgi.testing.falcon import make_falcon
@@ -119,7 +120,7 @@ async def never(_address: str) -> None:
 
 
 def ranks_here() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "tgi.worker" in child.cmdline()]
+    return children_running("tgi.worker")
 
 
 CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {

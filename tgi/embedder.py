@@ -13,9 +13,10 @@ from tgi.config import Options
 from tgi.lifecycle import Phase
 from tgi.planning.setup import DEMO_ID
 from tgi.plugins import ConfigError, JsonReader
+from tgi.plugins.lookup import read_config_json
 from tgi.pooler import open_pooler
 from tgi.protocol.pooling import Pooling
-from tgi.text.tokenizer import Tokenizer, read_json
+from tgi.text.tokenizer import Tokenizer, TokenizerError, read_json
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 8192
@@ -47,11 +48,15 @@ def read_pooling(folder: Path, options: Options) -> Pooling | None:
     That is told by sentence-transformers' modules.json, or by a name in config.json like BertModel or
     BertForSequenceClassification. Raises ConfigError.
     """
-    data = read_json(folder / "config.json")
+    data = read_config_json(folder)
     name = next((one for one in data.get("architectures") or () if isinstance(one, str)), "")
     modules = _modules(folder)
     ranks = name.endswith("ForSequenceClassification")
-    known = name.endswith("Model") and not {"vision_config", "audio_config"} & data.keys()
+    known = (
+        name.endswith("Model")
+        and "model_type" in data
+        and not {"vision_config", "audio_config"} & data.keys()
+    )
     if not (modules or ranks or known) or data.get("is_encoder_decoder"):
         return None
     if ranks and (labels := len(data.get("id2label") or ()) or data.get("num_labels", 2)) != 1:
@@ -61,9 +66,9 @@ def read_pooling(folder: Path, options: Options) -> Pooling | None:
     known_modules = {"Transformer", "Pooling", "Dense", "Normalize"}
     if unknown := [kind for kind, _ in modules if kind not in known_modules]:
         raise ConfigError(f"{folder}/modules.json: {unknown[0]} is not supported")
-    texts = read_json(folder / "sentence_bert_config.json")
-    tokenizer = read_json(folder / "tokenizer_config.json")
-    told = read_json(folder / "config_sentence_transformers.json")
+    texts = _read(folder / "sentence_bert_config.json")
+    tokenizer = _read(folder / "tokenizer_config.json")
+    told = _read(folder / "config_sentence_transformers.json")
     pooled = next((path for kind, path in modules if kind == "Pooling"), None)
     return Pooling(
         folder=str(folder),
@@ -81,6 +86,14 @@ def read_pooling(folder: Path, options: Options) -> Pooling | None:
     )
 
 
+def _read(path: Path, optional: bool = True) -> dict[str, Any]:
+    """Do as `read_json`, but raise ConfigError."""
+    try:
+        return read_json(path, optional)
+    except (OSError, TokenizerError) as error:
+        raise ConfigError(str(error)) from error
+
+
 def _modules(folder: Path) -> list[tuple[str, str]]:
     """Return the kinds and paths in modules.json; none if there is no such file."""
     path = folder / "modules.json"
@@ -93,7 +106,7 @@ def _modules(folder: Path) -> list[tuple[str, str]]:
 
 
 def _pooling_modes(path: Path) -> tuple[str, ...]:
-    settings = JsonReader(read_json(path, optional=False), str(path))
+    settings = JsonReader(_read(path, optional=False), str(path))
     if not settings(bool, "include_prompt", True):
         raise ConfigError(f"{path}: 'include_prompt' is false, which is not supported")
     mode = settings.data.get("pooling_mode")

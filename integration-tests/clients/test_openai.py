@@ -105,7 +105,7 @@ def test_errors(found: Any) -> None:
     classes = [error["class"] for error in found["refused"]]
     assert classes == ["BadRequestError"] * 3 + ["NotFoundError"]
     assert all(error["body"]["message"] in error["message"] for error in found["refused"])
-    assert "max_new_tokens" in found["refused"][0]["message"]
+    assert "max_tokens" in found["refused"][0]["message"]
 
 
 def test_asynchronous(found: Any, reference: Any) -> None:

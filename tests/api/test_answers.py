@@ -50,14 +50,14 @@ async def test_numbers_are_those_of_float32_and_null_where_there_is_none(
 ) -> None:
     values = itertools.chain([-2.5839844, -math.inf], itertools.repeat(math.nan))
     async with serving(saying("Hello world")) as server:
-        execute = server.executor._execute
+        execute = server.executor.execute
 
         def execute_oddly(step: Any) -> Any:
             result = execute(step)
             data = np.array([next(values)], np.float32).tobytes() if result.logprobs else b""
             return type(result)(number=result.number, tokens=result.tokens, logprobs=data)
 
-        monkeypatch.setattr(server.executor, "_execute", execute_oddly)
+        monkeypatch.setattr(server.executor, "execute", execute_oddly)
         body = (await server.generate({"details": True})).body
         assert [part.partition(b",")[0] for part in body.split(b'"logprob":')[1:]] == [
             b"-2.5839844", b"null", b"null",
@@ -145,7 +145,7 @@ async def test_when_one_of_several_fails_the_others_go_on(path: str) -> None:
     say = saying("Hello world")
     async with serving(say) as server:
         assert server.service.engine is not None
-        scheduler = server.service.engine.scheduler
+        scheduler = server.service.engine.scheduler.replicas[0].scheduler
 
         def script(params: LaneParams, draw: int) -> int:
             if draw == 2 and len(scheduler._schedule.running) == 2:

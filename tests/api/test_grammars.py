@@ -12,6 +12,7 @@ import trio.testing
 from tokenizers import Tokenizer as Core
 from tokenizers import decoders, models
 
+from tests.own_processes import children_running
 from tgi.api import grammars
 from tgi.api.grammars import Grammars
 from tgi.errors import InternalError, Overloaded, ValidationError
@@ -33,8 +34,7 @@ def new_grammars() -> Grammars:
 
 def trials() -> list[psutil.Process]:
     """The trial processes that there are, the oldest first."""
-    children = [child for child in psutil.Process().children() if "tgi.text.grammar_trial" in child.cmdline()]
-    return sorted(children, key=lambda child: child.create_time())
+    return children_running("tgi.text.grammar_trial")
 
 
 async def until_refused(known: Grammars, spec: GrammarSpec, messages: list[str]) -> None:

@@ -200,7 +200,7 @@ async def test_each_example_is_answered_as_documented(operation: Route) -> None:
         for stream in (False, True):
             body = {**operation.example, "stream": stream}
             answer = await ask(server, operation, body=body)
-            assert answer.status == 200, answer.body
+            assert answer.status == (403 if "lora" in operation.name else 200), answer.body
             check(answer, operation)
 
 

@@ -124,10 +124,8 @@ async def test_the_scheduler_is_told_of_tenant_and_priority(
         server.service.tenants.load()
         assert server.service.engine is not None
         added: list[tuple[str, float, int]] = []
-        schedule, add = (
-            server.service.engine.scheduler._schedule,
-            type(server.service.engine.scheduler._schedule).add,
-        )
+        schedule = server.service.engine.scheduler.replicas[0].scheduler._schedule
+        add = type(schedule).add
 
         def note(self: Any, one: Any) -> None:
             added.append((one.tenant, one.weight, one.priority))

@@ -32,7 +32,7 @@ GETS = ["/health", "/ping", "/info", "/metrics", "/"]
 @pytest.mark.contract("1.1", "R1.30")
 async def test_an_unknown_path_is_404_that_names_the_paths_and_the_model() -> None:
     async with serving(options=Options(api_key=("secret",))) as server:
-        for path in ("/generate/", "/predict", "/v1/embeddings", "/health/", "/" + 5000 * "x"):
+        for path in ("/generate/", "/predict", "/v1/images", "/health/", "/" + 5000 * "x"):
             answer = await server.ask("GET", path)
             assert answer.status == 404, path
             message = answer.json["error"]["message"] if path.startswith("/v1/") else answer.json["error"]

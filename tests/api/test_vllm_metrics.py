@@ -31,6 +31,8 @@ OTHERS = {
 }  # fmt: skip
 """Others of vLLM's (docs/usage/metrics.md), two of them former names that older rules have."""
 VLLM = {f"vllm:{name}": kind for name, kind in (DASHBOARD | OTHERS).items()}
+LORA = {"vllm:lora_requests_info": "gauge"}
+"""Served where there are adapters."""
 PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 
 
@@ -129,4 +131,6 @@ async def test_a_models_name_is_written_as_prometheus_reads_it() -> None:
 
 async def test_the_documentation_has_every_name() -> None:
     rows = re.findall(r"^\| `(vllm:\w+)` \| (\w+) \|", PAGE.read_text("utf-8"), re.MULTILINE)
-    assert {name.removesuffix("_total") if kind == "counter" else name: kind for name, kind in rows} == VLLM
+    assert {
+        name.removesuffix("_total") if kind == "counter" else name: kind for name, kind in rows
+    } == VLLM | LORA

@@ -1,0 +1,15 @@
+"""Child processes of the tests' process, which has servers of other tests beside them under pytest-xdist."""
+
+import contextlib
+
+import psutil
+
+
+def children_running(module: str) -> list[psutil.Process]:
+    """Return those that run `python -m module`, the oldest first."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):  # or a zombie
+            if module in child.cmdline():
+                found.append(child)
+    return sorted(found, key=lambda child: child.create_time())
