@@ -48,7 +48,8 @@ test: .venv/.dev .venv/.clients  ## run the tests; ARGS="tests/test_cli.py -k he
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow' $(ARGS)
 
 test-slow: .venv/.dev .venv/.clients  ## run the tests that `make test` leaves out
-	.venv/bin/python -m pytest -q -m slow -o faulthandler_timeout=600 $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n $(WORKERS) --dist loadfile -m slow \
+	  -o faulthandler_timeout=600 $(ARGS)
 
 # A file at a time, in any order: what the time is too short for differs from run to run.
 fuzz: .venv/.dev  ## try random examples for LIMIT=120 seconds; SEED=… tries those of an earlier run
