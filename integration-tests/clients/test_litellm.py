@@ -44,4 +44,4 @@ def test_tools(found: Any, provider: str) -> None:
 
 def test_errors(found: Any) -> None:
     assert found["refused"]["status"] == 400
-    assert "max_new_tokens" in found["refused"]["text"]
+    assert "max_tokens" in found["refused"]["text"]
