@@ -421,13 +421,13 @@ def check_memory(memory: MemoryBudget) -> None:
 
 
 def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, step: float, url: str) -> None:
-    """Log how much fits, and how fast a sequence is whose steps take `step` seconds."""
+    """Log how much fits, and how long a step of one sequence takes, `step` in seconds."""
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
     log.info(
-        "Connected: %s%s in %s on %s, about %.3g tokens/s for one sequence; %d tokens fit into the KV cache "
+        "Connected: %s%s in %s on %s, %.3g ms for a step of one sequence; %d tokens fit into the KV cache "
         "of %.0f MiB. Chat at %s",
         "" if replicas == 1 else f"{replicas} replicas of ", info.model_id, info.dtype, info.device,
-        1 / step if step else math.nan, memory.tokens, cache / 2**20, url,
+        1000 * step, memory.tokens, cache / 2**20, url,
     )  # fmt: skip
 
 
