@@ -184,7 +184,7 @@ def least_load(_sequence: Sequence, schedules: list[Schedule]) -> int:
 
 
 def longest_prefix(sequence: Sequence, schedules: list[Schedule]) -> int:
-    """Choose where most is cached, whatever is to do there."""
+    """Choose where most is cached, however much is to do there."""
     return max(
         range(len(schedules)),
         key=lambda index: (

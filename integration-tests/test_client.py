@@ -12,6 +12,7 @@ import psutil
 import pytest
 import trio
 
+from tests.own_processes import children_running
 from tgi import LLM, SamplingParams
 from tgi.client.embedded import StartError
 from tgi.client.http import RequestError
@@ -69,8 +70,7 @@ def test_refusals_are_errors_and_change_nothing(llm: LLM) -> None:
 def test_a_model_that_cannot_be_served_says_why_and_leaves_nothing() -> None:
     with pytest.raises(StartError, match="there is no folder /nowhere"):
         LLM("/nowhere")
-    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    assert not [child for child in alive if "/nowhere" in child.cmdline()]
+    assert not children_running("/nowhere")
 
 
 def test_no_engine_outlives_its_program(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_experts_agree_with_the_definition(fused, dtype, first):
 
 @pytest.mark.parametrize("fixed", [None, 0.05])
 def test_experts_in_fp8_agree_with_the_definition(fused, fixed):
-    """Up to roundings to bfloat16 and to fp8 in between; inputs are rounded by rows, whatever the scale."""
+    """Up to roundings to bfloat16 and to fp8 in between; inputs are rounded by rows in any case."""
     scale = None if fixed is None else Scale.of(torch.tensor(fixed))
 
     def weight(rows, columns, seed):

@@ -9,6 +9,7 @@ does not depend on others.
 Both products are linear, so that the matrices are divided over the ranks as the weight is.
 """
 
+from abc import abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Self
@@ -20,7 +21,7 @@ from tgi.device.base import Device
 from tgi.plugins import ConfigError
 from tgi.protocol import LoraSlots
 from tgi.weights import TensorPart
-from tgi.weights.formats import DenseWeight, LinearWeight, Operations
+from tgi.weights.formats import DenseWeight, LinearWeight, Operations, PreparedWeight
 from tgi.weights.lora_file import LoraPair
 from tgi.weights.tensor_file import list_names
 
@@ -75,16 +76,12 @@ class LoraRows:
 
 
 @attrs.define(eq=False)
-class LoraWeight(LinearWeight):
-    """A weight of any format to whose product the adapters add theirs."""
+class LoraWeight(PreparedWeight):
+    """A prepared weight of any format, to whose product the adapters add theirs."""
 
     base: LinearWeight
     pieces: Sequence[Piece]
     rows: LoraRows
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself, whose base is prepared."""
-        return self
 
     def multiply(
         self,
@@ -98,20 +95,20 @@ class LoraWeight(LinearWeight):
         y = device.multiply(x, self.base, bias, residual)
         return y if self.rows.mask is None else self.add(device, x, y, self.rows.mask)
 
+    @abstractmethod
     def add(self, device: Device, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return y [T, out] plus the adapters' products with x [T, in]; may change y.
 
         `mask` hides in between what is not a token's own.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, device: Device, slot: int, matrices: Sequence[Matrices | None]) -> None:
         """Fill a slot with the matrices of each piece; None: the adapter has none for it."""
-        raise NotImplementedError
 
 
 @attrs.define(eq=False)
-class StackedWeight(LoraWeight):
+class FixedTables(LoraWeight):
     """Adapters as tables that programs of fixed shape read, in which each slot has the same room."""
 
     slots: int
@@ -160,7 +157,7 @@ def _write(table: torch.Tensor, place: int, rows: torch.Tensor) -> None:
 
 
 @attrs.define(eq=False)
-class PackedWeight(LoraWeight):
+class PackedTables(LoraWeight):
     """Adapters as tables that are packed for the device again when one changes, up to the last full slot.
 
     A slot's place does not depend on others, and hidden columns add zeros: so a row's result does not either.
@@ -235,9 +232,9 @@ class Loras:
         weight: LoraWeight
         if self.device.compiles:
             like = torch.empty(0, dtype=self.dtype, device=self.device.torch_device)
-            weight = StackedWeight.of(base, pieces, self.rows, self.slots, like)
+            weight = FixedTables.of(base, pieces, self.rows, self.slots, like)
         else:
-            weight = PackedWeight(base, pieces, self.rows, self.dtype, self.slots.rank)
+            weight = PackedTables(base, pieces, self.rows, self.dtype, self.slots.rank)
         self.weights.append(weight)
         return weight
 
@@ -307,7 +304,7 @@ class Loras:
 
 
 def _match(name: str, modules: Mapping[str, str]) -> str | None:
-    """Return the module of that name, or of one that lacks its first parts, or of which it lacks them."""
+    """Return the module whose name ends like `name`, if there is only one; either may lack leading parts."""
     if name in modules:
         return modules[name]
     known = [

@@ -36,7 +36,7 @@ class Abilities:
     parts: bool = False
     """Whether it prints the content of a message only if that is a list of parts."""
     joins_parts: frozenset[str] = frozenset()
-    """Roles of which it prints a content in several parts, joined in its own way."""
+    """Roles whose contents in several parts the template joins in its own way."""
     system: Literal["anywhere", "first"] | None = "anywhere"
     """Places where it prints messages of the role `system`."""
     tools_in_system: bool = False

@@ -7,6 +7,7 @@ from tgi.plugins.llama_config import (
     LlamaConfig,
     Names,
     read_activation,
+    read_gelu,
     read_llama_config,
     read_text_part,
     with_local_rope,
@@ -46,7 +47,7 @@ _NEUTRAL = {"use_bidirectional_attention": (False,)}
 def read_gemma(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Gemma 1. Its "gelu" has always meant the approximation. Raises ConfigError."""
     get = get.adapted(defaults=_COMMON | {"max_position_embeddings": 8192})
-    read_activation(get, "hidden_activation", ("gelu", "gelu_tanh"), "gelu_pytorch_tanh")
+    read_gelu(get, "hidden_activation", "gelu_pytorch_tanh")
     return _read(get)
 
 
@@ -87,7 +88,7 @@ def read_gemma3(get: JsonReader) -> LlamaConfig:
 
 
 def _read(get: JsonReader, window: int | None = None, **own: Any) -> LlamaConfig:
-    read_activation(get, "hidden_act", ("gelu", "gelu_tanh"), "gelu")
+    read_gelu(get, default="gelu")
     bias = get(bool, "attention_bias", False)
     return read_llama_config(
         get,

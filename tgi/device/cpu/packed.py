@@ -6,21 +6,17 @@ import attrs
 import torch
 from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, Kernels, PackedInts
 
-from tgi.weights.formats import IntegerWeight, LinearWeight, Operations
+from tgi.weights.formats import IntegerWeight, Operations, PreparedWeight
 
 
 @attrs.frozen(eq=False)
-class PackedWeight(LinearWeight):
+class PackedWeight(PreparedWeight):
     """A dense matrix in the order in which the kernels read it."""
 
     kernels: Kernels
     packed: torch.Tensor
     rows: int
     """Number of output features."""
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself."""
-        return self
 
     def multiply(
         self,
@@ -34,7 +30,7 @@ class PackedWeight(LinearWeight):
 
 
 @attrs.frozen(eq=False)
-class PackedIntegers(LinearWeight):
+class PackedIntegers(PreparedWeight):
     """An `IntegerWeight` in the order in which the kernels read it."""
 
     kernels: Kernels
@@ -56,10 +52,6 @@ class PackedIntegers(LinearWeight):
         """Pack a weight."""
         packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, weight.bits, weight.group)
         return cls(kernels, packed, weight.order)
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself."""
-        return self
 
     def multiply(
         self,

@@ -5,7 +5,7 @@ from typing import Self
 import attrs
 import torch
 
-from tgi.weights.formats import IntegerWeight, LinearWeight, Operations
+from tgi.weights.formats import IntegerWeight, Operations, PreparedWeight
 
 from .bridge import Bridge
 
@@ -15,7 +15,7 @@ _WORD = 8
 
 
 @attrs.frozen(eq=False)
-class Uint4Weight(LinearWeight):
+class Uint4Weight(PreparedWeight):
     """An `IntegerWeight` in the order in which `convert_from_uint4` reads it; inputs are not rounded."""
 
     bridge: Bridge
@@ -41,10 +41,6 @@ class Uint4Weight(LinearWeight):
         return cls(
             bridge, _pack(weight.numbers).to(place), scales, _pack(weight.zeros_or_middle).to(place), order
         )
-
-    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
-        """Return the weight itself."""
-        return self
 
     def multiply(
         self,

@@ -100,6 +100,14 @@ class LinearWeight(ABC):
         """Return x [n, in] times the weight's transpose, plus bias [out] and residual [n, out]."""
 
 
+class PreparedWeight(LinearWeight):
+    """A weight in a form that a device gave it, ready for `multiply`."""
+
+    def prepare(self, device: Operations) -> Self:  # noqa: ARG002
+        """Return the weight itself."""
+        return self
+
+
 class WeightFormat(ABC):
     """A way to store weights, with its settings in one checkpoint."""
 
