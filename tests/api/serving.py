@@ -166,19 +166,23 @@ async def _read_answer(connection: h11.Connection, stream: trio.SocketStream) ->
 
 
 class FakePooler:
-    """Gives a text (length, first token, 0, 1), and a pair its length less 6; keeps what it was given."""
+    """Gives a text (length, first token, 0, 1), a pair its length less 6, or `logit`; keeps its texts."""
 
     def __init__(self, ranks: bool) -> None:
         self.ranks = ranks
         self.size = 1 if ranks else 4
         self.seen: list[PooledText] = []
         self.seconds = 0.0
+        self.logit: float | None = None
 
     async def pool(self, texts: Sequence[PooledText]) -> Any:
         self.seen.extend(texts)
         await trio.sleep(self.seconds)
-        rows = [[len(one.ids) - 6] if self.ranks else [len(one.ids), one.ids[0], 0, 1] for one in texts]
-        return np.array(rows, np.float32)
+        if self.ranks:
+            return np.array(
+                [[len(one.ids) - 6 if self.logit is None else self.logit] for one in texts], np.float32
+            )
+        return np.array([[len(one.ids), one.ids[0], 0, 1] for one in texts], np.float32)
 
     def fail_all(self, _error: object) -> None:
         pass

@@ -157,6 +157,16 @@ async def test_rerankers_order_documents() -> None:
         assert "scores pairs of texts, and gives no embeddings" in error["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("logit", "score"), [(-1e30, 0), (-710, 0), (-1, 1 / (1 + math.e)), (0, 0.5), (1e30, 1)]
+)
+async def test_every_logit_has_a_score(logit: float, score: float) -> None:
+    async with embedding(ranks=True) as asking:
+        asking.pooler.logit = logit
+        (found,) = await asking.ask("/rerank", query=TEXT, texts=[OTHER])
+        assert found["score"] == pytest.approx(score)
+
+
 async def test_without_a_reranker_scores_are_cosines() -> None:
     async with embedding() as asking:
         found = await asking.ask("/v1/score", text_1=[TEXT, TEXT], text_2=[TEXT, "what is deep"])

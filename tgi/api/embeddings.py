@@ -4,7 +4,7 @@ import base64
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from tgi.sampling import about
 from .call import BODY_ERRORS, Call, Route, json_answer, post
 
 Array = npt.NDArray[np.float32]
+Item = TypeVar("Item")
 MAX_TEXTS = 2048
 """Maximum texts of a request, as OpenAI has it."""
 INLINE_NUMBERS = 20_000
@@ -58,13 +59,17 @@ class Embedding(msgspec.Struct):
     embedding: list[float] | str
 
 
-class EmbeddingResponse(msgspec.Struct):
-    """The answer of `/v1/embeddings`."""
+class ListResponse(msgspec.Struct, Generic[Item]):
+    """An answer with one item for each text or pair of the request."""
 
     object: Literal["list"]
-    data: list[Embedding]
+    data: list[Item]
     model: str
     usage: EmbeddingUsage
+
+
+class EmbeddingResponse(ListResponse[Embedding]):
+    """The answer of `/v1/embeddings`."""
 
 
 class EmbedRequest(msgspec.Struct):
@@ -152,15 +157,11 @@ class Score(msgspec.Struct):
     score: float
 
 
-class ScoreResponse(msgspec.Struct):
+class ScoreResponse(ListResponse[Score]):
     """The answer of `/v1/score`."""
 
     id: str
-    object: Literal["list"]
     created: int
-    model: str
-    data: list[Score]
-    usage: EmbeddingUsage
 
 
 async def embeddings(call: Call[EmbeddingRequest]) -> Response:
@@ -228,7 +229,7 @@ async def score(call: Call[ScoreRequest]) -> Response:
     data = [Score(index, "score", value) for index, value in enumerate(scores)]
     model, usage = call.embedder.model.served_name, EmbeddingUsage(tokens, tokens)
     return json_answer(
-        ScoreResponse(f"score-{call.exchange.id}", "list", int(time.time()), model, data, usage)
+        ScoreResponse("list", data, model, usage, id=f"score-{call.exchange.id}", created=int(time.time()))
     )
 
 
@@ -328,7 +329,15 @@ async def _scores(
     encoded = await _encoded(call, pairs, bool(truncate))
     with call.pooling(tokens := sum(len(one.ids) for one in encoded)):
         logits = [float(row[0]) for row in await embedder.pooler.pool(encoded)]
-    return logits if raw else [1 / (1 + math.exp(-logit)) for logit in logits], tokens
+    return logits if raw else [_sigmoid(logit) for logit in logits], tokens
+
+
+def _sigmoid(logit: float) -> float:
+    """Return 1 / (1 + e^-logit), in the form whose exponential does not overflow."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    small = math.exp(logit)
+    return small / (1 + small)
 
 
 def _normalized(vectors: Array) -> Array:
