@@ -3,6 +3,7 @@
 The families' own tests compare them on the CPU.
 """
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,54 @@ import pytest
 from tests.test_adapters_page import ADAPTERS, imported
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import make_checkpoint
+from tgi.testing.falcon import VARIANTS, make_falcon
 
-CONFIGS = {
+CONFIGS: dict[str, Any] = {
     f"{folder.name}, {name}": config
     for folder in sorted(ADAPTERS.glob("tgi-*"))
     for test in folder.glob("tests/test_*.py")
     if test.stem.removeprefix("test_") == folder.name.removeprefix("tgi-").replace("-", "_")
     for name, config in getattr(imported(test), "CONFIGS", {}).items()
 }
+"""A config of transformers, or a function that writes a checkpoint and returns a model for comparison."""
 
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 SHORT = ("tgi-phi, 3.5", "tgi-phi, 4 mini")
 """Checkpoints for which transformers changes the factors of RoPE within a longer text."""
+OTHERS = {"tgi-falcon", "tgi-simulated-gaudi", "tgi-transformers"}
+"""Falcon's checkpoints are below; the others are no families."""
+CARDS = pytest.mark.parametrize("card", [None, "gaudi2-lazy", "gaudi3-compile"])
+
+
+def test_no_family_is_missing() -> None:
+    folders = {folder.name for folder in ADAPTERS.glob("tgi-*")}
+    assert {name.partition(",")[0] for name in CONFIGS} == folders - OTHERS
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("card", [None, "gaudi2-lazy", "gaudi3-compile"])
+@CARDS
 @pytest.mark.parametrize("name", CONFIGS)
-def test_text(tmp_path: Path, name: str, card: str | None) -> None:
-    config: Any = CONFIGS[name]
-    folder = make_checkpoint(tmp_path, config)
+def test_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, card: str | None) -> None:
+    """On two ranks each has whole experts; families' own tests divide them."""
+    config, reference, parallel = CONFIGS[name], None, False
+    if callable(config):
+        model = config(tmp_path, monkeypatch)
+
+        def reference() -> Any:
+            return copy.deepcopy(model)
+    else:
+        make_checkpoint(tmp_path, config)
+        parallel = bool(EXPERTS & config.to_dict().keys())
+    _check(tmp_path, card, 24 if name in SHORT else 64, reference=reference, expert_parallel=parallel)
+
+
+@pytest.mark.slow
+@CARDS
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_text_of_falcon(tmp_path: Path, variant: str, card: str | None) -> None:
+    _check(make_falcon(tmp_path, variant), card)
+
+
+def _check(folder: Path, card: str | None, tokens: int = 64, **kinds: Any) -> None:
     cards = [] if card is None else [card]
-    tokens = 24 if name in SHORT else 64
-    check_generation(
-        folder, [5, 40], tokens=tokens, cards=cards, ranks=1 if cards else 2, expert_parallel="MoE" in name
-    )
+    check_generation(folder, [5, 40], tokens=tokens, cards=cards, ranks=1 if cards else 2, **kinds)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from tgi.plugins import JsonReader
 from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
 from tgi.testing.models import make_llama
 
 SLOPES = torch.tensor([2**-2, 2**-4, 2**-6, 2**-8])
@@ -35,26 +36,46 @@ def make_baichuan(folder):
     return reference
 
 
-def test_rotating_and_with_a_head_of_unit_rows(tmp_path, monkeypatch):
+def make_7b(folder, monkeypatch):
+    """One that rotates, with the second generation's head of unit rows."""
     monkeypatch.setattr(tgi_baichuan.plugin, "_ROTATING", 64)
     monkeypatch.setattr(tgi_baichuan.plugin, "_SECOND", 512)
-    reference = make_baichuan(tmp_path)
+    reference = make_baichuan(folder)
     reference.lm_head.weight.data = F.normalize(reference.lm_head.weight.data)
-    check_architecture(tmp_path, reference=reference)
+    return reference
 
 
-def test_alibi(tmp_path):
+class Alibi:
     """A Llama whose positions are all 0, which rotates nothing, with the biases in its mask."""
-    llama = make_baichuan(tmp_path)
 
-    def reference(tokens):
+    def __init__(self, folder, _):
+        self._llama = make_baichuan(folder)
+        self.config = self._llama.config
+
+    def __call__(self, tokens):
         places = torch.arange(tokens.shape[1])
         distance = places - places[:, None]
         mask = (SLOPES[:, None, None] * distance).masked_fill(distance > 0, -torch.inf)[None]
         zeros = torch.zeros_like(tokens)
-        return SimpleNamespace(logits=llama(tokens, attention_mask=mask, position_ids=zeros).logits)
+        return SimpleNamespace(logits=self._llama(tokens, attention_mask=mask, position_ids=zeros).logits)
 
+    @torch.inference_mode()
+    def generate(self, tokens, max_new_tokens, **_):
+        logits = []
+        for _ in range(max_new_tokens):
+            logits.append(self(tokens).logits[:, -1])
+            tokens = torch.cat((tokens, logits[-1].argmax(-1, keepdim=True)), 1)
+        return SimpleNamespace(sequences=tokens, logits=tuple(logits))
+
+
+CONFIGS = {"2 of 7B": make_7b, "13B": Alibi}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_baichuan(tmp_path, monkeypatch, name):
+    reference = CONFIGS[name](tmp_path, monkeypatch)
     check_architecture(tmp_path, reference=reference)
+    check_generation(tmp_path, [5, 40], reference=lambda: reference)
 
 
 @pytest.mark.parametrize(("hidden", "alibi"), [(4096, False), (5120, True)])

@@ -24,10 +24,11 @@ SIZES = {
     "num_experts_per_tok": 2,
     "sliding_window": 24,
 }
+CONFIGS = {"20B": GptOssConfig(**SIZES)}
 
 
 def test_gpt_oss(tmp_path):
-    folder = make_checkpoint(tmp_path, GptOssConfig(**SIZES))
+    folder = make_checkpoint(tmp_path, CONFIGS["20B"])
     check_architecture(folder, expert_parallel=True)
     check_generation(folder, [5, 40])
 

@@ -1,12 +1,15 @@
 """Logits against a Llama of transformers: it has no InternLM, which has the same layers under other names."""
 
+import copy
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tgi.testing.check_architecture import check_architecture
+from tgi.testing.check_generation import check_generation
 from tgi.testing.models import make_llama
 
 DYNAMIC = {"type": "dynamic", "factor": 2.0}
@@ -49,15 +52,23 @@ def by_group(tensors):
     return renamed
 
 
-def test_internlm2(tmp_path):
-    folder = make_llama(tmp_path, rope_scaling=DYNAMIC, max_position_embeddings=128)
+def make_internlm2(folder, _):
+    make_llama(folder, rope_scaling=DYNAMIC, max_position_embeddings=128)
     architecture = {"architectures": ["InternLM2ForCausalLM"], "bias": False, "attn_implementation": "eager"}
-    reference = rename(folder, architecture, by_group)
-    check_architecture(folder, reference=reference)
+    return rename(folder, architecture, by_group)
 
 
-def test_internlm3(tmp_path):
-    folder = make_llama(tmp_path, attention_bias=True, mlp_bias=True, head_dim=24)
+def make_internlm3(folder, _):
+    make_llama(folder, attention_bias=True, mlp_bias=True, head_dim=24)
     architecture = {"architectures": ["InternLM3ForCausalLM"], "bias": True, "qkv_bias": True}
-    reference = rename(folder, architecture, dict)
-    check_architecture(folder, reference=reference)
+    return rename(folder, architecture, dict)
+
+
+CONFIGS = {"2.5": make_internlm2, "3": make_internlm3}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_internlm(tmp_path, monkeypatch, name):
+    reference = CONFIGS[name](tmp_path, monkeypatch)
+    check_architecture(tmp_path, reference=reference)
+    check_generation(tmp_path, [5, 40], reference=lambda: copy.deepcopy(reference))

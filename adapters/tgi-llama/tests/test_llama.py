@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tgi_llama.plugin import read_config, tgi_architectures
+from transformers import LlamaConfig
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
@@ -120,6 +121,14 @@ ROPES = {
         **FACTORS,
     },
     "llama3": {"rope_type": "llama3", "original_max_position_embeddings": 32, **LLAMA3},
+}
+
+CONFIGS = {
+    "1 and 2": LlamaConfig(**llama_config(num_key_value_heads=4)),
+    "3": LlamaConfig(**llama_config(rope_theta=5e5)),
+    "3.1": LlamaConfig(**llama_config(rope_parameters=ROPES["llama3"] | {"rope_theta": 5e5})),
+    "3.2 with a tied head": LlamaConfig(**llama_config(tie_word_embeddings=True, head_dim=24)),
+    "with all biases": LlamaConfig(**llama_config(**SHAPES["all biases"])),
 }
 
 

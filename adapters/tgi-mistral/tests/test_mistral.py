@@ -2,7 +2,7 @@
 
 import pytest
 from tgi_mistral.plugin import read_config, tgi_architectures
-from transformers import MixtralConfig
+from transformers import MistralConfig, MixtralConfig
 
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
@@ -102,14 +102,28 @@ def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
     assert describe_config(tmp_path, config).parameters == parameters
 
 
-EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2, "vocab_size": 320, "hidden_size": 32}
-SIZES = {"intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+CONFIGS = {
+    "7B with a window": MistralConfig(**SIZES, sliding_window=24),
+    "Nemo": MistralConfig(**SIZES, sliding_window=None, head_dim=24),
+    "Ministral": MistralConfig(**SIZES, sliding_window=24, layer_types=TYPES),
+    "Mixtral": MixtralConfig(**SIZES, **EXPERTS, sliding_window=None),
+    "Mixtral with a window": MixtralConfig(**SIZES, **EXPERTS, sliding_window=24),
+}
 
 
-@pytest.mark.parametrize("window", [24, None])
-def test_mixtral(tmp_path, window):
-    folder = make_checkpoint(tmp_path, MixtralConfig(**EXPERTS, **SIZES, sliding_window=window))
-    check_architecture(folder, ranks=2 if window else 4, expert_parallel=not window)
+@pytest.mark.parametrize(("name", "ranks"), [("Mixtral", 4), ("Mixtral with a window", 2)])
+def test_mixtral(tmp_path, name, ranks):
+    folder = make_checkpoint(tmp_path, CONFIGS[name])
+    check_architecture(folder, ranks=ranks, expert_parallel=ranks == 4)
     check_generation(folder, [5, 40])
 
 

@@ -10,11 +10,15 @@ from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import make_checkpoint
 
 SIZES = {"vocab_size": 320, "d_model": 32, "n_layers": 2, "n_heads": 4}
+CONFIGS = {
+    "plain": MptConfig(**SIZES),
+    "clipped and scaled": MptConfig(**SIZES, attn_config={"clip_qkv": 0.8, "softmax_scale": 0.2}),
+}
 
 
-@pytest.mark.parametrize("attention", [{}, {"clip_qkv": 0.8, "softmax_scale": 0.2}], ids=str)
-def test_mpt(tmp_path, attention):
-    folder = make_checkpoint(tmp_path, MptConfig(**SIZES, attn_config=attention))
+@pytest.mark.parametrize("name", CONFIGS)
+def test_mpt(tmp_path, name):
+    folder = make_checkpoint(tmp_path, CONFIGS[name])
     check_architecture(folder)
     check_generation(folder, [5, 40])
 
