@@ -25,29 +25,49 @@ class Linear:
     bias: torch.Tensor | None
 
 
-@attrs.frozen(eq=False, kw_only=True)
-class DecoderLayer:
-    """RMS norm and attention, RMS norm and an MLP that SiLU gates, each pair added to its input.
+@attrs.frozen(eq=False)
+class Norm:
+    """An RMS norm."""
 
-    It is the whole layer: no other rank has a part of it.
-    """
-
+    weight: torch.Tensor
     epsilon: float
-    """Epsilon of all norms."""
-    attention_norm: torch.Tensor
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class SelfAttention:
+    """Attention between its projections."""
+
     qkv: Linear
     """Projection to queries, then keys, then values."""
-    head_norms: tuple[torch.Tensor, torch.Tensor] | None
-    """Weights [head_dim] of RMS norms of each query and key before their rotation."""
-    rotation: int | None
-    """Index of the layer's rotation; None: positions do not count."""
+    head_norms: tuple[Norm, Norm] | None
+    """Norms of each query and of each key before their rotation."""
     heads: int
     kv_heads: int
     head_dim: int
     kv: KVLayer
     spec: AttentionSpec
     out: Linear
-    mlp_norm: torch.Tensor
+
+
+@attrs.frozen(eq=False)
+class GatedMLP:
+    """An MLP that SiLU gates."""
+
     up: Linear
     """Projection to the gates, then to what they multiply."""
     down: Linear
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class DecoderLayer:
+    """A norm and attention, a norm and an MLP, each pair added to its input.
+
+    It is the whole layer: no other rank has a part of it.
+    """
+
+    attention_norm: Norm
+    attention: SelfAttention
+    rotation: int | None
+    """Index of the layer's rotation; None: positions do not count."""
+    mlp_norm: Norm
+    mlp: GatedMLP

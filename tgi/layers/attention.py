@@ -3,11 +3,13 @@
 import torch
 from torch import nn
 
+from tgi.device import decoder
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch
 from tgi.plugins import ConfigError
 
 from .build import Build, CacheLayer
+from .norm import describe_norm
 
 
 def alibi_slopes(num_heads: int) -> torch.Tensor:
@@ -91,6 +93,27 @@ class Attention(nn.Module):
         self._device.store_kv(self._kv, key, value, batch)
         out = self._device.attention(self._kv, query, key, value, batch, self._spec)
         return out.reshape(qkv.shape[0], heads * self._head_dim)
+
+    def describe(self, qkv: decoder.Linear, out: decoder.Linear) -> decoder.SelfAttention | None:
+        """Return the attention and its projections for `Device.join_layers`; None if it is less common."""
+        norms = None
+        if self.query_norm is not None:
+            query, key = describe_norm(self.query_norm), describe_norm(self.key_norm)
+            if query is None or key is None:
+                return None
+            norms = query, key
+        if self._interleaved or self._clip is not None:
+            return None
+        return decoder.SelfAttention(
+            qkv=qkv,
+            head_norms=norms,
+            heads=self._heads,
+            kv_heads=self._kv_heads,
+            head_dim=self._head_dim,
+            kv=self._kv,
+            spec=self._spec,
+            out=out,
+        )
 
 
 def halves(x: torch.Tensor, size: int) -> torch.Tensor:

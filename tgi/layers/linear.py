@@ -8,13 +8,34 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgi.device import decoder
 from tgi.device.batch import Batch
 from tgi.weights import TensorPart
+from tgi.weights.formats import LinearWeight
 
 from .build import Build
+from .lora import LoraWeight
 
 
-class ColumnLinear(nn.Module):
+class _OwnRows(nn.Module):
+    """A linear layer of whose output features each rank has some."""
+
+    def __init__(self, build: Build, weight: Sequence[TensorPart], bias: Sequence[TensorPart]) -> None:
+        super().__init__()
+        self._device = build.device
+        self._weight = build.linear(*weight)
+        self._bias = build.read(*bias) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [T, in_features] to [T, this rank's part of all out_features]."""
+        return self._device.multiply(x, self._weight, self._bias)
+
+    def describe(self) -> decoder.Linear:
+        """Return the layer for `Device.join_layers`."""
+        return _describe(self._weight, self._bias)
+
+
+class ColumnLinear(_OwnRows):
     """A linear layer whose output features are divided over the ranks; it may fuse several tensors.
 
     `out_features[i]` counts the features of the tensor `names[i]` on all ranks, or of the i-th part of the
@@ -33,8 +54,6 @@ class ColumnLinear(nn.Module):
         pieces: Sequence[int] | None = None,
         transposed: bool = False,
     ) -> None:
-        super().__init__()
-        self._device = build.device
         whole: Sequence[int | None] = [None] * len(out_features) if pieces is None else pieces
         cuts = [build.shard.cut(*size) for size in zip(out_features, whole, strict=True)]
 
@@ -51,19 +70,15 @@ class ColumnLinear(nn.Module):
             ]
             return [TensorPart(f"{names[0]}.{kind}", shape, 0, cut, turned) for cut in moved]
 
-        self._weight = build.linear(*fused("weight", in_features))
-        self._bias = build.read(*fused("bias")) if bias else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [T, in_features] to [T, this rank's part of all out_features]."""
-        return self._device.multiply(x, self._weight, self._bias)
+        super().__init__(build, fused("weight", in_features), fused("bias") if bias else ())
 
 
-class GroupedQKV(nn.Module):
+class GroupedQKV(_OwnRows):
     """A projection to queries, keys and values whose tensor has them by key/value head.
 
     For each of the num_kv_heads there are num_heads / num_kv_heads query heads, a key head and a value head,
-    of `head_dim` rows each: one key/value head for all queries, and one for each, are special cases.
+    of `head_dim` rows each: one key/value head for all queries, and one for each, are special cases. The
+    output is the input of `Attention`: this rank's queries, then keys, then values.
     """
 
     def __init__(
@@ -76,8 +91,6 @@ class GroupedQKV(nn.Module):
         head_dim: int,
         bias: bool = False,
     ) -> None:
-        super().__init__()
-        self._device = build.device
         mine, groups = build.shard.cut(num_heads), range(num_kv_heads)[build.shard.kv_heads(num_kv_heads)]
         readers = num_heads // num_kv_heads
         count = min(readers, mine.stop - mine.start)
@@ -93,12 +106,7 @@ class GroupedQKV(nn.Module):
             shape = ((num_heads + 2 * num_kv_heads) * head_dim, *rest)
             return [TensorPart(f"{name}.{kind}", shape, 0, cut) for cut in cuts]
 
-        self._weight = build.linear(*fused("weight", in_features))
-        self._bias = build.read(*fused("bias")) if bias else None
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map [T, in_features] to the input of `Attention`: this rank's queries, then keys, then values."""
-        return self._device.multiply(x, self._weight, self._bias)
+        super().__init__(build, fused("weight", in_features), fused("bias") if bias else ())
 
 
 class RowLinear(nn.Module):
@@ -146,6 +154,10 @@ class RowLinear(nn.Module):
         if residual is not None and self._shard.size > 1:
             residual = residual * self._on_first_rank
         return self._multiply(x, residual)
+
+    def describe(self) -> decoder.Linear | None:
+        """Return the layer for `Device.join_layers`; None if other ranks have a part of it."""
+        return _describe(self._weight, self._bias) if self._shard.size == 1 else None
 
     def _multiply(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         return self._device.multiply(x, self._weight, self._bias, added)
@@ -235,6 +247,11 @@ class Head(nn.Module):
         logprobs = logits - logits.logsumexp(-1, keepdim=True)
         chosen = logprobs.gather(1, targets.clamp_min(0)[:, None].long())[:, 0]
         return chosen.masked_fill(targets < 0, torch.nan), *self._device.most_likely(logprobs, top)
+
+
+def _describe(weight: LinearWeight, bias: torch.Tensor | None) -> decoder.Linear:
+    """Describe a layer without its LoRA adapters."""
+    return decoder.Linear(weight.base if isinstance(weight, LoraWeight) else weight, bias)
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgi.device import decoder
 from tgi.device.activation import activate, gate
 from tgi.device.batch import Batch
-from tgi.device.decoder import DecoderLayer, Linear, Rotation, RunLayers
+from tgi.device.decoder import Rotation, RunLayers
 from tgi.plugins.llama_config import LlamaConfig, Names
 from tgi.weights import TensorPart
 
@@ -21,9 +22,8 @@ from .attention import Attention, alibi_slopes
 from .build import Build
 from .latent import LatentAttention
 from .linear import ColumnLinear, Embedding, GroupedQKV, Head, RowLinear
-from .lora import LoraWeight
 from .moe import MixtureOfExperts
-from .norm import HeadNorm, RMSNorm, make_norm
+from .norm import HeadNorm, describe_norm, make_norm
 from .rotary import Rotations
 
 
@@ -84,6 +84,11 @@ class SelfAttention(nn.Module):
     def _attend(self, x: torch.Tensor, batch: Batch, rotation: Rotation | None) -> torch.Tensor:
         return self.attention(self.qkv(x), batch, rotation)  # type: ignore[no-any-return]
 
+    def describe(self) -> decoder.SelfAttention | None:
+        """Return the attention for `Device.join_layers`; None if it is of a less common kind."""
+        out = self.out.describe()
+        return None if out is None else self.attention.describe(self.qkv.describe(), out)
+
 
 class MLP(nn.Module):
     """Two linear layers with an activation between them, and, if it is gated, a third beside the first.
@@ -108,6 +113,13 @@ class MLP(nn.Module):
     def partial(self, x: torch.Tensor) -> torch.Tensor:
         """[T, hidden] to this rank's summand of the same."""
         return self.down.partial(self._inner(x))
+
+    def describe(self) -> decoder.GatedMLP | None:
+        """Return the MLP for `Device.join_layers`; None if it is of a less common kind."""
+        down = self.down.describe()
+        if down is None or not self._gated or self._kind != "silu":
+            return None
+        return decoder.GatedMLP(self.up.describe(), down)
 
     def _inner(self, x: torch.Tensor) -> torch.Tensor:
         return (gate if self._gated else activate)(self._device, self._kind, self.up(x))
@@ -147,6 +159,20 @@ class LlamaLayer(nn.Module):
         if self.after_mlp is None and self._scale == 1:
             return self.mlp(normal, residual=x)  # type: ignore[no-any-return]
         return x + _apply(self.after_mlp, self.mlp(normal)) * self._scale
+
+    def describe(self, rotation: int | None) -> decoder.DecoderLayer | None:
+        """Return the layer, which has that rotation, for `Device.join_layers`; None if it is less common."""
+        if self._parallel or self._scale != 1 or self.after_attention or self.after_mlp:
+            return None
+        if not isinstance(self.attention, SelfAttention) or not isinstance(self.mlp, MLP):
+            return None
+        attention, mlp = self.attention.describe(), self.mlp.describe()
+        attention_norm, mlp_norm = describe_norm(self.before_attention), describe_norm(self.before_mlp)
+        if attention is None or mlp is None or attention_norm is None or mlp_norm is None:
+            return None
+        return decoder.DecoderLayer(
+            attention_norm=attention_norm, attention=attention, rotation=rotation, mlp_norm=mlp_norm, mlp=mlp
+        )
 
 
 class LlamaDecoder(nn.Module):
@@ -245,51 +271,10 @@ class LlamaDecoder(nn.Module):
     @cached_property
     def _joined(self) -> RunLayers | None:
         """All layers in one call, if the device has that for them."""
-        every = [_common(layer, place) for layer, place in zip(self.layers, self._rotations, strict=True)]
+        pairs = zip(self.layers, self._rotations, strict=True)
+        every = [layer.describe(rotation) for layer, rotation in pairs]  # type: ignore[operator]
         layers = [layer for layer in every if layer is not None]
         return self._device.join_layers(layers) if len(layers) == len(every) else None
-
-
-def _common(layer: nn.Module, rotation: int | None) -> DecoderLayer | None:
-    """Return a layer as `Device.join_layers` takes it; None if it is of a less common kind."""
-    assert isinstance(layer, LlamaLayer)
-    attention, mlp = layer.attention, layer.mlp
-    if layer._parallel or layer._scale != 1 or layer.after_attention or layer.after_mlp:
-        return None
-    if not isinstance(attention, SelfAttention) or not isinstance(mlp, MLP) or mlp.down._shard.size > 1:
-        return None
-    inner: Any = attention.attention
-    if not mlp._gated or mlp._kind != "silu" or inner._interleaved or inner._clip is not None:
-        return None
-    every: list[Any] = [layer.before_attention, layer.before_mlp]
-    if inner.query_norm is not None:
-        every += [getattr(norm, "norm", None) for norm in (inner.query_norm, inner.key_norm)]
-    norms: list[Any] = [norm for norm in every if isinstance(norm, RMSNorm) and not norm._wide]
-    if len(norms) < len(every) or len({norm._epsilon for norm in norms}) > 1:
-        return None
-    weights = [norm._weight for norm in norms]
-    return DecoderLayer(
-        epsilon=norms[0]._epsilon,
-        attention_norm=weights[0],
-        qkv=_linear(attention.qkv),
-        head_norms=(weights[2], weights[3]) if len(weights) > 2 else None,
-        rotation=rotation,
-        heads=inner._heads,
-        kv_heads=inner._kv_heads,
-        head_dim=inner._head_dim,
-        kv=inner._kv,
-        spec=inner._spec,
-        out=_linear(attention.out),
-        mlp_norm=weights[1],
-        up=_linear(mlp.up),
-        down=_linear(mlp.down),
-    )
-
-
-def _linear(layer: Any) -> Linear:
-    """Return a layer without LoRA adapters."""
-    weight = layer._weight
-    return Linear(weight.base if isinstance(weight, LoraWeight) else weight, layer._bias)
 
 
 def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:

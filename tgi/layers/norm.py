@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tgi.device import decoder
 from tgi.plugins.llama_config import LlamaConfig
 from tgi.weights import TensorPart
 
@@ -37,6 +38,10 @@ class RMSNorm(nn.Module):
         if not self._wide:
             return self._device.rms_norm(x, self._weight, self._epsilon)
         return self._device.rms_norm(x.float(), self._weight, self._epsilon).to(x.dtype)
+
+    def describe(self) -> decoder.Norm | None:
+        """Return the norm for `Device.join_layers`; None if it is computed in float32."""
+        return None if self._wide else decoder.Norm(self._weight, self._epsilon)
 
 
 class LayerNorm(nn.Module):
@@ -95,3 +100,12 @@ class HeadNorm(nn.Module):
         total = self._device.all_reduce(wide.pow(2).sum(-1, keepdim=True), self._shard)
         wide = wide * torch.rsqrt(total / self._count + self._epsilon)
         return (wide.to(x.dtype) * self._weight).view(x.shape)
+
+    def describe(self) -> decoder.Norm | None:
+        """Return the norm for `Device.join_layers`; None unless it is an RMS norm that all heads share."""
+        return describe_norm(self.norm) if self._kind == "head" else None
+
+
+def describe_norm(norm: nn.Module | None) -> decoder.Norm | None:
+    """Return a norm for `Device.join_layers`; None if it is of a less common kind."""
+    return norm.describe() if isinstance(norm, RMSNorm | HeadNorm) else None

@@ -26,12 +26,18 @@ class JoinedLayers:
     @staticmethod
     def takes(layer: DecoderLayer) -> bool:
         """Return whether the kernels have such a layer, whose cache has been allocated."""
-        linears = layer.qkv, layer.out, layer.up, layer.down
-        return layer.kv.keys.dim() == 1 and all(_packed(linear) is not None for linear in linears)
+        attention, mlp = layer.attention, layer.mlp
+        linears = attention.qkv, attention.out, mlp.up, mlp.down
+        norms = layer.attention_norm, layer.mlp_norm, *(attention.head_norms or ())
+        return (
+            attention.kv.keys.dim() == 1
+            and len({norm.epsilon for norm in norms}) == 1
+            and all(_packed(linear) is not None for linear in linears)
+        )
 
     def __call__(self, x: torch.Tensor, batch: Batch, rotations: Sequence[Rotation]) -> torch.Tensor:
         """Return the output of the last layer for x [T, hidden]."""
-        keys = self.layers[0].kv.keys
+        keys = self.layers[0].attention.kv.keys
         if self._decoder is None or keys is not self._keys:
             self._decoder, self._keys = Decoder(self.kernels, [_layer(layer) for layer in self.layers]), keys
         assert isinstance(batch.plan, list)
@@ -50,32 +56,36 @@ def _packed(linear: Linear) -> LinearLayer | None:
 
 
 def _layer(layer: DecoderLayer) -> Layer:
-    qkv, out, up, down = map(_packed, (layer.qkv, layer.out, layer.up, layer.down))
+    attention, mlp = layer.attention, layer.mlp
+    qkv, out, up, down = map(_packed, (attention.qkv, attention.out, mlp.up, mlp.down))
     assert qkv is not None
     assert out is not None
     assert up is not None
     assert down is not None
-    query_norm, key_norm = layer.head_norms or (None, None)
+    query_norm, key_norm = (
+        (norm.weight for norm in attention.head_norms) if attention.head_norms else (None, None)
+    )
+    spec = attention.spec
     return Layer(
-        epsilon=layer.epsilon,
-        attention_norm=layer.attention_norm,
-        mlp_norm=layer.mlp_norm,
+        epsilon=layer.attention_norm.epsilon,
+        attention_norm=layer.attention_norm.weight,
+        mlp_norm=layer.mlp_norm.weight,
         query_norm=query_norm,
         key_norm=key_norm,
         qkv=qkv,
         out=out,
         up=up,
         down=down,
-        keys=layer.kv.keys,
-        values=layer.kv.values,
-        heads=layer.heads,
-        kv_heads=layer.kv_heads,
-        size=layer.head_dim,
-        scale=layer.spec.scale,
-        window=layer.spec.window or 0,
-        softcap=layer.spec.softcap or 0.0,
-        slopes=layer.spec.slopes,
-        sinks=layer.spec.sinks,
-        rows=layer.kv.group,
+        keys=attention.kv.keys,
+        values=attention.kv.values,
+        heads=attention.heads,
+        kv_heads=attention.kv_heads,
+        size=attention.head_dim,
+        scale=spec.scale,
+        window=spec.window or 0,
+        softcap=spec.softcap or 0.0,
+        slopes=spec.slopes,
+        sinks=spec.sinks,
+        rows=attention.kv.group,
         rotation=-1 if layer.rotation is None else layer.rotation,
     )
