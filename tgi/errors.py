@@ -1,7 +1,8 @@
 """Every error that a client can see: one class each, with its status, type and message.
 
 An `ApiError` is sent as `{"error": ..., "error_type": ...}`: with its status if nothing has been sent yet,
-else as an event of the stream. A `BodyError`, for a body that cannot be read, is sent as plain text. On
+else as an event of the stream. The second paragraph of its docstring says what to do about it; docs/errors.md
+is made of all this. A `BodyError`, for a body that cannot be read, is sent as plain text. On
 `/v1/*`, both have the shape and the statuses of OpenAI's errors.
 """
 
@@ -63,81 +64,118 @@ class ApiError(Exception):
 
 
 class ValidationError(ApiError):
-    """The request is well-formed, but a value is outside its limits."""
+    """The request is well-formed, but a value is outside its limits.
+
+    Change the value that the message names; the OpenAPI document has its limits.
+    """
 
     status, error_type, failure = 422, "validation", "validation"
     form = "Input validation error: {}"
 
 
 class ContextLengthExceeded(ValidationError):
-    """The prompt, or the prompt and the tokens to generate, are more than the server takes."""
+    """The prompt, or the prompt and the tokens to generate, are more than the server takes.
+
+    Shorten the prompt or ask for fewer tokens, let `truncate` cut it, or serve with a larger
+    --max-total-tokens.
+    """
 
     code = "context_length_exceeded"
 
 
 class TemplateError(ApiError):
-    """The chat template fails on these messages, or is missing."""
+    """The chat template fails on these messages, or is missing.
+
+    Mend the messages as the text says, or serve with a --chat-template that takes them.
+    """
 
     status, error_type, failure = 422, "template_error", "template"
     form = "Template error: {}"
 
 
 class ToolError(ApiError):
-    """The request names a tool that it does not define."""
+    """The request names a tool that it does not define.
+
+    Define the tool in `tools`, or name another in `tool_choice`.
+    """
 
     status, error_type, failure = 422, "tool_error", "validation"
     form = "Tool error: {}"
 
 
 class SuffixNotSupported(ApiError):
-    """The request has a `suffix`."""
+    """The request has a `suffix`.
+
+    Put the suffix into the prompt, in the model's own format for filling in.
+    """
 
     status, error_type, failure = 422, "suffix not supported", "validation"
     form = "Suffix is not supported and can be achieved by preprocessing the prompt."
 
 
 class BatchSizeExceeded(ApiError):
-    """The request has more prompts than `max_client_batch_size`."""
+    """The request has more prompts than `max_client_batch_size`.
+
+    Send fewer prompts at once, or serve with a larger --max-client-batch-size.
+    """
 
     status, error_type, failure = 422, "batch size exceeded", "validation"
     form = "Number of prompts exceeds the maximum allowed batch size of {}"
 
 
 class NoInstances(ApiError):
-    """The request to `/vertex` has no instance."""
+    """The request to `/vertex` has no instance.
+
+    Put at least one object into `instances`.
+    """
 
     status, error_type, failure = 422, "Input validation error", "validation"
     form = "Input validation error"
 
 
 class NotUtf8(ApiError):
-    """The bytes of a KServe input are not UTF-8."""
+    """The bytes of a KServe input are not UTF-8.
+
+    Encode the text in UTF-8.
+    """
 
     status, error_type, failure = 422, "utf8", "validation"
 
 
 class OutputsMismatch(ApiError):
-    """The KServe request does not have as many outputs as inputs."""
+    """The KServe request does not have as many outputs as inputs.
+
+    Ask for one output for each input.
+    """
 
     status, error_type, failure = 422, "length mismatch", "validation"
     form = "Inputs and outputs length mismatch"
 
 
 class UnknownPath(ApiError):
-    """No route has the path."""
+    """No route has the path.
+
+    `/docs` lists the paths; a proxy in front may need --root-path.
+    """
 
     status, error_type, failure = 404, "not_found", "validation"
     form = "There is no {}"
 
 
 class WrongTask(ApiError):
-    """The route is for models of another kind than the one that is served."""
+    """The route is for models of another kind than the one that is served.
+
+    Use the route that the message names, or serve a model of that kind.
+    """
 
     status, error_type, failure = 404, "not_found", "validation"
 
 
 class UnknownModel(ApiError):
-    """The model of `/v1/models/{id}` is not served."""
+    """The model of `/v1/models/{id}` is not served.
+
+    Use a name that `/v1/models` lists, or give the model another with --served-model-name.
+    """
 
     status, error_type, failure = 404, "model_not_found", "validation"
     code = "model_not_found"
@@ -145,13 +183,19 @@ class UnknownModel(ApiError):
 
 
 class LoraNotFound(ApiError):
-    """The files of a LoRA adapter are not found."""
+    """The files of a LoRA adapter are not found.
+
+    Check the path or the name on the Hub, and that the server can read it.
+    """
 
     status, error_type, failure = 404, "not_found", "validation"
 
 
 class UnknownResponse(ApiError):
-    """The response is not, or no longer, remembered."""
+    """The response is not, or no longer, remembered.
+
+    Send the whole conversation as `input`.
+    """
 
     status, error_type, failure = 404, "response_not_found", "validation"
     code = "response_not_found"
@@ -159,7 +203,10 @@ class UnknownResponse(ApiError):
 
 
 class Overloaded(ApiError):
-    """There are more concurrent requests than `max_concurrent_requests`."""
+    """There are more concurrent requests than `max_concurrent_requests`.
+
+    Try again after `Retry-After` seconds; serve with a larger --max-concurrent-requests, or more replicas.
+    """
 
     status, error_type, failure = 429, "overloaded", "overloaded"
     form = "Model is overloaded"
@@ -168,7 +215,10 @@ class Overloaded(ApiError):
 
 
 class RateLimited(ApiError):
-    """The request's tenant is at one of its limits."""
+    """The request's tenant is at one of its limits.
+
+    Try again after `Retry-After` seconds; the operator sets the limits with --tenants.
+    """
 
     status, error_type, failure = 429, "overloaded", "overloaded"
     form = "Rate limit reached: {}"
@@ -181,7 +231,10 @@ class RateLimited(ApiError):
 
 
 class Shed(ApiError):
-    """The request would be answered too late, or has waited for too long."""
+    """The request would be answered too late, or has waited for too long.
+
+    Try again after `Retry-After` seconds, or with a longer `x-request-timeout`; add replicas.
+    """
 
     status, error_type, failure = 503, "overloaded", "overloaded"
     form = "Model is overloaded: {}"
@@ -189,28 +242,40 @@ class Shed(ApiError):
 
 
 class GenerationFailed(ApiError):
-    """The engine failed during generation."""
+    """The engine failed during generation.
+
+    Try again; if it comes back, the log of the server has the cause.
+    """
 
     status, error_type = 424, "generation"
     form = "Request failed during generation: {}"
 
 
 class IncompleteGeneration(ApiError):
-    """The tokens of an answer ended before the generation was finished."""
+    """The tokens of an answer ended before the generation was finished.
+
+    Try again; the log of the server has the cause.
+    """
 
     status, error_type, failure = 500, "incomplete_generation", "incomplete"
     form = "Incomplete generation"
 
 
 class IncompleteGenerationStream(ApiError):
-    """The tokens of a stream ended before the generation was finished."""
+    """The tokens of a stream ended before the generation was finished.
+
+    Try again; the log of the server has the cause.
+    """
 
     status, error_type, failure = 500, "incomplete_generation_stream", "incomplete"
     form = "Incomplete generation stream"
 
 
 class DeadlineExceeded(ApiError):
-    """The deadline of `x-request-timeout` has passed."""
+    """The deadline of `x-request-timeout` has passed.
+
+    Ask for fewer tokens, or set a longer `x-request-timeout`.
+    """
 
     status, error_type, failure = 408, "deadline_exceeded", "deadline"
     form = "The request took longer than its x-request-timeout"
@@ -218,7 +283,10 @@ class DeadlineExceeded(ApiError):
 
 
 class Unauthorized(ApiError):
-    """The API key is missing or wrong; answered with an empty body on TGI's own routes (R1.52)."""
+    """The API key is missing or wrong; answered with an empty body on TGI's own routes (R1.52).
+
+    Send `Authorization: Bearer KEY` or `X-Api-Key: KEY` with a key that the server was given by --api-key.
+    """
 
     status, error_type, failure = 401, "unauthorized", "validation"
     form = "Missing or wrong API key"
@@ -226,13 +294,19 @@ class Unauthorized(ApiError):
 
 
 class Forbidden(ApiError):
-    """The operator has not allowed what the request asks for."""
+    """The operator has not allowed what the request asks for.
+
+    Start the server with the option that the message names.
+    """
 
     status, error_type, failure = 403, "forbidden", "validation"
 
 
 class Unavailable(ApiError):
-    """The server is starting or shutting down."""
+    """The server is starting or shutting down.
+
+    Try again after `Retry-After` seconds; `/health` has the progress of a start.
+    """
 
     status, error_type, failure = 503, "unavailable", "unavailable"
     form = "The server is {}"
@@ -240,7 +314,10 @@ class Unavailable(ApiError):
 
 
 class InternalError(ApiError):
-    """The server has a defect; the log has the details."""
+    """The server has a defect; the log has the details.
+
+    Report it with the lines of the log that have the request's id, and the output of `tgi env`.
+    """
 
     status, error_type = 500, "internal"
     form = "Internal server error"
@@ -253,27 +330,39 @@ class BodyError(ApiError):
 
 
 class MalformedBody(BodyError):
-    """The body is not JSON."""
+    """The body is not JSON.
+
+    Send JSON; the message has the place of the first mistake.
+    """
 
     form = "Failed to parse the request body as JSON: {}"
 
 
 class WrongShape(BodyError):
-    """The body is JSON of the wrong shape; the detail names the place."""
+    """The body is JSON of the wrong shape; the detail names the place.
+
+    Give the field that the message names a value of the type that it names.
+    """
 
     status = 422
     form = "Failed to deserialize the JSON body into the target type: {}"
 
 
 class UnsupportedMediaType(BodyError):
-    """The content type of the body is not JSON."""
+    """The content type of the body is not JSON.
+
+    Send the header `Content-Type: application/json`.
+    """
 
     status = 415
     form = "Expected request with `Content-Type: application/json`"
 
 
 class BodyTooLarge(BodyError):
-    """The body is longer than `payload_limit`."""
+    """The body is longer than `payload_limit`.
+
+    Send less, or serve with a larger --payload-limit.
+    """
 
     status = 413
     form = "Failed to buffer the request body: length limit exceeded"

@@ -15,7 +15,7 @@ from tgi.sampling import about
 from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
-from .call import Call, get, json_answer, post
+from .call import BODY_ERRORS, Call, get, json_answer, post
 from .native import ModelName
 from .openai.types import ChatRequest, Reason
 from .refused import refusing
@@ -364,21 +364,21 @@ _EXAMPLE = {"model": "tgi", "messages": [{"role": "user", "content": "What is de
 ROUTES = (
     post(
         "/api/chat", "ollama_chat", "Answer a conversation, as Ollama does", chat, OllamaChatRequest,
-        documented=False, example=_EXAMPLE,
+        answer=Json, documented=False, example=_EXAMPLE,
     ),
     post(
         "/api/generate", "ollama_generate", "Answer one message, as Ollama does", generate,
-        OllamaGenerateRequest, documented=False,
+        OllamaGenerateRequest, answer=Json, documented=False,
         example={"model": "tgi", "prompt": "What is deep learning?"},
     ),
     post(
         "/api/show", "ollama_show", "The model, for Ollama's clients", show, ShowRequest,
-        documented=False, errors=(404, 503), example={"model": "tgi"},
+        answer=Json, documented=False, errors=(*BODY_ERRORS, 404), example={"model": "tgi"},
     ),
     get(
         "/api/tags", "ollama_tags", "The one model, for Ollama's clients", tags,
-        documented=False,
+        answer=Json, documented=False,
     ),
-    get("/api/ps", "ollama_ps", "The model that is loaded", tags, documented=False),
-    get("/api/version", "ollama_version", "The server's version", version, documented=False),
+    get("/api/ps", "ollama_ps", "The model that is loaded", tags, answer=Json, documented=False),
+    get("/api/version", "ollama_version", "The server's version", version, answer=Json, documented=False),
 )  # fmt: skip

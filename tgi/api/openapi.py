@@ -267,7 +267,7 @@ def _to_openapi_3_0(value: Any, limits: Mapping[str, int]) -> Any:
     schema = {key: _to_openapi_3_0(item, limits) for key, item in value.items()}
     accepted, limit = schema.pop("x-accepted", {}), schema.pop("x-limit", None)
     if isinstance(description := schema.get("description"), str):
-        schema["description"] = _CONTRACT_IDS.sub("", description)
+        schema["description"] = CONTRACT_IDS.sub("", description)
     if isinstance(schema.get("$ref"), str):
         name = schema.pop("$ref").rpartition("/")[2]
         reference = {"$ref": REFERENCE.format(name=_RENAMED.get(name, name))}
@@ -296,7 +296,7 @@ def _to_openapi_3_0(value: Any, limits: Mapping[str, int]) -> Any:
     return schema
 
 
-_CONTRACT_IDS = re.compile(r" \((?:tgi-behaviour|[A-Z]+\d)[^)]*\)")
+CONTRACT_IDS = re.compile(r" \((?:tgi-behaviour|[A-Z]+\d)[^)]*\)")
 """References in docstrings that mean nothing to readers of the document."""
 _NULL: Schema = {"type": "string", "nullable": True, "enum": [None]}
 _MAXIMUM = {"integer": "maximum", "array": "maxItems"}

@@ -445,14 +445,14 @@ ROUTES = (
     ),
     get(
         _ONE, "openai_response", "A response that is remembered", stored,
-        documented=False, errors=(404,),
+        answer=Json, documented=False, errors=(404,),
     ),
     get(
         f"{_ONE}/input_items", "openai_response_items", "The items before a response", input_items,
-        documented=False, errors=(404,),
+        answer=Json, documented=False, errors=(404,),
     ),
     Route(
         _ONE, "openai_delete_response", "Forget a response", delete, HTTPMethod.DELETE,
-        documented=False, errors=(404,),
+        answer=Json, documented=False, errors=(404,),
     ),
 )  # fmt: skip
