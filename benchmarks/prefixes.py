@@ -21,6 +21,7 @@ from tgi.config import DEMO_MODEL
 from tgi.errors import ApiError
 from tgi.limits import Limits
 from tgi.scheduler import Router, Scheduler, Sequence
+from tgi.scheduler.blocks import Prefixes
 from tgi.testing.builders import make_sequence
 from tgi.testing.engine import open_engine
 
@@ -82,10 +83,10 @@ async def measure(router: Router, rng: random.Random, clients: int, requests: in
 
 async def run(folder: Path, rounds: int, clients: int, requests: int) -> None:
     """Print a line of JSON for each pair of rounds, and the medians of the ratios."""
-    rng, ratios = random.Random(0), []
+    rng, ratios, prefixes = random.Random(0), [], Prefixes()
     async with (
-        open_engine(folder, LIMITS, dtype="bfloat16", threads=1) as one,
-        open_engine(folder, LIMITS, dtype="bfloat16", threads=1) as other,
+        open_engine(folder, LIMITS, dtype="bfloat16", threads=1, prefixes=prefixes) as one,
+        open_engine(folder, LIMITS, dtype="bfloat16", threads=1, prefixes=prefixes) as other,
     ):
         routers = {"round robin": RoundRobin(one, other), "prefix-aware": Router(one, other)}
         for number in range(rounds):

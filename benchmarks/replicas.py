@@ -29,6 +29,7 @@ from tgi.device.hpu import SPEC
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.scheduler import Sequence, Token, router
+from tgi.scheduler.blocks import Prefixes
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import PlannedStep, Schedule, plan
 from tgi.testing.builders import make_allocator, make_sequence
@@ -103,11 +104,14 @@ class Cluster:
     def of(cls, replicas: int, policy: Policy, seed: int) -> "Cluster":
         """Make replicas that have computed nothing."""
         buckets = make_buckets(LIMITS, SPEC, Bucketing(costs=COSTS))
-        rng = random.Random(seed)
+        rng, prefixes = random.Random(seed), Prefixes()
         return cls(
             policy,
             rng,
-            [Schedule(LIMITS, buckets, make_allocator(LIMITS, BLOCKS)) for _ in range(replicas)],
+            [
+                Schedule(LIMITS, buckets, make_allocator(LIMITS, BLOCKS, prefixes=prefixes))
+                for _ in range(replicas)
+            ],
             [FakeExecutor(lambda params, draw: draw + params.sampling.seed) for _ in range(replicas)],
         )
 

@@ -38,7 +38,7 @@ from tgi.plugins.machine import Machine
 from tgi.protocol import Load, Loaded, Progress
 from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Buckets, Router, Scheduler
-from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
 from tgi.scheduler.loras import LoraError, Loras
 from tgi.scheduler.policy import TIES
 from tgi.text.chat_template import ChatTemplates
@@ -322,8 +322,12 @@ async def _start(
     blocks = tuple(group.blocks + 1 for group in memory.groups)
     await executor.allocate(*blocks)
 
+    prefixes = Prefixes()
+
     def make_scheduler(executor: RankExecutor, buckets: Buckets) -> Scheduler:
-        pools = [BlockPool(group.blocks, limits.block_size, group.window) for group in memory.groups]
+        pools = [
+            BlockPool(group.blocks, limits.block_size, group.window, prefixes) for group in memory.groups
+        ]
         return Scheduler(
             executor,
             limits,

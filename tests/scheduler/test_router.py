@@ -15,9 +15,10 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.buckets import make_buckets
 from tgi.scheduler import Buckets, Router, Scheduler
+from tgi.scheduler.blocks import Prefixes
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import Schedule, plan
-from tgi.scheduler.router import DECODING_TOKENS, route
+from tgi.scheduler.router import DECODING_TOKENS, _burden, route
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.fake_executor import FakeExecutor, counting
 
@@ -25,21 +26,27 @@ LIMITS = Limits(max_total_tokens=512, max_batch_prefill_tokens=64, max_batch_siz
 PROMPT = list(range(5, 105))
 
 
-def make_schedule(blocks: int = 400, windows: tuple[int | None, ...] = (None,)) -> Schedule:
+def make_schedules(
+    count: int, blocks: int = 400, windows: tuple[int | None, ...] = (None,)
+) -> list[Schedule]:
     device = make_device(block_size=LIMITS.block_size, mixes_rows=True)
-    return Schedule(LIMITS, make_buckets(LIMITS, device), make_allocator(LIMITS, blocks, windows=windows))
+    buckets, prefixes = make_buckets(LIMITS, device), Prefixes()
+    return [
+        Schedule(LIMITS, buckets, make_allocator(LIMITS, blocks, windows=windows, prefixes=prefixes))
+        for _ in range(count)
+    ]
 
 
-def run(schedule: Schedule, steps: int = 1000) -> None:
+def run(schedule: Schedule, steps: int = 1000, rank: FakeExecutor | None = None) -> None:
     """Run until nothing is left to do, or for some steps; every token is 5."""
-    rank = FakeExecutor(lambda _params, _draw: 5)
+    rank = rank or FakeExecutor(lambda _params, _draw: 5)
     while steps and (planned := plan(schedule)) is not None:
         commit(schedule, planned, rank.execute(planned.step))
         steps -= 1
 
 
 def test_a_request_goes_where_its_prefix_is() -> None:
-    schedules = [make_schedule() for _ in range(3)]
+    schedules = make_schedules(3)
     schedules[1].add(make_sequence(PROMPT, 1))
     run(schedules[1])
     assert route(make_sequence([*PROMPT, 7], 5), schedules) == 1
@@ -49,7 +56,7 @@ def test_a_request_goes_where_its_prefix_is() -> None:
 @pytest.mark.parametrize(("running", "expected"), [(0, 0), (2, 0), (4, 1)])
 def test_a_prefix_is_worth_as_much_as_its_tokens(running: int, expected: int) -> None:
     """100 tokens of the prompt, of which 24 blocks can be shared, and 32 tokens for each that decodes."""
-    schedules = [make_schedule(), make_schedule()]
+    schedules = make_schedules(2)
     schedules[0].add(make_sequence(PROMPT, 1))
     run(schedules[0])
     for token in range(running):
@@ -61,7 +68,7 @@ def test_a_prefix_is_worth_as_much_as_its_tokens(running: int, expected: int) ->
 
 
 def test_prompts_that_wait_count_with_their_tokens() -> None:
-    schedules = [make_schedule(), make_schedule()]
+    schedules = make_schedules(2)
     schedules[0].add(make_sequence([9] * 200, 5))
     for _ in range(4):
         schedules[1].add(make_sequence([8], 5))
@@ -69,7 +76,7 @@ def test_prompts_that_wait_count_with_their_tokens() -> None:
 
 
 def test_a_replica_without_room_is_left_alone() -> None:
-    schedules = [make_schedule(blocks=130), make_schedule(blocks=130)]
+    schedules = make_schedules(2, blocks=130)
     schedules[0].add(make_sequence([9] * 480, 5))
     run(schedules[0], 10)
     schedules[1].add(make_sequence([8], 500))
@@ -83,7 +90,8 @@ def test_a_replica_without_room_is_left_alone() -> None:
 def test_what_is_said_to_be_cached_is_found_by_admission(seed: int, window: int | None) -> None:
     """Asking changes nothing: the same blocks are cached, in the same order of reuse."""
     draw = random.Random(seed)
-    schedule = make_schedule(blocks=draw.choice([150, 300]), windows=(None, window) if window else (None,))
+    windows = (None, window) if window else (None,)
+    (schedule,) = make_schedules(1, draw.choice([150, 300]), windows)
     for _ in range(draw.randrange(1, 12)):
         sequence = make_sequence(
             [*PROMPT[: draw.randrange(1, 100)], draw.randrange(5)], draw.randrange(1, 30)
@@ -96,11 +104,34 @@ def test_what_is_said_to_be_cached_is_found_by_admission(seed: int, window: int 
         assert sequence.cached == cached
 
 
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10**6), windows=st.sampled_from([(None,), (None, 9), (20,), (9, 20)]))
+def test_routing_finds_what_asking_every_replica_finds(seed: int, windows: tuple[int | None, ...]) -> None:
+    """With caches that overflow, and replicas that lose theirs."""
+    draw = random.Random(seed)
+    schedules = make_schedules(5, 150, windows)
+    ranks = [FakeExecutor(lambda _params, _draw: 5) for _ in schedules]
+    for _ in range(draw.randrange(1, 40)):
+        start = draw.choice([0, 0, 40])
+        prompt = PROMPT[start : start + draw.randrange(1, 60)] + [draw.randrange(5)] * draw.randrange(1, 40)
+        sequence = make_sequence(prompt, draw.randrange(1, 30))
+        tokens = [len(prompt) - one.allocator.cached_tokens(sequence) for one in schedules]
+        burdens = [_burden(one, count) for one, count in zip(schedules, tokens, strict=True)]
+        chosen = route(sequence, schedules)
+        assert chosen == burdens.index(min(burdens))
+        assert sequence.cached == len(prompt) - tokens[chosen]
+        schedules[chosen].add(sequence)
+        one = draw.randrange(5)
+        run(schedules[one], draw.randrange(20), ranks[one])
+        if draw.random() < 0.05:
+            schedules[draw.randrange(5)].restart([])
+
+
 @asynccontextmanager
 async def replicas(count: int) -> AsyncIterator[tuple[Router, list[FakeExecutor]]]:
     """Replicas that compute, with their ranks."""
-    ranks = [FakeExecutor(counting(290), 1.0) for _ in range(count)]
-    allocators = [make_allocator(LIMITS, 200) for _ in ranks]
+    ranks, prefixes = [FakeExecutor(counting(290), 1.0) for _ in range(count)], Prefixes()
+    allocators = [make_allocator(LIMITS, 200, prefixes=prefixes) for _ in ranks]
     schedulers = [
         Scheduler(rank, LIMITS, Buckets(LIMITS), allocator, Metrics())
         for rank, allocator in zip(ranks, allocators, strict=True)

@@ -166,6 +166,8 @@ class Run:
         self.slid += sum(any(t.blocks[: t.freed]) for s in self.schedule.running for t in s.tables)
         self.check_order()
         self.schedule.allocator.check(self.schedule.running)
+        alive = [*self.schedule.waiting, *self.schedule.running]
+        assert self.schedule.owed == sum(sequence.owed for sequence in alive)
 
     def match(self) -> None:
         """Advance some matchers, in any order, even those of sequences that have ended."""

@@ -1,9 +1,10 @@
 """KV blocks: a pool per layer group, and the allocator that gives sequences theirs in every group at once.
 
 A block is *in use* by one or more sequences, or free. A free block may still be *cached* (the prefix cache):
-it keeps its tokens' keys and values until it is handed out again, least recently used first. The key of a
-cached block is (serial number of the block before it, its own tokens), so it stands for all tokens up to its
-end. Serial numbers are never reused, so a key can neither collide nor go stale.
+it keeps its tokens' keys and values until it is handed out again, least recently used first. The content of a
+cached block has a serial number, which stands for all tokens up to its end: it is found by the serial number
+before it and the block's own tokens (`Prefixes`). Serial numbers are never reused, so they can neither
+collide nor go stale. Pools share them, those of all replicas too.
 
                  take                      release
     free ──────────────────▶ in use ──────────────────▶ free
@@ -12,12 +13,14 @@ end. Serial numbers are never reused, so a key can neither collide nor go stale.
 
 Layers with the same attention window form a group. A full-attention group keeps every block of a sequence; a
 windowed one frees the blocks that no later token attends to, and needs only the end of a cached chain: its
-pool remembers for a while the keys of blocks that were handed out again, to follow chains past them.
+pool remembers for a while the serials of blocks that were handed out again, to follow chains past them.
 """
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
+from itertools import pairwise
 
 import attrs
 
@@ -28,7 +31,7 @@ from .sequence import ROOT, BlockTable, Sequence
 GROW_BLOCKS = 4
 """Blocks that a decoding sequence takes at once while plenty are free, so that its table stays in runs."""
 REMEMBERED = 4
-"""With a window: keys remembered of blocks that were handed out again, as a multiple of the pool's size."""
+"""With a window: serials remembered of blocks that were handed out again, by which multiple of the pool."""
 
 
 @attrs.frozen
@@ -44,33 +47,109 @@ class BlockStatistics:
         return BlockStatistics(self.total + other.total, self.used + other.used, self.cached + other.cached)
 
 
+class Prefixes:
+    """Serial numbers of the contents of full blocks, and the pools that know each of them."""
+
+    def __init__(self) -> None:
+        self.members = 0
+        """Number of pools that have joined; each has its number as its bit."""
+        self._known: dict[tuple[int, bytes], tuple[int, int]] = {}
+        """(serial, bits of the pools) by the serial before a block, and its tokens."""
+        self._key_of: dict[int, tuple[int, bytes]] = {}
+        self._latest = ROOT
+
+    def join(self) -> int:
+        """Return the number of a new pool."""
+        self.members += 1
+        return self.members - 1
+
+    def find(self, before: int, tokens: Items[int]) -> tuple[int, int]:
+        """Return the serial of `tokens` after a chain that ends in serial `before`, and who knows it.
+
+        The second number has the bit of each pool that does. Both are 0 if none does.
+        """
+        return self._known.get(_key(before, tokens), (0, 0))
+
+    def depths(self, tokens: Items[int], limit: int, size: int, root: int) -> dict[int, int]:
+        """Return how many of the first `limit` blocks of `tokens` each pool knows, for those that know any.
+
+        A block has `size` tokens; `root` is the serial before the first one.
+        """
+        serial, holders = root, [-1]
+        for start in range(0, limit * size, size):
+            serial, knowing = self.find(serial, tokens[start : start + size])
+            if not holders[-1] & knowing:
+                break
+            holders.append(holders[-1] & knowing)
+        last = [these & ~next_ones for these, next_ones in pairwise([*holders[1:], 0])]
+        return {pool: depth for depth, pools in enumerate(last, 1) for pool in _bits(pools)}
+
+    def add(self, pool: int, before: int, tokens: Items[int]) -> int:
+        """Note that a pool knows `tokens` after a chain that ends in serial `before`; return their serial."""
+        key = _key(before, tokens)
+        serial, knowing = self._known.get(key, (0, 0))
+        if not serial:
+            self._latest = serial = self._latest + 1
+            self._key_of[serial] = key
+        self._known[key] = serial, knowing | 1 << pool
+        return serial
+
+    def discard(self, pool: int, serial: int) -> None:
+        """Note that a pool has forgotten a content; its serial ends with the last pool that knows it."""
+        key = self._key_of[serial]
+        _, knowing = self._known[key]
+        if left := knowing & ~(1 << pool):
+            self._known[key] = serial, left
+        else:
+            del self._known[key], self._key_of[serial]
+
+
+def _key(before: int, tokens: Items[int]) -> tuple[int, bytes]:
+    return before, array("i", tokens).tobytes()
+
+
+def _bits(number: int) -> Iterator[int]:
+    """Yield the places of the bits that are set."""
+    while number:
+        place = number.bit_length() - 1
+        yield place
+        number ^= 1 << place
+
+
 class BlockPool:
     """Blocks 1 to `total`. Block 0 takes the writes of padding rows and is never handed out."""
 
-    def __init__(self, total: int, block_size: int, window: int | None = None) -> None:
-        """`window` is the number of tokens that a token attends to, itself included; None: all."""
+    def __init__(
+        self, total: int, block_size: int, window: int | None = None, prefixes: Prefixes | None = None
+    ) -> None:
+        """`window` is the number of tokens that a token attends to, itself included; None: all.
+
+        `prefixes` are shared with other pools, if there are any.
+        """
         self.total = total
         self.block_size = block_size
         self.window = window
+        self.prefixes = Prefixes() if prefixes is None else prefixes
+        self.number = self.prefixes.join()
         self._users = [0] * (total + 1)
         self._empty = bytearray(b"\0" + b"\1" * total)
         """1 for each free block that caches nothing; `find` finds a run of them."""
-        self._empties = total
+        self.empties = total
+        """Number of those."""
         self._cached: OrderedDict[int, None] = OrderedDict()
         """Free blocks that are cached, the next to be reused first."""
-        self._block_of: dict[tuple[int, bytes], tuple[int, int]] = {}
-        """(block, serial) of each key; block 0 if it was handed out again."""
-        self._key_of: dict[int, tuple[int, bytes]] = {}
-        self._past: OrderedDict[tuple[int, bytes], None] = OrderedDict()
-        """Keys whose blocks were handed out again, the oldest first."""
-        self._serial = ROOT
+        self._block_of: dict[int, int] = {}
+        """Block with the content of each serial; 0 if it was handed out again."""
+        self._serial_of: dict[int, int] = {}
+        self._past: OrderedDict[int, None] = OrderedDict()
+        """Serials whose blocks were handed out again, the oldest first."""
         self._hand = 1
         """Block from which the next sequence looks for room."""
 
     @property
     def available(self) -> int:
         """Number of blocks that `take` can give."""
-        return self._empties + len(self._cached)
+        return self.empties + len(self._cached)
 
     def statistics(self) -> BlockStatistics:
         """Count the blocks, for metrics and logs."""
@@ -97,7 +176,7 @@ class BlockPool:
                 after += 1
                 taken.append(self._occupy(after))
         missing = count - len(taken)
-        if missing and self._empties >= missing:
+        if missing and self.empties >= missing:
             taken += self._take_run(missing, max(room, missing))
         elif missing:
             taken += sorted(self._take_any() for _ in range(missing))
@@ -130,10 +209,10 @@ class BlockPool:
         size, serial, chain = self.block_size, root, list[int]()
         count, last, whole = 0, root, 0  # no block is missing from index `whole` on
         for start in range(0, limit * size, size):
-            known = self._block_of.get(self._key(serial, tokens[start : start + size]))
-            if known is None:
+            serial, _ = self.prefixes.find(serial, tokens[start : start + size])
+            block = self._block_of.get(serial)
+            if block is None:
                 break
-            block, serial = known
             chain.append(block)
             if not block:
                 whole = len(chain)
@@ -146,16 +225,11 @@ class BlockPool:
 
         Returns the serial of this content, even if another block holds it.
         """
-        key = self._key(before, tokens)
-        known, serial = self._block_of.get(key, (0, 0))
-        if known:
-            return serial
-        if serial:
-            del self._past[key]
-        else:
-            self._serial = serial = self._serial + 1
-        self._block_of[key] = (block, serial)
-        self._key_of[block] = key
+        serial = self.prefixes.add(self.number, before, tokens)
+        if not self._block_of.get(serial):
+            self._past.pop(serial, None)
+            self._block_of[serial] = block
+            self._serial_of[block] = serial
         return serial
 
     def release(self, blocks: Items[int]) -> None:
@@ -163,11 +237,21 @@ class BlockPool:
         for block in reversed(blocks):
             self._users[block] -= 1
             if not self._users[block]:
-                if block in self._key_of:
+                if block in self._serial_of:
                     self._cached[block] = None
                 else:
                     self._empty[block] = 1
-                    self._empties += 1
+                    self.empties += 1
+
+    def clear(self) -> None:
+        """Forget what blocks hold, none of which is in use."""
+        for serial in list(self._block_of):
+            self._forget(serial)
+        for kept in (self._cached, self._serial_of, self._past):
+            kept.clear()
+        self._empty[1:] = b"\1" * self.total
+        self.empties = self.total
+        self._hand = 1
 
     def check(self, tables: Items[Items[int]]) -> None:
         """Assert that exactly these block tables use blocks, and that no block is lost. For tests."""
@@ -181,15 +265,15 @@ class BlockPool:
         empty = {block for block in range(self.total + 1) if self._empty[block]}
         assert empty | set(self._cached) == free, "a block is lost"
         assert not empty & set(self._cached), "a block is free twice"
-        assert len(empty) == self._empties, "empty blocks are miscounted"
-
-    def _key(self, before: int, tokens: Items[int]) -> tuple[int, bytes]:
-        return before, array("i", tokens).tobytes()
+        assert len(empty) == self.empties, "empty blocks are miscounted"
+        bit = 1 << self.number
+        known = {serial for serial, knowing in self.prefixes._known.values() if knowing & bit}
+        assert known == set(self._block_of), "others are told of other prefixes"
 
     def _occupy(self, block: int) -> int:
         self._users[block] = 1
         self._empty[block] = 0
-        self._empties -= 1
+        self.empties -= 1
         return block
 
     def _take_run(self, count: int, room: int) -> list[int]:
@@ -212,18 +296,23 @@ class BlockPool:
 
     def _take_any(self) -> int:
         """Take one free block: an empty one, else the least recently used, whose content is forgotten."""
-        if self._empties:
+        if self.empties:
             return self._occupy(self._empty.find(1))
         block, _ = self._cached.popitem(last=False)
-        key = self._key_of.pop(block)
-        _, serial = self._block_of.pop(key)
-        if self.window is not None:
-            self._block_of[key] = (0, serial)
-            self._past[key] = None
+        serial = self._serial_of.pop(block)
+        if self.window is None:
+            self._forget(serial)
+        else:
+            self._block_of[serial] = 0
+            self._past[serial] = None
             if len(self._past) > REMEMBERED * self.total:
-                del self._block_of[self._past.popitem(last=False)[0]]
+                self._forget(self._past.popitem(last=False)[0])
         self._users[block] = 1
         return block
+
+    def _forget(self, serial: int) -> None:
+        del self._block_of[serial]
+        self.prefixes.discard(self.number, serial)
 
 
 @attrs.define(eq=False)
@@ -298,8 +387,8 @@ class BlockAllocator:
 
     def clear(self) -> None:
         """Forget every block: the ranks were lost with all keys and values."""
-        self.pools = [BlockPool(pool.total, pool.block_size, pool.window) for pool in self.pools]
-        self.__attrs_post_init__()
+        for pool in self.pools:
+            pool.clear()
 
     def release(self, sequence: Sequence) -> None:
         """Take back all blocks of a sequence."""
@@ -337,7 +426,7 @@ class BlockAllocator:
 
     def cached_tokens(self, sequence: Sequence) -> int:
         """Return the number of a waiting sequence's tokens that are cached now."""
-        limit = self._limit(sequence)
+        limit = self.shareable_blocks(sequence)
         while True:
             hits = {pool.count_shared(sequence.tokens, limit, sequence.root) for pool in self.pools}
             if len(hits) == 1:
@@ -349,7 +438,7 @@ class BlockAllocator:
         limit = len(sequence.tokens) if self.prefix_limit is None else self.prefix_limit
         return limit if len(sequence.prompt) <= limit else 0
 
-    def _limit(self, sequence: Sequence) -> int:
+    def shareable_blocks(self, sequence: Sequence) -> int:
         """Return how many blocks of a sequence may be found in the cache.
 
         The last token is always computed, and so are all whose log-probabilities are wanted.
@@ -360,7 +449,7 @@ class BlockAllocator:
 
     def _share(self, sequence: Sequence) -> list[BlockTable]:
         """Return tables of the longest prefix that is cached in every group, with its blocks in use."""
-        limit = self._limit(sequence)
+        limit = self.shareable_blocks(sequence)
         while True:
             tables = []
             for pool in self.pools:

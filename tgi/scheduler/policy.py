@@ -94,6 +94,7 @@ class Schedule:
     # waiting, running, free_lanes         `add`, `remove`, `preempt` and `restart`; `_admit`
     # suspects                             `restart`, `suspect`
     # fair                                 `add`, `remove`, `_stop`; `_admit`
+    # owed                                 `add`, `remove`, `_requeue`; `_admit`, `_add_chunk`
     # preemptions                          `preempt`
     # prefix_hit_tokens, _query_tokens     `_admit`
     # number, steps_since_prefill,         `_step`
@@ -116,6 +117,8 @@ class Schedule:
     fair: FairQueue = attrs.field(factory=FairQueue)
     """Shares of the tenants; empty without any."""
     free_lanes: list[int] = attrs.field(init=False)
+    owed: int = 0
+    """Sum of `Sequence.owed` of all sequences."""
     preemptions: int = 0
     prefix_hit_tokens: int = 0
     """Tokens that admitted sequences found in the prefix cache."""
@@ -136,6 +139,7 @@ class Schedule:
         """Let a new sequence wait behind those that come before it."""
         if sequence.tenant and self.fair.enter(sequence):
             self._sort()
+        self.owed += sequence.owed
         index = len(self.waiting)
         while index and precedes(sequence, self.waiting[index - 1]):
             index -= 1
@@ -146,12 +150,14 @@ class Schedule:
 
         A step in flight may still write to them. It runs before any step that could use them again.
         """
+        owed = sequence.owed
         if sequence.state is State.RUNNING:
             self._stop(sequence)
         elif sequence.state is State.WAITING:
             self.waiting.remove(sequence)
         else:
             return
+        self.owed -= owed
         sequence.state = state
         if sequence.tenant and self.fair.leave(sequence):
             self._sort()
@@ -194,7 +200,9 @@ class Schedule:
 
     def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)
+        self.owed -= sequence.owed
         sequence.state = State.WAITING
+        self.owed += sequence.owed
         sequence.guessing = False
         sequence.epoch += 1
         if not sequence.generated:
@@ -450,6 +458,7 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     """Give a waiting sequence a lane and blocks; False: nothing was given."""
     if not schedule.allocator.admit(sequence, len(schedule.running)):
         return False
+    schedule.owed -= sequence.owed
     known = len(sequence.tokens)
     sequence.lane = schedule.free_lanes.pop()
     sequence.sampled = sequence.generated
@@ -457,6 +466,7 @@ def _admit(schedule: Schedule, sequence: Sequence) -> bool:
     if schedule.limits.speculate and sequence.guessable and sequence.guesser is None:
         sequence.guesser = Guesser(schedule.limits.speculate)
     sequence.state = State.RUNNING
+    schedule.owed += sequence.owed
     schedule.waiting.remove(sequence)
     insort(schedule.running, sequence, key=place)
     if sequence.tenant:
@@ -518,6 +528,7 @@ def _add_chunk(schedule: Schedule, rows: list[Row], sequence: Sequence, most: in
         return 0
     rows.append(row := _chunk(sequence, length))
     sequence.computed += length
+    schedule.owed -= length
     sequence.sampled += row.draw >= 0
     return length
 

@@ -5,6 +5,7 @@ because the block tables are the server's.
 """
 
 import functools
+import heapq
 import math
 import operator
 from collections import Counter
@@ -31,26 +32,41 @@ def route(sequence: Sequence, schedules: Items[Schedule]) -> int:
 
     It is the number of tokens to compute until its first one, its own that are not cached included, and
     DECODING_TOKENS for each sequence that is there. Of equals, the one with the most unused blocks. Notes
-    in the sequence how much of it is cached there.
+    in the sequence how much of it is cached there. The pools of all schedules must share their `Prefixes`.
     """
-    cached = [schedule.allocator.cached_tokens(sequence) for schedule in schedules]
+    length = len(sequence.tokens)
+    cached = _may_be_cached(sequence, schedules)
     burdens = [
-        _burden(schedule, len(sequence.tokens) - known)
-        for schedule, known in zip(schedules, cached, strict=True)
+        (_burden(one, length - known), index)
+        for index, (one, known) in enumerate(zip(schedules, cached, strict=True))
     ]
-    chosen = burdens.index(min(burdens))
-    sequence.cached = cached[chosen]
-    return chosen
+    heapq.heapify(burdens)
+    while True:
+        _, index = burdens[0]
+        sequence.cached = schedules[index].allocator.cached_tokens(sequence)
+        if sequence.cached == cached[index]:
+            return index
+        cached[index] = sequence.cached
+        heapq.heapreplace(burdens, (_burden(schedules[index], length - sequence.cached), index))
+
+
+def _may_be_cached(sequence: Sequence, schedules: Items[Schedule]) -> list[int]:
+    """Return how many tokens of a sequence each schedule has cached at most.
+
+    Exact unless layers have windows: then some of the blocks may have been handed out again.
+    """
+    first = schedules[0].allocator
+    limit = first.shareable_blocks(sequence)
+    depths = first.widest.prefixes.depths(sequence.tokens, limit, first.block_size, sequence.root)
+    return [first.block_size * depths.get(one.allocator.widest.number, 0) for one in schedules]
 
 
 def _burden(schedule: Schedule, own: int) -> tuple[int, int]:
     """Return what a sequence with `own` tokens to compute would have to wait for, and the blocks in use."""
-    pool = schedule.allocator.widest.statistics()
-    before = sum(one.prefill_end - one.computed for one in schedule.running if one.prefilling)
-    before += sum(len(one.tokens) - one.cached for one in schedule.waiting)
-    missing = max(own - (pool.total - pool.used) * schedule.allocator.block_size, 0)
+    pool = schedule.allocator.widest
+    missing = max(own - pool.available * pool.block_size, 0)
     beside = DECODING_TOKENS * (len(schedule.running) + len(schedule.waiting))
-    return own + before + missing + beside, pool.used + pool.cached
+    return own + schedule.owed + missing + beside, -pool.empties
 
 
 @attrs.define(eq=False)

@@ -196,6 +196,13 @@ class Sequence:
         return self.computed < self.prefill_end
 
     @property
+    def owed(self) -> int:
+        """Number of its known tokens that are still to be computed; while it waits, of those not cached."""
+        if self.state is State.WAITING:
+            return len(self.tokens) - self.cached
+        return max(self.prefill_end - self.computed, 0) if self.state is State.RUNNING else 0
+
+    @property
     def decodable(self) -> bool:
         """Whether a decode row can follow the steps that were sent."""
         return (

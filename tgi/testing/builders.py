@@ -12,7 +12,7 @@ from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Sequence, Token
-from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
 from tgi.text.stopping import StoppingCriteria
 
 
@@ -54,9 +54,11 @@ def make_allocator(
     blocks: int,
     prefix_limit: int | None = None,
     windows: Iterable[int | None] = (None,),
+    prefixes: Prefixes | None = None,
 ) -> BlockAllocator:
     """An allocator over `blocks` KV blocks in each layer group, one for each of `windows`."""
-    pools = [BlockPool(blocks, limits.block_size, window) for window in windows]
+    prefixes = Prefixes() if prefixes is None else prefixes
+    pools = [BlockPool(blocks, limits.block_size, window, prefixes) for window in windows]
     return BlockAllocator(limits, pools, prefix_limit)
 
 

@@ -20,7 +20,7 @@ from tgi.plugins import devices, load_plugins
 from tgi.protocol import Describe, Load
 from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Scheduler, Token
-from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.tokenizer import Tokenizer
 
@@ -46,11 +46,13 @@ async def open_engine(
     environment: Mapping[str, str] = MappingProxyType({}),
     ranks: int = 1,
     start: StartRanks = local_ranks,
+    prefixes: Prefixes | None = None,
 ) -> AsyncIterator[Scheduler]:
     """Load the model of `folder`, warm up if the device compiles, and schedule while the body runs.
 
     `environment` is added to the variables that the device wants for its ranks. The KV cache holds
-    max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`.
+    max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`. Engines behind one
+    router share their `prefixes`.
     """
     spec = devices(load_plugins())[device]
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
@@ -76,7 +78,8 @@ async def open_engine(
         await executor.load(load, lambda _: None)
         await executor.allocate(*[blocks + 1] * len(described.groups))
         costs = Costs.of(block_size=limits.block_size)
-        pools = [BlockPool(blocks, limits.block_size, group.window) for group in described.groups]
+        shared = Prefixes() if prefixes is None else prefixes
+        pools = [BlockPool(blocks, limits.block_size, group.window, shared) for group in described.groups]
         allocator = BlockAllocator(limits, pools)
         buckets = make_buckets(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
         scheduler = Scheduler(executor, limits, buckets, allocator, Metrics())
