@@ -21,10 +21,11 @@ from tgi.weights.formats.fp8 import Fp8Weight, Scale
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
+NARROW = AttentionSpec(0.2, wide=False)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 KERNELS = (
     *("attention", "rms_norm", "rotary", "metric", "to_fp8"),
-    *("from_fp8", "fp8_gemm", "experts", "fp8_experts"),
+    *("from_fp8", "fp8_gemm", "experts", "fp8_experts", "block_adjustment"),
 )
 
 
@@ -136,8 +137,9 @@ def test_operations_of_the_sampler_agree_with_the_definition(hpu):
 class Rows:
     """Rows with given numbers of cached tokens and the same number of new ones, in scattered blocks."""
 
-    def __init__(self, starts, tokens, heads, dtype, padding=1):
+    def __init__(self, starts, tokens, heads, dtype, padding=1, spec=SPEC):
         self.starts, self.tokens, self.dtype, self.padding = starts, tokens, dtype, padding
+        self.spec = spec
         self.heads, self.kv_heads, self.head_dim = heads
         self.count = len(starts) + padding
         free = iter(random.Random(0).sample(range(1, 60), 59))
@@ -157,7 +159,7 @@ class Rows:
         query = normal(self.total, self.heads, self.head_dim, dtype=self.dtype, seed=1).to(place)
         batch = self.batch(device, cache, flat)
         device.store_kv(cache.layers[1], key.to(place), value.to(place), batch)
-        out = device.attention(cache.layers[1], query, key.to(place), value.to(place), batch, SPEC).cpu()
+        out = device.attention(cache.layers[1], query, key.to(place), value.to(place), batch, self.spec).cpu()
         assert out.isfinite().all()
         return out.view(self.count, self.tokens, self.heads, -1)[: len(self.starts)]
 
@@ -199,8 +201,7 @@ class Rows:
         every += [(0, self.count, 1)] * 3
         return FlatBlocks(*(ints(column, device) for column in zip(*every, strict=True)))
 
-    @staticmethod
-    def made(device, cache, positions, slots, tables, flat, starts, lengths):
+    def made(self, device, cache, positions, slots, tables, flat, starts, lengths):
         positions = ints(positions, device)
         batch = Batch(
             tokens=positions,
@@ -215,7 +216,7 @@ class Rows:
             ],
         )
         for layer in (0, 1):
-            device.use(layer, SPEC)
+            device.use(layer, self.spec)
         batch.plan = device.plan(batch, BLOCK)
         return batch
 
@@ -245,8 +246,9 @@ STEPS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("starts", "tokens"), STEPS, ids=str)
 @pytest.mark.parametrize("heads", [(4, 4, 16), (6, 2, 32), (8, 1, 20)], ids=str)
-def test_attention_agrees_with_the_definition(fused, dtype, starts, tokens, heads):
-    rows = Rows(starts, tokens, heads, dtype)
+@pytest.mark.parametrize("spec", [SPEC, NARROW], ids=["wide", "narrow"])
+def test_attention_agrees_with_the_definition(fused, dtype, starts, tokens, heads, spec):
+    rows = Rows(starts, tokens, heads, dtype, spec=spec)
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
 
@@ -273,7 +275,7 @@ def test_a_cache_in_fp8_holds_what_the_card_can_and_no_more(hpu, starts, tokens)
 
     got = rows.run(hpu, flat=True, cache_dtype=hpu.cache_dtype("fp8_e4m3fn", torch.float32))
     wanted = rows.run(Rounding(1), flat=False)
-    if tokens == 1:  # the definition has the new token from its arguments, the card from its cache
+    if tokens == 1:  # the card rounds queries and weights too, and has the new token from its cache
         torch.testing.assert_close(got, wanted, atol=0.2, rtol=0.2)
     else:
         assert_same(got, wanted, torch.float32)
@@ -286,7 +288,7 @@ def test_fp8_is_limited_by_the_generation(fused):
     cache = hpu.allocate_cache(2, 60 * BLOCK, 1, 3, torch.float8_e4m3fn)
     batch = rows.batch(hpu, cache, True)
     hpu.store_kv(cache.layers[0], x.to("hpu"), x.to("hpu"), batch)
-    kept = hpu._widen(cache.layers[0].keys.index_select(0, batch.groups[0].slots), None).cpu()
+    kept = hpu.widen(cache.layers[0].keys.index_select(0, batch.groups[0].slots), None).cpu()
     limit = hpu.bridge.fp8_limit
     assert kept.tolist() == [[[limit, -min(limit, 288.0), 3.0]]]
 
@@ -304,8 +306,10 @@ def test_keys_and_values_have_the_scales_of_the_checkpoint(fused):
     blocks = batch.plan[0].blocks[:1]
     place = int(batch.groups[0].slots[0]) % BLOCK
     for layer, scaled in ((0, False), (1, True)):
-        for read in fused.read_blocks(cache.layers[layer], blocks, BLOCK):
-            kept = read.cpu()[0, place]
+        kv = cache.layers[layer]
+        read = zip(fused.read_blocks(kv, blocks, BLOCK), (kv.key_scale, kv.value_scale), strict=True)
+        for stored, scale in read:
+            kept = fused.widen(stored, scale).cpu()[0, place]
             assert ((kept - x[0]).abs() <= x[0].abs() / 16 + 2.0**-22).all() == scaled
 
 
@@ -383,6 +387,94 @@ def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
     assert open_bridge(environ).lazy == lazy
     assert environ["PT_HPU_LAZY_MODE"] == str(int(lazy))
     assert environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES") == ("true" if lazy else None)
+
+
+def decode_seconds(card, spec, dtype=torch.bfloat16, cache_dtype=None, **bridge):
+    """Seconds of attention on a card's clock: 8 rows of 256 tokens, with sizes of a Llama of 8 billion."""
+    size, count, blocks = 128, 8, 2
+    with open_card(card) as device:
+        device.bridge = attrs.evolve(device.bridge, **bridge)
+        device.dtype("bfloat16")
+        cache = device.allocate_cache(1, (count * blocks + 1) * size, 8, 128, cache_dtype or dtype)
+        device.use(0, spec)
+        flat = [
+            (1 + row * blocks + i, row, (blocks - i) * size) for row in range(count) for i in range(blocks)
+        ]
+        tables = torch.zeros(count, 0, dtype=torch.int32).to("hpu")
+        columns = (ints(column, device) for column in zip(*flat, strict=True))
+        same = ints(range(count), device)
+        group = GroupBatch(same, tables, flat=FlatBlocks(*columns))
+        batch = Batch(same, same, same, same, same, same, cache, [group])
+        batch.plan = device.plan(batch, size)
+
+        def attend(query):
+            return device.attend_decode(cache.layers[0], query, batch.plan[0], spec)
+
+        graph = device.graphs.graph(Attending(attend))
+        query = torch.zeros(count, 32, 128, dtype=dtype).to("hpu")
+        graph(query)
+        before = device.card.clock.causes["compute"]
+        graph(query)
+        return device.card.clock.causes["compute"] - before
+
+
+@pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
+def test_what_makes_attention_faster_does_so_on_the_clock(card):
+    """Each of: scores of 16 bits, a cache that is multiplied as it is stored, and the fused adjustment."""
+    wide, narrow = (decode_seconds(card, spec) for spec in (SPEC, NARROW))
+    small = decode_seconds(card, NARROW, cache_dtype=torch.float8_e4m3fn)
+    widened = decode_seconds(card, NARROW, cache_dtype=torch.float8_e4m3fn, fp8_gemm=None)
+    unfused = decode_seconds(card, NARROW, block_adjustment=None)
+    assert narrow < wide
+    assert small < 0.6 * narrow
+    assert small < 0.6 * widened
+    assert (narrow < unfused) == card.startswith("gaudi3")
+
+
+def never(*_):
+    raise AssertionError("called")
+
+
+@pytest.mark.parametrize("scales", [None, (0.02, 0.05)], ids=["no scales", "scales"])
+@pytest.mark.parametrize("spec", [SPEC, NARROW], ids=["wide", "narrow"])
+def test_a_cache_in_fp8_is_multiplied_as_it_is_stored(hpu, spec, scales):
+    """By attention over numbers that were rounded as it says: queries by their greatest, weights by 128."""
+    hpu.bridge = attrs.evolve(hpu.bridge, from_fp8=never)
+    starts, heads = (0, 15, 16, 100), (6, 2, 32)
+
+    def rounded(x, scale):
+        limit = hpu.fp8_limit
+        return (x / scale).clamp(-limit, limit).to(torch.float8_e4m3fn).double() * scale
+
+    class Scaled(Rows):
+        def run(self, device, flat, cache_dtype=None):
+            allocate = device.allocate_cache
+
+            def scaled(*args):
+                cache = allocate(*args)
+                for layer in cache.layers if scales else []:
+                    device.scale_cache(layer, *map(torch.tensor, scales))
+                return cache
+
+            device.allocate_cache = scaled
+            return super().run(device, flat, cache_dtype)
+
+    rows = Scaled(starts, 1, heads, torch.bfloat16, spec=spec)
+    got = rows.run(hpu, flat=True, cache_dtype=torch.float8_e4m3fn)
+    kept = [scale * 2 if scales and hpu.fp8_limit < 448 else scale for scale in scales or (1.0, 1.0)]
+    query = normal(rows.total, 6, 32, dtype=torch.bfloat16, seed=1).double()
+    query = rounded(query, query.abs().amax(-1, keepdim=True) / hpu.fp8_limit)
+    new = [normal(rows.total, 2, 32, dtype=torch.bfloat16, seed=seed).double() for seed in (2, 3)]
+    for row, start in enumerate(starts):
+        known = []
+        for which, scale in enumerate(kept):
+            old = normal(start, 2, 32, dtype=torch.bfloat16, seed=100 + 2 * row + which).double()
+            known.append(rounded(torch.cat((old, new[which][row : row + 1])), scale))
+        for head in range(6):
+            scores = known[0][:, head // 3] @ query[row, head] * 0.2
+            weights = rounded((scores - scores.max()).exp(), 1 / 128)
+            wanted = weights @ known[1][:, head // 3] / (scores - scores.max()).exp().sum()
+            torch.testing.assert_close(got[row, 0, head].double(), wanted, atol=0.06, rtol=0.06)
 
 
 def test_parts_of_the_blocks_share_their_memory(monkeypatch):

@@ -21,6 +21,8 @@ class AttentionSpec:
     """Cap of a score, which becomes softcap * tanh(score / softcap)."""
     sinks: torch.Tensor | None = None
     """[heads of this rank] float32 on the device: score of a key whose value is 0, which each head has."""
+    wide: bool = True
+    """Whether scores need float32: devices may keep those of other layers in the dtype of the model."""
 
     @property
     def kind(self) -> Kind:

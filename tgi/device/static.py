@@ -80,6 +80,10 @@ class StaticDevice(Device):
         """Whether `attend_prompt` needs no mask where no row has a context and no window hides a token."""
         return False
 
+    def scores_dtype(self, spec: AttentionSpec) -> torch.dtype:  # noqa: ARG002
+        """Return the dtype of scores and of their exponentials in decode steps."""
+        return torch.float32
+
     def border(self) -> None:
         """Separate two parts of a program that need not be optimised together."""
 
@@ -141,10 +145,16 @@ class StaticDevice(Device):
     def read_blocks(
         self, layer: KVLayer, blocks: torch.Tensor, block_size: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return keys and values of whole blocks, [n, block_size, kv_heads, head_dim] each."""
+        """Return keys and values of whole blocks as they are stored, [n, block_size, kv_heads, head_dim]
+        each.
+        """
         keys, values = (cache.view(-1, block_size, *cache.shape[1:]) for cache in layer.tensors)
         read = keys.index_select(0, blocks)
         return read, read if layer.latent else values.index_select(0, blocks)
+
+    def widen(self, x: torch.Tensor, scale: Any) -> torch.Tensor:  # noqa: ARG002
+        """Return stored keys or values in the dtype of the model; `scale` is theirs, as `KVLayer` has it."""
+        return x
 
     def attention(
         self,
@@ -164,7 +174,8 @@ class StaticDevice(Device):
         if plan.blocks is not None:
             assert bias is not None
             block_size = (bias.shape[3] - k.shape[1]) // (plan.blocks.shape[0] // rows)
-            context = self.read_blocks(layer, plan.blocks, block_size)
+            keys, values = self.read_blocks(layer, plan.blocks, block_size)
+            context = self.widen(keys, layer.key_scale), self.widen(values, layer.value_scale)
             k, v = (
                 torch.cat((old.reshape(rows, -1, *new.shape[2:]), new), 1)
                 for old, new in zip(context, (k, v), strict=True)
@@ -198,7 +209,9 @@ class StaticDevice(Device):
         if plan.blocks.shape[0] > GATHERED:
             return self._attend_in_parts(layer, query, plan, spec)
         keys, values = self.read_blocks(layer, plan.blocks, block_size)
-        return join_blocks(query, keys, values, plan, spec)
+        highest, sums, out = self.weigh_blocks(layer, query, keys, values, plan, spec)
+        out = out * self.shares(highest, sums, plan, spec)[:, :, None].to(out.dtype)
+        return (plan.member.to(out.dtype).t() @ out.view(out.shape[0], -1)).view(query.shape)
 
     def _attend_in_parts(
         self, layer: KVLayer, query: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
@@ -216,7 +229,7 @@ class StaticDevice(Device):
             self.border()
             part = plan.part(slice(begin, begin + size))
             read = self.read_blocks(layer, part.blocks, block_size)
-            highest, sums, out = weigh_blocks(query, *read, part, spec)
+            highest, sums, out = self.weigh_blocks(layer, query, *read, part, spec)
             before, greatest = greatest, greatest.index_reduce(0, part.rows, highest, "amax")
             adjustment = (highest - greatest.index_select(0, part.rows)).exp()
             fading = (before - greatest)[:rows].exp()
@@ -229,52 +242,79 @@ class StaticDevice(Device):
             total = total + (spec.sinks - greatest[:rows]).exp()
         return (values / total.clamp_min(_MIN_SUM)[:, :, None]).to(query.dtype)
 
+    def weigh_blocks(
+        self,
+        layer: KVLayer,
+        query: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        plan: DecodePlan,
+        spec: AttentionSpec,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Attend within each block, with query [rows, heads, head_dim] and what `read_blocks` gave.
 
-def join_blocks(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    plan: DecodePlan,
-    spec: AttentionSpec,
-) -> torch.Tensor:
-    """Attend with query [rows, heads, head_dim] over all blocks at once."""
-    (rows, heads, _), blocks = query.shape, keys.shape[0]
-    highest, sums, out = weigh_blocks(query, keys, values, plan, spec)
-    table = highest.new_full((rows + 1, heads), -torch.inf)
-    of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
-    adjustment = (highest - of_row).exp()
-    sums = sums * adjustment
-    total = plan.member @ (plan.member.t() @ sums)
-    if spec.sinks is not None:
-        total = total + (spec.sinks - of_row).exp()
-    share = adjustment / torch.maximum(total, sums)  # the total of padding is 0
-    out = out * share[:, :, None].to(out.dtype)
-    return (plan.member.to(out.dtype).t() @ out.view(blocks, -1)).view(query.shape)
+        Returns the greatest score and the sum of exp(score - greatest), [n, heads] float32 each, and the sum
+        of the values weighted by exp(score - greatest), [n, heads, head_dim].
+        """
+        (_, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
+        groups = heads // kv_heads
+        scores = self.score_blocks(layer, query, keys, plan, spec)
+        bias = plan.biases[spec.kind].to(scores.dtype)
+        scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + bias
+        highest = scores.amax(-1, keepdim=True)
+        if spec.window is not None:
+            highest = highest.clamp_min(_LOWEST)
+        weights = (scores - highest).exp()
+        sums = weights.sum(-1, dtype=torch.float32)
+        out = self.sum_values(layer, weights, values)
+        return (
+            highest.view(blocks, heads).float(),
+            sums.view(blocks, heads),
+            out.view(blocks, heads, head_dim),
+        )
+
+    def score_blocks(
+        self, layer: KVLayer, query: torch.Tensor, keys: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Return query · key * scale of each block's row, [n, kv_heads, groups, block_size].
+
+        The dtype is that of `scores_dtype`.
+        """
+        del layer
+        spread = spread_rows(query, plan, keys.shape[2])
+        return (spread @ keys.permute(0, 2, 3, 1)).to(self.scores_dtype(spec)) * spec.scale
+
+    def sum_values(self, layer: KVLayer, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Return the sums [n, kv_heads, groups, head_dim] of each block's values by weights [n, kv_heads,
+        groups, block_size] between 0 and 1.
+        """
+        del layer
+        return weights.to(values.dtype) @ values.transpose(1, 2)
+
+    def shares(
+        self, highest: torch.Tensor, sums: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Return the factors [n, heads] by which the blocks' sums of values add up to each row's.
+
+        `highest` and `sums` are those of `weigh_blocks`.
+        """
+        table = highest.new_full((plan.member.shape[1] + 1, highest.shape[1]), -torch.inf)
+        of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
+        adjustment = (highest - of_row).exp()
+        sums = sums * adjustment
+        total = plan.member @ (plan.member.t() @ sums)
+        if spec.sinks is not None:
+            total = total + (spec.sinks - of_row).exp()
+        return adjustment / torch.maximum(total, sums)  # the total of padding is 0
 
 
-def weigh_blocks(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    plan: DecodePlan,
-    spec: AttentionSpec,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attend within each block [block_size, kv_heads, head_dim].
-
-    Returns the greatest score and the sum of exp(score - greatest), [n, heads] float32 each, and the sum of
-    the values weighted by exp(score - greatest), [n, heads, head_dim].
+def spread_rows(query: torch.Tensor, plan: DecodePlan, kv_heads: int) -> torch.Tensor:
+    """Return the query [rows, heads, head_dim] of each block's row, [n, kv_heads, groups, head_dim]; 0 for
+    padding.
     """
-    (rows, heads, head_dim), (blocks, _, kv_heads, _) = query.shape, keys.shape
-    member, groups = plan.member.to(query.dtype), heads // kv_heads
-    spread = (member @ query.reshape(rows, -1)).view(blocks, kv_heads, groups, head_dim)
-    scores = (spread @ keys.permute(0, 2, 3, 1)).float() * spec.scale
-    scores = change_scores(scores, plan.distance, spec, (kv_heads, groups, 1)) + plan.biases[spec.kind]
-    highest = scores.amax(-1, keepdim=True)
-    if spec.window is not None:
-        highest = highest.clamp_min(_LOWEST)
-    weights = (scores - highest).exp()
-    out = (weights.to(values.dtype) @ values.transpose(1, 2)).view(blocks, heads, head_dim)
-    return highest.view(blocks, heads), weights.sum(-1).view(blocks, heads), out
+    rows, heads, head_dim = query.shape
+    spread = plan.member.to(query.dtype) @ query.reshape(rows, -1)
+    return spread.view(-1, kv_heads, heads // kv_heads, head_dim)
 
 
 def attend_plainly(

@@ -67,7 +67,7 @@ class Attention(nn.Module):
         if slopes is not None:
             slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
-        self._spec = AttentionSpec(scale, window, slopes, softcap, sinks)
+        self._spec = AttentionSpec(scale, window, slopes, softcap, sinks, build.wide_scores)
         self._kv = build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
 
     def forward(

@@ -52,6 +52,8 @@ class Build:
     """Whether a rank has whole experts, instead of a part of every expert."""
     loras: Loras | None = None
     """LoRA adapters, if there can be any."""
+    wide_scores: bool = True
+    """`ModelConfig.wide_scores`."""
     stage: Stage = Stage()  # noqa: RUF009 (frozen)
     """Part of the model that is built; see `layers`."""
     whole: Mapping[int, CacheLayer] = attrs.field(factory=dict)

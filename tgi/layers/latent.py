@@ -50,7 +50,7 @@ class LatentAttention(nn.Module):
         self.norm = RMSNorm(build, f"{name}.kv_a_layernorm", sizes.rank, _EPSILON)
         self._keys, self._values = _read_heads(build, f"{name}.kv_b_proj", heads, sizes)
         self.out = RowLinear(build, f"{name}.o_proj", heads * sizes.value, hidden, config.out_bias)
-        self._spec = AttentionSpec(config.attention_scale or config.head_dim**-0.5)
+        self._spec = AttentionSpec(config.attention_scale or config.head_dim**-0.5, wide=build.wide_scores)
         shape = CacheLayer(None, 1, 1, sizes.rank + sizes.rotated, latent=True)
         self._kv = build.attend(layer, self._spec, shape)
 

@@ -72,7 +72,7 @@ class Blueprint:
     ) -> tuple[Model, Build]:
         """Build a rank's share; `whole` are the attention layers of all stages if there are several."""
         loras = Loras(device, self.dtype, self.loras) if self.loras.count else None
-        kept = self.dtype, self.format, self.expert_parallel, loras
+        kept = self.dtype, self.format, self.expert_parallel, loras, self.config.wide_scores
         build = Build(weights, shard, device, *kept, stage=stage, whole=whole)
         return self.make(self.config, build).eval(), build
 

@@ -37,6 +37,8 @@ class ModelConfig:
     prefix_limit: int | None = None
     """Length of the longest prompt whose keys do not depend on its length: longer ones share no prefix. None:
     keys never do."""
+    wide_scores: bool = False
+    """Whether the scores of attention are so large that they need float32, whatever the model's dtype."""
 
 
 class JsonReader:

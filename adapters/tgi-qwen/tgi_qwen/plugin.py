@@ -1,4 +1,7 @@
-"""Qwen for tgi: the description of the models. Imports no torch."""
+"""Qwen for tgi: the description of the models. Imports no torch.
+
+Biases of queries and keys make the scores of Qwen 2 large; vLLM, too, keeps them in float32 on Gaudi.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +17,7 @@ _EXPERTS = {"decoder_sparse_step": 1, "norm_topk_prob": False}
 
 def read_qwen2(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Qwen2 or Qwen2.5, whose last layers may have a window. Raises ConfigError."""
-    return _read(get, _COMMON, qkv_bias=True)
+    return _read(get, _COMMON, qkv_bias=True, wide_scores=True)
 
 
 def read_qwen3(get: JsonReader) -> LlamaConfig:
@@ -31,7 +34,7 @@ def read_qwen2_moe(get: JsonReader) -> LlamaConfig:
         shared=every.size("shared_expert_intermediate_size", 5632),
         shared_gate="shared_expert_gate",
     )
-    return _read(every, {}, qkv_bias=get(bool, "qkv_bias", True), experts=experts)
+    return _read(every, {}, qkv_bias=get(bool, "qkv_bias", True), wide_scores=True, experts=experts)
 
 
 def read_qwen3_moe(get: JsonReader) -> LlamaConfig:

@@ -290,7 +290,28 @@ def _from_uint4(words: Tensor, scale: Tensor, zero_point: Tensor, out_dtype: tor
     return ((columns(words) - zeros) * factors).to(out_dtype)
 
 
+def _block_adjustment(
+    greatest: Tensor, sums: Tensor, groups: Tensor, rows: int, out_shape: Sequence[int]
+) -> Tensor:
+    """Return exp(greatest - greatest of the group) / (sum of the group, relative to that), by block.
+
+    The group of padding is -1. A group beyond the rows is refused: what the kernel reads then is unknown.
+    """
+    if bool(((groups < -1) | (groups >= rows)).any()):
+        problem = f"a block's row is beyond -1..{rows - 1}"
+        dispatch.active().ledger.violate("S16", "hpu.block_softmax_adjustment", problem)
+    blocks = greatest.shape[0]
+    best, sums = greatest.reshape(blocks, -1).float(), sums.reshape(blocks, -1).float()
+    places = torch.where(groups < 0, rows, groups).long()
+    table = torch.full((rows + 1, best.shape[1]), -torch.inf).index_reduce(0, places, best, "amax")
+    adjustment = (best - table[places]).exp()
+    total = torch.zeros(rows + 1, best.shape[1]).index_add(0, places, sums * adjustment)
+    return (adjustment / total[places]).view(*out_shape).to(greatest.dtype)
+
+
 _SCHEMAS = {
+    "block_softmax_adjustment": "(Tensor block_max, Tensor block_sum, Tensor block_groups, "
+    "SymInt batch_size, SymInt[] out_shape) -> Tensor",
     "convert_from_uint4": "(Tensor input, Tensor scale, Tensor? zero_point, ScalarType out_dtype) -> Tensor",
     "mixture_of_experts": "(Tensor hidden_states, Tensor expert_routing_table, Tensor router_weights, "
     "Tensor[] w12, Tensor[] w3, bool permuted_weights, str activation, SymInt experts_min, "
@@ -307,6 +328,7 @@ _SCHEMAS = {
     "Tensor? A_scale_inv=None, Tensor? B_scale_inv=None, Tensor? bias=None, bool accumulate=False, "
     "SymInt[]? B_scale_shape=None) -> Tensor",
 }
+_fused("block_softmax_adjustment", _block_adjustment)
 _fused("mixture_of_experts", _experts)
 _fused("mixture_of_experts.fp8_fused_weights_dynamic", _experts_fp8)
 _fused("convert_from_uint4", _from_uint4)
@@ -316,6 +338,7 @@ _fused("fp8_gemm_v2", _fp8_gemm)
 _fused("cast_saturating", _saturated)
 DTYPES = {
     "sdpa": FLOAT,
+    "block_softmax_adjustment": FLOAT,
     "mixture_of_experts": FLOAT,
     "mixture_of_experts.fp8_fused_weights_dynamic": FLOAT | FP8,
     "rms_norm": FLOAT,

@@ -38,6 +38,8 @@ class Bridge:
     experts: Callable[..., torch.Tensor] | None
     fp8_experts: Callable[..., torch.Tensor] | None
     from_uint4: Callable[..., torch.Tensor] | None
+    block_adjustment: Callable[..., torch.Tensor] | None
+    """Factors of blocks in decode steps. Used by others on the third generation alone."""
     metric: Callable[[str], Any] | None
 
 
@@ -60,9 +62,10 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
     attention = _optional("habana_frameworks.torch.hpex.kernels.FusedSDPA")
     rms_norm = _optional("habana_frameworks.torch.hpex.normalization.FusedRMSNorm")
     modes = _optional("habana_frameworks.torch.hpex.kernels.RotaryPosEmbeddingMode")
+    fp8_limit = _fp8_limit()
     return Bridge(
         lazy=lazy,
-        fp8_limit=_fp8_limit(),
+        fp8_limit=fp8_limit,
         hpu=torch.hpu,  # type: ignore[attr-defined]
         mark_step=core.mark_step if lazy else lambda: None,
         attention=attention and attention.apply,
@@ -75,6 +78,9 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         experts=_operator(lambda: torch.ops.hpu.mixture_of_experts),
         fp8_experts=_operator(lambda: torch.ops.hpu.mixture_of_experts.fp8_fused_weights_dynamic),
         from_uint4=_operator(lambda: torch.ops.hpu.convert_from_uint4),
+        block_adjustment=_operator(lambda: torch.ops.hpu.block_softmax_adjustment)
+        if fp8_limit == GAUDI3_FP8
+        else None,
         metric=_optional("habana_frameworks.torch.hpu.metrics.metric_global"),
     )
 

@@ -20,7 +20,7 @@ from tgi.device.base import Array
 from tgi.device.batch import Batch, KVCache, KVLayer, pair
 from tgi.device.experts import Experts
 from tgi.device.graphs import Program, Run
-from tgi.device.static import PromptPlan, StaticDevice, per_head, shifted
+from tgi.device.static import DecodePlan, PromptPlan, StaticDevice, per_head, shifted, spread_rows
 from tgi.plugins import ConfigError
 from tgi.plugins.check import Check
 from tgi.weights import Shard
@@ -35,6 +35,8 @@ from .lazy_graphs import LazyGraphs
 from .uint4_weight import Uint4Weight
 
 W = TypeVar("W", bound=LinearWeight)
+_GREATEST_WEIGHT = 128.0
+"""Number in fp8 of a weight of 1: every generation has it, and it leaves small weights the most bits."""
 _WIDEST = 256
 """Most features of a head that the fused attention gets; compressed keys have more."""
 
@@ -60,6 +62,8 @@ class HpuDevice(StaticDevice):
         """Pinned buffers on the host that no copy uses, by shape and dtype."""
         self._copied: Any = None
         """Event after the last copy to the host."""
+        self._weights: Scale
+        """Scale of the weights of values in fp8; set with the first cache in it."""
         self._sent: deque[torch.Tensor] = deque(maxlen=16)
         """Host tensors that may still be being copied to the card."""
 
@@ -301,7 +305,10 @@ class HpuDevice(StaticDevice):
         limited = x.clamp(-limit * scale.value, limit * scale.value)
         return cast(limited, scale.inverse, False, False, FP8)[0]
 
-    def _widen(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
+    def widen(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
+        """Return stored keys or values in the dtype of the model."""
+        if x.dtype == self.model_dtype:
+            return x
         if self.bridge.from_fp8 is not None:
             return self.bridge.from_fp8(x, None if scale is None else scale.value, self.model_dtype)
         return x.to(self.model_dtype) if scale is None else (x.float() * scale.value).to(self.model_dtype)
@@ -315,6 +322,8 @@ class HpuDevice(StaticDevice):
 
         They are zeros because masked places are read too.
         """
+        if dtype == FP8:
+            self._weights = Scale.of(torch.tensor(1 / _GREATEST_WEIGHT)).to(self.torch_device)
 
         def part() -> torch.Tensor:
             return torch.zeros(slots, kv_heads, head_dim, dtype=dtype, device=self.torch_device)
@@ -336,14 +345,64 @@ class HpuDevice(StaticDevice):
             key, value = self._narrow(key, layer.key_scale), self._narrow(value, layer.value_scale)
         super().store_kv(layer, key, value, batch)
 
-    def read_blocks(
-        self, layer: KVLayer, blocks: torch.Tensor, block_size: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return whole blocks in the dtype of the model."""
-        keys, values = super().read_blocks(layer, blocks, block_size)
-        if keys.dtype == self.model_dtype:
-            return keys, values
-        return self._widen(keys, layer.key_scale), self._widen(values, layer.value_scale)
+    def scores_dtype(self, spec: AttentionSpec) -> torch.dtype:
+        """Return the dtype of the model, as others do on Gaudi, where its scores are precise enough in it."""
+        return torch.float32 if spec.wide or spec.changes_scores else self.model_dtype
+
+    def score_blocks(
+        self, layer: KVLayer, query: torch.Tensor, keys: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Multiply with keys in fp8 as they are; each head's query is rounded by its own greatest number."""
+        gemm = self.bridge.fp8_gemm
+        if keys.dtype != FP8 or gemm is None:
+            return super().score_blocks(layer, query, self.widen(keys, layer.key_scale), plan, spec)
+        scale, dtype = row_scale(query, self.fp8_limit), self.scores_dtype(spec)
+        numbers = spread_rows((query.float() * scale.inverse).to(query.dtype), plan, keys.shape[2])
+        factor = plan.member @ (scale.value[..., 0] * spec.scale)
+        products = gemm(
+            self._narrow(numbers, None),
+            False,
+            keys.transpose(1, 2),
+            True,
+            None,
+            dtype,
+            None,
+            layer.key_scale and layer.key_scale.value,
+            None,
+            False,
+        )
+        return products * factor.to(dtype).view(*numbers.shape[:3], 1)
+
+    def sum_values(self, layer: KVLayer, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Multiply with values in fp8 as they are, and with weights rounded to fp8 by a fixed scale."""
+        gemm, dtype = self.bridge.fp8_gemm, self.model_dtype
+        if values.dtype != FP8 or gemm is None:
+            return super().sum_values(layer, weights, self.widen(values, layer.value_scale))
+        numbers, scale = self._narrow(weights, self._weights), layer.value_scale
+        values = values.transpose(1, 2)
+        return gemm(
+            numbers,
+            False,
+            values,
+            False,
+            None,
+            dtype,
+            self._weights.value,
+            scale and scale.value,
+            None,
+            False,
+        )
+
+    def shares(
+        self, highest: torch.Tensor, sums: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
+    ) -> torch.Tensor:
+        """Adjust blocks to their rows by the fused kernel, for which padding has the row -1."""
+        kernel, rows = self.bridge.block_adjustment, plan.member.shape[1]
+        if kernel is None or spec.wide or spec.sinks is not None:
+            return super().shares(highest, sums, plan, spec)
+        owners = torch.where(plan.rows < rows, plan.rows, -1)
+        shape = [*highest.shape, 1, 1]
+        return kernel(highest.view(shape), sums.view(shape), owners, rows, shape).view(highest.shape)
 
     def attend_prompt(
         self,
@@ -359,7 +418,9 @@ class HpuDevice(StaticDevice):
         plain = spec.softcap is not None or spec.sinks is not None or query.shape[-1] > _WIDEST
         if kernel is None or plain:
             return super().attend_prompt(query, key, value, bias, plan, spec)
-        mode = "fast" if query.dtype == torch.bfloat16 else "None"
+        mode = "None"
+        if query.dtype == torch.bfloat16:
+            mode = "fp32" if spec.wide else "fast"
         if bias is None:
             return kernel(query, key, value, None, 0.0, True, scale, mode, True, plan.lengths, "right")
         if spec.slopes is not None:  # a mask for each head, which the kernel takes if each has its own keys
