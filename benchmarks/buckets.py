@@ -25,7 +25,8 @@ from tgi.planning.workload import ShapeCounts
 from tgi.protocol import Bucket, Result, floats, ints
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 

@@ -40,7 +40,8 @@ from tgi.protocol import LaneParams, Result, Step, decode_report, encode, floats
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Scheduler, Sequence, Token
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import Schedule
 from tgi.testing.builders import make_allocator
 from tgi.testing.fake_executor import FakeExecutor
 from tgi.testing.models import make_tokenizer

@@ -31,7 +31,8 @@ from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.scheduler import Sequence, Token, router
 from tgi.scheduler.blocks import Prefixes
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.testing.builders import make_allocator, make_sequence
 from tgi.testing.fake_executor import FakeExecutor
 

@@ -24,7 +24,8 @@ from tgi.protocol import Result, Step, unpack_ints
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Buckets, Sequence, State
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import TIES, PlannedStep, Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import TIES, PlannedStep, Schedule
 from tgi.scheduler.warming import warm_up_steps
 from tgi.testing.builders import make_allocator
 from tgi.testing.driver import load_command

@@ -11,7 +11,7 @@ from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.layers.loading import describe
 from tgi.plugins import ConfigError
 from tgi.protocol import Describe
-from tgi.scheduler.policy import TIES, Schedule
+from tgi.scheduler.schedule import TIES, Schedule
 from tgi.testing.builders import make_allocator
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama

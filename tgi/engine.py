@@ -40,7 +40,7 @@ from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
 from tgi.scheduler.loras import LoraError, Loras
-from tgi.scheduler.policy import TIES
+from tgi.scheduler.schedule import TIES
 from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarCompiler
 from tgi.text.tokenizer import Tokenizer, TokenizerError

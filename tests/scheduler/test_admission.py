@@ -5,7 +5,8 @@ import pytest
 
 from tgi.limits import Limits
 from tgi.scheduler.buckets import Buckets
-from tgi.scheduler.policy import Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import Schedule
 from tgi.testing.builders import make_allocator, make_sequence
 
 LIMITS = Limits(

@@ -8,8 +8,8 @@ import pytest
 from tgi.limits import Limits
 from tgi.planning.buckets import make_buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.fairness import place
-from tgi.scheduler.policy import Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedRank, expected_tokens
@@ -104,7 +104,7 @@ class TenantsRun(Run):
 
     def check_order(self) -> None:
         for sequences in (list(self.schedule.waiting), self.schedule.running):
-            assert sequences == sorted(sequences, key=place)
+            assert sequences == sorted(sequences, key=Sequence.place)
         for name, tenant in self.schedule.fair.tenants.items():
             assert tenant.running == sum(one.tenant == name for one in self.schedule.running)
 

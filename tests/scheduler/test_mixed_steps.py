@@ -4,7 +4,8 @@ import pytest
 
 from tgi.limits import Limits
 from tgi.scheduler.buckets import Buckets, StepCosts
-from tgi.scheduler.policy import SPREAD_STEPS, PlannedStep, Schedule, plan
+from tgi.scheduler.policy import SPREAD_STEPS, plan
+from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence
 from tgi.testing.builders import make_allocator, make_sequence
 

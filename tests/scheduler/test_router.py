@@ -17,8 +17,9 @@ from tgi.planning.buckets import make_buckets
 from tgi.scheduler import Buckets, Router, Scheduler
 from tgi.scheduler.blocks import Prefixes
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import Schedule, plan
+from tgi.scheduler.policy import plan
 from tgi.scheduler.router import DECODING_TOKENS, _burden, route
+from tgi.scheduler.schedule import Schedule
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.fake_executor import FakeExecutor, counting
 

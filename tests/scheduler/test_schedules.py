@@ -15,15 +15,8 @@ from tgi.protocol import unpack_ints
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import (
-    SPREAD_STEPS,
-    PlannedStep,
-    Schedule,
-    decodable,
-    decoding_room,
-    may_guess,
-    plan,
-)
+from tgi.scheduler.policy import SPREAD_STEPS, decodable, decoding_room, may_guess, plan
+from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_device, make_sequence
 from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens

@@ -10,7 +10,8 @@ from tgi.planning.shapes import ShapeLimits
 from tgi.scheduler.blocks import BlockAllocator, BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
-from tgi.scheduler.policy import PlannedStep, Schedule, plan
+from tgi.scheduler.policy import plan
+from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 from tgi.testing.simulated_rank import SimulatedRank, expected_tokens

@@ -9,7 +9,7 @@ from itertools import islice, takewhile
 
 from tgi.protocol import SAMPLERS, Result, unpack_floats, unpack_ints
 
-from .policy import PlannedStep, Row, Schedule
+from .schedule import PlannedStep, Row, Schedule
 from .sequence import Sequence, State, Token
 
 Top = list[tuple[int, float]]

@@ -18,21 +18,6 @@ import attrs
 from .sequence import Sequence, State
 
 
-def place(sequence: Sequence) -> tuple[float, int, int]:
-    """Return what orders sequences: virtual start, priority, arrival."""
-    return sequence.virtual_start, sequence.priority, sequence.number
-
-
-def progress(sequence: Sequence) -> float:
-    """Return the virtual time that a running sequence has reached."""
-    return sequence.virtual_start + sequence.computed / sequence.weight
-
-
-def precedes(one: Sequence, other: Sequence) -> bool:
-    """Return whether one comes before the other for a better reason than its arrival."""
-    return place(one)[:2] < place(other)[:2]
-
-
 def _cost(sequence: Sequence) -> float:
     return (len(sequence.prompt) + sequence.max_new_tokens) / sequence.weight
 
@@ -63,16 +48,13 @@ class FairQueue:
     """Virtual time, which never goes back while there is work."""
     tenants: dict[str, Tenant] = attrs.field(factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.tenants)
-
     def enter(self, sequence: Sequence) -> bool:
         """Set the virtual start of a new sequence; return whether others start at another time now.
 
         A tenant's own sequences are ordered by priority, those that have not run yet.
         """
-        running = (s for one in self.tenants.values() for s in one.sequences if s.state is State.RUNNING)
-        self.time = max(self.time, min(map(progress, running), default=self.time))
+        running = [s for one in self.tenants.values() for s in one.sequences if s.state is State.RUNNING]
+        self.time = max(self.time, min([s.progress() for s in running], default=self.time))
         if sequence.tenant not in self.tenants:
             self.tenants = {name: one for name, one in self.tenants.items() if self._matters(one)}
         tenant = self.tenants.setdefault(sequence.tenant, Tenant())
@@ -89,7 +71,7 @@ class FairQueue:
         """Forget a sequence that has ended; return whether others start at another time now."""
         tenant = self.tenants[sequence.tenant]
         tenant.sequences.remove(sequence)
-        later = [one for one in tenant.sequences if place(one) > place(sequence)]
+        later = [one for one in tenant.sequences if one.place() > sequence.place()]
         self._shift(tenant, later, -_unspent(sequence))
         if not any(one.sequences for one in self.tenants.values()):
             self.tenants.clear()

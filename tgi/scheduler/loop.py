@@ -27,7 +27,8 @@ from .commit import commit
 from .loras import Lora, Loras
 from .matching import Matching
 from .observe import StepObserver
-from .policy import PlannedStep, Schedule, may_guess, plan
+from .policy import may_guess, plan
+from .schedule import PlannedStep, Schedule
 from .sequence import Sequence, State, Token, open_events
 from .warming import OnBucket, WarmUp
 

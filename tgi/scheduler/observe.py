@@ -9,7 +9,7 @@ import attrs
 from tgi.metrics import Metrics
 from tgi.protocol import Bucket, Result, Step
 
-from .policy import PlannedStep, Schedule
+from .schedule import PlannedStep, Schedule
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from tgi.errors import ApiError
 
 from .loop import Scheduler, SchedulerStatistics
 from .loras import Loras
-from .policy import Schedule
+from .schedule import Schedule
 from .sequence import Sequence, Token
 
 DECODING_TOKENS = 32

@@ -190,6 +190,24 @@ class Sequence:
         """Serial number before its first block in the prefix cache: one for each adapter, below 0."""
         return ROOT if self.lora is None else -self.lora.number
 
+    def place(self) -> tuple[float, int, int]:
+        """Return what orders sequences: virtual start, priority, arrival."""
+        return self.virtual_start, self.priority, self.number
+
+    def precedes(self, other: "Sequence") -> bool:
+        """Return whether it comes before another for a better reason than its arrival."""
+        return self.place()[:2] < other.place()[:2]
+
+    def progress(self) -> float:
+        """Return the virtual time that it has reached, while it runs."""
+        return self.virtual_start + self.computed / self.weight
+
+    def mark_sent(self) -> None:
+        """Note that the ranks know its tables."""
+        self.unsent = False
+        for table in self.tables:
+            table.sent = len(table.blocks)
+
     @property
     def prefilling(self) -> bool:
         """Whether some of its known tokens are still to be prefilled."""
