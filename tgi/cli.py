@@ -59,7 +59,15 @@ def _app(name: str, about: str) -> App:
     )
 
 
-app = _app("tgi", "A text-generation server: the drop-in successor of Hugging Face TGI.")
+_ABOUT = """Serve large language models over HTTP: a drop-in successor of Hugging Face TGI.
+
+Begin with `tgi serve`, which takes a small demo model, or with `tgi serve org/name` for one of the Hugging
+Face Hub. Once the log says Connected, open its address in a browser, or point a client of TGI, OpenAI,
+Anthropic or Ollama at it.
+"""
+app = _app("tgi", _ABOUT)
+for _flag in ("--help", "--version"):
+    app[_flag].group = flags.LISTING
 _SERVE = """Serve a model over HTTP.
 
 Every flag has an environment variable (MAX_INPUT_TOKENS for --max-input-tokens) and a key in the file of
@@ -67,12 +75,12 @@ Every flag has an environment variable (MAX_INPUT_TOKENS for --max-input-tokens)
 
 Ctrl-C or SIGTERM stops the server once running requests are finished; a second one stops it at once.
 """
-_PLAN = """Show the memory, buckets, warm-up time and speed of a server, without a card or weights.
+_PLAN = """Estimate the memory, buckets, warm-up time and speed of a server; needs no card and no weights.
 
 Takes the flags of `tgi serve`. --device names a card or cpu; an unknown name lists all. The folder of
 --model-id needs nothing but config.json. Exits with code 1 if the memory does not suffice.
 """
-_DOCTOR = """Check this machine and its cards, and say what to do about each fault.
+_DOCTOR = """Check this machine and its cards, and say how to fix what is wrong.
 
 Takes the flags of `tgi serve` and checks everything that a server with these flags needs, by running small
 programs on the device. Exits with code 1 if a server would not run.
@@ -81,7 +89,7 @@ launcher_app = _app("text-generation-launcher", _SERVE)
 launcher_app.help_epilogue = compat_help()
 
 
-@app.command(help=_SERVE, help_epilogue=compat_help(), sort_key=0)
+@app.command(help=_SERVE, help_epilogue=compat_help(), group=flags.SERVING, sort_key=0)
 def serve(
     model: Annotated[str | None, Parameter(group=flags.MODEL, help="Same as --model-id.")] = None,
     /,
@@ -100,7 +108,7 @@ def launch(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> i
     return run(options)
 
 
-@app.command
+@app.command(group=flags.SERVING)
 def download_weights(
     model_id: str,
     *,
@@ -137,7 +145,7 @@ def download_weights(
     return 0
 
 
-@app.command(help=_PLAN)
+@app.command(help=_PLAN, group=flags.SERVING)
 def plan(
     model: Annotated[str | None, Parameter(group=flags.MODEL, help="Same as --model-id.")] = None,
     /,
@@ -161,7 +169,7 @@ def plan(
     return show_plan(given, picture=plot, as_text=json_)
 
 
-@app.command(help=_DOCTOR)
+@app.command(help=_DOCTOR, group=flags.SERVING)
 def doctor(
     *,
     json_: Annotated[bool, Parameter(group=flags.DOCTOR, name="--json", negative="")] = False,
@@ -182,9 +190,9 @@ def doctor(
     return show_checks(options, as_json=json_, report=report)
 
 
-@app.command
+@app.command(group=flags.LISTING)
 def plugins(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
-    """List installed plugins, their models and devices, and their faults.
+    """List the installed plugins: their models and devices, and what is wrong with broken ones.
 
     Exits with code 1 if a plugin is broken.
 
@@ -198,15 +206,27 @@ def plugins(*, json_: Annotated[bool, Parameter(name="--json", negative="")] = F
     return show_plugins(as_json=json_)
 
 
-Model = Annotated[str | None, Parameter(name="--model-id", env_var="MODEL_ID", help="Model to load.")]
-Url = Annotated[str | None, Parameter(help="Server to ask. Default: one that runs as long as this.")]
+Model = Annotated[
+    str | None,
+    Parameter(
+        name="--model-id",
+        env_var="MODEL_ID",
+        help="Model that a server of its own loads. Default: the demo model.",
+    ),
+]
+Url = Annotated[
+    str | None,
+    Parameter(help="Address of the server. Default: a server of its own, which ends with the command."),
+]
 Key = Annotated[str | None, Parameter(env_var=("API_KEY", "OPENAI_API_KEY"), help="API key of the server.")]
-Temperature = Annotated[float | None, Parameter(help="0 takes the most likely token. Default: the server's.")]
+Temperature = Annotated[
+    float | None, Parameter(help="0 always takes the most likely token. Default: the server's.")
+]
 MaxTokens = Annotated[int | None, Parameter(help="Maximum tokens of an answer. Default: what fits.")]
-Seed = Annotated[int | None, Parameter(help="Seed for an answer that can be had again.")]
+Seed = Annotated[int | None, Parameter(help="The same seed gives the same answer again.")]
 
 
-@app.command
+@app.command(group=flags.ASKING)
 def chat(
     url: Url = None,
     /,
@@ -218,16 +238,16 @@ def chat(
     seed: Seed = None,
     api_key: Key = None,
 ) -> int:
-    """Chat in the terminal, with any server that speaks OpenAI's API."""
+    """Chat in the terminal with a model, or with any server that speaks OpenAI's API."""
     from tgi.client.chat import chat as hold
 
     fields = _given(temperature=temperature, max_tokens=max_tokens, seed=seed)
     return _client(lambda: hold(url, _given(model_id=model_id), fields, api_key, system))
 
 
-@app.command
+@app.command(group=flags.ASKING)
 def run(
-    prompt: str,
+    prompt: Annotated[str, Parameter(help="The message.")],
     /,
     *,
     url: Url = None,
@@ -237,18 +257,24 @@ def run(
     seed: Seed = None,
     api_key: Key = None,
 ) -> int:
-    """Print the answer to one message, as it is generated."""
+    """Print the model's answer to one message, as it is generated."""
     from tgi.client.chat import run as answer
 
     fields = _given(temperature=temperature, max_tokens=max_tokens, seed=seed)
     return _client(lambda: answer(prompt, _given(model_id=model_id), fields, url, api_key))
 
 
-@app.command
+@app.command(group=flags.ASKING)
 def run_batch(
-    source: Path, target: Path, /, *, url: Url = None, model_id: Model = None, api_key: Key = None
+    source: Annotated[Path, Parameter(help="File of requests.")],
+    target: Annotated[Path, Parameter(help="File to write the answers to.")],
+    /,
+    *,
+    url: Url = None,
+    model_id: Model = None,
+    api_key: Key = None,
 ) -> int:
-    """Answer a file of requests in the format of OpenAI's batches, one JSON object a line.
+    """Answer a file of requests, in the format of OpenAI's batches: a JSON object a line.
 
     Exits with code 1 if a request failed.
     """
@@ -257,12 +283,15 @@ def run_batch(
     return _client(lambda: answer(source, target, url, _given(model_id=model_id), api_key))
 
 
-@app.command
+@app.command(group=flags.ASKING)
 def bench(
-    url: str = "http://localhost:8080",
+    url: Annotated[str, Parameter(help="Server to measure.")] = f"http://localhost:{Options().port}",
     /,
     *,
-    concurrency: Annotated[tuple[int, ...], Parameter(negative=(), consume_multiple=True)] = (1, 4, 16),
+    concurrency: Annotated[
+        tuple[int, ...],
+        Parameter(negative=(), consume_multiple=True, show_default=lambda given: " ".join(map(str, given))),
+    ] = (1, 4, 16),
     rate: Annotated[tuple[float, ...], Parameter(negative=(), consume_multiple=True)] = (),
     requests: int = 64,
     input_words: int = 100,
@@ -273,20 +302,20 @@ def bench(
     plot: Path | None = None,
     api_key: Key = None,
 ) -> int:
-    """Measure a server under load: rates, time to first token, time between tokens.
+    """Measure a server under load: requests and tokens per second, time to first token, time between tokens.
 
     Exits with code 1 if a request failed.
 
     Parameters
     ----------
     concurrency
-        Numbers of requests that run at once, each a level of load.
+        Requests that run at once. Several numbers are measured one after the other.
     rate
-        Requests per second, each a level instead of those of --concurrency.
+        Requests that begin per second, instead of --concurrency; several likewise.
     requests
-        Requests of a level.
+        Requests for each number or rate.
     input_words
-        Words of a random prompt.
+        Words of each prompt, drawn at random.
     output_tokens
         Tokens of each answer.
     prompts
@@ -294,9 +323,9 @@ def bench(
     seed
         Seed of prompts and arrivals.
     json_
-        File for the figures.
+        File to write the figures to, as JSON.
     plot
-        File for a picture of latency against throughput: .png, .svg or .pdf.
+        File to draw latency against throughput to: .png, .svg or .pdf.
     """
     from tgi.client.bench import Work, measure, read_prompts
 
@@ -314,9 +343,9 @@ def bench(
     return _client(work)
 
 
-@app.command
+@app.command(group=flags.LISTING)
 def env() -> int:
-    """Print what a report of a fault should say about this machine: versions, processor, memory, devices."""
+    """Print what a bug report needs: versions, processor, memory, devices."""
     from tgi.client.env import print_environment
 
     return print_environment()
@@ -348,7 +377,7 @@ def _client(work: Callable[[], int]) -> int:
     return 1
 
 
-@app.command
+@app.command(group=flags.LISTING)
 def print_schema() -> int:
     """Print the OpenAPI document of a server with default limits."""
     from tgi.api.openapi import document
