@@ -16,6 +16,7 @@ LIBRARIES = {
     "test_guidellm.py": "guidellm",
     "test_langchain.py": "langchain-huggingface",
     "test_litellm.py": "litellm",
+    "test_llama_index.py": "llama-index-llms-openai-like",
     "test_lm_eval.py": "lm_eval",
     "test_ollama": "ollama",
     "test_openai.py": "openai",

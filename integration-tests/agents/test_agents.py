@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 PYTHON = Path(sys.prefix) / "agents" / "bin" / "python"
 ANSWER = "A violin is a bowed stringed instrument that is the highest member of the violin family."
 """The demo model's greedy answer, which integration-tests/clients compares with transformers."""
-TEXTS = "text", "streamed", "responses", "pipeline"
+TEXTS = "text", "streamed", "responses", "pipeline", "openai text", "vllm text"
 CHOICES = {"violin", "viola", "define"}
 NAMES = [
     "pydantic-ai-slim",
@@ -26,7 +26,10 @@ NAMES = [
     "smolagents",
     "haystack-ai",
 ]
-WORDS = "word", "called", "TOOLS", "JSON_SCHEMA"
+WORDS = (
+    "word", "called", "TOOLS", "JSON_SCHEMA",
+    "openai word", "vllm word", "vllm grammar", "tgi word", "tgi choice",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

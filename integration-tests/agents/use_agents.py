@@ -121,15 +121,26 @@ def instructor() -> Any:
 
 
 def outlines() -> Any:
-    """Text, and JSON of a schema."""
+    """Text and JSON of a schema, as from OpenAI, from TGI and from vLLM; a grammar, as from vLLM."""
     import outlines
+    from huggingface_hub import InferenceClient
     from openai import OpenAI
 
-    model = outlines.from_openai(OpenAI(base_url=URL, api_key=KEY), MODEL)
-    return {
-        "text": model(QUESTION, temperature=0),
-        "word": Word.model_validate_json(model(QUESTION, Word, temperature=0)).word,
+    client = OpenAI(base_url=URL, api_key=KEY)
+    models = {
+        "openai": outlines.from_openai(client, MODEL),
+        "vllm": outlines.from_vllm(client, MODEL),
     }
+    tgi: Any = outlines.from_tgi(InferenceClient(sys.argv[1]))
+    alone: Any = {"return_full_text": False, "max_new_tokens": 40}
+    found = {}
+    for name, model in models.items():
+        found[f"{name} text"] = model(QUESTION, temperature=0)
+        found[f"{name} word"] = Word.model_validate_json(model(QUESTION, Word, temperature=0)).word
+    found["tgi word"] = Word.model_validate_json(tgi(QUESTION, Word, **alone)).word
+    found["tgi choice"] = tgi(QUESTION, Literal["violin", "viola"], **alone)
+    grammar = outlines.types.CFG('start: "violin" | "viola"')
+    return {**found, "vllm grammar": models["vllm"](QUESTION, grammar, temperature=0)}
 
 
 def smolagents() -> Any:
