@@ -95,6 +95,8 @@ def expected(row, layer, group, spec, dtype):
     for place, head in np.ndindex(row.length, HEADS):
         position, read = row.start + place, head * group.kv_heads // HEADS
         first = 0 if spec.window is None else max(0, position - spec.window + 1)
+        if spec.chunked:
+            first = position // spec.window * spec.window
         scores = keys[first : position + 1, read] @ queries[place, head] * spec.scale
         if spec.softcap is not None:
             scores = spec.softcap * np.tanh(scores / spec.softcap)
@@ -258,6 +260,7 @@ SPECS = {
     "window of a token": (AttentionSpec(0.2, window=1), 1),
     "window of a block": (AttentionSpec(0.2, window=BLOCK), BLOCK),
     "wide window": (AttentionSpec(0.2, window=64), 64),
+    "chunks": (AttentionSpec(0.2, window=24, chunked=True), 24),
     "slopes": (AttentionSpec(0.2, slopes=SLOPES), None),
     "cap": (AttentionSpec(0.7, softcap=3.0), None),
     "sinks": (AttentionSpec(0.3, sinks=SINKS), None),
@@ -341,6 +344,7 @@ def test_random_rows_agree_with_scores_one_by_one(data):
     spec = AttentionSpec(
         0.3,
         window=window,
+        chunked=window is not None and data.draw(st.booleans()),
         slopes=data.draw(st.sampled_from([None, SLOPES])),
         sinks=data.draw(st.sampled_from([None, SINKS])),
         softcap=data.draw(st.sampled_from([None, 2.0])),

@@ -1,10 +1,32 @@
 """Scores of attention: what tells one layer's from another's, and the arithmetic that devices share."""
 
+from typing import NamedTuple
+
 import attrs
 import torch
 
-Kind = tuple[int | None, bool]
-"""Window of a layer, and whether the layer changes scores."""
+
+class Kind(NamedTuple):
+    """Facts that make layers share a mask."""
+
+    window: int | None
+    chunked: bool
+    changes_scores: bool
+
+    def first(self, position: int) -> int:
+        """Return the position of the first token that a token sees."""
+        if self.window is None:
+            return 0
+        return position - position % self.window if self.chunked else max(0, position + 1 - self.window)
+
+    def hides(self, distance: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Return whether keys are before the first token that their queries see; the layer has a window.
+
+        `distance` is the key's position minus the query's; `queries`, the position of the query, counts
+        where `chunked`.
+        """
+        assert self.window is not None
+        return distance < -(queries % self.window) if self.chunked else distance <= -self.window
 
 
 @attrs.frozen(eq=False)
@@ -15,6 +37,8 @@ class AttentionSpec:
     """Factor of the product of a query and a key."""
     window: int | None = None
     """Number of tokens that a token sees: itself and the ones just before it; None for all of them."""
+    chunked: bool = False
+    """Whether a token sees, of the chunks of `window` tokens that the text consists of, only its own."""
     slopes: torch.Tensor | None = None
     """[heads of this rank] float32 on the device: slope * (key's position - query's) is added to a score."""
     softcap: float | None = None
@@ -27,7 +51,7 @@ class AttentionSpec:
     @property
     def kind(self) -> Kind:
         """Facts that make layers share a mask."""
-        return self.window, self.changes_scores
+        return Kind(self.window, self.chunked, self.changes_scores)
 
     @property
     def changes_scores(self) -> bool:

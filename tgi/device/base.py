@@ -397,7 +397,8 @@ class Device:
         queries = query.view(rows, -1, heads, head_dim).transpose(1, 2)
         distance, hidden = distances(batch.starts[:, None], group.bases, context, queries.shape[2])
         if spec.window is not None:
-            hidden = hidden | (distance <= -spec.window)
+            places = torch.arange(queries.shape[2], device=query.device)
+            hidden = hidden | spec.kind.hides(distance, batch.starts[:, None, None] + places[:, None])
         scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)
         weights = weigh(scores.masked_fill(hidden[:, None], -torch.inf), spec).to(values.dtype)
         return (weights @ values).transpose(1, 2).reshape(query.shape)

@@ -107,16 +107,24 @@ class StaticDevice(Device):
         slots, (rows, blocks) = group.slots.long(), group.tables.shape
         tokens = batch.tokens.shape[0] // rows
 
-        def masked(window: int | None, changed: bool) -> bool:
-            return bool(blocks) or not self.fused or changed or (window is not None and window < tokens)
+        def masked(kind: Kind) -> bool:
+            hides = kind.window is not None and kind.window < tokens
+            return bool(blocks) or not self.fused or kind.changes_scores or hides
 
-        if not any(masked(*kind) for kind in kinds):
+        if not any(map(masked, kinds)):
             return PromptPlan(slots, batch.lengths, None, dict.fromkeys(kinds), None)
         distance, hidden = distances(batch.starts[:, None], group.bases, blocks * block_size, tokens)
-        biases = {
-            kind: _bias(kind[0], distance, hidden)[:, None].to(self.model_dtype) if masked(*kind) else None
-            for kind in kinds
-        }
+        queries = distance  # counts in chunks only
+        if any(kind.chunked for kind in kinds):
+            places = torch.arange(tokens, dtype=torch.int32, device=distance.device)
+            queries = batch.starts[:, None, None] + places[:, None]
+
+        def bias(kind: Kind) -> torch.Tensor | None:
+            if not masked(kind):
+                return None
+            return _bias(kind, distance, hidden, queries)[:, None].to(self.model_dtype)
+
+        biases = {kind: bias(kind) for kind in kinds}
         read = group.tables.reshape(-1) if blocks else None
         far = distance[:, None].float() if self._shifts else None
         return PromptPlan(slots, batch.lengths, read, biases, far)
@@ -128,9 +136,10 @@ class StaticDevice(Device):
         member = (flat.rows[:, None] == rows).float()
         distance = within + 1 - flat.tokens[:, None]
         hidden = distance > 0
-        biases = {
-            kind: _bias(kind[0], distance, hidden)[:, None, None] for kind in self.kinds(batch.cache, number)
-        }
+        kinds, queries = self.kinds(batch.cache, number), distance
+        if any(kind.chunked for kind in kinds):
+            queries = batch.positions.index_select(0, flat.rows.clamp_max(batch.tokens.shape[0] - 1))[:, None]
+        biases = {kind: _bias(kind, distance, hidden, queries)[:, None, None] for kind in kinds}
         far = distance[:, None, None].float() if self._shifts else None
         slots = batch.groups[number].slots.long()
         return DecodePlan(slots, flat.ids, flat.rows.long(), member, biases, far)
@@ -344,8 +353,8 @@ def shifted(bias: torch.Tensor, distance: torch.Tensor | None, spec: AttentionSp
     return (bias + spec.slopes[:, None, None] * distance).to(bias.dtype)
 
 
-def _bias(window: int | None, distance: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+def _bias(kind: Kind, distance: torch.Tensor, hidden: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
     """Return float32 -inf for what is hidden or lies before the window, else 0."""
-    if window is not None:
-        hidden = hidden | (distance <= -window)
+    if kind.window is not None:
+        hidden = hidden | kind.hides(distance, queries)
     return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)

@@ -7,6 +7,7 @@ from tgi.device import decoder
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch
 from tgi.plugins import ConfigError
+from tgi.plugins.llama_config import Temperature
 
 from .build import Build, CacheLayer
 from .norm import describe_norm
@@ -31,10 +32,10 @@ class Attention(nn.Module):
     """Attention of one layer, after the projections: rotates, writes the KV cache, and reads it.
 
     Query heads are divided over the ranks, and so are key/value heads unless they are fewer: then ranks share
-    them. The default of `scale` is head_dim ** -0.5; `window`, `slopes` (of all ranks' heads), `softcap` and
-    `sinks` (of this rank's heads) are those of `AttentionSpec`. `norms` are applied to queries and to keys
-    [T, heads, head_dim] before they are rotated, and numbers beyond `clip` are cut off then. The first
-    `interleaved` features are rotated with their neighbours.
+    them. The default of `scale` is head_dim ** -0.5; `window`, `chunked`, `slopes` (of all ranks' heads),
+    `softcap` and `sinks` (of this rank's heads) are those of `AttentionSpec`. `norms` are applied to queries
+    and to keys [T, heads, head_dim] before they are rotated, and numbers beyond `clip` are cut off then. The
+    first `interleaved` features are rotated with their neighbours. `temperature` is that of `LlamaConfig`.
     """
 
     def __init__(
@@ -47,17 +48,19 @@ class Attention(nn.Module):
         *,
         scale: float | None = None,
         window: int | None = None,
+        chunked: bool = False,
         slopes: torch.Tensor | None = None,
         softcap: float | None = None,
         sinks: torch.Tensor | None = None,
         norms: tuple[nn.Module, nn.Module] | None = None,
         interleaved: int = 0,
         clip: float | None = None,
+        temperature: Temperature | None = None,
     ) -> None:
         super().__init__()
         self.query_norm: nn.Module | None = None if norms is None else norms[0]
         self.key_norm: nn.Module | None = None if norms is None else norms[1]
-        self._interleaved, self._clip = interleaved, clip
+        self._interleaved, self._clip, self._temperature = interleaved, clip, temperature
         if num_heads % num_kv_heads:
             raise ConfigError(f"{num_heads} heads do not divide over {num_kv_heads} key/value heads")
         self._device = build.device
@@ -67,7 +70,7 @@ class Attention(nn.Module):
         if slopes is not None:
             slopes = slopes[mine].to(build.device.torch_device, torch.float32)
         scale = head_dim**-0.5 if scale is None else scale
-        self._spec = AttentionSpec(scale, window, slopes, softcap, sinks, build.wide_scores)
+        self._spec = AttentionSpec(scale, window, chunked, slopes, softcap, sinks, build.wide_scores)
         self._kv = build.attend(layer, self._spec, CacheLayer(window, self._kv_heads, num_kv_heads, head_dim))
 
     def forward(
@@ -90,6 +93,10 @@ class Attention(nn.Module):
                 query_key = halves(query_key, self._interleaved)
             query_key = self._device.rotary(query_key, *rotation)
         query, key = query_key[:, :heads], query_key[:, heads:]
+        if self._temperature is not None:
+            steps = ((batch.positions + 1.0) / self._temperature.step).floor()
+            factor = 1 + self._temperature.scale * (1 + steps).log()
+            query = (query * factor[:, None, None]).to(query.dtype)
         self._device.store_kv(self._kv, key, value, batch)
         out = self._device.attention(self._kv, query, key, value, batch, self._spec)
         return out.reshape(qkv.shape[0], heads * self._head_dim)
@@ -102,7 +109,7 @@ class Attention(nn.Module):
             if query is None or key is None:
                 return None
             norms = query, key
-        if self._interleaved or self._clip is not None:
+        if self._interleaved or self._clip is not None or self._temperature is not None:
             return None
         return decoder.SelfAttention(
             qkv=qkv,

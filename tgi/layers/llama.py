@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
             part = TensorPart(f"{name}.sinks", (heads,), 0, build.shard.cut(heads))
             sinks = build.read(part).float()
         norms = None
-        if config.head_norm is not None:
+        if config.head_norm is not None and (rope or config.head_norm != "plain"):
             query_norm = HeadNorm(build, f"{name}.{names.query_norm}", heads, config)
             norms = query_norm, HeadNorm(build, f"{name}.{names.key_norm}", kv_heads, config)
         self.attention = Attention(
@@ -59,12 +59,14 @@ class SelfAttention(nn.Module):
             size,
             scale=config.attention_scale,
             window=config.windows[layer],
+            chunked=config.chunked,
             slopes=alibi_slopes(heads) if config.alibi else None,
             softcap=config.attention_softcap,
             sinks=sinks,
             norms=norms,
             interleaved=rope.dim if rope and config.interleaved else 0,
             clip=config.clip_qkv,
+            temperature=config.temperature if rope is None else None,
         )
         out, hidden = f"{name}.{names.out}", config.hidden_size
         self.out = RowLinear(build, out, heads * size, hidden, config.out_bias, config.transposed)

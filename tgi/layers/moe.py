@@ -24,7 +24,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         assert config.experts is not None
         self._device, self._shard = build.device, build.shard
-        self._on_first_rank = build.on_first_rank
+        self._on_first_rank, self._before = build.on_first_rank, config.experts.before
         self.router = Router(build, name, config.hidden_size, config.experts)
         self.shared: Any = shared
         gate_name = config.experts.shared_gate
@@ -39,8 +39,7 @@ class MixtureOfExperts(nn.Module):
         self, x: torch.Tensor, residual: torch.Tensor | None = None, partial: torch.Tensor | None = None
     ) -> torch.Tensor:
         """[T, hidden] to the same, plus the residual, or plus the ranks' partial results."""
-        weights, chosen = self.router(x)
-        y = self._device.experts(x, weights, chosen, self.experts)
+        y = self._routed(x)
         if self.shared is not None:
             shared: torch.Tensor = self.shared.partial(x)
             if self._shared_gate is not None:
@@ -49,6 +48,14 @@ class MixtureOfExperts(nn.Module):
         if residual is not None:
             partial = residual * self._on_first_rank if self._shard.size > 1 else residual
         return self._device.all_reduce(y if partial is None else partial + y, self._shard)
+
+    def _routed(self, x: torch.Tensor) -> torch.Tensor:
+        weights, chosen = self.router(x)
+        if not self._before:
+            return self._device.experts(x, weights, chosen, self.experts)
+        each, ones = (x[:, None] * weights[..., None]).flatten(0, 1), torch.ones_like(weights).view(-1, 1)
+        y = self._device.experts(each, ones, chosen.reshape(-1, 1), self.experts)
+        return y.view(*weights.shape, -1).sum(1)
 
 
 class Router(nn.Module):

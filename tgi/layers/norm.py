@@ -70,7 +70,9 @@ class HeadNorm(nn.Module):
         self._device, self._kind, size = build.device, config.head_norm, config.head_dim
         cut = build.shard.cut(heads, heads)
         self._layer_norm, self._epsilon = config.layer_norm, config.rms_norm_eps
-        if self._kind == "head":
+        if self._kind == "plain":
+            self._weight = build.put(torch.ones(size, dtype=build.dtype))
+        elif self._kind == "head":
             self.norm = make_norm(build, name, size, config)
         elif self._kind == "all":
             part = slice(cut.start * size, cut.stop * size)
@@ -89,6 +91,9 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, heads, size] to the same shape."""
+        if self._kind == "plain":
+            flat = x.reshape(-1, x.shape[-1])
+            return self._device.rms_norm(flat, self._weight, self._epsilon).view(x.shape)
         if self._kind == "head":
             rows = self.norm(x.reshape(-1, x.shape[-1]))
             return rows.view(x.shape)  # type: ignore[no-any-return]

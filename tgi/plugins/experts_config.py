@@ -23,6 +23,8 @@ class ExpertsConfig:
     """Whether the weights of a token's experts add up to 1."""
     scale: float = 1.0
     """Factor of the weights."""
+    before: bool = False
+    """Whether weights are factors of what goes into experts, instead of what comes out."""
     groups: int = 1
     """Number of groups of experts, of which the best are chosen first."""
     top_groups: int = 1

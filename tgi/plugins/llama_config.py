@@ -90,6 +90,17 @@ class LatentSizes:
 
 
 @attrs.frozen(kw_only=True)
+class Temperature:
+    """Factor of queries by which attention stays as sharp over more tokens, in layers that do not rotate.
+
+    It is 1 + scale * log(1 + floor((position + 1) / step)) (Nakanishi 2025, arXiv 2501.19399).
+    """
+
+    scale: float
+    step: int
+
+
+@attrs.frozen(kw_only=True)
 class LlamaConfig(ModelConfig):
     """The settings of a decoder like Llama's."""
 
@@ -106,6 +117,8 @@ class LlamaConfig(ModelConfig):
     tie_word_embeddings: bool
     windows: tuple[int | None, ...]
     """Number of tokens that a token sees in each layer, itself included; None: all before it."""
+    chunked: bool = False
+    """Whether windows do not move with the token: it sees those of its own chunk of so long a text."""
     activation: str = "silu"
     """One of the values of `ACTIVATIONS`."""
     gated: bool = True
@@ -130,12 +143,14 @@ class LlamaConfig(ModelConfig):
     """Number that is added to the weights of norms."""
     head_norm: str | None = None
     """Norm of queries and keys before their rotation: "head" (each by itself, all with one weight), "heads"
-    (each by itself, with a weight of its own), or "all" (those of all heads together). Where the norm's name
-    in `names` has a "{}" for the head's number, each weight is a tensor of its own."""
+    (each by itself, with a weight of its own), "all" (those of all heads together), or "plain" (each by
+    itself, without a weight, in layers that rotate). Where the norm's name in `names` has a "{}" for the
+    head's number, each weight is a tensor of its own."""
 
     attention_scale: float | None = None
     """Factor of the scores; None: head_dim ** -0.5."""
     attention_softcap: float | None = None
+    temperature: Temperature | None = None
     alibi: bool = False
     sinks: bool = False
     """Whether each head has a score of nothing, named "sinks" below the attention's name."""

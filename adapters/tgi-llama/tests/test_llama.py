@@ -5,14 +5,15 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tgi_llama.llama4 import read_llama4
 from tgi_llama.plugin import read_config, tgi_architectures
-from transformers import LlamaConfig
+from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig
 
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
-from tgi.testing.checkpoints import describe_config
+from tgi.testing.checkpoints import describe_config, make_checkpoint
 from tgi.testing.driver import make_driver
 from tgi.testing.models import llama_config, llama_tensors, make_llama
 from tgi.testing.runs import random_prompt, transformers_logprobs
@@ -123,13 +124,46 @@ ROPES = {
     "llama3": {"rope_type": "llama3", "original_max_position_embeddings": 32, **LLAMA3},
 }
 
+LLAMA4 = {
+    "vocab_size": 320,
+    "hidden_size": 64,
+    "intermediate_size": 48,
+    "intermediate_size_mlp": 80,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_local_experts": 4,
+    "attention_chunk_size": 24,
+    "floor_scale": 8,
+    "pad_token_id": 0,
+}
+SCOUT = ROPES["llama3"] | {"high_freq_factor": 1.0, "rope_theta": 5e5}
 CONFIGS = {
     "1 and 2": LlamaConfig(**llama_config(num_key_value_heads=4)),
     "3": LlamaConfig(**llama_config(rope_theta=5e5)),
     "3.1": LlamaConfig(**llama_config(rope_parameters=ROPES["llama3"] | {"rope_theta": 5e5})),
     "3.2 with a tied head": LlamaConfig(**llama_config(tie_word_embeddings=True, head_dim=24)),
     "with all biases": LlamaConfig(**llama_config(**SHAPES["all biases"])),
+    "4 Scout": Llama4TextConfig(**LLAMA4, num_hidden_layers=4, rope_parameters=SCOUT),
+    "4 Maverick": Llama4TextConfig(
+        **LLAMA4, num_hidden_layers=2, interleave_moe_layer_step=2, use_qk_norm=False
+    ),
+    "4 with two experts of a token and biases": Llama4TextConfig(
+        **LLAMA4 | {"attention_chunk_size": None},
+        num_hidden_layers=2,
+        num_experts_per_tok=2,
+        no_rope_layers=[1, 0],
+        attention_bias=True,
+    ),
 }
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("4")])
+def test_llama4(tmp_path, name):
+    """Prompts end within, at the end of, and beyond the first chunk of 24 tokens."""
+    folder = make_checkpoint(tmp_path, CONFIGS[name])
+    check_architecture(folder, expert_parallel="Scout" in name)
+    check_generation(folder, [5, 24, 60])
 
 
 @pytest.mark.parametrize("rope", ROPES.values(), ids=ROPES)
@@ -274,3 +308,32 @@ def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
     """Llama-3.1-8B and 70B; Meta says 8.03 and 70.6 billion."""
     config = llama_config(vocab_size=128256, num_key_value_heads=8, **shape)
     assert describe_config(tmp_path, config).parameters == parameters
+
+
+def test_the_decoder_of_a_llama4_for_images_and_text(tmp_path):
+    """Of the size of Scout, whose layers with chunks keep a group of blocks of their own."""
+    text = Llama4TextConfig(num_hidden_layers=48, max_position_embeddings=10485760)
+    with torch.device("meta"):
+        wanted = sum(parameter.numel() for parameter in Llama4ForCausalLM(text).parameters())
+    config = {"architectures": ["Llama4ForConditionalGeneration"], "text_config": text.to_dict()}
+    described = describe_config(tmp_path, config)
+    assert described.parameters == wanted
+    assert described.tensors[0].name == "language_model.model.embed_tokens.weight"
+    assert {group.window: len(group.layers) for group in described.groups} == {8192: 36, None: 12}
+
+
+@pytest.mark.parametrize(
+    "change", [{"no_rope_layers": [1]}, {"layer_types": ["sliding_attention"] * 2}, {"attn_scale": "high"}]
+)
+def test_what_llama4_cannot_do_is_refused_by_name(change):
+    config = Llama4TextConfig(**LLAMA4, num_hidden_layers=2).to_dict()
+    with pytest.raises(ConfigError, match=next(iter(change))):
+        read_llama4(JsonReader(config | change))
+
+
+def test_llama4_may_see_everything():
+    """A size of null is no chunks."""
+    config = Llama4TextConfig(**LLAMA4, num_hidden_layers=4).to_dict()
+    del config["layer_types"]
+    assert read_llama4(JsonReader(config)).windows == (24, 24, 24, None)
+    assert read_llama4(JsonReader(config | {"attention_chunk_size": None})).windows == (None,) * 4

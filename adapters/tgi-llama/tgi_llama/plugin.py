@@ -1,7 +1,9 @@
 """Llama for tgi: the description of the models. Imports no torch."""
 
 from tgi.plugins import Architecture, JsonReader, hookimpl
-from tgi.plugins.llama_config import LlamaConfig, read_llama_config
+from tgi.plugins.llama_config import LlamaConfig, read_llama_config, read_text_part
+
+from .llama4 import read_llama4
 
 
 def read_config(get: JsonReader) -> LlamaConfig:
@@ -17,6 +19,12 @@ def read_config(get: JsonReader) -> LlamaConfig:
 
 @hookimpl
 def tgi_architectures() -> list[Architecture]:
-    """Return the decoder with a language-model head."""
+    """Return the decoders with a language-model head, and that of the models of images and text."""
     neutral = {"activation": ("swiglu",)}  # Falcon 3's second name of it
-    return [Architecture("LlamaForCausalLM", "tgi.layers:LlamaDecoder", read_config, neutral=neutral)]
+    readers = {
+        "LlamaForCausalLM": read_config,
+        "Llama4ForCausalLM": read_llama4,
+        "Llama4ForConditionalGeneration": read_text_part(read_llama4),
+    }
+    model, harmless = "tgi.layers:LlamaDecoder", frozenset({"for_llm_compressor"})
+    return [Architecture(name, model, read, harmless, neutral) for name, read in readers.items()]

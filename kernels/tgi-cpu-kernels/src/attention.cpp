@@ -40,8 +40,9 @@ static void store_kv(const T* key, const T* value, long tokens, long kv_heads, l
 template <typename T> struct Attention {
   const AttentionArguments& a;
 
-  long first(long row, long token) const {  // position of the first token that a query token sees
-    const long position = a.starts[row] + token;
+  long first(long row, long token) const { return first_of(a.starts[row] + token); }
+  long first_of(long position) const {  // position of the first token that a query token sees
+    if (a.window < 0) return position - position % -a.window;
     return a.window ? std::max(0L, position + 1 - a.window) : 0;
   }
   long block(long row, long position, long kv_head) const {
@@ -112,7 +113,7 @@ template <typename T> struct Attention {
 
   // Turn scores into weights: e^(score - maximum), 0 for tokens that the query does not see.
   void weigh(float* scores, long from, long begin, long end, long position, long head, float* out) const {
-    const long visible = std::max(begin, a.window ? std::max(0L, position + 1 - a.window) : 0);
+    const long visible = std::max(begin, first_of(position));
     const float slope = a.slopes ? a.slopes[head] : 0;
     vf top = all(-INFINITY), total = vf{};
     float count[W];

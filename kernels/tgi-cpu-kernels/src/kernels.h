@@ -27,7 +27,7 @@ struct AttentionArguments {
   const int32_t *offsets, *lengths, *starts;  // [rows]: index of the first query token; how many; its position
   const int32_t* bases;  // [rows]: position of the first token of the table, or null for 0
   const float* slopes;  // [heads]: ALiBi, or null
-  long rows, width, heads, kv_heads, size, query_stride, window;  // window 0: all tokens before
+  long rows, width, heads, kv_heads, size, query_stride, window;  // 0: all tokens before; -n: those of the same n
   float scale, softcap;  // softcap 0: none
   const float* sinks;  // [heads]: score of a key whose value is 0, or null
 };

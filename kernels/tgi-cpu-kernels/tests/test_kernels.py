@@ -344,7 +344,9 @@ def attend(
     if slopes is not None:
         scores = scores + slopes.double()[:, None, None] * distance
     hidden = distance > 0
-    if window:
+    if window < 0:
+        hidden = hidden | (distance < -(torch.arange(start, start + tokens) % -window)[:, None])
+    elif window:
         hidden = hidden | (distance <= -window)
     scores = scores.masked_fill(hidden, -math.inf)
     if sinks is not None:
@@ -358,6 +360,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "window": {"window": 50},
     "narrow": {"window": 1},
+    "chunks": {"window": -50},
     "softcap": {"softcap": 2.0},
     "alibi": {"slopes": True},
     "sinks": {"sinks": True},

@@ -233,10 +233,10 @@ class CpuDevice(Device):
         bases = [0] * len(starts) if group.bases is None else group.bases.tolist()
         rows = list(zip(offsets, lengths, starts, bases, group.tables.numpy(), strict=True))
 
-        def plan_kind(window: int | None, changed: bool) -> _KindPlan:
-            return _KindPlan.of([_plan_row(*row, block_size, flat, window, changed) for row in rows])
+        def plan_kind(kind: Kind) -> _KindPlan:
+            return _KindPlan.of([_plan_row(*row, block_size, flat, kind) for row in rows])
 
-        kinds = {kind: plan_kind(*kind) for kind in self.kinds(batch.cache, number)}
+        kinds = {kind: plan_kind(kind) for kind in self.kinds(batch.cache, number)}
         return _GroupPlan(group.slots.long(), kinds)
 
     def attention(
@@ -294,8 +294,7 @@ def _plan_row(
     table: npt.NDArray[np.int32],
     block_size: int,
     flat: torch.Tensor,
-    window: int | None,
-    changed: bool,
+    kind: Kind,
 ) -> _Row:
     """Find the tokens that a row reads from the cache; its `table` has block ids from position `base` on.
 
@@ -303,9 +302,9 @@ def _plan_row(
     tokens from the arguments.
     """
     end = start + length
-    masked = changed or (window is not None and length > 1 and end > window)
+    masked = kind.changes_scores or (length > 1 and kind.first(end - 1) > 0)
     last = end if masked or length == 1 else start
-    first = base if window is None else max(base, start + 1 - window)
+    first = max(base, kind.first(start))
     known = (offset, length, start, first, masked)
     if not last:
         return _Row(*known, None, None)
@@ -340,11 +339,11 @@ def _attend_masked(
         piece = query[begin : begin + _PIECE]
         start = row.start + begin
         end = start + len(piece)
-        first = row.first if spec.window is None else max(row.first, start + 1 - spec.window)
-        distance = torch.arange(first, end) - torch.arange(start, end)[:, None]
+        first, queries = max(row.first, spec.kind.first(start)), torch.arange(start, end)[:, None]
+        distance = torch.arange(first, end) - queries
         hidden = distance > 0
         if spec.window is not None:
-            hidden |= distance <= -spec.window
+            hidden |= spec.kind.hides(distance, queries)
         seen = slice(first - row.first, end - row.first)
         parts.append(_attend_piece(piece, keys[:, :, seen], values[:, :, seen], distance, hidden, spec))
     return torch.cat(parts)

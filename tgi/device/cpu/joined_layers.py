@@ -7,6 +7,7 @@ import torch
 from tgi_cpu_kernels import Kernels
 from tgi_cpu_kernels.decoder import Decoder, Layer, LinearLayer
 
+from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch
 from tgi.device.decoder import DecoderLayer, Linear, Rotation
 
@@ -46,6 +47,11 @@ class JoinedLayers:
         return x
 
 
+def kernel_window(spec: AttentionSpec) -> int:
+    """Return the window as the kernels take it."""
+    return -(spec.window or 0) if spec.chunked else spec.window or 0
+
+
 def _packed(linear: Linear) -> LinearLayer | None:
     weight = linear.weight
     if isinstance(weight, PackedWeight):
@@ -82,7 +88,7 @@ def _layer(layer: DecoderLayer) -> Layer:
         kv_heads=attention.kv_heads,
         size=attention.head_dim,
         scale=spec.scale,
-        window=spec.window or 0,
+        window=kernel_window(spec),
         softcap=spec.softcap or 0.0,
         slopes=spec.slopes,
         sinks=spec.sinks,

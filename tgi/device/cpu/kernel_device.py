@@ -16,7 +16,7 @@ from tgi.device.decoder import DecoderLayer, RunLayers
 from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
 
 from .cpu_device import CpuDevice, has_instructions
-from .joined_layers import JoinedLayers
+from .joined_layers import JoinedLayers, kernel_window
 from .packed import PackedIntegers, PackedWeight
 
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -152,7 +152,7 @@ class KernelDevice(CpuDevice):
             rows.lengths,
             rows.starts,
             scale=spec.scale,
-            window=spec.window or 0,
+            window=kernel_window(spec),
             softcap=spec.softcap or 0.0,
             bases=rows.bases,
             slopes=spec.slopes,

@@ -114,8 +114,12 @@ class CudaOperations(StaticDevice):
         return kernels.add_up(y, weights, pairs.order)
 
     def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
-        """Find where each row's blocks begin; the kernel does not take heads as wide as compressed keys."""
-        if any(layer.latent for layer in batch.cache.layers if layer.group == number):
+        """Find where each row's blocks begin, if the kernel takes the layers.
+
+        It does not take heads as wide as compressed keys, nor chunks.
+        """
+        latent = any(layer.latent for layer in batch.cache.layers if layer.group == number)
+        if latent or any(kind.chunked for kind in self.kinds(batch.cache, number)):
             return super().plan_decode(batch, number, flat, block_size)
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
