@@ -19,7 +19,7 @@ import trio
 from tgi.agreement import Patience
 from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
-from tgi.api.openai.types import MAX_CHAT_LOGPROBS
+from tgi.api.openai.requests import MAX_CHAT_LOGPROBS
 from tgi.config import DEMO_MODEL, OptionError, Options, hub_environment
 from tgi.embedder import read_pooling, run_embedder
 from tgi.errors import GenerationFailed

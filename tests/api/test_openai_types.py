@@ -7,16 +7,8 @@ import pytest
 
 from tgi.api.call import decode
 from tgi.api.native import CompatGenerateRequest, DetokenizeRequest
-from tgi.api.openai.types import (
-    ChatRequest,
-    CompletionRequest,
-    FunctionCall,
-    ImageChunk,
-    Message,
-    TextChunk,
-    ToolCall,
-    Url,
-)
+from tgi.api.openai.messages import FunctionCall, ImageChunk, Message, TextChunk, ToolCall, Url
+from tgi.api.openai.requests import ChatRequest, CompletionRequest
 from tgi.api.openapi import ROUTES
 from tgi.api.platforms import INSTANCES, GenerateVertexInstance, InferenceRequest, VertexRequest
 from tgi.errors import ValidationError, WrongShape

@@ -17,7 +17,7 @@ from tgi.text.tokenizer import Piece
 
 from . import anthropic, embeddings, info, loras, native, ollama, platforms, responses
 from .call import VERSION, Call, Route, get, json_answer
-from .openai import chat, completions, formats, tokenize, types
+from .openai import answers, chat, completions, formats, messages, requests, tokenize
 
 Schema = dict[str, Any]
 TAG = "Text Generation Inference"
@@ -102,19 +102,19 @@ ROUTES: tuple[Route, ...] = (
 
 _ALIASES: dict[str, Any] = {
     "GrammarType": native.Grammar,
-    "MessageContent": types.MessageContent,
-    "MessageChunk": types.MessageChunk,
-    "Prompt": types.Prompt,
+    "MessageContent": messages.MessageContent,
+    "MessageChunk": messages.MessageChunk,
+    "Prompt": requests.Prompt,
     "ResponseFormat": formats.ResponseFormat,
-    "ToolChoice": types.ToolChoice,
+    "ToolChoice": messages.ToolChoice,
     "TokenizeResponse": list[Piece],
-    "SagemakerRequest": (native.CompatGenerateRequest, types.ChatRequest, types.CompletionRequest),
-    "SagemakerResponse": (list[native.GenerateResponse], types.ChatCompletion, types.CompletionFinal),
-    "SagemakerStreamResponse": (native.StreamResponse, types.ChatCompletionChunk, types.CompletionFinal),
-    "Chunk": types.CompletionFinal,
-    "Completion": types.CompletionFinal,
-    "ToolCallMessage": types.OutputMessage,
-    "ToolCallDelta": types.ChatCompletionDelta,
+    "SagemakerRequest": (native.CompatGenerateRequest, requests.ChatRequest, requests.CompletionRequest),
+    "SagemakerResponse": (list[native.GenerateResponse], answers.ChatCompletion, answers.CompletionFinal),
+    "SagemakerStreamResponse": (native.StreamResponse, answers.ChatCompletionChunk, answers.CompletionFinal),
+    "Chunk": answers.CompletionFinal,
+    "Completion": answers.CompletionFinal,
+    "ToolCallMessage": answers.OutputMessage,
+    "ToolCallDelta": answers.ChatCompletionDelta,
 }
 """Names in TGI's document of types that have no class or another one here."""
 _PARTS: dict[str, Schema] = {

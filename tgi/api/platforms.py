@@ -26,8 +26,8 @@ from .native import (
     generated_text,
     generation_of,
 )
-from .openai import types
-from .openai.answer import VisibleText
+from .openai import answers, requests
+from .openai.answers import VisibleText
 from .openai.chat import chat_completions, chat_sequences
 from .openai.completions import completions
 from .stream import Finished, best_first
@@ -41,7 +41,7 @@ class GenerateVertexInstance(msgspec.Struct):
     parameters: Annotated[GenerateParameters | None, about("How to generate.")] = None
 
 
-INSTANCES = GenerateVertexInstance, types.ChatRequest
+INSTANCES = GenerateVertexInstance, requests.ChatRequest
 
 
 class VertexRequest(msgspec.Struct):
@@ -124,7 +124,7 @@ async def invocations(call: Call[Any]) -> Response:
     """Answer a request of `/`, chat or completions, for SageMaker."""
     if isinstance(call.body, CompatGenerateRequest):
         return await compat_generate(call)
-    return await (chat_completions if isinstance(call.body, types.ChatRequest) else completions)(call)
+    return await (chat_completions if isinstance(call.body, requests.ChatRequest) else completions)(call)
 
 
 _Prediction = tuple[list[Sequence], Callable[[list[Finished]], str]]
@@ -133,7 +133,7 @@ _Prediction = tuple[list[Sequence], Callable[[list[Finished]], str]]
 
 async def vertex(call: Call[VertexRequest]) -> Response:
     """Answer several prompts or conversations at once, for Vertex AI."""
-    instances: list[GenerateVertexInstance | types.ChatRequest] = [
+    instances: list[GenerateVertexInstance | requests.ChatRequest] = [
         decode(bytes(raw), *INSTANCES, at=f"$.instances[{index}]")
         for index, raw in enumerate(call.body.instances)
     ]
@@ -144,14 +144,14 @@ async def vertex(call: Call[VertexRequest]) -> Response:
         call.take_permits(
             sum(
                 1
-                if isinstance(one, types.ChatRequest) or not one.parameters
+                if isinstance(one, requests.ChatRequest) or not one.parameters
                 else one.parameters.count(limits)
                 for one in instances
             )
         )
         predictions = [
             await _chat_prediction(call, instance)
-            if isinstance(instance, types.ChatRequest)
+            if isinstance(instance, requests.ChatRequest)
             else await _prediction(call, instance.inputs, instance.parameters or default_parameters())
             for instance in instances
         ]
@@ -184,7 +184,7 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
     return sequences, lambda finished: prefix + generated_text(best_first(finished)[0], special)
 
 
-async def _chat_prediction(call: Call[Any], body: types.ChatRequest) -> _Prediction:
+async def _chat_prediction(call: Call[Any], body: requests.ChatRequest) -> _Prediction:
     """Return the prediction of a conversation, with tool calls as they were written. Raises ApiError."""
     body.n = None
     _, sequences = await chat_sequences(call, body)
@@ -241,9 +241,9 @@ ROUTES = (
     ),
     post(
         "/invocations", "sagemaker_compatibility", "The requests of `/`, chat or completions, for SageMaker",
-        invocations, CompatGenerateRequest, types.ChatRequest, types.CompletionRequest,
-        answer=(list[GenerateResponse], types.ChatCompletion, types.CompletionFinal),
-        stream=(StreamResponse, types.ChatCompletionChunk, types.CompletionFinal),
+        invocations, CompatGenerateRequest, requests.ChatRequest, requests.CompletionRequest,
+        answer=(list[GenerateResponse], answers.ChatCompletion, answers.CompletionFinal),
+        stream=(StreamResponse, answers.ChatCompletionChunk, answers.CompletionFinal),
         example=_INPUTS,
     ),
     post(

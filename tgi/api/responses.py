@@ -16,7 +16,8 @@ from tgi.text.tool_calls import AnswerDelta
 from . import refused
 from .call import Call, Route, get, json_answer, post
 from .native import ModelName
-from .openai.types import ChatRequest, Reason, StreamOptions
+from .openai.answers import Reason
+from .openai.requests import ChatRequest, StreamOptions
 from .refused import refusing
 from .store import MAX_STORED
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event

@@ -12,8 +12,9 @@ from tgi.scheduler import Sequence, Token
 from tgi.text.tool_calls import AnswerDelta
 
 from .call import Call, json_answer
+from .openai.answers import Reason, Usage
 from .openai.chat import ChatPrompt, Choice, chat_sequences
-from .openai.types import ChatRequest, Reason, Usage
+from .openai.requests import ChatRequest
 from .stream import KEEP_ALIVE, Finished, frame
 
 Json = dict[str, Any]

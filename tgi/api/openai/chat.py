@@ -24,22 +24,15 @@ from tgi.text.stopping import FinishReason
 from tgi.text.tokenizer import Tokenizer
 from tgi.text.tool_calls import AnswerDelta, CallDelta
 
-from . import types
-from .answer import (
-    Answer,
-    VisibleText,
-    check_count,
-    make_generation,
-    openai_reason,
-    prompt_logprobs,
-    prompt_top,
-    token_name,
-)
+from . import answers, requests
+from .answers import Answer, VisibleText, openai_reason, prompt_logprobs, token_name
+from .messages import TextChunk, Tool
+from .requests import check_count, make_generation, prompt_top
 
-T = TypeVar("T", types.ChatCompletionLogprob, types.ChatCompletionTopLogprob)
+T = TypeVar("T", answers.ChatCompletionLogprob, answers.ChatCompletionTopLogprob)
 
 
-async def chat_completions(call: Call[types.ChatRequest]) -> Response:
+async def chat_completions(call: Call[requests.ChatRequest]) -> Response:
     """Answer a conversation, streamed or not."""
     body = call.body
     with call.generating():
@@ -54,14 +47,14 @@ async def chat_completions(call: Call[types.ChatRequest]) -> Response:
     return json_answer(answer.whole(finished), headers=headers)
 
 
-async def chat_tokenize(call: Call[types.ChatRequest]) -> Response:
+async def chat_tokenize(call: Call[requests.ChatRequest]) -> Response:
     """Answer with the prompt that a conversation becomes, and its tokens."""
     engine = call.engine
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(call.body, engine))
     special = bool(call.body.add_special_tokens)
     work = functools.partial(engine.tokenizer.tokenize, prompt.text, add_special_tokens=special)
     pieces = await call.tokenized(work, len(prompt.text))
-    return json_answer(types.ChatTokenizeResponse(pieces, prompt.text))
+    return json_answer(answers.ChatTokenizeResponse(pieces, prompt.text))
 
 
 # From a conversation to its prompt and sequences
@@ -83,7 +76,7 @@ class ChatPrompt:
     """State of thoughts where the answer begins."""
 
 
-async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
+async def chat_sequences(call: Call[Any], body: requests.ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
     """Return the prompt of a conversation and its sequences. Raises ApiError."""
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(body, call.engine))
     generation = make_generation(
@@ -94,7 +87,7 @@ async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[Chat
         max_tokens=body.max_tokens,
         top=body.top_logprobs,
         names=("messages", "top_logprobs"),
-        max_top_tokens=types.MAX_CHAT_LOGPROBS,
+        max_top_tokens=requests.MAX_CHAT_LOGPROBS,
         prompt_top=prompt_top(body, call.engine.limits),
         grammar=lambda: prompt.grammar,
         add_special_tokens=bool(body.add_special_tokens),
@@ -102,7 +95,7 @@ async def chat_sequences(call: Call[Any], body: types.ChatRequest) -> tuple[Chat
     return prompt, await make_sequences(call, generation)
 
 
-def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
+def chat_prompt(body: requests.ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
     if not body.messages:
         raise ValidationError("`messages` cannot be empty")
@@ -153,7 +146,7 @@ def chat_prompt(body: types.ChatRequest, engine: Engine) -> ChatPrompt:
     return ChatPrompt(text, grammar, style, callable_tools, required, thoughts)
 
 
-def _odd_arguments(body: types.ChatRequest) -> str | None:
+def _odd_arguments(body: requests.ChatRequest) -> str | None:
     """Return the place of the first call whose arguments are no object, as of an answer that was cut."""
     for number, message in enumerate(body.messages):
         for index, call in enumerate(message.tool_calls or []):
@@ -167,7 +160,7 @@ def _odd_arguments(body: types.ChatRequest) -> str | None:
     return None
 
 
-def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
+def _offered(body: requests.ChatRequest) -> tuple[list[Tool], str]:
     """Return the tools that the model may call, and the mode of the choice (T2, T3, V33)."""
     tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
     mode, names = body.chosen_tools
@@ -180,7 +173,7 @@ def _offered(body: types.ChatRequest) -> tuple[list[types.Tool], str]:
     return [tools[name] for name in names], mode
 
 
-def _variables(body: types.ChatRequest) -> dict[str, object]:
+def _variables(body: requests.ChatRequest) -> dict[str, object]:
     variables: dict[str, object] = {
         "documents": body.documents,
         "reasoning_effort": body.reasoning_effort,
@@ -194,7 +187,7 @@ def _variables(body: types.ChatRequest) -> dict[str, object]:
     return given | (body.chat_template_kwargs or {})
 
 
-def _are_parallel(body: types.ChatRequest, required: bool) -> bool:
+def _are_parallel(body: requests.ChatRequest, required: bool) -> bool:
     """Return whether several calls may come; where one must come, only if the client says so.
 
     Small models that must call go on calling until they run out of tokens.
@@ -202,7 +195,7 @@ def _are_parallel(body: types.ChatRequest, required: bool) -> bool:
     return not required if body.parallel_tool_calls is None else body.parallel_tool_calls
 
 
-def _max_thoughts(body: types.ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
+def _max_thoughts(body: requests.ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
     """Return the limit of tokens for thoughts: the client's, or half of all tokens if an answer is forced."""
     if body.max_thinking_tokens is not None or not is_forced:
         return body.max_thinking_tokens
@@ -215,14 +208,14 @@ def _max_thoughts(body: types.ChatRequest, engine: Engine, *, is_forced: bool) -
 class Choice:
     """One of `n` answers as its tokens come: thoughts, content and tool calls."""
 
-    def __init__(self, tokenizer: Tokenizer, body: types.ChatRequest, prompt: ChatPrompt) -> None:
+    def __init__(self, tokenizer: Tokenizer, body: requests.ChatRequest, prompt: ChatPrompt) -> None:
         self._text = VisibleText(tokenizer, body, shown=prompt.style.marks)
         self._parser: AnswerParser | None = None
         if prompt.style.with_tools or prompt.style.reasoning is not None:
             self._parser = prompt.style.parser(prompt.thoughts, prompt.tools, required=prompt.required)
         self._hides_thoughts = body.include_reasoning is False
         self._called = False
-        self._called_reason: types.Reason = "function_call" if body.functions else "tool_calls"
+        self._called_reason: answers.Reason = "function_call" if body.functions else "tool_calls"
         self.begun = False
         """Whether an event has told of it."""
         self.untold: list[Token] = []
@@ -244,7 +237,7 @@ class Choice:
         """Whether a token may add nothing, because it only frames thoughts or a tool call."""
         return self._parser is not None
 
-    def reason(self, finish: FinishReason) -> types.Reason:
+    def reason(self, finish: FinishReason) -> answers.Reason:
         """Return OpenAI's name of the reason why the choice ended."""
         reason = openai_reason(finish)
         is_whole = self._parser is not None and not self._parser.is_within_arguments
@@ -254,7 +247,9 @@ class Choice:
 class ChatAnswer(Answer):
     """The answer to a conversation: whole, or an event for each token that adds to it."""
 
-    def __init__(self, call: Call[types.ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]) -> None:
+    def __init__(
+        self, call: Call[requests.ChatRequest], prompt: ChatPrompt, sequences: Items[Sequence]
+    ) -> None:
         self._body = call.body
         self._tokenizer = call.engine.tokenizer
         self._prompt = prompt
@@ -271,33 +266,33 @@ class ChatAnswer(Answer):
             per_prompt=len(sequences),
         )
 
-    def whole(self, finished: Items[Finished]) -> types.ChatCompletion:
+    def whole(self, finished: Items[Finished]) -> answers.ChatCompletion:
         """Return the body of an answer that is not streamed (R3.41, R3.42)."""
         choices = []
         for index, (choice, one) in enumerate(zip(self._choices, finished, strict=True)):
             deltas = [choice.feed(token) for token in one.tokens]
             calls = _joined_calls(call for delta in deltas for call in delta.calls)
             content = self._echo + "".join(delta.content for delta in deltas)
-            message = types.OutputMessage("assistant", content or None if calls else content)
+            message = answers.OutputMessage("assistant", content or None if calls else content)
             if thoughts := "".join(delta.thoughts for delta in deltas):
                 message.reasoning_content = message.reasoning = thoughts
             if calls and self._body.functions:
-                message.function_call = types.Function(calls[0].function.arguments, calls[0].function.name)
+                message.function_call = answers.Function(calls[0].function.arguments, calls[0].function.name)
             elif calls:
                 message.tool_calls = calls
             self.generated[index] = len(one.tokens)
-            told = types.ChatCompletionComplete(
+            told = answers.ChatCompletionComplete(
                 index, message, self._logprobs(one.tokens), choice.reason(one.reason)
             )
             told.token_ids = self._token_ids(one.tokens)
             choices.append(told)
-        whole = types.ChatCompletion(*self.head, choices, self.usage())
+        whole = answers.ChatCompletion(*self.head, choices, self.usage())
         first, top = self.sequences[0], self._body.prompt_logprobs
         whole.prompt_logprobs = prompt_logprobs(first, top, self._tokenizer)
         self._add_prompt(whole)
         return whole
 
-    def events(self, index: int, token: Token) -> list[types.ChatCompletionChunk]:
+    def events(self, index: int, token: Token) -> list[answers.ChatCompletionChunk]:
         """Return the event of a token that adds something; a choice begins and ends with events of their own.
 
         OpenAI's client ignores everything but the role in the first event of a choice.
@@ -305,11 +300,11 @@ class ChatAnswer(Answer):
         choice = self._choices[index]
         pieces = choice.feed(token)
         choice.untold.append(token)
-        deltas: list[tuple[types.ChatCompletionDelta, types.Reason | None]] = []
+        deltas: list[tuple[answers.ChatCompletionDelta, answers.Reason | None]] = []
         if not choice.begun:
             choice.begun = True
-            deltas.append((types.ChatCompletionDelta("assistant", self._echo), None))
-        delta = types.ChatCompletionDelta()
+            deltas.append((answers.ChatCompletionDelta("assistant", self._echo), None))
+        delta = answers.ChatCompletionDelta()
         if pieces.thoughts:
             delta.reasoning_content = delta.reasoning = pieces.thoughts
         if pieces.calls and self._body.functions:
@@ -322,25 +317,25 @@ class ChatAnswer(Answer):
         if has_more or not (choice.is_parsed or token.finish):
             deltas.append((delta, None))
         if token.finish is not None:
-            deltas.append((types.ChatCompletionDelta(), choice.reason(token.finish)))
+            deltas.append((answers.ChatCompletionDelta(), choice.reason(token.finish)))
         return [self._chunk(index, delta, reason) for delta, reason in deltas]
 
     def _chunk(
-        self, index: int, delta: types.ChatCompletionDelta, reason: types.Reason | None
-    ) -> types.ChatCompletionChunk:
+        self, index: int, delta: answers.ChatCompletionDelta, reason: answers.Reason | None
+    ) -> answers.ChatCompletionChunk:
         """Return an event, which tells of all tokens so far unless it is the one with the role."""
         choice, is_first = self._choices[index], delta.role is not UNSET
         tokens = [] if is_first else choice.untold
-        told = types.ChatCompletionChoice(index, delta, self._logprobs(tokens) if tokens else None, reason)
+        told = answers.ChatCompletionChoice(index, delta, self._logprobs(tokens) if tokens else None, reason)
         told.token_ids = self._token_ids(tokens)
-        chunk = types.ChatCompletionChunk(*self.head, [told], self.running_usage())
+        chunk = answers.ChatCompletionChunk(*self.head, [told], self.running_usage())
         if is_first:
             self._add_prompt(chunk)
         else:
             choice.untold.clear()
         return chunk
 
-    def _add_prompt(self, answer: types.ChatCompletion | types.ChatCompletionChunk) -> None:
+    def _add_prompt(self, answer: answers.ChatCompletion | answers.ChatCompletionChunk) -> None:
         """Add the prompt as the client asks for it."""
         if self._body.return_token_ids:
             answer.prompt_token_ids = self.sequences[0].prompt
@@ -350,22 +345,22 @@ class ChatAnswer(Answer):
     def _token_ids(self, tokens: Items[Token]) -> list[int] | UnsetType:
         return [token.id for token in tokens] if self._body.return_token_ids else UNSET
 
-    def usage_event(self) -> types.ChatCompletionChunk:
+    def usage_event(self) -> answers.ChatCompletionChunk:
         """Return the event that tells the usage at the end (R3.54)."""
-        return types.ChatCompletionChunk(*self.head, [], self.usage())
+        return answers.ChatCompletionChunk(*self.head, [], self.usage())
 
-    def _logprobs(self, tokens: Items[Token]) -> types.ChatCompletionLogprobs | None:
+    def _logprobs(self, tokens: Items[Token]) -> answers.ChatCompletionLogprobs | None:
         """Return the log-probabilities of tokens if the client asks for them (R3.44)."""
         if not self._body.logprobs:
             return None
-        return types.ChatCompletionLogprobs([self._logprob(token) for token in tokens])
+        return answers.ChatCompletionLogprobs([self._logprob(token) for token in tokens])
 
-    def _logprob(self, token: Token) -> types.ChatCompletionLogprob:
+    def _logprob(self, token: Token) -> answers.ChatCompletionLogprob:
         top = [
-            self._named(types.ChatCompletionTopLogprob, *one)
+            self._named(answers.ChatCompletionTopLogprob, *one)
             for one in token.top[: self._body.top_logprobs or 0]
         ]
-        return self._named(types.ChatCompletionLogprob, token.id, token.logprob, top_logprobs=top)
+        return self._named(answers.ChatCompletionLogprob, token.id, token.logprob, top_logprobs=top)
 
     def _named(self, kind: type[T], token: int, logprob: float, **others: Any) -> T:
         data = self._tokenizer.bytes_alone(token)
@@ -373,51 +368,53 @@ class ChatAnswer(Answer):
         return kind(token=name, logprob=logprob, bytes=list(data), **others)
 
 
-def _echo(body: types.ChatRequest) -> str:
+def _echo(body: requests.ChatRequest) -> str:
     last = body.messages[-1]
     if not body.echo or last.role != "assistant" or last.content is None:
         return ""
     if isinstance(last.content, str):
         return last.content
-    return "".join(part.text for part in last.content if isinstance(part, types.TextChunk))
+    return "".join(part.text for part in last.content if isinstance(part, TextChunk))
 
 
-def _joined_calls(deltas: Iterable[CallDelta]) -> list[types.OutputToolCall]:
-    calls: list[types.OutputToolCall] = []
+def _joined_calls(deltas: Iterable[CallDelta]) -> list[answers.OutputToolCall]:
+    calls: list[answers.OutputToolCall] = []
     for delta in deltas:
         if delta.id is not None:
             calls.append(
-                types.OutputToolCall(delta.id, "function", types.OutputFunction(None, delta.name or "", ""))
+                answers.OutputToolCall(
+                    delta.id, "function", answers.OutputFunction(None, delta.name or "", "")
+                )
             )
         calls[-1].function.arguments += delta.arguments
     return calls
 
 
-def _call_delta(call: CallDelta) -> types.DeltaToolCall:
+def _call_delta(call: CallDelta) -> answers.DeltaToolCall:
     """Return an event's piece of a call; id, type and name come once, for clients join strings."""
     if call.id is None or call.name is None:
-        return types.DeltaToolCall(call.index, types.Function(call.arguments))
-    return types.DeltaToolCall(
-        call.index, types.Function(call.arguments, call.name), id=call.id, type="function"
+        return answers.DeltaToolCall(call.index, answers.Function(call.arguments))
+    return answers.DeltaToolCall(
+        call.index, answers.Function(call.arguments, call.name), id=call.id, type="function"
     )
 
 
-def _function_delta(calls: Items[CallDelta]) -> types.Function:
+def _function_delta(calls: Items[CallDelta]) -> answers.Function:
     """Return an event's piece of the one call in the older form."""
     named = [call.name for call in calls if call.name is not None]
-    return types.Function("".join(call.arguments for call in calls), named[0] if named else UNSET)
+    return answers.Function("".join(call.arguments for call in calls), named[0] if named else UNSET)
 
 
 _EXAMPLE = {"messages": [{"role": "user", "content": "What is deep learning?"}], "max_tokens": 20}
 ROUTES = (
     post(
         "/v1/chat/completions", "chat_completions", "Answer a conversation, as OpenAI's API does",
-        chat_completions, types.ChatRequest,
-        answer=types.ChatCompletion, stream=types.ChatCompletionChunk, example=_EXAMPLE,
+        chat_completions, requests.ChatRequest,
+        answer=answers.ChatCompletion, stream=answers.ChatCompletionChunk, example=_EXAMPLE,
     ),
     post(
         "/chat_tokenize", "get_chat_tokenize", "The prompt that a conversation becomes, and its tokens",
-        chat_tokenize, types.ChatRequest,
-        answer=types.ChatTokenizeResponse, errors=(*BODY_ERRORS, 404), example=_EXAMPLE,
+        chat_tokenize, requests.ChatRequest,
+        answer=answers.ChatTokenizeResponse, errors=(*BODY_ERRORS, 404), example=_EXAMPLE,
     ),
 )  # fmt: skip

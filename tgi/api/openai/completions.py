@@ -16,20 +16,12 @@ from tgi.limits import Limits
 from tgi.scheduler import Sequence, Token
 from tgi.text.tokenizer import Tokenizer
 
-from . import types
-from .answer import (
-    Answer,
-    VisibleText,
-    check_count,
-    make_generation,
-    openai_reason,
-    prompt_logprobs,
-    prompt_top,
-    token_name,
-)
+from . import answers, requests
+from .answers import Answer, VisibleText, openai_reason, prompt_logprobs, token_name
+from .requests import check_count, make_generation, prompt_top
 
 
-async def completions(call: Call[types.CompletionRequest]) -> Response:
+async def completions(call: Call[requests.CompletionRequest]) -> Response:
     """Continue prompts, streamed or not."""
     body = call.body
     with call.generating():
@@ -48,7 +40,7 @@ async def completions(call: Call[types.CompletionRequest]) -> Response:
     return json_answer(whole, headers=headers)
 
 
-def _count(body: types.CompletionRequest, limits: Limits) -> int:
+def _count(body: requests.CompletionRequest, limits: Limits) -> int:
     """Return the number of sequences of each prompt (V30, V31). Raises ApiError."""
     if body.suffix:
         raise SuffixNotSupported
@@ -69,7 +61,7 @@ def _count(body: types.CompletionRequest, limits: Limits) -> int:
     return best_of
 
 
-async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> list[Sequence]:
+async def _sequences(call: Call[requests.CompletionRequest], per_prompt: int) -> list[Sequence]:
     """Return the sequences of all prompts, one prompt after another. Raises ValidationError."""
     body, sequences = call.body, list[Sequence]()
     for prompt in body.prompts:
@@ -81,7 +73,7 @@ async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> li
             max_tokens=1 if body.is_prompt_only else body.max_tokens,
             top=body.logprobs,
             names=("prompt", "logprobs"),
-            max_top_tokens=types.MAX_COMPLETION_LOGPROBS,
+            max_top_tokens=requests.MAX_COMPLETION_LOGPROBS,
             prompt_top=prompt_top(body, call.engine.limits, body.logprobs if body.echo else None),
             grammar=lambda: body.text_grammar,
             add_special_tokens=body.add_special_tokens is not False,
@@ -90,7 +82,7 @@ async def _sequences(call: Call[types.CompletionRequest], per_prompt: int) -> li
     return sequences
 
 
-async def _texts(call: Call[types.CompletionRequest]) -> list[str]:
+async def _texts(call: Call[requests.CompletionRequest]) -> list[str]:
     """Return the prompts as text, also those that are token ids."""
     texts = []
     for prompt in call.body.prompts:
@@ -105,7 +97,7 @@ class CompletionAnswer(Answer):
     """The continuations of prompts: whole, or an event for each token. Events of prompts mix."""
 
     def __init__(
-        self, call: Call[types.CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
+        self, call: Call[requests.CompletionRequest], prompts: Items[str], sequences: Items[Sequence]
     ) -> None:
         """`prompts` are texts; the sequences of a prompt follow one another."""
         per_prompt, lora = len(sequences) // len(prompts), sequences[0].lora
@@ -131,9 +123,9 @@ class CompletionAnswer(Answer):
         self._texts = [VisibleText(tokenizer, body) for _ in sequences]
         self._columns = [_LogprobColumns(tokenizer, body) for _ in sequences]
 
-    def whole(self, finished: Items[Finished]) -> types.CompletionFinal:
+    def whole(self, finished: Items[Finished]) -> answers.CompletionFinal:
         """Return the body of an answer that is not streamed: of `best_of` texts of a prompt, the best `n`."""
-        choices: list[types.CompletionComplete] = []
+        choices: list[answers.CompletionComplete] = []
         for first in range(0, len(finished), self._per_prompt):
             indices = list(range(first, first + self._per_prompt))
             if self._per_prompt > (wanted := self._body.n or 1):
@@ -142,22 +134,22 @@ class CompletionAnswer(Answer):
                 choices.append(self._choice(len(choices), index, finished[index].tokens))
         if self.counts_tokens:
             self.generated = [len(one.tokens) for one in finished]
-        return types.CompletionFinal(*self.head, choices, self.usage())
+        return answers.CompletionFinal(*self.head, choices, self.usage())
 
-    def events(self, index: int, token: Token) -> list[types.CompletionFinal]:
+    def events(self, index: int, token: Token) -> list[answers.CompletionFinal]:
         """Return the event of a token, with the usage of a text at its end if none is asked for (3.7)."""
-        usage: types.Usage | UnsetType | None = UNSET
+        usage: answers.Usage | UnsetType | None = UNSET
         if self.options.include_usage:
             usage = self.running_usage()
         elif token.finish is not None:
-            usage = types.Usage.of([self.sequences[index]], self.generated[index])
-        return [types.CompletionFinal(*self.head, [self._choice(index, index, [token])], usage)]
+            usage = answers.Usage.of([self.sequences[index]], self.generated[index])
+        return [answers.CompletionFinal(*self.head, [self._choice(index, index, [token])], usage)]
 
-    def usage_event(self) -> types.CompletionFinal:
+    def usage_event(self) -> answers.CompletionFinal:
         """Return the event that tells the usage at the end."""
-        return types.CompletionFinal(*self.head, [], self.usage())
+        return answers.CompletionFinal(*self.head, [], self.usage())
 
-    def _choice(self, number: int, index: int, tokens: Items[Token]) -> types.CompletionComplete:
+    def _choice(self, number: int, index: int, tokens: Items[Token]) -> answers.CompletionComplete:
         """Return the choice `number`, with what tokens add to the sequence `index`, or all of it."""
         echo, finish = self._echoes.pop(index, None), tokens[-1].finish
         tokens = [] if self._body.is_prompt_only else tokens
@@ -168,7 +160,7 @@ class CompletionAnswer(Answer):
             generated = [(token.id, token.logprob, token.top) for token in tokens]
             logprobs = self._columns[index].of([*prompt, *generated])
         reason = None if finish is None else openai_reason(finish)
-        choice = types.CompletionComplete(number, (echo or "") + text, logprobs, reason)
+        choice = answers.CompletionComplete(number, (echo or "") + text, logprobs, reason)
         sequence = self.sequences[index]
         if self._body.return_token_ids:
             choice.token_ids = [token.id for token in tokens]
@@ -186,7 +178,7 @@ _Entry = tuple[int, float | None, Items[tuple[int, float]]]
 class _LogprobColumns:
     """Log-probabilities of a text and its prompt, in columns, as the tokens come."""
 
-    def __init__(self, tokenizer: Tokenizer, body: types.CompletionRequest) -> None:
+    def __init__(self, tokenizer: Tokenizer, body: requests.CompletionRequest) -> None:
         self._tokenizer = tokenizer
         self._top = int(body.logprobs or 0)
         """Number of most likely tokens to report beside the chosen one."""
@@ -206,9 +198,9 @@ class _LogprobColumns:
         tops = [(), *sequence.prompt_tops] if self._top else [()] * len(logprobs)
         return list(zip(sequence.prompt, logprobs, tops, strict=True))
 
-    def of(self, entries: Iterable[_Entry]) -> types.CompletionLogprobs:
+    def of(self, entries: Iterable[_Entry]) -> answers.CompletionLogprobs:
         """Return the columns of the next tokens; the offset of a token is that of its first character."""
-        body = types.CompletionLogprobs([], [], [], [])
+        body = answers.CompletionLogprobs([], [], [], [])
         for token, logprob, top in entries:
             text = self._text(token)
             body.tokens.append(text)
@@ -235,7 +227,7 @@ class _LogprobColumns:
 ROUTES = (
     post(
         "/v1/completions", "completions", "Continue prompts, as OpenAI's API does", completions,
-        types.CompletionRequest, answer=types.CompletionFinal, stream=types.CompletionFinal,
+        requests.CompletionRequest, answer=answers.CompletionFinal, stream=answers.CompletionFinal,
         example={"prompt": "Deep learning is", "max_tokens": 20},
     ),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from tgi.sampling import about
 from tgi.text.tokenizer import Piece
 
 from .chat import chat_prompt
-from .types import ChatRequest
+from .requests import ChatRequest
 
 _NAMES = about("Report the tokens' names in the vocabulary.")
 

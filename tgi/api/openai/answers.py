@@ -1,110 +1,222 @@
-"""Parts that chat and completions share: sampling of a request, visible text, and the events of a stream."""
+"""Answers of chat and completions: their JSON, and the way from tokens to it (tgi-behaviour 3.4 to 3.7)."""
 
 import abc
 import time
 from collections.abc import Sequence as Items
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from tgi.api.call import FINGERPRINT, Call
-from tgi.api.loras import lora_of_model
 from tgi.api.stream import Finished, frame
-from tgi.api.validate import Generation, Names, sampling_params
-from tgi.errors import ApiError, ValidationError
-from tgi.limits import Limits
-from tgi.sampling import WARPERS
+from tgi.errors import ApiError
+from tgi.sampling import about
 from tgi.scheduler import Sequence, Token
 from tgi.text.stopping import FinishReason, overlap
-from tgi.text.tokenizer import Tokenizer
+from tgi.text.tokenizer import Piece, Tokenizer
 
-from .types import (
-    MAX_CHAT_LOGPROBS,
-    OpenAIRequest,
-    PromptLogprob,
-    PromptLogprobs,
-    Reason,
-    StreamOptions,
-    Usage,
-)
+from .requests import OpenAIRequest, StreamOptions
 
+Reason = Literal["stop", "length", "tool_calls", "function_call"]
 _DONE = b"data: [DONE]\n\n"
-_CONTEXT = "This model's maximum context length is {} tokens. "
-"""Beginning of OpenAI's message, by which clients know that they must shorten a conversation."""
-_MAX_BIAS = 100.0
-_MAX_ID_DIGITS = 10
+
+# JSON
 
 
-def make_generation(
-    call: Call[Any],
-    body: OpenAIRequest,
-    prompt: str | Items[int],
-    *,
-    max_tokens: int | None,
-    top: int | None,
-    names: tuple[str, str],
-    **others: Any,
-) -> Generation:
-    """Return the generation that a request asks for. `top`: most likely tokens to report for each token.
+class PromptTokensDetails(msgspec.Struct):
+    """Tokens of prompts by their origin."""
 
-    `names` are those of the prompt's field and of `top`'s. Raises ValidationError.
-    """
-    if body.stream_options is not None and not body.stream:
-        raise ValidationError("`stream_options` needs `stream`")
-    greedy = body.temperature == 0 or body.top_p == 0
-    sampling = sampling_params(
-        body,
-        "openai",
-        sample=not greedy,
-        logit_bias=_bias(body.logit_bias, call.engine.model.vocab_size),
-        top_n_tokens=top or 0,
-    )
-    if greedy:
-        sampling = msgspec.structs.replace(sampling, **{warper.name: warper.neutral for warper in WARPERS})
-    return Generation(
-        prompt=prompt,
-        sampling=sampling,
-        seed=body.seed,
-        max_new_tokens=max_tokens,
-        stop=body.stops,
-        length_first=False,
-        ignore_eos=bool(body.ignore_eos),
-        stop_token_ids=body.stop_token_ids or (),
-        allowed_token_ids=body.allowed_token_ids,
-        bad_words=body.bad_words or (),
-        priority=body.priority or 0,
-        lora=lora_of_model(call.engine, body.model),
-        truncate=_truncation(body, call.engine.limits),
-        truncate_end=body.truncation_side == "right",
-        names=Names(
-            names[0],
-            "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens",
-            names[1],
-            _CONTEXT,
-        ),
-        **others,
-    )
+    cached_tokens: Annotated[int, about("Number of tokens that the prefix cache had.")]
 
 
-def _truncation(body: OpenAIRequest, limits: Limits) -> int | None:
-    wanted = body.truncate_prompt_tokens
-    if wanted is not None and (wanted == 0 or not -1 <= wanted <= limits.max_input_tokens):
-        raise ValidationError(
-            f"`truncate_prompt_tokens` must be -1, or > 0 and <= {limits.max_input_tokens}. Given: {wanted}"
-        )
-    return limits.max_input_tokens if wanted == -1 else wanted
+class Usage(msgspec.Struct):
+    """Numbers of tokens of prompts and answers."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+    @classmethod
+    def of(cls, prompts: Items[Sequence], completion: int) -> "Usage":
+        """Return the usage of prompts, given by a sequence each, and of generated tokens."""
+        tokens = sum(len(sequence.prompt) for sequence in prompts)
+        cached = sum(sequence.cached for sequence in prompts)
+        return cls(tokens, completion, tokens + completion, PromptTokensDetails(cached))
 
 
-def prompt_top(body: OpenAIRequest, limits: Limits, echoed: int | None = None) -> int | None:
-    """Return the number of most likely tokens to report for each token of the prompt; None: nothing.
+class PromptLogprob(msgspec.Struct):
+    """A token in the place of one of the prompt."""
 
-    `echoed` of them are wanted beside an echo of the prompt. Raises ValidationError.
-    """
-    wanted, maximum = body.prompt_logprobs, max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS)
-    if wanted is not None and wanted > maximum:
-        raise ValidationError(f"`prompt_logprobs` must be >= 0 and <= {maximum}. Given: {wanted}")
-    return max((count for count in (wanted, echoed) if count is not None), default=None)
+    logprob: float | None
+    rank: Annotated[int | None, about("Place among the most likely tokens; null if it is not one of them.")]
+    decoded_token: str
+
+
+PromptLogprobs: TypeAlias = list[dict[str, PromptLogprob] | None]
+"""Tokens of a prompt and the most likely ones in their places, by id; null for the first one."""
+
+
+class ChatCompletionTopLogprob(msgspec.Struct):
+    """One of the most likely tokens in the place of a generated one."""
+
+    token: str
+    logprob: float | None
+    bytes: list[int]
+
+
+class ChatCompletionLogprob(ChatCompletionTopLogprob):
+    """A generated token."""
+
+    top_logprobs: list[ChatCompletionTopLogprob]
+
+
+class ChatCompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a chat answer."""
+
+    content: list[ChatCompletionLogprob]
+    refusal: None = None
+
+
+class OutputFunction(msgspec.Struct):
+    """The function of a tool call; `arguments` is JSON text."""
+
+    description: str | None
+    name: str
+    arguments: str
+
+
+class OutputToolCall(msgspec.Struct):
+    """A tool call."""
+
+    id: str
+    type: Literal["function"]
+    function: OutputFunction
+
+
+class OutputMessage(msgspec.Struct):
+    """The message of the model."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: Annotated[str | UnsetType, about("Thoughts before the content.")] = UNSET
+    reasoning: Annotated[str | UnsetType, about("Another name of `reasoning_content`.")] = UNSET
+    tool_calls: list[OutputToolCall] | UnsetType = UNSET
+    function_call: Annotated["Function | UnsetType", about("Answer to the older `functions`.")] = UNSET
+
+
+class ChatCompletionComplete(msgspec.Struct):
+    """One of `n` answers."""
+
+    index: int
+    message: OutputMessage
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: Reason
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class _Head(msgspec.Struct, tag_field="object"):
+    """The fields that every answer and event begins with."""
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatCompletion(_Head, tag="chat.completion"):
+    """The answer of `/v1/chat/completions`."""
+
+    choices: list[ChatCompletionComplete]
+    usage: Usage
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
+
+
+class Function(msgspec.Struct):
+    """A piece of a tool call; the first one has the name."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class DeltaToolCall(msgspec.Struct):
+    """A piece of tool call `index`; the first one has id and type."""
+
+    index: int
+    function: Function
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class ChatCompletionDelta(msgspec.Struct):
+    """The addition of an event to the message; the first one has the role."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[DeltaToolCall] | UnsetType = UNSET
+    function_call: Function | UnsetType = UNSET
+
+
+class ChatCompletionChoice(msgspec.Struct):
+    """The addition of an event to one of `n` answers."""
+
+    index: int
+    delta: ChatCompletionDelta
+    logprobs: ChatCompletionLogprobs | None
+    finish_reason: Reason | None
+    token_ids: list[int] | UnsetType = UNSET
+
+
+class ChatCompletionChunk(_Head, tag="chat.completion.chunk"):
+    """An event of `/v1/chat/completions`."""
+
+    choices: list[ChatCompletionChoice]
+    usage: Usage | None
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    prompt_text: str | UnsetType = UNSET
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Log-probabilities of a completion, in columns; null for the first token of a prompt."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float | None] | None]
+    text_offset: list[int]
+
+
+class CompletionComplete(msgspec.Struct):
+    """One answer to a prompt, or the addition of an event to it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Reason | None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionFinal(_Head, tag="text_completion"):
+    """The answer of `/v1/completions`, and its events."""
+
+    choices: list[CompletionComplete]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class ChatTokenizeResponse(msgspec.Struct):
+    """The answer of `/chat_tokenize`."""
+
+    tokenize_response: list[Piece]
+    templated_text: str
+
+
+# From tokens to answers
 
 
 def prompt_logprobs(sequence: Sequence, top: int | None, tokenizer: Tokenizer) -> PromptLogprobs | UnsetType:
@@ -128,30 +240,6 @@ def prompt_logprobs(sequence: Sequence, top: int | None, tokenizer: Tokenizer) -
 def token_name(token: int) -> str:
     """Return the name of a token for clients that want ids in place of texts."""
     return f"token_id:{token}"
-
-
-def check_count(name: str, value: int | None, limits: Limits) -> int:
-    """Return the number of texts that `n` or `best_of` asks for, each of which takes a permit.
-
-    Raises ValidationError.
-    """
-    count, maximum = 1 if value is None else value, limits.max_concurrent_requests
-    if not 0 < count <= maximum:
-        raise ValidationError(f"`{name}` must be > 0 and <= {maximum}. Given: {count}")
-    return count
-
-
-def _bias(bias: dict[str, float] | list[float] | None, size: int) -> tuple[tuple[int, float], ...]:
-    pairs = {}
-    for key, value in bias.items() if isinstance(bias, dict) else ():
-        is_number = key.isascii() and key.isdigit() and len(key) <= _MAX_ID_DIGITS
-        token = int(key) if is_number else size
-        if token >= size:
-            raise ValidationError(f"`logit_bias`: {key[:40]!r} is no id of the model's {size} tokens")
-        if not -_MAX_BIAS <= value <= _MAX_BIAS:
-            raise ValidationError(f"`logit_bias` must be >= -100 and <= 100. Given: {value:g} for {key}")
-        pairs[token] = value
-    return tuple(pairs.items())
 
 
 class VisibleText:
