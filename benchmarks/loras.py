@@ -68,8 +68,8 @@ def make_runner(device: Device, shape: dict[str, object], slots: LoraSlots) -> R
                 0.01 * torch.randn(slots.rank, piece.parts[0].shape[1]),
                 0.01 * torch.randn(piece.parts[0].shape[0], slots.rank),
             )
-            for weight in loras.weights
-            for piece in weight.pieces
+            for _, pieces in loras.weights
+            for piece in pieces
         ]
         loras.put(slot, pairs)
     return runner

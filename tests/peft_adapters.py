@@ -2,12 +2,13 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 peft: Any = pytest.importorskip("peft")
@@ -47,7 +48,18 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def peft_logits(model: Path, adapter: Path | None, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """Return the logits after each prompt, by PEFT."""
+def peft_logits(
+    model: Path,
+    adapter: Path | None,
+    prompts: Sequence[Sequence[int]],
+    change: Callable[[str, nn.Linear], nn.Module] | None = None,
+) -> list[torch.Tensor]:
+    """Return the logits after each prompt, by PEFT.
+
+    `change` may replace linear layers, whose names are given, below the adapter.
+    """
     with open_peft(model, adapter) as adapted:
+        for name, layer in list(adapted.named_modules()):
+            if change is not None and isinstance(layer, nn.Linear) and ".lora_" not in name:
+                adapted.set_submodule(name, change(name, layer))
         return [adapted(torch.tensor([list(prompt)])).logits[0, -1] for prompt in prompts]

@@ -44,6 +44,8 @@ SAMPLING = [
     for n in range(len(PROMPTS))
 ]
 TOKENS = 40
+ADAPTER = "adapter"
+"""Name of the LoRA adapter that two of three requests have."""
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 SIZES = {"vocab_size": 320, "hidden_size": 64, "num_hidden_layers": 2, **HEADS}
 EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
@@ -95,7 +97,10 @@ def test_a_row_depends_on_its_own_adapter_alone(tmp_path: Path, dtype: str) -> N
 
 async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[tuple[int, float]]:
     prompt = tokenizer.encode(PROMPTS[number])
-    tokens: list[Token] = await generate(scheduler, tokenizer, prompt, TOKENS, sampling=SAMPLING[number])
+    lora = scheduler.loras.get(ADAPTER) if number % 3 else None
+    tokens: list[Token] = await generate(
+        scheduler, tokenizer, prompt, TOKENS, sampling=SAMPLING[number], lora=lora
+    )
     return [(token.id, token.logprob) for token in tokens]
 
 
@@ -103,7 +108,10 @@ async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[t
 @pytest.mark.parametrize(
     ("dtype", "quantize"), [("bfloat16", ""), ("float32", ""), ("bfloat16", "int8"), ("bfloat16", "int4")]
 )
-async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str, quantize: str) -> None:
+async def test_company_chunks_cache_and_preemption_change_no_bit(
+    tmp_path: Path, dtype: str, quantize: str
+) -> None:
+    loras = [make_adapter(tmp_path / ADAPTER, DEMO_MODEL, 0, r=16)]
     tokenizer = Tokenizer.from_folder(DEMO_MODEL)
     alone, crowded = (
         Limits(
@@ -115,9 +123,9 @@ async def test_company_chunks_cache_and_preemption_change_no_bit(dtype: str, qua
         )
         for chunk, cache, speculate in ((512, None, 0), (32, 480, 4))
     )
-    async with open_engine(DEMO_MODEL, alone, dtype=dtype, quantize=quantize) as scheduler:
+    async with open_engine(DEMO_MODEL, alone, dtype=dtype, quantize=quantize, loras=loras) as scheduler:
         expected = [await ask(scheduler, tokenizer, number) for number in range(len(PROMPTS))]
-    async with open_engine(DEMO_MODEL, crowded, dtype=dtype, quantize=quantize) as scheduler:
+    async with open_engine(DEMO_MODEL, crowded, dtype=dtype, quantize=quantize, loras=loras) as scheduler:
         for _ in range(3):
 
             async def check(number: int) -> None:

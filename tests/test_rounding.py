@@ -68,17 +68,21 @@ class Fp8ByHand(nn.Module):
         return (self.rounded(x) @ self.weight.T).to(x.dtype)
 
 
+def round_by_hand(name: str, layer: nn.Linear, quantize: str) -> nn.Module:
+    """The rounded form of a layer of that name."""
+    head = name.endswith("lm_head")
+    if quantize == "fp8":
+        return layer if head else Fp8ByHand(layer.weight.detach())
+    bits = 8 if quantize == "int8" or head else 4
+    return ByHand(layer.weight.detach(), bits, 64 if bits == 4 else layer.in_features)
+
+
 def by_hand(folder: Path, quantize: str) -> nn.Module:
     """Transformers' model of a checkpoint, with its linear layers rounded."""
     model: nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and quantize == "fp8":
-            if name != "lm_head":
-                model.set_submodule(name, Fp8ByHand(layer.weight.detach()))
-        elif isinstance(layer, nn.Linear):
-            bits = 8 if quantize == "int8" or name == "lm_head" else 4
-            rounded = ByHand(layer.weight.detach(), bits, 64 if bits == 4 else layer.in_features)
-            model.set_submodule(name, rounded)
+        if isinstance(layer, nn.Linear):
+            model.set_submodule(name, round_by_hand(name, layer, quantize))
     return model
 
 

@@ -1,5 +1,6 @@
 """All layers in one call give the same bits as one kernel after another."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
+from tests.peft_adapters import make_adapter
+from tgi.protocol import LoraSlots
 from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import Driver, make_driver
 from tgi.testing.runs import random_prompt
@@ -33,11 +36,16 @@ CONFIGS = {
 }
 
 
-def steps(driver: Driver) -> list[torch.Tensor]:
-    """Return the logits of a long prompt, in two chunks between two others, and of decode rows."""
+def steps(driver: Driver, adapters: Sequence[Path] = ()) -> list[torch.Tensor]:
+    """Return the logits of a long prompt, in two chunks between two others, and of decode rows.
+
+    The first rows have adapters.
+    """
+    for slot, folder in enumerate(adapters):
+        assert not driver.load_lora(slot, folder)
     long, *others = (random_prompt(320, length, length) for length in (300, 7, 33))
     for lane in range(3):
-        driver.start(lane)
+        driver.start(lane, lora=lane if lane < len(adapters) else -1)
     driver.prefill({0: long[:270]}, unfinished=[0])
     answers = [driver.prefill({1: others[0], 0: long[270:], 2: others[1]})]
     answers += [driver.decode([2, 0, 1]) for _ in range(3)]
@@ -51,7 +59,9 @@ def steps(driver: Driver) -> list[torch.Tensor]:
 def test_layers_in_one_call_give_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, dtype: str, quantize: str
 ) -> None:
-    folder, load = make_checkpoint(tmp_path, CONFIGS[name]), {"dtype": dtype, "quantize": quantize}
+    folder = make_checkpoint(tmp_path / "model", CONFIGS[name])
+    adapters = [make_adapter(tmp_path / str(seed), folder, seed, r=3 + seed) for seed in range(2)]
+    load: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "loras": LoraSlots(2, 4)}
     device: Any = open_device("cpu", 2)
     joined: list[Any] = []
 
@@ -60,8 +70,8 @@ def test_layers_in_one_call_give_the_same_bits(
         return joined[-1]
 
     monkeypatch.setattr(device, "join_layers", note)
-    together = steps(make_driver(folder, device, **load))
+    together = steps(make_driver(folder, device, **load), adapters)
     assert joined[0] is not None
     monkeypatch.setattr(device, "join_layers", lambda _: None)
-    for one, other in zip(together, steps(make_driver(folder, device, **load)), strict=True):
+    for one, other in zip(together, steps(make_driver(folder, device, **load), adapters), strict=True):
         assert torch.equal(one, other)

@@ -18,6 +18,7 @@ from torch import nn
 
 from tgi.plugins import ConfigError, DeviceSpec
 from tgi.plugins.check import Check
+from tgi.protocol import LoraSlots
 from tgi.weights import Shard
 from tgi.weights.formats import LinearWeight, Rounding
 from tgi.weights.formats.fp8 import FP8_LIMIT
@@ -28,6 +29,7 @@ from .batch import Batch, KVCache, KVLayer, pair
 from .decoder import DecoderLayer, RunLayers
 from .experts import Experts
 from .graphs import Program, Run
+from .lora import LoraShape, LoraTable, SlotTable
 from .meeting import local_place, open_store
 from .ranking import most_likely
 
@@ -196,6 +198,17 @@ class Device:
         A device overrides it for the formats that it has kernels for.
         """
         return weight.multiply(self, x, bias, residual)
+
+    def lora_table(self, shape: LoraShape) -> LoraTable:
+        """Return an empty table of adapters for a linear layer."""
+        return SlotTable(self, shape)
+
+    def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> Any:  # noqa: ARG002
+        """Return the adapters of a step's tokens as `LoraTable.add` takes them.
+
+        `slots` [T] int32 are theirs, of as many as `room` says; -1: none. `dtype` is the model's.
+        """
+        return SlotTable.rows(slots)
 
     def prepare_experts(self, experts: Experts) -> Experts:
         """Return experts, whose weights are prepared, in the form in which `experts` is fastest."""

@@ -140,8 +140,8 @@ class Batch:
     """[T, hidden size]: features from the stage before; None in the first stage of a pipeline."""
     plan: object = None
     """Result of `Device.plan`, shared by all layers."""
-    loras: torch.Tensor | None = None
-    """`tgi.layers.lora.LoraRows.mask`; None if no row has a LoRA adapter."""
+    loras: Any = None
+    """The result of `Device.lora_rows`; None if no row has a LoRA adapter."""
 
     def only(self, names: Set[str]) -> "Batch":
         """Return the batch for a part of a model that reads these fields; all others are None."""

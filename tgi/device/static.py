@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 import torch
 
 from tgi.device.costs import GATHERED
+from tgi.protocol import LoraSlots
 
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .base import Device
 from .batch import Batch, FlatBlocks, KVLayer
+from .lora import LoraShape, LoraTable, MaskedTable
 
 _LOWEST = -1e30
 """Greatest score of a block whose tokens are all hidden."""
@@ -83,6 +85,14 @@ class StaticDevice(Device):
     def scores_dtype(self, spec: AttentionSpec) -> torch.dtype:  # noqa: ARG002
         """Return the dtype of scores and of their exponentials in decode steps."""
         return torch.float32
+
+    def lora_table(self, shape: LoraShape) -> LoraTable:
+        """Return tables of a fixed shape."""
+        return MaskedTable.of(shape, self.torch_device)
+
+    def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> torch.Tensor:
+        """Return their mask."""
+        return MaskedTable.rows(slots, room, dtype)
 
     def border(self) -> None:
         """Separate two parts of a program that need not be optimised together."""

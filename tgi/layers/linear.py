@@ -11,10 +11,8 @@ from torch import nn
 from tgi.device import decoder
 from tgi.device.batch import Batch
 from tgi.weights import TensorPart
-from tgi.weights.formats import LinearWeight
 
 from .build import Build
-from .lora import LoraWeight
 
 
 class _OwnRows(nn.Module):
@@ -32,7 +30,7 @@ class _OwnRows(nn.Module):
 
     def describe(self) -> decoder.Linear:
         """Return the layer for `Device.join_layers`."""
-        return _describe(self._weight, self._bias)
+        return decoder.Linear(self._weight, self._bias)
 
 
 class ColumnLinear(_OwnRows):
@@ -157,7 +155,7 @@ class RowLinear(nn.Module):
 
     def describe(self) -> decoder.Linear | None:
         """Return the layer for `Device.join_layers`; None if other ranks have a part of it."""
-        return _describe(self._weight, self._bias) if self._shard.size == 1 else None
+        return decoder.Linear(self._weight, self._bias) if self._shard.size == 1 else None
 
     def _multiply(self, x: torch.Tensor, added: torch.Tensor | None) -> torch.Tensor:
         return self._device.multiply(x, self._weight, self._bias, added)
@@ -247,11 +245,6 @@ class Head(nn.Module):
         logprobs = logits - logits.logsumexp(-1, keepdim=True)
         chosen = logprobs.gather(1, targets.clamp_min(0)[:, None].long())[:, 0]
         return chosen.masked_fill(targets < 0, torch.nan), *self._device.most_likely(logprobs, top)
-
-
-def _describe(weight: LinearWeight, bias: torch.Tensor | None) -> decoder.Linear:
-    """Describe a layer without its LoRA adapters."""
-    return decoder.Linear(weight.base if isinstance(weight, LoraWeight) else weight, bias)
 
 
 def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:

@@ -254,7 +254,7 @@ class LlamaDecoder(nn.Module):
         """Logits of `batch.last`, [n, vocab_size]; of a stage before the last one, [T, hidden_size]."""
         x = self._embed(batch) if batch.received is None else batch.received
         rotations = [] if self.rotary is None else self.rotary(batch)
-        if batch.loras is None and self._joined is not None:
+        if self._joined is not None:
             x = self._joined(x, batch, rotations)
         else:
             for layer, rotation in zip(self.layers, self._rotations, strict=True):

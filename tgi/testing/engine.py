@@ -1,7 +1,7 @@
 """A scheduler on rank processes, without HTTP, for tests and benchmarks."""
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from os import environ
 from pathlib import Path
@@ -17,10 +17,11 @@ from tgi.limits import Limits
 from tgi.metrics import Metrics
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.plugins import devices, load_plugins
-from tgi.protocol import Describe, Load
+from tgi.protocol import Describe, Load, LoraSlots
 from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Scheduler, Token
 from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
+from tgi.scheduler.loras import Loras
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.tokenizer import Tokenizer
 
@@ -45,16 +46,17 @@ async def open_engine(
     threads: int = 2,
     environment: Mapping[str, str] = MappingProxyType({}),
     ranks: int = 1,
+    loras: Sequence[Path] = (),
     start: StartRanks = local_ranks,
     prefixes: Prefixes | None = None,
 ) -> AsyncIterator[Scheduler]:
     """Load the model of `folder`, warm up if the device compiles, and schedule while the body runs.
 
-    `environment` is added to the variables that the device wants for its ranks. The KV cache holds
-    max_batch_size sequences of max_total_tokens, or `limits.max_batch_total_tokens`. Engines behind one
-    router share their `prefixes`.
+    `loras` are folders of LoRA adapters, by whose names requests know them. `environment` is added to the
+    variables that the device wants for its ranks. The KV cache holds max_batch_size sequences of
+    max_total_tokens, or `limits.max_batch_total_tokens`. Engines behind one router share their `prefixes`.
     """
-    spec = devices(load_plugins())[device]
+    spec, slots = devices(load_plugins())[device], LoraSlots(len(loras), 16 if loras else 0)
     architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
     load = Load(
         folder=str(folder),
@@ -68,6 +70,7 @@ async def open_engine(
         max_tokens=limits.max_total_tokens,
         prefill_tokens=limits.max_batch_prefill_tokens,
         top=MAX_TOP,
+        loras=slots,
     )
     tokens = limits.max_batch_total_tokens or limits.max_batch_size * limits.max_total_tokens
     blocks = tokens // limits.block_size
@@ -82,7 +85,10 @@ async def open_engine(
         pools = [BlockPool(blocks, limits.block_size, group.window, shared) for group in described.groups]
         allocator = BlockAllocator(limits, pools)
         buckets = make_buckets(limits, spec, Bucketing(max_graphs=GRAPHS, costs=costs))
-        scheduler = Scheduler(executor, limits, buckets, allocator, Metrics())
+        scheduler = Scheduler(executor, limits, buckets, allocator, Metrics(), loras=Loras(slots))
+        await scheduler.attach_loras()
+        for lora in loras:
+            await scheduler.loras.load(lora.name, str(lora), str(lora))
         if spec.compiles:
             await scheduler.warm_up(lambda *_: None)
             await executor.ready()

@@ -52,7 +52,7 @@ _MAX_EAGER = 64
 """Programs that are kept where they cost nothing to make."""
 Wait = Callable[[], dict[str, bytes]]
 """Waits for results, and returns them as columns of a `Result`."""
-Inputs = dict[str, torch.Tensor]
+Inputs = dict[str, Any]
 Packed = tuple[torch.Tensor, torch.Tensor]
 """Integers and floats, int32 and float32."""
 
@@ -101,7 +101,7 @@ class ModelProgram(Program):
         batch = self._batch(inputs)
         batch.plan = plan
         if self._context.loras is not None:
-            self._context.loras.rows.mask = batch.loras
+            self._context.loras.rows.value = batch.loras
         outputs = self._context.model(batch)
         if self._context.device.compiles:
             self.keep(self._context.outputs, outputs)
@@ -115,7 +115,7 @@ class ModelProgram(Program):
         inputs["tokens"] = _filled(inputs["tokens"], context)
         if "loras" in inputs:
             assert context.loras is not None
-            inputs["loras"] = context.loras.mask(inputs["loras"])
+            inputs["loras"] = context.loras.place(inputs["loras"])
         return inputs, context.device.plan(self._batch(inputs), context.block_size)
 
     @staticmethod

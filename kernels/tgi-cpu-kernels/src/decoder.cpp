@@ -4,11 +4,13 @@
 // is saved is the time between them, 0.1 ms a layer.
 #include "kernels.h"
 
-static void multiply(int kind, const DecoderWeight& w, const void* x, long m, long n, long k, const void* residual, void* y) {
-  const LinearArguments linear{x, w.numbers, w.bias, residual, y, m, n, k, k, n, n};
-  if (!w.scales) return tgi_linear(kind, &linear);
+static void multiply(int kind, const DecoderStep& s, const DecoderWeight& w, const void* x, long n, long k, const void* residual, void* y) {
+  const LinearArguments linear{x, w.numbers, w.bias, residual, y, s.tokens, n, k, k, n, n};
   const QuantizedArguments quantized{linear, w.scales, w.zeros, w.bits, w.group};
-  tgi_quantized_linear(kind, &quantized);
+  if (w.scales) tgi_quantized_linear(kind, &quantized);
+  else tgi_linear(kind, &linear);
+  const LoraArguments lora{x, y, w.adapters, s.loras, k, k, n};
+  if (s.loras && w.adapters) tgi_lora(kind, &lora);
 }
 
 static char* at(int kind, void* x, long numbers) { return (char*)x + numbers * (kind == BFLOAT16 ? 2 : 4); }
@@ -38,12 +40,12 @@ extern "C" void tgi_decode(int kind, const DecoderLayer* layers, long count, con
     const DecoderLayer& l = layers[i];
     const long hidden = s.hidden, heads = l.heads * l.size, qkv = heads + 2 * l.kv_heads * l.size;
     tgi_rms_norm(kind, s.x, l.attention_norm, l.epsilon, s.tokens, hidden, hidden, s.normal);
-    multiply(kind, l.qkv, s.normal, s.tokens, qkv, hidden, nullptr, s.qkv);
+    multiply(kind, s, l.qkv, s.normal, qkv, hidden, nullptr, s.qkv);
     attend(kind, l, s);
-    multiply(kind, l.out, s.attended, s.tokens, hidden, heads, s.x, s.x);
+    multiply(kind, s, l.out, s.attended, hidden, heads, s.x, s.x);
     tgi_rms_norm(kind, s.x, l.mlp_norm, l.epsilon, s.tokens, hidden, hidden, s.normal);
-    multiply(kind, l.up, s.normal, s.tokens, 2 * l.inner, hidden, nullptr, s.gate_up);
+    multiply(kind, s, l.up, s.normal, 2 * l.inner, hidden, nullptr, s.gate_up);
     tgi_silu_mul(kind, s.gate_up, s.tokens, l.inner, s.gated);
-    multiply(kind, l.down, s.gated, s.tokens, hidden, l.inner, s.x, s.x);
+    multiply(kind, s, l.down, s.gated, hidden, l.inner, s.x, s.x);
   }
 }

@@ -19,6 +19,35 @@ struct QuantizedArguments {
   long bits, group;  // 4 or 8; input features of a group, a multiple of 8
 };
 
+struct LoraPiece {  // a part of the outputs of a linear layer that an adapter changes
+  const void* up;  // [n, rank], packed by tgi_pack
+  long rank, column, first, n;  // rank: even; its first column between the matrices; its first output, and how many
+};
+
+struct LoraAdapter {  // the matrices of one slot for one linear layer
+  const void* down;  // [columns, k], packed by tgi_pack: those of all pieces
+  const LoraPiece* pieces;
+  long columns, count;  // of pieces; 0: it leaves the layer as it is
+};
+
+struct LoraSegment {  // tokens that have the same adapter
+  long slot, begin, count;
+};
+
+struct LoraRows {
+  const int32_t* tokens;  // indices of tokens, those of one segment after those of another
+  const LoraSegment* segments;
+  long count;  // of segments
+};
+
+struct LoraArguments {
+  const void* x;  // [tokens, k]: the input of the layer
+  void* y;  // its output, to which is added
+  const LoraAdapter* adapters;  // by slot
+  const LoraRows* rows;
+  long k, x_stride, y_stride;
+};
+
 struct AttentionArguments {
   const void* query;  // [tokens, heads, size]
   const void *keys, *values;  // the cache of one layer, see attention.cpp
@@ -37,6 +66,7 @@ struct DecoderWeight {  // of a linear layer
   const float* scales;  // null: dense, packed by tgi_pack; else as in QuantizedArguments
   const uint8_t* zeros;
   long bits, group;
+  const LoraAdapter* adapters;  // by slot, or null
 };
 
 struct DecoderLayer {
@@ -65,6 +95,7 @@ struct DecoderStep {
   const DecoderPlaces* places;
   const DecoderRotation* rotations;
   const int32_t *offsets, *lengths, *starts;
+  const LoraRows* loras;  // null: no token has an adapter
   long tokens, rows, hidden;
 };
 
@@ -74,6 +105,7 @@ void tgi_use_threads(long threads);  // the caller is one of them
 long tgi_packed_size(long n, long k);
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
 void tgi_linear(int kind, const LinearArguments*);
+void tgi_lora(int kind, const LoraArguments*);
 long tgi_packed_ints_size(long n, long k, long bits, long group);
 void tgi_pack_ints(const uint8_t* w, long n, long k, long bits, long group, uint8_t* out);
 void tgi_round_and_pack(int kind, const void* w, long n, long k, long stride, long bits, long group, uint8_t* out,

@@ -1,4 +1,4 @@
-// Linear layers: y = x w^T (+ bias) (+ residual).
+// Linear layers: y = x w^T (+ bias) (+ residual), and what LoRA adapters add to them.
 //
 // A weight [n, k] is packed into units of UNIT output columns. In a unit, pairs of input features follow one
 // another, and for each pair the columns: bfloat16 as [k/2][UNIT][2], float32 as [k/2][UNIT/W][2][W].
@@ -7,6 +7,8 @@
 // Every output is the sum over the pairs in their order, whatever the number of rows: a row's result does not
 // depend on its neighbours.
 #include "linear.h"
+
+#include <vector>
 
 static long pairs(long k) { return (k + 1) / 2; }
 
@@ -45,13 +47,13 @@ static void block_of(int rows, const T* x, long step, const T* unit, long k, flo
   }
 }
 
-// Activations of one group of up to ROWS rows as [pairs][rows][2].
-template <typename T> static void gather(const T* x, long rows, long k, long stride, T* out) {
+// Activations of one group of up to ROWS rows, of which row(m) is the place of the m-th, as [pairs][rows][2].
+template <typename T, typename Row> static void gather(const Row& row, long rows, long k, T* out) {
   for (long p = 0; p < k / 2; p++)
-    for (long m = 0; m < rows; m++) memcpy(out + (p * rows + m) * 2, x + m * stride + p * 2, 2 * sizeof(T));
+    for (long m = 0; m < rows; m++) memcpy(out + (p * rows + m) * 2, row(m) + p * 2, 2 * sizeof(T));
   if (k % 2)
     for (long m = 0; m < rows; m++) {
-      out[((k / 2) * rows + m) * 2] = x[m * stride + k - 1];
+      out[((k / 2) * rows + m) * 2] = row(m)[k - 1];
       out[((k / 2) * rows + m) * 2 + 1] = 0;
     }
 }
@@ -65,7 +67,8 @@ template <typename T> struct Linear {
     const long group = group_rows(m), groups = (m + group - 1) / group;
     T* gathered = scratch<T>(m * pairs(k) * 2);
     share(groups, m * k > SMALL, [&](long g) {
-      gather(x + g * group * x_stride, std::min(group, m - g * group), k, x_stride, gathered + g * group * pairs(k) * 2);
+      const T* first = x + g * group * x_stride;
+      gather([&](long i) { return first + i * x_stride; }, std::min(group, m - g * group), k, gathered + g * group * pairs(k) * 2);
     });
     for_each_tile(m, n, m * n * k, [&](long u, long begin, long end) {
       alignas(64) float sums[ROWS][UNIT];
@@ -82,6 +85,68 @@ template <typename T> static void linear(const LinearArguments* a) {
   Linear<T>{(const T*)a->x, (const T*)a->w, Output<T>(*a), a->m, a->n, a->k, a->x_stride}.run();
 }
 
+// y += up (down x) for the tokens that have an adapter. What is between the matrices is rounded as y is.
+template <typename T> struct Lora {
+  static constexpr long SHARES = 16;  // parts of a group's outputs that threads share
+
+  struct Group {  // up to ROWS tokens with the same adapter
+    const LoraAdapter* adapter;
+    const int32_t* tokens;
+    long rows, place;  // place: of its activations in memory, and of what is between the matrices after them
+  };
+
+  const LoraArguments& a;
+  std::vector<Group> groups;
+  T* memory;
+
+  void run() {
+    long place = 0, down = 0, up = 0;
+    for (long i = 0; i < a.rows->count; i++) {
+      const LoraSegment& s = a.rows->segments[i];
+      const LoraAdapter& adapter = a.adapters[s.slot];
+      if (!adapter.count) continue;
+      const long most = group_rows(s.count);
+      for (long begin = 0; begin < s.count; begin += most) {
+        const long rows = std::min(most, s.count - begin);
+        groups.push_back({&adapter, a.rows->tokens + s.begin + begin, rows, place});
+        place += rows * (pairs(a.k) * 2 + adapter.columns);
+      }
+      down += s.count * adapter.columns * a.k;
+      for (long p = 0; p < adapter.count; p++) up += s.count * adapter.pieces[p].rank * adapter.pieces[p].n;
+    }
+    memory = scratch<T>(place);
+    share(groups.size(), down > WORTH, [&](long i) { narrow_down(groups[i]); });
+    share(groups.size() * SHARES, up > WORTH, [&](long i) { widen_up(groups[i / SHARES], i % SHARES); });
+  }
+
+  T* between(const Group& g) const { return memory + g.place + g.rows * pairs(a.k) * 2; }
+
+  void narrow_down(const Group& g) const {
+    alignas(64) float sums[ROWS][UNIT];
+    T *gathered = memory + g.place, *out = between(g);
+    gather([&](long m) { return (const T*)a.x + g.tokens[m] * a.x_stride; }, g.rows, a.k, gathered);
+    for (long u = 0; u < units(g.adapter->columns); u++) {
+      block_of<T>(g.rows, gathered, g.rows * 2, (const T*)g.adapter->down + u * pairs(a.k) * 2 * UNIT, a.k, sums);
+      for (long c = u * UNIT; c < std::min((u + 1) * UNIT, g.adapter->columns); c++)
+        for (long m = 0; m < g.rows; m++) narrow(out + (c / 2 * g.rows + m) * 2 + c % 2, sums[m][c - u * UNIT]);
+    }
+  }
+
+  void widen_up(const Group& g, long share) const {
+    alignas(64) float sums[ROWS][UNIT];
+    for (long p = 0; p < g.adapter->count; p++) {
+      const LoraPiece& piece = g.adapter->pieces[p];
+      T* y = (T*)a.y + piece.first;
+      const Output<T> out({nullptr, nullptr, nullptr, y, y, 0, piece.n, 0, 0, a.y_stride, a.y_stride});
+      const T* x = between(g) + piece.column * g.rows;
+      for (long u = share; u < units(piece.n); u += SHARES) {
+        block_of<T>(g.rows, x, g.rows * 2, (const T*)piece.up + u * pairs(piece.rank) * 2 * UNIT, piece.rank, sums);
+        for (long m = 0; m < g.rows; m++) out.write(g.tokens[m], u * UNIT, sums[m]);
+      }
+    }
+  }
+};
+
 extern "C" {
 long tgi_packed_size(long n, long k) { return units(n) * UNIT * pairs(k) * 2; }
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out) {
@@ -89,4 +154,8 @@ void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out) {
   else pack((const float*)w, n, k, stride, (float*)out);
 }
 void tgi_linear(int kind, const LinearArguments* a) { kind == BFLOAT16 ? linear<bf16>(a) : linear<float>(a); }
+void tgi_lora(int kind, const LoraArguments* a) {
+  if (kind == BFLOAT16) Lora<bf16>{*a, {}, nullptr}.run();
+  else Lora<float>{*a, {}, nullptr}.run();
+}
 }

@@ -12,6 +12,7 @@ constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
 constexpr int ROWS = W == 8 ? 3 : 4;
 #endif
 constexpr long AHEAD = 8192;  // bytes of weights between what is fetched from memory and what is multiplied
+constexpr long WORTH = 1 << 17;  // products that are worth waking another thread
 constexpr long PANEL = 8;  // groups of rows whose activations stay in the second-level cache
 
 // Rows that are computed together: as many groups as needed, of about the same size.
@@ -26,7 +27,7 @@ inline long units(long n) { return (n + UNIT - 1) / UNIT; }
 // enough work, in products.
 template <typename Tile> void for_each_tile(long m, long n, long work, const Tile& tile) {
   const long panel = PANEL * group_rows(m), panels = (m + panel - 1) / panel, all_units = units(n);
-  share(panels * all_units, work > 1 << 17, [&](long i) {
+  share(panels * all_units, work > WORTH, [&](long i) {
     const long begin = i / all_units * panel;
     tile(i % all_units, begin, std::min(m, begin + panel));
   });

@@ -11,6 +11,7 @@ import pytest
 import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
 from tgi_cpu_kernels.build import library, supported
+from tgi_cpu_kernels.lora import LoraRows, LoraTable
 
 
 def is_current(name: str) -> bool:
@@ -66,6 +67,40 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dty
     for size in (1, 2, 3, 7, 12, 13, 64, 149):
         parts = [kernels.linear(x[begin : begin + size], packed, 70) for begin in range(0, 150, size)]
         assert torch.equal(torch.cat(parts), whole)
+
+
+RANKS: list[tuple[int | None, ...]] = [(16, 16, 3), (None, 40, 1), (None, None, None)]
+"""Ranks of three adapters for the three pieces of a layer."""
+PIECES = (70, 33, 5)
+
+
+@BOTH
+@pytest.mark.parametrize("k", [33, 300])
+def test_lora(kernels: Kernels, dtype: torch.dtype, k: int) -> None:
+    """Many tokens of each adapter, in any order, and one token at a time."""
+    table, seeds = LoraTable(kernels, len(RANKS) + 1, PIECES), iter(range(99))
+    slots = torch.randint(-1, len(RANKS) + 1, (90,), generator=torch.Generator().manual_seed(1)).int()
+    x, y = random(90, k, dtype=dtype), random(90, sum(PIECES), dtype=dtype, seed=100)
+    wanted = y.double()
+    for slot, ranks in enumerate(RANKS):
+        table.put(slot, [(random(2, k, dtype=dtype), random(size, 2, dtype=dtype)) for size in PIECES])
+        pairs = [
+            rank and (random(rank, k, dtype=dtype, seed=next(seeds)) / math.sqrt(k),
+                      random(size, rank, dtype=dtype, seed=next(seeds)))
+            for rank, size in zip(ranks, PIECES, strict=True)
+        ]  # fmt: skip
+        table.put(slot, pairs)
+        mine, columns = slots == slot, [0, PIECES[0], sum(PIECES[:2])]
+        for pair, first, size in zip(pairs, columns, PIECES, strict=True):
+            if pair is not None:
+                narrow = (x[mine].double() @ pair[0].double().T).to(dtype).double()
+                wanted[mine, first : first + size] += narrow @ pair[1].double().T
+    one_by_one = y.clone()
+    for token in range(90):
+        table.add(x[token : token + 1], one_by_one[token : token + 1], LoraRows(slots[token : token + 1]))
+    table.add(x, y, LoraRows(slots))
+    close(y, wanted)
+    assert torch.equal(one_by_one, y)
 
 
 def test_calls_from_several_threads_at_once_give_the_same_bits(kernels: Kernels) -> None:

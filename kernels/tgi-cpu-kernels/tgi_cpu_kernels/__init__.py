@@ -52,6 +52,7 @@ _SIGNATURES = {
     "tgi_packed_size": ("l", "ll"),
     "tgi_pack": ("v", "iplllp"),
     "tgi_linear": ("v", "ip"),
+    "tgi_lora": ("v", "ip"),
     "tgi_packed_ints_size": ("l", "llll"),
     "tgi_pack_ints": ("v", "pllllp"),
     "tgi_round_and_pack": ("v", "iplllllppp"),
@@ -144,11 +145,15 @@ class Kernels:
         """
         self._functions.tgi_use_threads(count)
 
+    def packed_size(self, n: int, k: int) -> int:
+        """Return how many numbers `pack` gives for a weight [n, k]."""
+        return int(self._functions.tgi_packed_size(n, k))
+
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""
         n, k = weight.shape
         weight = weight.contiguous()
-        packed = weight.new_empty(self._functions.tgi_packed_size(n, k))
+        packed = weight.new_empty(self.packed_size(n, k))
         self._functions.tgi_pack(_KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
         return packed
 
@@ -315,6 +320,10 @@ class Kernels:
             _KINDS[x.dtype], _place(x), tokens, heads, size, x.stride(0),
             _place(cos), _place(sin), 2 * cos.shape[1],
         )  # fmt: skip
+
+    def lora(self, dtype: torch.dtype, arguments: ctypes.Structure) -> None:
+        """Add what `lora.LoraTable` asks for."""
+        self._functions.tgi_lora(_KINDS[dtype], ctypes.byref(arguments))
 
     def decode(self, dtype: torch.dtype, layers: ctypes.Array[Any], step: ctypes.Structure) -> None:
         """Run layers of `decoder.Decoder`."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from . import Kernels, PackedInts
+from .lora import LoraRows, LoraTable
 
 _Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -16,7 +17,11 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 
 
 class _Weight(ctypes.Structure):
-    _fields_ = (*_fields(_Pointer, "numbers bias scales zeros"), *_fields(_Long, "bits group"))
+    _fields_ = (
+        *_fields(_Pointer, "numbers bias scales zeros"),
+        *_fields(_Long, "bits group"),
+        ("adapters", _Pointer),
+    )
 
 
 class _Layer(ctypes.Structure):
@@ -39,7 +44,9 @@ class _Rotation(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *_fields(_Pointer, "x normal qkv attended gate_up gated places rotations offsets lengths starts"),
+        *_fields(
+            _Pointer, "x normal qkv attended gate_up gated places rotations offsets lengths starts loras"
+        ),
         *_fields(_Long, "tokens rows hidden"),
     )
 
@@ -53,6 +60,7 @@ class LinearLayer:
     features: int
     """Number of output features."""
     bias: torch.Tensor | None
+    loras: LoraTable | None = None
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -119,6 +127,7 @@ class Decoder:
         x: torch.Tensor,
         rows: Sequence[Rows],
         rotations: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        loras: LoraRows | None = None,
     ) -> None:
         """Turn x [tokens, hidden], contiguous, into the output of the last layer.
 
@@ -133,6 +142,7 @@ class Decoder:
             ctypes.cast((_Places * len(rows))(*map(_places, rows)), _Pointer),
             ctypes.cast((_Rotation * len(rotations))(*(_rotation(*pair) for pair in rotations)), _Pointer),
             *(tensor.data_ptr() for tensor in (rows[0].offsets, rows[0].lengths, rows[0].starts)),
+            None if loras is None else loras.place,
             tokens, rows[0].lengths.shape[0], hidden,
         )  # fmt: skip
         self._kernels.decode(x.dtype, self._structures, step)
@@ -148,10 +158,11 @@ def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> _Rotation:
 
 def _weight(linear: LinearLayer) -> _Weight:
     weight, bias = linear.weight, _place(linear.bias)
+    adapters = None if linear.loras is None else linear.loras.place
     if isinstance(weight, torch.Tensor):
-        return _Weight(weight.data_ptr(), bias)
+        return _Weight(weight.data_ptr(), bias, adapters=adapters)
     scales, zeros = weight.scales.data_ptr(), _place(weight.zeros)
-    return _Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group)
+    return _Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group, adapters)
 
 
 def _layer(layer: Layer) -> _Layer:

@@ -10,8 +10,9 @@ from tgi_cpu_kernels.decoder import Decoder, Layer, LinearLayer
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch
 from tgi.device.decoder import DecoderLayer, Linear, Rotation
+from tgi.device.lora import LoraWeight
 
-from .packed import PackedIntegers, PackedWeight
+from .packed import PackedIntegers, PackedTable, PackedWeight
 
 
 @attrs.define(eq=False)
@@ -43,7 +44,7 @@ class JoinedLayers:
             self._decoder, self._keys = Decoder(self.kernels, [_layer(layer) for layer in self.layers]), keys
         assert isinstance(batch.plan, list)
         x = x.clone(memory_format=torch.contiguous_format)
-        self._decoder.run(x, batch.plan, rotations)
+        self._decoder.run(x, batch.plan, rotations, batch.loras)
         return x
 
 
@@ -53,11 +54,15 @@ def kernel_window(spec: AttentionSpec) -> int:
 
 
 def _packed(linear: Linear) -> LinearLayer | None:
-    weight = linear.weight
+    weight, loras = linear.weight, None
+    if isinstance(weight, LoraWeight):
+        if not isinstance(weight.table, PackedTable):
+            return None
+        loras, weight = weight.table.table, weight.base
     if isinstance(weight, PackedWeight):
-        return LinearLayer(weight.packed, weight.rows, linear.bias)
+        return LinearLayer(weight.packed, weight.rows, linear.bias, loras)
     if isinstance(weight, PackedIntegers) and weight.order is None:
-        return LinearLayer(weight.packed, weight.packed.n, linear.bias)
+        return LinearLayer(weight.packed, weight.packed.n, linear.bias, loras)
     return None
 
 

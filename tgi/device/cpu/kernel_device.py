@@ -9,15 +9,18 @@ from collections.abc import Sequence
 import torch
 from tgi_cpu_kernels import BLOCK, MAX_HEAD_SIZE, MAX_QUANTIZED_FEATURES, load
 from tgi_cpu_kernels.decoder import Rows
+from tgi_cpu_kernels.lora import LoraRows
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache, KVLayer
 from tgi.device.decoder import DecoderLayer, RunLayers
+from tgi.device.lora import LoraShape, LoraTable
+from tgi.protocol import LoraSlots
 from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
 
 from .cpu_device import CpuDevice, has_instructions
 from .joined_layers import JoinedLayers, kernel_window
-from .packed import PackedIntegers, PackedWeight
+from .packed import PackedIntegers, PackedTable, PackedWeight
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16
@@ -63,6 +66,14 @@ class KernelDevice(CpuDevice):
             matrix, rounding.bits, rounding.group(size), symmetric=rounding.symmetric
         )
         return PackedIntegers(self._kernels, packed, None)
+
+    def lora_table(self, shape: LoraShape) -> LoraTable:
+        """Return a table in the kernels' order."""
+        return PackedTable(self._kernels, shape) if shape.dtype in _DTYPES else super().lora_table(shape)
+
+    def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> object:
+        """Return the tokens by slot."""
+        return LoraRows(slots) if dtype in _DTYPES else super().lora_rows(slots, room, dtype)
 
     def join_layers(self, layers: Sequence[DecoderLayer]) -> RunLayers | None:
         """Run all layers in one call, if the kernels take their weights and heads."""

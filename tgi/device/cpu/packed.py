@@ -1,11 +1,15 @@
 """Weights in the order in which the kernels read them."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import attrs
 import torch
 from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, Kernels, PackedInts
+from tgi_cpu_kernels.lora import LoraRows
+from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
+from tgi.device.lora import LoraShape, LoraTable, Matrices
 from tgi.weights.formats import IntegerWeight, Operations, PreparedWeight
 
 
@@ -63,3 +67,24 @@ class PackedIntegers(PreparedWeight):
         """Multiply as defined, exactly within each group."""
         x = x if self.order is None else x[:, self.order]
         return self.kernels.quantized_linear(x, self.packed, bias, residual)
+
+
+class PackedTable(LoraTable):
+    """Adapters in the order in which the kernels read them."""
+
+    def __init__(self, kernels: Kernels, shape: LoraShape) -> None:
+        self.table = KernelTable(kernels, shape.slots.count, shape.outputs)
+        self.columns, self._dtype = shape.columns, shape.dtype
+        sizes = [(self.columns, shape.inputs), *((size, shape.slots.rank) for size in shape.outputs)]
+        numbers = sum(kernels.packed_size(*size) for size in sizes)
+        self.bytes = shape.slots.count * numbers * shape.dtype.itemsize
+
+    def put(self, slot: int, matrices: Sequence[Matrices | None]) -> None:
+        """Pack the matrices."""
+        cast = [pair and (pair[0].to(self._dtype), pair[1].to(self._dtype)) for pair in matrices]
+        self.table.put(slot, cast)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, rows: LoraRows) -> torch.Tensor:
+        """Add in place."""
+        self.table.add(x, y, rows)
+        return y

@@ -38,6 +38,15 @@ class Operations(Protocol):
     ) -> torch.Tensor:
         """Multiply with a prepared dense weight."""
 
+    def multiply(
+        self,
+        x: torch.Tensor,
+        weight: "LinearWeight",
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Multiply with a prepared weight of any format."""
+
 
 class Reader(Protocol):
     """The part of a `tgi.layers.Build` that formats use."""
