@@ -30,8 +30,8 @@ from hypercorn.trio import serve
 
 from tgi.api import transport
 from tgi.api.app import create_app
-from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
+from tgi.api.service import Engine, ModelInfo, Service
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.metrics import Metrics

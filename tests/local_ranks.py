@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tgi import engine
-from tgi.api.call import Service
+from tgi.api.service import Service
 from tgi.cli import parse_options
 from tgi.config import Options
 from tgi.device.base import Device

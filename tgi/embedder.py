@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from tgi.api.call import Embedder, ModelInfo, Service
+from tgi.api.service import Embedder, ModelInfo, Service
 from tgi.config import Options
 from tgi.lifecycle import Phase
 from tgi.planning.setup import DEMO_ID

@@ -17,9 +17,9 @@ import attrs
 import trio
 
 from tgi.agreement import Patience
-from tgi.api.call import Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
 from tgi.api.openai.requests import MAX_CHAT_LOGPROBS
+from tgi.api.service import Engine, ModelInfo, Service
 from tgi.config import DEMO_MODEL, OptionError, Options, hub_environment
 from tgi.embedder import read_pooling, run_embedder
 from tgi.errors import GenerationFailed

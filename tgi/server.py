@@ -24,7 +24,7 @@ from hypercorn.utils import wrap_app
 from tgi import log as logs
 from tgi.api import transport
 from tgi.api.app import create_app
-from tgi.api.call import Service
+from tgi.api.service import Service
 from tgi.config import OptionError, Options
 from tgi.engine import run_engine
 from tgi.errors import ApiError, GenerationFailed, Unavailable

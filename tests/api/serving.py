@@ -18,8 +18,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tgi.api import transport
 from tgi.api.app import create_app
-from tgi.api.call import Embedder, Engine, ModelInfo, Service
 from tgi.api.grammars import Grammars
+from tgi.api.service import Embedder, Engine, ModelInfo, Service
 from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgi.api.call import MAX_DEPTH, decode
+from tgi.api.bodies import MAX_DEPTH, decode
 from tgi.api.native import DetokenizeRequest, GenerateRequest, RegexGrammar, generation_of
 from tgi.api.openapi import ROUTES
 from tgi.api.platforms import INSTANCES

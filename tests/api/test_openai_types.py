@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tgi.api.call import decode
+from tgi.api.bodies import decode
 from tgi.api.native import CompatGenerateRequest, DetokenizeRequest
 from tgi.api.openai.messages import FunctionCall, ImageChunk, Message, TextChunk, ToolCall, Url
 from tgi.api.openai.requests import ChatRequest, CompletionRequest

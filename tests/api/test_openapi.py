@@ -11,8 +11,9 @@ from openapi_schema_validator import OAS30Validator
 from openapi_spec_validator import validate
 
 from tgi.api.app import create_app
-from tgi.api.call import Route, Service
+from tgi.api.call import Route
 from tgi.api.openapi import ROUTES, document
+from tgi.api.service import Service
 from tgi.config import Options
 from tgi.errors import ValidationError
 from tgi.lifecycle import Lifecycle, Phase

@@ -8,7 +8,7 @@ import pytest
 
 from tgi.api import app
 from tgi.api.app import create_app
-from tgi.api.call import Service
+from tgi.api.service import Service
 from tgi.config import Options
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits

@@ -21,10 +21,11 @@ from tgi.errors import (
     UnknownPath,
 )
 
-from .call import Call, Route, Service, empty_answer, given_keys, json_answer, text_answer
+from .call import Call, Route, empty_answer, given_keys, json_answer, text_answer
 from .info import health
 from .openapi import ROUTES
 from .platforms import vertex
+from .service import Service
 from .transport import HTTPConnection, current_exchange
 
 log = logging.getLogger(__name__)

@@ -1,15 +1,13 @@
 """One request of a route: what was asked, the server it may use, and the answer that it becomes."""
 
-import json
 import math
 import re
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import ExitStack, contextmanager
 from http import HTTPMethod
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import attrs
 import msgspec
@@ -17,39 +15,22 @@ import trio
 from quart import Response, request
 
 from tgi import __version__
-from tgi.config import Options
 from tgi.errors import (
     OLLAMA,
     ApiError,
     DeadlineExceeded,
     IncompleteGeneration,
-    MalformedBody,
-    Overloaded,
-    Unavailable,
-    UnsupportedMediaType,
     ValidationError,
-    WrongShape,
-    WrongTask,
 )
-from tgi.lifecycle import Lifecycle, Phase
-from tgi.limits import Limits
-from tgi.metrics import Metrics
-from tgi.pooler import Pooler
-from tgi.protocol.pooling import Pooling
-from tgi.scheduler import Router, Sequence
-from tgi.text.chat_template import ChatTemplates
-from tgi.text.tokenizer import Tokenizer, TokenizerError
+from tgi.scheduler import Sequence
+from tgi.text.tokenizer import TokenizerError
 
-from .grammars import Grammars
+from .bodies import check_media_type, decode
 from .observe import Observer, timing_headers
-from .store import ResponseStore
+from .service import Embedder, Engine, Service
 from .stream import KEEP_ALIVE, EventStream, EventWriter, Finished
-from .tenants import Tenant, Tenants
+from .tenants import Tenant
 from .transport import Exchange, current_exchange
-from .turns import Turns
-
-if TYPE_CHECKING:
-    from tgi.tracing import Tracer
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -57,11 +38,7 @@ VERSION = f"3.3.7+tgi.{__version__}"
 """Version of TGI whose behaviour clients find, and our own version."""
 FINGERPRINT = f"{VERSION}-native"
 """Value of `system_fingerprint` on `/v1`."""
-MAX_DEPTH = 127
-"""Maximum number of objects and arrays inside one another."""
 _NO_HEADERS: Mapping[str, str] = {}
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|[][{}]', re.DOTALL)
-_TRAILING = re.compile(r"JSON is malformed: trailing characters \(byte (\d+)\)")
 INLINE_BYTES = 20_000
 """Maximum length of a body that is handled on the event loop. Longer ones would delay other requests."""
 INLINE_CHARACTERS = 500
@@ -69,133 +46,6 @@ INLINE_CHARACTERS = 500
 
 BODY_ERRORS = (400, 401, 408, 413, 415, 422, 429, 503)
 GENERATION_ERRORS = (*BODY_ERRORS, 424, 500)
-
-
-# The server
-
-
-@attrs.frozen(kw_only=True)
-class ModelInfo:
-    """Facts about the model for `/info`."""
-
-    model_id: str
-    served_name: str
-    """Name of the model in answers: --served-model-name, or the id."""
-    sha: str | None = None
-    """Commit on the Hub; None for a local folder."""
-    pipeline_tag: str | None = None
-    """Task on the Hub; None if the Hub was not asked."""
-    dtype: str
-    device: str
-    vocab_size: int
-    """Number of tokens that the model knows; its tokenizer may have more."""
-
-
-@attrs.frozen(kw_only=True)
-class Engine:
-    """The parts of a server whose model is loaded and warmed up."""
-
-    scheduler: Router
-    tokenizer: Tokenizer
-    templates: ChatTemplates
-    grammars: Grammars
-    limits: Limits
-    model: ModelInfo
-
-
-@attrs.frozen(kw_only=True)
-class Embedder:
-    """The parts of a server whose model gives embeddings or scores, when it is loaded."""
-
-    pooler: Pooler
-    pooling: Pooling
-    tokenizer: Tokenizer
-    limits: Limits
-    model: ModelInfo
-
-
-@attrs.define(eq=False, kw_only=True)
-class Service:
-    """State of the HTTP side. The server's start and end write it; `permits` writes `in_flight`."""
-
-    limits: Limits
-    lifecycle: Lifecycle
-    metrics: Metrics
-    options: Options = attrs.field(factory=Options)
-    engine: Engine | None = None
-    """None until the model is ready, and if it is no model that continues texts."""
-    embedder: Embedder | None = None
-    """The same of a model that gives embeddings or scores."""
-    url: str = ""
-    """URL at which this machine reaches the server, or the path of a Unix socket."""
-    responses: ResponseStore = attrs.field(factory=ResponseStore)
-    in_flight: int = 0
-    """Number of permits that are held."""
-    tracer: "Tracer | None" = None
-    """Sender of traces, if they are wanted."""
-    tenants: Tenants = attrs.field(init=False)
-    """Clients with shares and limits of their own."""
-    turns: Turns = attrs.field(init=False)
-    """Turns at reading and tokenising long texts."""
-
-    def __attrs_post_init__(self) -> None:
-        self.tenants = Tenants(self.options)
-        self.turns = Turns(self.options.max_concurrent_requests)
-
-    def ready(self) -> Engine | Embedder:
-        """Return the model if it takes requests. Raises Unavailable."""
-        if self.lifecycle.phase is Phase.DRAINING:
-            raise Unavailable("shutting down")
-        served = self.engine or self.embedder
-        if self.lifecycle.phase is Phase.STARTING or served is None:
-            raise Unavailable(f"starting: {self.lifecycle.stage}")
-        if self.lifecycle.phase is Phase.RECOVERING and self.options.while_recovering == "refuse":
-            raise Unavailable("recovering from the loss of a rank")
-        return served
-
-    def ready_engine(self) -> Engine:
-        """Return the engine if it takes requests. Raises Unavailable, and WrongTask if there is none."""
-        served = self.ready()
-        if isinstance(served, Embedder):
-            raise WrongTask(
-                f"{served.model.served_name} gives embeddings or scores and generates no text: "
-                "ask /v1/embeddings, /v1/rerank or /v1/score"
-            )
-        return served
-
-    def ready_embedder(self) -> Embedder:
-        """Return the embedder if it takes requests. Raises Unavailable, and WrongTask if there is none."""
-        served = self.ready()
-        if isinstance(served, Engine):
-            raise WrongTask(
-                f"{served.model.served_name} generates text and gives no embeddings or scores: "
-                "serve an embedding model or a reranker for this route"
-            )
-        return served
-
-    def check_health(self) -> None:
-        """Raise Unavailable unless requests are answered soon: also while recovering, and if a step hangs."""
-        served = self.ready()
-        if self.lifecycle.phase is Phase.RECOVERING:
-            raise Unavailable(f"recovering from the loss of a rank: {self.lifecycle.stage}")
-        waited = served.scheduler.waited_seconds() if isinstance(served, Engine) else 0.0
-        if waited > self.options.stall_timeout:
-            raise Unavailable(f"stalled: a step has taken {waited:.0f} s so far")
-
-    def loaded(self) -> Engine | Embedder:
-        """Return the model, also of a server that is draining. Raises Unavailable before it is ready."""
-        return self.engine or self.embedder or self.ready()
-
-    @contextmanager
-    def permits(self, count: int) -> Iterator[None]:
-        """Hold `count` of `max_concurrent_requests` permits. Raises Overloaded; never waits."""
-        if self.in_flight + count > self.limits.max_concurrent_requests:
-            raise Overloaded
-        self.in_flight += count
-        try:
-            yield
-        finally:
-            self.in_flight -= count
 
 
 # Routes and requests
@@ -446,93 +296,6 @@ def _timeout() -> float:
     if not seconds > 0:
         raise ValidationError("`x-request-timeout` must be a number of seconds above 0")
     return seconds
-
-
-# Bodies
-
-
-def check_media_type(content_type: str | None) -> None:
-    """Raise UnsupportedMediaType unless the body is said to be JSON (R1.34)."""
-    media, _, subtype = (content_type or "").partition(";")[0].strip().lower().partition("/")
-    if media != "application" or not (subtype == "json" or subtype.endswith("+json")):
-        raise UnsupportedMediaType
-
-
-def decode(data: bytes, *kinds: type[Any], at: str = "$") -> Any:
-    """Decode a JSON text as the first of these structs that it fits; `at` is its own path in the body.
-
-    Unknown fields are ignored and characters after the value are too, as in TGI. Raises MalformedBody for
-    text that is not JSON and WrongShape for another shape or a field that comes twice.
-    """
-    if data.count(b"[") + data.count(b"{") > MAX_DEPTH and _depth(data) > MAX_DEPTH:
-        raise MalformedBody("recursion limit exceeded")
-    refusals = []
-    for kind in kinds:
-        try:
-            return _decode(data, kind)
-        except msgspec.ValidationError as error:
-            refusals.append(str(error).replace("`$", f"`{at}"))
-    if len(kinds) == 1:
-        raise WrongShape(refusals[0])
-    named = (f"{kind.__name__} ({refusal})" for kind, refusal in zip(kinds, refusals, strict=True))
-    raise WrongShape(f"Expected one of: {'; '.join(named)} - at `{at}`")
-
-
-def _decode(data: bytes, kind: type[T]) -> T:
-    try:
-        data.decode()  # msgspec does not look at text that it skips
-        value = msgspec.json.decode(data, type=kind)
-    except UnicodeDecodeError as error:
-        raise MalformedBody(f"Invalid UTF-8 (byte {error.start})") from error
-    except msgspec.DecodeError as error:
-        if trailing := _TRAILING.fullmatch(str(error)):
-            return _decode(data[: int(trailing[1]) - 1], kind)
-        if isinstance(error, msgspec.ValidationError) and not str(error).startswith("Number out of range"):
-            raise
-        hint = ", or half of a surrogate pair" if b"\\ud" in data.lower() else ""
-        raise MalformedBody(f"{error}{hint}") from error
-    _check_fields(data, kind)
-    return value
-
-
-def _depth(data: bytes) -> int:
-    depth = deepest = 0
-    for token in _TOKEN.finditer(data):
-        if token[0] in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token[0] in b"]}":
-            depth -= 1
-    return deepest
-
-
-class _Repeated:
-    """Stands for an object that has a key more than once."""
-
-
-def _check_fields(data: bytes, kind: type) -> None:
-    """Raise ValidationError if an object that becomes a struct has a key more than once."""
-    repeated: list[str] = []
-
-    def from_pairs(pairs: list[tuple[str, Any]]) -> object:
-        record = dict(pairs)
-        if len(record) == len(pairs):
-            return record
-        repeated.extend(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        return _Repeated()
-
-    try:
-        value = json.loads(data, object_pairs_hook=from_pairs)
-    except ValueError as error:  # more digits than Python reads, in a field that msgspec skips
-        raise MalformedBody("Integer value out of range") from error
-    if repeated:
-        try:
-            msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            _, _, path = str(error).partition(" - at ")
-            raise msgspec.ValidationError(
-                f"Object has the field `{repeated[0]}` more than once - at {path or '`$`'}"
-            ) from None
 
 
 # Answers

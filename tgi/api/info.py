@@ -19,7 +19,8 @@ from tgi.lifecycle import Phase
 from tgi.metrics import CONTENT_TYPE, Metrics, render
 from tgi.scheduler import Replica, SchedulerStatistics
 
-from .call import VERSION, Call, Service, empty_answer, get, json_answer
+from .call import VERSION, Call, empty_answer, get, json_answer
+from .service import Service
 from .turns import THREADS
 from .vllm_metrics import lora_families, vllm_families
 

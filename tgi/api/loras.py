@@ -10,7 +10,8 @@ from tgi.hub import HubError, fetch_model, lora_source
 from tgi.lifecycle import Lifecycle
 from tgi.scheduler.loras import Lora, LoraError, Loras
 
-from .call import Call, Engine, post, text_answer
+from .call import Call, post, text_answer
+from .service import Engine
 
 _ERRORS = (400, 401, 403, 404, 413, 415, 503)
 

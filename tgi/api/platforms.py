@@ -13,7 +13,8 @@ from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
 from tgi.sampling import about
 from tgi.scheduler import Sequence
 
-from .call import Call, decode, get, json_answer, post
+from .bodies import decode
+from .call import Call, get, json_answer, post
 from .loras import lora_of_id
 from .native import (
     CompatGenerateRequest,

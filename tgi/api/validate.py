@@ -21,8 +21,9 @@ from tgi.text.json_schema import read_schema
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.token_rules import TokenRules, spellings
 
-from .call import Call, Engine
+from .call import Call
 from .observe import CHUNK
+from .service import Engine
 
 MAX_BAD_WORDS = 1000
 """Maximum number of `bad_words`, each of which is looked for before every token."""

@@ -10,7 +10,8 @@ import msgspec
 from msgspec import UNSET, UnsetType
 from quart import Response
 
-from tgi.api.call import BODY_ERRORS, Call, Engine, json_answer, post
+from tgi.api.call import BODY_ERRORS, Call, json_answer, post
+from tgi.api.service import Engine
 from tgi.api.stream import Finished
 from tgi.api.validate import make_sequences
 from tgi.errors import TemplateError, ToolError, ValidationError
