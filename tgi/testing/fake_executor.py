@@ -17,8 +17,17 @@ Script = Callable[[LaneParams, int], int]
 
 
 def counting(vocab_size: int) -> Script:
-    """Make a script of ids that count up from the row's seed, so that each seed has a text of its own."""
-    return lambda params, draw: (params.sampling.seed + draw) % vocab_size
+    """Make a script of ids that count up from the row's seed, so that each seed has a text of its own.
+
+    A seed beyond the vocabulary, such as one that the server draws, counts from the lower half of the ids: no
+    text meets the end token, the id before the first, by chance.
+    """
+
+    def script(params: LaneParams, draw: int) -> int:
+        seed = params.sampling.seed
+        return ((seed if seed < vocab_size else 1 + seed % (vocab_size // 2)) + draw) % vocab_size
+
+    return script
 
 
 class FakeExecutor:
