@@ -20,7 +20,8 @@ import trio
 from safetensors.torch import load_file
 
 from tests.own_processes import children_running
-from tgi.hub import HubError, Source, fetch_model, find_config, find_model
+from tgi.hub import Source, fetch_model, find_config, find_model
+from tgi.hub_errors import HubError
 from tgi.lifecycle import Lifecycle
 from tgi.testing.models import make_llama
 from tgi.text.tokenizer import Tokenizer

@@ -131,7 +131,8 @@ def download_weights(
     huggingface_hub_cache
         Folder where models are kept. Default: $HF_HOME/hub.
     """
-    from tgi.hub import HubError, Source, find_model
+    from tgi.hub import Source, find_model
+    from tgi.hub_errors import HubError
 
     os.environ.update(map_legacy_variables())
     if not sys.stderr.isatty():

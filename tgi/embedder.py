@@ -16,7 +16,8 @@ from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.lookup import read_config_json
 from tgi.pooler import open_pooler
 from tgi.protocol.pooling import Pooling
-from tgi.text.tokenizer import Tokenizer, TokenizerError, read_json
+from tgi.text.tokenizer import Tokenizer
+from tgi.text.tokenizer_files import TokenizerError, read_json
 
 log = logging.getLogger(__name__)
 BATCH_TOKENS = 8192

@@ -6,17 +6,14 @@ and can leave at any time. This module knows files, not their contents.
 """
 
 import contextlib
-import errno
 import importlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeGuard
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import Any
 
 import attrs
 import msgspec
@@ -24,6 +21,7 @@ import msgspec
 from tgi.child import start_child
 from tgi.config import Options
 from tgi.flags import LoraSource
+from tgi.hub_errors import HubError, disk_error, explained
 from tgi.lifecycle import Lifecycle
 from tgi.model_files import FOREIGN, own_files
 from tgi.parent import Parent
@@ -31,7 +29,6 @@ from tgi.parent import Parent
 DESCRIPTIONS = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 UNWANTED = (*FOREIGN, "original/*", "*.index.json.bak")
 _REPORT_SECONDS = 0.5
-_UNWRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 _VOCABULARIES = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 """Patterns of the files that transformers makes a tokenizer.json of."""
 _GGUF = (
@@ -40,10 +37,6 @@ _GGUF = (
 )
 
 OnProgress = Callable[["Stage"], None]
-
-
-class HubError(Exception):
-    """The model cannot be fetched; the message is one line that says what to do."""
 
 
 class Stage(msgspec.Struct, frozen=True, tag=True):
@@ -195,7 +188,7 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> 
         work.rename(target)
     except OSError as error:
         if not _is_complete(target, source):  # else another server was faster
-            raise _disk_error(error, target) from error
+            raise disk_error(error, target) from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
@@ -282,7 +275,7 @@ def _snapshot(
     """
     from huggingface_hub import snapshot_download
 
-    with _hub_errors(source):
+    with explained(source.model_id, source.revision, _cache_folder(source)):
         folder = snapshot_download(
             source.model_id,
             revision=source.revision,
@@ -315,102 +308,6 @@ def _bars(name: str, on_progress: OnProgress) -> type[Any]:
                 on_progress(Stage(name, furthest, max(furthest, int(self.total or 0))))
 
     return Bars
-
-
-@contextlib.contextmanager
-def _hub_errors(source: Source) -> Iterator[None]:
-    """Turn exceptions of huggingface_hub into a HubError that says what to do."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.HFValidationError as error:
-        raise HubError(f"{source.model_id!r} is neither a folder nor an id on the Hub") from error
-    except (errors.HTTPError, OSError) as error:  # type: ignore[attr-defined]
-        causes = list(_causes(error))
-        disk = next((cause for cause in causes if _is_of_disk(cause)), None)
-        if disk is not None:
-            raise _disk_error(disk, _cache_folder(source)) from error
-        raise HubError(_hub_reason(source, causes)) from error
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_of_disk(error: BaseException) -> TypeGuard[OSError]:
-    return isinstance(error, OSError) and error.errno in (*_UNWRITABLE, errno.ENOSPC)
-
-
-def _hub_reason(source: Source, causes: Sequence[BaseException]) -> str:
-    """Return why the Hub gave no model, and what helps; the causes are the exception and those behind it."""
-    from huggingface_hub import constants, errors
-
-    name = source.model_id if source.revision is None else f"{source.model_id} ({source.revision})"
-    kinds = {kind.__name__ for cause in causes for kind in type(cause).__mro__}
-    refused = next((cause for cause in causes if isinstance(cause, errors.HfHubHTTPError)), None)
-    status = 0 if refused is None else refused.response.status_code
-    hub = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
-    part = "only partly in the cache" if "IncompleteSnapshotError" in kinds else "not in the cache"
-    absent = f"{name} is {part}, and"
-    if "OfflineModeIsEnabled" in kinds or constants.HF_HUB_OFFLINE:
-        return f"{absent} HF_HUB_OFFLINE=1 forbids to ask the Hub"
-    if "GatedRepoError" in kinds:
-        return f"{name} is gated: accept its conditions on the Hub, and set HF_TOKEN"
-    if "RevisionNotFoundError" in kinds:
-        return f"{source.model_id} has no revision {source.revision}"
-    if "DisabledRepoError" in kinds:
-        return f"the Hub has disabled {name}"
-    if "RepositoryNotFoundError" in kinds:
-        return f"there is no folder {name}, and no such model on the Hub that HF_TOKEN may read"
-    if status == 401:
-        return f"the Hub wants a token that may read {name}: set HF_TOKEN to one that is valid"
-    if status == 403:
-        return f"HF_TOKEN may not read {name} (403): give the token the right to, or set another one"
-    if status == 404:
-        return f"{name} lacks a file on {hub} (404): is HF_ENDPOINT the Hub?"
-    if status == 407:
-        return f"{absent} the proxy of HTTPS_PROXY wants a user and a password (407)"
-    if status == 429:
-        return (
-            f"{absent} the Hub has had too many requests from here (429): wait some minutes, or set "
-            "HF_TOKEN, which has a limit of its own"
-        )
-    if status >= 500:
-        return f"{absent} {hub} has a fault of its own ({status}): try again later"
-    if refused is not None:
-        return f"the Hub refuses {name}: {' '.join(str(refused).split())}"
-    proxy = None if proxy_bypass(hub) else getproxies().get(urlsplit(constants.ENDPOINT).scheme)
-    asked = f"the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}" if proxy else hub
-    if "ProxyError" in kinds:
-        return f"{absent} {asked} refuses: {_innermost(causes)}"
-    if "gaierror" in kinds:
-        return (
-            f"{absent} the name of {asked} cannot be resolved: without a network, give a folder, or fill the "
-            "cache with `tgi download-weights` where there is one"
-        )
-    if kinds & {"SSLError", "SSLCertVerificationError"}:
-        return (
-            f"{absent} the certificate of {asked} is not trusted: behind a proxy that opens TLS, name its "
-            "certificates with SSL_CERT_FILE"
-        )
-    if kinds & {"TimeoutException", "TimeoutError", "Timeout"}:
-        return f"{absent} {asked} does not answer in time: is there a network, or a proxy for HTTPS_PROXY?"
-    return f"{absent} {asked} cannot be reached: {_innermost(causes)}"
-
-
-def _innermost(causes: Sequence[BaseException]) -> str:
-    return " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
-
-
-def _disk_error(error: OSError, folder: Path) -> HubError:
-    if error.errno == errno.ENOSPC:
-        return HubError(f"no space left in {folder}: set HUGGINGFACE_HUB_CACHE to a larger disk")
-    if error.errno in _UNWRITABLE:
-        return HubError(f"{folder} cannot be written: set HUGGINGFACE_HUB_CACHE to a folder that can")
-    return HubError(f"the model cannot be fetched: {' '.join(str(error).split())}")
 
 
 def _main() -> None:

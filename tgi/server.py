@@ -29,7 +29,7 @@ from tgi.config import OptionError, Options
 from tgi.engine import run_engine
 from tgi.errors import ApiError, GenerationFailed, Unavailable
 from tgi.executor import EngineError
-from tgi.hub import HubError
+from tgi.hub_errors import HubError
 from tgi.lifecycle import Lifecycle, Phase
 from tgi.limits import Limits
 from tgi.listen import listen
@@ -88,7 +88,8 @@ async def serve(
     try:
         for warning in options.checked():
             log.warning(warning)
-        server.service.tenants.load()
+        if server.service.tenants is not None:
+            server.service.tenants.load()
         server.certificate = read_certificate(options)
         if server.certificate is not None:
             secure = [*sockets.secure_sockets, *sockets.insecure_sockets]
@@ -222,10 +223,11 @@ class _Server:
         """Read the files again; one with an error changes nothing."""
         if self.certificate is not None:
             self.certificate.load_again()
-        if self.options.tenants is None:
+        tenants = self.service.tenants
+        if self.options.tenants is None or tenants is None:
             return
         try:
-            self.service.tenants.load()
+            tenants.load()
         except OptionError as error:
             log.error("%s; the terms of before go on", error)
         else:

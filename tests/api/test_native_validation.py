@@ -6,7 +6,8 @@ import attrs
 import pytest
 
 from tgi.limits import Limits
-from tgi.text.tokenizer import Tokenizer, TokenizerError
+from tgi.text.tokenizer import Tokenizer
+from tgi.text.tokenizer_files import TokenizerError
 
 from .serving import INFO, LIMITS, saying, serving
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Core
 from tokenizers import models, normalizers, pre_tokenizers, processors
 
-from tgi.text.tokenizer import Tokenizer, TokenizerError
+from tgi.text.tokenizer import Tokenizer
+from tgi.text.tokenizer_files import TokenizerError
 
 from .tokenizers_of_all_kinds import ALL, SPECIAL, byte_level
 

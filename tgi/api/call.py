@@ -23,7 +23,7 @@ from tgi.errors import (
     ValidationError,
 )
 from tgi.scheduler import Sequence
-from tgi.text.tokenizer import TokenizerError
+from tgi.text.tokenizer_files import TokenizerError
 
 from .bodies import check_media_type, decode
 from .observe import Observer, timing_headers
@@ -195,7 +195,7 @@ class Call(Generic[B]):
     def tenant(self) -> Tenant | None:
         """The tenant of the request; None if the server knows no tenants."""
         tenants, header = self.service.tenants, self.service.options.tenant_header
-        if not tenants.wanted:
+        if tenants is None:
             return None
         if header is not None:
             return tenants.named(request.headers.get(header, ""))

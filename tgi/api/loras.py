@@ -6,7 +6,8 @@ from quart import Response
 from tgi.config import hub_environment
 from tgi.errors import Forbidden, LoraNotFound, UnknownModel, ValidationError
 from tgi.flags import LoraSource
-from tgi.hub import HubError, fetch_model, lora_source
+from tgi.hub import fetch_model, lora_source
+from tgi.hub_errors import HubError
 from tgi.lifecycle import Lifecycle
 from tgi.scheduler.loras import Lora, LoraError, Loras
 
@@ -46,10 +47,8 @@ def lora_of_model(engine: Engine, model: str | None) -> Lora | None:
     return lora
 
 
-def lora_of_id(engine: Engine, adapter_id: str | None) -> Lora | None:
+def lora_of_id(engine: Engine, adapter_id: str) -> Lora:
     """Return the adapter that an `adapter_id` names. Raises ValidationError."""
-    if adapter_id is None:
-        return None
     loras = engine.scheduler.loras
     lora = loras.get(adapter_id)
     if lora is None:

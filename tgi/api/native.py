@@ -329,7 +329,9 @@ async def _stream(call: Call[Any], *, full_text: bool) -> Response:
 
 def _generation(call: Call[Any]) -> Generation:
     body: GenerateRequest = call.body
-    return generation_of(body.inputs, body.parameters, lora_of_id(call.engine, body.parameters.adapter_id))
+    named = body.parameters.adapter_id
+    lora = None if named is None else lora_of_id(call.engine, named)
+    return generation_of(body.inputs, body.parameters, lora)
 
 
 def generation_of(inputs: str, parameters: GenerateParameters, lora: Lora | None = None) -> Generation:

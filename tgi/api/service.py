@@ -85,13 +85,13 @@ class Service:
     """Number of permits that are held."""
     tracer: "Tracer | None" = None
     """Sender of traces, if they are wanted."""
-    tenants: Tenants = attrs.field(init=False)
-    """Clients with shares and limits of their own."""
+    tenants: Tenants | None = attrs.field(init=False)
+    """Clients with shares and limits of their own, if requests have any."""
     turns: Turns = attrs.field(init=False)
     """Turns at reading and tokenising long texts."""
 
     def __attrs_post_init__(self) -> None:
-        self.tenants = Tenants(self.options)
+        self.tenants = Tenants.of(self.options)
         self.turns = Turns(self.options.max_concurrent_requests)
 
     def ready(self) -> Engine | Embedder:

@@ -125,11 +125,11 @@ class Tenants:
     _file: TenantsFile = attrs.field(factory=TenantsFile)
     _tenants: dict[str, Tenant] = attrs.field(factory=dict)
 
-    @property
-    def wanted(self) -> bool:
-        """Whether requests have tenants."""
-        options = self.options
-        return bool(options.tenant_header or options.tenants or len(options.api_key) > 1)
+    @classmethod
+    def of(cls, options: Options) -> "Tenants | None":
+        """Return the tenants of a server; None if its requests have none."""
+        wanted = options.tenant_header or options.tenants or len(options.api_key) > 1
+        return cls(options) if wanted else None
 
     def load(self) -> None:
         """Read `--tenants` again, if it is set. Raises OptionError; then nothing has changed."""

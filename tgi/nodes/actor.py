@@ -18,7 +18,8 @@ import trio
 
 import tgi
 from tgi.child import Child, Messages, start_child
-from tgi.hub import HubError, Source, fetch_model
+from tgi.hub import Source, fetch_model
+from tgi.hub_errors import HubError
 from tgi.lifecycle import Lifecycle
 from tgi.protocol import Describe, Load, decode_command
 from tgi.protocol import encode as encode_command

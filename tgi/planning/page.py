@@ -16,7 +16,7 @@ from rich.text import Text
 
 from tgi.config import ROUNDINGS, OptionError, Options
 from tgi.executor import EngineError
-from tgi.hub import HubError
+from tgi.hub_errors import HubError
 from tgi.plugins import ConfigError
 from tgi.protocol import Bucket, Described
 

@@ -238,7 +238,8 @@ class Scheduler:
         self._shed()
         if not self._in_flight:
             # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
-            await matching.wait(LEAD * self._last_seconds)
+            if matching.pending:
+                await matching.wait(LEAD * self._last_seconds)
             if not await self._send_next():
                 self._work = trio.Event()
                 await self._work.wait()
@@ -258,7 +259,8 @@ class Scheduler:
     async def _fill_stages(self, matching: Matching) -> None:
         """Send a step to each stage that has none."""
         while len(self._in_flight) < self._schedule.limits.stages:
-            await matching.wait(LEAD * self._last_seconds)
+            if matching.pending:
+                await matching.wait(LEAD * self._last_seconds)
             if not await self._send_next():
                 return
 

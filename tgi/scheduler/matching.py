@@ -60,10 +60,9 @@ class Matching:
         return left
 
     async def wait(self, seconds: float) -> None:
-        """Wait until nothing is pending, for at most `seconds`."""
-        if self.pending:
-            with trio.move_on_after(seconds):
-                await self._idle.wait()
+        """Wait for what is pending until nothing is, for at most `seconds`."""
+        with trio.move_on_after(seconds):
+            await self._idle.wait()
 
     async def _work(self) -> None:
         while self._todo:

@@ -23,7 +23,7 @@ from jinja2.utils import Namespace
 from tgi.errors import TemplateError
 
 from .abilities import TOOL, Abilities, try_out
-from .tokenizer import NAMED_TOKENS, TokenizerError, read_json, token_text
+from .tokenizer_files import NAMED_TOKENS, TokenizerError, read_json, token_text
 
 logger = logging.getLogger(__name__)
 
