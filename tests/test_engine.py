@@ -16,10 +16,7 @@ from tgi.engine import (
     MAX_PAUSE,
     STEADY_SECONDS,
     Restarts,
-    _load,
-    _model_info,
     _source,
-    check_memory,
     open_ranks,
     save_shapes,
 )
@@ -34,6 +31,7 @@ from tgi.plugins import devices, load_plugins
 from tgi.progress import describe
 from tgi.protocol import Bucket, CacheGroup, Loaded, Progress
 from tgi.ranks import local_ranks
+from tgi.startup import check_memory, load, model_info
 from tgi.testing.models import make_llama
 
 CPU, GAUDI = (devices(load_plugins())[name] for name in ("cpu", "hpu"))
@@ -118,7 +116,7 @@ def test_names_of_the_model(tmp_path: Path, options: dict[str, str], name: str, 
     """As the operator calls it; TGI asks the Hub for the spelling, and for the pipeline of what is there."""
     make_llama(tmp_path)
     given = Options(**options)  # type: ignore[arg-type]
-    info = _model_info(read_setup(tmp_path, given, CPU), "float32")
+    info = model_info(read_setup(tmp_path, given, CPU), "float32")
     assert (info.model_id, info.served_name) == (name, served)
     assert info.pipeline_tag == "text-generation"
     assert info.sha is None
@@ -147,7 +145,7 @@ async def test_progress_of_each_rank_shows_while_it_loads() -> None:
     shown: list[str] = []
     lifecycle = Lifecycle()
     ranks, command = cast(Any, Ranks()), cast(Any, "load")
-    assert await _load(ranks, command, lifecycle) == loaded
+    assert await load(ranks, command, lifecycle) == loaded
     assert shown[0].endswith("(rank 0: 75 %, rank 1: 0 %)")
     assert shown[1].startswith("loading weights: 62 %")
     assert shown[1].endswith("(rank 0: 75 %, rank 1: 50 %)")

@@ -7,19 +7,15 @@ rank is lost later, all are replaced, and sequences go on where they were.
 
 import functools
 import logging
-import math
-import re
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import attrs
 import trio
 
 from tgi.agreement import Patience
-from tgi.api.grammars import Grammars
-from tgi.api.openai.requests import MAX_CHAT_LOGPROBS
-from tgi.api.service import Engine, ModelInfo, Service
+from tgi.api.service import ModelInfo, Service
 from tgi.config import DEMO_MODEL, OptionError, Options, hub_environment
 from tgi.embedder import read_pooling, run_embedder
 from tgi.errors import GenerationFailed
@@ -29,21 +25,13 @@ from tgi.lifecycle import Lifecycle, Phase
 from tgi.metrics import Metrics
 from tgi.nodes.server import RayRanks
 from tgi.planning.memory import MemoryBudget
-from tgi.planning.planner import Planner
 from tgi.planning.recipes import prepare_recipes
 from tgi.planning.setup import Setup, find_device, read_setup
 from tgi.planning.workload import Recording, open_recording
-from tgi.plugins import ConfigError
-from tgi.plugins.machine import Machine
-from tgi.protocol import Load, Loaded, Progress
 from tgi.ranks import StartRanks, local_ranks
-from tgi.scheduler import Buckets, Router, Scheduler
-from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
-from tgi.scheduler.loras import LoraError, Loras
-from tgi.scheduler.schedule import TIES
-from tgi.text.chat_template import ChatTemplates
-from tgi.text.grammar import GrammarCompiler
-from tgi.text.tokenizer import Tokenizer, TokenizerError
+from tgi.scheduler import Router, Scheduler
+from tgi.scheduler.loras import Loras
+from tgi.startup import Startup, commit_of, read_tokenizer
 
 log = logging.getLogger(__name__)
 SAVE_SECONDS = 60.0
@@ -84,7 +72,15 @@ async def run_engine(service: Service, options: Options) -> None:
     service.metrics.engine_restarts.inc(0)  # it appears, so that alerts see the first restart
     shapes = open_recording(options, setup.device)
     async with AsyncExitStack() as held:
-        replicas = _Replicas(service, setup, prepare_recipes(setup), shapes, held, Loras(setup.loras), loras)
+        startup = Startup(
+            service=service,
+            setup=setup,
+            shapes=shapes,
+            loras=Loras(setup.loras),
+            lora_folders=loras,
+            held=held,
+        )
+        replicas = _Replicas(service, setup, prepare_recipes(setup), startup)
         await (replicas.run() if shapes is None else save_shapes(shapes, replicas.run))
 
 
@@ -96,14 +92,7 @@ class _Replicas:
     setup: Setup
     variables: Mapping[str, str]
     """Variables of the ranks besides those of the device."""
-    shapes: Recording | None
-    held: AsyncExitStack
-    """Ends with the engine."""
-    loras: Loras
-    """LoRA adapters of all replicas."""
-    lora_folders: Mapping[str, Path]
-    """Folders of those that the options name."""
-    plan: "_Plan | None" = None
+    startup: Startup
 
     async def run(self) -> None:
         """Start all, put the engine into the service, and schedule for ever."""
@@ -120,13 +109,11 @@ class _Replicas:
             async with trio.open_nursery() as starting:
                 for number in others:
                     starting.start_soon(start, number)
-            assert self.plan is not None, "the first replica has made it"
-            service.engine = self.plan.engine(
-                scheduler=Router(*(one for _, one in sorted(schedulers.items())))
-            )
+            router = Router(*(one for _, one in sorted(schedulers.items())))
+            service.engine = self.startup.engine(router)
             lifecycle.change(Phase.READY)
             step = schedulers[0].schedule.costs.seconds(1)
-            _log_ready(service.engine.model, self.plan.memory, self.setup.replicas, step, service.url)
+            _log_ready(service.engine.model, self.startup.memory, self.setup.replicas, step, service.url)
 
     async def run_one(
         self, number: int, task_status: "trio.TaskStatus[Scheduler]" = trio.TASK_STATUS_IGNORED
@@ -143,7 +130,8 @@ class _Replicas:
             try:
                 async with open_ranks(self.setup, self.variables, start) as executor:
                     if scheduler is None:
-                        scheduler = await self._start(executor)
+                        begin = self.startup.another if number else self.startup.first
+                        scheduler = await begin(executor)
                         task_status.started(scheduler)
                     else:
                         await self._start_again(number, scheduler, executor)
@@ -168,23 +156,12 @@ class _Replicas:
                 self.service.metrics.engine_restarts.inc()
                 await trio.sleep(pause)
 
-    async def _start(self, executor: RankExecutor) -> Scheduler:
-        """Start one replica. Raises EngineError."""
-        if self.plan is not None:
-            return await self.plan.start_another(executor)
-        self.plan, scheduler = await _start(
-            executor, self.service, self.setup, self.shapes, self.held, self.loras
-        )
-        await _load_loras(self.loras, self.setup.options, self.lora_folders)
-        return scheduler
-
     async def _start_again(self, number: int, scheduler: Scheduler, executor: RankExecutor) -> None:
         """Bring new ranks to where the lost ones were. Raises EngineError."""
         began, engine, lifecycle = trio.current_time(), self.service.engine, self.service.lifecycle
-        assert self.plan is not None
         assert engine is not None
         scheduler.resume(executor)
-        warm_up = await self.plan.prepare(executor, scheduler, lifecycle)
+        warm_up = await self.startup.again(executor, scheduler, lifecycle)
         engine.scheduler.replicas[number].serving = True
         lifecycle.change(Phase.READY)
         seconds = trio.current_time() - began
@@ -245,135 +222,6 @@ def loss_in(error: BaseExceptionGroup | EngineError) -> EngineError | None:
     return loss
 
 
-@attrs.frozen
-class _Plan:
-    """Findings of the first start, for other replicas and for new ranks."""
-
-    engine: Callable[..., Engine]
-    """Makes the engine from its `scheduler`."""
-    scheduler: Callable[[RankExecutor], Scheduler]
-    """Makes the scheduler of another replica."""
-    load: Load
-    blocks: tuple[int, ...]
-    """KV blocks of each layer group, the padding block included."""
-    memory: MemoryBudget
-    options: Options
-
-    async def start_another(self, executor: RankExecutor) -> Scheduler:
-        """Start one more replica. Raises EngineError."""
-        scheduler = self.scheduler(executor)
-        await self.prepare(executor, scheduler, Lifecycle())
-        return scheduler
-
-    async def prepare(self, executor: RankExecutor, scheduler: Scheduler, lifecycle: Lifecycle) -> float:
-        """Load, reserve the KV cache, and warm up; return the seconds of the warm-up. Raises EngineError."""
-        await _load(executor, self.load, lifecycle)
-        await executor.allocate(*self.blocks)
-        await scheduler.attach_loras()
-        loaded = trio.current_time()
-        lifecycle.enter("warming up")
-        await _warm_up(scheduler, self.options, lifecycle)
-        if not self.options.skip_warmup:
-            await executor.ready()
-        return trio.current_time() - loaded
-
-
-async def _start(
-    executor: RankExecutor,
-    service: Service,
-    setup: Setup,
-    shapes: Recording | None,
-    held: AsyncExitStack,
-    loras: Loras,
-) -> tuple[_Plan, Scheduler]:
-    """Plan, load and warm up the first replica; `held` ends with the engine."""
-    lifecycle, in_thread, options = service.lifecycle, trio.to_thread.run_sync, setup.options
-    tokenizer = await in_thread(read_tokenizer, setup.folder)  # while the ranks start
-    templates = await in_thread(read_templates, setup.folder, options)
-    described = await executor.describe(setup.describe_command())
-    if setup.loras.count and not described.lora_bytes:
-        raise ConfigError(
-            f"no layer of {setup.architecture} takes LoRA adapters: leave out the flags for them"
-        )
-    planner = await in_thread(Planner.open, setup, described, setup.device.card(Machine())[1])
-    limits = service.limits = planner.limits
-    buckets = await in_thread(planner.choose)
-    attention = planner.attention(buckets)
-    load = setup.load_command(
-        limits,
-        attention,
-        top=max(limits.max_top_n_tokens, MAX_CHAT_LOGPROBS) + TIES,
-        stages=described.stage_layers,
-    )
-    grammars = await held.enter_async_context(
-        aclosing(Grammars(GrammarCompiler(tokenizer, described.vocab_size)))
-    )
-    async with trio.open_nursery() as nursery:
-        if not options.disable_grammar_support:
-            nursery.start_soon(grammars.prepare)
-        loaded = await _load(executor, load, lifecycle)
-    for remark in loaded[0].remarks:
-        log.warning("%s: %s", setup.device.name, remark)
-    memory = planner.divide_memory(loaded, buckets)
-    check_memory(memory)
-    buckets = await in_thread(planner.choose_again, buckets, memory, attention)
-    if memory.rank.total_bytes:
-        service.metrics.device_memory_bytes.set(memory.rank.total_bytes, state="total")
-    blocks = tuple(group.blocks + 1 for group in memory.groups)
-    await executor.allocate(*blocks)
-
-    prefixes = Prefixes()
-
-    def make_scheduler(executor: RankExecutor, buckets: Buckets) -> Scheduler:
-        pools = [
-            BlockPool(group.blocks, limits.block_size, group.window, prefixes) for group in memory.groups
-        ]
-        return Scheduler(
-            executor,
-            limits,
-            buckets,
-            BlockAllocator(limits, pools, setup.prefix_limit),
-            service.metrics,
-            count_shape=None if shapes is None else shapes.counts.add,
-            loras=loras,
-            step_timeout=options.step_timeout,
-            max_queue_seconds=options.max_queue_seconds,
-        )
-
-    scheduler = make_scheduler(executor, buckets)
-    await scheduler.attach_loras()
-    lifecycle.enter("warming up", expected=planner.warm_up_seconds(buckets))
-    fewer = functools.partial(planner.choose_few, blocks=memory.widest.blocks, within=attention)
-    await _warm_up(scheduler, options, lifecycle, fewer)
-    if not options.skip_warmup:
-        await executor.ready()
-    plan = _Plan(
-        engine=functools.partial(
-            Engine,
-            tokenizer=tokenizer,
-            templates=templates,
-            grammars=grammars,
-            limits=limits,
-            model=_model_info(setup, loaded[0].dtype),
-        ),
-        scheduler=functools.partial(make_scheduler, buckets=scheduler.schedule.buckets),
-        load=load,
-        blocks=blocks,
-        memory=memory,
-        options=options,
-    )
-    return plan, scheduler
-
-
-async def _load_loras(loras: Loras, options: Options, folders: Mapping[str, Path]) -> None:
-    """Load the LoRA adapters that the options name. Raises ConfigError."""
-    for source in options.loras:
-        try:
-            await loras.load(source.name, source.place, str(folders[source.name]))
-        except LoraError as error:
-            raise ConfigError(str(error)) from error
-
-
 async def save_shapes(shapes: Recording, run: Callable[[], Awaitable[None]]) -> None:
     """Save the shapes every SAVE_SECONDS while `run` runs, and at its end."""
 
@@ -392,38 +240,6 @@ async def save_shapes(shapes: Recording, run: Callable[[], Awaitable[None]]) -> 
             await shapes.save()
 
 
-async def _warm_up(
-    scheduler: Scheduler,
-    options: Options,
-    lifecycle: Lifecycle,
-    fewer: Callable[[int], Buckets] | None = None,
-) -> None:
-    """Warm up what the options ask for; see `Scheduler.warm_up` for `fewer`. Raises EngineError."""
-
-    def on_bucket(done: int, total: int, bucket: str) -> None:
-        log.debug("warming up: %s", bucket)
-        lifecycle.done, lifecycle.total, lifecycle.detail = done, total, bucket
-
-    await scheduler.warm_up(
-        on_bucket,
-        timeout=options.warmup_timeout,
-        skip=options.skip_warmup,
-        budget=math.inf if options.warmup_budget is None else options.warmup_budget,
-        fewer=fewer,
-    )
-
-
-def check_memory(memory: MemoryBudget) -> None:
-    """Log the division of the memory. Raises EngineError if not even the longest request fits."""
-    refusal, tokens = memory.refusal, memory.limits.max_batch_total_tokens
-    for line in str(memory).splitlines():
-        log.log(logging.INFO if refusal is None else logging.ERROR, "%s", line)
-    if refusal is not None:
-        raise EngineError(refusal, "memory")
-    if tokens is not None and memory.widest.fitting < memory.widest.wanted:
-        log.warning("--max-batch-total-tokens %d: there is memory for %d only", tokens, memory.tokens)
-
-
 def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, step: float, url: str) -> None:
     """Log how much fits, and how long a step of one sequence takes, `step` in seconds."""
     cache = sum((group.blocks + 1) * group.block_bytes for group in memory.groups)
@@ -435,24 +251,6 @@ def _log_ready(info: ModelInfo, memory: MemoryBudget, replicas: int, step: float
     )  # fmt: skip
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """Read the tokenizer of a folder. Raises ConfigError."""
-    try:
-        return Tokenizer.from_folder(folder)
-    except TokenizerError as error:
-        raise ConfigError(f"{folder}: the tokenizer cannot be read: {error}") from error
-
-
-def read_templates(folder: Path, options: Options) -> ChatTemplates:
-    """Read the chat templates of a folder, or of the files that the options name. Raises OptionError."""
-    try:
-        return ChatTemplates.from_folder(
-            folder, tokenizer_config=options.tokenizer_config_path, template=options.chat_template
-        )
-    except OSError as error:
-        raise OptionError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-
 def _choose_start(setup: Setup, lifecycle: Lifecycle, replica: int) -> StartRanks:
     """Return the way to start the ranks of a replica that --executor chooses."""
     if setup.options.executor != "ray":
@@ -461,7 +259,7 @@ def _choose_start(setup: Setup, lifecycle: Lifecycle, replica: int) -> StartRank
     if Path(source.model_id).expanduser().is_dir():  # shared by all nodes
         source = attrs.evolve(source, model_id=str(Path(source.model_id).expanduser().absolute()))
     else:
-        source = attrs.evolve(source, revision=_commit(setup.folder) or source.revision)
+        source = attrs.evolve(source, revision=commit_of(setup.folder) or source.revision)
     options = setup.options
     return RayRanks(options.ray_address, setup.device, source, lifecycle, options.ray_wait).start
 
@@ -478,39 +276,8 @@ def open_ranks(
     return open_executor(setup.ranks, environment, patience, start, setup.stages)
 
 
-async def _load(executor: RankExecutor, command: Load, lifecycle: Lifecycle) -> list[Loaded]:
-    lifecycle.enter("loading weights")
-
-    def on_progress(ranks: list[Progress]) -> None:
-        lifecycle.done = sum(rank.done for rank in ranks)
-        lifecycle.total = sum(rank.total for rank in ranks)
-        if len(ranks) > 1:
-            lifecycle.detail = ", ".join(
-                f"rank {index}: {100 * rank.done // max(rank.total, 1)} %" for index, rank in enumerate(ranks)
-            )
-
-    return await executor.load(command, on_progress)
-
-
 def _source(options: Options) -> Source:
     place = options.weights_cache_override or options.model_id or DEMO_MODEL
     return Source(
         str(place), options.revision, options.huggingface_hub_cache, load_format=options.load_format
     )
-
-
-def _model_info(setup: Setup, dtype: str) -> ModelInfo:
-    return ModelInfo(
-        model_id=setup.model_id,
-        served_name=setup.options.served_model_name or setup.model_id,
-        sha=_commit(setup.folder),
-        pipeline_tag="text-generation",
-        dtype=dtype,
-        device=setup.device.name,
-        vocab_size=setup.config.vocab_size,
-    )
-
-
-def _commit(folder: Path) -> str | None:
-    """Return the commit of a folder in the Hub's cache; None for any other folder."""
-    return folder.name if re.fullmatch(r"[0-9a-f]{40}", folder.name) else None
