@@ -13,25 +13,26 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from make_checkpoint import SHAPES
+from make_checkpoint import COMMON, SHAPES
 
 from tgi.layers import Build
 from tgi.layers.loading import LoadedModel
-from tgi.plugins import JsonReader, architectures, devices, load_plugins
+from tgi.plugins import architectures, devices, load_plugins
 from tgi.protocol import Bucket, LaneParams, Load, Step, ints
 from tgi.sampling import SamplingParams
 from tgi.weights import DummyWeights, Shard
 from tgi.worker.runner import Runner, open_device
 
-BENCHMARKED = ("llama-160m", "llama-1b")
+BENCHMARKED = ("llama-160m", "qwen3-moe-300m", "llama-1b")
 BLOCK = 16
 LANES = 32
 
 
 def make_runner(shape: str, dtype: str, threads: int) -> Runner:
     device = open_device("cpu", threads)
-    architecture = architectures(load_plugins())["LlamaForCausalLM"]
-    config = architecture.config(JsonReader(SHAPES[shape]))
+    data = COMMON | SHAPES[shape]
+    architecture = architectures(load_plugins())[data["architectures"][0]]
+    config = architecture.read(data)
     chosen = device.dtype(dtype)
     build = Build(DummyWeights(chosen), Shard(), device, chosen)
     from tgi.layers import LlamaDecoder

@@ -1,6 +1,7 @@
-"""Write a random-weight Llama checkpoint of a known shape; how fast it runs does not depend on the values.
+"""Write a random-weight checkpoint of a known shape; how fast it runs does not depend on the values.
 
     python benchmarks/make_checkpoint.py llama-160m FOLDER
+    python benchmarks/make_checkpoint.py qwen3-moe-300m FOLDER    # 32 experts, 4 for a token
     python benchmarks/make_checkpoint.py llama-1b FOLDER          # 2.5 GB, the shape of Llama-3.2-1B
     python benchmarks/make_checkpoint.py llama-8b FOLDER --zeros  # 16 GB, the shape of Llama-3.1-8B
 
@@ -71,6 +72,24 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rope_theta": 10000.0,
         "tie_word_embeddings": False,
     },
+    "qwen3-moe-300m": {  # 295 million parameters, 97 million for a token
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "vocab_size": 32000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "moe_intermediate_size": 256,
+        "num_experts": 32,
+        "num_experts_per_tok": 4,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": False,
+    },
     "llama-1b": {
         "vocab_size": 128256,
         "hidden_size": 2048,
@@ -123,8 +142,22 @@ def make_checkpoint(
     write_tokenizer(folder, config["vocab_size"], config["max_position_embeddings"])
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))  # type: ignore[no-untyped-call]
-    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    named = ((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+    shapes = dict(part for name, shape in named for part in published(name, shape))
     write_weights(folder / "model.safetensors", shapes, None if zeros else seed)
+
+
+def published(name: str, shape: tuple[int, ...]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield names and shapes in a published file: transformers joins experts when it loads them."""
+    module, dot, last = name.rpartition(".experts.")
+    if not dot:
+        yield name, shape
+        return
+    count, rows, columns = shape
+    parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else (last,)
+    for expert in range(count):
+        for part in parts:
+            yield f"{module}.experts.{expert}.{part}.weight", (rows // len(parts), columns)
 
 
 def write_weights(path: Path, shapes: dict[str, tuple[int, ...]], seed: int | None) -> None:

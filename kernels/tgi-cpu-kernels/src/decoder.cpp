@@ -4,11 +4,15 @@
 // is saved is the time between them, 0.1 ms a layer.
 #include "kernels.h"
 
-static void multiply(int kind, const DecoderStep& s, const DecoderWeight& w, const void* x, long n, long k, const void* residual, void* y) {
-  const LinearArguments linear{x, w.numbers, w.bias, residual, y, s.tokens, n, k, k, n, n};
+void multiply(int kind, const DecoderWeight& w, const void* x, long m, long n, long k, const void* residual, void* y) {
+  const LinearArguments linear{x, w.numbers, w.bias, residual, y, m, n, k, k, n, n};
   const QuantizedArguments quantized{linear, w.scales, w.zeros, w.bits, w.group};
   if (w.scales) tgi_quantized_linear(kind, &quantized);
   else tgi_linear(kind, &linear);
+}
+
+static void multiply(int kind, const DecoderStep& s, const DecoderWeight& w, const void* x, long n, long k, const void* residual, void* y) {
+  multiply(kind, w, x, s.tokens, n, k, residual, y);
   const LoraArguments lora{x, y, w.adapters, s.loras, k, k, n};
   if (s.loras && w.adapters) tgi_lora(kind, &lora);
 }

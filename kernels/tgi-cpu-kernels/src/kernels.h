@@ -69,6 +69,15 @@ struct DecoderWeight {  // of a linear layer
   const LoraAdapter* adapters;  // by slot, or null
 };
 
+struct ExpertsArguments {
+  const void* x;  // [tokens, hidden]
+  const void* weights;  // [tokens, top]
+  const int64_t* chosen;  // [tokens, top]: numbers of experts; those below `first` or from first + count on are left out
+  const DecoderWeight *up, *down;  // [count]: gates, then what they multiply; what comes after them
+  void* y;  // [tokens, hidden]
+  long tokens, hidden, inner, top, first, count, x_stride;
+};
+
 struct DecoderLayer {
   const void *attention_norm, *mlp_norm;  // [hidden]
   const void *query_norm, *key_norm;  // [size]: norms of each head before it is rotated, or null
@@ -99,6 +108,8 @@ struct DecoderStep {
   long tokens, rows, hidden;
 };
 
+void multiply(int kind, const DecoderWeight&, const void* x, long m, long n, long k, const void* residual, void* y);
+
 extern "C" {
 extern const char tgi_sources[];  // tells the sources that a library was built from, see build.py
 void tgi_use_threads(long threads);  // the caller is one of them
@@ -123,5 +134,6 @@ void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int6
 void tgi_log_softmax(const float* x, long rows, long size, long stride, float* out);
 void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out);
 void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut);
+void tgi_experts(int kind, const ExpertsArguments*);
 void tgi_decode(int kind, const DecoderLayer*, long count, const DecoderStep*);
 }

@@ -16,6 +16,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds AWAKE{200};  // time that a helper looks for work before it sleeps
 constexpr std::chrono::microseconds LATE{300};  // wait for a helper that seems to have lost its core
 constexpr std::chrono::seconds LONGEST{1};  // time without helpers after a wait
+thread_local bool within = false;  // an item of a task
 constexpr long PIECES = 16;  // of a task with many items, for each thread
 
 void rest() {
@@ -33,6 +34,10 @@ class Pool {
   }
 
   void share(long items, void (*work)(const void*, long), const void* context) {
+    if (within) {
+      for (long i = 0; i < items; i++) work(context, i);
+      return;
+    }
     std::unique_lock<std::mutex> alone(caller_, std::try_to_lock);
     const auto begin = Clock::now();
     if (!alone || wanted_ == 0 || begin < alone_until_) {  // or another thread of the program shares a task
@@ -74,7 +79,9 @@ class Pool {
       const uint64_t ticket = ticket_++;
       if ((uint32_t)ticket >= ticket >> 32) return;
       const long begin = (uint32_t)ticket * piece_, end = std::min(items_, begin + piece_);
+      within = true;
       for (long i = begin; i < end; i++) work_(context_, i);
+      within = false;
       ended_++;
     }
   }

@@ -4,6 +4,7 @@
 // all have ended. A thread takes the next item when it is free, the caller too, which waits for items that others
 // have begun, never for a thread: one that sleeps or has lost its core holds nobody up. (A parallel region of
 // OpenMP ends when every thread has arrived; on a machine with other programs that took ten times the work itself.)
+// An item that shares a task does all of that itself.
 #pragma once
 #include <vector>
 

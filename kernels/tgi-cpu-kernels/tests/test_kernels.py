@@ -11,6 +11,8 @@ import pytest
 import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
 from tgi_cpu_kernels.build import library, supported
+from tgi_cpu_kernels.decoder import LinearLayer
+from tgi_cpu_kernels.experts import Experts
 from tgi_cpu_kernels.lora import LoraRows, LoraTable
 
 
@@ -473,3 +475,30 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("tgi_cpu_kernels.digest", lambda: b"0123456789abcdef")
     with pytest.raises(Unavailable, match="is not built from these sources"):
         load()
+
+
+@BOTH
+@pytest.mark.parametrize(("tokens", "top"), [(1, 4), (5, 1), (40, 3), (90, 8)])
+def test_experts(kernels: Kernels, dtype: torch.dtype, tokens: int, top: int) -> None:
+    """Experts 3 to 14 of 20 are here: against float64, and each token alone, bit for bit."""
+    hidden, inner, first, count, everyone = 72, 40, 3, 12, 20
+    up = random(count, 2 * inner, hidden, dtype=dtype) / math.sqrt(hidden)
+    down = random(count, hidden, inner, dtype=dtype, seed=1) / math.sqrt(inner)
+    bias, x = random(count, 2 * inner, dtype=dtype, seed=2), random(tokens, hidden, dtype=dtype, seed=3)
+    scores = random(tokens, everyone, dtype=torch.float32, seed=4)
+    weights, chosen = scores.softmax(-1).topk(top, -1)
+    weights = weights.to(dtype)
+    ups = [LinearLayer(kernels.pack(each), 2 * inner, b) for each, b in zip(up, bias, strict=True)]
+    experts = Experts(kernels, ups, [LinearLayer(kernels.pack(each), hidden, None) for each in down], first)
+    result = experts.run(x, weights, chosen)
+    expected = torch.zeros(tokens, hidden, dtype=torch.float64)
+    for token in range(tokens):
+        for weight, number in zip(weights[token].double(), chosen[token] - first, strict=True):
+            if 0 <= number < count:
+                inside = up[number].double() @ x[token].double() + bias[number].double()
+                gate, value = inside.chunk(2)
+                expected[token] += weight * (down[number].double() @ (gate * gate.sigmoid() * value))
+        part = slice(token, token + 1)
+        assert torch.equal(experts.run(x[part], weights[part], chosen[part])[0], result[token])
+    bound = 3 * TOLERANCE[dtype] * max(1.0, expected.abs().max().item())  # it is rounded thrice on its way
+    assert (result.double() - expected).abs().max().item() <= bound

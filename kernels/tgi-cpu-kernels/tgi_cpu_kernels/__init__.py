@@ -67,6 +67,7 @@ _SIGNATURES = {
     "tgi_log_softmax": ("v", "plllp"),
     "tgi_draw": ("v", "plllpp"),
     "tgi_top_cut": ("v", "plllppp"),
+    "tgi_experts": ("v", "ip"),
     "tgi_decode": ("v", "iplp"),
 }
 """Types of the result and the arguments of each function of kernels.h."""
@@ -324,6 +325,10 @@ class Kernels:
     def lora(self, dtype: torch.dtype, arguments: ctypes.Structure) -> None:
         """Add what `lora.LoraTable` asks for."""
         self._functions.tgi_lora(_KINDS[dtype], ctypes.byref(arguments))
+
+    def experts(self, dtype: torch.dtype, arguments: ctypes.Structure) -> None:
+        """Run the experts of a layer; see `experts.Experts`."""
+        self._functions.tgi_experts(_KINDS[dtype], ctypes.byref(arguments))
 
     def decode(self, dtype: torch.dtype, layers: ctypes.Array[Any], step: ctypes.Structure) -> None:
         """Run layers of `decoder.Decoder`."""

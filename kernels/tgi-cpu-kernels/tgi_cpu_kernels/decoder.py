@@ -16,7 +16,9 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
     return [(name, kind) for name in names.split()]
 
 
-class _Weight(ctypes.Structure):
+class Weight(ctypes.Structure):
+    """A linear layer as the functions of the library take it."""
+
     _fields_ = (
         *_fields(_Pointer, "numbers bias scales zeros"),
         *_fields(_Long, "bits group"),
@@ -27,7 +29,7 @@ class _Weight(ctypes.Structure):
 class _Layer(ctypes.Structure):
     _fields_ = (
         *_fields(_Pointer, "attention_norm mlp_norm query_norm key_norm"),
-        *_fields(_Weight, "qkv out up down"),
+        *_fields(Weight, "qkv out up down"),
         *_fields(_Pointer, "keys values slopes sinks"),
         *_fields(_Long, "heads kv_heads size inner window group rotation"),
         *_fields(_Float, "epsilon scale softcap"),
@@ -156,19 +158,20 @@ def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> _Rotation:
     return _Rotation(cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1])
 
 
-def _weight(linear: LinearLayer) -> _Weight:
+def weight_of(linear: LinearLayer) -> Weight:
+    """Return the structure of a layer, whose tensors must outlive it."""
     weight, bias = linear.weight, _place(linear.bias)
     adapters = None if linear.loras is None else linear.loras.place
     if isinstance(weight, torch.Tensor):
-        return _Weight(weight.data_ptr(), bias, adapters=adapters)
+        return Weight(weight.data_ptr(), bias, adapters=adapters)
     scales, zeros = weight.scales.data_ptr(), _place(weight.zeros)
-    return _Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group, adapters)
+    return Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group, adapters)
 
 
 def _layer(layer: Layer) -> _Layer:
     return _Layer(
         *map(_place, (layer.attention_norm, layer.mlp_norm, layer.query_norm, layer.key_norm)),
-        *map(_weight, (layer.qkv, layer.out, layer.up, layer.down)),
+        *map(weight_of, (layer.qkv, layer.out, layer.up, layer.down)),
         *map(_place, (layer.keys, layer.values, layer.slopes, layer.sinks)),
         layer.heads, layer.kv_heads, layer.size, layer.up.features // 2,
         layer.window, layer.rows, layer.rotation, layer.epsilon, layer.scale, layer.softcap,

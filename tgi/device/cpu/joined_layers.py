@@ -12,7 +12,7 @@ from tgi.device.batch import Batch
 from tgi.device.decoder import DecoderLayer, Linear, Rotation
 from tgi.device.lora import LoraWeight
 
-from .packed import PackedIntegers, PackedTable, PackedWeight
+from .packed import PackedTable, packed_layer
 
 
 @attrs.define(eq=False)
@@ -59,11 +59,7 @@ def _packed(linear: Linear) -> LinearLayer | None:
         if not isinstance(weight.table, PackedTable):
             return None
         loras, weight = weight.table.table, weight.base
-    if isinstance(weight, PackedWeight):
-        return LinearLayer(weight.packed, weight.rows, linear.bias, loras)
-    if isinstance(weight, PackedIntegers) and weight.order is None:
-        return LinearLayer(weight.packed, weight.packed.n, linear.bias, loras)
-    return None
+    return packed_layer(weight, linear.bias, loras)
 
 
 def _layer(layer: DecoderLayer) -> Layer:

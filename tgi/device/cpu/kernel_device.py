@@ -14,6 +14,7 @@ from tgi_cpu_kernels.lora import LoraRows
 from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, KVCache, KVLayer
 from tgi.device.decoder import DecoderLayer, RunLayers
+from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable
 from tgi.protocol import LoraSlots
 from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
@@ -21,6 +22,7 @@ from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, Lin
 from .cpu_device import CpuDevice, has_instructions
 from .joined_layers import JoinedLayers, kernel_window
 from .packed import PackedIntegers, PackedTable, PackedWeight
+from .packed_experts import PackedExperts
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16
@@ -74,6 +76,18 @@ class KernelDevice(CpuDevice):
     def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> object:
         """Return the tokens by slot."""
         return LoraRows(slots) if dtype in _DTYPES else super().lora_rows(slots, room, dtype)
+
+    def prepare_experts(self, experts: Experts) -> Experts:
+        """Let one call compute all experts, if they are of the kind that the kernel takes."""
+        return PackedExperts.of(self._kernels, experts) or experts
+
+    def experts(
+        self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
+    ) -> torch.Tensor:
+        """Compute each expert once, for the tokens that have it."""
+        if isinstance(experts, PackedExperts):
+            return experts.packed.run(x, weights, chosen)
+        return super().experts(x, weights, chosen, experts)
 
     def join_layers(self, layers: Sequence[DecoderLayer]) -> RunLayers | None:
         """Run all layers in one call, if the kernels take their weights and heads."""

@@ -6,11 +6,12 @@ from typing import Self
 import attrs
 import torch
 from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, Kernels, PackedInts
+from tgi_cpu_kernels.decoder import LinearLayer
 from tgi_cpu_kernels.lora import LoraRows
 from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
 from tgi.device.lora import LoraShape, LoraTable, Matrices
-from tgi.weights.formats import IntegerWeight, Operations, PreparedWeight
+from tgi.weights.formats import IntegerWeight, LinearWeight, Operations, PreparedWeight
 
 
 @attrs.frozen(eq=False)
@@ -88,3 +89,14 @@ class PackedTable(LoraTable):
         """Add in place."""
         self.table.add(x, y, rows)
         return y
+
+
+def packed_layer(
+    weight: LinearWeight, bias: torch.Tensor | None, loras: KernelTable | None = None
+) -> LinearLayer | None:
+    """Return a linear layer as the kernels take it, if they can read the weight as it is."""
+    if isinstance(weight, PackedWeight):
+        return LinearLayer(weight.packed, weight.rows, bias, loras)
+    if isinstance(weight, PackedIntegers) and weight.order is None:
+        return LinearLayer(weight.packed, weight.packed.n, bias, loras)
+    return None
