@@ -28,7 +28,6 @@ UNUSED_VARIABLES = {
     "TEXT_GENERATION_SERVER_IGNORE_EOS_TOKEN": "requests can set ignore_eos",
     "TGI_WIGGLE_ROOM": "--memory-fraction sets the share of memory that is used",
     "USE_FLASH_ATTENTION": "prompts always use the fused kernel where it is faster",
-    "VLLM_CONTIGUOUS_PA": "blocks are shared between sequences, so attention gathers them",
     "VLLM_GRAPH_PROMPT_RATIO": "all graphs share one memory reserve",
     **dict.fromkeys(
         (

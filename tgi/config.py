@@ -215,6 +215,9 @@ class Options:
         ),
     ] = True
     """Reuse the KV cache of prompts that begin with the same tokens."""
+    contiguous_cache: Annotated[bool, flag(BATCH, "CONTIGUOUS_CACHE", "VLLM_CONTIGUOUS_PA")] = False
+    """Read the KV cache in one piece in decode steps, not block by block: faster on a Gaudi while most of the
+    cache is in use. Needs --no-prefix-caching; without effect on other devices."""
 
     speculate: Annotated[Count, flag(BATCH, "SPECULATE")] = 0
     """Maximum tokens that are guessed at once for a sequence whose text repeats itself or its prompt, as

@@ -29,6 +29,9 @@ class Limits:
     """Tokens in a KV block of the device."""
     window: int | None = None
     """Tokens that a token sees, itself included, in the layers that see most; None: the whole sequence."""
+    contiguous: bool = False
+    """Whether decode steps read the KV cache in one piece, up to the highest block that one of their rows
+    has. Each block then belongs to one sequence, and the lowest free ones are handed out first."""
     max_client_batch_size: int = 4
     payload_limit: int = 2_000_000
     """Maximum bytes of a request's body."""

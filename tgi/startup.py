@@ -119,7 +119,7 @@ class Startup:
         """Make the scheduler of a replica."""
         limits, options = self.service.limits, self.setup.options
         pools = [
-            BlockPool(group.blocks, limits.block_size, group.window, self._prefixes)
+            BlockPool(group.blocks, limits.block_size, group.window, self._prefixes, lowest=limits.contiguous)
             for group in self.memory.groups
         ]
         return Scheduler(

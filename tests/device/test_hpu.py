@@ -16,8 +16,12 @@ from tgi.device.graphs import Program
 from tgi.device.hpu.bridge import open_bridge
 from tgi.device.hpu.hpu_device import HpuDevice
 from tgi.plugins import ConfigError
+from tgi.testing.driver import Driver, load_command
+from tgi.testing.models import make_llama
+from tgi.weights import Shard
 from tgi.weights.formats import DenseWeight
 from tgi.weights.formats.fp8 import Fp8Weight, Scale
+from tgi.worker.runner import Runner
 
 BLOCK = 16
 SPEC = AttentionSpec(0.2)
@@ -137,9 +141,9 @@ def test_operations_of_the_sampler_agree_with_the_definition(hpu):
 class Rows:
     """Rows with given numbers of cached tokens and the same number of new ones, in scattered blocks."""
 
-    def __init__(self, starts, tokens, heads, dtype, padding=1, spec=SPEC):
+    def __init__(self, starts, tokens, heads, dtype, padding=1, spec=SPEC, contiguous=False):
         self.starts, self.tokens, self.dtype, self.padding = starts, tokens, dtype, padding
-        self.spec = spec
+        self.spec, self.contiguous = spec, contiguous
         self.heads, self.kv_heads, self.head_dim = heads
         self.count = len(starts) + padding
         free = iter(random.Random(0).sample(range(1, 60), 59))
@@ -195,6 +199,14 @@ class Rows:
         )
 
     def flat(self, device):
+        if self.contiguous:
+            owned = {
+                block: (row, min(BLOCK, start + 1 - i * BLOCK))
+                for row, (table, start) in enumerate(zip(self.tables, self.starts, strict=True))
+                for i, block in enumerate(table)
+            }
+            every = [owned.get(block, (self.count, 1)) for block in range(1 + max(owned))]
+            return FlatBlocks(None, *(ints(column, device) for column in zip(*every, strict=True)))
         every = []
         for row, (table, start) in enumerate(zip(self.tables, self.starts, strict=True)):
             every += [(block, row, min(BLOCK, start + 1 - i * BLOCK)) for i, block in enumerate(table)]
@@ -252,12 +264,24 @@ def test_attention_agrees_with_the_definition(fused, dtype, starts, tokens, head
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_a_cache_in_one_piece_is_read_where_it_is(fused, dtype):
+    """As when its blocks are gathered, up to the order of sums."""
+    model, cache = (torch.bfloat16, dtype) if dtype.itemsize == 1 else (dtype, None)
+    listed, whole = (
+        Rows((0, 15, 16, 100), 1, (6, 2, 32), model, contiguous=contiguous).run(fused, True, cache)
+        for contiguous in (False, True)
+    )
+    assert_same(whole, listed, model)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("contiguous", [False, True], ids=["listed", "contiguous"])
 @pytest.mark.parametrize("most", [1, 3, 7])
-def test_blocks_can_be_read_in_parts(fused, monkeypatch, dtype, most):
+def test_blocks_can_be_read_in_parts(fused, monkeypatch, dtype, contiguous, most):
     """A row's blocks may be in several parts, or none in some."""
     monkeypatch.setattr("tgi.device.static.GATHERED", most)
-    rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype)
+    rows = Rows((0, 15, 16, 100), 1, (6, 2, 32), dtype, contiguous=contiguous)
     assert_same(rows.run(fused, flat=True), rows.run(Device(1), flat=False), dtype)
 
 
@@ -389,7 +413,7 @@ def test_the_mode_is_settled_before_the_bridge_is_imported(hpu):
     assert environ.get("PT_HPU_ENABLE_LAZY_COLLECTIVES") == ("true" if lazy else None)
 
 
-def decode_seconds(card, spec, dtype=torch.bfloat16, cache_dtype=None, **bridge):
+def decode_seconds(card, spec, dtype=torch.bfloat16, cache_dtype=None, contiguous=False, **bridge):
     """Seconds of attention on a card's clock: 8 rows of 256 tokens, with sizes of a Llama of 8 billion."""
     size, count, blocks = 128, 8, 2
     with open_card(card) as device:
@@ -403,7 +427,10 @@ def decode_seconds(card, spec, dtype=torch.bfloat16, cache_dtype=None, **bridge)
         tables = torch.zeros(count, 0, dtype=torch.int32).to("hpu")
         columns = (ints(column, device) for column in zip(*flat, strict=True))
         same = ints(range(count), device)
-        group = GroupBatch(same, tables, flat=FlatBlocks(*columns))
+        listed = FlatBlocks(*columns)
+        if contiguous:
+            listed.ids = None
+        group = GroupBatch(same, tables, flat=listed)
         batch = Batch(same, same, same, same, same, same, cache, [group])
         batch.plan = device.plan(batch, size)
 
@@ -420,11 +447,14 @@ def decode_seconds(card, spec, dtype=torch.bfloat16, cache_dtype=None, **bridge)
 
 @pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
 def test_what_makes_attention_faster_does_so_on_the_clock(card):
-    """Each of: scores of 16 bits, a cache that is multiplied as it is stored, and the fused adjustment."""
+    """Each of: scores of 16 bits, a cache that is multiplied as it is stored or where it is, and the fused
+    adjustment."""
     wide, narrow = (decode_seconds(card, spec) for spec in (SPEC, NARROW))
     small = decode_seconds(card, NARROW, cache_dtype=torch.float8_e4m3fn)
     widened = decode_seconds(card, NARROW, cache_dtype=torch.float8_e4m3fn, fp8_gemm=None)
     unfused = decode_seconds(card, NARROW, block_adjustment=None)
+    in_place = decode_seconds(card, NARROW, contiguous=True)
+    assert in_place < 0.8 * narrow
     assert narrow < wide
     assert small < 0.6 * narrow
     assert small < 0.6 * widened
@@ -475,6 +505,22 @@ def test_a_cache_in_fp8_is_multiplied_as_it_is_stored(hpu, spec, scales):
             weights = rounded((scores - scores.max()).exp(), 1 / 128)
             wanted = weights @ known[1][:, head // 3] / (scores - scores.max()).exp().sum()
             torch.testing.assert_close(got[row, 0, head].double(), wanted, atol=0.06, rtol=0.06)
+
+
+def test_texts_do_not_depend_on_the_layout_of_the_cache(hpu, tmp_path):
+    """Sequences have blocks here and there."""
+    make_llama(tmp_path, vocab_size=64, max_position_embeddings=512)
+    texts = []
+    for contiguous in (False, True):
+        command = load_command(tmp_path, device="hpu-sim", contiguous=contiguous)
+        driver = Driver(Runner.load(command, Shard(), hpu), random.Random(1).sample(range(1, 40), 39))
+        for lane, length in enumerate((3, 40, 17)):
+            driver.start(lane)
+            driver.prefill({lane: [lane + i % 5 for i in range(length)]})
+        texts.append([driver.decode([0, 1, 2], pad=(1, 0, 2)) for _ in range(20)])
+    assert [[answer.token for answer in step.values()] for step in texts[0]] == [
+        [answer.token for answer in step.values()] for step in texts[1]
+    ]
 
 
 def test_parts_of_the_blocks_share_their_memory(monkeypatch):

@@ -31,7 +31,8 @@ def buckets_of(of: Limits, kind: str) -> Buckets:
         mixes_rows=kind == "mixed",
     )
     graphs = 4 if kind == "few" else None
-    return make_buckets(of, device, Bucketing(max_graphs=graphs, costs=COSTS))
+    bucketing = Bucketing(max_graphs=graphs, costs=COSTS)
+    return make_buckets(of, device, bucketing, prefixes=not of.contiguous)
 
 
 COSTS = Costs(start=1.0, weights=20.0, token=1.0, pair=0.01, mapping=0.01, block=1.0, row=1.0, block_size=4)
@@ -102,16 +103,22 @@ class Run:
             [[None], [None], [2], [3], [longest // 2], [None, 2], [3, None], [2, longest // 2], [None, 3, 2]]
         )
         limits = attrs.evolve(limits, window=None if None in windows else max(windows))
-        pools = [BlockPool(more(rng, limits.group_blocks(window)), block, window) for window in windows]
+        kind = rng.choice(KINDS)
+        limits = attrs.evolve(limits, contiguous=kind in ("few", "flat") and rng.random() < 0.4)
+        pools = [
+            BlockPool(more(rng, limits.group_blocks(window)), block, window, lowest=limits.contiguous)
+            for window in windows
+        ]
         shape = attrs.evolve(limits, max_waiting_tokens=0, waiting_served_ratio=0.0)
-        buckets = buckets_of(shape, rng.choice(KINDS))
+        buckets = buckets_of(shape, kind)
         limits = attrs.evolve(limits, speculate=4 if buckets.mixes and rng.random() < 0.5 else 0)
-        allocator = BlockAllocator(limits, pools, rng.choice([0, 8, None, None, None]))
+        depth = 0 if limits.contiguous else rng.choice([0, 8, None, None, None])
+        allocator = BlockAllocator(limits, pools, depth)
         schedule = Schedule(limits, buckets, allocator)
         if buckets.mixes and rng.random() < 0.7:
             schedule.costs = StepCosts(step=rng.choice([0.5, 3.0, 30.0]), token=1.0)
-        rank = SimulatedRank(block, flat=buckets.flat, windows=windows)
-        depth, stages = rng.choice([1, 2, 2, 3]), rng.choice([1, 1, 2, 3])
+        rank = SimulatedRank(block, flat=buckets.flat, contiguous=limits.contiguous, windows=windows)
+        depth, stages = rng.choice([1, 2, 2, 3]), 1 if limits.contiguous else rng.choice([1, 1, 2, 3])
         schedule.limits = attrs.evolve(limits, stages=stages)
         return cls(rng, schedule, rank, depth=stages + rng.randrange(2) if stages > 1 else depth)
 
@@ -279,7 +286,7 @@ def test_random_schedules(thousand: int) -> None:
     assert hits > 500
     assert slid > 1000
     assert mixed > 100
-    assert divided > 500
+    assert divided > 300
     assert guessed > 20
 
 

@@ -11,8 +11,8 @@ import torch
 class FlatBlocks:
     """The blocks that the rows of a decode step see, one row's after another's; [n] each."""
 
-    ids: torch.Tensor
-    """Block ids, padded with 0."""
+    ids: torch.Tensor | None
+    """Block ids, padded with 0. None: the first n blocks of the cache, in order, each at its id."""
     rows: torch.Tensor
     """Row that sees the block; the number of rows for padding."""
     tokens: torch.Tensor

@@ -40,8 +40,8 @@ class DecodePlan(NamedTuple):
 
     slots: torch.Tensor
     """[rows] int64: slots that keys and values are written to."""
-    blocks: torch.Tensor
-    """[n]: ids of the blocks."""
+    blocks: torch.Tensor | None
+    """[n]: ids of the blocks; None: they follow one another in the cache from `first` on."""
     rows: torch.Tensor
     """[n] int64: row of each block; the number of rows for padding."""
     member: torch.Tensor
@@ -50,12 +50,23 @@ class DecodePlan(NamedTuple):
     """[n, 1, 1, block_size] for each kind of layer: 0 for tokens that the row sees, else -inf."""
     distance: torch.Tensor | None
     """[n, 1, 1, block_size] float32: the key's position minus the query's; None if no layer needs it."""
+    first: int = 0
+    """Id of the first block, where they follow one another."""
 
     def part(self, part: slice) -> "DecodePlan":
         """Return the plan of a slice of the blocks."""
         distance = None if self.distance is None else self.distance[part]
         biases = {kind: bias[part] for kind, bias in self.biases.items()}
-        return DecodePlan(self.slots, self.blocks[part], self.rows[part], self.member[part], biases, distance)
+        blocks = None if self.blocks is None else self.blocks[part]
+        return DecodePlan(
+            self.slots,
+            blocks,
+            self.rows[part],
+            self.member[part],
+            biases,
+            distance,
+            self.first + part.start,
+        )
 
 
 class StaticDevice(Device):
@@ -171,6 +182,18 @@ class StaticDevice(Device):
         read = keys.index_select(0, blocks)
         return read, read if layer.latent else values.index_select(0, blocks)
 
+    def read_plan(
+        self, layer: KVLayer, plan: DecodePlan, block_size: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `read_blocks` does for the blocks of a plan, in place if they follow one another."""
+        if plan.blocks is not None:
+            return self.read_blocks(layer, plan.blocks, block_size)
+        keys, values = (
+            cache.view(-1, block_size, *cache.shape[1:]).narrow(0, plan.first, plan.rows.shape[0])
+            for cache in layer.tensors
+        )
+        return keys, values
+
     def widen(self, x: torch.Tensor, scale: Any) -> torch.Tensor:  # noqa: ARG002
         """Return stored keys or values in the dtype of the model; `scale` is theirs, as `KVLayer` has it."""
         return x
@@ -225,9 +248,9 @@ class StaticDevice(Device):
         """
         assert isinstance(plan, DecodePlan)
         block_size = plan.biases[spec.kind].shape[-1]
-        if plan.blocks.shape[0] > GATHERED:
+        if plan.rows.shape[0] > GATHERED:
             return self._attend_in_parts(layer, query, plan, spec)
-        keys, values = self.read_blocks(layer, plan.blocks, block_size)
+        keys, values = self.read_plan(layer, plan, block_size)
         highest, sums, out = self.weigh_blocks(layer, query, keys, values, plan, spec)
         out = out * self.shares(highest, sums, plan, spec)[:, :, None].to(out.dtype)
         return (plan.member.to(out.dtype).t() @ out.view(out.shape[0], -1)).view(query.shape)
@@ -240,14 +263,14 @@ class StaticDevice(Device):
 
         Borders between the parts let each use the memory of the one before.
         """
-        (rows, heads, head_dim), blocks = query.shape, plan.blocks.shape[0]
+        (rows, heads, head_dim), blocks = query.shape, plan.rows.shape[0]
         size, block_size = -(-blocks // -(-blocks // GATHERED)), plan.biases[spec.kind].shape[-1]
         greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
         total, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
         for begin in range(0, blocks, size):
             self.border()
             part = plan.part(slice(begin, begin + size))
-            read = self.read_blocks(layer, part.blocks, block_size)
+            read = self.read_plan(layer, part, block_size)
             highest, sums, out = self.weigh_blocks(layer, query, *read, part, spec)
             before, greatest = greatest, greatest.index_reduce(0, part.rows, highest, "amax")
             adjustment = (highest - greatest.index_select(0, part.rows)).exp()

@@ -66,6 +66,12 @@ class Setup:
         return self.config.prefix_limit if self.options.prefix_caching else 0
 
     @property
+    def contiguous(self) -> bool:
+        """Whether decode steps read the KV cache in one piece."""
+        possible = self.device.contiguous and self.stages == 1 and self.prefix_limit == 0
+        return possible and self.options.contiguous_cache
+
+    @property
     def memory_fraction(self) -> float:
         """Share of the memory, after weights and workspace, that is used."""
         fraction = self.options.memory_fraction
@@ -88,6 +94,7 @@ class Setup:
             window=widest_window(windows),
             stages=self.stages,
             speculate=options.speculate if self.device.mixes_rows else 0,
+            contiguous=self.contiguous,
         )
 
     def describe_command(self) -> Describe:
@@ -139,6 +146,7 @@ class Setup:
             threads=self._threads,
             lanes=limits.max_batch_size,
             block_size=limits.block_size,
+            contiguous=limits.contiguous,
             max_tokens=limits.max_total_tokens,
             prefill_tokens=limits.max_batch_prefill_tokens,
             attention=attention,
@@ -191,7 +199,7 @@ def read_setup(
     architecture, config = find_architecture(folder, data | overrides)
     if options.speculate and not device.mixes_rows:
         log.warning("--speculate has no effect on --device %s: its steps do not mix rows", device.name)
-    return Setup(
+    setup = Setup(
         options=options,
         folder=folder,
         architecture=architecture.name,
@@ -201,6 +209,12 @@ def read_setup(
         shards=count_shards(options, device, environment),
         loras=lora_slots(options, loras),
     )
+    if options.contiguous_cache and not setup.contiguous:
+        log.warning(
+            "--contiguous-cache has no effect: it needs --no-prefix-caching, a single stage, and a device "
+            "that compiles steps over one list of blocks"
+        )
+    return setup
 
 
 def lora_slots(options: Options, folders: Iterable[Path]) -> LoraSlots:
@@ -222,6 +236,7 @@ def resolve_limits(
     stages: int = 1,
     speculate: int = 0,
     learned_positions: int | None = None,
+    contiguous: bool = False,
 ) -> Limits:
     """Resolve the options for a model made for `max_position` tokens, on a device with these defaults.
 
@@ -254,6 +269,7 @@ def resolve_limits(
         waiting_served_ratio=options.waiting_served_ratio,
         speculate=speculate,
         stages=stages,
+        contiguous=contiguous,
         max_waiting_tokens=options.max_waiting_tokens,
         block_size=block_size,
         window=None if window is None or window >= total else window,

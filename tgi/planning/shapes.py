@@ -54,13 +54,18 @@ class ShapeLimits(Limits):
         return self.shared or self.longest_chunk < self.max_total_tokens - 1
 
     def decode_blocks(self, rows: int) -> int:
-        """Return the maximum block references of a decode step of `rows` rows."""
+        """Return the maximum block references of a decode step of `rows` rows.
+
+        In a contiguous cache, whose block 0 is read too, few rows may have blocks behind those of others that
+        have ended: they take the bucket of more rows.
+        """
         return rows * self.seen_blocks(1) if self.shared else self.likely_blocks(rows)
 
     def likely_blocks(self, rows: int) -> int:
         """Return `decode_blocks` for sequences that share no blocks."""
-        row = self.seen_blocks(1)
-        return rows * row if self.pool is None else min(rows * row, max(self.pool, row, rows))
+        row = self.sequence_blocks if self.contiguous else self.seen_blocks(1)
+        blocks = rows * row if self.pool is None else min(rows * row, max(self.pool, row, rows))
+        return blocks + self.contiguous
 
     def context_blocks(self, tokens: int) -> int:
         """Return the maximum blocks of context of a row of `tokens` tokens."""

@@ -64,6 +64,8 @@ class DeviceSpec:
     """Form of block tables on a device that compiles. True: one list of the blocks of all rows in decode, and
     in prefill a table per row of the blocks before the step; a bucket counts these blocks. False: a table per
     row that includes the blocks of the step."""
+    contiguous: bool = False
+    """Whether a device with `flat` can read the KV cache in one piece in decode, without a list of blocks."""
     mixes_rows: bool = False
     """Whether a step may hold decode rows and chunks of prompts at once; not on a device that compiles."""
     card_variables: Sequence[str] = ()

@@ -59,6 +59,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     lanes: int
     """Maximum number of sequences that run at once."""
     block_size: int
+    contiguous: bool = False
+    """Whether decode steps read the KV cache in one piece; see `tgi.limits.Limits.contiguous`."""
     """Tokens in a KV block."""
     max_tokens: int
     """Maximum tokens of a sequence, which the lanes' block tables have room for."""

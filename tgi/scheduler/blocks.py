@@ -120,15 +120,23 @@ class BlockPool:
     """Blocks 1 to `total`. Block 0 takes the writes of padding rows and is never handed out."""
 
     def __init__(
-        self, total: int, block_size: int, window: int | None = None, prefixes: Prefixes | None = None
+        self,
+        total: int,
+        block_size: int,
+        window: int | None = None,
+        prefixes: Prefixes | None = None,
+        *,
+        lowest: bool = False,
     ) -> None:
         """`window` is the number of tokens that a token attends to, itself included; None: all.
 
-        `prefixes` are shared with other pools, if there are any.
+        `prefixes` are shared with other pools, if there are any. `lowest`: the lowest free blocks are handed
+        out first, wherever they are.
         """
         self.total = total
         self.block_size = block_size
         self.window = window
+        self._lowest = lowest
         self.prefixes = Prefixes() if prefixes is None else prefixes
         self.number = self.prefixes.join()
         self._users = [0] * (total + 1)
@@ -171,7 +179,7 @@ class BlockPool:
         if count > self.available:
             raise IndexError(f"{count} blocks wanted, {self.available} free")
         taken: list[int] = []
-        if after:
+        if after and not self._lowest:
             while len(taken) < count and after < self.total and self._empty[after + 1]:
                 after += 1
                 taken.append(self._occupy(after))
@@ -278,7 +286,7 @@ class BlockPool:
 
     def _take_run(self, count: int, room: int) -> list[int]:
         """Take `count` empty blocks, in one run if possible, with room to grow if possible."""
-        for length in (room, count):
+        for length in () if self._lowest else (room, count):
             start = self._find_run(length)
             if start > 0:
                 self._hand = start + room
@@ -375,7 +383,7 @@ class BlockAllocator:
         for pool, table in groups:
             count = needed - len(table.blocks)
             if count > 0:
-                if pool.available > GROW_BLOCKS * running:
+                if pool.available > GROW_BLOCKS * running and not self.limits.contiguous:
                     count = max(count, min(self._wanted(sequence) - len(table.blocks), GROW_BLOCKS))
                 table.blocks += pool.take(count, after=table.blocks[-1])
                 sequence.unsent = True

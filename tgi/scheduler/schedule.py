@@ -222,6 +222,8 @@ class Schedule:
         if pool.window is not None:
             blocks = [count - pool.first_block(row.start) for count, row in zip(blocks, rows, strict=True)]
         total = sum(blocks) if flat and not prefill else max(blocks)
+        if self.limits.contiguous and not prefill:
+            total = 1 + max([_highest_block(row, size) for row in rows])
         return Bucket(len(rows), max([row.length for row in rows]), total, prefill)
 
     def step(self, rows: list[Row]) -> PlannedStep:
@@ -341,3 +343,9 @@ def _lane_params(sequence: Sequence) -> LaneParams:
         history=ints(sequence.tokens) if sequence.sampling.needs_history else b"",
         prompt_length=len(sequence.prompt),
     )
+
+
+def _highest_block(row: Row, block_size: int) -> int:
+    """Return the highest block that a decode row reads or writes, in any layer group."""
+    end = -(-(row.start + row.length) // block_size)
+    return max([max(table.blocks[table.freed : end]) for table in row.sequence.tables])

@@ -192,6 +192,8 @@ class Driver:
     def _blocks(self, rows: Sequence[Lane], prefill: bool) -> int:
         """Count blocks as a bucket of this device does."""
         device = self.runner.device
+        if self.runner.contiguous and not prefill:
+            return 1 + max(block for row in rows for block in row.table)
         context = prefill and device.compiles
         ends = [-(-row.cached // BLOCK_SIZE) if context else len(row.table) for row in rows]
         counts = [end - self._passed(row) for end, row in zip(ends, rows, strict=True)]

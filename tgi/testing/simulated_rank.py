@@ -68,11 +68,17 @@ class SimulatedRank:
     """Executes steps in order."""
 
     def __init__(
-        self, block_size: int, *, flat: bool = False, windows: Sequence[int | None] = (None,)
+        self,
+        block_size: int,
+        *,
+        flat: bool = False,
+        contiguous: bool = False,
+        windows: Sequence[int | None] = (None,),
     ) -> None:
-        """`flat` is `DeviceSpec.flat`. `windows` are those of the layer groups: the number of tokens that a
-        token sees, 2 or more; None: all."""
+        """`flat` is `DeviceSpec.flat`, `contiguous` is `Limits.contiguous`. `windows` are those of the layer
+        groups: the number of tokens that a token sees, 2 or more; None: all."""
         self.block_size = block_size
+        self.contiguous = contiguous
         self.flat = flat
         self.windows = windows
         self.tables: dict[tuple[int, int], list[int]] = {}
@@ -91,7 +97,10 @@ class SimulatedRank:
         tokens = iter(unpack_ints(step.tokens).tolist())
         assert len(set(lanes)) == len(lanes) <= step.bucket.rows
         assert max(lengths) <= step.bucket.tokens
-        assert self._blocks(step, starts, lengths) <= step.bucket.blocks
+        if self.contiguous and not step.bucket.prefill:
+            self._check_one_piece(step, lanes, starts)
+        else:
+            assert self._blocks(step, starts, lengths) <= step.bucket.blocks
         masks = self._masks(step)
         sampled: list[int] = []
         for lane, start, length, count, draw in zip(lanes, starts, lengths, samples, draws, strict=True):
@@ -120,6 +129,16 @@ class SimulatedRank:
             reached = start if context_only else start + length
             blocks.append(-(-reached // self.block_size) - _first_seen(start, window) // self.block_size)
         return sum(blocks) if self.flat and not step.bucket.prefill else max(blocks)
+
+    def _check_one_piece(self, step: Step, lanes: list[int], starts: list[int]) -> None:
+        """Assert that the bucket reaches up to the last block that a row sees, and that no two see one."""
+        for group, window in enumerate(self.windows):
+            seen: list[int] = []
+            for lane, start in zip(lanes, starts, strict=True):
+                first = _first_seen(start, window) // self.block_size
+                seen += self.tables[group, lane][first : start // self.block_size + 1]
+            assert max(seen) < step.bucket.blocks
+            assert len(set(seen)) == len(seen), "a block of two sequences"
 
     def _masks(self, step: Step) -> dict[int, bytes]:
         masked = unpack_ints(step.masked).tolist()

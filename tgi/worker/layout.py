@@ -48,6 +48,8 @@ class Sizes:
     """Number of token ids."""
     windows: tuple[int | None, ...]
     """Tokens that a token sees, for each group of layers; None: all before it."""
+    contiguous: bool = False
+    """`Limits.contiguous`."""
 
     @property
     def mask_words(self) -> int:
@@ -118,7 +120,8 @@ def model_layout(dimensions: Dimensions, sizes: Sizes) -> Layout:
     for group, (blocks, window) in enumerate(zip(dimensions.blocks, sizes.windows, strict=True)):
         columns[f"slots{group}"] = slots
         if dimensions.flat:
-            columns[f"ids{group}"] = np.zeros(blocks)
+            if not sizes.contiguous:
+                columns[f"ids{group}"] = np.zeros(blocks)
             columns[f"rows{group}"] = np.full(blocks, rows)
             columns[f"tokens{group}"] = np.ones(blocks)
         else:
@@ -271,13 +274,16 @@ def _group_columns(
     ends = -(-(rows.starts + rows.lengths) // size)
     if dimensions.flat:
         owners, within = _spread(ends - first)
-        assert len(owners) <= blocks, "more blocks than the bucket has"
         entries = first[owners] + within
-        return columns | {
-            f"ids{group}": tables[rows.lanes[owners], entries],
-            f"rows{group}": owners,
-            f"tokens{group}": rows.starts[owners] + 1 - entries * size,
-        }
+        ids, tokens = tables[rows.lanes[owners], entries], rows.starts[owners] + 1 - entries * size
+        if sizes.contiguous:
+            assert ids.max() < blocks, "a block beyond the bucket"
+            return columns | {
+                f"rows{group}": _place(ids, owners, blocks, dimensions.rows),
+                f"tokens{group}": _place(ids, tokens, blocks, 1),
+            }
+        assert len(owners) <= blocks, "more blocks than the bucket has"
+        return columns | {f"ids{group}": ids, f"rows{group}": owners, f"tokens{group}": tokens}
     # Entries beyond a row's tokens are block 0: stale ids would be read even though they are masked.
     seen = first[:, None] + np.arange(blocks, dtype=np.int32)
     known = tables[rows.lanes[:, None], np.minimum(seen, tables.shape[1] - 1)]

@@ -143,7 +143,7 @@ class ModelProgram(Program):
     def _group(self, inputs: Inputs, group: int) -> GroupBatch:
         slots = inputs[f"slots{group}"]
         if self._dimensions.flat:
-            flat = FlatBlocks(*(inputs[f"{name}{group}"] for name in ("ids", "rows", "tokens")))
+            flat = FlatBlocks(inputs.get(f"ids{group}"), inputs[f"rows{group}"], inputs[f"tokens{group}"])
             return GroupBatch(slots, slots.new_empty(self._dimensions.rows, 0), flat=flat)
         return GroupBatch(slots, inputs[f"tables{group}"], inputs.get(f"bases{group}"))
 
@@ -426,7 +426,7 @@ class Programs:
     def _listed_blocks(self, bucket: Bucket, window: int | None) -> int:
         """Return the entries of a group's block tables, or of its list: the bucket's, if a window needs no
         fewer."""
-        if window is None:
+        if window is None or (self._sizes.contiguous and not bucket.prefill):
             return bucket.blocks
         seen = span(window if self._device.flat else window + bucket.tokens - 1, self._sizes.block_size)
         return min(bucket.blocks, seen if bucket.prefill or not self._device.flat else seen * bucket.rows)

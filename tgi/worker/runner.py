@@ -53,6 +53,8 @@ class Runner:
     """Keys and values of the model's layers, by number."""
     cache_dtype: torch.dtype
     block_size: int
+    contiguous: bool
+    """`Load.contiguous`."""
     shard: Shard
     stage: Stage
     lanes: Lanes
@@ -107,6 +109,7 @@ class Runner:
             kv=build.kv,
             cache_dtype=cache_dtype,
             block_size=command.block_size,
+            contiguous=command.contiguous,
             shard=build.shard,
             stage=build.stage,
             lanes=Lanes(command.lanes, -(-command.max_tokens // command.block_size), len(groups)),
@@ -241,7 +244,7 @@ class Runner:
             loras=self.loras,
         )
         windows = tuple(group.window for group in self.groups)
-        sizes = Sizes(self.block_size, self.lanes.count, config.vocab_size, windows)
+        sizes = Sizes(self.block_size, self.lanes.count, config.vocab_size, windows, self.contiguous)
         return Programs(context, self.lanes, sizes, self.top, self.shard, stage)
 
 

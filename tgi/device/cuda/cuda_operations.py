@@ -121,6 +121,7 @@ class CudaOperations(StaticDevice):
         latent = any(layer.latent for layer in batch.cache.layers if layer.group == number)
         if latent or any(kind.chunked for kind in self.kinds(batch.cache, number)):
             return super().plan_decode(batch, number, flat, block_size)
+        assert flat.ids is not None, "this device lists blocks"
         rows = torch.arange(batch.tokens.shape[0] + 1, dtype=torch.int32, device=flat.rows.device)
         starts = torch.searchsorted(flat.rows, rows, out_int32=True)
         slots = batch.groups[number].slots.long()

@@ -16,6 +16,7 @@ SPEC = DeviceSpec(
     prefill_tokens=2048,
     compiles=True,
     flat=True,
+    contiguous=True,
     card_variables=("HABANA_VISIBLE_MODULES", "HABANA_VISIBLE_DEVICES"),
     card_files="/dev/accel/accel[0-9]*",
     node_resources={"CPU": 1.0, "HPU": 1.0},
