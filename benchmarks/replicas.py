@@ -4,10 +4,10 @@ Every replica is the product's own schedule, with its blocks, prefix cache, `pla
 as long as the roofline of `tgi plan` says of Llama-3.1-8B on a Gaudi 3. The policy "prefix-aware" is the
 product's `route`. Conversations begin at random (Poisson, or in bursts: three times the rate for a quarter of
 each second), share one of many system prompts (the k-th is 1/k as frequent), and go on after the user has
-read the answer.
+read the answer. All caches are empty at first; the figures are of the second half of the time.
 
-    python benchmarks/replicas.py > runs.jsonl                           # 8 replicas, two rates, two loads
-    python benchmarks/replicas.py --replicas 100 --rates 24 --seconds 5
+    python benchmarks/replicas.py --replicas 1 10 100 1000 > runs.jsonl
+    python benchmarks/replicas.py --replicas 10 --rates 16 28 56 --seconds 8
     python benchmarks/replicas.py --decoding-tokens 0 2 8 32 128 --policies prefix-aware
     python benchmarks/replicas.py --plot docs/images/replicas.png runs.jsonl
 """
@@ -71,12 +71,14 @@ class Request:
     clock: "Cluster"
     answer: list[int] = attrs.field(factory=list)
     first: float = 0.0
+    """Time of the first token; 0 before it."""
     last: float = 0.0
 
     def send_nowait(self, value: object) -> None:
         """Take a token."""
         assert isinstance(value, Token)
         self.last = self.clock.now
+        self.clock.tokens += 1
         if not self.answer:
             self.first = self.last
         self.answer.append(value.id)
@@ -95,8 +97,9 @@ class Cluster:
     schedules: list[Schedule]
     ranks: list[FakeExecutor]
     now: float = 0.0
-    steps: int = 0
-    done: list[Request] = attrs.field(factory=list)
+    tokens: int = 0
+    """Number of tokens generated."""
+    requests: list[Request] = attrs.field(factory=list)
     _events: list[tuple[float, int, Callable[[], None]]] = attrs.field(factory=list)
     _order: Iterator[int] = attrs.field(factory=itertools.count)
     _busy: set[int] = attrs.field(factory=set)
@@ -120,9 +123,9 @@ class Cluster:
         """Let something happen."""
         heapq.heappush(self._events, (time, next(self._order), event))
 
-    def run(self) -> None:
-        """Run until nothing happens any more."""
-        while self._events:
+    def run(self, end: float) -> None:
+        """Run until a time."""
+        while self._events and self._events[0][0] < end:
             self.now, _, event = heapq.heappop(self._events)
             event()
 
@@ -131,15 +134,15 @@ class Cluster:
         question = [self.rng.randrange(VOCABULARY) for _ in range(self.rng.randint(*QUESTION_TOKENS))]
         conversation.tokens += question
         sequence = make_sequence(list(conversation.tokens), self.rng.randint(*ANSWER_TOKENS))
-        sequence.events = Request(conversation, self.now, self)
+        self.requests.append(request := Request(conversation, self.now, self))
+        sequence.events = request
         replica = self.policy(sequence, self.schedules)
         self.schedules[replica].add(sequence)
         if replica not in self._busy:
             self._step(replica)
 
     def finished(self, request: Request) -> None:
-        """Note an answer, and let its user ask again."""
-        self.done.append(request)
+        """Let a user who has got an answer ask again."""
         conversation = request.conversation
         conversation.tokens += request.answer
         conversation.turns -= 1
@@ -153,7 +156,6 @@ class Cluster:
             self._busy.discard(replica)
             return
         self._busy.add(replica)
-        self.steps += 1
         self.at(self.now + COSTS.seconds(planned.bucket), lambda: self._commit(replica, planned))
 
     def _commit(self, replica: int, planned: PlannedStep) -> None:
@@ -210,7 +212,10 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 def simulate(
     name: str, replicas: int, rate: float, seconds: float, bursty: bool, seed: int
 ) -> dict[str, object]:
-    """Serve for a time, and return the figures. `rate` is of conversations a second for each replica."""
+    """Serve for a time, and return the figures of its second half.
+
+    `rate` is of conversations a second for each replica.
+    """
     cluster = Cluster.of(replicas, POLICIES[name](), seed)
     rng = random.Random(seed)  # the same conversations for each policy
     prompts = [
@@ -221,24 +226,31 @@ def simulate(
     for time in arrivals(rng, rate * replicas, seconds, bursty):
         conversation = Conversation(list(rng.choices(prompts, weights)[0]), rng.randint(*TURNS))
         cluster.at(time, lambda one=conversation: cluster.ask(one))  # type: ignore[misc]
-    cluster.run()
-    first = np.array([request.first - request.arrived for request in cluster.done])
-    each = np.array([(one.last - one.first) / max(len(one.answer) - 1, 1) for one in cluster.done])
-    hits = sum(schedule.prefix_hit_tokens for schedule in cluster.schedules)
-    queries = sum(schedule.prefix_query_tokens for schedule in cluster.schedules)
-    tokens = sum(len(request.answer) for request in cluster.done)
+    cluster.run(seconds / 2)
+    before, tokens = _looked_up(cluster), cluster.tokens
+    cluster.run(seconds)
+    hits, queries = _looked_up(cluster) - before
+    asked = [request for request in cluster.requests if request.arrived >= seconds / 2]
+    # Whoever still waits has waited for as long as this, at least.
+    first = np.array([(request.first or seconds) - request.arrived for request in asked])
+    going = [one for one in asked if len(one.answer) > 1]
+    each = np.array([(one.last - one.first) / (len(one.answer) - 1) for one in going])
     return {
         "policy": name,
         "replicas": replicas,
         "traffic": "bursty" if bursty else "poisson",
         "rate": rate,
-        "requests": len(cluster.done),
-        "steps": cluster.steps,
-        "tokens_per_second": round(tokens / cluster.now / replicas),
+        "requests": len(asked),
+        "tokens_per_second": round((cluster.tokens - tokens) / (seconds / 2) / replicas),
         "hit_rate": round(hits / queries, 3),
         "first_token_ms": [round(1e3 * float(np.percentile(first, share))) for share in (50, 90, 99)],
         "between_tokens_ms": [round(1e3 * float(np.percentile(each, share)), 1) for share in (50, 99)],
     }
+
+
+def _looked_up(cluster: Cluster) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    """Return how many prompt tokens were found in caches, and how many were looked up."""
+    return np.sum([(one.prefix_hit_tokens, one.prefix_query_tokens) for one in cluster.schedules], axis=0)
 
 
 def draw(runs: list[dict[str, Any]], file: Path) -> None:
@@ -278,9 +290,9 @@ def draw(runs: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     """Simulate what the command line says and print a line of JSON for each run, or draw such lines."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--replicas", type=int, nargs="+", default=[8])
-    parser.add_argument("--rates", type=float, nargs="+", default=[16.0, 28.0], help="for each replica")
-    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--replicas", type=int, nargs="+", default=[10])
+    parser.add_argument("--rates", type=float, nargs="+", default=[28.0], help="for each replica")
+    parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--traffic", nargs="+", choices=["poisson", "bursty"], default=["poisson", "bursty"])
     parser.add_argument("--decoding-tokens", type=int, nargs="+", default=[router.DECODING_TOKENS])

@@ -350,6 +350,14 @@ def test_variables_that_libraries_read_are_left_to_them(name: str, monkeypatch: 
             "Sharding is currently not supported with `exl2` quantization",
         ),
         ({"lora_adapters": ("a,b=c@d@e",)}, "Invalid LoRA adapter format: b=c@d@e"),
+        ({"objectives": ("a=1, a=2",)}, "--objectives: 'a' has two priorities"),
+        *(
+            (
+                {"objectives": (f"a=1,{wrong}",)},
+                f"--objectives: {wrong!r} is not NAME=PRIORITY, with a whole number of at most 32 bits",
+            )
+            for wrong in ("b", "b=", "=1", "b=1.5", "b=high", f"b={2**31}", "b=--1", "b=²")
+        ),
     ],
 )
 def test_what_the_launcher_refuses(options: dict[str, Any], text: str) -> None:

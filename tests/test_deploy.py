@@ -17,6 +17,7 @@ from cyclopts import Argument
 
 from tgi.api.vllm_metrics import SCHEDULER
 from tgi.cli import launcher_app
+from tgi.flags import read_priorities
 from tgi.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
@@ -234,6 +235,9 @@ def test_the_pool_has_the_pods_of_the_chart() -> None:
     for objective in objectives:
         assert objective["kind"] == "InferenceObjective"
         assert objective["spec"]["poolRef"]["name"] == pool["metadata"]["name"]
+    given = {one["metadata"]["name"]: one["spec"]["priority"] for one in objectives}
+    (told,) = re.findall(r"--objectives (\S+)`", (ROOT / "docs" / "scaling.md").read_text("utf-8"))
+    assert read_priorities([told]) == given
     (backend,) = route["spec"]["rules"][0]["backendRefs"]
     group = pool["apiVersion"].partition("/")[0]
     assert backend == {"group": group, "kind": pool["kind"], "name": pool["metadata"]["name"]}

@@ -310,6 +310,11 @@ class Options:
     any."""
     tenants: Annotated[Path | None, flag(HTTP, "TENANTS", value="FILE"), flags.FILE] = None
     """TOML file with weights and limits of tenants (docs/reliability.md). Changes are noticed."""
+    objectives: Annotated[
+        tuple[str, ...], flag(HTTP, "OBJECTIVES", value="NAME=PRIORITY,…", several=True)
+    ] = ()
+    """Priorities of the InferenceObjectives that requests may name in the header
+    x-gateway-inference-objective. As there, higher comes first. `priority` in a body takes precedence."""
     keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
     """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
     aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
@@ -361,6 +366,7 @@ class Options:
         self._check_keys()
         if self.tls_key is not None and self.tls_cert is None:
             raise OptionError("--tls-key needs --tls-cert")
+        _ = self.objective_priorities
         room = self.room_for_loras
         if self.allow_runtime_lora_updating and not room:
             yield "--allow-runtime-lora-updating has no effect without --enable-lora or --lora-adapters"
@@ -377,6 +383,14 @@ class Options:
             return LoraSource.read_all(self.lora_adapters)
         except ValueError as error:
             raise OptionError(str(error)) from error
+
+    @property
+    def objective_priorities(self) -> dict[str, int]:
+        """Priority of each InferenceObjective, higher first. Raises OptionError."""
+        try:
+            return flags.read_priorities(self.objectives)
+        except ValueError as error:
+            raise OptionError(f"--objectives: {error}") from error
 
     @property
     def room_for_loras(self) -> int:

@@ -105,6 +105,21 @@ class LoraSource:
         return found
 
 
+def read_priorities(values: Sequence[str]) -> dict[str, int]:
+    """Read NAME=PRIORITY, several with commas between them. Raises ValueError."""
+    found: dict[str, int] = {}
+    for part in ",".join(values).split(","):
+        name, _, priority = (piece.strip() for piece in part.partition("="))
+        if not part.strip():
+            continue
+        if not name or not priority.removeprefix("-").isdecimal() or abs(int(priority)) > 2**31 - 1:
+            raise ValueError(f"{part.strip()!r} is not NAME=PRIORITY, with a whole number of at most 32 bits")
+        if name in found:
+            raise ValueError(f"{name!r} has two priorities")
+        found[name] = int(priority)
+    return found
+
+
 def address(_type: Any, text: str, **_: Any) -> list[str]:
     """Return HOSTNAME if it is an address. Containers and shells set it to a name that nobody means here."""
     return [text] if is_address(text) else []

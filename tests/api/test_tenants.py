@@ -11,6 +11,7 @@ from tests.api.serving import serving
 from tgi.api.tenants import Tenants, read_tenants
 from tgi.config import OptionError, Options
 from tgi.errors import RateLimited
+from tgi.scheduler.policy import Schedule
 from tgi.server import _Server
 from tgi.testing.builders import make_sequence
 
@@ -138,6 +139,56 @@ async def test_the_scheduler_is_told_of_tenant_and_priority(
         body = {"prompt": "a", "max_tokens": 2, "priority": 7}
         assert (await server.ask("POST", "/v1/completions", body, keys[1])).status == 200
         assert added == [("sk-bob", 0.5, -3), ("sk-eve", 1.0, 7)]
+
+
+async def test_an_objective_of_the_gateway_has_a_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of InferenceObjectives a higher priority comes first, of `priority` in a body a lower one."""
+    options = Options(objectives=("interactive=10,batch=-10", "other = 0"))
+    async with serving(options=options) as server:
+        assert server.service.engine is not None
+        added: list[int] = []
+        add = Schedule.add
+
+        def note(self: Any, one: Any) -> None:
+            added.append(one.priority)
+            add(self, one)
+
+        monkeypatch.setattr(Schedule, "add", note)
+        name = "x-gateway-inference-objective"
+        for headers in (
+            {name: "interactive"},
+            {name: "batch"},
+            {"X-LLM-D-Inference-Objective": "batch"},
+            {name: "other"},
+            {name: "unknown"},
+            {name: "10"},
+            {},
+        ):
+            assert (await server.ask("POST", "/generate", BODY, headers)).status == 200
+        completion = {"prompt": "a", "max_tokens": 2}
+        chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+        for path, body in {
+            "/v1/completions": completion,
+            "/v1/chat/completions": chat,
+            "/v1/messages": {**chat, "model": "m"},
+        }.items():
+            assert (await server.ask("POST", path, body, {name: "batch"})).status == 200
+        for priority in (0, 7):
+            body = {**completion, "priority": priority}
+            assert (await server.ask("POST", "/v1/completions", body, {name: "interactive"})).status == 200
+        assert added == [-10, 10, 10, 0, 0, 0, 0, 10, 10, 10, 0, 7]
+
+
+async def test_a_fairness_id_of_the_gateway_can_name_the_tenant(file: Path) -> None:
+    async with serving(
+        options=Options(tenants=file, tenant_header="x-gateway-inference-fairness-id")
+    ) as server:
+        assert server.service.tenants is not None
+        server.service.tenants.load()
+        with server.service.tenants.named("alice").permits(1):
+            headers = {"X-Gateway-Inference-Fairness-Id": "alice"}
+            assert (await server.ask("POST", "/generate", BODY, headers)).status == 429
+        assert (await server.ask("POST", "/generate", BODY, headers)).status == 200
 
 
 async def test_sighup_reads_the_file_again_and_keeps_the_old_terms_if_it_is_wrong(file: Path) -> None:

@@ -10,6 +10,7 @@ import ssl
 import struct
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -143,6 +144,18 @@ async def test_whoever_is_no_rank_is_refused(
     assert reason in caplog.text
 
 
+async def test_whoever_has_left_before_it_is_seen_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """As a port scanner does: its reset arrives before the connection is taken."""
+    start = _Start([NodeRank(0, "127.0.0.1")], None)
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    scanner = socket.create_connection(listener.socket.getsockname())
+    scanner.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    scanner.close()
+    async with listener:
+        await start.take(await listener.accept())
+    assert "refused a connection of a host that has left to the port for ranks: " in caplog.text
+
+
 @pytest.mark.autojump
 async def test_whoever_says_nothing_is_refused_in_time(caplog: pytest.LogCaptureFixture) -> None:
     async with listening(1) as (_, connect):
@@ -266,6 +279,24 @@ def test_an_actor_that_cannot_reach_the_server_says_so() -> None:
     task = Task("127.0.0.1", port, TOKEN, "", None, None, "auto", {}, (), ())
     how = actor.RankActor().run(encode(task), encode(Seat(1, 2, "127.0.0.1", 0, 1)))
     assert how.startswith(f"cannot reach the server at 127.0.0.1, port {port}: ")
+
+
+def test_an_actor_whose_connection_is_reset_says_so() -> None:
+    """As when the server expects TLS, or does not."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        task = Task("127.0.0.1", server.getsockname()[1], TOKEN, "", None, None, "auto", {}, (), ())
+
+        def reset() -> None:
+            connection, _ = server.accept()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+
+        with ThreadPoolExecutor(1) as pool:
+            resetting = pool.submit(reset)
+            how = actor.RankActor().run(encode(task), encode(Seat(1, 2, "127.0.0.1", 0, 1)))
+            resetting.result()
+    assert how.startswith(f"cannot reach the server at 127.0.0.1, port {task.port}: ")
+    assert "reset" in how
 
 
 def test_a_rank_that_cannot_reach_rank_0_says_so() -> None:

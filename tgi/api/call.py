@@ -44,6 +44,8 @@ INLINE_BYTES = 20_000
 INLINE_CHARACTERS = 500
 """Maximum length of a text that is tokenised on the event loop; a thread costs about 0.2 ms."""
 
+OBJECTIVE_HEADERS = "x-gateway-inference-objective", "x-llm-d-inference-objective"
+"""Headers that name the InferenceObjective of a request; the second is that of llm-d from 0.8."""
 BODY_ERRORS = (400, 401, 408, 413, 415, 422, 429, 503)
 GENERATION_ERRORS = (*BODY_ERRORS, 424, 500)
 
@@ -201,6 +203,12 @@ class Call(Generic[B]):
             return tenants.named(request.headers.get(header, ""))
         keys, given = self.service.options.api_key, given_keys()
         return tenants.named(next((key for key in given if key and (not keys or key in keys)), ""))
+
+    @property
+    def priority(self) -> int:
+        """Place in the queue by the objective that a gateway's header names; lower comes first."""
+        named = (request.headers.get(header, "") for header in OBJECTIVE_HEADERS)
+        return -next((self.service.objectives[name] for name in named if name in self.service.objectives), 0)
 
     def take_permits(self, count: int) -> None:
         """Hold permits until the end of the answer. Raises Overloaded, and RateLimited for a tenant."""

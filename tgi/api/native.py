@@ -353,7 +353,7 @@ def generation_of(inputs: str, parameters: GenerateParameters, lora: Lora | None
         truncate=parameters.truncate,
         grammar=None if grammar is None else lambda: grammar.spec,
         prompt_top=0 if parameters.decoder_input_details else None,
-        priority=parameters.priority or 0,
+        priority=parameters.priority,
         lora=lora,
     )
 

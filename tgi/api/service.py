@@ -1,6 +1,6 @@
 """The server as handlers see it: its model, its limits, and whether it takes requests."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -87,11 +87,14 @@ class Service:
     """Sender of traces, if they are wanted."""
     tenants: Tenants | None = attrs.field(init=False)
     """Clients with shares and limits of their own, if requests have any."""
+    objectives: Mapping[str, int] = attrs.field(init=False)
+    """Priorities of InferenceObjectives; higher comes first."""
     turns: Turns = attrs.field(init=False)
     """Turns at reading and tokenising long texts."""
 
     def __attrs_post_init__(self) -> None:
         self.tenants = Tenants.of(self.options)
+        self.objectives = self.options.objective_priorities
         self.turns = Turns(self.options.max_concurrent_requests)
 
     def ready(self) -> Engine | Embedder:

@@ -75,8 +75,8 @@ class Generation:
     """Maximum of `top_n_tokens` if the server's limit is lower."""
     prompt_top: int | None = None
     """Number of most likely tokens to report for each token of the prompt; None: not even its own."""
-    priority: int = 0
-    """Place in the queue: lower comes first."""
+    priority: int | None = None
+    """Place in the queue: lower comes first. None: that of the request's objective."""
     names: Names = Names()
     lora: Lora | None = None
     """LoRA adapter to generate with."""
@@ -152,7 +152,7 @@ async def make_sequences(call: Call[Any], generation: Generation) -> list[Sequen
             arrived=arrived,
             tenant="" if tenant is None else tenant.name,
             weight=1.0 if tenant is None else tenant.terms.weight,
-            priority=generation.priority,
+            priority=call.priority if generation.priority is None else generation.priority,
             lora=generation.lora,
         )
         for number in range(generation.count)

@@ -56,9 +56,9 @@ class RankActor:
             return trio.run(_Rank(*given).run)
         except HubError as error:
             return f"finds no model there: {error}"
-        except (HandshakeError, OSError, trio.TooSlowError) as error:
+        except (HandshakeError, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
             where = f"{given[0].host}, port {given[0].port}"
-            reason = str(error) or f"no answer within {SECONDS:g} s"
+            reason = str(error) or str(error.__cause__ or f"no answer within {SECONDS:g} s")
             return f"cannot reach the server at {where}: {reason}"
 
 

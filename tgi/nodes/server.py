@@ -116,10 +116,10 @@ class _Start:
 
     async def take(self, stream: trio.SocketStream) -> None:
         """Take a connection, which may be of anybody, and wait for the start of its rank."""
-        watch_silence(stream)
-        rank = None
+        peer = "a host that has left"
         try:
             peer = stream.socket.getpeername()[0]
+            watch_silence(stream)
             with trio.fail_after(SECONDS):
                 secured = stream if self.tls is None else _secured(stream, self.tls)
                 index, port, proof = await admit(secured, self.token)

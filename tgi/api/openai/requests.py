@@ -275,7 +275,7 @@ def make_generation(
         stop_token_ids=body.stop_token_ids or (),
         allowed_token_ids=body.allowed_token_ids,
         bad_words=body.bad_words or (),
-        priority=body.priority or 0,
+        priority=body.priority,
         lora=lora_of_model(call.engine, body.model),
         truncate=_truncation(body, call.engine.limits),
         truncate_end=body.truncation_side == "right",
