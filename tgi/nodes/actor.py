@@ -94,11 +94,15 @@ class _Rank:
         return socket.create_server((self.seat.node, 0), family=family, backlog=2048)
 
     async def _connect(self, port: int) -> Messages:
+        context = tls_context(environ, server=False)
         stream = await trio.open_tcp_stream(self.task.host, self.task.port)
         watch_silence(stream)
-        context = tls_context(environ, server=False)
         secured = stream if context is None else trio.SSLStream(stream, context, https_compatible=True)
-        return await introduce(secured, self.task.token, self.seat.rank, port)
+        try:
+            return await introduce(secured, self.task.token, self.seat.rank, port)
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
 
     async def _fetch(self, server: Messages) -> Path | None:
         """Return the model's folder on this node; None if the server leaves meanwhile. Raises HubError."""
