@@ -34,7 +34,7 @@ from tgi.text.grammar import GrammarCompiler, GrammarSpec, Matcher
 from tgi.text.stopping import StoppingCriteria
 from tgi.text.tokenizer import Tokenizer
 from tgi.weights import Shard
-from tgi.worker import programs
+from tgi.worker import launching
 from tgi.worker.lanes import entries_of
 from tgi.worker.runner import Runner
 
@@ -101,8 +101,8 @@ def random_sampling(rng: random.Random) -> SamplingParams:
         return value if rng.random() < 1 / 3 else off
 
     sample = rng.random() < 2 / 3
-    biased = rng.sample(range(2, VOCAB), some(programs.MAX_ENTRIES + 30, 12))
-    ends = tuple(rng.sample(range(2, VOCAB), some(programs.MAX_ENTRIES + 40, 9)))
+    biased = rng.sample(range(2, VOCAB), some(launching.MAX_ENTRIES + 30, 12))
+    ends = tuple(rng.sample(range(2, VOCAB), some(launching.MAX_ENTRIES + 40, 9)))
     drawing = {
         "temperature": some(rng.uniform(0.3, 2), 1.0),
         "top_k": some(rng.randrange(1, 80), 0),
@@ -335,7 +335,7 @@ class Engine:
 
 def _table_writes(step: Step) -> int:
     """Runs of the program that writes what the sequences of a step bring into the sampler's tables."""
-    return sum(-(-len(entries_of(params, VOCAB)[0]) // programs.MAX_ENTRIES) for params in step.params)
+    return sum(-(-len(entries_of(params, VOCAB)[0]) // launching.MAX_ENTRIES) for params in step.params)
 
 
 @attrs.frozen

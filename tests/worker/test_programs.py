@@ -13,7 +13,7 @@ from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
-from tgi.worker import programs
+from tgi.worker import launching
 from tgi.worker.layout import Sizes, sample_layout
 
 from .rows import pack
@@ -48,8 +48,8 @@ def params(lane, prompt):
         2: everything,
         3: everything | drawn,
         4: {"repetition_penalty": 1.5, "history": prompt},
-        5: {"bias": {token: rng.uniform(-9, 9) for token in range(programs.MAX_ENTRIES + 60)}},
-        6: {"min_tokens": 5, "ends": rng.sample(range(VOCAB), programs.MAX_ENTRIES + 40)},
+        5: {"bias": {token: rng.uniform(-9, 9) for token in range(launching.MAX_ENTRIES + 60)}},
+        6: {"min_tokens": 5, "ends": rng.sample(range(VOCAB), launching.MAX_ENTRIES + 40)},
         7: {"presence_penalty": 2.0, "count_penalty": 1.0, "history": prompt},
     }[lane] | {"seed": lane, "prompt_length": len(prompt)}
 
@@ -170,14 +170,14 @@ def rounds(folder, device, count, before=None, **load):
 def texts(folder, device, least, monkeypatch):
     """Tokens of greedy and drawn rows in turn, with the sampler that each step gets."""
     used = []
-    variant = programs.Programs._variant
+    variant = launching.Programs._variant
 
     def noted(self, step, samples, needs):
         made = variant(self, step, samples, needs)
-        used.append(programs.COMPILED_NEEDS.index(made.needs))
+        used.append(launching.COMPILED_NEEDS.index(made.needs))
         return made
 
-    monkeypatch.setattr(programs.Programs, "_variant", noted)
+    monkeypatch.setattr(launching.Programs, "_variant", noted)
     driver = make_driver(folder, device)
     drawn = {"sample": True, "temperature": 0.7, "top_p": 0.8, "top_k": 50, "min_p": 0.01}
     for lane, prompt in ((0, PROMPTS[0]), (1, PROMPTS[1])):

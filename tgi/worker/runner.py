@@ -32,8 +32,9 @@ from tgi.weights import Shard, Stage
 from tgi.weights.lora_file import read_lora
 
 from .lanes import Lanes
+from .launching import Programs
 from .layout import Sizes
-from .programs import Programs, StepContext
+from .programs import StepContext
 from .sampler import Sampler
 
 _ONLY = Stage()
