@@ -17,7 +17,7 @@ from . import refused
 from .call import BODY_ERRORS, Call, json_answer, post
 from .native import ModelName
 from .openai.answers import Reason
-from .openai.chat import chat_prompt
+from .openai.prompts import chat_prompt
 from .openai.requests import ChatRequest
 from .refused import refusing
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event

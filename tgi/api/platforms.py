@@ -29,8 +29,9 @@ from .native import (
 )
 from .openai import answers, requests
 from .openai.answers import VisibleText
-from .openai.chat import chat_completions, chat_sequences
+from .openai.chat import chat_completions
 from .openai.completions import completions
+from .openai.prompts import chat_sequences
 from .stream import Finished, best_first
 from .validate import make_sequences
 

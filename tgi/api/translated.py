@@ -13,7 +13,8 @@ from tgi.text.tool_calls import AnswerDelta
 
 from .call import Call, json_answer
 from .openai.answers import Reason, Usage
-from .openai.chat import ChatPrompt, Choice, chat_sequences
+from .openai.chat import Choice
+from .openai.prompts import ChatPrompt, chat_sequences
 from .openai.requests import ChatRequest
 from .stream import KEEP_ALIVE, Finished, frame
 

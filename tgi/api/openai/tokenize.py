@@ -11,7 +11,7 @@ from tgi.api.call import BODY_ERRORS, Call, json_answer, post
 from tgi.sampling import about
 from tgi.text.tokenizer import Piece
 
-from .chat import chat_prompt
+from .prompts import chat_prompt
 from .requests import ChatRequest
 
 _NAMES = about("Report the tokens' names in the vocabulary.")
