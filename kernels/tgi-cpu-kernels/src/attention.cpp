@@ -1,7 +1,8 @@
 // Paged attention for rows of any length: decode rows, chunks of prompts, and both in one call.
 //
 // The cache of a layer is divided into blocks of BLOCK tokens. Within a block and key/value head, keys are stored as
-// [size/2][BLOCK][2], so that the scores of BLOCK tokens are computed side by side, and values as [BLOCK][size].
+// [size/2][BLOCK][2], so that the scores of BLOCK tokens are computed side by side, and values as [BLOCK/2][size][2]:
+// a pair of tokens is added at once. Weights are rounded to the type of the values first.
 //
 // A query sees tokens in chunks of CHUNK, at multiples of CHUNK from position 0. For each chunk it gets a maximum, a
 // sum and a weighted value; the chunks are then merged in their order. So a query's result depends on its context
@@ -14,8 +15,7 @@
 
 constexpr int BLOCK = 16;
 constexpr int CHUNK = 256;
-constexpr int SIDE = W == 16 ? 4 : 2;  // blocks, or vectors of features, that are computed side by side
-constexpr int TILE = 4;  // query heads that read a key together
+constexpr int TILE = W == 16 ? 12 : 4;  // most queries that read a key together
 constexpr long MAX_SIZE = 256;
 constexpr long PARTIAL = 2;  // numbers before the weighted value: maximum and sum
 
@@ -25,14 +25,27 @@ static inline long key_place(const float*, long token, long i) {
   return ((i / 2 * (BLOCK / W) + token / W) * 2 + i % 2) * W + token % W;
 }
 
+static inline long value_place(const bf16*, long token, long i, long size) { return (token / 2 * size + i) * 2 + token % 2; }
+static inline long value_place(const float*, long token, long i, long size) {
+  return ((token / 2 * (size / W) + i / W) * 2 + token % 2) * W + i % W;
+}
+
+// How many of `left` queries are computed together: there is a program for each of these numbers.
+static inline long tile(long left) { return left >= TILE ? TILE : left >= 8 ? 8 : std::min(4L, left); }
+
+// Blocks, or vectors of features, that are computed side by side for N queries: as many sums as there are registers.
+constexpr int side(int n) { return W == 16 && n <= 4 ? 4 : 2; }
+
 template <typename T>
 static void store_kv(const T* key, const T* value, long tokens, long kv_heads, long size, long key_stride,
                      long value_stride, const int32_t* slots, T* keys, T* values) {
   share(tokens, tokens * kv_heads * size > SMALL, [&](long t) {
     for (long h = 0; h < kv_heads; h++) {
       const long block = (slots[t] / BLOCK * kv_heads + h) * BLOCK * size, token = slots[t] % BLOCK;
-      for (long i = 0; i < size; i++) keys[block + key_place(keys, token, i)] = key[t * key_stride + h * size + i];
-      memcpy(values + block + token * size, value + t * value_stride + h * size, size * sizeof(T));
+      for (long i = 0; i < size; i++) {
+        keys[block + key_place(keys, token, i)] = key[t * key_stride + h * size + i];
+        values[block + value_place(values, token, i, size)] = value[t * value_stride + h * size + i];
+      }
     }
   });
 }
@@ -69,17 +82,17 @@ template <typename T> struct Attention {
 
   // Weighted sums of N queries over the values of `blocks` blocks, V vectors of features from `i` on.
   template <int N, int V>
-  void add_values(const T* const* values, long blocks, long i, float (*weights)[CHUNK], long offset, float* const* out) const {
+  void add_values(const T* const* values, long blocks, long i, const T (*weights)[CHUNK], long offset, float* const* out) const {
     vf acc[N][V];
     for (int n = 0; n < N; n++)
       for (int v = 0; v < V; v++) acc[n][v] = vf{};
-    for (long b = 0; b < blocks; b++)
-      for (int t = 0; t < BLOCK; t++) {
-        vf value[V];
-        for (int v = 0; v < V; v++) value[v] = load(values[b] + t * a.size + i + v * W);
+    for (long b = 0; b < blocks; b++) {
+      const T* value = values[b] + i * 2;
+      for (int t = 0; t < BLOCK; t += 2, value += a.size * 2)
         for (int n = 0; n < N; n++)
-          for (int v = 0; v < V; v++) acc[n][v] += value[v] * weights[n][offset + b * BLOCK + t];
-      }
+          for (int v = 0; v < V; v++)
+            acc[n][v] = dot_pairs(acc[n][v], weights[n] + offset + b * BLOCK + t, value + v * 2 * W);
+    }
     for (int n = 0; n < N; n++)
       for (int v = 0; v < V; v++) store(out[n] + PARTIAL + i + v * W, acc[n][v]);
   }
@@ -89,6 +102,8 @@ template <typename T> struct Attention {
   void chunk(long row, long kv_head, long from, const T* const* q, const long* position, const long* head,
              float* const* out) const {
     alignas(64) float scores[N][CHUNK];
+    alignas(64) T weights[N][CHUNK];
+    constexpr int SIDE = side(N);
     long begin = from + CHUNK, last = 0;
     for (int n = 0; n < N; n++) {
       begin = std::min(begin, std::max(from, first(row, position[n] - a.starts[row])));
@@ -105,36 +120,37 @@ template <typename T> struct Attention {
     long b = 0;
     for (; b + SIDE <= blocks; b += SIDE) scores_of<N, SIDE>(q, keys + b, scores, begin - from + b * BLOCK);
     for (; b < blocks; b++) scores_of<N, 1>(q, keys + b, scores, begin - from + b * BLOCK);
-    for (int n = 0; n < N; n++) weigh(scores[n], from, begin, end, position[n], head[n], out[n]);
+    for (int n = 0; n < N; n++) weigh(scores[n], weights[n], from, begin, end, position[n], head[n], out[n]);
     long i = 0;
-    for (; i + SIDE * W <= a.size; i += SIDE * W) add_values<N, SIDE>(values, blocks, i, scores, begin - from, out);
-    for (; i < a.size; i += W) add_values<N, 1>(values, blocks, i, scores, begin - from, out);
+    for (; i + SIDE * W <= a.size; i += SIDE * W) add_values<N, SIDE>(values, blocks, i, weights, begin - from, out);
+    for (; i < a.size; i += W) add_values<N, 1>(values, blocks, i, weights, begin - from, out);
   }
 
-  // Turn scores into weights: e^(score - maximum), 0 for tokens that the query does not see.
-  void weigh(float* scores, long from, long begin, long end, long position, long head, float* out) const {
+  // Weights of the tokens from scores: e^(score - maximum), 0 for tokens that the query does not see.
+  void weigh(float* scores, T* weights, long from, long begin, long end, long position, long head, float* out) const {
     const long visible = std::max(begin, first_of(position));
     const float slope = a.slopes ? a.slopes[head] : 0;
+    const bool changed = a.slopes || a.softcap > 0;
     vf top = all(-INFINITY), total = vf{};
     float count[W];
     for (int i = 0; i < W; i++) count[i] = i;
     const vf lanes = load(count);
     for (long at = begin; at < end; at += W) {
       vf s = load(scores + at - from) * a.scale;
-      const vf distance = lanes + (float)(at - position);
-      if (a.softcap > 0) s = hyperbolic_tangent(s / a.softcap) * a.softcap;
-      s += distance * slope;
-      const vi hidden = (distance > vf{}) | (distance < all((float)(visible - position)));
-      s = select(hidden, all(-INFINITY), s);
+      if (changed || at < visible || at + W > position + 1) {
+        const vf distance = lanes + (float)(at - position);
+        if (a.softcap > 0) s = hyperbolic_tangent(s / a.softcap) * a.softcap;
+        s += distance * slope;
+        const vi hidden = (distance > vf{}) | (distance < all((float)(visible - position)));
+        s = select(hidden, all(-INFINITY), s);
+      }
       store(scores + at - from, s);
       top = maximum(s, top);
     }
     const float most = largest(top);
     for (long at = begin; at < end; at += W) {
-      const vf s = load(scores + at - from);
-      const vf e = most == -INFINITY ? vf{} : exponential(s - most);
-      store(scores + at - from, e);
-      total += e;
+      store(weights + at - from, most == -INFINITY ? vf{} : exponential(load(scores + at - from) - most));
+      total += load(weights + at - from);
     }
     out[0] = most;
     out[1] = sum(total);
@@ -195,7 +211,11 @@ template <typename T> struct Attention {
       case 1: return chunk<1>(row, kv_head, from, q, position, head, out);
       case 2: return chunk<2>(row, kv_head, from, q, position, head, out);
       case 3: return chunk<3>(row, kv_head, from, q, position, head, out);
-      default: return chunk<4>(row, kv_head, from, q, position, head, out);
+      case 4: return chunk<4>(row, kv_head, from, q, position, head, out);
+    }
+    if constexpr (TILE > 4) {
+      if (count == 8) return chunk<8>(row, kv_head, from, q, position, head, out);
+      return chunk<TILE>(row, kv_head, from, q, position, head, out);
     }
   }
 
@@ -216,8 +236,8 @@ template <typename T> struct Attention {
       if (divided(row)) { slots[row] = used; used += chunks(row) * a.heads; }
       for (long c = 0; c < (divided(row) ? chunks(row) : 1); c++)
         for (long h = 0; h < a.kv_heads; h++)
-          for (long b = 0; b < queries; b += TILE)
-            items.push_back({(int32_t)row, (int32_t)h, (int32_t)b, (int32_t)std::min<long>(TILE, queries - b),
+          for (long b = 0; b < queries; b += tile(queries - b))
+            items.push_back({(int32_t)row, (int32_t)h, (int32_t)b, (int32_t)tile(queries - b),
                              divided(row) ? (int32_t)c : -1});
     }
     float* partials = scratch<float>(used * width);

@@ -26,12 +26,15 @@ template <typename T> static void pack(const T* w, long n, long k, long stride, 
 }
 
 // Sums of M rows and one unit. Activations of pair p and row m are at x + p * step + m * 2.
-template <typename T, int M> static void block(const T* x, long step, const T* unit, long k, float (*out)[UNIT]) {
+template <typename T, int M>
+static void block(const T* x, long step, const T* unit, long k, Fetch fetch, float (*out)[UNIT]) {
+  constexpr long BYTES = 2 * UNIT * sizeof(T);
+  const long advance = BYTES / fetch.share;
   vf acc[M][VECTORS];
   for (int m = 0; m < M; m++)
     for (int v = 0; v < VECTORS; v++) acc[m][v] = vf{};
-  for (long p = 0; p < pairs(k); p++, unit += 2 * UNIT) {
-    for (unsigned b = 0; b < 2 * UNIT * sizeof(T); b += 64) __builtin_prefetch((const char*)unit + AHEAD + b);
+  for (long p = 0; p < pairs(k); p++, unit += 2 * UNIT, fetch.from += advance) {
+    for (long b = 0; b < BYTES; b += 64) __builtin_prefetch(fetch.from + b);
     for (int m = 0; m < M; m++)
       for (int v = 0; v < VECTORS; v++) acc[m][v] = dot_pairs(acc[m][v], x + p * step + m * 2, unit + v * 2 * W);
   }
@@ -40,10 +43,10 @@ template <typename T, int M> static void block(const T* x, long step, const T* u
 }
 
 template <typename T, int M = ROWS>
-static void block_of(int rows, const T* x, long step, const T* unit, long k, float (*out)[UNIT]) {
+static void block_of(int rows, const T* x, long step, const T* unit, long k, Fetch fetch, float (*out)[UNIT]) {
   if constexpr (M > 0) {
-    if (rows == M) block<T, M>(x, step, unit, k, out);
-    else block_of<T, M - 1>(rows, x, step, unit, k, out);
+    if (rows == M) block<T, M>(x, step, unit, k, fetch, out);
+    else block_of<T, M - 1>(rows, x, step, unit, k, fetch, out);
   }
 }
 
@@ -72,9 +75,11 @@ template <typename T> struct Linear {
     });
     for_each_tile(m, n, m * n * k, [&](long u, long begin, long end) {
       alignas(64) float sums[ROWS][UNIT];
-      for (long row = begin; row < end; row += group) {
+      const T* unit = w + u * pairs(k) * 2 * UNIT;
+      const long bytes = pairs(k) * 2 * UNIT * sizeof(T), passes = (end - begin + group - 1) / group;
+      for (long row = begin, pass = 0; row < end; row += group, pass++) {
         const long rows = std::min(group, m - row);
-        block_of<T>(rows, gathered + row * pairs(k) * 2, rows * 2, w + u * pairs(k) * 2 * UNIT, k, sums);
+        block_of<T>(rows, gathered + row * pairs(k) * 2, rows * 2, unit, k, Fetch(unit, bytes, pass, passes), sums);
         for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
       }
     });
@@ -126,7 +131,8 @@ template <typename T> struct Lora {
     T *gathered = memory + g.place, *out = between(g);
     gather([&](long m) { return (const T*)a.x + g.tokens[m] * a.x_stride; }, g.rows, a.k, gathered);
     for (long u = 0; u < units(g.adapter->columns); u++) {
-      block_of<T>(g.rows, gathered, g.rows * 2, (const T*)g.adapter->down + u * pairs(a.k) * 2 * UNIT, a.k, sums);
+      const T* unit = (const T*)g.adapter->down + u * pairs(a.k) * 2 * UNIT;
+      block_of<T>(g.rows, gathered, g.rows * 2, unit, a.k, Fetch(unit), sums);
       for (long c = u * UNIT; c < std::min((u + 1) * UNIT, g.adapter->columns); c++)
         for (long m = 0; m < g.rows; m++) narrow(out + (c / 2 * g.rows + m) * 2 + c % 2, sums[m][c - u * UNIT]);
     }
@@ -140,7 +146,8 @@ template <typename T> struct Lora {
       const Output<T> out({nullptr, nullptr, nullptr, y, y, 0, piece.n, 0, 0, a.y_stride, a.y_stride});
       const T* x = between(g) + piece.column * g.rows;
       for (long u = share; u < units(piece.n); u += SHARES) {
-        block_of<T>(g.rows, x, g.rows * 2, (const T*)piece.up + u * pairs(piece.rank) * 2 * UNIT, piece.rank, sums);
+        const T* unit = (const T*)piece.up + u * pairs(piece.rank) * 2 * UNIT;
+        block_of<T>(g.rows, x, g.rows * 2, unit, piece.rank, Fetch(unit), sums);
         for (long m = 0; m < g.rows; m++) out.write(g.tokens[m], u * UNIT, sums[m]);
       }
     }

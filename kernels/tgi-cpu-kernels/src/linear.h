@@ -11,7 +11,7 @@ constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
 #else
 constexpr int ROWS = W == 8 ? 3 : 4;
 #endif
-constexpr long AHEAD = 8192;  // bytes of weights between what is fetched from memory and what is multiplied
+constexpr long AHEAD = 8192;  // bytes of weights between what is fetched from memory and what is multiplied once
 constexpr long WORTH = 1 << 17;  // products that are worth waking another thread
 constexpr long PANEL = 8;  // groups of rows whose activations stay in the second-level cache
 
@@ -20,6 +20,17 @@ inline long group_rows(long m) {
   const long groups = std::max(1L, (m + ROWS - 1) / ROWS);
   return std::max(1L, (m + groups - 1) / groups);
 }
+
+// Where a pass over a unit's weights, of `bytes`, fetches from memory, and how far this advances for each byte that it
+// multiplies. If several groups of rows are multiplied with a unit, each pass fetches its share of the next unit:
+// memory is never idle, as it would be if the first pass fetched everything.
+struct Fetch {
+  const char* from;
+  long share;  // of the bytes: one of `share`
+
+  explicit Fetch(const void* unit, long bytes = 0, long pass = 0, long passes = 1)
+      : from((const char*)unit + (passes == 1 ? AHEAD : bytes + pass * (bytes / passes))), share(passes) {}
+};
 
 inline long units(long n) { return (n + UNIT - 1) / UNIT; }
 

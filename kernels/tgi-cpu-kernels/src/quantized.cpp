@@ -130,6 +130,9 @@ template <typename T> static float round_group(const T* x, long count, int8_t* o
   return most / 127.0f + wrong;
 }
 
+static inline vu load_quads(const uint8_t* p) { vu v; memcpy(&v, p, sizeof v); return v; }
+static inline int32_t load_quad(const int8_t* p) { int32_t quad; memcpy(&quad, p, QUAD); return quad; }
+
 template <typename T, int BITS> struct Quantized {
   const QuantizedArguments& a;
   const LinearArguments& l = a.linear;
@@ -147,8 +150,11 @@ template <typename T, int BITS> struct Quantized {
   }
 
   // Sums of M rows and one unit.
-  template <int M> void block(const Rounded& x, long u, float (*out)[UNIT]) const {
+  template <int M> void block(const Rounded& x, long u, long pass, long passes, float (*out)[UNIT]) const {
+    constexpr long BYTES = UNIT * 4;
     const uint8_t* w = (const uint8_t*)l.w + u * groups * group_bytes;
+    Fetch fetch(w, groups * group_bytes, pass, passes);
+    const long advance = BYTES / passes;
     const float* scales = a.scales + u * groups * UNIT;
     const uint8_t* zeros = a.zeros ? a.zeros + u * groups * UNIT : nullptr;
     const int8_t* numbers = x.numbers;
@@ -161,22 +167,17 @@ template <typename T, int BITS> struct Quantized {
           for (int i = 0; i < W; i++) zero[i] = zeros[g * UNIT + v * W + i];
         for (int m = 0; m < M; m++) acc[m][v] = zero * -x.sums[m * groups + g];
       }
-      for (long i = 0; i < a.group; i += 32 / BITS, w += UNIT * 4, numbers += 32 / BITS * M) {
-        for (int b = 0; b < UNIT * 4; b += 64) __builtin_prefetch(w + AHEAD + b);
-        for (int v = 0; v < VECTORS; v++) {
-          vu quads;
-          memcpy(&quads, w + v * W * 4, sizeof quads);
-          for (int m = 0; m < M; m++) {
-            int32_t low, high;
-            memcpy(&low, numbers + m * QUAD, 4);
-            memcpy(&high, numbers + (M + m) * QUAD, BITS == 4 ? 4 : 0);
-            if (BITS == 8) acc[m][v] = dot_quads(acc[m][v], quads, low);
+      for (long i = 0; i < a.group; i += 32 / BITS, w += BYTES, numbers += 32 / BITS * M, fetch.from += advance) {
+        for (int b = 0; b < BYTES; b += 64) __builtin_prefetch(fetch.from + b);
+        for (int m = 0; m < M; m++)
+          for (int v = 0; v < VECTORS; v++) {
+            const vu quads = load_quads(w + v * W * 4);
+            if constexpr (BITS == 8) acc[m][v] = dot_quads(acc[m][v], quads, load_quad(numbers + m * QUAD));
             else {
-              acc[m][v] = dot_quads(acc[m][v], quads & 0x0f0f0f0fu, low);
-              acc[m][v] = dot_quads(acc[m][v], quads >> 4 & 0x0f0f0f0fu, high);
+              acc[m][v] = dot_quads(acc[m][v], quads & 0x0f0f0f0fu, load_quad(numbers + m * QUAD));
+              acc[m][v] = dot_quads(acc[m][v], quads >> 4 & 0x0f0f0f0fu, load_quad(numbers + (M + m) * QUAD));
             }
           }
-        }
       }
       for (int m = 0; m < M; m++)
         for (int v = 0; v < VECTORS; v++)
@@ -184,10 +185,11 @@ template <typename T, int BITS> struct Quantized {
                                                            x.scales[m * groups + g] * load(scales + v * W));
     }
   }
-  template <int M = ROWS> void block_of(int rows, const Rounded& x, long u, float (*out)[UNIT]) const {
+  template <int M = ROWS>
+  void block_of(int rows, const Rounded& x, long u, long pass, long passes, float (*out)[UNIT]) const {
     if constexpr (M > 0) {
-      if (rows == M) block<M>(x, u, out);
-      else block_of<M - 1>(rows, x, u, out);
+      if (rows == M) block<M>(x, u, pass, passes, out);
+      else block_of<M - 1>(rows, x, u, pass, passes, out);
     }
   }
 
@@ -206,9 +208,10 @@ template <typename T, int BITS> struct Quantized {
     });
     for_each_tile(l.m, l.n, l.m * l.n * l.k, [&](long u, long begin, long end) {
       alignas(64) float out[ROWS][UNIT];
-      for (long row = begin; row < end; row += group) {
+      const long passes = (end - begin + group - 1) / group;
+      for (long row = begin, pass = 0; row < end; row += group, pass++) {
         const long rows = std::min(group, l.m - row);
-        block_of(rows, rounded(row), u, out);
+        block_of(rows, rounded(row), u, pass, passes, out);
         for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
       }
     });

@@ -17,7 +17,7 @@ constexpr std::chrono::microseconds AWAKE{200};  // time that a helper looks for
 constexpr std::chrono::microseconds LATE{300};  // wait for a helper that seems to have lost its core
 constexpr std::chrono::seconds LONGEST{1};  // time without helpers after a wait
 thread_local bool within = false;  // an item of a task
-constexpr long PIECES = 16;  // of a task with many items, for each thread
+constexpr long PARTS = 4;  // for each thread, of what is left: a thread takes one of them
 
 void rest() {
 #if defined(__x86_64__)
@@ -46,19 +46,16 @@ class Pool {
     }
     work_ = work;
     context_ = context;
-    items_ = items;
-    piece_ = std::max(1L, items / (PIECES * (wanted_ + 1)));
-    const uint64_t pieces = (items + piece_ - 1) / piece_;
     ended_ = 0;
-    ticket_ = pieces << 32;
+    ticket_ = (uint64_t)items << 32;
     if (sleeping_) {
       std::lock_guard<std::mutex> lock(sleepers_);
       wake_.notify_all();
     }
     take();
     const auto waiting = Clock::now();
-    for (long turn = 0; ended_ != pieces; turn++) turn < 64 ? rest() : (void)sched_yield();
-    // A helper that lost its core in the middle of a piece is late by milliseconds, and will be again as long as
+    for (long turn = 0; ended_ != (uint64_t)items; turn++) turn < 64 ? rest() : (void)sched_yield();
+    // A helper that lost its core in the middle of its items is late by milliseconds, and will be again as long as
     // another program has the core. Without helpers for a hundred times as long, at most 1 % of the time is lost.
     const auto end = Clock::now();
     const auto waited = end - waiting;
@@ -72,17 +69,21 @@ class Pool {
     return (uint32_t)ticket < ticket >> 32;
   }
 
-  // Do pieces until none is left. How many there are and the next one are in one number, so that a piece that is
-  // taken is one of the task that runs; until it has ended, no other task begins.
+  // Do items until none is left, first many together, so that neighbours are read one after another, then fewer, so
+  // that all threads end at once. How many items there are and the next one are in one number, so that those that
+  // are taken belong to the task that runs; until they have ended, no other task begins.
   void take() {
-    while (left()) {
-      const uint64_t ticket = ticket_++;
-      if ((uint32_t)ticket >= ticket >> 32) return;
-      const long begin = (uint32_t)ticket * piece_, end = std::min(items_, begin + piece_);
+    uint64_t ticket = ticket_;
+    for (;;) {
+      const uint64_t all = ticket >> 32, next = (uint32_t)ticket;
+      if (next >= all) return;
+      const uint64_t count = std::max<uint64_t>(1, (all - next) / (PARTS * (wanted_ + 1)));
+      if (!ticket_.compare_exchange_weak(ticket, ticket + count)) continue;
       within = true;
-      for (long i = begin; i < end; i++) work_(context_, i);
+      for (uint64_t i = next; i < next + count; i++) work_(context_, i);
       within = false;
-      ended_++;
+      ended_ += count;
+      ticket = ticket_;
     }
   }
 
@@ -104,11 +105,11 @@ class Pool {
     }
   }
 
-  alignas(64) std::atomic<uint64_t> ticket_{0};  // pieces of the task, and in the lower half how many are taken
-  alignas(64) std::atomic<uint64_t> ended_{0};  // pieces
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // items of the task, and in the lower half how many are taken
+  alignas(64) std::atomic<uint64_t> ended_{0};  // items
   alignas(64) std::atomic<long> sleeping_{0};
   std::atomic<long> wanted_{0};  // helpers that take part
-  long helpers_ = 0, items_ = 0, piece_ = 1;  // piece_: items that are taken together
+  long helpers_ = 0;
   void (*work_)(const void*, long) = nullptr;
   const void* context_ = nullptr;
   Clock::time_point alone_until_;

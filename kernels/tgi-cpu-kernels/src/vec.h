@@ -28,13 +28,25 @@ typedef int8_t vq __attribute__((vector_size(W)));
 
 inline vf all(float x) { return vf{} + x; }
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }
-inline vf load(const bf16* p) { vh v; memcpy(&v, p, sizeof v); return (vf)(__builtin_convertvector(v, vu) << 16); }
+inline vf load(const bf16* p) {
+  vh v; memcpy(&v, p, sizeof v);
+#if defined(__AVX512F__)
+  return (vf)((vu)_mm512_maskz_cvtepu16_epi32(-1, (__m256i)v) << 16);  // GCC 12 converts by halves, and warns
+#else
+  return (vf)(__builtin_convertvector(v, vu) << 16);
+#endif
+}
 inline void store(float* p, vf v) { memcpy(p, &v, sizeof v); }
 inline void store(bf16* p, vf v) {  // rounds to the nearest, ties to even; a NaN stays one
+#if defined(__AVX512BF16__)
+  const __m256bh h = _mm512_cvtneps_pbh((__m512)v);
+  memcpy(p, &h, sizeof h);
+#else
   vu bits = (vu)v, rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   vi number = v == v;
   vh h = __builtin_convertvector((rounded & (vu)number) | (~(vu)number & 0x7fc0u), vh);
   memcpy(p, &h, sizeof h);
+#endif
 }
 inline float widen(float x) { return x; }
 inline float widen(bf16 x) { uint32_t u = (uint32_t)x << 16; float f; memcpy(&f, &u, 4); return f; }
@@ -43,8 +55,8 @@ inline void narrow(bf16* p, float x) {
   uint32_t u; memcpy(&u, &x, 4);
   *p = x == x ? (u + 0x7fffu + ((u >> 16) & 1u)) >> 16 : 0x7fc0;
 }
-inline vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-inline vf maximum(vf a, vf b) { return select(a > b, a, b); }
+inline vf select(vi mask, vf a, vf b) { return mask ? a : b; }
+inline vf maximum(vf a, vf b) { return a > b ? a : b; }
 inline float sum(vf v) {  // in one fixed order
   float total = 0;
   for (int i = 0; i < W; i++) total += v[i];

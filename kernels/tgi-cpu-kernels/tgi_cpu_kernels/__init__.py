@@ -282,7 +282,8 @@ class Kernels:
         and values are in the cache already. tables [rows, width] int32 are block ids; the first is that of
         position `bases[r]`, a multiple of BLOCK (0 without bases). All of these are int32, slopes and
         sinks [heads] float32. `size` is a multiple of 16, at most MAX_HEAD_SIZE. A query sees the last
-        `window` tokens (0: all), or, if that is -n, those of its own chunk of n tokens.
+        `window` tokens (0: all), or, if that is -n, those of its own chunk of n tokens. Softmax
+        weights are rounded to the cache's type before they are multiplied with values.
         """
         query = _whole_heads(query)
         tokens, heads, size = query.shape

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
 
@@ -74,15 +75,16 @@ def build(names: list[str]) -> None:
     for name in names:
         target = library(name)
         flags = [*_FLAGS, *TARGETS[name][1], f'-DTGI_SOURCES="{digest().decode()}"']
-        objects = [target.with_suffix(f".{source.stem}.o") for source in sorted(SOURCES.glob("*.cpp"))]
+        objects = {source: target.with_suffix(f".{source.stem}.o") for source in SOURCES.glob("*.cpp")}
+        compiling = [[compiler, *flags, "-c", str(source), "-o", str(obj)] for source, obj in objects.items()]
         try:
-            for source, obj in zip(sorted(SOURCES.glob("*.cpp")), objects, strict=True):
-                _run([compiler, *flags, "-c", str(source), "-o", str(obj)])
+            with ThreadPoolExecutor(os.cpu_count()) as threads:
+                list(threads.map(_run, compiling))
             unfinished = target.with_suffix(".new")
-            _run([compiler, "-shared", "-pthread", *map(str, objects), "-o", str(unfinished)])
+            _run([compiler, "-shared", "-pthread", *map(str, objects.values()), "-o", str(unfinished)])
             unfinished.replace(target)
         finally:
-            for obj in objects:
+            for obj in objects.values():
                 obj.unlink(missing_ok=True)
 
 
