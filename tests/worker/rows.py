@@ -24,15 +24,13 @@ def make_rows(params, *, draws=None, lengths=None, previous=None, top=0, masks=N
     count = len(params)
     index = np.arange(count, dtype=np.int32)
     draws = np.array(draws if draws is not None else [0] * count, np.int32)
-    high, low = lanes.draw(index, draws)
     ints, floats, barred = lanes.ints[:count].T, lanes.floats[:count].T, draws < lanes.min_tokens[:count]
     return SamplerInputs(
         needs=needs_of(ints, floats, barred),
         lanes=torch.arange(count),
         lengths=torch.tensor(lengths or [1] * count),
         previous=torch.tensor(previous or [0] * count),
-        draw_high=torch.from_numpy(high),
-        draw_low=torch.from_numpy(low),
+        draws=torch.from_numpy(lanes.draw(index, draws)),
         masks=masks,
         windowed=windowed,
         barred=torch.from_numpy(barred.astype(np.int32)),

@@ -298,14 +298,16 @@ class Device:
         best = self.argmax(scores)
         return best, self.log_softmax(scores).gather(1, best[:, None].long())[:, 0]
 
-    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        """Draw an index [n] for each row [n, m] float32, by the inverse of its cumulative distribution.
+    def draw(self, logprobs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Draw an index [n] for each row [n, m] float32 by its random bits `keys` [n] int32.
 
-        With weights w of sum W, and the random number r = share [n] int32 in units of 2^-30, it is the first
-        index whose cumulative weight exceeds floor(r * W / 2^30). So it comes with probability w / W, off by
-        less than 2^-30; and w is its probability rounded to 2^-30. An index of weight 0 is never drawn.
+        It is the one with the greatest log-probability - log(e), where each e is exponentially distributed
+        and made of a hash of the row's bits and the index (the Gumbel-max trick). Where the probabilities of
+        two rows with the same bits differ by the total variation d, the indices differ with a probability of
+        at most 2 d / (1 + d). The inverse of a cumulative distribution, in which a rounding moves all that
+        follows, makes them differ far more often. An index of probability 0 is never drawn.
         """
-        return drawing.draw(logprobs, share, self.first_beyond)
+        return self.argmax(drawing.race(logprobs, keys))
 
     def top_cut(
         self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None

@@ -15,23 +15,19 @@ def weights(logprobs: torch.Tensor) -> torch.Tensor:
     return logprobs.exp().mul_(2**UNIT).round_().int()
 
 
-def draw(logprobs: torch.Tensor, share: torch.Tensor, first_beyond: FirstBeyond) -> torch.Tensor:
-    """Compute `Device.draw`."""
-    cumulative = weights(logprobs).cumsum(-1, dtype=torch.int32)
-    target = scaled(cumulative[:, -1:], share[:, None])
-    return first_beyond(cumulative, target).clamp_max(logprobs.shape[1] - 1)  # beyond only after NaN
+def race(logprobs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Return the scores [n, m] float32 whose greatest `Device.draw` takes."""
+    indices = torch.arange(logprobs.shape[1], dtype=torch.int32, device=logprobs.device)
+    bits = mixed(mixed(indices) ^ keys[:, None]) & 0x7FFFFFFF
+    uniform = ((bits.float() + 0.5) * 2**-31).clamp_max(1 - 2**-24)
+    return logprobs - uniform.neg().log1p().neg().log()
 
 
-def scaled(whole: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Return floor(whole * share / 2^30) of int32s below 2^31 and 2^30, by halves that fit into 32 bits."""
-    half = UNIT // 2
-    low = (1 << half) - 1
-    whole_high, whole_low = whole >> half, whole & low
-    share_high, share_low = share >> half, share & low
-    one = share_high * whole_low + (share_low * whole_low >> half)
-    other = share_low * whole_high
-    carry = ((one & low) + (other & low)) >> half
-    return share_high * whole_high + (one >> half) + (other >> half) + carry
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """Mix the bits of int32s; products keep their low 32 bits."""
+    for _ in range(2):
+        x = (((x >> 16) & 0xFFFF) ^ x) * 0x45D9F3B
+    return ((x >> 16) & 0xFFFF) ^ x
 
 
 def top_cut(

@@ -15,8 +15,6 @@ from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
 Ints = npt.NDArray[np.int32]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-DRAW_BITS = 26
-"""Bits in each of the two halves of a random number."""
 _MAX_BIAS = 1e4
 """A greater bias has the effect of this one: the scores stay finite in float32."""
 
@@ -55,19 +53,16 @@ class Lanes:
             for params in step.params:
                 self._set_params(params, reached.get(params.lane, 0))
 
-    def draw(self, lanes: Ints, draws: Ints) -> tuple[Ints, Ints]:
-        """Return a uniform random number per row as two halves of DRAW_BITS bits, the high one first.
+    def draw(self, lanes: Ints, draws: Ints) -> Ints:
+        """Return 32 random bits per row.
 
-        The generator is counter-based: the `draw`-th output of splitmix64 (Steele, Lea and Flood 2014) from a
-        state hashed from the seed. It depends on (seed, draw) alone.
+        The generator is counter-based: they are the upper half of the `draw`-th output of splitmix64 (Steele,
+        Lea and Flood 2014) from a state hashed from the seed, and depend on (seed, draw) alone.
         """
         with np.errstate(over="ignore"):
             state = _mix(self.seeds[lanes] + _GOLDEN)
-            bits = _mix(state + (draws.astype(np.uint64) + np.uint64(1)) * _GOLDEN) >> np.uint64(
-                64 - 2 * DRAW_BITS
-            )
-        low = bits & np.uint64((1 << DRAW_BITS) - 1)
-        return (bits >> np.uint64(DRAW_BITS)).astype(np.int32), low.astype(np.int32)
+            bits = _mix(state + (draws.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
+        return (bits >> np.uint64(32)).astype(np.uint32).view(np.int32)
 
     def _set_params(self, params: LaneParams, reached: int) -> None:
         lane, sampling = params.lane, params.sampling

@@ -139,8 +139,7 @@ def sample_layout(samples: int, masks: int, sizes: Sizes) -> Layout:
         "next_lanes": np.full(samples, sizes.lanes),
         "counts": np.ones(samples),
         "previous": np.zeros(samples),
-        "draw_high": np.zeros(samples),
-        "draw_low": np.zeros(samples),
+        "draws": np.zeros(samples),
         "barred": np.zeros(samples),
         "ints": np.tile([[NEUTRAL[name]] for name in INTS], samples),
         "floats": np.tile([[NEUTRAL[name]] for name in FLOATS], samples),
@@ -245,7 +244,6 @@ def _sample_columns(tokens: Columns, rows: Rows, lanes: Lanes, dimensions: Dimen
     sample_lanes = _place(rows.answers, rows.lanes[owners], count, lanes.count)
     draws = _place(rows.answers, rows.draws, count)
     last_of_row = rows.sampled == np.cumsum(rows.lengths)[owners] - 1
-    high, low = lanes.draw(sample_lanes, draws)
     last = np.arange(count, dtype=np.int32) * (dimensions.tokens // max(count, 1))
     last[rows.answers] = rows.places[rows.sampled]
     return {
@@ -254,8 +252,7 @@ def _sample_columns(tokens: Columns, rows: Rows, lanes: Lanes, dimensions: Dimen
         "previous": tokens["tokens"][last],
         "lanes": sample_lanes,
         "next_lanes": _place(rows.answers[last_of_row], rows.lanes[owners[last_of_row]], count, lanes.count),
-        "draw_high": high,
-        "draw_low": low,
+        "draws": lanes.draw(sample_lanes, draws),
         "barred": draws < lanes.min_tokens[sample_lanes],
         "ints": lanes.ints[sample_lanes].T,
         "floats": lanes.floats[sample_lanes].T,

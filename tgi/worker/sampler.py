@@ -20,10 +20,10 @@ import numpy.typing as npt
 import torch
 
 from tgi.device.base import Device
-from tgi.device.drawing import UNIT, goal, top_cut, weights
+from tgi.device.drawing import goal, mixed, top_cut, weights
 from tgi.sampling import COLUMNS, FLOATS, INTS, NEUTRAL
 
-from .lanes import DRAW_BITS, Tables
+from .lanes import Tables
 
 _WATERMARK_KEY = 15485863
 
@@ -68,10 +68,8 @@ class SamplerInputs:
     """Number of tokens of the sequence so far, prompt included."""
     previous: torch.Tensor
     """Last token of the sequence so far."""
-    draw_high: torch.Tensor
-    """Upper DRAW_BITS bits of the row's random number."""
-    draw_low: torch.Tensor
-    """Lower DRAW_BITS bits of the row's random number."""
+    draws: torch.Tensor
+    """Random bits of the row."""
     barred: torch.Tensor
     """Whether the lane's ends may not come yet."""
     params: Mapping[str, torch.Tensor]
@@ -118,7 +116,8 @@ class Sampler:
             scores = scores.float()
             tokens, logprobs = device.argmax(scores), device.log_softmax(scores)
             if "sample" in rows.needs:
-                tokens = torch.where(rows.params["sample"] > 0, draw(logprobs, rows, device), tokens)
+                drawn = device.draw(logprobs, rows.draws.int())
+                tokens = torch.where(rows.params["sample"] > 0, drawn, tokens)
             if undecided is not None:
                 tokens = torch.where(undecided, -1, tokens)
             chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None].long())[:, 0]
@@ -171,12 +170,6 @@ def process(
     return scores, undecided
 
 
-def draw(logprobs: torch.Tensor, rows: SamplerInputs, device: Device) -> torch.Tensor:
-    """Draw a token per row [rows] by the 30 high bits of its random number."""
-    share = (rows.draw_high << (UNIT - DRAW_BITS)) | (rows.draw_low >> (2 * DRAW_BITS - UNIT))
-    return device.draw(logprobs, share.int())
-
-
 def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.Tensor:
     """Return the tokens [rows, vocab] bool that a watermark favours after the tokens `previous` [rows].
 
@@ -184,17 +177,10 @@ def green_list(previous: torch.Tensor, vocab_size: int, gamma: float) -> torch.T
     times the previous token, falls into the first `gamma` of its range. TGI permutes the vocabulary with
     a generator so seeded, whose result differs from device to device; a hash is the same everywhere.
     """
-    key = _hash(previous.int() * _WATERMARK_KEY)
+    key = mixed(previous.int() * _WATERMARK_KEY)
     tokens = torch.arange(vocab_size, dtype=torch.int32, device=previous.device)
-    signed = _hash(key[:, None] ^ tokens) ^ -(2**31)  # ordered as the unsigned hash is
+    signed = mixed(key[:, None] ^ tokens) ^ -(2**31)  # ordered as the unsigned hash is
     return signed <= max(int(gamma * 2**32) - 1 - 2**31, -(2**31))
-
-
-def _hash(x: torch.Tensor) -> torch.Tensor:
-    """Mix the bits of int32s; products keep their low 32 bits."""
-    for _ in range(2):
-        x = (((x >> 16) & 0xFFFF) ^ x) * 0x45D9F3B
-    return ((x >> 16) & 0xFFFF) ^ x
 
 
 def _penalise(scores: torch.Tensor, counts: torch.Tensor, rows: SamplerInputs) -> torch.Tensor:

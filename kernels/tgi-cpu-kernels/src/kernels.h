@@ -132,7 +132,7 @@ void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stri
                 long rotated);
 void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int64_t* best, float* logprobs);
 void tgi_log_softmax(const float* x, long rows, long size, long stride, float* out);
-void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out);
+void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* keys, int64_t* out);
 void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut);
 void tgi_experts(int kind, const ExpertsArguments*);
 void tgi_decode(int kind, const DecoderLayer*, long count, const DecoderStep*);

@@ -64,36 +64,6 @@ static void log_softmax(const float* x, long rows, long size, long stride, float
 constexpr float UNITS = 1 << 30;
 static inline vi units(vf logprobs) { return nearest(exponential(logprobs) * UNITS); }
 
-constexpr long PIECE = 1024;  // numbers whose units are added up before the piece of the drawn one is looked through
-
-// Index of the first number whose cumulative units exceed share / 2^30 of all.
-static long draw(const float* logprobs, long size, int64_t share) {
-  std::vector<int64_t> sums;
-  int64_t all_units = 0;
-  alignas(64) float rest[W];
-  auto piece_of = [&](long i) -> vi {  // units of W numbers from i on; none beyond the end
-    if (i + W <= size) return units(load(logprobs + i));
-    for (int j = 0; j < W; j++) rest[j] = i + j < size ? logprobs[i + j] : -INFINITY;
-    return units(load(rest));
-  };
-  for (long begin = 0; begin < size; begin += PIECE) {
-    vi total = vi{};
-    for (long i = begin; i < std::min(size, begin + PIECE); i += W) total += piece_of(i);
-    for (int j = 0; j < W; j++) all_units += total[j];
-    sums.push_back(all_units);
-  }
-  const int64_t target = all_units * share >> 30;
-  size_t piece = 0;
-  while (piece < sums.size() && sums[piece] <= target) piece++;
-  if (piece == sums.size()) return size - 1;  // no number has a unit: there was NaN
-  int64_t reached = piece ? sums[piece - 1] : 0;
-  for (long i = piece * PIECE;; i += W) {
-    const vi q = piece_of(i);
-    for (int j = 0; j < W; j++)
-      if ((reached += q[j]) > target) return i + j;
-  }
-}
-
 static inline bool any(vi mask) {
 #if defined(__AVX512F__)
   return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
@@ -102,6 +72,43 @@ static inline bool any(vi mask) {
   for (int i = 0; i < W; i++) found |= mask[i] != 0;
   return found;
 #endif
+}
+
+// The bits of 32-bit integers, mixed.
+static inline vu mixed(vu x) {
+  for (int i = 0; i < 2; i++) x = (x >> 16 ^ x) * 0x45d9f3bu;
+  return x >> 16 ^ x;
+}
+
+constexpr float LONGEST = 22.2f;  // the greatest -log(e) of a draw
+
+// Index of the greatest x - log(e), where e = -log(1 - u) is exponentially distributed, and u uniform: a hash of
+// the index and the key. As e > u, only numbers with u < exp(x - the greatest so far) need a logarithm.
+static long draw(const float* logprobs, long size, uint32_t key) {
+  float best = -INFINITY;
+  long index = 0;
+  alignas(64) float rest[W];
+  vu indices;
+  for (int j = 0; j < W; j++) indices[j] = j;
+  for (long i = 0; i < size; i += W, indices += W) {
+    const float* x = logprobs + i;
+    if (i + W > size) {
+      for (int j = 0; j < W; j++) rest[j] = i + j < size ? logprobs[i + j] : -INFINITY;
+      x = rest;
+    }
+    const vf ahead = load(x) - best;
+    if (!any(ahead > -LONGEST)) continue;
+    const vu bits = mixed(mixed(indices) ^ key) & 0x7fffffffu;
+    const vf uniform = (__builtin_convertvector((vi)bits, vf) + 0.5f) * 0x1p-31f;
+    const vi may_win = uniform < exponential(select(ahead < 0.0f, ahead, vf{})) * 1.0001f;
+    if (!any(may_win)) continue;
+    for (int j = 0; j < W; j++) {
+      if (!may_win[j]) continue;
+      const float score = x[j] - std::log(-std::log1p(-std::min(uniform[j], 1 - 0x1p-24f)));
+      if (score > best) best = score, index = i + j;
+    }
+  }
+  return index;
 }
 
 // Least score that stays of a row: of its best k (0: all), and of these the fewest that have the share p.
@@ -156,8 +163,8 @@ static float top_cut(const float* x, long size, long k, float p) {
 }
 
 extern "C" {
-void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* shares, int64_t* out) {
-  share(rows, rows * size > SMALL, [&](long r) { out[r] = draw(logprobs + r * stride, size, shares[r]); });
+void tgi_draw(const float* logprobs, long rows, long size, long stride, const int32_t* keys, int64_t* out) {
+  share(rows, rows * size > SMALL, [&](long r) { out[r] = draw(logprobs + r * stride, size, keys[r]); });
 }
 void tgi_top_cut(const float* x, long rows, long size, long stride, const int32_t* top_k, const float* top_p, float* cut) {
   share(rows, rows * size > SMALL, [&](long r) {

@@ -7,6 +7,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
@@ -302,22 +304,33 @@ def test_the_least_score_that_stays(kernels: Kernels, size: int, spread: float) 
         assert torch.equal(torch.cat(alone), cut)
 
 
-@pytest.mark.parametrize("size", [1, 15, 1024, 1025, 5000])
-def test_draws_follow_the_cumulative_distribution(kernels: Kernels, size: int) -> None:
+def mixed(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    for _ in range(2):
+        x = ((x >> np.uint32(16)) ^ x) * np.uint32(0x45D9F3B)
+    return (x >> np.uint32(16)) ^ x
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 1025, 5000])
+def test_the_winner_of_a_race_is_drawn(kernels: Kernels, size: int) -> None:
+    """Whoever comes first after an exponentially distributed time, at the rate of its probability."""
     logprobs = random(64, size, dtype=torch.float32).log_softmax(-1)
     logprobs[:, size // 3 + 1 :: 2] = -math.inf
-    units = (logprobs.double().exp() * 2**30).round()
-    share = torch.randint(0, 2**30, (64,), generator=torch.Generator().manual_seed(size), dtype=torch.int32)
-    share[:2] = torch.tensor([0, 2**30 - 1], dtype=torch.int32)
-    drawn = kernels.draw(logprobs, share)
-    wanted = share.double() / 2**30 * units.sum(-1)
-    reached = units.cumsum(-1)
-    slack = size + 64  # units that two ways to compute e^x may differ by
-    assert (reached.gather(1, drawn[:, None])[:, 0] > wanted - slack).all()
-    assert ((reached - units).gather(1, drawn[:, None])[:, 0] <= wanted + slack).all()
-    assert (logprobs.gather(1, drawn[:, None]) > -math.inf).all()
-    alone = [kernels.draw(logprobs[n : n + 1], share[n : n + 1]) for n in range(64)]
+    keys = torch.randint(-(2**31), 2**31, (64,), generator=torch.Generator().manual_seed(size)).int()
+    drawn = kernels.draw(logprobs, keys)
+    bits = mixed(mixed(np.arange(size, dtype=np.uint32)) ^ keys.numpy().view(np.uint32)[:, None])
+    uniform = np.minimum(((bits & 0x7FFFFFFF) + 0.5) / 2**31, 1 - 2**-24)
+    times = -np.log1p(-uniform) / logprobs.double().exp().numpy()
+    chosen = np.take_along_axis(times, drawn[:, None].numpy(), 1)[:, 0]
+    assert (chosen <= times.min(1) * (1 + 1e-5)).all()
+    alone = [kernels.draw(logprobs[n : n + 1], keys[n : n + 1]) for n in range(64)]
     assert torch.equal(torch.cat(alone), drawn)
+
+
+def test_the_only_number_that_has_a_probability_is_drawn(kernels: Kernels) -> None:
+    logprobs = torch.full((200, 100), -math.inf)
+    logprobs[:, 77] = 0
+    keys = torch.arange(-100, 100, dtype=torch.int32) * 21_474_836
+    assert set(kernels.draw(logprobs, keys).tolist()) == {77}
 
 
 def test_nothing_is_multiplied_with_no_row(kernels: Kernels) -> None:

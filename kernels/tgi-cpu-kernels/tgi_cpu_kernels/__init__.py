@@ -358,16 +358,16 @@ class Kernels:
         self._functions.tgi_log_softmax(_place(scores), rows, size, scores.stride(0), _place(out))
         return out
 
-    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    def draw(self, logprobs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Draw an index [rows] int64 for each row of log-probabilities [rows, size] float32.
 
-        It is the first whose cumulative probability, in units of 2^-30, exceeds the share [rows] int32 of
-        all, in the same units.
+        It is the one with the greatest log-probability - log(e), where e is exponentially distributed and
+        made of a hash of the index and of the row's random bits, keys [rows] int32.
         """
-        logprobs, share = _whole_rows(logprobs), share.contiguous()
+        logprobs, keys = _whole_rows(logprobs), keys.contiguous()
         rows, size = logprobs.shape
         out = torch.empty(rows, dtype=torch.int64)
-        self._functions.tgi_draw(_place(logprobs), rows, size, logprobs.stride(0), _place(share), _place(out))
+        self._functions.tgi_draw(_place(logprobs), rows, size, logprobs.stride(0), _place(keys), _place(out))
         return out
 
     def top_cut(

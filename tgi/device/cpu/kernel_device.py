@@ -120,9 +120,9 @@ class KernelDevice(CpuDevice):
         """Read the scores twice, and write nothing of their size."""
         return self._kernels.greedy(scores) if scores.dtype in _DTYPES else super().greedy(scores)
 
-    def draw(self, logprobs: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-        """Add up in one pass."""
-        return self._kernels.draw(logprobs, share)
+    def draw(self, logprobs: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Take a logarithm only of what may be the greatest."""
+        return self._kernels.draw(logprobs, keys)
 
     def top_cut(
         self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
