@@ -143,12 +143,20 @@ def test_a_killed_rank_beyond_the_restarts_ends_the_server_with_one_line(kind: s
     assert server.health() == 0
 
 
-def test_a_killed_server_takes_its_ranks_along(kind: str, start: Any) -> None:
-    server = start(kind, {"SLOW_SECONDS": "0.5"}, device="slow").wait_ready()
-    assert len(server.ranks()) == 1
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_killed_server_leaves_nothing_behind(kind: str, ranks: int, start: Any, tmp_path: Path) -> None:
+    """No process, no file for temporary ones, no shared memory."""
+    before = set(Path("/dev/shm").iterdir())
+    variables = {"SLOW_SECONDS": "0.5", "TMPDIR": str(tmp_path)}
+    server = start(kind, variables, device="slow", num_shard=ranks, threads=ranks).wait_ready()
+    processes = server.ranks()
+    assert len(processes) == ranks
     server.process.kill()
     server.wait_for(lambda: server.ranks() == [], 5)
     server.wait_for(lambda: server.health() == 0)
+    assert list(tmp_path.iterdir()) == []
+    new = [path.name for path in set(Path("/dev/shm").iterdir()) - before]
+    assert not [name for name in new for process in processes if f"_{process}_" in f"{name}_"]
 
 
 @pytest.mark.parametrize(

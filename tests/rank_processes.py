@@ -4,7 +4,6 @@ import contextlib
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -32,7 +31,7 @@ from tgi.protocol import (
     unpack_floats,
     unpack_ints,
 )
-from tgi.ranks import file_store, rank_arguments, rank_environment
+from tgi.ranks import meeting, meeting_url, rank_arguments, rank_environment
 from tgi.testing.driver import BLOCK_SIZE, lane_params, load_command
 from tgi.testing.runs import Logprobs
 
@@ -98,14 +97,16 @@ def open_ranks(
 ) -> Iterator[tuple[Any, Iterator[Report]]]:
     """Start rank processes; yield a function that sends a command to all of them, and rank 0's reports."""
     connections, processes = [], []
-    folder = tempfile.TemporaryDirectory()
-    for rank in range(ranks):
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, *rank_arguments(rank, ranks, file_store(Path(folder.name)))]
-        variables = {**rank_environment(rank, ranks, environment), **environment}
-        processes.append(subprocess.Popen(command, stdin=theirs.fileno(), env=variables))
-        theirs.close()
-        connections.append(Parent(ours))  # the ends of a connection are alike
+    with meeting() as store:
+        for rank in range(ranks):
+            ours, theirs = socket.socketpair()
+            command = [sys.executable, *rank_arguments(rank, ranks, meeting_url(store))]
+            variables = {**rank_environment(rank, ranks, environment), **environment}
+            processes.append(
+                subprocess.Popen(command, stdin=theirs.fileno(), env=variables, pass_fds=[store])
+            )
+            theirs.close()
+            connections.append(Parent(ours))  # the ends of a connection are alike
 
     def send(command: Command) -> None:
         for connection in connections:
@@ -124,4 +125,3 @@ def open_ranks(
             connection.connection.close()
         for process in processes:
             process.wait(30)
-        folder.cleanup()

@@ -1,11 +1,10 @@
 """Rank processes: the executor's way to them, and those that are children of this process."""
 
 import contextlib
-import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from os import environ
-from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
@@ -39,22 +38,19 @@ processes in the order of the ranks. They end when the context is left."""
 async def local_ranks(
     ranks: int, environment: Mapping[str, str], cards: Mapping[str, str] = MappingProxyType({})
 ) -> AsyncIterator[Sequence[Child]]:
-    """Start ranks as children of this process, which reach each other through a file.
+    """Start ranks as children of this process.
 
     `cards` are variables that name their cards, and replace those of this process. Raises OSError.
     """
-    # A single rank has no other to find, and may run where no file can be written.
-    meeting = tempfile.TemporaryDirectory(prefix="tgi-") if ranks > 1 else contextlib.nullcontext("")
     children: list[Child] = []
-    with meeting as folder:
-        store = file_store(Path(folder)) if folder else ""
-        if folder:  # on a full disk, ranks would wait for each other in vain
-            (Path(folder) / "room").write_bytes(bytes(4096))
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(meeting()) if ranks > 1 else None
         try:
             for rank in range(ranks):
                 child = await start_child(
-                    *rank_arguments(rank, ranks, store),
+                    *rank_arguments(rank, ranks, meeting_url(store) if store else ""),
                     environment={**rank_environment(rank, ranks, environment), **cards},
+                    inherited=[store] if store else [],
                     patience=EXIT_SECONDS,
                     quiet=False,  # its libraries' warnings are for the operator, at once
                 )
@@ -67,9 +63,24 @@ async def local_ranks(
                         leaving.start_soon(child.aclose)
 
 
-def file_store(folder: Path) -> str:
-    """Return the URL of the store through which ranks that share an empty folder find each other."""
-    return (folder / "ranks").as_uri()
+@contextlib.contextmanager
+def meeting() -> Iterator[int]:
+    """Give the descriptor of a file in memory through which ranks find each other that inherit it.
+
+    No disk is needed, and nothing is left of it when the last process ends. Raises OSError.
+    """
+    descriptor = os.memfd_create("ranks")
+    try:
+        os.write(descriptor, bytes(4096))  # where there is no room, ranks would wait for each other in vain
+        os.truncate(descriptor, 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def meeting_url(descriptor: int) -> str:
+    """Return the URL of the store for the ranks that inherit the descriptor of `meeting`."""
+    return f"file:///proc/self/fd/{descriptor}"
 
 
 def rank_arguments(rank: int, ranks: int, store: str) -> list[str]:

@@ -15,6 +15,7 @@ import json
 import math
 import random
 import re
+import resource
 import signal
 import statistics
 import sys
@@ -123,7 +124,7 @@ def stop(server: Server, draw: random.Random) -> None:
 
 def pause_all(server: Server, draw: random.Random) -> None:
     """Stop the server and its ranks for longer than a step may take, as a sleeping machine does."""
-    stopped = [psutil.Process(server.process.pid), *server.ranks()]
+    stopped = server.processes()
     for process in stopped:
         process.suspend()
     time.sleep(draw.uniform(0.1, 8.0))
@@ -172,9 +173,39 @@ def grammar_bomb(server: Server, draw: random.Random) -> None:
         server.post("/generate", body, timeout=120).read()
 
 
+def starve(server: Server, draw: random.Random) -> None:
+    """Leave a rank no more memory than it has."""
+    for rank in one_rank(server, draw):
+        limit_sizes([rank], resource.RLIMIT_AS, rank.memory_info().vms)
+
+
+def fill_disk(server: Server, draw: random.Random) -> None:
+    """Let no file grow for some seconds."""
+    processes = server.processes()
+    limit_sizes(processes, resource.RLIMIT_FSIZE, 0)
+    time.sleep(draw.uniform(0.1, 5.0))
+    limit_sizes(processes, resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
+
+
+def limit_sizes(processes: list[psutil.Process], kind: int, limit: int) -> None:
+    """Set the soft limit of a resource for these processes, as far as they are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.rlimit(kind, (limit, process.rlimit(kind)[1]))
+
+
+def set_clock(server: Server, draw: random.Random) -> None:
+    """Set the server's wall clock some times, by seconds or weeks, forward and back."""
+    assert server.clock is not None, "there is no C compiler to make its clock"
+    for _ in range(5):
+        server.clock.jump(draw.choice([-1, 1]) * draw.choice([2, 3600, 1_000_000]))
+        time.sleep(draw.uniform(0.1, 1.0))
+
+
 DISTURBANCES = {
     "kill": kill, "kill-twice": kill_twice, "stop": stop, "pause": pause_all,
     "vanish": vanish, "slow": be_slow, "bad": bad_bodies, "bomb": grammar_bomb,
+    "starve": starve, "disk": fill_disk, "clock": set_clock,
 }  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import urllib.request
 from typing import Any
 
 import psutil
+from wall_clock import COMPILER, WallClock
 
 QUIET_SECONDS = 60.0
 """Maximum time until a server is ready again, or has ended what it did."""
@@ -25,8 +26,10 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115
+        self.clock = WallClock() if COMPILER else None
         command = [sys.executable, "-m", "tgi", "serve", "--hostname", "127.0.0.1", "--port", str(self.port)]
-        self.process = subprocess.Popen([*command, *flags], stdout=self.log, stderr=self.log)
+        environment = os.environ | (self.clock.environment if self.clock else {})
+        self.process = subprocess.Popen([*command, *flags], stdout=self.log, stderr=self.log, env=environment)
 
     def output(self) -> str:
         """Return all that it has printed."""
@@ -40,6 +43,10 @@ class Server:
             children = psutil.Process(self.process.pid).children()
             return [child for child in children if "tgi.worker" in _command(child)]
         return []
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the server process and the ranks."""
+        return [psutil.Process(self.process.pid), *self.ranks()]
 
     def get(self, path: str) -> tuple[int, str]:
         """Return status and body."""

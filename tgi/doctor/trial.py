@@ -1,8 +1,5 @@
 """Runs the probes in child processes, one for each rank, and collects their results."""
 
-import tempfile
-from pathlib import Path
-
 import attrs
 import msgspec
 import trio
@@ -10,7 +7,7 @@ import trio
 from tgi.child import Child, start_child
 from tgi.plugins import DeviceSpec
 from tgi.plugins.check import Check, fail
-from tgi.ranks import file_store, rank_environment
+from tgi.ranks import meeting, meeting_url, rank_environment
 
 PATIENCE = 180.0
 """Maximum seconds for all probes: the first graph of a cold card takes a while."""
@@ -18,8 +15,8 @@ PATIENCE = 180.0
 
 def try_device(spec: DeviceSpec, threads: int, ranks: int, patience: float = PATIENCE) -> list[Check]:
     """Return the results of rank 0's probes, and a failure if a rank does not end well within `patience`."""
-    with tempfile.TemporaryDirectory(prefix="tgi-") as folder:
-        trial = _Trial(spec, threads, file_store(Path(folder)))
+    with meeting() as store:
+        trial = _Trial(spec, threads, store)
         trio.run(trial.run, ranks, patience)
     return trial.checks
 
@@ -28,8 +25,8 @@ def try_device(spec: DeviceSpec, threads: int, ranks: int, patience: float = PAT
 class _Trial:
     spec: DeviceSpec
     threads: int
-    meeting: str
-    """File through which the ranks find each other."""
+    store: int
+    """Descriptor of the file through which the ranks find each other."""
     checks: list[Check] = attrs.field(factory=list)
     begun: str = ""
     """Name of the probe that rank 0 has begun and not finished."""
@@ -57,9 +54,11 @@ class _Trial:
         self.checks.append(fail(name, found, self.spec.open_doctor().crash))
 
     async def _start(self, rank: int, ranks: int) -> Child:
-        arguments = self.spec.name, str(self.threads), str(rank), str(ranks), self.meeting
+        arguments = self.spec.name, str(self.threads), str(rank), str(ranks), meeting_url(self.store)
         environment = rank_environment(rank, ranks, self.spec.environment)
-        return await start_child("-m", "tgi.doctor.probe", *arguments, environment=environment)
+        return await start_child(
+            "-m", "tgi.doctor.probe", *arguments, environment=environment, inherited=[self.store]
+        )
 
     async def _wait(self, children: list[Child]) -> None:
         """Follow all ranks until they have ended; kill the others when one does not end well."""
