@@ -32,6 +32,10 @@ def make_checkpoint(folder: Path | str, config: Any, seed: int = 0) -> Path:
                 tensor.copy_(noise * 1.5 * tensor.shape[-1] ** -0.5)
             else:
                 tensor.add_(noise * 0.1)  # norms' weights stay near 1, and biases are not 0
+        stored = model.state_dict()
+        for name, tensor in model.named_buffers():
+            if name in stored and tensor.is_floating_point():  # corrections of routers
+                tensor.add_(torch.randn(tensor.shape, generator=generator) * 0.1)
     model.save_pretrained(folder)
     make_tokenizer(folder, config.vocab_size)
     return folder
