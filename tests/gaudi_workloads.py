@@ -251,8 +251,7 @@ class Engine:
             stopping=StoppingCriteria(request.new_tokens, ends, min_tokens=sampling.min_tokens),
             detokenizer=Detokenizer(self.tokenizer, request.prompt),
             matcher=self.matchers[request.grammar].fork() if request.grammar else None,
-            wants_prompt_logprobs=request.prompt_top is not None,
-            prompt_top=request.prompt_top or 0,
+            prompt_top=request.prompt_top,
         )
         sequence.events = _Into(trace)
         return sequence

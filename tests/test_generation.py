@@ -361,7 +361,6 @@ def test_prompt_log_probabilities_are_those_of_transformers(tmp_path: Path) -> N
                 sampling=SamplingParams(),
                 stopping=StoppingCriteria(1, frozenset()),
                 detokenizer=Detokenizer(tokenizer, prompt),
-                wants_prompt_logprobs=True,
                 prompt_top=3,
             )
             with generating(scheduler, sequence) as events:

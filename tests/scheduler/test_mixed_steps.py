@@ -84,7 +84,7 @@ def test_a_prompt_alone_is_computed_in_full_steps() -> None:
 
 def test_questions_about_a_prompt_do_not_keep_others_waiting() -> None:
     schedule = new_schedule(running=2)
-    add(schedule, [7, 8, 9], wants_prompt_logprobs=True, prompt_top=3)
+    add(schedule, [7, 8, 9], prompt_top=3)
     add(schedule, [5, 6])
     planned = step(schedule)
     assert lengths(planned) == (2, [3, 2])

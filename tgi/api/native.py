@@ -415,7 +415,7 @@ def _top_tokens(token: Token, tokenizer: Tokenizer) -> list[TokenBody]:
 
 
 def _prefill(sequence: Sequence, tokenizer: Tokenizer) -> list[PrefillToken]:
-    if not sequence.wants_prompt_logprobs:
+    if sequence.prompt_top is None:
         return []
     logprobs = [None, *sequence.prompt_logprobs]
     return [

@@ -451,7 +451,7 @@ class BlockAllocator:
 
         The last token is always computed, and so are all whose log-probabilities are wanted.
         """
-        if sequence.wants_prompt_logprobs and not sequence.generated:
+        if sequence.prompt_top is not None and not sequence.generated:
             return 0
         return min(len(sequence.tokens) - 1, self._shareable(sequence)) // self.block_size
 

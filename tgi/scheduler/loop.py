@@ -108,6 +108,8 @@ class Scheduler:
         """Duration of the slowest step."""
         self._unmatched: list[Sequence] = []
         """Sequences whose matchers were to see a token when the ranks were lost."""
+        self._matching: Matching
+        """Threads that advance matchers, while `run` runs."""
         self._work = trio.Event()
         self._ahead = trio.CancelScope()
         """Scope in which a result is waited for until the next step is planned."""
@@ -189,13 +191,13 @@ class Scheduler:
     async def run(self) -> None:
         """Schedule until cancelled. Raises EngineError when a step hangs."""
         async with trio.open_nursery() as nursery:
-            matching = Matching(nursery, self._on_mask)
-            matching.start(self._unmatched)
+            self._matching = Matching(nursery, self._on_mask)
+            self._matching.start(self._unmatched)
             try:
                 while True:
-                    await self._turn(matching)
+                    await self._turn()
             finally:
-                self._unmatched = matching.stop()
+                self._unmatched = self._matching.stop()
                 for planned, _ in self._in_flight:
                     self._observer.lost(planned)
 
@@ -233,34 +235,36 @@ class Scheduler:
         _, sent = self._in_flight[0]
         return trio.current_time() - max(sent, self._running_since)
 
-    async def _turn(self, matching: Matching) -> None:
+    async def _turn(self) -> None:
         """Send what the device needs to have work, and commit the oldest result."""
         self._shed()
         if not self._in_flight:
-            # Nothing could be sent ahead. Sequences that get their masks within a moment should share a step.
-            if matching.pending:
-                await matching.wait(LEAD * self._last_seconds)
+            await self._wait_for_masks()
             if not await self._send_next():
                 self._work = trio.Event()
                 await self._work.wait()
                 return
         if may_guess(self._schedule):
-            await self._commit_next(matching)
+            await self._commit_next()
             return
-        await self._fill_stages(matching)
+        await self._fill_stages()
         while True:
             with trio.move_on_at(self._time_to_plan()) as self._ahead:
-                await self._commit_next(matching)
+                await self._commit_next()
                 return
             if not await self._send_next() or len(self._in_flight) > self._schedule.limits.stages:
                 break
-        await self._commit_next(matching)
+        await self._commit_next()
 
-    async def _fill_stages(self, matching: Matching) -> None:
+    async def _wait_for_masks(self) -> None:
+        """Wait a moment for masks that are being computed, so that their sequences share a step."""
+        if self._matching.pending:
+            await self._matching.wait(LEAD * self._last_seconds)
+
+    async def _fill_stages(self) -> None:
         """Send a step to each stage that has none."""
         while len(self._in_flight) < self._schedule.limits.stages:
-            if matching.pending:
-                await matching.wait(LEAD * self._last_seconds)
+            await self._wait_for_masks()
             if not await self._send_next():
                 return
 
@@ -349,13 +353,13 @@ class Scheduler:
         flying = (row.sequence for planned, _ in self._in_flight for row in planned.rows)
         return suspect is None or all(sequence is suspect for sequence in flying)
 
-    async def _commit_next(self, matching: Matching) -> None:
+    async def _commit_next(self) -> None:
         result = await self._receive()
         planned, sent = self._in_flight.popleft()
         assert result.number == planned.step.number, "results come in the order of the steps"
         began = time.monotonic()
         if sequences := commit(self._schedule, planned, result):
-            matching.start(sequences)
+            self._matching.start(sequences)
         self._last_seconds = result.seconds
         self._slowest = max(self._slowest, result.seconds)
         if planned.shape.prefill:

@@ -256,7 +256,7 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
     """Add the next chunk of a prompt to a prefill step, if that is cheaper than a step of its own."""
     length = min(sequence.prefill_end - sequence.computed, schedule.limits.longest_chunk)
     if rows:
-        if rows[0].sequence.wants_prompt_logprobs or sequence.wants_prompt_logprobs:
+        if any(one.prompt_top is not None for one in (rows[0].sequence, sequence)):
             return False
         if length + sum(row.length for row in rows) > schedule.limits.max_batch_prefill_tokens:
             return False

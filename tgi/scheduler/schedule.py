@@ -51,7 +51,7 @@ class Row(msgspec.Struct, eq=False):
     def targets(self) -> int:
         """Number of leading query tokens whose next prompt token's log-probability is wanted."""
         sequence = self.sequence
-        if not sequence.wants_prompt_logprobs or sequence.generated:
+        if sequence.prompt_top is None or sequence.generated:
             return 0
         return max(min(self.length, len(sequence.prompt) - 1 - self.start), 0)
 
@@ -305,7 +305,7 @@ def _columns(number: int, bucket: Bucket, rows: Items[Row]) -> Step:
         table_counts=ints([len(table.blocks) - table.sent for _, _, table in grown]),
         table_blocks=ints([block for _, _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
-        prompt_top=max([sequence.prompt_top for sequence in sequences]) if targets else 0,
+        prompt_top=max([sequence.prompt_top or 0 for sequence in sequences]) if targets else 0,
         masked=masked,
         masks=masks,
         loras=_loras(sequences),

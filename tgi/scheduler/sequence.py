@@ -93,10 +93,9 @@ class Sequence:
     sampling: SamplingParams
     stopping: StoppingCriteria
     detokenizer: Detokenizer
-    wants_prompt_logprobs: bool = False
-    prompt_top: int = 0
-    """Number of most likely tokens to report at each position of the prompt; needs
-    `wants_prompt_logprobs`."""
+    prompt_top: int | None = None
+    """Number of most likely tokens to report for each token of the prompt, beside its own log-probability;
+    None: not even that."""
     matcher: Matcher | None = None
     """Grammar that the text obeys. It belongs to this sequence alone and has seen no token yet."""
     lora: Lora | None = None
