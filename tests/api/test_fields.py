@@ -16,7 +16,7 @@ import pytest
 
 from tests.documented import ROOT
 from tgi.api import refused
-from tgi.api.native import GenerateParameters
+from tgi.api.native_bodies import GenerateParameters
 from tgi.api.openai.requests import ChatRequest, CompletionRequest
 from tgi.protocol import NO_LORAS, LaneParams, LoraSlots
 from tgi.sampling import SamplingParams

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgi.api.bodies import MAX_DEPTH, decode
-from tgi.api.native import DetokenizeRequest, GenerateRequest, RegexGrammar, generation_of
+from tgi.api.native import generation_of
+from tgi.api.native_bodies import DetokenizeRequest, GenerateRequest, RegexGrammar
 from tgi.api.openapi import ROUTES
 from tgi.api.platforms import INSTANCES
 from tgi.errors import BodyError, MalformedBody, ValidationError, WrongShape

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tgi.api.bodies import decode
-from tgi.api.native import CompatGenerateRequest, DetokenizeRequest
+from tgi.api.native_bodies import CompatGenerateRequest, DetokenizeRequest
 from tgi.api.openai.messages import FunctionCall, ImageChunk, Message, TextChunk, ToolCall, Url
 from tgi.api.openai.requests import ChatRequest, CompletionRequest
 from tgi.api.openapi import ROUTES

@@ -16,7 +16,7 @@ from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
 from .call import BODY_ERRORS, Call, get, json_answer, post
-from .native import ModelName
+from .native_bodies import ModelName
 from .openai.answers import Reason
 from .openai.requests import ChatRequest
 from .refused import refusing

@@ -15,7 +15,7 @@ from tgi.errors import OPENAI
 from tgi.limits import Limits
 from tgi.text.tokenizer import Piece
 
-from . import anthropic, embeddings, info, loras, native, ollama, platforms, responses
+from . import anthropic, embeddings, info, loras, native, native_bodies, ollama, platforms, responses
 from .call import VERSION, Call, Route, get, json_answer
 from .openai import answers, chat, completions, formats, messages, requests, tokenize
 
@@ -101,16 +101,28 @@ ROUTES: tuple[Route, ...] = (
 )
 
 _ALIASES: dict[str, Any] = {
-    "GrammarType": native.Grammar,
+    "GrammarType": native_bodies.Grammar,
     "MessageContent": messages.MessageContent,
     "MessageChunk": messages.MessageChunk,
     "Prompt": requests.Prompt,
     "ResponseFormat": formats.ResponseFormat,
     "ToolChoice": messages.ToolChoice,
     "TokenizeResponse": list[Piece],
-    "SagemakerRequest": (native.CompatGenerateRequest, requests.ChatRequest, requests.CompletionRequest),
-    "SagemakerResponse": (list[native.GenerateResponse], answers.ChatCompletion, answers.CompletionFinal),
-    "SagemakerStreamResponse": (native.StreamResponse, answers.ChatCompletionChunk, answers.CompletionFinal),
+    "SagemakerRequest": (
+        native_bodies.CompatGenerateRequest,
+        requests.ChatRequest,
+        requests.CompletionRequest,
+    ),
+    "SagemakerResponse": (
+        list[native_bodies.GenerateResponse],
+        answers.ChatCompletion,
+        answers.CompletionFinal,
+    ),
+    "SagemakerStreamResponse": (
+        native_bodies.StreamResponse,
+        answers.ChatCompletionChunk,
+        answers.CompletionFinal,
+    ),
     "Chunk": answers.CompletionFinal,
     "Completion": answers.CompletionFinal,
     "ToolCallMessage": answers.OutputMessage,

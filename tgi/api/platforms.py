@@ -16,16 +16,14 @@ from tgi.scheduler import Sequence
 from .bodies import decode
 from .call import Call, get, json_answer, post
 from .loras import lora_of_id
-from .native import (
+from .native import compat_generate, generated_text, generation_of
+from .native_bodies import (
     CompatGenerateRequest,
     GenerateParameters,
     GenerateResponse,
     StreamResponse,
     USize,
-    compat_generate,
     default_parameters,
-    generated_text,
-    generation_of,
 )
 from .openai import answers, requests
 from .openai.answers import VisibleText

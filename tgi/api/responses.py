@@ -15,7 +15,7 @@ from tgi.text.tool_calls import AnswerDelta
 
 from . import refused
 from .call import Call, Route, get, json_answer, post
-from .native import ModelName
+from .native_bodies import ModelName
 from .openai.answers import Reason
 from .openai.requests import ChatRequest, StreamOptions
 from .refused import refusing

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
-from tgi.api.native import Grammar, JsonGrammar, JsonSchemaConfig, RegexGrammar, Schema
+from tgi.api.native_bodies import Grammar, JsonGrammar, JsonSchemaConfig, RegexGrammar, Schema
 from tgi.api.validate import grammar_spec
 from tgi.errors import ValidationError
 from tgi.sampling import OpenAIFields, about

@@ -12,7 +12,7 @@ from msgspec import Meta
 from tgi.api import refused
 from tgi.api.call import Call
 from tgi.api.loras import lora_of_model
-from tgi.api.native import SEED, STOP, MaxTokens, ModelName, Priority, TokenId
+from tgi.api.native_bodies import SEED, STOP, MaxTokens, ModelName, Priority, TokenId
 from tgi.api.refused import refusing
 from tgi.api.validate import Generation, Names, sampling_params
 from tgi.errors import ValidationError

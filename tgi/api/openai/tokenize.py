@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import msgspec
 from quart import Response
 
-from tgi.api import native
+from tgi.api import native, native_bodies
 from tgi.api.call import BODY_ERRORS, Call, json_answer, post
 from tgi.sampling import about
 from tgi.text.tokenizer import Piece
@@ -45,7 +45,7 @@ class VllmTokenizeResponse(msgspec.Struct):
 async def tokenize(call: Call[Any]) -> Response:
     """Answer `/tokenize`, in the form of the request."""
     body: TokenizePromptRequest | TokenizeChatRequest = call.body
-    if isinstance(body, native.GenerateRequest):
+    if isinstance(body, native_bodies.GenerateRequest):
         return await native.tokenize(call)
     tokenizer = call.engine.tokenizer
     if isinstance(body, TokenizePromptRequest):
@@ -62,7 +62,7 @@ async def tokenize(call: Call[Any]) -> Response:
 ROUTES = (
     post(
         "/tokenize", "tokenize", "The tokens of a text or a conversation", tokenize,
-        native.GenerateRequest, TokenizePromptRequest, TokenizeChatRequest,
+        native_bodies.GenerateRequest, TokenizePromptRequest, TokenizeChatRequest,
         answer=(list[Piece], VllmTokenizeResponse), errors=(*BODY_ERRORS, 404), example={"inputs": "Hello"},
     ),
 )  # fmt: skip
