@@ -14,8 +14,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds AWAKE{200};  // time that a helper looks for work before it sleeps
-constexpr std::chrono::microseconds LATE{300};  // wait for a helper that seems to have lost its core
-constexpr std::chrono::seconds LONGEST{1};  // time without helpers after a wait
+constexpr std::chrono::milliseconds WINDOW{20};  // of tasks, after which it is judged whether helpers help
+constexpr std::chrono::milliseconds ALONE{200};  // first time without helpers, doubled up to LONGEST
+constexpr std::chrono::milliseconds LONGEST{1600};
 thread_local bool within = false;  // an item of a task
 constexpr long PARTS = 4;  // for each thread, of what is left: a thread takes one of them
 
@@ -55,15 +56,24 @@ class Pool {
     take();
     const auto waiting = Clock::now();
     for (long turn = 0; ended_ != (uint64_t)items; turn++) turn < 64 ? rest() : (void)sched_yield();
-    // A helper that lost its core in the middle of its items is late by milliseconds, and will be again as long as
-    // another program has the core. Without helpers for a hundred times as long, at most 1 % of the time is lost.
     const auto end = Clock::now();
-    const auto waited = end - waiting;
-    if (waited > LATE && waited > (waiting - begin) / 4)
-      alone_until_ = end + std::min<Clock::duration>(100 * waited, LONGEST);
+    judge(end, end - begin, end - waiting);
   }
 
  private:
+  // Leave helpers out for a while if waiting for them took nearly half of the time, as it does while another program
+  // has one of the cores: two threads are then no faster than one. What takes a core now and then, as the server
+  // does in every step, costs a short wait, less than the time without helpers would.
+  void judge(Clock::time_point now, Clock::duration took, Clock::duration waited) {
+    took_ += took;
+    waited_ += waited;
+    if (took_ < WINDOW) return;
+    const bool late = waited_ * 5 > took_ * 2;
+    if (late) alone_until_ = now + alone_;
+    alone_ = late ? std::min<Clock::duration>(2 * alone_, LONGEST) : ALONE;
+    took_ = waited_ = {};
+  }
+
   bool left() const {
     const uint64_t ticket = ticket_;
     return (uint32_t)ticket < ticket >> 32;
@@ -113,6 +123,7 @@ class Pool {
   void (*work_)(const void*, long) = nullptr;
   const void* context_ = nullptr;
   Clock::time_point alone_until_;
+  Clock::duration took_{}, waited_{}, alone_ = ALONE;  // of the tasks of a window; the next time without helpers
   std::mutex caller_, sleepers_;
   std::condition_variable wake_;
 };
