@@ -311,12 +311,6 @@ def test_variables_that_do_nothing_share_a_line() -> None:
     assert all(name in line for name in UNUSED_VARIABLES)
 
 
-def test_a_variable_that_would_change_the_answers_is_refused() -> None:
-    with pytest.raises(OptionError, match=r"^QUANT_CONFIG is not supported: measurements of"):
-        list(Options().checked({"QUANT_CONFIG": "maxabs_quant.json"}))
-    assert not list(Options().checked({"QUANT_CONFIG": ""}))
-
-
 @pytest.mark.contract("L1", "6.5")
 @pytest.mark.parametrize(
     "name",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import attrs
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError, validators
 from cyclopts.help import ColumnSpec, DefaultFormatter, DescriptionRenderer, HelpEntry
 from rich.console import RenderableType
 from rich.text import Text
@@ -168,6 +168,44 @@ def plan(
 
     given = options if model is None else attrs.evolve(options, model_id=model)
     return show_plan(given, picture=plot, as_text=json_)
+
+
+@app.command(group=flags.SERVING)
+def calibrate(
+    model_id: str,
+    *,
+    data: Annotated[Path, flags.FILE],
+    output: Path = Path("scales"),
+    weights: Annotated[bool, Parameter(negative="")] = False,
+    texts: Annotated[flags.Count, Parameter(validator=validators.Number(gte=1))] = 128,
+    tokens: Annotated[flags.Count, Parameter(validator=validators.Number(gte=1))] = 2048,
+    revision: Annotated[str | None, Parameter(env_var="REVISION")] = None,
+) -> int:
+    """Measure scales for fp8 with texts of yours, and print the file for `tgi serve --quant-config`.
+
+    It computes on the CPU, in the time of reading the texts.
+
+    Parameters
+    ----------
+    model_id
+        Folder, or id on the Hub.
+    data
+        Texts like those that the server will see, a line in JSON each: {"text": "…"} or {"messages": […]}.
+    output
+        Folder for two files.
+    weights
+        Measure the inputs of linear layers too, which are then served in fp8; else keys and values only.
+    texts
+        Number of texts that are read.
+    tokens
+        Number of tokens that are read of each.
+    revision
+        Branch, tag or commit on the Hub.
+    """
+    from tgi.calibrate import calibrate as measure
+    from tgi.hub import Source
+
+    return measure(Source(model_id, revision), data, output, weights=weights, texts=texts, tokens=tokens)
 
 
 @app.command(help=_DOCTOR, group=flags.SERVING)

@@ -54,9 +54,6 @@ UNUSED_VARIABLES = {
 }
 """Reason why a variable without a flag has no effect, by its name. TGI's images, its Gaudi backend and vLLM
 on Gaudi set or read these."""
-REFUSED_VARIABLES = {
-    "QUANT_CONFIG": "measurements of Intel Neural Compressor are not needed: use --quantize fp8 instead"
-}
 
 _Text = str | None
 _Switch = bool | None
@@ -161,14 +158,11 @@ class IgnoredFlags:
         if self.ngrok and self.ngrok_edge is None:
             yield "`ngrok-edge` must be set when using ngrok tunneling"
 
-    def refusals(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
-        """Yield a message for each flag and variable that the server refuses to start with."""
+    def refusals(self) -> Iterator[str]:
+        """Yield a message for each flag that the server refuses to start with."""
         for name, is_refused, why in reasons():
             if is_refused and getattr(self, name) not in HARMLESS:
                 yield f"{_spelt(name)} is not supported: {why}"
-        for name, why in REFUSED_VARIABLES.items():
-            if environment.get(name, "") not in HARMLESS:
-                yield f"{name} is not supported: {why}"
 
     def warnings(self, environment: Mapping[str, str] = os.environ) -> Iterator[str]:
         """Yield a warning for each flag and variable that is given without effect."""

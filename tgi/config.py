@@ -94,6 +94,9 @@ class Options:
     """Weight format. int8 (cpu), int4 (cpu, hpu) and fp8 (hpu) round the linear layers of a checkpoint that
     is not quantized, while it is loaded: less memory and faster. Any other must be the checkpoint's own.
     Default: the checkpoint's."""
+    quant_config: Annotated[Path | None, flag(MODEL, "QUANT_CONFIG", value="FILE")] = None
+    """Scales for fp8 that `tgi calibrate` or Neural Compressor measured: a config file, which names the
+    measurements. Linear layers are rounded to fp8 by them, unless its allowlist has KV caches only."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
     """Device to run on. `tgi plugins` lists those that are installed."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
@@ -360,7 +363,7 @@ class Options:
             )
         if self.max_batch_size == 0:
             raise OptionError("`max_batch_size` must be > 0")
-        reasons = (*self.ignored.contradictions(), *self.ignored.refusals(environment))
+        reasons = (*self.ignored.contradictions(), *self.ignored.refusals())
         for reason in reasons:
             raise OptionError(reason)
         self._check_keys()

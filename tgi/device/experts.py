@@ -6,22 +6,13 @@ from typing import Protocol
 import attrs
 import torch
 
-from tgi.weights.formats import LinearWeight
+from tgi.weights.formats import LinearWeight, Operations
 
 from .activation import Activating, gate
 
 
-class Multiplying(Activating, Protocol):
+class Multiplying(Activating, Operations, Protocol):
     """The part of a `Device` that experts use."""
-
-    def multiply(
-        self,
-        x: torch.Tensor,
-        weight: LinearWeight,
-        bias: torch.Tensor | None = None,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Multiply x [n, in] by a prepared weight [out, in], and add what is given."""
 
 
 @attrs.frozen(eq=False, kw_only=True)

@@ -7,16 +7,13 @@ have which; each adapted layer has a `LoraTable`, which `Device.lora_table` make
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import attrs
 import torch
 
 from tgi.protocol import LoraSlots
 from tgi.weights.formats import DenseWeight, LinearWeight, Operations, PreparedWeight
-
-if TYPE_CHECKING:
-    from .base import Device
 
 Matrices = tuple[torch.Tensor, torch.Tensor]
 """The two matrices of an adapter, [rank, in] and [out, rank]."""
@@ -85,18 +82,25 @@ class LoraWeight(PreparedWeight):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply as the base does, and add what the adapters of the step's rows give."""
         y = device.multiply(x, self.base, bias, residual)
         return y if self.rows.value is None else self.table.add(x, y, self.rows.value)
 
 
+class Preparing(Operations, Protocol):
+    """The part of a `Device` that tables use."""
+
+    def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
+        """Return a weight ready for `multiply`."""
+
+
 class SlotTable(LoraTable):
     """The definition: each slot's tokens are multiplied with its matrices."""
 
-    def __init__(self, device: "Device", shape: LoraShape) -> None:
+    def __init__(self, device: Preparing, shape: LoraShape) -> None:
         self._device, self._shape = device, shape
         self._adapters: dict[int, tuple[LinearWeight, list[tuple[slice, slice, LinearWeight]]]] = {}
         """Weight [columns, in] of each slot; columns, outputs, and weight [out, rank] of each piece."""

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,10 +18,12 @@ from tgi.plugins import ConfigError
 from tgi.protocol import CacheGroup, TensorInfo
 from tgi.weights import LayerSizes, Shard, Stage, TensorPart, Weights
 from tgi.weights.formats import Dense, DenseWeight, LinearWeight, Rounding, WeightFormat
+from tgi.weights.formats.measured import MeasuredFp8
 
 from .lora import Loras
 
 _DENSE = Dense()
+Observe = Callable[[LinearWeight, Sequence[TensorPart]], LinearWeight]
 
 
 @attrs.frozen
@@ -48,12 +50,16 @@ class Build:
     dtype: torch.dtype
     format: WeightFormat = _DENSE
     """Format of the linear weights that are not dense."""
+    measured: MeasuredFp8 | None = None
+    """Scales that were measured, of which those of keys and values come before the checkpoint's."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
     loras: Loras | None = None
     """LoRA adapters, if there can be any."""
     wide_scores: bool = True
     """`ModelConfig.wide_scores`."""
+    observe: Observe | None = None
+    """Wraps the weights of linear layers; see `tgi.worker.measure`."""
     stage: Stage = Stage()  # noqa: RUF009 (frozen)
     """Part of the model that is built; see `layers`."""
     whole: Mapping[int, CacheLayer] = attrs.field(factory=dict)
@@ -62,6 +68,8 @@ class Build:
     """Tensors that were read, in order, once for each time."""
     cache: dict[int, CacheLayer] = attrs.field(factory=dict)
     """Attention layers by number."""
+    cached: dict[int, str] = attrs.field(factory=dict)
+    """Names of attention layers, by number, whose keys and values may have scales."""
     kv: dict[int, KVLayer] = attrs.field(factory=lambda: defaultdict(KVLayer))
     """Keys and values of attention layers by number; those of `cache` get memory before the first step."""
     changes_scores: bool = False
@@ -191,12 +199,12 @@ class Build:
         lacking = [name for name in missing if name is not None]
         if lacking and len(lacking) < len(parts):
             raise ConfigError(f"the checkpoint has no tensor {lacking[0]!r}, though parts of the layer have")
-        stored = _DENSE if lacking or (exact and isinstance(self.format, Rounding)) else self.format
+        stored = _DENSE if lacking or (exact and isinstance(self.format, Dense)) else self.format
         weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
-        if self.loras is None or exact or self._of_experts:
-            return weight
-        return self.loras.adapt(weight, parts)
+        if self.loras is not None and not exact and not self._of_experts:
+            weight = self.loras.adapt(weight, parts)
+        return weight if self.observe is None or exact else self.observe(weight, parts)
 
     def head(self, matrix: torch.Tensor) -> LinearWeight:
         """Return the weight that gives logits, the last tensor that was read, ready for `Device.multiply`.
@@ -208,7 +216,7 @@ class Build:
 
     def dense(self, part: TensorPart) -> torch.Tensor:
         """Return the weight of a linear layer as numbers, from any format of the checkpoint."""
-        if isinstance(self.format, Rounding) or self.format.missing(self, part) is not None:
+        if isinstance(self.format, Dense) or self.format.missing(self, part) is not None:
             return self.read(part)
         count = len(self.tensors)
         numbers = self.put(self.format.read(self, part).dense())
@@ -239,8 +247,10 @@ class Build:
         return self.kv[layer]
 
     def scale_cache(self, layer: int, name: str) -> None:
-        """Give the device the scales of the keys and values of layer `name`, if the checkpoint has any."""
-        if scales := self.format.cache_scales(self, name):
+        """Give the device the scales of the keys and values of layer `name`, if there are any."""
+        self.cached[layer] = name
+        scales = self.measured and self.measured.cache_scales(self, name)
+        if scales := scales or self.format.cache_scales(self, name):
             self.device.scale_cache(self.kv[layer], *scales)
 
     def cache_groups(self, item: int) -> list[CacheGroup]:

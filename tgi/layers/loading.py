@@ -26,9 +26,11 @@ from tgi.weights import (
     Stage,
     Weights,
 )
-from tgi.weights.formats import EXPANDED, WeightFormat, read_format
+from tgi.weights.formats import EXPANDED, Dense, WeightFormat, read_format
+from tgi.weights.formats.measured import MeasuredFp8
+from tgi.weights.measurements import Measurements
 
-from .build import Build, CacheLayer
+from .build import Build, CacheLayer, Observe
 from .lora import Loras
 
 log = logging.getLogger(__name__)
@@ -48,6 +50,7 @@ class Blueprint:
     config: ModelConfig
     format: WeightFormat
     dtype: torch.dtype
+    measured: MeasuredFp8 | None
     expert_parallel: bool
     loras: LoraSlots
 
@@ -58,8 +61,18 @@ class Blueprint:
         offered = find_offer("architecture", command.architecture, architectures(load_plugins()))
         data = read_config_json(folder) | dict(command.overrides)
         make, config = import_named(offered.model), offered.read(data)
-        stored = read_format(JsonReader(data), command.quantize)
-        return cls(command.architecture, make, config, stored, dtype, command.expert_parallel, command.loras)
+        stored, measured = read_format(JsonReader(data), command.quantize), None
+        if command.quant_config:
+            measured = MeasuredFp8(Measurements.read(Path(command.quant_config)))
+            if measured.measured.has_weights:
+                if stored.name not in (Dense.name, measured.name) or not isinstance(stored, Dense):
+                    raise ConfigError(
+                        f"{command.quant_config} asks for layers in fp8, and they are {stored.name} already; "
+                        'with "allowlist": {"types": ["KVCache"]} it serves the KV cache alone'
+                    )
+                stored = measured
+        rest = measured, command.expert_parallel, command.loras
+        return cls(command.architecture, make, config, stored, dtype, *rest)
 
     @torch.inference_mode()
     def build(
@@ -69,11 +82,12 @@ class Blueprint:
         device: Device,
         stage: Stage = _ONLY,
         whole: Mapping[int, CacheLayer] = MappingProxyType({}),
+        observe: Observe | None = None,
     ) -> tuple[Model, Build]:
         """Build a rank's share; `whole` are the attention layers of all stages if there are several."""
         loras = Loras(device, self.dtype, self.loras) if self.loras.count else None
-        kept = self.dtype, self.format, self.expert_parallel, loras, self.config.wide_scores
-        build = Build(weights, shard, device, *kept, stage=stage, whole=whole)
+        kept = self.dtype, self.format, self.measured, self.expert_parallel, loras, self.config.wide_scores
+        build = Build(weights, shard, device, *kept, observe=observe, stage=stage, whole=whole)
         return self.make(self.config, build).eval(), build
 
     def sketch(

@@ -120,6 +120,7 @@ class Setup:
             check=False,
             overrides=self.overrides,
             quantize=quantize,
+            quant_config=self._quant_config,
             keeps=sorted(self.device.keeps),
             expert_parallel=self.options.expert_parallel,
             loras=self.loras,
@@ -155,6 +156,7 @@ class Setup:
             top=top,
             overrides=self.overrides,
             quantize=self.options.quantization,
+            quant_config=self._quant_config,
             expert_parallel=options.expert_parallel,
             watermark_gamma=options.watermark_gamma,
             watermark_delta=options.watermark_delta,
@@ -177,6 +179,11 @@ class Setup:
         last = first + self.ranks
         cards = [str(card) for card in range(last)] if listed == "all" else listed.split(",")
         return {name: ",".join(cards[first:last])}
+
+    @property
+    def _quant_config(self) -> str:
+        file = self.options.quant_config
+        return "" if file is None else str(file.absolute())
 
     def _cache_dtype(self) -> str:
         name = self.options.kv_cache_dtype

@@ -40,6 +40,8 @@ class Describe(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Keys that replace those of config.json (`--rope-scaling`)."""
     quantize: str = ""
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
+    quant_config: str = ""
+    """File of `tgi.weights.measurements`; "": none."""
     keeps: list[str] = msgspec.field(default_factory=list)
     """Kinds of weights that the device multiplies as they are stored, as in its `DeviceSpec`."""
     expert_parallel: bool = False

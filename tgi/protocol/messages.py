@@ -78,6 +78,8 @@ class Load(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """Keys that replace those of config.json (`--rope-scaling`)."""
     quantize: str = ""
     """Weight format that dense weights are rounded to, or that the checkpoint must have; "": its own."""
+    quant_config: str = ""
+    """File of `tgi.weights.measurements`; "": none."""
     expert_parallel: bool = False
     """Whether a rank has whole experts, instead of a part of every expert."""
     stages: tuple[int, ...] = ()

@@ -27,8 +27,8 @@ class PackedWeight(PreparedWeight):
         self,
         device: Operations,  # noqa: ARG002
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply, add in float32, and round once."""
         return self.kernels.linear(x, self.packed, self.rows, bias, residual)
@@ -62,8 +62,8 @@ class PackedIntegers(PreparedWeight):
         self,
         device: Operations,  # noqa: ARG002
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply as defined, exactly within each group."""
         x = x if self.order is None else x[:, self.order]

@@ -46,8 +46,8 @@ class Uint4Weight(PreparedWeight):
         self,
         device: Operations,  # noqa: ARG002
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Expand the weight and multiply."""
         assert self.bridge.from_uint4 is not None

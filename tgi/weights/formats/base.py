@@ -103,8 +103,8 @@ class LinearWeight(ABC):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return x [n, in] times the weight's transpose, plus bias [out] and residual [n, out]."""
 

@@ -28,8 +28,8 @@ class DenseWeight(LinearWeight):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply by `Device.linear`."""
         return device.linear(x, self.matrix, bias, residual)
@@ -40,6 +40,6 @@ class Dense(WeightFormat):
 
     name = "dense"
 
-    def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
         """Read the tensors themselves."""
         return DenseWeight(reader.read(*parts))

@@ -91,8 +91,8 @@ class Fp8Weight(LinearWeight):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Round x to 8 bits and multiply in float32."""
         limit = device.fp8_limit

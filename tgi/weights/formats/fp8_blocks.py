@@ -46,8 +46,8 @@ class Fp8BlockWeight(LinearWeight):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply by the real numbers, rounded to the dtype of x."""
         return device.linear(x, self.dense().to(x.dtype), bias, residual)

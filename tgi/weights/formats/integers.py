@@ -74,8 +74,8 @@ class IntegerWeight(LinearWeight):
         self,
         device: Operations,
         x: torch.Tensor,
-        bias: torch.Tensor | None,
-        residual: torch.Tensor | None,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Round x to 8 bits and multiply in float32."""
         rounded = round_inputs(x if self.order is None else x[:, self.order], self.group)
