@@ -4,6 +4,7 @@ Prompts are those of transformers' `apply_chat_template`, errors those of TGI. A
 comes with the model; it runs in jinja2's sandbox.
 """
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -288,10 +289,12 @@ _ENVIRONMENT.globals.update(
 )
 
 
+@functools.lru_cache(maxsize=128)  # several engines of a process may have the same templates
 def _compile(source: str) -> _Template:
     try:
-        variables = meta.find_undeclared_variables(_ENVIRONMENT.parse(source))
-        return _Template(source, _ENVIRONMENT.from_string(source), variables=frozenset(variables))
+        tree = _ENVIRONMENT.parse(source)
+        variables = meta.find_undeclared_variables(tree)
+        return _Template(source, _ENVIRONMENT.from_string(tree), variables=frozenset(variables))
     except Exception as error:  # Python's own compiler may refuse what jinja2 makes of a template
         problem = _describe(error)
         logger.warning("The chat template cannot be used: %s", problem)
