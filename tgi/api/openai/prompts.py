@@ -13,13 +13,13 @@ from tgi.errors import TemplateError, ToolError, ValidationError
 from tgi.scheduler import Sequence
 from tgi.text import tool_calls
 from tgi.text.answer_format import AnswerFormat
+from tgi.text.chat_template import ChatTemplates
 from tgi.text.grammar import GrammarSpec
 from tgi.text.messages import prepare_messages
 from tgi.text.reasoning import Thoughts
 
-from . import requests
 from .messages import Tool
-from .requests import check_count, make_generation, prompt_top
+from .requests import MAX_CHAT_LOGPROBS, ChatRequest, check_count, make_generation, prompt_top
 
 
 @attrs.frozen
@@ -38,7 +38,7 @@ class ChatPrompt:
     """State of thoughts where the answer begins."""
 
 
-async def chat_sequences(call: Call[Any], body: requests.ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
+async def chat_sequences(call: Call[Any], body: ChatRequest) -> tuple[ChatPrompt, list[Sequence]]:
     """Return the prompt of a conversation and its sequences. Raises ApiError."""
     prompt = await call.run_in_thread_if_large(lambda: chat_prompt(body, call.engine))
     generation = make_generation(
@@ -49,7 +49,7 @@ async def chat_sequences(call: Call[Any], body: requests.ChatRequest) -> tuple[C
         max_tokens=body.max_tokens,
         top=body.top_logprobs,
         names=("messages", "top_logprobs"),
-        max_top_tokens=requests.MAX_CHAT_LOGPROBS,
+        max_top_tokens=MAX_CHAT_LOGPROBS,
         prompt_top=prompt_top(body, call.engine.limits),
         grammar=lambda: prompt.grammar,
         add_special_tokens=bool(body.add_special_tokens),
@@ -57,13 +57,9 @@ async def chat_sequences(call: Call[Any], body: requests.ChatRequest) -> tuple[C
     return prompt, await make_sequences(call, generation)
 
 
-def chat_prompt(body: requests.ChatRequest, engine: Engine) -> ChatPrompt:
+def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
     """Render the messages. Raises TemplateError, ToolError (V33) and ValidationError."""
-    if not body.messages:
-        raise ValidationError("`messages` cannot be empty")
-    for index, message in enumerate(body.messages):
-        if kind := message.other_than_text:
-            raise ValidationError(f"`messages[{index}]` has {kind}, and the model reads text only")
+    _check_messages(body)
     tools, mode = _offered(body)
     required = bool(tools) and mode in ("required", "named")
     text_grammar = body.text_grammar
@@ -79,20 +75,7 @@ def chat_prompt(body: requests.ChatRequest, engine: Engine) -> ChatPrompt:
         body.tool_prompt or None,
         required=required,
     )
-    try:
-        text = templates.render(
-            messages,
-            described,
-            _variables(body),
-            continues=False if body.add_generation_prompt else body.continue_final_message,
-            more=body.add_generation_prompt is not False,
-        )
-    except TemplateError as error:
-        if place := _odd_arguments(body):
-            raise ValidationError(
-                f"`{place}` is not the text of a JSON object, and the chat template needs one: {error}"
-            ) from error
-        raise
+    text = _rendered(body, templates, messages, described)
     thoughts = style.thoughts_after(text)
     callable_tools = [
         tool_calls.Tool(t.function.name, t.function.description, t.function.parameters) for t in tools
@@ -108,7 +91,39 @@ def chat_prompt(body: requests.ChatRequest, engine: Engine) -> ChatPrompt:
     return ChatPrompt(text, grammar, style, callable_tools, required, thoughts)
 
 
-def _odd_arguments(body: requests.ChatRequest) -> str | None:
+def _check_messages(body: ChatRequest) -> None:
+    """Raise ValidationError unless there are messages, of text only."""
+    if not body.messages:
+        raise ValidationError("`messages` cannot be empty")
+    for index, message in enumerate(body.messages):
+        if kind := message.other_than_text:
+            raise ValidationError(f"`messages[{index}]` has {kind}, and the model reads text only")
+
+
+def _rendered(
+    body: ChatRequest,
+    templates: ChatTemplates,
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+) -> str:
+    """Return the text of the prompt. Raises TemplateError and ValidationError."""
+    try:
+        return templates.render(
+            messages,
+            tools,
+            _variables(body),
+            continues=False if body.add_generation_prompt else body.continue_final_message,
+            more=body.add_generation_prompt is not False,
+        )
+    except TemplateError as error:
+        if place := _odd_arguments(body):
+            raise ValidationError(
+                f"`{place}` is not the text of a JSON object, and the chat template needs one: {error}"
+            ) from error
+        raise
+
+
+def _odd_arguments(body: ChatRequest) -> str | None:
     """Return the place of the first call whose arguments are no object, as of an answer that was cut."""
     for number, message in enumerate(body.messages):
         for index, call in enumerate(message.tool_calls or []):
@@ -122,7 +137,7 @@ def _odd_arguments(body: requests.ChatRequest) -> str | None:
     return None
 
 
-def _offered(body: requests.ChatRequest) -> tuple[list[Tool], str]:
+def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
     """Return the tools that the model may call, and the mode of the choice (T2, T3, V33)."""
     tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
     mode, names = body.chosen_tools
@@ -135,7 +150,7 @@ def _offered(body: requests.ChatRequest) -> tuple[list[Tool], str]:
     return [tools[name] for name in names], mode
 
 
-def _variables(body: requests.ChatRequest) -> dict[str, object]:
+def _variables(body: ChatRequest) -> dict[str, object]:
     variables: dict[str, object] = {
         "documents": body.documents,
         "reasoning_effort": body.reasoning_effort,
@@ -149,7 +164,7 @@ def _variables(body: requests.ChatRequest) -> dict[str, object]:
     return given | (body.chat_template_kwargs or {})
 
 
-def _are_parallel(body: requests.ChatRequest, required: bool) -> bool:
+def _are_parallel(body: ChatRequest, required: bool) -> bool:
     """Return whether several calls may come; where one must come, only if the client says so.
 
     Small models that must call go on calling until they run out of tokens.
@@ -157,7 +172,7 @@ def _are_parallel(body: requests.ChatRequest, required: bool) -> bool:
     return not required if body.parallel_tool_calls is None else body.parallel_tool_calls
 
 
-def _max_thoughts(body: requests.ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
+def _max_thoughts(body: ChatRequest, engine: Engine, *, is_forced: bool) -> int | None:
     """Return the limit of tokens for thoughts: the client's, or half of all tokens if an answer is forced."""
     if body.max_thinking_tokens is not None or not is_forced:
         return body.max_thinking_tokens
