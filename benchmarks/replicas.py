@@ -222,9 +222,10 @@ def simulate(
         [rng.randrange(VOCABULARY) for _ in range(SYSTEM_TOKENS)]
         for _ in range(SYSTEM_PROMPTS_PER_REPLICA * replicas)
     ]
-    weights = [1 / (rank + 1) for rank in range(len(prompts))]
+    weights = list(itertools.accumulate(1 / (rank + 1) for rank in range(len(prompts))))
     for time in arrivals(rng, rate * replicas, seconds, bursty):
-        conversation = Conversation(list(rng.choices(prompts, weights)[0]), rng.randint(*TURNS))
+        (prompt,) = rng.choices(prompts, cum_weights=weights)
+        conversation = Conversation(list(prompt), rng.randint(*TURNS))
         cluster.at(time, lambda one=conversation: cluster.ask(one))  # type: ignore[misc]
     cluster.run(seconds / 2)
     before, tokens = _looked_up(cluster), cluster.tokens
@@ -253,37 +254,47 @@ def _looked_up(cluster: Cluster) -> "np.ndarray[Any, np.dtype[np.int64]]":
     return np.sum([(one.prefix_hit_tokens, one.prefix_query_tokens) for one in cluster.schedules], axis=0)
 
 
+FIGURES: dict[str, Callable[[dict[str, Any]], float]] = {
+    "share of prompt tokens\nfound in a cache": lambda run: float(run["hit_rate"]),
+    "tokens a second\nfor each replica": lambda run: float(run["tokens_per_second"]),
+    "first token: median, ms": lambda run: float(run["first_token_ms"][0]),
+    "first token: 99th percentile, ms": lambda run: float(run["first_token_ms"][2]),
+}
+
+
 def draw(runs: list[dict[str, Any]], file: Path) -> None:
-    """Draw cache hits, and waits of the slowest hundredth, by policy."""
+    """Draw the figures of each policy by the number of replicas, for each kind of traffic."""
     import matplotlib.pyplot as plt
 
-    loads = sorted({(run["replicas"], run["rate"], run["traffic"]) for run in runs if run["replicas"] > 1})
-    names = [f"{replicas}\n{rate:g}/s\n{traffic}" for replicas, rate, traffic in loads]
-    figure, axes = plt.subplots(3, 1, figsize=(8, 9), sharex=True, layout="constrained")
-    titles = (
-        "share of prompt tokens found in a cache",
-        "time to first token, median, ms",
-        "99th percentile, ms",
+    kinds = sorted({run["traffic"] for run in runs}, reverse=True)
+    figure, axes = plt.subplots(
+        len(FIGURES),
+        len(kinds),
+        figsize=(9, 10),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        layout="constrained",
     )
-    for index, policy in enumerate(POLICIES):
-        found = {
-            (run["replicas"], run["rate"], run["traffic"]): run for run in runs if run["policy"] == policy
-        }
-        places = [place for place, load in enumerate(loads) if load in found]
-        rows = [found[loads[place]] for place in places]
-        shifted = [place + 0.2 * (index - 1.5) for place in places]
-        values = (
-            [row["hit_rate"] for row in rows],
-            *([row["first_token_ms"][position] for row in rows] for position in (0, 2)),
-        )
-        for axis, heights in zip(axes, values, strict=True):
-            axis.bar(shifted, heights, width=0.18, label=policy)
-    for axis, title in zip(axes, titles, strict=True):
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.grid(axis="y", alpha=0.3)
-    axes[-1].set_xticks(range(len(loads)), names)
-    axes[-1].set_xlabel("replicas, conversations a second for each, traffic")
-    axes[0].legend(ncols=4, fontsize=9, loc="upper center", bbox_to_anchor=(0.5, 1.35), frameon=False)
+    for column, kind in enumerate(kinds):
+        axes[0][column].set_title(kind)
+        axes[-1][column].set_xlabel("replicas")
+        for (title, figure_of), axis in zip(FIGURES.items(), axes[:, column], strict=True):
+            for policy in POLICIES:
+                found = [run for run in runs if (run["policy"], run["traffic"]) == (policy, kind)]
+                found.sort(key=lambda run: int(run["replicas"]))
+                places = [run["replicas"] for run in found]
+                axis.plot(places, [figure_of(run) for run in found], marker="o", label=policy)
+            axis.grid(alpha=0.3)
+            if not column:
+                axis.set_ylabel(title)
+    numbers = sorted({run["replicas"] for run in runs})
+    for axis in axes.flat:
+        axis.set_ylim(bottom=0)
+        axis.set_xscale("log")
+        axis.set_xticks(numbers, [f"{number:,}" for number in numbers])
+        axis.minorticks_off()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), ncols=len(POLICIES), loc="outside upper center")
     figure.savefig(file, dpi=110)
 
 

@@ -56,22 +56,22 @@ def test_a_request_goes_where_its_prefix_is() -> None:
 
 @pytest.mark.parametrize(("running", "expected"), [(0, 0), (2, 0), (4, 1)])
 def test_a_prefix_is_worth_as_much_as_its_tokens(running: int, expected: int) -> None:
-    """100 tokens of the prompt, of which 24 blocks can be shared, and 32 tokens for each that decodes."""
-    schedules = make_schedules(2)
-    schedules[0].add(make_sequence(PROMPT, 1))
+    """400 tokens of the prompt, of which 99 blocks can be shared, and 128 tokens for each that decodes."""
+    schedules, prompt = make_schedules(2), PROMPT * 4
+    schedules[0].add(make_sequence(prompt, 1))
     run(schedules[0])
     for token in range(running):
         schedules[0].add(make_sequence([token, 5], 500))
     run(schedules[0], 3)
     assert len(schedules[0].running) == running
-    assert 2 * DECODING_TOKENS < 96 < 4 * DECODING_TOKENS
-    assert route(make_sequence(PROMPT, 5), schedules) == expected
+    assert 2 * DECODING_TOKENS < 396 < 4 * DECODING_TOKENS
+    assert route(make_sequence(prompt, 5), schedules) == expected
 
 
 def test_prompts_that_wait_count_with_their_tokens() -> None:
     schedules = make_schedules(2)
     schedules[0].add(make_sequence([9] * 200, 5))
-    for _ in range(4):
+    for _ in range(2):
         schedules[1].add(make_sequence([8], 5))
     assert route(make_sequence([7], 5), schedules) == 1
 

@@ -22,7 +22,7 @@ from .loras import Loras
 from .schedule import Schedule
 from .sequence import Sequence, Token
 
-DECODING_TOKENS = 32
+DECODING_TOKENS = 128
 """Tokens of prompts whose computation delays a new request as much as a sequence that decodes beside it:
 benchmarks/replicas.py compares others."""
 
