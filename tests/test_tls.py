@@ -12,9 +12,8 @@ import pytest
 import trio
 import trustme
 
-from tgi import watching
 from tgi.config import OptionError, Options
-from tgi.server import _Server
+from tgi.server import _Server, watch
 from tgi.tls import Certificate, read_certificate
 
 CA = trustme.CA()
@@ -164,7 +163,7 @@ async def test_changed_files_are_noticed_however_they_are_replaced(
     link = tmp_path / "link"
     link.symlink_to(folders[0])
     changes: list[float] = []
-    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("tgi.server.LOOK_SECONDS", 0.01)
 
     async def until(count: int) -> None:
         with trio.fail_after(10):
@@ -173,7 +172,7 @@ async def test_changed_files_are_noticed_however_they_are_replaced(
         assert len(changes) == count
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watching.watch, [link / "file"], lambda: changes.append(trio.current_time()))
+        nursery.start_soon(watch, [link / "file"], lambda: changes.append(trio.current_time()))
         await trio.sleep(0.1)
         assert not changes
         link.unlink()

@@ -38,9 +38,10 @@ from tgi.plugins import PLUGIN_TRACE, ConfigError
 from tgi.plugins.machine import Machine
 from tgi.progress import show_progress
 from tgi.tls import Certificate, read_certificate
-from tgi.watching import watch
 
 log = logging.getLogger(__name__)
+LOOK_SECONDS = 10.0
+"""Interval, in seconds, at which files are looked at."""
 FLUSH_SECONDS = 2.0
 """Seconds that connections have to send their last event once generation has ended; same for traces."""
 MAX_FILES = 65_536
@@ -292,3 +293,27 @@ def _leaves(error: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield error
+
+
+async def watch(paths: list[Path], on_change: Callable[[], None]) -> None:
+    """Call `on_change` whenever a file has changed, as Kubernetes's do without a signal, until cancelled."""
+    seen = _states(paths)
+    while True:
+        await trio.sleep(LOOK_SECONDS)
+        states = await trio.to_thread.run_sync(_states, paths)
+        if states != seen:
+            seen = states
+            on_change()
+
+
+def _states(paths: list[Path]) -> list[tuple[int, ...]]:
+    """Return numbers that change with the contents of the files."""
+    states: list[tuple[int, ...]] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:  # while it is replaced
+            states.append(())
+        else:
+            states.append((status.st_ino, status.st_mtime_ns, status.st_size))
+    return states
