@@ -15,9 +15,31 @@ log = logging.getLogger(__name__)
 WITHOUT_TRANSFORMERS = "; transformers may run it: pip install tgi-server[transformers]"
 
 
+_QUANTIZATIONS = {
+    "hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"
+}  # fmt: skip
+"""Files that older tools wrote in the place of config.json's "quantization_config", and their methods."""
+
+
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """Return the object in config.json. Raises ConfigError."""
-    path = folder / "config.json"
+    """Return the object in config.json, with "quantization_config" from wherever the checkpoint has it.
+
+    Raises ConfigError.
+    """
+    data = _read_object(folder / "config.json")
+    if data.get("quantization_config"):
+        return data
+    if older := data.pop("compression_config", None):
+        return data | {"quantization_config": {"quant_method": "compressed-tensors"} | older}
+    for name, method in _QUANTIZATIONS.items():
+        if (path := folder / name).is_file():
+            found = _read_object(path)
+            settings = {"quant_method": method} | found | found.get("quantization", {})
+            return data | {"quantization_config": settings}
+    return data
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text("utf-8"), object_hook=_number)
     except (OSError, ValueError) as error:

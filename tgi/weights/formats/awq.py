@@ -12,6 +12,7 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
+from .auto_round import AUTO_ROUND, auto_round_fault, auto_round_packing
 from .base import LinearWeight, Reader, WeightFormat
 from .packed import read_packed
 from .stored import fuse, group_columns
@@ -26,15 +27,22 @@ class Awq(WeightFormat):
     """AWQ's tensors."""
 
     name = "awq"
-    methods = frozenset({"awq"})
+    methods = frozenset({"awq", *AUTO_ROUND})
     scope = "AWQ of 4 bits in version 'gemm' with zeros"
 
     group: int
     """Input features in a group; at most 0: all."""
 
     @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether the method or AutoRound's packing is AWQ."""
+        return super().means(config) and auto_round_packing(config) in ("", "auto_awq")
+
+    @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the setting that asks for other tensors."""
+        if fault := auto_round_fault(config):
+            return fault
         names = ("version", "checkpoint_format", "format")
         version = next((config.data[name] for name in names if config.data.get(name)), "gemm")
         if str(version).lower() not in ("gemm", "exllama"):

@@ -131,8 +131,10 @@ class Fp8(WeightFormat):
         """Return the first setting that asks for another kind of fp8."""
         method = config(str, "quant_method")
         if method == "modelopt":
-            algorithm = config(str, "quant_algo", "")
-            return None if algorithm == "FP8" else f"'quant_algo' is {algorithm!r}"
+            algorithm, cache = config(str, "quant_algo", ""), config.data.get("kv_cache_quant_algo")
+            if algorithm != "FP8":
+                return f"'quant_algo' is {algorithm!r}"
+            return None if cache in (None, "FP8", "auto") else f"'kv_cache_quant_algo' is {cache!r}"
         if method == "fp8":
             return None
         packings = [format_of(config, group) for group in groups_of(config).values()]

@@ -15,6 +15,7 @@ import torch
 from tgi.plugins import ConfigError, JsonReader
 from tgi.weights.shard import TensorPart
 
+from .auto_round import AUTO_ROUND, auto_round_fault, auto_round_layers, auto_round_packing
 from .base import LinearWeight, Reader, WeightFormat
 from .packed import read_packed
 from .stored import fuse, group_columns
@@ -50,7 +51,7 @@ class Gptq(WeightFormat):
     """GPTQ's tensors, made by AutoGPTQ, GPTQModel or TGI."""
 
     name = "gptq"
-    methods = frozenset({"gptq"})
+    methods = frozenset({"gptq", *AUTO_ROUND})
     scope = "GPTQ of 2 to 8 bits"
 
     settings: Settings
@@ -62,8 +63,17 @@ class Gptq(WeightFormat):
     """Patterns of modules' names, and the settings of those that begin so."""
 
     @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether the method or AutoRound's packing is GPTQ."""
+        return super().means(config) and auto_round_packing(config) != "auto_awq"
+
+    @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the setting that asks for other tensors."""
+        if fault := auto_round_fault(config):
+            return fault
+        if config.data.get("adapter"):
+            return "'adapter' is set"
         version = _version(config)
         if version not in _VERSIONS:
             return f"'checkpoint_format' is {version!r}"
@@ -149,7 +159,7 @@ def _version(config: JsonReader) -> str:
 
 def _layers(config: JsonReader) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the patterns of "dynamic"; those after "-:" are of dense layers, which need no settings."""
-    dynamic = config(dict, "dynamic", {})
+    dynamic = {**config(dict, "dynamic", {}), **auto_round_layers(config)}
     return [
         (pattern.removeprefix("+:"), changes or {})
         for pattern, changes in dynamic.items()
