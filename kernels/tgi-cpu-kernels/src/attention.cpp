@@ -16,6 +16,7 @@
 constexpr int BLOCK = 16;
 constexpr int CHUNK = 256;
 constexpr int TILE = W == 16 ? 12 : 4;  // most queries that read a key together
+constexpr int FEW = 4;  // queries that wait for memory, so that what they read next is fetched
 constexpr long MAX_SIZE = 256;
 constexpr long PARTIAL = 2;  // numbers before the weighted value: maximum and sum
 
@@ -97,6 +98,11 @@ template <typename T> struct Attention {
       for (int v = 0; v < V; v++) store(out[n] + PARTIAL + i + v * W, acc[n][v]);
   }
 
+  // Fetch a block from memory. The one before it is elsewhere, so that the processor does not guess it.
+  void fetch(const T* block) const {
+    for (long i = 0; i < BLOCK * a.size; i += 64 / sizeof(T)) __builtin_prefetch(block + i);
+  }
+
   // One chunk for N queries of one key/value head; out[n] has maximum, sum, weighted value.
   template <int N>
   void chunk(long row, long kv_head, long from, const T* const* q, const long* position, const long* head,
@@ -118,8 +124,17 @@ template <typename T> struct Attention {
       values[b] = (const T*)a.values + place;
     }
     long b = 0;
-    for (; b + SIDE <= blocks; b += SIDE) scores_of<N, SIDE>(q, keys + b, scores, begin - from + b * BLOCK);
-    for (; b < blocks; b++) scores_of<N, 1>(q, keys + b, scores, begin - from + b * BLOCK);
+    for (; b + SIDE <= blocks; b += SIDE) {
+      for (long i = b; N <= FEW && i < b + SIDE; i++) {
+        if (i + SIDE < blocks) fetch(keys[i + SIDE]);
+        fetch(values[i]);
+      }
+      scores_of<N, SIDE>(q, keys + b, scores, begin - from + b * BLOCK);
+    }
+    for (; b < blocks; b++) {
+      if (N <= FEW) fetch(values[b]);
+      scores_of<N, 1>(q, keys + b, scores, begin - from + b * BLOCK);
+    }
     for (int n = 0; n < N; n++) weigh(scores[n], weights[n], from, begin, end, position[n], head[n], out[n]);
     long i = 0;
     for (; i + SIDE * W <= a.size; i += SIDE * W) add_values<N, SIDE>(values, blocks, i, weights, begin - from, out);
