@@ -7,6 +7,7 @@ matches the whole string.
 
 import re
 from collections.abc import Iterable
+from types import UnionType
 from typing import TypeAlias
 
 import attrs
@@ -330,7 +331,7 @@ def whole(node: Node) -> Node:
         trailing = sum(1 for index in at if all(part == Anchor("$") for part in parts[index:]))
         if leading + trailing < len(at):
             raise PatternError("`^` or `$` within the pattern cannot be enforced")
-        if any(_has_assertion(part) for part in inner):
+        if any(_has(part, Anchor | Look) for part in inner):
             raise PatternError("look-ahead or an anchor within the pattern cannot be enforced")
         options.append(Sequence((*([] if begins else [ANYTHING]), *inner, *([] if ends else [ANYTHING]))))
     return options[0] if len(options) == 1 else Choice(tuple(options))
@@ -343,7 +344,7 @@ def _alternatives(node: Node) -> list[tuple[Node, ...]]:
     elif isinstance(node, Sequence):
         found = [()]
         for part in node.parts:
-            rest = _alternatives(part) if _has_anchor(part) else [(part,)]
+            rest = _alternatives(part) if _has(part, Anchor) else [(part,)]
             found = [(*before, *after) for before in found for after in rest]
             if len(found) > _MAX_ALTERNATIVES:
                 break
@@ -354,22 +355,11 @@ def _alternatives(node: Node) -> list[tuple[Node, ...]]:
     return found
 
 
-def _has_anchor(node: Node) -> bool:
-    if isinstance(node, Choice):
-        return any(_has_anchor(option) for option in node.options)
-    if isinstance(node, Sequence):
-        return any(_has_anchor(part) for part in node.parts)
-    return isinstance(node, Anchor)
-
-
-def _has_assertion(node: Node) -> bool:
-    if isinstance(node, Choice):
-        return any(_has_assertion(option) for option in node.options)
-    if isinstance(node, Sequence):
-        return any(_has_assertion(part) for part in node.parts)
-    if isinstance(node, Repeat):
-        return _has_assertion(node.part)
-    return isinstance(node, Anchor | Look)
+def _has(node: Node, kind: type[Node] | UnionType) -> bool:
+    """Return whether a pattern has such a part, other than in a look-ahead."""
+    if isinstance(node, Choice | Sequence):
+        return any(_has(one, kind) for one in (node.options if isinstance(node, Choice) else node.parts))
+    return _has(node.part, kind) if isinstance(node, Repeat) else isinstance(node, kind)
 
 
 def write(node: Node) -> str:
