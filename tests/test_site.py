@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = [
     str(path.relative_to(ROOT))
-    for pattern in ("*.md", "docs/*.md", "adapters/**/README.md", "kernels/*/README.md", "benchmarks/*.md")
+    for pattern in ("*.md", "docs/**/*.md", "adapters/**/README.md", "kernels/*/README.md", "benchmarks/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
 
@@ -33,7 +33,7 @@ def test_the_navigation_has_every_page_of_docs_once() -> None:
 
     assert len(listed) == len(set(listed))
     assert {page for page in listed if page.startswith("docs/")} == {
-        f"docs/{path.name}" for path in DOCS.glob("*.md")
+        str(path.relative_to(ROOT)) for path in DOCS.rglob("*.md")
     }
     assert all((ROOT / page).is_file() for page in listed)
 

@@ -99,6 +99,8 @@ def engine(browser: Browser) -> Any:
     page = open_page(browser, color_scheme="dark")
     page.click("#to-engine")
     page.locator("#charts figure").first.wait_for()
+    if SHOTS:
+        page.wait_for_timeout(40_000)  # until there is something to see
     look(page, "engine")
     return {
         "figures": page.locator(".figure span").all_inner_texts(),
@@ -111,6 +113,8 @@ def themes(browser: Browser) -> Any:
     page = open_page(browser, color_scheme="dark")
     color = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(color)
+    ask(page, QUESTION)
+    look(page, "dark")
     page.click("#theme")
     light = page.evaluate(color)
     page.reload()
@@ -119,8 +123,9 @@ def themes(browser: Browser) -> Any:
 
 def phone(browser: Browser) -> Any:
     page = open_page(browser, viewport={"width": 390, "height": 780}, has_touch=True)
-    ask(page, "word " * 60)
+    ask(page, QUESTION)
     look(page, "phone")
+    ask(page, "word " * 60)
     page.click("#menu")
     return {
         "chats": page.locator("#chats").is_visible(),
