@@ -173,7 +173,7 @@ REFUSED: list[tuple[str, dict[str, Any], Mapping[str, refused.Refused]]] = [
     ("/v1/messages", {"max_tokens": 9, "messages": [USER]}, refused.MESSAGES),
     ("/v1/responses", {"input": "Hi"}, refused.RESPONSES),
     ("/api/chat", {"messages": [USER], "stream": False}, refused.OLLAMA),
-    ("/api/generate", {"prompt": "Hi", "stream": False}, refused.OLLAMA),
+    ("/api/generate", {"prompt": "Hi", "stream": False}, refused.OLLAMA_GENERATE),
 ]
 
 

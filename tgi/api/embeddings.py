@@ -17,7 +17,9 @@ from tgi.errors import ContextLengthExceeded, ValidationError, WrongTask
 from tgi.pooler import PooledText
 from tgi.sampling import about
 
+from . import refused
 from .call import BODY_ERRORS, Call, Route, json_answer, post
+from .refused import refusing
 
 Array = npt.NDArray[np.float32]
 Item = TypeVar("Item")
@@ -29,6 +31,7 @@ _TRUNCATE = about("Cut texts that are longer than the model takes, instead of re
 _MODEL = about("Not read: the server has one model.")
 
 
+@refusing(refused.EMBEDDINGS)
 class EmbeddingRequest(msgspec.Struct):
     """The body of OpenAI's `/v1/embeddings`."""
 
@@ -72,6 +75,7 @@ class EmbeddingResponse(ListResponse[Embedding]):
     """The answer of `/v1/embeddings`."""
 
 
+@refusing(refused.POOLING)
 class EmbedRequest(msgspec.Struct):
     """The body of TEI's `/embed`."""
 
@@ -88,6 +92,7 @@ class Document(msgspec.Struct):
     text: str
 
 
+@refusing(refused.RERANK)
 class RerankRequest(msgspec.Struct):
     """The body of `/v1/rerank`, as Cohere, Jina and vLLM have it."""
 
@@ -122,6 +127,7 @@ class RerankResponse(msgspec.Struct):
     results: list[RerankResult]
 
 
+@refusing(refused.POOLING)
 class TextsRequest(msgspec.Struct):
     """The body of TEI's `/rerank`."""
 
@@ -140,6 +146,7 @@ class Rank(msgspec.Struct):
     text: str | UnsetType = UNSET
 
 
+@refusing(refused.SCORES)
 class ScoreRequest(msgspec.Struct):
     """The body of vLLM's `/v1/score`."""
 

@@ -124,22 +124,12 @@ class OllamaChatRequest(OllamaRequest, kw_only=True):
     tools: list[Json] | None = None
 
 
-@refusing(refused.OLLAMA)
+@refusing(refused.OLLAMA_GENERATE)
 class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     """The body of `/api/generate`."""
 
     prompt: str = ""
     system: str | None = None
-    suffix: str | None = None
-    raw: bool | None = None
-    template: str | None = None
-    context: list[int] | None = None
-    images: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("suffix", "template", "context", "images", "raw"):
-            if getattr(self, name):
-                raise ValidationError(f"`{name}` is not supported")
 
 
 async def chat(call: Call[OllamaChatRequest]) -> Response:

@@ -68,9 +68,11 @@ COMPLETIONS = OPENAI | {
     "thinking_token_budget": Refused("use /v1/chat/completions", (-1,)),
 }
 MESSAGES = {
+    "compaction": Refused("shorten the conversation"),
     "container": Refused("nothing is run here"),
     "context_management": Refused("shorten the conversation", ({}, {"edits": []})),
     "mcp_servers": Refused("the server calls no tools", ([],)),
+    "thread": Refused("send the whole conversation", ({"type": "create"},)),
 }
 RESPONSES = EVERYWHERE | {
     "background": Refused("wait for the answer, or stream it"),
@@ -83,9 +85,37 @@ RESPONSES = EVERYWHERE | {
     "prompt": Refused("no prompts are stored"),
     "top_logprobs": Refused("use /v1/chat/completions", (0,)),
 }
+_CUT = Refused("use `truncate`, which cuts a text at its end")
+POOLING = {
+    "add_special_tokens": Refused("the tokenizer decides; give tokens instead of a text", (True,)),
+    "truncate_prompt_tokens": _CUT,
+    "truncation_direction": Refused("a text is cut at its end", ("right", "Right")),
+    "truncation_side": Refused("a text is cut at its end", ("right",)),
+}
+EMBEDDINGS = POOLING | {
+    "input_type": Refused("/embed has `prompt_name`"),
+    "normalize": Refused("/embed has it", (True,)),
+}
+RERANK = POOLING | {
+    "max_chunks_per_doc": _CUT,
+    "max_tokens_per_doc": _CUT,
+    "rank_fields": Refused("give texts, or objects with a `text`", ([], ["text"])),
+}
+SCORES = POOLING | {
+    "activation": Refused("/rerank has `raw_scores`", (True,)),
+    "softmax": Refused("/rerank has `raw_scores`"),
+    "use_activation": Refused("/rerank has `raw_scores`", (True,)),
+}
 OLLAMA = {
     "logprobs": Refused("use /v1/chat/completions"),
     "top_logprobs": Refused("use /v1/chat/completions", (0,)),
+}
+OLLAMA_GENERATE = OLLAMA | {
+    "context": Refused("send the conversation to /api/chat", ([],)),
+    "images": Refused("the model takes text only", ([],)),
+    "raw": Refused("use /v1/completions"),
+    "suffix": Refused("put it into the prompt", ("",)),
+    "template": Refused("start the server with --chat-template", ("",)),
 }
 OLLAMA_OPTIONS = {
     "mirostat": Refused(_SAMPLING, (0,)),

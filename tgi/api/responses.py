@@ -79,6 +79,7 @@ class ResponseReasoning(msgspec.Struct):
 
 
 Input: TypeAlias = str | list[Json]
+LOGPROBS = "message.output_text.logprobs"
 
 
 @refusing(refused.RESPONSES)
@@ -107,7 +108,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     truncation: Literal["auto", "disabled"] | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str] | None, about(f"Without effect; `{LOGPROBS}` is refused.")] = None
     # vLLM's
     top_k: int | None = None
     repetition_penalty: float | None = None
@@ -121,6 +122,8 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     priority: int | None = None
 
     def __post_init__(self) -> None:
+        if LOGPROBS in (self.include or ()):
+            raise ValidationError(f"`include` with `{LOGPROBS}` is not supported: use /v1/chat/completions")
         for tool in self.tools or []:
             if tool.type != "function" or tool.name is None:
                 raise ValidationError(
