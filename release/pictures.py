@@ -99,14 +99,14 @@ def draw_dashboard(begin: float, end: float, path: Path) -> None:
         place.set_ylim(bottom=0)
     for place in axes.flat[len(panels) :]:
         place.set_axis_off()
-    figure.savefig(path, dpi=90)
+    figure.savefig(path, dpi=85)
     pyplot.close(figure)
 
 
 def shrink(path: Path) -> None:
     """Write a PNG with few colours, which is a third as large."""
     with Image.open(path) as picture:
-        picture.convert("RGB").quantize(64).save(path, optimize=True)
+        picture.convert("RGB").quantize(32).save(path, optimize=True)
 
 
 def main() -> None:
