@@ -91,6 +91,7 @@ def test_run_and_chat_in_the_terminal(url: str) -> None:
     assert words.startswith("tgi-demo. /help lists the commands.")
     assert ANSWER in words
     assert words.count("/retry asks again") == 1
+    assert "\n/new begins" in talk.stdout
     refused = tgi("chat", "http://127.0.0.1:1")
     assert refused.returncode == 1
     assert refused.stderr.startswith("tgi: the server cannot be reached: ")

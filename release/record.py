@@ -93,9 +93,9 @@ def code_blocks(text: str) -> Iterator[str]:
 
 
 def commands(block: str) -> Iterator[str]:
-    """Yield the commands of a block, of one or several lines each."""
+    """Yield the commands of a block, of one or several lines each, without comments at their ends."""
     lines: list[str] = []
-    for line in block.splitlines():
+    for line in re.sub(r"(?m)  +# .*$", "", block).splitlines():
         lines.append(line)
         text = "\n".join(lines)
         read = subprocess.run(["bash", "-n", "-c", text], capture_output=True, check=False)
@@ -108,6 +108,7 @@ README = "README.md"
 GAUDI = "docs/from-tgi-gaudi.md"
 VLLM = "docs/from-vllm.md"
 KUBERNETES = "docs/kubernetes.md"
+LOAD = "Other programs kept the two cores busy."
 CLONE = "git clone https://… tgi && cd tgi"
 """The one command that no page has."""
 STEPS: Mapping[str, Sequence[Step]] = {
@@ -239,9 +240,7 @@ class Recorder:
         """Return what a terminal would show, without colours and local paths, and cut in the middle."""
         output = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output)
         found = [line.rpartition("\r")[2].rstrip() for line in output.replace("\r\n", "\n").splitlines()]
-        found = [
-            line.replace(str(self.folder), "~/tgi") for line in found if line and "WARNING: Loc" not in line
-        ]
+        found = [line.replace(str(self.folder), "~/tgi") for line in found if line]
         if len(found) > lines:
             half = lines // 2
             found = [*found[:half], f"[… {len(found) - 2 * half} lines]", *found[-half:]]
@@ -256,8 +255,14 @@ class Recorder:
 
 def page(name: str, folder: Path) -> str:
     """Record, and return the page."""
-    # Without a terminal, curl would draw its progress.
-    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "CURL_HOME": str(folder.parent)}
+    # curl and pip would tell their progress, and pip where packages come from.
+    environment = {
+        **os.environ,
+        "COLUMNS": "100",
+        "TERM": "dumb",
+        "CURL_HOME": str(folder.parent),
+        "PIP_QUIET": "2",
+    }
     (folder.parent / ".curlrc").write_text("silent\nshow-error\n", "utf-8")
     recorder = Recorder(folder, environment)
     parts = []
@@ -273,7 +278,7 @@ def page(name: str, folder: Path) -> str:
     finally:
         recorder.end()
     day = time.strftime("%-d %B %Y", time.gmtime())
-    head = f"# {HEADS[name]}\n\nRecorded on {day} by `python release/record.py {name}`, on two busy cores.\n"
+    head = f"# {HEADS[name]}\n\nRecorded on {day} by `python release/record.py {name}`. {LOAD}\n"
     return head + "\n" + "\n".join(parts)
 
 

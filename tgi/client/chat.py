@@ -47,6 +47,8 @@ class Chat:
                     text += choice["delta"].get("content") or ""
                     thoughts += choice["delta"].get("reasoning_content") or ""
                 live.update(Markdown(text) if text else Text(thoughts, style="dim italic"))
+        if not self.console.is_terminal:
+            self.console.line()  # Live ends its last line on a terminal only
         self.messages.append({"role": "assistant", "content": text})
 
     def take(self, line: str) -> bool:
