@@ -1,8 +1,8 @@
-"""The start of the engine: from the options to a scheduler that runs on loaded, warmed-up ranks.
+"""The engine: from the options to schedulers that run on loaded, warmed-up ranks, and on new ones if need be.
 
 One coroutine, in the order in which things happen: find the model, start the ranks, let them describe the
-model, choose buckets, load, divide the memory, warm up, schedule. Each stage shows in the lifecycle. If a
-rank is lost later, all are replaced, and sequences go on where they were.
+model, choose buckets, load, divide the memory, warm up (`startup.py`), schedule. Each stage shows in the
+lifecycle. If a rank is lost later, all of its replica are replaced, and sequences go on where they were.
 """
 
 import functools
