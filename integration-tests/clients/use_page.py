@@ -55,7 +55,7 @@ def look(page: Page, name: str) -> None:
 
 
 def chat(browser: Browser) -> Any:
-    page = open_page(browser, viewport={"width": 1200, "height": 800})
+    page = open_page(browser, viewport={"width": 1200, "height": 560})
     welcome = page.locator("h1").inner_text()
     page.click("#settings-toggle")
     page.fill("[name=temperature]", "0")
