@@ -56,6 +56,17 @@ def test_the_clock_follows_the_matrix_engine_where_there_is_much_to_compute(card
     assert spent == pytest.approx(max(flops, traffic) / card.profile.efficiency)
 
 
+def test_a_product_of_transposed_batches_copies_nothing(card):
+    """In inference, where the bridge has an operation of its own for it."""
+    x, y = (torch.zeros(16, 128, 8, 64, device="hpu").transpose(1, 2) for _ in range(2))
+    with torch.inference_mode():
+        before = card.clock.causes["compute"]
+        product = x @ y.transpose(2, 3)
+        spent = card.clock.causes["compute"] - before
+    traffic = 4 * (x.numel() + y.numel() + product.numel()) / card.profile.generation.hbm_rate
+    assert spent == pytest.approx(traffic / card.profile.efficiency)
+
+
 def test_a_sort_costs_as_much_as_all_best_values(card):
     """A bitonic network of n = 2^b numbers has b (b + 1) / 2 stages; the best 1,024 of them need 55."""
     x = torch.zeros(4, 1 << 17, device="hpu")

@@ -79,7 +79,7 @@ def ranks(tmp_path, body, profile="gaudi2-compile", size=2, lazy_collectives=Tru
         )
         for rank in range(size)
     ]
-    results = [process.communicate(timeout=60) for process in started]
+    results = [process.communicate(timeout=300) for process in started]
     for process, (_, errors) in zip(started, results, strict=True):
         assert process.returncode == 0, errors
     return [output.splitlines() for output, _ in results]

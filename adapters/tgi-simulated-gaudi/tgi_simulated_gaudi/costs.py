@@ -50,7 +50,7 @@ def passes(name: str, results: Tensors) -> int:
 
 def matmul_flops(name: str, arguments: Tensors, results: Tensors) -> int:
     """Return the number of floating-point operations on the matrix engine."""
-    if name in ("mm", "bmm"):
+    if name in ("mm", "bmm", "matmul"):
         return 2 * results[0].numel() * arguments[0].shape[-1]
     if name in ("addmm", "baddbmm", "addmm_", "baddbmm_"):
         return 2 * results[0].numel() * arguments[1].shape[-1]

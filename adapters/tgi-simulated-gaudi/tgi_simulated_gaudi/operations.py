@@ -3,7 +3,8 @@
 The list is the part of the bridge's table of supported operators (docs/Pytorch_Operators.rst of release 1.19)
 that inference needs. Differences: int32 may be multiplied, subtracted and negated, on which inference stacks
 rely, and float16 matrix products count as missing. With a card, the host runs an operation that is not listed
-("CPU fallback").
+("CPU fallback"). `matmul` is one operation in inference, as in the bridge: torch would copy what it
+transposes.
 """
 
 import functools
@@ -72,7 +73,7 @@ _KERNELS: dict[frozenset[torch.dtype], str] = {
         index_reduce index_reduce_ log_sigmoid_forward rand randn rand_like randn_like normal_ uniform_
         exponential_ bernoulli bernoulli_ multinomial native_dropout
     """,
-    FLOAT: "mm bmm addmm addmm_ baddbmm baddbmm_ addbmm mv dot addmv convolution",
+    FLOAT: "matmul mm bmm addmm addmm_ baddbmm baddbmm_ addbmm mv dot addmv convolution",
 }
 ALLOWED = {name: dtypes for dtypes, words in _KERNELS.items() for name in names(words)}
 DYNAMIC = names(
@@ -163,7 +164,7 @@ def operation(op: Op) -> Operation:
         name=name,
         label=str(op),
         call=_index_copy if name == "index_copy_" else op._op,
-        composite=composite and op.namespace == "aten",
+        composite=composite and op.namespace == "aten" and name != "matmul",
         view=returns_view or name in _HIDDEN_VIEWS,
         mutates=tuple((i, a.name) for i, a in writes),
         out=out,
