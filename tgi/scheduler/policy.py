@@ -134,7 +134,7 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
             continue  # it was preempted for one before it
         if decodable(schedule, sequence):
             if len(rows) < most:
-                _add_decode(schedule, rows, sequence, room - sum(row.length - 1 for row in rows))
+                room -= _add_decode(schedule, rows, sequence, room)
         elif left and sequence.prefilling and not sequence.unmasked:
             left -= _add_chunk(schedule, chunks, sequence, left)
     while left and schedule.waiting and schedule.free_lanes:
@@ -161,17 +161,19 @@ def _lone_row(schedule: Schedule, sequence: Sequence) -> list[Row]:
     return rows
 
 
-def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence, room: int = 0) -> None:
-    """Add the next token of a sequence to a step, unless it was the youngest and no blocks were left.
+def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence, room: int = 0) -> int:
+    """Add the next token of a sequence to a step, with up to `room` guesses, and return how many came.
 
-    Up to `room` guesses come with it.
+    Adds nothing if the sequence was the youngest and no blocks were left.
     """
     start, draw = sequence.computed, sequence.sampled
-    if start < sequence.settled or schedule.reserve(sequence, start + 1):
-        guesses = _guess(schedule, sequence, room) if room else ()
-        rows.append(Row(sequence, start, 1 + len(guesses), False, draw, sequence.epoch, guesses))
-        sequence.computed, sequence.sampled = start + 1, draw + 1
-        sequence.guessing = bool(guesses)
+    if start >= sequence.settled and not schedule.reserve(sequence, start + 1):
+        return 0
+    guesses = _guess(schedule, sequence, room) if room else ()
+    rows.append(Row(sequence, start, 1 + len(guesses), False, draw, sequence.epoch, guesses))
+    sequence.computed, sequence.sampled = start + 1, draw + 1
+    sequence.guessing = bool(guesses)
+    return len(guesses)
 
 
 def _guess_tokens(schedule: Schedule) -> int:
