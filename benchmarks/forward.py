@@ -21,20 +21,23 @@ from tgi.plugins import architectures, devices, load_plugins
 from tgi.protocol import Bucket, LaneParams, Load, Step, ints
 from tgi.sampling import SamplingParams
 from tgi.weights import DummyWeights, Shard
+from tgi.weights.formats import Dense, WeightFormat
 from tgi.worker.runner import Runner, open_device
 
 BENCHMARKED = ("llama-160m", "qwen3-moe-300m", "llama-1b")
 BLOCK = 16
 LANES = 32
+_DENSE = Dense()
 
 
-def make_runner(shape: str, dtype: str, threads: int) -> Runner:
+def make_runner(shape: str, dtype: str, threads: int, stored: WeightFormat = _DENSE) -> Runner:
+    """A model with made-up weights; linear layers are stored in a format."""
     device = open_device("cpu", threads)
     data = COMMON | SHAPES[shape]
     architecture = architectures(load_plugins())[data["architectures"][0]]
     config = architecture.read(data)
     chosen = device.dtype(dtype)
-    build = Build(DummyWeights(chosen), Shard(), device, chosen)
+    build = Build(DummyWeights(chosen), Shard(), device, chosen, stored)
     from tgi.layers import LlamaDecoder
 
     command = Load(

@@ -3,6 +3,7 @@
 `python -m tests.test_weight_formats_page` writes its table.
 """
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tgi.weights import Outline, Shard, TensorPart
 from tgi.weights.formats import EXPANDED, read_format
 
 PAGE = Path(__file__).parents[1] / "docs/weight-formats.md"
+RATIOS = json.loads((PAGE.parents[1] / "benchmarks/format_speed.json").read_text())
+"""Times on a CPU, divided by those of bfloat16; empty before they were measured."""
 SIZE = 4096
 GPTQ = {"quant_method": "gptq", "group_size": 128, "desc_act": False}
 FP8 = {"type": "float", "num_bits": 8}
@@ -81,9 +84,21 @@ def cell(config: dict[str, Any], spec: DeviceSpec) -> str:
     return f"dense, {bits:.0f} bits" if dense else f"kept, {bits:.3g} bits"
 
 
+def columns(name: str) -> str:
+    """The times of a decode step of 1 and 16 rows on a CPU, as columns; none before they were measured."""
+    if not RATIOS:
+        return ""
+    return " | ".join(f"{ratio:.2f}" for ratio in RATIOS[name]) + " | " if name in RATIOS else " | | "
+
+
 def table() -> str:
-    rows = [f"| {name} | {cell(row, CPU)} | {cell(row, GAUDI)} |" for name, row in ROWS.items()]
-    return "\n".join(["| format | cpu | Gaudi |", "|---|---|---|", *rows])
+    measured = "cpu, 1 row | cpu, 16 rows | " if RATIOS else ""
+    kinds = [
+        f"| {name} | {cell(row, CPU)} | {columns(name)}{cell(row, GAUDI)} |" for name, row in ROWS.items()
+    ]
+    rounded = [f"| {name} | | {columns(name)} |" for name in RATIOS if name not in ROWS]
+    head = f"| format | cpu | {measured}Gaudi |"
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *kinds, *rounded])
 
 
 def page() -> str:
