@@ -218,7 +218,8 @@ class Recorder:
             card.compile(("graph", tuple(segment)), len(segment), self.name)
         share = min(len(segments) / _RECIPES, 1.0)
         if not card.lazy:
-            card.trace(tuple(map(tuple, segments)), self.name)
+            shapes = tuple(tuple(given.plain.shape) for given in self.inputs)
+            card.trace((shapes, *map(tuple, segments)), self.name)
         card.ledger.counters["graphs"] += 1
         return Recording(
             card=card,
