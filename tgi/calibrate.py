@@ -63,10 +63,14 @@ def calibrate(source: Source, data: Path, output: Path, *, weights: bool, texts:
 def read_prompts(folder: Path, data: Path, texts: int, tokens: int) -> Iterator[list[int]]:
     """Yield the token ids of the first texts in a file of lines in JSON: {"text": …} or {"messages": […]}.
 
-    Raises DataError that names the line.
+    Raises DataError that names the file or the line.
     """
     tokenizer, templates = Tokenizer.from_folder(folder), ChatTemplates.from_folder(folder)
-    lines = (line for line in enumerate(data.read_text("utf-8").splitlines(), 1) if line[1].strip())
+    try:
+        content = data.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{data} is not text in UTF-8: {error}") from error
+    lines = (line for line in enumerate(content.splitlines(), 1) if line[1].strip())
     for number, line in (pair for pair, _ in zip(lines, range(texts), strict=False)):
         place = f"{data}, line {number}"
         try:

@@ -232,13 +232,18 @@ def test_a_calibrated_cache_is_nearer_than_one_with_scales_of_1(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("line", "fault"),
-    [("{", "line 1 is not JSON"), ('{"a": 1}', 'line 1 has neither "text"'), ("", "has no text")],
+    [
+        (b"{", "line 1 is not JSON"),
+        (b'{"a": 1}', 'line 1 has neither "text"'),
+        (b"", "has no text"),
+        (b"\xff", "is not text in UTF-8"),
+    ],
 )
 def test_texts_that_cannot_be_read(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], line: str, fault: str
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], line: bytes, fault: str
 ) -> None:
     data = tmp_path / "texts.jsonl"
-    data.write_text(line)
+    data.write_bytes(line)
     source = Source(str(DEMO_MODEL))
     assert calibrate.calibrate(source, data, tmp_path, weights=False, texts=9, tokens=9) == 1
     assert fault in capfd.readouterr().err
