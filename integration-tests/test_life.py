@@ -248,6 +248,7 @@ def test_health_within_ten_seconds(start: Any) -> None:
     assert time.monotonic() - begun < 10
 
 
+@pytest.mark.slow
 @pytest.mark.contract("R1.41")
 def test_a_stream_of_90_seconds_is_not_cut(long_streams: Any) -> None:
     for wait in long_streams.values():

@@ -26,7 +26,7 @@ def test_nothing_is_compiled_once_the_server_is_ready(start: Any) -> None:
     server.end()
     output = server.output()
     for row in ("weights", "workspace of the largest step", "reserve", "graphs, 6", "KV cache", "left over"):
-        assert re.search(rf" INFO tgi\.engine: {row}.* MiB$", output, re.MULTILINE), output
+        assert re.search(rf" INFO tgi\.startup: {row}.* MiB$", output, re.MULTILINE), output
 
 
 def test_a_budget_leaves_buckets_out(start: Any) -> None:

@@ -83,7 +83,7 @@ def test_the_file_can_be_named_by_a_variable(tmp_path: Path, monkeypatch: pytest
         ("max_total_toks = 1", "{}: unknown option max_total_toks. Did you mean max-total-tokens?"),
         ("zzz = 1", "{}: unknown option zzz."),
         ("p = 1", "{}: unknown option p."),
-        ('config = "x"', "{}: unknown option config."),
+        ('config = "x"', "{}: unknown option config. Did you mean quant-config?"),
         ('port = "80"', "{}: port must be a whole number."),
         ("port = true", "{}: port must be a whole number."),
         ("port = 1.0", "{}: port must be a whole number."),

@@ -15,6 +15,7 @@ ALLOWED = {
     "client/env.py",  # versions and variables for reports of faults
     "config.py",  # variables of other servers, by their names there
     "compat_flags.py",
+    "weights/formats/auto_round.py",  # the name that its checkpoints give the format
 }
 
 

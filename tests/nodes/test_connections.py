@@ -288,6 +288,8 @@ def test_an_actor_whose_connection_is_reset_says_so() -> None:
 
         def reset() -> None:
             connection, _ = server.accept()
+            connection.sendall(bytes(32))
+            connection.recv(1)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.close()
 
