@@ -249,6 +249,15 @@ def test_cpu_quota_of_a_control_group(tmp_path):
     assert cgroups.cpu_quota(tmp_path) == 1.5
 
 
+@pytest.mark.parametrize(
+    ("quota", "threads"), [(0.2, 1), (1.4, 1), (1.5, 2), (2.0, 2), (1000.0, 3), (None, 3)]
+)
+def test_a_quota_is_rounded_to_threads(monkeypatch, quota, threads):
+    monkeypatch.setattr(cgroups.os, "sched_getaffinity", lambda _: {10_000, 10_001, 10_002})
+    monkeypatch.setattr(cgroups, "cpu_quota", lambda: quota)
+    assert cgroups.usable_cores() == threads
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["gelu", "gelu by tanh", "sigmoid"])
 def test_an_activation_does_not_depend_on_the_place_of_a_number(name, dtype):

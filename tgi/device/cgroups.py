@@ -43,14 +43,14 @@ def cpu_quota(root: Path = _ROOT) -> float | None:
 
 
 def usable_cores() -> int:
-    """Return the number of physical cores that this process may use, within its CPU quota."""
+    """Return the number of physical cores that this process may use, within its CPU quota, rounded."""
     allowed = os.sched_getaffinity(0)
     cores = set()
     for cpu in allowed:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text() if siblings.exists() else str(cpu))
     quota = cpu_quota()
-    return max(1, min(len(cores), int(quota) if quota else len(cores)))
+    return max(1, min(len(cores), int(quota + 0.5) if quota else len(cores)))
 
 
 def _groups(root: Path) -> Iterator[Path]:
