@@ -54,9 +54,11 @@ def decodable(schedule: Schedule, sequence: Sequence) -> bool:
 
 
 def _decoding_share(schedule: Schedule) -> int:
-    """Return the maximum decode rows of a step, which leave each stage of a pipeline its share."""
-    count = sum(not sequence.prefilling for sequence in schedule.running)
-    return -(-count // schedule.limits.stages)
+    """Return the most decode rows that a step can have, which leave each stage of a pipeline its share."""
+    stages = schedule.limits.stages
+    if stages == 1:
+        return len(schedule.running)
+    return -(-sum(not sequence.prefilling for sequence in schedule.running) // stages)
 
 
 def decoding_room(schedule: Schedule) -> int:
@@ -181,9 +183,10 @@ def _guess_tokens(schedule: Schedule) -> int:
 
     None beside chunks of prompts, which have that room first.
     """
-    limits, rows = schedule.limits, _decoding_share(schedule)
+    limits = schedule.limits
     if not limits.speculate or schedule.waiting or any(s.prefilling for s in schedule.running):
         return 0
+    rows = _decoding_share(schedule)
     room = (schedule.costs.doubling_tokens(rows) or 2 * rows * limits.speculate) // 2
     return max(min(room, limits.max_batch_prefill_tokens - rows), 0)
 
@@ -215,7 +218,7 @@ def _chunk_tokens(schedule: Schedule) -> int:
     requests from their first token for longer, and the device from its best speed.
     """
     prefilling = [sequence for sequence in schedule.running if sequence.prefilling]
-    decoding = _decoding_share(schedule)
+    decoding = -(-(len(schedule.running) - len(prefilling)) // schedule.limits.stages)
     room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:
