@@ -48,21 +48,33 @@ INPUTS = {
 PROMPT = random_prompt(512, 25, 0)
 
 
-class Rounded(nn.Module):
-    """A linear layer whose weight and input are rounded to 8 bits, in the plainest way."""
+class Keeping(Device):
+    """The plain device, which multiplies numbers of 8 bits as they are stored."""
 
-    def __init__(self, numbers: torch.Tensor, scale: float, input_scale: float) -> None:
+    keeps = frozenset({"fp8"})
+
+
+class Rounded(nn.Module):
+    """A linear layer whose weight, and input if it has a scale, are rounded to 8 bits in the plainest way."""
+
+    def __init__(self, numbers: torch.Tensor, scale: float, input_scale: float | None) -> None:
         super().__init__()
         self.weight = numbers.float() * scale
         self.input_scale = input_scale
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = (x / self.input_scale).clamp(-448, 448).to(FP8).float() * self.input_scale
+        if self.input_scale is not None:
+            x = (x / self.input_scale).clamp(-448, 448).to(FP8).float() * self.input_scale
         return x @ self.weight.t()
 
 
-def make_fp8(folder: Path, config: dict[str, Any], shape: tuple[int, ...] = (1,)) -> nn.Module:
-    """A Llama whose layers have fp8 weights in scales of a tensor each, and transformers' model of it."""
+def make_fp8(
+    folder: Path, config: dict[str, Any], shape: tuple[int, ...] = (1,), *, inputs: bool = True
+) -> nn.Module:
+    """A Llama whose layers have fp8 weights in scales of a tensor each, and transformers' model of it.
+
+    `inputs`: whether that rounds inputs as well.
+    """
     make_llama(folder)
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tensors, file = {}, folder / "model.safetensors"
@@ -81,7 +93,7 @@ def make_fp8(folder: Path, config: dict[str, Any], shape: tuple[int, ...] = (1,)
         }
         scale = float(tensors[f"{layer}.weight_scale"].reshape(()))
         parent, attribute = layer.rsplit(".", 1)
-        setattr(reference.get_submodule(parent), attribute, Rounded(numbers, scale, used))
+        setattr(reference.get_submodule(parent), attribute, Rounded(numbers, scale, used if inputs else None))
     if "kv_cache_scheme" in config:
         for index in range(reference.config.num_hidden_layers):
             for kind in "kv":
@@ -103,7 +115,7 @@ def assert_near(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_logits_are_those_of_rounded_layers(tmp_path: Path, config: dict[str, Any], shape: Any) -> None:
     reference = make_fp8(tmp_path, config, shape)
     (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
-    got = whole(make_driver(tmp_path, CpuDevice(1)), [*PROMPT, 0], len(PROMPT))
+    got = whole(make_driver(tmp_path, Keeping(1)), [*PROMPT, 0], len(PROMPT))
     assert_near(got, wanted[-1:])
     make_llama(tmp_path / "whole")
     (exact,) = transformers_logprobs(tmp_path / "whole", None, [PROMPT])
@@ -119,9 +131,16 @@ def test_on_a_card(tmp_path: Path, card: str) -> None:
         assert_near(whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT)), wanted[-1:])
 
 
+def test_inputs_of_weights_that_are_made_dense_are_not_rounded(tmp_path: Path) -> None:
+    reference = make_fp8(tmp_path, GROUPS, inputs=False)
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    got = whole(make_driver(tmp_path, CpuDevice(1)), [*PROMPT, 0], len(PROMPT))
+    assert (got - wanted[-1:]).abs().max() < 1e-4
+
+
 def test_on_two_ranks(tmp_path: Path) -> None:
     """Scales are of whole tensors."""
-    reference = make_fp8(tmp_path, GROUPS)
+    reference = make_fp8(tmp_path, GROUPS, inputs=False)
     (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
     got = on_threads(tmp_path, 2, lambda driver: [whole(driver, [*PROMPT, 0], len(PROMPT))], range(1, 9))
     assert_near(got[0], wanted[-1:])
@@ -141,9 +160,9 @@ def test_keys_and_values_in_fp8_by_the_scales_of_the_checkpoint(tmp_path: Path) 
 
 
 def test_weights_that_are_made_up(tmp_path: Path) -> None:
-    """A card gives the results of the CPU."""
+    """A card gives the results of the plain device."""
     make_fp8(tmp_path, GROUPS)
-    wanted = whole(make_driver(tmp_path, CpuDevice(1), dummy=True), [*PROMPT, 0], len(PROMPT))
+    wanted = whole(make_driver(tmp_path, Keeping(1), dummy=True), [*PROMPT, 0], len(PROMPT))
     with open_compiling("gaudi3-lazy") as device:
         assert_near(whole(make_driver(tmp_path, device, dummy=True), [*PROMPT, 0], len(PROMPT)), wanted)
 

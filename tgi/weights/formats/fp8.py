@@ -14,6 +14,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, groups_of, is_static_fp8
+from .stored import expand
 
 FP8 = torch.float8_e4m3fn
 FP8_LIMIT = 448.0
@@ -146,15 +147,21 @@ class Fp8(WeightFormat):
         name = f"{part.name}_scale"
         return None if name in reader else name
 
-    def read(self, reader: Reader, *parts: TensorPart) -> Fp8Weight:
-        """Read numbers and scales. Parts that are fused have one input scale, the greatest of theirs."""
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read numbers and scales; those of a weight that the device does not keep are multiplied.
+
+        Parts that are fused have one input scale, the greatest of theirs.
+        """
+        kept = "fp8" in reader.device.keeps
         numbers, scales, inputs = [], [], []
         for part in parts:
-            numbers.append(reader.read_raw(part, FP8))
+            numbers.append(reader.read_raw(part, FP8, kept))
             scales.append(_read_scalar(reader, f"{part.name}_scale").expand(part.size[0]))
             inputs.append(_read_scalar(reader, f"{part.name.removesuffix('weight')}input_scale"))
-        scale = Scale.of(torch.stack(inputs).amax())
-        return Fp8Weight(torch.cat(numbers), torch.cat(scales), scale)
+        if not kept:
+            pairs = zip(numbers, scales, strict=True)
+            return expand(reader, self.name, parts, (piece.float() * one[:, None] for piece, one in pairs))
+        return Fp8Weight(torch.cat(numbers), torch.cat(scales), Scale.of(torch.stack(inputs).amax()))
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Read the scales under the first of the names that different tools give them."""

@@ -15,6 +15,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
 from .fp8 import FP8, FP8_LIMIT
+from .stored import expand
 
 BLOCK = 128
 
@@ -76,11 +77,23 @@ class Fp8Blocks(WeightFormat):
         name = f"{part.name}_scale_inv"
         return None if name in reader else name
 
-    def read(self, reader: Reader, *parts: TensorPart) -> Fp8BlockWeight:
-        """Read numbers and scales; parts that are fused have the same columns."""
-        scales = _join([_read_scales(reader, part) for part in parts])
-        numbers = _join([reader.read_raw(part, FP8) for part in parts])
-        return Fp8BlockWeight(numbers, scales, _range(parts[0], 1).start % BLOCK)
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read numbers and scales; those of a weight that the device does not keep are multiplied.
+
+        Parts that are fused have the same columns.
+        """
+        offset, kept = _range(parts[0], 1).start % BLOCK, "fp8" in reader.device.keeps
+        pieces = [
+            Fp8BlockWeight(reader.read_raw(part, FP8, kept), _read_scales(reader, part), offset)
+            for part in parts
+        ]
+        if not kept:
+            return expand(reader, self.name, parts, (piece.dense() for piece in pieces))
+        for part, piece in zip(parts, pieces, strict=True):
+            blocks = [-(-size // BLOCK) for size in part.shape]
+            reader.keep(f"{part.name}_scale_inv", blocks, piece.scales, self.name)
+        numbers, scales = ([getattr(piece, name) for piece in pieces] for name in ("numbers", "scales"))
+        return Fp8BlockWeight(_join(numbers), _join(scales), offset)
 
 
 def _join(parts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -103,6 +116,4 @@ def _read_scales(reader: Reader, part: TensorPart) -> torch.Tensor:
     rows, columns = _range(part, 0), _range(part, 1)
     mine = whole[rows.start // BLOCK :, columns.start // BLOCK : -(-columns.stop // BLOCK)]
     skipped = rows.start % BLOCK
-    scales = mine.repeat_interleave(BLOCK, 0)[skipped : skipped + len(rows)].contiguous()
-    reader.keep(f"{part.name}_scale_inv", shape, scales, Fp8Blocks.name)
-    return scales
+    return mine.repeat_interleave(BLOCK, 0)[skipped : skipped + len(rows)].contiguous()

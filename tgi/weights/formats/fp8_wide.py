@@ -14,10 +14,10 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
-from .base import EXPANDED, LinearWeight, Reader, WeightFormat
+from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, group_for, groups_of, stores_integers
-from .dense import DenseWeight
 from .fp8 import FORMATS, FP8, Fp8Weight, read_cache_scales
+from .stored import expand
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
@@ -76,15 +76,9 @@ class WideFp8(WeightFormat):
         if "fp8" in reader.device.keeps and all(one.shape[1] == 1 for one in scales):
             numbers = torch.cat([reader.read_raw(part, FP8) for part in parts])
             return Fp8Weight(numbers, torch.cat(scales)[:, 0], None)
-        dense = [
-            reader.put(reader.read_raw(part, FP8, kept=False).float() * one)
-            for part, one in zip(parts, scales, strict=True)
-        ]
-        matrix = torch.cat(dense)
-        for part in parts:
-            held = matrix.new_empty(part.size, device="meta")
-            reader.keep(part.name, part.stored, held, f"{self.name}, {EXPANDED}")
-        return DenseWeight(matrix)
+        pairs = zip(parts, scales, strict=True)
+        dense = (reader.read_raw(part, FP8, kept=False).float() * one for part, one in pairs)
+        return expand(reader, self.name, parts, dense)
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Do as `Fp8.cache_scales`."""

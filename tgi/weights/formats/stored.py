@@ -1,7 +1,7 @@
 """Integers of a checkpoint as a device takes them: as they are, or made dense while they are loaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -58,15 +58,25 @@ def fuse(
     """
     whole = _join(pieces, reader.device.keeps)
     if whole is None:
-        dense = DenseWeight(torch.cat([reader.put(piece.dense()) for piece in pieces]))
-        for part in parts:
-            held = dense.matrix.new_empty(part.size, device="meta")
-            reader.keep(part.name, part.stored, held, f"{name}, {EXPANDED}")
-        return dense
+        return expand(reader, name, parts, (piece.dense() for piece in pieces))
     for part in parts:
         held = torch.empty(part.size, dtype=torch.uint8, device="meta")
         reader.keep(part.name, part.stored, held, name, part.size[0] * whole.row_bytes)
     return whole
+
+
+def expand(
+    reader: Reader, name: str, parts: Sequence[TensorPart], pieces: Iterable[torch.Tensor]
+) -> DenseWeight:
+    """Return one dense weight with the real numbers of all pieces, which are those of `parts`, and take note.
+
+    `name` is that of the format.
+    """
+    matrix = torch.cat([reader.put(piece) for piece in pieces])
+    for part in parts:
+        held = matrix.new_empty(part.size, device="meta")
+        reader.keep(part.name, part.stored, held, f"{name}, {EXPANDED}")
+    return DenseWeight(matrix)
 
 
 def _join(pieces: Sequence[LinearWeight], kept: frozenset[str]) -> IntegerWeight | None:
