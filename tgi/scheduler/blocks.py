@@ -231,13 +231,16 @@ class BlockPool:
     def register(self, block: int, before: int, tokens: Items[int]) -> int:
         """Record that a block in use is full of `tokens`, after a chain that ends in serial `before`.
 
-        Returns the serial of this content, even if another block holds it.
+        Block 0 stands for one that was given up before its tokens were known. Returns the serial of this
+        content, even if another block holds it.
         """
         serial = self.prefixes.add(self.number, before, tokens)
-        if not self._block_of.get(serial):
+        if block and not self._block_of.get(serial):
             self._past.pop(serial, None)
             self._block_of[serial] = block
             self._serial_of[block] = serial
+        elif serial not in self._block_of:
+            self._remember(serial)
         return serial
 
     def release(self, blocks: Items[int]) -> None:
@@ -311,12 +314,16 @@ class BlockPool:
         if self.window is None:
             self._forget(serial)
         else:
-            self._block_of[serial] = 0
-            self._past[serial] = None
-            if len(self._past) > REMEMBERED * self.total:
-                self._forget(self._past.popitem(last=False)[0])
+            self._remember(serial)
         self._users[block] = 1
         return block
+
+    def _remember(self, serial: int) -> None:
+        """Keep the serial of a content that no block has any more, and forget the oldest such."""
+        self._block_of[serial] = 0
+        self._past[serial] = None
+        if len(self._past) > REMEMBERED * self.total:
+            self._forget(self._past.popitem(last=False)[0])
 
     def _forget(self, serial: int) -> None:
         del self._block_of[serial]
@@ -406,8 +413,8 @@ class BlockAllocator:
     def register(self, sequence: Sequence) -> None:
         """Offer every full block of known tokens to the prefix cache.
 
-        A step that was only sent counts as executed: every step that uses the block comes after it. So a
-        block has been offered before `reserve` frees it.
+        A step that was only sent counts as executed: every step that uses the block comes after it. A block
+        that steps in flight have left behind their window may have been freed before its tokens are known.
         """
         size = self.block_size
         if len(sequence.tokens) < (sequence.registered + 1) * size:
@@ -416,7 +423,8 @@ class BlockAllocator:
         for index in range(sequence.registered, full):
             content = sequence.tokens[index * size : index * size + size]
             for pool, table in zip(self.pools, sequence.tables, strict=True):
-                table.serial = pool.register(table.blocks[index], table.serial, content)
+                block = table.blocks[index] if index >= table.freed else 0
+                table.serial = pool.register(block, table.serial, content)
             sequence.registered = index + 1
 
     def check(self, sequences: Items[Sequence]) -> None:
