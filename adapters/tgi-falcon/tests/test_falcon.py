@@ -149,6 +149,6 @@ def test_config_errors(change, message):
 def test_formats_of_weights(tmp_path):
     config = falcon_config("40b", quantization_config={"quant_method": "fp8", "activation_scheme": "static"})
     formats = {each.name: each.format for each in describe_config(tmp_path, config).tensors}
-    assert formats["transformer.h.0.self_attention.query_key_value.weight"] == "fp8"
+    assert formats["transformer.h.0.self_attention.query_key_value.weight"] == "fp8, expanded"
     with pytest.raises(ConfigError, match="'quant_method' is 'quip'"):
         describe_config(tmp_path, config | {"quantization_config": {"quant_method": "quip"}})
