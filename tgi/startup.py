@@ -144,7 +144,8 @@ class Startup:
     ) -> None:
         """Reserve the KV cache, padding blocks included, and warm up what the options ask for.
 
-        It is `expected` to take so many seconds; see `Scheduler.warm_up` for `fewer`. Raises EngineError.
+        `expected` is the time that this should take, in seconds; `fewer` is that of `Scheduler.warm_up`.
+        Raises EngineError.
         """
         options = self.setup.options
         await executor.allocate(*(group.blocks + 1 for group in self.memory.groups))

@@ -86,7 +86,7 @@ KINDS = {
             "access_programs": OPERATOR,
             "background_options": "`background` is refused",
             "image": PICTURES,
-            "include": "what there is comes in any case; log-probabilities are refused",
+            "include": "everything comes without it; log-probabilities are refused",
             "max_tool_calls": "it counts tools of OpenAI's own, which are refused",
         },
     ),

@@ -38,7 +38,7 @@ class ModelConfig:
     """Length of the longest prompt whose keys do not depend on its length: longer ones share no prefix. None:
     keys never do."""
     wide_scores: bool = False
-    """Whether the scores of attention are so large that they need float32, whatever the model's dtype."""
+    """Whether the scores of attention are so large that they need float32 in a model of any dtype."""
 
 
 class JsonReader:

@@ -53,21 +53,22 @@ def decodable(schedule: Schedule, sequence: Sequence) -> bool:
     return known and sequence.decodable
 
 
-def _decoding_share(schedule: Schedule) -> int:
-    """Return the most decode rows that a step can have, which leave each stage of a pipeline its share."""
-    stages = schedule.limits.stages
-    if stages == 1:
-        return len(schedule.running)
-    return -(-sum(not sequence.prefilling for sequence in schedule.running) // stages)
+def _stage_share(schedule: Schedule, decoding: int) -> int:
+    """Return how many of the sequences that decode are in one step, which leaves each stage its share."""
+    return -(-decoding // schedule.limits.stages)
 
 
 def decoding_room(schedule: Schedule) -> int:
-    """Return the maximum decode rows of the next step.
+    """Return the most decode rows that the next step can have.
 
     In a pipeline no more such steps than stages are in flight, or rows would divide into more than these.
     """
     stages = schedule.limits.stages
-    return 0 if 1 < stages <= schedule.decode_steps else _decoding_share(schedule)
+    if stages == 1:
+        return len(schedule.running)  # without a look at each, of which there may be many
+    if stages <= schedule.decode_steps:
+        return 0
+    return _stage_share(schedule, sum(not sequence.prefilling for sequence in schedule.running))
 
 
 def _make_way(schedule: Schedule) -> None:
@@ -186,7 +187,7 @@ def _guess_tokens(schedule: Schedule) -> int:
     limits = schedule.limits
     if not limits.speculate or schedule.waiting or any(s.prefilling for s in schedule.running):
         return 0
-    rows = _decoding_share(schedule)
+    rows = _stage_share(schedule, len(schedule.running))
     room = (schedule.costs.doubling_tokens(rows) or 2 * rows * limits.speculate) // 2
     return max(min(room, limits.max_batch_prefill_tokens - rows), 0)
 
@@ -218,7 +219,7 @@ def _chunk_tokens(schedule: Schedule) -> int:
     requests from their first token for longer, and the device from its best speed.
     """
     prefilling = [sequence for sequence in schedule.running if sequence.prefilling]
-    decoding = -(-(len(schedule.running) - len(prefilling)) // schedule.limits.stages)
+    decoding = _stage_share(schedule, len(schedule.running) - len(prefilling))
     room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
     if not decoding or not doubling:

@@ -128,7 +128,7 @@ class Measurements:
     optional: bool = False
     """Whether layers that were not measured are left as they are."""
     narrow: bool = False
-    """Whether scales are for a device with a narrow range, whatever the device is."""
+    """Whether scales are for the narrow range on devices with a wider one, too."""
 
     @classmethod
     def read(cls, path: Path) -> "Measurements":

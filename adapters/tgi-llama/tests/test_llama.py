@@ -311,7 +311,7 @@ def test_parameters_of_models_that_everybody_knows(tmp_path, shape, parameters):
 
 
 def test_the_decoder_of_a_llama4_for_images_and_text(tmp_path):
-    """Of the size of Scout, whose layers with chunks keep a group of blocks of their own."""
+    """Scout's layers with chunks have a group of blocks of their own."""
     text = Llama4TextConfig(num_hidden_layers=48, max_position_embeddings=10485760)
     with torch.device("meta"):
         wanted = sum(parameter.numel() for parameter in Llama4ForCausalLM(text).parameters())

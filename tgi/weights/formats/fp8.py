@@ -14,7 +14,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, groups_of, is_static_fp8
-from .stored import expand
+from .stored import make_dense
 
 FP8 = torch.float8_e4m3fn
 FP8_LIMIT = 448.0
@@ -160,7 +160,9 @@ class Fp8(WeightFormat):
             inputs.append(_read_scalar(reader, f"{part.name.removesuffix('weight')}input_scale"))
         if not kept:
             pairs = zip(numbers, scales, strict=True)
-            return expand(reader, self.name, parts, (piece.float() * one[:, None] for piece, one in pairs))
+            return make_dense(
+                reader, self.name, parts, (piece.float() * one[:, None] for piece, one in pairs)
+            )
         return Fp8Weight(torch.cat(numbers), torch.cat(scales), Scale.of(torch.stack(inputs).amax()))
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:

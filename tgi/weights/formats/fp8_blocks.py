@@ -15,7 +15,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
 from .fp8 import FP8, FP8_LIMIT
-from .stored import expand
+from .stored import make_dense
 
 BLOCK = 128
 
@@ -88,11 +88,11 @@ class Fp8Blocks(WeightFormat):
             for part in parts
         ]
         if not kept:
-            return expand(reader, self.name, parts, (piece.dense() for piece in pieces))
+            return make_dense(reader, self.name, parts, (piece.dense() for piece in pieces))
         for part, piece in zip(parts, pieces, strict=True):
             blocks = [-(-size // BLOCK) for size in part.shape]
             reader.keep(f"{part.name}_scale_inv", blocks, piece.scales, self.name)
-        numbers, scales = ([getattr(piece, name) for piece in pieces] for name in ("numbers", "scales"))
+        numbers, scales = [piece.numbers for piece in pieces], [piece.scales for piece in pieces]
         return Fp8BlockWeight(_join(numbers), _join(scales), offset)
 
 

@@ -17,7 +17,7 @@ from tgi.weights.shard import TensorPart
 from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, group_for, groups_of, stores_integers
 from .fp8 import FORMATS, FP8, Fp8Weight, read_cache_scales
-from .stored import expand
+from .stored import make_dense
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
@@ -78,7 +78,7 @@ class WideFp8(WeightFormat):
             return Fp8Weight(numbers, torch.cat(scales)[:, 0], None)
         pairs = zip(parts, scales, strict=True)
         dense = (reader.read_raw(part, FP8, kept=False).float() * one for part, one in pairs)
-        return expand(reader, self.name, parts, dense)
+        return make_dense(reader, self.name, parts, dense)
 
     def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Do as `Fp8.cache_scales`."""

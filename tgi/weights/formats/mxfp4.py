@@ -10,8 +10,9 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
-from .base import EXPANDED, Reader, WeightFormat
+from .base import Reader, WeightFormat
 from .dense import DenseWeight
+from .stored import make_dense
 
 GROUP = 32
 """Numbers that share a scale."""
@@ -40,12 +41,7 @@ class Mxfp4(WeightFormat):
 
     def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
         """Read and expand the experts' numbers, which are there by rows whatever the dense tensor is."""
-        whole = reader.put(torch.cat([_read(reader, part) for part in parts]))
-        for part in parts:
-            reader.keep(
-                part.name, part.stored, whole.new_empty(part.size, device="meta"), f"{self.name}, {EXPANDED}"
-            )
-        return DenseWeight(whole)
+        return make_dense(reader, self.name, parts, (_read(reader, part) for part in parts))
 
 
 def _read(reader: Reader, part: TensorPart) -> torch.Tensor:

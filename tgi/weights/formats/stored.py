@@ -58,14 +58,14 @@ def fuse(
     """
     whole = _join(pieces, reader.device.keeps)
     if whole is None:
-        return expand(reader, name, parts, (piece.dense() for piece in pieces))
+        return make_dense(reader, name, parts, (piece.dense() for piece in pieces))
     for part in parts:
         held = torch.empty(part.size, dtype=torch.uint8, device="meta")
         reader.keep(part.name, part.stored, held, name, part.size[0] * whole.row_bytes)
     return whole
 
 
-def expand(
+def make_dense(
     reader: Reader, name: str, parts: Sequence[TensorPart], pieces: Iterable[torch.Tensor]
 ) -> DenseWeight:
     """Return one dense weight with the real numbers of all pieces, which are those of `parts`, and take note.
