@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 from collections.abc import Iterator
@@ -144,7 +145,9 @@ def test_an_exhausted_file_table(start: Any) -> None:
         server.wait_for(lambda: "no rank can be started: Too many open files" in server.output(), 60)
         kept.request("GET", "/health")
         response = kept.getresponse()
-        assert (response.status, json.loads(response.read())["status"]) == (503, "recovering")
+        health = json.loads(response.read())
+        assert (response.status, health["status"]) == (503, "recovering")
+        assert re.fullmatch(r"waiting \d+ s before the ranks start again", health["stage"])
     kept.close()
     assert text(events) == wanted
     server.wait_for(lambda: asked(server) == all_say(200), 30)

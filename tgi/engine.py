@@ -154,6 +154,8 @@ class _Replicas:
                     return
                 log.error("%s%s; starting the ranks again, %s", name, loss, restarts)
                 self.service.metrics.engine_restarts.inc()
+                if pause and not self.service.engine.scheduler.serving:
+                    self.service.lifecycle.enter(f"waiting {pause:.0f} s before the ranks start again")
                 await trio.sleep(pause)
 
     async def _start_again(self, number: int, scheduler: Scheduler, executor: RankExecutor) -> None:

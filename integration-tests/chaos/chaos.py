@@ -30,7 +30,7 @@ import psutil
 from served import Server, check_quiet
 
 STREAMS = 16
-TOKENS = 60
+TOKENS = 200
 DRAIN_SECONDS = 600
 GRAMMAR = {"type": "regex", "value": "[a-z]{1,9}( [a-z]{1,9}){8,40}"}
 
@@ -213,9 +213,10 @@ DISTURBANCES = {
 class Suite:
     """Rounds against one server, and what they gave."""
 
-    def __init__(self, server: Server, seed: int) -> None:
+    def __init__(self, server: Server, seed: int, apart: float) -> None:
         self.server = server
         self.seed = seed
+        self.apart = apart
         self.draw = random.Random(seed)
         self.faults: list[str] = []
         self.rounds: dict[str, list[Round]] = {}
@@ -238,6 +239,8 @@ class Suite:
         check_quiet(self.server)
         self.server.wait_ready()
         self.rounds.setdefault(name, []).append(ended)
+        print(f"{name} after {after:.2f} s: {ended.silence:.2f} s without a token", flush=True)
+        time.sleep(self.apart)
 
     def end(self) -> None:
         """Let SIGTERM come while the streams run: those that have begun end as they would have."""
@@ -293,6 +296,10 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after these")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="*", choices=DISTURBANCES, default=list(DISTURBANCES))
+    parser.add_argument(
+        "--apart", type=float, default=0.0,
+        help="seconds between rounds; ranks that are lost 5 s after they were ready are replaced at once",
+    )  # fmt: skip
     parser.add_argument("--step-timeout", type=float, default=5.0, help="the server's")
     parser.add_argument("flags", nargs="*", help="flags of tgi serve, after --")
     given = parser.parse_args()
@@ -302,7 +309,7 @@ def main() -> int:
     server = Server([*(f"--{name}={value}" for name, value in bounds.items()), *given.flags])
     end = time.monotonic() + 60 * given.minutes
     try:
-        suite = Suite(server, given.seed)
+        suite = Suite(server, given.seed, given.apart)
         for _ in range(given.rounds):
             if time.monotonic() > end:
                 break
