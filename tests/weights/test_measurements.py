@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.compiling import open_compiling
-from tests.test_fp8 import PROMPT, Rounded, assert_near
+from tests.test_fp8 import PROMPT, Keeping, Rounded, assert_near
 from tgi import calibrate
 from tgi.config import DEMO_MODEL
 from tgi.device.base import Device
@@ -134,8 +134,11 @@ def test_a_layer_without_measurement_is_named(tmp_path: Path) -> None:
     assert Measurements.read(path).input_scale("model.layers.1.mlp.up_proj", 240) is None
 
 
-def measured_llama(folder: Path, limit: float) -> tuple[Path, Any]:
-    """A Llama with measurements, and transformers' model with its layers rounded by them (maxabs_pow2)."""
+def measured_llama(folder: Path, limit: float, *, inputs: bool = True) -> tuple[Path, Any]:
+    """A Llama with measurements, and transformers' model with its layers rounded by them (maxabs_pow2).
+
+    `inputs`: whether that rounds inputs as well.
+    """
     make_llama(folder)
     reference: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     greatest = {"qkv_proj": 3.0, "o_proj": 1.5, "gate_up_proj": 3.0, "down_proj": 2.0}
@@ -151,7 +154,7 @@ def measured_llama(folder: Path, limit: float) -> tuple[Path, Any]:
         scale = 2.0 ** torch.ceil(torch.log2(weight.abs().max().bfloat16() / (limit / 2))).item()
         used = 2.0 ** torch.ceil(torch.log2(torch.tensor(greatest[last] / (limit / 4)))).item()
         numbers = (weight / scale).to(torch.float8_e4m3fn)
-        reference.set_submodule(name, Rounded(numbers, scale, used))
+        reference.set_submodule(name, Rounded(numbers, scale, used if inputs else None))
     return write(folder, QUANTIZE | {"scale_method": "maxabs_pow2"}, nodes=nodes), reference
 
 
@@ -168,10 +171,18 @@ def test_logits_are_those_of_rounded_layers(tmp_path: Path, card: str) -> None:
         with open_compiling(card) as device:
             got = run(device)
     else:
-        got = run(CpuDevice(1))
+        got = run(Keeping(1))
     assert_near(got, wanted[-1:])
     (exact,) = transformers_logprobs(tmp_path, None, [PROMPT])
     assert (exact[-1] - wanted[-1]).abs().median() > 0.01
+
+
+def test_a_device_that_does_not_keep_fp8_has_dense_weights(tmp_path: Path) -> None:
+    """Its inputs are not rounded."""
+    path, reference = measured_llama(tmp_path, 448, inputs=False)
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    driver = make_driver(tmp_path, CpuDevice(1), quant_config=str(path))
+    assert (whole(driver, [*PROMPT, 0], len(PROMPT)) - wanted[-1:]).abs().max() < 1e-4
 
 
 def make_texts(folder: Path) -> Path:

@@ -9,6 +9,7 @@ from tgi.weights.shard import TensorPart
 from .base import LinearWeight, Reader
 from .dense import Dense
 from .fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale
+from .stored import make_dense
 
 
 @attrs.frozen(slots=False)  # slots would need a second class, and both would be found
@@ -20,7 +21,10 @@ class MeasuredFp8(Dense):
     measured: Measurements
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
-        """Read and round. Parts that are fused have one input scale, the greatest of theirs."""
+        """Read and round; numbers that the device does not keep are multiplied by their scales again.
+
+        Parts that are fused have one input scale, the greatest of theirs.
+        """
         limit = reader.device.fp8_limit
         inputs = [
             None if part.index is not None else self.measured.input_scale(_module(part), limit)
@@ -29,7 +33,13 @@ class MeasuredFp8(Dense):
         known = [scale for scale in inputs if scale is not None]
         if len(known) < len(parts):
             return super().read(reader, *parts)
-        numbers, scales = zip(*(self._round(reader, part) for part in parts), strict=True)
+        pieces = (self._round(reader, part) for part in parts)
+        if "fp8" not in reader.device.keeps:
+            dense = (numbers.float() * scales[:, None] for numbers, scales in pieces)
+            return make_dense(reader, self.name, parts, dense)
+        numbers, scales = zip(*pieces, strict=True)
+        for part, piece in zip(parts, numbers, strict=True):
+            reader.keep(part.name, part.stored, piece, self.name)
         shared = torch.stack(known).amax() * self._half(reader)
         return Fp8Weight(torch.cat(numbers), torch.cat(scales), Scale.of(shared))
 
@@ -41,7 +51,6 @@ class MeasuredFp8(Dense):
     def _round(self, reader: Reader, part: TensorPart) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the numbers and the scales of the rows of a part."""
         matrix, rule = reader.read_raw(part, torch.float32, kept=False), self.measured.weights
-        reader.keep(part.name, part.stored, matrix.new_empty(part.size, dtype=FP8, device="meta"), self.name)
         greatest = matrix.abs().amax(1)
         greatest = greatest if rule.channels else greatest.amax().expand(len(matrix))
         scales = rule.scale(greatest, self.measured.limit(reader.device.fp8_limit)) * self._half(reader)
