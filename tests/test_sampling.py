@@ -32,9 +32,11 @@ OUTSIDE = [
     ("native", "temperature", 0.0, "`temperature` must be strictly positive"),
     ("native", "temperature", float("nan"), "`temperature` must be strictly positive"),
     ("native", "top_p", 1.0, "`top_p` must be > 0.0 and < 1.0"),
-    ("openai", "top_p", 1.5, "`top_p` must be > 0.0 and < 1.0"),
+    ("openai", "top_p", 1.5, "`top_p` must be >= 0.0 and <= 1.0"),
+    ("openai", "temperature", -1.0, "`temperature` must be >= 0.0"),
+    ("openai", "typical_p", 0.0, "`typical_p` must be > 0.0 and <= 1.0"),
     ("native", "top_k", 0, "`top_k` must be strictly positive"),
-    ("openai", "top_k", -2, "`top_k` must be strictly positive"),
+    ("openai", "top_k", -2, "`top_k` must be >= -1"),
     ("openai", "frequency_penalty", 2.5, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
     ("openai", "min_p", -0.1, "`min_p` must be >= 0.0 and <= 1.0"),
 ]

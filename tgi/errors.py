@@ -8,7 +8,7 @@ is made of all this. A `BodyError`, for a body that cannot be read, is sent as p
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 RETRY_AFTER = "1"
 """Value of Retry-After, in seconds, on requests refused because of load."""
@@ -17,6 +17,17 @@ OLLAMA = "/api/"
 """Beginning of the paths whose errors are Ollama's."""
 OPENAI = "/v1/"
 """Beginning of the paths whose errors are OpenAI's."""
+ANTHROPIC = "/v1/messages"
+"""Beginning of the paths whose errors are Anthropic's."""
+_ANTHROPICS_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Anthropic's types of errors by status, where they are not OpenAI's."""
 _NONE: Mapping[str, str] = MappingProxyType({})
 _RETRY: Mapping[str, str] = MappingProxyType({"Retry-After": RETRY_AFTER})
 
@@ -45,7 +56,7 @@ class ApiError(Exception):
         """Return the status of an answer at a path: OpenAI has 400 where TGI has 422."""
         return 400 if self.status == 422 and path.startswith(OPENAI) else self.status
 
-    def to_openai_body(self) -> dict[str, object]:
+    def to_openai_body(self) -> dict[str, Any]:
         """Return the JSON object for `/v1/*`: OpenAI's shape with TGI's two additions."""
         status = self.status_for(OPENAI)
         kind = "invalid_request_error"
@@ -61,6 +72,13 @@ class ApiError(Exception):
             "http_status_code": status,
         }
         return {"error": detail, "error_type": self.error_type}
+
+    def to_anthropic_body(self) -> dict[str, Any]:
+        """Return the JSON object for Anthropic's routes: that of `/v1/*` with its types."""
+        body, status = self.to_openai_body(), self.status_for(OPENAI)
+        kind = "api_error" if status == 424 or status >= 500 else "invalid_request_error"
+        body["error"]["type"] = _ANTHROPICS_TYPES.get(status, kind)
+        return {"type": "error", **body}
 
 
 class ValidationError(ApiError):
@@ -356,6 +374,16 @@ class UnsupportedMediaType(BodyError):
 
     status = 415
     form = "Expected request with `Content-Type: application/json`"
+
+
+class EncodedBody(BodyError):
+    """The body is compressed.
+
+    Send it as it is, without the header `Content-Encoding`.
+    """
+
+    status = 415
+    form = "Expected a body that is not compressed, without `Content-Encoding: {}`"
 
 
 class BodyTooLarge(BodyError):

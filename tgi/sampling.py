@@ -274,7 +274,7 @@ class Declared:
     parameter: Parameter
 
     def read(self, body: object, api: Api) -> Any:
-        """Return the value that a body asks for, or the neutral one. Raises ValueError in TGI's words."""
+        """Return the value that a body asks for, or the neutral one. Raises ValueError with the range."""
         given = self.parameter.name(api)
         value = getattr(body, given) if given else None
         if value is None:
@@ -286,7 +286,7 @@ class Declared:
             return value
         if api == "openai" and self.parameter.openai_range and value in self.parameter.openai_range:
             return self.neutral
-        raise ValueError(f"`{given}` must be {allowed}")
+        raise ValueError(f"`{given}` must be {self.parameter.documented_range(api)}")
 
     def column(self, params: SamplingParams) -> float:
         """Return the number that a rank keeps for a lane with these parameters."""
@@ -350,7 +350,7 @@ def body_fields(api: Api) -> list[tuple[str, Any, Any]]:
 def read_body(body: object, api: Api, **others: Any) -> SamplingParams:
     """Return the parameters that a body asks for; `others` have no field of that name, or another meaning.
 
-    Raises ValueError in TGI's words for a value out of range.
+    Raises ValueError, in TGI's words for TGI's ranges, for a value out of range.
     """
     values = {declared.name: declared.read(body, api) for declared in DECLARED if declared.name not in others}
     return SamplingParams(**values, **others)

@@ -224,8 +224,8 @@ OTHER = "`messages[0]` has {}, and the model reads text only"
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"temperature": -1}, "`temperature` must be strictly positive"),
-        ({"top_p": 1.5}, "`top_p` must be > 0.0 and < 1.0"),
+        ({"temperature": -1}, "`temperature` must be >= 0.0"),
+        ({"top_p": 1.5}, "`top_p` must be >= 0.0 and <= 1.0"),
         ({"max_tokens": 0}, "`max_tokens` must be strictly positive"),
         ({"frequency_penalty": 3}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
         ({"presence_penalty": -2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),

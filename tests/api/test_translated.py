@@ -9,6 +9,7 @@ import attrs
 import pytest
 
 from tgi.api import refused
+from tgi.config import Options
 
 from . import serving as servers
 from .serving import LIMITS, Answer, Server, make_tokenizer, saying
@@ -311,4 +312,113 @@ async def test_ollamas_calls_come_whole() -> None:
         answer = await server.ask("POST", "/api/chat", body)
         lines = [json.loads(line) for line in answer.body.splitlines()]
         calls = [call for line in lines for call in line["message"].get("tool_calls", [])]
-        assert calls == [{"function": {"name": "weather", "arguments": {"city": "Paris"}}}]
+        assert len(calls[0].pop("id")) == 9
+        assert calls == [{"function": {"index": 0, "name": "weather", "arguments": {"city": "Paris"}}}]
+
+
+async def test_ollamas_histories_keep_ids_and_arguments() -> None:
+    """The template is made up: it prints what Mistral's and Kimi's do."""
+    template = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.id }}{{ c.function.name }}"
+        "{{ c.function.arguments | tojson }}{% endfor %}{{ m.tool_call_id }}{{ m.content }}|{% endfor %}"
+    )
+    call = {"id": "call-0001", "function": {"name": "weather", "arguments": {"city": "Åre"}}}
+    ollama = [USER, {"role": "assistant", "tool_calls": [call]}]
+    chat = [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    for result in ({"tool_call_id": "call-0001", "content": "fine"}, {"content": "fine"}):
+        ollama.append({"role": "tool", **result})
+        chat.append({"role": "tool", **result})
+    async with serving(template=template) as server:
+        wanted = (await server.ask("POST", "/chat_tokenize", {"messages": chat})).json
+        assert 'call-0001weather{"city": "Åre"}' in wanted["templated_text"]
+        assert "|call-0001fine|fine|" in wanted["templated_text"]
+        body = {"messages": ollama, "stream": False, "options": {"num_predict": 1}}
+        answer = await server.ask("POST", "/api/chat", body)
+        assert answer.json["prompt_eval_count"] == len(wanted["tokenize_response"])
+
+
+@pytest.mark.parametrize("limit", [0, -1, -2])
+async def test_ollamas_texts_without_a_limit_end_by_themselves(limit: int) -> None:
+    """Ollama stops at `num_predict` where it is above 0."""
+    async with serving(saying(HELLO)) as server:
+        body = {"prompt": "Hi", "stream": False, "options": {"num_predict": limit}}
+        answer = (await server.ask("POST", "/api/generate", body)).json
+        assert (answer["response"], answer["done_reason"]) == (HELLO, "stop")
+
+
+def content(kind: str) -> dict[str, Any]:
+    return {"role": "user", "content": [{"type": kind}]}
+
+
+NO_ROLE = {"type": "message", "content": "x"}
+NAMES: list[tuple[str, dict[str, Any], str]] = [
+    ("/v1/messages", {"stop_sequences": [""]}, "`stop_sequences` cannot"),
+    ("/v1/messages", {"system": [{"type": "image"}]}, "only in `system`, and no content of type `image`"),
+    ("/v1/messages", {"system": [{"type": "text"}]}, "required field `text` - at `$.system[0]`"),
+    ("/v1/messages", {"messages": [content("tool_use")]}, "field `name` - at `$.messages[0].content[0]`"),
+    ("/v1/responses", {"max_output_tokens": 9999}, "`input` tokens + `max_output_tokens` must be"),
+    ("/v1/responses", {"input": []}, "`input` cannot be empty"),
+    ("/v1/responses", {"input": [USER, NO_ROLE]}, "required field `role` - at `$.input[1]`"),
+    ("/v1/responses", {"input": [{"role": "user"}]}, "required field `content` - at `$.input[0]`"),
+    ("/v1/responses", {"input": [{"type": "function_call"}]}, "required field `name` - at `$.input[0]`"),
+    ("/v1/responses", {"input": [{"type": "function_call_output"}]}, "required field `output` - at `$.i"),
+    ("/v1/responses", {"input": [content("input_text")]}, "`text` - at `$.input[0].content[0]`"),
+    ("/v1/responses", {"input": [content("input_image")]}, "content of type `input_image` is not"),
+    ("/v1/responses", {"text": {"format": {"type": "x"}}}, "`$.text.format.type`"),
+    ("/v1/responses", {"text": {"format": {"type": "json_schema", "name": "x"}}}, "needs a `schema`"),
+    ("/v1/responses", {"tools": [{"type": "function"}]}, "`tools[0]` needs a `name`"),
+    ("/v1/responses", {"tool_choice": {"type": "function"}}, "of type `function` needs a `name`"),
+    ("/api/chat", {"options": {"num_predict": 9999}}, "`messages` tokens + `num_predict` must be"),
+    ("/api/generate", {"options": {"num_predict": 9999}}, "`prompt` tokens + `num_predict` must be"),
+    ("/api/generate", {"options": {"repeat_penalty": 0}}, "`repeat_penalty` must be strictly positive"),
+]  # fmt: skip
+BASES: dict[str, dict[str, Any]] = {
+    "/v1/messages": {"max_tokens": 9, "messages": [USER]},
+    "/v1/responses": {"input": "Hi"},
+    "/api/chat": {"messages": [USER]},
+    "/api/generate": {"prompt": "Hi"},
+}
+
+
+async def test_refusals_name_the_fields_of_their_own_api() -> None:
+    async with serving(template=HERMES) as server:
+        for path, fields, text in NAMES:
+            answer = await server.ask("POST", path, BASES[path] | fields)
+            assert answer.status in (400, 422), (fields, answer.body)
+            error = answer.json["error"]
+            assert text in (error if isinstance(error, str) else error["message"]), (fields, error)
+
+
+async def test_thoughts_of_each_message_stay_with_it() -> None:
+    def thoughts(text: str) -> dict[str, Any]:
+        return {"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]}
+
+    template = "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}:{{ m.content }}|{% endfor %}"
+    said = [{"role": "assistant", "content": [{"type": "output_text", "text": text}]} for text in ("X", "Y")]
+    items = [{"type": None, **USER}, thoughts("a"), thoughts("b"), said[0], thoughts("c"), said[1], USER]
+    async with serving(template=template) as server:
+        response = {"input": items, "max_output_tokens": 1}
+        count = (await server.ask("POST", "/v1/responses", response)).json["usage"]["input_tokens"]
+        first, last = ({"role": "assistant", "content": text} for text in ("X", "Y"))
+        chat = [USER, first | {"reasoning_content": "ab"}, last | {"reasoning_content": "c"}, USER]
+        wanted = (await server.ask("POST", "/chat_tokenize", {"messages": chat})).json
+        assert "assistant:ab:X|assistant:c:Y|" in wanted["templated_text"]
+        assert count == len(wanted["tokenize_response"])
+
+
+async def test_errors_have_the_types_of_anthropic() -> None:
+    """Those of Anthropic's documentation of errors."""
+    async with serving(options=Options(api_key=("secret",))) as server:
+        wrong = await server.ask("POST", "/v1/messages", {}, {"Content-Type": "application/json"})
+        assert (wrong.status, wrong.json["error"]["type"]) == (401, "authentication_error")
+    async with serving() as server:
+        for path, body, status, kind in (
+            ("/v1/messages", {}, 400, "invalid_request_error"),
+            ("/v1/messages/batches", {}, 404, "not_found_error"),
+        ):
+            answer = await server.ask("POST", path, body)
+            assert (answer.status, answer.json["type"], answer.json["error"]["type"]) == (
+                status,
+                "error",
+                kind,
+            )

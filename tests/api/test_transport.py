@@ -109,6 +109,17 @@ async def test_only_json_is_read(media: str, accepted: bool) -> None:
         assert answer.body == b"Expected request with `Content-Type: application/json`"
 
 
+async def test_a_compressed_body_is_refused_by_name() -> None:
+    async with serving(saying("x")) as server:
+        for coding, status in (("gzip", 415), ("br", 415), ("identity", 200), ("", 200)):
+            for path in ("/generate", "/api/generate"):
+                answer = await server.ask(
+                    "POST", path, {"inputs": "a", "prompt": "a"}, {"Content-Encoding": coding}
+                )
+                assert answer.status == status, (coding, path)
+                assert (status == 200) != (f"without `Content-Encoding: {coding}`".encode() in answer.body)
+
+
 @pytest.mark.contract("R1.35", "R1.92", "--payload-limit")
 async def test_a_body_may_be_as_long_as_the_limit_and_no_longer() -> None:
     async with serving(saying("x"), options=Options(payload_limit=1000)) as server:

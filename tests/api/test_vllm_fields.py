@@ -165,6 +165,10 @@ async def test_prompts_too_long_are_cut_before_they_are_refused() -> None:
             fields = {"truncate_prompt_tokens": 20, "truncation_side": side, "max_tokens": 1}
             answer = await server.ask("POST", COMPLETIONS, {**long, **fields})
             assert answer.json["usage"]["prompt_tokens"] == 20
+        for max_tokens in (None, 1, 30):  # of 64 tokens in all, of which 63 may be the prompt's
+            fields = {"truncate_prompt_tokens": -1, "max_tokens": max_tokens}
+            answer = await server.ask("POST", COMPLETIONS, {**long, **fields})
+            assert answer.json["usage"]["prompt_tokens"] == 64 - (max_tokens or 1)
 
 
 async def test_token_ids_and_text_of_a_conversation() -> None:

@@ -20,9 +20,13 @@ from .openai.answers import Reason
 from .openai.prompts import chat_prompt
 from .openai.requests import ChatRequest
 from .refused import refusing
-from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event
+from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event, naming
 
 STOP_REASONS: dict[Reason, str] = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
+
+
+_NEEDED = {"text": "text", "tool_use": "name"}
+"""Field that a block must have, by type."""
 
 
 class Block(msgspec.Struct):
@@ -39,6 +43,11 @@ class Block(msgspec.Struct):
         None
     )
     is_error: bool | None = None
+
+    def __post_init__(self) -> None:
+        needed = _NEEDED.get(self.type)
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"Object missing required field `{needed}`")
 
 
 class AnthropicMessage(msgspec.Struct):
@@ -104,6 +113,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: int | None = None
 
 
+@naming(stop="stop_sequences")
 async def messages(call: Call[MessagesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body
@@ -130,7 +140,7 @@ async def count_tokens(call: Call[CountRequest]) -> Response:
 
 def _chat(body: CountRequest, **fields: Any) -> ChatRequest:
     """Return the request for chat completions. Raises ValidationError."""
-    system = _text(body.system) if body.system else ""
+    system = _text(body.system or "", "`system`")
     before = [{"role": "system", "content": system}] if system else []
     choice, thinking, output = body.tool_choice, body.thinking, body.output_config or OutputConfig()
     parallel = None
@@ -175,9 +185,11 @@ def _choice(choice: AnthropicToolChoice) -> Any:
     return "required" if choice.type == "any" else choice.type
 
 
-def _text(content: str | list[Block]) -> str:
+def _text(content: str | list[Block], where: str) -> str:
     if isinstance(content, str):
         return content
+    if other := next((block.type for block in content if block.type != "text"), None):
+        raise ValidationError(f"the model takes text only in {where}, and no content of type `{other}`")
     return "".join(block.text or "" for block in content)
 
 
@@ -193,10 +205,14 @@ def _messages(message: AnthropicMessage) -> Iterator[Json]:
         elif block.type == "thinking":
             thoughts.append(block.thinking or "")
         elif block.type == "tool_use":
-            function = {"name": block.name, "arguments": json.dumps(block.input or {}, ensure_ascii=False)}
+            function = {"name": block.name, "arguments": block.input}
             calls.append({"id": block.id, "type": "function", "function": function})
         elif block.type == "tool_result":
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": _result(block)}
+            yield {
+                "role": "tool",
+                "tool_call_id": block.tool_use_id,
+                "content": _text(block.content or "", "the result of a tool"),
+            }
         elif block.type != "redacted_thinking":
             raise ValidationError(f"the model takes text only, and no content of type `{block.type}`")
     made: Json = {"role": message.role}
@@ -208,13 +224,6 @@ def _messages(message: AnthropicMessage) -> Iterator[Json]:
         made["reasoning_content"] = "".join(thoughts)
     if len(made) > 1:
         yield made
-
-
-def _result(block: Block) -> str:
-    content = block.content or ""
-    if not isinstance(content, str) and any(part.type != "text" for part in content):
-        raise ValidationError("the model takes text only as the result of a tool")
-    return _text(content)
 
 
 class MessagesAnswer(TranslatedAnswer):
@@ -268,7 +277,7 @@ class MessagesAnswer(TranslatedAnswer):
         return self._leave() + changes + _event("message_stop")
 
     def error(self, error: ApiError) -> bytes:  # noqa: D102
-        return named_event("error", {"type": "error", **error.to_openai_body()})
+        return named_event("error", error.to_anthropic_body())
 
     def _head(self) -> Json:
         id_ = f"msg_{self.call.exchange.id}"

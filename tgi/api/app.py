@@ -11,6 +11,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from tgi.errors import (
+    ANTHROPIC,
     OLLAMA,
     OPENAI,
     ApiError,
@@ -168,9 +169,8 @@ def _allowed_origin(allowed: tuple[str, ...]) -> str | None:
 async def _answer_error(error: ApiError) -> Response:
     """Answer with an error in the shape of the API that was called."""
     if request.path.startswith(OPENAI):
-        body = error.to_openai_body()
-        if request.path.startswith("/v1/messages"):
-            body["type"] = "error"  # for Anthropic's clients
+        is_anthropics = request.path.startswith(ANTHROPIC)
+        body = error.to_anthropic_body() if is_anthropics else error.to_openai_body()
         return json_answer(body, error.status_for(OPENAI), error.headers)
     if isinstance(error, BodyError) and not request.path.startswith(OLLAMA):
         return text_answer(str(error), error.status)

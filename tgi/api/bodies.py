@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tgi.errors import MalformedBody, UnsupportedMediaType, WrongShape
+from tgi.errors import EncodedBody, MalformedBody, UnsupportedMediaType, WrongShape
 
 T = TypeVar("T")
 MAX_DEPTH = 127
@@ -21,6 +21,12 @@ def check_media_type(content_type: str | None) -> None:
     media, _, subtype = (content_type or "").partition(";")[0].strip().lower().partition("/")
     if media != "application" or not (subtype == "json" or subtype.endswith("+json")):
         raise UnsupportedMediaType
+
+
+def check_encoding(encoding: str | None) -> None:
+    """Raise EncodedBody for a body that is said to be compressed."""
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        raise EncodedBody(encoding)
 
 
 def decode(data: bytes, *kinds: type[Any], at: str = "$") -> Any:

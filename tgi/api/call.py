@@ -25,7 +25,7 @@ from tgi.errors import (
 from tgi.scheduler import Sequence
 from tgi.text.tokenizer_files import TokenizerError
 
-from .bodies import check_media_type, decode
+from .bodies import check_encoding, check_media_type, decode
 from .observe import Observer, timing_headers
 from .service import Embedder, Engine, Service
 from .stream import KEEP_ALIVE, EventStream, EventWriter, Finished
@@ -127,6 +127,7 @@ class Call(Generic[B]):
                 call._engine = service.ready_engine()
             if not route.path.startswith(OLLAMA):  # whose users call it by curl, without a type
                 check_media_type(request.content_type)
+            check_encoding(request.headers.get("Content-Encoding"))
             data = cast(bytes, await request.get_data(cache=False))
             call.size = len(data)
             call.body = await call.run_in_thread_if_large(lambda: decode(data, *route.body))

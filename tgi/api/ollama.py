@@ -20,7 +20,10 @@ from .native_bodies import ModelName
 from .openai.answers import Reason
 from .openai.requests import ChatRequest
 from .refused import refusing
-from .translated import Json, TranslatedAnswer, answer_chat, chat_request
+from .translated import Json, TranslatedAnswer, answer_chat, chat_request, naming
+
+_NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
+"""Names of fields here, by their names in chat completions."""
 
 
 @refusing(refused.OLLAMA_OPTIONS)
@@ -33,7 +36,7 @@ class OllamaOptions(msgspec.Struct):
     min_p: float | None = None
     typical_p: float | None = None
     seed: int | None = None
-    num_predict: Annotated[int | None, about("Maximum number of tokens; -1 and -2: as many as fit.")] = None
+    num_predict: Annotated[int | None, about("Maximum number of tokens; 0 and less: as many as fit.")] = None
     stop: str | list[str] | None = None
     repeat_penalty: float | None = None
     presence_penalty: float | None = None
@@ -41,7 +44,7 @@ class OllamaOptions(msgspec.Struct):
 
     def fields(self) -> Json:
         """Return the fields of a request for chat completions."""
-        limit = self.num_predict if self.num_predict is not None and self.num_predict >= 0 else None
+        limit = self.num_predict if self.num_predict is not None and self.num_predict > 0 else None
         return {
             "temperature": self.temperature,
             "top_k": self.top_k,
@@ -112,6 +115,7 @@ class OllamaMessage(msgspec.Struct):
     content: str | None = None
     thinking: str | None = None
     tool_calls: list[OllamaCall] | None = None
+    tool_call_id: str | None = None
     tool_name: str | None = None
     images: list[str] | None = None
 
@@ -132,6 +136,7 @@ class OllamaGenerateRequest(OllamaRequest, kw_only=True):
     system: str | None = None
 
 
+@naming(**_NAMES)
 async def chat(call: Call[OllamaChatRequest]) -> Response:
     """Answer a conversation."""
     body = call.body
@@ -141,6 +146,7 @@ async def chat(call: Call[OllamaChatRequest]) -> Response:
     return await answer_chat(call, given, ChatLines)
 
 
+@naming(**_NAMES, messages="prompt")
 async def generate(call: Call[OllamaGenerateRequest]) -> Response:
     """Answer one message."""
     body = call.body
@@ -166,16 +172,11 @@ def _message(message: OllamaMessage) -> Json:
         made["reasoning_content"] = message.thinking
     if message.tool_calls:
         made["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {
-                    "name": call.function.name,
-                    "arguments": json.dumps(call.function.arguments or {}, ensure_ascii=False),
-                },
-            }
+            {"id": call.id, "type": "function", "function": msgspec.to_builtins(call.function)}
             for call in message.tool_calls
         ]
+    if message.tool_call_id:
+        made["tool_call_id"] = message.tool_call_id
     if message.tool_name:
         made["name"] = message.tool_name
     return made
@@ -193,8 +194,8 @@ class Lines(TranslatedAnswer):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        self._calls: list[tuple[str, str]] = []
-        """Name and arguments of each call so far."""
+        self._calls: list[tuple[str, str, str]] = []
+        """Id, name and arguments of each call so far."""
 
     @abc.abstractmethod
     def said(self, content: str, thoughts: str, calls: list[Json]) -> Json:
@@ -227,17 +228,18 @@ class Lines(TranslatedAnswer):
     def _take_calls(self, delta: AnswerDelta) -> None:
         for call in delta.calls:
             if call.id is not None:
-                self._calls.append((call.name or "", ""))
-            name, arguments = self._calls[-1]
-            self._calls[-1] = name, arguments + call.arguments
+                self._calls.append((call.id, call.name or "", ""))
+            id_, name, arguments = self._calls[-1]
+            self._calls[-1] = id_, name, arguments + call.arguments
 
     def _made_calls(self) -> list[Json]:
         made = []
-        for name, arguments in self._calls:
+        for index, (id_, name, arguments) in enumerate(self._calls):
             try:
-                made.append({"function": {"name": name, "arguments": json.loads(arguments)}})
+                function = {"index": index, "name": name, "arguments": json.loads(arguments)}
             except ValueError:  # the answer was cut
                 continue
+            made.append({"id": id_, "function": function})
         return made
 
     def _head(self) -> Json:

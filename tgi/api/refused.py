@@ -55,6 +55,19 @@ OPENAI = EVERYWHERE | {
     "regex": Refused(_GRAMMAR),
     "stop_regex": Refused("use `stop`"),
 }
+OPENAI |= {  # names of TGI's own routes, of other APIs here, and of llama.cpp
+    "decoder_input_details": Refused("use `prompt_logprobs`"),
+    "do_sample": Refused("use `temperature`, of which 0 takes the most likely tokens", (True,)),
+    "max_new_tokens": Refused("use `max_tokens`"),
+    "max_output_tokens": Refused("use `max_tokens`"),
+    "num_predict": Refused("use `max_tokens`", (-1,)),
+    "options": Refused("put what it has beside the other fields", ({},)),
+    "parameters": Refused("put what it has beside the other fields", ({},)),
+    "return_full_text": Refused("use `echo`"),
+    "stop_sequences": Refused("use `stop`", ([],)),
+    "top_n_tokens": Refused("use `logprobs`", (0,)),
+    "truncate": Refused("use `truncate_prompt_tokens`"),
+}
 CHAT = OPENAI | {
     "audio": Refused("the answer is text"),
     "best_of": Refused("use `n`", (1,)),
@@ -68,6 +81,11 @@ COMPLETIONS = OPENAI | {
     "thinking_token_budget": Refused("use /v1/chat/completions", (-1,)),
 }
 MESSAGES = {
+    **dict.fromkeys(("max_completion_tokens", "max_new_tokens"), Refused("use `max_tokens`")),
+    "max_tokens_to_sample": Refused("use `max_tokens`"),
+    "response_format": Refused("use `output_config`"),
+    "reasoning_effort": Refused("use `output_config`"),
+    "stop": Refused("use `stop_sequences`", ([],)),
     "compaction": Refused("shorten the conversation"),
     "container": Refused("nothing is run here"),
     "context_management": Refused("shorten the conversation", ({}, {"edits": []})),
@@ -75,6 +93,16 @@ MESSAGES = {
     "thread": Refused("send the whole conversation", ({"type": "create"},)),
 }
 RESPONSES = EVERYWHERE | {
+    **dict.fromkeys(
+        ("max_tokens", "max_completion_tokens", "max_new_tokens"), Refused("use `max_output_tokens`")
+    ),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), Refused("use `repetition_penalty`", (0,))),
+    **dict.fromkeys(("functions", "function_call"), Refused("use `tools` and `tool_choice`")),
+    "logprobs": Refused("use /v1/chat/completions"),
+    "messages": Refused("use `input`"),
+    "n": Refused("use /v1/chat/completions", (1,)),
+    "reasoning_effort": Refused("use `reasoning`"),
+    "response_format": Refused("use `text`"),
     "background": Refused("wait for the answer, or stream it"),
     "context_management": Refused("shorten the conversation", ([],)),
     "conversation": Refused("use `previous_response_id`"),

@@ -20,7 +20,7 @@ from .openai.answers import Reason
 from .openai.requests import ChatRequest, StreamOptions
 from .refused import refusing
 from .store import MAX_STORED
-from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event
+from .translated import Json, TranslatedAnswer, answer_chat, chat_request, named_event, naming
 
 
 class ResponseTool(msgspec.Struct):
@@ -42,13 +42,31 @@ class ResponseToolChoice(msgspec.Struct, omit_defaults=True):
     tools: list[ResponseTool] | None = None
 
 
+_TEXTS = "input_text", "output_text", "text"
+"""Types of parts that are texts of messages."""
+
+
 class Part(msgspec.Struct):
     """A part of an item's content; which fields it has depends on its type."""
 
     type: str
-    text: str = ""
-    refusal: str = ""
-    image_url: Any = None
+    text: str | None = None
+    refusal: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.said is None and self.type in (*_TEXTS, "refusal"):
+            raise ValueError(
+                f"Object missing required field `{'refusal' if self.type == 'refusal' else 'text'}`"
+            )
+
+    @property
+    def said(self) -> str | None:
+        """Text of the part."""
+        return self.refusal if self.type == "refusal" else self.text
+
+
+_NEEDED = {"message": "role", "function_call": "name", "function_call_output": "output", "reasoning": None}
+"""Field that an item must have, by type."""
 
 
 class Item(msgspec.Struct):
@@ -62,6 +80,15 @@ class Item(msgspec.Struct):
     name: str | None = None
     arguments: str = "{}"
     output: str | list[Part] | None = None
+
+    def __post_init__(self) -> None:
+        if self.type not in _NEEDED:
+            raise ValidationError(f"items of type `{self.type}` are not supported in `input`")
+        needed = _NEEDED[self.type]
+        if needed == "role" and self.role not in ("assistant", None):
+            needed = "content"
+        if needed is not None and getattr(self, needed) is None:
+            raise ValueError(f"Object missing required field `{needed}`")
 
 
 class ResponseText(msgspec.Struct):
@@ -124,13 +151,16 @@ class ResponsesRequest(msgspec.Struct, kw_only=True):
     def __post_init__(self) -> None:
         if LOGPROBS in (self.include or ()):
             raise ValidationError(f"`include` with `{LOGPROBS}` is not supported: use /v1/chat/completions")
-        for tool in self.tools or []:
-            if tool.type != "function" or tool.name is None:
+        for number, tool in enumerate(self.tools or []):
+            if tool.type != "function":
                 raise ValidationError(
                     f"`tools` may be functions only, not `{tool.type}`: nothing else runs here"
                 )
+            if tool.name is None:
+                raise ValidationError(f"`tools[{number}]` needs a `name`")
 
 
+@naming(max_tokens="max_output_tokens", messages="input", response_format="text.format")
 async def responses(call: Call[ResponsesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body
@@ -194,6 +224,8 @@ def _choice(choice: str | ResponseToolChoice | None) -> Any:
     if not isinstance(choice, ResponseToolChoice):
         return choice
     if choice.type == "function":
+        if choice.name is None:
+            raise ValidationError("`tool_choice` of type `function` needs a `name`")
         return {"type": "function", "function": {"name": choice.name}}
     if choice.type == "allowed_tools":
         tools = [{"type": "function", "function": {"name": tool.name}} for tool in choice.tools or []]
@@ -206,6 +238,8 @@ def _format(text: ResponseText | None) -> Json | None:
         return None
     kind = text.format.get("type")
     if kind == "json_schema":
+        if text.format.get("schema") is None:
+            raise ValidationError("`text.format` of type `json_schema` needs a `schema`")
         schema = {name: text.format.get(name) for name in ("name", "schema", "strict") if name in text.format}
         return {"type": "json_schema", "json_schema": schema}
     return text.format
@@ -214,37 +248,50 @@ def _format(text: ResponseText | None) -> Json | None:
 def _messages(given: list[Json]) -> Iterator[Json]:
     """Yield the messages that items become: calls and thoughts belong to the assistant's next message."""
     open_: Json = {}
-    for number, one in enumerate(given):
-        kind = one.get("type", "message")
-        if kind not in ("message", "function_call", "function_call_output", "reasoning"):
-            raise ValidationError(f"items of type `{kind}` are not supported in `input`")
-        item = _item(number, one)
-        if kind == "function_call":
+    for item in _read(given):
+        kind = _PARTS.get(item.type, "content")
+        is_assistants = item.type in ("function_call", "reasoning") or item.role == "assistant"
+        if open_ and not (is_assistants and _may_follow(kind, open_)):
+            yield {"role": "assistant", **open_}
+            open_ = {}
+        if kind == "tool_calls":
             function = {"name": item.name, "arguments": item.arguments}
             call = {"id": item.call_id, "type": "function", "function": function}
-            open_.setdefault("tool_calls", []).append(call)
-        elif kind == "reasoning":
-            parts = item.content or item.summary or []
-            open_["reasoning_content"] = parts if isinstance(parts, str) else "".join(p.text for p in parts)
-        elif kind == "message" and item.role == "assistant" and "content" not in open_:
-            open_["content"] = _content(item.content)
+            open_.setdefault(kind, []).append(call)
+        elif kind == "reasoning_content":
+            open_[kind] = open_.get(kind, "") + _thoughts(item)
+        elif is_assistants:
+            open_[kind] = _content(item.content)
+        elif item.type == "message":
+            yield {"role": item.role, "content": _content(item.content)}
         else:
-            if open_:
-                yield {"role": "assistant", **open_}
-                open_ = {}
-            if kind == "message":
-                yield {"role": item.role, "content": _content(item.content)}
-            else:
-                yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
+            yield {"role": "tool", "tool_call_id": item.call_id, "content": _content(item.output)}
     if open_:
         yield {"role": "assistant", **open_}
 
 
-def _item(number: int, given: Json) -> Item:
+_PARTS = {"function_call": "tool_calls", "reasoning": "reasoning_content"}
+"""Part of an assistant's message that an item becomes; others become its content."""
+
+
+def _may_follow(kind: str, open_: Json) -> bool:
+    """Return whether an assistant's message goes on with this part."""
+    if kind == "reasoning_content":
+        return open_.keys() == {kind}
+    return kind == "tool_calls" or kind not in open_
+
+
+def _thoughts(item: Item) -> str:
+    parts = item.content or item.summary or []
+    return parts if isinstance(parts, str) else "".join(part.text or "" for part in parts)
+
+
+def _read(given: list[Json]) -> list[Item]:
+    """Return the items of a conversation. Raises ValidationError and WrongShape."""
     try:
-        return msgspec.convert(given, Item)
+        return msgspec.convert([{**one, "type": one.get("type") or "message"} for one in given], list[Item])
     except msgspec.ValidationError as error:
-        raise WrongShape(str(error).replace("`$", f"`$.input[{number}]")) from error
+        raise WrongShape(str(error).replace("`$", "`$.input")) from error
 
 
 def _content(content: str | list[Part] | None) -> Any:
@@ -253,15 +300,10 @@ def _content(content: str | list[Part] | None) -> Any:
         return content
     parts: list[Json] = []
     for part in content:
-        if part.type in ("input_text", "output_text", "text"):
-            parts.append({"type": "text", "text": part.text})
-        elif part.type == "refusal":
-            parts.append({"type": "refusal", "refusal": part.refusal})
-        elif part.type == "input_image":
-            parts.append({"type": "image_url", "image_url": {"url": str(part.image_url)}})
-        else:
+        if part.said is None or part.type not in (*_TEXTS, "refusal"):
             raise ValidationError(f"content of type `{part.type}` is not supported in `input`")
-    return parts[0]["text"] if len(parts) == 1 and parts[0]["type"] == "text" else parts
+        parts.append({"type": "text", "text": part.said})
+    return parts[0]["text"] if len(parts) == 1 else parts
 
 
 class ResponseAnswer(TranslatedAnswer):

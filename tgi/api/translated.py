@@ -1,7 +1,9 @@
 """Chats in the form of another API: its request becomes one for chat completions; the answer is its own."""
 
 import abc
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 import msgspec
@@ -28,6 +30,27 @@ def chat_request(**fields: Any) -> ChatRequest:
         return msgspec.convert(given, ChatRequest)
     except msgspec.ValidationError as error:
         raise WrongShape(str(error)) from error
+
+
+Handler = Callable[[Call[Any]], Awaitable[Response]]
+
+
+def naming(**names: str) -> Callable[[Handler], Handler]:
+    """Make a decorator of handlers whose refusals name fields as their API does, not chat completions."""
+    field = re.compile(rf"`(\$\.)?({'|'.join(names)})\b")
+
+    def add(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def answer(call: Call[Any]) -> Response:
+            try:
+                return await handler(call)
+            except ApiError as error:
+                error.args = (field.sub(lambda found: f"`{found[1] or ''}{names[found[2]]}", str(error)),)
+                raise
+
+        return answer
+
+    return add
 
 
 class TranslatedAnswer(abc.ABC):

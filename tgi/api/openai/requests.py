@@ -69,7 +69,7 @@ class OpenAIRequest(FormatFields, kw_only=True):
         about("Put the tokenizer's own tokens before the prompt; null: not before a conversation."),
     ] = None
     truncate_prompt_tokens: Annotated[
-        int | None, about("Tokens of the prompt that count; -1: as many as fit.", minimum=-1)
+        int | None, about("Tokens of the prompt that count; -1: as many as fit with the answer.", minimum=-1)
     ] = None
     truncation_side: Annotated[
         Literal["left", "right"] | None, about("Side from which a prompt is truncated; null: left.")
@@ -277,7 +277,7 @@ def make_generation(
         bad_words=body.bad_words or (),
         priority=body.priority,
         lora=lora_of_model(call.engine, body.model),
-        truncate=_truncation(body, call.engine.limits),
+        truncate=_truncation(body, call.engine.limits, max_tokens or 1),
         truncate_end=body.truncation_side == "right",
         names=Names(
             names[0],
@@ -289,13 +289,17 @@ def make_generation(
     )
 
 
-def _truncation(body: OpenAIRequest, limits: Limits) -> int | None:
+def _truncation(body: OpenAIRequest, limits: Limits, max_tokens: int) -> int | None:
+    """Return the number of tokens of the prompt that count; None: all. Raises ValidationError."""
     wanted = body.truncate_prompt_tokens
     if wanted is not None and (wanted == 0 or not -1 <= wanted <= limits.max_input_tokens):
         raise ValidationError(
             f"`truncate_prompt_tokens` must be -1, or > 0 and <= {limits.max_input_tokens}. Given: {wanted}"
         )
-    return limits.max_input_tokens if wanted == -1 else wanted
+    if wanted != -1:
+        return wanted
+    room = limits.max_total_tokens - max_tokens
+    return min(room, limits.max_input_tokens) if room > 0 else limits.max_input_tokens
 
 
 def prompt_top(body: OpenAIRequest, limits: Limits, echoed: int | None = None) -> int | None:
