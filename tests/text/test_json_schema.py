@@ -110,6 +110,8 @@ def test_properties_keep_their_order() -> None:
             '{"b":1,"x":1,"k":2}',
         ),
         ({"allOf": [A, B], "$ref": "#/$defs/n", "$defs": {"n": {"required": ["n"]}}}, '{"n":1,"b":2,"a":3}'),
+        ({"type": "object", "required": ["a"]}, '{"x":1,"a":2,"y":3}'),
+        (A, '{"x":1,"a":2}'),
     ],
 )
 def test_a_lenient_schema_takes_properties_in_any_order(schema: Any, text: str) -> None:
@@ -127,10 +129,40 @@ def test_texts_in_any_order_can_always_go_on() -> None:
         walk(matcher.fork(), random.Random(seed), 150)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [{"propertyNames": {"enum": ["a", "b"]}}, {"patternProperties": {"^(a|b)$": {"type": "integer"}}}],
+)
+@pytest.mark.parametrize("listed", [{"required": ["a", "b"]}, {"properties": {"a": {}, "b": {}}}])
+def test_nothing_follows_an_object_in_which_no_name_is_left(
+    names: dict[str, Any], listed: dict[str, Any]
+) -> None:
+    """A comma there would leave a text that cannot go on."""
+    schema = {"type": "object", **names, **listed, "additionalProperties": "propertyNames" in names}
+    matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema)))
+    for byte in b'{"a":1,"b":2':
+        matcher.advance(byte_tokens()[bytes([byte])])
+    assert byte_tokens()[b","] not in allowed(matcher)
+    assert byte_tokens()[b"}"] in allowed(matcher)
+
+
 def test_no_listed_property_comes_twice_in_any_order() -> None:
     schema = {"properties": {"a": {}, "b": {}}, "required": ["b"]}
     texts = ['{"b":1,"a":1}', '{"a":1,"b":1,"a":1}', '{"b":1,"b":1}', '{"a":1}', "{}", '{"b":1,"\\u0061":1}']
     assert accepted(schema, texts, lenient=True) == texts[:1]
+
+
+def test_options_of_untyped_objects_are_told_by_their_tags() -> None:
+    """An untyped schema with `properties` describes an object here, so that one tag tells them apart."""
+    options = [
+        {"properties": {"t": {"const": tag}, "n": {"type": "integer"}}, "required": ["t", "n"]}
+        for tag in "ab"
+    ]
+    texts = ['{"t":"a","n":1}', '{"t":"b","n":1}', '{"t":"c","n":1}', '{"t":"a"}', "1"]
+    assert accepted({"oneOf": options}, texts) == texts[:2]
+    # No tag tells these: a text for "t" obeys both as jsonschema reads them.
+    options = [{"properties": {"t": {"type": "string"}}}, {"properties": {"t": {"properties": {"n": {}}}}}]
+    assert accepted({"oneOf": [one | {"required": ["t"]} for one in options]}, ['{"t":"a"}']) == []
 
 
 @pytest.mark.parametrize("schema", [False, None, 1, "{}", [], [{}]])
@@ -226,6 +258,22 @@ def test_dates_are_those_of_the_calendar(format_: str, yes: list[str], no: list[
         ({"type": "array", "items": {"type": "null"}, "minItems": 1, "maxItems": 2}, ["[null]"], ["[]"]),
         ({"additionalProperties": {"type": "integer"}, "type": "object"}, ['{"x":1}', "{}"], ['{"x":"y"}']),
         (True, ["1", "[]", '"a"'], ["x"]),
+        # Both bounds have the same digits before the point.
+        (
+            {"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+            ["0.5", "0.1", "0.001"],
+            ["0", "0.0", "-0"],
+        ),
+        (
+            {"type": "number", "minimum": -1.5, "exclusiveMaximum": -1},
+            ["-1.5", "-1.01"],
+            ["-1", "-1.0", "-1.6"],
+        ),
+        (
+            {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 1.5},
+            ["1.2", "1.001"],
+            ["1", "1.0", "1.5"],
+        ),
     ],
 )
 def test_keywords_that_tgi_ignores_are_enforced(schema: Any, yes: list[str], no: list[str]) -> None:
@@ -248,6 +296,10 @@ def test_keywords_that_tgi_ignores_are_enforced(schema: Any, yes: list[str], no:
          ['{"ab":2}'], ['{"ab":1}', '{"ab":"x"}', '{"ab":2.5}']),
         ({"$ref": "#/components/schemas/A", "components": {"schemas": {"A": {**A, "format": "binary"}}}},
          ['{"a":1}'], ['{"a":1,"v":1}', "3"]),
+        ({"propertyNames": {"type": "integer"}, "type": "object"}, ["{}"], ['{"a":1}']),
+        ({"propertyNames": {"$ref": "#/$defs/k", "minLength": 2}, "$defs": {"k": {"pattern": "^a"}}},
+         ['{"ab":1}'], ['{"a":1}', '{"bb":1}']),
+        ({"propertyNames": {"format": "date"}}, ['{"2024-02-29":1}'], ['{"2023-02-29":1}']),
         ({"$ref": "#/$defs/a%20b~1[c]", "$defs": {"a b/[c]": {"type": "null"}}}, ["null"], ["1"]),
         ({"$ref": "#/$defs/x y", "$defs": {"x y": {"type": "null"}}}, ["null"], ["1"]),
         ({"$ref": "#here", "$defs": {"x": {"$anchor": "here", "type": "null"}}}, ["null"], ["1"]),

@@ -6,7 +6,7 @@ from typing import Any
 from .errors import Unenforceable
 from .negation import negated
 from .overlap import are_disjoint
-from .rewriter import Part
+from .rewriter import Part, means_object
 
 _MAX_OVERLAPS = 16
 """Maximum number of pairs of schemas of a `oneOf` that may hold at once."""
@@ -29,7 +29,7 @@ def one_of(part: Part, value: Any) -> None:
         overlaps = [
             (one, other)
             for one, other in itertools.combinations(range(len(value)), 2)
-            if not are_disjoint(value[one], value[other], part.resolve)
+            if not _exclude_each_other(part, value[one], value[other])
         ]
         if len(overlaps) > _MAX_OVERLAPS:
             raise Unenforceable("there are too many of them")
@@ -41,6 +41,19 @@ def one_of(part: Part, value: Any) -> None:
     except Unenforceable as error:
         part.rewriter.cannot("oneOf", part.place, f"several of its schemas may hold at once: {error}")
     part.parts.append({"anyOf": options})
+
+
+def _exclude_each_other(part: Part, one: Any, other: Any) -> bool:
+    """Return whether no value that is accepted for one schema obeys the other. Raises Unenforceable."""
+
+    def narrowed(schema: Any) -> Any:
+        schema = part.resolve(schema)
+        is_object = part.beside_mode != "exact" and isinstance(schema, dict) and means_object(schema)
+        return schema | {"type": "object"} if is_object else schema
+
+    return are_disjoint(narrowed(one), other, part.resolve) and are_disjoint(
+        one, narrowed(other), part.resolve
+    )
 
 
 def _each(part: Part, keyword: str, value: Any) -> list[Any]:

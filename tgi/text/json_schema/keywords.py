@@ -66,8 +66,8 @@ KEYWORDS: dict[str, Keyword] = {
     "maxProperties": Keyword(objects.property_count, refused=_CASES),
     "propertyNames": Keyword(
         objects.property_names,
-        refused="with others than `pattern`, `enum`, `const`, `minLength` and `maxLength`; beside "
-        "`patternProperties`",
+        refused="with others than `type`, `pattern`, `enum`, `const`, `minLength`, `maxLength`, `allOf`, and "
+        "`format` of dates; beside `patternProperties`",
     ),
     "dependentRequired": _DEPENDENT,
     "dependentSchemas": _DEPENDENT,

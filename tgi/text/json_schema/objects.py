@@ -1,13 +1,16 @@
 """Rewriting of keywords for objects."""
 
+import functools
 import itertools
 from typing import Any
 
+from . import formats, scalars
 from .arrays import MAX_CASES
 from .automata import Names
 from .errors import Unenforceable
 from .negation import TYPES
 from .rewriter import APPLICATORS, Part, closed, listed, mapping
+from .shapes import check
 
 _MAX_PATTERNS = 32
 """Maximum number of patterns for names, once they have no names in common."""
@@ -16,7 +19,14 @@ _OTHERS = [name for name in TYPES if name != "object"]
 
 def properties(part: Part, value: Any) -> None:
     """Rewrite `properties`."""
-    part.out["properties"] = {name: part.inside(one, "properties", name) for name, one in value.items()}
+    for name, one in value.items():
+        _list(part, name, part.inside(one, "properties", name))
+
+
+def _list(part: Part, name: str, schema: Any) -> None:
+    """Add the schema of a property."""
+    found = part.out.setdefault("properties", {})
+    found[name] = {"allOf": [found[name], schema]} if name in found else schema
 
 
 def additional_properties(part: Part, value: Any) -> None:
@@ -33,7 +43,24 @@ def pattern_properties(part: Part, value: Any) -> None:
         except Unenforceable as error:
             raise Unenforceable(f"the pattern `{pattern}`: {error}") from error
         schemas.append((names, part.inside(one, "patternProperties", pattern)))
-    part.out["patternProperties"] = {f"^(?:{names.expression})$": one for names, one in _apart(schemas)}
+    part.out["patternProperties"] = {}
+    for names, one in _apart(schemas):
+        if known := _all_of(part, names):
+            for name in known:
+                _list(part, name, one)
+        else:
+            part.out["patternProperties"][f"^(?:{names.expression})$"] = one
+
+
+def _all_of(part: Part, names: Names) -> list[str]:
+    """Return the names if `properties` and `required` list all of them, otherwise none.
+
+    llguidance would take a comma for another property with such a name, and not go on from there.
+    """
+    raw = part.raw
+    found = [*mapping(raw.get("properties")), *listed(raw.get("required"))]
+    known = [name for name in dict.fromkeys(found) if names.has(name)]
+    return known if known and names - Names.listed(known) is None else []
 
 
 def _apart(schemas: list[tuple[Names, Any]]) -> list[tuple[Names, Any]]:
@@ -59,45 +86,65 @@ def _apart(schemas: list[tuple[Names, Any]]) -> list[tuple[Names, Any]]:
 
 def property_names(part: Part, value: Any) -> None:
     """Rewrite `propertyNames` as patterns of names."""
-    schema = part.resolve(value)
-    if schema is True:
-        return
-    if schema is False:
+    names = _names(part, value)
+    if names is False:
         part.parts.append({"maxProperties": 0})
-        return
-    names: Names | None = None
-    for keyword, one in schema.items():
-        more = _names_with(part, keyword, one)
-        if more is not None:
-            names = more if names is None else names & more
-            if names is None:
-                part.parts.append({"maxProperties": 0})
-                return
-    if names is not None:
+    elif names is not True:
         _hold_names(part, names)
 
 
-def _names_with(part: Part, keyword: str, value: Any) -> Names | None:
-    """Return the names that obey a keyword; None if all do. Raises Unenforceable."""
-    if keyword == "pattern":
-        return Names.of(value)
-    if keyword == "const":
-        return Names.listed([value])
-    if keyword == "enum":
-        return Names.listed(listed(value))
-    if keyword == "minLength":
-        return Names.of(f"^[^]{{{int(value)},}}$")
-    if keyword == "maxLength":
-        return Names.of(f"^[^]{{0,{int(value)}}}$")
-    if keyword != "type" and part.rewriter.restricts(keyword):
-        raise Unenforceable(f"names cannot be held to `{keyword}`")
-    return None
+def _names(part: Part, schema: Any) -> Names | bool:
+    """Return the names that obey a schema; True if all do, False if none. Raises Unenforceable."""
+    schema = part.resolve(schema)
+    if isinstance(schema, bool):
+        return schema
+    found: Names | bool = True
+    for keyword, value in schema.items():
+        check(keyword, value)
+        found = _both(found, _names_with(part, keyword, value))
+    return found
+
+
+def _both(one: Names | bool, other: Names | bool) -> Names | bool:
+    """Return the names in both sets."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one and other
+    return one & other or False
+
+
+def _names_with(part: Part, keyword: str, value: Any) -> Names | bool:
+    """Return the names that obey a keyword. Raises Unenforceable."""
+    match keyword:
+        case "type":
+            return "string" in value  # a name or a list of names
+        case "pattern":
+            return Names.of(value)
+        case "const":
+            return Names.listed([value])
+        case "enum":
+            return Names.listed(value)
+        case "minLength":
+            return Names.of(f"^[^]{{{int(value)},}}$")
+        case "maxLength":
+            return Names.of(f"^[^]{{0,{int(value)}}}$")
+        case "format" if value in formats.PATTERNS:
+            return Names.of(f"^(?:{formats.PATTERNS[value]})$")
+        case "format" if value not in formats.ENFORCED:
+            scalars.leave_format(part, value)
+        case "allOf":
+            return functools.reduce(_both, (_names(part, one) for one in value))
+        case _ if part.rewriter.restricts(keyword):
+            raise Unenforceable(f"names cannot be held to `{keyword}`")
+    return True
 
 
 def _hold_names(part: Part, names: Names) -> None:
     """Restrict the names of an object's properties."""
     if "patternProperties" in part.raw:
         raise Unenforceable("it is beside `patternProperties`")
+    if known := _all_of(part, names):
+        part.parts.append(closed(known))
+        return
     excluded = [name for name in mapping(part.raw.get("properties")) if not names.has(name)]
     part.parts.append(
         {

@@ -219,7 +219,7 @@ class Rewriter:
 
     def _finished(self, part: Part) -> Any:
         raw, out = part.raw, part.out
-        if part.mode != "exact" and "properties" in raw and not _TYPES & raw.keys():
+        if part.mode != "exact" and means_object(raw):
             out["type"] = "object"
         if part.mode == "whole":
             if not part.is_intersection and _closes(raw):
@@ -248,6 +248,11 @@ class Rewriter:
 def mapping(value: Any) -> dict[str, Any]:
     """Return a value if it is an object, otherwise an empty one."""
     return value if isinstance(value, dict) else {}
+
+
+def means_object(raw: dict[str, Any]) -> bool:
+    """Return whether a schema describes an object unless it is exact, although it has no type."""
+    return "properties" in raw and not _TYPES & raw.keys()
 
 
 def listed(value: Any) -> list[Any]:

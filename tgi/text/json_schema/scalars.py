@@ -14,6 +14,8 @@ from .rewriter import Part
 
 _LARGEST = 10**18
 """Largest bound of integers that llguidance knows."""
+_LEAST = 1e-15
+"""Distance from 0 of the nearest number within an exclusive bound of 0, if another bound is below 1."""
 _SHOWN = 80
 """Maximum number of characters of a pattern that are shown."""
 _EXACT = 2**53
@@ -61,6 +63,25 @@ def bounds(part: Part, _: Any) -> None:
         for keyword, bound in ((side, inner), (exclusive, outer)):
             if bound is not None and bound is not False:
                 part.out[keyword] = _exact_bound(bound, 1 if side == "maximum" else -1)
+    _leave_out("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum"), part.out, max)
+    _leave_out("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum"), part.out, min)
+
+
+def _leave_out(
+    keyword: str, inclusive: str, others: tuple[str, ...], out: dict[str, Any], narrower: Callable[..., float]
+) -> None:
+    """Replace an exclusive bound by the next number, where llguidance takes it for an inclusive one.
+
+    That is at whole numbers with another bound before the next whole number.
+    """
+    bound = out.get(keyword)
+    if bound is None or bound != int(bound):
+        return
+    if any(math.trunc(out[other]) == bound != out[other] for other in others if other in out):
+        way = narrower(-1, 1)
+        nearest = math.nextafter(bound, way * math.inf) if bound else way * _LEAST
+        out[inclusive] = narrower(nearest, out.get(inclusive, nearest))
+        del out[keyword]
 
 
 def _exact_bound(bound: float, sign: int) -> float:
@@ -106,8 +127,13 @@ def string_format(part: Part, value: Any) -> None:
     elif value in formats.ENFORCED:
         part.out["format"] = value
     else:
-        name = json.dumps(value, ensure_ascii=False)[:50]
-        part.rewriter.remarks.append(f"`format` at {pointer(part.place)}: {name} is not enforced")
+        leave_format(part, value)
+
+
+def leave_format(part: Part, value: str) -> None:
+    """Note that a format is not enforced."""
+    name = json.dumps(value, ensure_ascii=False)[:50]
+    part.rewriter.remarks.append(f"`format` at {pointer(part.place)}: {name} is not enforced")
 
 
 def _add_pattern(part: Part, expression: str) -> None:

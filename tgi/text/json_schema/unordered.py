@@ -175,7 +175,8 @@ def _properties(node: dict[str, Any]) -> dict[str, Any]:
     values = {name: properties.get(name, additional) for name in [*properties, *required]}
     possible = [name for name, value in values.items() if value is not False]
     is_satisfiable = set(required) <= set(possible) and (possible or additional is not False)
-    return values if 1 < len(values) <= _MAX_PROPERTIES and is_satisfiable else {}
+    least = 2 if additional is False else 1  # for which there are several orders
+    return values if least <= len(values) <= _MAX_PROPERTIES and is_satisfiable else {}
 
 
 def _both(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
