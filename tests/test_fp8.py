@@ -185,7 +185,6 @@ def groups(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("config", "fault"),
     [
-        ({"quant_method": "hqq", "nbits": 4}, "'quant_method' is 'hqq'"),
         (GROUPS | {"format": "pack-quantized"}, "'format' is 'pack-quantized'"),
         (GROUPS | {"kv_cache_scheme": PART | {"num_bits": 4}}, "'kv_cache_scheme' is"),
         (GROUPS | {"config_groups": {"group_0": 5}}, "'weights' of 'group_0' is None"),

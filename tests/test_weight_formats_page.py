@@ -62,7 +62,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "fp8 in blocks of 128 by 128 (DeepSeek, Qwen)": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "fp8 by channel (FBGEMM)": {"quant_method": "fbgemm_fp8"},
     "fp8 (ModelOpt)": {"quant_method": "modelopt", "quant_algo": "FP8"},
-    "bitsandbytes": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "bitsandbytes, 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "bitsandbytes, nf4 or fp4": {
+        "quant_method": "bitsandbytes",
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+    },
     "HQQ": {"quant_method": "hqq"},
 }
 """Variants of formats, and their "quantization_config"."""
@@ -122,6 +127,8 @@ def test_the_page_has_what_the_formats_say() -> None:
         ("fp8", ROWS["compressed-tensors, fp8 by channel"]),
         ("compressed-tensors", ROWS["compressed-tensors, fp8 by channel"]),
         ("compressed-tensors", ROWS["compressed-tensors, W4A16"]),
+        ("bitsandbytes", ROWS["bitsandbytes, 8 bits"]),
+        ("bitsandbytes-nf4", ROWS["bitsandbytes, nf4 or fp4"]),
     ],
 )
 def test_quantize_may_name_the_format_of_the_checkpoint(quantize: str, config: dict[str, Any]) -> None:
@@ -136,7 +143,7 @@ def test_quantize_may_name_the_format_of_the_checkpoint(quantize: str, config: d
         ("bitsandbytes-nf4", "--quantize int4"),
         ("bitsandbytes-fp4", "--quantize int4"),
         ("eetq", "--quantize int8"),
-        ("exl2", "GPTQ or AWQ"),
+        ("exl2", ".* GPTQ or AWQ"),
         ("gptq", "int4 or int8"),
         ("awq", "int4 or int8"),
         ("marlin", "int4 or int8"),
@@ -148,11 +155,17 @@ def test_a_dense_checkpoint_is_refused_with_what_to_use_instead(quantize: str, i
         read_format(JsonReader({}), quantize)
 
 
-def test_a_checkpoint_of_bitsandbytes_is_refused_with_what_to_use_instead() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'bitsandbytes' is not supported: serve a dense .* --quantize int8"
-    ):
-        read_format(JsonReader({"quantization_config": ROWS["bitsandbytes"]}))
+@pytest.mark.parametrize(
+    ("method", "instead"),
+    [
+        ("hqq", "a dense .* --quantize int8"),
+        ("quanto", "a dense .* --quantize int8"),
+        ("exl2", ".* GPTQ or AWQ"),
+    ],
+)
+def test_a_checkpoint_of_another_tool_is_refused_with_what_to_use_instead(method: str, instead: str) -> None:
+    with pytest.raises(ConfigError, match=f"is '{method}', which is not supported: serve {instead}"):
+        read_format(JsonReader({"quantization_config": {"quant_method": method}}))
 
 
 if __name__ == "__main__":

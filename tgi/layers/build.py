@@ -168,6 +168,11 @@ class Build:
             self.keep(part.name, part.stored, out, self.format.name)
         return self._read(part, out)
 
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes of a tensor whose shape only the file knows; none without a file."""
+        self.dismiss(name)
+        return self.weights.bytes_of(name)
+
     def read_wide(self, part: TensorPart) -> torch.Tensor:
         """Return a part of a dense tensor on the device, in float32."""
         out = torch.empty(part.size, dtype=torch.float32, device=self.device.torch_device)

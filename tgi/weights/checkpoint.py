@@ -139,6 +139,10 @@ class Checkpoint:
         """Return whether all numbers of a tensor are 0."""
         return not view(self._files[name], name).any()
 
+    def bytes_of(self, name: str) -> bytes:
+        """Return the bytes of a tensor, whatever its shape."""
+        return view(self._files[name], name).view(torch.uint8).numpy().tobytes()
+
     def strange(self, asked: Collection[str] | None = None) -> list[str]:
         """Return the unread tensors that belong to a module or a layer of which the model reads others.
 

@@ -65,6 +65,10 @@ class DummyWeights:
         """Do as `Checkpoint.is_zero`."""
         return False
 
+    def bytes_of(self, _name: str) -> bytes:
+        """Return none."""
+        return b""
+
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
 

@@ -55,6 +55,10 @@ class Outline:
         """Do as `Checkpoint.is_zero`."""
         return self.checkpoint is not None and self.checkpoint.is_zero(name)
 
+    def bytes_of(self, name: str) -> bytes:
+        """Do as `Checkpoint.bytes_of`; a file that there is not has none."""
+        return b"" if self.checkpoint is None else self.checkpoint.bytes_of(name)
+
     def dismiss(self, name: str) -> None:
         """Do as `Checkpoint.dismiss`."""
         self.asked.add(name)

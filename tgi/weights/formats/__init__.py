@@ -27,8 +27,11 @@ __all__ = [
 ]
 
 
-_KERNELS = {"marlin": ("gptq", "awq"), "gptq_marlin": ("gptq",), "awq_marlin": ("awq",)}
-"""Values of --quantize that name other servers' kernels, and the formats that these take."""
+_KERNELS = {
+    "marlin": ("gptq", "awq"), "gptq_marlin": ("gptq",), "awq_marlin": ("awq",),
+    "bitsandbytes-nf4": ("bitsandbytes",), "bitsandbytes-fp4": ("bitsandbytes",),
+}  # fmt: skip
+"""Values of --quantize that name other servers' kernels or variants, and the formats that these take."""
 _INSTEAD = {
     "bitsandbytes": "a dense checkpoint with --quantize int8, fp8 or int4",
     "bitsandbytes-nf4": "a dense checkpoint with --quantize int4",
@@ -78,12 +81,13 @@ def _stored_format(section: JsonReader, method: str) -> WeightFormat:
             if reason is None:
                 return kind.from_config(section)
             fault = fault or reason
-    if method in _INSTEAD and fault is None:
+    if fault is None:
+        instead = _INSTEAD.get(method, _INSTEAD["bitsandbytes"])
         raise ConfigError(
-            f"config.json 'quantization_config': {method!r} is not supported: serve {_INSTEAD[method]}"
+            f"config.json 'quantization_config': 'quant_method' is {method!r}, which is not supported: "
+            f"serve {instead}"
         )
     scopes = ", or ".join(kind.scope for kind in _known() if kind.scope)
-    fault = fault or f"'quant_method' is {method!r}"
     raise ConfigError(f"config.json 'quantization_config': {fault}; only {scopes} are supported")
 
 

@@ -67,6 +67,9 @@ class Reader(Protocol):
     def read_raw(self, part: TensorPart, dtype: torch.dtype, kept: bool = True) -> torch.Tensor:
         """Return a part of a tensor in the host's memory, which the rank keeps or does not."""
 
+    def read_bytes(self, name: str) -> bytes:
+        """Return the bytes of a tensor whose shape only the file knows; none without a file."""
+
     def keep(
         self,
         name: str,
