@@ -417,8 +417,6 @@ class BlockAllocator:
         that steps in flight have left behind their window may have been freed before its tokens are known.
         """
         size = self.block_size
-        if len(sequence.tokens) < (sequence.registered + 1) * size:
-            return  # nothing to do after most tokens
         full = min(sequence.computed, len(sequence.tokens), self._shareable(sequence)) // size
         for index in range(sequence.registered, full):
             content = sequence.tokens[index * size : index * size + size]

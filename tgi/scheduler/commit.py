@@ -7,12 +7,17 @@ import time
 from collections.abc import Iterable
 from itertools import islice, takewhile
 
+import numpy as np
+
 from tgi.protocol import SAMPLERS, Result, unpack_floats, unpack_ints
 
 from .schedule import PlannedStep, Row, Schedule
 from .sequence import Sequence, State, Token
 
 Top = list[tuple[int, float]]
+_DIGITS = np.arange(5, 9)[:, None]
+"""Numbers of digits after the first one, [4, 1]."""
+_POWERS = np.array([float(f"1e{power}") for power in range(23)])
 
 
 def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Sequence]:
@@ -25,23 +30,27 @@ def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Seq
     if result.prompt_logprobs:
         _add_prompt_logprobs(planned, result)
     finished, matching = [], []
+    running, block_size = State.RUNNING, schedule.allocator.block_size
     tokens = unpack_ints(result.tokens).tolist()
     logprobs = shortest(result.logprobs)
     top = _top_tokens(planned, result) if result.top_tokens else [[]] * len(tokens)
     sampled = zip(tokens, logprobs, top, strict=True)
     for row in planned.rows:
-        sequence, drawn = row.sequence, list(islice(sampled, row.samples))
-        if not drawn or sequence.state is not State.RUNNING or sequence.epoch != row.epoch:
+        sequence = row.sequence
+        drawn = [next(sampled)] if row.samples == 1 else list(islice(sampled, row.samples))
+        if not drawn or sequence.state is not running or sequence.epoch != row.epoch:
             continue
         if drawn[0][0] < 0:
             sequence.least_sampler = len(SAMPLERS) - 1
             schedule.preempt(sequence)
             continue
-        right = _count_right(row, [token for token, _, _ in drawn]) if row.guesses else 0
-        if _append(sequence, drawn[: 1 + right]):
+        if row.guesses:
+            drawn = drawn[: 1 + _count_right(row, [token for token, _, _ in drawn])]
+        if _append(sequence, drawn):
             finished.append(sequence)
             continue
-        schedule.allocator.register(sequence)
+        if len(sequence.tokens) >= (sequence.registered + 1) * block_size:
+            schedule.allocator.register(sequence)
         if sequence.matcher is not None:
             matching.append(sequence)
     for sequence in finished:
@@ -77,8 +86,22 @@ def _count_right(row: Row, tokens: list[int]) -> int:
 
 
 def shortest(column: bytes) -> list[float]:
-    """Convert float32 to the Python floats with the fewest digits that identify each float32."""
-    return unpack_floats(column).astype("U").astype(float).tolist()  # type: ignore[no-any-return]
+    """Convert float32 to the Python floats with the fewest digits that identify each float32.
+
+    Nine digits identify any float32, and six tell decimal numbers apart. 10^22 is the last power of ten that
+    is a double, so numbers rounded to digits by such powers are the doubles nearest to these digits.
+    """
+    numbers = unpack_floats(column)
+    wide = numbers.astype(float)
+    with np.errstate(divide="ignore"):
+        first = np.floor(np.log10(np.abs(wide)))  # exponent of the first digit; -inf for 0
+    if first.max(initial=0) <= _DIGITS[0, 0]:
+        powers = _POWERS[np.minimum(_DIGITS - first, len(_POWERS) - 1).astype(int)]
+        rounded = np.rint(wide * powers) / powers
+        found = rounded.astype(np.float32) == numbers
+        if found.any(0).all():  # none is tiny
+            return rounded[found.argmax(0), np.arange(len(numbers))].tolist()  # type: ignore[no-any-return]
+    return numbers.astype("U").astype(float).tolist()  # type: ignore[no-any-return]
 
 
 def _finish(schedule: Schedule, sequence: Sequence) -> None:

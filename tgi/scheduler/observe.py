@@ -81,8 +81,8 @@ class StepObserver:
         """Rows by the time of their last token and the number of new ones, mostly the same for all."""
         for row in planned.rows:
             sequence = row.sequence
-            tokens = sequence.generated - row.draw
-            if row.draw < 0 or tokens < 1:
+            tokens = len(sequence.tokens) - len(sequence.prompt) - row.draw
+            if not row.samples or tokens < 1:
                 continue  # no token was drawn, or its sequence ended before
             if row.draw:
                 key = sequence.last_token, tokens

@@ -49,8 +49,7 @@ def decodable(schedule: Schedule, sequence: Sequence) -> bool:
 
     In a pipeline, the first stage does not know a token that the last one has sampled until it is read back.
     """
-    known = schedule.limits.stages == 1 or sequence.sampled == sequence.generated
-    return known and sequence.decodable
+    return sequence.decodable and (schedule.limits.stages == 1 or sequence.sampled == sequence.generated)
 
 
 def _stage_share(schedule: Schedule, decoding: int) -> int:
@@ -68,7 +67,7 @@ def decoding_room(schedule: Schedule) -> int:
         return len(schedule.running)  # without a look at each, of which there may be many
     if stages <= schedule.decode_steps:
         return 0
-    return _stage_share(schedule, sum(not sequence.prefilling for sequence in schedule.running))
+    return _stage_share(schedule, len(schedule.running) - len(schedule.prefilling))
 
 
 def _make_way(schedule: Schedule) -> None:
@@ -101,8 +100,8 @@ def _last_to_yield(schedule: Schedule, first: Sequence) -> Sequence | None:
     return None
 
 
-def _by_turn(schedule: Schedule) -> list[Sequence]:
-    """Return the running sequences, the oldest first; with tenants or in a pipeline, those that prefill last.
+def _by_turn(schedule: Schedule, running: list[Sequence]) -> list[Sequence]:
+    """Return running sequences, the oldest first; with tenants or in a pipeline, those that prefill last.
 
     With tenants, among these the one first whose tenant has had least, so that a long prompt does not hold up
     a short one. In a pipeline, of those that decode the ones first whose last step is longest ago.
@@ -114,7 +113,7 @@ def _by_turn(schedule: Schedule) -> list[Sequence]:
             return 0, sequence.last_step if piped else 0
         return (1, sequence.progress(), -sequence.number) if fair else (1,)
 
-    return sorted(schedule.running, key=turn) if piped or fair else schedule.running[:]
+    return sorted(running, key=turn) if piped or fair else running[:]
 
 
 def _still_running(schedule: Schedule, rows: list[Row]) -> list[Row]:
@@ -132,8 +131,9 @@ def _mixed_rows(schedule: Schedule, left: int) -> list[Row]:
     rows: list[Row] = []
     chunks: list[Row] = []
     room, most = _guess_tokens(schedule), decoding_room(schedule)
-    for sequence in _by_turn(schedule):
-        if sequence.state is not State.RUNNING:
+    running = State.RUNNING
+    for sequence in _by_turn(schedule, schedule.running):
+        if sequence.state is not running:
             continue  # it was preempted for one before it
         if decodable(schedule, sequence):
             if len(rows) < most:
@@ -173,7 +173,8 @@ def _add_decode(schedule: Schedule, rows: list[Row], sequence: Sequence, room: i
     if start >= sequence.settled and not schedule.reserve(sequence, start + 1):
         return 0
     guesses = _guess(schedule, sequence, room) if room else ()
-    rows.append(Row(sequence, start, 1 + len(guesses), False, draw, sequence.epoch, guesses))
+    size = 1 + len(guesses)
+    rows.append(Row(sequence, start, size, False, draw, size, sequence.epoch, guesses))
     sequence.computed, sequence.sampled = start + 1, draw + 1
     sequence.guessing = bool(guesses)
     return len(guesses)
@@ -185,7 +186,7 @@ def _guess_tokens(schedule: Schedule) -> int:
     None beside chunks of prompts, which have that room first.
     """
     limits = schedule.limits
-    if not limits.speculate or schedule.waiting or any(s.prefilling for s in schedule.running):
+    if not limits.speculate or schedule.waiting or schedule.prefilling:
         return 0
     rows = _stage_share(schedule, len(schedule.running))
     room = (schedule.costs.doubling_tokens(rows) or 2 * rows * limits.speculate) // 2
@@ -218,7 +219,7 @@ def _chunk_tokens(schedule: Schedule) -> int:
     takes more than SPREAD_STEPS such steps is computed in full ones: spread over small steps, it would keep
     requests from their first token for longer, and the device from its best speed.
     """
-    prefilling = [sequence for sequence in schedule.running if sequence.prefilling]
+    prefilling = schedule.prefilling
     decoding = _stage_share(schedule, len(schedule.running) - len(prefilling))
     room = max(schedule.limits.max_batch_prefill_tokens - decoding, 1)
     doubling = schedule.costs.doubling_tokens(decoding)
@@ -233,10 +234,10 @@ def _chunk_tokens(schedule: Schedule) -> int:
 def _prefill_rows(schedule: Schedule, decoding: bool) -> list[Row]:
     """Take sequences in the middle of their prompts, then new ones while they share a step well."""
     rows: list[Row] = []
-    for sequence in _by_turn(schedule):
+    for sequence in _by_turn(schedule, schedule.prefilling):
         if sequence.state is not State.RUNNING:
             continue  # it was preempted for one before it
-        if sequence.prefilling and not sequence.unmasked and not _join(schedule, rows, sequence):
+        if not sequence.unmasked and not _join(schedule, rows, sequence):
             return rows
     if not _may_admit(schedule, decoding):
         return rows
@@ -278,8 +279,8 @@ def _join(schedule: Schedule, rows: list[Row], sequence: Sequence) -> bool:
 def _chunk(sequence: Sequence, length: int) -> Row:
     """Make the row of the next `length` tokens of a prompt; its end gives a new token."""
     start = sequence.computed
-    draw = sequence.sampled if start + length >= sequence.prefill_end else -1
-    return Row(sequence, start, length, True, draw, sequence.epoch)
+    ends = start + length >= sequence.prefill_end
+    return Row(sequence, start, length, True, sequence.sampled if ends else -1, int(ends), sequence.epoch)
 
 
 def _add_chunk(schedule: Schedule, rows: list[Row], sequence: Sequence, most: int) -> int:
@@ -293,5 +294,5 @@ def _add_chunk(schedule: Schedule, rows: list[Row], sequence: Sequence, most: in
     rows.append(row := _chunk(sequence, length))
     sequence.computed += length
     schedule.owed -= length
-    sequence.sampled += row.draw >= 0
+    sequence.sampled += row.samples
     return length

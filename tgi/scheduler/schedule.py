@@ -24,7 +24,7 @@ TIES = 8
 """Most likely tokens reported beyond those asked for: room for ties with the last."""
 
 
-class Row(msgspec.Struct, eq=False):
+class Row(msgspec.Struct, eq=False, gc=False):
     """A sequence in a step."""
 
     sequence: Sequence
@@ -37,15 +37,12 @@ class Row(msgspec.Struct, eq=False):
     continues with the token that its last step sampled."""
     draw: int
     """Index of the first token that the row generates, which selects its random numbers; -1: none."""
+    samples: int
+    """Number of tokens that the row generates, those after wrong guesses included."""
     epoch: int
     """Epoch of the sequence when the row was planned."""
     guesses: Items[int] = ()
     """Guessed query tokens at the end of the row; each gives a token, as the one before them does."""
-
-    @property
-    def samples(self) -> int:
-        """Number of tokens that the row generates, those after wrong guesses included."""
-        return 0 if self.draw < 0 else 1 + len(self.guesses)
 
     @property
     def targets(self) -> int:
@@ -65,11 +62,8 @@ class PlannedStep:
     rows: list[Row]
     shape: Bucket
     """Shape before padding to the bucket."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of query tokens, without padding."""
-        return sum(row.length for row in self.rows)
+    tokens: int
+    """Number of query tokens, without padding."""
 
 
 @attrs.define(eq=False)
@@ -130,6 +124,7 @@ class Schedule:
         sequence.lane = self.free_lanes.pop()
         sequence.sampled = sequence.generated
         sequence.prefill_end = known
+        sequence.special = sequence.needs_columns
         if self.limits.speculate and sequence.guessable and sequence.guesser is None:
             sequence.guesser = Guesser(self.limits.speculate)
         sequence.state = State.RUNNING
@@ -200,6 +195,11 @@ class Schedule:
         return alone if alone is not None and alone.losses > 1 else None
 
     @property
+    def prefilling(self) -> list[Sequence]:
+        """Running sequences of which known tokens are still to be prefilled, the oldest first."""
+        return [one for one in self.running if one.computed < one.prefill_end] if self.owed else []
+
+    @property
     def suspect(self) -> Sequence | None:
         """The sequence that has to be computed alone next, if there is one."""
         while self.suspects:
@@ -235,14 +235,16 @@ class Schedule:
         self.prefilled_last = shape.prefill
         self.steps_since_prefill = 1 if shape.prefill else self.steps_since_prefill + 1
         self.decode_steps += any(not row.chunk for row in rows)
-        step = _columns(self.number, bucket, rows)
-        for row in rows:
-            row.sequence.last_step = self.number
-            if row.sequence.unsent:
-                row.sequence.mark_sent()
+        unsent = [row.sequence for row in rows if row.sequence.unsent]
+        step = _columns(self.number, bucket, rows, unsent)
+        for sequence in unsent:
+            sequence.mark_sent()
+        for row in rows if shape.prefill else ():
             if row.chunk:
                 self.allocator.register(row.sequence)
-        return PlannedStep(step, bucket, rows, shape)
+        for row in rows if self.limits.stages > 1 else ():
+            row.sequence.last_step = self.number
+        return PlannedStep(step, bucket, rows, shape, len(step.tokens) // 4)
 
     def _requeue(self, sequence: Sequence) -> None:
         self._stop(sequence)
@@ -270,32 +272,27 @@ class Schedule:
         self.running.sort(key=Sequence.place)
 
 
-def _columns(number: int, bucket: Bucket, rows: Items[Row]) -> Step:
-    """Return the step `number` of these rows."""
+def _columns(number: int, bucket: Bucket, rows: Items[Row], unsent: Items[Sequence]) -> Step:
+    """Return the step `number` of these rows; the ranks do not know all tables of `unsent`."""
     sequences = [row.sequence for row in rows]
-    tokens: list[int] = []
-    for row in rows:
-        known = row.sequence.tokens[row.start : row.start + row.length - len(row.guesses)]
-        tokens += known or [-1]  # the ranks alone know a token that is in flight
-        tokens += row.guesses
-    masked, masks = _masks(rows)
-    targets = _targets(rows) if any(row.targets for row in rows if row.chunk) else b""
-    top = max([sequence.sampling.top_n_tokens for sequence in sequences])
-    unsent = [sequence for sequence in sequences if sequence.unsent]
+    special = [sequence for sequence in sequences if sequence.special]
     grown = [
         (group, sequence.lane, table)
         for sequence in unsent
         for group, table in enumerate(sequence.tables)
         if table.sent < len(table.blocks)
     ]
+    masked, masks = _masks(rows) if special else (b"", b"")
+    targets = _targets(rows) if any(row.targets for row in rows if row.chunk) else b""
+    top = max([sequence.sampling.top_n_tokens for sequence in special], default=0)
     return Step(
         number=number,
         bucket=bucket,
         lanes=ints([sequence.lane for sequence in sequences]),
         starts=ints([row.start for row in rows]),
         samples=ints([row.samples for row in rows]),
-        draws=ints([max(row.draw, 0) for row in rows]),
-        tokens=ints(tokens),
+        draws=ints([row.draw for row in rows]),
+        tokens=ints(_tokens(rows)),
         lengths=ints([row.length for row in rows]),
         targets=targets,
         params=tuple([_lane_params(sequence) for sequence in unsent if not sequence.tables[0].sent]),
@@ -305,12 +302,25 @@ def _columns(number: int, bucket: Bucket, rows: Items[Row]) -> Step:
         table_counts=ints([len(table.blocks) - table.sent for _, _, table in grown]),
         table_blocks=ints([block for _, _, table in grown for block in table.blocks[table.sent :]]),
         top=top + TIES if top else 0,
-        prompt_top=max([sequence.prompt_top or 0 for sequence in sequences]) if targets else 0,
+        prompt_top=max([sequence.prompt_top or 0 for sequence in special]) if targets else 0,
         masked=masked,
         masks=masks,
-        loras=_loras(sequences),
-        least_sampler=max([sequence.least_sampler for sequence in sequences]),
+        loras=_loras(sequences) if special else b"",
+        least_sampler=max([sequence.least_sampler for sequence in special], default=0),
     )
+
+
+def _tokens(rows: Items[Row]) -> list[int]:
+    """Return the query tokens of all rows; -1 for one that is in flight, which the ranks alone know."""
+    tokens: list[int] = []
+    for row in rows:
+        known = row.sequence.tokens
+        if row.chunk:
+            tokens += known[row.start : row.start + row.length]
+        else:
+            tokens.append(known[row.start] if row.start < len(known) else -1)
+            tokens += row.guesses
+    return tokens
 
 
 def _loras(sequences: Items[Sequence]) -> bytes:

@@ -33,7 +33,7 @@ class State(enum.Enum):
     ABORTED = "aborted"
 
 
-class Token(msgspec.Struct, eq=False):
+class Token(msgspec.Struct, eq=False, gc=False):
     """A generated token, as the client's stream gets it."""
 
     id: int
@@ -145,7 +145,7 @@ class Sequence:
     sampled: int = 0
     """Tokens generated once every step that was sent has been executed; some may be in flight."""
     last_step: int = 0
-    """Number of the last step that it had a row in."""
+    """Number of the last step that it had a row in; in a pipeline only."""
     prefill_end: int = 0
     """Tokens to prefill since the last admission: all that were known then."""
     guesser: Guesser | None = None
@@ -156,6 +156,8 @@ class Sequence:
     """Number of generated tokens that were guessed."""
     epoch: int = 0
     """Number of times that it lost its blocks. Results of steps from an earlier epoch are void."""
+    special: bool = False
+    """Value of `needs_columns` at its last admission, until which that may change."""
     least_sampler: int = 0
     """`Step.least_sampler` of its steps."""
     losses: int = 0
@@ -200,6 +202,12 @@ class Sequence:
     def progress(self) -> float:
         """Return the virtual time that it has reached, while it runs."""
         return self.virtual_start + self.computed / self.weight
+
+    @property
+    def needs_columns(self) -> bool:
+        """Whether a step with it has columns that most steps do without."""
+        unlike = self.matcher, self.lora, self.prompt_top
+        return unlike != (None, None, None) or bool(self.sampling.top_n_tokens or self.least_sampler)
 
     def mark_sent(self) -> None:
         """Note that the ranks know its tables."""

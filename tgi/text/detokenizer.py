@@ -16,7 +16,7 @@ _INCOMPLETE = "\ufffd"
 class Detokenizer:
     """Decodes the generated tokens of one sequence."""
 
-    __slots__ = ("_bytes_of", "_ids", "_pending", "_prefix", "_prompt", "_read", "_skip", "_tokenizer")
+    __slots__ = ("_ids", "_pending", "_prefix", "_prompt", "_read", "_skip", "_texts_of", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
         self._tokenizer = tokenizer
@@ -24,13 +24,13 @@ class Detokenizer:
         """The last tokens of the prompt and all generated tokens."""
         self._prompt = self._read = len(self._ids)
         self._prefix = 0
-        self._bytes_of = tokenizer.bytes_of
+        self._texts_of = tokenizer.texts_of
         self._pending = b""
         """Bytes for which no text was returned; byte-level tokenizers only."""
         self._skip = 0
         """Number of characters of the decoded `_pending` that belong to the prompt."""
-        if self._bytes_of is not None:
-            tail = b"".join(map(self._bytes_of.__getitem__, self._ids))
+        if self._texts_of is not None:
+            tail = b"".join(map(self._texts_of.bytes_of.__getitem__, self._ids))
             text = tail.decode(errors="replace")
             if text.endswith(_INCOMPLETE):
                 self._pending, self._skip = tail, len(text)
@@ -38,8 +38,10 @@ class Detokenizer:
     def append(self, token: int) -> str:
         """Return the text that a token adds; "" while a character is incomplete."""
         self._ids.append(token)
-        if self._bytes_of is not None:
-            self._pending += self._bytes_of[token]
+        if self._texts_of is not None:
+            if not self._pending and (text := self._texts_of[token]):
+                return text
+            self._pending += self._texts_of.bytes_of[token]
             text = self._pending.decode(errors="replace")
             if len(text) <= self._skip or text[-1] == _INCOMPLETE:
                 return ""

@@ -50,6 +50,8 @@ class Tokenizer:
         """Number of tokens, added ones included."""
         self.bytes_of = _ByteTable(core) if _is_byte_level(core) else None
         """Bytes of each id; None unless a text is the bytes of its tokens one after another."""
+        self.texts_of = None if self.bytes_of is None else _TextTable(self.bytes_of)
+        """Text of each id alone, "" if its last character is incomplete; None if `bytes_of` is."""
         self.pieces = _PieceTable(core) if _is_context_free(core) else None
         """Text that each id adds to any text, "" if it depends on the text; None if it always does."""
         self._longest = _longest_share(core)
@@ -195,6 +197,19 @@ class _ByteTable(dict[int, bytes]):
             data = name.encode()
         self[token] = data
         return data
+
+
+class _TextTable(dict[int, str]):
+    """Texts by id, filled on demand."""
+
+    def __init__(self, bytes_of: _ByteTable) -> None:
+        super().__init__()
+        self.bytes_of = bytes_of
+
+    def __missing__(self, token: int) -> str:
+        text = self.bytes_of[token].decode(errors="replace")
+        text = self[token] = "" if text.endswith(_INCOMPLETE) else text
+        return text
 
 
 class _PieceTable(dict[int, str]):
