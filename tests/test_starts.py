@@ -17,6 +17,8 @@ from tests.local_ranks import started
 from tgi.cli import parse_options
 from tgi.device.base import Device
 from tgi.device.static import StaticDevice
+from tgi.layers.loading import describe
+from tgi.planning.planner import Planner
 from tgi.planning.setup import read_setup
 from tgi.plugins import DeviceSpec, devices, load_plugins
 from tgi.testing.engine import generate
@@ -164,19 +166,21 @@ async def test_texts_of_a_block_more_and_less_than_powers_of_two(
 
 def table() -> list[str]:
     """Return the rows of docs/starts.md: where flags come from, the flags, and the limits on each device."""
-    columns = {"CPU": "cpu", "GPU": "cuda", "Gaudi": "gaudi2-lazy"}
+    columns = {"CPU": "cpu", "GPU": "cuda", "Gaudi": "hpu"}
     rows = [f"| from | flags | {' | '.join(columns)} |", "| --- | --- |" + " --- |" * len(columns)]
     with TemporaryDirectory() as path:
         folder = make_model(Path(path))
         for source, flags in FLAGS.items():
-            cells = [limits_of(folder, flags, DEVICES[name]) for name in columns.values()]
+            cells = [limits_of(folder, flags, SPECS[name]) for name in columns.values()]
             rows.append(f"| {source} | {f'`{flags}`' if flags else 'none'} | {' | '.join(cells)} |")
     return rows
 
 
 def limits_of(folder: Path, flags: str, spec: DeviceSpec) -> str:
     """Return the tokens of a prompt and of a text, the texts at once, and the tokens of a prefill step."""
-    limits = read_setup(folder, parse_options(on_one_rank(flags)), spec, {}).limits()
+    setup = read_setup(folder, parse_options(on_one_rank(flags)), spec, {})
+    described = describe(setup.describe_command())
+    limits = Planner.open(setup, described, next(iter(spec.cards.values()))).limits
     sizes = (
         limits.max_input_tokens,
         limits.max_total_tokens,

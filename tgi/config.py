@@ -194,7 +194,9 @@ class Options:
     max_concurrent_requests: Annotated[Count, flag(BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
     """Maximum texts being generated or waiting; requests beyond that are answered with 429."""
     max_batch_size: Annotated[Count | None, flag(BATCH, "MAX_BATCH_SIZE", vllm=["--max-num-seqs"])] = None
-    """Maximum sequences in a batch. Default: set by the device (cpu: 32)."""
+    """Maximum sequences in a batch. Default: 32 on a CPU; on a card as many texts of half of
+    --max-total-tokens as its memory holds, from 64 (GPUs: 128) to 256, and at most
+    --max-concurrent-requests."""
     max_batch_prefill_tokens: Annotated[
         Count | None, flag(BATCH, "MAX_BATCH_PREFILL_TOKENS", vllm=["--max-num-batched-tokens"])
     ] = None

@@ -1,5 +1,6 @@
 """The buckets and the memory that a server plans."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from tgi.plugins.device import REFERENCE
 from tgi.protocol import Bucket, Loaded
 from tgi.scheduler import Buckets
 from tgi.testing.models import make_llama
+
+from .llamas import LLAMA_31_8B, LLAMA_31_70B, MISTRAL_7B
 
 DEVICES = devices(load_plugins())
 CPU, GAUDI = DEVICES["cpu"], DEVICES["hpu"]
@@ -134,3 +137,46 @@ def test_only_a_share_of_the_memory(compiling: Setup) -> None:
 
     assert blocks(CPU, 0.5) == blocks(half, None) == 19
     assert blocks(half, 1.0) == 36
+
+
+BY_MEMORY = [
+    ("gaudi2", LLAMA_31_8B, {}, 128),  # --max-concurrent-requests
+    ("gaudi2", LLAMA_31_8B, {"max_concurrent_requests": 512}, 256),
+    ("gaudi2", LLAMA_31_8B, {"max_concurrent_requests": 512, "max_total_tokens": 8192}, 128),  # of 143
+    ("gaudi3", LLAMA_31_8B, {"max_concurrent_requests": 512, "max_total_tokens": 8192}, 128),  # of 196
+    ("gaudi2", LLAMA_31_8B, {"max_total_tokens": 32768}, 64),  # of 35
+    ("gaudi2", LLAMA_31_70B, {"max_concurrent_requests": 512}, 64),  # not enough memory
+    (
+        "gaudi2",
+        LLAMA_31_8B,
+        {"max_concurrent_requests": 512, "max_batch_total_tokens": 204_800},
+        64,
+    ),  # of 100
+    ("gaudi2", LLAMA_31_8B, {"max_concurrent_requests": 5}, 5),
+    ("gaudi2", LLAMA_31_8B, {"max_batch_size": 7}, 7),
+    ("h100", LLAMA_31_8B, {"max_concurrent_requests": 512, "max_total_tokens": 8192}, 128),  # of 113
+    ("cpu", LLAMA_31_8B, {"max_concurrent_requests": 512}, 32),
+]
+
+
+@pytest.mark.parametrize(("card", "config", "options", "rows"), BY_MEMORY)
+def test_a_batch_is_as_large_as_there_is_memory_for_texts_of_half_the_length(
+    tmp_path: Path, card: str, config: dict[str, Any], options: dict[str, Any], rows: int
+) -> None:
+    """An eight-billion Llama takes 16.06 GB and 128 KiB a token, and cards have what logs show."""
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    device, memory = find_card(card, DEVICES.values())
+    setup = read_setup(tmp_path, Options(**options), device, {})
+    described = describe(setup.describe_command())
+    assert Planner.open(setup, described, memory).limits.max_batch_size == rows
+
+
+def test_with_a_window_a_batch_keeps_no_more_than_it_sees(tmp_path: Path) -> None:
+    """Half of 65,536 tokens of 128 KiB for 17 texts, or a window of 4,096 of them for 142."""
+    device, memory = find_card("gaudi2", DEVICES.values())
+    for window, rows in ((None, 64), (4096, 128)):
+        (tmp_path / "config.json").write_text(json.dumps(MISTRAL_7B | {"sliding_window": window}))
+        options = Options(max_concurrent_requests=512, max_total_tokens=65_536)
+        setup = read_setup(tmp_path, options, device, {})
+        planned = Planner.open(setup, describe(setup.describe_command()), memory)
+        assert planned.limits.max_batch_size == rows

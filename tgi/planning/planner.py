@@ -1,13 +1,14 @@
 """The plan of a model on a device: its buckets and its memory, for the running server and for `tgi plan`."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 
 import attrs
 
 from tgi.config import OptionError
 from tgi.device.costs import Costs, ModelSize
-from tgi.limits import Limits
+from tgi.limits import Limits, seen_blocks
 from tgi.plugins import Card
 from tgi.plugins.device import REFERENCE
 from tgi.protocol import AttentionWorkspace, Bucket, Described, Loaded
@@ -20,6 +21,9 @@ from .setup import Setup
 from .workload import ShapeCounts
 
 log = logging.getLogger(__name__)
+MOST_ROWS = 256
+"""Greatest default of --max-batch-size: about as many rows as a card multiplies by a weight of 16 bits while
+it reads it (a Gaudi 2 176, an H100 295, a Gaudi 3 500). With more, steps take longer, and are padded more."""
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +50,7 @@ class Planner:
         return cls(
             setup=setup,
             described=described,
-            limits=setup.limits(described.groups),
+            limits=setup.limits(described.groups, default_batch_size(setup, described, card)),
             costs=max(costs, key=lambda of: of.weights),
             counts=counts,
         )
@@ -149,6 +153,35 @@ class Planner:
     def prefixes(self) -> bool:
         """Whether sequences share blocks."""
         return self.setup.prefix_limit != 0
+
+
+def default_batch_size(setup: Setup, described: Described, card: Card) -> int:
+    """Return the default of --max-batch-size: as many texts of half the longest length as a card keeps.
+
+    A decode step reads all weights, however many rows it has, so that further rows cost little as long as
+    their keys and values fit: with fewer, memory lies idle; with more, sequences are preempted. It is a power
+    of two, at least the device's `batch_size`, since most texts are shorter, and at most MOST_ROWS. There are
+    never more texts than --max-concurrent-requests. A device whose KV cache does not fill the memory has its
+    `batch_size`.
+    """
+    device, options = setup.device, setup.options
+    if not device.fills_memory or not card.memory_bytes:
+        return device.batch_size
+    limits = setup.limits(described.groups)
+    typical = max(limits.max_total_tokens // 2, 1)
+    tokens = math.inf if limits.max_batch_total_tokens is None else limits.max_batch_total_tokens
+
+    def rows(part: Described) -> float:
+        room = (card.memory_bytes - part.weight_bytes - part.lora_bytes) * setup.memory_fraction
+        blocks = [
+            seen_blocks(typical, 1, group.window, limits.block_size) * group.token_bytes
+            for group in part.groups
+        ]
+        return min(room / (sum(blocks) * limits.block_size), tokens / typical)
+
+    fitting = max(int(min(map(rows, described.parts))), 1)
+    by_memory = min(max(1 << fitting.bit_length() - 1, device.batch_size), MOST_ROWS)
+    return min(by_memory, options.max_concurrent_requests)
 
 
 def model_size(model: Described) -> ModelSize:

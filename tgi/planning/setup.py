@@ -77,10 +77,11 @@ class Setup:
         fraction = self.options.memory_fraction
         return self.device.memory_fraction if fraction is None else fraction
 
-    def limits(self, groups: Iterable[CacheGroup] = ()) -> Limits:
+    def limits(self, groups: Iterable[CacheGroup] = (), batch_size: int | None = None) -> Limits:
         """Resolve the limits, those that depend on attention windows by the model's layer groups.
 
-        Without groups, the limits are preliminary. Raises OptionError.
+        Without groups, the limits are preliminary. `batch_size` is the default of --max-batch-size; None: the
+        device's. Raises OptionError.
         """
         windows = [group.window for group in groups]
         options = self.options if windows else attrs.evolve(self.options, max_batch_total_tokens=None)
@@ -89,7 +90,7 @@ class Setup:
             max_position=self.config.max_position,
             learned_positions=self.config.learned_positions,
             block_size=self.device.block_size,
-            batch_size=self.device.batch_size,
+            batch_size=batch_size or self.device.batch_size,
             prefill_tokens=self.device.prefill_tokens,
             window=widest_window(windows),
             stages=self.stages,

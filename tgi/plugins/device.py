@@ -54,7 +54,7 @@ class DeviceSpec:
     block_size: int
     """Tokens in a KV block."""
     batch_size: int
-    """Default of --max-batch-size: rows of the largest decode step."""
+    """Default of --max-batch-size, the rows of the largest decode step; the least one if `fills_memory`."""
     prefill_tokens: int
     """Default of --max-batch-prefill-tokens: query tokens, padding included, of the largest prefill step."""
     compiles: bool
