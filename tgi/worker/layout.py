@@ -65,8 +65,8 @@ class Layout:
     """Packed integers of a step without rows."""
     floats: npt.NDArray[np.float32]
     """Packed floats of a step without rows."""
-    places: Mapping[str, tuple[bool, slice, tuple[int, ...]]]
-    """Whether the column is of floats, its place, and its shape."""
+    places: Mapping[str, tuple[int, slice, tuple[int, ...]]]
+    """Number of the packed tensor (0: integers, 1: floats), place and shape of each column."""
 
     @classmethod
     def of(cls, columns: Columns) -> "Layout":
@@ -75,26 +75,26 @@ class Layout:
         packed: tuple[list[Array], list[Array]] = [], []
         ends = [0, 0]
         for name, column in columns.items():
-            floats = name == "floats"
-            begin = ends[floats]
-            ends[floats] = begin + column.size
-            places[name] = floats, slice(begin, ends[floats]), column.shape
-            packed[floats].append(column.reshape(-1))
+            kind = int(name == "floats")  # a bool is no index to the tracer of torch 2.11
+            begin = ends[kind]
+            ends[kind] = begin + column.size
+            places[name] = kind, slice(begin, ends[kind]), column.shape
+            packed[kind].append(column.reshape(-1))
         ints, numbers = (np.concatenate(kind) if kind else np.zeros(0) for kind in packed)
         return cls(ints.astype(np.int32), numbers.astype(np.float32), places)
 
     def pack(self, columns: Columns) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """Copy the columns that have a place here to it, in new arrays."""
         packed = self.ints.copy(), self.floats.copy()
-        for name, (floats, place, shape) in self.places.items():
+        for name, (kind, place, shape) in self.places.items():
             column = columns.get(name)
             if column is None:
                 continue
             if column.ndim == 1:
-                packed[floats][place.start : place.start + column.size] = column
+                packed[kind][place.start : place.start + column.size] = column
             else:
                 height, width = column.shape
-                packed[floats][place].reshape(shape)[:height, :width] = column
+                packed[kind][place].reshape(shape)[:height, :width] = column
         return packed
 
     def unpack(self, *packed: torch.Tensor) -> dict[str, torch.Tensor]:
