@@ -155,6 +155,30 @@ def test_traces_of_a_bucket_do_not_depend_on_the_number_of_layers(tmp_path, laye
     ]
 
 
+class Config:
+    """Settings of torch 2.6, which the oldest releases with this engine have."""
+
+    __slots__ = ("accumulated_cache_size_limit", "cache_size_limit")
+
+
+def test_limits_of_recompiling_have_names_that_every_torch_knows(monkeypatch):
+    CompiledRegions().prepare(torch.nn.Module())
+    assert torch._dynamo.config.recompile_limit == torch._dynamo.config.accumulated_recompile_limit > 1000
+    monkeypatch.setattr(torch._dynamo, "config", Config())
+    CompiledRegions().prepare(torch.nn.Module())
+
+
+def test_a_step_is_read_by_numbers_and_not_by_truth_values(tmp_path):
+    """Torch 2.11 cannot trace an index that is a bool."""
+    make_llama(tmp_path, vocab_size=500)
+    driver = Driver(Runner.load(load_command(tmp_path), ALONE, Device(1)))
+    driver.start(0)
+    driver.prefill({0: PROMPT})
+    layouts = [made.layout for made in driver.runner.programs._compiled.values()]
+    assert len(layouts) == 2
+    assert {type(kind) for layout in layouts for kind, _, _ in layout.places.values()} == {int}
+
+
 SMALL = {
     "vocab_size": 500,
     "hidden_size": 48,

@@ -47,8 +47,8 @@ class CompiledRegions:
 
         A function of one class may be compiled for many steps, if not all of what it reads is an argument.
         """
-        torch._dynamo.config.recompile_limit = _MANY
-        torch._dynamo.config.accumulated_recompile_limit = _MANY
+        torch._dynamo.config.cache_size_limit = _MANY  # recompile_limit, by the name that torch 2.6 knows
+        torch._dynamo.config.accumulated_cache_size_limit = _MANY
         for region in list(_regions(model)):
             region.forward = _Region(self, type(region).forward, region)
 
