@@ -217,9 +217,9 @@ FAULTS |= {
 
 
 @contextlib.contextmanager
-def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
-    """Open a simulated Gaudi2 with some attributes replaced."""
-    with open_card("gaudi2-lazy") as device, torch.inference_mode():
+def simulated(card: str = "gaudi2-lazy", **planted: Any) -> Iterator[SimulatedHpu]:
+    """Open a simulated card with some attributes replaced."""
+    with open_card(card) as device, torch.inference_mode():
         assert isinstance(device, SimulatedHpu)
         for name, value in planted.items():
             setattr(device, name, value)
@@ -228,7 +228,32 @@ def simulated(**planted: Any) -> Iterator[SimulatedHpu]:
 
 def probed(name: str, **planted: Any) -> Check:
     with simulated(**planted) as device:
-        return probe.attempt(name, probe.probes_of(device, DOCTOR)[name], DOCTOR)
+        return asked(name, device)
+
+
+def asked(name: str, device: SimulatedHpu) -> Check:
+    return probe.attempt(name, probe.probes_of(device, DOCTOR)[name], DOCTOR)
+
+
+def refused(name: str, kernel: str, card: str = "gaudi2-lazy") -> Check:
+    with simulated(card) as device:
+        device.card.profile = attrs.evolve(device.card.profile, refused=frozenset({kernel}))
+        return asked(name, device)
+
+
+def wrong_kernel(
+    name: str, kernel: str, change: Callable[[torch.Tensor], torch.Tensor], card: str = "gaudi2-lazy"
+) -> Check:
+    with simulated(card) as device:
+        right = getattr(device.bridge, kernel)
+        device.bridge = attrs.evolve(device.bridge, **{kernel: lambda *args: change(right(*args))})
+        return asked(name, device)
+
+
+def without(name: str, kernel: str) -> Check:
+    with simulated() as device:
+        device.bridge = attrs.evolve(device.bridge, **{kernel: None})
+        return asked(name, device)
 
 
 def raising(error: Exception) -> Callable[..., Any]:
@@ -251,6 +276,24 @@ FAULTS |= {
     ),
     "results of graphs that turn into others": lambda _: probed("static outputs", graph=vanishing),
     "fp8 of another generation": lambda _: probed("fp8", fp8_limit=448.0),
+    "a block adjustment that the card refuses": lambda _: refused(
+        "block adjustment", "block_softmax_adjustment", "gaudi3-lazy"
+    ),
+    "a block adjustment without numbers for padding": lambda _: wrong_kernel(
+        "block adjustment",
+        "block_adjustment",
+        lambda y: y / (torch.arange(4, dtype=torch.int32, device=y.device) < 3).view(4, 1, 1, 1),
+        "gaudi3-lazy",
+    ),
+    "batches of matrices in fp8 that the card refuses": lambda _: refused("fp8 batches", "fp8_gemm_v2"),
+    "batches of matrices in fp8 that are multiplied wrongly": lambda _: wrong_kernel(
+        "fp8 batches", "fp8_gemm", lambda y: y.flip(0)
+    ),
+    "software that cannot multiply in fp8": lambda _: without("fp8 batches", "fp8_gemm"),
+    "a cache in fp8 that the card refuses": lambda _: refused("fp8 cache", "cast_to_fp8_v2"),
+    "a cache in fp8 from which other values are read": lambda _: wrong_kernel(
+        "fp8 cache", "fp8_gemm", lambda y: y * 2
+    ),
     "ranks that do not add up": lambda p: ranks_add_up(p, all_reduce=lambda x, _: x),
     "ranks without links": lambda p: ranks_add_up(
         p, connect=raising(RuntimeError("HCCL: invalid server type"))

@@ -155,6 +155,9 @@ def test_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
         "stable sort",
         "index_reduce",
         "sort cost",
+        "block adjustment",
+        "fp8 batches",
+        "fp8 cache",
     ]
     assert list(shown)[-16:] == [*probes, "all-reduce"]
     assert {shown[name] for name in (*probes, "all-reduce", "recipe cache")} == {"ok"}

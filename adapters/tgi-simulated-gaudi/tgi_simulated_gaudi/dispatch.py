@@ -75,6 +75,8 @@ def execute(card: Card, info: Operation, args: Sequence[Any], kwargs: dict[str, 
         return _wrap_views(card, info, used[0], info.call(*plain_args, **plain_kwargs))
     if info.name in _RESHAPING:
         raise NotImplementedError(f"{info.label}: the simulated device does not change shapes in place")
+    if info.name in card.profile.refused:
+        raise RuntimeError(f"{info.label}: Graph compile failed. synStatus 26 [Generic failure].")
     check_kernel(card, info, plain_args)
     result = _guarded(card, info, plain_args, plain_kwargs, used)
     if info.mutates:

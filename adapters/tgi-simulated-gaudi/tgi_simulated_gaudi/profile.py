@@ -91,6 +91,8 @@ class Profile:
     """Fixed seconds of a compilation."""
     op_seconds: float = 0.01
     """Seconds of a compilation per operation."""
+    refused: frozenset[str] = frozenset()
+    """Names of the bridge's own kernels that this release has, and that fail on this card."""
     recipe_cache: str = ""
     """Folder in which compiled recipes outlive the process (PT_HPU_RECIPE_CACHE_CONFIG); "" for none."""
 

@@ -1,25 +1,33 @@
 """Probes of a Gaudi card for `tgi doctor`: behaviour that is its own, or differs between releases."""
 
 import functools
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
+from tgi.device.batch import Batch, FlatBlocks, GroupBatch
 from tgi.device.graphs import Program, Tally
+from tgi.device.static import DecodePlan, StaticDevice
 from tgi.plugins.check import Check, fail, ok, warn
+from tgi.weights.formats.fp8 import FP8
 
+from .bridge import Bridge
 from .gaudi_checks import GaudiDoctor
 
 _ASSUMED = "Send us the report: the simulated card assumes something else."
+_NO_FP8 = "Use neither --kv-cache-dtype fp8_e4m3fn nor a model in fp8 with this release."
+_NARROW = AttentionSpec(0.5, wide=False)
 _ADAPTERS = "Tell the authors of the adapters that you use that they cannot rely on {} here."
 
 
-def gaudi_probes(device: Device) -> Mapping[str, Callable[[], Check]]:
+def gaudi_probes(device: StaticDevice, bridge: Bridge) -> Mapping[str, Callable[[], Check]]:
     """Return the probes by the names of their checks."""
     probes = {
         "static outputs": probe_outputs,
@@ -34,7 +42,13 @@ def gaudi_probes(device: Device) -> Mapping[str, Callable[[], Check]]:
         "index_reduce": probe_index_reduce,
         "sort cost": probe_sort_cost,
     }
-    return {name: functools.partial(probe, device) for name, probe in probes.items()}
+    of_kernels = {
+        "block adjustment": probe_block_adjustment,
+        "fp8 batches": probe_fp8_batches,
+        "fp8 cache": probe_fp8_cache,
+    }
+    found = {name: functools.partial(probe, device) for name, probe in probes.items()}
+    return found | {name: functools.partial(probe, device, bridge) for name, probe in of_kernels.items()}
 
 
 def probe_outputs(device: Device) -> Check:
@@ -214,3 +228,86 @@ def probe_sort_cost(device: Device) -> Check:
     if best < whole:
         return ok("sort cost", found)
     return warn("sort cost", f"{found} The best are as dear as all.", _ASSUMED)
+
+
+def _compare(
+    device: Device,
+    name: str,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    expected: Sequence[float],
+    advice: str,
+) -> Check:
+    """Compare the result of a graph for [4] times 0.5 with the right one, within the precision of fp8."""
+    try:
+        found = _twice(device, function, 0.5)
+    except Exception as error:
+        return fail(name, f"The card refuses it: {type(error).__name__}: {error}"[:300], advice)
+    if all(math.isclose(*pair, rel_tol=0.08) for pair in zip(found, expected, strict=False)):
+        return ok(name, "It gives the right numbers.")
+    shown = [[round(number, 3) for number in numbers] for numbers in (found, expected)]
+    return fail(name, f"It gives {shown[0]} and not {shown[1]}.", advice)
+
+
+def probe_block_adjustment(device: StaticDevice, bridge: Bridge) -> Check:
+    """Check the factors of a row with two blocks, of one with one, and of padding, which must be finite."""
+    name, place = "block adjustment", device.torch_device
+    if bridge.block_adjustment is None:
+        return ok(name, "This card or release has none, and plain operations take its place.")
+    rows, highest = torch.tensor([0, 0, 1, 2]), torch.tensor([1.0, 2.0, 3.0, 0.0]).to(place)
+    member = (rows[:, None] == torch.arange(2)).float().to(place)
+    plan = DecodePlan(rows.to(place), None, rows.to(place), member, {}, None)
+
+    def factors(x: torch.Tensor) -> torch.Tensor:
+        scores = (x * highest)[:, None]
+        found = device.shares(scores, torch.full_like(scores, 2.0), plan, _NARROW)[:, 0]
+        return torch.cat((found[:3], (found[3:].abs() < 1e9).float()))
+
+    less = math.exp(-0.5)
+    expected = [less / (2 + 2 * less), 1 / (2 + 2 * less), 0.5, 1.0]
+    return _compare(device, name, factors, expected, GaudiDoctor.wrong_result)
+
+
+def probe_fp8_batches(device: StaticDevice, bridge: Bridge) -> Check:
+    """Check products of a batch of matrices in fp8, which decode steps over a cache in fp8 have."""
+    name, place = "fp8 batches", device.torch_device
+    if bridge.fp8_gemm is None:
+        return warn(name, "This release cannot multiply numbers of 8 bits: they are widened first.", _NO_FP8)
+    device.dtype("auto")
+    (layer,) = device.allocate_cache(1, 4, 1, 2, FP8).layers
+    weights = torch.tensor([0.5, 1.0, 1.0, 0.25]).to(place)
+    values = torch.tensor([1.0, 2.0, 4.0, -8.0, 3.0, 0.0, 0.0, 16.0]).to(place)
+    blocks = values.to(FP8).view(2, 2, 1, 2)  # of two tokens with a head of two features
+
+    def products(x: torch.Tensor) -> torch.Tensor:
+        return device.sum_values(layer, (x * weights).view(2, 1, 1, 2), blocks).float().flatten()
+
+    return _compare(device, name, products, [2.25, -3.5, 1.5, 2.0], _NO_FP8)
+
+
+def probe_fp8_cache(device: StaticDevice, _: Bridge) -> Check:
+    """Check a decode step over a cache in fp8: of a row with two tokens of zeros before its own, and of one
+    without.
+    """
+    place = device.torch_device
+    device.dtype("auto")
+    device.use(0, _NARROW)
+    cache = device.allocate_cache(1, 8, 1, 2, FP8)  # four blocks of two tokens
+    (layer,) = cache.layers
+
+    def ints(*numbers: int) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.int32).to(place)
+
+    flat = FlatBlocks(ints(1, 2, 3, 0), ints(0, 0, 1, 2), ints(3, 1, 1, 1))
+    slots, value = ints(4, 6), torch.tensor([1.0, 2.0] * 2).to(place)
+    group = GroupBatch(slots, slots.new_empty(2, 0), flat=flat)
+    batch = Batch(slots, slots, slots, slots, slots, slots[:0], cache, [group])
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        batch.plan = device.plan(batch, 2)
+        new = x.to(device.model_dtype).view(2, 1, 2)
+        values = (value * x * 2).to(new.dtype).view(2, 1, 2)
+        device.store_kv(layer, new, values, batch)
+        return device.attention(layer, new, new, values, batch, _NARROW).float().flatten()
+
+    share = math.exp(0.25) / (2 + math.exp(0.25))
+    return _compare(device, "fp8 cache", attend, [share, 2 * share, 1.0, 2.0], _NO_FP8)

@@ -69,7 +69,7 @@ class HpuDevice(StaticDevice):
 
     def probes(self) -> Mapping[str, Callable[[], Check]]:
         """Return the probes of Gaudi."""
-        return gaudi_probes(self)
+        return gaudi_probes(self, self.bridge)
 
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype: bfloat16 for "auto", and never float16, for which no matrix kernels exist."""
