@@ -25,7 +25,7 @@ def timeout() -> httpx.Timeout:
 
 
 def headers(key: str | None) -> dict[str, str]:
-    """Return the headers that carry an API key, if there is one."""
+    """Return the headers that carry an API key, if one is given."""
     return {"authorization": f"Bearer {key}"} if key else {}
 
 
