@@ -22,28 +22,6 @@ import attrs
 ROOT = Path(__file__).parents[1]
 RECORDINGS = ROOT / "docs" / "recordings"
 START_SECONDS = 1800
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 131072,
-    "rope_theta": 500000.0,
-    "rope_scaling": {
-        "rope_type": "llama3",
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    },
-    "rms_norm_eps": 1e-05,
-    "torch_dtype": "bfloat16",
-}
-"""The config.json of Llama 3.1 8B, for plans."""
 READY = "Connected"
 
 
@@ -270,9 +248,12 @@ def page(name: str, folder: Path) -> str:
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
         parts.append(f"```console\n$ {CLONE}\n```\n")
     else:
+        sys.path.append(str(ROOT / "benchmarks"))
+        from make_checkpoint import COMMON, SHAPES
+
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         (folder / "Llama-3.1-8B-Instruct").mkdir(parents=True)
-        (folder / "Llama-3.1-8B-Instruct" / "config.json").write_text(json.dumps(LLAMA), "utf-8")
+        (folder / "Llama-3.1-8B-Instruct" / "config.json").write_text(json.dumps(COMMON | SHAPES["llama-8b"]))
     try:
         parts += [recorder.record(step) for step in STEPS[name]]
     finally:

@@ -12,9 +12,9 @@ from tgi.scheduler.policy import plan
 from tgi.scheduler.schedule import Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_allocator, make_device, make_sequence
-from tgi.testing.simulated_rank import EOS, SimulatedRank, expected_tokens
 from tgi.text.stopping import StoppingCriteria
 
+from .simulated_rank import EOS, SimulatedRank, expected_tokens
 from .test_schedules import Run
 
 LIMITS = Limits(

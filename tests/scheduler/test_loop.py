@@ -19,9 +19,10 @@ from tgi.protocol import Result, Step
 from tgi.scheduler import Buckets, Scheduler, Sequence, State, Token
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.builders import generating, make_allocator, make_sequence
-from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 from tgi.text.grammar import GrammarError
 from tgi.text.stopping import FinishReason
+
+from .simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=8, block_size=2)
 SECOND = 1.0

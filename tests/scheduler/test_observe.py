@@ -18,7 +18,8 @@ from tgi.plugins import DeviceSpec
 from tgi.protocol import Bucket, Result, Step
 from tgi.scheduler import Scheduler, Sequence
 from tgi.testing.builders import generating, make_allocator, make_device, make_sequence
-from tgi.testing.simulated_rank import SimulatedRank
+
+from .simulated_rank import SimulatedRank
 
 DEVICE = make_device(block_size=2)
 LIMITS = Limits(

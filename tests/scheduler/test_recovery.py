@@ -22,7 +22,8 @@ from tgi.protocol import Result, Step, unpack_ints
 from tgi.scheduler import Buckets, Scheduler, Sequence, State
 from tgi.scheduler.sequence import Matcher
 from tgi.testing.builders import make_allocator, make_sequence
-from tgi.testing.simulated_rank import EOS, VOCABULARY, SimulatedMatcher, SimulatedRank, expected_tokens
+
+from .simulated_rank import EOS, VOCABULARY, SimulatedMatcher, SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=60, max_batch_size=4, max_batch_prefill_tokens=8, block_size=2)
 POISON = EOS + VOCABULARY

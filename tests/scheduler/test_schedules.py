@@ -19,7 +19,8 @@ from tgi.scheduler.policy import SPREAD_STEPS, decodable, decoding_room, may_gue
 from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_device, make_sequence
-from tgi.testing.simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
+
+from .simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 
 
 @cache

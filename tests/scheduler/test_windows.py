@@ -14,7 +14,8 @@ from tgi.scheduler.policy import plan
 from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_allocator, make_device, make_sequence
-from tgi.testing.simulated_rank import SimulatedRank, expected_tokens
+
+from .simulated_rank import SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=400, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4, window=12)
 """A chunk and what it sees are in 8 blocks at most, the longest sequence in 100."""

@@ -245,14 +245,14 @@ class Build:
         return prepared
 
     def attend(self, layer: int, spec: AttentionSpec, shape: CacheLayer) -> KVLayer:
-        """Announce the attention of a layer, and return its keys and values, as yet without memory."""
+        """Announce the attention of a layer, and return its keys and values, which have no memory yet."""
         self.cache[layer] = shape
         self.changes_scores |= spec.changes_scores
         self.device.use(layer, spec)
         return self.kv[layer]
 
     def scale_cache(self, layer: int, name: str) -> None:
-        """Give the device the scales of the keys and values of layer `name`, if there are any."""
+        """Give the device the scales of the keys and values of layer `name`, if the checkpoint has them."""
         self.cached[layer] = name
         scales = self.measured and self.measured.cache_scales(self, name)
         if scales := scales or self.format.cache_scales(self, name):

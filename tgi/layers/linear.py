@@ -74,8 +74,8 @@ class ColumnLinear(_OwnRows):
 class GroupedQKV(_OwnRows):
     """A projection to queries, keys and values whose tensor has them by key/value head.
 
-    For each of the num_kv_heads there are num_heads / num_kv_heads query heads, a key head and a value head,
-    of `head_dim` rows each: one key/value head for all queries, and one for each, are special cases. The
+    Each of the num_kv_heads groups has num_heads / num_kv_heads query heads, a key head and a value head, of
+     `head_dim` rows each: one key/value head for all queries, and one for each, are special cases. The
     output is the input of `Attention`: this rank's queries, then keys, then values.
     """
 
@@ -188,7 +188,7 @@ class Head(nn.Module):
     """Linear layer from the last layer's features to logits, whose vocabulary is divided over the ranks.
 
     It is padded where it does not divide. `name` is the embedding's where the two are tied; `bias` names the
-    module that has the bias, None: there is none. Logits are multiplied by `scale`, and then capped:
+    module that has the bias, None for no bias. Logits are multiplied by `scale`, and then capped:
     softcap * tanh(logit / softcap). `unit`: the rows of the weight are divided by their lengths.
     """
 

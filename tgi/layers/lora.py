@@ -81,8 +81,7 @@ class Loras:
     def adapt(self, base: LinearWeight, parts: Iterable[TensorPart]) -> LoraWeight:
         """Return a weight, made of these parts, that adapters may change."""
         pieces = [
-            Piece(name.removesuffix(".weight"), list(group))
-            for name, group in groupby(parts, key=lambda part: part.name)
+            Piece(module, list(group)) for module, group in groupby(parts, key=lambda part: part.module)
         ]
         outputs = [piece.outputs for piece in pieces]
         shape = LoraShape(self.slots, pieces[0].inputs, outputs, self.dtype)

@@ -69,7 +69,7 @@ class HeadNorm(nn.Module):
         super().__init__()
         self._device, self._kind, size = build.device, config.head_norm, config.head_dim
         cut = build.shard.cut(heads, heads)
-        self._layer_norm, self._epsilon = config.layer_norm, config.rms_norm_eps
+        self._epsilon = config.rms_norm_eps
         if self._kind == "plain":
             self._weight = build.put(torch.ones(size, dtype=build.dtype))
         elif self._kind == "head":

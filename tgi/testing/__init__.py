@@ -1,1 +1,1 @@
-"""For tests here, of adapters and of devices: tiny models, a fake executor, conformance kits."""
+"""Tools to test adapters and devices, and this package: tiny models, a fake executor, conformance kits."""

@@ -21,7 +21,7 @@ SMALL = 0.02
 """Maximum difference of log-probabilities that a wrong constant makes; wrong wiring makes a larger one."""
 
 _NOT_LOADED = """
-A tensor that is missing has another name in model.py than in the checkpoint; one that nobody reads
+A tensor that is missing has another name in model.py than in the checkpoint; one that no layer reads
 belongs to a layer that model.py lacks, or is not needed, which `build.weights.dismiss(name)` says; a
 shape that is wrong comes of a field of the config that plugin.py reads
 """

@@ -26,7 +26,7 @@ def convert(folder: Path, target: Path) -> None:
         wanted = "*.safetensors"
         if not list(target.glob("*.safetensors")):
             convert_weights(folder, target)
-    except Exception as error:  # whatever an old checkpoint makes torch or transformers raise
+    except Exception as error:  # torch and transformers raise all kinds of errors for old checkpoints
         reason = " ".join(str(error).split()) or repr(error)
         raise ConversionError(f"{wanted}: {reason}") from error
 

@@ -59,7 +59,7 @@ def _aligned(scale: torch.Tensor, limit: float) -> torch.Tensor:
 
 
 class Rule(NamedTuple):
-    """How a scale follows from the greatest number."""
+    """A way from the greatest number to a scale."""
 
     round: Callable[[torch.Tensor, float], torch.Tensor]
     backoff: float

@@ -87,6 +87,11 @@ class TensorPart:
     count: int = 0
 
     @property
+    def module(self) -> str:
+        """Name of the module whose weight the tensor is."""
+        return self.name.removesuffix(".weight")
+
+    @property
     def stored(self) -> list[int]:
         """Shape of the tensor in the checkpoint that the part is in."""
         shape = list(self.shape[::-1] if self.transposed else self.shape)

@@ -67,7 +67,7 @@ def measure(order: Order) -> Mapping[str, float]:
     device, greatest = open_device("cpu", 0), defaultdict[str, float](float)
 
     def observe(weight: LinearWeight, parts: Sequence[TensorPart]) -> LinearWeight:
-        return Observed(weight, [part.name.removesuffix(".weight") for part in parts], greatest)
+        return Observed(weight, [part.module for part in parts], greatest)
 
     asked = Describe(folder=order.folder, architecture=order.architecture, ranks=1, dtype="auto", check=False)
     blueprint = Blueprint.open(asked, device.dtype("auto"))

@@ -59,7 +59,7 @@ class Awq(WeightFormat):
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the packed weight if the checkpoint lacks it."""
-        name = f"{part.name.removesuffix('.weight')}.qweight"
+        name = f"{part.module}.qweight"
         return None if part.index is None and name in reader else name
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
@@ -67,7 +67,7 @@ class Awq(WeightFormat):
         return fuse(reader, self.name, parts, [self._read(reader, part) for part in parts])
 
     def _read(self, reader: Reader, part: TensorPart) -> LinearWeight:
-        name, (out, size) = part.name.removesuffix(".weight"), part.shape
+        name, (out, size) = part.module, part.shape
         group = size if self.group <= 0 else self.group
         rows, columns = (part.indices, None) if part.dim == 0 else (None, part.indices)
         numbers = TensorPart(f"{name}.qweight", (size, out), 1 - part.dim, part.indices)

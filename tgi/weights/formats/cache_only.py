@@ -1,17 +1,15 @@
 """Dense weights with scales for keys and values in 8 bits, as the library compressed-tensors writes them."""
 
-import torch
-
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, groups_of
 from .dense import DenseWeight
-from .fp8 import read_cache_scales
+from .fp8 import ScaledCache
 
 
-class CacheOnly(WeightFormat):
+class CacheOnly(ScaledCache, WeightFormat):
     """Plain numbers, and scales of the cache."""
 
     name = "dense"
@@ -32,7 +30,3 @@ class CacheOnly(WeightFormat):
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
         """Read the tensors themselves."""
         return DenseWeight(reader.read(*parts))
-
-    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Do as `Fp8.cache_scales`."""
-        return read_cache_scales(reader, name)

@@ -17,7 +17,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Reader, WeightFormat
 from .compressed import Group, fault_beside_weights, format_of, group_for, groups_of, stores_integers
-from .fp8 import read_cache_scales
+from .fp8 import ScaledCache
 from .packed import read_packed
 from .stored import fuse, group_columns
 
@@ -29,7 +29,7 @@ _INPUTS = ("input_scale", "input_zero_point")
 
 
 @attrs.frozen(slots=False)  # slots would need a second class, and both would be found
-class CompressedIntegers(WeightFormat):
+class CompressedIntegers(ScaledCache, WeightFormat):
     """Integers, packed or not; each layer has the settings of a group."""
 
     name = "compressed-tensors"
@@ -70,12 +70,8 @@ class CompressedIntegers(WeightFormat):
         """Read and unpack."""
         return fuse(reader, self.name, parts, [self._read(reader, part) for part in parts])
 
-    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Do as `Fp8.cache_scales`."""
-        return read_cache_scales(reader, name)
-
     def _read(self, reader: Reader, part: TensorPart) -> LinearWeight:
-        (out, size), module = part.shape, part.name.removesuffix(".weight")
+        (out, size), module = part.shape, part.module
         layer = group_for(self.groups, module)
         weights: dict[str, Any] = layer["weights"]
         bits, grouped = weights["num_bits"], weights.get("strategy") == "group"

@@ -104,7 +104,21 @@ class Fp8Weight(LinearWeight):
         return y if residual is None else residual + y
 
 
-class Fp8(WeightFormat):
+class ScaledCache:
+    """Part of the formats whose checkpoints may have scales for keys and values in 8 bits."""
+
+    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Read the scales under the first of the names that different tools give them."""
+        pairs = [(f"{name}.k_scale", f"{name}.v_scale"), (f"{name}.kv_scale",) * 2]
+        pairs.append((f"{name}.k_proj.output_scale", f"{name}.v_proj.output_scale"))
+        pairs.append((f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale"))
+        for key, value in pairs:
+            if key in reader and value in reader:
+                return _read_scalar(reader, key), _read_scalar(reader, value)
+        return None
+
+
+class Fp8(ScaledCache, WeightFormat):
     """Static fp8, one scale per tensor."""
 
     name = "fp8"
@@ -164,21 +178,6 @@ class Fp8(WeightFormat):
                 reader, self.name, parts, (piece.float() * one[:, None] for piece, one in pairs)
             )
         return Fp8Weight(torch.cat(numbers), torch.cat(scales), Scale.of(torch.stack(inputs).amax()))
-
-    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Read the scales under the first of the names that different tools give them."""
-        return read_cache_scales(reader, name)
-
-
-def read_cache_scales(reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Do as `Fp8.cache_scales`."""
-    pairs = [(f"{name}.k_scale", f"{name}.v_scale"), (f"{name}.kv_scale",) * 2]
-    pairs.append((f"{name}.k_proj.output_scale", f"{name}.v_proj.output_scale"))
-    pairs.append((f"{name}.k_proj.k_scale", f"{name}.v_proj.v_scale"))
-    for key, value in pairs:
-        if key in reader and value in reader:
-            return _read_scalar(reader, key), _read_scalar(reader, value)
-    return None
 
 
 def _read_scalar(reader: Reader, name: str) -> torch.Tensor:

@@ -16,14 +16,14 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, group_for, groups_of, stores_integers
-from .fp8 import FORMATS, FP8, Fp8Weight, read_cache_scales
+from .fp8 import FORMATS, FP8, Fp8Weight, ScaledCache
 from .stored import make_dense
 
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
 @attrs.frozen(slots=False)  # slots would need a second class, and both would be found
-class WideFp8(WeightFormat):
+class WideFp8(ScaledCache, WeightFormat):
     """Any fp8 whose inputs have no fixed scales."""
 
     name = "fp8"
@@ -80,13 +80,9 @@ class WideFp8(WeightFormat):
         dense = (reader.read_raw(part, FP8, kept=False).float() * one for part, one in pairs)
         return make_dense(reader, self.name, parts, dense)
 
-    def cache_scales(self, reader: Reader, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Do as `Fp8.cache_scales`."""
-        return read_cache_scales(reader, name)
-
     def _read_scales(self, reader: Reader, part: TensorPart) -> torch.Tensor:
         """Return the scales [out, 1] of a part's rows, or [out, in] of its numbers if a row has several."""
-        module, (out, size) = part.name.removesuffix(".weight"), part.shape
+        module, (out, size) = part.module, part.shape
         weights = group_for(self.blocks, module)["weights"]
         height, width = {
             "block": weights.get("block_structure"), "channel": (1, size), "tensor": (out, size),

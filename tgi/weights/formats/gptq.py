@@ -26,7 +26,7 @@ _VERSIONS = ("gptq", "gptq_v2", "gptq_p")
 
 @attrs.frozen
 class Settings:
-    """How the weights of a layer are rounded."""
+    """Settings of the rounding of a layer's weights."""
 
     bits: int
     group: int
@@ -100,17 +100,17 @@ class Gptq(WeightFormat):
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the packed weight if the checkpoint lacks it."""
-        name = f"{_module(part)}.qweight"
+        name = f"{part.module}.qweight"
         return None if part.index is None and name in reader else name
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
         """Read and unpack; zeros for a bias that the layer does not have are left out."""
         for part in parts:
-            reader.skip_zeros(f"{_module(part)}.bias")
+            reader.skip_zeros(f"{part.module}.bias")
         return fuse(reader, self.name, parts, [self._read(reader, part) for part in parts])
 
     def _read(self, reader: Reader, part: TensorPart) -> LinearWeight:
-        name, (out, size) = _module(part), part.shape
+        name, (out, size) = part.module, part.shape
         layer = self._settings(name)
         group = size if layer.group <= 0 else layer.group
         count = -(-size // group)
@@ -147,10 +147,6 @@ class Gptq(WeightFormat):
             if re.match(pattern, name):
                 return self.settings.changed(changes)
         return self.settings
-
-
-def _module(part: TensorPart) -> str:
-    return part.name.removesuffix(".weight")
 
 
 def _version(config: JsonReader) -> str:

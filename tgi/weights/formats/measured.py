@@ -27,7 +27,7 @@ class MeasuredFp8(Dense):
         """
         limit = reader.device.fp8_limit
         inputs = [
-            None if part.index is not None else self.measured.input_scale(_module(part), limit)
+            None if part.index is not None else self.measured.input_scale(part.module, limit)
             for part in parts
         ]
         known = [scale for scale in inputs if scale is not None]
@@ -63,7 +63,3 @@ class MeasuredFp8(Dense):
         Formats give them for FP8_LIMIT, and a device with half the range doubles them.
         """
         return 0.5 if reader.device.fp8_limit < FP8_LIMIT else 1.0
-
-
-def _module(part: TensorPart) -> str:
-    return part.name.removesuffix(".weight")

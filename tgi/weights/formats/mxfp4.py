@@ -40,7 +40,7 @@ class Mxfp4(WeightFormat):
         return None if part.index is not None and name in reader else name
 
     def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
-        """Read and expand the experts' numbers, which are there by rows whatever the dense tensor is."""
+        """Read and expand the experts' numbers, stored by rows even where the dense tensor is not."""
         return make_dense(reader, self.name, parts, (_read(reader, part) for part in parts))
 
 

@@ -9,7 +9,7 @@ from tgi.weights.shard import TensorPart
 from .base import Reader
 
 WORD = 32
-"""Bits of a word; as many numbers, whatever their bits, fill whole words."""
+"""Bits of a word; as many numbers of any width fill whole words."""
 
 
 def read_packed(reader: Reader, part: TensorPart, bits: int, dim: int, planes: bool = False) -> torch.Tensor:
