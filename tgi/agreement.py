@@ -46,7 +46,7 @@ class _Step:
 class Agreement:
     """Progress of `ranks` ranks in the steps that not all of them have finished.
 
-    Ranks are compared with those of their stage, of which there are `stages`, the first ranks in the first.
+    Ranks are compared with those of their stage. The first ranks are in the first of the `stages`.
     """
 
     def __init__(self, ranks: int, patience: Patience, stages: int = 1) -> None:

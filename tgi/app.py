@@ -75,7 +75,7 @@ def _refuse(reason: str) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """Exit, and make hypercorn's master exit with a non-zero code too.
 
-    On its own the master exits with 0 whatever its worker's code (hypercorn 0.18 asks for the codes when no
+    On its own the master exits with 0 after any code of its worker (hypercorn 0.18 asks for the codes when no
     worker is left), and a supervisor would mistake the loss of the engine for success.
     """
     master = multiprocessing.parent_process()

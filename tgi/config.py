@@ -399,7 +399,7 @@ class Options:
 
     @property
     def room_for_loras(self) -> int:
-        """Number of LoRA adapters that there is room for."""
+        """Number of LoRA adapters that fit."""
         given = len(self.loras)
         if not (given or self.enable_lora):
             return 0

@@ -1,4 +1,4 @@
-"""Why the Hub gives no model, in one line that says what helps."""
+"""Explains in one line why the Hub gives no model, and what helps."""
 
 import contextlib
 import errno

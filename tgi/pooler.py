@@ -1,6 +1,6 @@
 """Embeddings and scores of texts: a queue of them, batches, and the process that computes these.
 
-A text is computed whole and at once, so that there is neither a KV cache nor a step.
+A text is computed whole and at once, without a KV cache or steps.
 """
 
 import importlib.util

@@ -71,7 +71,7 @@ def meeting() -> Iterator[int]:
     """
     descriptor = os.memfd_create("ranks")
     try:
-        os.write(descriptor, bytes(4096))  # where there is no room, ranks would wait for each other in vain
+        os.write(descriptor, bytes(4096))  # without room, ranks would wait for each other for ever
         os.truncate(descriptor, 0)
         yield descriptor
     finally:

@@ -34,7 +34,7 @@ class Range:
         return self.gt < value and self.ge <= value <= self.le and below
 
     def __str__(self) -> str:
-        """In the words of TGI: "must be ..."."""
+        """Describe the range in TGI's words, after "must be"."""
         if self in (POSITIVE, COUNT):
             return "strictly positive"
         signs = (">", self.gt), (">=", self.ge), ("<", self.lt), ("<=", self.le)

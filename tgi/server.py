@@ -45,7 +45,7 @@ LOOK_SECONDS = 10.0
 FLUSH_SECONDS = 2.0
 """Seconds that connections have to send their last event once generation has ended; same for traces."""
 MAX_FILES = 65_536
-"""Limit of open files, hence of connections, to ask for: many systems allow only 1024 by default."""
+"""Limit of open files, and so of connections, to ask for: many systems allow only 1024 by default."""
 EXPECTED = (HubError, ConfigError, OptionError, EngineError)
 """Errors explained by one line; any other is a defect and shows its traceback."""
 

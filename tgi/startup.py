@@ -220,7 +220,7 @@ async def load(executor: RankExecutor, command: Load, lifecycle: Lifecycle) -> l
 
 
 def model_info(setup: Setup, dtype: str) -> ModelInfo:
-    """Return what `/info` tells of a model."""
+    """Return what `/info` says about a model."""
     return ModelInfo(
         model_id=setup.model_id,
         served_name=setup.options.served_model_name or setup.model_id,

@@ -67,7 +67,7 @@ class AnthropicTool(msgspec.Struct):
 
 
 class AnthropicToolChoice(msgspec.Struct):
-    """Whether a tool has to be used, and which."""
+    """The tool that has to be used, if any."""
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -75,7 +75,7 @@ class AnthropicToolChoice(msgspec.Struct):
 
 
 class Thinking(msgspec.Struct):
-    """Whether the model thinks, and how much."""
+    """The amount of thinking, if any."""
 
     type: Literal["enabled", "disabled", "adaptive"]
     budget_tokens: Annotated[int, Meta(ge=1)] | None = None

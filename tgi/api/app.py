@@ -121,7 +121,7 @@ def _view(service: Service, route: Route) -> Callable[..., Awaitable[Response]]:
 
 
 def _what_there_is(service: Service, routes: Iterable[Route]) -> str:
-    """Return the path that was asked for, what paths there are, and what model answers at them."""
+    """Return the path that was asked for, the known paths, and the model that answers at them."""
     path = request.path if len(request.path) <= MAX_PATH else f"{request.path[:MAX_PATH]}…"
     known = {route.template: route.method for route in routes if route.documented}
     near = difflib.get_close_matches(path, known, 1) or [other for other in known if other.endswith(path)]

@@ -28,7 +28,7 @@ _NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "
 
 @refusing(refused.OLLAMA_OPTIONS)
 class OllamaOptions(msgspec.Struct):
-    """How to generate; Ollama's other options are about loading, and have no effect."""
+    """Settings of a generation; Ollama's other options are about loading, and have no effect."""
 
     temperature: float | None = None
     top_k: int | None = None
@@ -304,7 +304,7 @@ async def tags(call: Call[None]) -> Response:
 
 
 async def show(call: Call[ShowRequest]) -> Response:
-    """Tell of the model. Raises UnknownModel."""
+    """Describe the model. Raises UnknownModel."""
     name, engine = call.body.model or call.body.name, call.engine
     served = engine.model.served_name
     if name not in (None, served, f"{served}:latest"):

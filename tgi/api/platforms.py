@@ -35,7 +35,7 @@ from .validate import make_sequences
 
 
 class GenerateVertexInstance(msgspec.Struct):
-    """A prompt for `/vertex`. TGI heeds `max_new_tokens` and `seed` only (R2.75)."""
+    """A prompt for `/vertex`. TGI reads `max_new_tokens` and `seed` only (R2.75)."""
 
     inputs: Annotated[str, about("The prompt.")]
     parameters: Annotated[GenerateParameters | None, about("How to generate.")] = None

@@ -99,7 +99,7 @@ class ResponseText(msgspec.Struct):
 
 
 class ResponseReasoning(msgspec.Struct):
-    """How much the model thinks."""
+    """The amount of thinking."""
 
     effort: str | None = None
     summary: Annotated[str | None, about("Without effect: thoughts are answered whole.")] = None
@@ -434,7 +434,7 @@ class ResponseAnswer(TranslatedAnswer):
         return data + self._of_item(f"response.{kind}.delta", content_index=0, delta=text, **more)
 
     def _leave(self, *, complete: bool = True) -> bytes:
-        """End the open item, if there is one."""
+        """End the open item, if any."""
         if not self._open:
             return b""
         item = self._output[-1]

@@ -97,9 +97,9 @@ class EventStream(ResponseBody):
         deadline: float = float("inf"),
         keep_alive: bytes = KEEP_ALIVE,
     ) -> None:
-        """At the deadline, a time on trio's clock, the stream ends with an error.
+        """End the stream with an error at the deadline, a time on trio's clock.
 
-        `keep_alive` is sent when nothing else was for a while; b"": nothing is.
+        `keep_alive` is sent when nothing else was for a while; b"" sends nothing.
         """
         self._keep_alive = keep_alive
         self._receive = receive

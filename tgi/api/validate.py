@@ -1,4 +1,4 @@
-"""Whether a generation is possible, rule by rule in TGI's order and words (V06 to V22), and its sequences."""
+"""Checks a generation by TGI's rules (V06 to V22), in its order and words, and makes the sequences."""
 
 import json
 import secrets

@@ -55,7 +55,7 @@ class AttentionSpec:
 
     @property
     def changes_scores(self) -> bool:
-        """Whether a score is more than a scaled product, or there is one of nothing."""
+        """Whether scores are capped, shifted, or joined by a sink's."""
         return self.slopes is not None or self.softcap is not None or self.sinks is not None
 
 

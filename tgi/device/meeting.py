@@ -1,4 +1,4 @@
-"""How ranks find each other, on one machine or several."""
+"""Lets ranks find each other, on one machine or several."""
 
 import socket
 from datetime import timedelta

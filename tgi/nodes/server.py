@@ -46,7 +46,7 @@ class NodeRank:
     started: trio.Event = attrs.field(factory=trio.Event)
     ended: trio.Event = attrs.field(factory=trio.Event)
     how: str = "has lost its connection"
-    """How the rank has ended, as the rest of a sentence."""
+    """End of the rank, told as the rest of a sentence."""
 
     def __str__(self) -> str:
         return f"process {self.pid} on node {self.node}"

@@ -37,7 +37,7 @@ class GroupBudget:
     wanted: int
     """Blocks that the batches which the cache may hold take, or that the options allow."""
     fitting: int
-    """Blocks that there is room for."""
+    """Blocks that fit."""
 
     @property
     def blocks(self) -> int:
@@ -113,7 +113,7 @@ class MemoryBudget:
 
     @property
     def refusal(self) -> str | None:
-        """Why the memory is too small, and which flags would help, in one line; None if it fits."""
+        """One line: why the memory is too small, and which flags would help; None if it is enough."""
         if self.fits:
             return None
         needed = sum((group.longest + 1) * group.block_bytes for group in self.groups)

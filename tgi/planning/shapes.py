@@ -21,7 +21,7 @@ class ShapeLimits(Limits):
     """
 
     shared: bool = True
-    """Whether sequences share blocks, so that a decode step may reference more blocks than there are."""
+    """Whether sequences share blocks, so that a decode step may list more blocks than the cache has."""
     pool: int | None = None
     """Number of blocks in the KV cache; None: unknown."""
     reserved: AttentionWorkspace | None = None

@@ -1,6 +1,6 @@
-"""How fast a model can be on cards: the costs of steps, and the time that cards wait for each other.
+"""The speed of a model on cards: the costs of steps, and the time that cards wait for each other.
 
-The ranks of a stage do so twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its
+The ranks of a stage wait twice in a layer, and once for the logits: an all-reduce moves 2 (n - 1) / n of its
 bytes over a card's links, an all-gather n - 1 times a card's part, and each takes a fixed time besides. Over
 several boxes they have three phases: within each box, between the boxes, where each card moves its share, and
 within each box again. A stage sends the features of its tokens on to the next one, each rank all of them.

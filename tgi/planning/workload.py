@@ -1,4 +1,4 @@
-"""How often steps of each shape occur: assumed, or counted while serving."""
+"""The frequency of each shape of step: assumed, or counted while serving."""
 
 import fcntl
 import logging
@@ -62,7 +62,7 @@ class Workload:
         """Assume that everything is equally likely.
 
         Decode: any number of rows, whose contexts have any length on average, as far as there are blocks for
-        them. Prefill: any (rows, tokens) that there can be a bucket for, half of them with no context and
+        them. Prefill: any (rows, tokens) that a bucket may have, half of them with no context and
         half with one of any length. Half of all tokens are generated, in decode steps of half of the rows.
         """
         decode, prefill = [], []
@@ -159,7 +159,7 @@ class ShapeCounts:
         self.counts[key] = self.counts.get(key, 0) + 1
 
     def take(self) -> "ShapeCounts":
-        """Return what was counted so far, and begin anew."""
+        """Return what was counted so far, and start over."""
         taken, self.counts = ShapeCounts(self.block_size, self.counts), {}
         return taken
 

@@ -121,7 +121,7 @@ class JsonReader:
         return self._sections.setdefault(key, JsonReader(value, f"{self._name} {key!r}"))
 
     def unread(self) -> Iterator[tuple[str, str, Any]]:
-        """Yield the place, key and value of each field that nobody has read, those of sections too."""
+        """Yield the place, key and value of each field that has not been read, those of sections too."""
         for key, value in self._data.items():
             if key not in self._read:
                 yield self._name, key, value

@@ -51,7 +51,7 @@ class ExpertsConfig:
     alternating: bool = False
     """Whether the rows of the gate and of the layer beside it alternate in a single tensor."""
     shared: int = 0
-    """Inner size of an MLP that every token goes through, too; 0: there is none."""
+    """Inner size of an MLP that every token goes through, too; 0 for none."""
     shared_name: str = "mlp.shared_expert"
     shared_up: tuple[str, ...] = ("gate_proj", "up_proj")
     shared_down: str = "down_proj"

@@ -1,7 +1,7 @@
-"""The fields of config.json that cannot change what a model computes, whatever its architecture.
+"""The fields of config.json that cannot change what a model of any architecture computes.
 
-`Architecture.read` refuses a field that nobody reads and that is not listed here: it may be what makes a
-known architecture another model. An architecture adds its own to its `harmless` and `neutral`.
+`Architecture.read` refuses a field that nothing reads and that is not listed here: it may turn a known
+architecture into another model. An architecture adds its own to its `harmless` and `neutral`.
 """
 
 from collections.abc import Mapping

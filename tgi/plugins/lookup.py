@@ -1,4 +1,4 @@
-"""From a model's folder to the plugin that runs it: config.json, the architecture, its classes."""
+"""Finds what runs the model of a folder: reads config.json, and looks up the architecture and its classes."""
 
 import json
 import logging

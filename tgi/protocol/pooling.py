@@ -13,7 +13,7 @@ from .messages import Failed
 
 
 class Pooling(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model's features become one vector for a text, or a score for a pair of texts."""
+    """A model, and the way from its features to a vector for a text, or a score for a pair of texts."""
 
     folder: str
     ranks: bool = False

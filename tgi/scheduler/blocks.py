@@ -31,7 +31,7 @@ from .sequence import ROOT, BlockTable, Sequence
 GROW_BLOCKS = 4
 """Blocks that a decoding sequence takes at once while plenty are free, so that its table stays in runs."""
 REMEMBERED = 4
-"""With a window: serials remembered of blocks that were handed out again, by which multiple of the pool."""
+"""Maximum serials of reused blocks that a windowed pool remembers, as a multiple of its blocks."""
 
 
 @attrs.frozen
@@ -279,7 +279,7 @@ class BlockPool:
         assert len(empty) == self.empties, "empty blocks are miscounted"
         bit = 1 << self.number
         known = {serial for serial, knowing in self.prefixes._known.values() if knowing & bit}
-        assert known == set(self._block_of), "others are told of other prefixes"
+        assert known == set(self._block_of), "others know of other prefixes"
 
     def _occupy(self, block: int) -> int:
         self._users[block] = 1

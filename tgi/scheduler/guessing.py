@@ -28,7 +28,7 @@ class Guesser:
     _wrong: int = 0
     """Number of guesses in a row of which no token was right."""
     _resume: int = 0
-    """Length of the sequence from which on there are guesses again."""
+    """Length that the sequence must have for the next guess."""
 
     def __attrs_post_init__(self) -> None:
         self._limit = self.most

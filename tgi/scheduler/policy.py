@@ -286,7 +286,7 @@ def _chunk(sequence: Sequence, length: int) -> Row:
 def _add_chunk(schedule: Schedule, rows: list[Row], sequence: Sequence, most: int) -> int:
     """Add the next tokens of a prompt to a step, `most` of them at most, and return how many.
 
-    0: the sequence was the youngest, and was preempted for want of blocks.
+    0: the sequence was the youngest, and was preempted because blocks ran out.
     """
     length = min(sequence.prefill_end - sequence.computed, most)
     if not schedule.reserve(sequence, sequence.computed + length):

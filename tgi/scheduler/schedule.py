@@ -201,7 +201,7 @@ class Schedule:
 
     @property
     def suspect(self) -> Sequence | None:
-        """The sequence that has to be computed alone next, if there is one."""
+        """The sequence that has to be computed alone next, if any."""
         while self.suspects:
             first = self.suspects[0]
             if first.state in (State.WAITING, State.RUNNING) and first.generated < first.cleared_at:

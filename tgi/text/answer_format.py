@@ -1,4 +1,4 @@
-"""How a model writes the answers of a chat, as its chat template shows: thoughts, text and tool calls.
+"""The form of a model's answers in a chat, as its chat template shows it: thoughts, text and tool calls.
 
 `AnswerFormat` makes the grammars that hold an answer to it; `AnswerParser` reads an answer.
 """

@@ -140,7 +140,7 @@ class Tables:
     def enter(self, lane: torch.Tensor, keep: torch.Tensor, ids: torch.Tensor, numbers: torch.Tensor) -> None:
         """Write a lane's [1] rows: `numbers` [4, n] of the tokens `ids` [n], as `entries_of` has them.
 
-        `keep` [1] is 1 to add to the rows, and 0 to begin them anew. The id of padding is the size of the
+        `keep` [1] is 1 to add to the rows, and 0 to replace them. The id of padding is the size of the
         vocabulary.
         """
         rows = numbers.new_zeros(4, self.size + 1).scatter_(1, ids.long().expand(4, -1), numbers)

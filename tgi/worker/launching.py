@@ -67,7 +67,7 @@ class Programs:
         shard: Shard,
         stage: Stage,
     ) -> None:
-        """On a device that compiles, run the programs that belong to no bucket, so that they are compiled.
+        """Run the programs that belong to no bucket, on a device that compiles, so that they are compiled.
 
         There, a step that reports most likely tokens reports `top` of them.
         """

@@ -116,7 +116,7 @@ def model_layout(dimensions: Dimensions, sizes: Sizes) -> Layout:
     }
     if dimensions.loras:
         columns["loras"] = np.full(tokens, -1)
-    slots = np.arange(tokens) % sizes.block_size  # of block 0, seldom the same one twice
+    slots = np.arange(tokens) % sizes.block_size  # of block 0, rarely the same one twice
     for group, (blocks, window) in enumerate(zip(dimensions.blocks, sizes.windows, strict=True)):
         columns[f"slots{group}"] = slots
         if dimensions.flat:
@@ -199,7 +199,7 @@ class Rows:
 
 
 def _spread(counts: Ints) -> tuple[Ints, Ints]:
-    """For `counts[i]` things of each row i, return the row of each and its index among those of the row."""
+    """Return the row of each thing, of which row i has `counts[i]`, and its index among those of the row."""
     owners = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     begins = np.cumsum(counts, dtype=np.int32) - counts
     return owners, np.arange(len(owners), dtype=np.int32) - begins[owners]

@@ -66,7 +66,8 @@ POOLS: Mapping[str, Pool] = MappingProxyType({
     "weightedmean": weighted_mean,
     "lasttoken": last,
 })  # fmt: skip
-"""From features [B, T, size] and mask [B, T, 1] in float32 to [B, size], by sentence-transformers' names."""
+"""Functions of features [B, T, size] and mask [B, T, 1], in float32, to vectors [B, size], by
+sentence-transformers' names."""
 
 
 class Pooler:

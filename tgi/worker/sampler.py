@@ -1,4 +1,4 @@
-"""From logits to tokens: one program for all rows of a step, with parameters as columns and static shapes.
+"""Turns logits into tokens: one program for all rows of a step, with parameters as columns and static shapes.
 
 The order is TGI's: watermark, penalties, logit bias, ends that may not come yet, grammar masks, temperature,
 top-k, top-p, min-p, typical-p, choice. The result of a row depends on that row alone, bit for bit: no

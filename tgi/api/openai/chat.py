@@ -62,7 +62,7 @@ class Choice:
         self._called = False
         self._called_reason: answers.Reason = "function_call" if body.functions else "tool_calls"
         self.begun = False
-        """Whether an event has told of it."""
+        """Whether an event has reported it."""
         self.untold: list[Token] = []
         """Tokens of which no event has told."""
 
@@ -168,7 +168,7 @@ class ChatAnswer(Answer):
     def _chunk(
         self, index: int, delta: answers.ChatCompletionDelta, reason: answers.Reason | None
     ) -> answers.ChatCompletionChunk:
-        """Return an event, which tells of all tokens so far unless it is the one with the role."""
+        """Return an event, which covers all tokens so far unless it is the one with the role."""
         choice, is_first = self._choices[index], delta.role is not UNSET
         tokens = [] if is_first else choice.untold
         told = answers.ChatCompletionChoice(index, delta, self._logprobs(tokens) if tokens else None, reason)

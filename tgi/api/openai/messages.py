@@ -65,7 +65,7 @@ _NONE = ("", "null")
 
 
 class FunctionCall(msgspec.Struct):
-    """A function that the model called, as a later request tells of it."""
+    """A function that the model called, as a later request repeats it."""
 
     name: str
     arguments: Annotated[Any, about("Usually the text of a JSON object; default: no arguments.")] = UNSET

@@ -1,4 +1,4 @@
-"""From a conversation to its prompt, the grammar of its answer, and its sequences."""
+"""Turns a conversation into its prompt, the grammar of its answer, and its sequences."""
 
 from collections.abc import Sequence as Items
 from typing import Any

@@ -3,7 +3,7 @@
 Import this module only if Triton is installed. Decode attention takes the blocks of all rows as one list
 (`FlatBlocks`): each program goes through a *part* of PART entries, which may belong to several rows. The
 blocks of one row within a part are a *piece*. Pieces are numbered by part + row, which grows with every
-piece, so that the pieces of a row follow one another; a second kernel joins them. The work is thus even for
+piece, so that the pieces of a row follow one another; a second kernel joins them. So the work is even for
 rows of any lengths, and no shape depends on the lengths.
 """
 

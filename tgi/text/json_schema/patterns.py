@@ -1,6 +1,6 @@
 """Translation of ECMA-262's regular expressions, in which JSON schemas have patterns, into Rust's syntax.
 
-A pattern is parsed, and written anew with every class as ranges of characters, so that nothing depends on
+A pattern is parsed, and written again with every class as ranges of characters, so that nothing depends on
 what the two syntaxes mean by the same text: `\\d`, `[a&&b]`, `(?x)`, `^{{`. Patterns search; a translation
 matches the whole string.
 """

@@ -1,4 +1,4 @@
-"""Where the references of a schema lead: `$ref`, `$id`, `$anchor`, JSON pointers."""
+"""Follows the references of a schema: `$ref`, `$id`, `$anchor`, JSON pointers."""
 
 from typing import Any
 from urllib.parse import unquote, urldefrag, urljoin
@@ -72,7 +72,7 @@ class References:
             return self._anchors[uri, fragment]
         way = self._way(fragment)
         if not self._leads_somewhere((*start, *way)) and self._leads_somewhere(way):
-            return way  # many write pointers from the root, whatever an `id` in between says
+            return way  # many write pointers from the root, even below another `id`
         place = (*start, *way)
         self.value(place)
         return place

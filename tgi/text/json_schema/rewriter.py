@@ -19,9 +19,10 @@ MAX_DEPTH = 64
 MAX_SIZE = 20_000
 """Maximum number of schemas that one may become; llguidance has a limit of its own."""
 Mode: TypeAlias = Literal["whole", "part", "exact"]
-"""How far a schema may be narrowed to keep a model from rambling: `properties` without a type describe an
-object ("whole", "part") that has no others ("whole"). A part of an intersection is not closed on its own:
-that would forbid the properties of other parts."""
+"""Extent to which a schema may be narrowed to keep a model from rambling.
+
+`properties` without a type describe an object ("whole", "part") that has no others ("whole"). A part of an
+intersection is not closed on its own: that would forbid the properties of other parts."""
 APPLICATORS = frozenset(
     ("allOf", "anyOf", "oneOf", "$ref", "$dynamicRef", "$recursiveRef", "if", "not")  # noqa: RUF005
     + ("dependencies", "dependentSchemas")
@@ -85,14 +86,14 @@ class Part:
 
 @attrs.frozen
 class Keyword:
-    """How a keyword is enforced."""
+    """A keyword that is enforced."""
 
     rewrite: Callable[[Part, Any], None]
     """Rewrites the keyword, given its value. Raises Unenforceable, or GrammarError of schemas within."""
     narrower: str = ""
     """Instances that JSON Schema accepts and we do not, for the documentation."""
     refused: str = ""
-    """Where the keyword is refused, or relaxed with a warning, for the documentation; "" if nowhere."""
+    """Places where the keyword is refused, or relaxed with a warning, for the documentation; "" for none."""
 
 
 class Rewriter:

@@ -1,4 +1,4 @@
-"""From JSON schemas to Lark rules, for values that are not written as JSON text."""
+"""Turns JSON schemas into Lark rules, for values that are not written as JSON text."""
 
 import json
 import re
