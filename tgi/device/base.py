@@ -6,36 +6,31 @@ compare every override with this.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 from tgi.plugins import ConfigError, DeviceSpec
 from tgi.plugins.check import Check
 from tgi.protocol import LoraSlots
-from tgi.weights import Shard
 from tgi.weights.formats import LinearWeight, Rounding
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups, drawing
 from .attention import AttentionSpec, Kind, change_scores, distances, weigh
 from .batch import Batch, KVCache, KVLayer, pair
+from .collectives import Collectives
 from .decoder import DecoderLayer, RunLayers
 from .experts import Experts
 from .graphs import Program, Run
 from .lora import LoraShape, LoraTable, SlotTable
-from .meeting import local_place, open_store
 from .ranking import most_likely
 
 Array = npt.NDArray[np.generic]
-NEVER = timedelta(days=1)
-"""Time-out of collectives, which ranks must not end by themselves."""
 PLAIN = DeviceSpec(
     name="plain",
     implementation="tgi.device.base:Device",
@@ -48,11 +43,9 @@ PLAIN = DeviceSpec(
 """The definition as a device of its own, for tests."""
 
 
-class Device:
+class Device(Collectives):
     """Plain torch on the CPU. An operation changes its arguments only if its description says so."""
 
-    torch_device = torch.device("cpu")
-    distributed_backend = "gloo"
     spec = PLAIN
     """Facts about the device that the server knows too."""
     keeps_graphs = False
@@ -70,21 +63,11 @@ class Device:
 
     def __init__(self, threads: int = 0) -> None:
         self.threads = threads
-        """Threads of the CPU that operations use; 0: torch's own choice."""
         self._kinds: dict[int, Kind] = {}
         """Kind of attention of each layer."""
         self._counts: dict[str, float] = defaultdict(float)
-        self._group: dist.ProcessGroup | None = None
-        """The ranks of this rank's stage; None: all."""
-        self._sending: tuple[Any, torch.Tensor] | None = None
-        """The tensor that was sent last to the next stage, and the work of sending it."""
         if threads:
             torch.set_num_threads(threads)
-
-    def use_threads(self, count: int) -> None:
-        """Use that many threads of the CPU."""
-        self.threads = count
-        torch.set_num_threads(count)
 
     @property
     def compiles(self) -> bool:
@@ -124,9 +107,6 @@ class Device:
     def used_bytes(self) -> int:
         """Return the memory that tensors take on the device, in bytes; 0 if unknown."""
         return 0
-
-    def settle(self) -> None:
-        """Finish pending copies to the device, so that they hold no memory. Called after each weight."""
 
     # ---- programs, where shapes are fixed ----------------------------------------------------------------
 
@@ -417,65 +397,3 @@ class Device:
         scores = change_scores((queries @ keys.transpose(2, 3)).float() * spec.scale, distance[:, None], spec)
         weights = weigh(scores.masked_fill(hidden[:, None], -torch.inf), spec).to(values.dtype)
         return (weights @ values).transpose(1, 2).reshape(query.shape)
-
-    # ---- ranks -------------------------------------------------------------------------------------------
-
-    def connect(self, world: Shard, store: str, stages: int = 1) -> None:
-        """Find the other ranks, wait for all of them, and divide the CPU threads among those of this machine.
-
-        `world` are the ranks of all stages, those of the first one first. `store` is the URL for
-        `open_store`. Called once, before any collective, if there are several ranks. It never times out: the
-        process that started the ranks ends them if they wait too long. Raises ConfigError if the store cannot
-        be reached.
-        """
-        if self.threads:
-            self.use_threads(max(1, self.threads // local_place(world)[1]))
-        dist.init_process_group(
-            self.distributed_backend,
-            store=open_store(store, world, NEVER),
-            rank=world.rank,
-            world_size=world.size,
-            timeout=NEVER,
-        )
-        shards = world.size // stages
-        if min(stages, shards) > 1:
-            firsts = range(0, world.size, shards)  # every rank must take part in making each group
-            groups = [dist.new_group(list(range(first, first + shards)), timeout=NEVER) for first in firsts]
-            self._group = groups[world.rank // shards]
-        self.meet(world)
-
-    def meet(self, world: Shard) -> None:
-        """Wait until every rank of every stage has called this."""
-        if world.size == 1:
-            return
-        total = torch.ones(1, device=self.torch_device)
-        self.settle()
-        dist.all_reduce(total)
-        assert total.tolist() == [world.size], f"the sum of {world.size} ones is {total.tolist()}"
-
-    def all_reduce(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the sum of x over the ranks of a stage; may change x."""
-        if shard.size > 1:
-            dist.all_reduce(x, group=self._group)
-        return x
-
-    def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Return the x of the ranks of a stage, joined along the last dimension."""
-        if shard.size == 1:
-            return x
-        parts = [torch.empty_like(x) for _ in range(shard.size)]
-        dist.all_gather(parts, x.contiguous(), group=self._group)
-        return torch.cat(parts, -1)
-
-    def send_on(self, x: torch.Tensor, shard: Shard) -> None:
-        """Begin to send x to the rank with the same share in the next stage, between two programs.
-
-        x must not change. Waits until what was sent before has arrived.
-        """
-        if self._sending is not None:
-            self._sending[0].wait()
-        self._sending = dist.isend(x, dist.get_rank() + shard.size), x
-
-    def receive(self, x: torch.Tensor, shard: Shard) -> None:
-        """Overwrite x with what the rank with the same share in the stage before has sent."""
-        dist.recv(x, dist.get_rank() - shard.size)
