@@ -118,7 +118,7 @@ class Options:
         Literal["local", "mp", "ray"],
         flag(MODEL, "EXECUTOR", vllm=["--distributed-executor-backend"]),
     ] = "local"
-    """Where ranks run. local, which vLLM calls mp: on this machine; ray: on the nodes of a Ray cluster
+    """Place of the ranks. local, which vLLM calls mp: on this machine; ray: on the nodes of a Ray cluster
     (docs/multi-node.md)."""
     ray_address: Annotated[str, flag(MODEL, "RAY_ADDRESS", value="ADDRESS")] = "auto"
     """Address of the Ray cluster, HOST:PORT. auto: that of the cluster to which this machine belongs."""
