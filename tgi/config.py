@@ -464,12 +464,12 @@ def map_legacy_variables(environment: Mapping[str, str] = os.environ) -> dict[st
     return {}
 
 
-def hub_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def hub_environment() -> dict[str, str]:
     """Return the variables of a process that asks the Hub."""
-    return {**environment, **map_legacy_variables(environment)}
+    return {**os.environ, **map_legacy_variables()}
 
 
-def vertex_port(environment: Mapping[str, str] = os.environ) -> str | None:
+def vertex_port() -> str | None:
     """Return AIP_HTTP_PORT, which Vertex AI sets and which beats --port (R1.22); None if it is not a port."""
-    text = environment.get("AIP_HTTP_PORT", "")
+    text = os.environ.get("AIP_HTTP_PORT", "")
     return text if text.isdecimal() and int(text) <= 65535 else None

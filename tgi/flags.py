@@ -162,11 +162,9 @@ def flag(
     )
 
 
-def _compat(group: Group, *variables: str, why: str, vllm: Sequence[str] = ()) -> Parameter:
+def _compat(group: Group, *variables: str, why: str) -> Parameter:
     """Describe a flag of another server, with the reason why it has no effect or is refused."""
-    return Parameter(
-        alias=vllm, group=group, env_var=variables, env_var_split=whole_text, help=why, show=False
-    )
+    return Parameter(group=group, env_var=variables, env_var_split=whole_text, help=why, show=False)
 
 
 unused, refused = partial(_compat, UNUSED), partial(_compat, REFUSED)
