@@ -26,20 +26,21 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 
     Raises ConfigError.
     """
-    data = _read_object(folder / "config.json")
+    data = read_object(folder / "config.json")
     if data.get("quantization_config"):
         return data
     if older := data.pop("compression_config", None):
         return data | {"quantization_config": {"quant_method": "compressed-tensors"} | older}
     for name, method in _QUANTIZATIONS.items():
         if (path := folder / name).is_file():
-            found = _read_object(path)
+            found = read_object(path)
             settings = {"quant_method": method} | found | found.get("quantization", {})
             return data | {"quantization_config": settings}
     return data
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file. Raises ConfigError."""
     try:
         data = json.loads(path.read_text("utf-8"), object_hook=_number)
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import attrs
 
 from .architecture import ConfigError, JsonReader
+from .lookup import read_object
 
 CONFIG = "adapter_config.json"
 _IGNORED = frozenset(
@@ -56,15 +57,9 @@ class LoraConfig:
     def read(cls, folder: Path) -> "LoraConfig":
         """Read the file. Raises ConfigError, also for a kind of adapter that would change other numbers."""
         path = folder / CONFIG
-        try:
-            data = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            raise ConfigError(f"{folder} has no {CONFIG}: it is no LoRA adapter") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read: {error}") from error
-        if not isinstance(data, dict):
-            raise ConfigError(f"{path} is no JSON object")
-        get = JsonReader(data, str(path))
+        if not path.exists():
+            raise ConfigError(f"{folder} has no {CONFIG}: it is no LoRA adapter")
+        get = JsonReader(read_object(path), str(path))
         kind = get(str, "peft_type")
         if kind != "LORA":
             raise ConfigError(f"{path}: 'peft_type' is {kind!r}, and only 'LORA' is supported")

@@ -5,7 +5,6 @@ rank, P_hooks_maxabs_RANK_RANKS.json, has by the name of a module the greatest a
 Formulas are those of the library's `scale_methods`.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import attrs
 import torch
 
 from tgi.plugins import ConfigError
+from tgi.plugins.lookup import read_object
 
 Nodes = Mapping[str, Mapping[str, Any]]
 """Modules by name: "inputs", a list with the measurements of each, perhaps in lists of lists."""
@@ -133,7 +133,7 @@ class Measurements:
     @classmethod
     def read(cls, path: Path) -> "Measurements":
         """Read a config file and the measurements that it names. Raises ConfigError."""
-        config = _read_json(path)
+        config = read_object(path)
         if fault := _fault(config):
             raise ConfigError(f"{path}: {fault}")
         method = str(config.get("scale_method", "maxabs_hw")).lower()
@@ -236,7 +236,7 @@ def _read_nodes(path: Path, start: str) -> Nodes:
         if files := _files(place):
             merged: dict[str, dict[str, Any]] = {}
             for file in files:
-                for name, node in _read_json(file).get("Nodes", {}).items():
+                for name, node in read_object(file).get("Nodes", {}).items():
                     inputs = node.get("inputs") or node.get("input") or []
                     kept = merged.setdefault(name, {"inputs": [[] for _ in inputs]})["inputs"]
                     for index, one in enumerate(inputs):
@@ -261,13 +261,3 @@ def _files(start: Path) -> list[Path]:
             sets.setdefault(int(match[2]), {})[int(match[1])] = file
     complete = [ranks for count, ranks in sorted(sets.items()) if len(ranks) == count]
     return [complete[0][rank] for rank in sorted(complete[0])] if complete else []
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} is no JSON object")
-    return data
