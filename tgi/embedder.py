@@ -96,7 +96,7 @@ def _read(path: Path, optional: bool = True) -> dict[str, Any]:
 
 
 def _modules(folder: Path) -> list[tuple[str, str]]:
-    """Return the kinds and paths in modules.json; none if there is no such file."""
+    """Return the kinds and paths in modules.json; none without the file."""
     path = folder / "modules.json"
     if not path.is_file():
         return []

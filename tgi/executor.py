@@ -120,7 +120,7 @@ class RankExecutor:
 
     _patience: Patience
     _agreement: Agreement | None
-    """Comparison of the ranks; None if there is one rank only."""
+    """Comparison of the ranks; None for a single rank."""
     _ranks: list[_Rank] = attrs.field(factory=list)
     _answering: int = 0
     """Index of the rank that reports results: the first one of the last stage."""

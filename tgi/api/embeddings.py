@@ -243,7 +243,7 @@ async def score(call: Call[ScoreRequest]) -> Response:
 def _listed(given: Any) -> list[Any]:
     """Return a list of texts, each as such or as its tokens.
 
-    Raises ValidationError if there are none, too many, or tokens beside texts.
+    Raises ValidationError for no text, too many, or tokens beside texts.
     """
     if isinstance(given, str) or (given and all(isinstance(one, int) for one in given)):
         return [given]

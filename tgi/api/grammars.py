@@ -33,7 +33,7 @@ class Grammars:
     def __init__(self, compiler: GrammarCompiler) -> None:
         self._compiler = compiler
         self._known: OrderedDict[GrammarSpec, tuple[Matcher | str, int]] = OrderedDict()
-        """Matchers at the start of a text, or reasons why there is none, and sizes; latest use last."""
+        """Matchers at the start of a text, or reasons why they have none, and sizes; latest use last."""
         self._size = 0
         self._idle: list[Child] = []
         self._closed = False
@@ -41,7 +41,7 @@ class Grammars:
         self._compiling = trio.CapacityLimiter(1)
 
     async def prepare(self) -> None:
-        """Read the vocabulary before there are requests, here and, if it is large, in a process for trials.
+        """Read the vocabulary before requests come, here and, if it is large, in a process for trials.
 
         llguidance holds the GIL meanwhile, for a second or more with 100,000 tokens.
         """

@@ -59,7 +59,7 @@ class TranslatedAnswer(abc.ABC):
     media_type: ClassVar[str] = "text/event-stream; charset=utf-8"
     """Content type of a stream."""
     keep_alive: ClassVar[bytes] = KEEP_ALIVE
-    """Bytes of a stream that say nothing, sent when there is nothing to say."""
+    """Bytes of a stream that say nothing, sent to keep the connection alive."""
 
     def __init__(self, call: Call[Any], chat: ChatRequest, prompt: ChatPrompt, sequence: Sequence) -> None:
         self.ended = False

@@ -104,7 +104,7 @@ class KVCache:
 
 
 def pair(parts: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return keys and values, which are the same tensor if there is one part only."""
+    """Return keys and values, which are the same tensor if one part has both."""
     return parts[0], parts[-1]
 
 

@@ -38,7 +38,7 @@ class Collectives:
         """Find the other ranks, wait for all of them, and divide the CPU threads among those of this machine.
 
         `world` are the ranks of all stages, those of the first one first. `store` is the URL for
-        `open_store`. Called once, before any collective, if there are several ranks. It never times out: the
+        `open_store`. Called once if ranks are several, before any collective. It never times out: the
         process that started the ranks ends them if they wait too long. Raises ConfigError if the store cannot
         be reached.
         """

@@ -177,7 +177,7 @@ def workspace_bytes(model: Described, load: Load) -> int:
 def graph_bytes(layers: int, loras: LoraSlots = NO_LORAS) -> int:
     """Return the bytes that the graphs of a bucket keep if their tensors are not cached.
 
-    Each keeps 10 MiB for a Llama of 32 layers; there is a second one for rows with LoRA adapters. vLLM, too,
+    Each keeps 10 MiB for a Llama of 32 layers; rows with LoRA adapters have graphs of their own. vLLM, too,
     plans with 10 MB for 8 billion parameters, and with 20 MB for 70 billion in 80 layers.
     """
     return (2 if loras.count else 1) * layers * (10 << 20) // 32

@@ -39,8 +39,8 @@ def top_cut(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Compute `Device.top_cut` from the best of the scores, the greatest first.
 
-    With it comes the mass [n, 1] of those of the best that top-k keeps, in units of 2^-30, if there is a
-    top-p.
+    With it comes the mass [n, 1] of those of the best that top-k keeps, in units of 2^-30; None
+    without top-p.
     """
     cut, reached = scores.new_full((len(scores), 1), -torch.inf), None
     if top_k is not None:

@@ -84,7 +84,7 @@ class Blueprint:
         whole: Mapping[int, CacheLayer] = MappingProxyType({}),
         observe: Observe | None = None,
     ) -> tuple[Model, Build]:
-        """Build a rank's share; `whole` are the attention layers of all stages if there are several."""
+        """Build a rank's share; `whole` are the attention layers of all of several stages."""
         loras = Loras(device, self.dtype, self.loras) if self.loras.count else None
         kept = self.dtype, self.format, self.measured, self.expert_parallel, loras, self.config.wide_scores
         build = Build(weights, shard, device, *kept, observe=observe, stage=stage, whole=whole)
@@ -244,6 +244,6 @@ def _describe(config: ModelConfig, build: Build, cache_item: int, possible_ranks
 
 
 def _open_files(command: Describe, folder: Path) -> Checkpoint | None:
-    """Open the files if there are any, or if they must be checked. Raises CheckpointError."""
+    """Open the files if they exist, or must be checked. Raises CheckpointError."""
     complete = command.check or Checkpoint.is_complete(folder)
     return Checkpoint(folder) if complete and not command.dummy else None

@@ -144,7 +144,7 @@ class Loras:
 
 
 def _match(name: str, modules: Mapping[str, str]) -> str | None:
-    """Return the module whose name ends like `name`, if there is only one; either may lack leading parts."""
+    """Return the module whose name ends like `name`, if only one does; either may lack leading parts."""
     if name in modules:
         return modules[name]
     known = [

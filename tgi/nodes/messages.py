@@ -31,7 +31,7 @@ class Lacking(msgspec.Struct, frozen=True, tag=True):
 
 
 class Placed(msgspec.Struct, frozen=True, tag=True):
-    """There is room."""
+    """The ranks have room."""
 
     nodes: Sequence[str]
     """Address of the node of each rank."""
@@ -72,7 +72,7 @@ class Seat(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, tag=True):
-    """Start the ranks where there is room for them."""
+    """Start the ranks where they have room."""
 
     task: Task
 

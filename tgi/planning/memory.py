@@ -59,7 +59,7 @@ class MemoryBudget:
     graph_count: int
     groups: tuple[GroupBudget, ...]
     fits: bool
-    """Whether there is room for one sequence at least."""
+    """Whether one sequence fits at least."""
     stage: int = 0
     """Number of the stage that this rank is in."""
     ranks_that_fit: int | None = None
@@ -225,7 +225,7 @@ def _least(budgets: Sequence[MemoryBudget]) -> MemoryBudget:
 
 
 def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: int) -> Loaded:
-    """Return what the rank would report if there were `more` ranks instead of `count`."""
+    """Return what the rank would report among `more` ranks instead of `count`."""
     weights = rank.weight_bytes * count // more
     heads = [(-(-group.all_kv_heads // ranks) for ranks in (count, more)) for group in groups]
     return msgspec.structs.replace(

@@ -123,7 +123,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
 
 
 def _parts(plan: Plan) -> Iterator[tuple[int, Described]]:
-    """Yield the number of layers and the description of each stage, if there are several."""
+    """Yield the number of layers and the description of each of several stages."""
     described = plan.planner.described
     yield from zip(described.stage_layers, described.stages, strict=True)
 

@@ -91,7 +91,7 @@ class Planner:
         return buckets
 
     def choose_again(self, buckets: Buckets, memory: MemoryBudget, within: AttentionWorkspace) -> Buckets:
-        """Choose buckets for the memory that there is; they need no more of it.
+        """Choose buckets for the present memory; they need no more of it.
 
         There may be fewer graphs than `buckets`, because of --graph-memory-fraction, or fewer KV blocks than
         the sequences of the limits can have. Raises OptionError if there is memory for too few graphs.

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 def prepare_recipes(setup: Setup) -> dict[str, str]:
     """Make the folder for what a device compiles, and return the variables that tell ranks of it.
 
-    There are none if --recipe-cache has no effect. Raises OptionError.
+    Return none if --recipe-cache has no effect. Raises OptionError.
     """
     device, root, machine = setup.device, setup.options.recipe_cache, Machine()
     if root is None:

@@ -172,7 +172,7 @@ class Setup:
         return threads if self.replicas == 1 else max(1, (threads or usable_cores()) // self.replicas)
 
     def own_cards(self, replica: int, environment: Mapping[str, str] = environ) -> dict[str, str]:
-        """Return the variable that gives a replica its cards; {} if it has all, or if there are none."""
+        """Return the variable that gives a replica its cards; {} if it has all, or the device has none."""
         if self.replicas == 1 or not self.device.card_variables:
             return {}
         name, first = self.device.card_variables[0], replica * self.ranks
@@ -296,7 +296,7 @@ def resolve_limits(
 
 
 def widest_window(windows: Iterable[int | None]) -> int | None:
-    """Return the widest of some attention windows; None if one sees everything, or if there are none."""
+    """Return the widest of some attention windows; None if one sees everything, or for no window."""
     sizes = [math.inf if window is None else window for window in windows]
     widest = max(sizes, default=math.inf)
     return None if widest == math.inf else int(widest)
@@ -322,7 +322,7 @@ def _times(options: Options) -> str:
 def count_shards(options: Options, device: DeviceSpec, environment: Mapping[str, str] = environ) -> int:
     """Return the number of ranks of a stage.
 
-    Raises OptionError if it is unknown, or if there are fewer cards than ranks.
+    Raises OptionError if it is unknown, or exceeds the cards.
     """
     if options.executor == "ray":  # the cards are on other machines
         if options.sharded == "true" and options.num_shard is None:

@@ -96,7 +96,7 @@ class Roofline:
         return max(stage.seconds(bucket) for stage in self.stages) + self.sending(bucket)
 
     def sending(self, bucket: Bucket) -> float:
-        """Return the time to send the features of a step to the next stage; 0 if there is none."""
+        """Return the time to send the features of a step to the next stage; 0 without one."""
         if len(self.stages) == 1:
             return 0.0
         stage = self.stages[0]
@@ -134,7 +134,7 @@ class Speed:
 def decode_speeds(limits: Limits, buckets: Buckets, roofline: Roofline) -> Iterator[Speed]:
     """Yield the speed of one token for each of 1, 2, 4, … sequences of the greatest length.
 
-    In a pipeline they divide into as many steps as there are stages.
+    In a pipeline they divide into a step for each stage.
     """
     context, size = limits.max_total_tokens, limits.block_size
     blocks = -(-context // size) - first_block(context - 1, limits.window, size)

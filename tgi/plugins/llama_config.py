@@ -106,7 +106,7 @@ class LlamaConfig(ModelConfig):
 
     names: Names = Names()
     other_names: tuple[Names, ...] = ()
-    """Names in checkpoints of other versions, which are tried if there are none of `names`."""
+    """Names in checkpoints of other versions, which are tried where `names` are missing."""
     intermediate_size: int
     rms_norm_eps: float
     """Epsilon of the norms, of whichever kind they are."""

@@ -108,9 +108,9 @@ class Described(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     lora_columns: int = 0
     """Largest number of intermediate features that a linear layer's adapters have on a rank."""
     stage_layers: tuple[int, ...] = ()
-    """Number of layers of each stage; empty: there is one stage."""
+    """Number of layers of each stage; empty for a single stage."""
     stages: list["Described"] = []
-    """Description of each stage; empty: there is one stage."""
+    """Description of each stage; empty for a single stage."""
 
     @property
     def parts(self) -> list["Described"]:

@@ -99,7 +99,7 @@ class Allocate(msgspec.Struct, tag=True, frozen=True):
 
 
 class Ready(msgspec.Struct, tag=True, frozen=True):
-    """The warm-up has ended: no step should compile anything any more. There is no answer."""
+    """The warm-up has ended: no step should compile anything any more. It is not answered."""
 
 
 class LoadLora(msgspec.Struct, tag=True, frozen=True):

@@ -229,7 +229,7 @@ class Scheduler:
         return {sequence.lora for sequence in sequences if sequence.lora is not None}
 
     def waited_seconds(self) -> float:
-        """Return how long the step that is being executed has taken so far; 0 if there is none."""
+        """Return how long the step that is being executed has taken so far; 0 if none is."""
         if not self._in_flight:
             return 0.0
         _, sent = self._in_flight[0]

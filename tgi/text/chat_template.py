@@ -119,8 +119,8 @@ class ChatTemplates:
 
         The prompt ends where the model continues: after the header of a new message of the assistant, or, if
         the last message is the assistant's, after its content without trailing spaces (tgi-behaviour 4.4).
-        `continues` says whether the last message is continued, of any role. Without `more`, there is no
-        header of a new message. `extra` are further variables of the template; they may replace special
+        `continues` says whether the last message is continued, of any role. Without `more`, no header
+        of a new message follows. `extra` are further variables of the template; they may replace special
         tokens.
         """
         kept = {"content"} if self.abilities(tools is not None).no_content == "none" else set()

@@ -16,7 +16,7 @@ class Stage:
 
     number: int = 0
     layers: tuple[int, ...] = ()
-    """Number of layers of each stage; empty: there is one stage, with all layers."""
+    """Number of layers of each stage; empty for a single stage with all layers."""
 
     @property
     def count(self) -> int:

@@ -92,7 +92,7 @@ def chat_prompt(body: ChatRequest, engine: Engine) -> ChatPrompt:
 
 
 def _check_messages(body: ChatRequest) -> None:
-    """Raise ValidationError unless there are messages, of text only."""
+    """Raise ValidationError for no messages, and for messages that are more than text."""
     if not body.messages:
         raise ValidationError("`messages` cannot be empty")
     for index, message in enumerate(body.messages):

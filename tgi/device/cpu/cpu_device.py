@@ -40,7 +40,7 @@ class CpuDevice(Device):
     min_tokens = _PADDED
 
     def __init__(self, threads: int = 0, without: str = "") -> None:
-        """Use `threads` threads, 0 for one per usable core. `without`: why there are no kernels."""
+        """Use `threads` threads, 0 for one per usable core. `without`: why the kernels are missing."""
         super().__init__(threads or cgroups.usable_cores())
         self._without = without
 

@@ -1,8 +1,8 @@
 """Experts on NVIDIA GPUs: one kernel multiplies the tokens of all experts, each by its own expert's weight.
 
 Import this module only if Triton is installed. A token and one of its experts are a *pair*. Pairs are sorted
-by expert, and a program multiplies a *tile*: some rows of one expert, times some output features. There are
-tiles enough for any choice of experts, so that no shape depends on it; those that are left over do nothing.
+by expert, and a program multiplies a *tile*: some rows of one expert, times some output features. The
+tiles suffice for any choice of experts, so that no shape depends on it; those that are left over do nothing.
 """
 
 from typing import NamedTuple

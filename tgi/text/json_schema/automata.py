@@ -241,12 +241,12 @@ class Names:
         return _is_nullable(node)
 
     def __and__(self, other: "Names") -> "Names | None":
-        """Return the names in both sets; None if there is none."""
+        """Return the names in both sets; None for no name."""
         outside = choice([complement_of(self.node), complement_of(other.node)])
         return self._or_none(complement_of(outside))
 
     def __sub__(self, other: "Names") -> "Names | None":
-        """Return the names that are not in the other set; None if there is none."""
+        """Return the names that are not in the other set; None for no name."""
         outside = choice([complement_of(self.node), other.node])
         return self._or_none(complement_of(outside))
 

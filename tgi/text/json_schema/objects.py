@@ -161,7 +161,7 @@ def required(part: Part, value: Any) -> None:
 
 
 def property_count(part: Part, _: Any) -> None:
-    """Rewrite `minProperties` and `maxProperties`, by cases where there are optional properties."""
+    """Rewrite `minProperties` and `maxProperties`, by cases where properties are optional."""
     if not part.is_first("property count"):
         return
     raw, out = part.raw, part.out

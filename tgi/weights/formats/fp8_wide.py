@@ -35,7 +35,7 @@ class WideFp8(ScaledCache, WeightFormat):
 
     @classmethod
     def means(cls, config: JsonReader) -> bool:
-        """Return whether there are no integers."""
+        """Return whether no layer has integers."""
         return super().means(config) and not stores_integers(config)
 
     @classmethod

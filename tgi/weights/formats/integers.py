@@ -110,7 +110,7 @@ class IntegerRounding(Rounding):
         """Return how many of `size` input features share a scale."""
 
     def bytes(self, out: int, size: int) -> int:
-        """Return the bytes of numbers, scales, and zeros if there are any."""
+        """Return the bytes of numbers, scales, and zeros unless all are the middle."""
         groups = -(-size // self.group(size))
         return out * (size * self.bits // 8 + groups * (4 if self.symmetric else 5))
 

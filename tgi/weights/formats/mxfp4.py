@@ -31,7 +31,7 @@ class Mxfp4(WeightFormat):
 
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:  # noqa: ARG003
-        """Return None: there is one variant."""
+        """Return None: the format has one variant."""
         return None
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
