@@ -64,6 +64,10 @@ def test_refusals_are_errors_and_change_nothing(llm: LLM) -> None:
     with pytest.raises(RequestError, match="temperature") as caught:
         llm.generate("a", temperature=-1)
     assert caught.value.status == 400
+    with pytest.raises(TypeError, match=r"no field 'max_token'; did you mean 'max_tokens'\?"):
+        llm.generate("a", max_token=3)
+    with pytest.raises(TypeError, match=r"no field 'nonsense'$"):
+        next(llm.stream([{"role": "user", "content": "a"}], SamplingParams(nonsense=3)))
     assert llm.chat(QUESTION, temperature=0)["content"] == ANSWER
 
 
@@ -71,6 +75,8 @@ def test_a_model_that_cannot_be_served_says_why_and_leaves_nothing() -> None:
     with pytest.raises(StartError, match="there is no folder /nowhere"):
         LLM("/nowhere")
     assert not children_running("/nowhere")
+    with pytest.raises(StartError, match=r"^Unknown option: --num-shards. Did you mean --num-shard\?"):
+        LLM(num_shards=2)
 
 
 def test_no_engine_outlives_its_program(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_run_and_chat_in_the_terminal(url: str) -> None:
     assert "\n/new begins" in talk.stdout
     refused = tgi("chat", "http://127.0.0.1:1")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("tgi: the server cannot be reached: ")
+    assert refused.stderr.startswith("tgi: no server answers at http://127.0.0.1:1/: ")
     assert len(refused.stderr.splitlines()) == 1
 
 
@@ -145,6 +151,13 @@ def test_a_benchmark_counts_what_was_asked_for(url: str, tmp_path: Path) -> None
         assert level["output_tokens_per_s"] == pytest.approx(5 * level["requests_per_s"])
         assert 0 < level["first_ms_p50"] <= level["first_ms_p99"] <= level["total_ms_p99"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    for option, file, reason in (
+        ("--plot", "picture.bmp", "the name must end in .png, .svg, .pdf"),
+        ("--json", "missing/figures.json", "there is no folder"),
+    ):
+        refused = tgi("bench", url, option, tmp_path / file)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert reason in refused.stderr
     arriving = tgi("bench", url, "--rate", "50", "--requests", "4", "--output-tokens", "2")
     assert "50/s" in arriving.stdout
 

@@ -210,7 +210,7 @@ def test_a_taken_port(server: Any, start: Any) -> None:
     second = start("tgi serve", port=server.port)
     assert second.wait_exit(10) == 1
     assert lines_of_failure(second) == [
-        f"tgi: cannot listen on 127.0.0.1 port {server.port}: Address already in use"
+        f"tgi: cannot listen on 127.0.0.1 port {server.port}: Address already in use; choose another --port"
     ]
 
 

@@ -279,7 +279,7 @@ def parse_options(arguments: Sequence[str] = ()) -> Options:
 
 def options_from_environment() -> Options:
     """Return the options that the environment sets. Exits with code 2 and one line if they are wrong."""
-    with _usage_errors():
+    with usage_errors():
         return parse_options()
 
 
@@ -294,12 +294,13 @@ def launcher() -> None:
 
 
 def _run(command: App) -> None:
-    with _usage_errors():
+    with usage_errors():
         sys.exit(command(exit_on_error=False, print_error=False))
 
 
 @contextlib.contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
+    """Exit with code 2 and one line if options are wrong."""
     try:
         yield
     except UnusedCliTokensError as error:

@@ -12,7 +12,7 @@ import attrs
 import trio
 from hypercorn.config import Config, Sockets
 
-from tgi.cli import parse_options
+from tgi.cli import parse_options, usage_errors
 from tgi.listen import listen
 from tgi.server import serve
 
@@ -27,7 +27,8 @@ async def _parent_ends() -> None:
 
 def main() -> int:
     """Serve; return the exit code."""
-    options = attrs.evolve(parse_options(sys.argv[1:]), graceful_termination_timeout=0.0)
+    with usage_errors():
+        options = attrs.evolve(parse_options(sys.argv[1:]), graceful_termination_timeout=0.0)
     sockets = Sockets([], listen(options), [])
     return trio.run(functools.partial(serve, options, Config(), sockets, (signal.SIGTERM,), _parent_ends))
 

@@ -19,7 +19,8 @@ class ListenError(OptionError):
 
     def __init__(self, message: str, error: OSError | None = None) -> None:
         reason = "" if error is None else f": {os.strerror(error.errno) if error.errno else error}"
-        super().__init__(message + reason)
+        advice = "; choose another --port" if error is not None and error.errno == errno.EADDRINUSE else ""
+        super().__init__(message + reason + advice)
         self.errno = 0 if error is None else error.errno
 
 

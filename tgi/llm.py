@@ -1,5 +1,6 @@
 """`tgi.LLM`: a model for a Python program, with the server's batching, caches and guarantees."""
 
+import difflib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,7 +8,9 @@ from types import TracebackType
 from typing import Any
 
 import httpx2 as httpx
+import msgspec
 
+from tgi.api.openai.requests import ChatRequest, CompletionRequest
 from tgi.client import http
 from tgi.client.embedded import EmbeddedServer
 from tgi.client.http import Json
@@ -56,7 +59,8 @@ class LLM:
     ) -> list[str]:
         """Return the continuation of each prompt, computed together.
 
-        `fields` are those of `/v1/completions`, such as `max_tokens` and `temperature`. Raises RequestError.
+        `fields` are those of `/v1/completions`, such as `max_tokens` and `temperature`. Raises TypeError if
+        there is no field of that name, and RequestError if its value is refused.
         """
         return [answer["choices"][0]["text"] for answer in self.complete(prompts, params, **fields)]
 
@@ -65,17 +69,17 @@ class LLM:
     ) -> list[Json]:
         """Return the whole answer of `/v1/completions` to each prompt: texts, log-probabilities, usage."""
         each = [prompts] if isinstance(prompts, str) else prompts
-        return self.post_all("/v1/completions", [self._body(params, fields, prompt=one) for one in each])
+        return self.post_all("/v1/completions", [self._completion(params, fields, one) for one in each])
 
     def chat(
         self, messages: str | Sequence[Json], params: SamplingParams | None = None, **fields: Any
     ) -> Json:
         """Return the message that answers a conversation, or one message of a user.
 
-        `fields` are those of `/v1/chat/completions`, such as `tools` and `response_format`. Raises
-        RequestError.
+        `fields` are those of `/v1/chat/completions`, such as `tools` and `response_format`. Raises like
+        `generate`.
         """
-        body = self._body(params, fields, messages=_messages(messages))
+        body = self._chat(params, fields, messages)
         answer: Json = http.post(self._client, "/v1/chat/completions", body)["choices"][0]["message"]
         return answer
 
@@ -123,19 +127,33 @@ class LLM:
         transport = httpx.HTTPTransport(uds=self._socket, limits=limits)
         return httpx.Client(transport=transport, base_url="http://tgi", timeout=http.timeout())
 
-    def _body(self, params: SamplingParams | None, fields: Json, **more: Any) -> Json:
-        return {"model": self.model, **(params or {}), **fields, **more}
+    def _completion(self, params: SamplingParams | None, fields: Json, prompt: str) -> Json:
+        return {"model": self.model, **_known(CompletionRequest, params, fields), "prompt": prompt}
+
+    def _chat(self, params: SamplingParams | None, fields: Json, messages: str | Sequence[Json]) -> Json:
+        return {"model": self.model, **_known(ChatRequest, params, fields), "messages": _messages(messages)}
 
     def _streamed(
         self, prompt: str | Sequence[Json], params: SamplingParams | None, fields: Json
     ) -> tuple[str, Json]:
         if isinstance(prompt, str):
-            return "/v1/completions", self._body(params, fields, prompt=prompt)
-        return "/v1/chat/completions", self._body(params, fields, messages=_messages(prompt))
+            return "/v1/completions", self._completion(params, fields, prompt)
+        return "/v1/chat/completions", self._chat(params, fields, prompt)
 
 
 def _messages(given: str | Sequence[Json]) -> list[Json]:
     return [{"role": "user", "content": given}] if isinstance(given, str) else list(given)
+
+
+def _known(body: type[msgspec.Struct], params: SamplingParams | None, fields: Json) -> Json:
+    """Return all fields. Raises TypeError if the body of a request has no field of that name."""
+    given = {**(params or {}), **fields}
+    names = [field.encode_name for field in msgspec.structs.fields(body)]
+    for name in given:
+        if name not in names:
+            close = "".join(f"; did you mean {one!r}?" for one in difflib.get_close_matches(name, names, 1))
+            raise TypeError(f"requests have no field {name!r}{close}")
+    return given
 
 
 def _texts(event: Json) -> Iterator[str]:

@@ -209,9 +209,12 @@ class _Server:
             return
         if self.patience.cancel_called:
             return
-        log.info("%s received, starting graceful shutdown", signal.Signals(number).name)
+        name = signal.Signals(number).name
         if self.stopping.is_set():
+            log.info("%s received again, stopping at once", name)
             self.patience.cancel()
+        else:
+            log.info("%s received, starting graceful shutdown; another stops at once", name)
         self.stopping.set()
 
     @property

@@ -22,6 +22,7 @@ from rich.table import Table
 
 from . import http
 
+PLOTS = (".png", ".svg", ".pdf")
 WORDS = [
     "time",
     "year",
@@ -176,6 +177,11 @@ def measure(
     """Measure each level, and show a table; return 1 if a request failed. Raises BenchError."""
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise BenchError("--plot needs matplotlib, which is not installed: pip install tgi-server[plots]")
+    if plot is not None and plot.suffix not in PLOTS:
+        raise BenchError(f"--plot {plot}: the name must end in {', '.join(PLOTS)}")
+    for file in (json_file, plot):
+        if file is not None and not file.parent.is_dir():
+            raise BenchError(f"{file} cannot be written: there is no folder {file.parent}")
     console = Console()
     levels = trio.run(_run, url, work, concurrency, rates, key, console)
     rows = [level.summary() for level in levels]

@@ -160,9 +160,14 @@ def _client(work: Callable[[], int]) -> int:
         return work()
     except httpx.HTTPStatusError as error:
         reason = f"{error.request.url} answers {error.response.status_code}"
+    except httpx.ConnectError as error:
+        place = error.request.url.copy_with(path="/")
+        reason = f"no server answers at {place}: {error}; `tgi serve` starts one"
     except httpx.HTTPError as error:
-        reason = f"the server cannot be reached: {error}"
-    except (BatchError, BenchError, RequestError, StartError, OSError) as error:
+        reason = f"the connection to the server was lost: {error}"
+    except OSError as error:
+        reason = str(error) if error.filename is None else f"{error.filename}: {error.strerror}"
+    except (BatchError, BenchError, RequestError, StartError) as error:
         reason = str(error)
     print(f"tgi: {reason}", file=sys.stderr)
     return 1

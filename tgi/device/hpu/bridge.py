@@ -51,7 +51,8 @@ def open_bridge(environ: MutableMapping[str, str]) -> Bridge:
         from habana_frameworks.torch import core  # type: ignore[import-not-found]
         from habana_frameworks.torch.utils.internal import is_lazy  # type: ignore[import-not-found]
     except ImportError as error:
-        raise ConfigError(f"the software of Intel Gaudi cannot be used here: {error}") from error
+        advice = "it comes with Intel's PyTorch images"
+        raise ConfigError(f"the software of Intel Gaudi cannot be used here: {error}; {advice}") from error
     if bool(is_lazy()) != lazy:
         mode = environ["PT_HPU_LAZY_MODE"]
         raise ConfigError(f"habana_frameworks was imported before PT_HPU_LAZY_MODE was set to {mode}")
