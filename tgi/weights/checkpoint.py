@@ -140,7 +140,7 @@ class Checkpoint:
         return not view(self._files[name], name).any()
 
     def bytes_of(self, name: str) -> bytes:
-        """Return the bytes of a tensor, whatever its shape."""
+        """Return the bytes of a tensor of any shape."""
         return view(self._files[name], name).view(torch.uint8).numpy().tobytes()
 
     def strange(self, asked: Collection[str] | None = None) -> list[str]:
