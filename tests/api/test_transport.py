@@ -476,16 +476,23 @@ class HTTP2:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
-        self._connection = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+        unchecked = dict.fromkeys(("validate_outbound_headers", "normalize_outbound_headers"), False)
+        self._connection = H2Connection(
+            H2Configuration(client_side=True, header_encoding="utf-8", **unchecked)
+        )
         self._connection.initiate_connection()
         self.statuses: dict[int, str] = {}
         self.ended: set[int] = set()
+        """Streams that the server has ended or reset."""
 
     def begin(self, method: str, path: str, body: bytes | None = None, *, end: bool = True) -> int:
-        number: int = self._connection.get_next_available_stream_id()
         names = {":method": method, ":path": path, ":scheme": "http", ":authority": "x"}
-        headers = [*names.items(), ("content-type", "application/json")]
-        self._connection.send_headers(number, headers, end_stream=body is None)
+        return self.begin_with({**names, "content-type": "application/json"}, body, end=end)
+
+    def begin_with(self, headers: dict[str, str], body: bytes | None = None, *, end: bool = True) -> int:
+        """Begin a stream with headers that may break every rule."""
+        number: int = self._connection.get_next_available_stream_id()
+        self._connection.send_headers(number, list(headers.items()), end_stream=body is None)
         if body is not None:
             self.send(number, body, end=end)
         return number
@@ -505,7 +512,7 @@ class HTTP2:
             for event in self._connection.receive_data(data):
                 if isinstance(event, h2.events.ResponseReceived):
                     self.statuses[event.stream_id] = dict(event.headers)[":status"]
-                elif isinstance(event, h2.events.StreamEnded):
+                elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
                     self.ended.add(event.stream_id)
                 elif isinstance(event, h2.events.DataReceived):
                     self._connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
@@ -544,6 +551,45 @@ async def test_http2_answers_before_the_end_of_a_body_without_cutting_others(
         client.send(refused, b"y" * 1000)
         await client.finish(long)
         assert client.statuses == {long: "200", refused: status}
+
+
+HEAD = {":method": "GET", ":path": "/health", ":scheme": "http", ":authority": "x"}
+POST = HEAD | {":method": "POST", ":path": "/generate", "content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (HEAD | {"X-Upper": "1"}, None),
+        (HEAD | {"connection": "close"}, None),
+        (HEAD | {"x-a": "a\r\nb: c"}, None),
+        (HEAD | {":path": ""}, None),
+        (HEAD | {":path": "/é"}, None),
+        (HEAD | {":method": "GÉT"}, None),
+        (HEAD | {":authority": "é"}, None),
+        ({":method": "CONNECT", ":authority": "x:80"}, None),
+        ({":method": "GET", ":scheme": "http", ":authority": "x"}, None),
+        (POST | {"content-length": "5"}, b"longer than that"),
+        (POST | {"content-length": "50"}, b"shorter"),
+        (POST | {"content-length": "x"}, b"{}"),
+        (HEAD | {"x-long": "x" * 100_000}, None),
+    ],
+)
+async def test_a_malformed_request_of_http2_ends_alone(headers: dict[str, str], body: bytes | None) -> None:
+    """RFC 9113, 8.1.1: malformed requests are errors of a stream."""
+    async with serving(step_seconds=0.01) as server, http2(server) as client:
+        long = client.begin("POST", "/generate_stream", LONG)
+        malformed = client.begin_with(headers, body)
+        await client.finish(malformed)
+        assert client.statuses.get(malformed) == ("431" if "x-long" in headers else None)
+        await client.finish(long, client.begin("GET", "/health"))
+        assert client.statuses[long] == "200"
+
+
+async def test_http2_takes_streams_begun_before_the_limit_is_known() -> None:
+    async with serving(step_seconds=0.01) as server, http2(server) as client:
+        await client.finish(*(client.begin("GET", "/health") for _ in range(400)))
+        assert len(client.statuses) == 400
 
 
 async def test_http2_streams_that_are_begun_and_reset_at_once_cost_no_other_and_leave_nothing() -> None:

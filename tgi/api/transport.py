@@ -10,12 +10,15 @@ import os
 import secrets
 import ssl
 import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, cast
 
 import attrs
+import h2.connection
 import h2.events
+import h2.exceptions
+import h2.stream
 import h11
 import hypercorn.protocol
 import hypercorn.trio.run
@@ -51,6 +54,8 @@ MAX_ID = 128
 """Maximum length of an `x-request-id` that is taken over, in characters."""
 MAX_HEADER_BYTES = 64 * 1024
 """Maximum size of a request's path and headers; larger ones are answered with 431."""
+EARLY_STREAMS = 512
+"""Streams of HTTP/2 that a connection may have beyond the limit, which clients do not know at first."""
 _RECEIVE_BYTES = 64 * 1024
 _REASONS = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 _EXCHANGE = "tgi.exchange"
@@ -74,7 +79,7 @@ def configure(config: Config, *, keep_alive_seconds: float, tls: ssl.SSLContext 
     config.h2_max_concurrent_streams = 256  # beyond, clients wait by themselves
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[attr-defined]
-    hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[attr-defined]
+    hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[assignment,attr-defined]
 
 
 class Connection(TCPServer):
@@ -143,8 +148,69 @@ class _HTTP1(H11Protocol):
         await super()._send_h11_event(event)
 
 
+class _Stream(h2.stream.H2Stream):
+    """A stream of HTTP/2 that a malformed request ends alone (RFC 9113, 8.1.1)."""
+
+    def receive_headers(self, *given: Any) -> Any:
+        with self._ending_alone():
+            frames, events = super().receive_headers(*given)
+            if isinstance(events[0], h2.events.RequestReceived):
+                named = {name: value for name, value in events[0].headers if name.startswith(b":")}
+                if b":path" not in named or not all(value.isascii() for value in named.values()):
+                    raise h2.exceptions.ProtocolError("a path and a method of ASCII are missing")
+            return frames, events
+
+    def receive_data(self, *given: Any) -> Any:
+        with self._ending_alone():
+            return super().receive_data(*given)
+
+    @contextmanager
+    def _ending_alone(self) -> Iterator[None]:
+        """Turn an error that would end the connection into one that h2 answers with RST_STREAM."""
+        try:
+            yield
+        except h2.exceptions.StreamClosedError:
+            raise
+        except h2.exceptions.ProtocolError as error:
+            self.reset_stream(error.error_code)
+            try:
+                self.state_machine.reset_stream_on_error(h2.stream.StreamState.OPEN)
+            except h2.exceptions.StreamClosedError as closed:
+                closed.error_code = error.error_code
+                raise closed from error
+
+
+class _Streams(h2.connection.H2Connection):
+    """A connection of HTTP/2 whose requests fail alone, without priorities (RFC 9113, 5.3.2)."""
+
+    @property
+    def open_inbound_streams(self) -> int:
+        """Number of open streams without those that a client opens before it has read the limit."""
+        return max(0, super().open_inbound_streams - EARLY_STREAMS)
+
+    def _begin_new_stream(self, *given: Any) -> h2.stream.H2Stream:
+        stream = super()._begin_new_stream(*given)
+        stream.__class__ = _Stream
+        return stream
+
+    def _receive_headers_frame(self, frame: Any) -> Any:
+        frame.flags.discard("PRIORITY")
+        return super()._receive_headers_frame(frame)
+
+    def _receive_priority_frame(self, _frame: Any) -> Any:
+        return [], []
+
+
 class _HTTP2(H2Protocol):
-    """HTTP/2 that survives data for a stream that has been answered already."""
+    """HTTP/2 whose requests fail alone, also with data for a stream that has been answered already."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        settings = self.connection.local_settings
+        self.connection = _Streams(self.connection.config)
+        self.connection.local_settings = settings
+        # A decoder that gives up would cost the connection; `_refusal` looks at the size again.
+        self.connection.decoder.max_header_list_size = 4 * MAX_HEADER_BYTES
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
