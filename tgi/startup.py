@@ -25,7 +25,8 @@ from tgi.plugins import ConfigError
 from tgi.plugins.machine import Machine
 from tgi.protocol import Load, Loaded, Progress
 from tgi.scheduler import Buckets, Router, Scheduler
-from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool, Prefixes
 from tgi.scheduler.loras import LoraError, Loras
 from tgi.scheduler.schedule import TIES
 from tgi.text.chat_template import ChatTemplates

@@ -12,7 +12,8 @@ from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.protocol import unpack_ints
-from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets, StepCosts
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import SPREAD_STEPS, decodable, decoding_room, may_guess, plan

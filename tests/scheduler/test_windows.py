@@ -7,7 +7,8 @@ from tgi.device.costs import Costs
 from tgi.limits import Limits
 from tgi.planning.buckets import Bucketing, make_buckets
 from tgi.planning.shapes import ShapeLimits
-from tgi.scheduler.blocks import BlockAllocator, BlockPool
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool
 from tgi.scheduler.buckets import Buckets
 from tgi.scheduler.commit import commit
 from tgi.scheduler.policy import plan

@@ -21,7 +21,8 @@ from tgi.metrics import Metrics
 from tgi.protocol import Bucket, Result
 from tgi.text.grammar import GrammarError
 
-from .blocks import BlockAllocator, BlockStatistics
+from .allocator import BlockAllocator
+from .blocks import BlockStatistics
 from .buckets import Buckets
 from .commit import commit
 from .loras import Lora, Loras

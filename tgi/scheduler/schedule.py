@@ -14,7 +14,7 @@ import msgspec
 from tgi.limits import Limits
 from tgi.protocol import Bucket, LaneParams, Step, ints
 
-from .blocks import BlockAllocator
+from .allocator import BlockAllocator
 from .buckets import Buckets, StepCosts
 from .fairness import FairQueue
 from .guessing import Guesser

@@ -12,7 +12,8 @@ from tgi.limits import Limits
 from tgi.plugins import DeviceSpec
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Sequence, Token
-from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool, Prefixes
 from tgi.text.stopping import StoppingCriteria
 
 

@@ -20,7 +20,8 @@ from tgi.plugins import devices, load_plugins
 from tgi.protocol import Describe, Load, LoraSlots
 from tgi.ranks import StartRanks, local_ranks
 from tgi.scheduler import Scheduler, Token
-from tgi.scheduler.blocks import BlockAllocator, BlockPool, Prefixes
+from tgi.scheduler.allocator import BlockAllocator
+from tgi.scheduler.blocks import BlockPool, Prefixes
 from tgi.scheduler.loras import Loras
 from tgi.text.detokenizer import Detokenizer
 from tgi.text.tokenizer import Tokenizer
