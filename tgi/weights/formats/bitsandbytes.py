@@ -92,7 +92,8 @@ def _read_factors(reader: Reader, name: str, count: int, state: dict[str, Any]) 
     codes = _raw(reader, f"{name}.absmax", [count], torch.uint8)
     table = _raw(reader, f"{name}.nested_quant_map", [256], torch.float32)
     factors = _raw(reader, f"{name}.nested_absmax", [math.ceil(count / size)], torch.float32)
-    return table[codes.int()] * factors.repeat_interleave(size)[:count] + state["nested_offset"]
+    nested: torch.Tensor = table[codes.int()] * factors.repeat_interleave(size)[:count]
+    return nested + float(state["nested_offset"])
 
 
 def _read_state(reader: Reader, name: str) -> dict[str, Any]:
