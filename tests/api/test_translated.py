@@ -7,6 +7,8 @@ from typing import Any
 
 import attrs
 import pytest
+from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
+from pydantic import TypeAdapter
 
 from tgi.api import refused
 from tgi.config import Options
@@ -280,10 +282,49 @@ async def test_a_response_is_gone_on_from_until_it_is_forgotten() -> None:
         assert (await server.ask("GET", path)).json == first
         items = (await server.ask("GET", f"/v1/responses/{then['id']}/input_items")).json["data"]
         assert [item.get("role") for item in items] == ["user", "assistant", "user"]
+        assert items[0]["content"] == [{"type": "input_text", "text": "And?"}]
         assert (await server.ask("DELETE", path)).json["deleted"] is True
         assert (await server.ask("GET", path)).status == 404
         unstored = (await respond(server, store=False)).json
         assert (await server.ask("GET", f"/v1/responses/{unstored['id']}")).status == 404
+
+
+async def test_items_are_listed_as_openai_does_a_page_at_a_time() -> None:
+    said = {"role": "assistant", "content": "b"}
+    items = [{**USER, "content": "a"}, said, {**USER, "content": "c", "id": "mine"}]
+    async with serving(saying(HELLO), template=HERMES) as server:
+        path = f"/v1/responses/{(await respond(server, input=items)).json['id']}/input_items"
+
+        async def page(query: str) -> tuple[list[str], bool]:
+            listed = (await server.ask("GET", f"{path}?{query}")).json
+            read = ResponseItemList.model_validate(listed)
+            assert [listed["first_id"], listed["last_id"]] == [read.data[0].id, read.data[-1].id]
+            return [one.content[0].text for one in read.data], read.has_more  # type: ignore
+
+        assert await page("") == (["c", "b", "a"], False)
+        assert await page("limit=2") == (["c", "b"], True)
+        assert await page("after=mine&limit=2") == (["b", "a"], False)
+        assert await page("order=asc&limit=1") == (["a"], True)
+        for query in ("limit=0", "limit=101", "limit=x", "after=x"):
+            assert (await server.ask("GET", f"{path}?{query}")).status == 400, query
+
+
+@pytest.mark.parametrize(
+    ("says", "more"),
+    [
+        (HELLO, {}),
+        (HELLO, {"max_output_tokens": 2, "instructions": "Brief.", "metadata": {"a": "b"}, "temperature": 0}),
+        (HERMES_CALL, {"tools": [{"type": "function", **TOOL}], "tool_choice": "required"}),
+        (THOUGHT, {}),
+        ("1", {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"const": 1}}}}),
+    ],
+)
+async def test_answers_and_events_are_those_of_openais_library(says: str, more: dict[str, Any]) -> None:
+    event = TypeAdapter[Any](ResponseStreamEvent)
+    async with serving(saying(says), template=THINKS if says == THOUGHT else HERMES) as server:
+        Response.model_validate((await respond(server, **more)).json)
+        for told in named(await respond(server, stream=True, **more)):
+            event.validate_python(told)
 
 
 async def test_ollama_streams_lines_by_default() -> None:

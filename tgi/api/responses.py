@@ -5,7 +5,7 @@ from http import HTTPMethod
 from typing import Any
 
 import msgspec
-from quart import Response
+from quart import Response, request
 
 from tgi.errors import ApiError, UnknownResponse, ValidationError
 from tgi.text.tool_calls import AnswerDelta
@@ -14,6 +14,9 @@ from .call import Call, Route, get, json_answer, post
 from .openai.answers import Reason
 from .response_requests import ResponseReasoning, ResponsesRequest, input_items, to_chat
 from .translated import Json, TranslatedAnswer, answer_chat, named_event, naming
+
+MAX_LISTED = 100
+"""Maximum number of items that are listed at once."""
 
 
 @naming(max_tokens="max_output_tokens", messages="input", response_format="text.format")
@@ -94,7 +97,10 @@ class ResponseAnswer(TranslatedAnswer):
         usage = self.usage
         response["usage"] = {
             "input_tokens": usage.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": usage.prompt_tokens_details.cached_tokens},
+            "input_tokens_details": {
+                "cached_tokens": usage.prompt_tokens_details.cached_tokens,
+                "cache_write_tokens": 0,
+            },
             "output_tokens": usage.completion_tokens,
             "output_tokens_details": {"reasoning_tokens": self.thought_tokens},
             "total_tokens": usage.total_tokens,
@@ -198,11 +204,33 @@ async def stored(call: Call[None]) -> Response:
 
 
 async def items_before(call: Call[None]) -> Response:
-    """Answer with the items before a response."""
-    items = call.service.responses.get(call.arguments["id"]).items
-    ids = [item.get("id") for item in items]
-    listed = {"object": "list", "data": items, "has_more": False}
-    return json_answer({**listed, "first_id": ids[0] if ids else None, "last_id": ids[-1] if ids else None})
+    """Answer with the items before a response, the latest first, unless the query says `order=asc`."""
+    before = call.service.responses.get(call.arguments["id"])
+    items = [_listed(item, f"item_{number}") for number, item in enumerate(before.items)]
+    limit, after = request.args.get("limit", "20"), request.args.get("after")
+    if not limit.isdecimal() or not 1 <= int(limit) <= MAX_LISTED:
+        raise ValidationError(f"`limit` must be >= 1 and <= {MAX_LISTED}")
+    if request.args.get("order", "desc") != "asc":
+        items.reverse()
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise ValidationError(f"`after`: there is no item {after}")
+        items = items[ids.index(after) + 1 :]
+    data = items[: int(limit)]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    listed = {"object": "list", "data": data, "has_more": len(items) > len(data)}
+    return json_answer({"first_id": None, "last_id": None, **ends, **listed})
+
+
+def _listed(item: Json, id_: str) -> Json:
+    """Return an item in its long form, with an id that a client did not give."""
+    made = {**item, "id": item.get("id") or id_, "type": item.get("type") or "message"}
+    if isinstance(content := item.get("content"), str):
+        said = item.get("role") == "assistant"
+        kind: Json = {"type": "output_text", "annotations": []} if said else {"type": "input_text"}
+        made["content"] = [{**kind, "text": content}]
+    return {"status": "completed", **made}
 
 
 async def delete(call: Call[None]) -> Response:
