@@ -31,6 +31,10 @@ def test_answers_stream_and_are_kept_in_the_browser(found: Any, reference: Any) 
     assert (chat["new"], chat["deleted"]) == (0, 0)
 
 
+def test_a_lost_connection_is_told_and_the_question_asked_again(found: Any) -> None:
+    assert found["lost"] == {"said": "The connection to the server is lost.", "errors": 0}
+
+
 def test_the_keyboard_is_enough(found: Any) -> None:
     assert found["keyboard"] == {
         "skip": "Skip to the message",

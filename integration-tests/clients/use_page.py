@@ -81,6 +81,19 @@ def chat(browser: Browser) -> Any:
     return found
 
 
+def lost(browser: Browser) -> Any:
+    page = open_page(browser)
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.fill("#message", QUESTION)
+    page.press("#message", "Enter")
+    said = page.get_by_role("alert").inner_text()
+    problems.clear()  # the browser logs the request that was refused
+    page.unroute("**/v1/chat/completions")
+    page.get_by_role("button", name="Retry").click()
+    page.locator("article.assistant footer .note").wait_for()
+    return {"said": said, "errors": page.get_by_role("alert").count()}
+
+
 def keyboard(browser: Browser) -> Any:
     page = open_page(browser)
     page.keyboard.press("Tab")
@@ -154,7 +167,7 @@ def markdown(browser: Browser) -> Any:
 with sync_playwright() as playwright:
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     browser = playwright.chromium.launch(executable_path=BROWSER, args=flags)
-    parts = (chat, keyboard, engine, themes, phone, markdown)
+    parts = (chat, lost, keyboard, engine, themes, phone, markdown)
     found = {part.__name__: part(browser) for part in parts}
     browser.close()
 print(json.dumps({**found, "problems": problems}))

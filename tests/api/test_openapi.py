@@ -354,13 +354,29 @@ async def test_docs_are_served_whole_from_here() -> None:
         assert served.json == ours()
 
 
+async def names_of_assets(server: Server, page: Answer) -> set[str]:
+    """Return the names of the files that a page loads, which are there."""
+    names = {name.decode() for name in re.findall(rb'(?:href|src)="(/[^"]+)"', page.body)}
+    for name in names:
+        assert (await server.ask("GET", name)).status == 200
+    return names
+
+
+async def test_a_page_behind_a_prefix_needs_no_slash_at_the_end() -> None:
+    async with serving(options=Options(root_path="/llm/")) as server:
+        for path in ("/llm", "/llm/", "/"):  # a proxy may cut the prefix off
+            page = await server.ask("GET", path, headers={"accept": "text/html"})
+            assert "/llm/page/page.js" in await names_of_assets(server, page)
+            answer = await server.ask("GET", f"{path.rstrip('/')}/docs")
+            assert answer.headers["location"] == "/llm/docs/"
+
+
 async def test_browsers_get_a_page_whole_from_here_and_nobody_else_does() -> None:
     async with serving() as server:
         page = await server.ask("GET", "/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
         assert page.headers["content-type"].startswith("text/html")
         assert "default-src 'self'" in page.headers["content-security-policy"]
-        for name in re.findall(rb'(?:href|src)="(page/[^"]+)"', page.body):
-            assert (await server.ask("GET", f"/{name.decode()}")).status == 200
+        assert await names_of_assets(server, page) >= {"/page/page.js", "/page/page.css"}
         for accept in ("*/*", "application/json", "text/plain"):
             answer = await server.ask("GET", "/", headers={"accept": accept})
             assert (answer.status, answer.body) == (200, b"")

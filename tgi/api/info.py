@@ -270,7 +270,10 @@ async def root(call: Call[None]) -> Response:
     """Answer `/`: browsers get the page, every other client what `/health` answers."""
     if "text/html" not in request.accept_mimetypes.values():
         return await health(call)
-    return await _asset(PAGE_FOLDER / "index.html", PAGE_HEADERS)
+    page = await _asset(PAGE_FOLDER / "index.html", PAGE_HEADERS)
+    text = (await page.get_data(as_text=True)).replace('"page/', f'"{_prefix(call)}/page/')
+    page.set_data(text)  # the address may be /llm, without the slash that makes relative links right
+    return page
 
 
 async def page_asset(call: Call[None]) -> Response:
@@ -286,9 +289,13 @@ async def _asset(file: Path, headers: Mapping[str, str] | None = None) -> Respon
     return Response(data, 200, {"content-type": MEDIA_TYPES[file.suffix], **(headers or {})})
 
 
-async def docs(_call: Call[None]) -> Response:
+async def docs(call: Call[None]) -> Response:
     """Answer `/docs`."""
-    return empty_answer(303, {"location": "/docs/"})
+    return empty_answer(303, {"location": f"{_prefix(call)}/docs/"})
+
+
+def _prefix(call: Call[None]) -> str:
+    return call.service.options.root_path.rstrip("/")
 
 
 async def docs_page(_call: Call[None]) -> Response:

@@ -138,6 +138,7 @@ async function answer() {
   const controller = running = new AbortController();
   const started = performance.now();
   let first = null;
+  let denied = false;
   busy(true);
   try {
     const body = bodyOf(conversation.messages);
@@ -151,15 +152,21 @@ async function answer() {
     }
   } catch (error) {
     if (conversation.messages.at(-1) !== message) conversation.messages.push(message);
+    denied = error.status === 401;
     if (error.name === "AbortError") message.note = "Stopped.";
-    else message.error = error.status === 401 ? "The server wants an API key: enter it in the settings." : error.message;
-    if (error.status === 401) $("settings").hidden = false;
+    else message.error = denied ? "The server wants an API key: enter it in the settings, then retry." : error.message;
   }
   if (running === controller) running = null;
   save("chats", chats);
   busy(running !== null);
   $("spoken").textContent = message.error ?? message.content;
   draw();
+  if (denied) askKey();
+}
+
+function askKey() {
+  if ($("settings").hidden) toggle("settings-toggle", "settings");
+  $("settings-form").elements.key.focus();
 }
 
 // Add an event of the stream to the message.

@@ -7,6 +7,9 @@ import { load, save } from "./store.js";
 
 const $ = (id) => document.getElementById(id);
 
+// Behind --root-path, the server is asked at addresses relative to the page's.
+if (!location.pathname.endsWith("/")) location.replace(`${location.pathname}/${location.search}${location.hash}`);
+
 function show() {
   const engine = location.hash === "#engine";
   $("chat-view").hidden = engine;

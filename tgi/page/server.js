@@ -19,7 +19,7 @@ export async function get(path) {
 export async function* stream(path, body, key, signal) {
   const headers = { "content-type": "application/json" };
   if (key) headers.authorization = `Bearer ${key}`;
-  const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  const response = await fetch(path, { method: "POST", headers, body: JSON.stringify(body), signal }).catch(lost);
   if (!response.ok) throw errorOf(response, await response.text());
   let buffered = "";
   for await (const text of textOf(response.body)) {
@@ -39,13 +39,17 @@ async function* textOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   try {
     for (;;) {
-      const { done, value } = await reader.read();
+      const { done, value } = await reader.read().catch(lost);
       if (done) return;
       yield value;
     }
   } finally {
     reader.cancel().catch(() => {});
   }
+}
+
+function lost(error) {
+  throw error.name === "AbortError" ? error : new ServerError(0, "The connection to the server is lost.");
 }
 
 function errorOf(response, text) {
