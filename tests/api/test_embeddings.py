@@ -84,6 +84,7 @@ async def test_embed_is_teis() -> None:
         assert await asking.ask("/embed", inputs=TEXT) == [pytest.approx(vector(TEXT))]
         plain = await asking.ask("/embed", inputs=[TEXT, OTHER], normalize=False)
         assert plain == [[len(tokens(text)), tokens(text)[0], 0, 1] for text in (TEXT, OTHER)]
+        assert await asking.ask("/embed", inputs=[tokens(TEXT), tokens(OTHER)], normalize=False) == plain
         await asking.ask("/embed", inputs=TEXT, prompt_name="query")
         assert asking.pooler.seen[-1].ids == tokens("Q: " + TEXT)
         error = await asking.ask("/embed", 422, inputs=TEXT, prompt_name="passage")
@@ -173,6 +174,16 @@ async def test_without_a_reranker_scores_are_cosines() -> None:
         expected = [1.0, vector(TEXT) @ vector("what is deep")]
         assert [row["score"] for row in found["data"]] == pytest.approx(expected)
         assert len(asking.pooler.seen) == 2, "each text is computed once"
+
+
+@pytest.mark.parametrize("ranks", [False, True])
+async def test_nothing_to_order_is_refused(ranks: bool) -> None:
+    async with embedding(ranks=ranks) as asking:
+        error = await asking.ask("/v1/rerank", 400, query=TEXT, documents=[])
+        assert "there is no text" in error["error"]["message"]
+        await asking.ask("/rerank", 422, query=TEXT, texts=[])
+        found = await asking.ask("/v1/rerank", query=TEXT, documents=[OTHER], return_documents=None)
+        assert found["results"][0]["document"] == {"text": OTHER}
 
 
 async def test_who_asks_the_wrong_model_is_told() -> None:

@@ -23,19 +23,21 @@ from .refused import refusing
 
 Array = npt.NDArray[np.float32]
 Item = TypeVar("Item")
+NO_TEXT = "there is no text"
 MAX_TEXTS = 2048
 """Maximum texts of a request, as OpenAI has it."""
 INLINE_NUMBERS = 20_000
 """Numbers of vectors that are written on the event loop; more would delay other requests."""
 _TRUNCATE = about("Cut texts that are longer than the model takes, instead of refusing them.")
 _MODEL = about("Not read: the server has one model.")
+_INPUT = Annotated[str | list[str | int | list[int]], about("Texts, or their tokens.")]
 
 
 @refusing(refused.EMBEDDINGS)
 class EmbeddingRequest(msgspec.Struct):
     """The body of OpenAI's `/v1/embeddings`."""
 
-    input: Annotated[str | list[str | int | list[int]], about("Texts, or their tokens.")]
+    input: _INPUT
     model: Annotated[str | None, _MODEL] = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None, about("Numbers, or base64 of little-endian float32.")
@@ -79,7 +81,7 @@ class EmbeddingResponse(ListResponse[Embedding]):
 class EmbedRequest(msgspec.Struct):
     """The body of TEI's `/embed`."""
 
-    inputs: Annotated[str | list[str], about("Texts.")]
+    inputs: _INPUT
     normalize: Annotated[bool, about("Scale vectors to length 1.")] = True
     truncate: Annotated[bool | None, _TRUNCATE] = None
     prompt_name: Annotated[str | None, about("Name of one of the model's prompts, which comes first.")] = None
@@ -100,7 +102,7 @@ class RerankRequest(msgspec.Struct):
     documents: Annotated[list[str | Document], about("The texts to order.", minItems=1)]
     model: Annotated[str | None, _MODEL] = None
     top_n: Annotated[int | None, about("Number of results; null: all.")] = None
-    return_documents: Annotated[bool, about("Have the texts in the results.")] = True
+    return_documents: Annotated[bool | None, about("Have the texts in the results; null: yes.")] = True
     truncate: Annotated[bool | None, _TRUNCATE] = None
 
 
@@ -217,7 +219,9 @@ async def rerank(call: Call[RerankRequest | TextsRequest]) -> Response:
     if body.top_n is not None and body.top_n < 1:
         raise ValidationError("`top_n` must be at least 1")
     results = [
-        RerankResult(index, scores[index], Document(texts[index]) if body.return_documents else UNSET)
+        RerankResult(
+            index, scores[index], Document(texts[index]) if body.return_documents is not False else UNSET
+        )
         for index in order[: body.top_n]
     ]
     model = call.embedder.model.served_name
@@ -248,7 +252,7 @@ def _listed(given: Any) -> list[Any]:
     if isinstance(given, str) or (given and all(isinstance(one, int) for one in given)):
         return [given]
     if not given:
-        raise ValidationError("there is no text")
+        raise ValidationError(NO_TEXT)
     if any(isinstance(one, int) for one in given):
         raise ValidationError("tokens stand beside texts: give one list of tokens, or a list of such lists")
     if len(given) > MAX_TEXTS:
@@ -324,6 +328,8 @@ async def _scores(
     call: Call[Any], pairs: list[tuple[str, str]], truncate: bool | None, raw: bool
 ) -> tuple[list[float], int]:
     """Return the scores of pairs: the reranker's, or the cosine of their embeddings; and their tokens."""
+    if not pairs:
+        raise ValidationError(NO_TEXT)
     if len(pairs) > MAX_TEXTS:
         raise ValidationError(f"{len(pairs)} texts are more than {MAX_TEXTS}")
     embedder = call.embedder
