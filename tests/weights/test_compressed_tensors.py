@@ -134,6 +134,7 @@ def fp8(
     return {"weight": numbers, name: scales if shape is None else scales.reshape(shape)}, matrix
 
 
+GPTQMODEL = {"quant_method": "fp8", "format": "float8_e4m3fn", "weight_scale_semantics": "inverse"}
 FLOAT = {"type": "float", "num_bits": 8, "group_size": None}
 CHANNELS = config("float-quantized", DYNAMIC | {"type": "float"}, strategy="channel", **FLOAT)
 TENSOR = config("float-quantized", DYNAMIC | {"type": "float"}, strategy="tensor", **FLOAT)
@@ -145,6 +146,10 @@ FP8_KINDS: dict[str, tuple[dict[str, Any], Any]] = {
     "DeepSeek": (
         {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [32, 32]},
         lambda weight: fp8(weight, 32, 32, "weight_scale_inv"),
+    ),
+    "ModelOpt": (
+        {"quant_method": "modelopt", "quant_algo": "FP8_PER_CHANNEL_PER_TOKEN"},
+        lambda weight: fp8(weight, 1, 9999, "weight_scale", [64]),
     ),
     "AutoFP8": (
         {"quant_method": "fp8", "activation_scheme": "dynamic"},
@@ -164,6 +169,25 @@ def test_fp8_weights_are_made_dense(tmp_path: Path, kind: str) -> None:
     for dim, cut in CUTS:
         got = read(tmp_path, tensors, settings, Device(), TensorPart("x.weight", (64, 96), dim, cut))
         assert torch.equal(got.dense(), matrix[(slice(None),) * dim + (cut or slice(None),)])
+
+
+@pytest.mark.parametrize(
+    ("settings", "height", "width", "shape"),
+    [
+        ({"weight_scale_method": "row"}, 1, 9999, [64]),
+        ({"weight_scale_method": "tensor"}, 9999, 9999, []),
+        ({"weight_scale_method": "block", "weight_block_size": [32, 32]}, 32, 32, None),
+    ],
+)
+def test_scales_that_are_factors_from_real_to_stored(
+    tmp_path: Path, settings: dict[str, Any], height: int, width: int, shape: Any
+) -> None:
+    """GPTQModel writes such ones under the name that DeepSeek gave to factors from stored to real."""
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    tensors, matrix = fp8(weight, height, width, "weight_scale_inv", shape)
+    tensors["weight_scale_inv"] = 1 / tensors["weight_scale_inv"]
+    got = read(tmp_path, tensors, GPTQMODEL | settings, Device(), TensorPart("x.weight", (64, 96)))
+    torch.testing.assert_close(got.dense(), matrix, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["channels", "DeepSeek"])
@@ -220,7 +244,7 @@ def test_layers_of_several_groups(tmp_path: Path) -> None:
         (config("pack-quantized") | {"transform_config": {"config_groups": {}}}, "'transform_config' is set"),
         (config("pack-quantized") | {"kv_cache_scheme": DYNAMIC}, "'kv_cache_scheme' is"),
         (config("pack-quantized") | {"config_groups": {}}, "'config_groups' is empty"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'quant_algo' is 'NVFP4'"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'quant_algo' is 'W4A8_AWQ'"),
         ({"quant_method": "fp8", "fmt": "e5m2", "activation_scheme": "dynamic"}, "'fmt' is 'e5m2'"),
     ],
 )

@@ -15,6 +15,7 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Operations, Reader, WeightFormat
 from .fp8 import FP8, FP8_LIMIT
+from .fp8_wide import has_inverse_scales
 from .stored import make_dense
 
 BLOCK = 128
@@ -64,7 +65,8 @@ class Fp8Blocks(WeightFormat):
     @classmethod
     def means(cls, config: JsonReader) -> bool:
         """Return whether blocks have that size."""
-        return super().means(config) and config.data.get("weight_block_size") == [BLOCK, BLOCK]
+        known = config.data.get("weight_block_size") == [BLOCK, BLOCK]
+        return super().means(config) and known and not has_inverse_scales(config)
 
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:

@@ -1,9 +1,10 @@
 """Weights in 8 bits (e4m3) with scales by tensor, by channel or by block.
 
 Beside the numbers "x.weight" [out, in] a checkpoint has "x.weight_scale" or "x.weight_scale_inv": [] or [1],
-[out] or [out, 1], or a scale for each block. Written by compressed-tensors, AutoFP8, FBGEMM, and for DeepSeek
-and Qwen. A device that keeps fp8 rounds each row of its inputs by its own greatest number. Where a row has
-several scales, and on other devices, weights are made dense while they are loaded.
+[out] or [out, 1], or a scale for each block. Written by compressed-tensors, AutoFP8, FBGEMM, ModelOpt and
+GPTQModel, and for DeepSeek and Qwen. A device that keeps fp8 rounds each row of its inputs by its own
+greatest number. Where a row has several scales, and on other devices, weights are made dense while they are
+loaded.
 """
 
 from typing import Any, Self
@@ -19,6 +20,8 @@ from .compressed import fault_beside_weights, format_of, group_for, groups_of, s
 from .fp8 import FORMATS, FP8, Fp8Weight, ScaledCache
 from .stored import make_dense
 
+_CHANNELS = "FP8_PER_CHANNEL_PER_TOKEN"
+"""ModelOpt's name for scales by channel."""
 _SUFFIXES = ("_scale_inv", "_scale")
 
 
@@ -27,22 +30,26 @@ class WideFp8(ScaledCache, WeightFormat):
     """Any fp8 whose inputs have no fixed scales."""
 
     name = "fp8"
-    methods = frozenset({"fp8", "compressed-tensors", "fbgemm_fp8"})
+    methods = frozenset({"fp8", "compressed-tensors", "fbgemm_fp8", "modelopt"})
     scope = "e4m3 weights by tensor, channel or block"
 
     blocks: "dict[str, Any]"
     """Groups of layers as in compressed-tensors' "config_groups"."""
+    inverse: bool = False
+    """Whether scales are factors from real to stored, as GPTQModel writes them."""
 
     @classmethod
     def means(cls, config: JsonReader) -> bool:
         """Return whether no layer has integers."""
+        if config(str, "quant_method", "none") == "modelopt":
+            return config(str, "quant_algo", "") == _CHANNELS
         return super().means(config) and not stores_integers(config)
 
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the first setting that asks for something else."""
         if config(str, "quant_method") != "compressed-tensors":
-            kind = config.data.get("fmt", "e4m3")
+            kind = config.data.get("fmt", config.data.get("format", "e4m3"))
             return None if kind in ("e4m3", "float8_e4m3fn") else f"'fmt' is {kind!r}"
         groups = groups_of(config)
         for name, group in groups.items():
@@ -62,8 +69,9 @@ class WideFp8(ScaledCache, WeightFormat):
         block = config(list, "weight_block_size", None)
         weights = {"strategy": "block", "block_structure": block}
         if not block:
-            weights = {"strategy": "channel" if method == "fbgemm_fp8" else "tensor"}
-        return cls({"all": {"targets": ["Linear"], "weights": weights}})
+            by_row = method in ("fbgemm_fp8", "modelopt") or config(str, "weight_scale_method", "") == "row"
+            weights = {"strategy": "channel" if by_row else "tensor"}
+        return cls({"all": {"targets": ["Linear"], "weights": weights}}, has_inverse_scales(config))
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the weight's scale if the checkpoint lacks it."""
@@ -89,12 +97,18 @@ class WideFp8(ScaledCache, WeightFormat):
         }[weights["strategy"]]  # fmt: skip
         name = next(name for suffix in _SUFFIXES if (name := f"{part.name}{suffix}") in reader)
         scales = _read_scales(reader, name, [-(-out // height), -(-size // width)])
+        scales = 1 / scales if self.inverse else scales
         for kind in ("input_scale", "input_scale_ub"):
             reader.dismiss(f"{module}.{kind}")
         rows, columns = torch.arange(out) // height, torch.arange(size) // width
         if part.indices is not None:
             rows, columns = (rows[part.indices], columns) if part.dim == 0 else (rows, columns[part.indices])
         return scales[rows] if scales.shape[1] == 1 else scales[rows][:, columns]
+
+
+def has_inverse_scales(config: JsonReader) -> bool:
+    """Whether scales are factors from real to stored; "weight_scale_inv" of other tools are not."""
+    return config(str, "weight_scale_semantics", "") == "inverse"
 
 
 def _is_known(weights: Any) -> bool:
