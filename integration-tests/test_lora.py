@@ -62,12 +62,13 @@ def test_streams_are_not_disturbed(start: Any, adapters: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "division",
-    [{"num_shard": 2}, {"pipeline_parallel_size": 2}, {"replicas": 2}],
-    ids=["ranks", "stages", "replicas"],
+    [{"num_shard": 2}, {"pipeline_parallel_size": 2}, {"replicas": 2}, {"quantize": "int4"}],
+    ids=["ranks", "stages", "replicas", "rounded"],
 )
 def test_divided_models_and_new_ranks(start: Any, adapters: list[Path], division: dict[str, Any]) -> None:
     """However the model is divided, texts are the same, also when a rank is killed in the middle."""
-    alone = start("tgi serve", **options(adapters)).wait_ready()
+    rounding = {name: value for name, value in division.items() if name == "quantize"}
+    alone = start("tgi serve", **options(adapters, **rounding)).wait_ready()
     names = [None, "a0", "a1"]
     wanted = [text_of(alone, name, max_new_tokens=30) for name in names]
     alone.end()

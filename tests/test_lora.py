@@ -172,6 +172,29 @@ def test_families_and_two_ranks(tmp_path, name) -> None:
         torch.testing.assert_close(base, plain, rtol=1e-3, atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def driver(model) -> Driver:
+    return make_driver(model, open_device("cpu", 1), loras=LoraSlots(2, 8))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"target_modules": r".*\.layers\.0\.(self_attn\.(q|v)_proj|mlp\.down_proj)"},
+        {"exclude_modules": ["up_proj"]},
+        {"auto_mapping": {"base_model_class": "LlamaForCausalLM", "unsloth_fixed": True}},
+    ],
+    ids=["pattern", "all but one", "Unsloth"],
+)
+def test_modules_that_peft_chose(tmp_path, model, driver, chosen) -> None:
+    """The file tells which they are, however they were chosen."""
+    adapter = make_adapter(tmp_path, model, 1, **chosen)
+    (wanted,) = peft_logits(model, adapter, [PROMPTS[2]])
+    load(driver, [adapter])
+    driver.start(0, lora=0)
+    torch.testing.assert_close(driver.prefill({0: PROMPTS[2]})[0].logits, wanted, rtol=1e-4, atol=1e-4)
+
+
 def change_config(folder: Path, **fields: object) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
@@ -216,6 +239,17 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: change_tensors(f, lambda t: rename(t, "model.layers.0.self_attn.q_proj", "lm_head")),
         "changes 'lm_head', and adapters of this model can change down_proj, gate_proj, k_proj, o_proj,",
     ),
+    "experts": (
+        lambda f: change_tensors(f, lambda t: rename(t, "0.mlp.down_proj", "0.mlp.experts.3.down_proj")),
+        "changes 'model.layers.0.mlp.experts.3.down_proj'",
+    ),
+    "stacked experts": (
+        lambda f: change_tensors(f, lambda t: rename(t, "0.mlp.down_proj", "0.mlp.experts.base_layer")),
+        "changes 'model.layers.0.mlp.experts.base_layer'",
+    ),
+    "tokens": (lambda f: change_config(f, trainable_token_indices=[3]), "'trainable_token_indices' is"),
+    "layers twice": (lambda f: change_config(f, layer_replication=[[0, 2], [1, 2]]), "'layer_replication'"),
+    "biases of its own": (lambda f: change_config(f, lora_bias=True), "'lora_bias' is true"),
     "other layers": (
         lambda f: change_tensors(f, lambda t: rename(t, "layers.1.", "layers.9.")),
         "'model.layers.9.self_attn",
@@ -237,11 +271,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
         "has rank 9, and --max-lora-rank is 8",
     ),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def driver(model) -> Driver:
-    return make_driver(model, open_device("cpu", 1), loras=LoraSlots(2, 8))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -101,9 +101,11 @@ def test_gptq(tmp_path: Path, order: bool) -> None:
     dense = make_quantized(tmp_path / "model", quantize, gptq_config(group=GROUP, order=order), make)
     adapters = make_adapters(tmp_path, dense)
     got = run(make_driver(tmp_path / "model", Device(1), loras=SLOTS), adapters)
-    for logits, adapter in zip(got, [*adapters, None], strict=True):
+    two = on_threads(tmp_path / "model", 2, partial(run, adapters=adapters), range(1, 99), loras=SLOTS)
+    for logits, divided, adapter in zip(got, two, [*adapters, None], strict=True):
         (wanted,) = peft_logits(dense, adapter, [PROMPT])
         torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(divided, wanted, rtol=1e-3, atol=1e-3)
     cpu = open_device("cpu", 1)
     if not order and "int4" in cpu.keeps:
         got = run(make_driver(tmp_path / "model", cpu, loras=SLOTS), adapters)

@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import trio
@@ -119,6 +120,26 @@ async def test_what_cannot_be_loaded(name: str, path: str, status: int, text: st
         found, told = await load(server, name, path)
         assert found == status
         assert text in told
+
+
+@pytest.mark.parametrize("name", ["org/sql", "数据-ü", "a b", "a%2Fb"])
+async def test_any_text_is_a_name(name: str) -> None:
+    async with serving(loras=SLOTS, options=RUNTIME) as server:
+        assert (await load(server, name))[0] == 200
+        adapted = await text_of(server, adapter_id=name)
+        assert adapted != await text_of(server)
+        answer = await complete(server, model=name)
+        assert (answer["model"], answer["choices"][0]["text"]) == (name, adapted)
+        card = (await server.ask("GET", f"/v1/models/{quote(name)}")).json
+        assert card["id"] == name
+        assert (await unload(server, name))[0] == 200
+
+
+async def test_an_empty_name_is_none() -> None:
+    async with serving(loras=SLOTS) as server:
+        base = await text_of(server)
+        assert await text_of(server, adapter_id="") == await text_of(server, adapter_id=None) == base
+        assert (await complete(server, model=""))["choices"][0]["text"] == base
 
 
 async def test_clients_may_not_load_unless_the_operator_says_so() -> None:

@@ -105,7 +105,7 @@ async def _stream(call: Call[Any], *, full_text: bool) -> Response:
 def _generation(call: Call[Any]) -> Generation:
     body: GenerateRequest = call.body
     named = body.parameters.adapter_id
-    lora = None if named is None else lora_of_id(call.engine, named)
+    lora = lora_of_id(call.engine, named) if named else None
     return generation_of(body.inputs, body.parameters, lora)
 
 

@@ -180,7 +180,7 @@ async def _prediction(call: Call[Any], inputs: str, parameters: GenerateParamete
     prefix = inputs if parameters.return_full_text else ""
     special = call.engine.tokenizer.special_ids
     named = parameters.adapter_id
-    lora = None if named is None else lora_of_id(call.engine, named)
+    lora = lora_of_id(call.engine, named) if named else None
     sequences = await make_sequences(call, generation_of(inputs, parameters, lora))
     return sequences, lambda finished: prefix + generated_text(best_first(finished)[0], special)
 
