@@ -38,6 +38,10 @@ def grouped(bits: int) -> dict[str, Any]:
     return {"type": "int", "num_bits": bits, "strategy": "group", "group_size": 128}
 
 
+def torchao(kind: str, **settings: Any) -> dict[str, Any]:
+    return {"quant_method": "torchao", "quant_type": {"default": {"_type": kind, "_data": settings}}}
+
+
 CHANNELS = {"type": "int", "num_bits": 8, "strategy": "channel"}
 ROWS: dict[str, dict[str, Any]] = {
     "GPTQ, 2 bits": GPTQ | {"bits": 2},
@@ -57,11 +61,22 @@ ROWS: dict[str, dict[str, Any]] = {
     "compressed-tensors, NVFP4": compressed(
         "nvfp4-pack-quantized", {"type": "float", "num_bits": 4, "strategy": "tensor_group"}
     ),
+    "compressed-tensors, MXFP4": compressed("mxfp4-pack-quantized", {"type": "float", "num_bits": 4}),
+    "compressed-tensors, MXFP8": compressed("mxfp8-quantized", FP8),
     "fp8, fixed scales (AutoFP8)": {"quant_method": "fp8", "activation_scheme": "static"},
     "fp8, inputs by their own scales (AutoFP8)": {"quant_method": "fp8", "activation_scheme": "dynamic"},
     "fp8 in blocks of 128 by 128 (DeepSeek, Qwen)": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     "fp8 by channel (FBGEMM)": {"quant_method": "fbgemm_fp8"},
     "fp8 (ModelOpt)": {"quant_method": "modelopt", "quant_algo": "FP8"},
+    "NVFP4 (ModelOpt)": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "torchao, Int8": torchao("Int8WeightOnlyConfig", granularity={"_type": "PerRow"}),
+    "torchao, Intx, 4 bits": torchao(
+        "IntxWeightOnlyConfig",
+        granularity={"_type": "PerGroup", "_data": {"group_size": 64}},
+        weight_dtype={"_data": "int4"},
+    ),
+    "torchao, Float8": torchao("Float8WeightOnlyConfig", granularity={"_type": "PerRow"}),
+    "torchao, Int4": torchao("Int4WeightOnlyConfig", group_size=128),
     "bitsandbytes, 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     "bitsandbytes, nf4 or fp4": {
         "quant_method": "bitsandbytes",

@@ -224,7 +224,6 @@ def test_layers_may_have_settings_of_their_own(tmp_path: Path) -> None:
         (gptq_config() | {"pack_dtype": "int16"}, "'pack_dtype' is 'int16'"),
         (AWQ | {"version": "gemv"}, "'version' is 'gemv'"),
         (AWQ | {"bits": 3}, "'bits' is 3"),
-        (AWQ | {"zero_point": False}, "'zero_point' is False"),
     ],
 )
 def test_other_variants_are_refused(config: dict[str, Any], fault: str) -> None:

@@ -49,6 +49,11 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
     "GPTQModel": (GPTQ | {"checkpoint_format": "gptq", "pack_dtype": "int32", "lm_head": False}, "Gptq"),
     "GPTQModel, v2": (GPTQ | {"format": "gptq_v2"}, "Gptq"),
     "transformers' GPTQ": (GPTQ | {"use_exllama": True, "exllama_config": {"version": 1}}, "Gptq"),
+    "GPTQModel, symmetric AWQ": (AWQ | {"zero_point": False}, "Awq"),
+    "GPTQModel, fp8": (
+        {"quant_method": "fp8", "weight_block_size": [128, 128], "weight_scale_semantics": "inverse"},
+        "WideFp8",
+    ),
     "GPTQModel, AWQ": ({"quant_method": "awq", "bits": 4, "group_size": 128, "format": "gemm"}, "Awq"),
     "AutoRound": (ROUND | {"packing_format": "auto_round:auto_gptq"}, "Gptq"),
     "AutoRound, AWQ": (ROUND | {"packing_format": "auto_round:auto_awq"}, "Awq"),
@@ -61,12 +66,19 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
     "cache only": (compressed("dense", INTS, kv_cache_scheme=FLOATS) | {"config_groups": {}}, "CacheOnly"),
     "ModelOpt": ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "Fp8"),
     "blocks": ({"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, "Fp8Blocks"),
+    "NVFP4": (compressed("nvfp4-pack-quantized", FLOATS), "MicroFloats"),
+    "MXFP4": (compressed("mxfp4-pack-quantized", FLOATS), "MicroFloats"),
+    "NVFP4, ModelOpt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "MicroFloats"),
     "FBGEMM": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "WideFp8"),
 }  # fmt: skip
 SPARSE, NO_GROUPS = {"format": "sparse-24-bitmask"}, {"config_groups": {}}
 ROTATED = {"transform_config": {"config_groups": {"R1": {}}}}
 BY_HEAD = {"kv_cache_scheme": FLOATS | {"strategy": "attn_head"}}
 MODELOPT = {"quant_method": "modelopt", "quant_algo": "FP8"}
+NVFP4 = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "NVFP4"}
+TORCHAO = {
+    "quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}
+}  # fmt: skip
 MIXED = compressed("mixed-precision", INTS)["config_groups"] | {
     "group_1": {"targets": ["re:.*down_proj"], "weights": FLOATS, "format": "float-quantized"}
 }
@@ -76,21 +88,27 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "EoRA": (GPTQ | {"adapter": {"name": "lora"}}, "'adapter' is set"),
     "packed in bytes": (GPTQ | {"pack_dtype": "int8"}, "'pack_dtype' is 'int8'"),
     "quantized head": (GPTQ | {"lm_head": True}, "'lm_head' is set"),
-    "AWQ, symmetric": (AWQ | {"zero_point": False}, "'zero_point' is False"),
     "AWQ, gemv_fast": (AWQ | {"version": "gemv_fast"}, "'version' is 'gemv_fast'"),
     "AWQ, llm-awq": (AWQ | {"version": "llm-awq"}, "'version' is 'llm-awq'"),
     "AutoRound, own": (ROUND | {"packing_format": "auto_round:fp8"}, "'packing_format' is 'fp8'"),
     "AutoRound, floats": (ROUND | {"data_type": "mx_fp"}, "'data_type' is 'mx_fp'"),
-    "NVFP4": (compressed("nvfp4-pack-quantized", FLOATS), "'format' is 'nvfp4-pack-quantized'"),
-    "MXFP4": (compressed("mxfp4-pack-quantized", FLOATS), "'format' is 'mxfp4-pack-quantized'"),
+    "MXFP6": (compressed("mxfp6-pack-quantized", FLOATS), "'format' is 'mxfp6-pack-quantized'"),
     "2:4": (compressed("dense", INTS, sparsity_config=SPARSE) | NO_GROUPS, "'format' of 'sparsity_config'"),
     "marlin-24": (compressed("marlin-24", INTS), "'format' is 'marlin-24'"),
     "rotations": (compressed("pack-quantized", INTS, **ROTATED), "'transform_config'"),
     "integers and floats": (compressed("mixed-precision", INTS) | {"config_groups": MIXED}, "'format' is"),
     "heads of the cache": (compressed("float-quantized", FLOATS, FLOATS, **BY_HEAD), "'kv_cache_scheme' is"),
-    "ModelOpt, NVFP4": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "'quant_algo' is 'NVFP4'"),
+    "ModelOpt, W4A8": ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'quant_algo' is 'W4A8_AWQ'"),
+    "ModelOpt, NVFP4 cache": (MODELOPT | NVFP4, "'kv_cache_quant_algo' is 'NVFP4'"),
     "ModelOpt, cache": (MODELOPT | {"kv_cache_quant_algo": "NVFP4"}, "'kv_cache_quant_algo' is 'NVFP4'"),
-    "torchao": ({"quant_method": "torchao", "quant_type": {}}, "'quant_method' is 'torchao'"),
+    "torchao, Int4": (TORCHAO, "'quant_type' is 'Int4WeightOnlyConfig'"),
+    "torchao, by module": (
+        {"quant_method": "torchao", "quant_type": {"a": 1, "b": 2}}, "'quant_type' is 'a, b'"
+    ),
+    "GPTQModel, nf4": (
+        {"quant_method": "bitsandbytes", "checkpoint_format": "nf4"}, "'checkpoint_format' is 'nf4'"
+    ),
+    "torchao, embeddings": (TORCHAO | {"include_input_output_embeddings": True}, "'include_input_output_emb"),
     "QQQ": ({"quant_method": "qqq", "bits": 4}, "'quant_method' is 'qqq'"),
     "no method": ({"bits": 4}, "'quant_method' is 'none'"),
 }  # fmt: skip

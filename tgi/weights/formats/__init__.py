@@ -81,14 +81,17 @@ def _stored_format(section: JsonReader, method: str) -> WeightFormat:
             if reason is None:
                 return kind.from_config(section)
             fault = fault or reason
+    dense = _INSTEAD["bitsandbytes"]
     if fault is None:
-        instead = _INSTEAD.get(method, _INSTEAD["bitsandbytes"])
         raise ConfigError(
             f"config.json 'quantization_config': 'quant_method' is {method!r}, which is not supported: "
-            f"serve {instead}"
+            f"serve {_INSTEAD.get(method, dense)}"
         )
-    scopes = ", or ".join(kind.scope for kind in _known() if kind.scope)
-    raise ConfigError(f"config.json 'quantization_config': {fault}; only {scopes} are supported")
+    scopes = ", or ".join(kind.scope for kind in _known() if method in kind.methods)
+    raise ConfigError(
+        f"config.json 'quantization_config': {fault}; of {method!r} only {scopes} are supported: "
+        f"serve one of these, or {dense}"
+    )
 
 
 def _known() -> Sequence[type[WeightFormat]]:

@@ -28,7 +28,7 @@ class Awq(WeightFormat):
 
     name = "awq"
     methods = frozenset({"awq", *AUTO_ROUND})
-    scope = "AWQ of 4 bits in version 'gemm' with zeros"
+    scope = "AWQ of 4 bits in version 'gemm'"
 
     group: int
     """Input features in a group; at most 0: all."""
@@ -48,9 +48,7 @@ class Awq(WeightFormat):
         if str(version).lower() not in ("gemm", "exllama"):
             return f"'version' is {version!r}"
         bits = config(int, "bits", config(int, "w_bit", BITS))
-        if bits != BITS:
-            return f"'bits' is {bits}"
-        return None if config(bool, "zero_point", True) else "'zero_point' is False"
+        return None if bits == BITS else f"'bits' is {bits}"
 
     @classmethod
     def from_config(cls, config: JsonReader) -> Self:

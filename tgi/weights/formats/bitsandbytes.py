@@ -37,6 +37,8 @@ class BitsAndBytes(WeightFormat):
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:
         """Return the setting that asks for other tensors."""
+        if "checkpoint_format" in config.data:  # GPTQModel's, whose tensors have other names
+            return f"'checkpoint_format' is {config.data['checkpoint_format']!r}"
         if not config(bool, "load_in_4bit", False):
             return None if config(bool, "load_in_8bit", False) else "'load_in_8bit' is False"
         kind, storage = config(str, "bnb_4bit_quant_type", "fp4"), config.data.get("bnb_4bit_quant_storage")

@@ -136,10 +136,10 @@ class Fp8(ScaledCache, WeightFormat):
                 for part in ("weights", "input_activations")
             ]
             return bool(schemes) and all(map(is_static_fp8, schemes))
+        if method == "modelopt":
+            return config(str, "quant_algo", "") != "NVFP4"
         static = config(str, "activation_scheme", "dynamic") == "static"
-        return method == "modelopt" or (
-            method == "fp8" and static and not config.data.get("weight_block_size")
-        )
+        return method == "fp8" and static and not config.data.get("weight_block_size")
 
     @classmethod
     def fault(cls, config: JsonReader) -> str | None:

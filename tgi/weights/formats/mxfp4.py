@@ -57,11 +57,19 @@ def _read(reader: Reader, part: TensorPart) -> torch.Tensor:
 
 
 def expand(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return the numbers [rows, in] float32 of blocks [rows, in / 32, 16] and scales [rows, in / 32] uint8.
+    """Return the numbers [rows, in] of blocks [rows, in / 32, 16] and scales [rows, in / 32]."""
+    return (decode(blocks) * power(scales)[..., None]).flatten(-2)
+
+
+def decode(octets: torch.Tensor) -> torch.Tensor:
+    """Return the numbers [..., 2n] float32 in bytes [..., n].
 
     The low half of a byte is the first of its two numbers; of its four bits the highest is the sign.
     """
-    codes = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], device=blocks.device)
-    halves = torch.stack((blocks & 15, blocks >> 4), -1).flatten(-2)
-    numbers = codes[halves.int()] * (scales.float() - _BIAS).exp2()[..., None]
-    return numbers.flatten(-2)
+    codes = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], device=octets.device)
+    return codes[torch.stack((octets & 15, octets >> 4), -1).flatten(-2).int()]
+
+
+def power(exponents: torch.Tensor) -> torch.Tensor:
+    """Return the scales, in float32, whose exponents are stored."""
+    return (exponents.float() - _BIAS).exp2()

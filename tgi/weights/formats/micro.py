@@ -1,0 +1,99 @@
+"""Weights in 4 bits (e2m1) or 8 (e4m3) with a scale for 16 or 32 neighbours: NVFP4, MXFP4 and MXFP8.
+
+They are made dense while they are loaded. For "x.weight" [out, in] compressed-tensors has "x.weight_packed"
+[out, in / 2] of 4 bits or "x.weight" of 8, and "x.weight_scale" [out, groups]: exponents of 2, or for NVFP4
+e4m3, to be divided by "x.weight_global_scale". ModelOpt has NVFP4 in "x.weight" [out, in / 2], and a
+factor "x.weight_scale_2".
+"""
+
+from collections.abc import Mapping
+from typing import Self
+
+import attrs
+import torch
+
+from tgi.plugins import JsonReader
+from tgi.weights.shard import TensorPart
+
+from .base import LinearWeight, Reader, WeightFormat
+from .compressed import fault_beside_weights, format_of, groups_of
+from .fp8 import FP8, ScaledCache
+from .mxfp4 import decode, power
+from .stored import make_dense
+
+_GROUPS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32, "mxfp8-quantized": 32, "modelopt": 16}
+"""Numbers that share a scale, by the kind of packing."""
+
+
+@attrs.frozen(slots=False)  # slots would need a second class, and both would be found
+class MicroFloats(ScaledCache, WeightFormat):
+    """Floats of few bits in small groups; inputs are not rounded."""
+
+    name = "fp4"
+    methods = frozenset({"compressed-tensors", "modelopt"})
+    scope = "NVFP4, MXFP4 or MXFP8"
+
+    packing: str
+
+    @classmethod
+    def means(cls, config: JsonReader) -> bool:
+        """Return whether the first group of layers is packed so."""
+        return super().means(config) and _packing(config) in _GROUPS
+
+    @classmethod
+    def fault(cls, config: JsonReader) -> str | None:
+        """Return the first setting that asks for other tensors."""
+        if config(str, "quant_method") == "modelopt":
+            cache = config.data.get("kv_cache_quant_algo")
+            return None if cache in (None, "FP8", "auto") else f"'kv_cache_quant_algo' is {cache!r}"
+        packings = [format_of(config, group) for group in groups_of(config).values()]
+        other = [packing for packing in packings if packing != packings[0]]
+        return f"'format' is {other[0]!r}" if other else fault_beside_weights(config)
+
+    @classmethod
+    def from_config(cls, config: JsonReader) -> Self:
+        """Read the kind."""
+        return cls(_packing(config))
+
+    def missing(self, reader: Reader, part: TensorPart) -> str | None:
+        """Return the name of the scales if the checkpoint lacks them."""
+        name = f"{part.name}_scale"
+        return None if part.index is None and name in reader else name
+
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read and expand."""
+        return make_dense(reader, self.name, parts, (self._read(reader, part) for part in parts))
+
+    def _read(self, reader: Reader, part: TensorPart) -> torch.Tensor:
+        (out, size), name, group = part.shape, part.name, _GROUPS[self.packing]
+        rows = part.indices if part.dim == 0 else None
+
+        def raw(kind: str, width: int, dtype: torch.dtype) -> torch.Tensor:
+            return reader.read_raw(TensorPart(f"{name}{kind}", (out, width), 0, rows), dtype, kept=False)
+
+        if self.packing == "mxfp8-quantized":
+            numbers = raw("", size, FP8).float()
+        else:
+            numbers = decode(raw("" if self.packing == "modelopt" else "_packed", size // 2, torch.uint8))
+        if self.packing.startswith("mx"):
+            scales = power(raw("_scale", -(-size // group), torch.uint8))
+        else:
+            scales = raw("_scale", -(-size // group), FP8).float() * self._whole(reader, name)
+        for kind in ("input_scale", "input_global_scale"):
+            reader.dismiss(f"{part.module}.{kind}")
+        matrix = numbers * scales.repeat_interleave(group, 1)[:, :size]
+        return matrix if part.dim == 0 or part.indices is None else matrix[:, part.indices]
+
+    def _whole(self, reader: Reader, name: str) -> torch.Tensor:
+        """Return the factor of all scales of an NVFP4 weight."""
+        place = f"{name}_scale_2" if self.packing == "modelopt" else f"{name}_global_scale"
+        shape = [1] if reader.has_shape(place, [1]) else []
+        factor = reader.read_raw(TensorPart(place, shape), torch.float32, kept=False)
+        return factor if self.packing == "modelopt" else 1 / factor
+
+
+def _packing(config: JsonReader) -> str:
+    if config(str, "quant_method") == "modelopt":
+        return "modelopt" if config(str, "quant_algo", "") == "NVFP4" else ""
+    groups: list[Mapping[str, object]] = list(groups_of(config).values())
+    return format_of(config, groups[0]) if groups else ""
