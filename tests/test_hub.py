@@ -342,6 +342,8 @@ def test_a_tokenizer_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path
     [
         ({"model-Q4.gguf": "GGUF"}, "is GGUF, the format of llama.cpp"),
         ({"model-Q4.gguf": "GGUF", "config.json": "{}"}, "is GGUF, the format of llama.cpp"),
+        ({"params.json": "{}", "consolidated.safetensors": ""}, "has its makers' own format"),
+        ({"config.json": "{}", "consolidated.00.pth": ""}, "has its makers' own format"),
         (
             {
                 "adapter_config.json": '{"base_model_name_or_path": "org/base"}',
@@ -351,7 +353,7 @@ def test_a_tokenizer_that_is_not_there_is_named(checkpoint: Path, tmp_path: Path
         ),
         ({"adapter_config.json": "[", "config.json": "{}"}, r"is an adapter \(LoRA\), no model by itself"),
     ],
-    ids=["gguf", "gguf and config", "lora", "lora and config"],
+    ids=["gguf", "gguf and config", "original", "original and config", "lora", "lora and config"],
 )
 def test_a_folder_of_something_else_is_named(tmp_path: Path, files: dict[str, str], words: str) -> None:
     for name, content in files.items():

@@ -35,6 +35,10 @@ _GGUF = (
     "{} is GGUF, the format of llama.cpp, which this server does not read: serve the model that it was made "
     "from, with *.safetensors"
 )
+_ORIGINAL = (
+    "{} has its makers' own format (params.json, consolidated.*), which this server does not read: serve the "
+    "model in the format of transformers, with config.json and model*.safetensors"
+)
 
 OnProgress = Callable[["Stage"], None]
 
@@ -218,6 +222,8 @@ def _other_format(folder: Path, source: Source) -> HubError | None:
             f"{folder} is an adapter (LoRA){named}, no model by itself: serve its base model with "
             f"--lora-adapters NAME={folder}"
         )
+    if (folder / "params.json").is_file() or any(folder.glob("consolidated.*")):
+        return HubError(_ORIGINAL.format(folder))
     if any(folder.glob("*.gguf")) or "gguf" in source.model_id.lower():
         return HubError(_GGUF.format(source.model_id))
     return None

@@ -53,15 +53,20 @@ def test_eos_ids_come_from_the_files(tmp_path: Path, files: dict[str, Any], expe
     assert Tokenizer.from_folder(folder_with(tmp_path, **files)).eos_ids == expected
 
 
-def test_special_tokens_are_flagged_or_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"additional_special_tokens": ["two words"]},
+        {"extra_special_tokens": ["two words"]},
+        {"extra_special_tokens": {"image_token": "two words"}},
+        {"model_specific_special_tokens": {"image_token": {"content": "two words"}}},
+    ],
+)
+def test_special_tokens_are_flagged_or_named(tmp_path: Path, names: dict[str, Any]) -> None:
     word = CORE.token_to_id("two words")
     plain = Tokenizer.from_folder(folder_with(tmp_path))
     assert plain.special_ids == {CORE.token_to_id(name) for name in SPECIAL}
-    named = Tokenizer.from_folder(
-        folder_with(
-            tmp_path, tokenizer_config={"additional_special_tokens": ["two words"], "pad_token": None}
-        )
-    )
+    named = Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config={**names, "pad_token": None}))
     assert named.special_ids == plain.special_ids | {word}
 
 

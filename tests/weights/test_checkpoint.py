@@ -97,6 +97,21 @@ def test_an_index_decides_which_of_two_files_has_a_tensor(tmp_path):
         assert Checkpoint(tmp_path).read("a.bias", [6]).any() == (name == names[0])
 
 
+def test_an_index_need_not_name_every_tensor_in_the_right_file(tmp_path):
+    """As in transformers, which takes from an index the names of the files alone."""
+    save_tensors(tmp_path, TENSORS, 2)
+    path = tmp_path / "model.safetensors.index.json"
+    first, second = sorted(set(json.loads(path.read_text())["weight_map"].values()))
+    for places in (
+        {"a.bias": first, "b.weight": second},
+        dict.fromkeys(TENSORS, first) | {"b.weight": second},
+    ):
+        path.write_text(json.dumps({"weight_map": places}))
+        checkpoint = Checkpoint(tmp_path)
+        for name, tensor in TENSORS.items():
+            assert torch.equal(checkpoint.read(name, tensor.shape), tensor)
+
+
 def test_two_files_with_one_tensor_and_no_index(tmp_path):
     for name in ("a", "b"):
         save_file(TENSORS, tmp_path / f"{name}.safetensors")

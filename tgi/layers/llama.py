@@ -284,6 +284,7 @@ def _apply(norm: nn.Module | None, x: torch.Tensor) -> torch.Tensor:
 
 
 def _names(config: LlamaConfig, build: Build) -> Names:
-    """Return the names that the checkpoint has."""
-    all_names = (config.names, *config.other_names)
+    """Return the names that the checkpoint has, perhaps without the first word, as those of bare decoders."""
+    bare = config.names.moved(config.names.layer.partition(".")[0] + ".", "")
+    all_names = (config.names, *config.other_names, bare)
     return next((names for names in all_names if f"{names.norm}.weight" in build), config.names)

@@ -88,6 +88,10 @@ class JsonReader:
             raise ConfigError(f"{self._name}: {self._key(key)!r} is {value}, expected 1 or more")
         return value
 
+    def optional_size(self, key: str) -> int | None:
+        """Return a whole number above 0, or None if it is missing or null. Raises ConfigError."""
+        return None if self(int, key, None) is None else self.size(key)
+
     def positive(self, key: str, default: Any = attrs.NOTHING) -> Any:
         """Return a number above 0, such as a scale, or `default`. Raises ConfigError naming the key."""
         value = self(float, key, default)

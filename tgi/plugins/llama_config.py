@@ -259,8 +259,13 @@ def with_local_rope(config: LlamaConfig, get: JsonReader, theta: float) -> Llama
     is not scaled. Raises ConfigError.
     """
     size, parameters = config.head_dim, get.section("rope_parameters")
-    if parameters is not None and "full_attention" in parameters:
+    if parameters is not None and parameters.data:
+        if "full_attention" not in parameters:
+            raise ConfigError("config.json 'rope_parameters' has no 'full_attention', which this model needs")
         full, local = (read_rope(get, size, kind) for kind in ("full_attention", "sliding_attention"))
+        own = parameters.section("sliding_attention")
+        if own is None or "rope_theta" not in own:
+            local = attrs.evolve(local, theta=theta)
     else:
         full = read_whole_rope(get, size)
         length = full.max_position

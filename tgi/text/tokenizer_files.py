@@ -12,6 +12,8 @@ from typing import Any
 import tokenizers
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_FURTHER_TOKENS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+"""Lists of special tokens, or objects in which they have names."""
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 _ADDS_BOS = {
@@ -49,9 +51,7 @@ def read_tokenizer(folder: Path) -> tuple[tokenizers.Tokenizer, list[int], set[i
         settings = read_json(folder / "special_tokens_map.json") | settings
     _add_tokens(core, folder, settings)
     _frame(core, folder, settings)
-    names = [settings.get(key) for key in NAMED_TOKENS]
-    names += _list(settings.get("additional_special_tokens"))
-    named = [number for name in names if (number := _id_of(core, name)) is not None]
+    named = [number for name in _special_tokens(settings) if (number := _id_of(core, name)) is not None]
     return core, named, _eos_ids(core, folder, settings)
 
 
@@ -61,7 +61,7 @@ def _add_tokens(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, An
     They are "added_tokens_decoder" of tokenizer_config.json, or else added_tokens.json, and special tokens
     that are in the vocabulary but are not found in a text as a whole. Raises TokenizerError.
     """
-    named = [settings.get(key) for key in NAMED_TOKENS] + _list(settings.get("additional_special_tokens"))
+    named = _special_tokens(settings)
     special = {text: token for token in named if (text := token_text(token)) is not None}
     for number, token in _declared_tokens(folder, settings, special):
         current = core.token_to_id(token.content)
@@ -77,6 +77,15 @@ def _add_tokens(core: tokenizers.Tokenizer, folder: Path, settings: dict[str, An
     core.add_tokens(
         [_added_token({"special": True} | _object(special[text]) | {"content": text}) for text in missing]
     )
+
+
+def _special_tokens(settings: dict[str, Any]) -> list[Any]:
+    """Return the special tokens that tokenizer_config.json names, in the lists or objects of any version."""
+    found = [settings.get(key) for key in NAMED_TOKENS]
+    for key in _FURTHER_TOKENS:
+        value = settings.get(key)
+        found += value.values() if isinstance(value, dict) else _list(value)
+    return found
 
 
 def _declared_tokens(

@@ -47,12 +47,12 @@ class Checkpoint:
             paths = weight_files(folder)
         except FilesError as error:
             raise CheckpointError(str(error)) from error
-        for path, indexed in paths.items():
-            try:
-                file = open_file(path)
-            except (FileError, OSError) as error:
-                raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error
-            names = [name for name in file.tensors if indexed is None or name in indexed]
+        files = {path: _open(path) for path in paths}
+        owners = {name: files[path] for path, indexed in paths.items() for name in indexed or ()}
+        for path, file in files.items():
+            # An index decides which of several files has a tensor; it need not name each.
+            owned = ((name, owners.get(name, file)) for name in file.tensors)
+            names = [name for name, owner in owned if owner is file or name not in owner.tensors]
             if twice := [name for name in names if name in self._files]:
                 other = self._files[twice[0]].path.name
                 raise CheckpointError(
@@ -175,3 +175,10 @@ class Checkpoint:
     def superfluous(self, names: Sequence[str]) -> str:
         """Return the message about tensors that no layer reads."""
         return f"{self.folder} has tensors that no layer of this model reads: {list_names(names)}"
+
+
+def _open(path: Path) -> TensorFile:
+    try:
+        return open_file(path)
+    except (FileError, OSError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {error}") from error

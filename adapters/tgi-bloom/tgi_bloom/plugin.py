@@ -36,7 +36,6 @@ def read_config(get: JsonReader) -> LlamaConfig:
         get,
         bias=True,
         names=_NAMES,
-        other_names=(_NAMES.moved("transformer.", ""),),
         intermediate_size=4 * get.size("hidden_size"),
         ropes=(None,) * get.size("num_hidden_layers"),
         alibi=True,

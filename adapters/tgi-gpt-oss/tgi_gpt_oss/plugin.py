@@ -23,7 +23,7 @@ _NEUTRAL = {"swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)}
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
-    given = {"rope_scaling"} if "rope_parameters" in get else set()
+    given = {"rope_scaling"} if get(dict, "rope_parameters", None) else set()
     get = get.adapted(defaults={key: value for key, value in _DEFAULTS.items() if key not in given})
     read_activation(get, "hidden_act", ("silu",))
     bias = get(bool, "attention_bias", True)

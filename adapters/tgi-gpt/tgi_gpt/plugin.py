@@ -58,7 +58,6 @@ def read_gpt2(get: JsonReader) -> LlamaConfig:
         get,
         bias=True,
         names=GPT2_NAMES,
-        other_names=(GPT2_NAMES.moved("transformer.", ""),),
         ropes=(None,) * get.size("num_hidden_layers"),
         learned_positions=positions,
         max_position=positions,
@@ -102,7 +101,7 @@ def read_neox(get: JsonReader) -> LlamaConfig:
         ropes=(rope,) * get.size("num_hidden_layers"),
         parallel=get(bool, "use_parallel_residual", True),
         qkv_by_group=True,
-        activation=read_gelu(get),
+        activation=read_gelu(get, default="gelu"),
         mlp_bias=True,
     )
 

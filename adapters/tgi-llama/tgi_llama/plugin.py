@@ -9,6 +9,8 @@ from .llama4 import read_llama4
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
     bias = get(bool, "attention_bias", False)
+    if not get(bool, "use_sliding_window", True):
+        get(int, "sliding_window", None)  # of a model that was Qwen 2's, and is no window
     return read_llama_config(
         get,
         qkv_bias=bias,

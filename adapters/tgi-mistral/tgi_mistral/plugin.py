@@ -34,8 +34,8 @@ def read_mixtral_config(get: JsonReader) -> LlamaConfig:
         up=("experts.{}.w1.weight", "experts.{}.w3.weight"),
         down="experts.{}.w2.weight",
     )
-    window = get(int, "sliding_window", None)
-    return read_llama_config(get, window and get.size("sliding_window"), experts=experts)
+    windows = (get.optional_size("sliding_window"),) * len(experts.layers)
+    return read_llama_config(get, windows=windows, experts=experts)
 
 
 @hookimpl

@@ -62,11 +62,11 @@ def read_phi3(get: JsonReader) -> LlamaConfig:
     rope = read_rope(get, get.size("head_dim", size // heads))
     if rope.kind == "yarn":  # an old name
         rope = attrs.evolve(rope, kind="longrope")
-    window = get(int, "sliding_window", None)
+    layers = get.size("num_hidden_layers")
     return read_llama_config(
         get,
-        window and get.size("sliding_window"),
-        ropes=(rope,) * get.size("num_hidden_layers"),
+        windows=(get.optional_size("sliding_window"),) * layers,
+        ropes=(rope,) * layers,
         names=Names(qkv=("qkv_proj",), up=("gate_up_proj",)),
     )
 
@@ -74,11 +74,11 @@ def read_phi3(get: JsonReader) -> LlamaConfig:
 def read_phimoe(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Phi 3.5 MoE. Raises ConfigError."""
     get = get.adapted(defaults=_PHIMOE)
-    bias, window = get(bool, "attention_bias", False), get(int, "sliding_window", None)
+    bias, layers = get(bool, "attention_bias", False), get.size("num_hidden_layers")
     if (top := get(int, "num_experts_per_tok", 2)) != 2:
         raise ConfigError(f"config.json: 'num_experts_per_tok' is {top}; SparseMixer chooses 2 experts")
     experts = ExpertsConfig(
-        layers=(True,) * get.size("num_hidden_layers"),
+        layers=(True,) * layers,
         count=get.size("num_local_experts", 16),
         top=top,
         inner=get.size("intermediate_size"),
@@ -90,7 +90,7 @@ def read_phimoe(get: JsonReader) -> LlamaConfig:
     )
     return read_llama_config(
         get,
-        window and get.size("sliding_window"),
+        windows=(get.optional_size("sliding_window"),) * layers,
         layer_norm=True,
         norm_bias=True,
         qkv_bias=bias,

@@ -6,7 +6,7 @@ Biases of queries and keys make the scores of Qwen 2 large; vLLM, too, keeps the
 from collections.abc import Mapping
 from typing import Any
 
-from tgi.plugins import Architecture, JsonReader, hookimpl
+from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig, read_llama_config
 
@@ -29,6 +29,10 @@ def read_qwen3(get: JsonReader) -> LlamaConfig:
 def read_qwen2_moe(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Qwen2 with experts, beside which a gated one is shared. Raises ConfigError."""
     every = get.adapted(defaults=_COMMON | _EXPERTS | {"moe_intermediate_size": 1408, "num_experts": 60})
+    if every(bool, "use_sliding_window", False):
+        raise ConfigError(
+            "config.json: 'use_sliding_window' is true; a Qwen2 with experts has no known windows"
+        )
     experts = _read_experts(
         every,
         shared=every.size("shared_expert_intermediate_size", 5632),
@@ -43,8 +47,11 @@ def read_qwen3_moe(get: JsonReader) -> LlamaConfig:
     defaults = _COMMON | _EXPERTS | {"moe_intermediate_size": 768, "num_experts": 128}
     every = get.adapted(names, defaults)
     bias = get(bool, "attention_bias", False)
-    experts = _read_experts(every)
-    return _read(every, {}, head_norm="head", qkv_bias=bias, out_bias=bias, experts=experts)
+    experts, window = _read_experts(every), None
+    if every(bool, "use_sliding_window", False):
+        window = every.size("sliding_window", 4096)
+    windows = (window,) * len(experts.layers)
+    return _read(every, {}, head_norm="head", qkv_bias=bias, out_bias=bias, experts=experts, windows=windows)
 
 
 def _read(get: JsonReader, defaults: Mapping[str, Any], **own: Any) -> LlamaConfig:

@@ -18,12 +18,12 @@ def read_config(get: JsonReader) -> LlamaConfig:
     rotates = get(list, "no_rope_layers", [int((layer + 1) % every != 0) for layer in range(layers)])
     if len(rotates) != layers:
         raise ConfigError(f"config.json: 'no_rope_layers' has {len(rotates)} entries, expected {layers}")
-    window = get(int, "sliding_window", None) if get(bool, "use_sliding_window", False) else None
+    window = get.optional_size("sliding_window") if get(bool, "use_sliding_window", False) else None
     rope = read_whole_rope(get, get.size("hidden_size") // get.size("num_attention_heads"))
     bias = get(bool, "attention_bias", False)
     return read_llama_config(
         get,
-        window and get.size("sliding_window"),
+        window,
         slides=lambda layer: not rotates[layer],
         ropes=tuple(rope if turns else None for turns in rotates),
         qkv_bias=bias,

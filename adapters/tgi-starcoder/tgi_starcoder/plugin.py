@@ -47,10 +47,9 @@ def read_starcoder2(get: JsonReader) -> LlamaConfig:
     """Read config.json of a StarCoder2. Raises ConfigError."""
     defaults = {"tie_word_embeddings": True, "max_position_embeddings": 4096}
     get = get.adapted({"rms_norm_eps": "norm_epsilon"}, defaults)
-    window = get(int, "sliding_window", None)
     return read_gpt_config(
         get,
-        window and get.size("sliding_window"),
+        windows=(get.optional_size("sliding_window"),) * get.size("num_hidden_layers"),
         bias=get(bool, "use_bias", True),
         names=Names(up=("c_fc",), down="c_proj"),
         activation=read_gelu(get, default="gelu_pytorch_tanh"),

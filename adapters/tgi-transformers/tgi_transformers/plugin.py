@@ -192,7 +192,7 @@ def _windows(get: JsonReader, layers: int) -> tuple[int | None, ...]:
     types = get(list, "layer_types", [])
     if len(types) != layers:
         return (None,) * layers
-    window = get(int, "sliding_window", None)
+    window = get.optional_size("sliding_window")
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
