@@ -233,7 +233,7 @@ async def _prompt_ids(call: Call[Any], generation: Generation) -> list[int]:
 
 
 def _check_counts(generation: Generation, limits: Limits) -> None:
-    """V13 and V14."""
+    """Check V13 and V14."""
     if generation.max_new_tokens == 0:
         raise ValidationError(f"`{generation.names.max_tokens}` must be strictly positive")
     stops = len(generation.stop)
