@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tgi.scheduler.blocks import REMEMBERED, ROOT, BlockPool
 
+from .invariants import check_pool
+
 
 class PoolMachine(RuleBasedStateMachine):
     """Sequences come with token prefixes over a small alphabet, grow, and leave."""
@@ -68,7 +70,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_lost(self) -> None:
-        self.pool.check([blocks for blocks, _ in self.tables])
+        check_pool(self.pool, [blocks for blocks, _ in self.tables])
 
 
 TestPool = PoolMachine.TestCase

@@ -21,6 +21,7 @@ from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_device, make_sequence
 
+from .invariants import check_allocator, dominates
 from .simulated_rank import EOS, SimulatedMatcher, SimulatedRank, expected_tokens
 
 
@@ -167,7 +168,7 @@ class Run:
         self.turns += 1
         self.slid += sum(any(t.blocks[: t.freed]) for s in self.schedule.running for t in s.tables)
         self.check_order()
-        self.schedule.allocator.check(self.schedule.running)
+        check_allocator(self.schedule.allocator, self.schedule.running)
         alive = [*self.schedule.waiting, *self.schedule.running]
         assert self.schedule.owed == sum(sequence.owed for sequence in alive)
 
@@ -196,7 +197,7 @@ class Run:
         bucket, rows = planned.bucket, planned.rows
         if self.schedule.buckets.padded:
             assert bucket in set(self.schedule.buckets), "a bucket that is not warmed up"
-            assert bucket.dominates(planned.shape)
+            assert dominates(bucket, planned.shape)
         else:
             assert bucket == planned.shape
         assert len(rows) <= bucket.rows

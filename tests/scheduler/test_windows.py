@@ -16,6 +16,7 @@ from tgi.scheduler.schedule import PlannedStep, Schedule
 from tgi.scheduler.sequence import Sequence, State
 from tgi.testing.builders import make_allocator, make_device, make_sequence
 
+from .invariants import check_allocator
 from .simulated_rank import SimulatedRank, expected_tokens
 
 LIMITS = Limits(max_total_tokens=400, max_batch_size=4, max_batch_prefill_tokens=16, block_size=4, window=12)
@@ -48,7 +49,7 @@ class Server:
             return False
         self.steps.append(planned)
         commit(self.schedule, planned, self.rank.execute(planned.step))
-        self.schedule.allocator.check(self.schedule.running)
+        check_allocator(self.schedule.allocator, self.schedule.running)
         return True
 
     def run(self) -> None:
@@ -133,7 +134,7 @@ def test_no_block_is_lost_by_abort_or_preemption_after_blocks_were_freed(steps: 
     for _ in range(steps):
         server.step()
     server.schedule.preempt(goes) if steps % 2 else server.schedule.remove(goes, State.ABORTED)
-    server.schedule.allocator.check(server.schedule.running)
+    check_allocator(server.schedule.allocator, server.schedule.running)
     server.run()
 
     assert stays.state is State.FINISHED

@@ -134,15 +134,6 @@ class Bucket(msgspec.Struct, frozen=True, order=True, array_like=True):
     prefill: bool = False
     """The kind of bucket. True: rows may have more than one query token."""
 
-    def dominates(self, other: "Bucket") -> bool:
-        """Return whether a step of the other shape can be padded to this one."""
-        return (
-            self.prefill == other.prefill
-            and self.rows >= other.rows
-            and self.tokens >= other.tokens
-            and self.blocks >= other.blocks
-        )
-
 
 SAMPLERS = ("greedy", "plain draw", "everything")
 """Programs of the sampler on a device that compiles, each of which does more than the one before it."""

@@ -108,11 +108,6 @@ class BlockAllocator:
                 table.serial = pool.register(block, table.serial, content)
             sequence.registered = index + 1
 
-    def check(self, sequences: Items[Sequence]) -> None:
-        """Assert that these sequences use exactly the blocks that are in use. For tests."""
-        for group, pool in enumerate(self.pools):
-            pool.check([s.tables[group].blocks[s.tables[group].freed :] for s in sequences])
-
     def _count(self, tokens: int) -> int:
         """Return how many blocks hold `tokens` tokens."""
         return -(-tokens // self.block_size)

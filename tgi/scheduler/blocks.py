@@ -262,23 +262,6 @@ class BlockPool:
         self.empties = self.total
         self._hand = 1
 
-    def check(self, tables: Items[Items[int]]) -> None:
-        """Assert that exactly these block tables use blocks, and that no block is lost. For tests."""
-        users = [0] * (self.total + 1)
-        for table in tables:
-            for block in table:
-                users[block] += 1
-        assert users == self._users, "a block's users are miscounted"
-        assert not users[0], "the padding block was handed out"
-        free = {block for block in range(1, self.total + 1) if not users[block]}
-        empty = {block for block in range(self.total + 1) if self._empty[block]}
-        assert empty | set(self._cached) == free, "a block is lost"
-        assert not empty & set(self._cached), "a block is free twice"
-        assert len(empty) == self.empties, "empty blocks are miscounted"
-        bit = 1 << self.number
-        known = {serial for serial, knowing in self.prefixes._known.values() if knowing & bit}
-        assert known == set(self._block_of), "others know of other prefixes"
-
     def _occupy(self, block: int) -> int:
         self._users[block] = 1
         self._empty[block] = 0
