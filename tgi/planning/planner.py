@@ -23,7 +23,7 @@ from .workload import ShapeCounts
 log = logging.getLogger(__name__)
 MOST_ROWS = 256
 """Greatest default of --max-batch-size: about as many rows as a card multiplies by a weight of 16 bits while
-it reads it (a Gaudi 2 176, an H100 295, a Gaudi 3 500). With more, steps take longer, and are padded more."""
+it reads it (176 to 500 on the cards of `tgi plan`). With more, steps take longer, and are padded more."""
 
 
 @attrs.frozen(kw_only=True)
