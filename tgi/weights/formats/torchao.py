@@ -27,7 +27,7 @@ _SYMMETRIC = ("SYMMETRIC", "SYMMETRIC_NO_CLIPPING_ERR")
 
 @attrs.frozen
 class Kind:
-    """How the layers of a checkpoint are stored."""
+    """The forms in which a checkpoint stores its layers."""
 
     bits: int
     """Bits of integers; 0 of floats."""
