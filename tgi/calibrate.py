@@ -70,7 +70,7 @@ def read_prompts(folder: Path, data: Path, texts: int, tokens: int) -> Iterator[
         content = data.read_text("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{data} is not text in UTF-8: {error}") from error
-    lines = (line for line in enumerate(content.splitlines(), 1) if line[1].strip())
+    lines = (line for line in enumerate(content.split("\n"), 1) if line[1].strip())
     for number, line in (pair for pair, _ in zip(lines, range(texts), strict=False)):
         place = f"{data}, line {number}"
         try:

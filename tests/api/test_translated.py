@@ -347,6 +347,16 @@ async def test_ollama_streams_lines_by_default() -> None:
         assert [model["name"] for model in (await server.ask("GET", "/api/tags")).json["models"]]
 
 
+async def test_ollamas_lines_are_lines_to_every_client() -> None:
+    """httpx, which Ollama's own client uses, ends a line at these characters, too."""
+    async with serving(saying("x"), template=HERMES) as server:
+        answer = await server.ask(
+            "POST", "/api/generate", {"prompt": "Hi", "format": {"const": "\u2028\u2029\x85"}}
+        )
+        lines = [json.loads(line) for line in answer.body.decode().splitlines()]
+        assert "".join(line["response"] for line in lines) == '"\u2028\u2029\x85"'
+
+
 async def test_ollamas_calls_come_whole() -> None:
     async with serving(saying(HERMES_CALL), template=HERMES) as server:
         body = {"messages": [USER], "tools": [{"type": "function", "function": TOOL}]}

@@ -20,6 +20,7 @@ from tgi.plugins import ConfigError
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
 from tgi.testing.runs import decoded, transformers_logprobs, whole
+from tgi.text.tokenizer import Tokenizer
 from tgi.weights.measurements import Measurements
 
 LAYER = "model.layers.0"
@@ -215,6 +216,14 @@ def test_calibration_finds_the_greatest_inputs_keys_and_values(tmp_path: Path) -
     assert nodes.keys() == wanted.keys()
     for name, most in wanted.items():
         assert nodes[name]["inputs"][0][0][0] == pytest.approx(most, rel=0.05), name
+
+
+def test_texts_may_have_the_line_separators_of_unicode(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "a\u2028b"}\r\n\n{"text": "c"}\n', "utf-8")
+    tokenizer = Tokenizer.from_folder(DEMO_MODEL)
+    wanted = [tokenizer.encode(text) for text in ("a\u2028b", "c")]
+    assert list(calibrate.read_prompts(DEMO_MODEL, data, 9, 12)) == wanted
 
 
 def test_a_calibrated_cache_is_nearer_than_one_with_scales_of_1(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from .native_bodies import ModelName
 from .openai.answers import Reason
 from .openai.requests import ChatRequest
 from .refused import refusing
+from .stream import one_line
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, naming
 
 _NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
@@ -284,7 +285,7 @@ class GenerateLines(Lines):
 
 
 def _encoded(body: Json) -> bytes:
-    return msgspec.json.encode(body) + b"\n"
+    return one_line(body) + b"\n"
 
 
 def _nanoseconds(seconds: float) -> int:

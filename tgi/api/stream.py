@@ -58,13 +58,18 @@ def best_first(finished: list[Finished]) -> list[Finished]:
     return [best, *(other for other in finished if other is not best)]
 
 
-def frame(body: object) -> bytes:
-    """Return one event (R1.80)."""
+def one_line(body: object) -> bytes:
+    """Return JSON that every client takes for one line."""
     data = _encode(body)
     if not data.isascii():
         for character, escape in _LINE_ENDS.items():
             data = data.replace(character, escape)
-    return b"data: " + data + b"\n\n"
+    return data
+
+
+def frame(body: object) -> bytes:
+    """Return one event (R1.80)."""
+    return b"data: " + one_line(body) + b"\n\n"
 
 
 class EventWriter(Protocol):
