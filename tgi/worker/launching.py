@@ -124,7 +124,7 @@ class Programs:
         asked = self._ask_of(step, rows) if step.targets else None
 
         def wait() -> dict[str, bytes]:
-            ints, floats = (array[rows.answers, : 1 + step.top] for array in out())
+            ints, floats = (np.atleast_2d(array.T).T[rows.answers, : 1 + step.top] for array in out())
             results = {
                 "tokens": ints[:, 0].tobytes(),
                 "logprobs": floats[:, 0].tobytes(),

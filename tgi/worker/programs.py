@@ -139,7 +139,8 @@ class Variant:
 class SampleProgram(Program):
     """Chooses the tokens of a step from the logits that the model has left, and notes the new tokens.
 
-    The result is [samples, 1 + top] twice: the token and the most likely ones, and their log-probabilities.
+    The result is [samples, 1 + top] twice: the token and the most likely ones, and their log-probabilities;
+    [samples] if no most likely ones are reported.
     """
 
     regions: ClassVar[tuple[str, ...]] = ("forward",)
@@ -169,6 +170,8 @@ class SampleProgram(Program):
         tokens = sampled.tokens.int()
         # The next step's row of an undecided one is void, but must have a token.
         context.last_tokens.index_copy_(0, inputs["next_lanes"].long(), tokens.clamp_min(0))
+        if sampled.top_tokens is None or sampled.top_logprobs is None:
+            return tokens, sampled.logprobs
         return (
             torch.cat((tokens[:, None], sampled.top_tokens.int()), 1),
             torch.cat((sampled.logprobs[:, None], sampled.top_logprobs), 1),

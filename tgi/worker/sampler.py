@@ -89,9 +89,10 @@ class Sampled:
     """[rows]: the chosen tokens; -1 where the window does not decide which tokens top-p keeps."""
     logprobs: torch.Tensor
     """[rows] float32: log-probability of the token in the distribution that it was drawn from."""
-    top_tokens: torch.Tensor
-    """[rows, top]: most likely first, lower ids first among equals; -1 for a token that cannot be drawn."""
-    top_logprobs: torch.Tensor
+    top_tokens: torch.Tensor | None
+    """[rows, top]: most likely first, lower ids first among equals; -1 for a token that cannot be drawn. None
+    if none are to be reported."""
+    top_logprobs: torch.Tensor | None
     """[rows, top] float32: log-probabilities of `top_tokens`."""
 
 
@@ -110,8 +111,6 @@ class Sampler:
             scores, undecided = process(logits.float(), rows, self.tables, device, self._gamma, self._delta)
         if "sample" not in rows.needs and not rows.top:
             tokens, chosen = device.greedy(scores)
-            nothing = chosen.new_empty(len(chosen), 0)
-            sampled = Sampled(tokens, chosen, nothing.int(), nothing)
         else:
             scores = scores.float()
             tokens, logprobs = device.argmax(scores), device.log_softmax(scores)
@@ -121,10 +120,10 @@ class Sampler:
             if undecided is not None:
                 tokens = torch.where(undecided, -1, tokens)
             chosen = logprobs.gather(1, tokens.clamp_min(0)[:, None].long())[:, 0]
-            sampled = Sampled(tokens, chosen, *device.most_likely(logprobs, rows.top))
+        best = device.most_likely(logprobs, rows.top) if rows.top else (None, None)
         if rows.needs & (_HISTORY_NEEDS | _GENERATED_NEEDS):
             self.tables.count(rows.lanes, tokens)
-        return sampled
+        return Sampled(tokens, chosen, *best)
 
 
 def process(

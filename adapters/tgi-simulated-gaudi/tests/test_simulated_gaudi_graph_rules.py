@@ -315,6 +315,19 @@ def test_a_bit_cast_is_refused_in_a_graph(card):
     assert (outside.view(torch.float32).cpu().tolist(), outside.cpu().tolist()) == ([1.0], [0x3F800000])
 
 
+@pytest.mark.rule("S31")
+def test_a_tensor_without_elements_is_refused_in_a_graph(card):
+    def joined(x):
+        return torch.cat((x[:, None], x.new_empty(2, 0)), 1)
+
+    with refused("S31", r"a tensor of shape \(2, 0\) has no elements"):
+        graphed(card, joined)(hpu(1.0, 2.0))
+    with refused("S31", r"a tensor of shape \(0,\) has no elements"):
+        graphed(card, lambda x: x[:0].int())(hpu(1.0, 2.0))
+    assert joined(hpu(1.0, 2.0)).cpu().tolist() == [[1.0], [2.0]]
+    assert graphed(card, lambda x: (x * 2, x.new_empty(2, 0))[0])(hpu(1.0, 2.0)).cpu().tolist() == [2.0, 4.0]
+
+
 class Scaled(torch.nn.Module):
     def __init__(self, number):
         super().__init__()

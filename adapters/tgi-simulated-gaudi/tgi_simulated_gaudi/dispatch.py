@@ -119,6 +119,8 @@ def _guarded(
     key = describe(info.label, args, kwargs)
     after = guards_after(card, info, leaves or targets)
     if recorder is not None:
+        if not info.name.startswith(("empty", "new_empty")):
+            _check_elements(card, info, [*costs.tensors(args), *leaves])
         recorder.add(info, args, kwargs, leaves, key)
         for check, values in after:
             recorder.append((check, values, {}, info.label), costs.tensors(values))
@@ -127,6 +129,14 @@ def _guarded(
     for check, values in after:
         check(*values)
     return result
+
+
+def _check_elements(card: Card, info: Operation, tensors: Sequence[torch.Tensor]) -> None:
+    """Check that an operation in a graph has no tensor without elements (S31)."""
+    empty = next((tensor for tensor in tensors if not tensor.numel()), None)
+    if empty is not None:
+        shape = tuple(empty.shape)
+        card.ledger.violate("S31", info.label, f"a tensor of shape {shape} has no elements")
 
 
 def _account(

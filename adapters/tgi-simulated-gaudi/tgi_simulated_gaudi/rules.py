@@ -314,6 +314,14 @@ _TABLE = (
         "the operations and shapes of each compiled function: at most three functions may have the same",
         "pass the layer as an argument of one function, and let it have no number of its own",
     ),
+    Rule(
+        "S31",
+        "no operation on a tensor without elements in a graph",
+        "the bridge leaves empty tensors of one dimension out of a `cat` only; of all others it makes nodes "
+        "that the graph compiler may refuse",
+        "arguments and results while a graph is captured",
+        "leave the operation out, and the tensor",
+    ),
 )
 RULES = {rule.id: rule for rule in _TABLE}
 """All rules by their ids."""
