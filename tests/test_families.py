@@ -12,7 +12,8 @@ import pytest
 from tests.test_adapters_page import ADAPTERS, imported
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import make_checkpoint
-from tgi.testing.falcon import VARIANTS, make_falcon
+
+from .falcon_models import VARIANTS, make_falcon
 
 CONFIGS: dict[str, Any] = {
     f"{folder.name}, {name}": config

@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.own_processes import children_running
 from tgi.config import Options
 from tgi.server import serve
-from tgi.testing.falcon import make_falcon
 from tgi.testing.models import make_llama, make_mistral
+
+from .falcon_models import make_falcon
 
 PROMPTS = ("What is a violin?", "Deep learning", "The quick brown fox jumps over the lazy dog while the rain")
 SMALL: dict[str, Any] = {"max_total_tokens": 128, "max_batch_size": 4, "max_batch_prefill_tokens": 32}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import attrs
 
-from tgi.testing.falcon import make_falcon
+from tests.falcon_models import make_falcon
 from tgi.testing.models import make_llama, make_mistral
 
 INPUT = "What is Deep Learning?"

@@ -6,11 +6,11 @@ from tgi_falcon.plugin import read_config
 from transformers import FalconForCausalLM
 from transformers.models.falcon import modeling_falcon
 
+from tests.falcon_models import VARIANTS, falcon_config, falcon_tensors, make_falcon, repository_config
 from tgi.plugins import ConfigError, JsonReader
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import describe_config
-from tgi.testing.falcon import VARIANTS, falcon_config, falcon_tensors, make_falcon, repository_config
 
 SWITCHES = {
     "rw": ("rw", {}),

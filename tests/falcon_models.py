@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .models import Draw, save_checkpoint
+from tgi.testing.models import Draw, save_checkpoint
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "rw": {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
