@@ -75,8 +75,8 @@ def _refuse(reason: str) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """Exit, and make hypercorn's master exit with a non-zero code too.
 
-    On its own the master exits with 0 after any code of its worker (hypercorn 0.18 asks for the codes when no
-    worker is left), and a supervisor would mistake the loss of the engine for success.
+    On its own the master exits with 0 after any code of its worker: hypercorn 0.18 asks for the codes when no
+    worker is left. A supervisor would mistake the loss of the engine for success.
     """
     master = multiprocessing.parent_process()
     if master is not None and master.pid is not None:

@@ -1,8 +1,8 @@
 """Every sampling parameter, declared once.
 
-`SamplingParams` and the `Parameter` beside each of its fields give the fields of request bodies, the ranges
-and descriptions of the OpenAPI document, the parameters of a sequence, the message to the ranks, the columns
-of a lane, and the parts of the sampler that a step needs. A new parameter is a field here, the lines of the
+`SamplingParams` has a field for each, and a `Parameter` beside it. Request bodies, the OpenAPI document, the
+parameters of a sequence, the message to the ranks, the columns of a lane, and the parts of the sampler that a
+step needs are all made of these. A new parameter is a field here, the lines of the
 sampler that apply it, and their test.
 """
 

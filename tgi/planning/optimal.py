@@ -1,8 +1,8 @@
 """The set of at most N buckets with which steps cost least.
 
-Given how often each shape occurs (`Workload`) and how long a step of each shape takes (`Costs`), the best set
-of N buckets minimises the expected time of a step that is padded to the cheapest bucket dominating it: the
-k-median problem in a partial order. On a line, dynamic programming solves it (Wang and Song 2011,
+`Workload` tells how often each shape occurs, and `Costs` how long a step of each shape takes. A step is
+padded to the cheapest bucket that dominates it. The best set of N buckets minimises the expected time of a
+step: the k-median problem in a partial order. On a line, dynamic programming solves it (Wang and Song 2011,
 "Ckmeans.1d.dp"); in the plane it is hard. So this takes the best of the *nested* sets (see nesting.py), in
 which the sizes of one dimension depend on those of the others but not the other way round. Removing buckets
 from a fine grid one by one, always the one that is missed least, comes within a few per cent of that cost.

@@ -1,9 +1,9 @@
 """Finds plugins by their entry points, and collects their offers.
 
-Entry points are loaded here and not by pluggy, which silently drops the second of two packages with the same
-entry-point name and hooks whose names are misspelt, and lets a plugin that fails to import stop the server.
-Here a broken plugin is left out, with the reason. Two plugins that offer the same thing are an error only for
-the user who asks for that thing.
+Entry points are loaded here and not by pluggy. Of two packages with the same entry-point name, pluggy
+silently drops the second; it ignores hooks whose names are misspelt, and lets a plugin that fails to import
+stop the server. Here a broken plugin is left out, with the reason. Two plugins that offer the same thing are
+an error only for the user who asks for that thing.
 """
 
 import difflib

@@ -142,10 +142,10 @@ SAMPLERS = ("greedy", "plain draw", "everything")
 class Step(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     """One forward pass and the sampling after it, described completely.
 
-    A row is a run of query tokens of one sequence, of which the last `samples` give a token each: a decode
-    row has one query token and one sample, the last chunk of a prompt n and one, a chunk before it n and
-    none, a row with k guessed tokens k + 1 of both. The last token that was sampled for a lane stays on the
-    device, so the server can send step n + 1 before it has read result n.
+    A row is a run of query tokens of one sequence, of which the last `samples` give a token each. A decode
+    row has one query token and one sample; a row with k guessed tokens has k + 1 of both. The last chunk of a
+    prompt has n and one, a chunk before it n and none. The last token that was sampled for a lane stays on
+    the device, so the server can send step n + 1 before it has read result n.
     """
 
     number: int

@@ -1,9 +1,9 @@
 """Incremental decoding: token ids to text, one at a time, as they are generated (tgi-behaviour 5.9).
 
-By definition, with P the text of the tokens from `prefix` to `read` and N that of all tokens from `prefix`, a
-new token adds N[len(P):], or nothing while N ends in U+FFFD (an incomplete character) or is no longer than P.
-Two short cuts give the same text without decoding. For byte-level tokenizers, the bytes of tokens are joined
-here. For others, a token that adds the same to any text is looked up.
+Let P be the text of the tokens from `prefix` to `read`, and N that of all tokens from `prefix`. By definition
+a new token adds N[len(P):], or nothing while N ends in U+FFFD (an incomplete character) or is no longer than
+P. Two short cuts give the same text without decoding. For byte-level tokenizers, the bytes of tokens are
+joined here. For others, a token that adds the same to any text is looked up.
 """
 
 from .tokenizer import Tokenizer

@@ -1,9 +1,9 @@
 """Turns logits into tokens: one program for all rows of a step, with parameters as columns and static shapes.
 
 The order is TGI's: watermark, penalties, logit bias, ends that may not come yet, grammar masks, temperature,
-top-k, top-p, min-p, typical-p, choice. The result of a row depends on that row alone, bit for bit: no
-reduction runs over rows, no sum is split differently for one row than for many (as `Tensor.sum` of a single
-row is), the lowest id wins a tie, and a part that no row needs is skipped only if it would change no bit.
+top-k, top-p, min-p, typical-p, choice. The result of a row depends on that row alone, bit for bit. No
+reduction runs over rows, and no sum is split differently for one row than for many, as `Tensor.sum` of a
+single row is. The lowest id wins a tie. A part that no row needs is skipped only if it would change no bit.
 (Classes that are made within a program are not frozen: `torch.compile` cannot trace how attrs makes those.)
 
 Probabilities are added as integers, multiples of 2^-30: their sums are exact in any order, without float64.
