@@ -362,10 +362,10 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path, files: dict[str, st
         find_model(Source(str(tmp_path)))
 
 
-def test_a_gguf_file_is_named(tmp_path: Path) -> None:
+def test_a_gguf_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_text("GGUF")
-    with pytest.raises(HubError, match="is GGUF"):
-        find_model(Source(str(tmp_path / "model.gguf")))
+    with pytest.raises(HubError, match=r"model\.gguf lacks files that cannot be made of what it has: "):
+        find_model(Source(str(tmp_path / "model.gguf"), cache=tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,8 @@ _REPORT_SECONDS = 0.5
 _VOCABULARIES = ("*.model", "*.tiktoken", "vocab.json", "vocab.txt", "tekken.json")
 """Patterns of the files that transformers makes a tokenizer.json of."""
 _GGUF = (
-    "{} is GGUF, the format of llama.cpp, which this server does not read: serve the model that it was made "
-    "from, with *.safetensors"
+    "{} is GGUF, the format of llama.cpp: serve one file by a path that ends in .gguf, or the model that "
+    "it was made from, with *.safetensors"
 )
 _ORIGINAL = (
     "{} has its makers' own format (params.json, consolidated.*), which this server does not read: serve the "
@@ -98,10 +98,10 @@ def find_model(source: Source, on_progress: OnProgress | None = None) -> Path:
     a download on a terminal. Raises HubError.
     """
     folder = Path(source.model_id).expanduser()
-    if folder.is_file() and folder.suffix == ".gguf":
-        raise HubError(_GGUF.format(folder))
     if source.lora:
         return find_lora(source)
+    if folder.is_file() and folder.suffix == ".gguf":
+        return _made(folder, source, on_progress, lambda work: _converter().convert_gguf(folder, work))
     if not folder.is_dir():
         folder = _download(source, on_progress)
     return _converted(folder, source, on_progress)
@@ -124,6 +124,8 @@ def find_config(source: Source) -> Path:
     folder = Path(source.model_id).expanduser()
     if folder.name == "config.json":
         folder = folder.parent
+    if folder.is_file() and folder.suffix == ".gguf":
+        return find_model(source)
     if not folder.is_dir():
         _check_id(source)
         folder = _snapshot(source, "config.json")
@@ -176,8 +178,20 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> 
             f"({', '.join(_VOCABULARIES)}). Copy the tokenizer's files there from the model that this one "
             "was made of"
         )
-    key = sha256(f"{folder.resolve()} {folder.stat().st_mtime_ns}".encode()).hexdigest()[:16]
-    target = _cache_folder(source) / "tgi-converted" / f"{folder.name}-{key}"
+
+    def fill(work: Path) -> None:
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix != ".bin":
+                (work / path.name).symlink_to(path.resolve())
+        _converter().convert(folder, work)
+
+    return _made(folder, source, on_progress, fill)
+
+
+def _made(origin: Path, source: Source, on_progress: OnProgress | None, fill: Callable[[Path], None]) -> Path:
+    """Return the folder of the cache for a folder or file that is no complete model, filled if it is new."""
+    key = sha256(f"{origin.resolve()} {origin.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    target = _cache_folder(source) / "tgi-converted" / f"{origin.name}-{key}"
     if _is_complete(target, source):
         return target
     if on_progress is not None:
@@ -185,11 +199,10 @@ def _converted(folder: Path, source: Source, on_progress: OnProgress | None) -> 
     work = target.with_name(f"{target.name}.{token_hex(4)}")
     try:
         work.mkdir(parents=True)
-        for path in folder.iterdir():
-            if path.is_file() and path.suffix != ".bin":
-                (work / path.name).symlink_to(path.resolve())
-        _convert(folder, work)
+        fill(work)
         work.rename(target)
+    except _converter().ConversionError as error:
+        raise HubError(f"{origin} lacks files that cannot be made of what it has: {error}") from error
     except OSError as error:
         if not _is_complete(target, source):  # else another server was faster
             raise disk_error(error, target) from error
@@ -233,14 +246,9 @@ def _has_vocabulary(folder: Path) -> bool:
     return any(next(folder.glob(pattern), None) is not None for pattern in _VOCABULARIES)
 
 
-def _convert(folder: Path, target: Path) -> None:
-    """Make the files that `target` lacks from those of `folder`. Raises HubError."""
-    # By name: it imports torch, which is not for the server process.
-    converter = importlib.import_module("tgi.weights.convert")
-    try:
-        converter.convert(folder, target)
-    except converter.ConversionError as error:
-        raise HubError(f"{folder} lacks files that cannot be made of what it has: {error}") from error
+def _converter() -> Any:
+    """Import what converts, by name: it needs torch, which is not for the server process."""
+    return importlib.import_module("tgi.weights.convert")
 
 
 def _cache_folder(source: Source) -> Path:

@@ -1,11 +1,14 @@
-"""Makes what an old checkpoint lacks: *.safetensors of *.bin, tokenizer.json of a slow tokenizer.
+"""Makes what a checkpoint lacks: *.safetensors of *.bin, tokenizer.json of a slow tokenizer; all, of GGUF.
 
 Takes the memory of a whole file; `tgi.hub` runs it in a child process. Pickles are read in torch's restricted
 mode: no code of a checkpoint is run.
 """
 
 import json
+import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -29,6 +32,33 @@ def convert(folder: Path, target: Path) -> None:
     except Exception as error:  # torch and transformers raise all kinds of errors for old checkpoints
         reason = " ".join(str(error).split()) or repr(error)
         raise ConversionError(f"{wanted}: {reason}") from error
+
+
+def convert_gguf(file: Path, target: Path) -> None:
+    """Write a model and its tokenizer to `target`, in bfloat16, from a file of llama.cpp.
+
+    Raises ConversionError.
+    """
+    try:
+        if re.search(r"-\d{5}-of-\d{5}$", file.stem):
+            raise ValueError("it is a part of a model: join the parts with llama-gguf-split --merge")
+        try:
+            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+        except ImportError:
+            known = False
+        else:
+            known = find_spec("gguf") is not None
+        if not known:
+            raise ValueError("reading it needs more packages: pip install tgi-server[gguf]")
+
+        place: dict[str, Any] = {"gguf_file": file.name}
+        AutoTokenizer.from_pretrained(file.parent, **place).save_pretrained(target)
+        dense = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
+        model = AutoModelForCausalLM.from_pretrained(file.parent, **place, **dense)
+        model.hf_quantizer = None  # else it refuses to be written
+        model.save_pretrained(target)
+    except Exception as error:  # whatever files of other programs make transformers raise
+        raise ConversionError(" ".join(str(error).split()) or repr(error)) from error
 
 
 def convert_weights(folder: Path, target: Path) -> None:
