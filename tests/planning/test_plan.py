@@ -99,6 +99,15 @@ def test_llama_70b_on_eight_cards() -> None:
     assert "more cards with --num-shard" in alone.memory.refusal
 
 
+def test_a_model_in_4_bits_fits_one_card() -> None:
+    """Llama 70B in GPTQ: 4 bits a number and 16 for each scale of 128; the embedding and the head have 16."""
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
+    plan = planned(LLAMA_31_70B | {"quantization_config": gptq}, card="gaudi3")
+    ends = 2 * 128256 * 8192
+    assert plan.memory.fits
+    assert plan.memory.rank.weight_bytes == pytest.approx((70.55e9 - ends) * 4.125 / 8 + 2 * ends, rel=0.04)
+
+
 # Model, ms to read the weights once on a Gaudi2 and a Gaudi3 (gaudi.md 8.5), published tokens a second (8.3).
 ONE_ROW = [
     (LLAMA_2_7B, "gaudi2", 5.48, 141),
