@@ -21,8 +21,7 @@ from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, Lin
 
 from .cpu_device import CpuDevice, has_instructions
 from .joined_layers import JoinedLayers, kernel_window
-from .packed import PackedIntegers, PackedTable, PackedWeight
-from .packed_experts import PackedExperts
+from .packed import PackedExperts, PackedIntegers, PackedTable, PackedWeight
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _VECTOR = 16

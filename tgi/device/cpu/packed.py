@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels read them."""
+"""Weights, adapters and experts in the order in which the kernels read them."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -7,9 +7,11 @@ import attrs
 import torch
 from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, Kernels, PackedInts
 from tgi_cpu_kernels.decoder import LinearLayer
+from tgi_cpu_kernels.experts import Experts as KernelExperts
 from tgi_cpu_kernels.lora import LoraRows
 from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
+from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable, Matrices
 from tgi.weights.formats import IntegerWeight, LinearWeight, Operations, PreparedWeight
 
@@ -100,3 +102,26 @@ def packed_layer(
     if isinstance(weight, PackedIntegers) and weight.order is None:
         return LinearLayer(weight.packed, weight.packed.n, bias, loras)
     return None
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class PackedExperts(Experts):
+    """Experts whose weights are in the kernels' order, and which SiLU gates."""
+
+    packed: KernelExperts
+
+    @classmethod
+    def of(cls, kernels: Kernels, plain: Experts) -> Self | None:
+        """Return experts that the kernel takes; None if it does not."""
+        if plain.kind != "silu":
+            return None
+        parts = (plain.up, plain.up_bias), (plain.down, plain.down_bias)
+        up, down = (
+            [packed_layer(weight, None if bias is None else bias[index]) for index, weight in enumerate(part)]
+            for part, bias in parts
+        )
+        ups, downs = ([layer for layer in part if layer is not None] for part in (up, down))
+        if len(ups) + len(downs) < len(up) + len(down):
+            return None
+        made = KernelExperts(kernels, ups, downs, plain.first)
+        return cls(**attrs.asdict(plain, recurse=False), packed=made)
