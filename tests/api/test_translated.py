@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import Response, ResponseItemList, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from tgi.api import refused
+from tgi.api import refused, store
 from tgi.config import Options
 
 from . import serving as servers
@@ -287,6 +287,27 @@ async def test_a_response_is_gone_on_from_until_it_is_forgotten() -> None:
         assert (await server.ask("GET", path)).status == 404
         unstored = (await respond(server, store=False)).json
         assert (await server.ask("GET", f"/v1/responses/{unstored['id']}")).status == 404
+
+
+async def test_responses_to_requests_of_one_id_are_apart() -> None:
+    async with serving(saying(HELLO), template=HERMES) as server:
+        same = {"X-Request-Id": "trace-1"}
+        asked = [{"input": text, "metadata": {"text": text}} for text in ("a", "b")]
+        made = [(await server.ask("POST", "/v1/responses", body, same)).json for body in asked]
+        for response in made:
+            assert (await server.ask("GET", f"/v1/responses/{response['id']}")).json == response
+
+
+async def test_the_memory_for_responses_is_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_BYTES", 30_000)
+    async with serving(saying(HELLO), template=HERMES) as server:
+        long = {"metadata": {"a": "x" * 12_000}}
+        first, second = [(await respond(server, **long)).json["id"] for _ in range(2)]
+        third = (await respond(server, previous_response_id=second)).json["id"]  # has the second's bytes, too
+        statuses = [
+            (await server.ask("GET", f"/v1/responses/{id_}")).status for id_ in (first, second, third)
+        ]
+        assert statuses == [404, 200, 200]
 
 
 async def test_items_are_listed_as_openai_does_a_page_at_a_time() -> None:

@@ -1,5 +1,6 @@
 """OpenAI's `/v1/responses`: answers made of items, which later requests can go on from."""
 
+import secrets
 import time
 from http import HTTPMethod
 from typing import Any
@@ -23,17 +24,17 @@ MAX_LISTED = 100
 async def responses(call: Call[ResponsesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body
-    items = input_items(body.input)
+    items, size = input_items(body.input), call.size
     if body.previous_response_id is not None:
         try:
             before = call.service.responses.get(body.previous_response_id)
         except UnknownResponse as error:
             raise ValidationError(f"`previous_response_id`: {error}") from error
-        items = [*before.items, *before.body["output"], *items]
+        items, size = [*before.items, *before.body["output"], *items], size + before.size
     chat = to_chat(body, items)
 
     def answer(*given: Any) -> ResponseAnswer:
-        return ResponseAnswer(body, items, *given)
+        return ResponseAnswer(body, items, size, *given)
 
     return await answer_chat(call, chat, ResponseAnswer, answer)
 
@@ -41,11 +42,15 @@ async def responses(call: Call[ResponsesRequest]) -> Response:
 class ResponseAnswer(TranslatedAnswer):
     """A response, made of items: thoughts, a message, calls."""
 
-    def __init__(self, request: ResponsesRequest, items: list[Json], *given: Any) -> None:
+    def __init__(self, request: ResponsesRequest, items: list[Json], size: int, *given: Any) -> None:
+        """`items` are the conversation so far, which came in requests of `size` bytes."""
         super().__init__(*given)
         self._request = request
         self._items = items
-        self._id = f"resp_{self.call.exchange.id}"
+        self._size = size
+        self._unique = secrets.token_hex(16)
+        """Part of all ids; a client may give the same id to several requests."""
+        self._id = f"resp_{self._unique}"
         self._created = int(time.time())
         self._output: list[Json] = []
         self._number = 0
@@ -106,7 +111,7 @@ class ResponseAnswer(TranslatedAnswer):
             "total_tokens": usage.total_tokens,
         }
         if self._request.store is not False:
-            self.call.service.responses.add(response, self._items)
+            self.call.service.responses.add(response, self._items, self._size)
         return response
 
     def _response(self, status: str) -> Json:
@@ -146,7 +151,7 @@ class ResponseAnswer(TranslatedAnswer):
             return b""
         data = self._leave()
         prefix = {"reasoning": "rs", "message": "msg", "function_call": "fc"}[kind]
-        id_ = f"{prefix}_{self.call.exchange.id}_{len(self._output)}"
+        id_ = f"{prefix}_{self._unique}_{len(self._output)}"
         self._output.append({"id": id_, "type": kind, "status": "in_progress", **item})
         return data + self._event(
             "response.output_item.added", output_index=len(self._output) - 1, item=dict(self._output[-1])

@@ -9,6 +9,8 @@ from tgi.errors import UnknownResponse
 
 MAX_STORED = 1000
 """Number of responses that the server remembers, the latest ones."""
+MAX_BYTES = 64 << 20
+"""Maximum size of the requests of these responses; what is remembered takes a few times as much."""
 Json = dict[str, Any]
 
 
@@ -19,6 +21,8 @@ class StoredResponse:
     body: Json
     items: list[Json]
     """Items of the conversation before the response."""
+    size: int
+    """Bytes of the requests that the conversation came in."""
 
 
 class ResponseStore:
@@ -26,12 +30,14 @@ class ResponseStore:
 
     def __init__(self) -> None:
         self._responses: OrderedDict[str, StoredResponse] = OrderedDict()
+        self._size = 0
 
-    def add(self, body: Json, items: list[Json]) -> None:
-        """Remember a response and the items before it; the oldest is forgotten."""
-        self._responses[body["id"]] = StoredResponse(body, items)
-        if len(self._responses) > MAX_STORED:
-            self._responses.popitem(last=False)
+    def add(self, body: Json, items: list[Json], size: int) -> None:
+        """Remember a response and the items before it; the oldest are forgotten where there are too many."""
+        self._responses[body["id"]] = StoredResponse(body, items, size)
+        self._size += size
+        while len(self._responses) > MAX_STORED or self._size > MAX_BYTES:
+            self.remove(next(iter(self._responses)))
 
     def get(self, id_: str) -> StoredResponse:
         """Return a response. Raises UnknownResponse."""
@@ -42,5 +48,5 @@ class ResponseStore:
 
     def remove(self, id_: str) -> None:
         """Forget a response. Raises UnknownResponse."""
-        self.get(id_)
+        self._size -= self.get(id_).size
         del self._responses[id_]
