@@ -124,6 +124,7 @@ def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path, name: str)
         ("Mixtral 8x7B", {"sliding_window": 0}, "'sliding_window' is 0, expected 1 or more"),
         ("StarCoder2 3B", {"sliding_window": -1}, "'sliding_window' is -1, expected 1 or more"),
         ("Qwen1.5 MoE A2.7B", {"use_sliding_window": True}, "'use_sliding_window' is true"),
+        ("DeepSeek V2 Lite", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is set"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(
@@ -145,6 +146,7 @@ def test_settings_that_make_no_sense_are_refused_by_name(
         ("Gemma 3 1B", {"rope_parameters": {"full_attention": {"rope_theta": 99.0}}}),
         ("Qwen3 30B A3B", {"use_sliding_window": True, "sliding_window": 5}),
         ("GPT-NeoX 20B", {"hidden_act": ...}),
+        ("SmolLM3 3B", {"head_dim": 12}),
         ("gpt-oss 20B", {"rope_scaling": ..., "rope_parameters": None}),
         ("Llama 3 8B", {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 1}),
         ("GPT-NeoX 20B", {"use_parallel_residual": False, "rotary_pct": 0.5}),

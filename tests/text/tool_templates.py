@@ -151,6 +151,13 @@ TOOL_TEMPLATES = {
             "{{ ',\\n    ' if not loop.last }}{% set ns.id = ns.id + 1 %}{% endfor %}{{ '\\n' }}]<|END_ACTION|>"
         )
     ),
+    "Command R, Command R+": (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{{ tools }}"
+        "Write 'Action:' followed by a json-formatted list of actions, for example:\n```json\n[\n    {\n"
+        '        "tool_name": title of the tool in the specification,\n'
+        '        "parameters": a dict of parameters\n    }\n]```'
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    ),
     "DeepSeek V3, R1": (
         "{{ tools }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}"
         "{% elif m.tool_calls and m.content is none %}<｜Assistant｜><｜tool▁calls▁begin｜>"

@@ -234,6 +234,17 @@ FORMATS = (
         mark="<|START_ACTION|>",
     ),
     ToolFormat(
+        models="Command R, Command R+",
+        signs=("Action:", '"tool_name"', '"parameters"'),
+        begin="Action: ```json\n[\n    ",
+        head='{\n        "tool_name": "',
+        middle='",\n        "parameters": ',
+        tail="\n    }",
+        separator=",\n    ",
+        end="\n]\n```",
+        mark="Action: ```json",
+    ),
+    ToolFormat(
         models="DeepSeek V3, R1",
         signs=("<｜tool▁calls▁begin｜>", "```json"),
         head="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",

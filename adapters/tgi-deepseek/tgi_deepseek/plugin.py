@@ -7,8 +7,8 @@ import attrs
 
 from tgi.plugins import Architecture, ConfigError, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
-from tgi.plugins.llama_config import LatentSizes, LlamaConfig, read_llama_config
-from tgi.plugins.rope_config import RopeConfig, read_rope
+from tgi.plugins.llama_config import LatentSizes, LlamaConfig, read_llama_config, read_whole_rope
+from tgi.plugins.rope_config import RopeConfig
 
 _SIZES = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 _V2 = {**_SIZES, "q_lora_rank": 1536, "first_k_dense_replace": 0, "n_shared_experts": 2}
@@ -87,7 +87,7 @@ def _read(get: JsonReader, **routing: Any) -> LlamaConfig:
         shared_name="mlp.shared_experts",
         **routing,
     )
-    rope = read_rope(get, sizes.rotated)
+    rope = read_whole_rope(get, sizes.rotated)
     config = read_llama_config(
         get,
         ropes=(rope,) * layers,

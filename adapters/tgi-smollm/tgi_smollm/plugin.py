@@ -19,7 +19,9 @@ def read_config(get: JsonReader) -> LlamaConfig:
     if len(rotates) != layers:
         raise ConfigError(f"config.json: 'no_rope_layers' has {len(rotates)} entries, expected {layers}")
     window = get.optional_size("sliding_window") if get(bool, "use_sliding_window", False) else None
-    rope = read_whole_rope(get, get.size("hidden_size") // get.size("num_attention_heads"))
+    rope = read_whole_rope(
+        get, get.size("head_dim", get.size("hidden_size") // get.size("num_attention_heads"))
+    )
     bias = get(bool, "attention_bias", False)
     return read_llama_config(
         get,
