@@ -11,7 +11,6 @@ from transformers import PhiConfig, Qwen2MoeConfig
 
 from tests.peft_adapters import make_adapter
 from tgi.config import DEMO_MODEL
-from tgi.device.cpu.cpu_device import has_instructions
 from tgi.limits import Limits
 from tgi.protocol import LoraSlots
 from tgi.sampling import SamplingParams
@@ -26,13 +25,13 @@ from tgi.worker.runner import open_device
 
 
 def kernels_are_used() -> bool:
-    """Return whether linear layers and attention both run on tgi-cpu-kernels here."""
+    """Return whether linear layers and attention run on tgi-cpu-kernels here."""
     kernels = pytest.importorskip("tgi_cpu_kernels")
     try:
         kernels.load()
     except kernels.Unavailable:
         return False
-    return not has_instructions("amx_bf16")  # with AMX, linear layers are oneDNN's
+    return True
 
 
 pytestmark = pytest.mark.skipif(not kernels_are_used(), reason="tgi-cpu-kernels is not used here")

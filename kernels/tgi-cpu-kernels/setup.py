@@ -28,7 +28,7 @@ class BuildKernels(build_py):
     def run(self) -> None:
         """Compile, then copy the package."""
         kernels = _load_build()
-        names = list(kernels.TARGETS) if os.environ.get("TGI_KERNELS") == "all" else kernels.supported()[:1]
+        names = list(kernels.TARGETS) if os.environ.get("TGI_KERNELS") == "all" else kernels.wanted()
         try:
             kernels.build(names)
         except kernels.BuildError as error:

@@ -21,7 +21,7 @@ struct QuantizedArguments {
 
 struct LoraPiece {  // a part of the outputs of a linear layer that an adapter changes
   const void* up;  // [n, rank], packed by tgi_pack
-  long rank, column, first, n;  // rank: even; its first column between the matrices; its first output, and how many
+  long rank, column, first, n;  // its first column between the matrices; its first output, and how many
 };
 
 struct LoraAdapter {  // the matrices of one slot for one linear layer
@@ -112,8 +112,9 @@ void multiply(int kind, const DecoderWeight&, const void* x, long m, long n, lon
 
 extern "C" {
 extern const char tgi_sources[];  // tells the sources that a library was built from, see build.py
+const char* tgi_check();  // null, or why the library cannot be used here
 void tgi_use_threads(long threads);  // the caller is one of them
-long tgi_packed_size(long n, long k);
+long tgi_packed_size(int kind, long n, long k);
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
 void tgi_linear(int kind, const LinearArguments*);
 void tgi_lora(int kind, const LoraArguments*);

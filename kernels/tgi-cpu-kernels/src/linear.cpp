@@ -5,12 +5,13 @@
 // So a unit is read once from front to back, which is what memory is fastest at.
 //
 // Every output is the sum over the pairs in their order, whatever the number of rows: a row's result does not
-// depend on its neighbours.
+// depend on its neighbours. With AMX, bfloat16 is always multiplied by tiles, 16 pairs at once.
 #include "linear.h"
 
 #include <vector>
 
-static long pairs(long k) { return (k + 1) / 2; }
+template <typename T> constexpr long STEP = TILED<T> ? 32 : 2;  // input features that are multiplied at once
+template <typename T> static long padded(long k) { return (k + STEP<T> - 1) / STEP<T> * STEP<T>; }
 
 // Place of weight (column c of a unit, input feature i), in numbers from the beginning of the unit.
 static long place(const bf16*, long c, long i) { return (i / 2 * UNIT + c) * 2 + i % 2; }
@@ -18,8 +19,8 @@ static long place(const float*, long c, long i) { return ((i / 2 * VECTORS + c /
 
 template <typename T> static void pack(const T* w, long n, long k, long stride, T* out) {
   share(units(n), true, [&](long u) {
-    T* unit = out + u * pairs(k) * 2 * UNIT;
-    memset(unit, 0, pairs(k) * 2 * UNIT * sizeof(T));
+    T* unit = out + u * padded<T>(k) * UNIT;
+    memset(unit, 0, padded<T>(k) * UNIT * sizeof(T));
     for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++)
       for (long i = 0; i < k; i++) unit[place(unit, c, i)] = w[(u * UNIT + c) * stride + i];
   });
@@ -33,7 +34,7 @@ static void block(const T* x, long step, const T* unit, long k, Fetch fetch, flo
   vf acc[M][VECTORS];
   for (int m = 0; m < M; m++)
     for (int v = 0; v < VECTORS; v++) acc[m][v] = vf{};
-  for (long p = 0; p < pairs(k); p++, unit += 2 * UNIT, fetch.from += advance) {
+  for (long p = 0; p < padded<T>(k) / 2; p++, unit += 2 * UNIT, fetch.from += advance) {
     for (long b = 0; b < BYTES; b += 64) __builtin_prefetch(fetch.from + b);
     for (int m = 0; m < M; m++)
       for (int v = 0; v < VECTORS; v++) acc[m][v] = dot_pairs(acc[m][v], x + p * step + m * 2, unit + v * 2 * W);
@@ -50,15 +51,21 @@ static void block_of(int rows, const T* x, long step, const T* unit, long k, Fet
   }
 }
 
-// Activations of one group of up to ROWS rows, of which row(m) is the place of the m-th, as [pairs][rows][2].
+// Sums of a group of rows, gathered, and one unit.
+template <typename T> static void multiply_unit(long rows, const T* x, const T* unit, long k, Fetch fetch, float (*out)[UNIT]) {
+  if constexpr (TILED<T>) multiply_tiles(x, rows, unit, padded<T>(k) / STEP<T>, fetch, out);
+  else block_of<T>((int)rows, x, rows * 2, unit, k, fetch, out);
+}
+
+// Activations of one group of rows, of which row(m) is the place of the m-th, as [steps][rows][STEP].
 template <typename T, typename Row> static void gather(const Row& row, long rows, long k, T* out) {
-  for (long p = 0; p < k / 2; p++)
-    for (long m = 0; m < rows; m++) memcpy(out + (p * rows + m) * 2, row(m) + p * 2, 2 * sizeof(T));
-  if (k % 2)
-    for (long m = 0; m < rows; m++) {
-      out[((k / 2) * rows + m) * 2] = row(m)[k - 1];
-      out[((k / 2) * rows + m) * 2 + 1] = 0;
-    }
+  const long rest = k % STEP<T>;
+  for (long i = 0; i + STEP<T> <= k; i += STEP<T>)
+    for (long m = 0; m < rows; m++, out += STEP<T>) memcpy(out, row(m) + i, STEP<T> * sizeof(T));
+  for (long m = 0; rest && m < rows; m++, out += STEP<T>) {
+    memcpy(out, row(m) + k - rest, rest * sizeof(T));
+    memset(out + rest, 0, (STEP<T> - rest) * sizeof(T));
+  }
 }
 
 template <typename T> struct Linear {
@@ -67,19 +74,19 @@ template <typename T> struct Linear {
   long m, n, k, x_stride;
 
   void run() const {
-    const long group = group_rows(m), groups = (m + group - 1) / group;
-    T* gathered = scratch<T>(m * pairs(k) * 2);
+    const long group = group_rows(m, TILED<T>), groups = (m + group - 1) / group, size = padded<T>(k);
+    T* gathered = scratch<T>(m * size);
     share(groups, m * k > SMALL, [&](long g) {
       const T* first = x + g * group * x_stride;
-      gather([&](long i) { return first + i * x_stride; }, std::min(group, m - g * group), k, gathered + g * group * pairs(k) * 2);
+      gather([&](long i) { return first + i * x_stride; }, std::min(group, m - g * group), k, gathered + g * group * size);
     });
-    for_each_tile(m, n, m * n * k, [&](long u, long begin, long end) {
-      alignas(64) float sums[ROWS][UNIT];
-      const T* unit = w + u * pairs(k) * 2 * UNIT;
-      const long bytes = pairs(k) * 2 * UNIT * sizeof(T), passes = (end - begin + group - 1) / group;
+    for_each_tile(m, n, group, m * n * k, [&](long u, long begin, long end) {
+      alignas(64) float sums[MOST_ROWS][UNIT];
+      const T* unit = w + u * size * UNIT;
+      const long bytes = size * UNIT * sizeof(T), passes = (end - begin + group - 1) / group;
       for (long row = begin, pass = 0; row < end; row += group, pass++) {
         const long rows = std::min(group, m - row);
-        block_of<T>(rows, gathered + row * pairs(k) * 2, rows * 2, unit, k, Fetch(unit, bytes, pass, passes), sums);
+        multiply_unit(rows, gathered + row * size, unit, k, Fetch(unit, bytes, pass, passes), sums);
         for (long i = 0; i < rows; i++) out.write(row + i, u * UNIT, sums[i]);
       }
     });
@@ -94,10 +101,10 @@ template <typename T> static void linear(const LinearArguments* a) {
 template <typename T> struct Lora {
   static constexpr long SHARES = 16;  // parts of a group's outputs that threads share
 
-  struct Group {  // up to ROWS tokens with the same adapter
+  struct Group {  // tokens with the same adapter that are computed together
     const LoraAdapter* adapter;
     const int32_t* tokens;
-    long rows, place;  // place: of its activations in memory, and of what is between the matrices after them
+    long rows, place;  // place: of its activations in memory, and of what is between the matrices after them, in rows
   };
 
   const LoraArguments& a;
@@ -110,11 +117,11 @@ template <typename T> struct Lora {
       const LoraSegment& s = a.rows->segments[i];
       const LoraAdapter& adapter = a.adapters[s.slot];
       if (!adapter.count) continue;
-      const long most = group_rows(s.count);
+      const long most = group_rows(s.count, TILED<T>);
       for (long begin = 0; begin < s.count; begin += most) {
         const long rows = std::min(most, s.count - begin);
         groups.push_back({&adapter, a.rows->tokens + s.begin + begin, rows, place});
-        place += rows * (pairs(a.k) * 2 + adapter.columns);
+        place += rows * (padded<T>(a.k) + adapter.columns);
       }
       down += s.count * adapter.columns * a.k;
       for (long p = 0; p < adapter.count; p++) up += s.count * adapter.pieces[p].rank * adapter.pieces[p].n;
@@ -124,30 +131,35 @@ template <typename T> struct Lora {
     share(groups.size() * SHARES, up > WORTH, [&](long i) { widen_up(groups[i / SHARES], i % SHARES); });
   }
 
-  T* between(const Group& g) const { return memory + g.place + g.rows * pairs(a.k) * 2; }
+  T* between(const Group& g) const { return memory + g.place + g.rows * padded<T>(a.k); }
 
   void narrow_down(const Group& g) const {
-    alignas(64) float sums[ROWS][UNIT];
+    alignas(64) float sums[MOST_ROWS][UNIT];
     T *gathered = memory + g.place, *out = between(g);
     gather([&](long m) { return (const T*)a.x + g.tokens[m] * a.x_stride; }, g.rows, a.k, gathered);
     for (long u = 0; u < units(g.adapter->columns); u++) {
-      const T* unit = (const T*)g.adapter->down + u * pairs(a.k) * 2 * UNIT;
-      block_of<T>(g.rows, gathered, g.rows * 2, unit, a.k, Fetch(unit), sums);
-      for (long c = u * UNIT; c < std::min((u + 1) * UNIT, g.adapter->columns); c++)
-        for (long m = 0; m < g.rows; m++) narrow(out + (c / 2 * g.rows + m) * 2 + c % 2, sums[m][c - u * UNIT]);
+      const T* unit = (const T*)g.adapter->down + u * padded<T>(a.k) * UNIT;
+      multiply_unit(g.rows, gathered, unit, a.k, Fetch(unit), sums);
+      for (long m = 0; m < g.rows; m++)
+        for (long c = u * UNIT; c < std::min((u + 1) * UNIT, g.adapter->columns); c++)
+          narrow(out + m * g.adapter->columns + c, sums[m][c - u * UNIT]);
     }
   }
 
   void widen_up(const Group& g, long share) const {
-    alignas(64) float sums[ROWS][UNIT];
+    static thread_local std::vector<T> gathered;
+    alignas(64) float sums[MOST_ROWS][UNIT];
     for (long p = 0; p < g.adapter->count; p++) {
       const LoraPiece& piece = g.adapter->pieces[p];
       T* y = (T*)a.y + piece.first;
       const Output<T> out({nullptr, nullptr, nullptr, y, y, 0, piece.n, 0, 0, a.y_stride, a.y_stride});
-      const T* x = between(g) + piece.column * g.rows;
+      const T* x = between(g) + piece.column;
+      const long size = padded<T>(piece.rank);
+      if ((long)gathered.size() < g.rows * size) gathered.resize(g.rows * size);
+      gather([&](long m) { return x + m * g.adapter->columns; }, g.rows, piece.rank, gathered.data());
       for (long u = share; u < units(piece.n); u += SHARES) {
-        const T* unit = (const T*)piece.up + u * pairs(piece.rank) * 2 * UNIT;
-        block_of<T>(g.rows, x, g.rows * 2, unit, piece.rank, Fetch(unit), sums);
+        const T* unit = (const T*)piece.up + u * size * UNIT;
+        multiply_unit(g.rows, (const T*)gathered.data(), unit, piece.rank, Fetch(unit), sums);
         for (long m = 0; m < g.rows; m++) out.write(g.tokens[m], u * UNIT, sums[m]);
       }
     }
@@ -155,7 +167,9 @@ template <typename T> struct Lora {
 };
 
 extern "C" {
-long tgi_packed_size(long n, long k) { return units(n) * UNIT * pairs(k) * 2; }
+long tgi_packed_size(int kind, long n, long k) {
+  return units(n) * UNIT * (kind == BFLOAT16 ? padded<bf16>(k) : padded<float>(k));
+}
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out) {
   if (kind == BFLOAT16) pack((const bf16*)w, n, k, stride, (bf16*)out);
   else pack((const float*)w, n, k, stride, (float*)out);

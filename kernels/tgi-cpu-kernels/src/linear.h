@@ -2,6 +2,7 @@
 #pragma once
 #include "kernels.h"
 #include "threads.h"
+#include "tiles.h"
 #include "vec.h"
 
 constexpr int UNIT = 32;  // output columns that are computed together
@@ -11,12 +12,20 @@ constexpr int ROWS = 12;  // rows in registers: 12 x 2 sums, and the weights
 #else
 constexpr int ROWS = W == 8 ? 3 : 4;
 #endif
+#if defined(__AMX_TILE__)
+constexpr int MOST_ROWS = TILE_ROWS;  // that are computed together, by any kernel
+template <typename T> constexpr bool TILED = std::is_same_v<T, bf16>;  // whether dense weights are multiplied by tiles
+#else
+constexpr int MOST_ROWS = ROWS;
+template <typename T> constexpr bool TILED = false;
+#endif
 constexpr long AHEAD = 8192;  // bytes of weights between what is fetched from memory and what is multiplied once
 constexpr long WORTH = 1 << 17;  // products that are worth waking another thread
 constexpr long PANEL = 8;  // groups of rows whose activations stay in the second-level cache
 
-// Rows that are computed together: as many groups as needed, of about the same size.
-inline long group_rows(long m) {
+// Rows that are computed together: as many groups as needed, of about the same size; tiles are filled one by one.
+inline long group_rows(long m, bool tiled) {
+  if (tiled) return std::max(1L, std::min<long>(m, MOST_ROWS));
   const long groups = std::max(1L, (m + ROWS - 1) / ROWS);
   return std::max(1L, (m + groups - 1) / groups);
 }
@@ -35,15 +44,14 @@ struct Fetch {
 inline long units(long n) { return (n + UNIT - 1) / UNIT; }
 
 // Call tile(u, begin, end) for each unit of columns and each panel of the m rows. Threads share the tiles if there is
-// enough work, in products.
-template <typename Tile> void for_each_tile(long m, long n, long work, const Tile& tile) {
-  const long panel = PANEL * group_rows(m), panels = (m + panel - 1) / panel, all_units = units(n);
+// enough work, in products. A panel has whole groups of rows.
+template <typename Tile> void for_each_tile(long m, long n, long group, long work, const Tile& tile) {
+  const long panel = (group > ROWS ? PANEL / 2 : PANEL) * group, panels = (m + panel - 1) / panel, all_units = units(n);
   share(panels * all_units, work > WORTH, [&](long i) {
     const long begin = i / all_units * panel;
     tile(i % all_units, begin, std::min(m, begin + panel));
   });
 }
-
 
 // The end of a linear layer: adds bias and residual, and rounds once.
 template <typename T> struct Output {

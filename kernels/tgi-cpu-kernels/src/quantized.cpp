@@ -6,6 +6,9 @@
 //
 // A weight [n, k] is packed into units of UNIT columns, each as [k/4][UNIT][4] bytes; of 4 bits, as [k/8][UNIT][4]
 // with the first four features in the low halves of the bytes, and the next four in the high ones.
+//
+// With AMX, groups of whole tiles of 8-bit weights are multiplied by tiles. Sums of integers are exact: the result is
+// that of vectors, bit for bit.
 #include "linear.h"
 
 #include <limits>
@@ -91,15 +94,16 @@ static void round_and_pack(const T* w, long n, long k, long stride, long bits, l
   });
 }
 
-// Activations of up to ROWS rows in 8 bits as [k/4][rows][4]; scales and sums of each row's groups.
+// Activations of a group of rows in 8 bits as [steps][rows][STEP]; scales and sums of each row's groups.
 struct Rounded {
   int8_t* numbers;
   float* scales;
   int32_t* sums;
 };
 
-// Round `count` numbers of a row to quads that are `step` bytes apart. Returns their scale.
-template <typename T> static float round_group(const T* x, long count, int8_t* out, long step, int32_t* total) {
+// Round `count` numbers of a row to places that follow one another in steps, `apart` bytes from one to the next.
+// Returns their scale.
+template <long STEP, typename T> static float round_group(const T* x, long count, int8_t* out, long apart, int32_t* total) {
   vf top = vf{}, poison = vf{};  // infinity and NaN make the scale NaN
   const long whole = count - count % W;
   for (long i = 0; i < whole; i += W) {
@@ -118,13 +122,14 @@ template <typename T> static float round_group(const T* x, long count, int8_t* o
     const vi q = nearest(load(x + i) * inverse);
     const vq bytes = __builtin_convertvector(q, vq);
     added += q;
-    for (long b = 0; b < W; b += QUAD) memcpy(out + (i + b) / QUAD * step, (const char*)&bytes + b, QUAD);
+    constexpr long PIECE = std::min<long>(W, STEP);
+    for (long b = 0; b < W; b += PIECE) memcpy(out + (i + b) / STEP * apart + i % STEP, (const char*)&bytes + b, PIECE);
   }
   *total = 0;
   for (int i = 0; i < W; i++) *total += added[i];
   for (long i = whole; i < count; i++) {
     const int32_t q = nearest(all(widen(x[i]) * inverse))[0];
-    out[i / QUAD * step + i % QUAD] = (int8_t)q;
+    out[i / STEP * apart + i % STEP] = (int8_t)q;
     *total += q;
   }
   return most / 127.0f + wrong;
@@ -133,7 +138,8 @@ template <typename T> static float round_group(const T* x, long count, int8_t* o
 static inline vu load_quads(const uint8_t* p) { vu v; memcpy(&v, p, sizeof v); return v; }
 static inline int32_t load_quad(const int8_t* p) { int32_t quad; memcpy(&quad, p, QUAD); return quad; }
 
-template <typename T, int BITS> struct Quantized {
+template <typename T, int BITS, long STEP> struct Quantized {
+  static constexpr bool TILES = STEP > QUAD;
   const QuantizedArguments& a;
   const LinearArguments& l = a.linear;
   const long groups = groups_of(l.k, a.group), width = padded(l.k, a.group);
@@ -142,29 +148,57 @@ template <typename T, int BITS> struct Quantized {
   // Round row m of `rows` that lie together.
   void round(const T* x, long m, long rows, const Rounded& to) const {
     for (long g = 0; g < groups; g++) {
-      int8_t* out = to.numbers + (g * a.group / QUAD * rows + m) * QUAD;
+      int8_t* out = to.numbers + g * a.group * rows + m * STEP;
       const long count = std::min(a.group, l.k - g * a.group), place = m * groups + g;
-      for (long i = count; i < a.group; i++) out[i / QUAD * rows * QUAD + i % QUAD] = 0;
-      to.scales[place] = round_group(x + g * a.group, count, out, rows * QUAD, to.sums + place);
+      for (long i = count; i < a.group; i++) out[i / STEP * rows * STEP + i % STEP] = 0;
+      to.scales[place] = round_group<STEP>(x + g * a.group, count, out, rows * STEP, to.sums + place);
     }
   }
 
+  // The stored numbers of a vector of columns that mean 0.
+  vi zeros_of(long u, long g, long v) const {
+    vi zero = vi{} + (1 << (BITS - 1));
+    if (a.zeros)
+      for (int i = 0; i < W; i++) zero[i] = a.zeros[(u * groups + g) * UNIT + v * W + i];
+    return zero;
+  }
+
+  // Add row m's sums of a group.
+  void add(const Rounded& x, long u, long g, long m, long v, vi sums, float* out) const {
+    const vf scales = load(a.scales + (u * groups + g) * UNIT + v * W);
+    store(out, load(out) + __builtin_convertvector(sums, vf) * x.scales[m * groups + g] * scales);
+  }
+
+#if defined(__AMX_TILE__)
+  void block_of_tiles(long rows, const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
+    alignas(64) int32_t sums[MOST_ROWS][UNIT];
+    const uint8_t* w = (const uint8_t*)l.w + u * groups * group_bytes;
+    for (long m = 0; m < rows; m++) memset(out[m], 0, sizeof out[m]);
+    for (long g = 0; g < groups; g++) {
+      multiply_tiles(x.numbers + g * a.group * rows, rows, w + g * group_bytes, a.group / STEP, fetch, sums);
+      for (long v = 0; v < VECTORS; v++) {
+        const vi zero = zeros_of(u, g, v);
+        for (long m = 0; m < rows; m++) {
+          vi products;
+          memcpy(&products, sums[m] + v * W, sizeof products);
+          add(x, u, g, m, v, products - zero * x.sums[m * groups + g], out[m] + v * W);
+        }
+      }
+    }
+  }
+#endif
+
   // Sums of M rows and one unit.
-  template <int M> void block(const Rounded& x, long u, long pass, long passes, float (*out)[UNIT]) const {
+  template <int M> void block(const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
     constexpr long BYTES = UNIT * 4;
     const uint8_t* w = (const uint8_t*)l.w + u * groups * group_bytes;
-    Fetch fetch(w, groups * group_bytes, pass, passes);
-    const long advance = BYTES / passes;
-    const float* scales = a.scales + u * groups * UNIT;
-    const uint8_t* zeros = a.zeros ? a.zeros + u * groups * UNIT : nullptr;
+    const long advance = BYTES / fetch.share;
     const int8_t* numbers = x.numbers;
     for (int m = 0; m < M; m++) memset(out[m], 0, sizeof out[m]);
-    for (long g = 0; g < groups; g++, scales += UNIT) {
+    for (long g = 0; g < groups; g++) {
       vi acc[M][VECTORS];
       for (int v = 0; v < VECTORS; v++) {
-        vi zero = vi{} + (1 << (BITS - 1));
-        if (zeros)
-          for (int i = 0; i < W; i++) zero[i] = zeros[g * UNIT + v * W + i];
+        const vi zero = zeros_of(u, g, v);
         for (int m = 0; m < M; m++) acc[m][v] = zero * -x.sums[m * groups + g];
       }
       for (long i = 0; i < a.group; i += 32 / BITS, w += BYTES, numbers += 32 / BITS * M, fetch.from += advance) {
@@ -180,17 +214,21 @@ template <typename T, int BITS> struct Quantized {
           }
       }
       for (int m = 0; m < M; m++)
-        for (int v = 0; v < VECTORS; v++)
-          store(out[m] + v * W, load(out[m] + v * W) + __builtin_convertvector(acc[m][v], vf) *
-                                                           x.scales[m * groups + g] * load(scales + v * W));
+        for (int v = 0; v < VECTORS; v++) add(x, u, g, m, v, acc[m][v], out[m] + v * W);
     }
   }
-  template <int M = ROWS>
-  void block_of(int rows, const Rounded& x, long u, long pass, long passes, float (*out)[UNIT]) const {
+  template <int M = ROWS> void block_of(long rows, const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
     if constexpr (M > 0) {
-      if (rows == M) block<M>(x, u, pass, passes, out);
-      else block_of<M - 1>(rows, x, u, pass, passes, out);
+      if (rows == M) block<M>(x, u, fetch, out);
+      else block_of<M - 1>(rows, x, u, fetch, out);
     }
+  }
+
+  void multiply_unit(long rows, const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
+#if defined(__AMX_TILE__)
+    if constexpr (TILES) return block_of_tiles(rows, x, u, fetch, out);
+#endif
+    block_of(rows, x, u, fetch, out);
   }
 
   void run() const {
@@ -198,7 +236,7 @@ template <typename T, int BITS> struct Quantized {
     int8_t* numbers = scratch<int8_t>(l.m * width);
     float* scales = scratch<float>(l.m * groups);
     int32_t* sums = scratch<int32_t>(l.m * groups);
-    const long group = group_rows(l.m);
+    const long group = group_rows(l.m, TILES);
     auto rounded = [&](long row) {  // of the rows from `row` on, a multiple of `group`
       return Rounded{numbers + row * width, scales + row * groups, sums + row * groups};
     };
@@ -206,12 +244,13 @@ template <typename T, int BITS> struct Quantized {
       const long m = row % group, first = row - m;
       round((const T*)l.x + row * l.x_stride, m, std::min(group, l.m - first), rounded(first));
     });
-    for_each_tile(l.m, l.n, l.m * l.n * l.k, [&](long u, long begin, long end) {
-      alignas(64) float out[ROWS][UNIT];
+    for_each_tile(l.m, l.n, group, l.m * l.n * l.k, [&](long u, long begin, long end) {
+      alignas(64) float out[MOST_ROWS][UNIT];
+      const uint8_t* unit = (const uint8_t*)l.w + u * groups * group_bytes;
       const long passes = (end - begin + group - 1) / group;
       for (long row = begin, pass = 0; row < end; row += group, pass++) {
         const long rows = std::min(group, l.m - row);
-        block_of(rows, rounded(row), u, pass, passes, out);
+        multiply_unit(rows, rounded(row), u, Fetch(unit, groups * group_bytes, pass, passes), out);
         for (long i = 0; i < rows; i++) output.write(row + i, u * UNIT, out[i]);
       }
     });
@@ -219,8 +258,11 @@ template <typename T, int BITS> struct Quantized {
 };
 
 template <typename T> static void quantized(const QuantizedArguments* a) {
-  if (a->bits == 8) Quantized<T, 8>{*a}.run();
-  else Quantized<T, 4>{*a}.run();
+#if defined(__AMX_TILE__)
+  if (a->bits == 8 && a->group % TILE_WIDTH == 0) return Quantized<T, 8, TILE_WIDTH>{*a}.run();
+#endif
+  if (a->bits == 8) Quantized<T, 8, QUAD>{*a}.run();
+  else Quantized<T, 4, QUAD>{*a}.run();
 }
 
 extern "C" {

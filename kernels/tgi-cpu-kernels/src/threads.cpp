@@ -49,6 +49,7 @@ class Pool {
     std::unique_lock<std::mutex> alone(caller_, std::try_to_lock);
     const auto begin = Clock::now();
     if (!alone || wanted_ == 0 || begin < alone_until_) {  // or another thread of the program shares a task
+      const TileScope scope;
       for (long i = 0; i < items; i++) work(context, i);
       return;
     }
@@ -90,6 +91,7 @@ class Pool {
   // that all threads end at once. How many items there are and the next one are in one number, so that those that
   // are taken belong to the task that runs; until they have ended, no other task begins.
   void take() {
+    const TileScope scope;
     uint64_t ticket = ticket_;
     for (;;) {
       const uint64_t all = ticket >> 32, next = (uint32_t)ticket;

@@ -6,6 +6,8 @@
 // OpenMP ends when every thread has arrived; on a machine with other programs that took ten times the work itself.)
 // An item that shares a task does all of that itself.
 #pragma once
+#include "tiles.h"
+
 #include <vector>
 
 void share_items(long items, void (*work)(const void* context, long item), const void* context);
@@ -13,6 +15,7 @@ void share_items(long items, void (*work)(const void* context, long item), const
 // `worth`: whether the work is worth waking another thread; else the caller does it alone.
 template <typename Work> void share(long items, bool worth, const Work& work) {
   if (!worth || items < 2) {
+    const TileScope scope;
     for (long i = 0; i < items; i++) work(i);
     return;
   }

@@ -1,6 +1,6 @@
 """Every kernel against its definition in float64, and bit for bit against itself in other company.
 
-Each test runs on every instruction set that this processor has and that is built.
+Each test runs on every instruction set that this processor has and that is built, and on an emulation of AMX.
 """
 
 import math
@@ -12,34 +12,15 @@ import numpy.typing as npt
 import pytest
 import torch
 from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
-from tgi_cpu_kernels.build import library, supported
 from tgi_cpu_kernels.decoder import LinearLayer
 from tgi_cpu_kernels.experts import Experts
 from tgi_cpu_kernels.lora import LoraRows, LoraTable
 
-
-def is_current(name: str) -> bool:
-    """Return whether a library is built from these sources."""
-    try:
-        load(name)
-    except Unavailable:
-        return False
-    return True
-
-
 Row = tuple[int, int, int]
 """Number of a row in the cache, position of its first query, number of its queries."""
-BUILT = [name for name in supported() if library(name).exists() and is_current(name)]
 BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
 """Share of the largest result: half a unit in the last place of bfloat16, some rounding errors of float32."""
-
-
-@pytest.fixture(params=BUILT)
-def kernels(request: pytest.FixtureRequest) -> Kernels:
-    kernels = load(request.param)
-    kernels.use_threads(3)
-    return kernels
 
 
 def close(result: torch.Tensor, expected: torch.Tensor, roundings: int = 1) -> None:

@@ -9,12 +9,15 @@ divided into chunks, or on the number of threads. The tests define each function
 """
 
 import ctypes
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .build import digest, library, supported
+from .interface import KINDS, SIGNATURES, TYPES, Attention, Linear, Quantized
 
 BLOCK = 16
 """Tokens in a block of the KV cache."""
@@ -23,83 +26,46 @@ MAX_QUANTIZED_FEATURES = 1 << 16
 """Input features of a quantized layer: sums of 8-bit products are counted in 32 bits."""
 _UNIT = 32
 """Output columns that are computed together."""
-_KINDS = {torch.float32: 0, torch.bfloat16: 1}
-_Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
 
 class Unavailable(Exception):
     """The kernels cannot be used here; the message says why and what to do."""
 
 
-class _Linear(ctypes.Structure):
-    _fields_ = (
-        *((name, _Pointer) for name in ("x", "w", "bias", "residual", "y")),
-        *((name, _Long) for name in ("m", "n", "k", "x_stride", "residual_stride", "y_stride")),
-    )
-
-
-class _Quantized(ctypes.Structure):
-    _fields_ = (
-        ("linear", _Linear),
-        *((name, _Pointer) for name in ("scales", "zeros")),
-        *((name, _Long) for name in ("bits", "group")),
-    )
-
-
-_TYPES = {"i": ctypes.c_int, "l": _Long, "f": _Float, "p": _Pointer, "v": None}
-_SIGNATURES = {
-    "tgi_use_threads": ("v", "l"),
-    "tgi_packed_size": ("l", "ll"),
-    "tgi_pack": ("v", "iplllp"),
-    "tgi_linear": ("v", "ip"),
-    "tgi_lora": ("v", "ip"),
-    "tgi_packed_ints_size": ("l", "llll"),
-    "tgi_pack_ints": ("v", "pllllp"),
-    "tgi_round_and_pack": ("v", "iplllllppp"),
-    "tgi_quantized_linear": ("v", "ip"),
-    "tgi_store_kv": ("v", "ipplllllppp"),
-    "tgi_attention": ("v", "ip"),
-    "tgi_rms_norm": ("v", "ippflllp"),
-    "tgi_silu_mul": ("v", "ipllp"),
-    "tgi_head_norm": ("v", "ippfllll"),
-    "tgi_rotary": ("v", "ipllllppl"),
-    "tgi_greedy": ("v", "iplllpp"),
-    "tgi_log_softmax": ("v", "plllp"),
-    "tgi_draw": ("v", "plllpp"),
-    "tgi_top_cut": ("v", "plllppp"),
-    "tgi_experts": ("v", "ip"),
-    "tgi_decode": ("v", "iplp"),
-}
-"""Types of the result and the arguments of each function of kernels.h."""
-
-
-class _Attention(ctypes.Structure):
-    _fields_ = (
-        *((name, _Pointer) for name in ("query", "keys", "values", "out", "tables", "offsets", "lengths")),
-        *((name, _Pointer) for name in ("starts", "bases", "slopes")),
-        *((name, _Long) for name in ("rows", "width", "heads", "kv_heads", "size", "query_stride", "window")),
-        *((name, _Float) for name in ("scale", "softcap")),
-        ("sinks", _Pointer),
-    )
-
-
 def load(name: str | None = None) -> "Kernels":
     """Return the kernels for the best instruction set of this processor that is built, or for `name`.
 
-    They run in the calling thread until `Kernels.use_threads` is called. Raises Unavailable.
+    Without a name, that in the variable TGI_CPU_KERNELS counts. A library is tried first: if it fails, the
+    next one is taken, and `Kernels.remark` says so. The kernels run in the calling thread until
+    `Kernels.use_threads` is called. Raises Unavailable.
     """
-    names = supported() if name is None else [name]
+    name = name or os.environ.get("TGI_CPU_KERNELS")
+    names = [name] if name else supported()
     built = [candidate for candidate in names if library(candidate).exists()]
     if not built:
-        raise Unavailable("tgi-cpu-kernels is not built: run `python -m tgi_cpu_kernels.build`")
-    path = library(built[0])
+        build = "python -m tgi_cpu_kernels.build" + (" --all" if name else "")
+        raise Unavailable(f"tgi-cpu-kernels is not built{f' for {name}' if name else ''}: run `{build}`")
+    failures: list[str] = []
+    for candidate in built:
+        try:
+            return open_library(library(candidate), candidate, "; ".join(failures))
+        except Unavailable as error:
+            failures.append(str(error))
+    raise Unavailable("; ".join(failures))
+
+
+def open_library(path: Path, name: str, remark: str = "") -> "Kernels":
+    """Return the kernels of a file that was built for an instruction set. Raises Unavailable."""
     try:
         functions = ctypes.CDLL(str(path))
     except OSError as error:
         raise Unavailable(f"{path} cannot be loaded: {error}") from error
     if digest() and _sources(functions) != digest():
         raise Unavailable(f"{path} is not built from these sources: run `python -m tgi_cpu_kernels.build`")
-    return Kernels(functions, built[0])
+    kernels = Kernels(functions, name, remark)
+    if reason := functions.tgi_check():
+        raise Unavailable(f"the kernels for {name} are not used: {reason.decode()}")
+    return kernels
 
 
 def _sources(functions: ctypes.CDLL) -> bytes:
@@ -130,13 +96,15 @@ class Kernels:
     Tensors are on the CPU, float32 or bfloat16; what the kernels cannot read in place is copied.
     """
 
-    def __init__(self, functions: ctypes.CDLL, name: str) -> None:
+    def __init__(self, functions: ctypes.CDLL, name: str, remark: str) -> None:
         self.name = name
         """Instruction set."""
+        self.remark = remark
+        """Why a better one is not used, if one is built and fails; or ""."""
         self._functions = functions
-        for function, (result, arguments) in _SIGNATURES.items():
-            getattr(functions, function).restype = _TYPES[result]
-            getattr(functions, function).argtypes = [_TYPES[letter] for letter in arguments]
+        for function, (result, arguments) in SIGNATURES.items():
+            getattr(functions, function).restype = TYPES[result]
+            getattr(functions, function).argtypes = [TYPES[letter] for letter in arguments]
 
     def use_threads(self, count: int) -> None:
         """Share the work among that many threads, the calling one included, from the next call on.
@@ -146,16 +114,16 @@ class Kernels:
         """
         self._functions.tgi_use_threads(count)
 
-    def packed_size(self, n: int, k: int) -> int:
+    def packed_size(self, dtype: torch.dtype, n: int, k: int) -> int:
         """Return how many numbers `pack` gives for a weight [n, k]."""
-        return int(self._functions.tgi_packed_size(n, k))
+        return int(self._functions.tgi_packed_size(KINDS[dtype], n, k))
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded to 32 columns."""
+        """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded."""
         n, k = weight.shape
         weight = weight.contiguous()
-        packed = weight.new_empty(self.packed_size(n, k))
-        self._functions.tgi_pack(_KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
+        packed = weight.new_empty(self.packed_size(weight.dtype, n, k))
+        self._functions.tgi_pack(KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
         return packed
 
     def linear(
@@ -173,11 +141,11 @@ class Kernels:
         x, residual = _whole_rows(x), None if residual is None else _whole_rows(residual)
         m, k = x.shape
         y = x.new_empty(m, n)
-        arguments = _Linear(
+        arguments = Linear(
             _place(x), _place(packed), _place(bias), _place(residual), _place(y),
             m, n, k, x.stride(0), 0 if residual is None else residual.stride(0), n,
         )  # fmt: skip
-        self._functions.tgi_linear(_KINDS[x.dtype], ctypes.byref(arguments))
+        self._functions.tgi_linear(KINDS[x.dtype], ctypes.byref(arguments))
         return y
 
     def pack_ints(
@@ -213,7 +181,7 @@ class Kernels:
         scales = torch.empty(units, groups, _UNIT)
         zeros = None if symmetric else torch.empty(units, groups, _UNIT, dtype=torch.uint8)
         self._functions.tgi_round_and_pack(
-            _KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), bits, group,
+            KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), bits, group,
             _place(numbers), _place(scales), _place(zeros),
         )  # fmt: skip
         return PackedInts(numbers, scales, zeros, n, k, bits, group)
@@ -231,12 +199,12 @@ class Kernels:
         """
         x, residual = _whole_rows(x), None if residual is None else _whole_rows(residual)
         m, y = x.shape[0], x.new_empty(x.shape[0], weight.n)
-        linear = _Linear(
+        linear = Linear(
             *map(_place, (x, weight.numbers, bias, residual, y)),
             m, weight.n, weight.k, x.stride(0), 0 if residual is None else residual.stride(0), weight.n,
         )  # fmt: skip
-        arguments = _Quantized(linear, _place(weight.scales), _place(weight.zeros), weight.bits, weight.group)
-        self._functions.tgi_quantized_linear(_KINDS[x.dtype], ctypes.byref(arguments))
+        arguments = Quantized(linear, _place(weight.scales), _place(weight.zeros), weight.bits, weight.group)
+        self._functions.tgi_quantized_linear(KINDS[x.dtype], ctypes.byref(arguments))
         return y
 
     def store_kv(
@@ -254,7 +222,7 @@ class Kernels:
         key, value = _whole_heads(key), _whole_heads(value)
         tokens, kv_heads, size = key.shape
         self._functions.tgi_store_kv(
-            _KINDS[key.dtype], _place(key), _place(value), tokens, kv_heads, size,
+            KINDS[key.dtype], _place(key), _place(value), tokens, kv_heads, size,
             key.stride(0), value.stride(0), _place(slots), _place(keys), _place(values),
         )  # fmt: skip
 
@@ -288,12 +256,12 @@ class Kernels:
         query = _whole_heads(query)
         tokens, heads, size = query.shape
         out = query.new_empty(tokens, heads, size)
-        arguments = _Attention(
+        arguments = Attention(
             *map(_place, (query, keys, values, out, tables, offsets, lengths, starts, bases, slopes)),
             lengths.shape[0], tables.shape[1], heads, kv_heads, size, query.stride(0), window, scale, softcap,
             _place(sinks),
         )  # fmt: skip
-        self._functions.tgi_attention(_KINDS[query.dtype], ctypes.byref(arguments))
+        self._functions.tgi_attention(KINDS[query.dtype], ctypes.byref(arguments))
         return out
 
     def rms_norm(self, x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -302,7 +270,7 @@ class Kernels:
         rows, size = x.shape
         out = x.new_empty(rows, size)
         self._functions.tgi_rms_norm(
-            _KINDS[x.dtype], _place(x), _place(weight), epsilon, rows, size, x.stride(0), _place(out)
+            KINDS[x.dtype], _place(x), _place(weight), epsilon, rows, size, x.stride(0), _place(out)
         )
         return out
 
@@ -311,7 +279,7 @@ class Kernels:
         gate_up = gate_up.contiguous()
         rows, both = gate_up.shape
         out = gate_up.new_empty(rows, both // 2)
-        self._functions.tgi_silu_mul(_KINDS[gate_up.dtype], _place(gate_up), rows, both // 2, _place(out))
+        self._functions.tgi_silu_mul(KINDS[gate_up.dtype], _place(gate_up), rows, both // 2, _place(out))
         return out
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
@@ -319,21 +287,21 @@ class Kernels:
         assert _whole_heads(x) is x, "heads must follow one another"
         tokens, heads, size = x.shape
         self._functions.tgi_rotary(
-            _KINDS[x.dtype], _place(x), tokens, heads, size, x.stride(0),
+            KINDS[x.dtype], _place(x), tokens, heads, size, x.stride(0),
             _place(cos), _place(sin), 2 * cos.shape[1],
         )  # fmt: skip
 
     def lora(self, dtype: torch.dtype, arguments: ctypes.Structure) -> None:
         """Add what `lora.LoraTable` asks for."""
-        self._functions.tgi_lora(_KINDS[dtype], ctypes.byref(arguments))
+        self._functions.tgi_lora(KINDS[dtype], ctypes.byref(arguments))
 
     def experts(self, dtype: torch.dtype, arguments: ctypes.Structure) -> None:
         """Run the experts of a layer; see `experts.Experts`."""
-        self._functions.tgi_experts(_KINDS[dtype], ctypes.byref(arguments))
+        self._functions.tgi_experts(KINDS[dtype], ctypes.byref(arguments))
 
     def decode(self, dtype: torch.dtype, layers: ctypes.Array[Any], step: ctypes.Structure) -> None:
         """Run layers of `decoder.Decoder`."""
-        self._functions.tgi_decode(_KINDS[dtype], ctypes.byref(layers), len(layers), ctypes.byref(step))
+        self._functions.tgi_decode(KINDS[dtype], ctypes.byref(layers), len(layers), ctypes.byref(step))
 
     def greedy(self, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the index [rows] int64 of the greatest of scores [rows, size], and its log-probability.
@@ -345,7 +313,7 @@ class Kernels:
         rows, size = scores.shape
         best, logprobs = torch.empty(rows, dtype=torch.int64), torch.empty(rows)
         self._functions.tgi_greedy(
-            _KINDS[scores.dtype], _place(scores), rows, size, scores.stride(0),
+            KINDS[scores.dtype], _place(scores), rows, size, scores.stride(0),
             _place(best), _place(logprobs),
         )  # fmt: skip
         return best, logprobs

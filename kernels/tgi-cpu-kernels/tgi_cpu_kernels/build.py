@@ -14,17 +14,18 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parent / "src"
-_AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+_AVX512_FLAGS = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mprefer-vector-width=512")
+_AVX512 = (("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"), ("-mavx2", "-mfma", *_AVX512_FLAGS))
+_AVX512_VNNI = ((*_AVX512[0], "avx512_vnni"), (*_AVX512[1], "-mavx512vnni"))
+_AVX512_BF16 = ((*_AVX512_VNNI[0], "avx512_bf16"), (*_AVX512_VNNI[1], "-mavx512bf16"))
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "avx512_bf16": (
-        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16", "avx512_vnni", "fma"),
-        ("-mavx2", "-mfma", *_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    "amx": (
+        (*_AVX512_BF16[0], "amx_tile", "amx_bf16", "amx_int8"),
+        (*_AVX512_BF16[1], "-mamx-tile", "-mamx-bf16", "-mamx-int8"),
     ),
-    "avx512_vnni": (
-        ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "fma"),
-        ("-mavx2", "-mfma", *_AVX512, "-mavx512vnni"),
-    ),
-    "avx512": (("avx512f", "avx512bw", "avx512vl", "avx512dq", "fma"), ("-mavx2", "-mfma", *_AVX512)),
+    "avx512_bf16": _AVX512_BF16,
+    "avx512_vnni": _AVX512_VNNI,
+    "avx512": _AVX512,
     "avx2_vnni": (("avx2", "fma", "avx_vnni"), ("-mavx2", "-mfma", "-mavxvnni")),
     "avx2": (("avx2", "fma"), ("-mavx2", "-mfma")),
     "baseline": ((), ()),
@@ -62,30 +63,46 @@ def supported() -> list[str]:
     return [name for name, (needed, _) in TARGETS.items() if flags.issuperset(needed)]
 
 
+def wanted() -> list[str]:
+    """Return the instruction sets that this machine needs: the best, and what it falls back on."""
+    names = supported()
+    return names[: 2 if names[0] == "amx" else 1]
+
+
 def library(name: str) -> Path:
     """Return the path of the library for an instruction set."""
     return HERE / f"kernels-{platform.machine()}-{name}.so"
 
 
 def build(names: list[str]) -> None:
-    """Compile the library for these instruction sets. Raises BuildError."""
+    """Compile the library for each instruction set. Raises BuildError after the last, if one failed."""
+    failures = []
+    for name in names:
+        try:
+            compile_library(library(name), TARGETS[name][1])
+        except BuildError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+def compile_library(target: Path, flags: tuple[str, ...]) -> None:
+    """Compile a library with these flags for the instruction set. Raises BuildError."""
     compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise BuildError("no C++ compiler: install g++ (Debian: apt-get install g++), then build again")
-    for name in names:
-        target = library(name)
-        flags = [*_FLAGS, *TARGETS[name][1], f'-DTGI_SOURCES="{digest().decode()}"']
-        objects = {source: target.with_suffix(f".{source.stem}.o") for source in SOURCES.glob("*.cpp")}
-        compiling = [[compiler, *flags, "-c", str(source), "-o", str(obj)] for source, obj in objects.items()]
-        try:
-            with ThreadPoolExecutor(os.cpu_count()) as threads:
-                list(threads.map(_run, compiling))
-            unfinished = target.with_suffix(".new")
-            _run([compiler, "-shared", "-pthread", *map(str, objects.values()), "-o", str(unfinished)])
-            unfinished.replace(target)
-        finally:
-            for obj in objects.values():
-                obj.unlink(missing_ok=True)
+    every = [*_FLAGS, *flags, f'-DTGI_SOURCES="{digest().decode()}"']
+    objects = {source: target.with_suffix(f".{source.stem}.o") for source in SOURCES.glob("*.cpp")}
+    compiling = [[compiler, *every, "-c", str(source), "-o", str(obj)] for source, obj in objects.items()]
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            list(threads.map(_run, compiling))
+        unfinished = target.with_suffix(".new")
+        _run([compiler, "-shared", "-pthread", *map(str, objects.values()), "-o", str(unfinished)])
+        unfinished.replace(target)
+    finally:
+        for obj in objects.values():
+            obj.unlink(missing_ok=True)
 
 
 def _run(command: list[str]) -> None:
@@ -96,7 +113,7 @@ def _run(command: list[str]) -> None:
 
 def main() -> int:
     """Build for this processor, or with --all for every one; return the exit code."""
-    names = list(TARGETS) if "--all" in sys.argv[1:] else supported()[:1]
+    names = list(TARGETS) if "--all" in sys.argv[1:] else wanted()
     try:
         build(names)
     except BuildError as error:

@@ -68,7 +68,7 @@ class LoraTable:
         pieces, downs, ups, column, first = [], [], [], 0, 0
         for pair, size in zip(pairs, self._outputs, strict=True):
             if pair is not None:
-                down, up = map(_even, pair, (0, 1))
+                down, up = pair
                 downs.append(down)
                 ups.append(self._kernels.pack(up))
                 pieces.append(_Piece(ups[-1].data_ptr(), len(down), column, first, size))
@@ -93,12 +93,3 @@ class LoraTable:
             x.data_ptr(), y.data_ptr(), self.place, rows.place, x.shape[1], x.stride(0), y.stride(0)
         )
         self._kernels.lora(x.dtype, arguments)
-
-
-def _even(matrix: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return a matrix with an even size in a dimension, filled up with zeros."""
-    if matrix.shape[dim] % 2 == 0:
-        return matrix
-    shape = list(matrix.shape)
-    shape[dim] = 1
-    return torch.cat((matrix, matrix.new_zeros(shape)), dim)

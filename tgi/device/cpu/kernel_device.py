@@ -19,7 +19,7 @@ from tgi.device.lora import LoraShape, LoraTable
 from tgi.protocol import LoraSlots
 from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
 
-from .cpu_device import CpuDevice, has_instructions
+from .cpu_device import CpuDevice
 from .joined_layers import JoinedLayers, kernel_window
 from .packed import PackedExperts, PackedIntegers, PackedTable, PackedWeight
 
@@ -31,15 +31,18 @@ _VECTOR = 16
 class KernelDevice(CpuDevice):
     """Any CPU for which the kernels are built."""
 
+    min_tokens = 1
+
     def __init__(self, threads: int = 0) -> None:
         """Load the kernels. Raises tgi_cpu_kernels.Unavailable."""
         super().__init__(threads)
         self._kernels = load()
         self._kernels.use_threads(self.threads)
         self.keeps = self.spec.keeps
-        self._packs = not has_instructions("amx_bf16")  # with AMX, oneDNN is faster for many rows
-        if self._packs:
-            self.min_tokens = 1
+
+    def remarks(self) -> list[str]:
+        """Say that the kernels for a better instruction set fail."""
+        return [self._kernels.remark] if self._kernels.remark else []
 
     def use_threads(self, count: int) -> None:
         """Use that many threads for the kernels too."""
@@ -48,7 +51,7 @@ class KernelDevice(CpuDevice):
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight, or one of integers; take others as they are."""
-        if self._packs and isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
+        if isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
             return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), len(weight.matrix))
         if isinstance(weight, IntegerWeight) and PackedIntegers.takes(weight):
             return PackedIntegers.of(self._kernels, weight)

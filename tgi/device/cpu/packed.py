@@ -79,7 +79,7 @@ class PackedTable(LoraTable):
         self.table = KernelTable(kernels, shape.slots.count, shape.outputs)
         self.columns, self._dtype = shape.columns, shape.dtype
         sizes = [(self.columns, shape.inputs), *((size, shape.slots.rank) for size in shape.outputs)]
-        numbers = sum(kernels.packed_size(*size) for size in sizes)
+        numbers = sum(kernels.packed_size(shape.dtype, *size) for size in sizes)
         self.bytes = shape.slots.count * numbers * shape.dtype.itemsize
 
     def put(self, slot: int, matrices: Sequence[Matrices | None]) -> None:
