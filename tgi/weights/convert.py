@@ -54,7 +54,7 @@ def convert_gguf(file: Path, target: Path) -> None:
         place: dict[str, Any] = {"gguf_file": file.name}
         AutoTokenizer.from_pretrained(file.parent, **place).save_pretrained(target)
         dense = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, **place, **dense)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **place, **dense)
         model.hf_quantizer = None  # else it refuses to be written
         model.save_pretrained(target)
     except Exception as error:  # whatever files of other programs make transformers raise
