@@ -137,6 +137,8 @@ SCHEMA = GrammarSpec("json", '{"a": 1}')
         ('{"type":"text"}', None),
         ('{"type":"json_object"}', ANY_OBJECT),
         ('{"type":"json_object","schema":null}', ANY_OBJECT),
+        ('{"type":"json_object","schema":{}}', ANY_OBJECT),  # as llama.cpp reads it
+        ('{"type":"json_object","json_schema":{"name":"n","schema":{"a":1}}}', SCHEMA),
         ('{"type":"json_object","value":{"a":1}}', SCHEMA),
         ('{"type":"json_object","schema":{"a":1}}', SCHEMA),
         ('{"type":"json","value":{"a":1}}', SCHEMA),

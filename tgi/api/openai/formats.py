@@ -23,15 +23,19 @@ class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
 
 
 class JsonObjectFormat(msgspec.Struct, tag_field="type", tag="json_object"):
-    """A JSON object, or a value that obeys a schema in TGI's or LangChain's spelling."""
+    """A JSON object, or a value that obeys a schema in TGI's, LangChain's or OpenAI's spelling."""
 
     value: Any = None
     schema: Any = None
+    json_schema: JsonSchemaConfig | None = None
 
     @property
     def spec(self) -> GrammarSpec:
         """Grammar for the compiler. Raises ValidationError."""
-        return grammar_spec("json", _first_given(self.value, self.schema, {"type": "object"}))
+        if self.json_schema is not None:
+            return grammar_spec("json", self.json_schema.schema, self.json_schema.strict)
+        schema = _first_given(self.value, self.schema)
+        return grammar_spec("json", {"type": "object"} if schema in (None, {}) else schema)
 
 
 class JsonSchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
