@@ -8,7 +8,7 @@ back. Scattered reads, which do not suit it, are of whole blocks.
 
 import functools
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
@@ -64,8 +64,6 @@ class HpuDevice(StaticDevice):
         """Event after the last copy to the host."""
         self._weights: Scale
         """Scale of the weights of values in fp8; set with the first cache in it."""
-        self._sent: deque[torch.Tensor] = deque(maxlen=16)
-        """Host tensors that may still be being copied to the card."""
 
     def probes(self) -> Mapping[str, Callable[[], Check]]:
         """Return the probes of Gaudi."""
@@ -121,10 +119,8 @@ class HpuDevice(StaticDevice):
         self.graphs.seal()
 
     def upload(self, *packed: Array) -> list[torch.Tensor]:
-        """Begin the copies without waiting for them."""
-        hosts = [torch.from_numpy(array) for array in packed]
-        self._sent += hosts
-        return [host.to(self.torch_device, non_blocking=True) for host in hosts]
+        """Begin the copies without waiting for them; the bridge keeps the arrays until they are done."""
+        return [torch.from_numpy(array).to(self.torch_device, non_blocking=True) for array in packed]
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
         """Begin the copies on a stream of their own, so that the next step need not be waited for.
