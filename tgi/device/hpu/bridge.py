@@ -98,12 +98,14 @@ def settle_mode(environ: MutableMapping[str, str]) -> bool:
 
 def settle_card(environ: MutableMapping[str, str]) -> None:
     """Set the variable that tells the bridge this rank's card, if there are several ranks."""
+    modules = environ.get("HABANA_VISIBLE_MODULES") or "all"
     if int(environ.get("WORLD_SIZE", "1")) > 1:
         rank = environ["LOCAL_RANK"]
-        modules = environ.get("HABANA_VISIBLE_MODULES", "all")
         environ["HLS_MODULE_ID"] = rank if modules == "all" else modules.split(",")[int(rank)]
-    if environ.get("HABANA_VISIBLE_MODULES") == "all":
-        del environ["HABANA_VISIBLE_MODULES"]  # the bridge reads numbers, and takes all cards without it
+    if modules == "all":
+        environ.pop(
+            "HABANA_VISIBLE_MODULES", None
+        )  # the bridge reads numbers, and takes all cards without it
 
 
 def join_ranks() -> None:
