@@ -4,8 +4,9 @@ The simulated card does not simulate Dynamo; here nothing else is simulated.
 """
 
 import contextlib
+import sys
 from collections import Counter
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import attrs
 import pytest
@@ -16,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from tgi.device.base import Device
 from tgi.device.hpu import hpu_device
-from tgi.device.hpu.bridge import Bridge
+from tgi.device.hpu.bridge import Bridge, join_ranks
 from tgi.device.hpu.compiled_regions import CompiledRegions
 from tgi.device.hpu.hpu_device import HpuDevice
 from tgi.testing.driver import Driver, load_command
@@ -213,8 +214,23 @@ def test_each_kind_of_layer_is_traced_once(tmp_path, name):
     assert found[2] == found[4]
 
 
+@pytest.fixture
+def hccl(monkeypatch):
+    """The bridge's module for ranks, which keeps every collective out of graphs when it is imported."""
+    name, collectives = "habana_frameworks.torch.distributed.hccl", (dist.all_reduce, dist.all_gather)
+    for end in [place for place, letter in enumerate(f"{name}.") if letter == "."]:
+        monkeypatch.setitem(sys.modules, name[:end], ModuleType(name[:end]))
+    for collective in collectives:
+        torch._dynamo.decorators._disallow_in_graph_helper(False)(collective)
+    yield
+    for collective in collectives:
+        torch._dynamo.trace_rules._disallowed_callable_ids.remove(id(collective))
+
+
+@pytest.mark.usefixtures("hccl")
 def test_collectives_are_part_of_the_traces(tmp_path):
     """Of one rank of two; torch's fake collectives leave tensors as they are."""
+    join_ranks()
     make_llama(tmp_path, vocab_size=500)
     calls = Counter()
 

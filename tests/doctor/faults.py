@@ -276,6 +276,7 @@ FAULTS |= {
     ),
     "results of graphs that turn into others": lambda _: probed("static outputs", graph=vanishing),
     "fp8 of another generation": lambda _: probed("fp8", fp8_limit=448.0),
+    "products of integers that lose their low bits": lambda _: probed("random bits", graph=halved),
     "a block adjustment that the card refuses": lambda _: refused(
         "block adjustment", "block_softmax_adjustment", "gaudi3-lazy"
     ),
@@ -356,6 +357,10 @@ def stale(program: torch.nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tens
         return program(kept[0])  # type: ignore[no-any-return]
 
     return run
+
+
+def halved(program: torch.nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:
+    return lambda packed: (program(packed)[0] * 0.5,)
 
 
 def vanishing(_: torch.nn.Module) -> Callable[[torch.Tensor], tuple[torch.Tensor]]:

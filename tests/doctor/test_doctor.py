@@ -155,6 +155,7 @@ def test_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
         "stable sort",
         "index_reduce",
         "sort cost",
+        "random bits",
         "block adjustment",
         "fp8 batches",
         "fp8 cache",

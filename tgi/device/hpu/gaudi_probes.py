@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import Batch, FlatBlocks, GroupBatch
+from tgi.device.drawing import mixed
 from tgi.device.graphs import Program, Tally
 from tgi.device.static import DecodePlan, StaticDevice
 from tgi.plugins.check import Check, fail, ok, warn
@@ -41,6 +42,7 @@ def gaudi_probes(device: StaticDevice, bridge: Bridge) -> Mapping[str, Callable[
         "stable sort": probe_stable_sort,
         "index_reduce": probe_index_reduce,
         "sort cost": probe_sort_cost,
+        "random bits": probe_random_bits,
     }
     of_kernels = {
         "block adjustment": probe_block_adjustment,
@@ -228,6 +230,23 @@ def probe_sort_cost(device: Device) -> Check:
     if best < whole:
         return ok("sort cost", found)
     return warn("sort cost", f"{found} The best are as dear as all.", _ASSUMED)
+
+
+def probe_random_bits(device: Device) -> Check:
+    """Check that products of 32-bit integers keep their low bits, of which drawn tokens are made."""
+    name, numbers = "random bits", [0, 3, 12345, 2**31 - 1]
+    given = torch.tensor(numbers, dtype=torch.int32)
+    right, places = mixed(given), given.to(device.torch_device)
+
+    def bits(x: torch.Tensor) -> torch.Tensor:
+        made = mixed(places + (x * 0).int())
+        return torch.cat(((made & 0xFFFF)[:2].float(), ((made >> 16) & 0xFFFF)[2:].float()))
+
+    expected = [*(right & 0xFFFF)[:2].tolist(), *((right >> 16) & 0xFFFF)[2:].tolist()]
+    if (found := _twice(device, bits, 2.0)) != expected:
+        advice = "Ask with temperature 0 only: other tokens would not be drawn at random."
+        return fail(name, f"A hash of 32-bit integers gives {found} and not {expected}.", advice)
+    return ok(name, "Products of 32-bit integers keep their low bits.")
 
 
 def _compare(
