@@ -5,7 +5,7 @@
 
 A small random Llama is quantized in every scheme that works without a card. The model here, with weights made
 dense, is compared with transformers' model of the library's own numbers: as they are rounded to 16 bits by
-some libraries, differences up to 0.1 are theirs. What is refused is printed with the reason.
+some libraries, differences up to 0.2 are theirs. What is refused is printed with the reason.
 """
 
 import os

@@ -122,6 +122,18 @@ def test_logits_are_those_of_rounded_layers(tmp_path: Path, config: dict[str, An
     assert (exact[-1] - wanted[-1]).abs().median() > 0.01
 
 
+def test_scales_under_the_names_of_transformers(tmp_path: Path) -> None:
+    """Mistral publishes such files."""
+    reference = make_fp8(tmp_path, STATIC, (1, 1))
+    (wanted,) = transformers_logprobs(tmp_path, reference, [PROMPT])
+    path, ours = tmp_path / "model.safetensors", ("weight_scale", "input_scale")
+    tensors = load_file(path)
+    for old, new in zip(ours, ("weight_scale_inv", "activation_scale"), strict=True):
+        tensors = {name.replace(old, new): tensor for name, tensor in tensors.items()}
+    save_file(tensors, path)
+    assert_near(whole(make_driver(tmp_path, Keeping(1)), [*PROMPT, 0], len(PROMPT)), wanted[-1:])
+
+
 @pytest.mark.parametrize("card", ["gaudi2-lazy", "gaudi3-compile"])
 def test_on_a_card(tmp_path: Path, card: str) -> None:
     """Gaudi2 has a narrower range than the checkpoint was made for."""

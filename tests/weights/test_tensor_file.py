@@ -43,6 +43,14 @@ def test_parts_in_any_dtype_in_pieces_of_any_size(path, monkeypatch, piece, dtyp
                 assert torch.equal(out, part.to(dtype)), (name, dim, first)
 
 
+@pytest.mark.skipif(not hasattr(torch, "float8_e8m0fnu"), reason="torch 2.6 has no powers of 2 in 8 bits")
+def test_powers_of_two_in_8_bits(tmp_path):
+    powers, out = torch.tensor([0.25, 1.0, 128.0]), torch.empty(3)
+    save_file({"a": powers.to(torch.float8_e8m0fnu)}, tmp_path / "a.safetensors")
+    copy(open_file(tmp_path / "a.safetensors"), "a", out)
+    assert torch.equal(out, powers)
+
+
 def test_what_has_been_copied_is_given_back(tmp_path):
     """The file stays mapped, but its pages do not count as this process's memory."""
     size = 64 << 20

@@ -15,13 +15,14 @@ from typing import Any
 import attrs
 import torch
 
-DTYPES = {
+DTYPES: dict[str, torch.dtype | None] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": getattr(torch, "float8_e8m0fnu", None),  # torch 2.6 does not have it
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,

@@ -1,7 +1,8 @@
 """Weights and inputs in 8 bits (e4m3), with one fixed scale for each tensor.
 
 Beside the numbers "x.weight" [out, in] a checkpoint has "x.weight_scale" and "x.input_scale". Written by
-compressed-tensors ("float-quantized"), AutoFP8 ("fp8" with "static" activations) and ModelOpt.
+compressed-tensors ("float-quantized"), AutoFP8 ("fp8" with "static" activations) and ModelOpt; transformers
+writes "x.weight_scale_inv" and "x.activation_scale".
 """
 
 from typing import NamedTuple, Self
@@ -158,7 +159,7 @@ class Fp8(ScaledCache, WeightFormat):
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the weight's scale if the checkpoint lacks it."""
-        name = f"{part.name}_scale"
+        name = _scale_name(reader, part)
         return None if name in reader else name
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
@@ -170,14 +171,24 @@ class Fp8(ScaledCache, WeightFormat):
         numbers, scales, inputs = [], [], []
         for part in parts:
             numbers.append(reader.read_raw(part, FP8, kept))
-            scales.append(_read_scalar(reader, f"{part.name}_scale").expand(part.size[0]))
-            inputs.append(_read_scalar(reader, f"{part.name.removesuffix('weight')}input_scale"))
+            scales.append(_read_scalar(reader, _scale_name(reader, part)).expand(part.size[0]))
+            names = (f"{part.module}.input_scale", f"{part.module}.activation_scale")
+            inputs.append(_read_scalar(reader, _first(reader, *names)))
         if not kept:
             pairs = zip(numbers, scales, strict=True)
             return make_dense(
                 reader, self.name, parts, (piece.float() * one[:, None] for piece, one in pairs)
             )
         return Fp8Weight(torch.cat(numbers), torch.cat(scales), Scale.of(torch.stack(inputs).amax()))
+
+
+def _scale_name(reader: Reader, part: TensorPart) -> str:
+    return _first(reader, f"{part.name}_scale", f"{part.name}_scale_inv")
+
+
+def _first(reader: Reader, *names: str) -> str:
+    """Return the first name that the checkpoint has, or of all."""
+    return next((name for name in names if name in reader), names[0])
 
 
 def _read_scalar(reader: Reader, name: str) -> torch.Tensor:
