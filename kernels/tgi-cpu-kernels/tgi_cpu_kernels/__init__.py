@@ -100,7 +100,7 @@ class Kernels:
         self.name = name
         """Instruction set."""
         self.remark = remark
-        """Why a better one is not used, if one is built and fails; or ""."""
+        """Reason why a better one is not used, if one is built and fails; or ""."""
         self._functions = functions
         for function, (result, arguments) in SIGNATURES.items():
             getattr(functions, function).restype = TYPES[result]
