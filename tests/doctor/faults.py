@@ -276,6 +276,7 @@ FAULTS |= {
     ),
     "results of graphs that turn into others": lambda _: probed("static outputs", graph=vanishing),
     "fp8 of another generation": lambda _: probed("fp8", fp8_limit=448.0),
+    "graphs that read parts of an old input": lambda _: probed("parts of inputs", graph=stale),
     "products of integers that lose their low bits": lambda _: probed("random bits", graph=halved),
     "a block adjustment that the card refuses": lambda _: refused(
         "block adjustment", "block_softmax_adjustment", "gaudi3-lazy"

@@ -150,6 +150,7 @@ def test_two_simulated_cards_as_a_page(tmp_path: Path) -> None:
         "fp8",
         "bit-casts",
         "views",
+        "parts of inputs",
         "pinned memory",
         "event order",
         "stable sort",

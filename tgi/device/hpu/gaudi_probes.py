@@ -37,6 +37,7 @@ def gaudi_probes(device: StaticDevice, bridge: Bridge) -> Mapping[str, Callable[
         "fp8": probe_fp8,
         "bit-casts": probe_bit_casts,
         "views": probe_views,
+        "parts of inputs": probe_parts,
         "pinned memory": probe_pinned,
         "event order": probe_events,
         "stable sort": probe_stable_sort,
@@ -162,6 +163,24 @@ def probe_views(device: Device) -> Check:
     if kept.cpu().tolist() == [[3.0, 0.0], [0.0, 0.0]]:
         return ok(name, "A graph may change a tensor by a view of it; this server does not.")
     return ok(name, "A graph loses changes by a view of a tensor, as expected; this server makes none.")
+
+
+def probe_parts(device: StaticDevice) -> Check:
+    """Check that a graph reads parts of a new input on both sides of a cut, as every step does."""
+    name = "parts of inputs"
+
+    def parts(x: torch.Tensor) -> torch.Tensor:
+        first = x[:2] * 2
+        device.border()
+        return torch.cat((first, x[2:] + 1))
+
+    graph = device.graph(_Trying(parts))
+    for value in (0, 10):
+        given = np.arange(value, value + 4, dtype=np.float32)
+        found = device.fetch(*graph(*device.upload(given)))()[0].tolist()
+    if found != [20.0, 22.0, 13.0, 14.0]:
+        return fail(name, f"They give {found} and not [20, 22, 13, 14].", GaudiDoctor.wrong_result)
+    return ok(name, "A graph reads parts of its input, also after a cut.")
 
 
 def probe_pinned(_: Device) -> Check:
