@@ -207,7 +207,7 @@ def read_llama_config(
     return LlamaConfig(**common | own)
 
 
-def read_gpt_config(get: JsonReader, window: int | None = None, *, bias: bool, **own: Any) -> LlamaConfig:
+def read_gpt_config(get: JsonReader, *, bias: bool, **own: Any) -> LlamaConfig:
     """Read config.json with the defaults of GPT-2, whose MLP has no gate and whose norms subtract the mean.
 
     `bias` is whether the linear layers of attention and MLP have biases; the arguments are otherwise those of
@@ -224,7 +224,7 @@ def read_gpt_config(get: JsonReader, window: int | None = None, *, bias: bool, *
     }
     if "intermediate_size" not in own:
         common["intermediate_size"] = get(int, "intermediate_size", None) or 4 * get.size("hidden_size")
-    return read_llama_config(get, window, **common | own)
+    return read_llama_config(get, **common | own)
 
 
 def read_gelu(get: JsonReader, key: str = "hidden_act", default: str = "gelu_new") -> str:
