@@ -3,6 +3,7 @@
 Through STORE, a URL for `Device.connect`, it finds the other ranks.
 """
 
+import gc
 import os
 import sys
 
@@ -14,12 +15,17 @@ def main() -> int:
     parent = Parent.of_this_process()
     parent.leave_together()
     # The rest of the process is imported only now, so that it cannot outlive a server that dies meanwhile.
+    # Nearly all that imports make stays: looking for garbage among it would take a sixth of their time, and
+    # later interrupt steps.
+    gc.disable()
     import torch
 
     from tgi.weights import Shard
 
     from .loop import serve
 
+    gc.freeze()
+    gc.enable()
     torch.set_num_interop_threads(1)
     rank, ranks, store = sys.argv[1:]
     return 0 if serve(parent, Shard(int(rank), int(ranks)), store) else 1

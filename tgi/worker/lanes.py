@@ -32,6 +32,8 @@ class Lanes:
         """Tokens in the sequence's prompt."""
         self.min_tokens = np.zeros(count + 1, np.int32)
         self.seeds = np.zeros(count + 1, np.uint64)
+        self.changed = np.zeros(count + 1, bool)
+        """Whether a parameter is not neutral, or ends may not come yet."""
         self.floats = np.tile(np.array([NEUTRAL[name] for name in FLOATS], np.float32), (count + 1, 1))
         """[lanes, len(FLOATS)]"""
         self.ints = np.tile(np.array([NEUTRAL[name] for name in INTS], np.int32), (count + 1, 1))
@@ -69,6 +71,10 @@ class Lanes:
         self.floats[lane] = [COLUMNS[name].column(sampling) for name in FLOATS]
         self.ints[lane] = [COLUMNS[name].column(sampling) for name in INTS]
         self.min_tokens[lane] = sampling.min_tokens
+        self.changed[lane] = sampling.min_tokens > 0 or not (
+            np.array_equal(self.floats[lane], self.floats[-1])
+            and np.array_equal(self.ints[lane], self.ints[-1])
+        )
         self.seeds[lane] = sampling.seed
         self.prompt_lengths[lane] = params.prompt_length or reached
 

@@ -124,7 +124,7 @@ class Programs:
         asked = self._ask_of(step, rows) if step.targets else None
 
         def wait() -> dict[str, bytes]:
-            ints, floats = (np.atleast_2d(array.T).T[rows.answers, : 1 + step.top] for array in out())
+            ints, floats = (np.atleast_2d(array.T).T[rows.runs.answers, : 1 + step.top] for array in out())
             results = {
                 "tokens": ints[:, 0].tobytes(),
                 "logprobs": floats[:, 0].tobytes(),
@@ -167,7 +167,9 @@ class Programs:
         )
 
     def _sample_program(self, step: Step, samples: int, columns: Mapping[str, Any]) -> Compiled:
-        needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
+        needs: Needs = frozenset()
+        if "ints" in columns:
+            needs = needs_of(columns["ints"], columns["floats"], columns["barred"])
         variant = self._variant(step, samples, needs)
         return self._program(
             variant,
@@ -197,14 +199,20 @@ class Programs:
     def _dimensions(self, step: Step, rows: Rows) -> Dimensions:
         """Return the exact sizes of the step; on a device that compiles, those of its bucket."""
         bucket, sizes = step.bucket, self._sizes
-        firsts = [first_blocks(rows.starts, window, sizes.block_size) for window in sizes.windows]
+
+        def seen(window: int | None, ends: Ints) -> int:
+            blocks = -(-ends // sizes.block_size)
+            if window is not None:
+                blocks -= first_blocks(rows.starts, window, sizes.block_size)
+            return int(blocks.max())
+
         if not self._device.compiles:
-            ends = -(-(rows.starts + rows.lengths) // sizes.block_size)
+            ends = rows.starts + rows.lengths
             return Dimensions(
                 rows=len(rows.lanes),
-                tokens=max(len(rows.owners), self._device.min_tokens),
-                samples=len(rows.answers),
-                blocks=tuple(int((ends - first).max()) for first in firsts),
+                tokens=max(len(rows.runs.owners), self._device.min_tokens),
+                samples=len(rows.runs.answers),
+                blocks=tuple(seen(window, ends) for window in sizes.windows),
                 flat=False,
                 loras=bool(step.loras),
             )
@@ -212,7 +220,7 @@ class Programs:
         assert unpack_ints(step.samples).max() <= 1, "several samples of a row"
         blocks = tuple(self._listed_blocks(bucket, window) for window in sizes.windows)
         if bucket.prefill:
-            contexts = [int((-(-rows.starts // sizes.block_size) - first).max()) for first in firsts]
+            contexts = [seen(window, rows.starts) for window in sizes.windows]
             assert all(map(operator.le, contexts, blocks)), "a context beyond the bucket"
             room = len(self._context.features if self._stage.last else self._context.outputs)
             assert bucket.rows * bucket.tokens <= room, "a prefill step beyond Load.prefill_tokens"
@@ -253,7 +261,7 @@ class Programs:
     def _ask_of(self, step: Step, rows: Rows) -> Wait | None:
         targets = unpack_ints(step.targets)
         asked = np.flatnonzero(targets >= 0)
-        return self._ask(rows.places[asked], targets[asked], step.prompt_top) if len(asked) else None
+        return self._ask(rows.runs.places[asked], targets[asked], step.prompt_top) if len(asked) else None
 
     def _ask(self, places: Ints, targets: Ints, top: int) -> Wait:
         """Ask for the log-probabilities of targets after the places of the step before."""

@@ -151,7 +151,48 @@ def sample_layout(samples: int, masks: int, sizes: Sizes) -> Layout:
     return Layout.of(columns)
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)
+class Runs:
+    """What follows from the numbers of query tokens and samples of a step's rows alone."""
+
+    owners: Ints
+    """[sum of lengths]: row of each token."""
+    within: Ints
+    """[sum of lengths]: index of each token among those of its row."""
+    places: Ints
+    """[sum of lengths]: index of each token among those of the program, padding included."""
+    sample_owners: Ints
+    """[samples]: row of each sample."""
+    later: Ints
+    """[samples]: index of each sample among those of its row."""
+    sampled: Ints
+    """[samples]: index of each sampled token among the tokens without padding."""
+    ends: npt.NDArray[np.bool_]
+    """[samples]: whether the sampled token is the last one of its row."""
+    answers: Ints
+    """[samples]: index of each sample among those of the program, padding included."""
+
+    @staticmethod
+    @lru_cache(maxsize=8)  # most steps have those of the step before
+    def of(lengths: bytes, samples: bytes, width: int) -> "Runs":
+        """Take the columns of a step. `width` is the number of places of a row; 0: one for each token."""
+        owners, within = _spread(unpack_ints(lengths))
+        sample_owners, later = _spread(unpack_ints(samples))
+        last = np.cumsum(unpack_ints(lengths), dtype=np.int32)[sample_owners] - 1
+        sampled = last + 1 - unpack_ints(samples)[sample_owners] + later
+        return Runs(
+            owners=owners,
+            within=within,
+            places=owners * width + within if width else np.arange(len(owners), dtype=np.int32),
+            sample_owners=sample_owners,
+            later=later,
+            sampled=sampled,
+            ends=sampled == last,
+            answers=sample_owners if width else np.arange(len(sample_owners), dtype=np.int32),
+        )
+
+
+@attrs.frozen(eq=False)
 class Rows:
     """The rows of a step without padding, and their places among the tokens and samples of its program."""
 
@@ -163,39 +204,24 @@ class Rows:
     """[rows]: position of the first query token."""
     lengths: Ints
     """[rows]: query tokens."""
-    owners: Ints
-    """[sum of lengths]: row of each token."""
+    draws: Ints
+    """[rows]: index of the first generated token."""
     positions: Ints
     """[sum of lengths]: position in the sequence of each token."""
-    places: Ints
-    """[sum of lengths]: index of each token among those of the program, padding included."""
-    sampled: Ints
-    """[samples]: index of each sampled token among the tokens without padding."""
-    draws: Ints
-    """[samples]: index of the generated token."""
-    answers: Ints
-    """[samples]: index of each sample among those of the program, padding included."""
+    runs: Runs
 
     @classmethod
     def of(cls, step: Step, *, padded: bool) -> "Rows":
         """Read a step, whose program has room for a whole bucket if `padded`."""
-        columns = (step.lanes, step.starts, step.lengths, step.samples, step.draws)
-        lanes, starts, lengths, samples, draws = map(unpack_ints, columns)
-        owners, within = _spread(lengths)
-        sample_owners, later = _spread(samples)
-        ends = np.cumsum(lengths, dtype=np.int32)
-        return cls(
-            padded=padded,
-            lanes=lanes,
-            starts=starts,
-            lengths=lengths,
-            owners=owners,
-            positions=starts[owners] + within,
-            places=owners * step.bucket.tokens + within if padded else np.arange(len(owners), dtype=np.int32),
-            sampled=(ends - samples)[sample_owners] + later,
-            draws=draws[sample_owners] + later,
-            answers=sample_owners if padded else np.arange(len(sample_owners), dtype=np.int32),
-        )
+        runs = Runs.of(step.lengths, step.samples, step.bucket.tokens if padded else 0)
+        lanes, starts, lengths, draws = map(unpack_ints, (step.lanes, step.starts, step.lengths, step.draws))
+        return cls(padded, lanes, starts, lengths, draws, starts[runs.owners] + runs.within, runs)
+
+    def place(self, places: Ints, values: Ints, size: int, padding: int = 0) -> Ints:
+        """Return a column of `size` with the values in their places."""
+        if len(values) == size and not self.padded:
+            return values  # they are in order
+        return _place(places, values, size, padding)
 
 
 def _spread(counts: Ints) -> tuple[Ints, Ints]:
@@ -216,8 +242,7 @@ def step_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions, s
     return columns
 
 
-def _place(places: Ints, values: Ints, size: int, padding: int = 0) -> Ints:
-    """Return a column of `size` with the values in their places."""
+def _place(places: Ints, values: Ints, size: int, padding: int) -> Ints:
     column = np.full(size, padding, np.int32)
     column[places] = values
     return column
@@ -225,33 +250,39 @@ def _place(places: Ints, values: Ints, size: int, padding: int = 0) -> Ints:
 
 def _token_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
     tokens, positions = unpack_ints(step.tokens), rows.positions
-    prompts = lanes.prompt_lengths[rows.lanes][rows.owners]
+    prompts = lanes.prompt_lengths[rows.lanes][rows.runs.owners]
     columns = {
         # A token that is still on the device is named by its lane.
-        "tokens": np.where(tokens < 0, -1 - rows.lanes[rows.owners], tokens),
+        "tokens": np.where(tokens < 0, -1 - rows.lanes[rows.runs.owners], tokens),
         "positions": positions,
         "contexts": np.where(positions < prompts, prompts, positions + 1),
     }
-    placed: Columns = {name: _place(rows.places, c, dimensions.tokens) for name, c in columns.items()}
+    placed: Columns = {
+        name: rows.place(rows.runs.places, c, dimensions.tokens) for name, c in columns.items()
+    }
     if step.loras:
-        placed["loras"] = _place(rows.places, unpack_ints(step.loras)[rows.owners], dimensions.tokens, -1)
+        placed["loras"] = rows.place(
+            rows.runs.places, unpack_ints(step.loras)[rows.runs.owners], dimensions.tokens, -1
+        )
     return placed | {"starts": rows.starts, "lengths": rows.lengths}
 
 
 def _sample_columns(tokens: Columns, rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
-    owners = rows.owners[rows.sampled]
-    count = dimensions.samples
-    sample_lanes = _place(rows.answers, rows.lanes[owners], count, lanes.count)
-    draws = _place(rows.answers, rows.draws, count)
-    last_of_row = rows.sampled == np.cumsum(rows.lengths)[owners] - 1
+    own, count = rows.lanes[rows.runs.sample_owners], dimensions.samples
+    sample_lanes = rows.place(rows.runs.answers, own, count, lanes.count)
     last = np.arange(count, dtype=np.int32) * (dimensions.tokens // max(count, 1))
-    last[rows.answers] = rows.places[rows.sampled]
-    return {
+    last[rows.runs.answers] = rows.runs.places[rows.runs.sampled]
+    columns: Columns = {
         "last": last,
+        "lanes": sample_lanes,
+        "next_lanes": rows.place(rows.runs.answers[rows.runs.ends], own[rows.runs.ends], count, lanes.count),
+    }
+    if not lanes.changed[sample_lanes].any():
+        return columns  # with neutral parameters, nothing else is looked at
+    draws = rows.place(rows.runs.answers, rows.draws[rows.runs.sample_owners] + rows.runs.later, count)
+    return columns | {
         "counts": tokens["positions"][last] + 1,
         "previous": tokens["tokens"][last],
-        "lanes": sample_lanes,
-        "next_lanes": _place(rows.answers[last_of_row], rows.lanes[owners[last_of_row]], count, lanes.count),
         "draws": lanes.draw(sample_lanes, draws),
         "barred": draws < lanes.min_tokens[sample_lanes],
         "ints": lanes.ints[sample_lanes].T,
@@ -264,9 +295,9 @@ def _group_columns(
 ) -> Columns:
     """Compute the slots of the tokens, and the blocks that the rows see."""
     size, blocks, tables = sizes.block_size, dimensions.blocks[group], lanes.tables[group]
-    owner_lanes, positions = rows.lanes[rows.owners], rows.positions
+    owner_lanes, positions = rows.lanes[rows.runs.owners], rows.positions
     slots = tables[owner_lanes, positions // size] * size + positions % size
-    columns: Columns = {f"slots{group}": _place(rows.places, slots, dimensions.tokens)}
+    columns: Columns = {f"slots{group}": rows.place(rows.runs.places, slots, dimensions.tokens)}
     first = first_blocks(rows.starts, window, size)
     ends = -(-(rows.starts + rows.lengths) // size)
     if dimensions.flat:
@@ -299,7 +330,7 @@ def first_blocks(starts: Ints, window: int | None, block_size: int) -> Ints:
 
 def _mask_columns(step: Step, rows: Rows, samples: int, sizes: Sizes) -> Columns:
     """Lay out the masks: of the masked samples alone, or one per sample where shapes are fixed."""
-    masked = rows.answers[unpack_ints(step.masked)]
+    masked = rows.runs.answers[unpack_ints(step.masked)]
     words = unpack_ints(step.masks).reshape(-1, sizes.mask_words)
     if not rows.padded:
         return {"masked": masked, "masks": words}

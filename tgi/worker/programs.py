@@ -153,14 +153,17 @@ class SampleProgram(Program):
         """Choose the tokens, note them as the last ones of their lanes, and pack the result."""
         context, variant, inputs = self._context, self._variant, self._layout.unpack(ints, floats)
         masks = Masks(inputs["masks"], inputs.get("masked")) if "masks" in inputs else None
+        params: dict[str, torch.Tensor] = {}
+        if variant.needs:
+            params = dict(zip((*INTS, *FLOATS), (*inputs["ints"], *inputs["floats"]), strict=True))
         rows = SamplerInputs(
             needs=variant.needs,
             lanes=inputs["lanes"],
             lengths=inputs["counts"],
-            previous=_filled(inputs["previous"], context),
+            previous=_filled(inputs["previous"], context) if variant.needs else inputs["previous"],
             draws=inputs["draws"],
             barred=inputs["barred"],
-            params=dict(zip((*INTS, *FLOATS), (*inputs["ints"], *inputs["floats"]), strict=True)),
+            params=params,
             top=variant.top,
             masks=masks,
             windowed=variant.windowed,
