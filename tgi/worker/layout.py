@@ -153,7 +153,7 @@ def sample_layout(samples: int, masks: int, sizes: Sizes) -> Layout:
 
 @attrs.frozen(eq=False)
 class Runs:
-    """What follows from the numbers of query tokens and samples of a step's rows alone."""
+    """Indices that follow from the numbers of query tokens and samples of a step's rows alone."""
 
     owners: Ints
     """[sum of lengths]: row of each token."""
