@@ -179,6 +179,16 @@ def test_weights_that_are_made_up(tmp_path: Path) -> None:
         assert_near(whole(make_driver(tmp_path, device, dummy=True), [*PROMPT, 0], len(PROMPT)), wanted)
 
 
+@pytest.mark.parametrize("kinds", ["k", "qkv"])
+def test_numbers_without_their_scale_are_named(tmp_path: Path, kinds: str) -> None:
+    """Of a part of a joined layer, or of all of it."""
+    make_fp8(tmp_path, GROUPS)
+    path, lost = tmp_path / "model.safetensors", tuple(f"{kind}_proj.weight_scale" for kind in kinds)
+    save_file({n: t for n, t in load_file(path).items() if not n.endswith(lost)}, path)
+    with pytest.raises(ConfigError, match=r"no tensor '.*_proj\.weight_scale', and '.*weight' is not dense"):
+        make_driver(tmp_path, CpuDevice(1))
+
+
 def set_cache_scales(folder: Path, scale: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     kept = {

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, MixtralConfig, Phi3Config, PreTrainedConfig
 
 from tests.compiling import open_compiling
@@ -80,6 +81,16 @@ AWQ: dict[str, Any] = {
     "quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm",
     "modules_to_not_convert": None,
 }  # fmt: skip
+
+
+def test_logits_of_layers_of_which_a_part_is_dense(tmp_path: Path) -> None:
+    """As tools leave what they must not round, whatever server joins it with what."""
+    dense = make_quantized(tmp_path, gptq, gptq_config() | {"dynamic": {"-:.*k_proj": {}}})
+    path = tmp_path / "model.safetensors"
+    stored = {name: tensor for name, tensor in load_file(path).items() if "k_proj" not in name}
+    known = load_file(dense / "model.safetensors")
+    save_file(stored | {name: known[name] for name in known if "k_proj" in name}, path)
+    check_logits(tmp_path, dense, None, groups_of, kernels=False)
 
 
 @pytest.mark.parametrize("version", ["gptq", "gptq_v2", "gptq_p"])

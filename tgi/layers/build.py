@@ -197,15 +197,19 @@ class Build:
         """Return the weight of a linear layer, ready for `Device.multiply`.
 
         Its rows are those of all parts ("….weight", [out, in]), one below the other, stored in the
-        checkpoint's format or dense. `exact`: neither `--quantize` nor LoRA adapters may change it. Raises
-        ConfigError where some of them are stored so and some not.
+        checkpoint's format or dense; it is dense where some are. `exact`: neither `--quantize` nor LoRA
+        adapters may change it. Raises ConfigError for numbers that are neither.
         """
         missing = [self.format.missing(self, part) for part in parts]
-        lacking = [name for name in missing if name is not None]
-        if lacking and len(lacking) < len(parts):
-            raise ConfigError(f"the checkpoint has no tensor {lacking[0]!r}, though parts of the layer have")
-        stored = _DENSE if lacking or (exact and isinstance(self.format, Dense)) else self.format
-        weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
+        lacking = [(part, name) for part, name in zip(parts, missing, strict=True) if name is not None]
+        for part, name in lacking:
+            if not self.weights.is_plain(part.name):
+                raise ConfigError(f"the checkpoint has no tensor {name!r}, and {part.name!r} is not dense")
+        if 0 < len(lacking) < len(parts):
+            weight = self.prepare(DenseWeight(torch.cat([self.dense(part) for part in parts])))
+        else:
+            stored = _DENSE if lacking or (exact and isinstance(self.format, Dense)) else self.format
+            weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
         if self.loras is not None and not exact and not self._of_experts:
             weight = self.loras.adapt(weight, parts)

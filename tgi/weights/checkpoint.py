@@ -21,6 +21,7 @@ _HARMLESS = re.compile(
 )
 """Names of buffers in old checkpoints that models compute themselves, and of scales for values that are kept
 in 8 bits elsewhere."""
+_PLAIN = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 _LAYER = re.compile(r".*?\.\d+\.")
 """Beginning of the names of a layer's tensors."""
 
@@ -138,6 +139,10 @@ class Checkpoint:
     def is_zero(self, name: str) -> bool:
         """Return whether all numbers of a tensor are 0."""
         return not view(self._files[name], name).any()
+
+    def is_plain(self, name: str) -> bool:
+        """Return whether a tensor, if it is there, has numbers of 16 bits or more."""
+        return name not in self._files or self._files[name].tensors[name].dtype in _PLAIN
 
     def bytes_of(self, name: str) -> bytes:
         """Return the bytes of a tensor of any shape."""

@@ -65,6 +65,10 @@ class DummyWeights:
         """Do as `Checkpoint.is_zero`."""
         return False
 
+    def is_plain(self, _name: str) -> bool:
+        """Do as `Checkpoint.is_plain`."""
+        return True
+
     def bytes_of(self, _name: str) -> bytes:
         """Return none."""
         return b""

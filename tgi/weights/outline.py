@@ -55,6 +55,10 @@ class Outline:
         """Do as `Checkpoint.is_zero`."""
         return self.checkpoint is not None and self.checkpoint.is_zero(name)
 
+    def is_plain(self, name: str) -> bool:
+        """Do as `Checkpoint.is_plain`."""
+        return self.checkpoint is None or self.checkpoint.is_plain(name)
+
     def bytes_of(self, name: str) -> bytes:
         """Do as `Checkpoint.bytes_of`; a file that there is not has none."""
         return b"" if self.checkpoint is None else self.checkpoint.bytes_of(name)
