@@ -125,6 +125,11 @@ def test_a_field_that_nobody_knows_is_refused_by_name(tmp_path: Path, name: str)
         ("StarCoder2 3B", {"sliding_window": -1}, "'sliding_window' is -1, expected 1 or more"),
         ("Qwen1.5 MoE A2.7B", {"use_sliding_window": True}, "'use_sliding_window' is true"),
         ("DeepSeek V2 Lite", {"partial_rotary_factor": 0.5}, "'partial_rotary_factor' is set"),
+        (
+            "Mistral Small 24B 2501",
+            {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "qwen3"}},
+            "'text_config': 'model_type' is 'qwen3'; this architecture runs only mistral",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_name(

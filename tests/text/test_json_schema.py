@@ -274,6 +274,13 @@ def test_dates_are_those_of_the_calendar(format_: str, yes: list[str], no: list[
             ["1.2", "1.001"],
             ["1", "1.0", "1.5"],
         ),
+        (
+            {"allOf": [{"type": "number", "exclusiveMinimum": 99}, {"maximum": 99.5}]},
+            ["99.0001"],
+            ["99", "99.0"],
+        ),
+        ({"type": "number", "not": {"maximum": 1234}, "maximum": 1234.5}, ["1234.1"], ["1234", "1234.0"]),
+        ({"type": "number", "minimum": 0.5, "exclusiveMaximum": 1}, ["0.9", "0.99"], ["1", "1.0"]),
     ],
 )
 def test_keywords_that_tgi_ignores_are_enforced(schema: Any, yes: list[str], no: list[str]) -> None:

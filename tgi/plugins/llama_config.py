@@ -289,16 +289,24 @@ def read_windows(
     return tuple(window if kind == "sliding_attention" else None for kind in types)
 
 
-def read_text_part(read: Callable[[JsonReader], LlamaConfig]) -> Callable[[JsonReader], LlamaConfig]:
+def read_text_part(
+    read: Callable[[JsonReader], LlamaConfig], *kinds: str
+) -> Callable[[JsonReader], LlamaConfig]:
     """Return a reader of models of images and text, of which only the decoder runs.
 
-    `read` reads "text_config". Their checkpoints have other names than those of a decoder alone.
+    `read` reads "text_config", whose "model_type" is one of `kinds`. Their checkpoints have other names than
+    those of a decoder alone.
     """
 
     def read_part(get: JsonReader) -> LlamaConfig:
         text = get.section("text_config")
         if text is None:
             raise ConfigError("config.json has no 'text_config', which this architecture needs")
+        if (kind := text(str, "model_type", kinds[0])) not in kinds:
+            known = ", ".join(kinds)
+            raise ConfigError(
+                f"config.json 'text_config': 'model_type' is {kind!r}; this architecture runs only {known}"
+            )
         get.all()
         config = read(text.adapted(defaults=_shared(get)))
         old = config.names.moved("model.", "language_model.model.", head="language_model.lm_head")

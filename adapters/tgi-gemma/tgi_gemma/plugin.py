@@ -109,7 +109,7 @@ def tgi_architectures() -> list[Architecture]:
         "GemmaForCausalLM": read_gemma,
         "Gemma2ForCausalLM": read_gemma2,
         "Gemma3ForCausalLM": read_gemma3,
-        "Gemma3ForConditionalGeneration": read_text_part(read_gemma3),
+        "Gemma3ForConditionalGeneration": read_text_part(read_gemma3, "gemma3_text"),
     }
     return [
         Architecture(name, "tgi.layers:LlamaDecoder", read, _HARMLESS, _NEUTRAL)

@@ -26,7 +26,7 @@ def tgi_architectures() -> list[Architecture]:
     readers = {
         "LlamaForCausalLM": read_config,
         "Llama4ForCausalLM": read_llama4,
-        "Llama4ForConditionalGeneration": read_text_part(read_llama4),
+        "Llama4ForConditionalGeneration": read_text_part(read_llama4, "llama4_text"),
     }
     model, harmless = "tgi.layers:LlamaDecoder", frozenset({"for_llm_compressor"})
     return [Architecture(name, model, read, harmless, neutral) for name, read in readers.items()]

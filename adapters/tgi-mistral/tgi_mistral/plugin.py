@@ -44,6 +44,6 @@ def tgi_architectures() -> list[Architecture]:
     readers = {
         "MistralForCausalLM": read_config,
         "MixtralForCausalLM": read_mixtral_config,
-        "Mistral3ForConditionalGeneration": read_text_part(read_config),
+        "Mistral3ForConditionalGeneration": read_text_part(read_config, "mistral"),
     }
     return [Architecture(name, "tgi.layers:LlamaDecoder", read) for name, read in readers.items()]

@@ -7,7 +7,8 @@ from .rewriter import Keyword
 _CONSTANT = "with integers beyond 2^53"
 _BOUND = Keyword(
     scalars.bounds,
-    narrower="a bound beyond 2^53 that excludes little is rounded, to 10^18 at most",
+    narrower="a bound beyond 2^53 that excludes little is rounded, to 10^18 at most; "
+    "an exclusive bound also excludes what is within a 10^12th of it, or of 1",
     refused="if it is beyond 2^53 and excludes much",
 )
 _ITEMS = Keyword(arrays.items)

@@ -8,14 +8,16 @@ from typing import Any
 from . import formats
 from .automata import translate, without
 from .errors import Unenforceable
-from .negation import TYPES, Excluded
+from .negation import TYPES, Excluded, types_of
 from .references import pointer
 from .rewriter import Part
 
 _LARGEST = 10**18
 """Largest bound of integers that llguidance knows."""
-_LEAST = 1e-15
-"""Distance from 0 of the nearest number within an exclusive bound of 0, if another bound is below 1."""
+_STEP = 1e-12
+"""Share of a bound by which a number next to it differs; llguidance takes closer numbers for the same."""
+_PRECISE = 1e9
+"""Largest bound of which the number next to it is closer than the next whole number."""
 _SHOWN = 80
 """Maximum number of characters of a pattern that are shown."""
 _EXACT = 2**53
@@ -63,25 +65,23 @@ def bounds(part: Part, _: Any) -> None:
         for keyword, bound in ((side, inner), (exclusive, outer)):
             if bound is not None and bound is not False:
                 part.out[keyword] = _exact_bound(bound, 1 if side == "maximum" else -1)
-    _leave_out("exclusiveMinimum", "minimum", ("maximum", "exclusiveMaximum"), part.out, max)
-    _leave_out("exclusiveMaximum", "maximum", ("minimum", "exclusiveMinimum"), part.out, min)
+    if types_of(part.raw) != {"integer"}:
+        _leave_out("exclusiveMinimum", "minimum", part.out, max)
+        _leave_out("exclusiveMaximum", "maximum", part.out, min)
 
 
-def _leave_out(
-    keyword: str, inclusive: str, others: tuple[str, ...], out: dict[str, Any], narrower: Callable[..., float]
-) -> None:
-    """Replace an exclusive bound by the next number, where llguidance takes it for an inclusive one.
+def _leave_out(keyword: str, inclusive: str, out: dict[str, Any], narrower: Callable[..., float]) -> None:
+    """Replace an exclusive bound that is a whole number by an inclusive one that is next to it.
 
-    That is at whole numbers with another bound before the next whole number.
+    llguidance takes it for an inclusive one if another bound, perhaps of another schema for the same number,
+    has the same digits before the point.
     """
-    bound = out.get(keyword)
-    if bound is None or bound != int(bound):
-        return
-    if any(math.trunc(out[other]) == bound != out[other] for other in others if other in out):
-        way = narrower(-1, 1)
-        nearest = math.nextafter(bound, way * math.inf) if bound else way * _LEAST
-        out[inclusive] = narrower(nearest, out.get(inclusive, nearest))
-        del out[keyword]
+    bound, way = out.get(keyword), narrower(-1, 1)
+    if bound is None or bound != int(bound) or not 0 <= bound * way <= _PRECISE:
+        return  # toward 0, the next number has other digits
+    nearest = bound + way * max(abs(bound), 1) * _STEP
+    out[inclusive] = narrower(nearest, out.get(inclusive, nearest))
+    del out[keyword]
 
 
 def _exact_bound(bound: float, sign: int) -> float:
