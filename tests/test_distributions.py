@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.util
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -28,6 +29,13 @@ def ours(project: dict[str, Any]) -> dict[str, Requirement]:
     """Dependencies that are of this repository, by name."""
     found = (Requirement(line) for line in project["dependencies"])
     return {one.name: one for one in found if one.name in (*PARTS, "tgi-server")}
+
+
+def test_the_page_about_installing_explains_each_extra() -> None:
+    page = (ROOT / "docs" / "install.md").read_text("utf-8")
+    assert set(re.findall(r"^\| `([a-z-]+)` \| ", page, re.MULTILINE)) - {"tgi-server", *PARTS} == set(
+        SERVER["optional-dependencies"]
+    )
 
 
 def test_installing_the_server_brings_every_family_and_the_kernels() -> None:

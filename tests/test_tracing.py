@@ -102,7 +102,7 @@ def test_an_endpoint_of_grpc_needs_the_extra(
     for name in [name for name in sys.modules if name.startswith("opentelemetry.exporter.otlp.proto.grpc")]:
         monkeypatch.delitem(sys.modules, name)
 
-    with pytest.raises(ValueError, match=r"pip install tgi-server\[otlp-grpc\].*port 4318"):
+    with pytest.raises(ValueError, match=r"pip install 'tgi-server\[otlp-grpc\]'.*port 4318"):
         exporter_for("http://collector:4317")
     exporter_for("http://collector:4318").shutdown()
 

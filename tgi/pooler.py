@@ -125,7 +125,8 @@ async def open_pooler(pooling: Pooling, batch_tokens: int) -> AsyncIterator[Pool
     """Start the process, and end it on leaving. Raises ConfigError and EngineError."""
     if importlib.util.find_spec("transformers") is None:
         raise ConfigError(
-            f"{pooling.folder}: embeddings are computed by transformers: pip install tgi-server[transformers]"
+            f"{pooling.folder}: embeddings are computed by transformers: "
+            "pip install 'tgi-server[transformers]'"
         )
     settings = msgspec.json.encode(pooling).decode()
     child = await start_child("-m", "tgi.worker.pool", settings, environment=os.environ)

@@ -87,8 +87,8 @@ def exporter_for(endpoint: str) -> SpanExporter:
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as GrpcExporter
     except ImportError as error:
         raise ValueError(
-            "gRPC is not installed: pip install tgi-server[otlp-grpc], or name an endpoint of OTLP over HTTP "
-            f"(port {HTTP_PORT}, or the path {HTTP_PATH})"
+            "gRPC is not installed: pip install 'tgi-server[otlp-grpc]', or name an endpoint of OTLP over "
+            f"HTTP (port {HTTP_PORT}, or the path {HTTP_PATH})"
         ) from error
     return GrpcExporter(endpoint, insecure=url.scheme != "https")
 

@@ -126,7 +126,7 @@ def test_a_picture_without_matplotlib(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert tgi(str(small), *README, "--plot", str(small / "plan.png")) == 1
     assert capsys.readouterr().err == (
-        "tgi: --plot needs matplotlib, which is not installed: pip install tgi-server[plots]\n"
+        "tgi: --plot needs matplotlib, which is not installed: pip install 'tgi-server[plots]'\n"
     )
 
 

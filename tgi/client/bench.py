@@ -176,7 +176,7 @@ def measure(
 ) -> int:
     """Measure each level, and show a table; return 1 if a request failed. Raises BenchError."""
     if plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise BenchError("--plot needs matplotlib, which is not installed: pip install tgi-server[plots]")
+        raise BenchError("--plot needs matplotlib, which is not installed: pip install 'tgi-server[plots]'")
     if plot is not None and plot.suffix not in PLOTS:
         raise BenchError(f"--plot {plot}: the name must end in {', '.join(PLOTS)}")
     for file in (json_file, plot):

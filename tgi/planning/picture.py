@@ -1,6 +1,6 @@
 """A plan as a picture: the memory, the buckets, and the speed of decode and prefill.
 
-Needs matplotlib, which the server does not install: `pip install tgi-server[plots]`.
+Needs matplotlib, which the server does not install: `pip install 'tgi-server[plots]'`.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def draw(plan: Plan, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PictureError(
-            "--plot needs matplotlib, which is not installed: pip install tgi-server[plots]"
+            "--plot needs matplotlib, which is not installed: pip install 'tgi-server[plots]'"
         ) from error
     drawers = [_draw_memory]
     if plan.decode:

@@ -12,7 +12,7 @@ from .manager import architectures, load_plugins
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-WITHOUT_TRANSFORMERS = "; transformers may run it: pip install tgi-server[transformers]"
+WITHOUT_TRANSFORMERS = "; transformers may run it: pip install 'tgi-server[transformers]'"
 
 
 _QUANTIZATIONS = {

@@ -49,7 +49,7 @@ def convert_gguf(file: Path, target: Path) -> None:
         else:
             known = find_spec("gguf") is not None
         if not known:
-            raise ValueError("reading it needs more packages: pip install tgi-server[gguf]")
+            raise ValueError("reading it needs more packages: pip install 'tgi-server[gguf]'")
 
         place: dict[str, Any] = {"gguf_file": file.name}
         AutoTokenizer.from_pretrained(file.parent, **place).save_pretrained(target)
@@ -93,7 +93,7 @@ def convert_tokenizer(folder: Path, target: Path) -> None:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
-        raise ValueError("making it needs transformers: pip install tgi-server[transformers]") from error
+        raise ValueError("making it needs transformers: pip install 'tgi-server[transformers]'") from error
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     backend = getattr(tokenizer, "backend_tokenizer", None)
