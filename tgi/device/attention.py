@@ -96,11 +96,12 @@ def distances(
     own.
     """
     place = torch.arange(tokens, dtype=torch.int32, device=starts.device)
-    cached = torch.arange(context, dtype=torch.int32, device=starts.device).expand(starts.shape[0], -1)
-    if bases is not None:
-        cached = cached + bases[:, None]
     new = starts + place
-    keys = torch.cat((cached, new), 1)[:, None]
-    distance = keys - new[:, :, None]
-    absent = torch.cat((cached >= starts, torch.zeros_like(new, dtype=torch.bool)), 1)[:, None]
-    return distance, (distance > 0) | absent
+    keys, absent = new, torch.zeros_like(new, dtype=torch.bool)
+    if context:
+        cached = torch.arange(context, dtype=torch.int32, device=starts.device).expand(starts.shape[0], -1)
+        if bases is not None:
+            cached = cached + bases[:, None]
+        keys, absent = torch.cat((cached, new), 1), torch.cat((cached >= starts, absent), 1)
+    distance = keys[:, None] - new[:, :, None]
+    return distance, (distance > 0) | absent[:, None]
