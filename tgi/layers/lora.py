@@ -117,6 +117,7 @@ class Loras:
             [piece.cut(found[piece.module]) if piece.module in found else None for piece in pieces]
             for _, pieces in self.weights
         ]
+        self.device.settle()  # what is pending would make another program of the writes below
         for (weight, _), matrices in zip(self.weights, cut, strict=True):
             weight.table.put(slot, matrices)
         self.device.settle()
