@@ -94,7 +94,7 @@ def load_tgi(folder: Path, shard: tuple[int, int, str], dummy: bool, threads: in
     )
     device = open_device("cpu", threads)
     if ranks > 1:
-        device.connect(Shard(rank, ranks), Path(store))
+        device.connect(Shard(rank, ranks), f"file://{store}")
     with Peak() as peak:
         began, before = time.perf_counter(), time.process_time()
         Runner.load(command, Shard(rank, ranks), device)

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import torch
 import trio
+from safetensors.torch import load_file, save_file
 from transformers import PhiConfig, Qwen2MoeConfig
 
 from tests.peft_adapters import make_adapter
@@ -16,12 +17,13 @@ from tgi.protocol import LoraSlots
 from tgi.sampling import SamplingParams
 from tgi.scheduler import Scheduler, Token
 from tgi.testing.checkpoints import make_checkpoint
-from tgi.testing.driver import make_driver
+from tgi.testing.driver import Driver, load_command, make_driver
 from tgi.testing.engine import generate, open_engine
 from tgi.testing.models import make_llama
 from tgi.testing.runs import random_prompt
 from tgi.text.tokenizer import Tokenizer
-from tgi.worker.runner import open_device
+from tgi.weights import Shard
+from tgi.worker.runner import Runner, open_device
 
 
 def kernels_are_used() -> bool:
@@ -92,6 +94,27 @@ def test_a_row_depends_on_its_own_adapter_alone(tmp_path: Path, dtype: str) -> N
         for row, part, among in zip(alone, chunks, company, strict=True):
             assert torch.equal(part.logits, row.logits)
             assert torch.equal(among.logits, row.logits)
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", ""), ("float32", ""), ("bfloat16", "int8")])
+def test_a_tied_head_that_is_kept_once_changes_no_bit(tmp_path: Path, dtype: str, quantize: str) -> None:
+    """The same numbers twice in a checkpoint that is not tied are the comparison."""
+    tied = make_llama(tmp_path / "tied", vocab_size=331, tie_word_embeddings=True)
+    apart = make_llama(tmp_path / "apart", vocab_size=331)
+    numbers = load_file(tied / "model.safetensors")
+    numbers["lm_head.weight"] = numbers["model.embed_tokens.weight"].clone()
+    save_file(numbers, apart / "model.safetensors")
+    found = []
+    for folder in (tied, apart):
+        command = load_command(folder, dtype=dtype, quantize=quantize)
+        model: Any = (runner := Runner.load(command, Shard(), open_device("cpu", 1))).model
+        driver = Driver(runner)
+        driver.start(0)
+        driver.prefill({0: random_prompt(331, 40, 0)})
+        found.append((driver.decode([0])[0].logits, model.embed._weight.numel()))
+    (logits, kept), (expected, whole) = found
+    assert torch.equal(logits, expected)
+    assert kept == (whole if quantize else 0)
 
 
 async def ask(scheduler: Scheduler, tokenizer: Tokenizer, number: int) -> list[tuple[int, float]]:

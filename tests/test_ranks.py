@@ -137,9 +137,15 @@ CASES: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         {},
         "",
     ),
-    "4 ranks, 2 key/value heads, odd vocabulary": (
+    "4 ranks, 2 key/value heads, odd vocabulary, tied": (
         4,
-        {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 509, "attention_bias": True},
+        {
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "vocab_size": 509,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+        },
         {},
         "",
     ),

@@ -68,6 +68,18 @@ def test_a_tied_head_is_kept_apart_from_the_embedding(tmp_path: Path) -> None:
     assert names.count("model.embed_tokens.weight") == 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "stages", "quantize", "times"),
+    [("bfloat16", 1, "", 1), ("float16", 1, "", 2), ("float32", 2, "", 2), ("float32", 1, "int8", 2)],
+)
+def test_a_device_may_read_an_embedding_from_a_dense_head_of_the_same_rank(
+    tmp_path: Path, dtype: str, stages: int, quantize: str, times: int
+) -> None:
+    folder = make_llama(tmp_path, tie_word_embeddings=True)
+    found = described(folder, dtype=dtype, stages=stages, quantize=quantize, keeps=["tied"])
+    assert [each.name for each in found.tensors].count("model.embed_tokens.weight") == times
+
+
 @pytest.mark.parametrize(("ranks", "kv_heads"), [(1, 2), (2, 2), (4, 2), (4, 4)])
 def test_a_rank_keeps_what_is_described(tmp_path: Path, ranks: int, kv_heads: int) -> None:
     folder = make_llama(tmp_path, num_key_value_heads=kv_heads, attention_bias=True)

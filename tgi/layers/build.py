@@ -74,6 +74,8 @@ class Build:
     """Keys and values of attention layers by number; those of `cache` get memory before the first step."""
     changes_scores: bool = False
     """Whether an attention layer has slopes or caps its scores."""
+    tied: dict[str, Callable[["Build"], LinearWeight]] = attrs.field(factory=dict)
+    """Functions that make an embedding the weight of a head, by the name of the module that both have."""
     widest: int = 0
     """Largest number of output features of a linear layer on this rank."""
     _marks: list[int] = attrs.field(factory=list)
@@ -220,8 +222,13 @@ class Build:
 
         Checkpoints have it dense; it is rounded if other layers are (`--quantize`).
         """
-        stored = self.format.head if isinstance(self.format, Rounding) else _DENSE
-        return self._prepare_as(stored, DenseWeight(matrix), 1)
+        return self._prepare_as(self._head_format, DenseWeight(matrix), 1)
+
+    @property
+    def joins_tied(self) -> bool:
+        """Whether an embedding may read its rows from the weight of a head."""
+        known = "tied" in self.device.keeps and self.dtype in (torch.float32, torch.bfloat16)
+        return known and not isinstance(self._head_format, Rounding)
 
     def dense(self, part: TensorPart) -> torch.Tensor:
         """Return the weight of a linear layer as numbers, from any format of the checkpoint."""
@@ -308,6 +315,10 @@ class Build:
         """Let a tensor be left unread if it is there and all its numbers are 0."""
         if name in self and self.weights.is_zero(name):
             self.dismiss(name)
+
+    @property
+    def _head_format(self) -> WeightFormat:
+        return self.format.head if isinstance(self.format, Rounding) else _DENSE
 
     def _prepare_as(self, stored: WeightFormat, weight: LinearWeight, count: int) -> LinearWeight:
         """Prepare a weight of that format, which the last `count` tensors that were read make up."""

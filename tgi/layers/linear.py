@@ -11,6 +11,7 @@ from torch import nn
 from tgi.device import decoder
 from tgi.device.batch import Batch
 from tgi.weights import TensorPart
+from tgi.weights.formats import LinearWeight
 
 from .build import Build
 
@@ -162,26 +163,41 @@ class RowLinear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The token embedding, whose vocabulary is divided over the ranks, and filled up with zeros."""
+    """The token embedding, whose vocabulary is divided over the ranks, and filled up with zeros.
+
+    Where a head has the same weight, and the device can read rows of that, the head's is the only one.
+    """
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
         super().__init__()
         self._device = build.device
         self._shard = build.shard
-        zeros = int(build.shard.size > 1)  # a row for the tokens of other ranks
-        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], zeros)
+        self._zeros = int(build.shard.size > 1)  # rows for the tokens of other ranks
+        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], self._zeros)
+        self._head: LinearWeight | None = None
+        if build.joins_tied:
+            build.tied[name] = self._become_head
         first = build.shard.rows(vocab_size).start
         # Not a number, which would be a constant of the rank's graph.
         self._first = torch.tensor([first], dtype=torch.int32).to(build.device.torch_device)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the features [T, size] of token ids [T], alike on all ranks."""
+        if self._head is not None:
+            return self._device.all_reduce(self._head.take(tokens - self._first), self._shard)
         if self._shard.size == 1:
             return F.embedding(tokens, self._weight)
         last = self._weight.shape[0] - 1
         rows = tokens - self._first
         rows = torch.where((rows >= 0) & (rows < last), rows, last)
         return self._device.all_reduce(F.embedding(rows, self._weight), self._shard)
+
+    def _become_head(self, build: Build) -> LinearWeight:
+        """Give the table up for the weight of a head, and read from that."""
+        matrix = self._weight[: len(self._weight) - self._zeros]
+        self._weight = self._weight.new_empty(0)
+        self._head = build.head(matrix)
+        return self._head
 
 
 class Head(nn.Module):
@@ -214,8 +230,12 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        matrix = _rows(build, f"{name}.weight", [vocab_size, size])
-        self._weight = build.head(F.normalize(matrix) if unit else matrix)
+        share = None if unit else build.tied.pop(name, None)
+        if share is not None:
+            self._weight = share(build)
+        else:
+            matrix = _rows(build, f"{name}.weight", [vocab_size, size])
+            self._weight = build.head(F.normalize(matrix) if unit else matrix)
         self._bias = _rows(build, f"{bias}.bias", [vocab_size]) if bias else None
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:

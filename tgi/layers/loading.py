@@ -190,12 +190,14 @@ def describe(command: Describe) -> Described:
     config = blueprint.config
     outline = Outline(_open_files(command, folder))
     whole = RecordingShard()
+    # Stages are as even as what each would read, and the last one reads a head of its own.
+    keeps = [kind for kind in command.keeps if command.stages == 1 or kind != "tied"]
     possible: list[int] = []
     try:
-        build = blueprint.sketch(outline, whole, command.keeps)
+        build = blueprint.sketch(outline, whole, keeps)
         possible = whole.possible_ranks(config.num_heads)
         if command.ranks != 1:
-            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks), command.keeps)
+            build = blueprint.sketch(Outline(outline.checkpoint), Shard(0, command.ranks), keeps)
     except DivisionError:
         raise ConfigError(
             f"a model with {config.num_heads} heads and {config.num_kv_heads} key/value heads cannot be "
@@ -211,7 +213,7 @@ def describe(command: Describe) -> Described:
     parts = []
     for number in range(command.stages):
         stage, source = Stage(number, layers), Outline(outline.checkpoint)
-        part = blueprint.sketch(source, shard, command.keeps, stage, build.cache)
+        part = blueprint.sketch(source, shard, keeps, stage, build.cache)
         parts.append(_describe(config, part, item, possible))
     return msgspec.structs.replace(described, stage_layers=layers, stages=parts)
 

@@ -81,7 +81,8 @@ class DeviceSpec:
     roundings: frozenset[str] = frozenset()
     """Values of --quantize by which the device can round a dense checkpoint while it is loaded."""
     keeps: frozenset[str] = frozenset()
-    """Weights of a checkpoint that are multiplied as they are; others are made dense at loading."""
+    """Weights of a checkpoint that are multiplied as they are; others are made dense at loading. "tied": a
+    head that is the embedding, too, is kept once."""
     memory_fraction: float = 1.0
     """Default of --memory-fraction: share of the free memory, after weights and workspace, that is used."""
     fills_memory: bool = False

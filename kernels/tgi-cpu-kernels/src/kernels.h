@@ -116,6 +116,7 @@ const char* tgi_check();  // null, or why the library cannot be used here
 void tgi_use_threads(long threads);  // the caller is one of them
 long tgi_packed_size(int kind, long n, long k);
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out);
+void tgi_packed_rows(int kind, const void* w, long n, long k, const int64_t* indices, long count, void* out);
 void tgi_linear(int kind, const LinearArguments*);
 void tgi_lora(int kind, const LoraArguments*);
 long tgi_packed_ints_size(long n, long k, long bits, long group);

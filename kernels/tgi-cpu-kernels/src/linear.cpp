@@ -26,6 +26,19 @@ template <typename T> static void pack(const T* w, long n, long k, long stride, 
   });
 }
 
+// Rows of the weight [n, k] itself, by their indices; zeros for those that it lacks.
+template <typename T> static void rows(const T* w, long n, long k, const int64_t* indices, long count, T* out) {
+  share(count, count * k > SMALL, [&](long r) {
+    const long row = indices[r];
+    if (row < 0 || row >= n) {
+      memset(out + r * k, 0, k * sizeof(T));
+      return;
+    }
+    const T* unit = w + row / UNIT * padded<T>(k) * UNIT;
+    for (long i = 0; i < k; i++) out[r * k + i] = unit[place(unit, row % UNIT, i)];
+  });
+}
+
 // Sums of M rows and one unit. Activations of pair p and row m are at x + p * step + m * 2.
 template <typename T, int M>
 static void block(const T* x, long step, const T* unit, long k, Fetch fetch, float (*out)[UNIT]) {
@@ -173,6 +186,10 @@ long tgi_packed_size(int kind, long n, long k) {
 void tgi_pack(int kind, const void* w, long n, long k, long stride, void* out) {
   if (kind == BFLOAT16) pack((const bf16*)w, n, k, stride, (bf16*)out);
   else pack((const float*)w, n, k, stride, (float*)out);
+}
+void tgi_packed_rows(int kind, const void* w, long n, long k, const int64_t* indices, long count, void* out) {
+  if (kind == BFLOAT16) rows((const bf16*)w, n, k, indices, count, (bf16*)out);
+  else rows((const float*)w, n, k, indices, count, (float*)out);
 }
 void tgi_linear(int kind, const LinearArguments* a) { kind == BFLOAT16 ? linear<bf16>(a) : linear<float>(a); }
 void tgi_lora(int kind, const LoraArguments* a) {

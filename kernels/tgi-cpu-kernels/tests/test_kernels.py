@@ -55,6 +55,19 @@ def test_a_row_of_a_linear_layer_does_not_depend_on_others(kernels: Kernels, dty
         assert torch.equal(torch.cat(parts), whole)
 
 
+@BOTH
+@pytest.mark.parametrize(("n", "k"), [(100, 33), (1, 1), (64, 2050)])
+def test_rows_of_a_packed_weight_are_those_that_were_packed(
+    kernels: Kernels, dtype: torch.dtype, n: int, k: int
+) -> None:
+    weight = random(n, k, dtype=dtype)
+    indices = torch.tensor([*range(n), 0, n - 1, -1, n, 1 << 40])
+    rows = kernels.packed_rows(kernels.pack(weight), n, k, indices)
+    assert torch.equal(rows[:-3], weight[indices[:-3]])
+    assert not rows[-3:].any()
+    assert kernels.packed_rows(kernels.pack(weight), n, k, indices[:0].int()).shape == (0, k)
+
+
 RANKS: list[tuple[int | None, ...]] = [(16, 16, 3), (None, 40, 1), (None, None, None)]
 """Ranks of three adapters for the three pieces of a layer."""
 PIECES = (70, 33, 5)

@@ -126,6 +126,18 @@ class Kernels:
         self._functions.tgi_pack(KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
         return packed
 
+    def packed_rows(self, packed: torch.Tensor, n: int, k: int, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows of a packed weight [n, k] by their indices, as [len(indices), k].
+
+        They are the numbers that were packed; an index below 0 or beyond n has zeros.
+        """
+        indices = indices.long().contiguous()
+        out = packed.new_empty(len(indices), k)
+        self._functions.tgi_packed_rows(
+            KINDS[packed.dtype], _place(packed), n, k, _place(indices), len(indices), _place(out)
+        )
+        return out
+
     def linear(
         self,
         x: torch.Tensor,

@@ -45,6 +45,7 @@ SIGNATURES = {
     "tgi_use_threads": ("v", "l"),
     "tgi_packed_size": ("l", "ill"),
     "tgi_pack": ("v", "iplllp"),
+    "tgi_packed_rows": ("v", "ipllplp"),
     "tgi_linear": ("v", "ip"),
     "tgi_lora": ("v", "ip"),
     "tgi_packed_ints_size": ("l", "llll"),

@@ -52,7 +52,8 @@ class KernelDevice(CpuDevice):
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight, or one of integers; take others as they are."""
         if isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:
-            return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), len(weight.matrix))
+            rows, columns = weight.matrix.shape
+            return PackedWeight(self._kernels, self._kernels.pack(weight.matrix), (rows, columns))
         if isinstance(weight, IntegerWeight) and PackedIntegers.takes(weight):
             return PackedIntegers.of(self._kernels, weight)
         return super().prepare_linear(weight)

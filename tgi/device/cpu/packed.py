@@ -22,8 +22,8 @@ class PackedWeight(PreparedWeight):
 
     kernels: Kernels
     packed: torch.Tensor
-    rows: int
-    """Number of output features."""
+    shape: tuple[int, int]
+    """Numbers of output and input features."""
 
     def multiply(
         self,
@@ -33,7 +33,11 @@ class PackedWeight(PreparedWeight):
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply, add in float32, and round once."""
-        return self.kernels.linear(x, self.packed, self.rows, bias, residual)
+        return self.kernels.linear(x, self.packed, self.shape[0], bias, residual)
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Gather the numbers of each row."""
+        return self.kernels.packed_rows(self.packed, *self.shape, indices)
 
 
 @attrs.frozen(eq=False)
@@ -98,7 +102,7 @@ def packed_layer(
 ) -> LinearLayer | None:
     """Return a linear layer as the kernels take it, if they can read the weight as it is."""
     if isinstance(weight, PackedWeight):
-        return LinearLayer(weight.packed, weight.rows, bias, loras)
+        return LinearLayer(weight.packed, weight.shape[0], bias, loras)
     if isinstance(weight, PackedIntegers) and weight.order is None:
         return LinearLayer(weight.packed, weight.packed.n, bias, loras)
     return None

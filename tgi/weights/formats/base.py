@@ -24,7 +24,8 @@ class Operations(Protocol):
     torch_device: torch.device
     fp8_limit: float
     keeps: frozenset[str]
-    """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows."""
+    """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows. "tied": it reads
+    rows of prepared dense weights in float32 and bfloat16."""
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a dense weight [out, in] in the form in which `linear` is fastest."""
@@ -110,6 +111,10 @@ class LinearWeight(ABC):
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return x [n, in] times the weight's transpose, plus bias [out] and residual [n, out]."""
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Return rows [n, in] of a prepared weight by their indices [n]; zeros where it has none."""
+        raise NotImplementedError
 
 
 class PreparedWeight(LinearWeight):
