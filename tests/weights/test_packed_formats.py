@@ -84,7 +84,7 @@ AWQ: dict[str, Any] = {
 
 
 def test_logits_of_layers_of_which_a_part_is_dense(tmp_path: Path) -> None:
-    """As tools leave what they must not round, whatever server joins it with what."""
+    """Tools leave dense what they must not round, and we join layers that they round apart."""
     dense = make_quantized(tmp_path, gptq, gptq_config() | {"dynamic": {"-:.*k_proj": {}}})
     path = tmp_path / "model.safetensors"
     stored = {name: tensor for name, tensor in load_file(path).items() if "k_proj" not in name}

@@ -76,7 +76,7 @@ class GroupedQKV(_OwnRows):
     """A projection to queries, keys and values whose tensor has them by key/value head.
 
     Each of the num_kv_heads groups has num_heads / num_kv_heads query heads, a key head and a value head, of
-     `head_dim` rows each: one key/value head for all queries, and one for each, are special cases. The
+    `head_dim` rows each: one key/value head for all queries, and one for each, are special cases. The
     output is the input of `Attention`: this rank's queries, then keys, then values.
     """
 

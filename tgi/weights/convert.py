@@ -30,8 +30,7 @@ def convert(folder: Path, target: Path) -> None:
         if not list(target.glob("*.safetensors")):
             convert_weights(folder, target)
     except Exception as error:  # torch and transformers raise all kinds of errors for old checkpoints
-        reason = " ".join(str(error).split()) or repr(error)
-        raise ConversionError(f"{wanted}: {reason}") from error
+        raise ConversionError(f"{wanted}: {_reason(error)}") from error
 
 
 def convert_gguf(file: Path, target: Path) -> None:
@@ -57,8 +56,13 @@ def convert_gguf(file: Path, target: Path) -> None:
         model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **place, **dense)
         model.hf_quantizer = None  # else it refuses to be written
         model.save_pretrained(target)
-    except Exception as error:  # whatever files of other programs make transformers raise
-        raise ConversionError(" ".join(str(error).split()) or repr(error)) from error
+    except Exception as error:  # transformers raises all kinds of errors for files of other programs
+        raise ConversionError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the message of an error in one line."""
+    return " ".join(str(error).split()) or repr(error)
 
 
 def convert_weights(folder: Path, target: Path) -> None:
