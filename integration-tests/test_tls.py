@@ -91,6 +91,8 @@ def test_https_by_both_versions_of_http_with_a_certificate_that_is_replaced(
         assert b"200" not in plain.recv(1000)
     with connect(server, first) as kept:
         assert get(kept, "/health") == 200
+        kept.sendall(b"\r\n")  # an empty line before a request
+        assert get(kept, "/health") == 200
         write(tmp_path, second)
         if kind == "tgi serve":
             server.signal(signal.SIGHUP)

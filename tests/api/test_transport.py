@@ -444,6 +444,49 @@ async def test_a_status_has_its_reason_phrase() -> None:
         assert answer.startswith(b"HTTP/1.1 404 Not Found\r\n")
 
 
+@pytest.mark.parametrize("piece", [1, 1_000_000])
+@pytest.mark.parametrize("empty", [b"\r\n", b"\n", b"\r\n\r\n\n", b"\r\n" * 100_000])
+async def test_empty_lines_before_a_request_are_passed_over(empty: bytes, piece: int) -> None:
+    """RFC 9112, 2.2: before the first request of a connection, between two, and behind the last."""
+    body = b'{"inputs": "a"}'
+    post = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    post += b"Content-Length: %d\r\n\r\n" % len(body) + body
+    last = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    if len(empty) > 100:
+        piece = max(piece, 10_000)
+    requests = empty + post + empty + post + empty + last + empty
+    async with serving() as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
+        received = b""
+
+        async def send() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):  # closed before what is behind the last
+                for begin in range(0, len(requests), piece):
+                    await stream.send_all(requests[begin : begin + piece])
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send)
+                with contextlib.suppress(trio.BrokenResourceError):
+                    while data := await stream.receive_some():
+                        received += data
+    assert received.count(b"HTTP/1.1 200 OK\r\n") == received.count(b"HTTP/1.1 ") == 3
+
+
+@pytest.mark.parametrize("behind", [b"\r\n", b"\x16\x03", b"POST /generate HTTP/1.1\r\n\r\n"])
+async def test_nothing_is_read_behind_a_request_that_closes_its_connection(behind: bytes) -> None:
+    request = b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    async with serving() as server:
+        assert (await raw(server, request + behind)).startswith(b"HTTP/1.1 404 Not Found\r\n")
+
+
+async def test_empty_lines_alone_are_no_request_and_keep_no_connection_open() -> None:
+    async with serving(keep_alive=0.2) as server:
+        stream = await trio.open_tcp_stream("127.0.0.1", server.port)
+        async with stream:
+            await stream.send_all(b"\r\n\r")
+            assert await stream.receive_some() == b""
+
+
 @pytest.mark.parametrize(("size", "status"), [(60_000, b"200"), (70_000, b"431")])
 @pytest.mark.parametrize("piece", [1_000_000, 17_000, 30_000])
 async def test_headers_are_limited_however_tcp_cuts_them(size: int, status: bytes, piece: int) -> None:

@@ -78,7 +78,7 @@ def configure(config: Config, *, keep_alive_seconds: float, tls: ssl.SSLContext 
     config.h2_max_header_list_size = MAX_HEADER_BYTES
     config.h2_max_concurrent_streams = 256  # beyond, clients wait by themselves
     hypercorn.trio.run.TCPServer = Connection  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = _HTTP1  # type: ignore[assignment,attr-defined]
     hypercorn.protocol.H2Protocol = _HTTP2  # type: ignore[assignment,attr-defined]
 
 
@@ -138,8 +138,26 @@ class Connection(TCPServer):
         await self.idle_task.stop()
 
 
+class _Requests(h11.Connection):
+    """The server's end of HTTP/1.1, which passes over what may stand around requests.
+
+    That is empty lines before one (RFC 9112, 2.2), and anything behind one that closes the connection (9.6).
+    """
+
+    def _extract_next_receive_event(self) -> Any:
+        if self.their_state in (h11.IDLE, h11.MUST_CLOSE):
+            waiting = bytes(self._receive_buffer)
+            rest = waiting.lstrip(b"\r\n") if self.their_state is h11.IDLE else b""
+            self._receive_buffer.maybe_extract_at_most(len(waiting) - len(rest))
+        return super()._extract_next_receive_event()
+
+
 class _HTTP1(H11Protocol):
     """HTTP/1.1 with reason phrases, which some clients show to people."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.connection = _Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         if isinstance(event, h11.Response):
