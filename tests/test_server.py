@@ -2,9 +2,12 @@
 
 import functools
 import importlib.metadata
+import io
 import logging
 import signal
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +62,24 @@ def test_env_logs_the_versions_first_and_goes_on(
     out, err = capsys.readouterr()
     assert f", torch {importlib.metadata.version('torch')}, " in out.splitlines()[0]
     assert "no config.json" in err
+
+
+def test_the_reason_is_the_last_line(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            time.sleep(0.1)
+            return written.write(text)
+
+    monkeypatch.setattr(sys, "stdout", Slow())
+    monkeypatch.setattr(sys, "stderr", written)
+
+    assert serve_on(listener, Options(sharded="true", num_shard=1, env=True)) == 1
+
+    *lines, last = written.getvalue().splitlines()
+    assert any("torch" in line for line in lines)
+    assert last.startswith("tgi: ")
 
 
 def test_options_that_contradict_each_other(

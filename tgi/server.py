@@ -84,6 +84,7 @@ async def serve(
         log.info("%s", ", ".join(_versions()))
     server = _Server(options)
     early: list[int] = []
+    failure: Exception | None = None
     for one in signals:  # before the receiver opens, and after it has closed
         signal.signal(one, lambda number, _: early.append(number))
     try:
@@ -114,12 +115,12 @@ async def serve(
         if server.failure is not None:
             raise server.failure
     except Exception as error:
-        return _explain(error)
+        failure = error
     finally:
         writer.close()
         for number in signals:  # one that comes while the process exits changes nothing
             signal.signal(number, signal.SIG_IGN)
-    return 0
+    return 0 if failure is None else _explain(failure)  # after all lines of the log
 
 
 def url_of(sockets: Sockets) -> str:
