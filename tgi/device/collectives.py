@@ -90,6 +90,8 @@ class Collectives:
             self._sending[0].wait()
         self._sending = dist.isend(x, dist.get_rank() + shard.size), x
 
-    def receive(self, x: torch.Tensor, shard: Shard) -> None:
-        """Overwrite x with what the rank with the same share in the stage before has sent."""
-        dist.recv(x, dist.get_rank() - shard.size)
+    def receive(self, x: torch.Tensor, count: int, shard: Shard) -> None:
+        """Overwrite the first `count` rows of x with what the rank with the same share in the stage before
+        has sent.
+        """
+        dist.recv(x[:count], dist.get_rank() - shard.size)

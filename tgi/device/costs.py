@@ -140,8 +140,8 @@ class Costs:
 def workspace_bytes(model: Described, load: Load) -> int:
     """Estimate from above the bytes that the largest step needs, the sampler and its tables included.
 
-    Alive at once are: per query token six vectors of the hidden size (two more in a pipeline: received
-    features, and those to be sent) and three of the widest linear layer;
+    Alive at once are: per query token six vectors of the hidden size (three more in a pipeline: received
+    features, once more while they arrive, and those to be sent) and three of the widest linear layer;
     the logits of each lane's row, or of a slice of a prompt; on a device that gathers keys and values those
     of one layer, with two float32 scores per head, and per block three vectors of all heads; per listed block
     of each layer group two maps to the rows, and two masks and distances in float32; per pair of a prompt's
@@ -152,7 +152,7 @@ def workspace_bytes(model: Described, load: Load) -> int:
     """
     item, heads, lanes, block_size = model.item, model.heads, load.lanes, load.block_size
     tokens = max(load.prefill_tokens, lanes)
-    vectors = 6 + 2 * (len(load.stages) > 1)
+    vectors = 6 + 3 * (len(load.stages) > 1)
     activations = tokens * (vectors * model.hidden_size + 3 * model.widest) * item
     if load.loras.count:
         mask = load.loras.count * load.loras.rank

@@ -24,9 +24,9 @@ class _StageDevice(CpuDevice):
         """Leave features for the next stage."""
         self._after.append(x)
 
-    def receive(self, x: torch.Tensor, shard: Shard) -> None:  # noqa: ARG002
+    def receive(self, x: torch.Tensor, count: int, shard: Shard) -> None:  # noqa: ARG002
         """Take the oldest features of the stage before."""
-        x.copy_(self._before.popleft())
+        x[:count].copy_(self._before.popleft())
 
 
 @attrs.define(eq=False)

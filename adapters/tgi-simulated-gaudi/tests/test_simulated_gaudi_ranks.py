@@ -149,3 +149,22 @@ print(raised(lambda: dist.all_reduce(on_hpu(1.0, dtype=torch.bfloat16), op=dist.
     assert product.startswith("S20 ")
     assert average.startswith("S20 ")
     assert fine == "nothing"
+
+
+@pytest.mark.rule("S21")
+def test_what_a_lazy_graph_uses_is_not_received_by_a_view_of_it(tmp_path):
+    body = """
+kept = torch.zeros(4, device="hpu")
+replay = graphed(lambda x: kept[:2] + x)
+replay(on_hpu(1.0, 2.0))
+for target in (torch.zeros(2, device="hpu"), kept[:2]):
+    if rank:
+        dist.send(on_hpu(3.0, 4.0), 0)
+        print("nothing")
+    else:
+        print(raised(dist.recv, target, 1))
+"""
+    (whole, view), others = ranks(tmp_path, body, "gaudi2-lazy")
+    assert whole == "nothing"
+    assert view.startswith("S21 ")
+    assert others == ["nothing", "nothing"]

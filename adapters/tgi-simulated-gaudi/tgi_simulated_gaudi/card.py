@@ -71,12 +71,14 @@ class Memory:
 class Allocation:
     """Memory of one storage, freed when the last tensor in it has gone."""
 
-    __slots__ = ("memory", "read", "size", "written")
+    __slots__ = ("graphed", "memory", "read", "size", "written")
 
     def __init__(self, memory: Memory | None, size: int) -> None:
         if memory is not None:
             memory.take(size)
         self.memory, self.size = memory, size
+        self.graphed = False
+        """Whether a graph uses it, other than as an input."""
         # (stream, tick) of the last write, and of the last read by a copy; see streams.py.
         self.written: tuple[int, int] | None = None
         self.read: tuple[int, int] | None = None
@@ -282,6 +284,14 @@ class Card:
             done = self.ledger.counters[name] - before[name]
             if done > allowed:
                 self.ledger.violate("S4", name, f"{done} in one step, {allowed} allowed")
+
+    def change_view(self, allocation: Allocation, label: str) -> None:
+        """Note a change outside of graphs by a view (S21).
+
+        In lazy mode the bridge writes the changed tensor elsewhere, and graphs keep reading the old one.
+        """
+        if self.lazy and allocation.graphed:
+            self.ledger.violate("S21", label, "changes a tensor that a graph uses by a view of it")
 
     def host_sync(self, label: str) -> None:
         """Note that the host waits for a value."""

@@ -103,6 +103,9 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         _wait(result)
     if recorder is None:
         card.clock.spend("collective", seconds)
+        for tensor in _written(name, used):
+            if tensor.is_view:
+                card.change_view(tensor.allocation, name)
     else:
         recorder.collectives.append(issued)
         recorder.seconds += seconds
@@ -113,6 +116,13 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         recorder.append((_again, (op, plain), {}, name), [tensor.plain for tensor in used])
         card.guards["collectives"] = lambda sequence: _agree(group, sequence, card)
     return (args[0], result[-1]) if isinstance(result, tuple) else result
+
+
+def _written(name: str, used: Sequence[HpuTensor]) -> Sequence[HpuTensor]:
+    """Return the tensors that a collective overwrites: those before its input, which may be the same."""
+    if name == "send":
+        return []
+    return used[:-1] if name.startswith("all_gather") else used[:1]
 
 
 def _check(card: Card, name: str, used: Sequence[HpuTensor]) -> None:

@@ -111,6 +111,8 @@ def _guarded(
             card.streams.reads(tensor.allocation, info.label)
         for tensor in changed:
             card.streams.writes(tensor.allocation, info.label)
+            if tensor.is_view:
+                card.change_view(tensor.allocation, info.label)
     try:
         result = info.call(*args, **kwargs)
     except (IndexError, RuntimeError) as error:
@@ -289,6 +291,8 @@ def upload(card: Card, info: Operation, target: HpuTensor, source: torch.Tensor,
     usable(card, target, info.label)
     if card.recorder is not None and source.dim() > 0:
         card.ledger.violate("S6", info.label, "a tensor is copied from the host while a graph is captured")
+    if card.recorder is None and target.is_view:
+        card.change_view(target.allocation, info.label)
     check_from_host(card, source, info.label)
     card.streams.uses_host(source, info.label, to_host=False)
     target.plain.copy_(source)

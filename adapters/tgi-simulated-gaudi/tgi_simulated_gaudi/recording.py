@@ -146,6 +146,7 @@ class Recorder:
         for tensor in tensors:
             if tensor.allocation.memory is not None:
                 self.outside[id(tensor.allocation)] = tensor.allocation
+                tensor.allocation.graphed |= tensor.lease is not self.input_lease
 
     def change(self, info: Operation, target: HpuTensor) -> None:
         """Check a change in place (S21)."""

@@ -242,10 +242,11 @@ _TABLE = (
     ),
     Rule(
         "S21",
-        "a graph changes inputs and kept tensors as a whole",
-        "in-place updates of views are not captured faithfully",
+        "inputs of graphs and tensors that graphs use are changed as a whole",
+        "in-place updates of views are not captured faithfully; in lazy mode those outside of graphs go to "
+        "another place, and graphs that were captured before read what was",
         "an operation in place on a part or a view of a tensor from outside, or on an input (but for "
-        "index_copy_)",
+        "index_copy_); outside of graphs, in lazy mode, on a view of a tensor that a graph uses",
         "keep the tensor in the shape that is written, and write with `index_copy_` or `scatter_`",
     ),
     Rule(

@@ -448,10 +448,15 @@ class HpuDevice(StaticDevice):
         self.bridge.mark_step()
         super().send_on(x, shard)
 
-    def receive(self, x: torch.Tensor, shard: Shard) -> None:
-        """Launch what reads x before it is overwritten."""
+    def receive(self, x: torch.Tensor, count: int, shard: Shard) -> None:
+        """Launch what reads x before it is overwritten, and receive into a tensor of its own.
+
+        In lazy mode a change by a view of x would put x elsewhere, and graphs would read what it was.
+        """
         self.bridge.mark_step()
-        super().receive(x, shard)
+        rows = x.new_empty(count, *x.shape[1:])
+        super().receive(rows, count, shard)
+        x.index_copy_(0, torch.arange(count, device=x.device), rows)
 
 
 def _of_kind(weights: Sequence[LinearWeight], kind: type[W]) -> list[W]:
