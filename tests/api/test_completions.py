@@ -1,5 +1,6 @@
 """`/v1/completions`, `/v1/models`, `/detokenize`: tgi-behaviour 2.4, 3.6, 3.7, 3.10, and OpenAI's words."""
 
+import functools
 import json
 from typing import Any
 
@@ -8,7 +9,7 @@ import trio
 
 from tgi.testing.fake_executor import logprob
 
-from .serving import EOS, LIMITS, Answer, Server, make_tokenizer, saying, serving
+from .serving import BOS, EOS, LIMITS, Answer, Server, make_tokenizer, saying, serving
 from .test_chat import chunks
 
 PATH = "/v1/completions"
@@ -150,6 +151,19 @@ async def test_offset_of_a_token_is_that_of_its_character(echo: bool, stream: bo
                 assert text[offset:].startswith(token)
             else:
                 assert text[offset] in "é😀🎻"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_offsets_beside_special_tokens_and_broken_characters(stream: bool) -> None:
+    encode = functools.partial(make_tokenizer().encode, add_special_tokens=False)
+    a, b, (begun, _), (lead, *_) = *encode("ab"), encode("é"), encode("😀")
+    said = [a, BOS, b, begun, a, BOS, begun, lead, b, a]
+    async with serving(lambda _params, draw: said[draw] if draw < len(said) else EOS) as server:
+        answer = await complete(server, "a", max_tokens=20, logprobs=0, stream=stream)
+        choices = [event["choices"][0] for event in chunks(answer)] if stream else answer.json["choices"]
+        assert "".join(choice["text"] for choice in choices) == "ab\ufffda\ufffd\ufffdba"
+        offsets = [offset for choice in choices for offset in choice["logprobs"]["text_offset"]]
+        assert offsets == [0, 1, 1, 2, 3, 4, 4, 5, 6, 7, 8]
 
 
 @pytest.mark.parametrize("stream", [False, True])

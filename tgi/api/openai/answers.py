@@ -253,7 +253,7 @@ class VisibleText:
     ) -> None:
         """Hide special tokens unless they are `shown`, as the marks around tool calls are."""
         hides_special = body.skip_special_tokens is not False
-        self._hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown) if hides_special else frozenset()
+        self.hidden = tokenizer.eos_ids | (tokenizer.special_ids - shown) if hides_special else frozenset()
         self._keeps_end = bool(body.include_stop_str_in_output)
         self._stop = [text for text in body.stops if text]
         self._held = ""
@@ -261,7 +261,7 @@ class VisibleText:
     def feed(self, token: Token) -> str:
         """Return the text that is certain with the next token."""
         ends_text = token.finish is FinishReason.EOS_TOKEN and not self._keeps_end
-        text = "" if ends_text or token.id in self._hidden else token.text
+        text = "" if ends_text or token.id in self.hidden else token.text
         if not self._stop:
             return text
         seen = self._held + text

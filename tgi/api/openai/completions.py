@@ -2,7 +2,6 @@
 
 import codecs
 import functools
-from collections.abc import Iterable
 from collections.abc import Sequence as Items
 
 from msgspec import UNSET, UnsetType
@@ -121,7 +120,7 @@ class CompletionAnswer(Answer):
         self._echoes = {n: prompts[n // per_prompt] for n in range(len(sequences)) if body.echo}
         """Prompts that are still to be put before the texts of their sequences."""
         self._texts = [VisibleText(tokenizer, body) for _ in sequences]
-        self._columns = [_LogprobColumns(tokenizer, body) for _ in sequences]
+        self._columns = [_LogprobColumns(tokenizer, body, text.hidden) for text in self._texts]
 
     def whole(self, finished: Items[Finished]) -> answers.CompletionFinal:
         """Return the body of an answer that is not streamed: of `best_of` texts of a prompt, the best `n`."""
@@ -158,7 +157,7 @@ class CompletionAnswer(Answer):
         if self._body.logprobs is not None:
             prompt = () if echo is None else self._columns[index].begin(self.sequences[index], echo)
             generated = [(token.id, token.logprob, token.top) for token in tokens]
-            logprobs = self._columns[index].of([*prompt, *generated])
+            logprobs = self._columns[index].of(prompt, generated)
         reason = None if finish is None else openai_reason(finish)
         choice = answers.CompletionComplete(number, (echo or "") + text, logprobs, reason)
         sequence = self.sequences[index]
@@ -178,8 +177,12 @@ _Entry = tuple[int, float | None, Items[tuple[int, float]]]
 class _LogprobColumns:
     """Log-probabilities of a text and its prompt, in columns, as the tokens come."""
 
-    def __init__(self, tokenizer: Tokenizer, body: requests.CompletionRequest) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, body: requests.CompletionRequest, hidden: frozenset[int]
+    ) -> None:
+        """Generated tokens that are `hidden` are no part of the text."""
         self._tokenizer = tokenizer
+        self._hidden = hidden
         self._top = int(body.logprobs or 0)
         """Number of most likely tokens to report beside the chosen one."""
         self._with_ids = bool(body.return_tokens_as_token_ids)
@@ -198,17 +201,27 @@ class _LogprobColumns:
         tops = [(), *sequence.prompt_tops] if self._top else [()] * len(logprobs)
         return list(zip(sequence.prompt, logprobs, tops, strict=True))
 
-    def of(self, entries: Iterable[_Entry]) -> answers.CompletionLogprobs:
+    def of(self, prompt: Items[_Entry], generated: Items[_Entry]) -> answers.CompletionLogprobs:
         """Return the columns of the next tokens; the offset of a token is that of its first character."""
         body = answers.CompletionLogprobs([], [], [], [])
-        for token, logprob, top in entries:
+        for number, (token, logprob, top) in enumerate([*prompt, *generated]):
             text = self._text(token)
             body.tokens.append(text)
             body.token_logprobs.append(logprob)
-            body.text_offset.append(max(0, self._offset))
-            self._offset += len(self._decoder.decode(self._tokenizer.bytes_alone(token)))
+            is_hidden = number >= len(prompt) and token in self._hidden
+            data = b"" if is_hidden else self._tokenizer.bytes_alone(token)
+            body.text_offset.append(max(0, self._advance(data)))
             body.top_logprobs.append(None if logprob is None else self._top_table(text, logprob, top))
         return body
+
+    def _advance(self, data: bytes) -> int:
+        """Return the offset of the character that has the first of these bytes, and move behind them."""
+        ended = len(self._decoder.decode(data[:1]))
+        """Number of characters that the first byte ends, its own and a broken one before it."""
+        is_incomplete = bool(self._decoder.getstate()[0])
+        start = self._offset + (ended if is_incomplete else max(0, ended - 1))
+        self._offset += ended + len(self._decoder.decode(data[1:]))
+        return start
 
     def _top_table(self, text: str, logprob: float, top: Items[tuple[int, float]]) -> dict[str, float | None]:
         """Return the most likely tokens by text, the more likely of equal texts, and the chosen token."""
