@@ -96,6 +96,11 @@ def test_the_old_name_of_the_prompt_limit() -> None:
             {"max_input_tokens": 5, "max_total_tokens": 5},
             "`max_input_tokens`(5) must be < `max_total_tokens`(5)",
         ),
+        ({"max_input_tokens": 0}, "`max_input_tokens` must be >= 1. Given: 0"),
+        (
+            {"max_total_tokens": 1},
+            "`max_total_tokens` must be >= 2, for one token of the prompt and one of the answer. Given: 1",
+        ),
         (
             {"max_total_tokens": 100, "max_batch_total_tokens": 99},
             "`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 100 and 99",

@@ -261,8 +261,15 @@ def resolve_limits(
             f"`max_total_tokens` must be <= {learned_positions}, how many positions this model has. "
             f"Given: {total}"
         )
+    if total < 2:
+        raise OptionError(
+            "`max_total_tokens` must be >= 2, for one token of the prompt and one of the answer. "
+            f"Given: {total}"
+        )
     longest_prompt = total - 1 if wanted is None else wanted
-    if longest_prompt >= total or longest_prompt < 1:
+    if longest_prompt < 1:
+        raise OptionError(f"`max_input_tokens` must be >= 1. Given: {longest_prompt}")
+    if longest_prompt >= total:
         raise OptionError(f"`max_input_tokens`({longest_prompt}) must be < `max_total_tokens`({total})")
     limits = Limits(
         max_concurrent_requests=options.max_concurrent_requests,
