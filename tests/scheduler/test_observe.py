@@ -222,7 +222,7 @@ async def test_compilations_fallbacks_and_misses_are_counted_and_named(
     assert metrics.graph_misses.value() == 1
     assert metrics.device_memory_bytes.value(state="used") == 6
     (record,) = caplog.records
-    assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 rows, 2 blocks"
+    assert record.getMessage() == "4 graphs compiled while serving, for decode of 1 row, 2 blocks"
 
 
 async def test_faults_of_a_device_are_0_and_not_absent() -> None:

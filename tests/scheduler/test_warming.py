@@ -67,7 +67,7 @@ async def test_every_bucket_is_warmed_up_the_largest_first() -> None:
         sizes = [rows * tokens * max(blocks, 1) for kind, rows, tokens, blocks in shapes if kind is prefill]
         assert sizes[0] == max(sizes)
     assert [entry[:2] for entry in progress] == [(done, len(shapes)) for done in range(len(shapes))]
-    assert progress[-1][2].startswith("decode of 1 rows, ")
+    assert progress[-1][2].startswith("decode of 1 row, ")
     steps = len(rank.steps) + MEASURED + 1
     assert metrics.graph_compilations.value(phase="warm-up") == 3 * steps
     assert metrics.graph_compilations.value(phase="serving") == 0

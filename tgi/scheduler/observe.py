@@ -116,7 +116,7 @@ def shape_of(step: Step) -> str:
     bucket = step.bucket
     if bucket.prefill:
         return f"prefill of {bucket.rows} x {bucket.tokens} tokens, {bucket.blocks} blocks"
-    return f"decode of {bucket.rows} rows, {bucket.blocks} blocks"
+    return f"decode of {bucket.rows} {'row' if bucket.rows == 1 else 'rows'}, {bucket.blocks} blocks"
 
 
 def _method(planned: PlannedStep) -> str:
