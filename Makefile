@@ -141,6 +141,7 @@ wheels: .venv/.dev  ## build wheels of every distribution in build/dist, and try
 release: .venv/.dev  ## write VERSION=0.2.0 and its section of the changelog, build and try; CONTRIBUTING.md
 	@git diff --quiet HEAD || { echo "commit first: a release is of what is committed"; exit 1; }
 	.venv/bin/python release/version.py $(VERSION)
+	$(MAKE) .venv/.dev
 	TGI_KERNELS=all $(MAKE) wheels
 	@git diff --stat
 
