@@ -112,11 +112,6 @@ STEPS: Mapping[str, Sequence[Step]] = {
             note="Without a network, a folder with the model's `config.json` stands for its name on the Hub.",
             lines=60,
         ),
-        Step(
-            GAUDI,
-            "pip install tgi-simulated-gaudi",
-            not_here="it is installed from the same tree as the server",
-        ),
         Step(GAUDI, "MAX_TOTAL_TOKENS=", serves=True, lines=60),
         Step(GAUDI, "curl localhost:8080/generate"),
         Step(GAUDI, "curl -s localhost:8080/info"),
@@ -242,7 +237,6 @@ def page(name: str, folder: Path) -> str:
         "PIP_QUIET": "2",
     }
     (folder.parent / ".curlrc").write_text("silent\nshow-error\n", "utf-8")
-    recorder = Recorder(folder, environment)
     parts = []
     if name == "laptop":
         subprocess.run(["git", "clone", "--quiet", ROOT, folder], check=True)
@@ -254,6 +248,7 @@ def page(name: str, folder: Path) -> str:
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
         (folder / "Llama-3.1-8B-Instruct").mkdir(parents=True)
         (folder / "Llama-3.1-8B-Instruct" / "config.json").write_text(json.dumps(COMMON | SHAPES["llama-8b"]))
+    recorder = Recorder(folder, environment)
     try:
         parts += [recorder.record(step) for step in STEPS[name]]
     finally:
