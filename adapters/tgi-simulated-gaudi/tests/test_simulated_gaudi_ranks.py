@@ -168,3 +168,37 @@ for target in (torch.zeros(2, device="hpu"), kept[:2]):
     assert whole == "nothing"
     assert view.startswith("S21 ")
     assert others == ["nothing", "nothing"]
+
+
+@pytest.mark.rule("S7")
+@pytest.mark.parametrize("profile", ["gaudi2-lazy", "gaudi2-compile"])
+def test_a_lazy_graph_keeps_what_it_gathers_into_unless_it_computes_that(tmp_path, profile):
+    body = """
+x, size_of_x = torch.ones(1 << 10, 1 << 8, device="hpu"), 1 << 20
+
+
+def listed(x):
+    return gathered(x)[:1].clone()
+
+
+def into(make):
+    def gather(x):
+        together = make(x)
+        dist.all_gather_into_tensor(together, x)
+        return together[:1].clone()
+
+    return gather
+
+
+def kept(function):
+    before = card.memory.in_use - card.memory.workspace
+    replay = graphed(function)
+    assert replay(x).tolist() == replay(x).tolist()
+    return (card.memory.in_use - card.memory.workspace - before) // size_of_x
+
+
+empty = into(lambda x: x.new_empty(size * len(x), x.shape[1]))
+print(kept(listed), kept(empty), kept(into(lambda x: x.repeat(size, 1))))
+"""
+    for lines in ranks(tmp_path, body, profile):
+        assert lines == ["2 2 0" if "lazy" in profile else "0 0 0"]

@@ -110,6 +110,8 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         recorder.collectives.append(issued)
         recorder.seconds += seconds
         recorder.use(used)
+        if name.startswith("all_gather"):
+            recorder.gather(_written(name, used), listed=name == "all_gather")
         for tensor in used:
             if not recorder.on_die(tensor.plain):
                 recorder.written[id(tensor.allocation)] = tensor.allocation

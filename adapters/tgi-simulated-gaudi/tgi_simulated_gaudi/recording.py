@@ -104,6 +104,10 @@ class Recorder:
     """Keys of the operations between two `mark_step`; each segment is compiled by itself."""
     collectives: list[str] = attrs.field(factory=list)
     """Names, shapes and dtypes of the collectives."""
+    kept: int = 0
+    """Bytes that collectives gather into and that the graph keeps."""
+    _blank: set[int] = attrs.field(factory=set)
+    """Storages that the capture made without a value."""
     seconds: float = 0.0
     """Simulated seconds of one replay, without launch."""
     wrappers: list["weakref.ref[HpuTensor]"] = attrs.field(factory=list)
@@ -148,6 +152,15 @@ class Recorder:
                 self.outside[id(tensor.allocation)] = tensor.allocation
                 tensor.allocation.graphed |= tensor.lease is not self.input_lease
 
+    def gather(self, targets: Sequence[HpuTensor], *, listed: bool) -> None:
+        """Note the tensors that a collective gathers into (S7); `listed`: the bridge does so by its own one.
+
+        In lazy mode a tensor without a value is an input of the graph, which keeps it from replay to replay.
+        """
+        if self.card.lazy:
+            blank = [one for one in targets if listed or storage_of(one.plain) in self._blank]
+            self.kept += sum(one.numel() * one.element_size() for one in blank)
+
     def change(self, info: Operation, target: HpuTensor) -> None:
         """Check a change in place (S21)."""
         plain = target.plain
@@ -186,7 +199,9 @@ class Recorder:
             for result in results:
                 self.born[storage_of(result)] = [result]
             step = _into(info, args, kwargs, results)
-        if not info.name.startswith(("empty", "new_empty")):
+        if info.name.startswith(("empty", "new_empty")):
+            self._blank.update(storage_of(result) for result in results)
+        else:
             self.segments[-1].append(key)
             self.append(step, [*arguments, *results])
 
@@ -209,7 +224,7 @@ class Recorder:
         for changed in (item for item in self.inputs if item.changed):
             changed.given.copy_(changed.plain)
         kept = {storage_of(tensor) for tensor in outputs}
-        static = sum(size_of(self.born[key][0]) for key in kept if key in self.born)
+        static = self.kept + sum(size_of(self.born[key][0]) for key in kept if key in self.born)
         temporary = {key: tensors for key, tensors in self.born.items() if key not in kept}
         size = card_arena(card).lay_out(temporary, self.touched)
         static += sum(size_of(tensors[0]) for tensors in temporary.values()) if keep_tensors else 0

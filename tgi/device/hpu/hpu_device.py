@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tgi.device.attention import AttentionSpec
@@ -438,10 +439,17 @@ class HpuDevice(StaticDevice):
         return super().all_reduce(x, shard)
 
     def all_gather(self, x: torch.Tensor, shard: Shard) -> torch.Tensor:
-        """Join over ranks in a part of the program of its own."""
-        if shard.size > 1:
-            self.graphs.border()
-        return super().all_gather(x, shard)
+        """Join over ranks in a part of the program of its own, in a tensor that the program computes.
+
+        One without a value, as the bridge makes for a list of parts, would be an input of a lazy graph, which
+        keeps it: the logits of every bucket.
+        """
+        if shard.size == 1:
+            return x
+        together = x.repeat(shard.size, *[1] * (x.dim() - 1))
+        self.graphs.border()
+        dist.all_gather_into_tensor(together, x.contiguous(), group=self._group)
+        return together.view(shard.size, *x.shape).movedim(0, -2).flatten(-2)
 
     def send_on(self, x: torch.Tensor, shard: Shard) -> None:
         """Launch what computes x before it is sent."""
