@@ -6,11 +6,9 @@ of matrix products, which suit the matrix engine: a matrix of zeros and ones map
 back. Scattered reads, which do not suit it, are of whole blocks.
 """
 
-import functools
 import os
-from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,7 +29,9 @@ from tgi.weights.formats.fp8 import FP8, FP8_LIMIT, Fp8Weight, Scale, row_scale
 from . import SPEC
 from .bridge import join_ranks, open_bridge
 from .compiled_regions import CompiledRegions
+from .fp8_kernels import Fp8Kernels
 from .gaudi_probes import gaudi_probes
+from .host_copies import HostCopies
 from .lazy_graphs import LazyGraphs
 from .uint4_weight import Uint4Weight
 
@@ -58,11 +58,7 @@ class HpuDevice(StaticDevice):
         self.graphs: LazyGraphs | CompiledRegions = (
             LazyGraphs(self.bridge) if self.bridge.lazy else CompiledRegions()
         )
-        self._side = self.bridge.hpu.Stream()
-        self._spare: defaultdict[tuple[torch.Size, torch.dtype], list[torch.Tensor]] = defaultdict(list)
-        """Pinned buffers on the host that no copy uses, by shape and dtype."""
-        self._copied: Any = None
-        """Event after the last copy to the host."""
+        self._copies = HostCopies(self.bridge.hpu)
         self._weights: Scale
         """Scale of the weights of values in fp8; set with the first cache in it."""
 
@@ -106,11 +102,10 @@ class HpuDevice(StaticDevice):
 
     def graph(self, program: Program) -> Run:
         """Return the engine's program; it runs once the results before have been copied."""
-        graphed, hpu = self.graphs.graph(program), self.bridge.hpu
+        graphed = self.graphs.graph(program)
 
         def run(*packed: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            if self._copied is not None:
-                hpu.current_stream().wait_event(self._copied)
+            self._copies.hold_back()
             return graphed(*packed)
 
         return run
@@ -124,53 +119,12 @@ class HpuDevice(StaticDevice):
         return [torch.from_numpy(array).to(self.torch_device, non_blocking=True) for array in packed]
 
     def fetch(self, *tensors: torch.Tensor) -> Callable[[], list[Array]]:
-        """Begin the copies on a stream of their own, so that the next step need not be waited for.
-
-        Events do not cover copies into memory that is not pinned. Where none can be, results are copied on
-        the card, since the next step overwrites them, and from there by whoever waits.
-        """
-        hpu, pinned = self.bridge.hpu, self._pins
-        event = hpu.Event()
-        self._side.wait_stream(hpu.current_stream())
-        with hpu.stream(self._side):
-            if pinned:
-                copies = [self._pinned(tensor) for tensor in tensors]
-                for host, tensor in zip(copies, tensors, strict=True):
-                    host.copy_(tensor, non_blocking=True)
-            else:
-                copies = [tensor.clone() for tensor in tensors]
-            event.record()
-        self._copied = event
-
-        def wait() -> list[Array]:
-            event.synchronize()
-            arrays: list[Array] = [copy.cpu().numpy().copy() for copy in copies]
-            if pinned:
-                for host in copies:
-                    self._spare[host.shape, host.dtype].append(host)
-            return arrays
-
-        return wait
-
-    @functools.cached_property
-    def _pins(self) -> bool:
-        """Whether this release can pin memory of the host."""
-        try:
-            torch.empty(1).pin_memory(device="hpu")
-        except RuntimeError:
-            return False
-        return True
-
-    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a pinned buffer for a tensor."""
-        spare = self._spare[tensor.shape, tensor.dtype]
-        if spare:
-            return spare.pop()
-        return torch.empty(tensor.shape, dtype=tensor.dtype).pin_memory(device="hpu")
+        """Begin the copies, beside the next step."""
+        return self._copies.fetch(*tensors)
 
     def remarks(self) -> list[str]:
         """Return a warning if memory cannot be pinned."""
-        if self._pins:
+        if self._copies.pinned:
             return []
         return ["this release of Gaudi's software cannot pin memory: results of steps are copied more slowly"]
 
@@ -238,7 +192,7 @@ class HpuDevice(StaticDevice):
         up_scales, down_scales = ([weight.scales for weight in part] for part in stored)
         scale = row_scale(x, self.fp8_limit)
         y = self.bridge.fp8_experts(
-            hidden_states=self._narrow(x, scale),
+            hidden_states=self._fp8.narrow(x, scale),
             w12=up,
             w3=down,
             d_scale_hidden_states=scale.value,
@@ -268,6 +222,10 @@ class HpuDevice(StaticDevice):
 
     # ---- fp8 ----------------------------------------------------------------------------------------------
 
+    @property
+    def _fp8(self) -> Fp8Kernels:
+        return Fp8Kernels(self.bridge)
+
     def multiply(
         self,
         x: torch.Tensor,
@@ -276,13 +234,11 @@ class HpuDevice(StaticDevice):
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Multiply with fp8 weights by the fused kernel."""
-        if not isinstance(weight, Fp8Weight) or self.bridge.fp8_gemm is None:
+        if not isinstance(weight, Fp8Weight) or not self._fp8.multiplies:
             return super().multiply(x, weight, bias, residual)
         scale = weight.input or row_scale(x, self.fp8_limit)
-        numbers = self._narrow(x, scale)
-        y = self.bridge.fp8_gemm(
-            numbers, False, weight.numbers, True, None, x.dtype, scale.value, weight.scales, bias, False
-        )
+        numbers, scales = self._fp8.narrow(x, scale), (scale.value, weight.scales)
+        y = self._fp8.product(numbers, weight.numbers, scales, x.dtype, transposed=True, bias=bias)
         return y if residual is None else residual + y
 
     def scale_cache(self, layer: KVLayer, key_scale: torch.Tensor, value_scale: torch.Tensor) -> None:
@@ -292,23 +248,11 @@ class HpuDevice(StaticDevice):
             key, value = key.doubled(), value.doubled()
         layer.key_scale, layer.value_scale = key.to(self.torch_device), value.to(self.torch_device)
 
-    def _narrow(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
-        """Round to fp8, within the range of the card."""
-        limit, cast = self.fp8_limit, self.bridge.to_fp8
-        if cast is None:
-            return (x if scale is None else x.float() * scale.inverse).clamp(-limit, limit).to(FP8)
-        if scale is None:
-            return cast(x.clamp(-limit, limit), None, False, False, FP8)[0]
-        limited = x.clamp(-limit * scale.value, limit * scale.value)
-        return cast(limited, scale.inverse, False, False, FP8)[0]
-
     def widen(self, x: torch.Tensor, scale: Scale | None) -> torch.Tensor:
         """Return stored keys or values in the dtype of the model."""
         if x.dtype == self.model_dtype:
             return x
-        if self.bridge.from_fp8 is not None:
-            return self.bridge.from_fp8(x, None if scale is None else scale.value, self.model_dtype)
-        return x.to(self.model_dtype) if scale is None else (x.float() * scale.value).to(self.model_dtype)
+        return self._fp8.widen(x, scale, self.model_dtype)
 
     # ---- the KV cache and attention ------------------------------------------------------------------------
 
@@ -339,7 +283,7 @@ class HpuDevice(StaticDevice):
     def store_kv(self, layer: KVLayer, key: torch.Tensor, value: torch.Tensor, batch: Batch) -> None:
         """Write key and value, rounded to fp8 within the card's range if the cache is in fp8."""
         if layer.keys.dtype == FP8:
-            key, value = self._narrow(key, layer.key_scale), self._narrow(value, layer.value_scale)
+            key, value = self._fp8.narrow(key, layer.key_scale), self._fp8.narrow(value, layer.value_scale)
         super().store_kv(layer, key, value, batch)
 
     def scores_dtype(self, spec: AttentionSpec) -> torch.dtype:
@@ -350,45 +294,23 @@ class HpuDevice(StaticDevice):
         self, layer: KVLayer, query: torch.Tensor, keys: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
     ) -> torch.Tensor:
         """Multiply with keys in fp8 as they are; each head's query is rounded by its own greatest number."""
-        gemm = self.bridge.fp8_gemm
-        if keys.dtype != FP8 or gemm is None:
+        if keys.dtype != FP8 or not self._fp8.multiplies:
             return super().score_blocks(layer, query, self.widen(keys, layer.key_scale), plan, spec)
         scale, dtype = row_scale(query, self.fp8_limit), self.scores_dtype(spec)
         numbers = spread_rows((query.float() * scale.inverse).to(query.dtype), plan, keys.shape[2])
         factor = plan.member @ (scale.value[..., 0] * spec.scale)
-        products = gemm(
-            self._narrow(numbers, None),
-            False,
-            keys.transpose(1, 2),
-            True,
-            None,
-            dtype,
-            None,
-            layer.key_scale and layer.key_scale.value,
-            None,
-            False,
-        )
+        left, right = self._fp8.narrow(numbers, None), keys.transpose(1, 2)
+        scales = (None, layer.key_scale and layer.key_scale.value)
+        products = self._fp8.product(left, right, scales, dtype, transposed=True)
         return products * factor.to(dtype).view(*numbers.shape[:3], 1)
 
     def sum_values(self, layer: KVLayer, weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         """Multiply with values in fp8 as they are, and with weights rounded to fp8 by a fixed scale."""
-        gemm, dtype = self.bridge.fp8_gemm, self.model_dtype
-        if values.dtype != FP8 or gemm is None:
+        if values.dtype != FP8 or not self._fp8.multiplies:
             return super().sum_values(layer, weights, self.widen(values, layer.value_scale))
-        numbers, scale = self._narrow(weights, self._weights), layer.value_scale
-        values = values.transpose(1, 2)
-        return gemm(
-            numbers,
-            False,
-            values,
-            False,
-            None,
-            dtype,
-            self._weights.value,
-            scale and scale.value,
-            None,
-            False,
-        )
+        scales = (self._weights.value, layer.value_scale and layer.value_scale.value)
+        left, right = self._fp8.narrow(weights, self._weights), values.transpose(1, 2)
+        return self._fp8.product(left, right, scales, self.model_dtype)
 
     def shares(
         self, highest: torch.Tensor, sums: torch.Tensor, plan: DecodePlan, spec: AttentionSpec
