@@ -34,9 +34,9 @@ SAME_IN_VLLM = """
 
 
 def arguments(*groups: object) -> Iterator[Argument]:
-    for argument in launcher_app.assemble_argument_collection(parse_docstring=True):
-        if not argument.children and argument.parameter.group in [(group,) for group in groups]:
-            yield argument
+    collected = launcher_app.assemble_argument_collection(parse_docstring=True)
+    for group in groups:
+        yield from (one for one in collected if not one.children and one.parameter.group == (group,))
 
 
 def code(*names: str) -> str:

@@ -1,6 +1,7 @@
-"""Options of the server: one field each, from which flags, variables, file keys and help are made.
+"""Options: one field each, from which flags, variables, file keys and help are made.
 
 Names, variables and defaults are those of text-generation-launcher. No other module reads the environment.
+Those of HTTP and logs are in tgi/server_options.py.
 """
 
 import os
@@ -16,18 +17,16 @@ from tgi.compat_flags import HARMLESS, IgnoredFlags
 from tgi.flags import (
     BATCH,
     BUCKETS,
-    HTTP,
     LIMITS,
-    LOG,
     MEMORY,
     MODEL,
     Amount,
     Count,
     LoraSource,
-    Port,
     Share,
     flag,
 )
+from tgi.server_options import ServerOptions
 
 DEMO_MODEL = Path(__file__).parent / "demo"
 """Folder of the checkpoint that ships with the package."""
@@ -59,7 +58,7 @@ class OptionError(Exception):
 
 
 @attrs.frozen(kw_only=True)
-class Options:
+class Options(ServerOptions):
     """Options as the user wrote them. A flag takes precedence over its variable."""
 
     config: Annotated[Path | None, flag(MODEL, "TGI_CONFIG", value="FILE")] = None
@@ -259,95 +258,6 @@ class Options:
     """Warm up only the largest buckets; requests wait while the others are compiled."""
     recipe_cache: Annotated[Path | None, flag(MEMORY, "RECIPE_CACHE", value="FOLDER")] = None
     """Folder on a local disk where the device keeps compiled graphs for the next start."""
-
-    hostname: Annotated[
-        str, flag(HTTP, "HOSTNAME", value="ADDRESS", vllm=["--host"], split=flags.address)
-    ] = "0.0.0.0"
-    """IP address or host name to listen on. :: listens on IPv4 too."""
-    port: Annotated[Port, flag(HTTP, "PORT", short="-p")] = 3000
-    """Port to listen on."""
-    uds: Annotated[Path | None, flag(HTTP, "UDS", value="PATH")] = None
-    """Unix socket to listen on instead of --hostname and --port."""
-    tls_cert: Annotated[
-        Path | None, flag(HTTP, "TLS_CERT", value="FILE", vllm=["--ssl-certfile"]), flags.FILE
-    ] = None
-    """PEM file with the certificate for HTTPS, followed by those that lead to its authority. Changes of the
-    file, and of --tls-key, are noticed."""
-    tls_key: Annotated[
-        Path | None, flag(HTTP, "TLS_KEY", value="FILE", vllm=["--ssl-keyfile"]), flags.FILE
-    ] = None
-    """PEM file with the private key of --tls-cert, without a passphrase. Default: it is in the same file."""
-    root_path: Annotated[str, flag(HTTP, "ROOT_PATH", value="PATH"), flags.ROUTE] = ""
-    """Prefix under which a proxy serves this server, such as /llm; paths with and without it are answered."""
-    api_key: Annotated[
-        tuple[str, ...], flag(HTTP, "API_KEY", "VLLM_API_KEY", value="KEY", split=flags.keys)
-    ] = ()
-    """Key that clients must send as `Authorization: Bearer KEY`. Repeat the flag, or separate keys in the
-    variable by commas, to accept any of several."""
-    cors_allow_origin: Annotated[
-        tuple[str, ...], flag(HTTP, "CORS_ALLOW_ORIGIN", value="ORIGIN", split=flags.origins)
-    ] = ()
-    """Origin that browsers may call from; repeat for several. Default: any origin."""
-    graceful_termination_timeout: Annotated[
-        Amount,
-        flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),
-    ] = 90.0
-    """Seconds that running requests have to finish after SIGTERM."""
-    max_restarts: Annotated[Count, flag(HTTP, "MAX_RESTARTS")] = 3
-    """Maximum restarts of the ranks in an hour; the loss of a rank beyond that ends the server. Requests
-    that run at a restart go on after it."""
-    while_recovering: Annotated[Literal["wait", "refuse"], flag(HTTP, "WHILE_RECOVERING")] = "wait"
-    """Treatment of requests that come while the ranks are restarted: wait, or refuse with 503."""
-    step_timeout: Annotated[Amount | None, flag(HTTP, "STEP_TIMEOUT")] = None
-    """Seconds after which a step counts as hanging, and the ranks are restarted. Default: ten times the
-    slowest step, but at least 60."""
-    stall_timeout: Annotated[Amount, flag(HTTP, "STALL_TIMEOUT")] = 60.0
-    """Seconds that a step may take until /health answers 503."""
-    drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
-    """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
-    a good value behind a load balancer."""
-    max_queue_seconds: Annotated[Amount | None, flag(HTTP, "MAX_QUEUE_SECONDS")] = None
-    """Seconds that a request may wait until it begins to run; then it is answered with 503. Default: any
-    time."""
-    tenant_header: Annotated[str | None, flag(HTTP, "TENANT_HEADER", value="NAME")] = None
-    """Header whose value names the tenant of a request. Tenants share the server fairly. Default: the API key
-    names it, if there is more than one or --tenants is set. A proxy must set the header: clients could choose
-    any."""
-    tenants: Annotated[Path | None, flag(HTTP, "TENANTS", value="FILE"), flags.FILE] = None
-    """TOML file with weights and limits of tenants (docs/reliability.md). Changes are noticed."""
-    objectives: Annotated[
-        tuple[str, ...], flag(HTTP, "OBJECTIVES", value="NAME=PRIORITY,…", several=True)
-    ] = ()
-    """Priorities of the InferenceObjectives that requests may name in the header
-    x-gateway-inference-objective. As there, higher comes first. `priority` in a body takes precedence."""
-    keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
-    """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
-    aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
-        None
-    )
-    """Second path for /vertex. Vertex AI sets this variable, AIP_HEALTH_ROUTE and AIP_HTTP_PORT."""
-    aip_health_route: Annotated[str | None, flag(HTTP, "AIP_HEALTH_ROUTE", value="PATH"), flags.ROUTE] = None
-    """Second path for /health."""
-    compute_type: Annotated[str, flag(HTTP, "COMPUTE_TYPE", value="TEXT")] = "gpu+optimized"
-    """Value of the response header x-compute-type."""
-
-    json_output: Annotated[bool, flag(LOG, "JSON_OUTPUT")] = False
-    """Log JSON, one object per line."""
-    log_level: Annotated[str, flag(LOG, "LOG_LEVEL", "VLLM_LOGGING_LEVEL", value="LEVEL")] = "info"
-    """Minimum level of log messages: debug, info, warn or error."""
-    env: Annotated[bool, flag(LOG, short="-e")] = False
-    """Log the versions of the main packages at start."""
-    trace_plugins: Annotated[bool, flag(LOG, "TRACE_PLUGINS")] = False
-    """Log every call of a plugin hook and its result."""
-    metrics_names: Annotated[Literal["tgi", "vllm", "both"], flag(LOG, "METRICS_NAMES")] = "tgi"
-    """Names of the metrics: TGI's, vLLM's, or both. Dashboards, autoscalers and gateways made for vLLM read
-    its names (docs/observability.md)."""
-    otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
-    """URL of the OpenTelemetry collector to send a trace of every request to."""
-    otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (
-        "text-generation-inference.router"
-    )
-    """Name of this server in traces."""
 
     ignored: Annotated[IgnoredFlags, Parameter(name="*")] = attrs.field(factory=IgnoredFlags)
 

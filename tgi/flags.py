@@ -1,6 +1,7 @@
 """Building blocks of flags: help groups, types, and parsers for the text of variables.
 
-The flags themselves are in tgi/config.py, and those without effect in tgi/compat_flags.py.
+The flags themselves are in tgi/config.py and tgi/server_options.py, and those without effect in
+tgi/compat_flags.py.
 """
 
 import ipaddress
