@@ -238,6 +238,19 @@ async def test_each_text_of_an_instance_takes_a_permit_and_there_is_a_limit_to_t
         assert answer.json["error"].endswith("`best_of` must be > 0 and <= 2. Given: 3")
 
 
+async def test_more_instances_than_permits_are_refused_unread() -> None:
+    async with serving() as server:
+        for count, status in (
+            (LIMITS.max_concurrent_requests, 422),
+            (LIMITS.max_concurrent_requests + 1, 429),
+        ):
+            answer = await server.ask("POST", "/vertex", {"instances": [{}] * count})
+            assert answer.status == status
+        assert (
+            'tgi_request_failure{err="overloaded"} 1' in (await server.ask("GET", "/metrics")).body.decode()
+        )
+
+
 async def refused(server: Server, path: str, inputs: str) -> Answer:
     body: dict[str, Any] = {"instances": [{"inputs": inputs}]}
     if path != "/vertex":

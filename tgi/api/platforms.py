@@ -9,7 +9,7 @@ from msgspec import UNSET, Meta, Raw, UnsetType
 from quart import Response
 
 from tgi import __version__
-from tgi.errors import NoInstances, NotUtf8, OutputsMismatch
+from tgi.errors import NoInstances, NotUtf8, OutputsMismatch, Overloaded
 from tgi.sampling import about
 from tgi.scheduler import Sequence
 
@@ -133,6 +133,9 @@ _Prediction = tuple[list[Sequence], Callable[[list[Finished]], str]]
 
 async def vertex(call: Call[VertexRequest]) -> Response:
     """Answer several prompts or conversations at once, for Vertex AI."""
+    if len(call.body.instances) > call.engine.limits.max_concurrent_requests:
+        with call.generating():
+            raise Overloaded  # before they are read, which would keep everybody else waiting
     instances: list[GenerateVertexInstance | requests.ChatRequest] = [
         decode(bytes(raw), *INSTANCES, at=f"$.instances[{index}]")
         for index, raw in enumerate(call.body.instances)
