@@ -134,11 +134,15 @@ def test_texts_in_any_order_can_always_go_on() -> None:
     [{"propertyNames": {"enum": ["a", "b"]}}, {"patternProperties": {"^(a|b)$": {"type": "integer"}}}],
 )
 @pytest.mark.parametrize("listed", [{"required": ["a", "b"]}, {"properties": {"a": {}, "b": {}}}])
+@pytest.mark.parametrize("where", ["", "allOf", "anyOf"])
 def test_nothing_follows_an_object_in_which_no_name_is_left(
-    names: dict[str, Any], listed: dict[str, Any]
+    names: dict[str, Any], listed: dict[str, Any], where: str
 ) -> None:
     """A comma there would leave a text that cannot go on."""
     schema = {"type": "object", **names, **listed, "additionalProperties": "propertyNames" in names}
+    if where:
+        schema = {"type": "object", **names, "additionalProperties": schema["additionalProperties"]}
+        schema |= {where: [listed]}
     matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema)))
     for byte in b'{"a":1,"b":2':
         matcher.advance(byte_tokens()[bytes([byte])])
@@ -465,6 +469,74 @@ def with_keywords(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 SCHEMAS = st.recursive(st.booleans() | with_keywords(st.booleans()), with_keywords, max_leaves=4)
+
+
+PARTS_OF_NAMES = st.sampled_from(
+    ["^a$", "^(a|b)$", "^[ab]?$", "^a", "^[^a]", "^$", "", ".*", "b$", "^\u0001+$"]
+)
+NAMES_OF = st.sampled_from(
+    [False, {"enum": ["a", "b"]}, {"pattern": "^a"}, {"maxLength": 1}, {"maxLength": 0}, {"type": "null"}]
+)
+
+
+MEMBERS = st.sampled_from([{"const": 1}, {"const": 1}, {"enum": [1, "a"]}, False, {"not": {}}])
+LISTING: dict[str, st.SearchStrategy[Any]] = {
+    "properties": st.dictionaries(NAMES, MEMBERS, min_size=2, max_size=3),
+    "required": st.lists(NAMES, min_size=2, max_size=3, unique=True),
+    "dependentRequired": st.dictionaries(NAMES, st.lists(NAMES, min_size=1, max_size=2), min_size=1),
+    "maxProperties": COUNTS,
+    "minProperties": COUNTS,
+    "not": st.fixed_dictionaries({"required": st.lists(NAMES, min_size=1, max_size=1)}),
+}
+LEAVING: dict[str, st.SearchStrategy[Any]] = {
+    "patternProperties": st.dictionaries(PARTS_OF_NAMES, MEMBERS, min_size=1, max_size=3),
+    "propertyNames": NAMES_OF,
+    "additionalProperties": MEMBERS,
+    "unevaluatedProperties": MEMBERS,
+}
+
+
+def some_of(keywords: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.lists(st.sampled_from(sorted(keywords)), min_size=1, max_size=2, unique=True).flatmap(
+        lambda chosen: st.fixed_dictionaries({name: keywords[name] for name in chosen})
+    )
+
+
+@st.composite
+def objects(draw: st.DrawFn) -> dict[str, Any]:
+    """Schemas of objects whose further properties may run out, in one schema or in several."""
+    listing, leaving = draw(some_of(LISTING)), draw(some_of(LEAVING))
+    match draw(st.sampled_from(["one", "allOf", "anyOf", "$ref", "all"])):
+        case "one":
+            return {"type": "object", **listing, **leaving}
+        case "$ref":
+            return {"type": "object", **leaving, "$ref": "#/$defs/a", "$defs": {"a": listing}}
+        case "all":
+            return {"type": "object", "allOf": [leaving, listing, draw(some_of(LEAVING))]}
+        case keyword:
+            return {"type": "object", **leaving, keyword: [listing]}
+
+
+@given(objects(), st.integers(0, 999))
+@settings(max_examples=80, deadline=None)
+def test_no_way_through_an_object_leads_nowhere(schema: Any, seed: int) -> None:
+    """A comma, a name or a colon that is allowed can always be gone on from."""
+    rng = random.Random(seed)
+    for lenient in (False, True):
+        try:
+            matcher = demo_compiler().compile(GrammarSpec("json", json.dumps(schema), lenient))
+        except GrammarError as error:
+            event(str(error)[:60])
+            continue
+        comma, *marks = (byte_tokens()[bytes([byte])] for byte in b',{}":1abc')
+        for _ in range(4):
+            copy = matcher.fork()
+            for _ in range(40):
+                choice = set(allowed(copy)) - {END}
+                if not choice:
+                    break
+                short = sorted(choice.intersection(marks) or choice)
+                copy.advance(comma if comma in choice and rng.random() < 0.8 else rng.choice(short))
 
 
 def orders(value: Any) -> Iterator[Any]:

@@ -3,8 +3,9 @@
 The states are Brzozowski's derivatives; states are eliminated to get the expression of the complement.
 """
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import attrs
@@ -31,6 +32,8 @@ from .patterns import (
 MAX_STATES = 64
 MAX_LENGTH = 20_000
 """Maximum number of characters of a complement."""
+_WRITTEN: Ranges = ((8, 10), (12, 13), (32, 126), (128, 0xD7FF), (0xE000, MAX_CODE))
+"""Characters that JSON text can have without the escape `\\u`, which a grammar may forbid."""
 NOTHING = Class(())
 EMPTY = Sequence(())
 
@@ -201,6 +204,58 @@ def _texts(texts: Iterable[str]) -> Node:
     )
 
 
+def _written(node: Node) -> Node:
+    """Return a tree for those strings of a tree that JSON text has without `\\u`, in the simplest form."""
+    if isinstance(node, Choice):
+        return choice(map(_written, node.options))
+    if isinstance(node, Repeat):
+        return repeat(_written(node.part), node.least, node.most)
+    if isinstance(node, Sequence):
+        return sequence(map(_written, node.parts))
+    assert isinstance(node, Class)
+    return node if node.properties else Class(_common(node.ranges, _WRITTEN))
+
+
+def _some(node: Node, limit: int) -> list[str]:
+    """Return different strings that a tree made by `_written` matches: `limit` of them, or all."""
+    if isinstance(node, Class):
+        if node.properties:
+            return ["\ue000"]  # a property has more characters than any schema lists
+        codes = itertools.chain.from_iterable(range(low, high + 1) for low, high in node.ranges)
+        return [chr(code) for code in itertools.islice(codes, limit)]
+    if isinstance(node, Choice):
+        return _first((text for option in node.options for text in _some(option, limit)), limit)
+    if isinstance(node, Repeat):
+        return _first(_repeated(_some(node.part, limit), node, limit), limit)
+    assert isinstance(node, Sequence)
+    found = [""]
+    for part in node.parts:
+        found = _joined(found, _some(part, limit), limit)
+    return found
+
+
+def _repeated(options: list[str], node: Repeat, limit: int) -> Iterator[str]:
+    found = [""]
+    for count in itertools.count() if node.most is None else range(node.most + 1):
+        if count >= node.least:
+            yield from found
+        found = _joined(found, options, limit)
+
+
+def _joined(ones: list[str], others: list[str], limit: int) -> list[str]:
+    return _first((one + other for one in ones for other in others), limit)
+
+
+def _first(texts: Iterable[str], limit: int) -> list[str]:
+    """Return the first different texts."""
+    found: dict[str, None] = {}
+    for text in texts:
+        found[text] = None
+        if len(found) == limit:
+            break
+    return list(found)
+
+
 @attrs.frozen
 class Names:
     """A set of names of properties."""
@@ -227,6 +282,11 @@ class Names:
         """Return some names."""
         return cls(_texts(name for name in names if isinstance(name, str)))
 
+    @classmethod
+    def outside(cls, sets: Iterable["Names"]) -> "Names | None":
+        """Return the names that are in none of some sets; None for no name. Raises PatternError."""
+        return cls._or_none(complement_of(choice(names.node for names in sets)))
+
     @property
     def expression(self) -> str:
         """Expression of Rust that matches the whole of a name."""
@@ -239,6 +299,15 @@ class Names:
         for character in name:
             node = _derivative(node, ord(character))
         return _is_nullable(node)
+
+    def all_among(self, names: frozenset[str]) -> list[str] | None:
+        """Return those of these names that JSON text can have, if all are among others, otherwise None."""
+        node, limit = _written(self.node), 1
+        while names.issuperset(found := _some(node, limit)):
+            if len(found) < limit:
+                return found
+            limit *= 2
+        return None
 
     def __and__(self, other: "Names") -> "Names | None":
         """Return the names in both sets; None for no name."""

@@ -35,7 +35,12 @@ def additional_properties(part: Part, value: Any) -> None:
 
 
 def pattern_properties(part: Part, value: Any) -> None:
-    """Rewrite `patternProperties` so that no name has two of the patterns."""
+    """Rewrite `patternProperties` so that no name has two of the patterns.
+
+    llguidance takes a comma for another property wherever there is a schema for one, and cannot go on from
+    there if all names are listed or have other patterns. So names that may run out are listed, here and for
+    `propertyNames`, and other names have a pattern where patterns may leave none.
+    """
     schemas: list[tuple[Names, Any]] = []
     for pattern, one in value.items():
         try:
@@ -44,23 +49,26 @@ def pattern_properties(part: Part, value: Any) -> None:
             raise Unenforceable(f"the pattern `{pattern}`: {error}") from error
         schemas.append((names, part.inside(one, "patternProperties", pattern)))
     part.out["patternProperties"] = {}
-    for names, one in _apart(schemas):
-        if known := _all_of(part, names):
-            for name in known:
-                _list(part, name, one)
-        else:
+    apart = _apart(schemas)
+    others = part.out.get("additionalProperties", True)
+    if others is not False and not _leave_others(part):
+        if (rest := Names.outside(names for names, _ in schemas)) is not None:
+            apart.append((rest, others))
+        part.out["additionalProperties"] = False
+    for names, one in apart:
+        if (known := names.all_among(part.rewriter.mentioned)) is None:
             part.out["patternProperties"][f"^(?:{names.expression})$"] = one
+        for name in known or ():
+            _list(part, name, one)
 
 
-def _all_of(part: Part, names: Names) -> list[str]:
-    """Return the names if `properties` and `required` list all of them, otherwise none.
-
-    llguidance would take a comma for another property with such a name, and not go on from there.
-    """
-    raw = part.raw
-    found = [*mapping(raw.get("properties")), *listed(raw.get("required"))]
-    known = [name for name in dict.fromkeys(found) if names.has(name)]
-    return known if known and names - Names.listed(known) is None else []
+def _leave_others(part: Part) -> bool:
+    """Return whether there are names without any pattern of the document."""
+    try:
+        rest = Names.outside(map(Names.of, part.rewriter.patterns))
+    except Unenforceable:
+        return True  # such a pattern is refused, or hardly leaves no name
+    return rest is not None and rest.all_among(frozenset()) is None
 
 
 def _apart(schemas: list[tuple[Names, Any]]) -> list[tuple[Names, Any]]:
@@ -88,7 +96,7 @@ def property_names(part: Part, value: Any) -> None:
     """Rewrite `propertyNames` as patterns of names."""
     names = _names(part, value)
     if names is False:
-        part.parts.append({"maxProperties": 0})
+        part.parts.append(closed(()))
     elif names is not True:
         _hold_names(part, names)
 
@@ -142,7 +150,7 @@ def _hold_names(part: Part, names: Names) -> None:
     """Restrict the names of an object's properties."""
     if "patternProperties" in part.raw:
         raise Unenforceable("it is beside `patternProperties`")
-    if known := _all_of(part, names):
+    if (known := names.all_among(part.rewriter.mentioned)) is not None:
         part.parts.append(closed(known))
         return
     excluded = [name for name in mapping(part.raw.get("properties")) if not names.has(name)]
@@ -167,12 +175,11 @@ def property_count(part: Part, _: Any) -> None:
     raw, out = part.raw, part.out
     keywords = ("minProperties", "maxProperties")
     counts: dict[str, Any] = {name: int(raw[name]) for name in keywords if name in raw}
-    needed = [name for name in listed(raw.get("required")) if isinstance(name, str)]
-    optional = [
-        name
-        for name, schema in mapping(raw.get("properties")).items()
-        if name not in needed and schema is not False
-    ]
+    needed = listed(raw.get("required"))
+    known: dict[str, Any] = {}
+    for one in (*part.parts, out):
+        known |= mapping(one).get("properties", {})
+    optional = [name for name, schema in known.items() if name not in needed and schema is not False]
     least = max(0, counts.get("minProperties", 0) - len(needed))
     if not optional or not (least or "maxProperties" in counts):
         out |= counts

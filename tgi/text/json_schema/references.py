@@ -16,6 +16,24 @@ def pointer(place: Place) -> str:
     return "/".join(place) or "the root"
 
 
+def names_in(root: Any) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return texts among which are all properties that a schema lists, and its patterns of names."""
+    names: set[str] = set()
+    patterns: dict[str, None] = {}
+    waiting = [root]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            names |= value.keys()
+            if isinstance(own := value.get("patternProperties"), dict):
+                patterns |= dict.fromkeys(own)
+            waiting += [one for keyword, one in value.items() if keyword != "enum"]
+        elif isinstance(value, list):
+            names |= {one for one in value if isinstance(one, str)}
+            waiting += value
+    return frozenset(names), tuple(patterns)
+
+
 class References:
     """Finds the places that references within a schema lead to."""
 

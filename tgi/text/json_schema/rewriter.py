@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import attrs
 
 from .errors import GrammarError, Unenforceable
-from .references import Place, References, pointer
+from .references import Place, References, names_in, pointer
 from .shapes import check
 
 MAX_DEPTH = 64
@@ -30,6 +30,7 @@ APPLICATORS = frozenset(
 """Keywords that apply other schemas to the same value."""
 _OBJECT = frozenset(("properties", "required", "additionalProperties", "patternProperties"))
 _TYPES = frozenset(("type", "enum", "const", "allOf", "anyOf", "oneOf", "$ref"))
+_LAST = ("patternProperties", "minProperties", "maxProperties")
 _OPENING = ("patternProperties", "unevaluatedProperties", "minProperties")
 
 
@@ -107,6 +108,7 @@ class Rewriter:
         self._pending: list[tuple[Place, Mode, str]] = []
         self._size = 0
         self._depth = 0
+        self.mentioned, self.patterns = names_in(root)
         self.remarks: list[str] = []
         """Demands of the schema that are not enforced, a sentence each."""
         self.has_names_to_evade = False
@@ -141,7 +143,7 @@ class Rewriter:
         self._depth += 1
         try:
             part = Part(self, raw, place, mode)
-            for keyword, value in self._shaped(part).items():
+            for keyword, value in sorted(self._shaped(part).items(), key=_comes_last):
                 try:
                     self._keywords[keyword].rewrite(part, value)
                 except Unenforceable as error:
@@ -244,6 +246,11 @@ class Rewriter:
         if part.place and out.keys() - {"type", "$comment"}:
             out["$comment"] = pointer(part.place)
         return out
+
+
+def _comes_last(item: tuple[str, Any]) -> int:
+    """Return the place of a keyword that needs what others have been rewritten to, behind these."""
+    return _LAST.index(item[0]) + 1 if item[0] in _LAST else 0
 
 
 def mapping(value: Any) -> dict[str, Any]:
