@@ -9,6 +9,8 @@ import transformers
 from tgi.testing.models import make_tokenizer
 
 VOCAB = 333
+NEW = int(transformers.__version__.split(".")[0]) >= 5
+"""Whether transformers is of version 5."""
 
 
 def make_model(folder: Path, config: str, seed: int = 0, **settings: Any) -> Path:
@@ -62,3 +64,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
 }
 """Families, and the settings of a model that needs all that is particular to them."""
+GENERAL = {
+    "architectures": ["Qwen3ForCausalLM"],
+    "vocab_size": 10,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+"""A config.json with the fields that every model has."""

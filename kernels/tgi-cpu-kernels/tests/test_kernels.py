@@ -1,36 +1,20 @@
-"""Every kernel against its definition in float64, and bit for bit against itself in other company.
+"""Layers and their parts against their definition in float64, and bit for bit against themselves alone.
 
 Each test runs on every instruction set that this processor has and that is built, and on an emulation of AMX.
 """
 
 import math
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from tgi_cpu_kernels import BLOCK, Kernels, Unavailable, load
+from tgi_cpu_kernels import Kernels, Unavailable, load
 from tgi_cpu_kernels.build import library, supported
 from tgi_cpu_kernels.decoder import LinearLayer
 from tgi_cpu_kernels.experts import Experts
 from tgi_cpu_kernels.lora import LoraRows, LoraTable
 
-Row = tuple[int, int, int]
-"""Number of a row in the cache, position of its first query, number of its queries."""
-BOTH = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-8}
-"""Share of the largest result: half a unit in the last place of bfloat16, some rounding errors of float32."""
-
-
-def close(result: torch.Tensor, expected: torch.Tensor, roundings: int = 1) -> None:
-    bound = roundings * TOLERANCE[result.dtype] * max(1.0, expected.abs().max().item())
-    assert (result.double() - expected).abs().max().item() <= bound
-
-
-def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+from .comparing import BOTH, TOLERANCE, close, random
 
 
 @BOTH
@@ -237,242 +221,11 @@ def test_rotary(kernels: Kernels, dtype: torch.dtype, size: int, rotated: int) -
     close(x, expected)
 
 
-@BOTH
-@pytest.mark.parametrize("size", [1, 15, 16, 100, 32003])
-def test_greedy_and_log_softmax(kernels: Kernels, dtype: torch.dtype, size: int) -> None:
-    scores = 30 * random(9, size, dtype=dtype)
-    scores[0] = 3
-    scores[1, size // 2 :] = -math.inf
-    scores[1, 0] = 0
-    scores[2, size - 1] = scores[2].max()
-    expected = scores.double().log_softmax(-1)
-    best, logprobs = kernels.greedy(scores)
-    assert torch.equal(best, scores.argmax(-1))
-    assert (logprobs - expected.amax(-1)).abs().max() < 1e-5
-    every = kernels.log_softmax(scores.float())
-    assert (every - expected).nan_to_num(0).abs().max() < 3e-5
-    assert torch.equal(every.gather(1, best[:, None])[:, 0], logprobs)
-    alone = [kernels.greedy(row[None])[1] for row in scores]
-    assert torch.equal(torch.cat(alone), logprobs)
-
-
-@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
-def test_scores_without_a_softmax_give_nan(kernels: Kernels, wrong: float) -> None:
-    scores = random(3, 40, dtype=torch.float32)
-    scores[1] = wrong
-    scores[2, 39] = wrong
-    best, logprobs = kernels.greedy(scores)
-    assert logprobs.isnan().tolist() == [False, True, wrong != -math.inf]
-    assert ((best >= 0) & (best < 40)).all()
-    assert kernels.log_softmax(scores)[1].isnan().all()
-
-
-def least_kept(row: torch.Tensor, k: int, p: float) -> float:
-    """Take the best scores one by one, as sampling with top-k and top-p is defined."""
-    best = row.double().sort(descending=True).values
-    best = best[best >= best[k - 1]] if 0 < k < len(best) else best
-    before = best.softmax(0).cumsum(0) - best.softmax(0)
-    return best[before < p][-1].item() if p < 1 else best[-1].item()
-
-
-@pytest.mark.parametrize("size", [5, 100, 3001])
-@pytest.mark.parametrize("spread", [0.01, 1.0, 10.0])
-def test_the_least_score_that_stays(kernels: Kernels, size: int, spread: float) -> None:
-    """Scores are whole steps apart in some rows, so that there are equals at the border."""
-    scores = spread * random(12, size, dtype=torch.float32)
-    scores[6:] = scores[6:].round()
-    top_k = torch.tensor([0, 1, 2, 3, 50, 4000] * 2, dtype=torch.int32)
-    top_p = torch.tensor([0.1, 0.5, 0.9, 1.0, 0.95, 0.999, 1.0, 0.3, 0.7, 0.8, 0.2, 0.01])
-    for k, p in ((top_k, top_p), (top_k, None), (None, top_p)):
-        cut = kernels.top_cut(scores, k, p)
-        for row in range(12):
-            least = least_kept(
-                scores[row], 0 if k is None else int(k[row]), 1 if p is None else float(p[row])
-            )
-            assert torch.equal(scores[row] >= cut[row], scores[row] >= least)
-        alone = [
-            kernels.top_cut(
-                scores[n : n + 1], None if k is None else k[n : n + 1], None if p is None else p[n : n + 1]
-            )
-            for n in range(12)
-        ]
-        assert torch.equal(torch.cat(alone), cut)
-
-
-def mixed(x: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    for _ in range(2):
-        x = ((x >> np.uint32(16)) ^ x) * np.uint32(0x45D9F3B)
-    return (x >> np.uint32(16)) ^ x
-
-
-@pytest.mark.parametrize("size", [1, 15, 16, 1025, 5000])
-def test_the_winner_of_a_race_is_drawn(kernels: Kernels, size: int) -> None:
-    """Whoever comes first after an exponentially distributed time, at the rate of its probability."""
-    logprobs = random(64, size, dtype=torch.float32).log_softmax(-1)
-    logprobs[:, size // 3 + 1 :: 2] = -math.inf
-    keys = torch.randint(-(2**31), 2**31, (64,), generator=torch.Generator().manual_seed(size)).int()
-    drawn = kernels.draw(logprobs, keys)
-    bits = mixed(mixed(np.arange(size, dtype=np.uint32)) ^ keys.numpy().view(np.uint32)[:, None])
-    uniform = np.minimum(((bits & 0x7FFFFFFF) + 0.5) / 2**31, 1 - 2**-24)
-    scores = logprobs.double().numpy() - np.log(-np.log1p(-uniform))
-    chosen = np.take_along_axis(scores, drawn[:, None].numpy(), 1)[:, 0]
-    assert (chosen >= scores.max(1) - 1e-5).all()
-    alone = [kernels.draw(logprobs[n : n + 1], keys[n : n + 1]) for n in range(64)]
-    assert torch.equal(torch.cat(alone), drawn)
-
-
-def test_the_only_number_that_has_a_probability_is_drawn(kernels: Kernels) -> None:
-    logprobs = torch.full((200, 100), -math.inf)
-    logprobs[:, 77] = 0
-    keys = torch.arange(-100, 100, dtype=torch.int32) * 21_474_836
-    assert set(kernels.draw(logprobs, keys).tolist()) == {77}
-
-
 def test_nothing_is_multiplied_with_no_row(kernels: Kernels) -> None:
     x, numbers = torch.empty(0, 64), torch.zeros(40, 64, dtype=torch.uint8)
     assert kernels.linear(x, kernels.pack(torch.ones(40, 64)), 40).shape == (0, 40)
     packed = kernels.pack_ints(numbers, torch.ones(40, 1), None, 8, 64)
     assert kernels.quantized_linear(x, packed).shape == (0, 40)
-
-
-class Cache:
-    """A layer's cache with the keys and values of rows in blocks that are scattered over it."""
-
-    def __init__(
-        self, kernels: Kernels, contexts: list[int], kv_heads: int, size: int, dtype: torch.dtype
-    ) -> None:
-        self.kernels, self.kv_heads, self.size = kernels, kv_heads, size
-        needed = [-(-context // BLOCK) for context in contexts]
-        order = torch.randperm(sum(needed), generator=torch.Generator().manual_seed(5)).int() + 1
-        self.keys = torch.full(((sum(needed) + 1) * BLOCK * kv_heads * size,), 3.0, dtype=dtype)
-        self.values = torch.full_like(self.keys, -7.0)
-        self.tables = torch.zeros(len(contexts), max(needed), dtype=torch.int32)
-        self.key, self.value = [], []
-        for row, context in enumerate(contexts):
-            blocks, order = order[: needed[row]], order[needed[row] :]
-            self.tables[row, : len(blocks)] = blocks
-            key, value = (random(context, kv_heads, size, dtype=dtype, seed=10 + 2 * row + i) for i in (0, 1))
-            position = torch.arange(context)
-            slots = blocks[position // BLOCK] * BLOCK + position % BLOCK
-            kernels.store_kv(key, value, slots.int(), self.keys, self.values)
-            self.key.append(key)
-            self.value.append(value)
-
-    def attend(self, query: torch.Tensor, rows: list[Row], **options: Any) -> torch.Tensor:
-        """Attend with the queries of rows, which follow one another."""
-        which, starts, lengths = torch.tensor(rows, dtype=torch.int32).T.contiguous()
-        offsets = (lengths.cumsum(0) - lengths).int()
-        tables = self.tables[which.long()].contiguous()
-        places = (tables, offsets, lengths, starts)
-        return self.kernels.attention(
-            query, self.keys, self.values, self.kv_heads, *places, scale=0.3, **options
-        )
-
-
-def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    start: int,
-    window: int = 0,
-    softcap: float = 0.0,
-    slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Attend with one row in float64."""
-    tokens, heads, _ = query.shape
-    key, value = (x.double().repeat_interleave(heads // x.shape[1], 1) for x in (key, value))
-    scores = torch.einsum("qhd,khd->hqk", query.double(), key) * 0.3
-    if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
-    distance = torch.arange(key.shape[0]) - torch.arange(start, start + tokens)[:, None]
-    if slopes is not None:
-        scores = scores + slopes.double()[:, None, None] * distance
-    hidden = distance > 0
-    if window < 0:
-        hidden = hidden | (distance < -(torch.arange(start, start + tokens) % -window)[:, None])
-    elif window:
-        hidden = hidden | (distance <= -window)
-    scores = scores.masked_fill(hidden, -math.inf)
-    if sinks is not None:
-        scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, tokens, 1)), -1)
-    return torch.einsum("hqk,khd->qhd", scores.softmax(-1)[..., : len(key)], value)
-
-
-ROWS: list[Row] = [(0, 0, 1), (1, 20, 37), (2, 299, 1), (3, 700, 5), (4, 0, 80), (5, 1030, 1)]
-"""Decode and prefill, with and without context, over several chunks of the cache."""
-OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "window": {"window": 50},
-    "narrow": {"window": 1},
-    "chunks": {"window": -50},
-    "softcap": {"softcap": 2.0},
-    "alibi": {"slopes": True},
-    "sinks": {"sinks": True},
-    "all": {"window": 300, "softcap": 3.0, "slopes": True, "sinks": True},
-}
-
-
-def chosen(options: str, heads: int) -> dict[str, Any]:
-    """Return a copy of these options, with slopes and sinks for the heads if they are wanted."""
-    given = dict(OPTIONS[options])
-    for name in given.keys() & {"slopes", "sinks"}:
-        given[name] = torch.rand(heads, generator=torch.Generator().manual_seed(7))
-    return given
-
-
-@BOTH
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("heads", [(4, 4, 32), (8, 2, 64), (6, 1, 128), (3, 3, 256), (2, 1, 80)])
-def test_attention(kernels: Kernels, dtype: torch.dtype, options: str, heads: tuple[int, int, int]) -> None:
-    count, kv_heads, size = heads
-    given = chosen(options, count)
-    cache = Cache(kernels, [start + length for _, start, length in ROWS], kv_heads, size, dtype)
-    query = random(sum(length for _, _, length in ROWS), count, size, dtype=dtype)
-    result = cache.attend(query, ROWS, **given)
-    begin = 0
-    for which, start, length in ROWS:
-        part = slice(begin, begin + length)
-        begin += length
-        expected = attend(query[part], cache.key[which], cache.value[which], start, **given)
-        close(result[part], expected, roundings=2)  # of weights, and of the result
-
-
-@BOTH
-@pytest.mark.parametrize("options", OPTIONS)
-def test_a_query_does_not_depend_on_company_chunks_or_threads(
-    kernels: Kernels, dtype: torch.dtype, options: str
-) -> None:
-    given = chosen(options, 6)
-    cache, query = Cache(kernels, [900], 2, 64, dtype), random(900, 6, 64, dtype=dtype)
-    whole = cache.attend(query, [(0, 0, 900)], **given)
-    for size in (1, 7, 100, 256, 899):
-        for start in range(0, 900, size) if size > 1 else (0, 1, 255, 256, 511, 512, 600, 899):
-            length = min(size, 900 - start)
-            part = cache.attend(query[start : start + length], [(0, start, length)], **given)
-            assert torch.equal(part, whole[start : start + length]), (size, start)
-    kernels.use_threads(1)
-    assert torch.equal(cache.attend(query, [(0, 0, 900)], **given), whole)
-
-
-def test_tables_may_begin_within_a_window(kernels: Kernels) -> None:
-    cache, query = Cache(kernels, [400], 1, 32, torch.float32), random(1, 2, 32, dtype=torch.float32)
-    whole = cache.attend(query, [(0, 399, 1)], window=40)
-    cache.tables = cache.tables[:, 22:].contiguous()
-    bases = torch.tensor([22 * BLOCK], dtype=torch.int32)
-    assert torch.equal(cache.attend(query, [(0, 399, 1)], window=40, bases=bases), whole)
-
-
-def test_queries_keys_and_values_may_be_transposed(kernels: Kernels) -> None:
-    cache, query = Cache(kernels, [40], 2, 32, torch.float32), random(40, 4, 32, dtype=torch.float32)
-    whole = cache.attend(query, [(0, 0, 40)])
-    slots = cache.tables[0][torch.arange(40) // BLOCK] * BLOCK + torch.arange(40) % BLOCK
-    key, value, apart = (
-        x.transpose(0, 1).contiguous().transpose(0, 1) for x in (cache.key[0], cache.value[0], query)
-    )
-    cache.keys.zero_()
-    kernels.store_kv(key, value, slots.int(), cache.keys, cache.values)
-    assert torch.equal(cache.attend(apart, [(0, 0, 40)]), whole)
 
 
 def test_a_library_that_is_not_built_is_named() -> None:
