@@ -542,6 +542,27 @@ def test_parts_of_the_blocks_share_their_memory(monkeypatch):
     assert_same(outs[1], outs[0], torch.float32)
 
 
+def test_programs_keep_no_tensors_that_they_make(tmp_path):
+    """In lazy mode those that are made without a value are inputs of the graph, as by `zeros_like`."""
+    make_llama(tmp_path, vocab_size=64, max_position_embeddings=512)
+    with open_card("gaudi2-lazy") as device:
+        runner = Runner.load(load_command(tmp_path, device="hpu-sim"), Shard(), device)
+        driver = Driver(runner, list(range(1, 40)))
+        driver.start(0)
+        for _ in range(2):  # the second has a context
+            driver.prefill({0: [1] * 20})
+        driver.decode([0])
+        held = Experts(
+            up=[DenseWeight(normal(24, 32).to("hpu"))],
+            down=[DenseWeight(normal(32, 12).to("hpu"))],
+            kind="gelu_new",  # which no kernel has
+        )
+        graph = device.graphs.graph(Attending(lambda x, *chosen: device.experts(x, *chosen, held)))
+        graph(normal(6, 32).to("hpu"), normal(6, 2).to("hpu"), torch.zeros(6, 2, dtype=torch.int32).to("hpu"))
+        assert device.card.ledger.counters["graphs"] > 5
+        assert device.card.ledger.counters["kept_bytes"] == 0
+
+
 class Attending(Program):
     def __init__(self, function):
         super().__init__()

@@ -97,7 +97,7 @@ def distances(
     """
     place = torch.arange(tokens, dtype=torch.int32, device=starts.device)
     new = starts + place
-    keys, absent = new, torch.zeros_like(new, dtype=torch.bool)
+    keys, absent = new, new.new_zeros(new.shape, dtype=torch.bool)
     if context:
         cached = torch.arange(context, dtype=torch.int32, device=starts.device).expand(starts.shape[0], -1)
         if bases is not None:

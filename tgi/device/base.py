@@ -202,7 +202,7 @@ class Device(Collectives):
         `chosen` [T, top] are the numbers of its experts, among all ranks', and `weights` [T, top] their
         factors. Here every expert computes every token.
         """
-        y = torch.zeros_like(x)
+        y = x.new_zeros(x.shape)
         for index in range(len(experts.up)):
             weight = (weights * (chosen == experts.first + index)).sum(-1, keepdim=True)
             y = y + weight * experts.compute(self, index, x)

@@ -265,7 +265,7 @@ class StaticDevice(Device):
         """
         (rows, heads, head_dim), blocks = query.shape, plan.rows.shape[0]
         size, block_size = -(-blocks // -(-blocks // GATHERED)), plan.biases[spec.kind].shape[-1]
-        greatest = torch.full((rows + 1, heads), _LOWEST, device=query.device)
+        greatest = query.new_zeros(rows + 1, heads, dtype=torch.float32) + _LOWEST
         total, values = greatest[:rows] * 0, greatest.new_zeros(rows, heads, head_dim)
         for begin in range(0, blocks, size):
             self.border()
@@ -340,7 +340,7 @@ class StaticDevice(Device):
 
         `highest` and `sums` are those of `weigh_blocks`.
         """
-        table = highest.new_full((plan.member.shape[1] + 1, highest.shape[1]), -torch.inf)
+        table = highest.new_zeros(plan.member.shape[1] + 1, highest.shape[1]) - torch.inf
         of_row = table.index_reduce(0, plan.rows, highest, "amax").index_select(0, plan.rows)
         adjustment = (highest - of_row).exp()
         sums = sums * adjustment
@@ -390,4 +390,4 @@ def _bias(kind: Kind, distance: torch.Tensor, hidden: torch.Tensor, queries: tor
     """Return float32 -inf for what is hidden or lies before the window, else 0."""
     if kind.window is not None:
         hidden = hidden | kind.hides(distance, queries)
-    return torch.zeros_like(hidden, dtype=torch.float32).masked_fill(hidden, -torch.inf)
+    return hidden.new_zeros(hidden.shape, dtype=torch.float32).masked_fill(hidden, -torch.inf)

@@ -96,7 +96,7 @@ def _best_groups(choice: torch.Tensor, config: ExpertsConfig) -> torch.Tensor:
     grouped = choice.view(len(choice), config.groups, -1)
     of_group = grouped.topk(config.group_top, -1).values.sum(-1)
     best = of_group.topk(config.top_groups, -1).indices
-    kept = torch.zeros_like(of_group).scatter(1, best, 1.0)[:, :, None] > 0
+    kept = of_group.new_zeros(of_group.shape).scatter(1, best, 1.0)[:, :, None] > 0
     return grouped.masked_fill(~kept, -torch.inf).flatten(1)
 
 

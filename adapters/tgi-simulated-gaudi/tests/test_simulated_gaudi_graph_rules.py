@@ -186,6 +186,29 @@ def test_pending_copies_into_parts_of_a_tensor_take_memory_in_lazy_mode():
                 assert not whole.any().cpu()
 
 
+@pytest.mark.rule("S7")
+def test_a_lazy_graph_keeps_what_it_makes_without_a_value_and_writes(card):
+    """The bridge allocates it at once, and makes it an input of the graph."""
+    x, places = torch.ones(1 << 18, device="hpu"), torch.zeros(1, dtype=torch.int64, device="hpu")
+
+    def kept(function):
+        before = card.memory.in_use - card.memory.workspace
+        graph = graphed(card, lambda x: (x + function(x))[:2].clone())
+        graph(x)
+        return (card.memory.in_use - card.memory.workspace - before) >> 20
+
+    for fills in (
+        torch.zeros_like,
+        lambda x: torch.full(x.shape, 3.0, device="hpu"),
+        lambda x: x.new_full(x.shape, 3.0),
+        lambda x: torch.empty_like(x).copy_(x),
+        lambda x: torch.empty_like(x).index_copy_(0, places, x[:1]),
+    ):
+        assert kept(fills) == int(card.lazy)
+    for computes in (lambda x: x.new_zeros(x.shape), lambda x: x.clone().add_(1), lambda x: x.repeat(1)):
+        assert kept(computes) == 0
+
+
 @pytest.mark.rule("S8")
 def test_an_output_is_taken_away_by_the_next_replay():
     with simulated("gaudi2-lazy") as lazy:

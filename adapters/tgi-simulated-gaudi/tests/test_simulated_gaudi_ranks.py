@@ -201,4 +201,4 @@ empty = into(lambda x: x.new_empty(size * len(x), x.shape[1]))
 print(kept(listed), kept(empty), kept(into(lambda x: x.repeat(size, 1))))
 """
     for lines in ranks(tmp_path, body, profile):
-        assert lines == ["2 2 0" if "lazy" in profile else "0 0 0"]
+        assert lines == ["4 2 0" if "lazy" in profile else "0 0 0"]

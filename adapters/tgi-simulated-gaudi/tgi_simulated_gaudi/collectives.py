@@ -110,8 +110,10 @@ def run(card: Card, op: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
         recorder.collectives.append(issued)
         recorder.seconds += seconds
         recorder.use(used)
-        if name.startswith("all_gather"):
-            recorder.gather(_written(name, used), listed=name == "all_gather")
+        written = _written(name, used)
+        recorder.write([tensor.plain for tensor in written])
+        if name == "all_gather" and card.lazy:  # the bridge makes one tensor for the list
+            recorder.kept += sum(tensor.numel() * tensor.element_size() for tensor in written)
         for tensor in used:
             if not recorder.on_die(tensor.plain):
                 recorder.written[id(tensor.allocation)] = tensor.allocation

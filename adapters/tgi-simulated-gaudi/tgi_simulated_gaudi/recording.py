@@ -24,6 +24,11 @@ Step = tuple[Callable[..., Any], Sequence[Any], dict[str, Any], str]
 _ALIGNMENT = 128
 _RECIPES = 32
 """Number of recipes that cost a whole launch and the memory of a graph: a model's layers."""
+_UNFILLED = ("empty", "new_empty")
+_FILLED = ("zeros", "ones", "full", "new_ones", "new_full")
+"""Beginnings of names of operations that fill a tensor without a value; the bridge has its own new_zeros."""
+_BLANK = (*_UNFILLED, *_FILLED)
+"""Beginnings of names of operations that make a tensor without a value."""
 _COPIED_BYTES = 1 << 22
 """Maximum bytes of an input that is copied at a replay; tensors of a larger input are pointed to it."""
 
@@ -105,9 +110,9 @@ class Recorder:
     collectives: list[str] = attrs.field(factory=list)
     """Names, shapes and dtypes of the collectives."""
     kept: int = 0
-    """Bytes that collectives gather into and that the graph keeps."""
-    _blank: set[int] = attrs.field(factory=set)
-    """Storages that the capture made without a value."""
+    """Bytes of tensors without a value that the graph keeps, in lazy mode."""
+    _blank: dict[int, int] = attrs.field(factory=dict)
+    """Bytes of the storages that the capture made without a value, and that nothing has written yet."""
     seconds: float = 0.0
     """Simulated seconds of one replay, without launch."""
     wrappers: list["weakref.ref[HpuTensor]"] = attrs.field(factory=list)
@@ -152,14 +157,10 @@ class Recorder:
                 self.outside[id(tensor.allocation)] = tensor.allocation
                 tensor.allocation.graphed |= tensor.lease is not self.input_lease
 
-    def gather(self, targets: Sequence[HpuTensor], *, listed: bool) -> None:
-        """Note the tensors that a collective gathers into (S7); `listed`: the bridge does so by its own one.
-
-        In lazy mode a tensor without a value is an input of the graph, which keeps it from replay to replay.
-        """
-        if self.card.lazy:
-            blank = [one for one in targets if listed or storage_of(one.plain) in self._blank]
-            self.kept += sum(one.numel() * one.element_size() for one in blank)
+    def write(self, targets: Sequence[torch.Tensor]) -> None:
+        """Note a change in place (S7): in lazy mode a tensor without a value is an input then, and kept."""
+        sizes = [self._blank.pop(storage_of(target), 0) for target in targets]
+        self.kept += sum(sizes) if self.card.lazy else 0
 
     def change(self, info: Operation, target: HpuTensor) -> None:
         """Check a change in place (S21)."""
@@ -199,9 +200,13 @@ class Recorder:
             for result in results:
                 self.born[storage_of(result)] = [result]
             step = _into(info, args, kwargs, results)
-        if info.name.startswith(("empty", "new_empty")):
-            self._blank.update(storage_of(result) for result in results)
-        else:
+        if info.name.startswith(_BLANK):
+            self._blank.update((storage_of(one), size_of(one)) for one in results if one.dim())
+        if info.name.startswith(_FILLED):
+            self.write(results)
+        elif info.mutates:
+            self.write([args[place] for place, _ in info.mutates if place < len(args)])
+        if not info.name.startswith(_UNFILLED):
             self.segments[-1].append(key)
             self.append(step, [*arguments, *results])
 
@@ -237,6 +242,7 @@ class Recorder:
             shapes = tuple(tuple(given.plain.shape) for given in self.inputs)
             card.trace((shapes, *map(tuple, segments)), self.name)
         card.ledger.counters["graphs"] += 1
+        card.ledger.counters["kept_bytes"] += self.kept
         return Recording(
             card=card,
             name=self.name,

@@ -145,10 +145,10 @@ _TABLE = (
         "no memory beyond the plan",
         "the process dies under load",
         "every allocation is counted against the card's memory, also temporary ones of pending lazy work, "
-        "and tensors without a value that a lazy graph gathers into; after `seal()` against a budget per "
-        "step",
+        "and tensors that a lazy graph makes without a value and then writes, as `zeros` does; "
+        "after `seal()` against a budget per step",
         "allocate before `seal()`, free tensors of earlier steps, launch pending work with `mark_step`, and "
-        "gather into a tensor that the graph computes",
+        "let a graph compute the tensors that it writes, by `new_zeros` or `repeat`",
     ),
     Rule(
         "S8",
