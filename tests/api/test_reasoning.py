@@ -1,5 +1,6 @@
 """Thoughts in chats: apart from the content, bounded, and before calls that are required."""
 
+import itertools
 import json
 from typing import Any
 
@@ -85,6 +86,28 @@ async def test_thoughts_may_be_left_out(stream: bool) -> None:
         answer = await chat(server, stream=stream, include_reasoning=False)
         assert joined(answer) == ("", "It rains.", "stop")
         assert b"Hm" not in answer.body
+
+
+@pytest.mark.parametrize("more", [{}, {"include_reasoning": False}, {"stop": ["rain"]}])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("template", "begin"), [(TEMPLATE, "<think>"), (OPENING, "")])
+async def test_usage_tells_the_tokens_of_thoughts(
+    template: str, begin: str, stream: bool, more: dict[str, Any]
+) -> None:
+    said = f"{begin}\nwhat 😀 is\n</think>\nHello"
+    tokenizer = make_tokenizer()
+    ids = tokenizer.encode(said, add_special_tokens=False)
+    read = [tokenizer.decode(ids[:count]) for count in range(len(ids) + 1)]
+    thoughts = sum(begin in before and "</think>" not in after for before, after in itertools.pairwise(read))
+    assert thoughts > len("what 😀 is"), "no character of several tokens"
+    async with serving_thoughts(saying(said), template) as server:
+        answer = await chat(
+            server, stream=stream, stream_options={"include_usage": True} if stream else None, **more
+        )
+        usage = chunks(answer)[-1]["usage"] if stream else answer.json["usage"]
+        assert usage["completion_tokens_details"] == {"reasoning_tokens": thoughts}
+        answer = await server.ask("POST", "/v1/responses", {"input": "Weather?", "temperature": 0})
+        assert answer.json["usage"]["output_tokens_details"] == {"reasoning_tokens": thoughts}
 
 
 async def test_native_routes_have_thoughts_in_the_text() -> None:

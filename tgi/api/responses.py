@@ -107,7 +107,7 @@ class ResponseAnswer(TranslatedAnswer):
                 "cache_write_tokens": 0,
             },
             "output_tokens": usage.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": self.thought_tokens},
+            "output_tokens_details": {"reasoning_tokens": self._choice.thought_tokens},
             "total_tokens": usage.total_tokens,
         }
         if self._request.store is not False:

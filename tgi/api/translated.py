@@ -68,8 +68,6 @@ class TranslatedAnswer(abc.ABC):
         self.model = chat.model or call.engine.model.served_name
         self.generated = 0
         """Number of tokens so far."""
-        self.thought_tokens = 0
-        """Number of tokens so far that added to thoughts."""
         self._choice = Choice(call.engine.tokenizer, chat, prompt)
         self._begun = False
 
@@ -80,7 +78,7 @@ class TranslatedAnswer(abc.ABC):
         before = b"" if self._begun else self.begin()
         self._begun = True
         self.generated += 1
-        data = before + self.add(self._feed(item))
+        data = before + self.add(self._choice.feed(item))
         if item.finish is None:
             return data
         self.call.observer.finished(self.sequence)
@@ -96,13 +94,8 @@ class TranslatedAnswer(abc.ABC):
     def whole(self, finished: Finished) -> Json:
         """Return the body of an answer that is not streamed."""
         self.generated = len(finished.tokens)
-        deltas = [self._feed(token) for token in finished.tokens]
+        deltas = [self._choice.feed(token) for token in finished.tokens]
         return self.body(deltas, self._choice.reason(finished.reason))
-
-    def _feed(self, token: Token) -> AnswerDelta:
-        delta = self._choice.feed(token)
-        self.thought_tokens += bool(delta.thoughts)
-        return delta
 
     @property
     def usage(self) -> Usage:

@@ -225,6 +225,10 @@ class AnswerParser(Protocol):
     def is_within_arguments(self) -> bool:
         """Whether the arguments of the last call are incomplete."""
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next belongs to thoughts, or ends them."""
+
     def feed(self, text: str, *, last: bool = False) -> AnswerDelta:
         """Take the next piece of the answer, or its `last`; return everything that is now certain."""
 
@@ -244,6 +248,11 @@ class _MarkedParser:
     def is_within_arguments(self) -> bool:
         """Whether the arguments of the last call are incomplete."""
         return self._calls is not None and self._calls.is_within_arguments
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next belongs to thoughts, or ends them."""
+        return self._thoughts.is_thinking
 
     def feed(self, text: str, *, last: bool = False) -> AnswerDelta:
         """Take the next piece of the answer, or its `last`; return everything that is now certain."""

@@ -69,6 +69,11 @@ class HarmonyParser:
         """Whether the arguments of the last call are incomplete."""
         return self._state == "call" and not self._arguments.done
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next belongs to thoughts, or ends them."""
+        return self._state == "thoughts"
+
     def feed(self, text: str, *, last: bool = False) -> AnswerDelta:
         """Take the next piece of the answer, or its `last`; return everything that is now certain."""
         self._held += text

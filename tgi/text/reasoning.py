@@ -96,6 +96,11 @@ class ThoughtsParser:
         states = {"none": "answer", "begun": "opened", "possible": "start"}
         return cls(style or FORMATS[0], "text" if style is None else states[thoughts])
 
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what comes next belongs to thoughts, or ends them."""
+        return self._state in ("opened", "thoughts")
+
     def feed(self, text: str) -> tuple[str, str]:
         """Take the next piece of the answer; return thoughts and text after them that are now certain."""
         self._held += text

@@ -30,6 +30,12 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: Annotated[int, about("Number of tokens that the prefix cache had.")]
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    """Tokens of answers by their kind."""
+
+    reasoning_tokens: Annotated[int, about("Number of tokens that are thoughts.")]
+
+
 class Usage(msgspec.Struct):
     """Numbers of tokens of prompts and answers."""
 
@@ -37,6 +43,10 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: Annotated[
+        CompletionTokensDetails | UnsetType,
+        about("In chats, if the chat template has marks around thoughts."),
+    ] = UNSET
 
     @classmethod
     def of(cls, prompts: Items[Sequence], completion: int) -> "Usage":

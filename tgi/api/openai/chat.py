@@ -61,6 +61,8 @@ class Choice:
         self._hides_thoughts = body.include_reasoning is False
         self._called = False
         self._called_reason: answers.Reason = "function_call" if body.functions else "tool_calls"
+        self.thought_tokens = 0
+        """Number of tokens so far that are thoughts, without those that begin and end them."""
         self.begun = False
         """Whether an event has reported it."""
         self.untold: list[Token] = []
@@ -71,7 +73,9 @@ class Choice:
         text = self._text.feed(token)
         if self._parser is None:
             return AnswerDelta(content=text)
+        was_thinking = self._parser.is_thinking
         delta = self._parser.feed(text, last=token.finish is not None)
+        self.thought_tokens += was_thinking and self._parser.is_thinking
         self._called = self._called or bool(delta.calls)
         if self._hides_thoughts:
             delta.thoughts = ""
@@ -110,6 +114,14 @@ class ChatAnswer(Answer):
             model=call.engine.model.served_name if named in (None, "tgi") else named,
             per_prompt=len(sequences),
         )
+
+    def usage(self) -> answers.Usage:
+        """Return the tokens so far, and how many of them are thoughts if the model has any."""
+        usage = super().usage()
+        if self._prompt.style.reasoning is not None:
+            thoughts = sum(choice.thought_tokens for choice in self._choices)
+            usage.completion_tokens_details = answers.CompletionTokensDetails(thoughts)
+        return usage
 
     def whole(self, finished: Items[Finished]) -> answers.ChatCompletion:
         """Return the body of an answer that is not streamed (R3.41, R3.42)."""
