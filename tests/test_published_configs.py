@@ -15,9 +15,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 
 from tgi.layers.loading import describe
+from tgi.layers.rotary import attention_factor, frequencies
 from tgi.plugins import ConfigError
 from tgi.plugins.lookup import find_architecture
 from tgi.protocol import Describe
@@ -84,6 +86,55 @@ def check(folder: Path, config: dict[str, Any], refused: str | None = None) -> N
         wanted = model(torch.tensor([prompt + tokens])).logits[0, PROMPT - 1 : -1]
     assert (torch.stack([answer.logits for answer in answers]) - wanted).abs().max() < 1e-4
     assert tokens == wanted.argmax(-1).tolist()
+
+
+FAMILIES = {PUBLISHED[name]["config"]["architectures"][0]: name for name in reversed(SERVED)}
+"""One model of each architecture."""
+NO_SCALING: list[dict[str, Any]] = [
+    {},
+    *({"rope_scaling": value} for value in (None, {}, {"rope_type": "default"}, {"type": "default"})),
+    *({"rope_parameters": value} for value in (None, {}, {"rope_type": "default"}, {"rope_theta": 7000.0})),
+    {"rope_parameters": {"rope_type": "default", "rope_theta": 7000.0}},
+    {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 7000.0}},
+    {"rope_parameters": None, "rope_scaling": {"rope_type": "linear", "type": "linear", "factor": 2.0}},
+]
+
+
+def rotations(model: torch.nn.Module) -> set[tuple[Any, ...]]:
+    """Return the factor and the rounded frequencies of each RoPE of a model of transformers."""
+    found = set()
+    for module in model.modules():
+        for name, values in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq") and "original" not in name:
+                factor = getattr(module, name.replace("inv_freq", "attention_scaling"), 1.0)
+                found.add((round(float(factor), 5), *(float(f"{value:.4g}") for value in values.tolist())))
+    return found
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.filterwarnings("ignore:`rope_scaling` is deprecated:FutureWarning")
+def test_rope_without_a_scaling_is_that_of_transformers_in_every_form(
+    tmp_path: Path, architecture: str
+) -> None:
+    for form in NO_SCALING:
+        config = copy.deepcopy(PUBLISHED[FAMILIES[architecture]]["config"])
+        config = {name: one for name, one in config.items() if not name.startswith("rope_")} | form
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        try:
+            settings = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+            wanted = rotations(transformers.AutoModelForCausalLM.from_config(settings))
+            _, model = find_architecture(tmp_path, config)
+        except (ConfigError, ValueError, KeyError, StrictDataclassError):
+            continue  # refused here, or nothing to compare with
+        ropes = {rope for rope in getattr(model, "ropes", ()) if rope is not None}
+        ours = {
+            (
+                round(attention_factor(rope), 5),
+                *(float(f"{value:.4g}") for value in frequencies(rope).tolist()),
+            )
+            for rope in ropes
+        }
+        assert not (ours and wanted) or ours == wanted, form
 
 
 def places(config: dict[str, Any]) -> Iterator[dict[str, Any]]:

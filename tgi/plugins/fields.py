@@ -43,6 +43,8 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "is_llama_config": (True,),
     "pruned_heads": ({},),
     "rope_interleaved": (False,),
+    "rope_parameters": ({},),
+    "rope_scaling": ({},),
     "tie_encoder_decoder": (False,),
     "use_mrope": (False,),
     "use_qk_norm": (False,),

@@ -3,18 +3,13 @@
 from tgi.plugins import Architecture, JsonReader, hookimpl
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig, read_activation, read_llama_config
+from tgi.plugins.rope_config import RopeConfig
 
 _DEFAULTS = {
     "head_dim": 64,
     "rms_norm_eps": 1e-5,
     "rope_theta": 150_000.0,
     "max_position_embeddings": 131072,
-    "rope_scaling": {
-        "rope_type": "yarn",
-        "factor": 32.0,
-        "truncate": False,
-        "original_max_position_embeddings": 4096,
-    },
 }
 _HARMLESS = frozenset({"initial_context_length", "experts_per_token", "num_experts"})
 """Other names of what is read."""
@@ -23,8 +18,7 @@ _NEUTRAL = {"swiglu_limit": (7.0,), "swiglu_alpha": (1.702,)}
 
 def read_config(get: JsonReader) -> LlamaConfig:
     """Read config.json. Raises ConfigError if it asks for something that the layers cannot do."""
-    given = {"rope_scaling"} if get(dict, "rope_parameters", None) else set()
-    get = get.adapted(defaults={key: value for key, value in _DEFAULTS.items() if key not in given})
+    get = get.adapted(defaults=_DEFAULTS)
     read_activation(get, "hidden_act", ("silu",))
     bias = get(bool, "attention_bias", True)
     experts = ExpertsConfig(
@@ -49,7 +43,24 @@ def read_config(get: JsonReader) -> LlamaConfig:
         out_bias=bias,
         sinks=True,
         experts=experts,
+        **_ropes(get),
     )
+
+
+def _ropes(get: JsonReader) -> dict[str, tuple[RopeConfig, ...]]:
+    """Return the RoPE of all layers if config.json describes none, as transformers fills it in."""
+    if get(dict, "rope_parameters", None) is not None or get(dict, "rope_scaling", None):
+        return {}
+    rope = RopeConfig(
+        kind="yarn",
+        theta=get.positive("rope_theta"),
+        dim=get.size("head_dim"),
+        max_position=get.size("max_position_embeddings"),
+        original_max_position=4096,
+        factor=32.0,
+        truncate=False,
+    )
+    return {"ropes": (rope,) * get.size("num_hidden_layers")}
 
 
 @hookimpl

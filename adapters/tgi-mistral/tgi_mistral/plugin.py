@@ -23,7 +23,12 @@ def read_config(get: JsonReader) -> LlamaConfig:
 def read_mixtral_config(get: JsonReader) -> LlamaConfig:
     """Read config.json of a Mixtral. Raises ConfigError."""
     get = get.adapted(
-        defaults={"rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "num_key_value_heads": 8}
+        defaults={
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 1e6,
+            "max_position_embeddings": 131072,
+            "num_key_value_heads": 8,
+        }
     )
     experts = ExpertsConfig(
         layers=(True,) * get.size("num_hidden_layers"),
