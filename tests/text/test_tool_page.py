@@ -143,7 +143,7 @@ def thinking_row(style: ReasoningFormat) -> str:
         else frame(
             '{% for c in m.tool_calls %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": '
             "{{ c.function.arguments | tojson }}}{{ '\\n' }}</tool_call>{% endfor %}",
-            teach=f"{style.begin}{style.end}{style.answer_begin}{style.answer_end}",
+            teach=f"{style.begin}{style.end}{style.answer_begin}{style.answer_end}{style.sign}",
         )
     )
     answers, _ = style_of(template, harmony=harmony)
@@ -172,7 +172,7 @@ def thinking_row(style: ReasoningFormat) -> str:
     cells = [
         style.models,
         f"`{style.begin.strip()}` … `{style.end}`",
-        f"`{style.answer_begin}` … `{style.answer_end}`" if style.answer_begin else "",
+        " … ".join(f"`{mark}`" for mark in (style.answer_begin, style.answer_end) if mark),
         yes(separated),
         yes(results[1][0] > 1),
         yes(allows(forced, thoughts + call, harmony=harmony) and not allows(forced, text, harmony=harmony)),

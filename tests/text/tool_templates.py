@@ -113,6 +113,30 @@ TOOL_TEMPLATES = {
             end="{{ '\\n' }}</tool_calls>",
         )
     ),
+    "LongCat 2601 and later": frame(
+        _tagged(
+            f"<longcat_tool_call>{_NAME}{_LINE}",
+            "<longcat_arg_key>",
+            "</longcat_arg_key>\n<longcat_arg_value>",
+            "</longcat_arg_value>\n",
+            "</longcat_tool_call>",
+            _BREAK,
+        )
+    ),
+    "LongCat": frame(
+        _json('<longcat_tool_call>\n{"name": "', '", "arguments": ', "}\n</longcat_tool_call>", between="\\n")
+    ),
+    "Step-3": frame(
+        "<｜tool_calls_begin｜>\n"
+        + _tagged(
+            f'<｜tool_call_begin｜>function<｜tool_sep｜><steptml:invoke name="{_NAME}">\n',
+            '<steptml:parameter name="',
+            '">',
+            "</steptml:parameter>\n",
+            "</steptml:invoke><｜tool_call_end｜>\n",
+        )
+        + "<｜tool_calls_end｜>"
+    ),
     "Jamba": frame(
         _json(
             '{"name": "',
@@ -123,7 +147,7 @@ TOOL_TEMPLATES = {
             end="{{ '\\n' }}]</tool_calls>",
         )
     ),
-    "Hunyuan A13B": frame(
+    "Hunyuan A13B, Apriel": frame(
         _json(
             '{"name": "', '", "arguments": ', "}", begin="<tool_calls>[", between=", ", end="]</tool_calls>"
         )
@@ -198,6 +222,25 @@ TOOL_TEMPLATES = {
     "xLAM": frame(
         _json('{"name": "', '", "arguments": ', "}", begin="[", between=", ", end="]"),
         teach='Calls are a JSON array: [{{ \'{"name": "tool_call_name", "arguments": {"arg1": "value1"}}\' }}]',
+    ),
+    "Firefunction 2": frame(
+        " functools["
+        + _EACH
+        + '{"name": "'
+        + _NAME
+        + '", "arguments": {{ c.function.arguments + "}" }}{{ ", " if not loop.last }}{% endfor %}]'
+    ).replace(
+        "{% if tools %}{{ tools | tojson }}{% endif %}",
+        "{{ 'Functions: ' + functions + ' Now: ' + datetime }}",
+    ),
+    "GigaChat 3.1": frame(_json('<|function_call|>{"name": "', '", "arguments": ', "}", between="\\n")),
+    "GLM-4-0414": (
+        "{% if tools %}<|system|># 可用工具{{ tools | tojson }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'tool' %}<|observation|>\n{{ m.content }}{% elif m.tool_calls %}"
+        "{% if m.content %}<|assistant|>\n{{ m.content }}{% endif %}"
+        "{% for c in m.tool_calls %}<|assistant|>{{ c.function.name + '\\n' }}{{ c.function.arguments | tojson }}{% endfor %}"
+        "{% else %}<|{{ m.role }}|>\n{{ m.content }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
     ),
     "Llama 3.2, Llama 4, Gemma 3 and ToolACE with pythonic templates": frame(
         f"[{_EACH}{_NAME}({_PYTHON}){_COMMA}{{% endfor %}}]",

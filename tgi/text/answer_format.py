@@ -60,10 +60,10 @@ class AnswerFormat:
         known = [style for style in FORMATS if all(sign in source for sign in style.signs)]
         is_taught = bool(known) and templates.knows_tools()
         abilities = templates.abilities(with_tools)
-        printed = [
-            style for style in known if style.write([(PROBE, PROBE_ARGUMENTS)]) in abilities.printed_call
-        ]
-        calls, reasoning = (printed or known)[0] if is_taught else GENERIC, find_format(source)
+        calls, reasoning = (
+            _printed(known, abilities.printed_call) if is_taught else GENERIC,
+            find_format(source),
+        )
         tokens = tokens_that_are_no_text(tokenizer).items()
         special_tokens = {name: id_ for name, id_ in tokens if id_ not in tokenizer.eos_ids}
         texts = calls.texts if with_tools else ()
@@ -265,6 +265,14 @@ class _MarkedParser:
         parts = self._calls.feed(content) + (self._calls.end() if last else [])
         calls = [part for part in parts if isinstance(part, CallDelta)]
         return AnswerDelta(thoughts, "".join(part for part in parts if isinstance(part, str)), calls)
+
+
+def _printed(known: Sequence[ToolFormat], prompt: str) -> ToolFormat:
+    """Return the format in which a prompt has the call of the probe, at least up to its end; or the first."""
+    texts = [(style, style.write([(PROBE, PROBE_ARGUMENTS)])) for style in known]
+    found = [style for style, text in texts if text in prompt]
+    found += [style for style, text in texts if text.removesuffix(style.tail + style.end) in prompt]
+    return (found or list(known))[0]
 
 
 def _without(pattern: str, *excluded: str) -> str:

@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,7 @@ class ChatTemplates:
         """Return whether the template for requests with tools reads them (T6)."""
         template = self._select(with_tools=True)
         return template is not None and (
-            "tools" in template.variables or self._abilities[True].tools_in_system
+            not template.variables.isdisjoint(("tools", "functions")) or self._abilities[True].tools_in_system
         )
 
     def source(self, with_tools: bool) -> str | None:
@@ -160,6 +160,7 @@ class ChatTemplates:
         variables = {
             "documents": None,
             "add_generation_prompt": more,
+            **(_functions(tools) if "functions" in template.variables else {}),
             **self._special_tokens,
             **(extra or {}),
         }
@@ -177,6 +178,12 @@ class ChatTemplates:
                 return ""
 
         return try_out(printed)
+
+
+def _functions(tools: list[dict[str, Any]] | None) -> dict[str, str]:
+    """Return the variables of Firefunction's template, which its own documentation fills in so."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    return {"functions": json.dumps(tools, indent=4, ensure_ascii=False) if tools else "", "datetime": now}
 
 
 def _named(value: object) -> dict[str, str]:

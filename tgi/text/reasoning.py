@@ -26,11 +26,13 @@ class ReasoningFormat:
     """Mark before the answer, which models may leave out."""
     answer_end: str = ""
     """Mark after the answer."""
+    sign: str = ""
+    """Another string in the source of the chat templates that use the format."""
 
     @property
     def signs(self) -> tuple[str, ...]:
         """Strings that all occur in the source of a chat template that uses the format."""
-        return (self.begin if self.end in _COMMON else self.end, self.answer_end)
+        return (self.begin if self.end in _COMMON else self.end, self.answer_end, self.sign)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -49,10 +51,11 @@ HARMONY_THOUGHTS = ReasoningFormat("gpt-oss", "<|channel|>analysis<|message|>", 
 """Thoughts on a channel of their own, which `harmony` reads."""
 FORMATS = (
     HARMONY_THOUGHTS,
+    ReasoningFormat("MiniMax-M2", "<think>", "</think>", sign="<minimax:tool_call>"),
     ReasoningFormat("Granite 3.3, ERNIE 4.5", "<think>", "</think>", "<response>", "</response>"),
     ReasoningFormat("Hunyuan A13B", "<think>", "</think>", "<answer>", "</answer>"),
     ReasoningFormat(
-        "DeepSeek R1 and V3.1, Qwen3, QwQ, GLM-4.5 and later, MiniMax, Kimi K2 Thinking, Nemotron, SmolLM3",
+        "DeepSeek R1 and V3.1, Qwen3, QwQ, GLM-4.5 and later, MiniMax-M1, Kimi K2, Nemotron, SmolLM3",
         "<think>",
         "</think>",
     ),
@@ -71,6 +74,14 @@ FORMATS = (
     ReasoningFormat("MiniCPM3", "<|thought_start|>", "<|thought_end|>"),
     ReasoningFormat("Apertus", "<|inner_prefix|>", "<|inner_suffix|>"),
     ReasoningFormat("EXAONE Deep", "<thought>", "</thought>"),
+    ReasoningFormat("LongCat", "<longcat_think>", "</longcat_think>"),
+    ReasoningFormat(
+        "Apriel 1.5",
+        "Here are my reasoning steps:",
+        "[BEGIN FINAL RESPONSE]",
+        answer_end="[END FINAL RESPONSE]",
+    ),
+    ReasoningFormat("Apriel 1.6", "Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ReasoningFormat("Kimi-VL", "◁think▷", "◁/think▷"),
 )
 

@@ -94,6 +94,11 @@ class ToolFormat:
         return self.begin + self.head.partition(ID)[0]
 
     @property
+    def is_told_by_names(self) -> bool:
+        """Whether an answer with calls is told from text by the name of a function at its beginning."""
+        return not self.mark and (self.arguments is not JSON_TEXT or not self.opening)
+
+    @property
     def texts(self) -> tuple[str, ...]:
         """The texts around names and arguments."""
         return (
@@ -135,8 +140,8 @@ class ToolFormat:
         if among_json:
             opening, separator, head = self.begin, self.separator, self.head
         more = f"({with_id(separator)} call)*" if several else ""
-        # Other text may begin as a call does, up to the parenthesis: that must be one lexeme.
-        is_spelt = not (self.mark or among_json or self.arguments is JSON_TEXT)
+        # Other text may begin as a call does, up to the arguments: that must be one lexeme.
+        is_spelt = self.is_told_by_names and not among_json
         first = "first" if is_spelt else f"{with_id(opening)} call"
         yield f"calls: {first} {more} {literal(self.end)}"
         for rule in ("call", "first") if is_spelt else ("call",):
@@ -145,7 +150,7 @@ class ToolFormat:
             yield f"CALL_ID: /{self.id_pattern}/"
         for number, tool in enumerate(tools):
             parts = [head + self.quoted(tool.name) + self.middle]
-            if among_json and self.arguments is JSON_TEXT:
+            if among_json and not self.is_told_by_names:
                 parts = _JSON_LEXEME.findall(parts[0])
             before = " ".join(map(with_id, parts))
             rules = Rules(f"part_{number}", literal, arguments_term(tool, among_json))
@@ -163,15 +168,13 @@ class ToolFormat:
 
     def openings(self, tools: Sequence[Tool]) -> Sequence[str]:
         """Return the texts of which one begins an answer with calls, in a format without a mark."""
-        if self.arguments is JSON_TEXT:
+        if not self.is_told_by_names:
             return [self.opening]
         return [self.opening + self.quoted(tool.name) + self.middle for tool in tools]
 
     def beginning(self, tools: Sequence[Tool]) -> str:
         """Return the pattern of the beginning of a call, in a format without a mark."""
-        lexemes = (
-            re.findall(r'"\w+"|\S', self.opening.removesuffix('"')) if self.arguments is JSON_TEXT else []
-        )
+        lexemes = [] if self.is_told_by_names else re.findall(r'"\w+"|\S', self.opening.removesuffix('"'))
         texts = [r"\s*".join(map(pattern_of, lexemes))] if lexemes else map(pattern_of, self.openings(tools))
         return rf"\s*(?:{'|'.join(texts)})(?s:.*)"
 
