@@ -164,7 +164,7 @@ async def test_errors_have_the_shape_of_their_api() -> None:
         assert (await message(server, max_tokens=0)).status == 400
         ollama = await server.ask("POST", "/api/chat", {"messages": [{"role": "user", "content": 5}]})
         assert set(ollama.json) == {"error", "error_type"}
-        for body in ({"input": [{"type": "item_reference"}]}, {"input": "x", "background": True}):
+        for body in ({"input": [{"type": "web_search_call"}]}, {"input": "x", "background": True}):
             refused = await server.ask("POST", "/v1/responses", body)
             assert refused.status == 400, body
         unknown = await server.ask("POST", "/v1/responses", {"input": "x", "previous_response_id": "resp_1"})
@@ -287,6 +287,31 @@ async def test_a_response_is_gone_on_from_until_it_is_forgotten() -> None:
         assert (await server.ask("GET", path)).status == 404
         unstored = (await respond(server, store=False)).json
         assert (await server.ask("GET", f"/v1/responses/{unstored['id']}")).status == 404
+
+
+async def test_references_stand_for_items_of_earlier_responses() -> None:
+    asked = {"max_output_tokens": 60, "tools": [{"type": "function", **TOOL}], "tool_choice": "required"}
+    async with serving(saying(HERMES_CALL), template=HERMES) as server:
+        first = (await respond(server, **asked)).json
+        (call,) = first["output"]
+        result = {"type": "function_call_output", "call_id": call["call_id"], "output": "Sunny."}
+        tokens = set()
+        for item in (call, {"type": "item_reference", "id": call["id"]}, {"id": call["id"]}):
+            then = (await respond(server, **asked, input=[USER, item, result])).json
+            tokens.add(then["usage"]["input_tokens"])
+            path = f"/v1/responses/{then['id']}/input_items?order=asc"
+            listed = (await server.ask("GET", path)).json["data"]
+            assert [one["type"] for one in listed] == ["message", "function_call", "function_call_output"]
+        assert len(tokens) == 1
+        for input_ in (
+            [{"id": "msg_1"}],
+            [{"type": "item_reference"}],
+            [{"id": call["id"]}] * 2,
+            [{"id": ["a"]}],
+        ):
+            answer = await respond(server, input=input_)
+            assert answer.status == 400
+            assert "is there twice" in answer.json["error"]["message"]
 
 
 async def test_responses_to_requests_of_one_id_are_apart() -> None:

@@ -14,6 +14,7 @@ from tgi.text.tool_calls import AnswerDelta
 from .call import Call, Route, get, json_answer, post
 from .openai.answers import Reason
 from .response_requests import ResponseReasoning, ResponsesRequest, input_items, to_chat
+from .store import ResponseStore
 from .translated import Json, TranslatedAnswer, answer_chat, named_event, naming
 
 MAX_LISTED = 100
@@ -24,7 +25,7 @@ MAX_LISTED = 100
 async def responses(call: Call[ResponsesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body
-    items, size = input_items(body.input), call.size
+    items, size = _with_items_referred_to(input_items(body.input), call.service.responses), call.size
     if body.previous_response_id is not None:
         try:
             before = call.service.responses.get(body.previous_response_id)
@@ -37,6 +38,27 @@ async def responses(call: Call[ResponsesRequest]) -> Response:
         return ResponseAnswer(body, items, size, *given)
 
     return await answer_chat(call, chat, ResponseAnswer, answer)
+
+
+def _with_items_referred_to(items: list[Json], stored: ResponseStore) -> list[Json]:
+    """Return items with those of earlier responses in the place of references. Raises ValidationError."""
+    known = stored.output_items() if any(map(_is_reference, items)) else {}
+    resolved: list[Json] = []
+    for item in items:
+        if _is_reference(item):
+            id_ = str(item.get("id"))
+            if id_ not in known:
+                raise ValidationError(
+                    f"`input`: no item {id_!r}: it was not stored, is too old, or is there twice"
+                )
+            resolved.append(known.pop(id_))
+        else:
+            resolved.append(item)
+    return resolved
+
+
+def _is_reference(item: Json) -> bool:
+    return item.get("type") == "item_reference" or item.keys() == {"id"}
 
 
 class ResponseAnswer(TranslatedAnswer):

@@ -46,6 +46,10 @@ class ResponseStore:
         except KeyError:
             raise UnknownResponse(id_) from None
 
+    def output_items(self) -> dict[str, Json]:
+        """Return the items that responses are made of, by id."""
+        return {item["id"]: item for one in self._responses.values() for item in one.body["output"]}
+
     def remove(self, id_: str) -> None:
         """Forget a response. Raises UnknownResponse."""
         self._size -= self.get(id_).size
