@@ -313,8 +313,11 @@ def draw(rows: Sequence[dict[str, Any]], file: Path) -> None:
             rates = [row["output_tokens_per_s"] for row in rows]
             one.plot(rates, [row[f"{name}_ms_p{share}"] for row in rows], marker="o", label=f"p{share}")
         for row in rows:
-            one.annotate(row["load"], (row["output_tokens_per_s"], row[f"{name}_ms_p50"]), fontsize=8)
+            place = (row["output_tokens_per_s"], row[f"{name}_ms_p50"])
+            below: dict[str, Any] = {"xytext": (0, -6), "textcoords": "offset points", "va": "top"}
+            one.annotate(row["load"], place, ha="center", fontsize=8, **below)
         one.set(title=title, xlabel="output tokens/s", ylabel="ms")
+        one.margins(x=0.12)
         one.set_ylim(bottom=0)
         one.legend()
     figure.savefig(file, dpi=150)
