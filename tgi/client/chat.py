@@ -18,8 +18,9 @@ from . import http
 from .embedded import EmbeddedServer
 
 HISTORY = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "tgi" / "chat_history"
-HELP = """/new begins a new conversation, /system TEXT sets the system prompt, /retry asks again,
-/quit or Ctrl-D ends. Ctrl-C stops an answer. A line that ends in \\ goes on in the next one."""
+HELP = """/new begins a new conversation, /system TEXT sets the system prompt,
+/retry asks again, /quit or Ctrl-D ends. Ctrl-C stops an answer.
+A line that ends in \\ goes on in the next one."""
 
 
 @attrs.define
