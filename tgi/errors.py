@@ -221,7 +221,7 @@ class UnknownResponse(ApiError):
 
 
 class Overloaded(ApiError):
-    """There are more concurrent requests than `max_concurrent_requests`.
+    """More requests came at once than `max_concurrent_requests`.
 
     Try again after `Retry-After` seconds; serve with a larger --max-concurrent-requests, or more replicas.
     """

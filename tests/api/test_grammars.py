@@ -73,7 +73,7 @@ async def test_v22b_what_is_not_valid_is_said_in_tgis_words() -> None:
         await until_refused(known, GrammarSpec("json", '{"type": "strin"}'), messages)
         process.resume()
         assert set(messages) == {
-            'Input validation error: grammar is not valid: `type` at the root: there is no type "strin"'
+            'Input validation error: grammar is not valid: `type` at the root: "strin" is not a type'
         }
         assert ValidationError.status == 422
 

@@ -81,7 +81,7 @@ async def test_an_unknown_adapter_is_refused() -> None:
     async with serving(loras=SLOTS) as server:
         answer = await server.generate({"adapter_id": "other"})
         assert answer.status == 422
-        assert answer.json["error"].endswith("`adapter_id`: there is no LoRA adapter 'other'; there are sql")
+        assert answer.json["error"].endswith("`adapter_id`: no LoRA adapter is named 'other'; loaded are sql")
         assert (await complete(server, model="other"))["error"]["code"] == "model_not_found"
     async with serving() as server:
         answer = await server.generate({"adapter_id": "other"})

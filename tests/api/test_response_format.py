@@ -82,7 +82,7 @@ async def test_format_is_not_in_the_prompt() -> None:
         ({"type": "json", "value": [1]}, "grammar is not valid: a schema must be an object or a boolean"),
         (
             {"type": "json", "value": {"type": "strin"}},
-            'grammar is not valid: `type` at the root: there is no type "strin"',
+            'grammar is not valid: `type` at the root: "strin" is not a type',
         ),
         ({"type": "regex", "value": "("}, "grammar is not valid: unclosed group"),
     ],

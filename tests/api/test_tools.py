@@ -217,7 +217,7 @@ async def test_parameters_that_are_no_object_are_refused(parameters: Any) -> Non
 
 
 ODD = [
-    ({"type": "strin"}, '`type` at properties/a: there is no type "strin"'),
+    ({"type": "strin"}, '`type` at properties/a: "strin" is not a type'),
     ({"pattern": "("}, "`pattern` at properties/a: `(`, a `(` is not closed"),
     ({"pattern": r"a\b"}, r"`pattern` at properties/a: `a\b`, `\b`, the edge of a word, cannot be enforced"),
     ({"pattern": r"(a)\1"}, r"`pattern` at properties/a: `(a)\1`, back-references cannot be enforced"),

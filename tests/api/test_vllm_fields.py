@@ -92,7 +92,7 @@ async def test_a_grammar_holds_behind_thoughts(template: str) -> None:
             "outputs.whitespace_pattern` is not supported",
         ),
         ({"structural_tag": "{}"}, "outputs.structural_tag` is not supported"),
-        ({"choice": []}, "there is nothing to choose from"),
+        ({"choice": []}, "the list of choices is empty"),
         ({"grammar": "root ::= @"}, "line 1 of the grammar: '@' makes no sense"),
         ({"json": [1]}, "a schema must be an object or a boolean"),
     ],

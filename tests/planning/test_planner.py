@@ -89,7 +89,7 @@ def test_graphs_are_as_few_as_there_is_memory_for(compiling: Setup) -> None:
     assert every > 20
     assert fitted(0.9) == every
     assert 8 < fitted(0.15) <= 12
-    with pytest.raises(OptionError, match=r"0\.01 is enough for 0 graphs, and there must be 2"):
+    with pytest.raises(OptionError, match=r"0\.01 is enough for 0 graphs, and 2 are needed"):
         fitted(0.01)
 
 
@@ -121,7 +121,8 @@ def test_a_budget_that_is_too_short_is_logged(
     (record,) = caplog.records
     assert record.levelno == level
     assert (
-        record.getMessage() == f"--warmup-budget is enough for {graphs} buckets: there will be {len(buckets)}"
+        record.getMessage()
+        == f"--warmup-budget is enough for {graphs} buckets, and {len(buckets)} are needed"
     )
 
 

@@ -112,7 +112,7 @@ def test_what_no_plugin_offers_is_told_with_what_there_is(tmp_path: Path, config
 
 def test_a_device_that_nobody_offers_is_told_with_those_there_are() -> None:
     assert find_device("cpu") is CPU
-    with pytest.raises(OptionError, match="there is no device 'tpu'; there are cpu"):
+    with pytest.raises(OptionError, match="no device is named 'tpu'; known are cpu"):
         find_device("tpu")
 
 

@@ -72,11 +72,11 @@ def test_who_asks_for_what_two_offer_is_told_both(place: Path) -> None:
         ),
         (
             HOOK + "def tgi_architecture(): return []",
-            "there is no hook 'tgi_architecture'; rename it, perhaps to 'tgi_architectures'",
+            "no hook is named 'tgi_architecture'; rename it, perhaps to 'tgi_architectures'",
         ),
         (
             HOOK + "def tgi_device(): return []",
-            "there is no hook 'tgi_device'; rename it, perhaps to 'tgi_devices'",
+            "no hook is named 'tgi_device'; rename it, perhaps to 'tgi_devices'",
         ),
         (
             "def tgi_devices(): return []",

@@ -100,7 +100,7 @@ def test_a_request_longer_than_the_cache_is_served(flat: bool) -> None:
 
 
 def test_long_requests_share_a_cache_for_their_windows() -> None:
-    """There is room for 12 tokens of each of 4 sequences, and a chunk of one, not for their 400 blocks."""
+    """Room is for 12 tokens of each of 4 sequences, and a chunk of one, not for their 400 blocks."""
     server = Server.of(4 * 4 + LIMITS.sequence_blocks + 4)
     sequences = [server.add([number] * 200, 200) for number in range(10, 14)]
 

@@ -112,7 +112,7 @@ def test_classes_of_a_regex_are_ascii(pattern: str, yes: list[str], no: list[str
         ("json", "[1]", "a schema must be an object or a boolean"),
         ("json", "false", "the schema `false` allows nothing"),
         ("json", "[" * 100_000, "the schema is nested more than 64 deep"),
-        ("json", {"type": "strin"}, '`type` at the root: there is no type "strin"'),
+        ("json", {"type": "strin"}, '`type` at the root: "strin" is not a type'),
         (
             "json",
             {"properties": {"a": {"minLength": "1"}}},
@@ -120,7 +120,7 @@ def test_classes_of_a_regex_are_ascii(pattern: str, yes: list[str], no: list[str
         ),
         ("json", {"required": "a"}, "`required` at the root: it must be a list of names"),
         ("json", {"items": {"uniqueItems": True}}, "`uniqueItems` at items: items can be told"),
-        ("json", {"$ref": "#/$defs/none"}, "`$ref` at the root: there is no `#/$defs/none`"),
+        ("json", {"$ref": "#/$defs/none"}, "`$ref` at the root: the schema has no `#/$defs/none`"),
         (
             "json",
             {"$ref": "http://x/y"},

@@ -54,8 +54,8 @@ def lora_of_id(engine: Engine, adapter_id: str) -> Lora:
     if lora is None:
         known = ", ".join(one.name for one in loras)
         raise ValidationError(
-            f"`adapter_id`: there is no LoRA adapter {adapter_id!r}; "
-            + (f"there are {known}" if known else "none is loaded")
+            f"`adapter_id`: no LoRA adapter is named {adapter_id!r}; "
+            + (f"loaded are {known}" if known else "none is loaded")
         )
     return lora
 
@@ -93,7 +93,7 @@ def _changeable(call: Call[LoadLoraRequest] | Call[UnloadLoraRequest]) -> Loras:
     if not call.service.options.allow_runtime_lora_updating:
         raise Forbidden("LoRA adapters are not loaded at run time without --allow-runtime-lora-updating")
     if not loras.slots.count:
-        raise Forbidden("there is no room for LoRA adapters without --enable-lora")
+        raise Forbidden("no memory is reserved for LoRA adapters without --enable-lora")
     return loras
 
 

@@ -128,7 +128,7 @@ async def invocations(call: Call[Any]) -> Response:
 
 
 _Prediction = tuple[list[Sequence], Callable[[list[Finished]], str]]
-"""Sequences of a text to generate, and what makes the text of them once they have finished."""
+"""Sequences of a text to generate, and the function that makes it of them once they have finished."""
 
 
 async def vertex(call: Call[VertexRequest]) -> Response:

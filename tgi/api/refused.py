@@ -25,12 +25,12 @@ _GRAMMAR = "use `response_format` or `structured_outputs`"
 _LORA = "use `model` to choose a LoRA adapter, or `adapter_id` on /generate"
 _SAMPLING = "use `temperature`, `top_k`, `top_p`, `min_p` and `typical_p`"
 EVERYWHERE = {
-    "use_beam_search": Refused("there is no beam search; use `n` or `best_of`"),
+    "use_beam_search": Refused("use `n` or `best_of`, which draw instead of searching"),
     "watermarking": Refused("use `watermark`, which is another algorithm"),
     "logprob_token_ids": Refused("log-probabilities of chosen tokens are not offered"),
     "cache_salt": Refused("the prefix cache is shared by all requests; PREFIX_CACHING=0 switches it off"),
-    "kv_transfer_params": Refused("there is one engine, which gets no keys and values from others"),
-    "ec_transfer_params": Refused("there is one engine, which gets no embeddings from others"),
+    "kv_transfer_params": Refused("the one engine gets no keys and values from others"),
+    "ec_transfer_params": Refused("the one engine gets no embeddings from others"),
     "return_weight_versions": Refused("the weights have one version"),
     "vllm_xargs": Refused("the sampler has no extensions", ({},)),
     "repetition_detection": Refused("use `repetition_penalty`, `frequency_penalty` or `stop`"),

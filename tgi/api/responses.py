@@ -242,7 +242,7 @@ async def items_before(call: Call[None]) -> Response:
     if after is not None:
         ids = [item["id"] for item in items]
         if after not in ids:
-            raise ValidationError(f"`after`: there is no item {after}")
+            raise ValidationError(f"`after`: the response has no item {after}")
         items = items[ids.index(after) + 1 :]
     data = items[: int(limit)]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}

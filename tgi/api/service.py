@@ -75,9 +75,9 @@ class Service:
     metrics: Metrics
     options: Options = attrs.field(factory=Options)
     engine: Engine | None = None
-    """None until the model is ready, and if it is no model that continues texts."""
+    """Engine of a model that continues texts; None until it is ready, and for other models."""
     embedder: Embedder | None = None
-    """The same of a model that gives embeddings or scores."""
+    """Embedder of a model that gives embeddings or scores; None until it is ready, and for other models."""
     url: str = ""
     """URL at which this machine reaches the server, or the path of a Unix socket."""
     responses: ResponseStore = attrs.field(factory=ResponseStore)

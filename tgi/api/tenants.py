@@ -58,9 +58,9 @@ class Tenant:
     requests: int = 0
     """Number of permits that it holds."""
     owed: float = 0.0
-    """Tokens of the last minute that its limit has not made up for yet."""
+    """Tokens used beyond those that the limit has allowed since; they wear off at the limit's rate."""
     counted: float = 0.0
-    """Time up to which `owed` is right."""
+    """Time for which `owed` holds."""
 
     @contextmanager
     def permits(self, count: int) -> Iterator[None]:
@@ -100,7 +100,7 @@ class Tenant:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing would be lost by forgetting it."""
+        """Whether it holds no permit and owes no tokens, so that it can be forgotten."""
         return not self.requests and not self._owe(0)
 
     def _owe(self, tokens: int) -> float:

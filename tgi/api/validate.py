@@ -172,7 +172,7 @@ def _seeded(generation: Generation, number: int, min_tokens: int, ends: frozense
 
 
 async def _matcher(call: Call[Any], generation: Generation) -> Matcher | None:
-    """Return what holds the text to its grammar (V22); None: the text is free."""
+    """Return the matcher of the text's grammar (V22); None: the text is free."""
     grammar = None if generation.grammar is None else generation.grammar()
     if grammar is None:
         return None
@@ -186,7 +186,7 @@ async def _matcher(call: Call[Any], generation: Generation) -> Matcher | None:
 async def _with_token_rules(
     call: Call[Any], generation: Generation, grammar: Matcher | None
 ) -> Matcher | TokenRules | None:
-    """Return what holds the text to its grammar and the rules about single tokens; None: it is free."""
+    """Return the matcher of the text's grammar and of the rules about single tokens; None: it is free."""
     allowed, words, engine = generation.allowed_token_ids, generation.bad_words, call.engine
     if allowed is None and not words:
         return grammar
@@ -250,7 +250,7 @@ def _check_counts(generation: Generation, limits: Limits) -> None:
 
 
 def _check_input(prompt: int, names: Names, limits: Limits, about: str = "") -> None:
-    """Refuse a prompt of more tokens than may come (V20)."""
+    """Refuse a prompt that is longer than the limit (V20)."""
     if prompt > limits.max_input_tokens:
         raise ContextLengthExceeded(
             names.context.format(limits.max_total_tokens)

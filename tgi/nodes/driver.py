@@ -1,7 +1,7 @@
 """`python -m tgi.nodes.driver`: the server's driver in a Ray cluster, a child of `tgi.child`.
 
-It finds room for the ranks, starts an actor for each, and tells which have ended. When the server closes
-the connection, or has gone, it takes actors and placement group away. Ray's calls block, so a thread reads
+It finds room for the ranks, starts an actor for each, and tells which have ended. When the server closes the
+connection, or has gone, it removes the actors and the placement group. Ray's calls block, so a thread reads
 what the server says.
 """
 
@@ -26,13 +26,13 @@ from .actor import RankActor, versions
 from .messages import LEAVE_SECONDS, Ended, Lacking, Place, Placed, Refused, Seat, Start, encode
 
 _REACH_SECONDS = 5.0
-"""Seconds in which the head of the cluster has to accept a connection."""
+"""Maximum seconds until the head of the cluster accepts a connection."""
 _PLACE_SECONDS = 3.0
-"""Seconds in which Ray has to find room that is there by its own account."""
+"""Maximum seconds until Ray reserves resources that it reports as free."""
 _ACTOR_SECONDS = 120.0
-"""Seconds in which an actor has to start on its node."""
+"""Maximum seconds until an actor starts on its node."""
 _AGAIN_SECONDS = 1.0
-"""Seconds between two looks at the resources of a cluster that has too few."""
+"""Seconds between two checks of the resources of a cluster that has too few."""
 
 
 class RayError(Exception):
@@ -45,7 +45,7 @@ class Left(Exception):
 
 @attrs.define(eq=False)
 class _Server:
-    """The server, as it is heard by a thread."""
+    """The connection to the server, read by a thread."""
 
     parent: Parent
     heard: "queue.SimpleQueue[object]" = attrs.field(factory=queue.SimpleQueue)
@@ -53,7 +53,7 @@ class _Server:
     left: threading.Event = attrs.field(factory=threading.Event)
 
     def listen(self) -> None:
-        """Hear messages until the server leaves; then see to it that this process ends in time."""
+        """Read messages until the server leaves; then end this process in time."""
         while (payload := self.parent.receive()) is not None:
             self.heard.put(msgspec.json.decode(payload, type=Place | Start))
         self.left.set()
@@ -62,14 +62,14 @@ class _Server:
         os._exit(1)  # Ray does not let go
 
     def wait(self) -> Any:
-        """Return what is heard next. Raises Left if the server has left."""
+        """Return the next message or the end of a rank. Raises Left if the server has left."""
         message = self.heard.get()
         if message is None:
             raise Left
         return message
 
     def tell(self, message: object) -> None:
-        """Tell the server something. Raises Left if it has left."""
+        """Send the server a message. Raises Left if it has left."""
         try:
             self.parent.send(encode(message))
         except (BrokenPipeError, ConnectionResetError):
@@ -78,7 +78,7 @@ class _Server:
 
 @attrs.define(eq=False)
 class _Job:
-    """Actors and a placement group in the cluster, which must be taken away."""
+    """Actors and a placement group in the cluster, which must be removed at the end."""
 
     server: _Server
     group: Any = None
@@ -99,7 +99,8 @@ class _Job:
             self.server.tell(self.server.wait())
 
     def place(self, place: Place) -> list[str]:
-        """Reserve resources; return the address of the node of each. Raises RayError if there are too few."""
+        """Reserve resources; return the address of the node of each. Raises RayError if the cluster has too
+        few."""
         import ray
         from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
@@ -192,7 +193,8 @@ class _Job:
         self.server.heard.put(Ended(rank, how))
 
     def take_away(self) -> None:
-        """Let the ranks end, whose connections the server has closed, and remove all that was made."""
+        """Let the ranks end, whose connections the server has closed, and remove the actors and the placement
+        group."""
         import ray
         from ray.util.placement_group import remove_placement_group
 
@@ -279,7 +281,7 @@ def bundle_sizes(
 
 
 def shortage(place: Place, nodes: Sequence[Mapping[str, Any]], free: Mapping[str, float]) -> str:
-    """Return what was asked for, and what is there."""
+    """Return the resources that were asked for, and those that the cluster has, as a sentence."""
     wanted = ", ".join(f"{amount * place.ranks:g} {name}" for name, amount in place.demand.items())
     there = ", ".join(
         f"{free.get(name, 0):g} {name} free of {sum(node['Resources'].get(name, 0) for node in nodes):g}"

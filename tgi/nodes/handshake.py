@@ -27,7 +27,7 @@ _SILENCE = 20
 
 
 class HandshakeError(Exception):
-    """The other end is not whom it should be; the message is one line for people."""
+    """The other end has not proved who it is; the message is one line for people."""
 
 
 async def admit(stream: trio.abc.Stream, token: bytes) -> tuple[int, int, bytes]:
@@ -48,7 +48,8 @@ async def welcome(stream: trio.abc.Stream, proof: bytes) -> Messages:
 
 
 async def introduce(stream: trio.abc.Stream, token: bytes, rank: int, port: int) -> Messages:
-    """Prove a rank to the server, let that prove itself, and return the connection. Raises HandshakeError."""
+    """Prove a rank to the server, check the server's proof, and return the connection. Raises
+    HandshakeError."""
     theirs, ours = await _read(stream, _RANDOM), secrets.token_bytes(_RANDOM)
     proof = _sign(token, b"rank", theirs, ours, struct.pack("<II", rank, port))
     await stream.send_all(_HELLO.pack(rank, port, ours, proof))
@@ -82,7 +83,7 @@ def watch_silence(stream: trio.SocketStream) -> None:
 
 
 def tls_context(environment: Mapping[str, str], *, server: bool) -> ssl.SSLContext | None:
-    """Return what encrypts the connection, if Ray encrypts its own: with Ray's certificates of this machine.
+    """Return a context with this machine's certificates of Ray, if Ray encrypts its own connections.
 
     Raises HandshakeError if they cannot be read.
     """

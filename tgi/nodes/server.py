@@ -115,7 +115,7 @@ class _Start:
     token: bytes = attrs.field(factory=lambda: secrets.token_bytes(32))
 
     async def take(self, stream: trio.SocketStream) -> None:
-        """Take a connection, which may be of anybody, and wait for the start of its rank."""
+        """Accept a connection, which may come from anybody, and wait for the start of its rank."""
         peer = "a host that has left"
         try:
             peer = stream.socket.getpeername()[0]
@@ -140,7 +140,7 @@ class _Start:
     def _free_rank(self, index: int) -> NodeRank:
         """Return a rank that has not connected. Raises HandshakeError."""
         if index >= len(self.ranks):
-            raise HandshakeError(f"there is no rank {index}")
+            raise HandshakeError(f"rank {index} does not exist")
         if self.ranks[index].messages is not None:
             raise HandshakeError(f"rank {index} is connected already")
         return self.ranks[index]

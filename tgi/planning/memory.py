@@ -239,7 +239,7 @@ def _divide_over(rank: Loaded, groups: Sequence[CacheGroup], count: int, more: i
 
 
 def _need(group: CacheGroup, block_bytes: int, limits: Limits, batches: int) -> GroupBudget:
-    """Return a group's need of blocks, none of which fits yet."""
+    """Return a group with the blocks that it needs, before any room is divided."""
     longest = limits.group_blocks(group.window)
     wanted = longest * limits.max_batch_size * batches
     if limits.max_batch_total_tokens is not None:

@@ -31,7 +31,7 @@ from .shapes import ShapeLimits
 from .workload import Workload
 
 MUST = 1e6
-"""Multiple of the cost of everything else that leaving out a needed shape costs."""
+"""Factor by which leaving out a needed shape costs more than everything else."""
 HALVINGS = 24
 """Number of halvings of the interval in which the price of a graph lies."""
 ROWS, BLOCKS = 24, 96

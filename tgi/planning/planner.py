@@ -87,14 +87,14 @@ class Planner:
             level = logging.WARNING
             buckets = self.choose(error.needed, blocks=blocks, within=within)
         count = len(buckets.to_warm_up())
-        log.log(level, "--warmup-budget is enough for %d buckets: there will be %d", graphs, count)
+        log.log(level, "--warmup-budget is enough for %d buckets, and %d are needed", graphs, count)
         return buckets
 
     def choose_again(self, buckets: Buckets, memory: MemoryBudget, within: AttentionWorkspace) -> Buckets:
         """Choose buckets for the present memory; they need no more of it.
 
-        There may be fewer graphs than `buckets`, because of --graph-memory-fraction, or fewer KV blocks than
-        the sequences of the limits can have. Raises OptionError if there is memory for too few graphs.
+        They may be fewer than `buckets`, because of --graph-memory-fraction, and the KV blocks fewer than
+        the sequences of the limits can have. Raises OptionError if the memory is enough for too few graphs.
         """
         limits, count = self.limits, len(buckets.to_warm_up())
         blocks = memory.widest.blocks
@@ -111,7 +111,7 @@ class Planner:
                 return buckets
             raise OptionError(
                 f"--graph-memory-fraction {self.setup.options.graph_memory_fraction:g} is enough for "
-                f"{memory.graph_count} graphs, and there must be {error.needed}"
+                f"{memory.graph_count} graphs, and {error.needed} are needed"
             ) from error
 
     def attention(self, buckets: Buckets) -> AttentionWorkspace:
@@ -160,8 +160,8 @@ def default_batch_size(setup: Setup, described: Described, card: Card) -> int:
 
     A decode step reads all weights, however many rows it has, so that further rows cost little as long as
     their keys and values fit: with fewer, memory lies idle; with more, sequences are preempted. It is a power
-    of two, at least the device's `batch_size`, since most texts are shorter, and at most MOST_ROWS. There are
-    never more texts than --max-concurrent-requests. A device whose KV cache does not fill the memory has its
+    of two, at least the device's `batch_size`, since most texts are shorter, and at most MOST_ROWS. It never
+    exceeds --max-concurrent-requests. A device whose KV cache does not fill the memory has its
     `batch_size`.
     """
     device, options = setup.device, setup.options

@@ -316,7 +316,7 @@ def find_device(name: str) -> DeviceSpec:
         log.warning("%s", problem)
     known = devices(plugins)
     if name not in known:
-        raise OptionError(f"there is no device {name!r}; there are {', '.join(sorted(known))}")
+        raise OptionError(f"no device is named {name!r}; known are {', '.join(sorted(known))}")
     return known[name]
 
 

@@ -34,7 +34,7 @@ class Card:
 
 
 REFERENCE = Card(memory_bytes=96 << 30, flops=432e12, bandwidth=2.46e12, start=0.8e-3)
-"""Card that a device without `cards` is taken for: only the ratios of these rates matter to its buckets."""
+"""Card that is assumed for a device without `cards`: only the ratios of these rates matter to its buckets."""
 
 
 @attrs.frozen(kw_only=True)

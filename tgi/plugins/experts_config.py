@@ -5,7 +5,7 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class ExpertsConfig:
-    """The MLP of a layer that has many, of which a router chooses some for each token."""
+    """The MLPs of a layer, of which a router chooses some for each token."""
 
     layers: tuple[bool, ...]
     """Whether each layer of the model has experts; the others have one MLP."""
@@ -38,7 +38,7 @@ class ExpertsConfig:
     wide: bool = False
     """Whether the router computes in float32 also in a model of 16 bits."""
     correction: str | None = None
-    """Name of what is added to the scores for the choice alone."""
+    """Name of the tensor that is added to the scores for the choice alone."""
     up: tuple[str, ...] = ("experts.{}.gate_proj.weight", "experts.{}.up_proj.weight")
     """Names of tensors whose rows are those of the gate and of the layer beside it, one after another."""
     down: str = "experts.{}.down_proj.weight"

@@ -109,7 +109,7 @@ class LlamaConfig(ModelConfig):
     """Names in checkpoints of other versions, which are tried where `names` are missing."""
     intermediate_size: int
     rms_norm_eps: float
-    """Epsilon of the norms, of whichever kind they are."""
+    """Epsilon of the norms."""
     ropes: tuple[RopeConfig | None, ...]
     """Rotary positions of each layer; None: the layer does not rotate."""
     interleaved: bool = False
@@ -118,7 +118,7 @@ class LlamaConfig(ModelConfig):
     windows: tuple[int | None, ...]
     """Number of tokens that a token sees in each layer, itself included; None: all before it."""
     chunked: bool = False
-    """Whether windows do not move with the token: it sees those of its own chunk of so long a text."""
+    """Whether a text is divided into chunks as long as the window, and a token sees its own chunk only."""
     activation: str = "silu"
     """One of the values of `ACTIVATIONS`."""
     gated: bool = True
@@ -153,12 +153,12 @@ class LlamaConfig(ModelConfig):
     temperature: Temperature | None = None
     alibi: bool = False
     sinks: bool = False
-    """Whether each head has a score of nothing, named "sinks" below the attention's name."""
+    """Whether each head has a score for attending to nothing, named "sinks" below the attention's name."""
     clip_qkv: float | None = None
     """Greatest magnitude of queries, keys and values."""
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
-    """Factor of what attention and MLP add."""
+    """Factor of the outputs of attention and MLP."""
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     unit_head: bool = False
@@ -253,9 +253,9 @@ def read_whole_rope(get: JsonReader, head_dim: int) -> RopeConfig:
 
 
 def with_local_rope(config: LlamaConfig, get: JsonReader, theta: float) -> LlamaConfig:
-    """Return a config whose layers with a window rotate otherwise than those that see everything.
+    """Return a config whose layers with a window have another RoPE than those that see everything.
 
-    Theirs is the RoPE of "sliding_attention", or, without RoPEs by types of layers, one of base `theta` that
+    It is that of "sliding_attention", or, without RoPEs by types of layers, one of base `theta` that
     is not scaled. Raises ConfigError.
     """
     size, parameters = config.head_dim, get.section("rope_parameters")

@@ -51,7 +51,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _number(value: dict[str, Any]) -> Any:
-    """Return the number that transformers writes as an object, for JSON has no infinity; or the object."""
+    """Return the number that transformers writes as an object because JSON has no infinity; or the object."""
     return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 

@@ -160,7 +160,7 @@ def _hooks(plugin: Plugin, module: object) -> pluggy.PluginManager:
     for caller in callers:
         if not caller.has_spec():
             meant = difflib.get_close_matches(caller.name, HOOKS, 1, 0.0)[0]
-            raise _BrokenPluginError(f"there is no hook {caller.name!r}; rename it, perhaps to {meant!r}")
+            raise _BrokenPluginError(f"no hook is named {caller.name!r}; rename it, perhaps to {meant!r}")
     marked = {caller.name for caller in callers}
     for name in HOOKS:
         if name not in marked and hasattr(module, name):

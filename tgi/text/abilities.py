@@ -1,4 +1,4 @@
-"""Trials of a chat template with made-up messages: its source tells less of what it prints."""
+"""Trials of a chat template with made-up messages, which show what it prints better than its source."""
 
 import itertools
 import json
@@ -167,7 +167,7 @@ def _result(id_: str, parts: bool = False) -> dict[str, Any]:
 def _prints_arguments(text: str, form: _Form) -> bool:
     """Return whether a text has the arguments of the probe, written in a way that a model may have learnt.
 
-    Neither the way in which Python prints a dict is one, nor JSON text within JSON.
+    A dict as Python prints it is not, nor is JSON text within JSON.
     """
     arguments = {_KEY: _VALUE}
     if form == "texts":

@@ -28,7 +28,7 @@ from .tool_formats import FORMATS, GENERIC, HARMONY
 
 _TEXT = "(?s:.+)"
 _MAX_COUNT = 20_000
-"""Maximum of a limit of characters, each of which takes a state of the lexer."""
+"""Greatest limit of characters that is enforced: each takes a state of the lexer."""
 
 
 @attrs.frozen(kw_only=True)

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT = "default"
 WITH_TOOLS = "tool_use"
-"""Names of the two templates that are used of a model with several."""
+"""Names of the two templates that are used if a model has several."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 """Fields in which clients send back the reasoning of a model; templates read the first or the second."""

@@ -121,7 +121,7 @@ def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
 def _converted(
     message: Mapping[str, Any], abilities: Abilities, answer: AnswerFormat, ids: "_Ids | None", is_first: bool
 ) -> tuple[Message, bool]:
-    """Return a message for the template, and whether it is a user's in place of another role's."""
+    """Return a message for the template, and whether it is a user's that stands for another role."""
     converted = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
     text, calls = _text_of(message.get("content")), message.get("tool_calls")
     if calls and abilities.calls:
@@ -161,7 +161,7 @@ def _merged(messages: Sequence[tuple[Message, bool]], abilities: Abilities) -> l
 
 
 class _Joined(str):
-    """The texts of parts, joined as TGI does (C32); what is made of it forgets the parts."""
+    """The texts of parts, joined as TGI does (C32); a text derived from it has no parts."""
 
     texts: Sequence[str]
 

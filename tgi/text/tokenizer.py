@@ -278,9 +278,9 @@ def _is_byte_level(core: tokenizers.Tokenizer) -> bool:
 
 
 def _longest_share(core: tokenizers.Tokenizer) -> int | None:
-    """Return how many characters of a text a token stands for at most; None if there is no such number.
+    """Return the maximum number of characters that a token stands for; None if it is unlimited.
 
-    There is none where all unknown characters in a row become one token, or where some are dropped before.
+    It is unlimited where all unknown characters in a row become one token, or some are dropped before.
     """
     content = json.loads(core.to_str())
     model, normalizer = content["model"], content["normalizer"] or {}

@@ -1,6 +1,6 @@
 """Compiles the kernels: `python -m tgi_cpu_kernels.build [--all]`, for this processor or for every one.
 
-There is a library for each instruction set, so that a wheel serves every processor without dispatching code.
+Each instruction set has a library, so that a wheel serves every processor without dispatching code.
 """
 
 import os
@@ -50,7 +50,7 @@ def digest() -> bytes:
 
 
 class BuildError(Exception):
-    """There is no compiler, or it fails; the message is one line, or the compiler's own."""
+    """The compiler is missing, or fails; the message is one line, or the compiler's own."""
 
 
 def supported() -> list[str]:

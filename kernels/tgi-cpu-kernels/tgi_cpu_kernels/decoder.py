@@ -133,7 +133,7 @@ class Decoder:
     ) -> None:
         """Turn x [tokens, hidden], contiguous, into the output of the last layer.
 
-        There are several `Rows`, of the same tokens, if layers see windows of different sizes. rotations are
+        If layers see windows of different sizes, each has its `Rows` of the same tokens. rotations are
         cos and sin of `Kernels.rotary`.
         """
         tokens, hidden = x.shape

@@ -66,7 +66,7 @@ class Choice:
         self.begun = False
         """Whether an event has reported it."""
         self.untold: list[Token] = []
-        """Tokens of which no event has told."""
+        """Tokens that no event has reported yet."""
 
     def feed(self, token: Token) -> AnswerDelta:
         """Return the pieces of the answer that are certain with the next token."""

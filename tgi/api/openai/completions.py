@@ -116,7 +116,7 @@ class CompletionAnswer(Answer):
         self._tokenizer = tokenizer
         self._per_prompt = per_prompt
         self._begun: set[int] = set()
-        """Sequences of which something has been told."""
+        """Sequences that an event has reported."""
         self._echoes = {n: prompts[n // per_prompt] for n in range(len(sequences)) if body.echo}
         """Prompts that are still to be put before the texts of their sequences."""
         self._texts = [VisibleText(tokenizer, body) for _ in sequences]

@@ -104,7 +104,7 @@ class StructuredOutputs(msgspec.Struct):
 
 def _choice(texts: list[str]) -> GrammarSpec:
     if not texts:
-        raise ValidationError("grammar is not valid: there is nothing to choose from")
+        raise ValidationError("grammar is not valid: the list of choices is empty")
     alternatives = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
     return grammar_spec("ebnf", f"start: {alternatives}")
 

@@ -142,7 +142,7 @@ def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
     tools = {tool.function.name: tool for tool in reversed(body.tools or [])}
     mode, names = body.chosen_tools
     if mode == "required" and not (body.tools if names is None else names):
-        raise ToolError("`tool_choice` is `required`, and there are no `tools`")
+        raise ToolError("`tool_choice` is `required`, and no `tools` are given")
     if names is None:
         return [] if mode == "none" else body.tools or [], mode
     if missing := [name for name in names if name not in tools]:

@@ -8,9 +8,9 @@ from .negation import TYPES, negated, same, types_of
 from .rewriter import APPLICATORS, Part
 
 MAX_CASES = 400
-"""Maximum number of cases that a keyword may be enforced by."""
+"""Maximum number of cases by which a keyword is enforced."""
 POSITIONS = 8
-"""Number of items at the beginning of an array, among which those are that `contains` asks for."""
+"""Number of items at the beginning of an array that may be those which `contains` asks for."""
 _OTHERS = [name for name in TYPES if name != "array"]
 
 

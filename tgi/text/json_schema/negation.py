@@ -14,9 +14,9 @@ from .shapes import check
 
 TYPES = ("null", "boolean", "number", "string", "array", "object")
 Resolve = Callable[[Any], Any]
-"""Returns the schema that a schema which is only a `$ref` leads to, or the schema itself."""
+"""Returns the schema that a `$ref` leads to, of a schema that is nothing else; any other as it is."""
 MAX_DEPTH = 8
-"""Maximum number of schemas within each other that are looked at."""
+"""Maximum depth of schemas within each other."""
 
 
 def type_of(value: Any) -> str:

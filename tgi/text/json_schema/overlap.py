@@ -42,7 +42,7 @@ def _checked(schema: Any, resolve: Resolve) -> Any:
 
 
 def _possible_types(schema: Any, resolve: Resolve, depth: int = 0) -> set[str]:
-    """Return JSON types of which all values are that obey a schema."""
+    """Return the JSON types that a value which obeys a schema may have."""
     schema = _checked(schema, resolve)
     if schema is False:
         return set()

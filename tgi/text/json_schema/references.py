@@ -17,7 +17,7 @@ def pointer(place: Place) -> str:
 
 
 def names_in(root: Any) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return texts among which are all properties that a schema lists, and its patterns of names."""
+    """Return texts that include all properties that a schema lists, and its patterns of names."""
     names: set[str] = set()
     patterns: dict[str, None] = {}
     waiting = [root]
@@ -86,7 +86,7 @@ class References:
             raise Unenforceable(f"`{reference}` is in no part of this schema, and nothing is downloaded")
         if fragment and not fragment.startswith("/"):
             if (uri, fragment) not in self._anchors:
-                raise Unenforceable(f"there is no `{reference}`")
+                raise Unenforceable(f"the schema has no `{reference}`")
             return self._anchors[uri, fragment]
         way = self._way(fragment)
         if not self._leads_somewhere((*start, *way)) and self._leads_somewhere(way):
@@ -116,7 +116,7 @@ class References:
             elif isinstance(value, list) and token.isdecimal() and int(token) < len(value):
                 value = value[int(token)]
             else:
-                raise Unenforceable(f"there is no `#/{'/'.join(place)}`")
+                raise Unenforceable(f"the schema has no `#/{'/'.join(place)}`")
         return value
 
     def _base(self, at: Place) -> str:

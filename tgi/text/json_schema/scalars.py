@@ -17,7 +17,7 @@ _LARGEST = 10**18
 _STEP = 1e-12
 """Share of a bound by which a number next to it differs; llguidance takes closer numbers for the same."""
 _PRECISE = 1e9
-"""Largest bound of which the number next to it is closer than the next whole number."""
+"""Largest bound that is closer to the number next to it than to the next whole number."""
 _SHOWN = 80
 """Maximum number of characters of a pattern that are shown."""
 _EXACT = 2**53
@@ -28,7 +28,7 @@ def types(part: Part, value: Any) -> None:
     """Rewrite `type`."""
     for name in [value] if isinstance(value, str) else value:
         if name not in (*TYPES, "integer"):
-            raise Unenforceable(f"there is no type {json.dumps(name)}")
+            raise Unenforceable(f"{json.dumps(name)} is not a type")
     part.out["type"] = value
 
 

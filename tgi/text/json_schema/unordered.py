@@ -14,7 +14,7 @@ from .negation import TYPES
 _MAX_PROPERTIES = 60
 """Maximum number of bits of a rule's parameter."""
 _MAX_CASES = 16
-"""Maximum number of objects that an object with other schemas for it is taken apart into."""
+"""Maximum number of objects into which an object that has other schemas, too, is divided."""
 _REMARKS = frozenset(("$comment", "$defs", "x-guidance"))
 _OBJECT = frozenset(("properties", "required", "additionalProperties"))
 _COUNTED = frozenset(("prefixItems", "minItems", "maxItems"))

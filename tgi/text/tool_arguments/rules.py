@@ -26,7 +26,7 @@ TYPES_OF = {
 """Keywords by the type that they imply where none is said."""
 WORDS = {"True": "true", "False": "false", "None": "null"}
 _MAX_LENGTH = 20_000
-"""Maximum of a limit of characters, each of which takes a state of the lexer."""
+"""Greatest limit of characters that is enforced: each takes a state of the lexer."""
 
 
 class Rules:
