@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tgi.device.base import Device
+from tgi.layers import build
 from tgi.layers.loading import describe, load_model
 from tgi.plugins import ConfigError
 from tgi.protocol import Describe, Described
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama, make_mistral
-from tgi.weights import CheckpointError, Shard, TensorPart
-from tgi.worker.runner import Runner
+from tgi.weights import Checkpoint, CheckpointError, Shard, TensorPart
+from tgi.worker.runner import Runner, open_device
 
 LLAMA_31_8B = {
     "architectures": ["LlamaForCausalLM"],
@@ -199,3 +200,21 @@ def test_a_model_that_looks_at_numbers_while_it_is_built_is_refused(
         described(folder)
     with pytest.raises(ConfigError, match=r"LlamaForCausalLM .* looks at numbers while it is built"):
         load_model(load_command(folder), Shard(), Device(1), lambda *_: None)
+
+
+@pytest.mark.parametrize("piece", [1, 1 << 13, 1 << 30])
+def test_a_weight_that_is_read_in_pieces_has_the_rows_of_all_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    if "tied" not in (device := open_device("cpu", 1)).keeps:
+        pytest.skip("tgi-cpu-kernels is not used here")
+    monkeypatch.setattr(build, "_PIECE", piece)
+    folder = make_llama(tmp_path, num_key_value_heads=1, head_dim=24)
+    attention, tensors = "model.layers.0.self_attn", load_file(folder / "model.safetensors")
+    names = [f"{attention}.{each}_proj.weight" for each in "qkv"]
+    expected = torch.cat([tensors[name] for name in names])
+    reading = build.Build(Checkpoint(folder), Shard(), device, torch.float32)
+    weight = reading.linear(*(TensorPart(name, tensors[name].shape) for name in names))
+    assert torch.equal(weight.take(torch.arange(len(expected))), expected)
+    assert [info.name for info in reading.tensors] == names
+    assert sum(info.bytes for info in reading.tensors) == expected.nbytes

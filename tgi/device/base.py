@@ -17,7 +17,7 @@ from torch import nn
 from tgi.plugins import ConfigError, DeviceSpec
 from tgi.plugins.check import Check
 from tgi.protocol import LoraSlots
-from tgi.weights.formats import LinearWeight, Rounding
+from tgi.weights.formats import LinearWeight, PiecewiseWeight, Rounding
 from tgi.weights.formats.fp8 import FP8_LIMIT
 
 from . import cgroups, drawing
@@ -161,6 +161,10 @@ class Device(Collectives):
         """Return a weight of any format in the form in which `multiply` is fastest."""
         return weight.prepare(self)
 
+    def open_linear(self, rows: int, columns: int, dtype: torch.dtype) -> PiecewiseWeight | None:  # noqa: ARG002
+        """Return a dense weight that gets its rows in pieces; None: `prepare_linear` takes all at once."""
+        return None
+
     def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
         """Return a dense weight [out, in] that is rounded, ready for `multiply`."""
         return self.prepare_linear(rounding.round(matrix if matrix.is_meta else matrix.cpu()))
@@ -172,11 +176,7 @@ class Device(Collectives):
         bias: torch.Tensor | None = None,
         residual: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Multiply x [n, in] by a weight that `prepare_linear` gave, and add bias [out] and residual [n,
-        out].
-
-        A device overrides it for the formats that it has kernels for.
-        """
+        """Multiply x [n, in] by a prepared weight, and add bias [out] and residual [n, out]."""
         return weight.multiply(self, x, bias, residual)
 
     def lora_table(self, shape: LoraShape) -> LoraTable:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import attrs
 import msgspec
 import torch
+import torch.nn.functional as F
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
@@ -23,6 +24,8 @@ from tgi.weights.formats.measured import MeasuredFp8
 from .lora import Loras
 
 _DENSE = Dense()
+_PIECE = 4 << 20
+"""Bytes of a weight that are read before the device gets them; they stay in a cache of the processor."""
 Observe = Callable[[LinearWeight, Sequence[TensorPart]], LinearWeight]
 
 
@@ -74,8 +77,8 @@ class Build:
     """Keys and values of attention layers by number; those of `cache` get memory before the first step."""
     changes_scores: bool = False
     """Whether an attention layer has slopes or caps its scores."""
-    tied: dict[str, Callable[["Build"], LinearWeight]] = attrs.field(factory=dict)
-    """Functions that make an embedding the weight of a head, by the name of the module that both have."""
+    tied: dict[str, LinearWeight] = attrs.field(factory=dict)
+    """Weights that an embedding and a head share, by the name of the module."""
     widest: int = 0
     """Largest number of output features of a linear layer on this rank."""
     _marks: list[int] = attrs.field(factory=list)
@@ -86,6 +89,8 @@ class Build:
     """Whether those are experts."""
     _spare: torch.Tensor | None = None
     """Memory of a weight that the device has copied, for the next one."""
+    _shared: str = ""
+    """Module whose weight both embedding and head have; "": they differ, or are on different ranks."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.weights
@@ -129,12 +134,15 @@ class Build:
         first, second = f"{embedding}.weight", f"{head}.weight"
         if not tied:
             return embedding, head
+        shared = embedding
         if first not in self and second in self:
-            return head, head
-        if second in self and not self.weights.equal(first, second):
+            shared = head
+        elif second in self and not self.weights.equal(first, second):
             return embedding, head
-        self.weights.dismiss(second)
-        return embedding, embedding
+        else:
+            self.weights.dismiss(second)
+        self._shared = shared if self.stage.count == 1 else ""
+        return shared, shared
 
     def has_shape(self, name: str, shape: list[int]) -> bool:
         """Whether the checkpoint's tensor has that shape."""
@@ -211,24 +219,27 @@ class Build:
             weight = self.prepare(DenseWeight(torch.cat([self.dense(part) for part in parts])))
         else:
             stored = _DENSE if lacking or (exact and isinstance(self.format, Dense)) else self.format
-            weight = self._prepare_as(stored, stored.read(self, *parts), len(parts))
+            weight = self._linear(stored, parts)
         self.widest = max(self.widest, sum(part.size[0] for part in parts))
         if self.loras is not None and not exact and not self._of_experts:
             weight = self.loras.adapt(weight, parts)
         return weight if self.observe is None or exact else self.observe(weight, parts)
 
-    def head(self, matrix: torch.Tensor) -> LinearWeight:
-        """Return the weight that gives logits, the last tensor that was read, ready for `Device.multiply`.
+    def head(self, part: TensorPart, rows: int, *, unit: bool = False) -> LinearWeight:
+        """Return the weight that gives logits, filled up with zeros, ready for `Device.multiply`.
 
-        Checkpoints have it dense; it is rounded if other layers are (`--quantize`).
+        Checkpoints have it dense; it is rounded if other layers are (`--quantize`). `unit`: its rows are
+        divided by their lengths.
         """
+        if not unit:
+            return self._linear(self._head_format, (part,), rows)
+        matrix = F.normalize(self.read(part, rows=rows))
         return self._prepare_as(self._head_format, DenseWeight(matrix), 1)
 
-    @property
-    def joins_tied(self) -> bool:
-        """Whether an embedding may read its rows from the weight of a head."""
+    def joins_tied(self, embedding: str) -> bool:
+        """Whether an embedding may read its rows from the weight of the head that it is tied with."""
         known = "tied" in self.device.keeps and self.dtype in (torch.float32, torch.bfloat16)
-        return known and not isinstance(self._head_format, Rounding)
+        return known and embedding == self._shared and not isinstance(self._head_format, Rounding)
 
     def dense(self, part: TensorPart) -> torch.Tensor:
         """Return the weight of a linear layer as numbers, from any format of the checkpoint."""
@@ -315,6 +326,37 @@ class Build:
         """Let a tensor be left unread if it is there and all its numbers are 0."""
         if name in self and self.weights.is_zero(name):
             self.dismiss(name)
+
+    def _linear(self, stored: WeightFormat, parts: Sequence[TensorPart], rows: int = 0) -> LinearWeight:
+        """Read a linear weight in that format, filled up with zeros to `rows` rows if it is dense."""
+        if type(stored) is Dense and (weight := self._in_pieces(parts, rows)):
+            return weight
+        read = DenseWeight(self.read(*parts, rows=rows)) if rows else stored.read(self, *parts)
+        return self._prepare_as(stored, read, len(parts))
+
+    def _in_pieces(self, parts: Sequence[TensorPart], rows: int) -> LinearWeight | None:
+        """Give the device a dense weight in pieces; None if it takes none, or the files have it otherwise."""
+        count, columns = sum(part.size[0] for part in parts), parts[0].size[1]
+        if rows > count or not all(part.has_rows for part in parts):
+            return None
+        weight = self.device.open_linear(count, columns, self.dtype)
+        if weight is None:
+            return None
+        step = max(1, _PIECE // (columns * self.dtype.itemsize * weight.STEP)) * weight.STEP
+        piece = self._empty(min(step, count), columns)
+        first = filled = 0
+        for part in parts:
+            self.keep(part.name, part.stored, torch.empty(part.size, dtype=self.dtype, device="meta"))
+            begin, last = 0, part.size[0]
+            while begin < last:
+                end = min(last, begin + len(piece) - filled)
+                self._read(part.rows(begin, end), piece[filled : filled + end - begin])
+                begin, filled = end, filled + end - begin
+                if filled == len(piece) or first + filled == count:
+                    weight.put(first, piece[:filled])
+                    first, filled = first + filled, 0
+        self._spare = piece.flatten()
+        return weight
 
     @property
     def _head_format(self) -> WeightFormat:

@@ -172,11 +172,12 @@ class Embedding(nn.Module):
         super().__init__()
         self._device = build.device
         self._shard = build.shard
-        self._zeros = int(build.shard.size > 1)  # rows for the tokens of other ranks
-        self._weight = _rows(build, f"{name}.weight", [vocab_size, size], self._zeros)
         self._head: LinearWeight | None = None
-        if build.joins_tied:
-            build.tied[name] = self._become_head
+        part, rows = _rows(build, f"{name}.weight", [vocab_size, size])
+        if build.joins_tied(name):
+            self._head = build.tied[name] = build.head(part, rows)
+        else:  # and zeros for the tokens of other ranks
+            self._weight = build.read(part, rows=rows + (build.shard.size > 1))
         first = build.shard.rows(vocab_size).start
         # Not a number, which would be a constant of the rank's graph.
         self._first = torch.tensor([first], dtype=torch.int32).to(build.device.torch_device)
@@ -191,13 +192,6 @@ class Embedding(nn.Module):
         rows = tokens - self._first
         rows = torch.where((rows >= 0) & (rows < last), rows, last)
         return self._device.all_reduce(F.embedding(rows, self._weight), self._shard)
-
-    def _become_head(self, build: Build) -> LinearWeight:
-        """Give the table up for the weight of a head, and read from that."""
-        matrix = self._weight[: len(self._weight) - self._zeros]
-        self._weight = self._weight.new_empty(0)
-        self._head = build.head(matrix)
-        return self._head
 
 
 class Head(nn.Module):
@@ -230,13 +224,14 @@ class Head(nn.Module):
         self._device = build.device
         self._shard = build.shard
         self._vocab_size = vocab_size
-        share = None if unit else build.tied.pop(name, None)
-        if share is not None:
-            self._weight = share(build)
-        else:
-            matrix = _rows(build, f"{name}.weight", [vocab_size, size])
-            self._weight = build.head(F.normalize(matrix) if unit else matrix)
-        self._bias = _rows(build, f"{bias}.bias", [vocab_size]) if bias else None
+        shared = None if unit else build.tied.get(name)
+        if shared is None:
+            shared = build.head(*_rows(build, f"{name}.weight", [vocab_size, size]), unit=unit)
+        self._weight = shared
+        self._bias = None
+        if bias is not None:
+            part, rows = _rows(build, f"{bias}.bias", [vocab_size])
+            self._bias = build.read(part, rows=rows)
 
     def forward(self, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Map features [T, size] to logits of `batch.last` [n, vocab_size], alike on all ranks."""
@@ -267,7 +262,6 @@ class Head(nn.Module):
         return chosen.masked_fill(targets < 0, torch.nan), *self._device.most_likely(logprobs, top)
 
 
-def _rows(build: Build, name: str, shape: Sequence[int], more: int = 0) -> torch.Tensor:
-    """Read this rank's rows, filled up with zeros to the number that every rank has, plus `more`."""
-    part = TensorPart(name, shape, 0, build.shard.rows(shape[0]))
-    return build.read(part, rows=build.shard.share(shape[0]) + more)
+def _rows(build: Build, name: str, shape: Sequence[int]) -> tuple[TensorPart, int]:
+    """Return this rank's rows of a tensor, and the number that every rank has, zeros included."""
+    return TensorPart(name, shape, 0, build.shard.rows(shape[0])), build.shard.share(shape[0])

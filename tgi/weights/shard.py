@@ -92,6 +92,16 @@ class TensorPart:
         return self.name.removesuffix(".weight")
 
     @property
+    def has_rows(self) -> bool:
+        """Whether the checkpoint has the rows of the part one after another."""
+        return not self.transposed and self.index is None and (not self.dim or self.size == list(self.shape))
+
+    def rows(self, begin: int, end: int) -> "TensorPart":
+        """Return some rows of a part that `has_rows`."""
+        first = 0 if self.dim or self.indices is None else range(self.shape[0])[self.indices].start
+        return attrs.evolve(self, dim=0, indices=slice(first + begin, first + end))
+
+    @property
     def stored(self) -> list[int]:
         """Shape of the tensor in the checkpoint that the part is in."""
         shape = list(self.shape[::-1] if self.transposed else self.shape)

@@ -17,12 +17,29 @@ template <typename T> static long padded(long k) { return (k + STEP<T> - 1) / ST
 static long place(const bf16*, long c, long i) { return (i / 2 * UNIT + c) * 2 + i % 2; }
 static long place(const float*, long c, long i) { return ((i / 2 * VECTORS + c / W) * 2 + i % 2) * W + c % W; }
 
+// Write features 2p and 2p + 1 of a column.
+static void put(bf16* unit, long c, long p, const bf16* pair) { memcpy(unit + (p * UNIT + c) * 2, pair, 4); }
+static void put(float* unit, long c, long p, const float* pair) {
+  float* first = unit + place(unit, c, 2 * p);
+  first[0] = pair[0], first[W] = pair[1];
+}
+
+// A block of features of a unit is put together in the first-level cache, and then written from front to back.
 template <typename T> static void pack(const T* w, long n, long k, long stride, T* out) {
-  share(units(n), true, [&](long u) {
-    T* unit = out + u * padded<T>(k) * UNIT;
-    memset(unit, 0, padded<T>(k) * UNIT * sizeof(T));
-    for (long c = 0; c < std::min<long>(UNIT, n - u * UNIT); c++)
-      for (long i = 0; i < k; i++) unit[place(unit, c, i)] = w[(u * UNIT + c) * stride + i];
+  constexpr long BLOCK = 32;  // features: in bfloat16, a line of the cache for each column
+  share(units(n), n * k > SMALL, [&](long u) {
+    const T* rows = w + u * UNIT * stride;
+    const long columns = std::min<long>(UNIT, n - u * UNIT), size = padded<T>(k);
+    alignas(64) T block[BLOCK * UNIT] = {};
+    for (long begin = 0; begin < size; begin += BLOCK) {
+      const long given = std::min(BLOCK, k - begin);
+      for (long c = 0; c < columns; c++) {
+        T row[BLOCK] = {};
+        memcpy(row, rows + c * stride + begin, given * sizeof(T));
+        for (long p = 0; p < BLOCK / 2; p++) put(block, c, p, row + 2 * p);
+      }
+      memcpy(out + (u * size + begin) * UNIT, block, std::min(BLOCK, size - begin) * UNIT * sizeof(T));
+    }
   });
 }
 

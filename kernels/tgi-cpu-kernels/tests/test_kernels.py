@@ -52,6 +52,17 @@ def test_rows_of_a_packed_weight_are_those_that_were_packed(
     assert kernels.packed_rows(kernels.pack(weight), n, k, indices[:0].int()).shape == (0, k)
 
 
+@BOTH
+@pytest.mark.parametrize(("n", "k"), [(100, 33), (160, 64)])
+def test_a_weight_may_be_packed_in_pieces(kernels: Kernels, dtype: torch.dtype, n: int, k: int) -> None:
+    weight = random(n, k, dtype=dtype)
+    packed = torch.full((kernels.packed_size(dtype, n, k),), torch.nan, dtype=dtype)
+    for first in (96, 0, 32):
+        kernels.pack_rows(weight[first : 96 if first == 32 else first + (32, n)[first > 0]], packed, first)
+    assert torch.equal(packed, kernels.pack(weight))
+    assert torch.equal(kernels.packed_rows(packed, n, k, torch.arange(n)), weight)
+
+
 RANKS: list[tuple[int | None, ...]] = [(16, 16, 3), (None, 40, 1), (None, None, None)]
 """Ranks of three adapters for the three pieces of a layer."""
 PIECES = (70, 33, 5)

@@ -24,7 +24,7 @@ BLOCK = 16
 MAX_HEAD_SIZE = 256
 MAX_QUANTIZED_FEATURES = 1 << 16
 """Input features of a quantized layer: sums of 8-bit products are counted in 32 bits."""
-_UNIT = 32
+UNIT = 32
 """Output columns that are computed together."""
 
 
@@ -120,11 +120,19 @@ class Kernels:
 
     def pack(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a weight [n, k] in the order that `linear` reads, as one dimension, padded."""
-        n, k = weight.shape
-        weight = weight.contiguous()
-        packed = weight.new_empty(self.packed_size(weight.dtype, n, k))
-        self._functions.tgi_pack(KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), _place(packed))
+        packed = weight.new_empty(self.packed_size(weight.dtype, *weight.shape))
+        self.pack_rows(weight, packed, 0)
         return packed
+
+    def pack_rows(self, rows: torch.Tensor, packed: torch.Tensor, first: int) -> None:
+        """Pack the rows [m, k] of a weight from `first` on, a multiple of UNIT, into their place in `packed`.
+
+        m is a multiple of UNIT too, unless these are the last rows.
+        """
+        rows = _whole_rows(rows)
+        m, k = rows.shape
+        place = packed[self.packed_size(rows.dtype, first, k) :]
+        self._functions.tgi_pack(KINDS[rows.dtype], _place(rows), m, k, rows.stride(0), _place(place))
 
     def packed_rows(self, packed: torch.Tensor, n: int, k: int, indices: torch.Tensor) -> torch.Tensor:
         """Return rows of a packed weight [n, k] by their indices, as [len(indices), k].
@@ -188,10 +196,10 @@ class Kernels:
         weight = _whole_rows(weight)
         n, k = weight.shape
         group = -(-min(group, k) // 8) * 8
-        units, groups = -(-n // _UNIT), -(-k // group)
+        units, groups = -(-n // UNIT), -(-k // group)
         numbers = torch.empty(self._functions.tgi_packed_ints_size(n, k, bits, group), dtype=torch.uint8)
-        scales = torch.empty(units, groups, _UNIT)
-        zeros = None if symmetric else torch.empty(units, groups, _UNIT, dtype=torch.uint8)
+        scales = torch.empty(units, groups, UNIT)
+        zeros = None if symmetric else torch.empty(units, groups, UNIT, dtype=torch.uint8)
         self._functions.tgi_round_and_pack(
             KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), bits, group,
             _place(numbers), _place(scales), _place(zeros),
@@ -369,11 +377,11 @@ class Kernels:
 
 
 def _by_unit(columns: torch.Tensor) -> torch.Tensor:
-    """Return numbers [n, groups] of the output columns as [units, groups, _UNIT], padded with 0."""
+    """Return numbers [n, groups] of the output columns as [units, groups, UNIT], padded with 0."""
     n, groups = columns.shape
-    padded = columns.new_zeros(-(-n // _UNIT) * _UNIT, groups)
+    padded = columns.new_zeros(-(-n // UNIT) * UNIT, groups)
     padded[:n] = columns
-    return padded.view(-1, _UNIT, groups).transpose(1, 2).contiguous()
+    return padded.view(-1, UNIT, groups).transpose(1, 2).contiguous()
 
 
 def _whole_rows(x: torch.Tensor) -> torch.Tensor:

@@ -49,6 +49,10 @@ class KernelDevice(CpuDevice):
         super().use_threads(count)
         self._kernels.use_threads(count)
 
+    def open_linear(self, rows: int, columns: int, dtype: torch.dtype) -> PackedWeight | None:
+        """Return a weight that packs each piece, so that no other copy of it is ever in memory."""
+        return PackedWeight.empty(self._kernels, rows, columns, dtype) if dtype in _DTYPES else None
+
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight, or one of integers; take others as they are."""
         if isinstance(weight, DenseWeight) and weight.matrix.dtype in _DTYPES:

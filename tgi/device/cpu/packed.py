@@ -5,7 +5,7 @@ from typing import Self
 
 import attrs
 import torch
-from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, Kernels, PackedInts
+from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, UNIT, Kernels, PackedInts
 from tgi_cpu_kernels.decoder import LinearLayer
 from tgi_cpu_kernels.experts import Experts as KernelExperts
 from tgi_cpu_kernels.lora import LoraRows
@@ -13,17 +13,28 @@ from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
 from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable, Matrices
-from tgi.weights.formats import IntegerWeight, LinearWeight, Operations, PreparedWeight
+from tgi.weights.formats import IntegerWeight, LinearWeight, Operations, PiecewiseWeight, PreparedWeight
 
 
 @attrs.frozen(eq=False)
-class PackedWeight(PreparedWeight):
+class PackedWeight(PiecewiseWeight):
     """A dense matrix in the order in which the kernels read it."""
 
+    STEP = UNIT
     kernels: Kernels
     packed: torch.Tensor
     shape: tuple[int, int]
     """Numbers of output and input features."""
+
+    @classmethod
+    def empty(cls, kernels: Kernels, rows: int, columns: int, dtype: torch.dtype) -> Self:
+        """Return a weight whose rows are yet to come."""
+        packed = torch.empty(kernels.packed_size(dtype, rows, columns), dtype=dtype)
+        return cls(kernels, packed, (rows, columns))
+
+    def put(self, first: int, rows: torch.Tensor) -> None:
+        """Pack the rows."""
+        self.kernels.pack_rows(rows, self.packed, first)
 
     def multiply(
         self,

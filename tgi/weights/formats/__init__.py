@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tgi.plugins import ConfigError, JsonReader
 
-from .base import EXPANDED, LinearWeight, Operations, PreparedWeight, WeightFormat
+from .base import EXPANDED, LinearWeight, Operations, PiecewiseWeight, PreparedWeight, WeightFormat
 from .dense import Dense, DenseWeight
 from .integers import IntegerRounding, IntegerWeight
 from .rounding import Rounding
@@ -20,6 +20,7 @@ __all__ = [
     "IntegerWeight",
     "LinearWeight",
     "Operations",
+    "PiecewiseWeight",
     "PreparedWeight",
     "Rounding",
     "WeightFormat",

@@ -125,6 +125,17 @@ class PreparedWeight(LinearWeight):
         return self
 
 
+class PiecewiseWeight(PreparedWeight):
+    """A weight that a device makes of its rows while they are read; ready once it has all."""
+
+    STEP: ClassVar[int]
+    """Divides the number of rows of each piece but the last one."""
+
+    @abstractmethod
+    def put(self, first: int, rows: torch.Tensor) -> None:
+        """Take the rows [n, in] from `first` on, whose memory is the caller's."""
+
+
 class WeightFormat(ABC):
     """A way to store weights, with its settings in one checkpoint."""
 
