@@ -72,4 +72,4 @@ def test_what_the_server_says_of_itself(server: Any) -> None:
     assert server.get("/health") == (200, "")
     assert server.get("/ping") == (200, "")
     assert '"max_total_tokens"' in server.get("/info")[1]
-    assert f". Chat at http://127.0.0.1:{server.port}/" in server.output()
+    server.wait_for(lambda: f". Chat at http://127.0.0.1:{server.port}/" in server.output())

@@ -17,7 +17,7 @@ def samples(server: Any, name: str) -> dict[str, float]:
 def test_one_replica_recovers_while_the_other_serves(start: Any) -> None:
     server = start("tgi serve", {"SLOW_SECONDS": "0.1"}, device="slow", replicas=2, max_restarts=1)
     server.wait_ready()
-    assert "Connected: 2 replicas of " in server.output()
+    server.wait_for(lambda: "Connected: 2 replicas of " in server.output())
     ranks = server.ranks()
     assert len(ranks) == 2
     healthy = []

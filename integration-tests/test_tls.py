@@ -103,7 +103,7 @@ def test_https_by_both_versions_of_http_with_a_certificate_that_is_replaced(
     server.signal(signal.SIGTERM)
     assert server.wait_exit() == 0
     if kind == "tgi serve":
-        assert " at https://" in server.output()
+        server.wait_for(lambda: " at https://" in server.output())
 
 
 @pytest.mark.parametrize("spoil", ["missing", "empty"])
