@@ -39,7 +39,7 @@ class Tokenizer:
         core.no_truncation()
         core.no_padding()
         self._core = core
-        added = core.get_added_tokens_decoder()
+        added, content = core.get_added_tokens_decoder(), json.loads(core.to_str())
         self.special_ids = frozenset(special) | {number for number, token in added.items() if token.special}
         """Ids that are no text, and left out of a generated text (S63)."""
         self.added_ids = frozenset(added)
@@ -48,13 +48,13 @@ class Tokenizer:
         """Ids that end a generation: all that the model's files name (S41)."""
         self.vocab_size: int = core.get_vocab_size(with_added_tokens=True)
         """Number of tokens, added ones included."""
-        self.bytes_of = _ByteTable(core) if _is_byte_level(core) else None
+        self.bytes_of = _ByteTable(core) if _is_byte_level(content) else None
         """Bytes of each id; None unless a text is the bytes of its tokens one after another."""
         self.texts_of = None if self.bytes_of is None else _TextTable(self.bytes_of)
         """Text of each id alone, "" if its last character is incomplete; None if `bytes_of` is."""
-        self.pieces = _PieceTable(core) if _is_context_free(core) else None
+        self.pieces = _PieceTable(core) if _is_context_free(content) else None
         """Text that each id adds to any text, "" if it depends on the text; None if it always does."""
-        self._longest = _longest_share(core)
+        self._longest = _longest_share(core, content)
         self._alone: dict[int, str] = {}
 
     @classmethod
@@ -268,25 +268,19 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
-def _decoder(core: tokenizers.Tokenizer) -> dict[str, Any]:
-    decoder: dict[str, Any] = json.loads(core.to_str())["decoder"] or {}
-    return decoder
+def _is_byte_level(content: dict[str, Any]) -> bool:
+    return (content["decoder"] or {}).get("type") == "ByteLevel"
 
 
-def _is_byte_level(core: tokenizers.Tokenizer) -> bool:
-    return _decoder(core).get("type") == "ByteLevel"
-
-
-def _longest_share(core: tokenizers.Tokenizer) -> int | None:
+def _longest_share(core: tokenizers.Tokenizer, content: dict[str, Any]) -> int | None:
     """Return the maximum number of characters that a token stands for; None if it is unlimited.
 
     It is unlimited where all unknown characters in a row become one token, or some are dropped before.
     """
-    content = json.loads(core.to_str())
     model, normalizer = content["model"], content["normalizer"] or {}
     if "Removed" in json.dumps(content["pre_tokenizer"]):
         return None
-    complete = model.get("type") == "BPE" and (model.get("byte_fallback") or _is_byte_level(core))
+    complete = model.get("type") == "BPE" and (model.get("byte_fallback") or _is_byte_level(content))
     kinds = {part["type"] for part in normalizer.get("normalizers", [normalizer]) if part}
     if not complete or not kinds <= {"NFC", "NFKC", "Prepend", "Replace"}:
         return None
@@ -296,9 +290,9 @@ def _longest_share(core: tokenizers.Tokenizer) -> int | None:
     return max(map(len, core.get_vocab())) * (_COMPOSED if kinds & {"NFC", "NFKC"} else 1)
 
 
-def _is_context_free(core: tokenizers.Tokenizer) -> bool:
+def _is_context_free(content: dict[str, Any]) -> bool:
     """Return whether tokens other than byte tokens add the same to every text that is not empty."""
-    decoder = _decoder(core)
+    decoder = content["decoder"] or {}
     parts = decoder["decoders"] if decoder.get("type") == "Sequence" else [decoder]
     for part in parts:
         kind = part.get("type")
