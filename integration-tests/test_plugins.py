@@ -83,7 +83,7 @@ def test_others_are_served_and_hooks_are_traced(start: Any, tmp_path: Path) -> N
 
     warning = "WARNING tgi.planning.setup: plugin"
     broken = f"{warning} broken-adapter 1.0 (plugin = broken_adapter) is left out: it cannot be"
-    misspelt = f"{warning} misspelt-adapter 1.0 (plugin = misspelt_adapter) is left out: there is"
+    misspelt = f"{warning} misspelt-adapter 1.0 (plugin = misspelt_adapter) is left out: no hook is"
     assert (said(broken), said(misspelt), said("OurForCausalLM is offered by one-adapter")) == (1, 1, 1)
     assert (
         said("tgi.plugins.manager.trace: one-adapter 1.0 (plugin = one_adapter): tgi_architectures() gave")
