@@ -18,6 +18,7 @@ from tgi.layers import Build
 from tgi.plugins import ConfigError, DeviceSpec, JsonReader
 from tgi.weights import Outline, Shard, TensorPart
 from tgi.weights.formats import EXPANDED, read_format
+from tgi.weights.formats.gguf import TYPES
 
 PAGE = Path(__file__).parents[1] / "docs/weight-formats.md"
 RATIOS = json.loads((PAGE.parents[1] / "benchmarks/format_speed.json").read_text())
@@ -83,6 +84,7 @@ ROWS: dict[str, dict[str, Any]] = {
         "load_in_4bit": True,
         "bnb_4bit_quant_type": "nf4",
     },
+    **{f"GGUF, {each}": {"quant_method": "gguf", "types": [each]} for each in TYPES},
     "HQQ": {"quant_method": "hqq"},
 }
 """Variants of formats, and their "quantization_config"."""

@@ -111,7 +111,7 @@ def make_quantized(
 class KeepingDevice(Device):
     """Multiplies integers as they are, as the CPU's kernels do."""
 
-    keeps = frozenset(f"int{bits}" for bits in range(2, 9))
+    keeps = frozenset(f"int{bits}" for bits in range(2, 9)) | {"nested"}
 
 
 def read(folder: Path, tensors: Tensors, config: dict[str, Any], device: Device, *parts: TensorPart) -> Any:
@@ -132,8 +132,14 @@ def rounding_inputs(dense: Path, groups: Callable[[int], torch.Tensor]) -> nn.Mo
     `groups` maps a number of input features to their groups.
     """
     model: nn.Module = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
+    round_inputs(model, groups, "_proj")
+    return model
 
-    def round_inputs(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+
+def round_inputs(model: nn.Module, groups: Callable[[int], torch.Tensor], *ends: str) -> None:
+    """Let the layers whose names end so round their inputs."""
+
+    def hook(_layer: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
         (x,) = inputs
         indices, rounded = groups(x.shape[-1]), torch.zeros_like(x)
         for group in indices.unique():
@@ -143,9 +149,8 @@ def rounding_inputs(dense: Path, groups: Callable[[int], torch.Tensor]) -> nn.Mo
         return rounded
 
     for name, layer in model.named_modules():
-        if name.endswith("_proj"):
-            layer.register_forward_pre_hook(round_inputs)
-    return model
+        if name.endswith(ends):
+            layer.register_forward_pre_hook(hook)
 
 
 def check_logits(

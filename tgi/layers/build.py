@@ -228,13 +228,25 @@ class Build:
     def head(self, part: TensorPart, rows: int, *, unit: bool = False) -> LinearWeight:
         """Return the weight that gives logits, filled up with zeros, ready for `Device.multiply`.
 
-        Checkpoints have it dense; it is rounded if other layers are (`--quantize`). `unit`: its rows are
+        Most checkpoints have it dense; it is rounded if other layers are (`--quantize`). `unit`: its rows are
         divided by their lengths.
         """
-        if not unit:
+        if not unit and self.keeps_table(part, rows):
+            return self.prepare(self.format.read(self, part))
+        if not unit and not self._stores_table(part):
             return self._linear(self._head_format, (part,), rows)
-        matrix = F.normalize(self.read(part, rows=rows))
-        return self._prepare_as(self._head_format, DenseWeight(matrix), 1)
+        matrix = self.read_table(part, rows)
+        return self._prepare_as(self._head_format, DenseWeight(F.normalize(matrix) if unit else matrix), 1)
+
+    def keeps_table(self, part: TensorPart, rows: int) -> bool:
+        """Whether an embedding or a head with that many rows stays as the checkpoint stores it."""
+        return "tied" in self.device.keeps and rows == part.size[0] and self._stores_table(part)
+
+    def read_table(self, part: TensorPart, rows: int) -> torch.Tensor:
+        """Return an embedding or a head as numbers, filled up with zeros."""
+        if not self._stores_table(part):
+            return self.read(part, rows=rows)
+        return F.pad(self.dense(part), (0, 0, 0, rows - part.size[0]))
 
     def joins_tied(self, embedding: str) -> bool:
         """Whether an embedding may read its rows from the weight of the head that it is tied with."""
@@ -321,6 +333,10 @@ class Build:
     def dismiss(self, name: str) -> None:
         """Let a tensor be left unread."""
         self.weights.dismiss(name)
+
+    def _stores_table(self, part: TensorPart) -> bool:
+        """Whether the checkpoint has an embedding or a head in its format, and not dense."""
+        return self.format.has_tables and self.format.missing(self, part) is None
 
     def skip_zeros(self, name: str) -> None:
         """Let a tensor be left unread if it is there and all its numbers are 0."""

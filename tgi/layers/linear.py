@@ -165,19 +165,23 @@ class RowLinear(nn.Module):
 class Embedding(nn.Module):
     """The token embedding, whose vocabulary is divided over the ranks, and filled up with zeros.
 
-    Where a head has the same weight, and the device can read rows of that, the head's is the only one.
+    Where a head has the same weight, and the device can read rows of that, the head's is the only one. The
+    integers of a checkpoint may stay as they are.
     """
 
     def __init__(self, build: Build, name: str, vocab_size: int, size: int) -> None:
         super().__init__()
         self._device = build.device
         self._shard = build.shard
+        self._dtype = build.dtype
         self._head: LinearWeight | None = None
         part, rows = _rows(build, f"{name}.weight", [vocab_size, size])
         if build.joins_tied(name):
             self._head = build.tied[name] = build.head(part, rows)
+        elif build.keeps_table(part, rows):
+            self._head = build.head(part, rows)
         else:  # and zeros for the tokens of other ranks
-            self._weight = build.read(part, rows=rows + (build.shard.size > 1))
+            self._weight = build.read_table(part, rows + (build.shard.size > 1))
         first = build.shard.rows(vocab_size).start
         # Not a number, which would be a constant of the rank's graph.
         self._first = torch.tensor([first], dtype=torch.int32).to(build.device.torch_device)
@@ -185,7 +189,8 @@ class Embedding(nn.Module):
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the features [T, size] of token ids [T], alike on all ranks."""
         if self._head is not None:
-            return self._device.all_reduce(self._head.take(tokens - self._first), self._shard)
+            rows = self._head.take(tokens - self._first).to(self._dtype)
+            return self._device.all_reduce(rows, self._shard)
         if self._shard.size == 1:
             return F.embedding(tokens, self._weight)
         last = self._weight.shape[0] - 1

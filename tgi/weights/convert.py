@@ -6,9 +6,7 @@ mode: no code of a checkpoint is run.
 
 import json
 import re
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -34,28 +32,16 @@ def convert(folder: Path, target: Path) -> None:
 
 
 def convert_gguf(file: Path, target: Path) -> None:
-    """Write a model and its tokenizer to `target`, in bfloat16, from a file of llama.cpp.
-
-    Raises ConversionError.
-    """
+    """Write a model and its tokenizer to `target`, from a file of llama.cpp. Raises ConversionError."""
     try:
         if re.search(r"-\d{5}-of-\d{5}$", file.stem):
             raise ValueError("it is a part of a model: join the parts with llama-gguf-split --merge")
         try:
-            from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-        except ImportError:
-            known = False
-        else:
-            known = find_spec("gguf") is not None
-        if not known:
-            raise ValueError("reading it needs more packages: pip install 'tgi-server[gguf]'")
+            from .gguf_file import write_checkpoint
+        except ImportError as error:
+            raise ValueError("reading it needs more packages: pip install 'tgi-server[gguf]'") from error
 
-        place: dict[str, Any] = {"gguf_file": file.name}
-        AutoTokenizer.from_pretrained(file.parent, **place).save_pretrained(target)
-        dense = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
-        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, **place, **dense)
-        model.hf_quantizer = None  # else it refuses to be written
-        model.save_pretrained(target)
+        write_checkpoint(file, target)
     except Exception as error:  # transformers raises all kinds of errors for files of other programs
         raise ConversionError(_reason(error)) from error
 

@@ -4,11 +4,17 @@
 // is saved is the time between them, 0.1 ms a layer.
 #include "kernels.h"
 
+static char* at(int kind, void* x, long numbers) { return (char*)x + numbers * (kind == BFLOAT16 ? 2 : 4); }
+
 void multiply(int kind, const DecoderWeight& w, const void* x, long m, long n, long k, const void* residual, void* y) {
-  const LinearArguments linear{x, w.numbers, w.bias, residual, y, m, n, k, k, n, n};
-  const QuantizedArguments quantized{linear, w.scales, w.zeros, w.bits, w.group};
-  if (w.scales) tgi_quantized_linear(kind, &quantized);
-  else tgi_linear(kind, &linear);
+  long first = 0;
+  auto of = [&](const void* numbers) { return numbers ? at(kind, (void*)numbers, first) : nullptr; };
+  for (const DecoderWeight* p = &w; p; first += p->n, p = p->next) {
+    const LinearArguments linear{x, p->numbers, of(w.bias), of(residual), of(y), m, p->n, k, k, n, n};
+    const QuantizedArguments quantized{linear, p->scales, p->zeros, p->shares, p->minima, p->bits, p->group, p->span};
+    if (p->scales) tgi_quantized_linear(kind, &quantized);
+    else tgi_linear(kind, &linear);
+  }
 }
 
 static void multiply(int kind, const DecoderStep& s, const DecoderWeight& w, const void* x, long n, long k, const void* residual, void* y) {
@@ -16,8 +22,6 @@ static void multiply(int kind, const DecoderStep& s, const DecoderWeight& w, con
   const LoraArguments lora{x, y, w.adapters, s.loras, k, k, n};
   if (s.loras && w.adapters) tgi_lora(kind, &lora);
 }
-
-static char* at(int kind, void* x, long numbers) { return (char*)x + numbers * (kind == BFLOAT16 ? 2 : 4); }
 
 static void attend(int kind, const DecoderLayer& l, const DecoderStep& s) {
   const DecoderPlaces& places = s.places[l.group];

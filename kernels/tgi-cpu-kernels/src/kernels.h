@@ -14,9 +14,11 @@ struct LinearArguments {
 
 struct QuantizedArguments {
   LinearArguments linear;  // w: packed by tgi_pack_ints
-  const float* scales;  // [units][groups][32]: factor of each column's weights in each group of input features
+  const float* scales;  // [units][groups / span][32]: factor of each column's weights in `span` groups of input features
   const uint8_t* zeros;  // [units][groups][32]: the stored number that means 0; null: half of the range
-  long bits, group;  // 4 or 8; input features of a group, a multiple of 8
+  const int8_t* shares;  // [units][groups][32]: what the factor of a group is multiplied by; null: 1
+  const float* minima;  // [units][groups / span][32]; if not null, this times `zeros` is subtracted from every weight
+  long bits, group, span;  // 4 or 8; input features of a group, a multiple of 8; a power of 2
 };
 
 struct LoraPiece {  // a part of the outputs of a linear layer that an adapter changes
@@ -65,7 +67,10 @@ struct DecoderWeight {  // of a linear layer
   const void *numbers, *bias;  // bias: null for none
   const float* scales;  // null: dense, packed by tgi_pack; else as in QuantizedArguments
   const uint8_t* zeros;
-  long bits, group;
+  const int8_t* shares;
+  const float* minima;
+  long bits, group, span, n;  // n: its outputs
+  const DecoderWeight* next;  // the weight of the outputs after these, or null; without bias and adapters
   const LoraAdapter* adapters;  // by slot, or null
 };
 

@@ -1,6 +1,9 @@
 // Linear layers whose weights are integers of 8 or 4 bits, with a scale for each group of input features:
 // y = sum over groups of scale * (stored - zero) . x (+ bias) (+ residual).
 //
+// Scales may be nested: those of `span` groups are one factor times integers of 8 bits, and likewise minima, which then
+// are subtracted instead of zeros.
+//
 // Activations are rounded to 8 bits, in the same groups and by each row's own maximum, so that a group is an exact
 // sum of integers; groups are added in their order. A row's result does not depend on its neighbours.
 //
@@ -136,6 +139,8 @@ template <long STEP, typename T> static float round_group(const T* x, long count
 }
 
 static inline vu load_quads(const uint8_t* p) { vu v; memcpy(&v, p, sizeof v); return v; }
+static inline vi widen_bytes(const uint8_t* p) { vuq v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, vi); }
+static inline vi widen_bytes(const int8_t* p) { vq v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, vi); }
 static inline int32_t load_quad(const int8_t* p) { int32_t quad; memcpy(&quad, p, QUAD); return quad; }
 
 template <typename T, int BITS, long STEP> struct Quantized {
@@ -143,7 +148,7 @@ template <typename T, int BITS, long STEP> struct Quantized {
   const QuantizedArguments& a;
   const LinearArguments& l = a.linear;
   const long groups = groups_of(l.k, a.group), width = padded(l.k, a.group);
-  const long group_bytes = a.group * UNIT * BITS / 8;
+  const long group_bytes = a.group * UNIT * BITS / 8, shift = __builtin_ctzl(a.span);
 
   // Round row m of `rows` that lie together.
   void round(const T* x, long m, long rows, const Rounded& to) const {
@@ -155,18 +160,38 @@ template <typename T, int BITS, long STEP> struct Quantized {
     }
   }
 
+  // The first of a vector of columns in an array [units][groups][32], and in one by `span` groups.
+  long in_groups(long u, long g, long v) const { return (u * groups + g) * UNIT + v * W; }
+  long in_spans(long u, long g, long v) const { return (u * (groups >> shift) + (g >> shift)) * UNIT + v * W; }
+
   // The stored numbers of a vector of columns that mean 0.
   vi zeros_of(long u, long g, long v) const {
-    vi zero = vi{} + (1 << (BITS - 1));
-    if (a.zeros)
-      for (int i = 0; i < W; i++) zero[i] = a.zeros[(u * groups + g) * UNIT + v * W + i];
-    return zero;
+    if (a.minima) return vi{};
+    return a.zeros ? widen_bytes(a.zeros + in_groups(u, g, v)) : vi{} + (1 << (BITS - 1));
+  }
+
+  // Factors of a vector of columns in a group.
+  vf scales_of(long u, long g, long v) const {
+    const vf scales = load(a.scales + in_spans(u, g, v));
+    return a.shares ? scales * __builtin_convertvector(widen_bytes(a.shares + in_groups(u, g, v)), vf) : scales;
   }
 
   // Add row m's sums of a group.
-  void add(const Rounded& x, long u, long g, long m, long v, vi sums, float* out) const {
-    const vf scales = load(a.scales + (u * groups + g) * UNIT + v * W);
+  void add(const Rounded& x, vf scales, long g, long m, vi sums, float* out) const {
     store(out, load(out) + __builtin_convertvector(sums, vf) * x.scales[m * groups + g] * scales);
+  }
+
+  // Subtract the minima of all groups.
+  void subtract(long rows, const Rounded& x, long u, float (*out)[UNIT]) const {
+    for (long g = 0; g < groups; g++)
+      for (long v = 0; v < VECTORS; v++) {
+        const vf zeros = __builtin_convertvector(widen_bytes(a.zeros + in_groups(u, g, v)), vf);
+        const vf minima = load(a.minima + in_spans(u, g, v)) * zeros;
+        for (long m = 0; m < rows; m++) {
+          const float total = x.sums[m * groups + g] * x.scales[m * groups + g];
+          store(out[m] + v * W, load(out[m] + v * W) - minima * total);
+        }
+      }
   }
 
 #if defined(__AMX_TILE__)
@@ -178,10 +203,11 @@ template <typename T, int BITS, long STEP> struct Quantized {
       multiply_tiles(x.numbers + g * a.group * rows, rows, w + g * group_bytes, a.group / STEP, fetch, sums);
       for (long v = 0; v < VECTORS; v++) {
         const vi zero = zeros_of(u, g, v);
+        const vf scales = scales_of(u, g, v);
         for (long m = 0; m < rows; m++) {
           vi products;
           memcpy(&products, sums[m] + v * W, sizeof products);
-          add(x, u, g, m, v, products - zero * x.sums[m * groups + g], out[m] + v * W);
+          add(x, scales, g, m, products - zero * x.sums[m * groups + g], out[m] + v * W);
         }
       }
     }
@@ -213,8 +239,10 @@ template <typename T, int BITS, long STEP> struct Quantized {
             }
           }
       }
-      for (int m = 0; m < M; m++)
-        for (int v = 0; v < VECTORS; v++) add(x, u, g, m, v, acc[m][v], out[m] + v * W);
+      for (int v = 0; v < VECTORS; v++) {
+        const vf scales = scales_of(u, g, v);
+        for (int m = 0; m < M; m++) add(x, scales, g, m, acc[m][v], out[m] + v * W);
+      }
     }
   }
   template <int M = ROWS> void block_of(long rows, const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
@@ -226,9 +254,11 @@ template <typename T, int BITS, long STEP> struct Quantized {
 
   void multiply_unit(long rows, const Rounded& x, long u, Fetch fetch, float (*out)[UNIT]) const {
 #if defined(__AMX_TILE__)
-    if constexpr (TILES) return block_of_tiles(rows, x, u, fetch, out);
+    if constexpr (TILES) block_of_tiles(rows, x, u, fetch, out);
+    else
 #endif
-    block_of(rows, x, u, fetch, out);
+      block_of(rows, x, u, fetch, out);
+    if (a.minima) subtract(rows, x, u, out);
   }
 
   void run() const {

@@ -25,6 +25,7 @@ typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef uint32_t vu __attribute__((vector_size(W * 4)));
 typedef uint16_t vh __attribute__((vector_size(W * 2)));
 typedef int8_t vq __attribute__((vector_size(W)));
+typedef uint8_t vuq __attribute__((vector_size(W)));
 
 inline vf all(float x) { return vf{} + x; }
 inline vf load(const float* p) { vf v; memcpy(&v, p, sizeof v); return v; }

@@ -139,6 +139,33 @@ def test_quantized_linear(
 
 
 @BOTH
+@pytest.mark.parametrize(("bits", "group", "span"), [(4, 32, 8), (8, 16, 16), (4, 32, 1)])
+@pytest.mark.parametrize("lowest", [True, False])
+def test_quantized_linear_with_nested_scales(
+    kernels: Kernels, dtype: torch.dtype, bits: int, group: int, span: int, lowest: bool
+) -> None:
+    n, k, generator = 70, 512, torch.Generator().manual_seed(span)
+    groups = k // group
+    numbers, _, zeros = integers(n, k, bits, group, symmetric=False)
+    shares = torch.randint(-128, 128, (n, groups), dtype=torch.int8, generator=generator)
+    scales, minima = (torch.randn(n, groups // span, generator=generator) / 100 for _ in range(2))
+    each, least = (columns.repeat_interleave(span, 1).double() for columns in (scales, minima))
+    each = (each * shares).repeat_interleave(group, 1)
+    least = (least * zeros).repeat_interleave(group, 1) if lowest else 2 ** (bits - 1) * each
+    weight = numbers * each - least
+    x = random(9, k, dtype=dtype).view(9, groups, group)
+    top = x.float().abs().amax(2, keepdim=True)
+    rounded = (x.float() * (127 / top)).round().double() * (top.double() / 127)
+    packed = kernels.pack_ints(
+        numbers, scales, zeros if lowest else None, bits, group, shares, minima if lowest else None
+    )
+    close(kernels.quantized_linear(x.flatten(1), packed), rounded.flatten(1) @ weight.T)
+    rows = torch.tensor([69, 0, 33])
+    for got, wanted in zip(packed.rows(rows), (numbers, scales, zeros, shares, minima), strict=True):
+        assert got is None or torch.equal(got, wanted[rows])
+
+
+@BOTH
 @pytest.mark.parametrize(("bits", "group"), [(8, 300), (4, 64)])
 def test_a_row_of_a_quantized_layer_does_not_depend_on_others(
     kernels: Kernels, dtype: torch.dtype, bits: int, group: int

@@ -88,6 +88,22 @@ class PackedInts:
     bits: int
     group: int
     """Input features that share a scale, rounded up to a multiple of 8."""
+    shares: torch.Tensor | None = None
+    minima: torch.Tensor | None = None
+    span: int = 1
+    """Groups that share a factor in `scales` and `minima`."""
+
+    def rows(self, indices: torch.Tensor) -> list[torch.Tensor | None]:
+        """Return the numbers [m, k], scales, zeros, shares and minima of rows by their indices [m]."""
+        unit, column = indices // UNIT, indices % UNIT
+        octets = self.numbers.view(-(-self.n // UNIT), -1, UNIT, 4)[unit, :, column]
+        if self.bits == 4:
+            octets = torch.stack([octets & 15, octets >> 4], 2)
+        others = (self.scales, self.zeros, self.shares, self.minima)
+        return [
+            octets.flatten(1)[:, : self.k],
+            *(each if each is None else each[unit, :, column] for each in others),
+        ]
 
 
 class Kernels:
@@ -169,7 +185,14 @@ class Kernels:
         return y
 
     def pack_ints(
-        self, numbers: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor | None, bits: int, group: int
+        self,
+        numbers: torch.Tensor,
+        scales: torch.Tensor,
+        zeros: torch.Tensor | None,
+        bits: int,
+        group: int,
+        shares: torch.Tensor | None = None,
+        minima: torch.Tensor | None = None,
     ) -> PackedInts:
         """Return a weight (numbers - zeros) * scales in the order that `quantized_linear` reads.
 
@@ -177,15 +200,18 @@ class Kernels:
         [n, groups] uint8 belong to `group` input features each, the last ones perhaps to fewer. Without zeros
         they are half of the range. `group` is a multiple of 8, or at least k; k is at most
         MAX_QUANTIZED_FEATURES.
+
+        With shares [n, groups] int8, scales are [n, groups / span], span a power of 2, and the scale of a
+        group is the product. With minima, as many as scales, weights are numbers * scale - zeros * minimum.
         """
         n, k = numbers.shape
         group = -(-min(group, k) // 8) * 8
         sizes = n, k, bits, group
         packed = numbers.new_empty(self._functions.tgi_packed_ints_size(*sizes))
         self._functions.tgi_pack_ints(_place(numbers.contiguous()), *sizes, _place(packed))
-        return PackedInts(
-            packed, _by_unit(scales), zeros if zeros is None else _by_unit(zeros), n, k, bits, group
-        )
+        span = -(-k // group) // scales.shape[1]
+        zeros, shares, minima = (None if each is None else _by_unit(each) for each in (zeros, shares, minima))
+        return PackedInts(packed, _by_unit(scales), zeros, n, k, bits, group, shares, minima, span)
 
     def round_and_pack(self, weight: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> PackedInts:
         """Round a dense weight [n, k] to integers of 8 or 4 bits, in the order that `quantized_linear` reads.
@@ -223,7 +249,8 @@ class Kernels:
             *map(_place, (x, weight.numbers, bias, residual, y)),
             m, weight.n, weight.k, x.stride(0), 0 if residual is None else residual.stride(0), weight.n,
         )  # fmt: skip
-        arguments = Quantized(linear, _place(weight.scales), _place(weight.zeros), weight.bits, weight.group)
+        places = map(_place, (weight.scales, weight.zeros, weight.shares, weight.minima))
+        arguments = Quantized(linear, *places, weight.bits, weight.group, weight.span)
         self._functions.tgi_quantized_linear(KINDS[x.dtype], ctypes.byref(arguments))
         return y
 

@@ -3,6 +3,8 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 
@@ -20,9 +22,9 @@ class Weight(ctypes.Structure):
     """A linear layer as the functions of the library take it."""
 
     _fields_ = (
-        *_fields(_Pointer, "numbers bias scales zeros"),
-        *_fields(_Long, "bits group"),
-        ("adapters", _Pointer),
+        *_fields(_Pointer, "numbers bias scales zeros shares minima"),
+        *_fields(_Long, "bits group span n"),
+        *_fields(_Pointer, "next adapters"),
     )
 
 
@@ -57,12 +59,26 @@ class _Step(ctypes.Structure):
 class LinearLayer:
     """A linear layer."""
 
-    weight: torch.Tensor | PackedInts
-    """The result of `Kernels.pack`, `Kernels.pack_ints` or `Kernels.round_and_pack`."""
+    weight: torch.Tensor | Sequence[PackedInts]
+    """The result of `Kernels.pack`; or those of `Kernels.pack_ints` and `Kernels.round_and_pack`, of the
+    outputs one after another."""
     features: int
     """Number of output features."""
     bias: torch.Tensor | None
     loras: LoraTable | None = None
+
+    @cached_property
+    def structures(self) -> Sequence[Weight]:
+        """The structure, and those that it points to."""
+        bias, adapters = _place(self.bias), None if self.loras is None else self.loras.place
+        weight = self.weight
+        if isinstance(weight, torch.Tensor):
+            return [Weight(weight.data_ptr(), bias, n=self.features, adapters=adapters)]
+        made = [_integers(each) for each in weight]
+        made[0].bias, made[0].adapters = bias, adapters
+        for one, after in pairwise(made):
+            one.next = ctypes.addressof(after)
+        return made
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -159,13 +175,13 @@ def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> _Rotation:
 
 
 def weight_of(linear: LinearLayer) -> Weight:
-    """Return the structure of a layer, whose tensors must outlive it."""
-    weight, bias = linear.weight, _place(linear.bias)
-    adapters = None if linear.loras is None else linear.loras.place
-    if isinstance(weight, torch.Tensor):
-        return Weight(weight.data_ptr(), bias, adapters=adapters)
-    scales, zeros = weight.scales.data_ptr(), _place(weight.zeros)
-    return Weight(weight.numbers.data_ptr(), bias, scales, zeros, weight.bits, weight.group, adapters)
+    """Return the structure of a layer, which must outlive it."""
+    return linear.structures[0]
+
+
+def _integers(weight: PackedInts) -> Weight:
+    places = (weight.numbers, None, weight.scales, weight.zeros, weight.shares, weight.minima)
+    return Weight(*map(_place, places), weight.bits, weight.group, weight.span, weight.n)
 
 
 def _layer(layer: Layer) -> _Layer:

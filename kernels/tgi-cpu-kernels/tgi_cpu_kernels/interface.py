@@ -22,8 +22,8 @@ class Quantized(ctypes.Structure):
 
     _fields_ = (
         ("linear", Linear),
-        *((name, _Pointer) for name in ("scales", "zeros")),
-        *((name, _Long) for name in ("bits", "group")),
+        *((name, _Pointer) for name in ("scales", "zeros", "shares", "minima")),
+        *((name, _Long) for name in ("bits", "group", "span")),
     )
 
 

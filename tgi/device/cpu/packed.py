@@ -13,7 +13,14 @@ from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
 from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable, Matrices
-from tgi.weights.formats import IntegerWeight, LinearWeight, Operations, PiecewiseWeight, PreparedWeight
+from tgi.weights.formats import (
+    IntegerWeight,
+    LinearWeight,
+    Operations,
+    PiecewiseWeight,
+    PreparedWeight,
+    StackedWeight,
+)
 
 
 @attrs.frozen(eq=False)
@@ -72,7 +79,8 @@ class PackedIntegers(PreparedWeight):
     @classmethod
     def of(cls, kernels: Kernels, weight: IntegerWeight) -> Self:
         """Pack a weight."""
-        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, weight.bits, weight.group)
+        sizes, nested = (weight.bits, weight.group), (weight.shares, weight.minima)
+        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, *sizes, *nested)
         return cls(kernels, packed, weight.order)
 
     def multiply(
@@ -85,6 +93,15 @@ class PackedIntegers(PreparedWeight):
         """Multiply as defined, exactly within each group."""
         x = x if self.order is None else x[:, self.order]
         return self.kernels.quantized_linear(x, self.packed, bias, residual)
+
+    def take(self, indices: torch.Tensor) -> torch.Tensor:
+        """Gather the numbers of each row, in float32."""
+        numbers, scales, zeros, *nested = self.packed.rows(indices.clamp(0, self.packed.n - 1))
+        assert numbers is not None
+        assert scales is not None
+        sizes = self.packed.bits, self.packed.group
+        rows = IntegerWeight(numbers, scales, zeros, *sizes, self.order, *nested).dense()
+        return rows.masked_fill(((indices < 0) | (indices >= self.packed.n))[:, None], 0)
 
 
 class PackedTable(LoraTable):
@@ -114,9 +131,11 @@ def packed_layer(
     """Return a linear layer as the kernels take it, if they can read the weight as it is."""
     if isinstance(weight, PackedWeight):
         return LinearLayer(weight.packed, weight.shape[0], bias, loras)
-    if isinstance(weight, PackedIntegers) and weight.order is None:
-        return LinearLayer(weight.packed, weight.packed.n, bias, loras)
-    return None
+    pieces = weight.pieces if isinstance(weight, StackedWeight) else [weight]
+    packed = [each.packed for each in pieces if isinstance(each, PackedIntegers) and each.order is None]
+    if len(packed) < len(pieces):
+        return None
+    return LinearLayer(packed, sum(each.n for each in packed), bias, loras)
 
 
 @attrs.frozen(eq=False, kw_only=True)

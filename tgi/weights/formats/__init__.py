@@ -11,6 +11,7 @@ from .base import EXPANDED, LinearWeight, Operations, PiecewiseWeight, PreparedW
 from .dense import Dense, DenseWeight
 from .integers import IntegerRounding, IntegerWeight
 from .rounding import Rounding
+from .stored import StackedWeight
 
 __all__ = [
     "EXPANDED",
@@ -23,6 +24,7 @@ __all__ = [
     "PiecewiseWeight",
     "PreparedWeight",
     "Rounding",
+    "StackedWeight",
     "WeightFormat",
     "read_format",
 ]

@@ -24,8 +24,12 @@ class Operations(Protocol):
     torch_device: torch.device
     fp8_limit: float
     keeps: frozenset[str]
-    """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows. "tied": it reads
-    rows of prepared dense weights in float32 and bfloat16."""
+    """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows; "nested":
+    integers with `shares` or `minima` too, and weights of several kinds. "tied": it reads rows of prepared
+    weights of integers, and of dense ones in float32 and bfloat16."""
+
+    def prepare_linear(self, weight: "LinearWeight") -> "LinearWeight":
+        """Return a weight of any format ready for `multiply`."""
 
     def prepare_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return a dense weight [out, in] in the form in which `linear` is fastest."""
@@ -145,6 +149,8 @@ class WeightFormat(ABC):
     """Values of "quant_method" in config.json that may mean this format."""
     scope: ClassVar[str] = ""
     """A noun phrase for the supported variants, for the error about any other."""
+    has_tables: ClassVar[bool] = False
+    """Whether embeddings and heads may have the format, too."""
 
     @classmethod
     def means(cls, config: JsonReader) -> bool:

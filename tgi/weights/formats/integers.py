@@ -19,7 +19,7 @@ _PIECE = 1 << 18
 
 @attrs.frozen(eq=False)
 class IntegerWeight(LinearWeight):
-    """A matrix (numbers - zeros) * scales.
+    """A matrix (numbers - zeros) * scales, or numbers * scales - zeros * minima.
 
     Inputs are rounded to 8 bits too: in each row and group to multiples of 1/127 of the greatest.
     """
@@ -27,7 +27,7 @@ class IntegerWeight(LinearWeight):
     numbers: torch.Tensor
     """Stored weights [out, in] uint8, below 2^bits."""
     scales: torch.Tensor
-    """Factors [out, groups] float32."""
+    """Factors [out, groups] float32; with `shares`, of several groups each."""
     zeros: torch.Tensor | None
     """Numbers [out, groups] uint8 that stand for 0; None: 2^(bits - 1)."""
     bits: int
@@ -35,12 +35,22 @@ class IntegerWeight(LinearWeight):
     """Input features in a group; the last one may have fewer."""
     order: torch.Tensor | None = None
     """Input features [in] in the order of the weight's columns; None: their own."""
+    shares: torch.Tensor | None = None
+    """Integers [out, groups] int8 by which the scale of each group is multiplied; None: 1."""
+    minima: torch.Tensor | None = None
+    """Factors of `zeros` in the shape of `scales`, if these are not what stands for 0."""
 
     @property
     def matrix(self) -> torch.Tensor:
         """The real numbers in float32, with the columns in the order of `order`."""
+        count = -(-self.numbers.shape[1] // self.group)
+        scales = self.scales.repeat_interleave(count // self.scales.shape[1], 1)
+        scales = _spread(scales if self.shares is None else scales * self.shares, self)
         zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
-        return (self.numbers.float() - zeros) * _spread(self.scales, self)
+        if self.minima is None:
+            return (self.numbers.float() - zeros) * scales
+        minima = self.minima.repeat_interleave(count // self.minima.shape[1], 1)
+        return self.numbers * scales - zeros * _spread(minima, self)
 
     @property
     def zeros_or_middle(self) -> torch.Tensor:
@@ -50,9 +60,10 @@ class IntegerWeight(LinearWeight):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row: packed numbers, and for each group a scale and perhaps a zero."""
-        size, groups = self.numbers.shape[1], self.scales.shape[1]
-        return -(-size * self.bits // 8) + groups * (4 if self.zeros is None else 5)
+        """Bytes of a row: packed numbers, and what groups have."""
+        columns = (self.scales, self.zeros, self.shares, self.minima)
+        size = sum(each.shape[1] * each.dtype.itemsize for each in columns if each is not None)
+        return -(-self.numbers.shape[1] * self.bits // 8) + size
 
     def dense(self) -> torch.Tensor:
         """Return the real numbers in float32, with the columns in the order of the inputs."""
@@ -61,14 +72,10 @@ class IntegerWeight(LinearWeight):
 
     def prepare(self, device: Operations) -> Self:
         """Return a copy on the device."""
-        place = device.torch_device
-        return attrs.evolve(
-            self,
-            numbers=self.numbers.to(place),
-            scales=self.scales.to(place),
-            zeros=None if self.zeros is None else self.zeros.to(place),
-            order=None if self.order is None else self.order.to(place),
-        )
+        names = ("numbers", "scales", "zeros", "order", "shares", "minima")
+        tensors = ((name, getattr(self, name)) for name in names)
+        placed = {name: each.to(device.torch_device) for name, each in tensors if each is not None}
+        return attrs.evolve(self, **placed)
 
     def multiply(
         self,

@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, groupby
+from typing import Any, Self
 
+import attrs
 import torch
 
 from tgi.weights.shard import TensorPart
 
-from .base import EXPANDED, LinearWeight, Reader
+from .base import EXPANDED, LinearWeight, Operations, Reader
 from .dense import DenseWeight
 from .integers import IntegerWeight
 
@@ -56,13 +59,21 @@ def fuse(
 
     `name` is that of the format.
     """
-    whole = _join(pieces, reader.device.keeps)
-    if whole is None:
+    kept = reader.device.keeps
+    joined = [_join(list(run), kept) for _, run in groupby(pieces, key=_kind)]
+    weights = [each for each in joined if each is not None]
+    if len(weights) < len(joined) or (len(weights) > 1 and "nested" not in kept):
         return make_dense(reader, name, parts, (piece.dense() for piece in pieces))
+    rows = [each.row_bytes for each in weights for _ in range(each.numbers.shape[0])]
     for part in parts:
         held = torch.empty(part.size, dtype=torch.uint8, device="meta")
-        reader.keep(part.name, part.stored, held, name, part.size[0] * whole.row_bytes)
-    return whole
+        size, rows = sum(rows[: part.size[0]]), rows[part.size[0] :]
+        reader.keep(part.name, part.stored, held, name, size)
+    return (
+        weights[0]
+        if len(weights) == 1
+        else StackedWeight(weights, [each.numbers.shape[0] for each in weights])
+    )
 
 
 def make_dense(
@@ -79,26 +90,73 @@ def make_dense(
     return DenseWeight(matrix)
 
 
+@attrs.frozen(eq=False)
+class StackedWeight(LinearWeight):
+    """Weights of different kinds, of the output features one after another."""
+
+    pieces: Sequence[LinearWeight]
+    sizes: Sequence[int]
+    """Output features of each."""
+
+    def dense(self) -> torch.Tensor:
+        """Return the numbers of all."""
+        return torch.cat([piece.dense() for piece in self.pieces])
+
+    def prepare(self, device: Operations) -> Self:
+        """Prepare each."""
+        return attrs.evolve(self, pieces=[device.prepare_linear(piece) for piece in self.pieces])
+
+    def multiply(
+        self,
+        device: Operations,
+        x: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Multiply by each."""
+        ends = list(accumulate(self.sizes))
+        cuts = [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
+        return torch.cat(
+            [
+                device.multiply(
+                    x,
+                    piece,
+                    None if bias is None else bias[cut],
+                    None if residual is None else residual[:, cut],
+                )
+                for piece, cut in zip(self.pieces, cuts, strict=True)
+            ],
+            1,
+        )
+
+
+def _kind(weight: LinearWeight) -> object:
+    """Return what two weights of integers must have in common to be one."""
+    if not isinstance(weight, IntegerWeight):
+        return None
+    nested = weight.shares is not None, weight.minima is not None
+    return weight.bits, weight.group, *nested, weight.scales.shape[1]
+
+
 def _join(pieces: Sequence[LinearWeight], kept: frozenset[str]) -> IntegerWeight | None:
-    """Return the pieces as one weight of integers, if they are alike and of a kind that is `kept`."""
+    """Return pieces of one `_kind` as one weight of integers, if it is one that is `kept`."""
     weights = [piece for piece in pieces if isinstance(piece, IntegerWeight)]
     if len(weights) < len(pieces):
         return None
     first = weights[0]
     if f"int{first.bits}" not in kept or (first.group % _STEP and first.group < first.numbers.shape[1]):
         return None
-    if any((first.bits, first.group) != (each.bits, each.group) for each in weights):
+    if "nested" not in kept and not (first.shares is None and first.minima is None):
         return None
     if not all(_same_order(first.order, each.order) for each in weights):
         return None
-    zeros = None
+    fields: dict[str, Any] = {}
     if any(each.zeros is not None for each in weights):
-        zeros = torch.cat([each.zeros_or_middle for each in weights])
-    numbers, scales = (
-        torch.cat([each.numbers for each in weights]),
-        torch.cat([each.scales for each in weights]),
-    )
-    return IntegerWeight(numbers, scales, zeros, first.bits, first.group, first.order)
+        fields["zeros"] = torch.cat([each.zeros_or_middle for each in weights])
+    for name in ("numbers", "scales", "shares", "minima"):
+        if getattr(first, name) is not None:
+            fields[name] = torch.cat([getattr(each, name) for each in weights])
+    return attrs.evolve(first, **fields)
 
 
 def _same_order(order: torch.Tensor | None, other: torch.Tensor | None) -> bool:
