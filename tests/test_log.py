@@ -16,22 +16,16 @@ from tgi import log as logs
 
 
 @pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], str]]:
-    """Return the lines written to stdout so far; restore logging at the end."""
-    root, ours = logging.getLogger(), logging.getLogger("tgi")
-    before = root.handlers, root.level, ours.level
+def lines(capsys: pytest.CaptureFixture[str], logging_as_before: None) -> Iterator[Callable[[], str]]:  # noqa: ARG001
+    """Return the lines written to stdout so far."""
 
     def read() -> str:
-        for handler in root.handlers:
+        for handler in logging.getLogger().handlers:
             handler.close()
         return capsys.readouterr().out
 
     yield read
     read()
-    root.handlers = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
-    logging.captureWarnings(False)
 
 
 def test_text(lines: Callable[[], str]) -> None:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import logging
 import signal
 import socket
 import subprocess
@@ -33,15 +32,7 @@ PROMPTS = ("What is a violin?", "Deep learning", "The quick brown fox jumps over
 SMALL: dict[str, Any] = {"max_total_tokens": 128, "max_batch_size": 4, "max_batch_prefill_tokens": 32}
 
 
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("tgi")
-    before = root.handlers, root.level, ours.level
-    yield
-    root.handlers = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def serving(options: Options, client: Callable[[str], Awaitable[None]]) -> int:

@@ -3,7 +3,6 @@
 import functools
 import importlib.metadata
 import io
-import logging
 import signal
 import socket
 import sys
@@ -18,16 +17,7 @@ from hypercorn.config import Config, Sockets
 from tgi.config import Options
 from tgi.server import run, serve
 
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    root, ours = logging.getLogger(), logging.getLogger("tgi")
-    before = root.handlers, root.level, ours.level
-    yield
-    root.handlers = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
-    logging.captureWarnings(False)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 @pytest.fixture

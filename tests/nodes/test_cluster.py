@@ -21,14 +21,14 @@ import pytest
 import trio
 
 from tests.nodes.cluster import Cluster, open_cluster
-from tests.test_ranks import SMALL, ask_all, logging_as_before, never, read, serving
+from tests.test_ranks import SMALL, ask_all, never, read, serving
 from tgi.config import Options
 from tgi.nodes.server import RayRanks
 from tgi.testing.models import make_llama
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("needs ray", allow_module_level=True)
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures(logging_as_before.__name__)]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("logging_as_before")]
 STREAMS = 16
 
 
