@@ -182,6 +182,20 @@ async def test_fields_about_thoughts_and_documents_are_variables(body: Any, vari
         assert answer.json["templated_text"] == variables
 
 
+async def test_an_unknown_effort_is_refused_and_any_word_is_a_variable() -> None:
+    async with serving(saying("x"), template="{{ reasoning_effort }}|{{ verbosity }}") as server:
+        for field in ("reasoning_effort", "verbosity"):
+            answer = await server.ask("POST", "/v1/chat/completions", {"messages": [USER], field: "huge"})
+            assert (answer.status, f"`$.{field}`" in answer.json["error"]["message"]) == (400, True)
+        body = {
+            "messages": [USER],
+            "chat_template_kwargs": {"reasoning_effort": "no_think"},
+            "verbosity": "low",
+        }
+        answer = await server.ask("POST", "/chat_tokenize", body)
+        assert answer.json["templated_text"] == "no_think|low"
+
+
 @pytest.mark.parametrize(
     ("body", "variables"),
     [

@@ -113,7 +113,7 @@ class MessagesRequest(CountRequest, kw_only=True):
     top_k: int | None = None
 
 
-@naming(stop="stop_sequences")
+@naming(stop="stop_sequences", reasoning_effort="output_config.effort")
 async def messages(call: Call[MessagesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body

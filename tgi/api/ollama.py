@@ -23,7 +23,10 @@ from .refused import refusing
 from .stream import one_line
 from .translated import Json, TranslatedAnswer, answer_chat, chat_request, naming
 
-_NAMES = {"max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format"}
+_NAMES = {
+    "max_tokens": "num_predict", "repetition_penalty": "repeat_penalty", "response_format": "format",
+    "reasoning_effort": "think",
+}  # fmt: skip
 """Names of fields here, by their names in chat completions."""
 
 

@@ -21,7 +21,10 @@ MAX_LISTED = 100
 """Maximum number of items that are listed at once."""
 
 
-@naming(max_tokens="max_output_tokens", messages="input", response_format="text.format")
+@naming(
+    max_tokens="max_output_tokens", messages="input", response_format="text.format",
+    reasoning_effort="reasoning.effort", verbosity="text.verbosity",
+)  # fmt: skip
 async def responses(call: Call[ResponsesRequest]) -> Response:
     """Answer a conversation."""
     body = call.body

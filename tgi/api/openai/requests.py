@@ -137,8 +137,11 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     return_prompt_text: Annotated[bool | None, about("Report the prompt that the messages become.")] = None
     chat_template_kwargs: Annotated[dict[str, Any] | None, about("Variables for the chat template.")] = None
     documents: Annotated[list[dict[str, Any]] | None, about("Documents for the chat template.")] = None
-    reasoning_effort: Annotated[str | None, about("Effort; `none` means `enable_thinking: false`.")] = None
-    verbosity: Annotated[str | None, about("Verbosity, for the chat template.")] = None
+    reasoning_effort: Annotated[
+        Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None,
+        about("Effort; `none` means `enable_thinking: false`. Other words are `chat_template_kwargs`."),
+    ] = None
+    verbosity: Annotated[Literal["low", "medium", "high"] | None, about("For the chat template.")] = None
     enable_thinking: Annotated[bool | None, about("Whether the model thinks before it answers.")] = None
     include_reasoning: Annotated[bool | None, about("Whether thoughts are answered; null: yes.")] = None
     max_thinking_tokens: Annotated[
