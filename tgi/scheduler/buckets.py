@@ -12,6 +12,8 @@ import attrs
 from tgi.limits import Limits
 from tgi.protocol import Bucket
 
+WARM_TOKENS = 64
+"""Tokens of the prompt that is warmed up where steps are not padded: nothing is compiled for its length."""
 WEIGHT = 0.1
 """Weight of the latest step in the running averages."""
 
@@ -40,9 +42,9 @@ class Buckets:
         """See `DeviceSpec.mixes_rows`."""
         self._seconds = seconds
         if chosen is None:
-            longest, rows = limits.longest_chunk, limits.max_batch_size
+            chunk, rows = min(limits.longest_chunk, WARM_TOKENS), limits.max_batch_size
             chosen = [
-                Bucket(1, longest, limits.seen_blocks(longest), prefill=True),
+                Bucket(1, chunk, limits.seen_blocks(chunk), prefill=True),
                 Bucket(rows, 1, limits.seen_blocks(1)),
             ]
         every = list(chosen)
@@ -64,15 +66,15 @@ class Buckets:
         return self._seconds(together) <= sum(self._seconds(bucket) for bucket in apart if bucket is not None)
 
     def largest(self) -> list[Bucket]:
-        """Return the largest bucket of each kind, for the memory they take."""
+        """Return the largest bucket of each kind, for the memory they take; or a shape where all are."""
         return [next(iter(self._prefill)), next(iter(self._decode))]
 
     def to_warm_up(self, *, everything: bool = True) -> list[Bucket]:
-        """Return all buckets, or the largest where steps are not padded."""
+        """Return all buckets, or a shape of each kind where steps are not padded."""
         return list(self) if everything else self.largest()
 
     def __iter__(self) -> Iterator[Bucket]:
-        """Iterate over the buckets, prefill before decode, the largest first; or over the largest shapes."""
+        """Iterate over the buckets, prefill before decode, the largest first; or over a shape of each."""
         yield from self._prefill
         yield from self._decode
 
