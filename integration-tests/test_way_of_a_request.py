@@ -38,8 +38,8 @@ sys.setprofile(note)
 threading.Thread(target=switch, daemon=True).start()
 """
 """Module that Python imports at its start: writes the files of functions called while "on" exists."""
-ELSEWHERE = ("layers/", "device/")
-"""The model and its device, which differ."""
+ELSEWHERE = ("layers/", "weights/formats/", "device/")
+"""The model, the formats of its weights and its device, which differ."""
 
 
 def named_files() -> set[str]:
