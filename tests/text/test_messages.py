@@ -284,7 +284,7 @@ def test_every_template_shows_system_messages(family: str) -> None:
 
 @pytest.mark.parametrize("family", TEMPLATES)
 def test_text_beside_calls_is_shown(family: str) -> None:
-    """Mistral's templates show none, and refuse it in a message of its own."""
+    """Mistral's templates show none, and refuse it in a message of its own: it comes behind the results."""
     conversation = [
         USER,
         CALLS | {"content": "Let me see."},
@@ -292,7 +292,7 @@ def test_text_beside_calls_is_shown(family: str) -> None:
         {"role": "assistant", "content": "Warm."},
     ]
     text = rendered(TEMPLATES[family], [*conversation, USER])
-    assert ("Let me see." in text) is (family not in ("mistral-v3", "mistral-nemo"))
+    assert "Let me see." in text
     for part in ("Zürich" if family != "glm4" else "Z\\u00fcrich", "21 °C", "Warm."):
         assert part in text
 
@@ -384,3 +384,54 @@ def test_mistral_templates_get_ids_of_nine_characters() -> None:
     assert (done[3]["tool_calls"][0]["id"], done[4]["tool_call_id"]) == ("AbCd12345", "AbCd12345")
     done, _ = prepared(TEMPLATES["qwen3"], messages, [TOOL])
     assert done[1]["tool_calls"][0]["id"] == "call_x"
+
+
+@pytest.mark.parametrize("template", TOOL_TEMPLATES.values(), ids=list(TOOL_TEMPLATES))
+@pytest.mark.parametrize("arguments", ['{"city": "Ro', '["Rome"]', "Rome"])
+def test_arguments_that_are_no_object_reach_the_model_with_their_result(
+    template: str, arguments: str
+) -> None:
+    """An answer may end within a call, and agents send it again."""
+    call = {**CALL, "function": {"name": "weather", "arguments": arguments}}
+    answer = {"role": "assistant", "tool_calls": [call]}
+    text = rendered(template, [{"role": "user", "content": "What?"}, answer, RESULT])
+    assert arguments in text
+    assert "21 °C" in text.partition(arguments)[2]
+
+
+ONLY_CALLS = (
+    "{% for m in messages %}[{{ m.role }}]{% if m.tool_calls %}{{ m.tool_calls | tojson }}"
+    "{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+PLAIN_ANSWERS = (  # an answer without calls only behind a user's message
+    "{% set ns = namespace(last='') %}{% for m in messages if m.role == 'user' or "
+    "(m.role == 'assistant' and not m.tool_calls) %}{% if m.role == 'assistant' and ns.last == 'assistant' %}"
+    "{{ raise_exception('turns') }}{% endif %}{% set ns.last = m.role %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("after", "text"),
+    [
+        ([], "[assistant]Let me see.\n"),
+        ([{"role": "assistant", "content": "Warm."}], "[assistant]Let me see.\nWarm."),
+        ([{"role": "user", "content": "And?"}], "[assistant]Let me see.[user]And?"),
+    ],
+)
+def test_a_text_beside_calls_is_printed_where_a_template_has_a_place_for_it(
+    after: list[dict[str, Any]], text: str
+) -> None:
+    messages = [{"role": "user", "content": "What?"}, {**CALLS, "content": "Let me see."}, RESULT, *after]
+    prompt = rendered(PLAIN_ANSWERS + ONLY_CALLS, messages)
+    assert text in prompt
+    assert prompt.count("Let me see.") == prompt.count("21 °C") == prompt.count("weather") == 1
+
+
+def test_a_developer_is_a_system_message_unless_the_template_prints_that_role() -> None:
+    messages = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "What?"}]
+    words = (
+        "{# for every developer #}{% for m in messages if m.role != 'developer' %}{{ m.content }}{% endfor %}"
+    )
+    assert rendered(words, messages) == "Be brief.What?"
+    knows = "{% for m in messages %}{{ 'D:' if m.role == 'developer' }}{{ m.content }}{% endfor %}"
+    assert rendered(knows, messages) == "D:Be brief.What?"

@@ -39,6 +39,8 @@ class Abilities:
     """Roles whose contents in several parts the template joins in its own way."""
     system: Literal["anywhere", "first"] | None = "anywhere"
     """Places where it prints messages of the role `system`."""
+    developer: bool = False
+    """Whether it prints messages of the role `developer`."""
     tools_in_system: bool = False
     """Whether it prints the field `tools` of the first message, of the role `system`."""
     turns: bool = False
@@ -53,7 +55,7 @@ class Abilities:
     With a part, results of calls are parts, too.
     """
     text_of_calls: Literal["beside", "before"] | None = None
-    """Whether it prints a text beside calls, or in a message before them only."""
+    """Whether it prints a text beside calls, in a message before them only, or at neither place."""
     names_in_ids: bool = False
     """Whether it prints the id of a call in place of the function's name."""
     tool_role: bool = False
@@ -108,6 +110,7 @@ class _Trial:
             self.parts,
             frozenset(role for role in ("system", "user", "assistant") if self._joins(role)),
             system=system,
+            developer=_PROBE in self.prompt({"role": "developer", "content": _PROBE}, ask),
             tools_in_system=_PROBE in self.prompt(first | {"tools": _PROBE}, ask),
             turns=_PROBE in self.prompt(ask, wait, probe) and _PROBE not in self.prompt(probe, ask),
             tool_role=_PROBE in self.prompt(ask, wait, _result(_CALL_ID)),

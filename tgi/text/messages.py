@@ -46,15 +46,21 @@ def prepare_messages(
     abilities = templates.abilities(with_tools=in_template)
     source = templates.source(with_tools=in_template) or ""
     ids = _Names() if abilities.names_in_ids else _Ids() if re.search(r"length != 9\b", source) else None
-    if "developer" not in source:  # OpenAI's newer name of the role
+    # OpenAI's newer name of the role; many templates print whatever a role is called.
+    if not (abilities.developer and "developer" in source):
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
     if abilities.calls and not abilities.several_calls:
         messages = list(_one_call_each(messages))
     if abilities.calls and abilities.text_of_calls == "before":
         messages = [part for message in messages for part in _text_before_calls(message)]
-    turned = [
-        _converted(message, abilities, answer, ids, number == 0) for number, message in enumerate(messages)
-    ]
+    if abilities.calls and abilities.text_of_calls is None:
+        messages = list(_texts_after_calls(messages))
+    turned: list[tuple[Message, bool]] = []
+    answers_calls = abilities.calls is not None
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            answers_calls = _are_printed(calls, _text_of(message.get("content")), abilities)
+        turned.append(_converted(message, abilities, answer, ids, not turned, answers_calls))
     converted = _merged(turned, abilities)
     is_taught = in_template and answer.taught
     if described and not (is_taught and tool_prompt is None):
@@ -104,6 +110,23 @@ def _text_before_calls(message: Mapping[str, Any]) -> Iterator[Mapping[str, Any]
     yield message
 
 
+def _texts_after_calls(messages: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """Yield messages whose texts beside calls are in the answers after the results, if such may follow."""
+    held = ""
+    for index, message in enumerate(messages):
+        text, calls = _text_of(message.get("content")), message.get("tool_calls")
+        if calls and text:
+            following = next((m for m in messages[index + 1 :] if m["role"] != "tool"), {"tool_calls": calls})
+            if not following.get("tool_calls"):
+                held, message = text, {name: one for name, one in message.items() if name != "content"}
+        elif held and message["role"] == "assistant":
+            held, message = "", {**message, "content": f"{held}\n{text}"}
+        elif held and message["role"] != "tool":
+            yield {"role": "assistant", "content": held}
+            held = ""
+        yield message
+
+
 def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool with exactly the keys that templates look at."""
     function = tool["function"]
@@ -119,12 +142,20 @@ def _described(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _converted(
-    message: Mapping[str, Any], abilities: Abilities, answer: AnswerFormat, ids: "_Ids | None", is_first: bool
+    message: Mapping[str, Any],
+    abilities: Abilities,
+    answer: AnswerFormat,
+    ids: "_Ids | None",
+    is_first: bool,
+    calls_are_printed: bool,
 ) -> tuple[Message, bool]:
-    """Return a message for the template, and whether it is a user's that stands for another role."""
+    """Return a message for the template, and whether it is a user's that stands for another role.
+
+    `calls_are_printed`: the template prints its calls, or those whose result it is.
+    """
     converted = {key: value for key, value in message.items() if key not in ("content", "tool_calls")}
     text, calls = _text_of(message.get("content")), message.get("tool_calls")
-    if calls and abilities.calls:
+    if calls and calls_are_printed:
         converted["tool_calls"] = [_call(call, as_text=abilities.calls == "texts", ids=ids) for call in calls]
         return converted | ({"content": text} if text else NO_CONTENT[abilities.no_content]), False
     if calls:
@@ -135,13 +166,21 @@ def _converted(
     ):
         return {"role": "user", "content": text}, True
     if message["role"] == "tool":
-        if not (abilities.calls or abilities.tool_role):
+        if not (calls_are_printed or abilities.tool_role):
             return {"role": "user", "content": text}, True
         if ids is not None:
             converted["tool_call_id"] = ids[message.get("tool_call_id")]
         if abilities.no_content == "part":
             return converted | {"content": [{"type": "text", "text": text}]}, False
     return converted | {"content": text}, False
+
+
+def _are_printed(calls: Sequence[Mapping[str, Any]], text: str, abilities: Abilities) -> bool:
+    """Return whether a template prints these calls, with the text beside them."""
+    if not abilities.calls or (text and abilities.text_of_calls is None):
+        return False
+    # Arguments may be cut off; templates that look into them fail, or print nothing, if they are no object.
+    return abilities.calls == "texts" or all(isinstance(_arguments_object(call), dict) for call in calls)
 
 
 def _merged(messages: Sequence[tuple[Message, bool]], abilities: Abilities) -> list[Message]:

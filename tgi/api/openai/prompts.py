@@ -9,7 +9,7 @@ import msgspec
 from tgi.api.call import Call
 from tgi.api.service import Engine
 from tgi.api.validate import make_sequences
-from tgi.errors import TemplateError, ToolError, ValidationError
+from tgi.errors import ToolError, ValidationError
 from tgi.scheduler import Sequence
 from tgi.text import tool_calls
 from tgi.text.answer_format import AnswerFormat
@@ -106,35 +106,14 @@ def _rendered(
     messages: list[dict[str, Any]],
     tools: list[dict[str, Any]] | None,
 ) -> str:
-    """Return the text of the prompt. Raises TemplateError and ValidationError."""
-    try:
-        return templates.render(
-            messages,
-            tools,
-            _variables(body),
-            continues=False if body.add_generation_prompt else body.continue_final_message,
-            more=body.add_generation_prompt is not False,
-        )
-    except TemplateError as error:
-        if place := _odd_arguments(body):
-            raise ValidationError(
-                f"`{place}` is not the text of a JSON object, and the chat template needs one: {error}"
-            ) from error
-        raise
-
-
-def _odd_arguments(body: ChatRequest) -> str | None:
-    """Return the place of the first call whose arguments are no object, as of an answer that was cut."""
-    for number, message in enumerate(body.messages):
-        for index, call in enumerate(message.tool_calls or []):
-            arguments = call.function.arguments
-            try:
-                value = msgspec.json.decode(arguments) if isinstance(arguments, str) else arguments
-            except (msgspec.DecodeError, RecursionError):
-                value = None
-            if not isinstance(value, dict):
-                return f"messages[{number}].tool_calls[{index}].function.arguments"
-    return None
+    """Return the text of the prompt. Raises TemplateError."""
+    return templates.render(
+        messages,
+        tools,
+        _variables(body),
+        continues=False if body.add_generation_prompt else body.continue_final_message,
+        more=body.add_generation_prompt is not False,
+    )
 
 
 def _offered(body: ChatRequest) -> tuple[list[Tool], str]:
