@@ -1,7 +1,8 @@
 """Loss of the demo model on words that it has not seen, with its layers in each format of weights.
 
     apt-get install wordnet-base
-    PYTHONPATH=.:demo python benchmarks/format_loss.py
+    PYTHONPATH=.:demo python benchmarks/format_loss.py             # all formats
+    PYTHONPATH=.:demo python benchmarks/format_loss.py GGUF NVFP4  # those whose names have a word
 
 Weights are rounded to the nearest, as `--quantize` does and as a GPTQ or AWQ without calibration would, and
 inputs as the format's definition in plain torch rounds them. `demo/train.py` held the words out.
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import dictionary
+import gguf
 import torch
 from dictionary import BOS, exchange, read_glossary, read_wordnet
 from torch import nn
@@ -24,12 +26,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.weights.quantized import KeepingDevice, read
 from tests.weights.test_compressed_tensors import FP8_KINDS, config, integers
+from tests.weights.test_micro_floats import KINDS as MICRO_KINDS
 from tests.weights.test_packed_formats import AWQ, awq, gptq, gptq_config
+from tests.weights.test_torchao import KINDS as TORCHAO_KINDS
 from tgi.config import ROUNDINGS
 from tgi.device.base import Device
 from tgi.plugins import JsonReader
 from tgi.weights import TensorPart
 from tgi.weights.formats import LinearWeight, Rounding, read_format
+from tgi.weights.formats.gguf import TYPES
 
 DEMO = Path(__file__).parents[1] / "tgi/demo"
 Make = Callable[[torch.Tensor], LinearWeight]
@@ -85,6 +90,21 @@ def formats(device: Device) -> Iterator[tuple[str, Make, Make | None]]:
     yield "compressed-tensors, W8A8, integers", make, None
     for name, (settings, quantize) in FP8_KINDS.items():
         yield f"fp8, {name}", checkpoint(device, quantize, settings), None
+    for name in ("NVFP4", "MXFP4", "MXFP8"):
+        settings, quantize = MICRO_KINDS[name]
+        yield name, checkpoint(device, quantize, settings), None
+    for name in ("int8", "int8, groups", "int4, zeros", "fp8"):
+        settings, quantize = TORCHAO_KINDS[name]
+        yield f"torchao, {name}", checkpoint(device, quantize, settings), None
+    for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"):  # the library makes no others
+        make = functools.partial(llama_cpp, name)
+        yield f"GGUF, {name}", make, make
+
+
+def llama_cpp(kind: str, matrix: torch.Tensor) -> LinearWeight:
+    """Round a weight as llama.cpp's library does."""
+    blocks = gguf.quants.quantize(matrix.numpy(), gguf.GGMLQuantizationType[kind])
+    return TYPES[kind].weight(torch.from_numpy(blocks))
 
 
 def held_out(wordnet: Path, count: int) -> list[tuple[str, str]]:
@@ -117,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("names", nargs="*", default=[""], help="words of formats' names; default: all")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
     parser.add_argument("--words", type=int, default=400)
     args = parser.parse_args()
@@ -126,7 +147,8 @@ def main() -> None:
     dense = loss(device, samples)
     print("| format | loss | more than dense |\n| --- | --- | --- |")
     print(f"| dense | {dense:.4f} | |", flush=True)
-    for name, make, head in formats(device):
+    chosen = (each for each in formats(device) if any(word in each[0] for word in args.names))
+    for name, make, head in chosen:
         value = loss(device, samples, make, head)
         print(f"| {name} | {value:.4f} | {value / dense - 1:.2%} |", flush=True)
 
