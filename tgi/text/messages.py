@@ -46,7 +46,7 @@ def prepare_messages(
     abilities = templates.abilities(with_tools=in_template)
     source = templates.source(with_tools=in_template) or ""
     ids = _Names() if abilities.names_in_ids else _Ids() if re.search(r"length != 9\b", source) else None
-    # OpenAI's newer name of the role; many templates print whatever a role is called.
+    # OpenAI's newer name of the role; many templates print messages of any role.
     if not (abilities.developer and "developer" in source):
         messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in map(dict, messages)]
     if abilities.calls and not abilities.several_calls:
