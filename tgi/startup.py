@@ -81,17 +81,17 @@ class Startup:
             if not options.disable_grammar_support:
                 nursery.start_soon(grammars.prepare)
             loaded = await load(executor, self._command, lifecycle)
-        for remark in loaded[0].remarks:
-            log.warning("%s: %s", setup.device.name, remark)
-        self.memory = planner.divide_memory(loaded, buckets)
-        check_memory(self.memory)
-        if self.memory.rank.total_bytes:
-            service.metrics.device_memory_bytes.set(self.memory.rank.total_bytes, state="total")
-        self._buckets = await in_thread(planner.choose_again, buckets, self.memory, attention)
-        scheduler, expected = self._scheduler(executor), planner.warm_up_seconds(self._buckets)
-        fewer = functools.partial(planner.choose_few, blocks=self.memory.widest.blocks, within=attention)
-        await self._warm_up(executor, scheduler, lifecycle, expected, fewer)
-        self._buckets = scheduler.schedule.buckets
+            for remark in loaded[0].remarks:
+                log.warning("%s: %s", setup.device.name, remark)
+            self.memory = planner.divide_memory(loaded, buckets)
+            check_memory(self.memory)
+            if self.memory.rank.total_bytes:
+                service.metrics.device_memory_bytes.set(self.memory.rank.total_bytes, state="total")
+            self._buckets = await in_thread(planner.choose_again, buckets, self.memory, attention)
+            scheduler, expected = self._scheduler(executor), planner.warm_up_seconds(self._buckets)
+            fewer = functools.partial(planner.choose_few, blocks=self.memory.widest.blocks, within=attention)
+            await self._warm_up(executor, scheduler, lifecycle, expected, fewer)
+            self._buckets = scheduler.schedule.buckets
         await self._load_loras()
         self.engine = lambda router: Engine(
             scheduler=router,
