@@ -263,10 +263,10 @@ def main(name: str) -> None:
     place = Path(tempfile.mkdtemp(prefix="recording-"))
     try:
         text = page(name, place / "tgi")
+        RECORDINGS.mkdir(exist_ok=True)
+        (RECORDINGS / f"{name}.md").write_text(text, "utf-8")
     finally:
         shutil.rmtree(place)
-    RECORDINGS.mkdir(exist_ok=True)
-    (RECORDINGS / f"{name}.md").write_text(text, "utf-8")
 
 
 if __name__ == "__main__":
