@@ -9,6 +9,7 @@ from tgi_simulated_gaudi.device import CARDS
 
 from tests.compiling import COMPILING, open_compiling
 from tgi.device.cpu.cpu_device import CpuDevice
+from tgi.device.hpu.host_copies import HostCopies
 from tgi.protocol import unpack_floats, unpack_ints
 from tgi.testing.driver import make_driver
 from tgi.testing.models import make_llama
@@ -263,7 +264,7 @@ class Executing:
 
 
 def test_results_arrive_where_memory_cannot_be_pinned(folder, card, monkeypatch):
-    monkeypatch.setattr(type(card), "_pins", False)
+    monkeypatch.setattr(HostCopies, "pinned", False)
 
     def seal(driver, seal):
         if seal:
