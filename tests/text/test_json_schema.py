@@ -1,5 +1,6 @@
 """Schemas as they are given against the texts that grammars accept, with jsonschema as the judge."""
 
+import ipaddress
 import itertools
 import json
 import random
@@ -249,6 +250,27 @@ def test_strings_have_only_necessary_escapes(text: str, yes: bool) -> None:
 def test_dates_are_those_of_the_calendar(format_: str, yes: list[str], no: list[str]) -> None:
     for schema in ({"format": format_}, {"format": format_, "pattern": "^.", "type": "string"}):
         assert accepted(schema, [f'"{text}"' for text in yes + no]) == [f'"{text}"' for text in yes]
+
+
+def test_ipv6_addresses_have_every_form() -> None:
+    """RFC 4291, section 2.2: with `::`, and with an IPv4 address at the end. Python is the judge."""
+    texts = ["fe80::1%eth0", ":1", "1:", ":::", "1::2::3", "12345::", "g::", "::256.0.0.1", "::1.2.3"]
+    for end in ("", "2001", "DB8:0", "192.0.2.255", "0.0.0.0"):
+        for groups in range(9):
+            whole = [*["a"] * groups, *([end] if end else [])]
+            texts.append(":".join(whole))
+            texts += [":".join(whole[:at]) + "::" + ":".join(whole[at:]) for at in range(len(whole) + 1)]
+    texts = list(dict.fromkeys(texts))
+    yes = [f'"{text}"' for text in texts if _is_ipv6(text)]
+    assert len(yes) > 100
+    assert accepted({"format": "ipv6"}, [f'"{text}"' for text in texts]) == yes
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return "%" not in text and bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
 
 
 # Keywords

@@ -68,7 +68,7 @@ KEYWORDS: dict[str, Keyword] = {
     "propertyNames": Keyword(
         objects.property_names,
         refused="with others than `type`, `pattern`, `enum`, `const`, `minLength`, `maxLength`, `allOf`, and "
-        "`format` of dates; beside `patternProperties`",
+        "`format` of dates and `ipv6`; beside `patternProperties`",
     ),
     "dependentRequired": _DEPENDENT,
     "dependentSchemas": _DEPENDENT,
