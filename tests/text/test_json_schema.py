@@ -4,6 +4,7 @@ import ipaddress
 import itertools
 import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tgi.text.grammar import GrammarSpec
 from tgi.text.json_schema import MAX_DEPTH, GrammarError, prepare_schema, read_schema
 from tgi.text.json_schema.keywords import KEYWORDS
+from tgi.text.json_schema.references import names_in
 
 from .matching import END, accepts, allowed, byte_tokens, demo_compiler, walk
 
@@ -271,6 +273,15 @@ def _is_ipv6(text: str) -> bool:
         return "%" not in text and bool(ipaddress.IPv6Address(text))
     except ValueError:
         return False
+
+
+def test_the_time_to_gather_names_grows_with_the_schema_alone() -> None:
+    """Time with the square of 12,000 definitions is more than a second."""
+    schema = {"$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(12_000)}}
+    before = time.process_time()
+    names, _ = names_in(schema)
+    assert time.process_time() - before < 0.5
+    assert {"$ref", "d0", "d11999"} <= names
 
 
 # Keywords

@@ -24,7 +24,7 @@ def names_in(root: Any) -> tuple[frozenset[str], tuple[str, ...]]:
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
-            names |= value.keys()
+            names.update(value)
             if isinstance(own := value.get("patternProperties"), dict):
                 patterns |= dict.fromkeys(own)
             waiting += [one for keyword, one in value.items() if keyword != "enum"]

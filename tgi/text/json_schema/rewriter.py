@@ -207,7 +207,7 @@ class Rewriter:
                 continue
             if _is_open(raw):
                 return None
-            names |= mapping(raw.get("properties")).keys()
+            names.update(mapping(raw.get("properties")))
             required |= {name for name in listed(raw.get("required")) if isinstance(name, str)}
             waiting += [(one, at) for one in _applied(raw)]
             if "$ref" in raw:
