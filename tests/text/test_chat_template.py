@@ -395,6 +395,8 @@ def test_abilities_of_known_templates(family: str) -> None:
         glm4 functionary gpt-oss""".split()
     no_tool_role = "llama2 mistral-v1 gemma phi3 falcon zephyr vicuna alpaca deepseek-v2 yi olmo".split()
     first_system = "llama2 mistral-v3 mistral-nemo vicuna alpaca deepseek-r1 command-r yi".split()
+    any_role = """chatml llama3 llama3.1-tools gemma3 phi4-mini qwen2 granite smollm-generation smolvlm-parts
+        internlm glm4 solar-break functionary gpt-oss""".split()
     no_text = "mistral-v3 mistral-nemo".split()
     joining = {"gemma3": frozenset({"user", "assistant"}), "smolvlm-parts": {"system", "user", "assistant"}}
     templates = ChatTemplates({"default": TEMPLATES[family]}, SPECIAL)
@@ -409,6 +411,7 @@ def test_abilities_of_known_templates(family: str) -> None:
             else None
             if family in ("mistral-v1", "gemma", "solar-break")
             else "anywhere",
+            developer=family in any_role,
             tools_in_system=family == "phi4-mini",
             turns=family in ("llama2", "mistral-v1", "mistral-v3", "mistral-nemo", "gemma"),
             calls="objects" if family in knowing else None,
