@@ -24,6 +24,7 @@ from tgi.weights.formats import Rounding, read_format
 from tgi.weights.formats.integers import round_weight
 
 PROMPT = random_prompt(512, 25, 0)
+PROMPTS = [random_prompt(512, 25, seed) for seed in range(8)]
 
 
 class ByHand(nn.Module):
@@ -89,15 +90,16 @@ def by_hand(folder: Path, quantize: str) -> nn.Module:
 @pytest.mark.parametrize("quantize", ROUNDINGS)
 @pytest.mark.parametrize("device", [open_device, Device], ids=["cpu", "plain"])
 def test_logits_are_those_of_rounded_layers(tmp_path: Path, quantize: str, device: Any) -> None:
-    """Nearly all are equal; an input halfway between two integers may go to the other one."""
+    """All are equal but for two of eight prompts: an input between two integers may go to either."""
     make_llama(tmp_path)
-    (wanted,) = transformers_logprobs(tmp_path, by_hand(tmp_path, quantize), [PROMPT])
-    (exact,) = transformers_logprobs(tmp_path, None, [PROMPT])
-    got = whole(make_driver(tmp_path, device(1), quantize=quantize), [*PROMPT, 0], len(PROMPT))
-    error = (got - wanted[-1:]).abs()
-    assert error.median() < 1e-4
-    assert error.max() < 0.05
-    assert (exact[-1] - wanted[-1]).abs().median() > 10 * error.median()
+    wanted = transformers_logprobs(tmp_path, by_hand(tmp_path, quantize), PROMPTS)
+    exact = transformers_logprobs(tmp_path, None, PROMPTS)
+    driver = make_driver(tmp_path, device(1), quantize=quantize)
+    got = [whole(driver, [*prompt, 0], len(prompt)) for prompt in PROMPTS]
+    errors = [(a - b[-1:]).abs().max() for a, b in zip(got, wanted, strict=True)]
+    assert sorted(errors)[-3] < 1e-4
+    for a, b in zip(exact, wanted, strict=True):
+        assert (a[-1] - b[-1]).abs().median() > 0.01
 
 
 @pytest.mark.parametrize("quantize", ["fp8", "int4"])
