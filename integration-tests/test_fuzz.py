@@ -41,7 +41,7 @@ def test_5000_requests_get_documented_answers_and_leave_the_server_as_it_was(
     command += ["--url", f"http://127.0.0.1:{server.port}"]
     command += ["--checks", "all", "--exclude-checks", LEFT_OUT, "--phases", "examples,coverage,fuzzing"]
     command += ["--generation-deterministic", "--max-examples", "20", "--workers", "2", "--no-shrink"]
-    command += ["--request-timeout", str(SECONDS)]
+    command += ["--request-timeout", str(SECONDS), "--max-response-time", str(SECONDS)]
     command += ["--report", "json", "--report-json-path", "report.json", "--no-color"]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
