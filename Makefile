@@ -19,7 +19,7 @@ WORKERS ?= 2
 HOURS ?= 1
 TESTS ?= tests/test_generation.py tests/test_constrained.py $(wildcard integration-tests/test_*.py)
 
-.PHONY: help setup clients agents test-agents docs wheels release run test test-slow fuzz chaos soak test-hpu-sim check fix bench size clean image \
+.PHONY: help setup clients agents test-agents docs wheels release run test test-slow fuzz chaos soak test-hpu-sim test-gpu check fix bench size clean image \
   run-local-dev-container local-dev-install run-integration-tests run-integration-tests-with-all-models \
   capture-expected-outputs-for-integration-tests
 
@@ -67,6 +67,11 @@ fuzz: .venv/.dev  ## try random examples for LIMIT=120 seconds; SEED=… tries t
 test-hpu-sim: .venv/.dev  ## run what has a model on a simulated Gaudi; PT_HPU_LAZY_MODE=0 TESTS="tests/test_generation.py"
 	TGI_TEST_DEVICE=hpu-sim PT_HPU_LAZY_MODE=$(PT_HPU_LAZY_MODE) .venv/bin/python -m pytest -q \
 	  -o faulthandler_timeout=900 $(TESTS) $(ARGS)
+
+test-gpu: .venv/.dev  ## on a machine with an NVIDIA GPU: every family, generations and random workloads on it
+	.venv/bin/python -m pytest -q -n $(WORKERS) tests/device/test_gpu.py
+	TGI_TEST_DEVICE=cuda .venv/bin/python -m pytest -q -n $(WORKERS) tests/test_generation.py tests/test_constrained.py
+	.venv/bin/python benchmarks/gpu.py equality
 
 chaos: .venv/.dev  ## disturb a server for ten minutes, and check that nothing is lost; ARGS="--seed 3 -- --num-shard 2"
 	.venv/bin/python integration-tests/chaos/chaos.py --rounds 100000 --minutes 10 $(ARGS)

@@ -1,6 +1,7 @@
 """Each operation that GPUs override, in Triton's interpreter on the CPU, against the definitions.
 
-Skipped without Triton, which is large and comes with a GPU's torch. benchmarks/gpu.py compares a GPU itself.
+Skipped without Triton, which is large and comes with a GPU's torch, and on a machine with a GPU, which
+test_gpu.py compares: Triton interprets everything in a process or nothing.
 """
 
 import importlib.util
@@ -10,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU", allow_module_level=True)
 os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 pytest.importorskip("triton")
-
-import torch
 
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
