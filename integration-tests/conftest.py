@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -214,27 +213,20 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def server(kind: str, start: Callable[..., Server]) -> Iterator[Server]:
+def shared(start: Callable[..., Server]) -> Callable[..., Server]:
+    """Start a server once, for all tests that ask for these options; they leave it as it was."""
+    servers: dict[str, Server] = {}
+
+    def share(kind: str, environment: dict[str, str] | None = None, **options: Any) -> Server:
+        key = repr((kind, environment, options))
+        if key not in servers:
+            servers[key] = start(kind, environment, **options).wait_ready()
+        return servers[key]
+
+    return share
+
+
+@pytest.fixture
+def server(kind: str, shared: Callable[..., Server]) -> Server:
     """A server that tests share and leave as it was."""
-    found = start(kind, keep_alive_timeout=2).wait_ready()
-    yield found
-    found.end()
-
-
-@pytest.fixture(scope="session")
-def long_streams(start: Callable[..., Server]) -> dict[str, Callable[[], tuple[float, list[Any]]]]:
-    """By kind: wait for the end of a stream of 92 tokens, one a second; gives its seconds and events.
-
-    The streams begin when a test first asks for them, and run beside the other tests.
-    """
-    pool = ThreadPoolExecutor(len(KINDS))
-
-    def read(server: Server) -> tuple[float, list[Any]]:
-        server.wait_ready()
-        begun = time.monotonic()
-        events = list(server.stream("What is a violin?", max_new_tokens=92))
-        server.end()
-        return time.monotonic() - begun, events
-
-    servers = {kind: start(kind, {"SLOW_SECONDS": "1"}, device="slow") for kind in KINDS}
-    return {kind: pool.submit(read, server).result for kind, server in servers.items()}
+    return shared(kind, keep_alive_timeout=2)

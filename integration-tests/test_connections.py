@@ -19,17 +19,10 @@ def read_to_end(connection: socket.socket) -> bytes:
     return data
 
 
-def test_long_streams_begin(long_streams: Any) -> None:
-    """They end in the last test of these files."""
-    assert set(long_streams) == {"tgi serve", "hypercorn"}
-
-
-@pytest.fixture(scope="session")
-def slow(kind: str, start: Any) -> Any:
+@pytest.fixture
+def slow(kind: str, shared: Any) -> Any:
     """A server that takes 50 ms for a step."""
-    server = start(kind, {"SLOW_SECONDS": "0.05"}, device="slow").wait_ready()
-    yield server
-    server.end()
+    return shared(kind, {"SLOW_SECONDS": "0.05"}, device="slow")
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_stream_frees_its_row_and_blocks(slow: Any) -> None:

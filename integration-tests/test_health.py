@@ -1,4 +1,7 @@
-"""The three questions about health, while something of the machine or of the server is stopped or used up."""
+"""The three questions about health, while something of the machine or of the server is stopped or used up.
+
+Streams of a minute and a half run beside them, and are not cut.
+"""
 
 import contextlib
 import http.client
@@ -7,7 +10,9 @@ import os
 import re
 import resource
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import psutil
@@ -61,6 +66,28 @@ def limited(server: Any, kind: int, limit: int) -> Iterator[None]:
         yield
     finally:
         resource.prlimit(server.process.pid, kind, before)
+
+
+Long = tuple[float, list[Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_streams(start: Any) -> Iterator[list[Future[Long]]]:
+    """Streams of 92 tokens, one a second, under `tgi serve` and hypercorn, beside the tests of this file."""
+
+    kinds = "tgi serve", "hypercorn"
+    servers = [start(kind, {"SLOW_SECONDS": "1"}, device="slow") for kind in kinds]
+
+    def read(server: Any) -> Long:
+        server.wait_ready()
+        begun = time.monotonic()
+        events = list(server.stream("What is a violin?", max_new_tokens=92))
+        return time.monotonic() - begun, events
+
+    with ThreadPoolExecutor() as pool:
+        yield [pool.submit(read, server) for server in servers]
+        for server in servers:
+            server.end()
 
 
 def test_a_stopped_rank(start: Any) -> None:
@@ -153,3 +180,12 @@ def test_an_exhausted_file_table(start: Any) -> None:
     server.wait_for(lambda: asked(server) == all_say(200), 30)
     assert "Traceback" not in server.output()
     server.end()
+
+
+@pytest.mark.contract("R1.41")
+def test_a_stream_of_90_seconds_is_not_cut(long_streams: list[Future[Long]]) -> None:
+    for stream in long_streams:
+        seconds, events = stream.result()
+        assert seconds > 90
+        assert events[-1]["details"] is None
+        assert len(events) == 92

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ENDLESS = 1500
@@ -39,12 +40,20 @@ def failure(kind: str) -> int:
     return 1 if kind == "tgi serve" else -signal.SIGUSR1
 
 
+def compiles() -> bool:
+    """Whether a start takes as long as the warm-up of a device that compiles."""
+    return os.environ.get("TGI_TEST_DEVICE", "cpu") != "cpu"
+
+
 def lines_of_failure(server: Any) -> list[str]:
     return [line for line in server.output().splitlines() if line.startswith("tgi:")]
 
 
 @pytest.mark.contract("R1.40")
-def test_the_port_opens_at_once_and_tells_of_the_progress(kind: str, start: Any) -> None:
+def test_the_port_opens_at_once_tells_of_the_progress_and_is_ready_in_ten_seconds(
+    kind: str, start: Any
+) -> None:
+    """The seconds are a processor's: other programs may run on the machine."""
     server = start(kind)
     server.wait_for(lambda: server.health() == 503, 20)
     status, body = server.get("/health")
@@ -52,6 +61,10 @@ def test_the_port_opens_at_once_and_tells_of_the_progress(kind: str, start: Any)
         assert json.loads(body)["stage"]
     assert server.post("/generate", {"inputs": "x"})[0] in (503, 200)
     server.wait_ready()
+    if not compiles():
+        process = psutil.Process(server.process.pid)
+        times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+        assert sum(one.user + one.system for one in times) < 10
     server.end()
 
 
@@ -143,14 +156,13 @@ def test_a_killed_rank_beyond_the_restarts_ends_the_server_with_one_line(kind: s
     assert server.health() == 0
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_a_killed_server_leaves_nothing_behind(kind: str, ranks: int, start: Any, tmp_path: Path) -> None:
-    """No process, no file for temporary ones, no shared memory."""
+def test_a_killed_server_leaves_nothing_behind(kind: str, start: Any, tmp_path: Path) -> None:
+    """No process, no file for temporary ones, no shared memory, also none where two ranks have met."""
     before = set(Path("/dev/shm").iterdir())
     variables = {"SLOW_SECONDS": "0.5", "TMPDIR": str(tmp_path)}
-    server = start(kind, variables, device="slow", num_shard=ranks, threads=ranks).wait_ready()
+    server = start(kind, variables, device="slow", num_shard=2, threads=2).wait_ready()
     processes = server.ranks()
-    assert len(processes) == ranks
+    assert len(processes) == 2
     server.process.kill()
     server.wait_for(lambda: server.ranks() == [], 5)
     server.wait_for(lambda: server.health() == 0)
@@ -160,34 +172,16 @@ def test_a_killed_server_leaves_nothing_behind(kind: str, ranks: int, start: Any
 
 
 @pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        ("tokenizer", "the tokenizer cannot be read"),
-        (None, "no folder"),
-        ("no config", "has no config.json"),
-        ("{", "config.json cannot be read"),
-        ("[]", "is no JSON object"),
-        ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported: no adapter offers it"),
-        ('{"architectures": ["LlamaForCausalLM"]}', "config.json has no 'num_attention_heads'"),
-        ("no weights", "has no weights"),
-        ("broken", "safetensors"),
-    ],
+    ("name", "said"),
+    [("tokenizer_config.json", "the tokenizer cannot be read"), ("model.safetensors", "safetensors")],
 )
-def test_a_folder_that_is_no_model(
-    config: str | None, said: str, checkpoint: Path, start: Any, tmp_path: Path
+def test_a_model_with_a_file_that_is_cut(
+    name: str, said: str, checkpoint: Path, start: Any, tmp_path: Path
 ) -> None:
+    """Found by the server and by a rank while ranks run; tests/test_server.py has what is found before."""
     folder = tmp_path / "model"
-    if config is not None:
-        shutil.copytree(checkpoint, folder)
-        broken = {"broken": "model.safetensors", "tokenizer": "tokenizer_config.json"}.get(config)
-        if broken:
-            (folder / broken).write_bytes((folder / broken).read_bytes()[:100])
-        elif config == "no weights":
-            (folder / "model.safetensors").unlink()
-        elif config == "no config":
-            (folder / "config.json").unlink()
-        else:
-            (folder / "config.json").write_text(config)
+    shutil.copytree(checkpoint, folder)
+    (folder / name).write_bytes((folder / name).read_bytes()[:100])
     server = start("tgi serve", model_id=folder)
     assert server.wait_exit(20) == 1
     assert len(lines_of_failure(server)) == 1
@@ -204,14 +198,6 @@ def test_an_unsupported_architecture_under_hypercorn(start: Any, tmp_path: Path)
     assert len(lines_of_failure(server)) == 1
     assert "NoSuchModel is not supported: no adapter offers it" in lines_of_failure(server)[0]
     assert "Traceback" not in server.output()
-
-
-def test_a_taken_port(server: Any, start: Any) -> None:
-    second = start("tgi serve", port=server.port)
-    assert second.wait_exit(10) == 1
-    assert lines_of_failure(second) == [
-        f"tgi: cannot listen on 127.0.0.1 port {server.port}: Address already in use; choose another --port"
-    ]
 
 
 def test_too_little_memory(kind: str, start: Any) -> None:
@@ -237,22 +223,3 @@ def test_a_wrong_variable_under_hypercorn(start: Any) -> None:
     server = start("hypercorn", max_batch_size="many")
     assert server.wait_exit(20) == failure("hypercorn")
     assert len(lines_of_failure(server)) == 1
-
-
-@pytest.mark.skipif(
-    os.environ.get("TGI_TEST_DEVICE", "cpu") != "cpu", reason="what compiles takes as long as its warm-up"
-)
-def test_health_within_ten_seconds(start: Any) -> None:
-    begun = time.monotonic()
-    start("tgi serve").wait_ready().end()
-    assert time.monotonic() - begun < 10
-
-
-@pytest.mark.slow
-@pytest.mark.contract("R1.41")
-def test_a_stream_of_90_seconds_is_not_cut(long_streams: Any) -> None:
-    for wait in long_streams.values():
-        seconds, events = wait()
-        assert seconds > 90
-        assert events[-1]["details"] is None
-        assert len(events) == 92

@@ -14,7 +14,7 @@ import pytest
 import trio
 from hypercorn.config import Config, Sockets
 
-from tgi.config import Options
+from tgi.config import DEMO_MODEL, Options
 from tgi.server import run, serve
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
@@ -37,11 +37,38 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_a_folder_without_a_model(
-    listener: socket.socket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (None, "no folder"),
+        ("", "has no config.json"),
+        ("{", "config.json cannot be read"),
+        ("[]", "is no JSON object"),
+        ('{"architectures": ["NoSuchModel"]}', "NoSuchModel is not supported: no adapter offers it"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "config.json has no 'num_attention_heads'"),
+        ("no weights", "has no weights"),
+    ],
+)
+def test_a_folder_that_is_no_model(
+    listener: socket.socket,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    config: str | None,
+    said: str,
 ) -> None:
-    assert serve_on(listener, Options(model_id=str(tmp_path))) == 1
-    assert "no config.json" in one_line(capsys)
+    """`integration-tests/test_life.py` has what is found only when ranks run."""
+    folder = tmp_path / "model"
+    if config is not None:
+        folder.mkdir()
+        for file in DEMO_MODEL.iterdir():
+            (folder / file.name).symlink_to(file)
+        (folder / ("model.safetensors" if config == "no weights" else "config.json")).unlink()
+    if config not in (None, "", "no weights"):
+        (folder / "config.json").write_text(str(config))
+    assert serve_on(listener, Options(model_id=str(folder))) == 1
+    out, err = capsys.readouterr()
+    assert [line.startswith("tgi: ") and said in line for line in err.splitlines()] == [True]
+    assert "Traceback" not in out
 
 
 @pytest.mark.contract("--env")
