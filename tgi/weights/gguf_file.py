@@ -1,11 +1,11 @@
 """Turns a file of llama.cpp into a checkpoint whose linear layers keep its blocks, tensor by tensor.
 
 transformers knows the config, the tokenizer and the names of tensors; what it leaves out of a file's RoPE is
-read here. Models that no adapter knows, and those with experts, become dense, all at once.
+read here, and for models with experts in `gguf_experts`. Models that no adapter knows become dense, all at
+once.
 """
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,47 @@ import torch
 from gguf import GGUFReader, dequantize
 from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerFast,
+)
 
 from tgi.model_files import INDEX
 from tgi.plugins import architectures, load_plugins
 
 from .formats.gguf import TYPES
+from .gguf_experts import Family, find_family, layer_tensors, read_config, stored, tensor_names
+from .gguf_model import GgufModel, rope_parameters
 
 _SHARD = 1 << 30
 """Bytes of tensors that are in memory, and in each file."""
-_LLAMA_3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""Settings that all models with Llama 3's RoPE have in common, and a file does not tell."""
 
 
 def write_checkpoint(file: Path, target: Path) -> None:
     """Write config.json, tokenizer and tensors. Raises all kinds of errors."""
     place: dict[str, Any] = {"gguf_file": file.name}
-    AutoTokenizer.from_pretrained(file.parent, **place).save_pretrained(target)
-    reader, config = GGUFReader(file), AutoConfig.from_pretrained(file.parent, **place)
-    config.rope_parameters = rope_parameters(reader, config)
+    given = GgufModel(GGUFReader(file))
+    family = find_family(given)
+    if family is None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, **place)
+        config = AutoConfig.from_pretrained(file.parent, **place)
+        config.rope_parameters = rope_parameters(given, config.rope_parameters)
+    else:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, **place)
+        config = read_config(given, family)
+    tokenizer.save_pretrained(target)
     config.dtype = torch.bfloat16
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    known, experts = type(model).__name__ in architectures(load_plugins()), _has_experts(reader)
-    if known and not experts:
-        if types := _write_tensors(reader, model, target):
+    known = type(model).__name__ in architectures(load_plugins())
+    if known and (family is not None or not given["expert_count"]):
+        if types := _write_tensors(given, family, model, target):
             config.quantization_config = {"quant_method": "gguf", "types": types}
     else:
-        dense = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.bfloat16}
-        model = AutoModelForCausalLM.from_pretrained(file.parent, config=config, **place, **dense)
-        model.hf_quantizer = None  # else it refuses to be written
+        model = _make_dense(file, config)
         model.save_pretrained(target)
     config.architectures = [type(model).__name__]
     config.save_pretrained(target)
@@ -55,53 +66,26 @@ def write_checkpoint(file: Path, target: Path) -> None:
     described.write_text(json.dumps(settings, indent=2))
 
 
-def rope_parameters(reader: Any, config: Any) -> Any:
-    """Return the config's RoPE with the scaling that a file tells. Raises ValueError for an unknown one."""
-    tensors = {
-        tensor.name: dequantize(tensor.data, tensor.tensor_type)
-        for tensor in reader.tensors
-        if "rope_f" in tensor.name
-    }
-    architecture = reader.get_field("general.architecture").contents()
-
-    def field(name: str) -> Any:
-        found = reader.get_field(f"{architecture}.rope.scaling.{name}")
-        return None if found is None else found.contents()
-
-    original = field("original_context_length")
-    changes: dict[str, Any] = {}
-    if (factors := tensors.get("rope_freqs.weight")) is not None:
-        changes = {"rope_type": "llama3", "factor": float(round(factors.max())), **_LLAMA_3}
-        expected = _llama_3(len(factors), config.rope_parameters["rope_theta"], changes)
-        if not np.allclose(factors, expected, rtol=1e-4):
-            raise ValueError("its RoPE has other factors (rope_freqs.weight) than Llama 3's")
-    elif "rope_factors_long.weight" in tensors:
-        raise ValueError("its RoPE is LongRoPE, which is not read: serve the model that it was made of")
-    elif (kind := field("type")) not in (None, "none"):
-        changes = {"rope_type": kind, "factor": field("factor")}
-        if original is not None:
-            changes["original_max_position_embeddings"] = original
-    given = config.rope_parameters
-    if "full_attention" in given:
-        return {**given, "full_attention": {**given["full_attention"], **changes}}
-    return {**given, **changes}
+def _make_dense(file: Path, config: Any) -> Any:
+    """Return transformers' model in bfloat16. Raises ValueError if it does not find all numbers."""
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        file.parent,
+        config=config,
+        gguf_file=file.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        output_loading_info=True,
+    )
+    model, found = loaded
+    if lacking := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"transformers finds no numbers in it for {lacking[0]!r} of a {type(model).__name__}"
+        )
+    model.hf_quantizer = None  # else it refuses to be written
+    return model
 
 
-def _llama_3(count: int, theta: float, settings: dict[str, Any]) -> np.ndarray[Any, Any]:
-    """Return by what Llama 3 divides each frequency."""
-    low, high = settings["low_freq_factor"], settings["high_freq_factor"]
-    lengths = 2 * math.pi * theta ** (np.arange(count) / count)
-    smooth = (settings["original_max_position_embeddings"] / lengths - low) / (high - low)
-    smooth = smooth.clip(0, 1)
-    result: np.ndarray[Any, Any] = 1 / ((1 - smooth) / settings["factor"] + smooth)
-    return result
-
-
-def _has_experts(reader: Any) -> bool:
-    return any(len(tensor.shape) > 2 for tensor in reader.tensors)
-
-
-def _write_tensors(reader: Any, model: Any, target: Path) -> list[str]:
+def _write_tensors(given: GgufModel, family: Family | None, model: Any, target: Path) -> list[str]:
     """Write the tensors, and return the types of the blocks among them, most bytes first."""
     shard: dict[str, torch.Tensor] = {}
     places: dict[str, str] = {}
@@ -113,7 +97,7 @@ def _write_tensors(reader: Any, model: Any, target: Path) -> list[str]:
         places.update(dict.fromkeys(shard, name))
         shard.clear()
 
-    for name, tensor in _tensors(reader, model):
+    for name, tensor in _tensors(given, family, model):
         kind = name.rpartition(".")[2]
         if kind in TYPES:
             bytes_of[kind] = bytes_of.get(kind, 0) + tensor.nbytes
@@ -125,7 +109,7 @@ def _write_tensors(reader: Any, model: Any, target: Path) -> list[str]:
     return sorted(bytes_of, key=bytes_of.__getitem__, reverse=True)
 
 
-def _tensors(reader: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(given: GgufModel, family: Family | None, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield names and numbers of a checkpoint: blocks of linear layers, and what else the model has."""
     from transformers.modeling_gguf_pytorch_utils import (
         TENSOR_PROCESSORS,
@@ -133,22 +117,27 @@ def _tensors(reader: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
         get_gguf_hf_weights_map,
     )
 
-    architecture = reader.get_field("general.architecture").contents()
-    kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
-    processor = kind(model.config.to_dict())
-    names, embedding = get_gguf_hf_weights_map(model, processor), model.get_input_embeddings()
+    kind: Any = TENSOR_PROCESSORS.get(given.architecture, TensorProcessor)
+    processor, embedding = kind(model.config.to_dict()), model.get_input_embeddings()
+    if family is None:
+        names = get_gguf_hf_weights_map(model, processor)
+    else:
+        names = tensor_names(given, model.state_dict(), family)
+        for layer in range(given["block_count"]):
+            yield from layer_tensors(given, family, layer)
     linear = {
         name for name, each in model.named_modules() if isinstance(each, nn.Linear) or each is embedding
     }
-    for tensor in reader.tensors:
-        if tensor.name not in names:
+    for tensor in given.tensors.values():
+        if tensor.name not in names or len(tensor.shape) > 2:
             continue
         name = names[tensor.name]
         module = name.removesuffix(".weight")
         if module in linear and tensor.tensor_type.name in TYPES:
             rows = _order(processor, tensor)
             if rows is not None:
-                yield f"{module}.{tensor.tensor_type.name}", torch.from_numpy(np.array(tensor.data[rows]))
+                end, blocks = stored(tensor.data[rows], tensor.tensor_type)
+                yield f"{module}.{end}", blocks
                 continue
         numbers = processor.process(dequantize(tensor.data, tensor.tensor_type), tensor.name).weights
         dtype = torch.float32 if numbers.ndim == 1 else torch.bfloat16

@@ -5,6 +5,7 @@ those of llama.cpp, bit for bit. In K types the scales of a block's groups are i
 so are its minima.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
@@ -19,8 +20,10 @@ from .dense import DenseWeight
 from .integers import IntegerWeight
 from .stored import fuse
 
-_NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-"""Numbers that 4 bits of the IQ4 types stand for."""
+_NONLINEAR = (1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241)
+"""Numbers that 4 bits of the IQ4 types stand for, plus _MIDDLE."""
+_FLOATS = (128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116)
+"""Doubles of the numbers that those of MXFP4 stand for, plus _MIDDLE."""
 _MIDDLE = 128
 
 
@@ -134,20 +137,24 @@ def _q6_k(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
     return {"scales": _float(b[..., 208:210]), "shares": shares, "numbers": numbers}
 
 
-def _nonlinear(nibbles: torch.Tensor) -> torch.Tensor:
-    table = torch.tensor([number + _MIDDLE for number in _NONLINEAR], dtype=torch.uint8)
-    return table.to(nibbles.device)[nibbles.long()]
+def _look_up(table: Sequence[int], nibbles: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(table, dtype=torch.uint8, device=nibbles.device)[nibbles.long()]
 
 
 def _iq4_nl(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
-    return {"scales": _float(b[..., :2]), "numbers": _nonlinear(_nibbles(b[..., 2:]))}
+    return {"scales": _float(b[..., :2]), "numbers": _look_up(_NONLINEAR, _nibbles(b[..., 2:]))}
+
+
+def _mxfp4(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    halves = (b[..., :1].double() - 128).exp2().float()  # the least ones are no normal numbers
+    return {"scales": halves, "numbers": _look_up(_FLOATS, _nibbles(b[..., 1:]))}
 
 
 def _iq4_xs(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
     low = torch.stack([b[..., 4:8] & 15, b[..., 4:8] >> 4], -1).flatten(-2)
     high = torch.stack([(b[..., 2:4] >> shift) & 3 for shift in range(0, 8, 2)], -1).flatten(-2)
     shares = (low | high << 4).view(torch.int8) - 32
-    numbers = _nonlinear(_nibbles(_halves(b[..., 8:], 8)).flatten(-2))
+    numbers = _look_up(_NONLINEAR, _nibbles(_halves(b[..., 8:], 8)).flatten(-2))
     return {"scales": _float(b[..., :2]), "shares": shares, "numbers": numbers}
 
 
@@ -164,6 +171,7 @@ TYPES = {
     "Q5_K": BlockType(256, 176, 8, 32, _q5_k),
     "IQ4_NL": BlockType(32, 18, 8, 32, _iq4_nl),
     "IQ4_XS": BlockType(256, 136, 8, 32, _iq4_xs),
+    "MXFP4": BlockType(32, 17, 8, 32, _mxfp4),
 }
 """Blocks that can be kept, by llama.cpp's names."""
 
@@ -193,9 +201,7 @@ class Gguf(WeightFormat):
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the blocks if the checkpoint lacks them."""
         names = [f"{part.module}.{kind}" for kind in self.types]
-        if part.index is None and not part.transposed and any(name in reader for name in names):
-            return None
-        return names[0]
+        return None if any(name in reader for name in names) else names[0]
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
         """Read the blocks."""
@@ -204,12 +210,27 @@ class Gguf(WeightFormat):
     def _read(self, reader: Reader, part: TensorPart) -> LinearWeight:
         chosen = next(kind for kind in self.types if f"{part.module}.{kind}" in reader)
         (out, size), kind = part.shape, TYPES[chosen]
-        count, indices, columns = size // kind.features * kind.bytes, part.indices, slice(None)
+        count, indices, columns = size // kind.features * kind.bytes, part.indices, None
         if part.dim == 1 and indices is not None:
             if indices.start % kind.features or indices.stop % kind.features:
                 columns, indices = indices, None
             else:
                 indices = slice(*(end // kind.features * kind.bytes for end in (indices.start, indices.stop)))
-        place = attrs.evolve(part, name=f"{part.module}.{chosen}", shape=(out, count), indices=indices)
+        name, turned = f"{part.module}.{chosen}", False
+        place = attrs.evolve(part, name=name, shape=(out, count), indices=indices, transposed=turned)
         weight = kind.weight(reader.read_raw(place, torch.uint8, kept=False))
-        return weight if columns == slice(None) else DenseWeight(weight.dense()[:, columns])
+        return weight if columns is None else _cut(weight, columns, kind.features)
+
+
+def _cut(weight: IntegerWeight, columns: slice, features: int) -> LinearWeight:
+    """Return some columns of a weight, whose blocks have `features`; it is dense if they cut a group."""
+    start, stop, group = columns.start, columns.stop, weight.group
+    if start % group or stop % group:
+        return DenseWeight(weight.dense()[:, columns])
+    step = math.gcd(start, stop, features)
+    cut: dict[str, Any] = {"numbers": weight.numbers[:, columns]}
+    for name, width in {"scales": features, "minima": features, "shares": group, "zeros": group}.items():
+        if (each := getattr(weight, name)) is not None:
+            size = step if width == features else group
+            cut[name] = each.repeat_interleave(width // size, 1)[:, start // size : stop // size]
+    return attrs.evolve(weight, **cut)
