@@ -53,6 +53,12 @@ ROWS: dict[str, dict[str, Any]] = {
     "GPTQ, 5 bits (`gptq_p`)": GPTQ | {"bits": 5, "checkpoint_format": "gptq_p"},
     "GPTQ, 8 bits": GPTQ | {"bits": 8},
     "AWQ, 4 bits, `gemm`": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
+    "AWQ, 4 bits, `gemm`, symmetric": {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 128,
+        "zero_point": False,
+    },
     "AWQ, 4 bits, `gemv`": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"},
     "compressed-tensors, W4A16": compressed("pack-quantized", grouped(4)),
     "compressed-tensors, W8A16": compressed("pack-quantized", grouped(8)),

@@ -53,10 +53,10 @@ def gptq(
     }, matrix
 
 
-def awq(weight: torch.Tensor, group: int = 32) -> tuple[Tensors, torch.Tensor]:
+def awq(weight: torch.Tensor, group: int = 32, symmetric: bool = False) -> tuple[Tensors, torch.Tensor]:
     """AWQ's tensors: of eight neighbours a word has first 0, 2, 4, 6, and then 1, 3, 5, 7."""
     groups = groups_of(weight.shape[1], group)
-    numbers, scales, zeros, matrix = rounded(weight, 4, groups, symmetric=False)
+    numbers, scales, zeros, matrix = rounded(weight, 4, groups, symmetric)
 
     def interleaved(columns: torch.Tensor) -> torch.Tensor:
         return columns.unflatten(1, (-1, 8))[..., [0, 2, 4, 6, 1, 3, 5, 7]].flatten(1)
@@ -113,17 +113,22 @@ def test_gptq_weights_are_those_that_were_packed(
 
 
 @pytest.mark.parametrize("device", [Device, KeepingDevice])
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize(
     "cut", [(0, None), (0, slice(12, 56)), (1, slice(48, 96)), (1, slice(0, 40))], ids=str
 )
 def test_awq_weights_are_those_that_were_packed(
-    tmp_path: Path, device: type[Device], cut: tuple[int, slice | None]
+    tmp_path: Path, device: type[Device], symmetric: bool, cut: tuple[int, slice | None]
 ) -> None:
-    tensors, matrix = awq(torch.randn(64, 96, generator=torch.Generator().manual_seed(0)))
-    got = read(tmp_path, tensors, AWQ, device(), TensorPart("x.weight", (64, 96), *cut))
+    """Of symmetric ones no zeros are kept."""
+    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    tensors, matrix = awq(weight, symmetric=symmetric)
+    part, config = TensorPart("x.weight", (64, 96), *cut), AWQ | {"zero_point": not symmetric}
+    got = read(tmp_path, tensors, config, device(), part)
     wanted = matrix if cut[1] is None else matrix[cut[1]] if cut[0] == 0 else matrix[:, cut[1]]
     assert torch.allclose(got.dense(), wanted, rtol=1e-6, atol=1e-7)
     assert isinstance(got, IntegerWeight) == (device is KeepingDevice)
+    assert getattr(got, "zeros", None) is None or not symmetric
 
 
 CASES = {
@@ -136,6 +141,7 @@ CASES = {
         gptq_config(symmetric=False, version="gptq_v2"),
     ),
     "awq": (awq, AWQ),
+    "awq, symmetric": (lambda weight: awq(weight, symmetric=True), AWQ | {"zero_point": False}),
 }
 
 

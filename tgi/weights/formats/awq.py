@@ -32,6 +32,8 @@ class Awq(WeightFormat):
 
     group: int
     """Input features in a group; at most 0: all."""
+    symmetric: bool = False
+    """Whether all zeros are the middle."""
 
     @classmethod
     def means(cls, config: JsonReader) -> bool:
@@ -52,8 +54,9 @@ class Awq(WeightFormat):
 
     @classmethod
     def from_config(cls, config: JsonReader) -> Self:
-        """Read the size of groups."""
-        return cls(config(int, "group_size", config(int, "q_group_size", 128)))
+        """Read the size of groups, and whether they have zeros."""
+        group = config(int, "group_size", config(int, "q_group_size", 128))
+        return cls(group, not config(bool, "zero_point", not config(bool, "sym", False)))
 
     def missing(self, reader: Reader, part: TensorPart) -> str | None:
         """Return the name of the packed weight if the checkpoint lacks it."""
@@ -71,10 +74,12 @@ class Awq(WeightFormat):
         numbers = TensorPart(f"{name}.qweight", (size, out), 1 - part.dim, part.indices)
         zeros = TensorPart(f"{name}.qzeros", (-(-size // group), out), 1, rows)
         scales = attrs.evolve(zeros, name=f"{name}.scales")
+        middles = _read_columns(reader, zeros).T
+        middle = self.symmetric and (middles.is_meta or bool((middles == 2 ** (BITS - 1)).all()))
         return group_columns(
             _read_columns(reader, numbers).T.contiguous(),
             reader.read_raw(scales, torch.float32, kept=False).T,
-            _read_columns(reader, zeros).T,
+            None if middle else middles,
             BITS,
             group,
             0 if columns is None else columns.start,
