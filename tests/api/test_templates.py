@@ -138,10 +138,11 @@ async def test_id_of_the_answered_call_reaches_the_template() -> None:
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
 async def test_earlier_thoughts_reach_the_template_under_every_name(name: str) -> None:
-    template = "{% for m in messages %}({{ m.reasoning_content }}){{ m.content }}{% endfor %}"
     answer = {"role": "assistant", "content": "4", name: "2 and 2"}
-    assert await rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
-    assert await rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
+    for read in ("reasoning_content", "reasoning", "thinking"):
+        template = f"{{% for m in messages %}}({{{{ m.{read} }}}}){{{{ m.content }}}}{{% endfor %}}"
+        assert await rendered(template, [answer, USER]) == "(2 and 2)4()Hello"
+        assert await rendered(template, [answer | {name: ["no text"]}, USER]) == "()4()Hello"
 
 
 @pytest.mark.contract("C35")

@@ -82,7 +82,9 @@ def test_templates_of_models_that_think_are_recognised(family: str) -> None:
     assert (style and style.end) == ends.get(family)
 
 
-@pytest.mark.parametrize("style", [style for style in FORMATS if style.answer_begin], ids=lambda s: s.models)
+@pytest.mark.parametrize(
+    "style", [style for style in FORMATS if style.answer_begin and style.answer_end], ids=lambda s: s.models
+)
 @pytest.mark.parametrize(
     ("state", "answer", "thoughts", "text"),
     [
@@ -104,3 +106,14 @@ def test_marks_around_answers_are_left_out(
 
     for pieces in ([marked(answer)], list(marked(answer))):
         assert parsed(style, state, pieces) == (thoughts, marked(text))
+
+
+@pytest.mark.parametrize("state", ["possible", "none"])
+def test_a_mark_may_stand_before_an_answer_alone(state: Thoughts) -> None:
+    (style,) = (style for style in FORMATS if style.models == "Solar Open")
+    text = "<|content|>Yes <|content|>\n"
+    before = "<|think|>Hm.<|end|><|begin|>assistant" if state == "possible" else ""
+    for pieces in ([before + text], list(before + text)):
+        assert parsed(style, state, pieces) == ("Hm." if before else "", "Yes <|content|>\n")
+    assert style.state_after("<|begin|>assistant<|think|><|end|><|begin|>assistant") == "none"
+    assert style.state_after("<|begin|>user<|content|>x<|end|><|begin|>assistant") == "possible"

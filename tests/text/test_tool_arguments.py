@@ -13,7 +13,7 @@ from tgi.text.tool_calls import Tool
 
 from .test_tools import COMPILERS, cut, grammar, read, style_of, walk
 
-STYLES = ("Qwen3-Coder, Qwen3.5", "GLM-4.5, GLM-4.6", "DeepSeek V3.2", "Gemma 4", "LFM2")
+STYLES = ("Qwen3-Coder, Qwen3.5", "GLM-4.5, GLM-4.6, Laguna, Ling 3", "DeepSeek V3.2", "Gemma 4", "LFM2")
 SCHEMA = {
     "type": "object",
     "properties": {

@@ -143,7 +143,7 @@ def thinking_row(style: ReasoningFormat) -> str:
         else frame(
             '{% for c in m.tool_calls %}<tool_call>\n{"name": "{{ c.function.name }}", "arguments": '
             "{{ c.function.arguments | tojson }}}{{ '\\n' }}</tool_call>{% endfor %}",
-            teach=f"{style.begin}{style.end}{style.answer_begin}{style.answer_end}{style.sign}",
+            teach=f"{style.begin}{style.end}{style.answer_begin}{style.answer_end}{''.join(style.source)}",
         )
     )
     answers, _ = style_of(template, harmony=harmony)

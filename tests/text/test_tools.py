@@ -684,12 +684,28 @@ def test_parser_streams_content_and_arguments() -> None:
             "<seed:tool_call>\n<function=g>\n</function>\n</seed:tool_call>",
         ),
         (
-            "GLM-4.5, GLM-4.6",
+            "GLM-4.5, GLM-4.6, Laguna, Ling 3",
             "<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>1</arg_value>\n</tool_call>\n<tool_call>g\n</tool_call>",
         ),
         (
             "GLM-4.7, GLM-5",
             "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value></tool_call><tool_call>g</tool_call>",
+        ),
+        (
+            "Hunyuan 3",
+            "<tool_calls:opensource>\n<tool_call:opensource>f<tool_sep:opensource>\n<arg_key:opensource>a</arg_key:opensource>\n"
+            "<arg_value:opensource>1</arg_value:opensource>\n</tool_call:opensource>\n"
+            "<tool_call:opensource>g<tool_sep:opensource>\n</tool_call:opensource>\n</tool_calls:opensource>",
+        ),
+        (
+            "Solar Open",
+            "<|tool_calls|><|tool_call:begin|>0000000000<|tool_call:name|>f<|tool_call:args|>"
+            '{"a": 1}<|tool_call:end|><|tool_call:begin|>0000000001<|tool_call:name|>g<|tool_call:args|>{}<|tool_call:end|>',
+        ),
+        (
+            "GigaChat 3.5",
+            '<｜GCML｜tool_calls>\n<｜GCML｜invoke name="f">\n<｜GCML｜parameter name="a" string="false">1</｜GCML｜parameter>\n'
+            '</｜GCML｜invoke>\n<｜GCML｜invoke name="g">\n</｜GCML｜invoke>\n</｜GCML｜tool_calls>',
         ),
         (
             "MiniMax-M2",

@@ -51,12 +51,12 @@ def _json(before: str, middle: str, after: str, *, begin: str = "", between: str
     return f"{begin}{_EACH}{call}{{{{ '{between}' if not loop.last }}}}{{% endfor %}}{end}"
 
 
-def _dsml(name: str) -> str:
-    """Return the text of calls in DeepSeek's markup, in the element `name`."""
+def _markup(kind: str, name: str) -> str:
+    """Return the text of calls in a kind of markup, in the element `name`."""
     value = "{{ 'true' if v is string else 'false' }}\">" + _TEXT
-    element = f'<｜DSML｜parameter name="{{{{ k }}}}" string="{value}</｜DSML｜parameter>\n'
-    call = f'<｜DSML｜invoke name="{_NAME}">\n{_ITEMS}{element}{{% endfor %}}</｜DSML｜invoke>\n'
-    return f"<｜DSML｜{name}>\n{_EACH}{call}{{% endfor %}}</｜DSML｜{name}>"
+    element = f'<｜{kind}｜parameter name="{{{{ k }}}}" string="{value}</｜{kind}｜parameter>\n'
+    call = f'<｜{kind}｜invoke name="{_NAME}">\n{_ITEMS}{element}{{% endfor %}}</｜{kind}｜invoke>\n'
+    return f"<｜{kind}｜{name}>\n{_EACH}{call}{{% endfor %}}</｜{kind}｜{name}>"
 
 
 TOOL_TEMPLATES = {
@@ -84,7 +84,7 @@ TOOL_TEMPLATES = {
             _BREAK,
         )
     ),
-    "GLM-4.5, GLM-4.6": frame(
+    "GLM-4.5, GLM-4.6, Laguna, Ling 3": frame(
         _tagged(
             f"<tool_call>{_NAME}{_LINE}",
             "<arg_key>",
@@ -97,6 +97,17 @@ TOOL_TEMPLATES = {
     "GLM-4.7, GLM-5": frame(
         _tagged(f"<tool_call>{_NAME}", "<arg_key>", "</arg_key><arg_value>", "</arg_value>", "</tool_call>"),
         teach="<tool_call>NAME<arg_key>KEY</arg_key><arg_value>VALUE</arg_value></tool_call>",
+    ),
+    "Hunyuan 3": frame(
+        "{% set o = ':opensource' %}{{ '<tool_calls{}>'.format(o) + '\n' }}"
+        + _tagged(
+            "{{ '<tool_call{}>'.format(o) }}" + _NAME + "{{ '<tool_sep{}>'.format(o) + '\n' }}",
+            "{{ '<arg_key{}>'.format(o) }}",
+            "{{ '</arg_key{}>'.format(o) + '\n' + '<arg_value{}>'.format(o) }}",
+            "{{ '</arg_value{}>'.format(o) + '\n' }}",
+            "{{ '</tool_call{}>'.format(o) + '\n' }}",
+        )
+        + "{{ '</tool_calls{}>'.format(o) }}"
     ),
     "MiniMax-M2": frame(
         "{{ '\\n' }}<minimax:tool_call>\n"
@@ -200,8 +211,9 @@ TOOL_TEMPLATES = {
         "{% else %}<｜Assistant｜></think>{{ m.content }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<｜Assistant｜></think>{% endif %}"
     ),
-    "DeepSeek V3.2": frame(_dsml("function_calls")),
-    "DeepSeek V4": frame(_dsml("tool_calls")),
+    "DeepSeek V3.2": frame(_markup("DSML", "function_calls")),
+    "DeepSeek V4": frame(_markup("DSML", "tool_calls")),
+    "GigaChat 3.5": frame(_markup("GCML", "tool_calls")),
     "MiniCPM3": frame(
         "<|tool_call_start|>\n```python\n"
         + f"{_EACH}{_NAME}({_ITEMS}{{{{ k }}}}={{{{ v | tojson }}}}{{{{ ',' if not loop.last }}}}{{% endfor %}}){_LINE}{{% endfor %}}"
@@ -234,6 +246,20 @@ TOOL_TEMPLATES = {
         "{{ 'Functions: ' + functions + ' Now: ' + datetime }}",
     ),
     "GigaChat 3.1": frame(_json('<|function_call|>{"name": "', '", "arguments": ', "}", between="\\n")),
+    "GigaChat 3": (
+        "{% for m in messages %}{{ ('function result' if m.role == 'tool' else m.role) + '<|role_sep|>\n' + (m.content or '') + '<|message_sep|>\n\n' }}"
+        "{% for c in (m.tool_calls or [])[:1] %}{{ 'function call' + '<|role_sep|>\n' }}"
+        '{"name": "' + _NAME + '", "arguments": ' + _ARGUMENTS + "}"
+        "{{ '<|message_sep|>\n\n' }}{% endfor %}{% endfor %}{{ tools | tojson if tools }}"
+        "{{ 'assistant<|role_sep|>\n' if add_generation_prompt }}"
+    ),
+    "Solar Open": (
+        "{% for m in messages %}{% if m.role == 'tool' %}<|begin|>tool<|tool_response:begin|>{{ m.tool_call_id }}<|tool_response:result|>{{ m.content }}<|end|>"
+        "{% elif m.tool_calls %}<|begin|>assistant<|tool_calls|>"
+        f"{_EACH}{{{{ '<|tool_call:begin|>' + c.id + '<|tool_call:name|>' + c.function.name }}}}<|tool_call:args|>{_ARGUMENTS}<|tool_call:end|>{{% endfor %}}<|calls|>"
+        "{% else %}<|begin|>{{ m.role }}<|content|>{{ m.content }}<|end|>{% endif %}{% endfor %}{{ tools | tojson if tools }}"
+        "{% if add_generation_prompt %}<|begin|>assistant{% endif %}{% if thinks %}<|begin|>assistant<|think|>{% endif %}"
+    ),
     "GLM-4-0414": (
         "{% if tools %}<|system|># 可用工具{{ tools | tojson }}{% endif %}"
         "{% for m in messages %}{% if m.role == 'tool' %}<|observation|>\n{{ m.content }}{% elif m.tool_calls %}"

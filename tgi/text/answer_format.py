@@ -187,7 +187,7 @@ class AnswerFormat:
 
     def _thoughts(self, end: str, limit: int | None) -> Iterator[str]:
         """Yield rules for thoughts of at most `limit` tokens, and their end."""
-        if end in self.special_tokens:
+        if any(end.startswith(name) for name in self.special_tokens):
             yield f"thoughts: thought? {self._literal(end)}"
             yield f"thought{'' if limit is None else f'[max_tokens={limit}]'}: THOUGHT"
             yield f"THOUGHT: /{_TEXT}/"

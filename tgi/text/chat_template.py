@@ -33,7 +33,7 @@ WITH_TOOLS = "tool_use"
 """Names of the two templates that are used if a model has several."""
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Fields in which clients send back the reasoning of a model; templates read the first or the second."""
+"""Fields in which clients send back the reasoning of a model, and templates read it."""
 _MARKER = "[-the-answer-goes-on-here-]"
 """Text appended to a message to find its end in the rendered prompt."""
 
@@ -210,7 +210,7 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     thoughts = next((message[name] for name in _REASONING if name in message), None)
     if thoughts is None:
         return message
-    return {"thinking": thoughts} | message | {"reasoning_content": thoughts}
+    return dict.fromkeys(_REASONING, thoughts) | message | {"reasoning_content": thoughts}
 
 
 def _is_answer(message: Mapping[str, Any]) -> bool:

@@ -26,13 +26,15 @@ class ReasoningFormat:
     """Mark before the answer, which models may leave out."""
     answer_end: str = ""
     """Mark after the answer."""
-    sign: str = ""
-    """Another string in the source of the chat templates that use the format."""
+    ends_all: bool = False
+    """Whether `end` stands after every message of a prompt."""
+    source: tuple[str, ...] = ()
+    """Strings in the source of chat templates that use the format; the two ends if not set."""
 
     @property
     def signs(self) -> tuple[str, ...]:
         """Strings that all occur in the source of a chat template that uses the format."""
-        return (self.begin if self.end in _COMMON else self.end, self.answer_end, self.sign)
+        return self.source or (self.end, self.answer_end)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -42,16 +44,18 @@ class ReasoningFormat:
     def state_after(self, prompt: str) -> Thoughts:
         """Return the state of thoughts after a prompt; templates open them, or close them to have none."""
         prompt, begin = prompt.rstrip(), self.begin.rstrip()
-        return "begun" if prompt.endswith(begin) else "none" if prompt.endswith(self.end) else "possible"
+        before = prompt.removesuffix(self.end)
+        is_closed = before != prompt and (not self.ends_all or before.rstrip().endswith(begin))
+        return "begun" if prompt.endswith(begin) else "none" if is_closed else "possible"
 
 
-_COMMON = ("<|end|>",)
-"""Ends of thoughts that other templates have for other ends."""
-HARMONY_THOUGHTS = ReasoningFormat("gpt-oss", "<|channel|>analysis<|message|>", "<|end|>")
+HARMONY_THOUGHTS = ReasoningFormat(
+    "gpt-oss", "<|channel|>analysis<|message|>", "<|end|>", source=("<|channel|>analysis<|message|>",)
+)
 """Thoughts on a channel of their own, which `harmony` reads."""
 FORMATS = (
     HARMONY_THOUGHTS,
-    ReasoningFormat("MiniMax-M2", "<think>", "</think>", sign="<minimax:tool_call>"),
+    ReasoningFormat("MiniMax-M2", "<think>", "</think>", source=("</think>", "<minimax:tool_call>")),
     ReasoningFormat("Granite 3.3, ERNIE 4.5", "<think>", "</think>", "<response>", "</response>"),
     ReasoningFormat("Hunyuan A13B", "<think>", "</think>", "<answer>", "</answer>"),
     ReasoningFormat(
@@ -83,6 +87,17 @@ FORMATS = (
     ),
     ReasoningFormat("Apriel 1.6", "Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]"),
     ReasoningFormat("Kimi-VL", "◁think▷", "◁/think▷"),
+    ReasoningFormat(
+        "Solar Open",
+        "<|think|>",
+        "<|end|><|begin|>assistant",
+        "<|content|>",
+        ends_all=True,
+        source=("<|begin|>assistant<|think|>",),
+    ),
+    ReasoningFormat(
+        "Hunyuan 3", "<think:opensource>", "</think:opensource>", source=("<think{}>", ":opensource")
+    ),
 )
 
 

@@ -24,6 +24,8 @@ _ID_LENGTH = 9
 """Characters of a call's id. Chat templates of Mistral models refuse other lengths."""
 _JSON_LEXEME = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|[:,] |\s+')
 """A lexeme of the text before the arguments of a call, in a format without a mark."""
+_ID_WIDTHS = (1, 9, 10)
+"""Numbers of digits of ids that formats ask for, at the least."""
 ID = "{id}"
 """Place of an id in the text of a call."""
 
@@ -115,7 +117,8 @@ class ToolFormat:
         """Return the text of calls, each given as a name and the JSON text of its arguments."""
         texts = []
         for number, (name, arguments) in enumerate(calls):
-            id_ = f"{number:09d}" if re.fullmatch(self.id_pattern, f"{number:09d}") else str(number)
+            ids = (f"{number:0{width}d}" for width in _ID_WIDTHS)
+            id_ = next((id_ for id_ in ids if re.fullmatch(self.id_pattern, id_)), str(number))
             head, middle = self.head.replace(ID, id_), self.middle.replace(ID, id_)
             texts.append(f"{head}{self.quoted(name)}{middle}{self.arguments.write(arguments)}{self.tail}")
         return self.begin + self.separator.join(texts) + self.end

@@ -37,21 +37,21 @@ _LFM2: dict[str, Any] = _PYTHON | {
 }
 
 
-def _dsml(name: str) -> dict[str, Any]:
-    """Return the fields of a format of DeepSeek's markup, whose calls stand in the element `name`."""
+def _markup(kind: str, name: str) -> dict[str, Any]:
+    """Return the fields of a format with a `kind` of markup, whose calls stand in the element `name`."""
     return {
-        "begin": f"<｜DSML｜{name}>\n",
-        "head": '<｜DSML｜invoke name="',
+        "begin": f"<｜{kind}｜{name}>\n",
+        "head": f'<｜{kind}｜invoke name="',
         "middle": '">\n',
         "arguments": Tagged(
-            '<｜DSML｜parameter name="',
+            f'<｜{kind}｜parameter name="',
             '" string="true">',
-            "</｜DSML｜parameter>\n",
+            f"</｜{kind}｜parameter>\n",
             '" string="false">',
         ),
-        "tail": "</｜DSML｜invoke>",
-        "end": f"\n</｜DSML｜{name}>",
-        "mark": f"<｜DSML｜{name}>",
+        "tail": f"</｜{kind}｜invoke>",
+        "end": f"\n</｜{kind}｜{name}>",
+        "mark": f"<｜{kind}｜{name}>",
     }
 
 
@@ -109,8 +109,8 @@ FORMATS = (
         mark="<seed:tool_call>",
     ),
     ToolFormat(
-        models="GLM-4.5, GLM-4.6",
-        signs=("<tool_call>", "<arg_key>", "</arg_key>\n"),
+        models="GLM-4.5, GLM-4.6, Laguna, Ling 3",
+        signs=("<tool_call>", "<arg_key>"),
         head="<tool_call>",
         middle="\n",
         arguments=Tagged("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"),
@@ -126,6 +126,22 @@ FORMATS = (
         tail="</tool_call>",
         separator="",
         mark="<tool_call>",
+    ),
+    ToolFormat(
+        models="Hunyuan 3",
+        signs=("<tool_calls{}>", "<arg_key{}>", ":opensource"),
+        begin="<tool_calls:opensource>\n",
+        head="<tool_call:opensource>",
+        middle="<tool_sep:opensource>\n",
+        arguments=Tagged(
+            "<arg_key:opensource>",
+            "</arg_key:opensource>\n<arg_value:opensource>",
+            "</arg_value:opensource>\n",
+        ),
+        tail="</tool_call:opensource>\n",
+        separator="",
+        end="</tool_calls:opensource>",
+        mark="<tool_calls:opensource>",
     ),
     ToolFormat(
         models="MiniMax-M2",
@@ -292,8 +308,11 @@ FORMATS = (
         separator="",
         **_DEEPSEEK,
     ),
-    ToolFormat(models="DeepSeek V3.2", signs=("｜DSML｜", "function_calls"), **_dsml("function_calls")),
-    ToolFormat(models="DeepSeek V4", signs=("｜DSML｜", "tool_calls"), **_dsml("tool_calls")),
+    ToolFormat(
+        models="DeepSeek V3.2", signs=("｜DSML｜", "function_calls"), **_markup("DSML", "function_calls")
+    ),
+    ToolFormat(models="DeepSeek V4", signs=("｜DSML｜", "tool_calls"), **_markup("DSML", "tool_calls")),
+    ToolFormat(models="GigaChat 3.5", signs=("<｜GCML｜",), **_markup("GCML", "tool_calls")),
     ToolFormat(
         models="MiniCPM3",
         signs=("<|tool_call_start|>", "```python"),
@@ -352,17 +371,31 @@ FORMATS = (
         mark="<function=",
     ),
     ToolFormat(
-        models="Firefunction 2",
-        signs=("functools[",),
-        begin="functools[",
-        mark="functools[",
-        **_JSON_LIST,
+        models="Firefunction 2", signs=("functools[",), begin="functools[", mark="functools[", **_JSON_LIST
     ),
     ToolFormat(
         models="GigaChat 3.1",
         signs=("<|function_call|>",),
         head='<|function_call|>{"name": "',
         mark="<|function_call|>",
+    ),
+    ToolFormat(
+        models="GigaChat 3",
+        signs=("<|message_sep|>", "function call"),
+        head='<|message_sep|>\n\nfunction call<|role_sep|>\n{"name": "',
+        separator="",
+        mark="<|message_sep|>",
+    ),
+    ToolFormat(
+        models="Solar Open",
+        signs=("<|tool_calls|>", "<|tool_call:args|>"),
+        begin="<|tool_calls|>",
+        head="<|tool_call:begin|>{id}<|tool_call:name|>",
+        middle="<|tool_call:args|>",
+        tail="<|tool_call:end|>",
+        separator="",
+        mark="<|tool_calls|>",
+        id_pattern="[a-z0-9]{10}",
     ),
     ToolFormat(
         models="GLM-4-0414",
@@ -381,10 +414,7 @@ FORMATS = (
         **_PYTHON,
     ),
     ToolFormat(
-        models="xLAM",
-        signs=("JSON array", "tool_call_name", '"arg1": "value1"'),
-        begin="[",
-        **_JSON_LIST,
+        models="xLAM", signs=("JSON array", "tool_call_name", '"arg1": "value1"'), begin="[", **_JSON_LIST
     ),
     ToolFormat(
         models="Llama 3.1, 3.2, 3.3, 4",
