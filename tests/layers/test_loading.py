@@ -16,6 +16,9 @@ from tgi.protocol import Describe, Described
 from tgi.testing.driver import load_command
 from tgi.testing.models import make_llama, make_mistral
 from tgi.weights import Checkpoint, CheckpointError, Shard, TensorPart
+from tgi.weights.formats import Dense, Rounding
+from tgi.weights.formats.int4 import Int4
+from tgi.weights.formats.int8 import Int8
 from tgi.worker.runner import Runner, open_device
 
 LLAMA_31_8B = {
@@ -202,19 +205,23 @@ def test_a_model_that_looks_at_numbers_while_it_is_built_is_refused(
         load_model(load_command(folder), Shard(), Device(1), lambda *_: None)
 
 
+@pytest.mark.parametrize("stored", [Dense(), Int8(), Int4()], ids=lambda stored: stored.name)
 @pytest.mark.parametrize("piece", [1, 1 << 13, 1 << 30])
 def test_a_weight_that_is_read_in_pieces_has_the_rows_of_all_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Dense, piece: int
 ) -> None:
+    """What is rounded piece by piece is equal to what is rounded whole by the definition."""
     if "tied" not in (device := open_device("cpu", 1)).keeps:
         pytest.skip("tgi-cpu-kernels is not used here")
     monkeypatch.setattr(build, "_PIECE", piece)
     folder = make_llama(tmp_path, num_key_value_heads=1, head_dim=24)
     attention, tensors = "model.layers.0.self_attn", load_file(folder / "model.safetensors")
     names = [f"{attention}.{each}_proj.weight" for each in "qkv"]
-    expected = torch.cat([tensors[name] for name in names])
-    reading = build.Build(Checkpoint(folder), Shard(), device, torch.float32)
+    whole = torch.cat([tensors[name] for name in names])
+    expected = stored.round(whole).dense() if isinstance(stored, Rounding) else whole
+    reading = build.Build(Checkpoint(folder), Shard(), device, torch.float32, stored)
     weight = reading.linear(*(TensorPart(name, tensors[name].shape) for name in names))
     assert torch.equal(weight.take(torch.arange(len(expected))), expected)
-    assert [info.name for info in reading.tensors] == names
-    assert sum(info.bytes for info in reading.tensors) == expected.nbytes
+    assert [(info.name, info.format) for info in reading.tensors] == [(name, stored.name) for name in names]
+    taken = stored.bytes(*whole.shape) if isinstance(stored, Rounding) else whole.nbytes
+    assert sum(info.bytes for info in reading.tensors) == taken

@@ -161,8 +161,17 @@ class Device(Collectives):
         """Return a weight of any format in the form in which `multiply` is fastest."""
         return weight.prepare(self)
 
-    def open_linear(self, rows: int, columns: int, dtype: torch.dtype) -> PiecewiseWeight | None:  # noqa: ARG002
-        """Return a dense weight that gets its rows in pieces; None: `prepare_linear` takes all at once."""
+    def open_linear(
+        self,
+        rows: int,  # noqa: ARG002
+        columns: int,  # noqa: ARG002
+        dtype: torch.dtype,  # noqa: ARG002
+        rounding: Rounding | None = None,  # noqa: ARG002
+    ) -> PiecewiseWeight | None:
+        """Return a weight that gets its dense rows in pieces, and rounds them or keeps them as they are.
+
+        None: `round` or `prepare_linear` takes all at once.
+        """
         return None
 
     def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:

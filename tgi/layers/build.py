@@ -345,24 +345,29 @@ class Build:
 
     def _linear(self, stored: WeightFormat, parts: Sequence[TensorPart], rows: int = 0) -> LinearWeight:
         """Read a linear weight in that format, filled up with zeros to `rows` rows if it is dense."""
-        if type(stored) is Dense and (weight := self._in_pieces(parts, rows)):
-            return weight
+        if isinstance(stored, Rounding) or type(stored) is Dense:
+            weight = self._in_pieces(stored, parts, rows)
+            if weight is not None:
+                return weight
         read = DenseWeight(self.read(*parts, rows=rows)) if rows else stored.read(self, *parts)
         return self._prepare_as(stored, read, len(parts))
 
-    def _in_pieces(self, parts: Sequence[TensorPart], rows: int) -> LinearWeight | None:
-        """Give the device a dense weight in pieces; None if it takes none, or the files have it otherwise."""
+    def _in_pieces(self, stored: Dense, parts: Sequence[TensorPart], rows: int) -> LinearWeight | None:
+        """Give the device a weight in pieces; None if it takes none, or the files have it otherwise."""
         count, columns = sum(part.size[0] for part in parts), parts[0].size[1]
         if rows > count or not all(part.has_rows for part in parts):
             return None
-        weight = self.device.open_linear(count, columns, self.dtype)
+        rounding = stored if isinstance(stored, Rounding) else None
+        weight = self.device.open_linear(count, columns, self.dtype, rounding)
         if weight is None:
             return None
         step = max(1, _PIECE // (columns * self.dtype.itemsize * weight.STEP)) * weight.STEP
         piece = self._empty(min(step, count), columns)
         first = filled = 0
         for part in parts:
-            self.keep(part.name, part.stored, torch.empty(part.size, dtype=self.dtype, device="meta"))
+            size = None if rounding is None else rounding.bytes(*part.size)
+            held = torch.empty(part.size, dtype=self.dtype, device="meta")
+            self.keep(part.name, part.stored, held, stored.name, size)
             begin, last = 0, part.size[0]
             while begin < last:
                 end = min(last, begin + len(piece) - filled)

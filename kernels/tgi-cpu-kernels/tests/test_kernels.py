@@ -205,6 +205,14 @@ def test_rounding_a_weight(
     assert torch.equal(result.scales, expected.scales)
     assert torch.equal(result.numbers, expected.numbers)
     assert symmetric or torch.equal(result.zeros, expected.zeros)  # type: ignore[arg-type]
+    pieces = kernels.empty_ints(n, k, bits, group, symmetric=symmetric)
+    for tensor in (pieces.numbers, pieces.scales, *(() if pieces.zeros is None else (pieces.zeros,))):
+        tensor.fill_(99)
+    for first in sorted(range(0, n, 32), key=lambda first: -first % 64):
+        kernels.round_rows(weight[first : first + 32], pieces, first)
+    assert torch.equal(pieces.numbers, expected.numbers)
+    assert torch.equal(pieces.scales, expected.scales)
+    assert symmetric or torch.equal(pieces.zeros, expected.zeros)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])

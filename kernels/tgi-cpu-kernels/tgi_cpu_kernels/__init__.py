@@ -213,24 +213,40 @@ class Kernels:
         zeros, shares, minima = (None if each is None else _by_unit(each) for each in (zeros, shares, minima))
         return PackedInts(packed, _by_unit(scales), zeros, n, k, bits, group, shares, minima, span)
 
-    def round_and_pack(self, weight: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> PackedInts:
-        """Round a dense weight [n, k] to integers of 8 or 4 bits, in the order that `quantized_linear` reads.
+    def empty_ints(self, n: int, k: int, bits: int, group: int, *, symmetric: bool) -> PackedInts:
+        """Return a weight [n, k] for `round_rows`, in the order that `quantized_linear` reads.
 
         A symmetric group of input features has 0 in the middle of its range; any other is rounded between
-        its least and greatest number, 0 included. `group` and k are those of `pack_ints`.
+        its least and greatest number, 0 included. `bits` is 8 or 4, `group` and k are those of `pack_ints`.
         """
-        weight = _whole_rows(weight)
-        n, k = weight.shape
         group = -(-min(group, k) // 8) * 8
         units, groups = -(-n // UNIT), -(-k // group)
         numbers = torch.empty(self._functions.tgi_packed_ints_size(n, k, bits, group), dtype=torch.uint8)
         scales = torch.empty(units, groups, UNIT)
         zeros = None if symmetric else torch.empty(units, groups, UNIT, dtype=torch.uint8)
-        self._functions.tgi_round_and_pack(
-            KINDS[weight.dtype], _place(weight), n, k, weight.stride(0), bits, group,
-            _place(numbers), _place(scales), _place(zeros),
-        )  # fmt: skip
         return PackedInts(numbers, scales, zeros, n, k, bits, group)
+
+    def round_rows(self, rows: torch.Tensor, weight: PackedInts, first: int) -> None:
+        """Round the dense rows [m, k] of a weight from `first` on, a multiple of UNIT, into their place.
+
+        m is a multiple of UNIT too, unless these are the last rows.
+        """
+        rows = _whole_rows(rows)
+        m, k = rows.shape
+        skipped = self._functions.tgi_packed_ints_size(first, k, weight.bits, weight.group)
+        unit = first // UNIT
+        self._functions.tgi_round_and_pack(
+            KINDS[rows.dtype], _place(rows), m, k, rows.stride(0), weight.bits, weight.group,
+            _place(weight.numbers[skipped:]), _place(weight.scales[unit:]),
+            None if weight.zeros is None else _place(weight.zeros[unit:]),
+        )  # fmt: skip
+
+    def round_and_pack(self, weight: torch.Tensor, bits: int, group: int, *, symmetric: bool) -> PackedInts:
+        """Round a dense weight [n, k] to integers, as in `empty_ints`."""
+        n, k = weight.shape
+        packed = self.empty_ints(n, k, bits, group, symmetric=symmetric)
+        self.round_rows(weight, packed, 0)
+        return packed
 
     def quantized_linear(
         self,

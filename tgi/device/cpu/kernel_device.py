@@ -17,7 +17,14 @@ from tgi.device.decoder import DecoderLayer, RunLayers
 from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable
 from tgi.protocol import LoraSlots
-from tgi.weights.formats import DenseWeight, IntegerRounding, IntegerWeight, LinearWeight, Rounding
+from tgi.weights.formats import (
+    DenseWeight,
+    IntegerRounding,
+    IntegerWeight,
+    LinearWeight,
+    PiecewiseWeight,
+    Rounding,
+)
 
 from .cpu_device import CpuDevice
 from .joined_layers import JoinedLayers, kernel_window
@@ -49,9 +56,17 @@ class KernelDevice(CpuDevice):
         super().use_threads(count)
         self._kernels.use_threads(count)
 
-    def open_linear(self, rows: int, columns: int, dtype: torch.dtype) -> PackedWeight | None:
+    def open_linear(
+        self, rows: int, columns: int, dtype: torch.dtype, rounding: Rounding | None = None
+    ) -> PiecewiseWeight | None:
         """Return a weight that packs each piece, so that no other copy of it is ever in memory."""
-        return PackedWeight.empty(self._kernels, rows, columns, dtype) if dtype in _DTYPES else None
+        if dtype not in _DTYPES:
+            return None
+        if rounding is None:
+            return PackedWeight.empty(self._kernels, rows, columns, dtype)
+        if isinstance(rounding, IntegerRounding) and columns <= MAX_QUANTIZED_FEATURES:
+            return PackedIntegers.empty(self._kernels, rows, columns, rounding)
+        return None
 
     def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
         """Pack a dense weight, or one of integers; take others as they are."""
@@ -64,17 +79,12 @@ class KernelDevice(CpuDevice):
 
     def round(self, matrix: torch.Tensor, rounding: Rounding) -> LinearWeight:
         """Round and pack at once."""
-        size = matrix.shape[1]
-        if (
-            not isinstance(rounding, IntegerRounding)
-            or matrix.dtype not in _DTYPES
-            or size > MAX_QUANTIZED_FEATURES
-        ):
+        rows, columns = matrix.shape
+        weight = self.open_linear(rows, columns, matrix.dtype, rounding)
+        if weight is None:
             return super().round(matrix, rounding)
-        packed = self._kernels.round_and_pack(
-            matrix, rounding.bits, rounding.group(size), symmetric=rounding.symmetric
-        )
-        return PackedIntegers(self._kernels, packed, None)
+        weight.put(0, matrix)
+        return weight
 
     def lora_table(self, shape: LoraShape) -> LoraTable:
         """Return a table in the kernels' order."""

@@ -14,11 +14,11 @@ from tgi_cpu_kernels.lora import LoraTable as KernelTable
 from tgi.device.experts import Experts
 from tgi.device.lora import LoraShape, LoraTable, Matrices
 from tgi.weights.formats import (
+    IntegerRounding,
     IntegerWeight,
     LinearWeight,
     Operations,
     PiecewiseWeight,
-    PreparedWeight,
     StackedWeight,
 )
 
@@ -59,9 +59,10 @@ class PackedWeight(PiecewiseWeight):
 
 
 @attrs.frozen(eq=False)
-class PackedIntegers(PreparedWeight):
+class PackedIntegers(PiecewiseWeight):
     """An `IntegerWeight` in the order in which the kernels read it."""
 
+    STEP = UNIT
     kernels: Kernels
     packed: PackedInts
     order: torch.Tensor | None
@@ -82,6 +83,18 @@ class PackedIntegers(PreparedWeight):
         sizes, nested = (weight.bits, weight.group), (weight.shares, weight.minima)
         packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, *sizes, *nested)
         return cls(kernels, packed, weight.order)
+
+    @classmethod
+    def empty(cls, kernels: Kernels, rows: int, columns: int, rounding: IntegerRounding) -> Self:
+        """Return a weight whose rows are yet to come, and are rounded then."""
+        group, symmetric = rounding.group(columns), rounding.symmetric
+        return cls(
+            kernels, kernels.empty_ints(rows, columns, rounding.bits, group, symmetric=symmetric), None
+        )
+
+    def put(self, first: int, rows: torch.Tensor) -> None:
+        """Round and pack the rows."""
+        self.kernels.round_rows(rows, self.packed, first)
 
     def multiply(
         self,
