@@ -13,7 +13,7 @@ IMAGE ?= $(if $(filter hpu,$(DEVICE)),tgi-gaudi,tgi-$(DEVICE))
 BUILD_ARGS ?=
 GAUDI_IMAGE ?= vault.habana.ai/gaudi-docker/1.24.1/ubuntu24.04/habanalabs/pytorch-installer-2.11.0:latest
 VOLUME ?= $(CURDIR)/data
-MODELS := .venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models
+MODELS := .venv/bin/python -m pytest --durations=0 -s -vv -o faulthandler_timeout=900 integration-tests/models
 LIMIT ?= 120
 WORKERS ?= 2
 HOURS ?= 1

@@ -223,7 +223,8 @@ def test_make_run_local_dev_container() -> None:
 def test_make_runs_the_models(target: str, variables: dict[str, str], flags: str) -> None:
     last = make(target, **variables).splitlines()[-1]
 
-    command = ".venv/bin/python -m pytest --durations=0 -s -vv integration-tests/models"
+    command = ".venv/bin/python -m pytest --durations=0 -s -vv"
+    command += " -o faulthandler_timeout=900 integration-tests/models"
     assert last.strip() == f"{command} {flags}".strip()
 
 

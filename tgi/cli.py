@@ -62,8 +62,8 @@ def _app(name: str, about: str) -> App:
 
 _ABOUT = """Serve large language models over HTTP: a drop-in successor of Hugging Face TGI.
 
-Begin with `tgi serve`, which takes a small demo model, or with `tgi serve org/name` for one of the Hugging
-Face Hub. Once the log says Connected, open its address in a browser, or point a client of TGI, OpenAI,
+Begin with `tgi serve`, which serves a small demo model, or `tgi serve org/name` for a model on the Hugging
+Face Hub. Once the log says Connected, open the address in a browser, or point a client of TGI, OpenAI,
 Anthropic or Ollama at it.
 """
 app = _app("tgi", _ABOUT)
@@ -74,12 +74,12 @@ _SERVE = """Serve a model over HTTP.
 Every flag has an environment variable (MAX_INPUT_TOKENS for --max-input-tokens) and a key in the file of
 --config. Flags take precedence over variables, and variables over the file.
 
-Ctrl-C or SIGTERM stops the server once running requests are finished; a second one stops it at once.
+Ctrl-C or SIGTERM stops the server once running requests have finished; a second one stops it at once.
 """
 _PLAN = """Estimate the memory, buckets, warm-up time and speed of a server; needs no card and no weights.
 
-Takes the flags of `tgi serve`. --device names a card or cpu; an unknown name lists all. The folder of
---model-id needs nothing but config.json. Exits with code 1 if the memory does not suffice.
+Takes the flags of `tgi serve`. --device names a card, or cpu; an unknown name lists them all. The folder of
+--model-id needs nothing but config.json. Exits with code 1 if the memory is too small.
 """
 _DOCTOR = """Check this machine and its cards, and say how to fix what is wrong.
 
@@ -182,24 +182,24 @@ def calibrate(
     tokens: Annotated[flags.Count, Parameter(validator=validators.Number(gte=1))] = 2048,
     revision: Annotated[str | None, Parameter(env_var="REVISION")] = None,
 ) -> int:
-    """Measure scales for fp8 with texts of yours, and print the file for `tgi serve --quant-config`.
+    """Measure scales for fp8 on your own texts, and print the name of the file for --quant-config.
 
-    It computes on the CPU, in the time of reading the texts.
+    It reads the texts with the model on the CPU, once.
 
     Parameters
     ----------
     model_id
         Folder, or id on the Hub.
     data
-        Texts like those that the server will see, a line in JSON each: {"text": "…"} or {"messages": […]}.
+        Texts like those that the server will see, one JSON object a line: {"text": "…"} or {"messages": […]}.
     output
-        Folder for two files.
+        Folder to write the two files to.
     weights
-        Measure the inputs of linear layers too, which are then served in fp8; else keys and values only.
+        Measure the inputs of linear layers too, so that these are served in fp8; else keys and values only.
     texts
-        Number of texts that are read.
+        Maximum number of texts to read.
     tokens
-        Number of tokens that are read of each.
+        Maximum number of tokens to read of each.
     revision
         Branch, tag or commit on the Hub.
     """
@@ -223,7 +223,7 @@ def doctor(
     json_
         Print JSON.
     report
-        Write a file to send with a question: the checks, and versions of the software. It names no model.
+        File to attach to a question: the checks, and the versions of the software. It names no model.
     """
     from tgi.doctor.show import show_checks
 

@@ -62,7 +62,7 @@ class Options(ServerOptions):
     """Options as the user wrote them. A flag takes precedence over its variable."""
 
     config: Annotated[Path | None, flag(MODEL, "TGI_CONFIG", value="FILE")] = None
-    """File of options, with the names of the flags as keys: YAML if its name ends in .yaml, as vLLM's, or
+    """File of options, keyed by the names of flags: YAML if its name ends in .yaml, as vLLM's does, else
     TOML."""
     model_id: Annotated[str | None, flag(MODEL, "MODEL_ID", "HF_MODEL_ID", value="ID", vllm=["--model"])] = (
         None
@@ -73,36 +73,36 @@ class Options(ServerOptions):
     dtype: Annotated[
         Literal["auto", "float32", "float", "bfloat16", "float16", "half"] | None, flag(MODEL, "DTYPE")
     ] = None
-    """Dtype to compute in. auto, the default, is the fastest on the device. float16 is treated as
-    bfloat16."""
+    """Dtype to compute in. auto, the default, is the device's fastest. float16 is treated as bfloat16."""
     kv_cache_dtype: Annotated[
         Literal["auto", "fp8_e4m3fn", "fp8_e5m2"] | None, flag(MODEL, "KV_CACHE_DTYPE")
     ] = None
-    """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a device that has it."""
+    """Dtype of the KV cache. auto, the default, is that of --dtype. fp8_e4m3fn needs a device that supports
+    it."""
     expert_parallel: Annotated[
         bool, flag(MODEL, "EXPERT_PARALLEL", "USE_EXPERT_PARALLEL", vllm=["--enable-expert-parallel"])
     ] = False
-    """Let each card have whole experts of a model that has experts, instead of a part of every expert."""
+    """Give each card whole experts, instead of a part of every expert."""
     load_format: Annotated[Literal["auto", "safetensors", "dummy"], flag(MODEL, "LOAD_FORMAT")] = "auto"
-    """Source of the weights. auto reads *.safetensors and converts *.bin if there are none; safetensors
-    never converts; dummy makes weights up, for benchmarks."""
+    """Source of the weights. auto reads *.safetensors, and converts *.bin if there are none; safetensors
+    never converts; dummy makes up random weights, for benchmarks."""
     quantize: Annotated[
         str | None,
         flag(MODEL, "QUANTIZE", "HF_MODEL_QUANTIZE", value="FORMAT", vllm=["--quantization", "-q"]),
     ] = None
-    """Weight format. int8 (cpu), int4 (cpu, hpu) and fp8 (hpu) round the linear layers of a checkpoint that
-    is not quantized, while it is loaded: less memory and faster. Any other must be the checkpoint's own.
+    """Weight format. int8 (cpu), int4 (cpu, hpu) and fp8 (hpu) round the linear layers of an unquantized
+    checkpoint while it loads, which saves memory and time. Any other format must be the checkpoint's own.
     Default: the checkpoint's."""
     quant_config: Annotated[Path | None, flag(MODEL, "QUANT_CONFIG", value="FILE")] = None
-    """Scales for fp8 that `tgi calibrate` or Neural Compressor measured: a config file, which names the
-    measurements. Linear layers are rounded to fp8 by them, unless its allowlist has KV caches only."""
+    """Scales for fp8 that `tgi calibrate` or Neural Compressor measured: the config file that names the
+    measurements. They also round linear layers to fp8, unless the file's allowlist has KV caches only."""
     device: Annotated[str, flag(MODEL, "DEVICE", value="NAME")] = "cpu"
-    """Device to run on. `tgi plugins` lists those that are installed."""
+    """Device to run on. `tgi plugins` lists the installed ones."""
     threads: Annotated[Count, flag(MODEL, "THREADS")] = 0
     """CPU threads of all ranks together. 0 means one per core."""
     sharded: Annotated[Literal["true", "false"] | None, flag(MODEL, "SHARDED")] = None
-    """Split the model over several ranks. true without --num-shard uses every card that the variables of
-    the device list, such as CUDA_VISIBLE_DEVICES, or every card of the machine."""
+    """Split the model over several ranks. true without --num-shard uses every card listed in the device's
+    variables, such as CUDA_VISIBLE_DEVICES, or else every card of the machine."""
     num_shard: Annotated[
         Count | None,
         flag(MODEL, "NUM_SHARD", "SM_NUM_GPUS", vllm=["--tensor-parallel-size", "-tp"]),
@@ -117,20 +117,20 @@ class Options(ServerOptions):
         Literal["local", "mp", "ray"],
         flag(MODEL, "EXECUTOR", vllm=["--distributed-executor-backend"]),
     ] = "local"
-    """Place of the ranks. local, which vLLM calls mp: on this machine; ray: on the nodes of a Ray cluster
+    """Place of the ranks: local (vLLM's mp), on this machine; or ray, on the nodes of a Ray cluster
     (docs/multi-node.md)."""
     ray_address: Annotated[str, flag(MODEL, "RAY_ADDRESS", value="ADDRESS")] = "auto"
-    """Address of the Ray cluster, HOST:PORT. auto: that of the cluster to which this machine belongs."""
+    """Address of the Ray cluster, HOST:PORT. auto: the cluster that this machine belongs to."""
     ray_wait: Annotated[Amount, flag(MODEL, "RAY_WAIT")] = 0.0
-    """Seconds to wait at the start until the Ray cluster has the resources of all ranks."""
+    """Seconds to wait at the start for the Ray cluster to have resources for all ranks."""
     replicas: Annotated[Count, flag(MODEL, "REPLICAS", vllm=["--data-parallel-size", "-dp"])] = 1
     """Number of copies of the model, each with --num-shard ranks, cards and a KV cache of its own. A request
-    goes to the one that has most of its prompt cached and least to do. On a CPU they share threads and
+    goes to the copy that has most of its prompt cached and least to do. On a CPU they share threads and
     memory."""
     rope_scaling: Annotated[Literal["linear", "dynamic"] | None, flag(MODEL, "ROPE_SCALING")] = None
-    """RoPE scaling to use instead of that in config.json."""
+    """RoPE scaling, instead of that in config.json."""
     rope_factor: Annotated[Amount | None, flag(MODEL, "ROPE_FACTOR")] = None
-    """Factor of --rope-scaling. Default: 1.0. Given alone, it means linear scaling."""
+    """Factor of --rope-scaling. Default: 1.0. Without --rope-scaling, the scaling is linear."""
     huggingface_hub_cache: Annotated[
         Path | None, flag(MODEL, "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", value="FOLDER")
     ] = None
@@ -149,20 +149,20 @@ class Options(ServerOptions):
         tuple[str, ...],
         flag(MODEL, "LORA_ADAPTERS", value="NAME=PATH,…", vllm=["--lora-modules"], several=True),
     ] = ()
-    """LoRA adapters that requests may name: ids on the Hub, or names with folders or ids."""
+    """LoRA adapters that requests may name: ids on the Hub, or names with a folder or an id."""
     enable_lora: Annotated[bool, flag(MODEL, "ENABLE_LORA")] = False
     """Make room for LoRA adapters that are loaded later."""
     max_loras: Annotated[Count | None, flag(MODEL, "MAX_LORAS")] = None
-    """Maximum LoRA adapters in memory, at least those of --lora-adapters. Default: as many, or 8 with
-    --enable-lora if that is more."""
+    """Maximum LoRA adapters in memory, never fewer than --lora-adapters names. Default: that number, and at
+    least 8 with --enable-lora."""
     max_lora_rank: Annotated[Count | None, flag(MODEL, "MAX_LORA_RANK")] = None
-    """Maximum rank of a LoRA adapter, for which every slot has room. Default: the greatest of
-    --lora-adapters, or 16 with --enable-lora if that is more."""
+    """Maximum rank of a LoRA adapter; every slot has room for it. Default: the greatest rank of
+    --lora-adapters, and at least 16 with --enable-lora."""
     allow_runtime_lora_updating: Annotated[
         bool, flag(MODEL, "ALLOW_RUNTIME_LORA_UPDATING", "VLLM_ALLOW_RUNTIME_LORA_UPDATING")
     ] = False
-    """Answer /v1/load_lora_adapter and /v1/unload_lora_adapter, by which clients choose what files the server
-    reads and downloads."""
+    """Answer /v1/load_lora_adapter and /v1/unload_lora_adapter, which let clients choose files that the
+    server reads and downloads."""
     watermark_gamma: Annotated[Amount, flag(MODEL, "WATERMARK_GAMMA")] = 0.5
     """Share of the vocabulary that a watermark favours."""
     watermark_delta: Annotated[float, flag(MODEL, "WATERMARK_DELTA", value="N")] = 2.0
@@ -191,10 +191,10 @@ class Options(ServerOptions):
     """Maximum size of a request body, in bytes."""
 
     max_concurrent_requests: Annotated[Count, flag(BATCH, "MAX_CONCURRENT_REQUESTS")] = 128
-    """Maximum texts being generated or waiting; requests beyond that are answered with 429."""
+    """Maximum texts that are generated or wait at one time; requests beyond that get 429."""
     max_batch_size: Annotated[Count | None, flag(BATCH, "MAX_BATCH_SIZE", vllm=["--max-num-seqs"])] = None
     """Maximum sequences in a batch. Default: 32 on a CPU; on a card as many texts of half of
-    --max-total-tokens as its memory holds, from 64 (GPUs: 128) to 256, and at most
+    --max-total-tokens as fit in its memory, between 64 (GPUs: 128) and 256, and at most
     --max-concurrent-requests."""
     max_batch_prefill_tokens: Annotated[
         Count | None, flag(BATCH, "MAX_BATCH_PREFILL_TOKENS", vllm=["--max-num-batched-tokens"])
@@ -202,13 +202,13 @@ class Options(ServerOptions):
     """Maximum prompt tokens in one step; longer prompts take several steps. Default: set by the device
     (cpu: 512)."""
     max_batch_total_tokens: Annotated[Count | None, flag(BATCH, "MAX_BATCH_TOTAL_TOKENS")] = None
-    """Tokens that the KV cache holds. Default: as many as fit in memory."""
+    """Size of the KV cache in tokens. Default: as many as fit in memory."""
     waiting_served_ratio: Annotated[Amount, flag(BATCH, "WAITING_SERVED_RATIO")] = 0.3
-    """Ratio of waiting to running requests at which the running batch is interrupted for a prefill.
-    Without effect on the CPU, whose steps mix prefill and decode."""
+    """Ratio of waiting to running requests at which the running batch is interrupted for a prefill. No effect
+    on the CPU, whose steps mix prefill and decode."""
     max_waiting_tokens: Annotated[Count, flag(BATCH, "MAX_WAITING_TOKENS")] = 20
-    """Decode steps after which waiting requests are prefilled regardless of --waiting-served-ratio.
-    Without effect on the CPU, whose steps mix prefill and decode."""
+    """Decode steps after which waiting requests are prefilled regardless of --waiting-served-ratio. No effect
+    on the CPU, whose steps mix prefill and decode."""
     prefix_caching: Annotated[
         bool,
         flag(
@@ -221,23 +221,23 @@ class Options(ServerOptions):
     """Reuse the KV cache of prompts that begin with the same tokens."""
     contiguous_cache: Annotated[bool, flag(BATCH, "CONTIGUOUS_CACHE", "VLLM_CONTIGUOUS_PA")] = False
     """Read the KV cache in one piece in decode steps, not block by block: faster on a Gaudi while most of the
-    cache is in use. Needs --no-prefix-caching; without effect on other devices."""
+    cache is in use. Needs --no-prefix-caching; no effect on other devices."""
 
     speculate: Annotated[Count, flag(BATCH, "SPECULATE")] = 0
-    """Maximum tokens that are guessed at once for a sequence whose text repeats itself or its prompt, as
-    summaries and edits do. Answers stay the same. Without effect on devices that compile."""
+    """Maximum tokens to guess at once for a sequence that repeats itself or its prompt, as summaries and
+    edits do. Answers stay the same. No effect on devices that compile."""
 
     max_graphs: Annotated[Count | None, flag(BUCKETS, "MAX_GRAPHS")] = None
-    """Maximum number of buckets, the shapes that steps are padded to on devices that compile them. Each is a
-    graph. Default: 64."""
+    """Maximum number of buckets: the shapes to which devices that compile pad their steps. Each is a graph.
+    Default: 64."""
     max_waste: Annotated[Amount | None, flag(BUCKETS, "MAX_WASTE")] = None
     """Maximum time that padding may add to a step, as a share of the step. Default: 1, or more if
     --max-graphs is too low for that."""
     bucket_shapes: Annotated[Path | None, flag(BUCKETS, "BUCKET_SHAPES"), flags.FILE] = None
-    """File written by --record-shapes, whose shapes the buckets are chosen for. Default: all shapes are
-    equally likely."""
+    """File that --record-shapes wrote; buckets are chosen for its shapes. Default: all shapes are equally
+    likely."""
     record_shapes: Annotated[Path | None, flag(BUCKETS, "RECORD_SHAPES", value="FILE")] = None
-    """File to which the shapes of steps are added every minute and when the server stops."""
+    """File to which the shapes of steps are added, every minute and when the server stops."""
 
     memory_fraction: Annotated[
         Share | None,

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import attrs
 from cyclopts import Group, Parameter, Token, validators
 
-SERVING = Group("To serve a model", sort_key=0)
-ASKING = Group("To use a model", sort_key=1)
-LISTING = Group("To look things up", sort_key=2)
+SERVING = Group("Serving a model", sort_key=0)
+ASKING = Group("Using a model", sort_key=1)
+LISTING = Group("Information", sort_key=2)
 MODEL = Group("Model", sort_key=1)
 LIMITS = Group("Limits of a request", sort_key=2)
 BATCH = Group("Batching", sort_key=3)

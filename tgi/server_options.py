@@ -24,14 +24,14 @@ class ServerOptions:
     tls_cert: Annotated[
         Path | None, flag(HTTP, "TLS_CERT", value="FILE", vllm=["--ssl-certfile"]), flags.FILE
     ] = None
-    """PEM file with the certificate for HTTPS, followed by those that lead to its authority. Changes of the
-    file, and of --tls-key, are noticed."""
+    """PEM file with the certificate for HTTPS, followed by any intermediate ones. The server notices when it
+    or --tls-key changes."""
     tls_key: Annotated[
         Path | None, flag(HTTP, "TLS_KEY", value="FILE", vllm=["--ssl-keyfile"]), flags.FILE
     ] = None
-    """PEM file with the private key of --tls-cert, without a passphrase. Default: it is in the same file."""
+    """PEM file with the private key of --tls-cert, without a passphrase. Default: --tls-cert has it, too."""
     root_path: Annotated[str, flag(HTTP, "ROOT_PATH", value="PATH"), flags.ROUTE] = ""
-    """Prefix under which a proxy serves this server, such as /llm; paths with and without it are answered."""
+    """Prefix under which a proxy serves this server, such as /llm. Paths work with and without it."""
     api_key: Annotated[
         tuple[str, ...], flag(HTTP, "API_KEY", "VLLM_API_KEY", value="KEY", split=flags.keys)
     ] = ()
@@ -40,39 +40,39 @@ class ServerOptions:
     cors_allow_origin: Annotated[
         tuple[str, ...], flag(HTTP, "CORS_ALLOW_ORIGIN", value="ORIGIN", split=flags.origins)
     ] = ()
-    """Origin that browsers may call from; repeat for several. Default: any origin."""
+    """Origin that browsers may call from; repeat the flag for several. Default: any origin."""
     graceful_termination_timeout: Annotated[
         Amount,
         flag(HTTP, "GRACEFUL_TERMINATION_TIMEOUT", short="-g", vllm=["--shutdown-timeout"]),
     ] = 90.0
     """Seconds that running requests have to finish after SIGTERM."""
     max_restarts: Annotated[Count, flag(HTTP, "MAX_RESTARTS")] = 3
-    """Maximum restarts of the ranks in an hour; the loss of a rank beyond that ends the server. Requests
-    that run at a restart go on after it."""
+    """Maximum restarts of the ranks in an hour; one loss more ends the server. Running requests go on after a
+    restart."""
     while_recovering: Annotated[Literal["wait", "refuse"], flag(HTTP, "WHILE_RECOVERING")] = "wait"
-    """Treatment of requests that come while the ranks are restarted: wait, or refuse with 503."""
+    """Treatment of requests that arrive while the ranks restart: wait, or refuse with 503."""
     step_timeout: Annotated[Amount | None, flag(HTTP, "STEP_TIMEOUT")] = None
     """Seconds after which a step counts as hanging, and the ranks are restarted. Default: ten times the
-    slowest step, but at least 60."""
+    slowest step, and at least 60."""
     stall_timeout: Annotated[Amount, flag(HTTP, "STALL_TIMEOUT")] = 60.0
-    """Seconds that a step may take until /health answers 503."""
+    """Seconds that a step may take before /health answers 503."""
     drain_delay: Annotated[Amount, flag(HTTP, "DRAIN_DELAY")] = 0.0
     """Seconds between SIGTERM, when /health starts to answer 503, and the refusal of new connections. 5 is
     a good value behind a load balancer."""
     max_queue_seconds: Annotated[Amount | None, flag(HTTP, "MAX_QUEUE_SECONDS")] = None
-    """Seconds that a request may wait until it begins to run; then it is answered with 503. Default: any
-    time."""
+    """Seconds that a request may wait in the queue; after that it gets 503. Default: no limit."""
     tenant_header: Annotated[str | None, flag(HTTP, "TENANT_HEADER", value="NAME")] = None
-    """Header whose value names the tenant of a request. Tenants share the server fairly. Default: the API key
-    names it, if there is more than one or --tenants is set. A proxy must set the header: clients could choose
+    """Header that names the tenant of a request. Tenants get fair shares of the server. Default: the API key
+    names it, if there are several keys or --tenants is set. Let a proxy set the header: a client could choose
     any."""
     tenants: Annotated[Path | None, flag(HTTP, "TENANTS", value="FILE"), flags.FILE] = None
-    """TOML file with weights and limits of tenants (docs/reliability.md). Changes are noticed."""
+    """TOML file with weights and limits of tenants (docs/reliability.md). The server notices when it
+    changes."""
     objectives: Annotated[
         tuple[str, ...], flag(HTTP, "OBJECTIVES", value="NAME=PRIORITY,…", several=True)
     ] = ()
     """Priorities of the InferenceObjectives that requests may name in the header
-    x-gateway-inference-objective. As there, higher comes first. `priority` in a body takes precedence."""
+    x-gateway-inference-objective; higher comes first. `priority` in a body takes precedence."""
     keep_alive_timeout: Annotated[Amount, flag(HTTP, "KEEP_ALIVE_TIMEOUT")] = 75.0
     """Seconds after which an idle connection is closed. Keep it above the load balancer's own limit."""
     aip_predict_route: Annotated[str | None, flag(HTTP, "AIP_PREDICT_ROUTE", value="PATH"), flags.ROUTE] = (
@@ -94,7 +94,7 @@ class ServerOptions:
     """Log every call of a plugin hook and its result."""
     metrics_names: Annotated[Literal["tgi", "vllm", "both"], flag(LOG, "METRICS_NAMES")] = "tgi"
     """Names of the metrics: TGI's, vLLM's, or both. Dashboards, autoscalers and gateways made for vLLM read
-    its names (docs/observability.md)."""
+    vLLM's (docs/observability.md)."""
     otlp_endpoint: Annotated[str | None, flag(LOG, "OTLP_ENDPOINT", value="URL")] = None
     """URL of the OpenTelemetry collector to send a trace of every request to."""
     otlp_service_name: Annotated[str, flag(LOG, "OTLP_SERVICE_NAME", value="NAME")] = (

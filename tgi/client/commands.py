@@ -14,7 +14,7 @@ Model = Annotated[
     Parameter(
         name="--model-id",
         env_var="MODEL_ID",
-        help="Model that a server of its own loads. Default: the demo model.",
+        help="Model to load in a server of its own. Default: the demo model.",
     ),
 ]
 Url = Annotated[
@@ -26,7 +26,7 @@ Temperature = Annotated[
     float | None, Parameter(help="0 always takes the most likely token. Default: the server's.")
 ]
 MaxTokens = Annotated[int | None, Parameter(help="Maximum tokens of an answer. Default: what fits.")]
-Seed = Annotated[int | None, Parameter(help="The same seed gives the same answer again.")]
+Seed = Annotated[int | None, Parameter(help="Seed; the same one gives the same answer again.")]
 
 
 def chat(
@@ -101,24 +101,24 @@ def bench(
     plot: Path | None = None,
     api_key: Key = None,
 ) -> int:
-    """Measure a server under load: requests and tokens per second, time to first token, time between tokens.
+    """Measure a server under load: requests and tokens per second, time to and between tokens.
 
     Exits with code 1 if a request failed.
 
     Parameters
     ----------
     concurrency
-        Requests that run at once. Several numbers are measured one after the other.
+        Number of requests at once; several numbers are measured one after the other.
     rate
-        Requests that begin per second, instead of --concurrency; several likewise.
+        Number of requests that begin per second, instead of --concurrency; likewise for several.
     requests
-        Requests for each number or rate.
+        Number of requests for each of these.
     input_words
-        Words of each prompt, drawn at random.
+        Number of words in each random prompt.
     output_tokens
-        Tokens of each answer.
+        Number of tokens in each answer.
     prompts
-        File with a prompt a line, or in ShareGPT's format, instead of random prompts.
+        File of prompts, one a line or in ShareGPT's format, instead of random ones.
     seed
         Seed of prompts and arrivals.
     json_
