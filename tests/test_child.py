@@ -156,3 +156,13 @@ async def test_closing_leaves_no_descriptor_behind() -> None:
         await child.send(b"x")
         await child.receive()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize("streams", [">&- 2>&-", ">/dev/full 2>/dev/full", "| true"])
+def test_a_process_leaves_with_its_code_whatever_became_of_its_output(streams: str) -> None:
+    """Text waits in stdout's buffer where there is one."""
+    code = "import sys; from tgi.parent import leave; sys.stdout and sys.stdout.write('x'); leave(7)"
+    command = f'set -o pipefail; (sleep 0.2; exec "$0" -c "$1") {streams}'
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(["bash", "-c", command, sys.executable, code], env=environment, check=False)
+    assert done.returncode == 7

@@ -86,7 +86,8 @@ def _leave(code: int) -> NoReturn:
                     SemLock._cleanup(lock._semlock.name)  # type: ignore[attr-defined]
         with contextlib.suppress(ProcessLookupError):
             os.kill(master.pid, signal.SIGUSR1)
-    sys.stdout.flush()
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # there is no stdout, or it is full
+        sys.stdout.flush()
     os._exit(code)
 
 

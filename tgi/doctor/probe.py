@@ -5,7 +5,6 @@ imports torch.
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ import torch
 
 from tgi.device.base import Device
 from tgi.device.graphs import Tally
-from tgi.parent import Parent
+from tgi.parent import Parent, leave
 from tgi.plugins import ConfigError, devices, load_plugins
 from tgi.plugins.check import Check, Doctor, fail, ok, warn
 from tgi.plugins.machine import GIB
@@ -147,5 +146,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    sys.stderr.flush()
-    os._exit(0)  # as tgi.worker does: gloo's threads do not survive the interpreter's own end
+    leave(0)

@@ -4,10 +4,9 @@ Through STORE, a URL for `Device.connect`, it finds the other ranks.
 """
 
 import gc
-import os
 import sys
 
-from tgi.parent import Parent
+from tgi.parent import Parent, leave
 
 
 def main() -> int:
@@ -32,8 +31,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: a thread of gloo's that lets go of a tensor while the interpreter ends aborts the process.
-    os._exit(code)
+    leave(main())

@@ -5,7 +5,6 @@ right, without a KV cache.
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from tgi.parent import Parent
+from tgi.parent import Parent, leave
 from tgi.plugins import ConfigError
 from tgi.protocol.pooling import Opened, PoolBatch, Pooling, Vectors
 
@@ -147,4 +146,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    os._exit(main())
+    leave(main())
