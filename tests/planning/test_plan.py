@@ -100,7 +100,7 @@ def test_llama_70b_on_eight_cards() -> None:
 
 
 def test_a_model_in_4_bits_fits_one_card() -> None:
-    """Llama 70B in GPTQ: 4 bits a number and 16 for each scale of 128; the embedding and the head have 16."""
+    """Llama 3.3 70B in GPTQ: 4 bits a number, 16 for each scale of 128; embedding and head have 16."""
     gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": False, "sym": True}
     plan = planned(LLAMA_31_70B | {"quantization_config": gptq}, card="gaudi3")
     ends = 2 * 128256 * 8192
