@@ -195,6 +195,29 @@ def test_modules_that_peft_chose(tmp_path, model, driver, chosen) -> None:
     torch.testing.assert_close(driver.prefill({0: PROMPTS[2]})[0].logits, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tool", ["LLaMA-Factory", "axolotl"])
+def test_the_folder_of_a_training(tmp_path, model, driver, tool) -> None:
+    """Beside the adapter lie its checkpoints, what the trainer needs to go on, and a tokenizer."""
+    settings = {"LLaMA-Factory": {"use_rslora": True, "lora_dropout": 0.1}, "axolotl": {"r": 8}}[tool]
+    output = make_adapter(tmp_path, model, 1, **settings)
+    for step in (50, 200):
+        make_adapter(output / f"checkpoint-{step}", model, step, **settings)
+    others = ["training_args.bin", "trainer_state.json", "trainer_log.jsonl", "README.md", "tokenizer.json"]
+    for folder in (output, output / "checkpoint-50", output / "checkpoint-200"):
+        change_config(folder, modules_to_save=None if tool == "axolotl" else [], target_parameters=[])
+        for name in others + ["optimizer.pt", "scheduler.pt", "rng_state.pth"] * (folder is not output):
+            (folder / name).write_text("{}")
+        (wanted,) = peft_logits(model, folder, [PROMPTS[2]])
+        load(driver, [folder])
+        driver.start(0, lora=0)
+        got = driver.prefill({0: PROMPTS[2]})[0].logits
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    (output / "adapter_config.json").unlink()
+    assert re.search(
+        rf"name one of its checkpoints, as {output}/checkpoint-200$", driver.load_lora(0, output)
+    )
+
+
 def change_config(folder: Path, **fields: object) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))

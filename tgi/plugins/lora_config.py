@@ -58,7 +58,7 @@ class LoraConfig:
         """Read the file. Raises ConfigError, also for a kind of adapter that would change other numbers."""
         path = folder / CONFIG
         if not path.exists():
-            raise ConfigError(f"{folder} has no {CONFIG}: it is no LoRA adapter")
+            raise ConfigError(f"{folder} has no {CONFIG}: {_advice(folder)}")
         get = JsonReader(read_object(path), str(path))
         kind = get(str, "peft_type")
         if kind != "LORA":
@@ -85,6 +85,15 @@ class LoraConfig:
         """Return the factor of a module's product of that rank."""
         alpha = next((value for key, value in self.alphas.items() if _matches(key, module)), self.alpha)
         return alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+def _advice(folder: Path) -> str:
+    """Say what to do about a folder without an adapter, which may be that of a training."""
+    steps = [
+        (int(path.parent.name.rpartition("-")[2]), path)
+        for path in folder.glob(f"checkpoint-[0-9]*/{CONFIG}")
+    ]
+    return f"name one of its checkpoints, as {max(steps)[1].parent}" if steps else "it is no LoRA adapter"
 
 
 def _matches(key: str, module: str) -> bool:
