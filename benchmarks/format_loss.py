@@ -3,12 +3,15 @@
     apt-get install wordnet-base
     PYTHONPATH=.:demo python benchmarks/format_loss.py             # all formats
     PYTHONPATH=.:demo python benchmarks/format_loss.py GGUF NVFP4  # those whose names have a word
+    PYTHONPATH=.:demo python benchmarks/format_loss.py GGUF --ggml llama.cpp/build/bin/libggml-base.so
 
 Weights are rounded to the nearest, as `--quantize` does and as a GPTQ or AWQ without calibration would, and
-inputs as the format's definition in plain torch rounds them. `demo/train.py` held the words out.
+inputs as the format's definition in plain torch rounds them. `demo/train.py` held the words out. llama.cpp's
+Python library makes neither its K types nor IQ4, which need its library in C.
 """
 
 import argparse
+import ctypes
 import functools
 import random
 import tempfile
@@ -25,6 +28,7 @@ from train import encode, mean_loss
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.weights.quantized import KeepingDevice, read
+from tests.weights.test_bitsandbytes import EIGHT, FOUR, eight_bits, four_bits
 from tests.weights.test_compressed_tensors import FP8_KINDS, config, integers
 from tests.weights.test_micro_floats import KINDS as MICRO_KINDS
 from tests.weights.test_packed_formats import AWQ, awq, gptq, gptq_config
@@ -70,7 +74,7 @@ def checkpoint(device: Device, quantize: Callable[[torch.Tensor], Any], settings
     return make
 
 
-def formats(device: Device) -> Iterator[tuple[str, Make, Make | None]]:
+def formats(device: Device, ggml: Path | None) -> Iterator[tuple[str, Make, Make | None]]:
     """Yield each format's name, and the functions that make the weights of layers and of the head."""
     for name in ROUNDINGS:
         rounding = read_format(JsonReader({}), name)
@@ -96,15 +100,28 @@ def formats(device: Device) -> Iterator[tuple[str, Make, Make | None]]:
     for name in ("int8", "int8, groups", "int4, zeros", "fp8"):
         settings, quantize = TORCHAO_KINDS[name]
         yield f"torchao, {name}", checkpoint(device, quantize, settings), None
-    for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"):  # the library makes no others
-        make = functools.partial(llama_cpp, name)
+    yield "bitsandbytes, 8 bits", checkpoint(device, eight_bits, EIGHT), None
+    for name in ("nf4", "fp4"):
+        for nested in (False, True):
+            quantize = functools.partial(four_bits, nested=nested, kind=name)
+            make = checkpoint(device, quantize, FOUR | {"bnb_4bit_quant_type": name})
+            yield f"bitsandbytes, {name}{', nested' * nested}", make, None
+    for name in TYPES if ggml else ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4"):
+        make = functools.partial(llama_cpp, ggml, name)
         yield f"GGUF, {name}", make, make
 
 
-def llama_cpp(kind: str, matrix: torch.Tensor) -> LinearWeight:
-    """Round a weight as llama.cpp's library does."""
-    blocks = gguf.quants.quantize(matrix.numpy(), gguf.GGMLQuantizationType[kind])
-    return TYPES[kind].weight(torch.from_numpy(blocks))
+def llama_cpp(ggml: Path | None, name: str, matrix: torch.Tensor) -> LinearWeight:
+    """Round a weight as llama.cpp does, by its library in C or by the one in Python."""
+    kind, type_ = TYPES[name], gguf.GGMLQuantizationType[name]
+    if ggml is None:
+        return kind.weight(torch.from_numpy(gguf.quants.quantize(matrix.numpy(), type_)))
+    blocks = torch.empty(len(matrix), matrix.shape[1] // kind.features * kind.bytes, dtype=torch.uint8)
+    quantize = ctypes.CDLL(str(ggml)).ggml_quantize_chunk
+    quantize.argtypes = [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p]
+    matrix = matrix.contiguous()
+    quantize(type_, matrix.data_ptr(), blocks.data_ptr(), 0, *matrix.shape, None)
+    return kind.weight(blocks)
 
 
 def held_out(wordnet: Path, count: int) -> list[tuple[str, str]]:
@@ -139,6 +156,7 @@ def main() -> None:
     )
     parser.add_argument("names", nargs="*", default=[""], help="words of formats' names; default: all")
     parser.add_argument("--wordnet", type=Path, default=Path("/usr/share/wordnet"))
+    parser.add_argument("--ggml", type=Path, help="libggml-base.so of llama.cpp")
     parser.add_argument("--words", type=int, default=400)
     args = parser.parse_args()
     device = KeepingAll(1)
@@ -147,7 +165,7 @@ def main() -> None:
     dense = loss(device, samples)
     print("| format | loss | more than dense |\n| --- | --- | --- |")
     print(f"| dense | {dense:.4f} | |", flush=True)
-    chosen = (each for each in formats(device) if any(word in each[0] for word in args.names))
+    chosen = (each for each in formats(device, args.ggml) if any(word in each[0] for word in args.names))
     for name, make, head in chosen:
         value = loss(device, samples, make, head)
         print(f"| {name} | {value:.4f} | {value / dense - 1:.2%} |", flush=True)

@@ -28,6 +28,9 @@ NF4 = [
     0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0,
 ]  # fmt: skip
 """The numbers of the codes (Dettmers et al. 2023, appendix E)."""
+FP4 = [each / 12 for each in (0, 1 / 16, 8, 12, 4, 6, 2, 3, 0, -1 / 16, -8, -12, -4, -6, -2, -3)]
+"""The same, of the library's floats with a sign, two bits of exponent and one of mantissa."""
+MAPS = {"nf4": NF4, "fp4": FP4}
 FOUR: dict[str, Any] = {
     "quant_method": "bitsandbytes", "load_in_4bit": True, "load_in_8bit": False, "bnb_4bit_quant_type": "nf4",
     "bnb_4bit_quant_storage": "uint8", "bnb_4bit_use_double_quant": True,
@@ -35,39 +38,30 @@ FOUR: dict[str, Any] = {
 EIGHT = {"quant_method": "bitsandbytes", "load_in_4bit": False, "load_in_8bit": True}
 
 
-def four_bits(weight: torch.Tensor, nested: bool) -> tuple[Tensors, torch.Tensor]:
+def four_bits(weight: torch.Tensor, nested: bool, kind: str = "nf4") -> tuple[Tensors, torch.Tensor]:
     """The tensors of a weight, and the matrix that they stand for."""
-    blocks = weight.flatten().split(BLOCK)
-    factors = [float(block.abs().max()) for block in blocks]
-    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "shape": list(weight.shape)}
-    tensors: Tensors = {}
+    blocks, table = weight.reshape(-1, BLOCK), torch.tensor(MAPS[kind])
+    factors = blocks.abs().amax(1)
+    state: dict[str, Any] = {"quant_type": kind, "blocksize": BLOCK, "shape": list(weight.shape)}
+    tensors: Tensors = {"weight.absmax": factors}
     if nested:
-        table, offset = torch.linspace(-1, 1, NESTED), sum(factors) / len(factors)
-        rest = torch.tensor(factors) - offset
+        linear, offset = torch.linspace(-1, 1, NESTED), float(factors.mean())
+        rest = factors - offset
         greatest = torch.stack([piece.abs().max() for piece in rest.split(NESTED)])
-        codes = [
-            int((number / greatest[place // NESTED] - table).abs().argmin())
-            for place, number in enumerate(rest)
-        ]
-        factors = [
-            float(table[code] * greatest[place // NESTED]) + offset for place, code in enumerate(codes)
-        ]
-        tensors["weight.absmax"] = torch.tensor(codes, dtype=torch.uint8)
-        tensors |= {"weight.nested_absmax": greatest, "weight.nested_quant_map": table}
+        each = greatest.repeat_interleave(NESTED)[: len(rest)]
+        codes = (rest[:, None] / each[:, None] - linear).abs().argmin(1)
+        factors = linear[codes] * each + offset
+        tensors["weight.absmax"] = codes.to(torch.uint8)
+        tensors |= {"weight.nested_absmax": greatest, "weight.nested_quant_map": linear}
         state |= {"nested_blocksize": NESTED, "nested_offset": offset}
-    else:
-        tensors["weight.absmax"] = torch.tensor(factors)
-    octets, numbers, map_ = [], [], torch.tensor(NF4)
-    for block, factor in zip(blocks, factors, strict=True):
-        codes = [int((number / factor - map_).abs().argmin()) for number in block]
-        octets += [16 * high + low for high, low in zip(codes[::2], codes[1::2], strict=True)]
-        numbers += [NF4[code] * factor for code in codes]
-    tensors["weight"] = torch.tensor(octets, dtype=torch.uint8)[:, None]
-    tensors["weight.quant_map"] = map_
-    tensors["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(
+    chosen = (blocks[..., None] / factors[:, None, None] - table).abs().argmin(-1)
+    flat = chosen.flatten()
+    tensors["weight"] = (16 * flat[::2] + flat[1::2]).to(torch.uint8)[:, None]
+    tensors["weight.quant_map"] = table
+    tensors[f"weight.quant_state.bitsandbytes__{kind}"] = torch.tensor(
         list(json.dumps(state).encode()), dtype=torch.uint8
     )
-    return tensors, torch.tensor(numbers).view_as(weight)
+    return tensors, (table[chosen] * factors[:, None]).view_as(weight)
 
 
 def eight_bits(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
@@ -78,14 +72,14 @@ def eight_bits(weight: torch.Tensor) -> tuple[Tensors, torch.Tensor]:
     return tensors, numbers * greatest[:, None] / 127
 
 
-@pytest.mark.parametrize("kind", ["nf4", "nested", "integers"])
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "nested", "integers"])
 def test_parts_of_a_weight(tmp_path: Path, kind: str) -> None:
     weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
     if kind == "integers":
         tensors, matrix = eight_bits(weight)
     else:
-        tensors, matrix = four_bits(weight, nested=kind == "nested")
-    settings = EIGHT if kind == "integers" else FOUR
+        tensors, matrix = four_bits(weight, kind == "nested", "fp4" if kind == "fp4" else "nf4")
+    settings = EIGHT if kind == "integers" else FOUR | {"bnb_4bit_quant_type": kind.replace("nested", "nf4")}
     for dim, cut in CUTS:
         for device in (Device(), KeepingDevice()):
             got = read(tmp_path, tensors, settings, device, TensorPart("x.weight", (64, 96), dim, cut))
