@@ -126,13 +126,13 @@ def read(folder: Path, tensors: Tensors, config: dict[str, Any], device: Device,
     return weight
 
 
-def rounding_inputs(dense: Path, groups: Callable[[int], torch.Tensor]) -> nn.Module:
+def rounding_inputs(dense: Path, groups: Callable[[int], torch.Tensor], layers: str = "_proj") -> nn.Module:
     """Transformers' model of a checkpoint whose layers round their inputs to 8 bits, group after group.
 
     `groups` maps a number of input features to their groups.
     """
     model: nn.Module = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.float32)
-    round_inputs(model, groups, "_proj")
+    round_inputs(model, groups, layers)
     return model
 
 
@@ -154,12 +154,17 @@ def round_inputs(model: nn.Module, groups: Callable[[int], torch.Tensor], *ends:
 
 
 def check_logits(
-    folder: Path, dense: Path, bits: int | None, groups: Callable[[int], torch.Tensor], kernels: bool = True
+    folder: Path,
+    dense: Path,
+    bits: int | None,
+    groups: Callable[[int], torch.Tensor],
+    kernels: bool = True,
+    head: bool = False,
 ) -> None:
     """Compare a model with transformers', where weights are made dense, on one rank or two; and on the CPU.
 
     There, which is left out without `kernels`, weights of so many bits may be taken as they are, and inputs
-    rounded in `groups`.
+    rounded in `groups`; those of the `head` alone, or of other layers.
     """
     text, size = [*PROMPT, 0], len(PROMPT)
     (wanted,) = transformers_logprobs(dense, None, [PROMPT])
@@ -170,7 +175,8 @@ def check_logits(
     if not kernels:
         return
     if f"int{bits}" in open_device(1).keeps:
-        (wanted,) = transformers_logprobs(dense, rounding_inputs(dense, groups), [PROMPT])
+        model = rounding_inputs(dense, groups, "lm_head" if head else "_proj")
+        (wanted,) = transformers_logprobs(dense, model, [PROMPT])
     error = (whole(make_driver(folder, open_device(1)), text, size) - wanted[-1:]).abs()
     assert error.median() < 5e-4  # a number between two integers may be rounded to the other one
     assert error.max() < 0.05

@@ -9,9 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.weights.quantized import PROMPT, make_quantized
-from tests.weights.test_packed_formats import AWQ, awq, gptq
+from tests.weights.quantized import PROMPT, KeepingDevice, check_logits, groups_of, make_quantized
+from tests.weights.test_compressed_tensors import config as compressed_tensors
+from tests.weights.test_compressed_tensors import fp8, integers
+from tests.weights.test_packed_formats import AWQ, awq, gptq, gptq_config
 from tgi.device.base import Device
+from tgi.device.cpu import open_device
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.lookup import read_config_json
 from tgi.testing.driver import make_driver
@@ -45,6 +48,14 @@ ROUND: dict[str, Any] = {
     "quant_method": "auto-round", "bits": 4, "group_size": 128, "sym": True, "data_type": "int",
 }  # fmt: skip
 OLD_ROUND = {"quant_method": "intel/auto-round", "backend": "auto_round:gptq:exllamav2"}
+MIXED: dict[str, Any] = {
+    "group_0": {"targets": ["Linear"], "weights": INTS, "format": "pack-quantized"},
+    "group_1": {
+        "targets": ["re:.*down_proj"], "weights": FLOATS | CHANNELS, "input_activations": TOKENS,
+        "format": "float-quantized",
+    },
+}  # fmt: skip
+MXFP6 = {"targets": ["re:.*q_proj"], "weights": FLOATS, "format": "mxfp6-pack-quantized"}
 READ: dict[str, tuple[dict[str, Any], str]] = {
     "GPTQModel": (GPTQ | {"checkpoint_format": "gptq", "pack_dtype": "int32", "lm_head": False}, "Gptq"),
     "GPTQModel, v2": (GPTQ | {"format": "gptq_v2"}, "Gptq"),
@@ -67,6 +78,10 @@ READ: dict[str, tuple[dict[str, Any], str]] = {
     "ModelOpt": ({"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}, "Fp8"),
     "blocks": ({"quant_method": "fp8", "weight_block_size": [128, 128], "scale_fmt": "ue8m0"}, "Fp8Blocks"),
     "NVFP4": (compressed("nvfp4-pack-quantized", FLOATS), "MicroFloats"),
+    "integers and floats": (
+        compressed("mixed-precision", INTS, config_groups=MIXED), "CompressedMixed"
+    ),
+    "GPTQModel, head": (GPTQ | {"lm_head": True}, "Gptq"),
     "MXFP4": (compressed("mxfp4-pack-quantized", FLOATS), "MicroFloats"),
     "NVFP4, ModelOpt": ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "MicroFloats"),
     "FBGEMM": ({"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0}, "WideFp8"),
@@ -79,15 +94,11 @@ NVFP4 = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "NVFP4"}
 TORCHAO = {
     "quant_method": "torchao", "quant_type": {"default": {"_type": "Int4WeightOnlyConfig", "_data": {}}}
 }  # fmt: skip
-MIXED = compressed("mixed-precision", INTS)["config_groups"] | {
-    "group_1": {"targets": ["re:.*down_proj"], "weights": FLOATS, "format": "float-quantized"}
-}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "Marlin": (GPTQ | {"checkpoint_format": "marlin"}, "'checkpoint_format' is 'marlin'"),
     "BitBLAS": (GPTQ | {"checkpoint_format": "bitblas"}, "'checkpoint_format' is 'bitblas'"),
     "EoRA": (GPTQ | {"adapter": {"name": "lora"}}, "'adapter' is set"),
     "packed in bytes": (GPTQ | {"pack_dtype": "int8"}, "'pack_dtype' is 'int8'"),
-    "quantized head": (GPTQ | {"lm_head": True}, "'lm_head' is set"),
     "AWQ, gemv_fast": (AWQ | {"version": "gemv_fast"}, "'version' is 'gemv_fast'"),
     "AWQ, llm-awq": (AWQ | {"version": "llm-awq"}, "'version' is 'llm-awq'"),
     "AutoRound, own": (ROUND | {"packing_format": "auto_round:fp8"}, "'packing_format' is 'fp8'"),
@@ -96,7 +107,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "2:4": (compressed("dense", INTS, sparsity_config=SPARSE) | NO_GROUPS, "'format' of 'sparsity_config'"),
     "marlin-24": (compressed("marlin-24", INTS), "'format' is 'marlin-24'"),
     "rotations": (compressed("pack-quantized", INTS, **ROTATED), "'transform_config'"),
-    "integers and floats": (compressed("mixed-precision", INTS) | {"config_groups": MIXED}, "'format' is"),
+    "a group of MXFP6": (
+        compressed("mixed-precision", INTS) | {"config_groups": MIXED | {"group_2": MXFP6}},
+        "'format' is 'mxfp6-pack-quantized'",
+    ),
     "heads of the cache": (compressed("float-quantized", FLOATS, FLOATS, **BY_HEAD), "'kv_cache_scheme' is"),
     "ModelOpt, W4A8": ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "'quant_algo' is 'W4A8_AWQ'"),
     "ModelOpt, NVFP4 cache": (MODELOPT | NVFP4, "'kv_cache_quant_algo' is 'NVFP4'"),
@@ -177,3 +191,43 @@ def test_settings_of_modelopt_and_of_older_llm_compressor(tmp_path: Path) -> Non
     assert type(read_format(JsonReader(read_config_json(tmp_path)))).__name__ == "Fp8"
     path.write_text(json.dumps(config | {"compression_config": compressed("pack-quantized", INTS)}))
     assert type(read_format(JsonReader(read_config_json(tmp_path)))).__name__ == "CompressedIntegers"
+
+
+def test_integers_and_floats_in_one_checkpoint(tmp_path: Path) -> None:
+    """The layers that are joined here are of two kinds, or of one."""
+    groups: dict[str, Any] = {
+        "ints": {**MIXED["group_0"], "weights": INTS | {"group_size": 32}},
+        "floats": {**MIXED["group_1"], "targets": ["re:.*(down|k)_proj"]},
+    }
+    config = compressed("mixed-precision", INTS, config_groups=groups)
+    dense, stored, known = make_llama(tmp_path / "dense"), {}, {}
+    make_llama(tmp_path)
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        stored[name] = known[name] = tensor
+        if "_proj." in name:
+            floats = "down" in name or "k_proj" in name
+            tensors, known[name] = (
+                fp8(tensor, 1, 9999, "weight_scale")
+                if floats
+                else integers(tensor, compressed_tensors("pack-quantized"))
+            )
+            del stored[name]
+            stored |= {name.removesuffix("weight") + kind: each for kind, each in tensors.items()}
+    save_file(stored, tmp_path / "model.safetensors")
+    save_file(known, dense / "model.safetensors")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
+    check_logits(tmp_path, dense, None, groups_of, kernels=False)
+    kernels, plain = (
+        whole(make_driver(tmp_path, device), [*PROMPT, 0], len(PROMPT))
+        for device in (open_device(1), KeepingDevice(1))
+    )
+    assert (kernels - plain).abs().median() < 5e-4
+
+
+@pytest.mark.parametrize("order", [False, True], ids=["neighbours", "desc_act"])
+def test_a_quantized_head(tmp_path: Path, order: bool) -> None:
+    """GPTQModel's "lm_head", whose vocabulary two ranks divide."""
+    config = gptq_config(order=order) | {"lm_head": True}
+    dense = make_quantized(tmp_path, partial(gptq, order=order), config, layers="lm_head.")
+    check_logits(tmp_path, dense, 4, lambda features: groups_of(features, 32, order), head=True)

@@ -23,9 +23,11 @@ def format_of(config: JsonReader, group: Group) -> str:
 
 
 def stores_integers(config: JsonReader) -> bool:
-    """Whether the first group has integers."""
+    """Whether all groups have integers."""
     groups = [group.get("weights") for group in groups_of(config).values()]
-    return bool(groups) and isinstance(groups[0], dict) and groups[0].get("type", "int") == "int"
+    return bool(groups) and all(
+        isinstance(each, dict) and each.get("type", "int") == "int" for each in groups
+    )
 
 
 def group_for(groups: Mapping[str, Group], module: str) -> Group:

@@ -53,6 +53,7 @@ class Gptq(WeightFormat):
     name = "gptq"
     methods = frozenset({"gptq", *AUTO_ROUND})
     scope = "GPTQ of 2 to 8 bits"
+    has_tables = True
 
     settings: Settings
     offset: int
@@ -79,8 +80,6 @@ class Gptq(WeightFormat):
             return f"'checkpoint_format' is {version!r}"
         if config.data.get("is_marlin_format"):
             return "'is_marlin_format' is set"
-        if config.data.get("lm_head"):
-            return "'lm_head' is set"
         if config.data.get("pack_dtype", "int32") != "int32":
             return f"'pack_dtype' is {config.data['pack_dtype']!r}"
         bits = [config(int, "bits"), *(each.get("bits", 8) for _, each in _layers(config))]
