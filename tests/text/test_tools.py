@@ -338,7 +338,8 @@ def test_auto_with_a_response_schema_is_a_call_or_obeys_the_schema(name: str, sp
     spec = grammar(style, TOOLS, required=False, parallel=False, text=GrammarSpec("json", json.dumps(schema)))
     kinds = set()
     for seed in range(12):
-        opening = [(style.calls.mark or style.calls.openings(TOOLS)[0]) if seed % 2 else '{"']
+        mark = style.calls.mark or style.calls.openings(TOOLS)[0]
+        opening = [mark if seed % 2 else style.calls.text_begin + '{"']
         text = walk(spec, seed, special=special, opening=opening)
         if text is None:
             continue
@@ -735,6 +736,7 @@ def test_parser_streams_content_and_arguments() -> None:
             '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "f", "parameters": {"a": 1}},\n'
             '    {"tool_call_id": "1", "tool_name": "g", "parameters": {}}\n]<|END_ACTION|>',
         ),
+        ("Functionary 3.2", 'f\n{"a": 1}>>>g\n{}'),
         ("MiniCPM3", "<|tool_call_start|>\n```python\nf(a=1)\ng()\n```\n<|tool_call_end|>"),
         ("LFM2", "<|tool_call_start|>[f(a=1), g()]<|tool_call_end|>"),
         ("Olmo 3", "<function_calls>\nf(a=1)\ng()\n</function_calls>"),
@@ -783,6 +785,33 @@ def test_a_template_prints_calls_as_the_format_writes_them(family: str) -> None:
     )
     written = style.calls.write([("f", '{"a": ["é"]}')])
     assert written.removesuffix("}]") in text
+
+
+@pytest.mark.parametrize(
+    ("text", "content", "calls"),
+    [
+        ("all\nNo.", "No.", []),
+        ("all\n>>> 1 + 1\n2", ">>> 1 + 1\n2", []),
+        ("all\nI look.\n>>>get\n{}", "I look.", [("get", "{}")]),
+        ('get\n{}>>>weather-2\n{"a": 1}', "", [("get", "{}"), ("weather-2", '{"a": 1}')]),
+        ("No.", "No.", []),
+        ("get", "get", []),
+        ("all", "all", []),
+    ],
+)
+def test_recipients_of_functionary(text: str, content: str, calls: list[tuple[str, str]]) -> None:
+    """What is said to `all` is text, after which calls may follow."""
+    style = style_of("Functionary 3.2")
+    for pieces in ways_to_cut(text, 0):
+        assert read(style, pieces) == (content, calls)
+    if not calls:  # a request without tools
+        without = AnswerFormat.of(
+            ChatTemplates({"default": TOOL_TEMPLATES["Functionary 3.2"]}, {}), TOKENIZERS[False], False
+        )
+        for pieces in ways_to_cut(text, 1):
+            assert read_all(without, "none", pieces)[1:] == (content, [])
+    answer = style.grammar([], text=GrammarSpec("regex", "No[.]"))
+    assert walk(answer or GrammarSpec("regex", ""), 0, special=False) == "all\nNo."
 
 
 class Lines(ToolFormat):

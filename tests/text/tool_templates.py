@@ -231,6 +231,12 @@ TOOL_TEMPLATES = {
         _json('<|action_start|><|plugin|>\n{"name": "', '", "parameters": ', "}<|action_end|>", between="\\n")
     ),
     "Functionary 3.1": frame(_json("<function=", ">", "</function>")),
+    "Functionary 3.2": (
+        "{{ tools | tojson if tools }}{% for m in messages %}<|{{ m.role }}|>"
+        "{% if m.role == 'assistant' %}{% if m.content %}>>>all{{ '\n' + m.content }}{% endif %}"
+        f"{_EACH}>>>{{{{ c.function.name + '\n' + c.function.arguments }}}}{{% endfor %}}"
+        "{% else %}{{ m.content }}{% endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>>>>{% endif %}"
+    ),
     "xLAM": frame(
         _json('{"name": "', '", "arguments": ', "}", begin="[", between=", ", end="]"),
         teach='Calls are a JSON array: [{{ \'{"name": "tool_call_name", "arguments": {"arg1": "value1"}}\' }}]',

@@ -121,7 +121,8 @@ class AnswerFormat:
         is_forced = required or text is not None
         begins = thoughts == "begun" and (is_forced or bool(tools) or max_thoughts is not None)
         may_begin = thoughts == "possible" and (required or (max_thoughts is not None and text is None))
-        if not (tools or begins or may_begin):
+        text_begin = "" if text is None else self.calls.text_begin
+        if not (tools or begins or may_begin or text_begin):
             return text
         # Without a mark, a call is told from other JSON by its lexemes, which must be the same then.
         among_json = bool(tools) and not (self.calls.mark or required or text is None)
@@ -130,7 +131,8 @@ class AnswerFormat:
         if required:
             answer, rules = calls, []
         elif text is not None:
-            answer, rules = ["answer", *calls], [f"answer: {_answer(text, among_json)}"]
+            body = f"{self._literal(text_begin)} {_answer(text, among_json)}".lstrip()
+            answer, rules = ["answer", *calls], [f"answer: {body}"]
         else:
             answer, rules = self._free_answer(tools, excluded)
         starts = answer
@@ -241,8 +243,8 @@ class _MarkedParser:
     ) -> None:
         self._thoughts = ThoughtsParser.of(style.reasoning, thoughts)
         self._calls: ToolCallParser | None = None
-        if style.with_tools:
-            self._calls = style.calls.parser(tools, required=required)
+        if style.with_tools or style.calls.text_begin:
+            self._calls = style.calls.parser(tools if style.with_tools else (), required=required)
 
     @property
     def is_within_arguments(self) -> bool:

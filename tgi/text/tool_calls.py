@@ -89,6 +89,8 @@ class ToolFormat:
     """Beginning of `opening` that tells calls from text before them; "" if calls are all of an answer."""
     id_pattern: str = "[0-9]{1,3}"
     """Pattern of the ids that stand in calls."""
+    text_begin: str = ""
+    """Text before an answer that is text, where no mark tells calls; they may follow it after `separator`."""
 
     @property
     def opening(self) -> str:
@@ -242,20 +244,29 @@ class ToolCallParser:
 
     def _take_text(self, parts: list[str | CallDelta]) -> bool:
         style = self._format
-        at = self._held.find(style.opening) if style.mark else -1
+        openings, head = ([style.opening], style.opening) if style.mark else ([], "")
         if self._state == "start" and not style.mark:
             # An answer with calls begins with them.
-            openings = style.openings(self._tools)
-            at = 0 if self._held.startswith(tuple(openings)) else -1
-            if at < 0 and any(opening.startswith(self._held) for opening in openings):
-                return False
+            openings, head = list(style.openings(self._tools)), style.opening
+            begin = style.text_begin
+            if begin and self._held.startswith(begin):
+                self._held, self._state = self._held.removeprefix(begin), "text"
+                return True
+            if not self._held.startswith(tuple(openings)):
+                if any(text.startswith(self._held) for text in (*openings, begin)):
+                    return False
+                openings = []
+        elif style.text_begin:
+            head = style.separator + style.head
+            openings = [style.separator + opening for opening in style.openings(self._tools)]
+        at = min((at for text in openings if (at := self._held.find(text)) >= 0), default=-1)
         if at >= 0:
             before = self._held[:at].rstrip()
-            self._held, self._state = self._held[at + len(style.opening) :], "name"
+            self._held, self._state = self._held[at + len(head) :], "name"
             if before:
                 parts.append(before)
             return True
-        certain = len(self._held) - (undecided(self._held, style.opening) if style.mark else 0)
+        certain = len(self._held) - max((undecided(self._held, text) for text in openings), default=0)
         if certain:
             parts.append(self._held[:certain])
             self._held, self._state = self._held[certain:], "text"

@@ -371,6 +371,15 @@ FORMATS = (
         mark="<function=",
     ),
     ToolFormat(
+        models="Functionary 3.2",
+        signs=(">>>all",),
+        head="",
+        middle="\n",
+        tail="",
+        separator=">>>",
+        text_begin="all\n",
+    ),
+    ToolFormat(
         models="Firefunction 2", signs=("functools[",), begin="functools[", mark="functools[", **_JSON_LIST
     ),
     ToolFormat(
