@@ -9,7 +9,8 @@ from tgi.device.batch import Batch
 from tgi.plugins import ConfigError
 from tgi.plugins.llama_config import Temperature
 
-from .build import Build, CacheLayer
+from .build import Build
+from .cache_layers import CacheLayer
 from .norm import describe_norm
 
 

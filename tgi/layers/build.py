@@ -21,26 +21,13 @@ from tgi.weights import LayerSizes, Shard, Stage, TensorPart, Weights
 from tgi.weights.formats import Dense, DenseWeight, LinearWeight, Rounding, WeightFormat
 from tgi.weights.formats.measured import MeasuredFp8
 
+from .cache_layers import CacheLayer, group_layers
 from .lora import Loras
 
 _DENSE = Dense()
 _PIECE = 4 << 20
 """Bytes of a weight that are read before the device gets them; they stay in a cache of the processor."""
 Observe = Callable[[LinearWeight, Sequence[TensorPart]], LinearWeight]
-
-
-@attrs.frozen
-class CacheLayer:
-    """Shape of the keys and values of one attention layer."""
-
-    window: int | None
-    kv_heads: int
-    """Key/value heads on this rank."""
-    all_kv_heads: int
-    """Key/value heads of all ranks."""
-    head_dim: int
-    latent: bool = False
-    """Whether values are a part of the keys, and not kept apart."""
 
 
 @attrs.define(eq=False)
@@ -263,10 +250,6 @@ class Build:
         self.keep(part.name, part.stored, numbers, f"{self.format.name}, expanded")
         return numbers
 
-    def wide_linear(self, part: TensorPart) -> LinearWeight:
-        """Return the weight of a small dense linear layer that computes in float32."""
-        return self.device.prepare_linear(DenseWeight(self.read_wide(part)))
-
     def prepare(self, weight: LinearWeight) -> LinearWeight:
         """Return a weight ready for `Device.multiply`.
 
@@ -293,27 +276,8 @@ class Build:
             self.device.scale_cache(self.kv[layer], *scales)
 
     def cache_groups(self, item: int) -> list[CacheGroup]:
-        """Group the layers whose keys and values have the same shape and window, numbers of `item` bytes.
-
-        Every stage has the groups of the whole model, with its own layers.
-        """
-        groups: dict[CacheLayer, list[int]] = {}
-        for layer, shape in sorted((self.whole or self.cache).items()):
-            members = groups.setdefault(shape, [])
-            if layer in self.cache:
-                members.append(layer)
-        return [
-            CacheGroup(
-                window=shape.window,
-                layers=layers,
-                kv_heads=shape.kv_heads,
-                all_kv_heads=shape.all_kv_heads,
-                head_dim=shape.head_dim,
-                token_bytes=(1 if shape.latent else 2) * len(layers) * shape.kv_heads * shape.head_dim * item,
-                latent=shape.latent,
-            )
-            for shape, layers in groups.items()
-        ]
+        """Return the groups of the layers, whose numbers have `item` bytes."""
+        return group_layers(self.whole or self.cache, self.cache, item)
 
     def keep(
         self,

@@ -15,7 +15,8 @@ from tgi.weights import TensorPart
 from tgi.weights.formats import DenseWeight, LinearWeight
 
 from .attention import halves
-from .build import Build, CacheLayer
+from .build import Build
+from .cache_layers import CacheLayer
 from .linear import ColumnLinear, RowLinear
 from .norm import RMSNorm
 

@@ -30,7 +30,8 @@ from tgi.weights.formats import EXPANDED, Dense, WeightFormat, read_format
 from tgi.weights.formats.measured import MeasuredFp8
 from tgi.weights.measurements import Measurements
 
-from .build import Build, CacheLayer, Observe
+from .build import Build, Observe
+from .cache_layers import CacheLayer
 from .lora import Loras
 
 log = logging.getLogger(__name__)

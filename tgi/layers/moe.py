@@ -9,6 +9,7 @@ from tgi.device.experts import Experts
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import LlamaConfig
 from tgi.weights import TensorPart
+from tgi.weights.formats import DenseWeight, LinearWeight
 
 from .build import Build
 
@@ -65,7 +66,10 @@ class Router(nn.Module):
         super().__init__()
         self._device, self._config = build.device, config
         router = TensorPart(f"{name}.{config.router}.weight", (config.count, hidden))
-        self._weight = build.wide_linear(router) if config.wide else build.linear(router, exact=True)
+        if config.wide:
+            self._weight: LinearWeight = build.device.prepare_linear(DenseWeight(build.read_wide(router)))
+        else:
+            self._weight = build.linear(router, exact=True)
         self._bias = self._correction = None
         if config.router_bias:
             self._bias = build.read(TensorPart(f"{name}.{config.router}.bias", (config.count,)))

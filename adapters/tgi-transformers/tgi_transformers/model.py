@@ -18,7 +18,7 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
 from tgi.device.batch import KVLayer
 from tgi.layers import Batch, Build, Head
-from tgi.layers.build import CacheLayer
+from tgi.layers.cache_layers import CacheLayer
 from tgi.plugins import ConfigError
 from tgi.plugins.architecture import refuse_unread
 from tgi.weights import Checkpoint, CheckpointError, DummyWeights, Outline
