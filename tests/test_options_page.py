@@ -5,10 +5,11 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-from cyclopts import Argument
+from cyclopts import Argument, ArgumentCollection
 
 from tgi import flags
 from tgi.cli import launcher_app
@@ -33,10 +34,14 @@ SAME_IN_VLLM = """
 """.split()
 
 
+@cache
+def collected() -> ArgumentCollection:
+    return launcher_app.assemble_argument_collection(parse_docstring=True)
+
+
 def arguments(*groups: object) -> Iterator[Argument]:
-    collected = launcher_app.assemble_argument_collection(parse_docstring=True)
     for group in groups:
-        yield from (one for one in collected if not one.children and one.parameter.group == (group,))
+        yield from (one for one in collected() if not one.children and one.parameter.group == (group,))
 
 
 def code(*names: str) -> str:
