@@ -1,5 +1,6 @@
 """Layers beyond the device's operations: parts for ranks, prompt log-probabilities, frequencies."""
 
+import attrs
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -23,13 +24,14 @@ from tgi.layers import (
     alibi_slopes,
 )
 from tgi.layers.moe import MixtureOfExperts
-from tgi.layers.rotary import attention_factor, frequencies
+from tgi.layers.rotary import Rotary, attention_factor, frequencies
 from tgi.plugins import ConfigError, JsonReader
 from tgi.plugins.experts_config import ExpertsConfig
 from tgi.plugins.llama_config import read_llama_config
 from tgi.plugins.rope_config import read_rope
 from tgi.weights import Checkpoint, DummyWeights, Shard
 from tgi.weights.formats.fp8 import Fp8
+from tgi.worker.runner import open_device
 
 VOCAB, SIZE = 50, 8
 
@@ -314,6 +316,24 @@ def test_grouped_heads_in_fp8(tmp_path, size):
         whole = Build(DenseNumbers(numbers.float() * 0.5), shard, Device(1), torch.float32)
         got, wanted = (GroupedQKV(build, "x", 8, 6, 2, 3)(x) for build in (stored, whole))
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_are_looked_up_turn_as_those_beyond_the_table(monkeypatch, dtype):
+    config, device = read_rope(JsonReader({"rope_theta": 500.0}), 16), open_device("cpu", 1)
+    positions = torch.tensor([0, 1, 70, 99, 100, 1000], dtype=torch.int32)
+    batch = attrs.evolve(make_batch([0]), positions=positions)
+    results = []
+    for size in (1, 100, 1 << 14):
+        monkeypatch.setattr("tgi.layers.rotary._TABLED", size)
+        results.append(Rotary(Build(DummyWeights(dtype), Shard(), device, dtype), config)(batch))
+    angles = (positions[:, None].float() * frequencies(config)).double()
+    for first, *others, wanted in zip(*results, (angles.cos(), angles.sin()), strict=True):
+        half = first.flatten(1)[:, :8].double().abs()
+        torch.testing.assert_close(
+            half, wanted.abs(), rtol=0, atol=2**-9 if dtype == torch.bfloat16 else 1e-6
+        )
+        assert all(torch.equal(first, other) for other in others)
 
 
 class DenseNumbers(DummyWeights):

@@ -75,6 +75,11 @@ class Device(Collectives):
         return self.spec.compiles
 
     @property
+    def immediate(self) -> bool:
+        """Whether the host reads what a step has left as soon as it has launched it."""
+        return not (self.compiles or self.asynchronous)
+
+    @property
     def flat(self) -> bool:
         """Whether decode steps list the blocks of all rows together, in `Batch.flat`; see `DeviceSpec`."""
         return self.spec.flat

@@ -10,8 +10,10 @@ for a single sequence that stays within the original length, starts beyond it, o
 depends on its neighbours, or on how its prompt was cut into chunks.
 """
 
+import contextlib
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -21,6 +23,9 @@ from tgi.device.batch import Batch
 from tgi.plugins.rope_config import RopeConfig
 
 from .build import Build
+
+_TABLED = 1 << 14
+"""Positions whose cosines and sines are kept: a few MiB."""
 
 
 class Rotary(nn.Module):
@@ -39,11 +44,24 @@ class Rotary(nn.Module):
         self._exponents = (torch.arange(0, config.dim, 2).float() / config.dim).to(device)
         self._short = frequencies(config).to(device)
         self._long = frequencies(config, beyond=True).to(device)
+        self._looked_up = not (build.device.compiles or config.kind in ("longrope", "dynamic"))
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return cos and sin as `Device.rotary` takes them, [T, 1, dim]."""
-        angles = batch.positions[:, None].float() * self._frequencies(batch)
-        cos, sin = (x * self._factor for x in self._device.cos_sin(angles))
+        if self._looked_up:
+            with contextlib.suppress(IndexError):  # a position is beyond the table
+                cos, sin = self._table
+                return cos.index_select(0, batch.positions), sin.index_select(0, batch.positions)
+        return self._turn(batch.positions, self._frequencies(batch))
+
+    @cached_property
+    def _table(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Results for the first positions: to look them up takes a step less time than to compute them."""
+        positions = torch.arange(min(_TABLED, self._config.max_position), device=self._short.device)
+        return self._turn(positions, self._short)
+
+    def _turn(self, positions: torch.Tensor, frequencies: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = (x * self._factor for x in self._device.cos_sin(positions[:, None].float() * frequencies))
         return self._device.rotation(cos.to(self._dtype), sin.to(self._dtype))
 
     def _frequencies(self, batch: Batch) -> torch.Tensor:

@@ -36,11 +36,22 @@ class Lanes:
         """Whether a parameter is not neutral, or ends may not come yet."""
         self.floats = np.tile(np.array([NEUTRAL[name] for name in FLOATS], np.float32), (count + 1, 1))
         """[lanes, len(FLOATS)]"""
+        self.last_tokens: Ints | None = None
+        """[lanes + 1]: the last sampled token of each lane, where `Device.immediate`."""
         self.ints = np.tile(np.array([NEUTRAL[name] for name in INTS], np.int32), (count + 1, 1))
         """[lanes, len(INTS)]"""
 
     def update(self, step: Step) -> None:
         """Take over the changes of a step: new entries of block tables, parameters of new sequences."""
+        if step.table_lanes:
+            self._extend_tables(step)
+        if step.params:
+            ends = unpack_ints(step.starts) + unpack_ints(step.lengths)
+            reached = dict(zip(unpack_ints(step.lanes).tolist(), ends.tolist(), strict=True))
+            for params in step.params:
+                self._set_params(params, reached.get(params.lane, 0))
+
+    def _extend_tables(self, step: Step) -> None:
         columns = (step.table_lanes, step.table_starts, step.table_counts)
         lanes, starts, counts = (unpack_ints(column).tolist() for column in columns)
         groups = unpack_ints(step.table_groups).tolist() or [0] * len(lanes)
@@ -49,11 +60,6 @@ class Lanes:
         for group, lane, start, count in zip(groups, lanes, starts, counts, strict=True):
             self.tables[group][lane, start : start + count] = blocks[used : used + count]
             used += count
-        if step.params:
-            ends = unpack_ints(step.starts) + unpack_ints(step.lengths)
-            reached = dict(zip(unpack_ints(step.lanes).tolist(), ends.tolist(), strict=True))
-            for params in step.params:
-                self._set_params(params, reached.get(params.lane, 0))
 
     def draw(self, lanes: Ints, draws: Ints) -> Ints:
         """Return 32 random bits per row.

@@ -78,6 +78,8 @@ class Programs:
         self._sealed = False
         self._prompts: dict[int, Run] = {}
         """Programs of questions, by the number of most likely tokens that they report."""
+        if self._device.immediate:
+            lanes.last_tokens = context.last_tokens.numpy()
         if context.sampler is None:
             return
         self._enter = self._device.graph(EnterProgram(context.sampler.tables))
@@ -124,7 +126,11 @@ class Programs:
         asked = self._ask_of(step, rows) if step.targets else None
 
         def wait() -> dict[str, bytes]:
-            ints, floats = (np.atleast_2d(array.T).T[rows.runs.answers, : 1 + step.top] for array in out())
+            ints, floats = out()
+            if ints.ndim == 1 and eager:
+                results = {"tokens": ints.tobytes(), "logprobs": floats.tobytes()}
+                return results | asked() if asked else results
+            ints, floats = (np.atleast_2d(a.T).T[rows.runs.answers, : 1 + step.top] for a in (ints, floats))
             results = {
                 "tokens": ints[:, 0].tobytes(),
                 "logprobs": floats[:, 0].tobytes(),
@@ -201,9 +207,9 @@ class Programs:
         bucket, sizes = step.bucket, self._sizes
 
         def seen(window: int | None, ends: Ints) -> int:
-            blocks = -(-ends // sizes.block_size)
-            if window is not None:
-                blocks -= first_blocks(rows.starts, window, sizes.block_size)
+            if window is None:
+                return -(-int(ends.max()) // sizes.block_size)
+            blocks = -(-ends // sizes.block_size) - first_blocks(rows.starts, window, sizes.block_size)
             return int(blocks.max())
 
         if not self._device.compiles:

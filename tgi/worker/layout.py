@@ -249,11 +249,12 @@ def _place(places: Ints, values: Ints, size: int, padding: int) -> Ints:
 
 
 def _token_columns(step: Step, rows: Rows, lanes: Lanes, dimensions: Dimensions) -> Columns:
-    tokens, positions = unpack_ints(step.tokens), rows.positions
-    prompts = lanes.prompt_lengths[rows.lanes][rows.runs.owners]
+    tokens, positions, own = unpack_ints(step.tokens), rows.positions, rows.lanes[rows.runs.owners]
+    prompts = lanes.prompt_lengths[own]
+    # A token that is still on the device is named by its lane.
+    last = -1 - own if lanes.last_tokens is None else lanes.last_tokens[own]
     columns = {
-        # A token that is still on the device is named by its lane.
-        "tokens": np.where(tokens < 0, -1 - rows.lanes[rows.runs.owners], tokens),
+        "tokens": np.where(tokens < 0, last, tokens),
         "positions": positions,
         "contexts": np.where(positions < prompts, prompts, positions + 1),
     }

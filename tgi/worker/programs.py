@@ -182,7 +182,9 @@ class SampleProgram(Program):
 
 
 def _filled(tokens: torch.Tensor, context: StepContext) -> torch.Tensor:
-    """Return tokens with the last one of lane i in the place of -1 - i."""
+    """Return tokens with the last one of lane i in the place of -1 - i, unless the host has filled it in."""
+    if context.device.immediate:
+        return tokens
     known = context.last_tokens.index_select(0, (-1 - tokens).clamp_min(0))
     return torch.where(tokens < 0, known, tokens)
 

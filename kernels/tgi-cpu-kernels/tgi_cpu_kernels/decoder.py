@@ -139,6 +139,10 @@ class Decoder:
         inner = max(layer.up.features // 2 for layer in layers)
         hidden = layers[0].attention_norm.shape[0]
         self._widths = hidden, qkv, heads, 2 * inner, inner
+        self._step = _Step()
+        self._scratch = torch.empty(0)
+        self._places = (_Places * 0)()
+        self._rotations = (_Rotation * 0)()
 
     def run(
         self,
@@ -152,26 +156,32 @@ class Decoder:
         If layers see windows of different sizes, each has its `Rows` of the same tokens. rotations are
         cos and sin of `Kernels.rotary`.
         """
-        tokens, hidden = x.shape
         assert x.is_contiguous()
-        scratch = [x.new_empty(tokens, width) for width in self._widths]
-        step = _Step(
-            *(tensor.data_ptr() for tensor in (x, *scratch)),
-            ctypes.cast((_Places * len(rows))(*map(_places, rows)), _Pointer),
-            ctypes.cast((_Rotation * len(rotations))(*(_rotation(*pair) for pair in rotations)), _Pointer),
-            *(tensor.data_ptr() for tensor in (rows[0].offsets, rows[0].lengths, rows[0].starts)),
-            None if loras is None else loras.place,
-            tokens, rows[0].lengths.shape[0], hidden,
-        )  # fmt: skip
+        step, first = self._step, rows[0]
+        if (step.tokens, len(self._places), len(self._rotations)) != (x.shape[0], len(rows), len(rotations)):
+            self._make_room(x, len(rows), len(rotations))
+        step.x, step.rows = x.data_ptr(), first.lengths.shape[0]
+        step.offsets, step.lengths = first.offsets.data_ptr(), first.lengths.data_ptr()
+        step.starts, step.loras = first.starts.data_ptr(), None if loras is None else loras.place
+        for places, each in zip(self._places, rows, strict=True):
+            places.slots, places.tables = each.slots.data_ptr(), each.tables.data_ptr()
+            places.bases, places.width = _place(each.bases), each.tables.shape[1]
+        for rotation, (cos, sin) in zip(self._rotations, rotations, strict=True):
+            rotation.cos, rotation.sin, rotation.rotated = cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1]
         self._kernels.decode(x.dtype, self._structures, step)
 
-
-def _places(rows: Rows) -> _Places:
-    return _Places(rows.slots.data_ptr(), rows.tables.data_ptr(), _place(rows.bases), rows.tables.shape[1])
-
-
-def _rotation(cos: torch.Tensor, sin: torch.Tensor) -> _Rotation:
-    return _Rotation(cos.data_ptr(), sin.data_ptr(), 2 * cos.shape[1])
+    def _make_room(self, x: torch.Tensor, groups: int, rotations: int) -> None:
+        """Make what a step shares with the next one, if that has as many tokens as x [tokens, hidden]."""
+        tokens, hidden = x.shape
+        step, places, turns = self._step, (_Places * groups)(), (_Rotation * rotations)()
+        self._scratch = x.new_empty(sum(self._widths) * tokens)
+        place = self._scratch.data_ptr()
+        for name, width in zip(("normal", "qkv", "attended", "gate_up", "gated"), self._widths, strict=True):
+            setattr(step, name, place)
+            place += width * tokens * x.itemsize
+        step.places, step.rotations = ctypes.addressof(places), ctypes.addressof(turns)
+        step.tokens, step.hidden = tokens, hidden
+        self._places, self._rotations = places, turns
 
 
 def weight_of(linear: LinearLayer) -> Weight:
