@@ -30,6 +30,7 @@ from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import make_driver
 from tgi.testing.rank_threads import on_threads
 from tgi.testing.runs import random_prompt, transformers_logprobs, whole
+from tgi.text.tokenizer import Tokenizer
 
 gguf: Any = pytest.importorskip("gguf")
 COMMON: dict[str, Any] = {
@@ -90,6 +91,7 @@ def write(folder: Path, name: str, kind: str, joined: bool = False) -> tuple[Pat
     writer.add_name("a name")
     add_settings(writer, config, joined)
     add_tokenizer(writer, dense)
+    writer.add_chat_template(TEMPLATE)
     number = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == architecture)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for place, tensor in model.state_dict().items():
@@ -109,7 +111,8 @@ def add_settings(writer: Any, config: Any, joined: bool) -> None:
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    latent = config.model_type.startswith("deepseek") and not joined
+    writer.add_head_count_kv(1 if latent else config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
     rope = config.rope_parameters
@@ -126,6 +129,10 @@ def add_settings(writer: Any, config: Any, joined: bool) -> None:
         or config.n_routed_experts
     )
     writer.add_expert_used_count(config.num_experts_per_tok)
+    if config.model_type != "mixtral":
+        writer.add_expert_feed_forward_length(
+            getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        )
     if config.model_type.startswith("deepseek"):
         latent, turned = config.kv_lora_rank, config.qk_rope_head_dim
         wide = config.qk_nope_head_dim + turned
@@ -205,6 +212,7 @@ def add(writer: Any, names: Any, name: str, tensor: torch.Tensor, kind: Any) -> 
     writer.add_tensor(place, stored.reshape(*matrix.shape[:-1], -1), raw_dtype=kind)
 
 
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 FILES = [
     ("Mixtral", "Q4_K", False), ("Qwen1.5 MoE", "Q4_K", False), ("Qwen3 30B A3B", "Q4_K", False),
     ("Qwen3 30B A3B", "Q6_K", False), ("Qwen3 30B A3B", "BF16", False), ("DeepSeek V2 Lite", "Q8_0", False),
@@ -219,6 +227,11 @@ def test_logits(tmp_path: Path, name: str, kind: str, joined: bool) -> None:
     with torch.no_grad():
         file, model = write(tmp_path, name, kind, joined)
     folder = find_model(Source(str(file), cache=tmp_path / "cache"))
+    words = "Deep learning is a part of machine learning"
+    assert Tokenizer.from_folder(folder).encode(words) == Tokenizer.from_folder(tmp_path / "dense").encode(
+        words
+    )
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
     text, size = [*PROMPT, 0], len(PROMPT)
     (wanted,) = transformers_logprobs(tmp_path / "dense", model, [PROMPT])
     run = partial(whole, text=text, length=size)
