@@ -95,10 +95,6 @@ INDIGESTIBLE = {
         (":method", "GET"), (":path", b"/\xff"), (":scheme", "http"), (":authority", "x")
     ),
     "CONNECT": http2((":method", "CONNECT"), (":authority", "x")),
-    "settings that are no base64": GET
-    + b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n\r\n",
-    "settings that there are not": GET
-    + b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAIAAAAJ\r\n\r\n",
     "a protocol that is no ASCII": GET + WEBSOCKET + b"Sec-WebSocket-Protocol: \xff\r\n\r\n",
     "an extension that is no ASCII": GET + WEBSOCKET + b"Sec-WebSocket-Extensions: \xff\r\n\r\n",
     "a websocket": GET + WEBSOCKET + b"\r\n\x81\x85abcdefghi",

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 
 import pytest
 import trio
@@ -96,16 +97,27 @@ async def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.Monke
         assert len(answer) < int(received.partition(b"content-length: ")[2].partition(b"\r")[0])
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: \xff\r\n",
-        b"Connection: Upgrade\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n",
-    ],
-)
+@pytest.mark.parametrize("settings", [b"HTTP2-Settings: AAMAAABk\r\n", b"HTTP2-Settings: AAA\r\n", b""])
+@pytest.mark.parametrize("body", [b"", b'{"messages":[{"role":"user","content":"Hello"}],"max_tokens":1}'])
+async def test_a_request_to_change_to_http2_is_answered_in_http1(settings: bytes, body: bytes) -> None:
+    """Java's HttpClient and curl --http2 ask for that on each connection without TLS."""
+    async with serving() as server, await server.connect() as stream:
+        line = b"POST /v1/chat/completions" if body else b"GET /v1/models"
+        head = line + b" HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += b"Content-Length: %d\r\n" % len(body) if body else b""
+        asking = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + settings
+        await stream.send_all(head + asking + b"\r\n" + body)
+        await stream.send_all(head + b"Connection: close\r\n\r\n" + body)
+        received = b""
+        while data := await stream.receive_some(65536):
+            received += data
+        assert re.findall(rb"HTTP/\d.\d (\d+)", received) == [b"200", b"200"]
+
+
 async def test_what_hypercorn_cannot_read_ends_its_connection_and_no_other(
-    headers: bytes, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    headers = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Protocol: \xff\r\n"
     async with serving() as server, await server.connect() as stream:
         await stream.send_all(b"GET /health HTTP/1.1\r\nHost: x\r\n" + headers + b"\r\n")
         while await stream.receive_some(65536):

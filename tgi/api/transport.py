@@ -153,11 +153,19 @@ class _Requests(h11.Connection):
 
 
 class _HTTP1(H11Protocol):
-    """HTTP/1.1 with reason phrases, which some clients show to people."""
+    """HTTP/1.1 with reason phrases, which some clients show to people.
+
+    A request to change to HTTP/2 is answered in HTTP/1.1 (RFC 9113, 3.1, has no such request any more);
+    clients that know beforehand, or by TLS, get HTTP/2.
+    """
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
         self.connection = _Requests(h11.SERVER, max_incomplete_event_size=self.config.h11_max_incomplete_size)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if event.method == b"PRI":  # the preface of HTTP/2
+            await super()._check_protocol(event)
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         if isinstance(event, h11.Response):
