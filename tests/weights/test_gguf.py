@@ -1,6 +1,7 @@
 """Files of llama.cpp, written by its own library, against what that library says they stand for."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,11 @@ def type_of(kind: str, name: str) -> Any:
     return gguf.GGMLQuantizationType[kind]
 
 
-def quantize(tensor: torch.Tensor, kind: Any) -> Any:
-    """Blocks of a matrix; for the types that only C++ makes, random ones."""
+def quantize(tensor: torch.Tensor, kind: Any, place: str) -> Any:
+    """Blocks of a matrix; for the types that only C++ makes, random ones, which its name determines."""
     if kind.name not in SCALES:
         return gguf.quants.quantize(tensor.numpy(), kind)
-    octets = random_octets(len(tensor), tensor.shape[1], kind.name, len(tensor))
+    octets = random_octets(len(tensor), tensor.shape[1], kind.name, zlib.crc32(place.encode()))
     for place, scale in SCALES[kind.name].items():
         octets[..., place : place + 2] = np.full(1, scale, "<f2").view("u1")
     return octets.reshape(len(tensor), -1)
@@ -130,7 +131,7 @@ def add_tensor(writer: Any, name: str, tensor: torch.Tensor, kind: Any) -> torch
     if tensor.dim() == 1:
         writer.add_tensor(f"{place}.weight", tensor.numpy())
         return tensor
-    stored = quantize(tensor, kind)
+    stored = quantize(tensor, kind, place)
     writer.add_tensor(f"{place}.weight", stored, raw_dtype=kind)
     real = torch.from_numpy(gguf.quants.dequantize(stored, kind).copy())
     if kind.name not in TYPES:

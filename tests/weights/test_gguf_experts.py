@@ -204,7 +204,7 @@ def add(writer: Any, names: Any, name: str, tensor: torch.Tensor, kind: Any) -> 
         kind = gguf.GGMLQuantizationType.Q8_0
     if not place.startswith("blk."):  # their blocks are `test_gguf`'s
         kind = gguf.GGMLQuantizationType.BF16
-    stored = quantize(flat, kind)
+    stored = quantize(flat, kind, place)
     real = torch.from_numpy(gguf.quants.dequantize(stored, kind).copy())
     if "_b." in place and "attn_q" not in place and "kv_b" not in place:
         real = real.bfloat16().float()  # the two halves are joined, dense
