@@ -45,6 +45,11 @@ class HTTP2:
     def reset(self, number: int) -> None:
         self._connection.reset_stream(number)
 
+    async def say_goodbye(self) -> None:
+        """Send GOAWAY without an error; h2 itself would then read nothing more."""
+        await self._stream.send_all(self._connection.data_to_send())
+        await self._stream.send_all(b"\0\0\x08\x07" + bytes(13))
+
     async def finish(self, *numbers: int) -> None:
         """Read until these streams have ended."""
         await self._stream.send_all(self._connection.data_to_send())
@@ -93,6 +98,17 @@ async def test_http2_answers_before_the_end_of_a_body_without_cutting_others(
         client.send(refused, b"y" * 1000)
         await client.finish(long)
         assert client.statuses == {long: "200", refused: status}
+
+
+async def test_a_client_that_says_goodbye_gets_the_answers_that_it_waits_for() -> None:
+    async with serving(step_seconds=0.01) as server, http2(server) as client:
+        streams = [client.begin("POST", path, LONG) for path in ("/generate_stream", "/generate")]
+        await client.say_goodbye()
+        await client.finish(*streams)
+        assert list(client.statuses.values()) == ["200", "200"]
+        await client.say_goodbye()
+        with pytest.raises(AssertionError, match="closed the connection"):
+            await client.finish(99)
 
 
 HEAD = {":method": "GET", ":path": "/health", ":scheme": "http", ":authority": "x"}

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import attrs
 import h2.connection
+import h2.errors
 import h2.events
 import h2.exceptions
 import h2.stream
@@ -225,6 +226,12 @@ class _Streams(h2.connection.H2Connection):
 
     def _receive_priority_frame(self, _frame: Any) -> Any:
         return [], []
+
+    def _receive_goaway_frame(self, frame: Any) -> Any:
+        """Let a client that begins nothing more have the answers that it waits for (RFC 9113, 6.8)."""
+        if frame.error_code == h2.errors.ErrorCodes.NO_ERROR and super().open_inbound_streams:
+            return [], []
+        return super()._receive_goaway_frame(frame)
 
 
 class _HTTP2(H2Protocol):
