@@ -76,6 +76,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "fp8 by channel (FBGEMM)": {"quant_method": "fbgemm_fp8"},
     "fp8 (ModelOpt)": {"quant_method": "modelopt", "quant_algo": "FP8"},
     "NVFP4 (ModelOpt)": {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+    "MXFP4 (gpt-oss), experts": {"quant_method": "mxfp4"},
     "torchao, Int8": torchao("Int8WeightOnlyConfig", granularity={"_type": "PerRow"}),
     "torchao, Intx, 4 bits": torchao(
         "IntxWeightOnlyConfig",
@@ -106,7 +107,8 @@ def cell(config: dict[str, Any], spec: DeviceSpec) -> str:
     device.torch_device = torch.device("meta")
     device.keeps = spec.keeps
     build = Build(Outline(), Shard(), device, torch.bfloat16, form)
-    build.linear(TensorPart("x.weight", (SIZE, SIZE)))
+    expert = 0 if config["quant_method"] == "mxfp4" else None
+    build.linear(TensorPart("x.weight", (SIZE, SIZE), index=expert, count=1))
     bits = sum(tensor.bytes for tensor in build.tensors) * 8 / SIZE**2
     dense = any(tensor.format.endswith(EXPANDED) for tensor in build.tensors)
     return f"dense, {bits:.0f} bits" if dense else f"kept, {bits:.3g} bits"

@@ -6,9 +6,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.weights.quantized import CUTS, Tensors, check_logits, groups_of, make_quantized, read
+from tests.weights.quantized import (
+    CUTS,
+    KeepingDevice,
+    Tensors,
+    check_logits,
+    groups_of,
+    make_quantized,
+    read,
+)
 from tgi.device.base import Device
 from tgi.weights import TensorPart
+from tgi.weights.formats import IntegerWeight
 
 FOUR = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
 """Numbers of e2m1 without their sign (OCP Microscaling Formats 1.0, table 5)."""
@@ -69,12 +78,17 @@ def test_parts_of_a_weight(tmp_path: Path, kind: str) -> None:
     settings, quantize = KINDS[kind]
     tensors, matrix = quantize(torch.randn(64, 96, generator=torch.Generator().manual_seed(0)))
     for dim, cut in CUTS:
-        got = read(tmp_path, tensors, settings, Device(), TensorPart("x.weight", (64, 96), dim, cut)).dense()
-        wanted = matrix[(slice(None),) * dim + (cut or slice(None),)]
-        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
+        for device in (Device, KeepingDevice):
+            got = read(tmp_path, tensors, settings, device(), TensorPart("x.weight", (64, 96), dim, cut))
+            wanted = matrix[(slice(None),) * dim + (cut or slice(None),)]
+            torch.testing.assert_close(got.dense(), wanted, rtol=1e-6, atol=0)
+            assert isinstance(got, IntegerWeight) == (device is KeepingDevice and kind != "MXFP8")
 
 
-@pytest.mark.parametrize("kind", ["NVFP4", "ModelOpt"])
+@pytest.mark.parametrize("kind", ["NVFP4", "ModelOpt", "MXFP4"])
 def test_logits(tmp_path: Path, kind: str) -> None:
     settings, quantize = KINDS[kind]
-    check_logits(tmp_path, make_quantized(tmp_path, quantize, settings), None, groups_of)
+    group = 32 if kind == "MXFP4" else 16
+    check_logits(
+        tmp_path, make_quantized(tmp_path, quantize, settings), 4, lambda size: groups_of(size, group)
+    )

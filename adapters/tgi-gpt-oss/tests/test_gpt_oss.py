@@ -5,12 +5,22 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tgi_gpt_oss.plugin import read_config
 from transformers import AutoModelForCausalLM, GptOssConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from tgi.device.base import Device
+from tgi.device.cpu import open_device
+from tgi.device.cpu.packed import PackedExperts
+from tgi.layers import Build
+from tgi.layers.moe import read_experts
+from tgi.plugins import JsonReader
+from tgi.plugins.lookup import read_config_json
 from tgi.testing.check_architecture import check_architecture
 from tgi.testing.check_generation import check_generation
 from tgi.testing.checkpoints import describe_config, make_checkpoint
+from tgi.weights import Checkpoint, Shard
+from tgi.weights.formats import read_format
 
 SIZES = {
     "vocab_size": 320,
@@ -33,9 +43,8 @@ def test_gpt_oss(tmp_path):
     check_generation(folder, [5, 40])
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_experts_in_4_bits(tmp_path, ranks):
-    """Four ranks have parts of an expert that are no multiples of 32 numbers."""
+def make_packed(tmp_path):
+    """Make a checkpoint with experts in MXFP4, and the same model in transformers."""
     folder = make_checkpoint(tmp_path, GptOssConfig(**SIZES, tie_word_embeddings=False))
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tensors, generator = load_file(folder / "model.safetensors"), torch.Generator().manual_seed(0)
@@ -51,7 +60,48 @@ def test_experts_in_4_bits(tmp_path, ranks):
     config = json.loads((folder / "config.json").read_bytes())
     config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
     (folder / "config.json").write_text(json.dumps(config))
+    return folder, model
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_experts_in_4_bits(tmp_path, ranks):
+    """Four ranks have parts of an expert that are no multiples of 32 numbers."""
+    folder, model = make_packed(tmp_path)
     check_architecture(folder, reference=model, cards=[], ranks=ranks)
+
+
+class Keeping(Device):
+    """The definition of what the kernels multiply."""
+
+    keeps = frozenset({"int4", "nested"})
+
+
+def experts_of(folder, device, rank=0, ranks=1):
+    get = JsonReader(read_config_json(folder))
+    build = Build(Checkpoint(folder), Shard(rank, ranks), device, torch.float32, read_format(get))
+    return read_experts(build, "model.layers.0.mlp", read_config(get)), build
+
+
+def test_experts_stay_in_4_bits(tmp_path):
+    """A layer's are one call of the kernels, whose result for a token depends on nothing else."""
+    folder, device = make_packed(tmp_path)[0], open_device(1)
+    if "nested" not in device.keeps:
+        pytest.skip("the kernels are not built here")
+    experts, build = experts_of(folder, device)
+    assert isinstance(experts, PackedExperts)
+    kept = {tensor.bytes for tensor in build.tensors if tensor.format == "mxfp4"}
+    assert kept == {64 * 64 // 2 + 64 * 2 + 64 * 4}  # numbers, exponents, and one factor for each row
+    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(0))
+    weights, chosen = torch.randn(40, 4, generator=torch.Generator().manual_seed(1)).softmax(-1).topk(2, -1)
+    got = device.experts(x, weights, chosen, experts)
+    alone = [device.experts(x[i : i + 1], weights[i : i + 1], chosen[i : i + 1], experts) for i in range(40)]
+    assert torch.equal(torch.cat(alone), got)
+    halves = (experts_of(folder, device, rank, 2)[0] for rank in range(2))
+    torch.testing.assert_close(sum(device.experts(x, weights, chosen, half) for half in halves), got)
+    plain = Keeping()
+    error = (plain.experts(x, weights, chosen, experts_of(folder, plain)[0]) - got).abs() / got.abs().max()
+    assert error.median() < 1e-6  # a number between two integers may be rounded to the other one
+    assert error.max() < 0.01
 
 
 GPT_OSS_20B = {

@@ -50,7 +50,7 @@ void integers(LinearArguments a) {
     for (long i = 0; i < K; i++) weight[n * K + i] = (uint8_t)(128 + number(n, i));
   tgi_pack_ints(weight.data(), N, K, 8, GROUP, packed.data());
   a.w = packed.data();
-  const QuantizedArguments quantized{a, scales.data(), nullptr, nullptr, nullptr, 8, GROUP, 1};
+  const QuantizedArguments quantized{a, scales.data(), nullptr, nullptr, nullptr, nullptr, 8, GROUP, 1, INTEGERS};
   tgi_quantized_linear(BFLOAT16, &quantized);
 }
 

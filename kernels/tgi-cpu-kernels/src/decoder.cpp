@@ -11,7 +11,8 @@ void multiply(int kind, const DecoderWeight& w, const void* x, long m, long n, l
   auto of = [&](const void* numbers) { return numbers ? at(kind, (void*)numbers, first) : nullptr; };
   for (const DecoderWeight* p = &w; p; first += p->n, p = p->next) {
     const LinearArguments linear{x, p->numbers, of(w.bias), of(residual), of(y), m, p->n, k, k, n, n};
-    const QuantizedArguments quantized{linear, p->scales, p->zeros, p->shares, p->minima, p->bits, p->group, p->span};
+    const QuantizedArguments quantized{linear, p->scales, p->zeros, p->shares, p->minima, p->table,
+                                       p->bits, p->group, p->span, p->share_kind};
     if (p->scales) tgi_quantized_linear(kind, &quantized);
     else tgi_linear(kind, &linear);
   }
@@ -53,7 +54,7 @@ extern "C" void tgi_decode(int kind, const DecoderLayer* layers, long count, con
     multiply(kind, s, l.out, s.attended, hidden, heads, s.x, s.x);
     tgi_rms_norm(kind, s.x, l.mlp_norm, l.epsilon, s.tokens, hidden, hidden, s.normal);
     multiply(kind, s, l.up, s.normal, 2 * l.inner, hidden, nullptr, s.gate_up);
-    tgi_silu_mul(kind, s.gate_up, s.tokens, l.inner, s.gated);
+    tgi_gate(kind, SILU, s.gate_up, s.tokens, l.inner, s.gated);
     multiply(kind, s, l.down, s.gated, hidden, l.inner, s.x, s.x);
   }
 }

@@ -42,7 +42,7 @@ template <typename T> struct MixedExperts {
     for (long i = 0; i < rows; i++)
       memcpy(x + i * a.hidden, (const T*)a.x + tokens[begin + i] * a.x_stride, a.hidden * sizeof(T));
     multiply(kind, a.up[e], x, rows, 2 * a.inner, a.hidden, nullptr, gate_up);
-    tgi_silu_mul(kind, gate_up, rows, a.inner, gated);
+    tgi_gate(kind, a.gate, gate_up, rows, a.inner, gated);
     multiply(kind, a.down[e], gated, rows, a.hidden, a.inner, nullptr, out + begin * a.hidden);
   }
 

@@ -4,6 +4,10 @@
 #include <cstdint>
 
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
+// Kinds of shares in 8 bits: integers, e4m3 that is not negative, and powers of 2 (e8m0). A float has the bits of the latter
+// two from that place on.
+enum { SILU = 0, SWIGLU = 1 };  // gates of an MLP; the second is gpt-oss'
+enum { INTEGERS = 0, FLOATS = 20, POWERS = 23 };
 
 struct LinearArguments {
   const void *x, *w;  // [m, k]; packed by tgi_pack
@@ -14,11 +18,12 @@ struct LinearArguments {
 
 struct QuantizedArguments {
   LinearArguments linear;  // w: packed by tgi_pack_ints
-  const float* scales;  // [units][groups / span][32]: factor of each column's weights in `span` groups of input features
+  const float* scales;  // [units][groups / span, rounded up][32]: factor of each column's weights in `span` groups
   const uint8_t* zeros;  // [units][groups][32]: the stored number that means 0; null: half of the range
   const int8_t* shares;  // [units][groups][32]: what the factor of a group is multiplied by; null: 1
   const float* minima;  // [units][groups / span][32]; if not null, this times `zeros` is subtracted from every weight
-  long bits, group, span;  // 4 or 8; input features of a group, a multiple of 8; a power of 2
+  const int8_t* table;  // [16]: what weights of 4 bits stand for, without zeros and minima; null: themselves
+  long bits, group, span, share_kind;  // 4 or 8; input features of a group, a multiple of 8; a power of 2
 };
 
 struct LoraPiece {  // a part of the outputs of a linear layer that an adapter changes
@@ -69,7 +74,8 @@ struct DecoderWeight {  // of a linear layer
   const uint8_t* zeros;
   const int8_t* shares;
   const float* minima;
-  long bits, group, span, n;  // n: its outputs
+  const int8_t* table;
+  long bits, group, span, share_kind, n;  // n: its outputs
   const DecoderWeight* next;  // the weight of the outputs after these, or null; without bias and adapters
   const LoraAdapter* adapters;  // by slot, or null
 };
@@ -80,7 +86,7 @@ struct ExpertsArguments {
   const int64_t* chosen;  // [tokens, top]: numbers of experts; those below `first` or from first + count on are left out
   const DecoderWeight *up, *down;  // [count]: gates, then what they multiply; what comes after them
   void* y;  // [tokens, hidden]
-  long tokens, hidden, inner, top, first, count, x_stride;
+  long tokens, hidden, inner, top, first, count, x_stride, gate;
 };
 
 struct DecoderLayer {
@@ -134,7 +140,7 @@ void tgi_store_kv(int kind, const void* key, const void* value, long tokens, lon
 void tgi_attention(int kind, const AttentionArguments*);
 void tgi_rms_norm(int kind, const void* x, const void* weight, float epsilon, long rows, long size, long stride, void* out);
 void tgi_head_norm(int kind, void* x, const void* weight, float epsilon, long tokens, long heads, long size, long stride);
-void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out);
+void tgi_gate(int kind, long gate, const void* x, long rows, long size, void* out);
 void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
                 long rotated);
 void tgi_greedy(int kind, const void* x, long rows, long size, long stride, int64_t* best, float* logprobs);

@@ -1,8 +1,8 @@
 // Linear layers whose weights are integers of 8 or 4 bits, with a scale for each group of input features:
 // y = sum over groups of scale * (stored - zero) . x (+ bias) (+ residual).
 //
-// Scales may be nested: those of `span` groups are one factor times integers of 8 bits, and likewise minima, which then
-// are subtracted instead of zeros.
+// Scales may be nested: those of `span` groups are one factor times integers or floats of 8 bits, and likewise minima, which
+// then are subtracted instead of zeros. Weights of 4 bits may be places in a table of numbers of 8 bits.
 //
 // Activations are rounded to 8 bits, in the same groups and by each row's own maximum, so that a group is an exact
 // sum of integers; groups are added in their order. A row's result does not depend on its neighbours.
@@ -143,12 +143,12 @@ static inline vi widen_bytes(const uint8_t* p) { vuq v; memcpy(&v, p, sizeof v);
 static inline vi widen_bytes(const int8_t* p) { vq v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, vi); }
 static inline int32_t load_quad(const int8_t* p) { int32_t quad; memcpy(&quad, p, QUAD); return quad; }
 
-template <typename T, int BITS, long STEP> struct Quantized {
+template <typename T, int BITS, long STEP, bool TABLE = false> struct Quantized {
   static constexpr bool TILES = STEP > QUAD;
   const QuantizedArguments& a;
   const LinearArguments& l = a.linear;
   const long groups = groups_of(l.k, a.group), width = padded(l.k, a.group);
-  const long group_bytes = a.group * UNIT * BITS / 8, shift = __builtin_ctzl(a.span);
+  const long group_bytes = a.group * UNIT * BITS / 8, shift = __builtin_ctzl(a.span), spans = ((groups - 1) >> shift) + 1;
 
   // Round row m of `rows` that lie together.
   void round(const T* x, long m, long rows, const Rounded& to) const {
@@ -162,18 +162,29 @@ template <typename T, int BITS, long STEP> struct Quantized {
 
   // The first of a vector of columns in an array [units][groups][32], and in one by `span` groups.
   long in_groups(long u, long g, long v) const { return (u * groups + g) * UNIT + v * W; }
-  long in_spans(long u, long g, long v) const { return (u * (groups >> shift) + (g >> shift)) * UNIT + v * W; }
+  long in_spans(long u, long g, long v) const { return (u * spans + (g >> shift)) * UNIT + v * W; }
 
   // The stored numbers of a vector of columns that mean 0.
   vi zeros_of(long u, long g, long v) const {
     if (a.minima) return vi{};
-    return a.zeros ? widen_bytes(a.zeros + in_groups(u, g, v)) : vi{} + (1 << (BITS - 1));
+    return a.zeros ? widen_bytes(a.zeros + in_groups(u, g, v)) : vi{} + (1 << (TABLE ? 7 : BITS - 1));
+  }
+
+  // The table, again and again, as unsigned bytes.
+  vu table() const {
+    vu bytes = {};
+    for (unsigned i = 0; TABLE && i < sizeof bytes; i += 16) memcpy((char*)&bytes + i, a.table, 16);
+    return bytes ^ 0x80808080u;
   }
 
   // Factors of a vector of columns in a group.
   vf scales_of(long u, long g, long v) const {
     const vf scales = load(a.scales + in_spans(u, g, v));
-    return a.shares ? scales * __builtin_convertvector(widen_bytes(a.shares + in_groups(u, g, v)), vf) : scales;
+    if (!a.shares) return scales;
+    const int8_t* shares = a.shares + in_groups(u, g, v);
+    if (a.share_kind == INTEGERS) return scales * __builtin_convertvector(widen_bytes(shares), vf);
+    const vf floats = (vf)(widen_bytes((const uint8_t*)shares) << (int)a.share_kind);
+    return scales * (a.share_kind == FLOATS ? floats * 0x1p120f : floats);
   }
 
   // Add row m's sums of a group.
@@ -220,6 +231,7 @@ template <typename T, int BITS, long STEP> struct Quantized {
     const uint8_t* w = (const uint8_t*)l.w + u * groups * group_bytes;
     const long advance = BYTES / fetch.share;
     const int8_t* numbers = x.numbers;
+    const vu table = this->table();
     for (int m = 0; m < M; m++) memset(out[m], 0, sizeof out[m]);
     for (long g = 0; g < groups; g++) {
       vi acc[M][VECTORS];
@@ -234,8 +246,9 @@ template <typename T, int BITS, long STEP> struct Quantized {
             const vu quads = load_quads(w + v * W * 4);
             if constexpr (BITS == 8) acc[m][v] = dot_quads(acc[m][v], quads, load_quad(numbers + m * QUAD));
             else {
-              acc[m][v] = dot_quads(acc[m][v], quads & 0x0f0f0f0fu, load_quad(numbers + m * QUAD));
-              acc[m][v] = dot_quads(acc[m][v], quads >> 4 & 0x0f0f0f0fu, load_quad(numbers + (M + m) * QUAD));
+              const vu low = quads & 0x0f0f0f0fu, high = quads >> 4 & 0x0f0f0f0fu;
+              acc[m][v] = dot_quads(acc[m][v], TABLE ? look_up(table, low) : low, load_quad(numbers + m * QUAD));
+              acc[m][v] = dot_quads(acc[m][v], TABLE ? look_up(table, high) : high, load_quad(numbers + (M + m) * QUAD));
             }
           }
       }
@@ -292,6 +305,7 @@ template <typename T> static void quantized(const QuantizedArguments* a) {
   if (a->bits == 8 && a->group % TILE_WIDTH == 0) return Quantized<T, 8, TILE_WIDTH>{*a}.run();
 #endif
   if (a->bits == 8) Quantized<T, 8, QUAD>{*a}.run();
+  else if (a->table) Quantized<T, 4, QUAD, true>{*a}.run();
   else Quantized<T, 4, QUAD>{*a}.run();
 }
 

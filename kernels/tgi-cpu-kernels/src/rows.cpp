@@ -28,19 +28,26 @@ static void head_norm(T* x, const T* weight, float epsilon, long tokens, long he
   });
 }
 
-static inline vf silu(vf x) {  // x / (1 + e^-x), by e^-|x| so that nothing overflows
+struct Gate { float steepness, limit, added; };
+constexpr Gate GATES[] = {{1, INFINITY, 0}, {1.702f, 7, 1}};  // SILU, SWIGLU
+
+// x / (1 + e^-(steepness x)) times y + added, where x has an upper limit, and y the same on both sides.
+static inline vf gated(const Gate& gate, vf x, vf y) {  // by e^-|x| so that nothing overflows
+  const vf limit = all(gate.limit);
+  x = select(x > limit, limit, x);
+  y = select(y > limit, limit, select(y < -limit, -limit, y));
   const vi negative = x < vf{};
-  const vf e = exponential(select(negative, x, -x));
-  return x * select(negative, e, all(1)) / (1.0f + e);
+  const vf e = exponential(select(negative, x, -x) * gate.steepness);
+  return x * select(negative, e, all(1)) / (1.0f + e) * (y + gate.added);
 }
 
-// x [rows, 2 size]: silu of the first half times the second.
-template <typename T> static void silu_mul(const T* x, long rows, long size, T* out) {
+// The gate of the first half of x [rows, 2 size], and the second.
+template <typename T> static void gate_mul(const Gate& kind, const T* x, long rows, long size, T* out) {
   share(rows, rows * size > SMALL, [&](long r) {
     const T *gate = x + r * 2 * size, *up = gate + size;
     long i = 0;
-    for (; i + W <= size; i += W) store(out + r * size + i, silu(load(gate + i)) * load(up + i));
-    for (; i < size; i++) narrow(out + r * size + i, silu(all(widen(gate[i])))[0] * widen(up[i]));
+    for (; i + W <= size; i += W) store(out + r * size + i, gated(kind, load(gate + i), load(up + i)));
+    for (; i < size; i++) narrow(out + r * size + i, gated(kind, all(widen(gate[i])), all(widen(up[i])))[0]);
   });
 }
 
@@ -77,9 +84,9 @@ void tgi_head_norm(int kind, void* x, const void* weight, float epsilon, long to
   if (kind == BFLOAT16) head_norm((bf16*)x, (const bf16*)weight, epsilon, tokens, heads, size, stride);
   else head_norm((float*)x, (const float*)weight, epsilon, tokens, heads, size, stride);
 }
-void tgi_silu_mul(int kind, const void* x, long rows, long size, void* out) {
-  if (kind == BFLOAT16) silu_mul((const bf16*)x, rows, size, (bf16*)out);
-  else silu_mul((const float*)x, rows, size, (float*)out);
+void tgi_gate(int kind, long gate, const void* x, long rows, long size, void* out) {
+  if (kind == BFLOAT16) gate_mul(GATES[gate], (const bf16*)x, rows, size, (bf16*)out);
+  else gate_mul(GATES[gate], (const float*)x, rows, size, (float*)out);
 }
 void tgi_rotary(int kind, void* x, long tokens, long heads, long size, long stride, const float* cos, const float* sin,
                 long rotated) {

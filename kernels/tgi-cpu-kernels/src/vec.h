@@ -9,6 +9,8 @@
 #include <cstring>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 typedef uint16_t bf16;  // bfloat16: the upper half of a float
@@ -119,6 +121,22 @@ inline vf dot_pairs(vf acc, const bf16* a, const bf16* b) {
 inline vf dot_pairs(vf acc, const float* a, const float* b) {  // in pairs of vectors: W first numbers, W second ones
   acc += load(b) * a[0];
   return acc + load(b + W) * a[1];
+}
+
+// Bytes of a table of 16, which is repeated in the whole vector, by their places in it, which are below 16.
+inline vu look_up(vu table, vu places) {
+#if defined(__AVX512BW__)
+  return (vu)_mm512_shuffle_epi8((__m512i)table, (__m512i)places);
+#elif defined(__AVX2__)
+  return (vu)_mm256_shuffle_epi8((__m256i)table, (__m256i)places);
+#elif defined(__aarch64__)
+  return (vu)vqtbl1q_u8((uint8x16_t)table, (uint8x16_t)places);
+#else
+  typedef uint8_t vb __attribute__((vector_size(W * 4)));
+  vb numbers = {};
+  for (int i = 0; i < 16; i++) numbers |= (vb)((vb)places == (uint8_t)i) & ((vb)table)[i];
+  return (vu)numbers;
+#endif
 }
 
 // Sums of products of W quads of unsigned bytes with one quad of signed bytes, exact.

@@ -165,6 +165,41 @@ def test_quantized_linear_with_nested_scales(
         assert got is None or torch.equal(got, wanted[rows])
 
 
+TABLE = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""Numbers of the IQ4 types of llama.cpp."""
+
+
+@BOTH
+@pytest.mark.parametrize("shares", [None, torch.int8, torch.float8_e4m3fn, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize(("n", "k", "group"), [(70, 480, 16), (33, 2880, 32), (5, 100, 32)])
+def test_quantized_linear_with_a_table(
+    kernels: Kernels, dtype: torch.dtype, shares: torch.dtype | None, n: int, k: int, group: int
+) -> None:
+    """Floats of all sizes among the shares, but NaN; a row alone has the same bits."""
+    generator, groups = torch.Generator().manual_seed(k), -(-k // group)
+    numbers = torch.randint(0, 16, (n, k), dtype=torch.uint8, generator=generator)
+    scales = torch.randn(n, groups if shares is None else 1, generator=generator) / 100
+    low, high = {torch.int8: (-128, 128), torch.float8_e8m0fnu: (100, 140)}.get(shares, (0, 127))
+    octets = torch.randint(low, high, (n, groups), generator=generator)
+    parts = None if shares is None else octets.to(torch.int8 if low < 0 else torch.uint8).view(shares)
+    factors = scales.double() if parts is None else scales.double() * parts.double()
+    weight = torch.tensor(TABLE)[numbers.int()] * factors.repeat_interleave(group, 1)[:, :k]
+    x = random(21, k, dtype=dtype)
+    padded = torch.nn.functional.pad(x.float(), (0, groups * group - k)).view(21, groups, group)
+    top = padded.abs().amax(2, keepdim=True)
+    rounded = ((padded * (127 / top)).round().double() * (top.double() / 127)).flatten(1)[:, :k]
+    packed = kernels.pack_ints(numbers, scales, None, 4, group, parts, table=TABLE)
+    whole = kernels.quantized_linear(x, packed)
+    close(whole, rounded @ weight.T)
+    for size in (1, 2, 5, 13):
+        pieces = [kernels.quantized_linear(x[begin : begin + size], packed) for begin in range(0, 21, size)]
+        assert torch.equal(torch.cat(pieces), whole)
+    rows = packed.rows(torch.tensor([n - 1, 0]))
+    assert rows[0] is not None
+    assert torch.equal(rows[0], numbers[[n - 1, 0]])
+    assert parts is None or torch.equal(rows[3].float(), parts[[n - 1, 0]].float())  # type: ignore[union-attr]
+
+
 @BOTH
 @pytest.mark.parametrize(("bits", "group"), [(8, 300), (4, 64)])
 def test_a_row_of_a_quantized_layer_does_not_depend_on_others(
@@ -287,26 +322,31 @@ def test_a_library_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch)
 
 
 @BOTH
+@pytest.mark.parametrize("gate", ["silu", "swiglu"])
 @pytest.mark.parametrize(("tokens", "top"), [(1, 4), (5, 1), (40, 3), (90, 8)])
-def test_experts(kernels: Kernels, dtype: torch.dtype, tokens: int, top: int) -> None:
+def test_experts(kernels: Kernels, dtype: torch.dtype, tokens: int, top: int, gate: str) -> None:
     """Experts 3 to 14 of 20 are here: against float64, and each token alone, bit for bit."""
     hidden, inner, first, count, everyone = 72, 40, 3, 12, 20
     up = random(count, 2 * inner, hidden, dtype=dtype) / math.sqrt(hidden)
     down = random(count, hidden, inner, dtype=dtype, seed=1) / math.sqrt(inner)
-    bias, x = random(count, 2 * inner, dtype=dtype, seed=2), random(tokens, hidden, dtype=dtype, seed=3)
+    bias, x = 3 * random(count, 2 * inner, dtype=dtype, seed=2), random(tokens, hidden, dtype=dtype, seed=3)
     scores = random(tokens, everyone, dtype=torch.float32, seed=4)
     weights, chosen = scores.softmax(-1).topk(top, -1)
     weights = weights.to(dtype)
     ups = [LinearLayer(kernels.pack(each), 2 * inner, b) for each, b in zip(up, bias, strict=True)]
-    experts = Experts(kernels, ups, [LinearLayer(kernels.pack(each), hidden, None) for each in down], first)
+    downs = [LinearLayer(kernels.pack(each), hidden, None) for each in down]
+    experts = Experts(kernels, ups, downs, first, gate)
     result = experts.run(x, weights, chosen)
     expected = torch.zeros(tokens, hidden, dtype=torch.float64)
     for token in range(tokens):
         for weight, number in zip(weights[token].double(), chosen[token] - first, strict=True):
             if 0 <= number < count:
                 inside = up[number].double() @ x[token].double() + bias[number].double()
-                gate, value = inside.chunk(2)
-                expected[token] += weight * (down[number].double() @ (gate * gate.sigmoid() * value))
+                first_half, second = inside.chunk(2)
+                if gate == "swiglu":
+                    first_half, second = first_half.clamp(max=7), second.clamp(-7, 7) + 1
+                silu = first_half * (first_half * (1.702 if gate == "swiglu" else 1)).sigmoid()
+                expected[token] += weight * (down[number].double() @ (silu * second))
         part = slice(token, token + 1)
         assert torch.equal(experts.run(x[part], weights[part], chosen[part])[0], result[token])
     bound = 3 * TOLERANCE[dtype] * max(1.0, expected.abs().max().item())  # it is rounded thrice on its way

@@ -10,6 +10,7 @@ divided into chunks, or on the number of threads. The tests define each function
 
 import ctypes
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from .build import digest, library, supported
-from .interface import KINDS, SIGNATURES, TYPES, Attention, Linear, Quantized
+from .interface import GATES, KINDS, SHARE_KINDS, SIGNATURES, TYPES, Attention, Linear, Quantized
 
 BLOCK = 16
 """Tokens in a block of the KV cache."""
@@ -92,6 +93,12 @@ class PackedInts:
     minima: torch.Tensor | None = None
     span: int = 1
     """Groups that share a factor in `scales` and `minima`."""
+    table: torch.Tensor | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Bits, group, span, and the kind of shares."""
+        return self.bits, self.group, self.span, 0 if self.shares is None else SHARE_KINDS[self.shares.dtype]
 
     def rows(self, indices: torch.Tensor) -> list[torch.Tensor | None]:
         """Return the numbers [m, k], scales, zeros, shares and minima of rows by their indices [m]."""
@@ -193,6 +200,7 @@ class Kernels:
         group: int,
         shares: torch.Tensor | None = None,
         minima: torch.Tensor | None = None,
+        table: Sequence[int] | None = None,
     ) -> PackedInts:
         """Return a weight (numbers - zeros) * scales in the order that `quantized_linear` reads.
 
@@ -201,17 +209,20 @@ class Kernels:
         they are half of the range. `group` is a multiple of 8, or at least k; k is at most
         MAX_QUANTIZED_FEATURES.
 
-        With shares [n, groups] int8, scales are [n, groups / span], span a power of 2, and the scale of a
-        group is the product. With minima, as many as scales, weights are numbers * scale - zeros * minimum.
+        With shares [n, groups] int8, float8_e4m3fn that is not negative, or float8_e8m0fnu, scales are
+        [n, groups / span], rounded up, span a power of 2, and the scale of a group is the product. With
+        minima, as many as scales, weights are numbers * scale - zeros * minimum. With a table of 16 integers
+        of 8 bits, and neither zeros nor minima, they are table[numbers] * scale.
         """
         n, k = numbers.shape
         group = -(-min(group, k) // 8) * 8
         sizes = n, k, bits, group
         packed = numbers.new_empty(self._functions.tgi_packed_ints_size(*sizes))
         self._functions.tgi_pack_ints(_place(numbers.contiguous()), *sizes, _place(packed))
-        span = -(-k // group) // scales.shape[1]
+        span = 1 << (-(-k // group) // scales.shape[1] - 1).bit_length()
         zeros, shares, minima = (None if each is None else _by_unit(each) for each in (zeros, shares, minima))
-        return PackedInts(packed, _by_unit(scales), zeros, n, k, bits, group, shares, minima, span)
+        values = None if table is None else torch.tensor(table, dtype=torch.int8)
+        return PackedInts(packed, _by_unit(scales), zeros, n, k, bits, group, shares, minima, span, values)
 
     def empty_ints(self, n: int, k: int, bits: int, group: int, *, symmetric: bool) -> PackedInts:
         """Return a weight [n, k] for `round_rows`, in the order that `quantized_linear` reads.
@@ -265,8 +276,8 @@ class Kernels:
             *map(_place, (x, weight.numbers, bias, residual, y)),
             m, weight.n, weight.k, x.stride(0), 0 if residual is None else residual.stride(0), weight.n,
         )  # fmt: skip
-        places = map(_place, (weight.scales, weight.zeros, weight.shares, weight.minima))
-        arguments = Quantized(linear, *places, weight.bits, weight.group, weight.span)
+        places = map(_place, (weight.scales, weight.zeros, weight.shares, weight.minima, weight.table))
+        arguments = Quantized(linear, *places, *weight.sizes)
         self._functions.tgi_quantized_linear(KINDS[x.dtype], ctypes.byref(arguments))
         return y
 
@@ -342,7 +353,8 @@ class Kernels:
         gate_up = gate_up.contiguous()
         rows, both = gate_up.shape
         out = gate_up.new_empty(rows, both // 2)
-        self._functions.tgi_silu_mul(KINDS[gate_up.dtype], _place(gate_up), rows, both // 2, _place(out))
+        arguments = (_place(gate_up), rows, both // 2, _place(out))
+        self._functions.tgi_gate(KINDS[gate_up.dtype], GATES["silu"], *arguments)
         return out
 
     def rotary(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:

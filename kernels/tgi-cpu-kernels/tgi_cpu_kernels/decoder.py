@@ -22,8 +22,8 @@ class Weight(ctypes.Structure):
     """A linear layer as the functions of the library take it."""
 
     _fields_ = (
-        *_fields(_Pointer, "numbers bias scales zeros shares minima"),
-        *_fields(_Long, "bits group span n"),
+        *_fields(_Pointer, "numbers bias scales zeros shares minima table"),
+        *_fields(_Long, "bits group span share_kind n"),
         *_fields(_Pointer, "next adapters"),
     )
 
@@ -190,8 +190,8 @@ def weight_of(linear: LinearLayer) -> Weight:
 
 
 def _integers(weight: PackedInts) -> Weight:
-    places = (weight.numbers, None, weight.scales, weight.zeros, weight.shares, weight.minima)
-    return Weight(*map(_place, places), weight.bits, weight.group, weight.span, weight.n)
+    places = (weight.scales, weight.zeros, weight.shares, weight.minima, weight.table)
+    return Weight(weight.numbers.data_ptr(), None, *map(_place, places), *weight.sizes, weight.n)
 
 
 def _layer(layer: Layer) -> _Layer:

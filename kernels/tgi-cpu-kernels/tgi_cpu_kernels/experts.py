@@ -7,9 +7,10 @@ import torch
 
 from . import Kernels
 from .decoder import LinearLayer, Weight, weight_of
+from .interface import GATES
 
 _POINTERS = ("x", "weights", "chosen", "up", "down", "y")
-_LONGS = ("tokens", "hidden", "inner", "top", "first", "count", "x_stride")
+_LONGS = ("tokens", "hidden", "inner", "top", "first", "count", "x_stride", "gate")
 
 
 class _Arguments(ctypes.Structure):
@@ -17,13 +18,18 @@ class _Arguments(ctypes.Structure):
 
 
 class Experts:
-    """MLPs of one size that SiLU gates, numbered from `first` on: down(silu(gate(x)) * up(x))."""
+    """MLPs of one size, numbered from `first` on: down(silu(gate(x)) * up(x))."""
 
     def __init__(
-        self, kernels: Kernels, up: Sequence[LinearLayer], down: Sequence[LinearLayer], first: int
+        self,
+        kernels: Kernels,
+        up: Sequence[LinearLayer],
+        down: Sequence[LinearLayer],
+        first: int,
+        gate: str = "silu",
     ) -> None:
-        """`up` are the gates, then what they multiply."""
-        self._kernels, self._first, self._layers = kernels, first, (up, down)
+        """`up` are the gates, then what they multiply. "swiglu" is the gate of gpt-oss."""
+        self._kernels, self._first, self._layers, self._gate = kernels, first, (up, down), GATES[gate]
         self._up, self._down = ((Weight * len(part))(*map(weight_of, part)) for part in (up, down))
         self._inner = up[0].features // 2
 
@@ -40,7 +46,7 @@ class Experts:
         arguments = _Arguments(
             x.data_ptr(), weights.data_ptr(), chosen.data_ptr(),
             ctypes.addressof(self._up), ctypes.addressof(self._down), y.data_ptr(),
-            *x.shape, self._inner, chosen.shape[1], self._first, len(self._up), x.stride(0),
+            *x.shape, self._inner, chosen.shape[1], self._first, len(self._up), x.stride(0), self._gate,
         )  # fmt: skip
         self._kernels.experts(x.dtype, arguments)
         return y

@@ -5,6 +5,8 @@ import ctypes
 import torch
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
+SHARE_KINDS = {torch.int8: 0, torch.float8_e4m3fn: 20, torch.float8_e8m0fnu: 23}
+GATES = {"silu": 0, "swiglu": 1}
 _Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
 
@@ -22,8 +24,8 @@ class Quantized(ctypes.Structure):
 
     _fields_ = (
         ("linear", Linear),
-        *((name, _Pointer) for name in ("scales", "zeros", "shares", "minima")),
-        *((name, _Long) for name in ("bits", "group", "span")),
+        *((name, _Pointer) for name in ("scales", "zeros", "shares", "minima", "table")),
+        *((name, _Long) for name in ("bits", "group", "span", "share_kind")),
     )
 
 
@@ -55,7 +57,7 @@ SIGNATURES = {
     "tgi_store_kv": ("v", "ipplllllppp"),
     "tgi_attention": ("v", "ip"),
     "tgi_rms_norm": ("v", "ippflllp"),
-    "tgi_silu_mul": ("v", "ipllp"),
+    "tgi_gate": ("v", "ilpllp"),
     "tgi_head_norm": ("v", "ippfllll"),
     "tgi_rotary": ("v", "ipllllppl"),
     "tgi_greedy": ("v", "iplllpp"),

@@ -8,6 +8,7 @@ import torch
 from tgi_cpu_kernels import MAX_QUANTIZED_FEATURES, UNIT, Kernels, PackedInts
 from tgi_cpu_kernels.decoder import LinearLayer
 from tgi_cpu_kernels.experts import Experts as KernelExperts
+from tgi_cpu_kernels.interface import GATES
 from tgi_cpu_kernels.lora import LoraRows
 from tgi_cpu_kernels.lora import LoraTable as KernelTable
 
@@ -81,7 +82,7 @@ class PackedIntegers(PiecewiseWeight):
     def of(cls, kernels: Kernels, weight: IntegerWeight) -> Self:
         """Pack a weight."""
         sizes, nested = (weight.bits, weight.group), (weight.shares, weight.minima)
-        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, *sizes, *nested)
+        packed = kernels.pack_ints(weight.numbers, weight.scales, weight.zeros, *sizes, *nested, weight.table)
         return cls(kernels, packed, weight.order)
 
     @classmethod
@@ -109,11 +110,12 @@ class PackedIntegers(PiecewiseWeight):
 
     def take(self, indices: torch.Tensor) -> torch.Tensor:
         """Gather the numbers of each row, in float32."""
-        numbers, scales, zeros, *nested = self.packed.rows(indices.clamp(0, self.packed.n - 1))
+        numbers, scales, zeros, shares, minima = self.packed.rows(indices.clamp(0, self.packed.n - 1))
         assert numbers is not None
         assert scales is not None
         sizes = self.packed.bits, self.packed.group
-        rows = IntegerWeight(numbers, scales, zeros, *sizes, self.order, *nested).dense()
+        table = None if self.packed.table is None else tuple(self.packed.table.tolist())
+        rows = IntegerWeight(numbers, scales, zeros, *sizes, self.order, shares, minima, table).dense()
         return rows.masked_fill(((indices < 0) | (indices >= self.packed.n))[:, None], 0)
 
 
@@ -153,14 +155,14 @@ def packed_layer(
 
 @attrs.frozen(eq=False, kw_only=True)
 class PackedExperts(Experts):
-    """Experts whose weights are in the kernels' order, and which SiLU gates."""
+    """Experts whose weights are in the kernels' order."""
 
     packed: KernelExperts
 
     @classmethod
     def of(cls, kernels: Kernels, plain: Experts) -> Self | None:
         """Return experts that the kernel takes; None if it does not."""
-        if plain.kind != "silu":
+        if plain.kind not in GATES:
             return None
         parts = (plain.up, plain.up_bias), (plain.down, plain.down_bias)
         up, down = (
@@ -170,5 +172,5 @@ class PackedExperts(Experts):
         ups, downs = ([layer for layer in part if layer is not None] for part in (up, down))
         if len(ups) + len(downs) < len(up) + len(down):
             return None
-        made = KernelExperts(kernels, ups, downs, plain.first)
+        made = KernelExperts(kernels, ups, downs, plain.first, plain.kind)
         return cls(**attrs.asdict(plain, recurse=False), packed=made)

@@ -25,8 +25,8 @@ class Operations(Protocol):
     fp8_limit: float
     keeps: frozenset[str]
     """Kinds of numbers that it multiplies as they are stored: "int4", "int8", "fp8" by rows; "nested":
-    integers with `shares` or `minima` too, and weights of several kinds. "tied": it reads rows of prepared
-    weights of integers, and of dense ones in float32 and bfloat16."""
+    integers with `shares`, `minima` or a `table` too, and weights of several kinds. "tied": it reads rows of
+    prepared weights of integers, and of dense ones in float32 and bfloat16."""
 
     def prepare_linear(self, weight: "LinearWeight") -> "LinearWeight":
         """Return a weight of any format ready for `multiply`."""

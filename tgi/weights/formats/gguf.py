@@ -18,12 +18,11 @@ from tgi.weights.shard import TensorPart
 from .base import LinearWeight, Reader, WeightFormat
 from .dense import DenseWeight
 from .integers import IntegerWeight
+from .mxfp4 import DOUBLED, POWER
 from .stored import fuse
 
-_NONLINEAR = (1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241)
-"""Numbers that 4 bits of the IQ4 types stand for, plus _MIDDLE."""
-_FLOATS = (128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116)
-"""Doubles of the numbers that those of MXFP4 stand for, plus _MIDDLE."""
+_NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""Numbers that 4 bits of the IQ4 types stand for."""
 _MIDDLE = 128
 
 
@@ -40,12 +39,13 @@ class BlockType:
     """Input features that share a scale."""
     read: Callable[[torch.Tensor], Mapping[str, torch.Tensor]]
     """Returns the fields of an `IntegerWeight`, [out, blocks, each], of blocks [out, blocks, bytes] uint8."""
+    table: tuple[int, ...] | None = None
 
     def weight(self, rows: torch.Tensor) -> IntegerWeight:
         """Return the weight in rows [out, bytes of a row]."""
         blocks = rows.view(len(rows), -1, self.bytes)
         fields: dict[str, Any] = {name: each.flatten(1) for name, each in self.read(blocks).items()}
-        return IntegerWeight(**{"zeros": None, **fields}, bits=self.bits, group=self.group)
+        return IntegerWeight(**{"zeros": None, **fields}, bits=self.bits, group=self.group, table=self.table)
 
 
 def _float(octets: torch.Tensor) -> torch.Tensor:
@@ -137,24 +137,20 @@ def _q6_k(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
     return {"scales": _float(b[..., 208:210]), "shares": shares, "numbers": numbers}
 
 
-def _look_up(table: Sequence[int], nibbles: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(table, dtype=torch.uint8, device=nibbles.device)[nibbles.long()]
-
-
 def _iq4_nl(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
-    return {"scales": _float(b[..., :2]), "numbers": _look_up(_NONLINEAR, _nibbles(b[..., 2:]))}
+    return {"scales": _float(b[..., :2]), "numbers": _nibbles(b[..., 2:])}
 
 
 def _mxfp4(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
-    halves = (b[..., :1].double() - 128).exp2().float()  # the least ones are no normal numbers
-    return {"scales": halves, "numbers": _look_up(_FLOATS, _nibbles(b[..., 1:]))}
+    halves = torch.full_like(b[:, :1, :1], 0.5, dtype=torch.float32)
+    return {"scales": halves, "shares": b[..., :1].view(POWER), "numbers": _nibbles(b[..., 1:])}
 
 
 def _iq4_xs(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
     low = torch.stack([b[..., 4:8] & 15, b[..., 4:8] >> 4], -1).flatten(-2)
     high = torch.stack([(b[..., 2:4] >> shift) & 3 for shift in range(0, 8, 2)], -1).flatten(-2)
     shares = (low | high << 4).view(torch.int8) - 32
-    numbers = _look_up(_NONLINEAR, _nibbles(_halves(b[..., 8:], 8)).flatten(-2))
+    numbers = _nibbles(_halves(b[..., 8:], 8)).flatten(-2)
     return {"scales": _float(b[..., :2]), "shares": shares, "numbers": numbers}
 
 
@@ -169,9 +165,9 @@ TYPES = {
     "Q2_K": BlockType(256, 84, 4, 16, _q2_k),
     "Q3_K": BlockType(256, 110, 4, 16, _q3_k),
     "Q5_K": BlockType(256, 176, 8, 32, _q5_k),
-    "IQ4_NL": BlockType(32, 18, 8, 32, _iq4_nl),
-    "IQ4_XS": BlockType(256, 136, 8, 32, _iq4_xs),
-    "MXFP4": BlockType(32, 17, 8, 32, _mxfp4),
+    "IQ4_NL": BlockType(32, 18, 4, 32, _iq4_nl, _NONLINEAR),
+    "IQ4_XS": BlockType(256, 136, 4, 32, _iq4_xs, _NONLINEAR),
+    "MXFP4": BlockType(32, 17, 4, 32, _mxfp4, DOUBLED),
 }
 """Blocks that can be kept, by llama.cpp's names."""
 
@@ -230,7 +226,8 @@ def _cut(weight: IntegerWeight, columns: slice, features: int) -> LinearWeight:
     step = math.gcd(start, stop, features)
     cut: dict[str, Any] = {"numbers": weight.numbers[:, columns]}
     for name, width in {"scales": features, "minima": features, "shares": group, "zeros": group}.items():
-        if (each := getattr(weight, name)) is not None:
+        each = getattr(weight, name)
+        if each is not None and each.shape[1] > 1:
             size = step if width == features else group
             cut[name] = each.repeat_interleave(width // size, 1)[:, start // size : stop // size]
     return attrs.evolve(weight, **cut)

@@ -19,7 +19,7 @@ _PIECE = 1 << 18
 
 @attrs.frozen(eq=False)
 class IntegerWeight(LinearWeight):
-    """A matrix (numbers - zeros) * scales, or numbers * scales - zeros * minima.
+    """A matrix (numbers - zeros) * scales, or numbers * scales - zeros * minima, or table[numbers] * scales.
 
     Inputs are rounded to 8 bits too: in each row and group to multiples of 1/127 of the greatest.
     """
@@ -36,16 +36,20 @@ class IntegerWeight(LinearWeight):
     order: torch.Tensor | None = None
     """Input features [in] in the order of the weight's columns; None: their own."""
     shares: torch.Tensor | None = None
-    """Integers [out, groups] int8 by which the scale of each group is multiplied; None: 1."""
+    """Factors [out, groups] of the scale of each group, integers or floats of 8 bits; None: 1."""
     minima: torch.Tensor | None = None
     """Factors of `zeros` in the shape of `scales`, if these are not what stands for 0."""
+    table: tuple[int, ...] | None = None
+    """16 integers of 8 bits that numbers of 4 bits stand for, without zeros; None: themselves."""
 
     @property
     def matrix(self) -> torch.Tensor:
         """The real numbers in float32, with the columns in the order of `order`."""
         count = -(-self.numbers.shape[1] // self.group)
         scales = self.scales.repeat_interleave(count // self.scales.shape[1], 1)
-        scales = _spread(scales if self.shares is None else scales * self.shares, self)
+        scales = _spread(scales if self.shares is None else scales * self.shares.float(), self)
+        if self.table is not None:
+            return torch.tensor(self.table, device=scales.device)[self.numbers.int()] * scales
         zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
         if self.minima is None:
             return (self.numbers.float() - zeros) * scales

@@ -1,9 +1,9 @@
 """Weights in 4 bits (e2m1) or 8 (e4m3) with a scale for 16 or 32 neighbours: NVFP4, MXFP4 and MXFP8.
 
-They are made dense while they are loaded. For "x.weight" [out, in] compressed-tensors has "x.weight_packed"
-[out, in / 2] of 4 bits or "x.weight" of 8, and "x.weight_scale" [out, groups]: exponents of 2, or for NVFP4
-e4m3, to be divided by "x.weight_global_scale". ModelOpt has NVFP4 in "x.weight" [out, in / 2], and a
-factor "x.weight_scale_2".
+Those of 8 bits are made dense while they are loaded. For "x.weight" [out, in] compressed-tensors has
+"x.weight_packed" [out, in / 2] of 4 bits or "x.weight" of 8, and "x.weight_scale" [out, groups]: exponents of
+2, or for NVFP4 e4m3, to be divided by "x.weight_global_scale". ModelOpt has NVFP4 in "x.weight"
+[out, in / 2], and a factor "x.weight_scale_2".
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,10 @@ from tgi.weights.shard import TensorPart
 
 from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, groups_of
+from .dense import DenseWeight
 from .fp8 import FP8, ScaledCache
-from .mxfp4 import decode, power
-from .stored import make_dense
+from .mxfp4 import POWER, float_weight
+from .stored import fuse, make_dense
 
 _GROUPS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32, "mxfp8-quantized": 32, "modelopt": 16}
 """Numbers that share a scale, by the kind of packing."""
@@ -27,7 +28,7 @@ _GROUPS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32, "mxfp8-quanti
 
 @attrs.frozen(slots=False)  # slots would need a second class, and both would be found
 class MicroFloats(ScaledCache, WeightFormat):
-    """Floats of few bits in small groups; inputs are not rounded."""
+    """Floats of few bits in small groups."""
 
     name = "fp4"
     methods = frozenset({"compressed-tensors", "modelopt"})
@@ -61,28 +62,28 @@ class MicroFloats(ScaledCache, WeightFormat):
         return None if part.index is None and name in reader else name
 
     def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
-        """Read and expand."""
-        return make_dense(reader, self.name, parts, (self._read(reader, part) for part in parts))
+        """Read the numbers, and expand those of 8 bits."""
+        if self.packing == "mxfp8-quantized":
+            return make_dense(reader, self.name, parts, (self._read(reader, part).dense() for part in parts))
+        return fuse(reader, self.name, parts, [self._read(reader, part) for part in parts])
 
-    def _read(self, reader: Reader, part: TensorPart) -> torch.Tensor:
+    def _read(self, reader: Reader, part: TensorPart) -> LinearWeight:
         (out, size), name, group = part.shape, part.name, _GROUPS[self.packing]
-        rows = part.indices if part.dim == 0 else None
+        rows, columns = (part.indices, None) if part.dim == 0 else (None, part.indices)
 
         def raw(kind: str, width: int, dtype: torch.dtype) -> torch.Tensor:
             return reader.read_raw(TensorPart(f"{name}{kind}", (out, width), 0, rows), dtype, kept=False)
 
-        if self.packing == "mxfp8-quantized":
-            numbers = raw("", size, FP8).float()
-        else:
-            numbers = decode(raw("" if self.packing == "modelopt" else "_packed", size // 2, torch.uint8))
-        if self.packing.startswith("mx"):
-            scales = power(raw("_scale", -(-size // group), torch.uint8))
-        else:
-            scales = raw("_scale", -(-size // group), FP8).float() * self._whole(reader, name)
         for kind in ("input_scale", "input_global_scale"):
             reader.dismiss(f"{part.module}.{kind}")
-        matrix = numbers * scales.repeat_interleave(group, 1)[:, :size]
-        return matrix if part.dim == 0 or part.indices is None else matrix[:, part.indices]
+        powers, count = self.packing.startswith("mx"), -(-size // group)
+        scales = raw("_scale", count, torch.uint8).view(POWER) if powers else raw("_scale", count, FP8)
+        if self.packing == "mxfp8-quantized":
+            matrix = raw("", size, FP8).float() * scales.float().repeat_interleave(group, 1)[:, :size]
+            return DenseWeight(matrix if columns is None else matrix[:, columns])
+        octets = raw("" if self.packing == "modelopt" else "_packed", size // 2, torch.uint8)
+        factor = 1 if powers else self._whole(reader, name)
+        return float_weight(octets, scales, factor, group, columns)
 
     def _whole(self, reader: Reader, name: str) -> torch.Tensor:
         """Return the factor of all scales of an NVFP4 weight."""

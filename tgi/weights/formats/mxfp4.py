@@ -1,7 +1,7 @@
 """Experts in 4 bits (e2m1) with a scale in 8 bits (a power of 2) for 32 numbers, as gpt-oss has them.
 
-The weights are made dense when they are loaded. For all experts together a checkpoint has
-"x_blocks", [experts, out, in / 32, 16] with two numbers in a byte, and "x_scales", [experts, out, in / 32].
+For all experts together a checkpoint has "x_blocks", [experts, out, in / 32, 16] with two numbers in a byte,
+and "x_scales", [experts, out, in / 32].
 """
 
 import attrs
@@ -10,16 +10,15 @@ import torch
 from tgi.plugins import JsonReader
 from tgi.weights.shard import TensorPart
 
-from .base import Reader, WeightFormat
-from .dense import DenseWeight
-from .stored import make_dense
+from .base import LinearWeight, Reader, WeightFormat
+from .integers import IntegerWeight
+from .stored import fuse, groups_from
 
 GROUP = 32
 """Numbers that share a scale."""
-_BIAS = 127
-"""Exponent that is stored for a scale of 1."""
-_NUMBERS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Numbers without sign by their code."""
+POWER = torch.float8_e8m0fnu
+DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+"""Twice the numbers by their code, of whose bits the highest is the sign."""
 
 
 class Mxfp4(WeightFormat):
@@ -39,12 +38,12 @@ class Mxfp4(WeightFormat):
         name = f"{part.name}_blocks"
         return None if part.index is not None and name in reader else name
 
-    def read(self, reader: Reader, *parts: TensorPart) -> DenseWeight:
-        """Read and expand the experts' numbers, stored by rows even where the dense tensor is not."""
-        return make_dense(reader, self.name, parts, (_read(reader, part) for part in parts))
+    def read(self, reader: Reader, *parts: TensorPart) -> LinearWeight:
+        """Read the experts' numbers, stored by rows even where the dense tensor is not."""
+        return fuse(reader, self.name, parts, [_read(reader, part) for part in parts])
 
 
-def _read(reader: Reader, part: TensorPart) -> torch.Tensor:
+def _read(reader: Reader, part: TensorPart) -> IntegerWeight:
     (rows, width), cut = part.shape, part.indices if part.dim == 0 else None
     stacked = attrs.evolve(part, dim=0, indices=cut, transposed=False)
 
@@ -52,24 +51,24 @@ def _read(reader: Reader, part: TensorPart) -> torch.Tensor:
         place = attrs.evolve(stacked, name=f"{part.name}_{kind}", shape=(rows, width // GROUP, *rest))
         return reader.read_raw(place, torch.uint8, kept=False)
 
-    numbers = expand(raw("blocks", GROUP // 2), raw("scales"))
-    return numbers if part.dim == 0 or part.indices is None else numbers[:, part.indices]
+    octets, scales = raw("blocks", GROUP // 2).flatten(1), raw("scales").view(POWER)
+    return float_weight(octets, scales, 1, GROUP, part.indices if part.dim == 1 else None)
 
 
-def expand(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """Return the numbers [rows, in] of blocks [rows, in / 32, 16] and scales [rows, in / 32]."""
-    return (decode(blocks) * power(scales)[..., None]).flatten(-2)
+def float_weight(
+    octets: torch.Tensor,
+    scales: torch.Tensor,
+    factor: torch.Tensor | float,
+    group: int,
+    columns: slice | None,
+) -> IntegerWeight:
+    """Return the weight, or some columns, with the numbers in bytes [rows, in / 2].
 
-
-def decode(octets: torch.Tensor) -> torch.Tensor:
-    """Return the numbers [..., 2n] float32 in bytes [..., n].
-
-    The low half of a byte is the first of its two numbers; of its four bits the highest is the sign.
+    The low half of a byte is the first of its two numbers. A scale [rows, in / group] times a factor []
+    belongs to each `group`.
     """
-    codes = torch.tensor([*_NUMBERS, *(-number for number in _NUMBERS)], device=octets.device)
-    return codes[torch.stack((octets & 15, octets >> 4), -1).flatten(-2).int()]
-
-
-def power(exponents: torch.Tensor) -> torch.Tensor:
-    """Return the scales, in float32, whose exponents are stored."""
-    return (exponents.float() - _BIAS).exp2()
+    numbers = torch.stack((octets & 15, octets >> 4), -1).flatten(-2)
+    start, numbers = (0, numbers) if columns is None else (columns.start, numbers[:, columns])
+    step, chosen = groups_from(start, numbers.shape[1], group)
+    whole = factor / 2 * torch.ones(len(numbers), 1, device=numbers.device)
+    return IntegerWeight(numbers, whole, None, 4, step, shares=scales[:, chosen], table=DOUBLED)

@@ -34,8 +34,7 @@ def group_columns(
     """
     size = numbers.shape[1]
     if groups is None:
-        step = math.gcd(start, group) if start % group else group
-        chosen = (start + torch.arange(0, size, step)) // group
+        step, chosen = groups_from(start, size, group)
         picked = None if zeros is None else zeros[:, chosen]
         return IntegerWeight(numbers, scales[:, chosen], picked, bits, step)
     if groups.is_meta:
@@ -50,6 +49,12 @@ def group_columns(
         return DenseWeight(numbers.float())
     middle = 2 ** (bits - 1) if zeros is None else zeros[:, groups]
     return DenseWeight((numbers.float() - middle) * scales[:, groups])
+
+
+def groups_from(start: int, size: int, group: int) -> tuple[int, torch.Tensor]:
+    """Return how many of `size` columns from `start` on are a group, and of which whole `group` each is."""
+    step = math.gcd(start, group) if start % group else group
+    return step, (start + torch.arange(0, size, step)) // group
 
 
 def fuse(
@@ -134,7 +139,7 @@ def _kind(weight: LinearWeight) -> object:
     """Return what two weights of integers must have in common to be one."""
     if not isinstance(weight, IntegerWeight):
         return None
-    nested = weight.shares is not None, weight.minima is not None
+    nested = weight.shares is not None and weight.shares.dtype, weight.minima is not None, weight.table
     return weight.bits, weight.group, *nested, weight.scales.shape[1]
 
 
@@ -146,7 +151,8 @@ def _join(pieces: Sequence[LinearWeight], kept: frozenset[str]) -> IntegerWeight
     first = weights[0]
     if f"int{first.bits}" not in kept or (first.group % _STEP and first.group < first.numbers.shape[1]):
         return None
-    if "nested" not in kept and not (first.shares is None and first.minima is None):
+    nested = first.shares, first.minima, first.table
+    if "nested" not in kept and any(each is not None for each in nested):
         return None
     if not all(_same_order(first.order, each.order) for each in weights):
         return None
