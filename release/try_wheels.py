@@ -21,7 +21,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 LLM = "from tgi import LLM\nwith LLM() as llm: print(llm.chat('What is a lute?', max_tokens=9)['content'])"
-START_SECONDS = 60
+START_SECONDS = 300
 
 
 class Environment:

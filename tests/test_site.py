@@ -49,6 +49,16 @@ def test_relative_links_lead_to_files(page: str) -> None:
             assert ((ROOT / page).parent / path).resolve().exists(), link
 
 
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_what_contributors_are_led_to_is_there(page: str) -> None:
+    """Files and folders are named from the root, or from any folder of the package."""
+    bases = [ROOT, ROOT / "tgi", *(path for path in (ROOT / "tgi").rglob("*") if path.is_dir())]
+    named = re.findall(r"`([\w./-]+\.(?:py|tsv)|[\w./-]+/)`", (ROOT / page).read_text("utf-8"))
+    assert len(named) > 50
+    for name in named:
+        assert "NAME" in name or any((base / name).exists() for base in bases), name
+
+
 @functools.cache
 def strings_of_the_sources() -> str:
     """Every string of `tgi/`, one a line; "…" stands for what is filled in."""
