@@ -13,6 +13,7 @@ import torch
 
 from tgi.device.base import Device
 from tgi.device.cpu import SPEC as CPU
+from tgi.device.cuda import SPEC as CUDA
 from tgi.device.hpu import SPEC as GAUDI
 from tgi.layers import Build
 from tgi.plugins import ConfigError, DeviceSpec, JsonReader
@@ -124,10 +125,11 @@ def columns(name: str) -> str:
 def table() -> str:
     measured = "cpu, 1 row | cpu, 16 rows | " if RATIOS else ""
     kinds = [
-        f"| {name} | {cell(row, CPU)} | {columns(name)}{cell(row, GAUDI)} |" for name, row in ROWS.items()
+        f"| {name} | {cell(row, CPU)} | {columns(name)}{cell(row, GAUDI)} | {cell(row, CUDA)} |"
+        for name, row in ROWS.items()
     ]
-    rounded = [f"| {name} | | {columns(name)} |" for name in RATIOS if name not in ROWS]
-    head = f"| format | cpu | {measured}Gaudi |"
+    rounded = [f"| {name} | | {columns(name)} | |" for name in RATIOS if name not in ROWS]
+    head = f"| format | cpu | {measured}Gaudi | CUDA |"
     return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *kinds, *rounded])
 
 

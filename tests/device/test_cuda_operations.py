@@ -1,10 +1,7 @@
-"""Each operation that GPUs override, in Triton's interpreter on the CPU, against the definitions.
-
-Skipped without Triton, which is large and comes with a GPU's torch, and on a machine with a GPU, which
-test_gpu.py compares: Triton interprets everything in a process or nothing.
-"""
+"""Each operation that GPUs override, in Triton's interpreter on the CPU, against the definitions."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-if torch.cuda.is_available():
-    pytest.skip("there is a GPU", allow_module_level=True)
-os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
-pytest.importorskip("triton")
+import tests.device.interpreted  # noqa: F401 (before Triton is imported)
 
+# isort: split
+from tests.device import packed_cases
+from tgi.config import ROUNDINGS
 from tgi.device.attention import AttentionSpec
 from tgi.device.base import Device
-from tgi.device.cuda import cuda_operations
+from tgi.device.cuda import cuda_operations, packed_weight
 from tgi.device.cuda.cuda_operations import CudaOperations
 from tgi.device.experts import Experts
 from tgi.testing.driver import make_driver
@@ -123,6 +120,24 @@ def test_experts_agree_with_the_definition(kind, first, count, tokens):
     torch.testing.assert_close(got, Device(1).experts(x, weights, chosen, experts), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", packed_cases.KINDS)
+def test_products_with_packed_weights(name):
+    for rows, dtype in ((1, torch.float16), (20, torch.float32), (150, torch.float16)):
+        packed_cases.check_product(CudaOperations(1), name, rows, dtype)
+
+
+@pytest.mark.parametrize("name", [name for name in packed_cases.KINDS if "fp8" in name])
+def test_gpus_that_do_not_multiply_fp8(name, monkeypatch):
+    monkeypatch.setattr(packed_weight, "has_fp8_products", lambda: False)
+    packed_cases.check_product(CudaOperations(1), name, 20, torch.float32)
+
+
+@pytest.mark.parametrize("name", packed_cases.EXPERTS)
+def test_experts_of_packed_weights(name):
+    for tokens in (1, 70):
+        packed_cases.check_experts(CudaOperations(1), name, tokens, torch.float32)
+
+
 @pytest.mark.parametrize("size", [1, 7, 5000])
 def test_a_total_does_not_depend_on_other_rows(size):
     x = normal(50, size, dtype=torch.float32).exp()
@@ -149,39 +164,90 @@ def test_a_model_computes_what_the_definition_does(tmp_path):
         torch.testing.assert_close(mine.logits, wanted.logits, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", packed_cases.CHECKPOINTS)
+def test_a_quantized_checkpoint(tmp_path, kind):
+    packed_cases.check_checkpoint(CudaOperations(1), kind, tmp_path)
+
+
+def test_a_checkpoint_in_fp8(tmp_path):
+    packed_cases.check_fp8(CudaOperations(1), tmp_path)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_a_checkpoint_that_is_rounded(tmp_path, rounding):
+    packed_cases.check_rounding(CudaOperations(1), rounding, tmp_path)
+
+
+@pytest.mark.parametrize("name", packed_cases.BLOCKS)
+def test_a_checkpoint_in_blocks(tmp_path, name):
+    packed_cases.check_blocks(CudaOperations(1), name, tmp_path)
+
+
 COMPILE = """
-import sys
+import json, sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from tgi.device.cuda import triton_experts, triton_kernels
+from tgi.device.cuda import triton_experts, triton_kernels, triton_packed
 
-pointers = dict.fromkeys(("ids", "owners", "counts", "starts", "order", "experts", "begins", "ends"), "*i32")
-pointers |= dict.fromkeys(("slopes", "sinks", "sums", "peaks", "outs"), "*fp32")
-numbers = dict.fromkeys(("entries", "rows", "window", "size", "stride", "columns"), "i32")
-numbers |= {"scale": "fp32", "softcap": "fp32"}
+kinds = dict.fromkeys(("ids", "owners", "counts", "starts", "order", "experts", "begins", "ends"), "*i32")
+kinds |= dict.fromkeys(("slopes", "sinks", "sums", "peaks", "outs", "scales", "factors"), "*fp32")
+kinds |= dict.fromkeys(("octets", "zeros"), "*u8")
+kinds |= dict.fromkeys(("entries", "rows", "window", "size", "stride", "columns"), "i32")
+kinds |= dict.fromkeys(("group", "offset", "groups", "step"), "i32")
+kinds |= {"scale": "fp32", "softcap": "fp32"}
 constants = dict(
     KV_HEADS=8, GROUPS=4, HEADS=32, DIM=96, DIM_UP=128, SIZE=64, BLOCK=32, PART=8, GROUPS_UP=16, TOGETHER=16,
     WIDTH=1024, WINDOW=True, SLOPES=True, SOFTCAP=True, SINKS=True, TOP=8, BIAS=True, ROWS=16, COLUMNS=64,
-    DEPTH=32,
+    DEPTH=32, BITS=8, FLOATS=False, WHOLE=True, ZEROS=True, FACTORS=True, RESIDUAL=True, PAIRS=True,
 )
-for name in sys.argv[2:]:
-    kernel = getattr(triton_kernels, name, None) or triton_experts._multiply_tile
-    known = pointers | numbers | dict.fromkeys(constants, "constexpr")
-    kinds = {name: known.get(name, "*bf16") for name in kernel.arg_names}
-    fixed = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
-    source = ASTSource(fn=kernel, signature=kinds, constexprs=fixed)
-    compiled = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32))
+for name, variant in json.load(sys.stdin):
+    module = next(each for each in (triton_experts, triton_kernels, triton_packed) if hasattr(each, name))
+    names, here = getattr(module, name).arg_names, kinds | {"x": variant.pop("x", "*bf16")}
+    options, fixed = {"num_warps": variant.pop("num_warps", 4)}, constants | variant
+    source = ASTSource(
+        fn=getattr(module, name),
+        signature={each: "constexpr" if each in fixed else here.get(each, "*bf16") for each in names},
+        constexprs={(place,): fixed[each] for place, each in enumerate(names) if each in fixed},
+        attrs={(place,): [["tt.divisibility", 16]] for place, each in enumerate(names) if each not in fixed},
+    )
+    compiled = compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32), options=options)
     assert compiled.asm["cubin"]
+    assert compiled.metadata.shared <= int(sys.argv[2]), (name, variant, compiled.metadata.shared)
     print(name)
 """
 
+ALONE = {"PAIRS": False, "TOP": 0}
+PROMPTS = {**ALONE, "ROWS": 128, "DEPTH": 128, "num_warps": 8}
+FLOATS = {"FLOATS": True, "ZEROS": False, "DEPTH": 128}
+KERNELS = [
+    *[(name, {}) for name in ("_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate")],
+    ("_multiply_tile", {}),
+    ("multiply_packed", {**PROMPTS, "BITS": 4}),
+    ("multiply_packed", {**ALONE, "BITS": 4, "COLUMNS": 32, "WHOLE": False}),
+    ("multiply_packed", {"ZEROS": False}),
+    ("multiply_packed", FLOATS),
+    ("multiply_packed", {**PROMPTS, **FLOATS, "x": "*fp16", "WHOLE": False}),
+    ("multiply_packed", {"ROWS": 64, "DEPTH": 128, "x": "*fp32"}),
+]
+FP8_PRODUCTS = [("multiply_packed", {**sizes, **FLOATS, "x": "*fp8e4nv"}) for sizes in ({}, PROMPTS)]
+"""Which GPUs of 8.9 and newer have."""
 
-@pytest.mark.parametrize("generation", ["90"])
-def test_the_compiler_takes_the_kernels(generation, tmp_path):
-    """Triton's interpreter takes more than its compiler, which needs no GPU."""
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("generation", "shared", "kernels"),
+    [("80", 163 << 10, KERNELS), ("90", 227 << 10, KERNELS + FP8_PRODUCTS)],
+    ids=["A100", "H100"],
+)
+def test_the_compiler_takes_the_kernels(generation, shared, kernels, tmp_path):
+    """Triton's interpreter takes more than its compiler, which needs no GPU and tells the shared memory."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    names = ["_attend_part", "_join_pieces", "_total", "_silu_mul", "_rotate", "_multiply_tile"]
-    command = [sys.executable, "-c", COMPILE, generation, *names]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.stdout.split() == names, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, generation, str(shared)],
+        env=environment,
+        input=json.dumps(kernels),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == [name for name, _ in kernels], done.stderr

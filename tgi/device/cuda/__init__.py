@@ -21,6 +21,8 @@ SPEC = DeviceSpec(
     card_files="/dev/nvidia[0-9]*",
     node_resources={"CPU": 1.0, "GPU": 1.0},
     interface_variables=("NCCL_SOCKET_IFNAME",),
+    roundings=frozenset({"int8", "int4", "fp8"}),
+    keeps=frozenset({"int4", "int8", "fp8"}),
     memory_fraction=0.9,  # graphs and libraries take some that nobody counts
     fills_memory=True,
     # Peak rates and links from NVIDIA's data sheets of the SXM modules; memory as nvidia-smi shows it.

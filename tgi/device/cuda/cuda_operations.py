@@ -16,9 +16,10 @@ from tgi.device.attention import AttentionSpec
 from tgi.device.batch import Batch, FlatBlocks, KVLayer
 from tgi.device.experts import Experts
 from tgi.device.static import PromptPlan, StaticDevice, attend_plainly, per_head, shifted
-from tgi.weights.formats import DenseWeight
+from tgi.weights.formats import DenseWeight, LinearWeight
 
 from . import SPEC
+from .packed_weight import PackedExperts, PackedWeight
 
 _QUERIES = 256
 """Query tokens of a row whose scores are in memory at once, for layers that change scores."""
@@ -51,6 +52,7 @@ class CudaOperations(StaticDevice):
     """Operations that run wherever Triton does, its interpreter included."""
 
     spec = SPEC
+    keeps = SPEC.keeps
 
     @property
     def fused(self) -> bool:
@@ -79,8 +81,14 @@ class CudaOperations(StaticDevice):
 
         return kernels.total(x)
 
+    def prepare_linear(self, weight: LinearWeight) -> LinearWeight:
+        """Pack a weight that the kernel takes."""
+        return PackedWeight.of(weight, self.torch_device) or super().prepare_linear(weight)
+
     def prepare_experts(self, experts: Experts) -> Experts:
-        """Stack the weights, if all are dense."""
+        """Stack the weights, if all are dense or all are packed alike."""
+        if packed := PackedExperts.of(experts):
+            return packed
         dense = [
             [weight.matrix for weight in part if isinstance(weight, DenseWeight)]
             for part in (experts.up, experts.down)
@@ -103,15 +111,20 @@ class CudaOperations(StaticDevice):
         self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor, experts: Experts
     ) -> torch.Tensor:
         """Compute the chosen experts alone, those of all tokens together."""
-        if not isinstance(experts, StackedExperts):
+        if not isinstance(experts, StackedExperts | PackedExperts):
             return super().experts(x, weights, chosen, experts)
-        from . import triton_experts as kernels
+        from . import triton_experts
 
-        pairs = kernels.sort_pairs(chosen, experts.first, len(experts.up))
-        inner = kernels.multiply_pairs(x, experts.ups, experts.up_bias, pairs, chosen.shape[1])
-        inner = gate(self, experts.kind, inner)
-        y = kernels.multiply_pairs(inner, experts.downs, experts.down_bias, pairs)
-        return kernels.add_up(y, weights, pairs.order)
+        pairs = triton_experts.sort_pairs(chosen, experts.first, len(experts.up))
+        if isinstance(experts, PackedExperts):
+            inner = experts.ups.multiply_pairs(x, experts.up_bias, pairs, chosen.shape[1])
+            inner = gate(self, experts.kind, inner)
+            y = experts.downs.multiply_pairs(inner, experts.down_bias, pairs)
+        else:
+            inner = triton_experts.multiply_pairs(x, experts.ups, experts.up_bias, pairs, chosen.shape[1])
+            inner = gate(self, experts.kind, inner)
+            y = triton_experts.multiply_pairs(inner, experts.downs, experts.down_bias, pairs)
+        return triton_experts.add_up(y, weights, pairs.order)
 
     def plan_decode(self, batch: Batch, number: int, flat: FlatBlocks, block_size: int) -> object:
         """Find where each row's blocks begin, if the kernel takes the layers.
