@@ -6,7 +6,6 @@
 import http
 import logging
 import math
-import os
 import secrets
 import ssl
 import time
@@ -39,6 +38,8 @@ from hypercorn.typing import (
 from quart import request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
+
+from tgi.child import write_now
 
 log = logging.getLogger(__name__)
 STALLED_SECONDS = 60.0
@@ -110,19 +111,10 @@ class Connection(TCPServer):
             return
         data = event.data
         if not self.send_lock.locked():
-            data = data[self._write_now(data) :]
+            data = data[write_now(self.stream, data) :]
         if data:
             async with self.send_lock:
                 await self._write(data)
-
-    def _write_now(self, data: bytes) -> int:
-        """Return the number of bytes that the socket took without waiting."""
-        if not isinstance(self.stream, trio.SocketStream):  # TLS
-            return 0
-        try:
-            return os.write(self.stream.socket.fileno(), data)
-        except OSError:  # full, or closed: `_write` finds out
-            return 0
 
     async def _write(self, data: bytes) -> None:
         try:

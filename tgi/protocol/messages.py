@@ -14,6 +14,7 @@ The end:   the server closes the socket, and the rank exits.
 """
 
 import struct
+from array import array
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from typing import TypeAlias
@@ -332,12 +333,12 @@ def digest(data: bytes) -> bytes:
 
 def ints(values: Iterable[int]) -> bytes:
     """Pack a column of int32."""
-    return np.fromiter(values, np.int32).tobytes()
+    return array("i", values).tobytes()
 
 
 def floats(values: Iterable[float]) -> bytes:
     """Pack a column of float32."""
-    return np.fromiter(values, np.float32).tobytes()
+    return array("f", values).tobytes()
 
 
 def unpack_ints(column: bytes) -> npt.NDArray[np.int32]:

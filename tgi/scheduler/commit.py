@@ -3,6 +3,7 @@
 A synchronous function of plain data, like `plan`; sending is `send_nowait` on channels without a bound.
 """
 
+import struct
 import time
 from collections.abc import Iterable
 from itertools import islice, takewhile
@@ -18,6 +19,10 @@ Top = list[tuple[int, float]]
 _DIGITS = np.arange(5, 9)[:, None]
 """Numbers of digits after the first one, [4, 1]."""
 _POWERS = np.array([float(f"1e{power}") for power in range(23)])
+_FEW = 4
+"""Numbers that are converted one by one: numpy takes longer, above all when it is out of the caches."""
+_FLOAT = struct.Struct("<f")
+_LEAST = float(np.finfo(np.float32).tiny)
 
 
 def commit(schedule: Schedule, planned: PlannedStep, result: Result) -> list[Sequence]:
@@ -92,6 +97,8 @@ def shortest(column: bytes) -> list[float]:
     is a double, so numbers rounded to digits by such powers are the doubles nearest to these digits.
     """
     numbers = unpack_floats(column)
+    if len(numbers) <= _FEW and all(abs(number) >= _LEAST for number in numbers.tolist()):
+        return [_shorten(number) for number in numbers.tolist()]
     wide = numbers.astype(float)
     with np.errstate(divide="ignore"):
         first = np.floor(np.log10(np.abs(wide)))  # exponent of the first digit; -inf for 0
@@ -102,6 +109,15 @@ def shortest(column: bytes) -> list[float]:
         if found.any(0).all():  # none is tiny
             return rounded[found.argmax(0), np.arange(len(numbers))].tolist()  # type: ignore[no-any-return]
     return numbers.astype("U").astype(float).tolist()  # type: ignore[no-any-return]
+
+
+def _shorten(number: float) -> float:
+    """Return the number with the fewest digits, six at least, that is the same float32."""
+    for digits in (6, 7, 8):
+        short = float(f"{number:.{digits}g}")
+        if _FLOAT.unpack(_FLOAT.pack(short))[0] == number:
+            return short
+    return float(f"{number:.9g}")
 
 
 def _finish(schedule: Schedule, sequence: Sequence) -> None:
