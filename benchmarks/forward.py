@@ -2,36 +2,50 @@
 
 Random weights in the shape of a model are made in memory. A decode step has `--context` tokens in the cache.
 The best of `--repeat` is reported, since other processes only ever add.
+
+With tgi-cpu-kernels it also says how long a decode step spends outside the kernels of the model: in Python
+and in the sampler. And for a decode step of one row, how much of the speed at which the same threads read a
+large array it reaches with weights, keys and values.
 """
 
 import argparse
 import functools
+import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from make_checkpoint import COMMON, SHAPES
 
 from tgi.layers import Build
 from tgi.layers.loading import LoadedModel
-from tgi.plugins import architectures, devices, load_plugins
-from tgi.protocol import Bucket, LaneParams, Load, Step, ints
+from tgi.plugins import JsonReader, architectures, devices, load_plugins
+from tgi.protocol import Bucket, LaneParams, Load, Step, TensorInfo, encode, ints
 from tgi.sampling import SamplingParams
 from tgi.weights import DummyWeights, Shard
-from tgi.weights.formats import Dense, WeightFormat
+from tgi.weights.formats import Dense, WeightFormat, read_format
 from tgi.worker.runner import Runner, open_device
 
 BENCHMARKED = ("llama-160m", "qwen3-moe-300m", "llama-1b")
 BLOCK = 16
 LANES = 32
+SAMPLING = {"tgi_greedy", "tgi_log_softmax", "tgi_draw", "tgi_top_cut"}
 _DENSE = Dense()
 
 
 def make_runner(shape: str, dtype: str, threads: int, stored: WeightFormat = _DENSE) -> Runner:
     """A model with made-up weights; linear layers are stored in a format."""
+    return make_model(shape, dtype, threads, stored)[0]
+
+
+def make_model(
+    shape: str, dtype: str, threads: int, stored: WeightFormat = _DENSE
+) -> tuple[Runner, Sequence[TensorInfo]]:
+    """The same, and its weights."""
     device = open_device("cpu", threads)
     data = COMMON | SHAPES[shape]
     architecture = architectures(load_plugins())[data["architectures"][0]]
@@ -54,7 +68,7 @@ def make_runner(shape: str, dtype: str, threads: int, stored: WeightFormat = _DE
     with torch.inference_mode():
         runner = Runner.of(LoadedModel(LlamaDecoder(config, build).eval(), config, build), command)
     runner.allocate(LANES * 128)
-    return runner
+    return runner, build.tensors
 
 
 def tables(rows: int, tokens: int) -> dict[str, bytes]:
@@ -118,6 +132,51 @@ def best(call: Callable[[], object], repeat: int) -> float:
     return min(times) * 1e3
 
 
+class TimedKernels:
+    """The functions of the kernels' library, with the time that those of the model take."""
+
+    def __init__(self, functions: Any) -> None:
+        self.functions, self.seconds = functions, 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        function = getattr(self.functions, name)
+        if name in SAMPLING:
+            return function
+
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*arguments)
+            self.seconds += time.perf_counter() - began
+            return result
+
+        return timed
+
+
+def outside_kernels(runner: Runner, step: Step, repeat: int) -> float:
+    """Milliseconds of a step outside the kernels of the model, the least."""
+    kernels = runner.device._kernels  # type: ignore[attr-defined]
+    plain, timed, least = kernels._functions, TimedKernels(kernels._functions), math.inf
+    kernels._functions = timed
+    for _ in range(repeat):
+        timed.seconds, began = 0.0, time.perf_counter()
+        encode(runner.execute(step))
+        least = min(least, time.perf_counter() - began - timed.seconds)
+    kernels._functions = plain
+    return 1e3 * least
+
+
+def read_speed() -> float:
+    """GB/s at which torch's threads read two halves of a large array."""
+    left, right = torch.zeros(1 << 28).chunk(2)
+    return 4 * (1 << 28) / 1e6 / best(lambda: torch.dot(left, right), 8)
+
+
+def read_bytes(runner: Runner, tensors: Sequence[TensorInfo], context: int) -> int:
+    """Bytes that a decode step of one row reads: all weights but the embedding, and what is cached."""
+    weights = sum(info.bytes for info in tensors if "embed_tokens" not in info.name)
+    return weights + context * sum(group.token_bytes for group in runner.groups)
+
+
 def use_environment_of_device() -> None:
     """Start again with the variables that a server would give its ranks; OpenMP reads them only once."""
     wanted = devices(load_plugins())["cpu"].environment
@@ -131,6 +190,7 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=[*BENCHMARKED, "all"], default="all")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantize", choices=["int8", "int4"], help="round the linear layers to that")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--context", type=int, default=160)
     parser.add_argument("--repeat", type=int, default=10)
@@ -139,14 +199,27 @@ def main() -> None:
     options = parser.parse_args()
     use_environment_of_device()
     for shape in BENCHMARKED if options.shape == "all" else [options.shape]:
-        runner = make_runner(shape, options.dtype, options.threads)
+        stored = read_format(JsonReader({}), options.quantize) if options.quantize else _DENSE
+        runner, tensors = make_model(shape, options.dtype, options.threads, stored)
         steps = {f"decode {n}": decode(n, options.context, options.sampling) for n in (1, 4, 16)}
         steps |= {f"prefill {n}": prefill(1, n) for n in (128, 1024)}
         steps["prefill 16 + 1000 cached"] = prefill(1, 16, 1000)
         print(f"{shape} {runner.loaded.dtype} {runner.device.threads} threads, context {options.context}")
+        times = {}
         for name, step in steps.items():
             repeat = 3 if name == "prefill 1024" else options.repeat
-            print(f"  {name:26} {best(functools.partial(runner.execute, step), repeat):9.1f} ms", flush=True)
+            times[name] = best(functools.partial(runner.execute, step), repeat)
+            print(f"  {name:26} {times[name]:9.1f} ms", flush=True)
+        if hasattr(runner.device, "_kernels"):
+            for name in ("decode 1", "decode 16"):
+                host = outside_kernels(runner, steps[name], options.repeat)
+                print(f"  {name + ', Python and sampler':26} {host:9.2f} ms", flush=True)
+        if "moe" not in shape:  # of experts a step reads some
+            reached = read_bytes(runner, tensors, options.context) / 1e6 / times["decode 1"]
+            speed = read_speed()
+            print(
+                f"  decode 1 reads {reached:.1f} GB/s, {reached / speed:.0%} of {speed:.1f} GB/s", flush=True
+            )
         if options.profile:
             step = steps["decode 16"]
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:

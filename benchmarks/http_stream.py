@@ -164,7 +164,8 @@ def measure_http(clients: int, seconds: float, step_ms: float) -> None:
         process.join()
     print(
         f"http: {clients} clients, {step_ms} ms a step: {tokens / wall:,.0f} tokens/s of wall time, "
-        f"{tokens / cpu:,.0f} per CPU second of the server ({cpu / wall:.0%} of a core)"
+        f"{tokens / cpu:,.0f} per CPU second of the server ({cpu / wall:.0%} of a core; "
+        f"{1e3 * clients * cpu / tokens:.2f} ms for a token of each client)"
     )
 
 
