@@ -299,8 +299,14 @@ class Build:
         self.weights.dismiss(name)
 
     def _stores_table(self, part: TensorPart) -> bool:
-        """Whether the checkpoint has an embedding or a head in its format, and not dense."""
-        return self.format.has_tables and self.format.missing(self, part) is None
+        """Whether the checkpoint has an embedding or a head in its format, and not dense.
+
+        Without files, they are dense in formats that do not say otherwise.
+        """
+        if isinstance(self.format, Dense | Rounding) or self.format.missing(self, part) is not None:
+            return False
+        dense = part.name in self and self.weights.is_plain(part.name)
+        return self.format.has_tables or not dense
 
     def skip_zeros(self, name: str) -> None:
         """Let a tensor be left unread if it is there and all its numbers are 0."""

@@ -29,7 +29,6 @@ class Awq(WeightFormat):
     name = "awq"
     methods = frozenset({"awq", *AUTO_ROUND})
     scope = "AWQ of 4 bits in version 'gemm'"
-    has_tables = True
 
     group: int
     """Input features in a group; at most 0: all."""

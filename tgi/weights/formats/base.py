@@ -150,7 +150,7 @@ class WeightFormat(ABC):
     scope: ClassVar[str] = ""
     """A noun phrase for the supported variants, for the error about any other."""
     has_tables: ClassVar[bool] = False
-    """Whether embeddings and heads may have the format, too."""
+    """Whether embeddings and heads have the format, too, as long as no file says otherwise."""
 
     @classmethod
     def means(cls, config: JsonReader) -> bool:

@@ -35,7 +35,6 @@ class CompressedIntegers(ScaledCache, WeightFormat):
     name = "compressed-tensors"
     methods = frozenset({"compressed-tensors"})
     scope = "integers of 2 to 8 bits by group, channel or tensor"
-    has_tables = True
 
     groups: Mapping[str, Group]
 

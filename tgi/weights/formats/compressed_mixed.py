@@ -29,7 +29,6 @@ class CompressedMixed(ScaledCache, WeightFormat):
     name = "compressed-tensors"
     methods = frozenset({"compressed-tensors"})
     scope = "groups of these"
-    has_tables = True
 
     groups: Mapping[str, Group]
     formats: Mapping[str, WeightFormat]

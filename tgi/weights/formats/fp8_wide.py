@@ -32,7 +32,6 @@ class WideFp8(ScaledCache, WeightFormat):
     name = "fp8"
     methods = frozenset({"fp8", "compressed-tensors", "fbgemm_fp8", "modelopt"})
     scope = "e4m3 weights by tensor, channel or block"
-    has_tables = True
 
     blocks: "dict[str, Any]"
     """Groups of layers as in compressed-tensors' "config_groups"."""

@@ -53,7 +53,6 @@ class Gptq(WeightFormat):
     name = "gptq"
     methods = frozenset({"gptq", *AUTO_ROUND})
     scope = "GPTQ of 2 to 8 bits"
-    has_tables = True
 
     settings: Settings
     offset: int
