@@ -8,8 +8,9 @@ from itertools import pairwise
 
 import torch
 
-from . import Kernels, PackedInts
+from .kernels import Kernels
 from .lora import LoraRows, LoraTable
+from .packed_ints import PackedInts
 
 _Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 

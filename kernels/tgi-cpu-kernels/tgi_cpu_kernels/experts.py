@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import torch
 
-from . import Kernels
 from .decoder import LinearLayer, Weight, weight_of
 from .interface import GATES
+from .kernels import Kernels
 
 _POINTERS = ("x", "weights", "chosen", "up", "down", "y")
 _LONGS = ("tokens", "hidden", "inner", "top", "first", "count", "x_stride", "gate")

@@ -4,6 +4,13 @@ import ctypes
 
 import torch
 
+BLOCK = 16
+"""Tokens in a block of the KV cache."""
+MAX_HEAD_SIZE = 256
+MAX_QUANTIZED_FEATURES = 1 << 16
+"""Input features of a quantized layer: sums of 8-bit products are counted in 32 bits."""
+UNIT = 32
+"""Output columns that are computed together."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 SHARE_KINDS = {torch.int8: 0, torch.float8_e4m3fn: 20, torch.float8_e8m0fnu: 23}
 GATES = {"silu": 0, "swiglu": 1}

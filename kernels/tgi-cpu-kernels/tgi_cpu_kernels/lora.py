@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import Kernels
+from .kernels import Kernels
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 """Matrices [rank, in] and [out, rank]."""
