@@ -51,7 +51,7 @@ class Layout:
 
     @property
     def _even(self) -> int:
-        """Greatest power of 2, up to that of a block, by which blocks that begin with it lie in one group."""
+        """Largest power of 2, at most _DEPTH, into which groups divide evenly."""
         return _DEPTH if self.groups == 1 else math.gcd(self.group, self.offset, _DEPTH)
 
     @property
@@ -196,7 +196,9 @@ class PackedWeight(PreparedWeight):
         if self.rounds:
             scale = self.input or row_scale(x, FP8_LIMIT)
             x = (x.float() * scale.inverse).clamp(-FP8_LIMIT, FP8_LIMIT).to(FP8)
-            x = x if has_fp8_products() else x.to(out.dtype)
+            # Sums of fp8 products have fewer bits than float32 on some GPUs.
+            if out.dtype == torch.float32 or not has_fp8_products():
+                x = x.to(out.dtype)
             factors, step = scale.value, int(scale.value.dim() > 0)
         multiply_packed[tiles, -(-out.shape[1] // columns)](
             x.contiguous(), self.octets, self.scales, self.octets if self.zeros is None else self.zeros,
