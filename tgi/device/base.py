@@ -88,6 +88,10 @@ class Device(Collectives):
         """Return probes of behaviour that this device alone has, by the names of their checks."""
         return {}
 
+    def remarks(self) -> list[str]:
+        """Return warnings about this device for the log of the server."""
+        return []
+
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype of that name; for "auto", the one in which this device computes fastest."""
         dtype = torch.float32 if name == "auto" else getattr(torch, name, None)
@@ -167,11 +171,7 @@ class Device(Collectives):
         return weight.prepare(self)
 
     def open_linear(
-        self,
-        rows: int,  # noqa: ARG002
-        columns: int,  # noqa: ARG002
-        dtype: torch.dtype,  # noqa: ARG002
-        rounding: Rounding | None = None,  # noqa: ARG002
+        self, rows: int, columns: int, dtype: torch.dtype, rounding: Rounding | None = None
     ) -> PiecewiseWeight | None:
         """Return a weight that gets its dense rows in pieces, and rounds them or keeps them as they are.
 
@@ -197,7 +197,7 @@ class Device(Collectives):
         """Return an empty table of adapters for a linear layer."""
         return SlotTable(self, shape)
 
-    def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> Any:  # noqa: ARG002
+    def lora_rows(self, slots: torch.Tensor, room: LoraSlots, dtype: torch.dtype) -> Any:
         """Return the adapters of a step's tokens as `LoraTable.add` takes them.
 
         `slots` [T] int32 are theirs, of as many as `room` says; -1: none. `dtype` is the model's.
@@ -231,12 +231,6 @@ class Device(Collectives):
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon)
         return wide.to(x.dtype) * weight
 
-    def layer_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, epsilon: float
-    ) -> torch.Tensor:
-        """Normalise x to mean 0 and variance 1 along the last dimension, multiply by weight, and add bias."""
-        return F.layer_norm(x, weight.shape, weight, bias, epsilon)
-
     def gelu(self, x: torch.Tensor, tanh: bool = False) -> torch.Tensor:
         """Multiply x by the share of the normal distribution below it, or by its approximation by tanh."""
         return F.gelu(x, approximate="tanh" if tanh else "none")
@@ -250,7 +244,7 @@ class Device(Collectives):
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    def join_layers(self, layers: Sequence[DecoderLayer]) -> RunLayers | None:  # noqa: ARG002
+    def join_layers(self, layers: Sequence[DecoderLayer]) -> RunLayers | None:
         """Return what runs these layers, all of a model's, faster than one by one; None: nothing does.
 
         The result is the same, bit for bit.
@@ -306,10 +300,10 @@ class Device(Collectives):
     def top_cut(
         self, scores: torch.Tensor, top_k: torch.Tensor | None, top_p: torch.Tensor | None
     ) -> torch.Tensor:
-        """Return the least score [n, 1] that stays of each row [n, m] float32: of the best `top_k` [n]
-        int32 (0: all), and of those the fewest that have the share `top_p` [n] of their probability (1: all).
+        """Return the least score [n, 1] that stays of each row [n, m] float32.
 
-        None stands for rows without it.
+        That is of the best `top_k` [n] int32 (0: all), and of those of the fewest that have the share `top_p`
+        [n] of their probability (1: all). None stands for rows without it.
         """
         return drawing.top_cut(scores, self.descending(scores), top_k, top_p, self.first_beyond)[0]
 
@@ -326,18 +320,13 @@ class Device(Collectives):
         return (ascending <= target).sum(-1, dtype=torch.int32)
 
     def most_likely(self, logprobs: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return ids and log-probabilities [rows, count] of the best tokens in each row of [rows, vocab]
-        float32.
+        """Return ids and log-probabilities [n, count] of the best tokens in each row [n, vocab] float32.
 
         Among equals, the lower id comes first. Past the tokens that have a probability, the id is -1.
         """
         return most_likely(logprobs, count)
 
     # ---- the KV cache and attention ----------------------------------------------------------------------
-
-    def remarks(self) -> list[str]:
-        """Return warnings about this device for the log of the server."""
-        return []
 
     def allocate_cache(
         self, layers: int, slots: int, kv_heads: int, head_dim: int, dtype: torch.dtype, latent: bool = False
@@ -359,7 +348,7 @@ class Device(Collectives):
         numbered = zip(cache.numbers, cache.layers, strict=True)
         return list(dict.fromkeys(self._kinds[number] for number, layer in numbered if layer.group == group))
 
-    def plan(self, batch: Batch, block_size: int) -> object:  # noqa: ARG002
+    def plan(self, batch: Batch, block_size: int) -> object:
         """Return what the attention of all layers shares in a step; it becomes `batch.plan`."""
         return block_size
 

@@ -49,14 +49,13 @@ class LayerNorm(nn.Module):
 
     def __init__(self, build: Build, name: str, size: int, epsilon: float, bias: bool = True) -> None:
         super().__init__()
-        self._device = build.device
         self._epsilon = epsilon
         self._weight = build.read(TensorPart(f"{name}.weight", (size,)))
         self._bias = build.read(TensorPart(f"{name}.bias", (size,))) if bias else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., size] to the same shape."""
-        return self._device.layer_norm(x, self._weight, self._bias, self._epsilon)
+        return F.layer_norm(x, self._weight.shape, self._weight, self._bias, self._epsilon)
 
 
 class HeadNorm(nn.Module):
