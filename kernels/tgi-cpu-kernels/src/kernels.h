@@ -4,10 +4,8 @@
 #include <cstdint>
 
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
-// Kinds of shares in 8 bits: integers, e4m3 that is not negative, and powers of 2 (e8m0). A float has the bits of the latter
-// two from that place on.
 enum { SILU = 0, SWIGLU = 1 };  // gates of an MLP; the second is gpt-oss'
-enum { INTEGERS = 0, FLOATS = 20, POWERS = 23 };
+enum { INTEGERS = 0, FLOATS = 1, POWERS = 2 };  // kinds of shares in 8 bits; e4m3 that is not negative, and e8m0
 
 struct LinearArguments {
   const void *x, *w;  // [m, k]; packed by tgi_pack

@@ -183,8 +183,10 @@ template <typename T, int BITS, long STEP, bool TABLE = false> struct Quantized 
     if (!a.shares) return scales;
     const int8_t* shares = a.shares + in_groups(u, g, v);
     if (a.share_kind == INTEGERS) return scales * __builtin_convertvector(widen_bytes(shares), vf);
-    const vf floats = (vf)(widen_bytes((const uint8_t*)shares) << (int)a.share_kind);
-    return scales * (a.share_kind == FLOATS ? floats * 0x1p120f : floats);
+    const vi bytes = widen_bytes((const uint8_t*)shares);
+    if (a.share_kind == POWERS) return scales * (vf)(bytes << 23);
+    const vf small = __builtin_convertvector(bytes, vf) * 0x1p-9f;  // those below 8 have no leading 1
+    return scales * select(bytes < 8, small, (vf)((bytes << 20) + (120 << 23)));
   }
 
   // Add row m's sums of a group.
