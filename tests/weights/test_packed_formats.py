@@ -237,7 +237,6 @@ def test_layers_may_have_settings_of_their_own(tmp_path: Path) -> None:
         (gptq_config(9), "'bits' is 9"),
         (gptq_config() | {"checkpoint_format": "marlin"}, "'checkpoint_format' is 'marlin'"),
         (gptq_config() | {"is_marlin_format": True}, "'is_marlin_format' is set"),
-        (gptq_config() | {"lm_head": True}, "'lm_head' is set"),
         (gptq_config() | {"pack_dtype": "int16"}, "'pack_dtype' is 'int16'"),
         (AWQ | {"version": "gemv"}, "'version' is 'gemv'"),
         (AWQ | {"bits": 3}, "'bits' is 3"),
