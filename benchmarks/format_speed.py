@@ -6,7 +6,7 @@
 
 Both models take turns, and the least time of each counts, since other processes only ever add: a machine that
 is not quite quiet needs more --turns. Weights are made up; a GPTQ with an order of input features would not
-have one, and is left out.
+have one, and is left out, as are formats of experts, which these models do not have.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def formats() -> dict[str, WeightFormat]:
     """Return the formats that a CPU loads, by their names in the documentation."""
     found = {}
     for name, config in ROWS.items():
-        if not config.get("desc_act"):
+        if not config.get("desc_act") and not name.endswith(", experts"):
             try:
                 found[name] = read_format(JsonReader({"quantization_config": config}))
             except ConfigError:
