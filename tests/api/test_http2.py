@@ -1,4 +1,4 @@
-"""Connections of HTTP/2: whatever one stream does ends no other."""
+"""HTTP/2 connections, on which no stream ends another."""
 
 import contextlib
 import json

@@ -12,10 +12,9 @@ import tests.device.interpreted  # noqa: F401 (before Triton is imported)
 
 # isort: split
 from tests.falcon_models import VARIANTS, make_falcon
-from tests.test_families import CONFIGS
+from tests.test_families import CONFIGS, write_checkpoint
 from tgi.device.cpu.cpu_device import CpuDevice
 from tgi.device.cuda.cuda_operations import CudaOperations
-from tgi.testing.checkpoints import make_checkpoint
 from tgi.testing.driver import make_driver
 from tgi.testing.runs import generate, random_prompt, together, transformers_logprobs
 
@@ -26,12 +25,7 @@ LENGTHS = (37, 5)
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    config, reference = CONFIGS[name], None
-    if callable(config):
-        reference = config(tmp_path, monkeypatch)
-    else:
-        make_checkpoint(tmp_path, config)
-    check(tmp_path, reference)
+    check(tmp_path, write_checkpoint(name, tmp_path, monkeypatch))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,11 +12,10 @@ import torch
 
 from tests.device import packed_cases
 from tests.falcon_models import VARIANTS, make_falcon
-from tests.test_families import CONFIGS
+from tests.test_families import CONFIGS, write_checkpoint
 from tgi.config import ROUNDINGS
 from tgi.device.cuda.cuda_operations import CudaOperations
 from tgi.testing.check_architecture import check_architecture
-from tgi.testing.checkpoints import make_checkpoint
 from tgi.worker.runner import open_device
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU")
@@ -24,11 +23,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    config, reference = CONFIGS[name], None
-    if callable(config):
-        reference = config(tmp_path, monkeypatch)
-    else:
-        make_checkpoint(tmp_path, config)
+    reference = write_checkpoint(name, tmp_path, monkeypatch)
     check_architecture(tmp_path, reference=reference, cards=(), ranks=0, devices=[open_device("cuda", 1)])
 
 
