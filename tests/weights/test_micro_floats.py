@@ -1,5 +1,7 @@
 """NVFP4, MXFP4 and MXFP8 by the tables of the formats' definitions."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,8 @@ def test_logits(tmp_path: Path, kind: str) -> None:
     check_logits(
         tmp_path, make_quantized(tmp_path, quantize, settings), 4, lambda size: groups_of(size, group)
     )
+
+
+def test_torch_2_6_has_no_dtype_for_powers_of_2() -> None:
+    program = "import torch; vars(torch).pop('float8_e8m0fnu', None); import tgi.worker.runner"
+    subprocess.run([sys.executable, "-c", program + ", tgi_cpu_kernels.decoder"], check=True)

@@ -12,7 +12,7 @@ MAX_QUANTIZED_FEATURES = 1 << 16
 UNIT = 32
 """Output columns that are computed together."""
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-SHARE_KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.float8_e8m0fnu: 2}
+SHARE_KINDS = {torch.int8: 0, torch.float8_e4m3fn: 1, torch.uint8: 2}
 GATES = {"silu": 0, "swiglu": 1}
 _Pointer, _Long, _Float = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 

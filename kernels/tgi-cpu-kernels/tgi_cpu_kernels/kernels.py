@@ -106,7 +106,7 @@ class Kernels:
         they are half of the range. `group` is a multiple of 8, or at least k; k is at most
         MAX_QUANTIZED_FEATURES.
 
-        With shares [n, groups] int8, float8_e4m3fn that is not negative, or float8_e8m0fnu, scales are
+        With shares [n, groups] int8, float8_e4m3fn that is not negative, or uint8 in e8m0, scales are
         [n, groups / span], rounded up, span a power of 2, and the scale of a group is the product. With
         minima, as many as scales, weights are numbers * scale - zeros * minimum. With a table of 16 integers
         of 8 bits, and neither zeros nor minima, they are table[numbers] * scale.

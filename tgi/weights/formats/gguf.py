@@ -18,7 +18,7 @@ from tgi.weights.shard import TensorPart
 from .base import LinearWeight, Reader, WeightFormat
 from .dense import DenseWeight
 from .integers import IntegerWeight
-from .mxfp4 import DOUBLED, POWER
+from .mxfp4 import DOUBLED
 from .stored import fuse
 
 _NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -143,7 +143,7 @@ def _iq4_nl(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
 
 def _mxfp4(b: torch.Tensor) -> Mapping[str, torch.Tensor]:
     halves = torch.full_like(b[:, :1, :1], 0.5, dtype=torch.float32)
-    return {"scales": halves, "shares": b[..., :1].view(POWER), "numbers": _nibbles(b[..., 1:])}
+    return {"scales": halves, "shares": b[..., :1], "numbers": _nibbles(b[..., 1:])}
 
 
 def _iq4_xs(b: torch.Tensor) -> Mapping[str, torch.Tensor]:

@@ -36,7 +36,7 @@ class IntegerWeight(LinearWeight):
     order: torch.Tensor | None = None
     """Input features [in] in the order of the weight's columns; None: their own."""
     shares: torch.Tensor | None = None
-    """Factors [out, groups] of the scale of each group, integers or floats of 8 bits; None: 1."""
+    """Factors [out, groups] of the scale of each group; None: 1. int8 or e4m3, or uint8 for `power`."""
     minima: torch.Tensor | None = None
     """Factors of `zeros` in the shape of `scales`, if these are not what stands for 0."""
     table: tuple[int, ...] | None = None
@@ -47,7 +47,7 @@ class IntegerWeight(LinearWeight):
         """The real numbers in float32, with the columns in the order of `order`."""
         count = -(-self.numbers.shape[1] // self.group)
         scales = self.scales.repeat_interleave(count // self.scales.shape[1], 1)
-        scales = _spread(scales if self.shares is None else scales * self.shares.float(), self)
+        scales = _spread(scales if self.shares is None else scales * _factors(self.shares), self)
         if self.table is not None:
             return torch.tensor(self.table, device=scales.device)[self.numbers.int()] * scales
         zeros = 2 ** (self.bits - 1) if self.zeros is None else _spread(self.zeros, self)
@@ -93,6 +93,15 @@ class IntegerWeight(LinearWeight):
         y = device.linear(rounded, self.matrix)
         y = y if bias is None else y + bias
         return (y if residual is None else y + residual).to(x.dtype)
+
+
+def power(exponents: torch.Tensor) -> torch.Tensor:
+    """Return the powers of 2, in float32, of exponents in e8m0, for which torch 2.6 has no dtype."""
+    return (exponents.float() - 127).exp2()
+
+
+def _factors(shares: torch.Tensor) -> torch.Tensor:
+    return power(shares) if shares.dtype == torch.uint8 else shares.float()
 
 
 def _spread(columns: torch.Tensor, weight: IntegerWeight) -> torch.Tensor:

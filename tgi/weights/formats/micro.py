@@ -19,7 +19,8 @@ from .base import LinearWeight, Reader, WeightFormat
 from .compressed import fault_beside_weights, format_of, groups_of
 from .dense import DenseWeight
 from .fp8 import FP8, ScaledCache
-from .mxfp4 import POWER, float_weight
+from .integers import power
+from .mxfp4 import float_weight
 from .stored import fuse, make_dense
 
 _GROUPS = {"nvfp4-pack-quantized": 16, "mxfp4-pack-quantized": 32, "mxfp8-quantized": 32, "modelopt": 16}
@@ -77,9 +78,9 @@ class MicroFloats(ScaledCache, WeightFormat):
         for kind in ("input_scale", "input_global_scale"):
             reader.dismiss(f"{part.module}.{kind}")
         powers, count = self.packing.startswith("mx"), -(-size // group)
-        scales = raw("_scale", count, torch.uint8).view(POWER) if powers else raw("_scale", count, FP8)
+        scales = raw("_scale", count, torch.uint8 if powers else FP8)
         if self.packing == "mxfp8-quantized":
-            matrix = raw("", size, FP8).float() * scales.float().repeat_interleave(group, 1)[:, :size]
+            matrix = raw("", size, FP8).float() * power(scales).repeat_interleave(group, 1)[:, :size]
             return DenseWeight(matrix if columns is None else matrix[:, columns])
         octets = raw("" if self.packing == "modelopt" else "_packed", size // 2, torch.uint8)
         factor = 1 if powers else self._whole(reader, name)

@@ -16,7 +16,6 @@ from .stored import fuse, groups_from
 
 GROUP = 32
 """Numbers that share a scale."""
-POWER = torch.float8_e8m0fnu
 DOUBLED = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the numbers by their code, of whose bits the highest is the sign."""
 
@@ -51,7 +50,7 @@ def _read(reader: Reader, part: TensorPart) -> IntegerWeight:
         place = attrs.evolve(stacked, name=f"{part.name}_{kind}", shape=(rows, width // GROUP, *rest))
         return reader.read_raw(place, torch.uint8, kept=False)
 
-    octets, scales = raw("blocks", GROUP // 2).flatten(1), raw("scales").view(POWER)
+    octets, scales = raw("blocks", GROUP // 2).flatten(1), raw("scales")
     return float_weight(octets, scales, 1, GROUP, part.indices if part.dim == 1 else None)
 
 
